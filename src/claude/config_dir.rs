@@ -1,0 +1,137 @@
+//! The config dir as Claude Code resolves it: `CLAUDE_CONFIG_DIR` if set and not empty, else `$HOME/.claude`. It is looked
+//! at before anything else, since claude itself fails over it in silence. Nothing in it is read or changed here.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::{AccessFlags, access};
+use tracing::warn;
+use unicode_normalization::is_nfc;
+
+use crate::settings::Environment;
+
+/// The variable that moves the config dir.
+pub const VARIABLE: &str = "CLAUDE_CONFIG_DIR";
+
+/// A resolved config dir.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigDir {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What the child's environment needs, so that claude resolves the same.
+    pub for_child: ForChild,
+}
+
+/// What to do with `CLAUDE_CONFIG_DIR` in the child's environment.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ForChild {
+    /// It says the same as we.
+    AsItIs,
+    /// Set but empty: claude would scatter files over the working directory.
+    Unset,
+    /// A flag has moved the config dir.
+    Set(OsString),
+}
+
+impl ConfigDir {
+    /// Resolves the config dir from `flag` (`--config-dir`) and the environment.
+    ///
+    /// # Errors
+    /// Neither the flag nor the environment leads to one.
+    pub fn resolve(flag: Option<&Path>, environment: Environment) -> Result<Self> {
+        if let Some(path) = flag {
+            // Absolute, so that it means the same to a tool of claude that has changed its directory.
+            let path = std::path::absolute(path).with_context(|| format!("--config-dir {}", path.display()))?;
+            return Ok(Self { for_child: ForChild::Set(path.clone().into()), path });
+        }
+        let mut for_child = ForChild::AsItIs;
+        if let Some(path) = environment(VARIABLE) {
+            if !path.is_empty() {
+                return Ok(Self { path: path.into(), for_child });
+            }
+            for_child = ForChild::Unset;
+        }
+        match environment("HOME").filter(|home| !home.is_empty()) {
+            Some(home) => Ok(Self { path: PathBuf::from(home).join(".claude"), for_child }),
+            None => bail!("no config dir: neither {VARIABLE} nor HOME is set; set one of them, or use --config-dir"),
+        }
+    }
+
+    /// Makes the config dir if it is missing, and warns of what claude itself would not say.
+    ///
+    /// # Errors
+    /// It is no directory, or it cannot be made.
+    pub fn ensure_usable(&self) -> Result<()> {
+        let path = self.path.display();
+        if self.for_child == ForChild::Unset {
+            warn!(
+                "{VARIABLE} is set but empty; taken as unset, here and for the child: claude would write its files into the working directory"
+            );
+        }
+        if self.path.is_relative() {
+            warn!(
+                "{VARIABLE}={path} is relative: every working directory has a config dir and a session lock of its own; make it absolute"
+            );
+        }
+        if self.path.to_str().is_some_and(|text| !is_nfc(text)) {
+            warn!(
+                "the config dir {path} is not in Unicode NFC: claude looks for its credentials at the NFC form and is not logged in; rename it"
+            );
+        }
+        match fs::metadata(&self.path) {
+            Ok(found) if !found.is_dir() => {
+                bail!("the config dir {path} is not a directory; move it away, or point {VARIABLE} at one")
+            }
+            Ok(_) => {
+                if access(&self.path, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
+                    warn!(
+                        "the config dir {path} is not writable: claude cannot refresh its login there, and older versions print nothing and exit 0"
+                    );
+                }
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => make(&self.path),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot reach the config dir {path}; point {VARIABLE} at one that can be"))
+            }
+        }
+    }
+}
+
+fn make(path: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("cannot make the config dir {}; make it, or point {VARIABLE} at another", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(flag: Option<&str>, variables: &[(&str, &str)]) -> Result<ConfigDir> {
+        let environment = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
+        ConfigDir::resolve(flag.map(Path::new), &environment)
+    }
+
+    #[test]
+    fn resolves_as_claude_does() -> Result<()> {
+        let home = ("HOME", "/home/a");
+        let of = |path: &str, for_child| ConfigDir { path: path.into(), for_child };
+        assert_eq!(resolve(None, &[home])?, of("/home/a/.claude", ForChild::AsItIs));
+        assert_eq!(resolve(None, &[home, (VARIABLE, "/c")])?, of("/c", ForChild::AsItIs));
+        assert_eq!(resolve(None, &[home, (VARIABLE, "")])?, of("/home/a/.claude", ForChild::Unset));
+        assert_eq!(resolve(Some("/f"), &[home, (VARIABLE, "/c")])?, of("/f", ForChild::Set("/f".into())));
+        Ok(())
+    }
+
+    #[test]
+    fn without_a_home_it_says_what_to_set() {
+        for variables in [&[][..], &[("HOME", "")], &[("HOME", ""), (VARIABLE, "")]] {
+            let message = format!("{:#}", resolve(None, variables).expect_err("resolved"));
+            assert!(message.contains("HOME") && message.contains(VARIABLE), "{message}");
+        }
+    }
+}

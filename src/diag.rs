@@ -1,0 +1,107 @@
+//! The only writer to stderr: messages as text or JSON lines, the one error line at the end, the live waiting line.
+//! It never writes to stdout, which is claude's, and never fails a run because stderr is gone.
+
+use std::fmt;
+use std::io::{IsTerminal, Write, stderr};
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, SubscriberBuilder};
+use tracing_subscriber::registry::LookupSpan;
+
+/// How much claude-run says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Errors alone.
+    Quiet,
+    /// What an operator should know: waiting, limits, leftovers, odd surroundings. The default.
+    Warnings,
+    /// Each step of a run.
+    Info,
+    /// Each signal and process, too.
+    Debug,
+}
+
+/// How messages look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `claude-run: message key=value`
+    Text,
+    /// One JSON object a line, with a time.
+    Json,
+}
+
+/// Sends the messages of the whole process to stderr. A second call in one process is without effect.
+pub fn init(verbosity: Verbosity, format: LogFormat) {
+    let level = match verbosity {
+        Verbosity::Quiet => LevelFilter::ERROR,
+        Verbosity::Warnings => LevelFilter::WARN,
+        Verbosity::Info => LevelFilter::INFO,
+        Verbosity::Debug => LevelFilter::DEBUG,
+    };
+    // Internal errors off: tracing-subscriber reports a failed write with eprintln!, which panics when stderr is full.
+    let builder = SubscriberBuilder::default().with_writer(stderr).with_max_level(level).log_internal_errors(false);
+    // An error here means that an earlier run in this process has set it up: as good.
+    let _ = match format {
+        LogFormat::Text => tracing::subscriber::set_global_default(builder.event_format(Plain).finish()),
+        LogFormat::Json => {
+            tracing::subscriber::set_global_default(builder.json().flatten_event(true).with_target(false).finish())
+        }
+    };
+}
+
+/// Reports the error that ends claude-run. Once, as one line.
+pub fn report(error: &anyhow::Error) {
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!("{error:#}");
+    } else {
+        say(&format!("claude-run: {error:#}\n"));
+    }
+}
+
+/// Writes what clap has to say about a command line that it refused.
+pub fn usage(text: &str) {
+    say(&format!("claude-run: {text}"));
+}
+
+/// The line that a waiter shows on a terminal: rewritten in place, wiped when it is dropped.
+pub struct LiveLine(());
+
+impl LiveLine {
+    /// A live line, if stderr is a terminal and `verbosity` lets it be seen.
+    pub fn on_terminal() -> Option<Self> {
+        (tracing::enabled!(tracing::Level::WARN) && stderr().is_terminal()).then(|| Self(()))
+    }
+
+    /// Shows `text` in place of what the line held.
+    pub fn show(&self, text: &str) {
+        say(&format!("\r\x1b[Kclaude-run: {text}"));
+    }
+}
+
+impl Drop for LiveLine {
+    fn drop(&mut self) {
+        say("\r\x1b[K");
+    }
+}
+
+fn say(text: &str) {
+    // Nobody is left to be told that stderr cannot be written.
+    let _ = stderr().lock().write_all(text.as_bytes());
+}
+
+/// `claude-run: message key=value`, the form of every message in a terminal or a plain log.
+struct Plain;
+
+impl<S, N> FormatEvent<S, N> for Plain
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        write!(writer, "claude-run: ")?;
+        context.field_format().format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}

@@ -1,0 +1,128 @@
+//! claude-run: Claude Code under one session lock and a watchdog that leaves nothing behind.
+//!
+//! The flow goes one way, and the rooms stand in its order; a module imports only from those above it and from the
+//! leaves (`outcome`, `diag`, `procfs`, `run_id`):
+//!
+//! ```text
+//! words, environment -> Cli -> Settings -> Plan -> session lock -> run -> Outcome -> exit code
+//!
+//! cli        what was typed
+//! settings   what it means
+//! claude/    all that is known about Claude Code: config_dir, program
+//! event      the one channel on which everything arrives
+//! signals    our dispositions, and the child's
+//! lock/      the session lock: mode, session, waiting, ours
+//! run/       one supervised run, sole owner of the child: policy (pure), spawn, tree
+//! plan       the settings, seen in the light of config dir, terminal and PATH
+//! outcome    how it ended, and THE exit-code table
+//! diag       the only writer to stderr
+//! ```
+
+pub mod claude;
+pub mod cli;
+pub mod diag;
+pub mod event;
+pub mod lock;
+pub mod outcome;
+pub mod plan;
+mod procfs;
+pub mod run;
+pub mod run_id;
+pub mod settings;
+pub mod signals;
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::panic;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+
+use claude::program::{self, Unstartable};
+use cli::{Cli, Request};
+use lock::{Claim, Taken};
+use outcome::Outcome;
+use plan::Plan;
+use run::policy::Group;
+use run::spawn::{Launch, fill_standard_descriptors};
+use run_id::RunId;
+use settings::Settings;
+use signals::{FORWARDED, Handlers, Inherited};
+
+/// The program: runs what the process was called with, reports what went wrong, gives the exit code.
+pub fn main() -> i32 {
+    // A panic has printed itself; its guards have ended the tree and freed the lock.
+    let result = panic::catch_unwind(|| run(env::args_os().collect())).unwrap_or(Ok(Outcome::Failed));
+    let outcome = result.unwrap_or_else(|error| {
+        diag::report(&error);
+        match error.downcast_ref() {
+            Some(Unstartable::NotFound(_)) => Outcome::NotFound,
+            Some(Unstartable::CannotRun(_)) => Outcome::CannotRun,
+            None => Outcome::Failed,
+        }
+    });
+    i32::from(outcome.exit_code())
+}
+
+/// The whole story. `words` are those of the command line, the name we were called by first. It becomes the process'
+/// one supervisor: signal handlers, the subreaper attribute and every child's remains belong to it while it runs.
+///
+/// # Errors
+/// Whatever keeps it from running the child; `Unstartable` when that is the child's program.
+pub fn run(words: Vec<OsString>) -> Result<Outcome> {
+    fill_standard_descriptors().context("cannot open /dev/null")?;
+    let inherited = Inherited::take().context("cannot set signal dispositions")?;
+    let cli = match understand(words) {
+        Request::Run(cli) => cli,
+        Request::Show(text) => {
+            io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")?;
+            return Ok(Outcome::Shown);
+        }
+        Request::Refuse(text) => {
+            diag::usage(&text);
+            return Ok(Outcome::Failed);
+        }
+    };
+    let environment = |name: &str| env::var_os(name);
+    let settings = Settings::resolve(cli, &environment)?;
+    diag::init(settings.verbosity, settings.log_format);
+    let plan = Plan::new(settings, &environment, &inherited)?;
+    let mut launch = Launch { program: &plan.program, environment: plan.environment, stdin: plan.stdin, signals: &inherited };
+    let Some(rules) = plan.watchdog else { return Err(launch.exec()) };
+
+    let mut channel = event::Channel::open().context("cannot make a pipe")?;
+    // In the terminal's own group, the key that stops stops us as it stops the child: by default.
+    let stop = (rules.group == Group::Own).then_some(Signal::SIGTSTP);
+    let handled = FORWARDED.into_iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
+    let _handlers = Handlers::install(handled, &channel.mouth()).context("cannot install signal handlers")?;
+
+    let mut held = None;
+    if let Some(lock) = &plan.lock {
+        let identity = match lock::take(lock, &mut channel)? {
+            Taken::Held(lock) => Some(held.insert(lock).identity()),
+            Taken::ByCaller(identity) => Some(identity),
+            Taken::AboveUs => None,
+            Taken::Busy => {
+                tracing::error!("{}", lock.refusal());
+                return Ok(Outcome::LockBusy { code: plan.conflict_exit_code });
+            }
+            Taken::EndedBy(signal) => return Ok(Outcome::EndedWaiting(signal)),
+        };
+        if let Some(identity) = identity {
+            launch.set(Claim::VARIABLE, &Claim { identity, run: plan.run }.to_string());
+        }
+    }
+    launch.set(RunId::VARIABLE, &plan.run.to_string());
+    run::supervise(&launch, rules, plan.run, held.as_ref().map(lock::Held::descriptor), &mut channel)
+}
+
+fn understand(words: Vec<OsString>) -> Request {
+    match words.split_first() {
+        Some((called_as, arguments)) if program::is_shim(called_as) => {
+            let command = std::iter::once(OsString::from(program::NAME)).chain(arguments.iter().cloned()).collect();
+            Request::Run(Cli::shim(command))
+        }
+        _ => Cli::parse(words),
+    }
+}

@@ -1,0 +1,75 @@
+//! How an invocation ended, and THE exit-code table. Nothing else in this crate knows an exit code.
+
+/// How an invocation of claude-run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Help or version was asked for and printed.
+    Shown,
+    /// The child ended by itself with this status.
+    Exited(u8),
+    /// The child was ended by this signal.
+    Killed(i32),
+    /// The hard limit ran out and claude-run ended the child, whatever status that gave.
+    HardLimit,
+    /// The session lock was not free within `--wait`; `code` is `--conflict-exit-code`.
+    LockBusy {
+        /// The exit code the caller asked for.
+        code: u8,
+    },
+    /// claude-run was ended by this signal while it waited for the lock; the child was never started.
+    EndedWaiting(i32),
+    /// COMMAND was found, but cannot be run.
+    CannotRun,
+    /// COMMAND was not found.
+    NotFound,
+    /// claude-run itself failed, usage errors included.
+    Failed,
+}
+
+impl Outcome {
+    /// The exit code: the contract with every caller.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Shown => 0,
+            Self::Exited(status) => status,
+            Self::Killed(signal) | Self::EndedWaiting(signal) => {
+                u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128))
+            }
+            Self::HardLimit => 124,
+            Self::LockBusy { code } => code,
+            Self::Failed => 125,
+            Self::CannotRun => 126,
+            Self::NotFound => 127,
+        }
+    }
+}
+
+/// The default of `--conflict-exit-code`: sysexits' EX_TEMPFAIL, "try again later".
+pub const CONFLICT: u8 = 75;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_s_own_status_passes_unchanged() {
+        for status in 0..=255 {
+            assert_eq!(Outcome::Exited(status).exit_code(), status);
+        }
+    }
+
+    #[test]
+    fn a_signal_is_128_plus_its_number() {
+        for signal in 1..=64 {
+            assert_eq!(i32::from(Outcome::Killed(signal).exit_code()), 128 + signal);
+            assert_eq!(i32::from(Outcome::EndedWaiting(signal).exit_code()), 128 + signal);
+        }
+    }
+
+    #[test]
+    fn our_own_endings_can_be_told_apart() {
+        let ours =
+            [Outcome::HardLimit, Outcome::LockBusy { code: CONFLICT }, Outcome::Failed, Outcome::CannotRun, Outcome::NotFound];
+        assert_eq!(ours.map(Outcome::exit_code), [124, 75, 125, 126, 127]);
+    }
+}

@@ -1,0 +1,157 @@
+//! What will be done: the settings, seen in the light of the config dir, the terminal and the programs on PATH.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::stdin;
+
+use anyhow::{Result, bail};
+use nix::unistd::{getpgrp, tcgetpgrp};
+use tracing::warn;
+
+use crate::claude::config_dir::{self, ConfigDir, ForChild};
+use crate::claude::program::Program;
+use crate::lock::{Claim, Lock};
+use crate::run::policy::{Group, Rules};
+use crate::run_id::RunId;
+use crate::settings::{Environment, HARD_LIMIT, Leftovers, LockMode, Settings, Span, Stdin};
+use crate::signals::Inherited;
+
+/// One invocation, decided.
+#[derive(Debug)]
+pub struct Plan {
+    /// The name of this run.
+    pub run: RunId,
+    /// What runs.
+    pub program: Program,
+    /// The child's environment, but for what is known only once the lock is held.
+    pub environment: Vec<(OsString, OsString)>,
+    /// What it reads from.
+    pub stdin: Stdin,
+    /// The session lock, if this run needs it.
+    pub lock: Option<Lock>,
+    /// The exit code when it is not free in time.
+    pub conflict_exit_code: u8,
+    /// What the watchdog keeps to; without one, claude-run becomes the program and is gone.
+    pub watchdog: Option<Rules>,
+}
+
+/// How often claude-run may run below itself. Agents that call agents need a few; a `claude` on PATH that is a script
+/// around claude-run needs endlessly many.
+const MOST_NESTED: u32 = 32;
+const DEPTH_VARIABLE: &str = "CLAUDE_RUN_DEPTH";
+
+impl Plan {
+    /// Decides, and checks on the way what can be known before anything is started.
+    ///
+    /// # Errors
+    /// The program cannot be started (`Unstartable`), or the config dir cannot be used where the mode needs it.
+    pub fn new(settings: Settings, environment: Environment, signals: &Inherited) -> Result<Self> {
+        let depth = environment(DEPTH_VARIABLE).and_then(|depth| depth.to_str()?.parse().ok()).unwrap_or(0) + 1;
+        if depth > MOST_NESTED {
+            bail!(
+                "claude-run runs below itself {MOST_NESTED} times: is the claude on PATH a script that calls it? name the real one with CLAUDE_RUN_CLAUDE"
+            );
+        }
+        let program = Program::find(settings.command, settings.claude.as_deref())?;
+        let config_dir = ConfigDir::resolve(settings.config_dir.as_deref(), environment);
+        let mut child_environment: Vec<_> = env::vars_os().filter(|(name, _)| name != DEPTH_VARIABLE).collect();
+        child_environment.push((DEPTH_VARIABLE.into(), depth.to_string().into()));
+        if let Ok(config_dir) = &config_dir {
+            tell_child(&mut child_environment, &config_dir.for_child);
+        }
+        let bare = program.needs_no_lock();
+        let lock = match settings.lock_mode {
+            _ if bare => None,
+            LockMode::Exclusive => {
+                let path = match settings.lock_file {
+                    Some(path) => {
+                        warn_of(config_dir.and_then(|config_dir| config_dir.ensure_usable()));
+                        path
+                    }
+                    None => {
+                        let config_dir = config_dir?;
+                        config_dir.ensure_usable()?;
+                        config_dir.path.join("session.lock")
+                    }
+                };
+                let claim_above = environment(Claim::VARIABLE);
+                Some(Lock { path, wait: settings.wait, claim_above, ignored: signals.ignored })
+            }
+            LockMode::PassThrough => {
+                warn_of(config_dir.and_then(|config_dir| config_dir.ensure_usable()));
+                None
+            }
+        };
+        let terminal = Terminal::of(settings.stdin);
+        let rules = Rules {
+            hard_limit: settings.hard_limit.unwrap_or(terminal.hard_limit()).as_limit(),
+            kill_grace: settings.kill_grace.as_limit(),
+            leftovers: settings.leftovers.unwrap_or(terminal.leftovers()),
+            group: terminal.group(),
+            ignored: signals.ignored,
+        };
+        let idle = lock.is_none() && rules.hard_limit.is_none() && rules.leftovers == Leftovers::Keep;
+        Ok(Self {
+            run: RunId::take(),
+            program,
+            environment: child_environment,
+            stdin: settings.stdin,
+            lock,
+            conflict_exit_code: settings.conflict_exit_code,
+            watchdog: (!bare && !idle).then_some(rules),
+        })
+    }
+}
+
+/// Without the lock, a config dir that does not work is claude's affair: it is said, and the run goes on.
+fn warn_of(checked: Result<()>) {
+    if let Err(error) = checked {
+        warn!("{error:#}");
+    }
+}
+
+fn tell_child(environment: &mut Vec<(OsString, OsString)>, config_dir: &ForChild) {
+    if *config_dir == ForChild::AsItIs {
+        return;
+    }
+    environment.retain(|(name, _)| name != config_dir::VARIABLE);
+    if let ForChild::Set(path) = config_dir {
+        environment.push((config_dir::VARIABLE.into(), path.clone()));
+    }
+}
+
+/// How stdin ties this run to a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Terminal {
+    /// Not at all.
+    None,
+    /// It is our terminal, but other processes have it: a background job. `fg` must later give it to the child as well.
+    Background,
+    /// It is ours now: a person sits there.
+    Foreground,
+}
+
+impl Terminal {
+    fn of(child_stdin: Stdin) -> Self {
+        match child_stdin {
+            Stdin::Null => Self::None,
+            Stdin::Inherit => match tcgetpgrp(stdin()) {
+                Ok(group) if group == getpgrp() => Self::Foreground,
+                Ok(_) => Self::Background,
+                Err(_) => Self::None,
+            },
+        }
+    }
+
+    fn hard_limit(self) -> Span {
+        if self == Self::Foreground { Span::Endless } else { HARD_LIMIT }
+    }
+
+    fn leftovers(self) -> Leftovers {
+        if self == Self::Foreground { Leftovers::Keep } else { Leftovers::Kill }
+    }
+
+    fn group(self) -> Group {
+        if self == Self::None { Group::Own } else { Group::Shared }
+    }
+}

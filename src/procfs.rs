@@ -1,0 +1,77 @@
+//! The little of /proc that supervision needs: who is whose parent, since when, and whether this /proc is about us.
+
+use std::fs;
+use std::path::Path;
+use std::process;
+
+/// What /proc/PID/stat says of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) pid: i32,
+    /// `R`, `S`, `T` (stopped), `Z` (zombie) …
+    pub(crate) state: u8,
+    pub(crate) parent: i32,
+    /// Clock ticks from boot to its start: with the pid, the name of one process for ever.
+    pub(crate) start: u64,
+}
+
+impl Stat {
+    /// The process `pid`, if it is there.
+    pub(crate) fn read(pid: i32) -> Option<Self> {
+        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// Reads a line of the form `4711 (any (name) S 1 …`.
+    pub(crate) fn parse(line: &[u8]) -> Option<Self> {
+        // The name is the process' own choice and may hold anything, parentheses and newlines too; no later field does.
+        let end = line.iter().rposition(|&byte| byte == b')')?;
+        let pid = str::from_utf8(&line[..line.iter().position(|&byte| byte == b' ')?]).ok()?.parse().ok()?;
+        let mut fields = str::from_utf8(&line[end + 1..]).ok()?.split_ascii_whitespace();
+        let state = *fields.next()?.as_bytes().first()?;
+        let parent = fields.next()?.parse().ok()?;
+        // Field 22 of proc(5), of which three are read by now and one was the name.
+        let start = fields.nth(17)?.parse().ok()?;
+        Some(Self { pid, state, parent, start })
+    }
+
+    /// All processes that can be seen. Not a snapshot: some may be gone by now, some may be new.
+    pub(crate) fn all() -> Vec<Self> {
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter_map(Self::read).collect()
+    }
+}
+
+/// Whether the pids in /proc are those that we see. A container may show the /proc of the host, whose pid 7 is not ours.
+pub(crate) fn is_of_our_pid_namespace() -> bool {
+    fs::read_link("/proc/self").is_ok_and(|us| us == Path::new(&process::id().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_name_is_read() {
+        let rest = "S 17 4711 4711 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543 5832704";
+        for name in ["sh", "a) R 1 (b", "((", "))", "", "x\ny", " "] {
+            let line = format!("4711 ({name}) {rest}\n");
+            let expected = Stat { pid: 4711, state: b'S', parent: 17, start: 9_876_543 };
+            assert_eq!(Stat::parse(line.as_bytes()), Some(expected), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_cut_line_is_no_process() {
+        let line = b"4711 (sh) S 17 4711 4711 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543";
+        for length in 0..line.len() - 6 {
+            assert_eq!(Stat::parse(&line[..length]), None, "{length}");
+        }
+    }
+
+    #[test]
+    fn we_are_among_all() {
+        assert!(is_of_our_pid_namespace());
+        assert!(Stat::all().iter().any(|stat| stat.pid == process::id() as i32));
+    }
+}

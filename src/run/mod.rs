@@ -1,0 +1,200 @@
+//! One supervised run: the child is started, watched and ended here, and by nobody else.
+//!
+//! `policy` decides, `spawn` starts, `tree` finds and signals descendants; this file owns the child and turns what comes
+//! out of the event channel into happenings for the policy, and the policy's actions into system calls.
+
+pub mod policy;
+pub mod spawn;
+mod tree;
+
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getpgid, getpgrp, getppid, getsid};
+use tracing::{debug, info, warn};
+
+use crate::event::{Channel, Event, Sender};
+use crate::outcome::Outcome;
+use crate::run_id::RunId;
+use crate::settings::show;
+use crate::signals;
+use policy::{Action, Ending, Group, Happening, Notice, Policy, Rules, Tree};
+use spawn::Launch;
+use tree::{Change, Descendants, Reach};
+
+/// Starts `launch` and stays until its tree is dead. `lock` is what the child is to keep open.
+///
+/// # Errors
+/// The program cannot be executed (`Unstartable`), or the kernel refuses what supervision needs.
+pub fn supervise(
+    launch: &Launch,
+    rules: Rules,
+    run: RunId,
+    lock: Option<BorrowedFd>,
+    channel: &mut Channel,
+) -> Result<Outcome> {
+    if let Err(error) = set_child_subreaper(true) {
+        warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
+    }
+    let descendants = Descendants::before_start(run);
+    let group = rules.group;
+    let child = launch.spawn(group, lock)?;
+    let started = Instant::now();
+    info!(run = %run, pid = child.as_raw(), program = %launch.program.path.display(), "started");
+    let policy = Policy::new(rules, started);
+    let mut run = Run { id: run, child, group, started, descendants, policy, ended: false };
+    let (ending, hit_limit) = run.watch(channel)?;
+    info!(run = %run.id, ?ending, hit_limit, after = %show(started.elapsed()), "ended");
+    Ok(match ending {
+        _ if hit_limit => Outcome::HardLimit,
+        Ending::Exited(status) => Outcome::Exited(status),
+        Ending::Killed(signal) => Outcome::Killed(signal),
+    })
+}
+
+struct Run {
+    id: RunId,
+    child: Pid,
+    group: Group,
+    started: Instant,
+    descendants: Descendants,
+    policy: Policy,
+    /// Whether the child has ended. Its remains are kept until the run is over.
+    ended: bool,
+}
+
+impl Run {
+    fn watch(&mut self, channel: &mut Channel) -> Result<(Ending, bool)> {
+        loop {
+            let events = channel.wait(self.policy.next_deadline()).context("cannot wait for events")?;
+            for event in events {
+                self.take_in(event);
+            }
+            // After the events: what has ended by itself at the last moment was not ended by a limit.
+            self.happened(Happening::Clock);
+            if let Some(verdict) = self.policy.verdict() {
+                return Ok(verdict);
+            }
+        }
+    }
+
+    fn take_in(&mut self, event: Event) {
+        match event {
+            Event::Signal(Signal::SIGCHLD, _) => self.look_after_children(),
+            Event::Signal(signal, sender) => {
+                debug!(?signal, ?sender, "got a signal");
+                // A child in our group that signals the group, as claude does for Ctrl-Z, has signalled itself.
+                if self.group == Group::Shared && sender == Sender::Process(self.child.as_raw()) {
+                    return;
+                }
+                if signal == Signal::SIGCONT {
+                    self.look_after_children(); // a shell's `fg` has continued the child as well
+                }
+                self.happened(Happening::Signal(signal, sender));
+            }
+            Event::LockAnswered => {} // an answer to a wait that is over
+        }
+    }
+
+    fn look_after_children(&mut self) {
+        if self.ended {
+            self.happened(Happening::TreeChanged(self.descendants.state()));
+            return;
+        }
+        match tree::look_after(self.child) {
+            Change::Others => {}
+            Change::Stopped(signal) => {
+                debug!(signal = %signals::name(signal), "the child is stopped");
+                if self.group == Group::Own && matches!(signal, libc::SIGTTIN | libc::SIGTTOU) {
+                    warn!(
+                        "the child is stopped because it wants the terminal, which its process group has not; give it stdin from there, or from /dev/null"
+                    );
+                }
+                self.happened(Happening::Stopped);
+            }
+            Change::Continued => self.happened(Happening::Continued),
+            Change::Ended(ending) => {
+                self.ended = true;
+                self.happened(Happening::Ended(ending, self.descendants.state()));
+            }
+        }
+    }
+
+    fn happened(&mut self, happening: Happening) {
+        for action in self.policy.on(happening, Instant::now()) {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::SignalChild(signal) => {
+                debug!(?signal, pid = self.child.as_raw(), "signalling the child");
+                // It is not reaped yet, so the pid is its own, and a signal to its remains is no error.
+                if let Err(error) = kill(self.child, signal) {
+                    warn!(pid = self.child.as_raw(), ?signal, %error, "cannot signal the child");
+                }
+            }
+            Action::SignalTree(signal) => {
+                if self.descendants.signal(signal, self.child, self.group) == Reach::Nobody {
+                    self.happened(Happening::OutOfReach);
+                }
+            }
+            Action::StopOurselves(sender) => {
+                if sender != Sender::Kernel || somebody_can_continue_us() {
+                    signals::stop_ourselves();
+                }
+            }
+            Action::Report => warn!("{}", self.report()),
+            Action::Tell(notice) => self.tell(notice),
+        }
+    }
+
+    fn report(&self) -> String {
+        let ran = show(self.started.elapsed());
+        let deadline = self.policy.next_deadline().map(|at| show(at.saturating_duration_since(Instant::now())));
+        let state = if self.ended { "has ended, others it started have not" } else { "is running" };
+        let next = deadline.map_or_else(|| "no limit".to_owned(), |left| format!("next limit in {left}"));
+        format!("run {}: pid {} {state}, {ran} since its start, {next}", self.id, self.child)
+    }
+
+    fn tell(&self, notice: Notice) {
+        let pid = self.child.as_raw();
+        match notice {
+            Notice::HardLimit => warn!(pid, "the hard limit ran out after {}: sending TERM", show(self.started.elapsed())),
+            Notice::KillGrace => warn!(pid, "the kill grace ran out: sending KILL to the whole tree"),
+            Notice::Impatience => warn!(pid, "a second TERM: sending KILL to the whole tree"),
+            Notice::Leftovers => info!(pid, "the child has ended and left processes behind: sending them TERM"),
+            Notice::OutOfReach => {
+                warn!(pid, "a process that the child left behind can be neither seen nor signalled; it stays")
+            }
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if self.policy.verdict().is_none() {
+            // An error or a panic on the way: the tree must not outlive its watchdog, nor the lock that is freed next.
+            // What cannot be signalled any more is gone.
+            let _ = kill(self.child, Signal::SIGKILL);
+            while self.descendants.state() == Tree::Alive
+                && self.descendants.signal(Signal::SIGKILL, self.child, self.group) == Reach::Fine
+            {
+                std::thread::yield_now();
+            }
+        }
+        tree::reap(self.child);
+        tree::reap_all();
+    }
+}
+
+/// Whether there is a shell above us that would notice a stop; without one a key that stops us would stop us for ever,
+/// which is why the kernel stops no orphaned process group either.
+fn somebody_can_continue_us() -> bool {
+    let parent = getppid();
+    getsid(Some(parent)) == getsid(None) && getpgid(Some(parent)) != Ok(getpgrp())
+}

@@ -1,0 +1,328 @@
+//! What to do when something happens to a run: pure, from (state, event, now) to actions and the next deadline. It knows
+//! no process, no descriptor and no clock, so every order of events can be tried in no time.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::event::Sender;
+use crate::settings::{Leftovers, after};
+use crate::signals::{FORWARDED, asks_for_an_end};
+
+/// What a run has to keep to.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// From the start of the child.
+    pub hard_limit: Option<Duration>,
+    /// From a TERM to the KILL.
+    pub kill_grace: Option<Duration>,
+    /// What becomes of those that outlive the child.
+    pub leftovers: Leftovers,
+    /// Which process group the child is in, and so what the terminal tells it without us.
+    pub group: Group,
+    /// Signals that were ignored when we started: passed on, but not ours to act upon.
+    pub ignored: SigSet,
+}
+
+/// The child's process group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Its own: what comes from the terminal reaches us alone.
+    Own,
+    /// Ours: what comes from the terminal has reached the child before us.
+    Shared,
+}
+
+/// How the child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself, with this status.
+    Exited(u8),
+    /// By this signal.
+    Killed(i32),
+}
+
+/// Who is alive below us, the child's own remains not counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tree {
+    /// Nobody.
+    Empty,
+    /// Somebody.
+    Alive,
+}
+
+/// What can happen to a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// A signal came in.
+    Signal(Signal, Sender),
+    /// The child was stopped.
+    Stopped,
+    /// The child was continued.
+    Continued,
+    /// The child has ended, and this is who is left.
+    Ended(Ending, Tree),
+    /// After the child's end, something has changed among those who are left.
+    TreeChanged(Tree),
+    /// A KILL to the tree found somebody alive, but nobody it could reach.
+    OutOfReach,
+    /// Time has passed: a deadline may have.
+    Clock,
+}
+
+/// What a run has to do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send a signal to the child.
+    SignalChild(Signal),
+    /// Send a signal to everybody below us. TERM goes to nobody twice.
+    SignalTree(Signal),
+    /// Stop this process until it is continued.
+    StopOurselves(Sender),
+    /// Print one line on the state of the run.
+    Report,
+    /// Tell the log.
+    Tell(Notice),
+}
+
+/// What the log is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The hard limit has run out.
+    HardLimit,
+    /// The kill grace has run out.
+    KillGrace,
+    /// A second request to end cut the kill grace short.
+    Impatience,
+    /// The child has ended; others have not.
+    Leftovers,
+    /// Somebody below us cannot be ended by us.
+    OutOfReach,
+}
+
+/// The state of a run.
+#[derive(Debug)]
+pub struct Policy {
+    rules: Rules,
+    child: Child,
+    stopped: bool,
+    hard_deadline: Option<Instant>,
+    hit_limit: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Child {
+    Running,
+    /// It was told to end; at this time it is made to.
+    Ending {
+        kill_at: Option<Instant>,
+    },
+    /// KILL was sent.
+    Dying,
+    /// It has ended; those that it left were told to, and at this time they are made to.
+    Leaving {
+        ending: Ending,
+        kill_at: Option<Instant>,
+    },
+    /// It has ended; those that it left were sent KILL. Out of reach, they are given up at this time.
+    Clearing {
+        ending: Ending,
+        give_up_at: Option<Instant>,
+    },
+    /// Nothing of it is left, or nothing that is ours to end.
+    Gone(Ending),
+}
+
+/// How long somebody whom we cannot see or signal may still take to disappear.
+const OUT_OF_REACH_GRACE: Duration = Duration::from_secs(1);
+
+impl Policy {
+    /// A run whose child was started at `now`.
+    pub fn new(rules: Rules, now: Instant) -> Self {
+        let hard_deadline = after(now, rules.hard_limit);
+        Self { rules, child: Child::Running, stopped: false, hard_deadline, hit_limit: false }
+    }
+
+    /// When to come back with [`Happening::Clock`] if nothing else happens.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        match self.child {
+            Child::Running => self.hard_deadline,
+            Child::Ending { kill_at } | Child::Leaving { kill_at, .. } => kill_at,
+            Child::Clearing { give_up_at, .. } => give_up_at,
+            Child::Dying | Child::Gone(_) => None,
+        }
+    }
+
+    /// Once the run is over: how the child ended, and whether it was the hard limit that ended it.
+    pub fn verdict(&self) -> Option<(Ending, bool)> {
+        match self.child {
+            Child::Gone(ending) => Some((ending, self.hit_limit)),
+            _ => None,
+        }
+    }
+
+    /// What to do about `happening` at `now`.
+    pub fn on(&mut self, happening: Happening, now: Instant) -> Vec<Action> {
+        match happening {
+            Happening::Signal(signal, sender) => self.on_signal(signal, sender, now),
+            Happening::Stopped => self.on_stopped(),
+            Happening::Continued => {
+                self.stopped = false;
+                Vec::new()
+            }
+            Happening::Ended(ending, tree) => self.on_ended(ending, tree, now),
+            Happening::TreeChanged(tree) => self.on_tree_changed(tree),
+            Happening::OutOfReach => {
+                if let Child::Clearing { give_up_at, .. } = &mut self.child {
+                    *give_up_at = give_up_at.or(after(now, Some(OUT_OF_REACH_GRACE)));
+                }
+                Vec::new()
+            }
+            Happening::Clock => self.on_clock(now),
+        }
+    }
+
+    fn on_signal(&mut self, signal: Signal, sender: Sender, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match signal {
+            Signal::SIGUSR1 => actions.push(Action::Report),
+            Signal::SIGTSTP => {
+                if self.is_running_child() {
+                    actions.push(Action::SignalChild(Signal::SIGTSTP));
+                }
+                actions.push(Action::StopOurselves(sender));
+            }
+            _ if FORWARDED.contains(&signal) => {
+                if self.is_running_child() && self.reaches_only_us(signal, sender) {
+                    actions.push(Action::SignalChild(signal));
+                }
+                if asks_for_an_end(signal) && self.is_for_us(signal, sender) {
+                    actions.extend(self.on_request_to_end(signal, now));
+                }
+            }
+            _ => {}
+        }
+        actions
+    }
+
+    /// In a group of its own, the child hears only what we pass on. In ours, the terminal has told it already, and what a
+    /// process has sent may have gone to us alone; a CONT, though, is needed only by a child that is stopped, and a
+    /// shell's `fg` has sent it to both.
+    fn reaches_only_us(&self, signal: Signal, sender: Sender) -> bool {
+        match self.rules.group {
+            Group::Own => true,
+            Group::Shared => matches!(sender, Sender::Process(_)) && (signal != Signal::SIGCONT || self.stopped),
+        }
+    }
+
+    /// A signal that our caller had ignored asks nothing of us, as with nohup(1). Nor does the QUIT key where the child
+    /// hears it, too: what it means there is the child's affair.
+    fn is_for_us(&self, signal: Signal, sender: Sender) -> bool {
+        let a_key_for_the_child = self.rules.group == Group::Shared && signal == Signal::SIGQUIT && sender == Sender::Kernel;
+        !self.rules.ignored.contains(signal) && !a_key_for_the_child
+    }
+
+    fn on_request_to_end(&mut self, signal: Signal, now: Instant) -> Vec<Action> {
+        match self.child {
+            Child::Running => {
+                self.child = Child::Ending { kill_at: after(now, self.rules.kill_grace) };
+                // Forwarded by now; a stopped child hears it only once it is continued.
+                self.continue_if_stopped()
+            }
+            Child::Ending { .. } if signal == Signal::SIGTERM => {
+                let mut actions = vec![Action::Tell(Notice::Impatience)];
+                actions.extend(self.kill_child());
+                actions
+            }
+            Child::Leaving { ending, .. } if signal == Signal::SIGTERM => {
+                self.child = Child::Clearing { ending, give_up_at: None };
+                vec![Action::Tell(Notice::Impatience), Action::SignalTree(Signal::SIGKILL)]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_stopped(&mut self) -> Vec<Action> {
+        self.stopped = true;
+        match self.child {
+            // It was stopped just before it was told to end.
+            Child::Ending { .. } => self.continue_if_stopped(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_ended(&mut self, ending: Ending, tree: Tree, now: Instant) -> Vec<Action> {
+        let was_killed = self.child == Child::Dying;
+        if tree == Tree::Empty || self.rules.leftovers == Leftovers::Keep {
+            self.child = Child::Gone(ending);
+            return Vec::new();
+        }
+        if was_killed {
+            self.child = Child::Clearing { ending, give_up_at: None };
+            return vec![Action::SignalTree(Signal::SIGKILL)];
+        }
+        self.child = Child::Leaving { ending, kill_at: after(now, self.rules.kill_grace) };
+        vec![Action::Tell(Notice::Leftovers), Action::SignalTree(Signal::SIGTERM)]
+    }
+
+    fn on_tree_changed(&mut self, tree: Tree) -> Vec<Action> {
+        let (Child::Leaving { ending, .. } | Child::Clearing { ending, .. }) = self.child else { return Vec::new() };
+        match (tree, self.child) {
+            (Tree::Empty, _) => {
+                self.child = Child::Gone(ending);
+                Vec::new()
+            }
+            // Whoever was forked while we looked is an orphan by now, and is found on this second look.
+            (Tree::Alive, Child::Leaving { .. }) => vec![Action::SignalTree(Signal::SIGTERM)],
+            (Tree::Alive, _) => vec![Action::SignalTree(Signal::SIGKILL)],
+        }
+    }
+
+    fn on_clock(&mut self, now: Instant) -> Vec<Action> {
+        if self.next_deadline().is_none_or(|deadline| now < deadline) {
+            return Vec::new();
+        }
+        match self.child {
+            Child::Running => {
+                self.hit_limit = true;
+                self.child = Child::Ending { kill_at: after(now, self.rules.kill_grace) };
+                let mut actions = vec![Action::Tell(Notice::HardLimit), Action::SignalChild(Signal::SIGTERM)];
+                actions.extend(self.continue_if_stopped());
+                actions
+            }
+            Child::Ending { .. } => {
+                let mut actions = vec![Action::Tell(Notice::KillGrace)];
+                actions.extend(self.kill_child());
+                actions
+            }
+            Child::Leaving { ending, .. } => {
+                self.child = Child::Clearing { ending, give_up_at: None };
+                vec![Action::Tell(Notice::KillGrace), Action::SignalTree(Signal::SIGKILL)]
+            }
+            Child::Clearing { ending, .. } => {
+                self.child = Child::Gone(ending);
+                vec![Action::Tell(Notice::OutOfReach)]
+            }
+            Child::Dying | Child::Gone(_) => Vec::new(),
+        }
+    }
+
+    fn kill_child(&mut self) -> Vec<Action> {
+        self.child = Child::Dying;
+        vec![match self.rules.leftovers {
+            Leftovers::Kill => Action::SignalTree(Signal::SIGKILL),
+            Leftovers::Keep => Action::SignalChild(Signal::SIGKILL),
+        }]
+    }
+
+    fn continue_if_stopped(&self) -> Vec<Action> {
+        if self.stopped { vec![Action::SignalChild(Signal::SIGCONT)] } else { Vec::new() }
+    }
+
+    fn is_running_child(&self) -> bool {
+        matches!(self.child, Child::Running | Child::Ending { .. } | Child::Dying)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! Starting the child, or becoming it. A clone(2) that shares our memory until the exec, as posix_spawn(3) does it, since
+//! that costs half of a fork(2); posix_spawn itself cannot set the signal that the child gets at our death.
+
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::ptr;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sched::{CloneFlags, clone};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getpid, getppid, setpgid};
+
+use super::policy::Group;
+use crate::claude::program::{Program, Unstartable};
+use crate::settings::Stdin;
+use crate::signals::Inherited;
+
+/// A program with all that it starts with.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// What to run.
+    pub program: &'a Program,
+    /// Its whole environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// What it reads from.
+    pub stdin: Stdin,
+    /// The dispositions it starts with.
+    pub signals: &'a Inherited,
+}
+
+/// Everything that execve(2) wants, made before the clone: behind it nothing may be allocated.
+struct Exec {
+    path: CString,
+    /// Owns what `argv` and `environment` point to.
+    _words: Vec<CString>,
+    argv: Vec<*const libc::c_char>,
+    environment: Vec<*const libc::c_char>,
+    null: Option<File>,
+}
+
+impl Launch<'_> {
+    /// Sets a variable of its environment.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(key, _)| key != name);
+        self.environment.push((name.into(), value.into()));
+    }
+
+    /// Starts the child. It is a session-mate in `group`, gets TERM when we die, and keeps `lock` open.
+    ///
+    /// # Errors
+    /// [`Unstartable`] when the program cannot be executed; anything else is our own failure.
+    pub fn spawn(&self, group: Group, lock: Option<BorrowedFd>) -> Result<Pid> {
+        let exec = self.prepare()?;
+        let us = getpid();
+        let mut failure = Errno::UnknownErrno;
+        let mut stack = vec![0; 64 * 1024];
+        let child = || {
+            failure = in_child(&exec, self.signals, group, lock, us).err().unwrap_or(Errno::UnknownErrno);
+            127
+        };
+        // No signal may be handled in the child while it shares our memory: it would be taken for ours.
+        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).context("cannot set the signal mask")?;
+        // SAFETY: with CLONE_VFORK we sleep until the child has executed or exited, so the stack, `exec` and `failure`
+        // outlive its use of them and nobody else touches them; the child calls nothing but async-signal-safe functions.
+        let pid =
+            unsafe { clone(Box::new(child), &mut stack, CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK, Some(libc::SIGCHLD)) };
+        mask.thread_set_mask().context("cannot set the signal mask")?;
+        let pid = pid.context("cannot start a process")?;
+        if failure == Errno::UnknownErrno {
+            return Ok(pid);
+        }
+        // It has exited already: this only takes its remains away, and cannot fail while it is our child.
+        let _ = waitpid(pid, None);
+        Err(self.explain(failure).into())
+    }
+
+    /// Becomes the program. Returns only if that fails.
+    pub fn exec(&self) -> anyhow::Error {
+        let failure =
+            self.prepare().map(|exec| self.signals.restore().and_then(|()| exec.run()).err().unwrap_or(Errno::UnknownErrno));
+        match failure {
+            Ok(errno) => self.explain(errno).into(),
+            Err(error) => error,
+        }
+    }
+
+    fn prepare(&self) -> Result<Exec> {
+        let path = c_string(self.program.path.as_os_str().as_bytes())?;
+        let mut words = Vec::with_capacity(self.program.argv.len() + self.environment.len());
+        for word in &self.program.argv {
+            words.push(c_string(word.as_bytes())?);
+        }
+        for (name, value) in &self.environment {
+            words.push(c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat())?);
+        }
+        let (argv, environment) = words.split_at(self.program.argv.len());
+        let null = match self.stdin {
+            Stdin::Inherit => None,
+            Stdin::Null => Some(File::open("/dev/null").context("cannot open /dev/null for --stdin null")?),
+        };
+        Ok(Exec { path, argv: pointers(argv), environment: pointers(environment), _words: words, null })
+    }
+
+    fn explain(&self, errno: Errno) -> Unstartable {
+        let path = self.program.path.display();
+        match errno {
+            Errno::ENOENT if self.program.path.exists() => {
+                Unstartable::CannotRun(format!("{path}: its interpreter or loader is not there; look at its first line"))
+            }
+            Errno::ENOENT => Unstartable::NotFound(format!("{path}: not found")),
+            Errno::ENOEXEC => {
+                Unstartable::CannotRun(format!("{path}: neither a binary for this machine nor a script with a #! line"))
+            }
+            Errno::E2BIG => Unstartable::CannotRun(format!(
+                "{path}: arguments and environment are larger than the kernel takes; pass them by a file or stdin"
+            )),
+            _ => Unstartable::CannotRun(format!("{path}: cannot be run: {}", io::Error::from(errno))),
+        }
+    }
+}
+
+impl Exec {
+    fn run(&self) -> nix::Result<()> {
+        if let Some(null) = &self.null {
+            // SAFETY: dup2(2) on descriptors alone.
+            Errno::result(unsafe { libc::dup2(null.as_raw_fd(), libc::STDIN_FILENO) })?;
+        }
+        // SAFETY: NUL-terminated strings and null-terminated arrays of them, all alive until here.
+        unsafe { libc::execve(self.path.as_ptr(), self.argv.as_ptr(), self.environment.as_ptr()) };
+        Err(Errno::last())
+    }
+}
+
+/// The child's side of the clone, up to the exec. Only async-signal-safe calls; every way out of here is an error.
+fn in_child(exec: &Exec, signals: &Inherited, group: Group, lock: Option<BorrowedFd>, parent: Pid) -> nix::Result<()> {
+    if group == Group::Own {
+        setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+    }
+    set_pdeathsig(Signal::SIGTERM)?;
+    if getppid() != parent {
+        // We were killed before the kernel knew that it should tell: there is nobody left to run for.
+        return Err(Errno::ECHILD);
+    }
+    if let Some(lock) = lock {
+        fcntl(lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    }
+    signals.restore()?;
+    exec.run()
+}
+
+/// Puts /dev/null where our caller has closed stdin, stdout or stderr, so that no file of ours gets such a number and
+/// passes for one of them. It closes at the exec: the child finds them as our caller left them.
+///
+/// # Errors
+/// One is closed, and /dev/null cannot be opened.
+pub fn fill_standard_descriptors() -> io::Result<()> {
+    for number in 0..=2 {
+        // SAFETY: it only asks for flags, of a number that need not be open.
+        if unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
+            // The lowest free number is this one; it stays for the life of the process.
+            let _ = File::options().read(true).write(true).open("/dev/null")?.into_raw_fd();
+        }
+    }
+    Ok(())
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString> {
+    CString::new(bytes).context("a NUL byte in an argument")
+}
+
+fn pointers(words: &[CString]) -> Vec<*const libc::c_char> {
+    words.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect()
+}

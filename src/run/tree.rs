@@ -1,0 +1,234 @@
+//! The child and every descendant, in whatever session or process group: found over /proc by the links from child to
+//! parent, which all lead to us, since we are the subreaper. Claude's tools run in sessions of their own, so that a signal
+//! to a process group misses them. Signals go to processes that were looked at, never to a number that may mean another.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::Read;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, getpid};
+use tracing::debug;
+
+use super::policy::{Ending, Group, Tree};
+use crate::procfs::{self, Stat};
+use crate::run_id::RunId;
+
+/// All that is below us.
+#[derive(Debug)]
+pub(super) struct Descendants {
+    run: RunId,
+    /// Whether we had children before we started one, as after `sleep 60 & exec claude-run …`. They are not ours to end.
+    strangers: Strangers,
+    /// Who has had a TERM.
+    told: HashSet<(i32, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Strangers {
+    None,
+    Some,
+}
+
+/// Whom a signal to the tree has reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Somebody, or nobody was there to be reached any more.
+    Fine,
+    /// There is somebody, but none that can be seen or that we may signal.
+    Nobody,
+}
+
+impl Descendants {
+    /// Looks at what is below us before the child is started.
+    pub(super) fn before_start(run: RunId) -> Self {
+        let strangers = if is_anybody_below_us(libc::WEXITED) { Strangers::Some } else { Strangers::None };
+        Self { run, strangers, told: HashSet::new() }
+    }
+
+    /// Who is alive below us.
+    pub(super) fn state(&self) -> Tree {
+        // Asked without WEXITED, waitid(2) answers ECHILD when all that is left is dead: one call, exact, and no /proc.
+        let alive = is_anybody_below_us(libc::WSTOPPED);
+        if !alive || (self.strangers == Strangers::Some && self.members().is_empty()) { Tree::Empty } else { Tree::Alive }
+    }
+
+    /// Sends `signal` to everybody below us. A TERM goes to each but once, and only the first time to those whose parent
+    /// lives: what a leftover starts to clean up after itself may finish within the kill grace.
+    pub(super) fn signal(&mut self, signal: Signal, child: Pid, group: Group) -> Reach {
+        if !procfs::is_of_our_pid_namespace() {
+            return signal_blindly(signal, child, group);
+        }
+        let us = getpid().as_raw();
+        let first = self.told.is_empty();
+        let members = self.members();
+        let mut refused = 0;
+        for member in &members {
+            if signal == Signal::SIGTERM {
+                let orphan = member.parent == us;
+                if !(first || orphan) || !self.told.insert((member.pid, member.start)) {
+                    continue;
+                }
+            }
+            match signal_exactly(member, signal) {
+                Ok(()) => debug!(pid = member.pid, %signal, "signalled a descendant"),
+                Err(Errno::ESRCH) => {}
+                Err(error) => {
+                    refused += 1;
+                    debug!(pid = member.pid, %signal, %error, "cannot signal a descendant");
+                }
+            }
+        }
+        if refused == members.len() && self.state() == Tree::Alive { Reach::Nobody } else { Reach::Fine }
+    }
+
+    /// The living below us, less those that were there before the child and what is below them.
+    fn members(&self) -> Vec<Stat> {
+        let mut rest = Stat::all();
+        let mut members = Vec::new();
+        let mut parents = vec![getpid().as_raw()];
+        let us = parents[0];
+        while let Some(parent) = parents.pop() {
+            rest.retain(|stat| {
+                let is_member = stat.parent == parent && (parent != us || self.is_ours(stat));
+                if is_member {
+                    parents.push(stat.pid);
+                    members.push(*stat);
+                }
+                stat.parent != parent
+            });
+        }
+        members.retain(|stat| stat.state != b'Z' && stat.state != b'X');
+        members
+    }
+
+    /// Whether a child of this process belongs to the run. Usually every one does; among strangers, the one whose
+    /// environment says so.
+    fn is_ours(&self, stat: &Stat) -> bool {
+        let wanted = format!("{}={}", RunId::VARIABLE, self.run).into_bytes();
+        self.strangers == Strangers::None
+            || stat.state == b'Z'
+            || fs::read(format!("/proc/{}/environ", stat.pid))
+                .is_ok_and(|environment| environment.split(|&byte| byte == 0).any(|entry| entry == wanted))
+    }
+}
+
+/// What a SIGCHLD can mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Somebody below us, or nothing that matters.
+    Others,
+    /// The child was stopped by this signal.
+    Stopped(i32),
+    /// The child was continued.
+    Continued,
+    /// The child has ended. It is not yet reaped.
+    Ended(Ending),
+}
+
+/// Finds out what a SIGCHLD means for `child`, and takes away the remains of everybody else.
+pub(super) fn look_after(child: Pid) -> Change {
+    // WNOWAIT: while the child is not reaped, its pid and its process group's number mean nobody else.
+    while let Ok(Some(news)) = wait_id(Whose::Anybody, libc::WEXITED | libc::WNOWAIT) {
+        if news.pid == child.as_raw() {
+            return Change::Ended(match news.code {
+                libc::CLD_EXITED => Ending::Exited(news.status as u8),
+                _ => Ending::Killed(news.status),
+            });
+        }
+        reap(Pid::from_raw(news.pid));
+    }
+    match wait_id(Whose::Child(child), libc::WSTOPPED | libc::WCONTINUED) {
+        Ok(Some(News { code: libc::CLD_STOPPED, status, .. })) => Change::Stopped(status),
+        Ok(Some(_)) => Change::Continued,
+        _ => Change::Others,
+    }
+}
+
+/// Takes away the remains of `pid`, a dead child of ours.
+pub(super) fn reap(pid: Pid) {
+    // Nobody else reaps our children, so it is there; an error would mean that it is not, which is what we want.
+    let _ = wait_id(Whose::Child(pid), libc::WEXITED);
+}
+
+/// Takes away the remains of all that have died below us.
+pub(super) fn reap_all() {
+    while let Ok(Some(_)) = wait_id(Whose::Anybody, libc::WEXITED) {}
+}
+
+fn is_anybody_below_us(kind: i32) -> bool {
+    wait_id(Whose::Anybody, kind | libc::WNOWAIT) != Err(Errno::ECHILD)
+}
+
+enum Whose {
+    Anybody,
+    Child(Pid),
+}
+
+/// What waitid(2) has to tell of a child: a `CLD_` code with a status or the number of a signal.
+#[derive(Debug, PartialEq, Eq)]
+struct News {
+    pid: i32,
+    code: i32,
+    status: i32,
+}
+
+/// waitid(2), which never sleeps here. Not nix's: that fails for a child that a real-time signal has ended.
+fn wait_id(whose: Whose, flags: i32) -> nix::Result<Option<News>> {
+    let (kind, id) = match whose {
+        Whose::Anybody => (libc::P_ALL, 0),
+        Whose::Child(pid) => (libc::P_PID, pid.as_raw() as libc::id_t),
+    };
+    // SAFETY: all zero is a valid siginfo_t, and what the kernel leaves as it is when it has nothing to tell.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    // SAFETY: the pointer is to a siginfo_t of ours.
+    Errno::result(unsafe { libc::waitid(kind, id, &raw mut info, flags | libc::WNOHANG) })?;
+    // SAFETY: the kernel fills in these fields for a child, or they are zero.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    Ok((pid != 0).then_some(News { pid, code: info.si_code, status }))
+}
+
+/// Signals the very process that `member` was read from: the directory in /proc stays bound to it even if the pid is
+/// used again.
+fn signal_exactly(member: &Stat, signal: Signal) -> nix::Result<()> {
+    let dir = File::open(format!("/proc/{}", member.pid)).map_err(|_| Errno::ESRCH)?;
+    let mut line = Vec::new();
+    let stat = openat(&dir, "stat", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    File::from(stat).read_to_end(&mut line).map_err(|_| Errno::ESRCH)?;
+    let now = Stat::parse(&line).filter(|now| now.start == member.start).ok_or(Errno::ESRCH)?;
+    send(dir.as_fd(), now.pid, signal)?;
+    if signal == Signal::SIGTERM && now.state == b'T' {
+        send(dir.as_fd(), now.pid, Signal::SIGCONT)?;
+    }
+    Ok(())
+}
+
+fn send(process: BorrowedFd, pid: i32, signal: Signal) -> nix::Result<()> {
+    // SAFETY: a descriptor, a number, no siginfo and no flags: nothing in memory is touched.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as i32, 0, 0) };
+    match Errno::result(sent) {
+        Ok(_) => Ok(()),
+        // Before Linux 5.1, or behind a filter that does not know the call: the pid was right a moment ago.
+        Err(Errno::ENOSYS | Errno::EPERM) => kill(Pid::from_raw(pid), signal),
+        Err(error) => Err(error),
+    }
+}
+
+/// Without a /proc of our own there are only groups to signal: everybody in the container if we are its init, else the
+/// child's group, whose number its remains keep ours.
+fn signal_blindly(signal: Signal, child: Pid, group: Group) -> Reach {
+    let everybody = Pid::from_raw(-1);
+    let target = match group {
+        _ if getpid().as_raw() == 1 => everybody,
+        Group::Own => Pid::from_raw(-child.as_raw()),
+        Group::Shared => child,
+    };
+    // Whether anybody was reached shows in whether anybody is left.
+    let _ = kill(target, signal);
+    if target == everybody { Reach::Fine } else { Reach::Nobody }
+}

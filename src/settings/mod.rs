@@ -1,0 +1,256 @@
+//! What it means: flag, environment, default -> `Settings`. Every refusal names the flag or the variable, the value, and
+//! what would be right. It looks at words alone: no file, no descriptor.
+
+mod duration;
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::cli::{self, Cli, Opt};
+use crate::diag::{LogFormat, Verbosity};
+use crate::outcome;
+pub(crate) use duration::after;
+pub use duration::{Span, show};
+
+/// When the session lock is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockMode {
+    /// For the whole run.
+    Exclusive,
+    /// Never.
+    PassThrough,
+}
+
+/// How long to wait for the session lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    No,
+    /// This long at most.
+    AtMost(Duration),
+    /// For ever.
+    Forever,
+}
+
+/// What becomes of descendants that outlive the child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftovers {
+    /// TERM, kill grace, KILL.
+    Kill,
+    /// They stay.
+    Keep,
+}
+
+/// What the child reads from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stdin {
+    /// Our own stdin.
+    Inherit,
+    /// /dev/null.
+    Null,
+}
+
+/// Where a setting that the environment decides comes from. A closure in tests, the process' own in `run`.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// Every setting, resolved. `None` in a field that says so means "the default depends on the terminal".
+#[derive(Debug)]
+pub struct Settings {
+    /// `--lock`
+    pub lock_mode: LockMode,
+    /// `--wait`
+    pub wait: Wait,
+    /// `--conflict-exit-code`
+    pub conflict_exit_code: u8,
+    /// `--config-dir` as typed; the variable of the same meaning is Claude Code's own and is read with it.
+    pub config_dir: Option<PathBuf>,
+    /// `--lock-file`
+    pub lock_file: Option<PathBuf>,
+    /// `--claude`
+    pub claude: Option<PathBuf>,
+    /// `--timeout`; `None`: not set.
+    pub hard_limit: Option<Span>,
+    /// `--kill-after`
+    pub kill_grace: Span,
+    /// `--leftovers`; `None`: not set.
+    pub leftovers: Option<Leftovers>,
+    /// `--stdin`
+    pub stdin: Stdin,
+    /// `-v`, `-q`
+    pub verbosity: Verbosity,
+    /// `--log-format`
+    pub log_format: LogFormat,
+    /// COMMAND and its arguments; empty: claude alone.
+    pub command: Vec<OsString>,
+}
+
+/// The hard limit of a run that nobody watches.
+pub const HARD_LIMIT: Span = Span::from_secs(2 * 60 * 60);
+
+impl Settings {
+    /// Resolves what was typed against `environment`.
+    ///
+    /// # Errors
+    /// A value that means nothing: named with its flag or variable and with what would be right.
+    pub fn resolve(cli: Cli, environment: Environment) -> Result<Self> {
+        let typed = Typed { cli: &cli, environment };
+        let default_lock_mode = LockMode::Exclusive; // also what a CLAUDE_EXTERNAL_LOCK that is not empty asks for
+        Ok(Self {
+            lock_mode: typed.read(&cli::LOCK, lock_mode)?.unwrap_or(default_lock_mode),
+            wait: typed.read(&cli::WAIT, wait)?.unwrap_or(Wait::AtMost(Duration::from_secs(600))),
+            conflict_exit_code: typed.read(&cli::CONFLICT_EXIT_CODE, exit_code)?.unwrap_or(outcome::CONFLICT),
+            config_dir: cli.value(&cli::CONFIG_DIR).map(|value| path(value).context("--config-dir")).transpose()?,
+            lock_file: typed.read(&cli::LOCK_FILE, path)?,
+            claude: typed.read(&cli::CLAUDE, path)?,
+            hard_limit: typed.read(&cli::TIMEOUT, Span::parse_os)?,
+            kill_grace: typed.read(&cli::KILL_AFTER, Span::parse_os)?.unwrap_or(Span::from_secs(5)),
+            leftovers: typed.read(&cli::LEFTOVERS, leftovers)?,
+            stdin: typed.read(&cli::STDIN, stdin)?.unwrap_or(Stdin::Inherit),
+            verbosity: verbosity(&typed)?,
+            log_format: typed.read(&cli::LOG_FORMAT, log_format)?.unwrap_or(LogFormat::Text),
+            command: cli.command,
+        })
+    }
+}
+
+struct Typed<'a> {
+    cli: &'a Cli,
+    environment: Environment<'a>,
+}
+
+impl Typed<'_> {
+    /// The flag's value, else the variable's, read by `parse`; an empty variable counts as unset.
+    fn read<T>(&self, option: &Opt, parse: impl Fn(&OsStr) -> Result<T>) -> Result<Option<T>> {
+        if let Some(value) = self.cli.value(option) {
+            return parse(value).with_context(|| format!("--{}", option.flag)).map(Some);
+        }
+        let value = self.variable(option.variable);
+        value.map(|value| parse(&value).with_context(|| option.variable.to_owned())).transpose()
+    }
+
+    fn variable(&self, name: &str) -> Option<OsString> {
+        (self.environment)(name).filter(|value| !value.is_empty())
+    }
+}
+
+fn lock_mode(value: &OsStr) -> Result<LockMode> {
+    one_of(value, &[("exclusive", LockMode::Exclusive), ("pass-through", LockMode::PassThrough)])
+}
+
+fn leftovers(value: &OsStr) -> Result<Leftovers> {
+    one_of(value, &[("kill", Leftovers::Kill), ("keep", Leftovers::Keep)])
+}
+
+fn stdin(value: &OsStr) -> Result<Stdin> {
+    one_of(value, &[("inherit", Stdin::Inherit), ("null", Stdin::Null)])
+}
+
+fn log_format(value: &OsStr) -> Result<LogFormat> {
+    one_of(value, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
+}
+
+fn verbosity(typed: &Typed) -> Result<Verbosity> {
+    match (typed.cli.quiet(), typed.cli.verbose()) {
+        (true, _) => return Ok(Verbosity::Quiet),
+        (false, 0) => {}
+        (false, 1) => return Ok(Verbosity::Info),
+        (false, _) => return Ok(Verbosity::Debug),
+    }
+    let Some(value) = typed.variable(cli::VERBOSITY_VARIABLE) else { return Ok(Verbosity::Warnings) };
+    let names = [
+        ("quiet", Verbosity::Quiet),
+        ("warnings", Verbosity::Warnings),
+        ("info", Verbosity::Info),
+        ("debug", Verbosity::Debug),
+    ];
+    one_of(&value, &names).context(cli::VERBOSITY_VARIABLE)
+}
+
+fn wait(value: &OsStr) -> Result<Wait> {
+    Ok(match Span::parse_os(value)? {
+        Span::Finite(Duration::ZERO) => Wait::No,
+        Span::Finite(bound) => Wait::AtMost(bound),
+        Span::Endless => Wait::Forever,
+    })
+}
+
+fn exit_code(value: &OsStr) -> Result<u8> {
+    value
+        .to_str()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| anyhow!("{value:?} is no exit code; write a number from 0 to 255"))
+}
+
+fn path(value: &OsStr) -> Result<PathBuf> {
+    if value.is_empty() {
+        bail!("the path is empty; name one, or leave the option out");
+    }
+    Ok(PathBuf::from(value))
+}
+
+fn one_of<T: Copy>(value: &OsStr, names: &[(&str, T)]) -> Result<T> {
+    names.iter().find(|(name, _)| value == *name).map(|&(_, meaning)| meaning).ok_or_else(|| {
+        let names: Vec<_> = names.iter().map(|&(name, _)| name).collect();
+        anyhow!("{value:?} is none of: {}", names.join(", "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Request;
+
+    fn resolve(words: &[&str], variables: &[(&str, &str)]) -> Result<Settings> {
+        let words = std::iter::once("claude-run").chain(words.iter().copied()).map(OsString::from).collect();
+        let Request::Run(cli) = Cli::parse(words) else { panic!("refused") };
+        let environment = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
+        Settings::resolve(cli, &environment)
+    }
+
+    #[test]
+    fn a_flag_goes_before_its_variable_and_that_before_the_default() -> Result<()> {
+        let variables = [("CLAUDE_RUN_WAIT", "7"), ("CLAUDE_TIMEOUT", "1h")];
+        let settings = resolve(&["--wait", "none"], &variables)?;
+        assert_eq!(settings.wait, Wait::Forever);
+        assert_eq!(settings.hard_limit, Some(Span::from_secs(3600)));
+        assert_eq!(resolve(&[], &variables)?.wait, Wait::AtMost(Duration::from_secs(7)));
+        assert_eq!(resolve(&[], &[])?.wait, Wait::AtMost(Duration::from_secs(600)));
+        Ok(())
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_unset() -> Result<()> {
+        let empty: Vec<_> = cli::OPTIONS.iter().map(|option| (option.variable, "")).collect();
+        let settings = resolve(&[], &empty)?;
+        assert_eq!((settings.lock_mode, settings.hard_limit, settings.lock_file), (LockMode::Exclusive, None, None));
+        Ok(())
+    }
+
+    #[test]
+    fn an_old_external_lock_means_exclusive_but_does_not_overrule() -> Result<()> {
+        assert_eq!(resolve(&[], &[("CLAUDE_EXTERNAL_LOCK", "1")])?.lock_mode, LockMode::Exclusive);
+        let both = [("CLAUDE_EXTERNAL_LOCK", "1"), ("CLAUDE_RUN_LOCK", "pass-through")];
+        assert_eq!(resolve(&[], &both)?.lock_mode, LockMode::PassThrough);
+        Ok(())
+    }
+
+    #[test]
+    fn a_refusal_names_the_flag_or_variable_and_the_value() {
+        for (words, variables, parts) in [
+            (&["--lock", "no"][..], &[][..], ["--lock", "\"no\"", "exclusive"]),
+            (&[], &[("CLAUDE_TIMEOUT", "42D")], ["CLAUDE_TIMEOUT", "42D", "10m"]),
+            (&["-E", "256"], &[], ["--conflict-exit-code", "256", "255"]),
+            (&[], &[("CLAUDE_RUN_VERBOSITY", "loud")], ["CLAUDE_RUN_VERBOSITY", "loud", "quiet"]),
+            (&["--lock-file", ""], &[], ["--lock-file", "empty", "leave"]),
+            (&["--timeout", "-1"], &[], ["--timeout", "-1", "negative"]),
+        ] {
+            let message = format!("{:#}", resolve(words, variables).expect_err("accepted"));
+            for part in parts {
+                assert!(message.contains(part), "{message:?} lacks {part:?}");
+            }
+        }
+    }
+}

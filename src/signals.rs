@@ -1,0 +1,130 @@
+//! What signals do to claude-run and what they are to do to the child. Every disposition that we change is remembered as
+//! it was, because the child is to start as if its caller had started it.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::ptr;
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use signal_hook::low_level;
+use signal_hook_registry::{SigId, register_sigaction, unregister};
+
+use crate::event::{Event, Mouth, Sender};
+
+/// The signals that go on to the child.
+pub const FORWARDED: [Signal; 7] =
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT];
+
+/// Those of them that ask for an end.
+pub fn asks_for_an_end(signal: Signal) -> bool {
+    matches!(signal, Signal::SIGHUP | Signal::SIGQUIT | Signal::SIGTERM)
+}
+
+/// The dispositions that the child is to start with, as our caller left them to us.
+#[derive(Clone, Debug)]
+pub struct Inherited {
+    /// Signals that were ignored when we started: for the child they still are, and for us they ask for nothing.
+    pub ignored: SigSet,
+}
+
+impl Inherited {
+    /// Takes stock, and makes SIGCHLD and SIGPIPE and the mask what a supervisor needs.
+    ///
+    /// SIGCHLD goes to its default for us and the child: ignored, the kernel reaps behind our back and every wait fails.
+    /// SIGPIPE is ignored here alone: a closed stderr must not end a supervisor.
+    ///
+    /// # Errors
+    /// The kernel refuses sigaction(2).
+    pub fn take() -> io::Result<Self> {
+        let mut ignored = SigSet::empty();
+        for signal in FORWARDED.into_iter().chain([Signal::SIGTSTP, Signal::SIGUSR1, Signal::SIGPIPE]) {
+            if is_ignored(signal)? {
+                ignored.add(signal);
+            }
+        }
+        set(Signal::SIGCHLD, SigHandler::SigDfl)?;
+        set(Signal::SIGPIPE, SigHandler::SigIgn)?;
+        // A caller that had them blocked would make us, and then claude, deaf to TERM.
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        Ok(Self { ignored })
+    }
+
+    /// Puts back, in this process, what the child is to start with. For an exec in our own place, or in the child.
+    /// Async-signal-safe.
+    ///
+    /// # Errors
+    /// The kernel refuses sigaction(2).
+    pub fn restore(&self) -> nix::Result<()> {
+        for signal in FORWARDED.into_iter().chain([Signal::SIGTSTP, Signal::SIGUSR1, Signal::SIGPIPE, Signal::SIGCHLD]) {
+            set(signal, if self.ignored.contains(signal) { SigHandler::SigIgn } else { SigHandler::SigDfl })?;
+        }
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+    }
+}
+
+/// Handlers that put each of `signals` into a channel, in the order of arrival; gone when dropped.
+#[derive(Debug)]
+pub struct Handlers(Vec<SigId>);
+
+impl Handlers {
+    /// Installs them.
+    ///
+    /// # Errors
+    /// The kernel refuses sigaction(2).
+    pub fn install(signals: impl IntoIterator<Item = Signal>, mouth: &Mouth) -> io::Result<Self> {
+        let mut handlers = Self(Vec::new());
+        for signal in signals {
+            let mouth = mouth.clone();
+            let action = move |info: &libc::siginfo_t| mouth.put(Event::Signal(signal, sender(info)));
+            // SAFETY: the action only builds a record on the stack and write(2)s it: async-signal-safe.
+            handlers.0.push(unsafe { register_sigaction(signal as i32, action) }?);
+        }
+        Ok(handlers)
+    }
+}
+
+impl Drop for Handlers {
+    fn drop(&mut self) {
+        for id in self.0.drain(..) {
+            unregister(id);
+        }
+    }
+}
+
+/// Stops this process, as the default action of SIGTSTP would. Returns when it is continued.
+pub fn stop_ourselves() {
+    // It can fail for signals without a default action alone, and this one has one.
+    let _ = low_level::emulate_default_handler(libc::SIGTSTP);
+}
+
+/// A signal's name, SIG and all.
+pub fn name(signal: i32) -> String {
+    low_level::signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned)
+}
+
+fn sender(info: &libc::siginfo_t) -> Sender {
+    // SI_USER, SI_QUEUE and SI_TKILL, what a process can cause, are zero or less; all that the kernel causes is above.
+    if info.si_code > 0 {
+        return Sender::Kernel;
+    }
+    // SAFETY: with such a code the kernel has filled in si_pid.
+    Sender::Process(unsafe { info.si_pid() })
+}
+
+fn set(signal: Signal, handler: SigHandler) -> nix::Result<()> {
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: SIG_IGN and SIG_DFL run no code of ours.
+    unsafe { sigaction(signal, &action) }.map(|_| ())
+}
+
+fn is_ignored(signal: Signal) -> io::Result<bool> {
+    let mut current = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a null new action only asks; the kernel fills in the old one, and all-zero is a valid one besides.
+    let current = unsafe {
+        if libc::sigaction(signal as i32, ptr::null(), current.as_mut_ptr()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        current.assume_init()
+    };
+    Ok(current.sa_sigaction == libc::SIG_IGN)
+}
