@@ -42,7 +42,10 @@ impl Inherited {
                 ignored.add(signal);
             }
         }
-        set(Signal::SIGCHLD, SigHandler::SigDfl)?;
+        // Only where it is ignored: what else is there is the handler of an earlier run in this process, which counts on it.
+        if is_ignored(Signal::SIGCHLD)? {
+            set(Signal::SIGCHLD, SigHandler::SigDfl)?;
+        }
         set(Signal::SIGPIPE, SigHandler::SigIgn)?;
         // A caller that had them blocked would make us, and then claude, deaf to TERM.
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;

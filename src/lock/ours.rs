@@ -56,7 +56,7 @@ pub(super) fn is_held_by_inherited_descriptor(identity: Identity) -> bool {
     })
 }
 
-/// A line as `lock:	1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF` stands in the fdinfo of the descriptor that holds it.
+/// A line as `lock: 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF` stands in the fdinfo of the descriptor that holds it.
 fn holds_flock(fdinfo: &str) -> bool {
     fdinfo.lines().filter_map(|line| line.strip_prefix("lock:")).any(|lock| {
         let words: Vec<_> = lock.split_whitespace().collect();

@@ -71,10 +71,9 @@ fn until_answered(channel: &mut Channel, lock: &Lock, deadline: Option<Instant>,
         for event in &events {
             let Event::Signal(signal, _) = *event else { continue };
             match signal {
+                _ if lock.ignored.contains(signal) => {}
                 Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGUSR2 => {
-                    if !lock.ignored.contains(signal) {
-                        return Ok(Some(Waited::EndedBy(signal as i32)));
-                    }
+                    return Ok(Some(Waited::EndedBy(signal as i32)));
                 }
                 Signal::SIGTSTP => signals::stop_ourselves(),
                 Signal::SIGUSR1 => display.say(),

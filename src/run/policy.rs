@@ -113,9 +113,10 @@ pub struct Policy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Child {
     Running,
-    /// It was told to end; at this time it is made to.
+    /// It was told to end; at this time it is made to. `by_term`: somebody has sent us a TERM for it.
     Ending {
         kill_at: Option<Instant>,
+        by_term: bool,
     },
     /// KILL was sent.
     Dying,
@@ -147,7 +148,7 @@ impl Policy {
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.child {
             Child::Running => self.hard_deadline,
-            Child::Ending { kill_at } | Child::Leaving { kill_at, .. } => kill_at,
+            Child::Ending { kill_at, .. } | Child::Leaving { kill_at, .. } => kill_at,
             Child::Clearing { give_up_at, .. } => give_up_at,
             Child::Dying | Child::Gone(_) => None,
         }
@@ -225,9 +226,14 @@ impl Policy {
     fn on_request_to_end(&mut self, signal: Signal, now: Instant) -> Vec<Action> {
         match self.child {
             Child::Running => {
-                self.child = Child::Ending { kill_at: after(now, self.rules.kill_grace) };
+                let by_term = signal == Signal::SIGTERM;
+                self.child = Child::Ending { kill_at: after(now, self.rules.kill_grace), by_term };
                 // Forwarded by now; a stopped child hears it only once it is continued.
                 self.continue_if_stopped()
+            }
+            Child::Ending { kill_at, by_term: false } if signal == Signal::SIGTERM => {
+                self.child = Child::Ending { kill_at, by_term: true };
+                Vec::new()
             }
             Child::Ending { .. } if signal == Signal::SIGTERM => {
                 let mut actions = vec![Action::Tell(Notice::Impatience)];
@@ -285,7 +291,7 @@ impl Policy {
         match self.child {
             Child::Running => {
                 self.hit_limit = true;
-                self.child = Child::Ending { kill_at: after(now, self.rules.kill_grace) };
+                self.child = Child::Ending { kill_at: after(now, self.rules.kill_grace), by_term: false };
                 let mut actions = vec![Action::Tell(Notice::HardLimit), Action::SignalChild(Signal::SIGTERM)];
                 actions.extend(self.continue_if_stopped());
                 actions

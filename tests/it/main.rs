@@ -1,1 +1,20 @@
+//! The promises of claude-run, proved on the built binary. One file per kind of promise, one test per promise; `env` pins
+//! everything that a test could otherwise take over from the machine it runs on.
 
+#![expect(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test says what is wrong by ending")]
+
+mod command_line;
+mod config_dir;
+mod docs;
+mod env;
+mod exit_codes;
+mod leftovers;
+mod limits;
+mod lock;
+mod nested;
+mod quiet;
+mod sdk;
+mod shim;
+mod signals;
+mod start;
+mod terminal;

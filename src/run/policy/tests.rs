@@ -1,1 +1,280 @@
+//! Every state against every happening, with a clock that is only counted.
 
+use super::*;
+
+const GRACE: Duration = Duration::from_secs(5);
+const TERMINAL: Sender = Sender::Kernel;
+const SOMEBODY: Sender = Sender::Process(4711);
+
+struct Case {
+    policy: Policy,
+    start: Instant,
+}
+
+fn rules() -> Rules {
+    Rules {
+        hard_limit: Some(Duration::from_secs(60)),
+        kill_grace: Some(GRACE),
+        leftovers: Leftovers::Kill,
+        group: Group::Own,
+        ignored: SigSet::empty(),
+    }
+}
+
+fn case(change: impl FnOnce(&mut Rules)) -> Case {
+    let mut rules = rules();
+    change(&mut rules);
+    let start = Instant::now();
+    Case { policy: Policy::new(rules, start), start }
+}
+
+impl Case {
+    fn at(&mut self, seconds: u64, happening: Happening) -> Vec<Action> {
+        self.policy.on(happening, self.start + Duration::from_secs(seconds))
+    }
+
+    fn term(&mut self, seconds: u64) -> Vec<Action> {
+        self.at(seconds, Happening::Signal(Signal::SIGTERM, SOMEBODY))
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        self.policy.next_deadline().map(|at| (at - self.start).as_secs())
+    }
+}
+
+#[test]
+fn a_child_that_ends_alone_is_over_at_once() {
+    let mut case = case(|_| {});
+    assert_eq!(case.deadline(), Some(60));
+    assert_eq!(case.at(1, Happening::Ended(Ending::Exited(3), Tree::Empty)), []);
+    assert_eq!(case.policy.verdict(), Some((Ending::Exited(3), false)));
+}
+
+#[test]
+fn the_hard_limit_is_term_then_kill_to_the_tree() {
+    let mut case = case(|_| {});
+    assert_eq!(case.at(59, Happening::Clock), []);
+    assert_eq!(case.at(60, Happening::Clock), [Action::Tell(Notice::HardLimit), Action::SignalChild(Signal::SIGTERM)]);
+    assert_eq!(case.deadline(), Some(65));
+    assert_eq!(case.at(64, Happening::Clock), []);
+    assert_eq!(case.at(65, Happening::Clock), [Action::Tell(Notice::KillGrace), Action::SignalTree(Signal::SIGKILL)]);
+    assert_eq!(case.deadline(), None);
+    case.at(66, Happening::Ended(Ending::Killed(9), Tree::Empty));
+    assert_eq!(case.policy.verdict(), Some((Ending::Killed(9), true)));
+}
+
+#[test]
+fn limits_that_are_off_have_no_deadline() {
+    let mut case = case(|rules| (rules.hard_limit, rules.kill_grace) = (None, None));
+    assert_eq!(case.deadline(), None);
+    assert_eq!(case.term(1), [Action::SignalChild(Signal::SIGTERM)]);
+    assert_eq!(case.deadline(), None);
+    assert_eq!(
+        case.at(2, Happening::Ended(Ending::Killed(15), Tree::Alive)),
+        [Action::Tell(Notice::Leftovers), Action::SignalTree(Signal::SIGTERM)]
+    );
+    assert_eq!(case.deadline(), None);
+}
+
+#[test]
+fn leftovers_get_term_then_kill_and_the_run_lasts_as_long_as_they() {
+    let mut case = case(|_| {});
+    assert_eq!(
+        case.at(10, Happening::Ended(Ending::Exited(0), Tree::Alive)),
+        [Action::Tell(Notice::Leftovers), Action::SignalTree(Signal::SIGTERM)]
+    );
+    assert_eq!((case.policy.verdict(), case.deadline()), (None, Some(15)));
+    assert_eq!(case.at(11, Happening::TreeChanged(Tree::Alive)), [Action::SignalTree(Signal::SIGTERM)]);
+    assert_eq!(case.at(15, Happening::Clock), [Action::Tell(Notice::KillGrace), Action::SignalTree(Signal::SIGKILL)]);
+    assert_eq!(case.at(16, Happening::TreeChanged(Tree::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
+    assert_eq!(case.policy.verdict(), None);
+    assert_eq!(case.at(17, Happening::TreeChanged(Tree::Empty)), []);
+    assert_eq!(case.policy.verdict(), Some((Ending::Exited(0), false)));
+}
+
+#[test]
+fn the_hard_limit_does_not_count_for_leftovers() {
+    let mut case = case(|_| {});
+    case.at(59, Happening::Ended(Ending::Exited(0), Tree::Alive));
+    assert_eq!(case.at(60, Happening::Clock), []);
+    case.at(61, Happening::TreeChanged(Tree::Empty));
+    assert_eq!(case.policy.verdict(), Some((Ending::Exited(0), false)));
+}
+
+#[test]
+fn kept_leftovers_are_nobody_s_business() {
+    let mut case = case(|rules| rules.leftovers = Leftovers::Keep);
+    case.term(1);
+    assert_eq!(
+        case.term(2),
+        [Action::SignalChild(Signal::SIGTERM), Action::Tell(Notice::Impatience), Action::SignalChild(Signal::SIGKILL)]
+    );
+    assert_eq!(case.at(3, Happening::Ended(Ending::Killed(9), Tree::Alive)), []);
+    assert_eq!(case.policy.verdict(), Some((Ending::Killed(9), false)));
+}
+
+#[test]
+fn who_is_out_of_reach_is_given_up_after_a_moment_and_not_before() {
+    let mut case = case(|_| {});
+    case.at(1, Happening::Ended(Ending::Exited(0), Tree::Alive));
+    assert_eq!(case.at(2, Happening::OutOfReach), [], "a TERM that reaches nobody is no reason to give up");
+    assert_eq!(case.deadline(), Some(6));
+    case.at(6, Happening::Clock);
+    case.at(6, Happening::OutOfReach);
+    case.at(6, Happening::OutOfReach);
+    assert_eq!(case.deadline(), Some(7));
+    assert_eq!(case.at(7, Happening::Clock), [Action::Tell(Notice::OutOfReach)]);
+    assert_eq!(case.policy.verdict(), Some((Ending::Exited(0), false)));
+}
+
+#[test]
+fn a_stopped_child_gets_cont_with_its_term_whichever_is_seen_first() {
+    let mut stopped_first = case(|_| {});
+    stopped_first.at(1, Happening::Stopped);
+    assert_eq!(stopped_first.term(2), [Action::SignalChild(Signal::SIGTERM), Action::SignalChild(Signal::SIGCONT)]);
+    let mut term_first = case(|_| {});
+    assert_eq!(term_first.term(1), [Action::SignalChild(Signal::SIGTERM)]);
+    assert_eq!(term_first.at(2, Happening::Stopped), [Action::SignalChild(Signal::SIGCONT)]);
+    let mut limit = case(|_| {});
+    limit.at(1, Happening::Stopped);
+    assert!(limit.at(60, Happening::Clock).contains(&Action::SignalChild(Signal::SIGCONT)));
+    let mut resumed = case(|_| {});
+    resumed.at(1, Happening::Stopped);
+    resumed.at(2, Happening::Continued);
+    assert_eq!(resumed.term(3), [Action::SignalChild(Signal::SIGTERM)]);
+}
+
+#[test]
+fn a_group_of_its_own_hears_everything_and_ours_only_what_was_sent_to_us() {
+    for signal in FORWARDED {
+        for sender in [TERMINAL, SOMEBODY] {
+            let actions = case(|_| {}).at(1, Happening::Signal(signal, sender));
+            assert_eq!(actions, [Action::SignalChild(signal)], "own group, {signal}, {sender:?}");
+            let actions = case(|rules| rules.group = Group::Shared).at(1, Happening::Signal(signal, sender));
+            let forwarded = sender == SOMEBODY && signal != Signal::SIGCONT;
+            assert_eq!(actions.contains(&Action::SignalChild(signal)), forwarded, "shared group, {signal}, {sender:?}");
+        }
+    }
+}
+
+#[test]
+fn a_continue_reaches_a_child_in_our_group_only_if_it_is_stopped() {
+    let mut case = case(|rules| rules.group = Group::Shared);
+    case.at(1, Happening::Stopped);
+    assert_eq!(case.at(2, Happening::Signal(Signal::SIGCONT, SOMEBODY)), [Action::SignalChild(Signal::SIGCONT)]);
+}
+
+#[test]
+fn requests_to_end_start_the_kill_grace_where_they_are_for_us() {
+    for group in [Group::Own, Group::Shared] {
+        for sender in [TERMINAL, SOMEBODY] {
+            for signal in FORWARDED {
+                let mut case = case(|rules| rules.group = group);
+                case.at(1, Happening::Signal(signal, sender));
+                let quit_key = signal == Signal::SIGQUIT && sender == TERMINAL && group == Group::Shared;
+                let started = case.deadline() == Some(6);
+                assert_eq!(started, asks_for_an_end(signal) && !quit_key, "{group:?}, {signal}, {sender:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_our_caller_ignores_is_passed_on_and_not_acted_upon() {
+    let mut case = case(|rules| rules.ignored.add(Signal::SIGHUP));
+    assert_eq!(case.at(1, Happening::Signal(Signal::SIGHUP, TERMINAL)), [Action::SignalChild(Signal::SIGHUP)]);
+    assert_eq!(case.deadline(), Some(60));
+}
+
+#[test]
+fn only_a_second_term_is_impatient() {
+    for first in FORWARDED {
+        for second in FORWARDED {
+            let mut case = case(|_| {});
+            case.at(1, Happening::Signal(first, SOMEBODY));
+            let actions = case.at(2, Happening::Signal(second, SOMEBODY));
+            let twice = first == Signal::SIGTERM && second == Signal::SIGTERM;
+            assert_eq!(actions.contains(&Action::SignalTree(Signal::SIGKILL)), twice, "{first}, {second}");
+        }
+    }
+    let mut limit = case(|_| {});
+    limit.at(60, Happening::Clock);
+    assert_eq!(limit.term(61), [Action::SignalChild(Signal::SIGTERM)], "the first that somebody has sent");
+    assert!(limit.term(62).contains(&Action::SignalTree(Signal::SIGKILL)));
+}
+
+#[test]
+fn a_term_while_leftovers_have_their_grace_ends_it() {
+    let mut case = case(|_| {});
+    case.at(1, Happening::Ended(Ending::Exited(0), Tree::Alive));
+    assert_eq!(case.term(2), [Action::Tell(Notice::Impatience), Action::SignalTree(Signal::SIGKILL)]);
+    assert_eq!(case.at(3, Happening::Signal(Signal::SIGINT, SOMEBODY)), [], "its pid is that of its remains");
+}
+
+#[test]
+fn stop_and_report_work_in_every_state() {
+    let states: [&[Happening]; 4] = [
+        &[],
+        &[Happening::Signal(Signal::SIGTERM, SOMEBODY)],
+        &[Happening::Ended(Ending::Exited(0), Tree::Alive)],
+        &[Happening::Ended(Ending::Exited(0), Tree::Alive), Happening::Signal(Signal::SIGTERM, SOMEBODY)],
+    ];
+    for (number, happenings) in states.into_iter().enumerate() {
+        let mut case = case(|_| {});
+        for &happening in happenings {
+            case.at(1, happening);
+        }
+        assert_eq!(case.at(2, Happening::Signal(Signal::SIGUSR1, SOMEBODY)), [Action::Report]);
+        let stop = case.at(2, Happening::Signal(Signal::SIGTSTP, SOMEBODY));
+        assert_eq!(stop.last(), Some(&Action::StopOurselves(SOMEBODY)));
+        assert_eq!(stop.contains(&Action::SignalChild(Signal::SIGTSTP)), number < 2, "only a child that is there");
+    }
+}
+
+/// Whatever happens in whatever order, for sequences of four out of all happenings: a child is never signalled after its
+/// end, nothing happens after the verdict, and the deadline is never in the past once the clock was read.
+#[test]
+fn no_order_of_happenings_breaks_a_promise() {
+    let happenings: Vec<Happening> = FORWARDED
+        .into_iter()
+        .map(|signal| Happening::Signal(signal, SOMEBODY))
+        .chain([
+            Happening::Signal(Signal::SIGINT, TERMINAL),
+            Happening::Stopped,
+            Happening::Continued,
+            Happening::Ended(Ending::Exited(7), Tree::Empty),
+            Happening::Ended(Ending::Exited(7), Tree::Alive),
+            Happening::TreeChanged(Tree::Alive),
+            Happening::TreeChanged(Tree::Empty),
+            Happening::OutOfReach,
+            Happening::Clock,
+        ])
+        .collect();
+    let count = happenings.len();
+    for leftovers in [Leftovers::Kill, Leftovers::Keep] {
+        for group in [Group::Own, Group::Shared] {
+            for order in 0..count.pow(4) {
+                let mut case = case(|rules| (rules.leftovers, rules.group) = (leftovers, group));
+                let mut ended = false;
+                let sequence: Vec<_> = (0..4).map(|place| happenings[order / count.pow(place) % count]).collect();
+                for (step, &happening) in sequence.iter().enumerate() {
+                    let about_the_end = matches!(happening, Happening::Ended(..));
+                    if (about_the_end && ended) || case.policy.verdict().is_some() {
+                        break; // cannot happen: a child ends once, and a run that is over is not asked any more
+                    }
+                    ended |= about_the_end;
+                    let now = case.start + Duration::from_secs(70 * (step as u64 + 1));
+                    let mut actions = case.policy.on(happening, now);
+                    actions.extend(case.policy.on(Happening::Clock, now));
+                    if ended {
+                        assert!(!actions.iter().any(|action| matches!(action, Action::SignalChild(_))), "{sequence:?}");
+                    }
+                    if leftovers == Leftovers::Keep {
+                        assert!(!actions.iter().any(|action| matches!(action, Action::SignalTree(_))), "{sequence:?}");
+                    }
+                    assert!(case.policy.next_deadline().is_none_or(|deadline| deadline > now), "{sequence:?}");
+                }
+            }
+        }
+    }
+}

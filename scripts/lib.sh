@@ -1,0 +1,28 @@
+# shellcheck shell=bash
+# What the scripts share: being in the checkout, and having the tools. Sourced, never run.
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$top" || exit
+
+say() { printf '\n== %s\n' "$*"; }
+die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 2; }
+
+# need COMMAND PACKAGE: has COMMAND, or installs Debian's PACKAGE, or says what to do.
+need() {
+  ! command -v "$1" >/dev/null || return 0
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    die "$1 is missing; install it (on Debian: apt-get install $2) and try again"
+  fi
+  say "installing $2"
+  if ! apt-get install -y --no-install-recommends "$2" >/dev/null 2>&1; then
+    apt-get update >/dev/null && apt-get install -y --no-install-recommends "$2" >/dev/null
+  fi
+  command -v "$1" >/dev/null || die "$2 was installed, but there is no $1"
+}
+
+# need_cargo SUBCOMMAND: has `cargo SUBCOMMAND`, or builds and installs it.
+need_cargo() {
+  ! cargo "$1" --version >/dev/null 2>&1 || return 0
+  say "installing cargo-$1 (a few minutes, once)"
+  cargo install --locked --quiet "cargo-$1"
+}

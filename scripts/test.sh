@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Everything that has to be right before a change lands: format, lints, tests, docs, scripts, dependencies.
+# Installs what is missing. Cargo's own arguments for the tests may follow:
+#
+#   scripts/test.sh                         all of it
+#   cargo test --test it lock::             one file of tests
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
+need cc gcc
+need shellcheck shellcheck
+need flock util-linux
+need script bsdutils
+need tini tini
+need_cargo deny
+for component in rustfmt clippy; do
+  cargo "${component#rust}" --version >/dev/null 2>&1 || rustup component add "$component"
+done
+
+say "format"
+cargo fmt --check
+say "lints"
+cargo clippy --all-targets --locked --quiet -- -D warnings
+say "scripts"
+shellcheck --external-sources scripts/*.sh .ci/run
+say "docs"
+RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet
+say "dependencies"
+# The advisory database is fetched from elsewhere, so it is left to `cargo deny check advisories`, by hand.
+cargo deny --locked check bans licenses sources
+say "tests"
+cargo test --locked "$@"
+say "the release binary is static"
+cargo build --release --locked --quiet
+if LC_ALL=C ldd target/release/claude-run 2>&1 | grep -q '=>'; then
+  die "target/release/claude-run is linked dynamically"
+fi
+say "all is well"

@@ -1,0 +1,97 @@
+//! The config dir: looked at before anything else, because claude fails over it in silence.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::env::{Env, fake_claude};
+
+fn stderr(assert: &assert_cmd::assert::Assert) -> String {
+    String::from_utf8_lossy(&assert.get_output().stderr).into_owned()
+}
+
+#[test]
+fn a_missing_one_is_made_for_its_owner_alone() {
+    let env = Env::new();
+    let dir = env.path("deep/config");
+    env.claude_run().env("CLAUDE_CONFIG_DIR", &dir).arg("true").assert().code(0).stderr("");
+    assert_eq!(fs::metadata(&dir).expect("made").permissions().mode() & 0o777, 0o700);
+    assert!(dir.join("session.lock").exists());
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset_here_and_for_the_child() {
+    let env = Env::new();
+    let assert = env
+        .claude_run()
+        .env("CLAUDE_CONFIG_DIR", "")
+        .env("CLAUDE_RUN_CLAUDE", fake_claude())
+        .args(["--", "-p", "env CLAUDE_CONFIG_DIR"])
+        .assert();
+    let assert = assert.code(0).stdout("CLAUDE_CONFIG_DIR unset\n");
+    assert!(stderr(&assert).contains("CLAUDE_CONFIG_DIR is set but empty"));
+    assert!(env.lock_file().exists());
+}
+
+#[test]
+fn the_flag_moves_it_for_the_child_as_well() {
+    let env = Env::new();
+    let dir = env.path("config").display().to_string();
+    let run = env
+        .claude_run()
+        .args(["--config-dir", "config", "--claude"])
+        .arg(fake_claude())
+        .args(["--", "-p", "env CLAUDE_CONFIG_DIR"])
+        .assert();
+    run.code(0).stdout(format!("CLAUDE_CONFIG_DIR={dir}\n"));
+    assert!(env.path("config/session.lock").exists());
+}
+
+#[test]
+fn a_file_in_its_place_is_125_and_named() {
+    let env = Env::new();
+    fs::write(env.path("file"), "").expect("a file");
+    let assert = env.claude_run().env("CLAUDE_CONFIG_DIR", env.path("file")).args(["touch", "started"]).assert().code(125);
+    assert!(stderr(&assert).contains(&env.path("file").display().to_string()));
+    let assert =
+        env.claude_run().env("CLAUDE_CONFIG_DIR", env.path("file/below")).args(["touch", "started"]).assert().code(125);
+    assert!(stderr(&assert).contains("file/below"));
+    env.claude_run().env("CLAUDE_CONFIG_DIR", "/proc/nonesuch").args(["touch", "started"]).assert().code(125);
+    assert!(!env.path("started").exists());
+}
+
+#[test]
+fn without_a_home_it_says_what_to_set() {
+    let env = Env::new();
+    let assert = env.claude_run().env_remove("HOME").arg("true").assert().code(125);
+    assert!(stderr(&assert).contains("HOME") && stderr(&assert).contains("CLAUDE_CONFIG_DIR"));
+    env.claude_run().env_remove("HOME").args(["--lock", "pass-through", "true"]).assert().code(0);
+    env.claude_run().env_remove("HOME").arg("--lock-file").arg(env.path("lock")).arg("true").assert().code(0);
+}
+
+#[test]
+fn oddities_that_claude_would_not_mention_are_warned_of() {
+    let env = Env::new();
+    let decomposed = env.path("cafe\u{301}");
+    let assert = env.claude_run().env("CLAUDE_CONFIG_DIR", &decomposed).arg("true").assert().code(0);
+    assert!(stderr(&assert).contains("NFC"));
+    env.claude_run().env("CLAUDE_CONFIG_DIR", env.path("caf\u{e9}")).arg("true").assert().code(0).stderr("");
+    let assert = env.claude_run().env("CLAUDE_CONFIG_DIR", "relative").arg("true").assert().code(0);
+    assert!(stderr(&assert).contains("relative"));
+}
+
+#[test]
+fn one_that_is_not_writable_is_warned_of_and_used() {
+    if !crate::env::can_unshare("-rm") {
+        return;
+    }
+    // A read-only mount, since root may write anywhere else.
+    let env = Env::new();
+    let path = env.make_lock_file();
+    let dir = path.parent().expect("a parent").display().to_string();
+    let script = format!(r#"mount --bind '{dir}' '{dir}' && mount -o remount,bind,ro '{dir}' && "$0" -- echo ran"#);
+    let mut unshare = env.command("unshare");
+    unshare.args(["-rm", "bash", "-c", &script]).arg(crate::env::binary()).env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
+    let ended = crate::env::Running::start(unshare).end();
+    assert_eq!((ended.code(), &ended.stdout[..]), (0, &["ran".to_owned()][..]), "{ended:?}");
+    assert!(ended.stderr_text().contains("not writable"), "{ended:?}");
+}

@@ -1,0 +1,302 @@
+//! One test environment: a temporary HOME, a cleared environment, the built binary, the fake claude, and processes that
+//! end with the test. Everything waits for something to be seen, with a ceiling, and fails with what was seen instead.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use wait_timeout::ChildExt;
+
+/// Longer than anything takes on a busy machine.
+pub(crate) const CEILING: Duration = Duration::from_secs(60);
+
+/// The surroundings of one test.
+pub(crate) struct Env {
+    dir: TempDir,
+}
+
+impl Env {
+    pub(crate) fn new() -> Self {
+        let dir = TempDir::new().expect("a temporary directory");
+        fs::create_dir(dir.path().join("home")).expect("a home");
+        Self { dir }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn home(&self) -> PathBuf {
+        self.path("home")
+    }
+
+    /// The session lock that claude-run takes here, unless told otherwise.
+    pub(crate) fn lock_file(&self) -> PathBuf {
+        self.home().join(".claude/session.lock")
+    }
+
+    /// Makes the config dir and the lock file, as an old caller would have.
+    pub(crate) fn make_lock_file(&self) -> PathBuf {
+        let path = self.lock_file();
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a config dir");
+        fs::File::options().create(true).append(true).open(&path).expect("a lock file");
+        path
+    }
+
+    /// Writes an executable script.
+    pub(crate) fn script(&self, name: &str, text: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+        fs::write(&path, text).expect("a script");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a mode");
+        path
+    }
+
+    /// `program` with nothing in its environment but PATH and HOME.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", self.home()).current_dir(self.dir.path());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// claude-run, for assert_cmd: runs to its end and shows all of it if an assertion fails.
+    pub(crate) fn claude_run(&self) -> assert_cmd::Command {
+        let mut command = assert_cmd::Command::from_std(self.command(binary()));
+        command.timeout(CEILING);
+        command
+    }
+
+    /// claude-run, as a process to be watched.
+    pub(crate) fn start<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Running {
+        let mut command = self.command(binary());
+        command.args(arguments);
+        Running::start(command)
+    }
+
+    /// claude-run with the fake claude going through `steps`.
+    pub(crate) fn start_fake(&self, options: &[&str], steps: &str) -> Running {
+        let mut command = self.command(binary());
+        command.arg("--claude").arg(fake_claude()).args(options).args(["--", "-p", steps]);
+        Running::start(command)
+    }
+
+    /// flock(1) that holds the session lock until it is let go; returns once it holds it.
+    pub(crate) fn hold_lock(&self) -> Running {
+        let mut command = self.command("flock");
+        command.arg(self.make_lock_file()).args(["sh", "-c", "echo held; exec cat"]).stdin(Stdio::piped());
+        let holder = Running::start(command);
+        holder.expect_line("held");
+        holder
+    }
+
+    /// Whether somebody holds the session lock, by the judgement of flock(1).
+    pub(crate) fn is_locked(&self) -> bool {
+        let mut flock = self.command("flock");
+        flock.args(["-n", "-E", "77"]).arg(self.lock_file()).arg("true").stderr(Stdio::null());
+        flock.status().expect("flock").code() == Some(77)
+    }
+}
+
+/// The claude-run under test.
+pub(crate) fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_claude-run"))
+}
+
+/// The fake claude: an example target, which a plain `cargo test` has built; a narrower call builds it here.
+pub(crate) fn fake_claude() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let path = binary().with_file_name("examples").join("fake_claude");
+        let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_claude/main.rs");
+        if modified(&path) < modified(&source) {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["build", "--quiet", "--locked", "--example", "fake_claude"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+            if binary().parent().is_some_and(|dir| dir.ends_with("release")) {
+                cargo.arg("--release");
+            }
+            assert!(cargo.status().expect("cargo").success(), "{cargo:?}");
+        }
+        path
+    })
+}
+
+/// A process under watch: its lines as they come, its end; killed when the test is over, however that came.
+pub(crate) struct Running {
+    child: Child,
+    stdout: Receiver<String>,
+    stderr: Receiver<String>,
+    about: String,
+}
+
+/// How a process ended, and what it had printed that nobody asked for.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: Vec<String>,
+    pub(crate) stderr: Vec<String>,
+}
+
+impl Ended {
+    /// The exit code, as a shell would show it.
+    pub(crate) fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().expect("ended"))
+    }
+
+    pub(crate) fn stderr_text(&self) -> String {
+        self.stderr.join("\n")
+    }
+}
+
+impl Running {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let about = format!("{command:?}");
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|error| panic!("{about}: {error}"));
+        let stdout = lines(child.stdout.take().expect("piped"));
+        let stderr = lines(child.stderr.take().expect("piped"));
+        Self { child, stdout, stderr, about }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.about));
+    }
+
+    /// The next line on stdout.
+    pub(crate) fn line(&self) -> String {
+        self.next_of(&self.stdout, "stdout")
+    }
+
+    /// The next line on stderr.
+    pub(crate) fn message(&self) -> String {
+        self.next_of(&self.stderr, "stderr")
+    }
+
+    pub(crate) fn expect_line(&self, expected: &str) {
+        assert_eq!(self.line(), expected, "{}", self.about);
+    }
+
+    /// `ready PID PPID PGID SID` of the fake claude.
+    pub(crate) fn ready(&self) -> [i32; 4] {
+        let line = self.line();
+        let numbers: Vec<_> = line
+            .strip_prefix("ready ")
+            .unwrap_or_else(|| panic!("{line}"))
+            .split(' ')
+            .map(|word| word.parse().expect("a number"))
+            .collect();
+        numbers.try_into().expect("four numbers")
+    }
+
+    /// Closes what the process reads, for one that waits for that.
+    pub(crate) fn let_go(&mut self) {
+        self.child.stdin = None;
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_none()
+    }
+
+    pub(crate) fn end(mut self) -> Ended {
+        let status =
+            self.child.wait_timeout(CEILING).expect("a child").unwrap_or_else(|| panic!("still running: {}", self.about));
+        Ended { status, stdout: drain(&self.stdout), stderr: drain(&self.stderr) }
+    }
+
+    fn next_of(&self, lines: &Receiver<String>, name: &str) -> String {
+        lines.recv_timeout(CEILING).unwrap_or_else(|error| {
+            let others = (self.stdout.try_iter().collect::<Vec<_>>(), self.stderr.try_iter().collect::<Vec<_>>());
+            panic!("no line on {name} ({error}) of {}; else there was {others:?}", self.about)
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A supervisor that is asked to end twice leaves nothing behind, and needs no grace.
+        for signal in [Signal::SIGCONT, Signal::SIGTERM, Signal::SIGTERM] {
+            if !self.is_running() {
+                return;
+            }
+            self.signal(signal);
+            thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.wait_timeout(Duration::from_secs(10));
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
+            line.clear();
+            if sender.send(text).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// What is left to read. A descendant that was kept on purpose may hold the pipe open, so the end of it is not awaited
+/// for ever.
+fn drain(lines: &Receiver<String>) -> Vec<String> {
+    let mut all = Vec::new();
+    loop {
+        match lines.recv_timeout(Duration::from_millis(300)) {
+            Ok(line) => all.push(line),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return all,
+        }
+    }
+}
+
+/// Waits until `what` is so.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < CEILING, "never: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether the process is there and no zombie.
+pub(crate) fn is_alive(pid: i32) -> bool {
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+/// The state letter of /proc/PID/stat.
+pub(crate) fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Whether this machine lets us make the namespaces that a container has. Where it could, a test may not be skipped.
+pub(crate) fn can_unshare(flags: &str) -> bool {
+    let can = Command::new("unshare").args([flags, "true"]).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+    if !can {
+        assert!(std::env::var_os("CI").is_none(), "unshare {flags} is refused here, where every test has to run");
+        eprintln!("SKIPPED: unshare {flags} is refused on this machine");
+    }
+    can
+}

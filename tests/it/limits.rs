@@ -1,0 +1,116 @@
+//! The hard limit and the kill grace.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::env::{Env, is_alive};
+
+#[test]
+fn the_hard_limit_ends_a_child_with_124_whatever_it_says_itself() {
+    let env = Env::new();
+    for steps in ["ready; hang", "on TERM exit 0; ready; hang", "on TERM exit 9; ready; hang"] {
+        let started = Instant::now();
+        let run = env.start_fake(&["--timeout", "0.3"], steps);
+        let [child, ..] = run.ready();
+        let ended = run.end();
+        assert_eq!(ended.code(), 124, "{steps}");
+        assert!(started.elapsed() >= Duration::from_millis(300));
+        assert!(ended.stderr_text().contains("hard limit"), "{ended:?}");
+        assert!(!is_alive(child));
+    }
+}
+
+#[test]
+fn a_child_and_a_tool_that_ignore_term_get_kill_after_the_kill_grace() {
+    let env = Env::new();
+    let started = Instant::now();
+    let run = env.start_fake(
+        &["--timeout", "0.2", "--kill-after", "0.4"],
+        "ignore TERM; tool& trap '' TERM && echo $$ && exec sleep 600; hang",
+    );
+    let tool = run.line().parse().expect("a pid");
+    let ended = run.end();
+    assert_eq!(ended.code(), 124);
+    assert!(started.elapsed() >= Duration::from_millis(600));
+    assert!(ended.stderr_text().contains("kill grace"), "{ended:?}");
+    assert!(!is_alive(tool));
+}
+
+#[test]
+fn a_stopped_child_is_ended_by_the_limit() {
+    let env = Env::new();
+    let run = env.start_fake(&["--timeout", "0.3"], "stop; hang");
+    assert_eq!(run.end().code(), 124);
+}
+
+#[test]
+fn durations_that_mean_no_limit_or_a_far_one_never_fire() {
+    let env = Env::new();
+    for duration in ["0", "none", "infinity", "1d", "1h 30m", "1e300", "9999999999999999999d", "18446744073709551616"] {
+        env.claude_run().args(["--timeout", duration, "sh", "-c", "sleep 0.05; exit 3"]).assert().code(3).stderr("");
+    }
+}
+
+#[test]
+fn a_tiny_limit_is_a_limit() {
+    let env = Env::new();
+    for duration in ["1e-3", "1ms", "1e-30"] {
+        env.claude_run().args(["--timeout", duration, "sleep", "600"]).assert().code(124);
+    }
+}
+
+#[test]
+fn what_is_no_duration_is_refused_and_nothing_started() {
+    let env = Env::new();
+    for option in ["--timeout", "--wait", "--kill-after"] {
+        for duration in ["-1", "42D", "x", "", "1,5"] {
+            let assert = env.claude_run().arg(format!("{option}={duration}")).args(["touch", "started"]).assert().code(125);
+            let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+            assert!(stderr.contains(option), "{stderr}");
+        }
+    }
+    assert!(!env.path("started").exists());
+}
+
+#[test]
+fn the_wait_for_the_lock_does_not_count() {
+    let env = Env::new();
+    let mut holder = env.hold_lock();
+    let run = env.start_fake(&["--timeout", "0.5"], "sleep 0.1; exit 3");
+    assert!(run.message().contains("waiting for the session lock"));
+    std::thread::sleep(Duration::from_millis(700)); // longer than the limit: it is this time that must not count
+    holder.let_go();
+    assert_eq!(run.end().code(), 3);
+}
+
+#[test]
+fn a_second_term_ends_the_kill_grace_at_once() {
+    let env = Env::new();
+    let run = env.start_fake(&["--kill-after", "1h"], "signals; ready; hang");
+    run.ready();
+    run.signal(Signal::SIGTERM);
+    run.expect_line("signal TERM");
+    run.signal(Signal::SIGTERM);
+    let ended = run.end();
+    assert_eq!(ended.code(), 137);
+    assert!(ended.stderr_text().contains("second TERM"), "{ended:?}");
+}
+
+#[test]
+fn hup_and_quit_start_the_kill_grace_as_well_but_int_does_not() {
+    let env = Env::new();
+    for signal in [Signal::SIGHUP, Signal::SIGQUIT] {
+        let run = env.start_fake(&["--kill-after", "0.2"], "signals; ready; hang");
+        run.ready();
+        run.signal(signal);
+        assert_eq!(run.end().code(), 137, "{signal}");
+    }
+    let mut run = env.start_fake(&["--kill-after", "0.01"], "signals; ready; hang");
+    run.ready();
+    run.signal(Signal::SIGINT);
+    run.expect_line("signal INT");
+    run.signal(Signal::SIGUSR2);
+    run.expect_line("signal USR2");
+    assert!(run.is_running());
+}

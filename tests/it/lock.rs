@@ -1,0 +1,306 @@
+//! The session lock: who is kept out, for how long, and what becomes of it.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+use crate::env::{Env, Running, binary, until};
+
+#[test]
+fn a_busy_lock_without_a_wait_is_75_at_once_and_nothing_started() {
+    let env = Env::new();
+    let _holder = env.hold_lock();
+    env.claude_run().args(["--wait", "0", "touch", "started"]).assert().code(75).stdout("");
+    env.claude_run().args(["--wait", "0", "-E", "123", "touch", "started"]).assert().code(123);
+    env.claude_run()
+        .env("CLAUDE_RUN_WAIT", "0")
+        .env("CLAUDE_RUN_CONFLICT_EXIT_CODE", "0")
+        .args(["touch", "started"])
+        .assert()
+        .code(0);
+    assert!(!env.path("started").exists());
+}
+
+#[test]
+fn a_wait_that_is_too_short_is_75_and_says_which_file() {
+    let env = Env::new();
+    let _holder = env.hold_lock();
+    let started = Instant::now();
+    let assert = env.claude_run().args(["--wait", "0.3", "touch", "started"]).assert().code(75);
+    assert!(started.elapsed() >= Duration::from_millis(300));
+    let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(stderr.contains(&env.lock_file().display().to_string()) && stderr.contains("--wait"), "{stderr}");
+    assert!(!env.path("started").exists());
+}
+
+#[test]
+fn a_wait_ends_as_soon_as_the_holder_does() {
+    let env = Env::new();
+    let mut holder = env.hold_lock();
+    let run = env.start(["--wait", "50", "echo", "mine"]);
+    assert!(run.message().contains("waiting for the session lock"));
+    holder.let_go();
+    assert!(run.message().contains("got the session lock"));
+    run.expect_line("mine");
+    assert_eq!(run.end().code(), 0);
+}
+
+#[test]
+fn the_old_bash_block_and_claude_run_exclude_each_other() {
+    let env = Env::new();
+    let path = env.make_lock_file();
+    let mut bash = env.command("bash");
+    bash.args(["-c", r#"( flock -w 600 9 || exit 1; echo held; read -r; exit 6 ) 9>"$0""#])
+        .arg(&path)
+        .stdin(std::process::Stdio::piped());
+    let mut block = Running::start(bash);
+    block.expect_line("held");
+    env.claude_run().args(["--wait", "0", "true"]).assert().code(75);
+    block.let_go();
+    assert_eq!(block.end().code(), 6);
+    let _run = ready(env.start_fake(&[], "ready; hang"));
+    let status = env.command("bash").args(["-c", r#"( flock -n 9 || exit 77 ) 9>"$0""#]).arg(&path).status().expect("bash");
+    assert_eq!(status.code(), Some(77));
+}
+
+fn ready(run: Running) -> Running {
+    run.ready();
+    run
+}
+
+#[test]
+fn a_shared_holder_excludes_too() {
+    let env = Env::new();
+    let mut command = env.command("flock");
+    command.arg("-s").arg(env.make_lock_file()).args(["sh", "-c", "echo held; exec cat"]).stdin(std::process::Stdio::piped());
+    let holder = Running::start(command);
+    holder.expect_line("held");
+    env.claude_run().args(["--wait", "0", "true"]).assert().code(75);
+}
+
+#[test]
+fn pass_through_runs_beside_any_holder() {
+    let env = Env::new();
+    let _holder = env.hold_lock();
+    env.claude_run().args(["--lock", "pass-through", "echo", "hi"]).assert().code(0).stdout("hi\n");
+    env.claude_run().env("CLAUDE_RUN_LOCK", "pass-through").args(["echo", "hi"]).assert().code(0).stdout("hi\n");
+}
+
+#[test]
+fn a_symlinked_config_dir_and_its_target_are_one_lock() {
+    let env = Env::new();
+    let _holder = env.hold_lock();
+    std::os::unix::fs::symlink(env.home().join(".claude"), env.path("link")).expect("a symlink");
+    env.claude_run().arg("--config-dir").arg(env.path("link")).args(["--wait", "0", "true"]).assert().code(75);
+    env.claude_run().env("CLAUDE_CONFIG_DIR", env.path("link")).args(["--wait", "0", "true"]).assert().code(75);
+}
+
+#[test]
+fn another_user_with_a_read_only_lock_file_is_kept_out_as_well() {
+    // Root may write any file, so the read-only case needs another user; as a user, the file is simply our own.
+    let env = Env::new();
+    let path = env.make_lock_file();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).expect("a mode");
+    for dir in [env.path(""), env.home(), env.home().join(".claude")] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("a mode");
+    }
+    let as_other_user = |arguments: &[&str]| {
+        let mut command = if nix::unistd::geteuid().is_root() {
+            let copy = env.path("claude-run"); // where any user can reach it
+            fs::copy(binary(), &copy).expect("a copy");
+            let mut command = env.command("setpriv");
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(copy);
+            command
+        } else {
+            env.command(binary())
+        };
+        Running::start({
+            command.args(arguments);
+            command
+        })
+        .end()
+    };
+    let free = as_other_user(&["--wait", "0", "echo", "mine"]);
+    assert_eq!((free.code(), &free.stdout[..]), (0, &["mine".to_owned()][..]), "{free:?}");
+    let mut holder = env.command("flock");
+    holder.arg(&path).args(["sh", "-c", "echo held; exec cat"]).stdin(std::process::Stdio::piped());
+    let holder = Running::start(holder);
+    holder.expect_line("held");
+    assert_eq!(as_other_user(&["--wait", "0", "true"]).code(), 75);
+}
+
+#[test]
+fn a_lock_file_that_can_be_neither_made_nor_opened_is_125_and_named() {
+    let env = Env::new();
+    let assert = env.claude_run().args(["--lock-file", "/nonesuch/dir/lock", "touch", "started"]).assert().code(125);
+    let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(stderr.contains("/nonesuch/dir/lock") && stderr.contains("--lock-file"), "{stderr}");
+    env.claude_run().args(["--lock-file", "/proc/version_lock", "touch", "started"]).assert().code(125);
+    assert!(!env.path("started").exists());
+}
+
+#[test]
+fn a_lock_file_that_is_none_is_refused_at_once_and_named() {
+    let env = Env::new();
+    let (fifo, socket) = (env.path("fifo"), env.path("socket"));
+    mkfifo(&fifo, Mode::S_IRWXU).expect("a FIFO");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    for (path, kind) in [(fifo, "a FIFO"), (socket, "a socket"), ("/dev/null".into(), "a device"), (env.home(), "a directory")]
+    {
+        let assert = env.claude_run().arg("--lock-file").arg(&path).args(["touch", "started"]).assert().code(125);
+        let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(stderr.contains(&format!("{} is {kind}", path.display())), "{stderr}");
+    }
+    assert!(!env.path("started").exists());
+}
+
+#[test]
+fn the_content_of_the_lock_file_is_never_touched() {
+    let env = Env::new();
+    let path = env.make_lock_file();
+    fs::write(&path, "somebody's notes").expect("a file");
+    let before = fs::metadata(&path).expect("a file");
+    env.claude_run().arg("true").assert().code(0);
+    let after = fs::metadata(&path).expect("still there");
+    assert_eq!(fs::read_to_string(&path).expect("a file"), "somebody's notes");
+    assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
+}
+
+#[test]
+fn a_waiter_ends_up_with_the_new_file_when_the_lock_file_is_replaced() {
+    for replace in ["rm", "mv"] {
+        let env = Env::new();
+        let mut holder = env.hold_lock();
+        let path = env.lock_file();
+        let run = env.start_fake(&[], "ready; hang");
+        assert!(run.message().contains("waiting"));
+        until("it is in the kernel's queue", || waiters(&path) == 1);
+        if replace == "rm" {
+            fs::remove_file(&path).expect("removed");
+        } else {
+            fs::write(env.path("new"), "").expect("a file");
+            fs::rename(env.path("new"), &path).expect("moved");
+        }
+        holder.let_go();
+        run.ready();
+        assert!(env.is_locked(), "{replace}: the file at the path is not the one that is locked");
+    }
+}
+
+#[test]
+fn term_to_a_waiter_ends_it_at_once_and_it_leaves_the_queue() {
+    let env = Env::new();
+    let mut holder = env.hold_lock();
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGHUP, 129), (Signal::SIGQUIT, 131)] {
+        let run = env.start(["--wait", "none", "touch", "started"]);
+        assert!(run.message().contains("waiting"));
+        until("it is in the kernel's queue", || waiters(&env.lock_file()) == 1);
+        run.signal(signal);
+        assert_eq!(run.end().code(), code);
+        assert_eq!(waiters(&env.lock_file()), 0);
+    }
+    holder.let_go();
+    until("the lock is free", || !env.is_locked());
+    assert!(!env.path("started").exists());
+}
+
+#[test]
+fn a_holder_that_is_killed_with_its_child_frees_the_lock() {
+    let env = Env::new();
+    let run = env.start_fake(&[], "ready; hang");
+    let [child, ..] = run.ready();
+    let next = env.start(["echo", "mine"]);
+    assert!(next.message().contains("waiting"));
+    run.signal(Signal::SIGKILL);
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGKILL);
+    next.expect_line("mine");
+}
+
+#[test]
+fn no_two_are_ever_inside_at_once() {
+    let env = Env::new();
+    env.make_lock_file();
+    let runs: Vec<_> = (0..64).map(|_| env.start(["-q", "sh", "-c", "mkdir d || exit 9; sleep .01; rmdir d"])).collect();
+    for run in runs {
+        assert_eq!(run.end().code(), 0);
+    }
+}
+
+#[test]
+fn waiters_are_served_in_the_order_of_their_arrival() {
+    let env = Env::new();
+    let mut holder = env.hold_lock();
+    let mut runs = Vec::new();
+    for number in 0..64 {
+        runs.push(env.start(["-q".to_owned(), "sh".into(), "-c".into(), format!("echo {number} >>served")]));
+        until("it is in the kernel's queue", || waiters(&env.lock_file()) == number + 1);
+    }
+    holder.let_go();
+    for run in runs {
+        assert_eq!(run.end().code(), 0);
+    }
+    let served: Vec<usize> =
+        fs::read_to_string(env.path("served")).expect("a list").lines().map(|line| line.parse().expect("a number")).collect();
+    assert_eq!(served, (0..64).collect::<Vec<_>>());
+}
+
+#[test]
+fn all_of_256_waiters_are_served() {
+    let env = Env::new();
+    let mut holder = env.hold_lock();
+    let runs: Vec<_> = (0..256).map(|_| env.start(["-q", "true"])).collect();
+    until("all are in the kernel's queue", || waiters(&env.lock_file()) == 256);
+    holder.let_go();
+    for run in runs {
+        assert_eq!(run.end().code(), 0);
+    }
+}
+
+#[test]
+fn a_caller_s_own_flock_on_the_same_file_is_recognised() {
+    // The call site of the old bash block, with claude-run put into it and the flock forgotten.
+    let env = Env::new();
+    let mut bash = env.command("bash");
+    bash.args(["-c", r#"( flock -w 600 9 || exit 1; "$1" --wait 5 -- sh -c 'echo ran; exit 4' ) 9>"$0""#])
+        .arg(env.make_lock_file())
+        .arg(binary());
+    let ended = Running::start(bash).end();
+    assert_eq!((ended.code(), ended.stdout), (4, vec!["ran".to_owned()]));
+}
+
+#[test]
+fn a_shared_flock_of_the_caller_is_not_taken_for_the_lock() {
+    let env = Env::new();
+    let mut bash = env.command("bash");
+    bash.args(["-c", r#"( flock -s 9 || exit 1; "$1" --wait 0 -- true ) 9>"$0""#]).arg(env.make_lock_file()).arg(binary());
+    assert_eq!(Running::start(bash).end().code(), 75);
+}
+
+/// How many are queued in the kernel for the flock on this file.
+fn waiters(path: &std::path::Path) -> usize {
+    let inode = format!(":{} ", fs::metadata(path).map_or(0, |found| found.ino()));
+    let locks = fs::read_to_string("/proc/locks").expect("/proc/locks");
+    locks.lines().filter(|line| line.contains("->") && line.contains(&inode)).count()
+}
+
+#[test]
+fn a_full_disk_is_125_and_named() {
+    if !crate::env::can_unshare("-rm") {
+        return;
+    }
+    let env = Env::new();
+    let script = r#"mkdir small && mount -t tmpfs -o size=64k,nr_inodes=2 tmpfs small && touch small/last
+        "$0" --lock-file "$PWD/small/lock" -- touch started; echo "code $?""#;
+    let mut unshare = Command::new("unshare");
+    unshare.args(["-rm", "bash", "-c", script]).arg(binary()).env_clear().env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
+    unshare.env("HOME", env.home()).current_dir(env.path(""));
+    let ended = Running::start(unshare).end();
+    assert_eq!(ended.stdout, ["code 125"], "{ended:?}");
+    assert!(ended.stderr_text().contains("small/lock") && ended.stderr_text().contains("No space left"), "{ended:?}");
+    assert!(!env.path("started").exists());
+}

@@ -1,0 +1,45 @@
+//! No polling: a quiet claude-run is never woken, whether it waits or watches.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::unistd::Pid;
+
+use crate::env::{Env, until};
+
+/// Context switches of all threads: a thread that sleeps through has none.
+fn switches(pid: Pid) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+    threads
+        .flatten()
+        .map(|thread| fs::read_to_string(thread.path().join("status")).expect("a thread"))
+        .flat_map(|status| {
+            status
+                .lines()
+                .filter_map(|line| line.split_once("ctxt_switches:")?.1.trim().parse::<u64>().ok())
+                .collect::<Vec<_>>()
+        })
+        .sum()
+}
+
+fn settles(pid: Pid) -> u64 {
+    let mut before = switches(pid);
+    until("it has settled", || {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = switches(pid);
+        std::mem::replace(&mut before, now) == now
+    });
+    before
+}
+
+#[test]
+fn a_run_and_a_waiter_are_not_woken_once_in_five_seconds() {
+    let env = Env::new();
+    let run = env.start_fake(&[], "ready; hang");
+    run.ready();
+    let waiter = env.start(["--wait", "1h", "true"]);
+    assert!(waiter.message().contains("waiting"));
+    let before = [&run, &waiter].map(|process| settles(process.pid()));
+    std::thread::sleep(Duration::from_secs(5)); // the very time in which nothing may happen
+    assert_eq!([&run, &waiter].map(|process| switches(process.pid())), before);
+}

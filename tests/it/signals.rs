@@ -1,0 +1,127 @@
+//! Signals: what claude-run gets, the child gets, once each and in order.
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use std::os::unix::process::CommandExt;
+
+use crate::env::{Env, Running, binary, fake_claude, state, until};
+
+const ALL: [Signal; 7] =
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT];
+
+#[test]
+fn each_is_forwarded_once_and_in_order() {
+    let env = Env::new();
+    let mut run = env.start_fake(&["--kill-after", "0"], "signals; ready; hang");
+    run.ready();
+    for round in [ALL.to_vec(), ALL.iter().rev().copied().filter(|&signal| signal != Signal::SIGTERM).collect()] {
+        for signal in round {
+            run.signal(signal);
+            run.expect_line(&format!("signal {}", &signal.as_str()[3..]));
+        }
+    }
+    assert!(run.is_running());
+    run.signal(Signal::SIGTERM); // the second: KILL
+    let ended = run.end();
+    assert_eq!(ended.code(), 137);
+    assert!(ended.stdout.is_empty() || ended.stdout == ["signal TERM"], "nothing came twice: {ended:?}");
+}
+
+#[test]
+fn usr1_is_ours_and_tells_the_state() {
+    let env = Env::new();
+    let run = env.start_fake(&["--timeout", "1h"], "signals; ready; hang");
+    let [child, ..] = run.ready();
+    run.signal(Signal::SIGUSR1);
+    let message = run.message();
+    assert!(message.contains(&format!("pid {child} is running")) && message.contains("next limit in"), "{message}");
+}
+
+#[test]
+fn tstp_stops_both_and_cont_resumes_both() {
+    let env = Env::new();
+    let run = env.start_fake(&[], "ready; signals; say go; hang");
+    let [child, ..] = run.ready();
+    run.expect_line("go");
+    let stopped = |pid| state(pid) == Some('T');
+    run.signal(Signal::SIGTSTP);
+    until("both are stopped", || stopped(child) && stopped(run.pid().as_raw()));
+    run.signal(Signal::SIGCONT);
+    until("both run", || !stopped(child) && !stopped(run.pid().as_raw()));
+    run.expect_line("signal CONT");
+}
+
+#[test]
+fn term_ends_a_stopped_child() {
+    let env = Env::new();
+    let run = env.start_fake(&[], "ready; stop; hang");
+    let [child, ..] = run.ready();
+    until("the child is stopped", || state(child) == Some('T'));
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.end().code(), 143);
+}
+
+#[test]
+fn mask_and_dispositions_of_the_child_are_as_from_a_shell() {
+    let env = Env::new();
+    let mut command = env.command(binary());
+    // SAFETY: sigprocmask(2) is async-signal-safe.
+    unsafe { command.pre_exec(|| Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?)) };
+    let list = ["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"];
+    command.arg("--").args(list);
+    let mut bare = env.command(list[0]);
+    bare.args(&list[1..]);
+    let seen = Running::start(command).end().stdout;
+    assert_eq!(seen[0], "SigBlk:\t0000000000000000");
+    assert_eq!(seen[1], Running::start(bare).end().stdout[1]);
+}
+
+#[test]
+fn what_the_caller_ignores_is_ignored_in_the_child() {
+    let env = Env::new();
+    for (options, name) in [("", "watched"), ("--lock pass-through --timeout 0 --leftovers keep", "executed")] {
+        let mut command = env.command("sh");
+        command.args(["-c", &format!(r#"trap '' HUP PIPE INT; exec "$0" {options} -- grep SigIgn /proc/self/status"#)]);
+        let ended = Running::start({
+            command.arg(binary());
+            command
+        })
+        .end();
+        let mask = ended.stdout[0].rsplit('\t').next().expect("a mask");
+        let mask = u64::from_str_radix(mask, 16).expect("a mask");
+        assert_eq!(mask & 0x7fff, 0x1003, "{name}: {ended:?}"); // bits 0, 1 and 12: HUP, INT, PIPE
+    }
+}
+
+#[test]
+fn what_the_caller_ignores_does_not_end_a_run() {
+    let env = Env::new();
+    let mut command = env.command("sh");
+    let script = r#"trap '' HUP PIPE; exec "$0" --kill-after 0.05 --claude "$1" -- -p "$2""#;
+    command.args(["-c", script]).arg(binary()).arg(fake_claude());
+    command.arg("ready; signals; say go; sleep 0.5; exit 5");
+    let run = Running::start(command);
+    run.ready();
+    run.expect_line("go");
+    run.signal(Signal::SIGHUP); // as from a terminal that nohup(1) is to outlive
+    run.expect_line("signal HUP"); // this child chose to listen
+    assert_eq!(run.end().code(), 5);
+}
+
+#[test]
+fn a_closed_stderr_ends_nothing() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    // USR1 makes claude-run write to a pipe that nobody reads any more.
+    command
+        .args(["-c", r#""$0" -vv --claude "$1" -- -p 'ready; open fifo; exit 5' 2> >(exec true) & kill -0 $!; wait $!"#])
+        .arg(binary())
+        .arg(fake_claude());
+    nix::unistd::mkfifo(&env.path("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let run = Running::start(command);
+    let [_, supervisor, ..] = run.ready();
+    for _ in 0..3 {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor), Signal::SIGUSR1).expect("it lives");
+    }
+    drop(std::fs::File::options().write(true).open(env.path("fifo")).expect("a FIFO"));
+    assert_eq!(run.end().code(), 5);
+}

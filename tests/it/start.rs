@@ -1,0 +1,110 @@
+//! What the child starts with: everything as its caller would have given it.
+
+use std::process::Stdio;
+
+use crate::env::{Env, Running, binary};
+
+#[test]
+fn directory_umask_nice_and_limits_are_untouched() {
+    let env = Env::new();
+    let script = "pwd; umask; nice; ulimit -n; ulimit -c";
+    let mut bare = env.command("bash");
+    bare.args(["-c", &format!("umask 027; ulimit -Sn 99; ulimit -Sc 7; exec nice -n 3 bash -c '{script}'")]);
+    let mut wrapped = env.command("bash");
+    wrapped.args([
+        "-c",
+        &format!("umask 027; ulimit -Sn 99; ulimit -Sc 7; exec nice -n 3 '{}' -- bash -c '{script}'", binary().display()),
+    ]);
+    assert_eq!(Running::start(bare).end().stdout, Running::start(wrapped).end().stdout);
+}
+
+#[test]
+fn the_environment_gains_our_own_words_alone() {
+    let env = Env::new();
+    let mut command = env.command(binary());
+    command.env("A", "1").env("B", "two\nlines").env("CLAUDE_TIMEOUT", "60").args(["--", "env", "-0"]);
+    let ended = Running::start(command).end();
+    let text = ended.stdout.join("\n");
+    let mut names: Vec<_> = text.split('\0').filter_map(|entry| Some(entry.split_once('=')?.0)).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["A", "B", "CLAUDE_RUN_DEPTH", "CLAUDE_RUN_HELD", "CLAUDE_RUN_ID", "CLAUDE_TIMEOUT", "HOME", "PATH"]);
+    assert!(text.contains("B=two\nlines\0"));
+}
+
+#[test]
+fn descriptors_are_the_caller_s_and_the_lock() {
+    let env = Env::new();
+    let list = "for fd in /proc/$$/fd/*; do echo ${fd##*/} $(readlink $fd | sed s/[0-9]//g); done";
+    let mut bare = env.command("bash");
+    bare.args(["-c", list]);
+    let lock = env.lock_file().display().to_string().replace(|c: char| c.is_ascii_digit(), "");
+    let wrapped = env.start(["--", "bash", "-c", list]).end().stdout;
+    let (locks, others): (Vec<_>, Vec<_>) = wrapped.into_iter().partition(|line| line.ends_with(&lock));
+    assert_eq!((locks.len(), others), (1, Running::start(bare).end().stdout));
+}
+
+#[test]
+fn closed_standard_descriptors_stay_closed_and_none_of_ours_takes_their_place() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    let script = r#""$0" -- bash -c 'for n in 0 1 2; do [ -e /proc/$$/fd/$n ] && echo "$n open" >>seen; done; echo end >>seen' <&- >&- 2>&-"#;
+    command.args(["-c", script]).arg(binary());
+    assert_eq!(Running::start(command).end().code(), 0);
+    assert_eq!(std::fs::read_to_string(env.path("seen")).expect("a list"), "end\n");
+    assert_eq!(std::fs::metadata(env.lock_file()).expect("a lock file").len(), 0);
+}
+
+#[test]
+fn stdin_is_the_caller_s_or_nothing() {
+    let env = Env::new();
+    env.claude_run().args(["cat"]).write_stdin("as it came").assert().code(0).stdout("as it came");
+    env.claude_run().args(["--stdin", "null", "cat"]).write_stdin("unread").assert().code(0).stdout("");
+    env.claude_run().env("CLAUDE_RUN_STDIN", "null").args(["cat"]).write_stdin("unread").assert().code(0).stdout("");
+}
+
+#[test]
+fn output_passes_byte_for_byte() {
+    let env = Env::new();
+    let bytes: Vec<u8> = (0..=255u8).cycle().take(300_000).chain(*b"\r\n\0no newline").collect();
+    env.claude_run().arg("cat").write_stdin(bytes.clone()).assert().code(0).stdout(bytes);
+}
+
+#[test]
+fn a_child_without_a_terminal_leads_a_group_of_its_own_in_our_session() {
+    let env = Env::new();
+    let run = env.start_fake(&[], "ready; exit 0");
+    let [pid, parent, group, session] = run.ready();
+    assert_eq!((parent, group), (run.pid().as_raw(), pid));
+    assert_eq!(session, nix::unistd::getsid(None).expect("a session").as_raw());
+}
+
+#[test]
+fn pass_through_with_nothing_to_watch_becomes_the_program() {
+    let env = Env::new();
+    let mut command = env.command(binary());
+    command.args([
+        "--lock",
+        "pass-through",
+        "--timeout",
+        "0",
+        "--leftovers",
+        "keep",
+        "--",
+        "sh",
+        "-c",
+        "echo $$; echo $CLAUDE_RUN_HELD",
+    ]);
+    command.stdin(Stdio::null());
+    let run = Running::start(command);
+    run.expect_line(&run.pid().to_string());
+    run.expect_line("");
+    assert!(!env.lock_file().exists());
+}
+
+#[test]
+fn a_word_as_long_as_the_kernel_takes_is_passed_on() {
+    let env = Env::new();
+    let mut command = env.command(binary());
+    command.args(["--", "true", &"x".repeat(131_000)]);
+    assert_eq!(Running::start(command).end().code(), 0);
+}

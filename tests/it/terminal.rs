@@ -1,0 +1,216 @@
+//! In a terminal: the child is signalled by the terminal itself, exactly once, and job control works.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use nix::pty::openpty;
+use nix::unistd::setsid;
+use wait_timeout::ChildExt;
+
+use crate::env::{CEILING, Env, binary, fake_claude, is_alive, state, until};
+
+/// A process that leads a session on a pseudo-terminal, as a login shell does.
+struct OnTerminal {
+    child: Child,
+    keyboard: File,
+    screen: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl OnTerminal {
+    fn start(mut command: Command) -> Self {
+        let pty = openpty(None, None).expect("a pseudo-terminal");
+        let stdio = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
+        command.stdin(stdio(&pty.slave)).stdout(stdio(&pty.slave)).stderr(stdio(&pty.slave));
+        // SAFETY: setsid(2) and ioctl(2) are async-signal-safe.
+        unsafe {
+            command.pre_exec(|| {
+                setsid()?;
+                nix::errno::Errno::result(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+                Ok(())
+            });
+        }
+        let child = command.spawn().expect("started");
+        drop((command, pty.slave));
+        let (sender, screen) = channel();
+        let reader = File::from(pty.master.try_clone().expect("a descriptor"));
+        thread::spawn(move || {
+            let mut lines = BufReader::new(reader).split(b'\n');
+            while let Some(Ok(line)) = lines.next() {
+                let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, keyboard: pty.master.into(), screen, seen: Vec::new() }
+    }
+
+    fn types(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).expect("typed");
+    }
+
+    /// The next line with `part` in it.
+    fn shows(&mut self, part: &str) -> String {
+        loop {
+            let line =
+                self.screen.recv_timeout(CEILING).unwrap_or_else(|_| panic!("never shown: {part:?}; but: {:#?}", self.seen));
+            self.seen.push(line.clone());
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+
+    fn ready(&mut self) -> [i32; 4] {
+        let line = self.shows("ready ");
+        let numbers: Vec<i32> =
+            line[line.find("ready ").expect("ready") + 6..].split(' ').map(|word| word.parse().expect("a number")).collect();
+        numbers.try_into().expect("four numbers")
+    }
+
+    fn ends(&mut self) -> i32 {
+        self.child
+            .wait_timeout(CEILING)
+            .expect("a child")
+            .unwrap_or_else(|| panic!("still running: {:#?}", self.seen))
+            .code()
+            .expect("an exit code")
+    }
+
+    /// How often a line with `part` has been shown until now, and is shown in the next moment.
+    fn count(&mut self, part: &str) -> usize {
+        while let Ok(line) = self.screen.recv_timeout(Duration::from_millis(300)) {
+            self.seen.push(line);
+        }
+        self.seen.iter().filter(|line| line.contains(part)).count()
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `claude-run` with the fake going through `steps`, as a line for a shell.
+fn line(steps: &str) -> String {
+    format!("'{}' --claude '{}' -- -p '{steps}'", binary().display(), fake_claude().display())
+}
+
+#[test]
+fn ctrl_c_reaches_the_child_exactly_once_from_a_script() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    // A trap, or bash itself would end at the key.
+    command.args(["-c", &format!("trap : INT; {}; echo code $?", line("signals; ready; hang"))]);
+    let mut terminal = OnTerminal::start(command);
+    let [child, ..] = terminal.ready();
+    terminal.types("\x03");
+    terminal.shows("signal INT");
+    assert_eq!(terminal.count("signal INT"), 1);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).expect("it lives");
+    terminal.shows("code 137");
+}
+
+#[test]
+fn ctrl_c_ctrl_z_and_fg_work_under_an_interactive_shell() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
+    let mut terminal = OnTerminal::start(command);
+    terminal.types(&format!("{}; echo code $?\n", line("signals; ready; hang")));
+    let [child, supervisor, group, _] = terminal.ready();
+    assert_eq!(group, supervisor, "the child stays in the group that the shell has made for us");
+    terminal.types("\x03");
+    terminal.shows("signal INT");
+    terminal.types("\x1a");
+    terminal.shows("Stopped");
+    until("both are stopped", || [child, supervisor].into_iter().all(|pid| state(pid) == Some('T')));
+    terminal.types("fg\n");
+    terminal.shows("signal CONT");
+    until("both run", || [child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
+    assert_eq!((terminal.count("signal INT"), terminal.count("signal CONT")), (1, 1));
+    terminal.types("\x1c");
+    terminal.shows("signal QUIT");
+    assert_eq!(terminal.count("signal QUIT"), 1);
+    assert!(is_alive(child), "what the QUIT key means is the child's affair");
+    terminal.types("\x1a");
+    terminal.shows("Stopped");
+    terminal.types("kill %1; fg\n");
+    until("it has ended", || !is_alive(child) && !is_alive(supervisor));
+    terminal.types("exit\n");
+    terminal.ends();
+}
+
+#[test]
+fn a_background_job_can_be_brought_to_the_foreground() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
+    let mut terminal = OnTerminal::start(command);
+    terminal.types(&format!("{} &\n", line("ready; read; exit 0")));
+    let [child, supervisor, ..] = terminal.ready();
+    until("it is stopped, since it reads", || state(child) == Some('T') && state(supervisor) == Some('T'));
+    terminal.types("fg\n");
+    until("both run", || state(child) != Some('T') && state(supervisor) != Some('T'));
+    terminal.types("word\n\x04");
+    terminal.shows("read 5");
+    until("it has ended", || !is_alive(supervisor));
+    terminal.types("exit\n");
+    terminal.ends();
+}
+
+#[test]
+fn a_terminal_that_hangs_up_ends_child_and_lock() {
+    let env = Env::new();
+    let mut command = env.command(binary());
+    command.args(["--kill-after", "0.2", "--claude"]).arg(fake_claude()).args(["--", "-p", "ignore HUP; ready; hang"]);
+    let mut terminal = OnTerminal::start(command);
+    let [child, ..] = terminal.ready();
+    assert!(env.is_locked());
+    terminal.keyboard = File::open("/dev/null").expect("/dev/null"); // the reader thread holds the other copy
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(terminal.child.id() as i32), nix::sys::signal::Signal::SIGHUP)
+        .expect("it lives");
+    assert_eq!(terminal.ends(), 137);
+    assert!(!is_alive(child) && !env.is_locked());
+}
+
+#[test]
+fn no_hard_limit_and_no_killing_of_leftovers_where_a_person_sits() {
+    let env = Env::new();
+    let mut command = env.command(binary());
+    command.args(["--", "bash", "-c", "setsid sleep 600 & echo left $!; exit 0"]);
+    let mut terminal = OnTerminal::start(command);
+    let left: i32 = terminal.shows("left ").rsplit(' ').next().expect("a pid").parse().expect("a pid");
+    assert_eq!(terminal.ends(), 0);
+    assert!(is_alive(left) && !env.is_locked());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(left), nix::sys::signal::Signal::SIGKILL).expect("it lives");
+}
+
+#[test]
+fn a_waiter_shows_one_live_line_and_ctrl_c_ends_it() {
+    let env = Env::new();
+    let _holder = env.hold_lock();
+    let mut command = env.command(binary());
+    command.args(["--wait", "1h", "--", "touch", "started"]);
+    let mut terminal = OnTerminal::start(command);
+    until("it is in the kernel's queue", || {
+        std::fs::read_to_string("/proc/locks").expect("locks").lines().any(|line| line.contains("->"))
+    });
+    thread::sleep(Duration::from_millis(2_200)); // the line counts seconds
+    terminal.types("\x03");
+    assert_eq!(terminal.ends(), 130);
+    terminal.count("");
+    let seen = terminal.seen.join("\n");
+    assert!(seen.contains("waiting for the session lock") && seen.contains(": 2s (at most 1h)"), "{seen:?}");
+    assert_eq!(seen.lines().count(), 1, "the live line is rewritten in place: {seen:?}");
+    assert!(!env.path("started").exists());
+}
