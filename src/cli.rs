@@ -105,6 +105,29 @@ pub const TIMEOUT: Opt = Opt {
     help: "Hard limit, counted from the start of COMMAND: then TERM, the kill grace, KILL to its whole tree, exit code 124; 0: none",
 };
 
+/// `--result-grace`
+pub const RESULT_GRACE: Opt = Opt {
+    flag: "result-grace",
+    short: None,
+    value: "DUR",
+    variable: "CLAUDE_IDLE_GRACE",
+    default: "30s",
+    heading: WATCHDOG_HEADING,
+    help: "How long claude may stay after its last result frame, where its output has frames (--output-format json or \
+           stream-json, stdout not a terminal); then as at the hard limit, with exit code 0 or 1 by the frame's is_error; 0: for ever",
+};
+
+/// `--task-grace`
+pub const TASK_GRACE: Opt = Opt {
+    flag: "task-grace",
+    short: None,
+    value: "DUR",
+    variable: "CLAUDE_RUN_TASK_GRACE",
+    default: "10m",
+    heading: WATCHDOG_HEADING,
+    help: "What counts instead of the result grace while a background task of claude is open; 0: for ever",
+};
+
 /// `--kill-after`
 pub const KILL_AFTER: Opt = Opt {
     flag: "kill-after",
@@ -150,7 +173,7 @@ pub const LOG_FORMAT: Opt = Opt {
 };
 
 /// Every option with a value, in the order of the help.
-pub const OPTIONS: [&Opt; 11] = [
+pub const OPTIONS: [&Opt; 13] = [
     &LOCK,
     &WAIT,
     &CONFLICT_EXIT_CODE,
@@ -158,6 +181,8 @@ pub const OPTIONS: [&Opt; 11] = [
     &LOCK_FILE,
     &CLAUDE,
     &TIMEOUT,
+    &RESULT_GRACE,
+    &TASK_GRACE,
     &KILL_AFTER,
     &LEFTOVERS,
     &STDIN,
@@ -228,7 +253,7 @@ const QUIET: &str = "quiet";
 
 fn parser() -> Command {
     let options = OPTIONS.map(|option| {
-        let help = format!("{} [env: {}] [default: {}]", option.help, option.variable, option.default);
+        let help = format!("{}\n[env: {}] [default: {}]", option.help, option.variable, option.default);
         let arg = Arg::new(option.flag)
             .long(option.flag)
             .value_name(option.value)
@@ -250,13 +275,14 @@ fn parser() -> Command {
         .after_help(AFTER_HELP)
         .args_override_self(true)
         .next_line_help(true)
+        .max_term_width(100)
         .args(options)
         .arg(
             Arg::new(VERBOSE)
                 .short('v')
                 .action(ArgAction::Count)
                 .help_heading(MESSAGES_HEADING)
-                .help("Say more; twice: still more [env: CLAUDE_RUN_VERBOSITY=quiet|warnings|info|debug] [default: warnings]"),
+                .help("Say more; twice: still more\n[env: CLAUDE_RUN_VERBOSITY=quiet|warnings|info|debug] [default: warnings]"),
         )
         .arg(
             Arg::new(QUIET).short('q').action(ArgAction::SetTrue).help_heading(MESSAGES_HEADING).help("Say nothing but errors"),
@@ -283,6 +309,7 @@ a second TERM ends it at once. USR1 prints one line on the state of the run.
 
 Exit codes:
   COMMAND's own, 0 to 255, when it ended by itself
+  0 or 1 claude hung after its result frame and was ended: 1 if the frame says is_error
   128+N  COMMAND was ended by signal N, or claude-run was while it waited for the lock
   124    hard limit
   75     the lock was not free within --wait (-E changes it)

@@ -13,6 +13,8 @@ use nix::sys::signal::Signal;
 use nix::sys::time::TimeSpec;
 use nix::unistd::pipe2;
 
+use crate::claude::frames::Sighting;
+
 /// Who caused a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
@@ -29,6 +31,10 @@ pub enum Event {
     Signal(Signal, Sender),
     /// The helper thread has come back from its flock(2), with or without the lock.
     LockAnswered,
+    /// The relay has seen a frame in the child's output.
+    Frame(Sighting),
+    /// The relay has written all of the child's output, or cannot any more.
+    OutputDone,
 }
 
 /// The reading end.
@@ -42,10 +48,15 @@ pub struct Channel {
 #[derive(Clone, Debug)]
 pub struct Mouth(Arc<std::fs::File>);
 
-/// One record: kind or signal number, sender's kind, two bytes unused, sender's pid. Small enough to be written in one piece.
+/// One record: a signal's number or a kind above all signals; a byte of detail; two unused; a number of detail. Small
+/// enough to be written in one piece.
 type Record = [u8; 8];
 
-const LOCK_ANSWERED: u8 = u8::MAX;
+const LOCK_ANSWERED: u8 = 200;
+const OUTPUT_DONE: u8 = 201;
+const RESULT: u8 = 202;
+const OPEN_TASKS: u8 = 203;
+const OTHER_FRAME: u8 = 204;
 const FROM_KERNEL: u8 = 0;
 const FROM_PROCESS: u8 = 1;
 
@@ -110,6 +121,13 @@ fn encode(event: Event) -> Record {
     let mut record = [0; 8];
     match event {
         Event::LockAnswered => record[0] = LOCK_ANSWERED,
+        Event::OutputDone => record[0] = OUTPUT_DONE,
+        Event::Frame(Sighting::Result { is_error }) => record[..2].copy_from_slice(&[RESULT, u8::from(is_error)]),
+        Event::Frame(Sighting::OpenTasks(count)) => {
+            record[0] = OPEN_TASKS;
+            record[4..].copy_from_slice(&count.to_ne_bytes());
+        }
+        Event::Frame(Sighting::Other) => record[0] = OTHER_FRAME,
         Event::Signal(signal, sender) => {
             record[0] = signal as u8;
             if let Sender::Process(pid) = sender {
@@ -122,10 +140,14 @@ fn encode(event: Event) -> Record {
 }
 
 fn decode(record: &Record) -> Option<Event> {
-    let [kind, from, _, _, pid @ ..] = *record;
-    let sender = if from == FROM_KERNEL { Sender::Kernel } else { Sender::Process(i32::from_ne_bytes(pid)) };
+    let [kind, detail, _, _, number @ ..] = *record;
+    let sender = if detail == FROM_KERNEL { Sender::Kernel } else { Sender::Process(i32::from_ne_bytes(number)) };
     match kind {
         LOCK_ANSWERED => Some(Event::LockAnswered),
+        OUTPUT_DONE => Some(Event::OutputDone),
+        RESULT => Some(Event::Frame(Sighting::Result { is_error: detail != 0 })),
+        OPEN_TASKS => Some(Event::Frame(Sighting::OpenTasks(u32::from_ne_bytes(number)))),
+        OTHER_FRAME => Some(Event::Frame(Sighting::Other)),
         signal => Signal::try_from(i32::from(signal)).ok().map(|signal| Event::Signal(signal, sender)),
     }
 }
@@ -142,7 +164,16 @@ mod tests {
                 assert_eq!(decode(&encode(event)), Some(event));
             }
         }
-        assert_eq!(decode(&encode(Event::LockAnswered)), Some(Event::LockAnswered));
+        let frames = [
+            Sighting::Result { is_error: false },
+            Sighting::Result { is_error: true },
+            Sighting::OpenTasks(0),
+            Sighting::OpenTasks(u32::MAX),
+            Sighting::Other,
+        ];
+        for event in frames.map(Event::Frame).into_iter().chain([Event::LockAnswered, Event::OutputDone]) {
+            assert_eq!(decode(&encode(event)), Some(event));
+        }
     }
 
     #[test]

@@ -8,11 +8,11 @@
 //!
 //! cli        what was typed
 //! settings   what it means
-//! claude/    all that is known about Claude Code: config_dir, program
+//! claude/    all that is known about Claude Code: config_dir, program, frames
 //! event      the one channel on which everything arrives
 //! signals    our dispositions, and the child's
 //! lock/      the session lock: mode, session, waiting, ours
-//! run/       one supervised run, sole owner of the child: policy (pure), spawn, tree
+//! run/       one supervised run, sole owner of the child: policy (pure), spawn, tree, output/ (relay, spool)
 //! plan       the settings, seen in the light of config dir, terminal and PATH
 //! outcome    how it ended, and THE exit-code table
 //! diag       the only writer to stderr
@@ -114,7 +114,7 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
         }
     }
     launch.set(RunId::VARIABLE, &plan.run.to_string());
-    run::supervise(&launch, rules, plan.run, held.as_ref().map(lock::Held::descriptor), &mut channel)
+    run::supervise(&launch, rules, plan.reads_frames, plan.run, held, &mut channel)
 }
 
 fn understand(words: Vec<OsString>) -> Request {

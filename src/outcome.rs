@@ -11,6 +11,11 @@ pub enum Outcome {
     Killed(i32),
     /// The hard limit ran out and claude-run ended the child, whatever status that gave.
     HardLimit,
+    /// claude-run ended a child that hung after its result frame; what counts is what that says.
+    HungAfterResult {
+        /// The last result frame's `is_error`.
+        is_error: bool,
+    },
     /// The session lock was not free within `--wait`; `code` is `--conflict-exit-code`.
     LockBusy {
         /// The exit code the caller asked for.
@@ -36,6 +41,7 @@ impl Outcome {
                 u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128))
             }
             Self::HardLimit => 124,
+            Self::HungAfterResult { is_error } => u8::from(is_error),
             Self::LockBusy { code } => code,
             Self::Failed => 125,
             Self::CannotRun => 126,

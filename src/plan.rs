@@ -2,13 +2,14 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io::stdin;
+use std::io::{self, IsTerminal, stdin};
 
 use anyhow::{Result, bail};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use tracing::warn;
 
 use crate::claude::config_dir::{self, ConfigDir, ForChild};
+use crate::claude::frames;
 use crate::claude::program::Program;
 use crate::lock::{Claim, Lock};
 use crate::run::policy::{Group, Rules};
@@ -31,6 +32,8 @@ pub struct Plan {
     pub lock: Option<Lock>,
     /// The exit code when it is not free in time.
     pub conflict_exit_code: u8,
+    /// Whether the child's output has frames that somebody here wants to see.
+    pub reads_frames: bool,
     /// What the watchdog keeps to; without one, claude-run becomes the program and is gone.
     pub watchdog: Option<Rules>,
 }
@@ -85,12 +88,16 @@ impl Plan {
         let terminal = Terminal::of(settings.stdin);
         let rules = Rules {
             hard_limit: settings.hard_limit.unwrap_or(terminal.hard_limit()).as_limit(),
+            result_grace: settings.result_grace.as_limit(),
+            task_grace: settings.task_grace.as_limit(),
             kill_grace: settings.kill_grace.as_limit(),
             leftovers: settings.leftovers.unwrap_or(terminal.leftovers()),
             group: terminal.group(),
             ignored: signals.ignored,
         };
-        let idle = lock.is_none() && rules.hard_limit.is_none() && rules.leftovers == Leftovers::Keep;
+        let reads_frames =
+            !bare && rules.result_grace.is_some() && frames::are_expected(&program.argv) && !io::stdout().is_terminal();
+        let idle = lock.is_none() && rules.hard_limit.is_none() && rules.leftovers == Leftovers::Keep && !reads_frames;
         Ok(Self {
             run: RunId::take(),
             program,
@@ -98,6 +105,7 @@ impl Plan {
             stdin: settings.stdin,
             lock,
             conflict_exit_code: settings.conflict_exit_code,
+            reads_frames,
             watchdog: (!bare && !idle).then_some(rules),
         })
     }

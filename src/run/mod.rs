@@ -1,13 +1,14 @@
 //! One supervised run: the child is started, watched and ended here, and by nobody else.
 //!
-//! `policy` decides, `spawn` starts, `tree` finds and signals descendants; this file owns the child and turns what comes
+//! `policy` decides, `spawn` starts, `tree` finds and signals descendants, `output` carries stdout; this file owns the child and turns what comes
 //! out of the event channel into happenings for the policy, and the policy's actions into system calls.
 
+mod output;
 pub mod policy;
 pub mod spawn;
 mod tree;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -17,23 +18,27 @@ use nix::unistd::{Pid, getpgid, getpgrp, getppid, getsid};
 use tracing::{debug, info, warn};
 
 use crate::event::{Channel, Event, Sender};
+use crate::lock::Held;
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
 use crate::settings::show;
 use crate::signals;
-use policy::{Action, Ending, Group, Happening, Notice, Policy, Rules, Tree};
+use output::Relay;
+use policy::{Action, Ending, Group, Happening, Limit, Notice, Policy, Rules, Tree};
 use spawn::Launch;
 use tree::{Change, Descendants, Reach};
 
-/// Starts `launch` and stays until its tree is dead. `lock` is what the child is to keep open.
+/// Starts `launch` and stays until its tree is dead; then the lock is free, and only then, whatever our reader does. With
+/// `reads_frames` its output is copied and looked at on the way.
 ///
 /// # Errors
 /// The program cannot be executed (`Unstartable`), or the kernel refuses what supervision needs.
 pub fn supervise(
     launch: &Launch,
     rules: Rules,
+    reads_frames: bool,
     run: RunId,
-    lock: Option<BorrowedFd>,
+    held: Option<Held>,
     channel: &mut Channel,
 ) -> Result<Outcome> {
     if let Err(error) = set_child_subreaper(true) {
@@ -41,17 +46,32 @@ pub fn supervise(
     }
     let descendants = Descendants::before_start(run);
     let group = rules.group;
-    let child = launch.spawn(group, lock)?;
+    let relay = if reads_frames { Some(Relay::new().context("cannot make a pipe")?) } else { None };
+    if relay.is_none() {
+        output::enlarge_ours();
+    }
+    let stdout = relay.as_ref().map(|relay| relay.for_child().as_fd());
+    let child = launch.spawn(group, held.as_ref().map(Held::descriptor), stdout)?;
     let started = Instant::now();
     info!(run = %run, pid = child.as_raw(), program = %launch.program.path.display(), "started");
     let policy = Policy::new(rules, started);
-    let mut run = Run { id: run, child, group, started, descendants, policy, ended: false };
-    let (ending, hit_limit) = run.watch(channel)?;
-    info!(run = %run.id, ?ending, hit_limit, after = %show(started.elapsed()), "ended");
-    Ok(match ending {
-        _ if hit_limit => Outcome::HardLimit,
-        Ending::Exited(status) => Outcome::Exited(status),
-        Ending::Killed(signal) => Outcome::Killed(signal),
+    let mut run = Run { id: run, child, group, started, descendants, policy, ended: false, output_done: false };
+    let relay = relay.map(|relay| relay.start(channel.mouth())).transpose().context("cannot start the relay")?;
+    let (ending, limit) = run.watch(channel)?;
+    drop(held);
+    info!(run = %run.id, ?ending, ?limit, after = %show(started.elapsed()), "ended");
+    let output_done = run.output_done;
+    drop(run);
+    if let Some(relay) = relay
+        && !output_done
+    {
+        relay.finish(channel).context("cannot wait for events")?;
+    }
+    Ok(match (limit, ending) {
+        (Some(Limit::Hard), _) => Outcome::HardLimit,
+        (Some(Limit::Result { is_error }), _) => Outcome::HungAfterResult { is_error },
+        (None, Ending::Exited(status)) => Outcome::Exited(status),
+        (None, Ending::Killed(signal)) => Outcome::Killed(signal),
     })
 }
 
@@ -64,10 +84,12 @@ struct Run {
     policy: Policy,
     /// Whether the child has ended. Its remains are kept until the run is over.
     ended: bool,
+    /// Whether the relay has nothing more to do: all is written, or our reader is gone.
+    output_done: bool,
 }
 
 impl Run {
-    fn watch(&mut self, channel: &mut Channel) -> Result<(Ending, bool)> {
+    fn watch(&mut self, channel: &mut Channel) -> Result<(Ending, Option<Limit>)> {
         loop {
             let events = channel.wait(self.policy.next_deadline()).context("cannot wait for events")?;
             for event in events {
@@ -95,6 +117,8 @@ impl Run {
                 }
                 self.happened(Happening::Signal(signal, sender));
             }
+            Event::Frame(sighting) => self.happened(Happening::Frame(sighting)),
+            Event::OutputDone => self.output_done = true,
             Event::LockAnswered => {} // an answer to a wait that is over
         }
     }
@@ -164,7 +188,12 @@ impl Run {
     fn tell(&self, notice: Notice) {
         let pid = self.child.as_raw();
         match notice {
-            Notice::HardLimit => warn!(pid, "the hard limit ran out after {}: sending TERM", show(self.started.elapsed())),
+            Notice::Limit(Limit::Hard) => {
+                warn!(pid, "the hard limit ran out after {}: sending TERM", show(self.started.elapsed()));
+            }
+            Notice::Limit(Limit::Result { is_error }) => {
+                warn!(pid, is_error, "the child has printed its result and stays: the result grace ran out, sending TERM");
+            }
             Notice::KillGrace => warn!(pid, "the kill grace ran out: sending KILL to the whole tree"),
             Notice::Impatience => warn!(pid, "a second TERM: sending KILL to the whole tree"),
             Notice::Leftovers => info!(pid, "the child has ended and left processes behind: sending them TERM"),

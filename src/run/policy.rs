@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::claude::frames::Sighting;
 use crate::event::Sender;
 use crate::settings::{Leftovers, after};
 use crate::signals::{FORWARDED, asks_for_an_end};
@@ -14,6 +15,10 @@ use crate::signals::{FORWARDED, asks_for_an_end};
 pub struct Rules {
     /// From the start of the child.
     pub hard_limit: Option<Duration>,
+    /// From the last result frame, and every frame behind it, to a TERM.
+    pub result_grace: Option<Duration>,
+    /// The same while a background task is open.
+    pub task_grace: Option<Duration>,
     /// From a TERM to the KILL.
     pub kill_grace: Option<Duration>,
     /// What becomes of those that outlive the child.
@@ -56,6 +61,8 @@ pub enum Tree {
 pub enum Happening {
     /// A signal came in.
     Signal(Signal, Sender),
+    /// The child has printed a frame.
+    Frame(Sighting),
     /// The child was stopped.
     Stopped,
     /// The child was continued.
@@ -88,8 +95,8 @@ pub enum Action {
 /// What the log is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// The hard limit has run out.
-    HardLimit,
+    /// A limit has run out.
+    Limit(Limit),
     /// The kill grace has run out.
     KillGrace,
     /// A second request to end cut the kill grace short.
@@ -107,7 +114,23 @@ pub struct Policy {
     child: Child,
     stopped: bool,
     hard_deadline: Option<Instant>,
-    hit_limit: bool,
+    /// `is_error` of the last result frame.
+    result: Option<bool>,
+    open_tasks: u32,
+    result_deadline: Option<Instant>,
+    hit: Option<Limit>,
+}
+
+/// The limits at which a run is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// The hard limit.
+    Hard,
+    /// The result grace, or the task grace in its place.
+    Result {
+        /// The last result frame's `is_error`.
+        is_error: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,23 +164,32 @@ impl Policy {
     /// A run whose child was started at `now`.
     pub fn new(rules: Rules, now: Instant) -> Self {
         let hard_deadline = after(now, rules.hard_limit);
-        Self { rules, child: Child::Running, stopped: false, hard_deadline, hit_limit: false }
+        Self {
+            rules,
+            child: Child::Running,
+            stopped: false,
+            hard_deadline,
+            result: None,
+            open_tasks: 0,
+            result_deadline: None,
+            hit: None,
+        }
     }
 
     /// When to come back with [`Happening::Clock`] if nothing else happens.
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.child {
-            Child::Running => self.hard_deadline,
+            Child::Running => [self.hard_deadline, self.result_deadline].into_iter().flatten().min(),
             Child::Ending { kill_at, .. } | Child::Leaving { kill_at, .. } => kill_at,
             Child::Clearing { give_up_at, .. } => give_up_at,
             Child::Dying | Child::Gone(_) => None,
         }
     }
 
-    /// Once the run is over: how the child ended, and whether it was the hard limit that ended it.
-    pub fn verdict(&self) -> Option<(Ending, bool)> {
+    /// Once the run is over: how the child ended, and the limit at which it was ended.
+    pub fn verdict(&self) -> Option<(Ending, Option<Limit>)> {
         match self.child {
-            Child::Gone(ending) => Some((ending, self.hit_limit)),
+            Child::Gone(ending) => Some((ending, self.hit)),
             _ => None,
         }
     }
@@ -166,6 +198,10 @@ impl Policy {
     pub fn on(&mut self, happening: Happening, now: Instant) -> Vec<Action> {
         match happening {
             Happening::Signal(signal, sender) => self.on_signal(signal, sender, now),
+            Happening::Frame(sighting) => {
+                self.on_frame(sighting, now);
+                Vec::new()
+            }
             Happening::Stopped => self.on_stopped(),
             Happening::Continued => {
                 self.stopped = false;
@@ -248,6 +284,18 @@ impl Policy {
         }
     }
 
+    fn on_frame(&mut self, sighting: Sighting, now: Instant) {
+        match sighting {
+            Sighting::Result { is_error } => self.result = Some(is_error),
+            Sighting::OpenTasks(count) => self.open_tasks = count,
+            Sighting::Other => {}
+        }
+        if self.result.is_some() {
+            let grace = if self.open_tasks > 0 { self.rules.task_grace } else { self.rules.result_grace };
+            self.result_deadline = after(now, grace);
+        }
+    }
+
     fn on_stopped(&mut self) -> Vec<Action> {
         self.stopped = true;
         match self.child {
@@ -290,9 +338,13 @@ impl Policy {
         }
         match self.child {
             Child::Running => {
-                self.hit_limit = true;
+                let limit = match self.result {
+                    Some(is_error) if self.hard_deadline.is_none_or(|deadline| now < deadline) => Limit::Result { is_error },
+                    _ => Limit::Hard,
+                };
+                self.hit = Some(limit);
                 self.child = Child::Ending { kill_at: after(now, self.rules.kill_grace), by_term: false };
-                let mut actions = vec![Action::Tell(Notice::HardLimit), Action::SignalChild(Signal::SIGTERM)];
+                let mut actions = vec![Action::Tell(Notice::Limit(limit)), Action::SignalChild(Signal::SIGTERM)];
                 actions.extend(self.continue_if_stopped());
                 actions
             }

@@ -4,7 +4,7 @@
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 
@@ -52,17 +52,18 @@ impl Launch<'_> {
         self.environment.push((name.into(), value.into()));
     }
 
-    /// Starts the child. It is a session-mate in `group`, gets TERM when we die, and keeps `lock` open.
+    /// Starts the child. It is a session-mate in `group`, gets TERM when we die, keeps `lock` open,
+    /// and writes to `stdout`, or where we do.
     ///
     /// # Errors
     /// [`Unstartable`] when the program cannot be executed; anything else is our own failure.
-    pub fn spawn(&self, group: Group, lock: Option<BorrowedFd>) -> Result<Pid> {
+    pub fn spawn(&self, group: Group, lock: Option<BorrowedFd>, stdout: Option<BorrowedFd>) -> Result<Pid> {
         let exec = self.prepare()?;
         let us = getpid();
         let mut failure = Errno::UnknownErrno;
         let mut stack = vec![0; 64 * 1024];
         let child = || {
-            failure = in_child(&exec, self.signals, group, lock, us).err().unwrap_or(Errno::UnknownErrno);
+            failure = in_child(&exec, self.signals, group, lock, stdout, us).err().unwrap_or(Errno::UnknownErrno);
             127
         };
         // No signal may be handled in the child while it shares our memory: it would be taken for ours.
@@ -129,8 +130,7 @@ impl Launch<'_> {
 impl Exec {
     fn run(&self) -> nix::Result<()> {
         if let Some(null) = &self.null {
-            // SAFETY: dup2(2) on descriptors alone.
-            Errno::result(unsafe { libc::dup2(null.as_raw_fd(), libc::STDIN_FILENO) })?;
+            put(null.as_fd(), libc::STDIN_FILENO)?;
         }
         // SAFETY: NUL-terminated strings and null-terminated arrays of them, all alive until here.
         unsafe { libc::execve(self.path.as_ptr(), self.argv.as_ptr(), self.environment.as_ptr()) };
@@ -139,7 +139,14 @@ impl Exec {
 }
 
 /// The child's side of the clone, up to the exec. Only async-signal-safe calls; every way out of here is an error.
-fn in_child(exec: &Exec, signals: &Inherited, group: Group, lock: Option<BorrowedFd>, parent: Pid) -> nix::Result<()> {
+fn in_child(
+    exec: &Exec,
+    signals: &Inherited,
+    group: Group,
+    lock: Option<BorrowedFd>,
+    stdout: Option<BorrowedFd>,
+    parent: Pid,
+) -> nix::Result<()> {
     if group == Group::Own {
         setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
     }
@@ -151,8 +158,17 @@ fn in_child(exec: &Exec, signals: &Inherited, group: Group, lock: Option<Borrowe
     if let Some(lock) = lock {
         fcntl(lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
     }
+    if let Some(stdout) = stdout {
+        put(stdout, libc::STDOUT_FILENO)?;
+    }
     signals.restore()?;
     exec.run()
+}
+
+/// Makes `number` another name of `descriptor`, one that survives the exec.
+fn put(descriptor: BorrowedFd, number: RawFd) -> nix::Result<()> {
+    // SAFETY: dup2(2) touches descriptors alone, and `number` is one of the standard ones.
+    Errno::result(unsafe { libc::dup2(descriptor.as_raw_fd(), number) }).map(|_| ())
 }
 
 /// Puts /dev/null where our caller has closed stdin, stdout or stderr, so that no file of ours gets such a number and

@@ -73,6 +73,10 @@ pub struct Settings {
     pub claude: Option<PathBuf>,
     /// `--timeout`; `None`: not set.
     pub hard_limit: Option<Span>,
+    /// `--result-grace`
+    pub result_grace: Span,
+    /// `--task-grace`
+    pub task_grace: Span,
     /// `--kill-after`
     pub kill_grace: Span,
     /// `--leftovers`; `None`: not set.
@@ -106,6 +110,8 @@ impl Settings {
             lock_file: typed.read(&cli::LOCK_FILE, path)?,
             claude: typed.read(&cli::CLAUDE, path)?,
             hard_limit: typed.read(&cli::TIMEOUT, Span::parse_os)?,
+            result_grace: typed.read(&cli::RESULT_GRACE, Span::parse_os)?.unwrap_or(Span::from_secs(30)),
+            task_grace: typed.read(&cli::TASK_GRACE, Span::parse_os)?.unwrap_or(Span::from_secs(600)),
             kill_grace: typed.read(&cli::KILL_AFTER, Span::parse_os)?.unwrap_or(Span::from_secs(5)),
             leftovers: typed.read(&cli::LEFTOVERS, leftovers)?,
             stdin: typed.read(&cli::STDIN, stdin)?.unwrap_or(Stdin::Inherit),

@@ -53,13 +53,13 @@ impl Env {
         path
     }
 
-    /// Writes an executable script.
+    /// Writes an executable script. Another process does it: a descriptor of ours, open for writing, could be inherited by
+    /// a child that another test starts at that moment, and then the script is "text file busy".
     pub(crate) fn script(&self, name: &str, text: &str) -> PathBuf {
-        use std::os::unix::fs::PermissionsExt;
         let path = self.path(name);
         fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
-        fs::write(&path, text).expect("a script");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a mode");
+        let mut shell = assert_cmd::Command::new("sh");
+        shell.args(["-c", r#"cat >"$0" && chmod 755 "$0""#]).arg(&path).write_stdin(text).assert().success();
         path
     }
 

@@ -12,6 +12,7 @@ mod leftovers;
 mod limits;
 mod lock;
 mod nested;
+mod output;
 mod quiet;
 mod sdk;
 mod shim;

@@ -14,6 +14,8 @@ struct Case {
 fn rules() -> Rules {
     Rules {
         hard_limit: Some(Duration::from_secs(60)),
+        result_grace: Some(Duration::from_secs(30)),
+        task_grace: Some(Duration::from_secs(600)),
         kill_grace: Some(GRACE),
         leftovers: Leftovers::Kill,
         group: Group::Own,
@@ -47,20 +49,20 @@ fn a_child_that_ends_alone_is_over_at_once() {
     let mut case = case(|_| {});
     assert_eq!(case.deadline(), Some(60));
     assert_eq!(case.at(1, Happening::Ended(Ending::Exited(3), Tree::Empty)), []);
-    assert_eq!(case.policy.verdict(), Some((Ending::Exited(3), false)));
+    assert_eq!(case.policy.verdict(), Some((Ending::Exited(3), None)));
 }
 
 #[test]
 fn the_hard_limit_is_term_then_kill_to_the_tree() {
     let mut case = case(|_| {});
     assert_eq!(case.at(59, Happening::Clock), []);
-    assert_eq!(case.at(60, Happening::Clock), [Action::Tell(Notice::HardLimit), Action::SignalChild(Signal::SIGTERM)]);
+    assert_eq!(case.at(60, Happening::Clock), [Action::Tell(Notice::Limit(Limit::Hard)), Action::SignalChild(Signal::SIGTERM)]);
     assert_eq!(case.deadline(), Some(65));
     assert_eq!(case.at(64, Happening::Clock), []);
     assert_eq!(case.at(65, Happening::Clock), [Action::Tell(Notice::KillGrace), Action::SignalTree(Signal::SIGKILL)]);
     assert_eq!(case.deadline(), None);
     case.at(66, Happening::Ended(Ending::Killed(9), Tree::Empty));
-    assert_eq!(case.policy.verdict(), Some((Ending::Killed(9), true)));
+    assert_eq!(case.policy.verdict(), Some((Ending::Killed(9), Some(Limit::Hard))));
 }
 
 #[test]
@@ -76,6 +78,58 @@ fn limits_that_are_off_have_no_deadline() {
     assert_eq!(case.deadline(), None);
 }
 
+const FINE: Happening = Happening::Frame(Sighting::Result { is_error: false });
+const BAD: Happening = Happening::Frame(Sighting::Result { is_error: true });
+
+#[test]
+fn a_child_that_hangs_after_its_result_is_ended_after_the_grace() {
+    for (frame, is_error) in [(FINE, false), (BAD, true)] {
+        let mut case = case(|_| {});
+        case.at(1, frame);
+        assert_eq!(case.at(30, Happening::Clock), []);
+        let limit = Limit::Result { is_error };
+        assert_eq!(case.at(31, Happening::Clock), [Action::Tell(Notice::Limit(limit)), Action::SignalChild(Signal::SIGTERM)]);
+        case.at(32, Happening::Ended(Ending::Exited(143), Tree::Empty));
+        assert_eq!(case.policy.verdict(), Some((Ending::Exited(143), Some(limit))));
+    }
+}
+
+#[test]
+fn every_later_frame_restarts_the_grace_and_the_last_result_counts() {
+    let mut case = case(|rules| rules.hard_limit = None);
+    case.at(1, Happening::Frame(Sighting::Other));
+    assert_eq!(case.deadline(), None, "no result yet");
+    case.at(2, BAD);
+    assert_eq!(case.deadline(), Some(32));
+    case.at(20, Happening::Frame(Sighting::Other));
+    assert_eq!(case.deadline(), Some(50));
+    case.at(40, FINE);
+    case.at(70, Happening::Clock);
+    case.at(71, Happening::Ended(Ending::Killed(15), Tree::Empty));
+    assert_eq!(case.policy.verdict(), Some((Ending::Killed(15), Some(Limit::Result { is_error: false }))));
+}
+
+#[test]
+fn an_open_task_has_the_task_grace_and_its_end_the_result_grace() {
+    let mut case = case(|rules| rules.hard_limit = None);
+    case.at(1, Happening::Frame(Sighting::OpenTasks(1)));
+    assert_eq!(case.deadline(), None);
+    case.at(2, FINE);
+    assert_eq!(case.deadline(), Some(602));
+    case.at(100, Happening::Frame(Sighting::OpenTasks(0)));
+    assert_eq!(case.deadline(), Some(130));
+}
+
+#[test]
+fn the_hard_limit_counts_after_a_result_as_well() {
+    let mut case = case(|_| {});
+    case.at(50, FINE);
+    assert_eq!(case.at(60, Happening::Clock)[0], Action::Tell(Notice::Limit(Limit::Hard)));
+    let mut off = super::tests::case(|rules| (rules.hard_limit, rules.result_grace) = (None, None));
+    off.at(1, FINE);
+    assert_eq!(off.deadline(), None);
+}
+
 #[test]
 fn leftovers_get_term_then_kill_and_the_run_lasts_as_long_as_they() {
     let mut case = case(|_| {});
@@ -89,7 +143,7 @@ fn leftovers_get_term_then_kill_and_the_run_lasts_as_long_as_they() {
     assert_eq!(case.at(16, Happening::TreeChanged(Tree::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
     assert_eq!(case.policy.verdict(), None);
     assert_eq!(case.at(17, Happening::TreeChanged(Tree::Empty)), []);
-    assert_eq!(case.policy.verdict(), Some((Ending::Exited(0), false)));
+    assert_eq!(case.policy.verdict(), Some((Ending::Exited(0), None)));
 }
 
 #[test]
@@ -98,7 +152,7 @@ fn the_hard_limit_does_not_count_for_leftovers() {
     case.at(59, Happening::Ended(Ending::Exited(0), Tree::Alive));
     assert_eq!(case.at(60, Happening::Clock), []);
     case.at(61, Happening::TreeChanged(Tree::Empty));
-    assert_eq!(case.policy.verdict(), Some((Ending::Exited(0), false)));
+    assert_eq!(case.policy.verdict(), Some((Ending::Exited(0), None)));
 }
 
 #[test]
@@ -110,7 +164,7 @@ fn kept_leftovers_are_nobody_s_business() {
         [Action::SignalChild(Signal::SIGTERM), Action::Tell(Notice::Impatience), Action::SignalChild(Signal::SIGKILL)]
     );
     assert_eq!(case.at(3, Happening::Ended(Ending::Killed(9), Tree::Alive)), []);
-    assert_eq!(case.policy.verdict(), Some((Ending::Killed(9), false)));
+    assert_eq!(case.policy.verdict(), Some((Ending::Killed(9), None)));
 }
 
 #[test]
@@ -124,7 +178,7 @@ fn who_is_out_of_reach_is_given_up_after_a_moment_and_not_before() {
     case.at(6, Happening::OutOfReach);
     assert_eq!(case.deadline(), Some(7));
     assert_eq!(case.at(7, Happening::Clock), [Action::Tell(Notice::OutOfReach)]);
-    assert_eq!(case.policy.verdict(), Some((Ending::Exited(0), false)));
+    assert_eq!(case.policy.verdict(), Some((Ending::Exited(0), None)));
 }
 
 #[test]
@@ -240,6 +294,7 @@ fn no_order_of_happenings_breaks_a_promise() {
         .map(|signal| Happening::Signal(signal, SOMEBODY))
         .chain([
             Happening::Signal(Signal::SIGINT, TERMINAL),
+            FINE,
             Happening::Stopped,
             Happening::Continued,
             Happening::Ended(Ending::Exited(7), Tree::Empty),

@@ -1,0 +1,245 @@
+#!/usr/bin/env bash
+# What claude-run costs, next to flock(1), timeout(1), tini(1) and the bash block it replaces: all in one run, on one
+# machine.
+#
+#   scripts/bench.sh [--quick] [--json FILE]     FILE is target/bench.json if not given
+#
+# It builds the release binary; CLAUDE_RUN_BIN names one to measure instead. --quick takes fewer and shorter samples.
+# Everything runs in a temporary config dir. One line for each subject:
+#
+#   claude-run       claude-run COMMAND: session lock, hard limit, nothing left behind
+#   claude-run:exec  claude-run --lock pass-through --timeout 0 --leftovers keep COMMAND: no lock, no watchdog, an exec
+#   flock            flock FILE COMMAND
+#   flock+timeout    flock FILE timeout 100 COMMAND
+#   tini             tini -s -- COMMAND
+#   timeout          timeout 100 COMMAND
+#   bash             bash -c '( flock -w 600 9; timeout 100 COMMAND ) 9>FILE', with the start of bash itself
+#
+# The columns; overhead and hand-offs are medians:
+#
+#   overhead    wall time with COMMAND `true`, less that of `true` alone, in microseconds. Several rounds of all
+#               subjects in turn, so that a load that comes and goes meets them all; the median is over all rounds' runs
+#   of flock    that overhead as a multiple of flock's
+#   memory      VmHWM of the process itself, in KiB: its peak resident memory so far, with shared libraries, without
+#               children. Read while it waits for a lock that another holds, and while it runs a child that does nothing
+#   hand-offs   256 processes are queued on one lock, as /proc/locks shows; its holder is killed; each then runs `true`.
+#               256 divided by the seconds from the kill until the last has been reaped
+#   wake-ups    voluntary and involuntary context switches of all its threads, from /proc, in 5 s (--quick: 2 s) of
+#               waiting and of running a quiet child. A process that polls or ticks has some; one that sleeps in the
+#               kernel has none
+#
+# A verdict for each target follows. A missed target is no failure: on a shared machine a timed assertion would fail by
+# chance, and two runs can differ by a fifth. Exit code: 0 measured, 1 something could not be measured, 2 wrong usage or
+# a program is missing.
+set -euo pipefail
+export LC_ALL=C # the decimal point of EPOCHREALTIME and of printf
+
+fail() {
+  echo "bench: $1" >&2
+  exit "${2:-1}"
+}
+
+rounds=25 runs=40 hand_off_rounds=9 interval=5 json=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --quick) rounds=5 runs=20 hand_off_rounds=2 interval=2 ;;
+    --json)
+      json=$(realpath -m -- "${2-}" 2>/dev/null) || fail "--json needs a FILE" 2
+      shift
+      ;;
+    -h | --help) exec sed -n '2,/^set /s/^# \{0,1\}//p' "$0" ;;
+    *) fail "unknown argument $1 (see --help)" 2 ;;
+  esac
+  shift
+done
+
+ensure_programs() {
+  local pair missing=() # PROGRAM:PACKAGE
+  for pair in hyperfine:hyperfine tini:tini flock:util-linux timeout:coreutils jq:jq; do
+    type -P "${pair%:*}" >/dev/null || missing+=("${pair#*:}")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  [ "$EUID" = 0 ] || fail "missing, by the names of their Debian packages: ${missing[*]}" 2
+  { apt-get update -qq && apt-get install -qq -y --no-install-recommends "${missing[@]}"; } >&2 ||
+    fail "cannot install ${missing[*]}" 2
+}
+
+# Runs a command in the background, as a job with a process group of its own.
+start() {
+  set -m
+  "$@" </dev/null >>messages 2>&1 &
+  set +m
+}
+
+# Ends the jobs that are still there.
+stop() {
+  local signal group end
+  for signal in TERM KILL; do
+    for group in $(jobs -pr); do kill -s "$signal" -- "-$group" || true; done
+    end=$((SECONDS + 10))
+    while [ -n "$(jobs -pr)" ] && ((SECONDS < end)); do sleep 0.02; done
+  done
+} 2>/dev/null # bash reports every job that a signal ended
+
+# poll_until WHAT COMMAND...: until COMMAND succeeds.
+poll_until() {
+  local end=$((SECONDS + 60))
+  until "${@:2}"; do
+    ((SECONDS < end)) || fail "not within 60 s: $1; last messages: $(tail -n 5 messages)"
+    sleep 0.02
+  done
+}
+
+# Has a process hold session.lock. One that lives: in a container, /proc/locks hides the locks whose taker is gone.
+hold() {
+  start flock --no-fork session.lock sleep infinity
+  holder=$!
+  poll_until "the holder has the lock" find_lock
+}
+
+# What /proc/locks calls session.lock: major:minor:inode.
+find_lock() {
+  lock=$(awk -v pid="$holder" '$2 == "FLOCK" && $5 == pid { print $6 }' /proc/locks)
+  [ -n "$lock" ]
+}
+
+# queued N: exactly N processes wait for session.lock.
+queued() { [ "$(grep -c -e "-> FLOCK .* $lock " /proc/locks)" = "$1" ]; }
+
+overhead() {
+  local true flock timeout
+  true=$(type -P true) flock=$(type -P flock) timeout=$(type -P timeout)
+  hyperfine -N --style none --warmup 3 --runs "$runs" --export-json times.json \
+    -n true "$true" \
+    -n claude-run "./claude-run $true" \
+    -n claude-run:exec "./claude-run --lock pass-through --timeout 0 --leftovers keep $true" \
+    -n flock "$flock session.lock $true" \
+    -n flock+timeout "$flock session.lock $timeout 100 $true" \
+    -n tini "$(type -P tini) -s -- $true" \
+    -n timeout "$timeout 100 $true" \
+    -n bash "$BASH -c '( flock -w 600 9; timeout 100 $true ) 9>session.lock'" \
+    >>messages 2>&1 || fail "hyperfine: $(tail -n 5 messages)"
+  jq -r '.results[] | "\(.command) time_us \(.times[] * 1e6)"' times.json >>samples
+}
+
+# hand_offs SUBJECT COMMAND...
+hand_offs() {
+  local count=256 waiters=() pid begin
+  hold
+  while [ ${#waiters[@]} -lt $count ]; do
+    start "${@:2}"
+    waiters+=($!)
+  done
+  poll_until "$count times $1 wait" queued $count
+  begin=${EPOCHREALTIME/./}
+  kill "$holder"
+  for pid in "${waiters[@]}"; do
+    wait "$pid" || fail "$1 ended with $?; last messages: $(tail -n 5 messages)"
+  done
+  echo "$1 hand_offs_per_s $((count * 1000000 / (${EPOCHREALTIME/./} - begin)))" >>samples
+}
+
+switches() { awk '/ctxt_switches/ { sum += $2 } END { print sum }' "/proc/$1"/task/*/status; }
+
+settled() { [ "$(switches "$1")" = "$(sleep 0.1 && switches "$1")" ]; }
+
+# quiet SUBJECT COMMAND...: COMMAND supervises a child that does nothing.
+quiet() {
+  # shellcheck disable=SC2016 # for the inner shell
+  start "${@:2}" sh -c 'echo started >"$1"; exec sleep infinity' sh "$1.child"
+  pids["$1 running"]=$!
+  poll_until "$1 runs its child" test -s "$1.child"
+}
+
+memory_and_wake_ups() {
+  local -A pids before
+  local subject state key pid
+  hold
+  start ./claude-run true
+  pids["claude-run waiting"]=$!
+  start flock session.lock true
+  pids["flock waiting"]=$!
+  poll_until "claude-run and flock wait" queued 2
+  quiet claude-run ./claude-run --lock-file claude-run.lock
+  quiet flock flock flock.lock
+  quiet tini tini -s --
+  quiet timeout timeout 100
+  for key in "${!pids[@]}"; do poll_until "$key has settled" settled "${pids[$key]}"; done
+  for key in "${!pids[@]}"; do before[$key]=$(switches "${pids[$key]}"); done
+  sleep "$interval" # what is measured, no synchronisation
+  for key in "${!pids[@]}"; do
+    read -r subject state <<<"$key"
+    pid=${pids[$key]}
+    echo "$subject wake_ups_$state $(($(switches "$pid") - before[$key]))"
+    echo "$subject memory_kib_$state $(awk '$1 == "VmHWM:" { print $2 }' "/proc/$pid/status")"
+  done >>samples
+}
+
+# The samples, lines of SUBJECT MEASURE VALUE, as JSON: the medians of each subject, and the targets.
+summary() {
+  jq -nR --arg version "$(./claude-run --version)" --arg kernel "$(uname -srm)" --argjson cpus "$(nproc)" '
+    def median: sort | (.[(length - 1) / 2 | floor] + .[length / 2 | floor]) / 2;
+    reduce ([inputs / " "] | group_by(.[:2])[]) as $group
+      ({}; .[$group[0][0]][$group[0][1]] = ($group | map(.[2] | tonumber) | median))
+    | .true.time_us as $true | .[] |= if .time_us then .overhead_us = .time_us - $true else . end
+    | .flock.overhead_us as $flock | .[] |= if .time_us then .overhead_of_flock = .overhead_us / $flock else . end
+    | ."claude-run" as $ours
+    | { version: $version, kernel: $kernel, cpus: $cpus, subjects: ., targets: [
+        ["overhead, as a multiple of flock", $ours.overhead_of_flock, "<=", 1],
+        ["overhead, as a multiple of flock+timeout", $ours.overhead_us / ."flock+timeout".overhead_us, "<=", 0.45],
+        ["overhead of :exec, as a multiple of tini", ."claude-run:exec".overhead_us / .tini.overhead_us, "<=", 1],
+        ["memory while waiting, KiB", $ours.memory_kib_waiting, "<=", 2560],
+        ["memory while running, KiB", $ours.memory_kib_running, "<=", 2560],
+        ["hand-offs, as a multiple of flock", $ours.hand_offs_per_s / .flock.hand_offs_per_s, ">=", 1],
+        ["wake-ups while waiting", $ours.wake_ups_waiting, "<=", 0],
+        ["wake-ups while running", $ours.wake_ups_running, "<=", 0]
+      ] | map({ target: .[0], value: .[1], relation: .[2], bound: .[3],
+                met: (if .[2] == "<=" then .[1] <= .[3] else .[1] >= .[3] end) }) }' samples
+}
+
+show() {
+  jq -r '.subjects as $subjects
+    | ["", "overhead", "of", "memory", "memory", "hand-offs", "wake-ups", "wake-ups"],
+      ["", "us", "flock", "waiting", "running", "per s", "waiting", "running"],
+      ("claude-run", "claude-run:exec", "flock", "flock+timeout", "tini", "timeout", "bash" | [., ($subjects[.]
+        | (.overhead_us | round), (.overhead_of_flock * 100 | round / 100), .memory_kib_waiting, .memory_kib_running,
+          .hand_offs_per_s, .wake_ups_waiting, .wake_ups_running)] | map(. // "-"))
+    | @tsv' "$json" | awk -F '\t' '{ printf "%-16s%9s%7s%9s%9s%11s%10s%10s\n", $1, $2, $3, $4, $5, $6, $7, $8 }'
+  echo
+  jq -r '.targets[] | [if .met then "met" else "missed" end, .target, .value, .relation, .bound] | @tsv' "$json" |
+    awk -F '\t' '{ printf "%-8s%-42s%8.4g  %s %s\n", $1, $2, $3, $4, $5 }'
+}
+
+ensure_programs
+binary=${CLAUDE_RUN_BIN:+$(realpath -- "$CLAUDE_RUN_BIN")}
+cd "$(dirname "$0")/.."
+json=${json:-$PWD/target/bench.json}
+mkdir -p "$(dirname "$json")"
+if [ -z "$binary" ]; then
+  cargo build --release --locked
+  binary=${CARGO_TARGET_DIR:-target}/release/claude-run
+fi
+
+work=$(mktemp -d)
+trap 'stop; rm -rf "$work"' EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+cp "$binary" "$work/claude-run" # a build that ends meanwhile must not change what is measured
+cd "$work"
+# What the caller has set for claude-run must not count; session.lock in this dir is the one lock of all subjects.
+unset "${!CLAUDE_@}"
+export HOME=$work CLAUDE_CONFIG_DIR=$work
+
+echo "bench: overhead, $rounds rounds of $runs runs" >&2
+for ((round = 0; round < rounds; round++)); do overhead; done
+echo "bench: hand-offs, $hand_off_rounds rounds" >&2
+for ((round = 0; round < hand_off_rounds; round++)); do
+  hand_offs claude-run ./claude-run true
+  hand_offs flock flock session.lock true
+  hand_offs flock+timeout flock session.lock timeout 100 true
+done
+echo "bench: memory, and wake-ups in $interval s" >&2
+memory_and_wake_ups
+summary >"$json" || fail "a sample is missing"
+show

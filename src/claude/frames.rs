@@ -1,0 +1,248 @@
+//! What claude's stdout says of the run: result frames, and background tasks that are still open. Frames are found by
+//! parsing, since their keys come in any order and their text may quote frames; a line that is too long is passed over.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
+use memchr::{memchr, memmem};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// What a frame told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sighting {
+    /// A result frame. A run can print several.
+    Result {
+        /// Its `is_error`; a result without one counts as an error.
+        is_error: bool,
+    },
+    /// So many background tasks are open now.
+    OpenTasks(u32),
+    /// Another frame, after a result: the run goes on. Before the first result these are not told.
+    Other,
+}
+
+/// The longest line that is looked at.
+const LONGEST_LINE: usize = 8 << 20;
+
+/// Whether claude is asked, by its arguments, for output that has frames.
+pub fn are_expected(arguments: &[OsString]) -> bool {
+    let framed = |format: &[u8]| matches!(format, b"json" | b"stream-json");
+    arguments.iter().enumerate().any(|(at, word)| match word.as_bytes().strip_prefix(b"--output-format") {
+        Some(b"") => arguments.get(at + 1).is_some_and(|format| framed(format.as_bytes())),
+        Some(format) => format.strip_prefix(b"=").is_some_and(framed),
+        None => false,
+    })
+}
+
+/// Looks at claude's stdout as it comes, in whatever pieces.
+#[derive(Debug, Default)]
+pub struct FrameReader {
+    line: Vec<u8>,
+    too_long: bool,
+    seen_result: bool,
+    tasks: HashSet<String>,
+}
+
+impl FrameReader {
+    /// Takes the next bytes and tells what the lines that end in them say.
+    pub fn feed(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Sighting)) {
+        while let Some(end) = memchr(b'\n', bytes) {
+            let (head, rest) = bytes.split_at(end);
+            bytes = &rest[1..];
+            if self.line.is_empty() && !self.too_long {
+                self.look_at(head, &mut tell); // most lines come whole, and need no copy
+                continue;
+            }
+            self.keep(head);
+            let line = std::mem::take(&mut self.line);
+            if !std::mem::take(&mut self.too_long) {
+                self.look_at(&line, &mut tell);
+            }
+        }
+        self.keep(bytes);
+    }
+
+    /// The output has ended: a last line may lack its newline.
+    pub fn end(&mut self, mut tell: impl FnMut(Sighting)) {
+        self.feed(b"\n", &mut tell);
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        self.too_long |= self.line.len() + bytes.len() > LONGEST_LINE;
+        if self.too_long {
+            self.line = Vec::new();
+        } else {
+            self.line.extend_from_slice(bytes);
+        }
+    }
+
+    fn look_at(&mut self, line: &[u8], tell: &mut impl FnMut(Sighting)) {
+        if !self.seen_result && !may_matter(line) {
+            return;
+        }
+        // A line that is no JSON, or JSON of another shape, is text: claude prints that in other formats.
+        for frame in frames_of(line).unwrap_or_default() {
+            if let Some(sighting) = self.understand(&frame) {
+                tell(sighting);
+            }
+        }
+    }
+
+    fn understand(&mut self, frame: &Frame) -> Option<Sighting> {
+        let kind: String = value(frame, "type")?;
+        let subtype: Option<String> = value(frame, "subtype");
+        let task: Option<String> = value(frame, "task_id");
+        match (&*kind, subtype.as_deref()) {
+            ("result", _) => {
+                self.seen_result = true;
+                return Some(Sighting::Result { is_error: value(frame, "is_error").unwrap_or(true) });
+            }
+            ("system", Some("task_started")) => self.tasks.extend(task),
+            ("system", Some("task_notification")) => self.tasks.retain(|open| Some(open) != task.as_ref()),
+            ("system", Some("background_tasks_changed")) => {
+                let tasks: Vec<Frame> = value(frame, "tasks")?;
+                self.tasks = tasks.iter().filter_map(|task| value(task, "task_id")).collect();
+            }
+            _ => return self.seen_result.then_some(Sighting::Other),
+        }
+        Some(Sighting::OpenTasks(u32::try_from(self.tasks.len()).unwrap_or(u32::MAX)))
+    }
+}
+
+/// Whether a line before the first result can be one, or be about tasks. It may say yes to any line, never no to such a
+/// one: finding a word is several times as fast as reading JSON, and most lines have none of these.
+fn may_matter(line: &[u8]) -> bool {
+    [&b"result"[..], b"task", b"\\u"].into_iter().any(|word| memmem::find(line, word).is_some())
+}
+
+/// The keys of one object, its values not looked into.
+type Frame<'a> = HashMap<String, &'a RawValue>;
+
+/// The frames of a line: one object in `stream-json` and `json`, an array of them in `json --verbose`.
+fn frames_of(line: &[u8]) -> serde_json::Result<Vec<Frame<'_>>> {
+    match line.trim_ascii_start().first() {
+        Some(b'{') => serde_json::from_slice(line).map(|frame| vec![frame]),
+        Some(b'[') => serde_json::from_slice(line),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// The value of a frame's own key, if it has one of this type.
+fn value<'a, T: Deserialize<'a>>(frame: &Frame<'a>, key: &str) -> Option<T> {
+    serde_json::from_str(frame.get(key)?.get()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEW: &str =
+        r#"{"duration_api_ms":65,"result":"x","usage":{"type":"no"},"is_error":false,"subtype":"success","type":"result"}"#;
+    const OLD: &str = r#"{"type":"result","subtype":"success","is_error":true,"result":"x"}"#;
+
+    fn sightings(pieces: &[&[u8]]) -> Vec<Sighting> {
+        let mut reader = FrameReader::default();
+        let mut seen = Vec::new();
+        pieces.iter().for_each(|piece| reader.feed(piece, |sighting| seen.push(sighting)));
+        reader.end(|sighting| seen.push(sighting));
+        seen
+    }
+
+    #[test]
+    fn a_result_is_found_in_any_order_of_keys_with_spaces_and_in_arrays() {
+        let fine = Sighting::Result { is_error: false };
+        let bad = Sighting::Result { is_error: true };
+        let spaced = "  { \"is_error\" : false , \"type\" : \"result\" }\r";
+        let escaped = r#"{"t\u0079pe":"res\u0075lt","is_error":false}"#;
+        let array = format!("[{{\"type\":\"system\",\"subtype\":\"init\"}},{NEW}]");
+        for (line, expected) in
+            [(NEW, fine), (OLD, bad), (spaced, fine), (escaped, fine), (&array, fine), (r#"{"type":"result"}"#, bad)]
+        {
+            assert_eq!(sightings(&[line.as_bytes()]), [expected], "{line}");
+            assert_eq!(sightings(&[line.as_bytes(), b"\n"]), [expected], "{line}");
+        }
+    }
+
+    #[test]
+    fn text_that_looks_like_a_result_is_none() {
+        let quoted = serde_json::to_string(NEW).unwrap_or_default();
+        for line in [
+            format!(r#"{{"type":"assistant","message":{quoted}}}"#),
+            format!(r#"{{"type":"user","content":{NEW}}}"#),
+            format!(r#"{{"type":"user","content":[{NEW}]}}"#),
+            quoted,
+            format!("x{NEW}"),
+            NEW[..NEW.len() - 1].to_owned(),
+            format!("{NEW}{NEW}"),
+            "[[1,2],3]".into(),
+            "{}".into(),
+            "".into(),
+        ] {
+            assert_eq!(sightings(&[line.as_bytes()]), [], "{line}");
+        }
+    }
+
+    #[test]
+    fn it_does_not_matter_where_reads_split() {
+        let text = format!("{NEW}\nplain text\n{OLD}\n\n{{\"type\":\"assistant\"}}\n");
+        let whole = sightings(&[text.as_bytes()]);
+        assert_eq!(whole, [Sighting::Result { is_error: false }, Sighting::Result { is_error: true }, Sighting::Other]);
+        for first in 0..text.len() {
+            for second in first..text.len() {
+                let bytes = text.as_bytes();
+                assert_eq!(sightings(&[&bytes[..first], &bytes[first..second], &bytes[second..]]), whole, "{first}, {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_passed_over_and_the_next_is_not() {
+        let mut reader = FrameReader::default();
+        let mut seen = Vec::new();
+        let piece = vec![b'x'; 1 << 20];
+        reader.feed(b"{\"type\":\"result\",\"is_error\":false,\"result\":\"", |sighting| seen.push(sighting));
+        for _ in 0..9 {
+            reader.feed(&piece, |sighting| seen.push(sighting));
+            assert!(reader.line.capacity() <= 2 * LONGEST_LINE);
+        }
+        reader.feed(format!("\"}}\n{OLD}\n").as_bytes(), |sighting| seen.push(sighting));
+        assert_eq!(seen, [Sighting::Result { is_error: true }]);
+    }
+
+    #[test]
+    fn open_tasks_are_counted_as_both_versions_tell_them() {
+        let old = [
+            (r#"{"type":"system","subtype":"task_started","task_id":"a"}"#, 1),
+            (r#"{"type":"system","subtype":"task_started","task_id":"b"}"#, 2),
+            (r#"{"type":"system","subtype":"task_notification","task_id":"a"}"#, 1),
+        ];
+        let new = [
+            (r#"{"type":"system","subtype":"background_tasks_changed","tasks":[{"task_id":"a"},{"task_id":"b"}]}"#, 2),
+            (r#"{"type":"system","subtype":"task_started","task_id":"a"}"#, 2),
+            (r#"{"type":"system","subtype":"task_notification","task_id":"a"}"#, 1),
+            (r#"{"type":"system","subtype":"background_tasks_changed","tasks":[]}"#, 0),
+        ];
+        for told in [&old[..], &new[..]] {
+            let text: String = told.iter().map(|(line, _)| format!("{line}\n")).collect();
+            let expected: Vec<_> = told.iter().map(|&(_, open)| Sighting::OpenTasks(open)).collect();
+            assert_eq!(sightings(&[text.as_bytes()]), expected);
+        }
+    }
+
+    #[test]
+    fn frames_are_expected_where_the_arguments_ask_for_them() {
+        let expected = |words: &[&str]| are_expected(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        assert!(expected(&["claude", "-p", "x", "--output-format", "json"]));
+        assert!(expected(&["claude", "--output-format=stream-json", "-p", "x"]));
+        for words in [
+            &["claude"][..],
+            &["claude", "--output-format"],
+            &["claude", "--output-format", "text"],
+            &["--output-format=jsonl"],
+        ] {
+            assert!(!expected(words), "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The relay: every byte, whatever reads it; and what the frames in it set off.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::env::{Env, Running, binary, fake_claude, is_alive, until};
+
+/// claude-run with a relay: the fake claude is asked for frames.
+fn framed(env: &Env, options: &[&str], steps: &str) -> Command {
+    let mut command = env.command(binary());
+    command.arg("--claude").arg(fake_claude()).args(options).args(["--", "-p", steps, "--output-format", "stream-json"]);
+    command
+}
+
+fn start(env: &Env, options: &[&str], steps: &str) -> Running {
+    Running::start(framed(env, options, steps))
+}
+
+#[test]
+fn a_claude_that_hangs_after_its_result_is_ended_with_0_or_1() {
+    let env = Env::new();
+    for order in ["new", "old"] {
+        for (ending, code) in [("ok", 0), ("error", 1)] {
+            let started = Instant::now();
+            let run = start(&env, &["--result-grace", "0.3"], &format!("init; ready; result {order} {ending}; hang"));
+            run.expect_line(r#"{"type":"system","subtype":"init","session_id":"fake"}"#);
+            let [child, ..] = run.ready();
+            let ended = run.end();
+            assert_eq!((ended.code(), ended.stdout.len()), (code, 1), "{ended:?}");
+            assert!(started.elapsed() >= Duration::from_millis(300) && !is_alive(child));
+            assert!(ended.stderr_text().contains("result grace"), "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn the_old_block_s_variable_counts() {
+    let env = Env::new();
+    let mut command = framed(&env, &[], "result new ok; hang");
+    command.env("CLAUDE_IDLE_GRACE", "0.2");
+    assert_eq!(Running::start(command).end().code(), 0);
+}
+
+#[test]
+fn a_claude_that_ends_within_the_grace_keeps_its_code() {
+    let env = Env::new();
+    for code in [0, 1, 7] {
+        assert_eq!(
+            start(&env, &["--result-grace", "30"], &format!("result new ok; sleep 0.1; exit {code}")).end().code(),
+            code
+        );
+    }
+}
+
+#[test]
+fn later_frames_restart_the_grace_and_the_last_result_counts() {
+    let env = Env::new();
+    let steps = "result old error; sleep 0.3; init; sleep 0.3; init; sleep 0.3; result new ok; hang";
+    let ended = start(&env, &["--result-grace", "0.6"], steps).end();
+    assert_eq!((ended.code(), ended.stdout.len()), (0, 4), "{ended:?}");
+}
+
+#[test]
+fn an_open_background_task_has_the_task_grace() {
+    let env = Env::new();
+    let open = r#"say {"type":"system","subtype":"task_started","task_id":"a"}"#;
+    let closed = r#"say {"type":"system","subtype":"task_notification","task_id":"a"}"#;
+    let options = ["--result-grace", "0.2", "--task-grace", "1h"];
+    assert_eq!(start(&env, &options, &format!("{open}; result new ok; sleep 0.6; {closed}; exit 3")).end().code(), 3);
+    assert_eq!(start(&env, &options, &format!("{open}; result new ok; sleep 0.4; {closed}; hang")).end().code(), 0);
+}
+
+#[test]
+fn text_that_quotes_a_result_ends_nothing_and_neither_does_another_format() {
+    let env = Env::new();
+    let quoted = r#"say {"type":"user","message":{"type":"result","is_error":false}}"#;
+    assert_eq!(start(&env, &["--result-grace", "0.1"], &format!("{quoted}; sleep 0.5; exit 3")).end().code(), 3);
+    let run = env.start_fake(&["--result-grace", "0.1"], "result new ok; sleep 0.5; exit 3");
+    assert_eq!(run.end().code(), 3);
+}
+
+/// 40 MB that no compressor or line reader would like.
+fn awkward_bytes() -> Vec<u8> {
+    let mut state = 1u64;
+    let random = std::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_ne_bytes()
+    });
+    let mut bytes: Vec<u8> = random.take(3 << 20).flatten().collect();
+    bytes.extend([b'x'].repeat(10 << 20)); // one line of 10 MiB
+    bytes.extend(b"\r\n\0\n\n".repeat(1 << 20));
+    bytes.extend(b"no newline at the end");
+    bytes
+}
+
+/// A claude that prints a file.
+fn printing(env: &Env, bytes: &[u8]) -> Command {
+    std::fs::write(env.path("bytes"), bytes).expect("a file");
+    let cat = env.script("cat-claude", "#!/bin/sh\ncat bytes\nexit 5\n");
+    let mut command = env.command(binary());
+    command.arg("--claude").arg(cat).args(["--", "-p", "x", "--output-format=json"]);
+    command
+}
+
+#[test]
+fn every_byte_passes_unchanged_and_in_order() {
+    let env = Env::new();
+    let bytes = awkward_bytes();
+    let output = printing(&env, &bytes).output().expect("started");
+    assert_eq!(output.status.code(), Some(5));
+    assert!(output.stdout == bytes, "{} of {} bytes, or others", output.stdout.len(), bytes.len());
+}
+
+#[test]
+fn a_slow_reader_loses_nothing_and_does_not_keep_the_child_or_the_lock() {
+    let env = Env::new();
+    let bytes = awkward_bytes();
+    let mut run = printing(&env, &bytes).stdout(Stdio::piped()).spawn().expect("started");
+    let children = format!("/proc/{0}/task/{0}/children", run.id());
+    until("the lock was taken", || env.lock_file().exists());
+    until("the child is done, and the lock free, though nothing was read", || {
+        !env.is_locked() && std::fs::read_to_string(&children).is_ok_and(|children| children.trim().is_empty())
+    });
+    assert!(run.try_wait().expect("a child").is_none(), "it waits for its reader");
+    let memory = std::fs::read_to_string(format!("/proc/{}/status", run.id())).expect("status");
+    let peak = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .expect("VmHWM")
+        .trim()
+        .trim_end_matches(" kB")
+        .parse::<usize>()
+        .expect("a number");
+    assert!(peak < 24 << 10, "{peak} KiB");
+    let mut read = Vec::new();
+    run.stdout.take().expect("piped").read_to_end(&mut read).expect("read");
+    assert!(read == bytes, "{} of {} bytes, or others", read.len(), bytes.len());
+    assert_eq!(run.wait().expect("a child").code(), Some(5));
+}
+
+#[test]
+fn a_reader_that_goes_away_meets_the_child_as_it_would_without_us() {
+    let env = Env::new();
+    let endless = env.script("endless-claude", "#!/bin/sh\ntrap 'exit 3' PIPE\nwhile echo y; do :; done 2>/dev/null\nexit 4\n");
+    let mut command = env.command(binary());
+    command.arg("--claude").arg(endless).args(["--", "-p", "x", "--output-format=json"]).stdout(Stdio::piped());
+    let mut run = command.spawn().expect("started");
+    let mut some = [0; 100];
+    run.stdout.take().expect("piped").read_exact(&mut some).expect("some bytes");
+    let code =
+        wait_timeout::ChildExt::wait_timeout(&mut run, crate::env::CEILING).expect("a child").expect("it has ended").code();
+    assert!(matches!(code, Some(3 | 4)), "{code:?}");
+    assert!(!env.is_locked());
+}
+
+#[test]
+fn a_request_to_end_ends_the_wait_for_a_reader() {
+    let env = Env::new();
+    let run = printing(&env, &[b'x'; 4 << 20]).stdout(Stdio::piped()).spawn().expect("started");
+    until("the child is done", || {
+        env.lock_file().exists()
+            && !env.is_locked()
+            && std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.id()))
+                .is_ok_and(|children| children.trim().is_empty())
+    });
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.id() as i32), Signal::SIGTERM).expect("it lives");
+    let mut run = run;
+    let status = wait_timeout::ChildExt::wait_timeout(&mut run, crate::env::CEILING).expect("a child").expect("it has ended");
+    assert_eq!(status.code(), Some(5));
+}
+
+#[test]
+fn a_kept_descendant_with_the_pipe_does_not_hold_us() {
+    let env = Env::new();
+    let leaving = env
+        .script("leaving-claude", "#!/bin/sh\nsetsid sleep 600 & echo $!\n(while :; do echo noise; done) & echo $!\nexit 6\n");
+    let mut command = env.command(binary());
+    command.arg("--claude").arg(leaving).args(["--leftovers", "keep", "--", "-p", "x", "--output-format=json"]);
+    let run = Running::start(command);
+    let mut kept = Vec::new();
+    while kept.len() < 2 {
+        kept.extend(run.line().parse::<i32>().ok());
+    }
+    assert_eq!(run.end().code(), 6);
+    for pid in kept {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+#[test]
+fn a_full_disk_behind_stdout_does_not_hang() {
+    let env = Env::new();
+    let mut command = printing(&env, &[b'x'; 1 << 20]);
+    let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+    let mut full_too = full.try_clone().expect("a descriptor");
+    assert!(full_too.write_all(b"x").is_err());
+    let output = command.stdout(full).stderr(Stdio::piped()).output().expect("started");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("cannot write the child's output"), "{stderr}");
+}
