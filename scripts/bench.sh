@@ -29,7 +29,7 @@
 #               kernel has none
 #
 # A verdict for each target follows. A missed target is no failure: on a shared machine a timed assertion would fail by
-# chance, and two runs can differ by a fifth. Exit code: 0 measured, 1 something could not be measured, 2 wrong usage or
+# chance, and two runs can differ by a third. Exit code: 0 measured, 1 something could not be measured, 2 wrong usage or
 # a program is missing.
 set -euo pipefail
 export LC_ALL=C # the decimal point of EPOCHREALTIME and of printf

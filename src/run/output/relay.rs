@@ -14,11 +14,14 @@ use tracing::warn;
 
 use super::spool::{PIECE, Spool};
 use super::{PIPE_SIZE, enlarge};
-use crate::claude::frames::{FrameReader, Sighting};
+use crate::claude::frames::FrameReader;
 use crate::event::{Channel, Event, Mouth};
 
 /// How much of what our reader has not taken is kept in memory.
 const IN_MEMORY: usize = 8 << 20;
+
+/// How much is read before it is looked at, when the child writes without a pause.
+const MOST_UNSEEN: usize = 1 << 20;
 
 /// A relay whose child is not started yet.
 #[derive(Debug)]
@@ -131,6 +134,9 @@ impl Shared {
 /// The reading thread: until the end of the child's output, or until nobody wants it.
 fn read(mut pipe: PipeReader, stop: &PipeReader, shared: &Shared, mouth: &Mouth) {
     let mut frames = FrameReader::default();
+    // Read and handed over, but not yet looked at: parsing waits until the pipe is empty, since claude may exit and drop
+    // what does not fit into it while we look.
+    let mut unseen = Vec::new();
     let mut buffer = vec![0; PIECE];
     // After the child's death all it has written is in the pipe: what comes beyond that is not the child's.
     let mut left = None;
@@ -143,10 +149,14 @@ fn read(mut pipe: PipeReader, stop: &PipeReader, shared: &Shared, mouth: &Mouth)
                 if !hand_over(bytes, shared) {
                     break; // our reader is gone: dropping the pipe, the child meets EPIPE, as it would without us
                 }
-                frames.feed(bytes, |sighting| tell(mouth, sighting));
+                unseen.extend_from_slice(bytes);
+                if unseen.len() >= MOST_UNSEEN {
+                    look_at(&mut unseen, &mut frames, mouth);
+                }
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock && left.is_none() => {
+                look_at(&mut unseen, &mut frames, mouth);
                 if is_stopped(&pipe, stop) {
                     left = Some(PIPE_SIZE as usize);
                 }
@@ -154,13 +164,15 @@ fn read(mut pipe: PipeReader, stop: &PipeReader, shared: &Shared, mouth: &Mouth)
             Err(_) => break, // empty after the child's death
         }
     }
-    frames.end(|sighting| tell(mouth, sighting));
     shared.lock().complete = true;
     shared.changed.notify_all();
+    look_at(&mut unseen, &mut frames, mouth);
+    frames.end(|sighting| mouth.put(Event::Frame(sighting)));
 }
 
-fn tell(mouth: &Mouth, sighting: Sighting) {
-    mouth.put(Event::Frame(sighting));
+fn look_at(unseen: &mut Vec<u8>, frames: &mut FrameReader, mouth: &Mouth) {
+    frames.feed(unseen, |sighting| mouth.put(Event::Frame(sighting)));
+    unseen.clear();
 }
 
 /// Queues `bytes` for the writing thread. False when nobody will write them.
