@@ -39,10 +39,10 @@ fail() {
   exit "${2:-1}"
 }
 
-rounds=25 runs=40 hand_off_rounds=9 interval=5 json=
+rounds=24 runs=40 hand_off_rounds=9 interval=5 json=
 while [ $# -gt 0 ]; do
   case $1 in
-    --quick) rounds=5 runs=20 hand_off_rounds=2 interval=2 ;;
+    --quick) rounds=8 runs=15 hand_off_rounds=2 interval=2 ;;
     --json)
       json=$(realpath -m -- "${2-}" 2>/dev/null) || fail "--json needs a FILE" 2
       shift
@@ -106,19 +106,26 @@ find_lock() {
 # queued N: exactly N processes wait for session.lock.
 queued() { [ "$(grep -c -e "-> FLOCK .* $lock " /proc/locks)" = "$1" ]; }
 
+# overhead ROUND: each round starts with another subject, since the place in the row counts, too.
 overhead() {
-  local true flock timeout
+  local true flock timeout subjects count at row=()
   true=$(type -P true) flock=$(type -P flock) timeout=$(type -P timeout)
-  hyperfine -N --style none --warmup 3 --runs "$runs" --export-json times.json \
-    -n true "$true" \
-    -n claude-run "./claude-run $true" \
-    -n claude-run:exec "./claude-run --lock pass-through --timeout 0 --leftovers keep $true" \
-    -n flock "$flock session.lock $true" \
-    -n flock+timeout "$flock session.lock $timeout 100 $true" \
-    -n tini "$(type -P tini) -s -- $true" \
-    -n timeout "$timeout 100 $true" \
-    -n bash "$BASH -c '( flock -w 600 9; timeout 100 $true ) 9>session.lock'" \
-    >>messages 2>&1 || fail "hyperfine: $(tail -n 5 messages)"
+  subjects=(
+    true "$true"
+    claude-run "./claude-run $true"
+    claude-run:exec "./claude-run --lock pass-through --timeout 0 --leftovers keep $true"
+    flock "$flock session.lock $true"
+    flock+timeout "$flock session.lock $timeout 100 $true"
+    tini "$(type -P tini) -s -- $true"
+    timeout "$timeout 100 $true"
+    bash "$BASH -c '( flock -w 600 9; timeout 100 $true ) 9>session.lock'"
+  )
+  count=$((${#subjects[@]} / 2))
+  for ((at = $1; at < $1 + count; at++)); do
+    row+=(-n "${subjects[at % count * 2]}" "${subjects[at % count * 2 + 1]}")
+  done
+  hyperfine -N --style none --warmup 3 --runs "$runs" --export-json times.json "${row[@]}" >>messages 2>&1 ||
+    fail "hyperfine: $(tail -n 5 messages)"
   jq -r '.results[] | "\(.command) time_us \(.times[] * 1e6)"' times.json >>samples
 }
 
@@ -232,7 +239,7 @@ unset "${!CLAUDE_@}"
 export HOME=$work CLAUDE_CONFIG_DIR=$work
 
 echo "bench: overhead, $rounds rounds of $runs runs" >&2
-for ((round = 0; round < rounds; round++)); do overhead; done
+for ((round = 0; round < rounds; round++)); do overhead "$round"; done
 echo "bench: hand-offs, $hand_off_rounds rounds" >&2
 for ((round = 0; round < hand_off_rounds; round++)); do
   hand_offs claude-run ./claude-run true

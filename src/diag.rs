@@ -3,9 +3,11 @@
 
 use std::fmt;
 use std::io::{IsTerminal, Write, stderr};
+use std::sync::OnceLock;
 
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Subscriber};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, SubscriberBuilder};
 use tracing_subscriber::registry::LookupSpan;
@@ -40,15 +42,54 @@ pub fn init(verbosity: Verbosity, format: LogFormat) {
         Verbosity::Info => LevelFilter::INFO,
         Verbosity::Debug => LevelFilter::DEBUG,
     };
-    // Internal errors off: tracing-subscriber reports a failed write with eprintln!, which panics when stderr is full.
-    let builder = SubscriberBuilder::default().with_writer(stderr).with_max_level(level).log_internal_errors(false);
     // An error here means that an earlier run in this process has set it up: as good.
-    let _ = match format {
-        LogFormat::Text => tracing::subscriber::set_global_default(builder.event_format(Plain).finish()),
-        LogFormat::Json => {
-            tracing::subscriber::set_global_default(builder.json().flatten_event(true).with_target(false).finish())
+    let _ = tracing::subscriber::set_global_default(OnFirstMessage { level, format, real: OnceLock::new() });
+}
+
+/// The subscriber that most runs never need, since they have nothing to say: made at once, it would touch 40 KiB of memory
+/// between our start and the child's.
+struct OnFirstMessage {
+    level: LevelFilter,
+    format: LogFormat,
+    real: OnceLock<Box<dyn Subscriber + Send + Sync>>,
+}
+
+impl OnFirstMessage {
+    fn real(&self) -> Box<dyn Subscriber + Send + Sync> {
+        // Internal errors off: tracing-subscriber reports a failed write with eprintln!, which panics when stderr is full.
+        let builder = SubscriberBuilder::default().with_writer(stderr).with_max_level(self.level).log_internal_errors(false);
+        match self.format {
+            LogFormat::Text => Box::new(builder.event_format(Plain).finish()),
+            LogFormat::Json => Box::new(builder.json().flatten_event(true).with_target(false).finish()),
         }
-    };
+    }
+}
+
+impl Subscriber for OnFirstMessage {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= self.level
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.level)
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        self.real.get_or_init(|| self.real()).event(event);
+    }
+
+    // There are no spans in this crate.
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
 }
 
 /// Reports the error that ends claude-run. Once, as one line.

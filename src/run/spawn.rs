@@ -61,7 +61,8 @@ impl Launch<'_> {
         let exec = self.prepare()?;
         let us = getpid();
         let mut failure = Errno::UnknownErrno;
-        let mut stack = vec![0; 64 * 1024];
+        // Large enough to be mapped for itself: of its pages, only those that are used are ever made.
+        let mut stack = vec![0; 256 * 1024];
         let child = || {
             failure = in_child(&exec, self.signals, group, lock, stdout, us).err().unwrap_or(Errno::UnknownErrno);
             127
