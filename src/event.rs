@@ -52,6 +52,10 @@ pub struct Mouth(Arc<std::fs::File>);
 /// enough to be written in one piece.
 type Record = [u8; 8];
 
+/// As many events as a pipe takes at the least: one page of them. When so many are there at once, the pipe may have been
+/// full, and some may be lost.
+pub const MOST_THAT_ALWAYS_FIT: usize = 4096 / size_of::<Record>();
+
 const LOCK_ANSWERED: u8 = 200;
 const OUTPUT_DONE: u8 = 201;
 const RESULT: u8 = 202;
@@ -112,7 +116,7 @@ impl Channel {
 impl Mouth {
     /// Puts `event` into the channel. Async-signal-safe: one write(2) of a record on the stack.
     pub fn put(&self, event: Event) {
-        // A full pipe holds 8,192 records that nobody has looked at yet: one more would tell nothing new.
+        // Into a full pipe nothing goes: see MOST_THAT_ALWAYS_FIT.
         let _ = (&*self.0).write(&encode(event));
     }
 }

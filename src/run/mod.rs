@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid, getpgrp, getppid, getsid};
 use tracing::{debug, info, warn};
 
-use crate::event::{Channel, Event, Sender};
+use crate::event::{self, Channel, Event, Sender};
 use crate::lock::Held;
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
@@ -92,8 +92,12 @@ impl Run {
     fn watch(&mut self, channel: &mut Channel) -> Result<(Ending, Option<Limit>)> {
         loop {
             let events = channel.wait(self.policy.next_deadline()).context("cannot wait for events")?;
+            let may_have_missed_some = events.len() >= event::MOST_THAT_ALWAYS_FIT;
             for event in events {
                 self.take_in(event);
+            }
+            if may_have_missed_some {
+                self.look_after_children(); // a SIGCHLD among them would not come again
             }
             // After the events: what has ended by itself at the last moment was not ended by a limit.
             self.happened(Happening::Clock);

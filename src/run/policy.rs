@@ -111,7 +111,7 @@ pub enum Notice {
 #[derive(Debug)]
 pub struct Policy {
     rules: Rules,
-    child: Child,
+    phase: Phase,
     stopped: bool,
     hard_deadline: Option<Instant>,
     /// `is_error` of the last result frame.
@@ -134,10 +134,10 @@ pub enum Limit {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Child {
+enum Phase {
     Running,
     /// It was told to end; at this time it is made to. `by_term`: somebody has sent us a TERM for it.
-    Ending {
+    Asked {
         kill_at: Option<Instant>,
         by_term: bool,
     },
@@ -166,7 +166,7 @@ impl Policy {
         let hard_deadline = after(now, rules.hard_limit);
         Self {
             rules,
-            child: Child::Running,
+            phase: Phase::Running,
             stopped: false,
             hard_deadline,
             result: None,
@@ -178,18 +178,18 @@ impl Policy {
 
     /// When to come back with [`Happening::Clock`] if nothing else happens.
     pub fn next_deadline(&self) -> Option<Instant> {
-        match self.child {
-            Child::Running => [self.hard_deadline, self.result_deadline].into_iter().flatten().min(),
-            Child::Ending { kill_at, .. } | Child::Leaving { kill_at, .. } => kill_at,
-            Child::Clearing { give_up_at, .. } => give_up_at,
-            Child::Dying | Child::Gone(_) => None,
+        match self.phase {
+            Phase::Running => [self.hard_deadline, self.result_deadline].into_iter().flatten().min(),
+            Phase::Asked { kill_at, .. } | Phase::Leaving { kill_at, .. } => kill_at,
+            Phase::Clearing { give_up_at, .. } => give_up_at,
+            Phase::Dying | Phase::Gone(_) => None,
         }
     }
 
     /// Once the run is over: how the child ended, and the limit at which it was ended.
     pub fn verdict(&self) -> Option<(Ending, Option<Limit>)> {
-        match self.child {
-            Child::Gone(ending) => Some((ending, self.hit)),
+        match self.phase {
+            Phase::Gone(ending) => Some((ending, self.hit)),
             _ => None,
         }
     }
@@ -210,7 +210,7 @@ impl Policy {
             Happening::Ended(ending, tree) => self.on_ended(ending, tree, now),
             Happening::TreeChanged(tree) => self.on_tree_changed(tree),
             Happening::OutOfReach => {
-                if let Child::Clearing { give_up_at, .. } = &mut self.child {
+                if let Phase::Clearing { give_up_at, .. } = &mut self.phase {
                     *give_up_at = give_up_at.or(after(now, Some(OUT_OF_REACH_GRACE)));
                 }
                 Vec::new()
@@ -260,24 +260,24 @@ impl Policy {
     }
 
     fn on_request_to_end(&mut self, signal: Signal, now: Instant) -> Vec<Action> {
-        match self.child {
-            Child::Running => {
+        match self.phase {
+            Phase::Running => {
                 let by_term = signal == Signal::SIGTERM;
-                self.child = Child::Ending { kill_at: after(now, self.rules.kill_grace), by_term };
+                self.phase = Phase::Asked { kill_at: after(now, self.rules.kill_grace), by_term };
                 // Forwarded by now; a stopped child hears it only once it is continued.
                 self.continue_if_stopped()
             }
-            Child::Ending { kill_at, by_term: false } if signal == Signal::SIGTERM => {
-                self.child = Child::Ending { kill_at, by_term: true };
+            Phase::Asked { kill_at, by_term: false } if signal == Signal::SIGTERM => {
+                self.phase = Phase::Asked { kill_at, by_term: true };
                 Vec::new()
             }
-            Child::Ending { .. } if signal == Signal::SIGTERM => {
+            Phase::Asked { .. } if signal == Signal::SIGTERM => {
                 let mut actions = vec![Action::Tell(Notice::Impatience)];
                 actions.extend(self.kill_child());
                 actions
             }
-            Child::Leaving { ending, .. } if signal == Signal::SIGTERM => {
-                self.child = Child::Clearing { ending, give_up_at: None };
+            Phase::Leaving { ending, .. } if signal == Signal::SIGTERM => {
+                self.phase = Phase::Clearing { ending, give_up_at: None };
                 vec![Action::Tell(Notice::Impatience), Action::SignalTree(Signal::SIGKILL)]
             }
             _ => Vec::new(),
@@ -298,36 +298,36 @@ impl Policy {
 
     fn on_stopped(&mut self) -> Vec<Action> {
         self.stopped = true;
-        match self.child {
+        match self.phase {
             // It was stopped just before it was told to end.
-            Child::Ending { .. } => self.continue_if_stopped(),
+            Phase::Asked { .. } => self.continue_if_stopped(),
             _ => Vec::new(),
         }
     }
 
     fn on_ended(&mut self, ending: Ending, tree: Tree, now: Instant) -> Vec<Action> {
-        let was_killed = self.child == Child::Dying;
+        let was_killed = self.phase == Phase::Dying;
         if tree == Tree::Empty || self.rules.leftovers == Leftovers::Keep {
-            self.child = Child::Gone(ending);
+            self.phase = Phase::Gone(ending);
             return Vec::new();
         }
         if was_killed {
-            self.child = Child::Clearing { ending, give_up_at: None };
+            self.phase = Phase::Clearing { ending, give_up_at: None };
             return vec![Action::SignalTree(Signal::SIGKILL)];
         }
-        self.child = Child::Leaving { ending, kill_at: after(now, self.rules.kill_grace) };
+        self.phase = Phase::Leaving { ending, kill_at: after(now, self.rules.kill_grace) };
         vec![Action::Tell(Notice::Leftovers), Action::SignalTree(Signal::SIGTERM)]
     }
 
     fn on_tree_changed(&mut self, tree: Tree) -> Vec<Action> {
-        let (Child::Leaving { ending, .. } | Child::Clearing { ending, .. }) = self.child else { return Vec::new() };
-        match (tree, self.child) {
+        let (Phase::Leaving { ending, .. } | Phase::Clearing { ending, .. }) = self.phase else { return Vec::new() };
+        match (tree, self.phase) {
             (Tree::Empty, _) => {
-                self.child = Child::Gone(ending);
+                self.phase = Phase::Gone(ending);
                 Vec::new()
             }
             // Whoever was forked while we looked is an orphan by now, and is found on this second look.
-            (Tree::Alive, Child::Leaving { .. }) => vec![Action::SignalTree(Signal::SIGTERM)],
+            (Tree::Alive, Phase::Leaving { .. }) => vec![Action::SignalTree(Signal::SIGTERM)],
             (Tree::Alive, _) => vec![Action::SignalTree(Signal::SIGKILL)],
         }
     }
@@ -336,37 +336,37 @@ impl Policy {
         if self.next_deadline().is_none_or(|deadline| now < deadline) {
             return Vec::new();
         }
-        match self.child {
-            Child::Running => {
+        match self.phase {
+            Phase::Running => {
                 let limit = match self.result {
                     Some(is_error) if self.hard_deadline.is_none_or(|deadline| now < deadline) => Limit::Result { is_error },
                     _ => Limit::Hard,
                 };
                 self.hit = Some(limit);
-                self.child = Child::Ending { kill_at: after(now, self.rules.kill_grace), by_term: false };
+                self.phase = Phase::Asked { kill_at: after(now, self.rules.kill_grace), by_term: false };
                 let mut actions = vec![Action::Tell(Notice::Limit(limit)), Action::SignalChild(Signal::SIGTERM)];
                 actions.extend(self.continue_if_stopped());
                 actions
             }
-            Child::Ending { .. } => {
+            Phase::Asked { .. } => {
                 let mut actions = vec![Action::Tell(Notice::KillGrace)];
                 actions.extend(self.kill_child());
                 actions
             }
-            Child::Leaving { ending, .. } => {
-                self.child = Child::Clearing { ending, give_up_at: None };
+            Phase::Leaving { ending, .. } => {
+                self.phase = Phase::Clearing { ending, give_up_at: None };
                 vec![Action::Tell(Notice::KillGrace), Action::SignalTree(Signal::SIGKILL)]
             }
-            Child::Clearing { ending, .. } => {
-                self.child = Child::Gone(ending);
+            Phase::Clearing { ending, .. } => {
+                self.phase = Phase::Gone(ending);
                 vec![Action::Tell(Notice::OutOfReach)]
             }
-            Child::Dying | Child::Gone(_) => Vec::new(),
+            Phase::Dying | Phase::Gone(_) => Vec::new(),
         }
     }
 
     fn kill_child(&mut self) -> Vec<Action> {
-        self.child = Child::Dying;
+        self.phase = Phase::Dying;
         vec![match self.rules.leftovers {
             Leftovers::Kill => Action::SignalTree(Signal::SIGKILL),
             Leftovers::Keep => Action::SignalChild(Signal::SIGKILL),
@@ -378,7 +378,7 @@ impl Policy {
     }
 
     fn is_running_child(&self) -> bool {
-        matches!(self.child, Child::Running | Child::Ending { .. } | Child::Dying)
+        matches!(self.phase, Phase::Running | Phase::Asked { .. } | Phase::Dying)
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use crate::env::{Env, until};
+use crate::env::{Env, Running, binary, fake_claude, until};
 
 /// Context switches of all threads: a thread that sleeps through has none.
 fn switches(pid: Pid) -> u64 {
@@ -33,13 +33,20 @@ fn settles(pid: Pid) -> u64 {
 }
 
 #[test]
-fn a_run_and_a_waiter_are_not_woken_once_in_five_seconds() {
+fn a_run_a_waiter_and_a_relay_are_not_woken_once_in_five_seconds() {
     let env = Env::new();
     let run = env.start_fake(&[], "ready; hang");
     run.ready();
     let waiter = env.start(["--wait", "1h", "true"]);
     assert!(waiter.message().contains("waiting"));
-    let before = [&run, &waiter].map(|process| settles(process.pid()));
+    let mut command = env.command(binary());
+    command.args(["--lock", "pass-through", "--claude"]).arg(fake_claude());
+    command.args(["--", "-p", "init; result new ok; ready; hang", "--output-format", "json"]);
+    let relayed = Running::start(command);
+    assert!(relayed.line().contains("init") && relayed.line().contains("result"));
+    relayed.ready();
+    let processes = [&run, &waiter, &relayed];
+    let before = processes.map(|process| settles(process.pid()));
     std::thread::sleep(Duration::from_secs(5)); // the very time in which nothing may happen
-    assert_eq!([&run, &waiter].map(|process| switches(process.pid())), before);
+    assert_eq!(processes.map(|process| switches(process.pid())), before);
 }

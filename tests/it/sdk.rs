@@ -41,6 +41,15 @@ fn messages_and_claude_s_stderr_go_to_the_logfile() {
 }
 
 #[test]
+fn a_claude_that_hangs_after_its_result_is_ended_after_claude_idle_grace() {
+    let env = Env::new();
+    let ended =
+        bash(&env, &format!("CLAUDE_IDLE_GRACE=0.2; args=(-p 'result new ok; hang' --output-format stream-json); {CALL}"));
+    assert!(ended.stdout[0] == "rc 0" && ended.stdout[1].contains("result"), "{ended:?}");
+    assert!(fs::read_to_string(env.path("log")).expect("a log").contains("result grace"));
+}
+
+#[test]
 fn an_unwritable_logfile_costs_the_log_and_not_the_run() {
     let env = Env::new();
     let ended = bash(&env, &format!("LOGFILE=/nonesuch/log; args=(-p 'say hi; exit 4'); {CALL}"));
