@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use tracing::warn;
 
-use super::spool::{PIECE, Spool};
+use super::spool::Spool;
 use super::{PIPE_SIZE, enlarge};
 use crate::claude::frames::FrameReader;
 use crate::event::{Channel, Event, Mouth};
@@ -137,7 +137,8 @@ fn read(mut pipe: PipeReader, stop: &PipeReader, shared: &Shared, mouth: &Mouth)
     // Read and handed over, but not yet looked at: parsing waits until the pipe is empty, since claude may exit and drop
     // what does not fit into it while we look.
     let mut unseen = Vec::new();
-    let mut buffer = vec![0; PIECE];
+    // As large as the pipe: claude goes on when the first byte is taken, and gets as much out as is free by then.
+    let mut buffer = vec![0; PIPE_SIZE as usize];
     // After the child's death all it has written is in the pipe: what comes beyond that is not the child's.
     let mut left = None;
     while left.is_none_or(|left| left > 0) {

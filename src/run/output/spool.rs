@@ -22,7 +22,7 @@ struct Overflow {
 }
 
 /// A piece is at most this large.
-pub(super) const PIECE: usize = 128 << 10;
+const PIECE: usize = 128 << 10;
 
 impl Spool {
     /// An empty queue that keeps up to `bound` bytes in memory.
@@ -59,7 +59,7 @@ impl Spool {
         self.in_memory += bytes.len();
         match self.memory.back_mut() {
             Some(last) if last.len() + bytes.len() <= PIECE => last.extend_from_slice(bytes),
-            _ => self.memory.push_back(bytes.to_vec()),
+            _ => self.memory.extend(bytes.chunks(PIECE).map(<[u8]>::to_vec)),
         }
     }
 
