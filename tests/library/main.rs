@@ -18,6 +18,14 @@ fn run(words: &[&str]) -> Outcome {
 }
 
 fn main() {
+    let arguments: Vec<_> = std::env::args().collect();
+    if arguments.iter().any(|word| word == "--list") {
+        // What nextest asks of a test program first; it has one test, and no ignored ones.
+        if !arguments.iter().any(|word| word == "--ignored") {
+            println!("a_thousand_runs_leave_nothing_behind: test");
+        }
+        return;
+    }
     let home = tempfile::TempDir::new().expect("a temporary directory");
     // SAFETY: no other thread is there yet.
     unsafe { std::env::set_var("HOME", home.path()) };
