@@ -11,6 +11,7 @@ pub(crate) struct Stat {
     /// `R`, `S`, `T` (stopped), `Z` (zombie) …
     pub(crate) state: u8,
     pub(crate) parent: i32,
+    threads: u32,
     /// Clock ticks from boot to its start: with the pid, the name of one process for ever.
     pub(crate) start: u64,
 }
@@ -29,9 +30,16 @@ impl Stat {
         let mut fields = str::from_utf8(&line[end + 1..]).ok()?.split_ascii_whitespace();
         let state = *fields.next()?.as_bytes().first()?;
         let parent = fields.next()?.parse().ok()?;
-        // Field 22 of proc(5), of which three are read by now and one was the name.
-        let start = fields.nth(17)?.parse().ok()?;
-        Some(Self { pid, state, parent, start })
+        // Fields 20 and 22 of proc(5); four are behind us, the pid and the name among them.
+        let threads = fields.nth(15)?.parse().ok()?;
+        let start = fields.nth(1)?.parse().ok()?;
+        Some(Self { pid, state, parent, threads, start })
+    }
+
+    /// Whether only its remains are left. A process whose first thread has ended is shown as a zombie, too, but lives on
+    /// in its other threads.
+    pub(crate) fn is_dead(&self) -> bool {
+        matches!(self.state, b'Z' | b'X') && self.threads <= 1
     }
 
     /// All processes that can be seen. Not a snapshot: some may be gone by now, some may be new.
@@ -56,7 +64,7 @@ mod tests {
         let rest = "S 17 4711 4711 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543 5832704";
         for name in ["sh", "a) R 1 (b", "((", "))", "", "x\ny", " "] {
             let line = format!("4711 ({name}) {rest}\n");
-            let expected = Stat { pid: 4711, state: b'S', parent: 17, start: 9_876_543 };
+            let expected = Stat { pid: 4711, state: b'S', parent: 17, threads: 1, start: 9_876_543 };
             assert_eq!(Stat::parse(line.as_bytes()), Some(expected), "{name:?}");
         }
     }

@@ -328,7 +328,11 @@ impl Policy {
             }
             // Whoever was forked while we looked is an orphan by now, and is found on this second look.
             (Tree::Alive, Phase::Leaving { .. }) => vec![Action::SignalTree(Signal::SIGTERM)],
-            (Tree::Alive, _) => vec![Action::SignalTree(Signal::SIGKILL)],
+            (Tree::Alive, _) => {
+                // Whoever was out of reach a moment ago may not be any more.
+                self.phase = Phase::Clearing { ending, give_up_at: None };
+                vec![Action::SignalTree(Signal::SIGKILL)]
+            }
         }
     }
 

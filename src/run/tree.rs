@@ -103,7 +103,7 @@ impl Descendants {
                 stat.parent != parent
             });
         }
-        members.retain(|stat| stat.state != b'Z' && stat.state != b'X');
+        members.retain(|stat| !stat.is_dead());
         members
     }
 

@@ -19,6 +19,7 @@
 //! | `read` | reads stdin to its end and prints `read N` bytes |
 //! | `open PATH` | opens a FIFO for reading, and so waits until somebody opens its other end |
 //! | `sleep SECONDS`, `hang` | waits, or waits for ever |
+//! | `headless` | ends its first thread and lives on in another, so that /proc calls it a zombie |
 //! | `stop` | stops itself |
 //! | `exit N`, `die NAME` | ends, by itself or by the signal |
 //!
@@ -91,6 +92,16 @@ fn act(step: &str) -> io::Result<()> {
         "hang" => loop {
             pause();
         },
+        "headless" => {
+            std::thread::spawn(|| {
+                loop {
+                    pause();
+                }
+            });
+            // SAFETY: exit(2) itself, unlike the C library's, ends one thread alone; nothing of Rust's runs after it.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+            Ok(())
+        }
         "stop" => Ok(raise(Signal::SIGSTOP)?),
         "exit" => exit(number(rest)?),
         "die" => {

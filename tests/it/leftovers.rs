@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 
 use nix::sys::signal::Signal;
 
-use crate::env::{Env, Running, binary, can_unshare, is_alive, until};
+use crate::env::{Env, Running, binary, can_unshare, fake_claude, is_alive, until};
 
 /// A shell that prints the pid of each background process it starts.
 fn shell(env: &Env, options: &[&str], script: &str) -> Running {
@@ -46,6 +46,19 @@ fn a_leftover_may_finish_cleaning_up_within_the_kill_grace() {
     run.expect_line("ready");
     let ended = run.end();
     assert_eq!((ended.code(), ended.stdout), (0, vec!["cleaned".to_owned()]));
+}
+
+#[test]
+fn a_leftover_that_proc_calls_a_zombie_but_lives_is_ended_too() {
+    let env = Env::new();
+    let script = format!("setsid '{}' -p 'ready; ignore TERM; headless' & sleep 0.3; exit 0", fake_claude().display());
+    let run = shell(&env, &["--kill-after", "0.3"], &script);
+    let [left, ..] = run.ready();
+    let tasks = format!("/proc/{left}/task");
+    until("its first thread has ended", || crate::env::state(left) == Some('Z'));
+    assert_eq!(std::fs::read_dir(&tasks).expect("it lives").count(), 2);
+    assert_eq!(run.end().code(), 0);
+    assert!(!std::path::Path::new(&tasks).exists());
 }
 
 #[test]

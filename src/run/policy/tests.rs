@@ -177,6 +177,9 @@ fn who_is_out_of_reach_is_given_up_after_a_moment_and_not_before() {
     case.at(6, Happening::OutOfReach);
     case.at(6, Happening::OutOfReach);
     assert_eq!(case.deadline(), Some(7));
+    assert_eq!(case.at(6, Happening::TreeChanged(Tree::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
+    assert_eq!(case.deadline(), None, "somebody may have been reached");
+    case.at(6, Happening::OutOfReach);
     assert_eq!(case.at(7, Happening::Clock), [Action::Tell(Notice::OutOfReach)]);
     assert_eq!(case.policy.verdict(), Some((Ending::Exited(0), None)));
 }
