@@ -12,7 +12,7 @@
 //! event      the one channel on which everything arrives
 //! signals    our dispositions, and the child's
 //! lock/      the session lock: mode, session, waiting, ours
-//! run/       one supervised run, sole owner of the child: policy (pure), spawn, tree, output/ (relay, spool)
+//! run/       one supervised run, sole owner of the child: policy (pure), spawn, tree, output/ (relay, spool), supervise
 //! plan       the settings, seen in the light of config dir, terminal and PATH
 //! outcome    how it ended, and THE exit-code table
 //! diag       the only writer to stderr

@@ -12,8 +12,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use tracing::warn;
 
+use super::pipe::{PIPE_SIZE, enlarge};
 use super::spool::Spool;
-use super::{PIPE_SIZE, enlarge};
+
 use crate::claude::frames::FrameReader;
 use crate::event::{Channel, Event, Mouth};
 

@@ -1,0 +1,226 @@
+//! The owner of the child: turns what comes out of the event channel into happenings for the policy, and the policy's
+//! actions into system calls. It decides nothing itself.
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getpgid, getpgrp, getppid, getsid};
+use tracing::{debug, info, warn};
+
+use super::output::{self, Relay};
+use super::policy::{Action, Ending, Group, Happening, Limit, Notice, Policy, Rules, Tree};
+use super::spawn::Launch;
+use super::tree::{self, Change, Descendants, Reach};
+use crate::event::{self, Channel, Event, Sender};
+use crate::lock::Held;
+use crate::outcome::Outcome;
+use crate::run_id::RunId;
+use crate::settings::show;
+use crate::signals;
+
+/// Starts `launch` and stays until its tree is dead; then the lock is free, and only then, whatever our reader does. With
+/// `reads_frames` its output is copied and looked at on the way.
+///
+/// # Errors
+/// The program cannot be executed (`Unstartable`), or the kernel refuses what supervision needs.
+pub fn supervise(
+    launch: &Launch,
+    rules: Rules,
+    reads_frames: bool,
+    run: RunId,
+    held: Option<Held>,
+    channel: &mut Channel,
+) -> Result<Outcome> {
+    if let Err(error) = set_child_subreaper(true) {
+        warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
+    }
+    let descendants = Descendants::before_start(run);
+    let group = rules.group;
+    let relay = if reads_frames { Some(Relay::new().context("cannot make a pipe")?) } else { None };
+    if relay.is_none() {
+        output::enlarge_ours();
+    }
+    let stdout = relay.as_ref().map(|relay| relay.for_child().as_fd());
+    let child = launch.spawn(group, held.as_ref().map(Held::descriptor), stdout)?;
+    let started = Instant::now();
+    info!(run = %run, pid = child.as_raw(), program = %launch.program.path.display(), "started");
+    let policy = Policy::new(rules, started);
+    let mut run = Run { id: run, child, group, started, descendants, policy, ended: false, output_done: false };
+    let relay = relay.map(|relay| relay.start(channel.mouth())).transpose().context("cannot start the relay")?;
+    let (ending, limit) = run.watch(channel)?;
+    drop(held);
+    info!(run = %run.id, ?ending, ?limit, after = %show(started.elapsed()), "ended");
+    let output_done = run.output_done;
+    drop(run);
+    if let Some(relay) = relay
+        && !output_done
+    {
+        relay.finish(channel).context("cannot wait for events")?;
+    }
+    Ok(match (limit, ending) {
+        (Some(Limit::Hard), _) => Outcome::HardLimit,
+        (Some(Limit::Result { is_error }), _) => Outcome::HungAfterResult { is_error },
+        (None, Ending::Exited(status)) => Outcome::Exited(status),
+        (None, Ending::Killed(signal)) => Outcome::Killed(signal),
+    })
+}
+
+struct Run {
+    id: RunId,
+    child: Pid,
+    group: Group,
+    started: Instant,
+    descendants: Descendants,
+    policy: Policy,
+    /// Whether the child has ended. Its remains are kept until the run is over.
+    ended: bool,
+    /// Whether the relay has nothing more to do: all is written, or our reader is gone.
+    output_done: bool,
+}
+
+impl Run {
+    fn watch(&mut self, channel: &mut Channel) -> Result<(Ending, Option<Limit>)> {
+        loop {
+            let events = channel.wait(self.policy.next_deadline()).context("cannot wait for events")?;
+            let may_have_missed_some = events.len() >= event::MOST_THAT_ALWAYS_FIT;
+            for event in events {
+                self.take_in(event);
+            }
+            if may_have_missed_some {
+                self.look_after_children(); // a SIGCHLD among them would not come again
+            }
+            // After the events: what has ended by itself at the last moment was not ended by a limit.
+            self.happened(Happening::Clock);
+            if let Some(verdict) = self.policy.verdict() {
+                return Ok(verdict);
+            }
+        }
+    }
+
+    fn take_in(&mut self, event: Event) {
+        match event {
+            Event::Signal(Signal::SIGCHLD, _) => self.look_after_children(),
+            Event::Signal(signal, sender) => {
+                debug!(?signal, ?sender, "got a signal");
+                // A child in our group that signals the group, as claude does for Ctrl-Z, has signalled itself.
+                if self.group == Group::Shared && sender == Sender::Process(self.child.as_raw()) {
+                    return;
+                }
+                if signal == Signal::SIGCONT {
+                    self.look_after_children(); // a shell's `fg` has continued the child as well
+                }
+                self.happened(Happening::Signal(signal, sender));
+            }
+            Event::Frame(sighting) => self.happened(Happening::Frame(sighting)),
+            Event::OutputDone => self.output_done = true,
+            Event::LockAnswered => {} // an answer to a wait that is over
+        }
+    }
+
+    fn look_after_children(&mut self) {
+        if self.ended {
+            self.happened(Happening::TreeChanged(self.descendants.state()));
+            return;
+        }
+        match tree::look_after(self.child) {
+            Change::Others => {}
+            Change::Stopped(signal) => {
+                debug!(signal = %signals::name(signal), "the child is stopped");
+                if self.group == Group::Own && matches!(signal, libc::SIGTTIN | libc::SIGTTOU) {
+                    warn!(
+                        "the child is stopped because it wants the terminal, which its process group has not; give it stdin from there, or from /dev/null"
+                    );
+                }
+                self.happened(Happening::Stopped);
+            }
+            Change::Continued => self.happened(Happening::Continued),
+            Change::Ended(ending) => {
+                self.ended = true;
+                self.happened(Happening::Ended(ending, self.descendants.state()));
+            }
+        }
+    }
+
+    fn happened(&mut self, happening: Happening) {
+        for action in self.policy.on(happening, Instant::now()) {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::SignalChild(signal) => {
+                debug!(?signal, pid = self.child.as_raw(), "signalling the child");
+                // It is not reaped yet, so the pid is its own, and a signal to its remains is no error.
+                if let Err(error) = kill(self.child, signal) {
+                    warn!(pid = self.child.as_raw(), ?signal, %error, "cannot signal the child");
+                }
+            }
+            Action::SignalTree(signal) => {
+                if self.descendants.signal(signal, self.child, self.group) == Reach::Nobody {
+                    self.happened(Happening::OutOfReach);
+                }
+            }
+            Action::StopOurselves(sender) => {
+                if sender != Sender::Kernel || somebody_can_continue_us() {
+                    signals::stop_ourselves();
+                }
+            }
+            Action::Report => warn!("{}", self.report()),
+            Action::Tell(notice) => self.tell(notice),
+        }
+    }
+
+    fn report(&self) -> String {
+        let ran = show(self.started.elapsed());
+        let deadline = self.policy.next_deadline().map(|at| show(at.saturating_duration_since(Instant::now())));
+        let state = if self.ended { "has ended, others it started have not" } else { "is running" };
+        let next = deadline.map_or_else(|| "no limit".to_owned(), |left| format!("next limit in {left}"));
+        format!("run {}: pid {} {state}, {ran} since its start, {next}", self.id, self.child)
+    }
+
+    fn tell(&self, notice: Notice) {
+        let pid = self.child.as_raw();
+        match notice {
+            Notice::Limit(Limit::Hard) => {
+                warn!(pid, "the hard limit ran out after {}: sending TERM", show(self.started.elapsed()));
+            }
+            Notice::Limit(Limit::Result { is_error }) => {
+                warn!(pid, is_error, "the child has printed its result and stays: the result grace ran out, sending TERM");
+            }
+            Notice::KillGrace => warn!(pid, "the kill grace ran out: sending KILL to the whole tree"),
+            Notice::Impatience => warn!(pid, "a second TERM: sending KILL to the whole tree"),
+            Notice::Leftovers => info!(pid, "the child has ended and left processes behind: sending them TERM"),
+            Notice::OutOfReach => {
+                warn!(pid, "a process that the child left behind can be neither seen nor signalled; it stays")
+            }
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if self.policy.verdict().is_none() {
+            // An error or a panic on the way: the tree must not outlive its watchdog, nor the lock that is freed next.
+            // What cannot be signalled any more is gone.
+            let _ = kill(self.child, Signal::SIGKILL);
+            while self.descendants.state() == Tree::Alive
+                && self.descendants.signal(Signal::SIGKILL, self.child, self.group) == Reach::Fine
+            {
+                std::thread::yield_now();
+            }
+        }
+        tree::reap(self.child);
+        tree::reap_all();
+    }
+}
+
+/// Whether there is a shell above us that would notice a stop; without one a key that stops us would stop us for ever,
+/// which is why the kernel stops no orphaned process group either.
+fn somebody_can_continue_us() -> bool {
+    let parent = getppid();
+    getsid(Some(parent)) == getsid(None) && getpgid(Some(parent)) != Ok(getpgrp())
+}
