@@ -187,7 +187,13 @@ fn a_terminal_that_hangs_up_ends_child_and_lock() {
 fn no_hard_limit_and_no_killing_of_leftovers_where_a_person_sits() {
     let env = Env::new();
     let mut command = env.command(binary());
-    command.args(["--", "bash", "-c", "setsid sleep 600 & echo left $!; exit 0"]);
+    // It must have left the session before bash ends, or the terminal hangs up on it as well.
+    command.args([
+        "--",
+        "bash",
+        "-c",
+        "setsid sh -c 'echo left $$ >left; exec sleep 600' & until [ -s left ]; do sleep .01; done; cat left",
+    ]);
     let mut terminal = OnTerminal::start(command);
     let left: i32 = terminal.shows("left ").rsplit(' ').next().expect("a pid").parse().expect("a pid");
     assert_eq!(terminal.ends(), 0);
