@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that has to be right before a change lands: format, lints, tests, docs, scripts, dependencies.
-# Installs what is missing. Cargo's own arguments for the tests may follow:
+# Installs what is missing. What is typed behind it goes to `cargo test`.
 #
 #   scripts/test.sh                         all of it
 #   cargo test --test it lock::             one file of tests
@@ -11,9 +11,7 @@ set -euo pipefail
 command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
 need cc gcc
 need shellcheck shellcheck
-need flock util-linux
-need script bsdutils
-need tini tini
+need flock util-linux # and unshare and setpriv, which come with it
 need_cargo deny
 for component in rustfmt clippy; do
   cargo "${component#rust}" --version >/dev/null 2>&1 || rustup component add "$component"
