@@ -52,6 +52,9 @@ impl Program {
             command.insert(0, NAME.into());
         }
         let name = &command[0];
+        if name.is_empty() {
+            return Err(Unstartable::NotFound("COMMAND is an empty word; name a program, or leave it out for claude".into()));
+        }
         let is_claude = name == NAME;
         let path = match claude {
             Some(path) if is_claude => the_real(path)?,

@@ -33,6 +33,11 @@ fn a_program_that_is_not_there_is_127_and_named() {
         let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
         assert!(stderr.contains(name) && stderr.contains("not found"), "{stderr}");
     }
+    env.claude_run()
+        .arg("")
+        .assert()
+        .code(127)
+        .stderr("claude-run: COMMAND is an empty word; name a program, or leave it out for claude\n");
     assert!(!env.is_locked());
 }
 
