@@ -318,12 +318,12 @@ DUR is 90, 90s, 1.5, 10m, 2h, 1d or 1h30m; a bare number is seconds. A flag goes
 counts as unset. Called under the name `claude`, every argument is claude's and only the variables count.
 
 Signals: HUP INT QUIT TERM USR2 WINCH CONT go on to COMMAND, TSTP stops both; TERM, HUP and QUIT start the kill grace,
-a second TERM ends it at once. USR1 prints one line on the state of the run.
+a second TERM ends it at once (two within 0.1 s are one). USR1 prints one line on the state of the run.
 
 Exit codes:
   COMMAND's own, 0 to 255, when it ended by itself
   0 or 1 claude hung after its result frame and was ended: 1 if the frame says is_error
-  128+N  COMMAND was ended by signal N, or claude-run was while it waited for the lock
+  128+N  COMMAND was ended by signal N, or claude-run was while it waited for the lock or for its reader
   124    hard limit
   75     the lock was not free within --wait (-E changes it)
   125    claude-run itself failed, usage errors included

@@ -1,10 +1,17 @@
 //! The only writer to stderr: messages as text or JSON lines, the one error line at the end, the live waiting line.
-//! It never writes to stdout, which is claude's, and never fails a run because stderr is gone.
+//! It never writes to stdout, which is claude's, never fails a run because stderr is gone, and never waits long for who
+//! reads it: a watchdog that sleeps in a write watches nothing.
 
 use std::fmt;
-use std::io::{IsTerminal, Write, stderr};
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Write, stderr};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -57,7 +64,8 @@ struct OnFirstMessage {
 impl OnFirstMessage {
     fn real(&self) -> Box<dyn Subscriber + Send + Sync> {
         // Internal errors off: tracing-subscriber reports a failed write with eprintln!, which panics when stderr is full.
-        let builder = SubscriberBuilder::default().with_writer(stderr).with_max_level(self.level).log_internal_errors(false);
+        let builder =
+            SubscriberBuilder::default().with_writer(|| Patient).with_max_level(self.level).log_internal_errors(false);
         match self.format {
             LogFormat::Text => Box::new(builder.event_format(Plain).finish()),
             LogFormat::Json => Box::new(builder.json().flatten_event(true).with_target(false).finish()),
@@ -129,7 +137,47 @@ impl Drop for LiveLine {
 
 fn say(text: &str) {
     // Nobody is left to be told that stderr cannot be written.
-    let _ = stderr().lock().write_all(text.as_bytes());
+    let _ = Patient.write_all(text.as_bytes());
+}
+
+/// How long one message waits for a reader of stderr that has let the pipe run full; the next ones, until it reads on, do
+/// not wait at all.
+const PATIENCE: u16 = 500; // milliseconds
+
+static READER_IS_STUCK: AtomicBool = AtomicBool::new(false);
+
+/// Stderr, if somebody takes what is written to it; else what is written is lost.
+struct Patient;
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let pipe = another_open_of_a_pipe();
+        let stderr = stderr();
+        let out = pipe.as_ref().map_or_else(|| stderr.as_fd(), AsFd::as_fd);
+        let patience = if READER_IS_STUCK.load(Ordering::Relaxed) { PollTimeout::ZERO } else { PATIENCE.into() };
+        // An error is a signal, which is to be looked at next.
+        let may_write = poll(&mut [PollFd::new(out, PollFlags::POLLOUT)], patience).is_ok_and(|ready| ready > 0);
+        READER_IS_STUCK.store(!may_write, Ordering::Relaxed);
+        if !may_write {
+            return Ok(bytes.len());
+        }
+        match nix::unistd::write(out, bytes) {
+            Err(Errno::EAGAIN) => Ok(bytes.len()),
+            other => Ok(other?),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where stderr is a pipe, another open of it, for writes that never block, even if claude fills it after our look. The flag
+/// on the one that we have inherited would be claude's as well, and our caller's.
+fn another_open_of_a_pipe() -> Option<File> {
+    let path = "/proc/self/fd/2";
+    let is_pipe = fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+    is_pipe.then(|| File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path).ok()).flatten()
 }
 
 /// `claude-run: message key=value`, the form of every message in a terminal or a plain log.

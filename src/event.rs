@@ -1,10 +1,12 @@
-//! The one event channel: signal handlers and the lock's helper thread write small records into a pipe, and whoever owns
-//! the moment (the wait for the lock, then the run) sleeps on its other end. A pipe, since it keeps the order of arrival,
-//! may be written from a signal handler, and lets the kernel do all the waking.
+//! The one event channel. Signal handlers write small records into a pipe, and whoever owns the moment (the wait for the
+//! lock, then the run) sleeps on its other end. A pipe, since it keeps the order of arrival, may be written from a signal
+//! handler, and lets the kernel do all the waking. Threads queue their events in memory, where none is ever lost, and
+//! write a record that only wakes.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc;
 use std::time::Instant;
 
 use nix::fcntl::OFlag;
@@ -41,26 +43,30 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Channel {
     reader: std::fs::File,
-    writer: Mouth,
+    from_threads: mpsc::Receiver<Event>,
+    mouth: Mouth,
 }
 
-/// A writing end; clones write into the same channel.
+/// The writing end for signal handlers; clones write into the same channel.
 #[derive(Clone, Debug)]
-pub struct Mouth(Arc<std::fs::File>);
+pub struct Bell(Arc<std::fs::File>);
 
-/// One record: a signal's number or a kind above all signals; a byte of detail; two unused; a number of detail. Small
-/// enough to be written in one piece.
+/// The writing end for threads.
+#[derive(Clone, Debug)]
+pub struct Mouth {
+    queue: mpsc::Sender<Event>,
+    bell: Bell,
+}
+
+/// One record: a signal's number; who caused it; two unused; the pid of the process that did.
 type Record = [u8; 8];
 
-/// As many events as a pipe takes at the least: one page of them. When so many are there at once, the pipe may have been
+/// As many signals as a pipe takes at the least: one page of them. When so many are there at once, the pipe may have been
 /// full, and some may be lost.
 pub const MOST_THAT_ALWAYS_FIT: usize = 4096 / size_of::<Record>();
 
-const LOCK_ANSWERED: u8 = 200;
-const OUTPUT_DONE: u8 = 201;
-const RESULT: u8 = 202;
-const OPEN_TASKS: u8 = 203;
-const OTHER_FRAME: u8 = 204;
+/// No signal: something is in the queue.
+const WAKE: Record = [0; 8];
 const FROM_KERNEL: u8 = 0;
 const FROM_PROCESS: u8 = 1;
 
@@ -71,16 +77,23 @@ impl Channel {
     /// The process is out of descriptors.
     pub fn open() -> io::Result<Self> {
         let (reader, writer): (OwnedFd, OwnedFd) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        Ok(Self { reader: reader.into(), writer: Mouth(Arc::new(writer.into())) })
+        let bell = Bell(Arc::new(writer.into()));
+        let (queue, from_threads) = mpsc::channel();
+        Ok(Self { reader: reader.into(), mouth: Mouth { queue, bell }, from_threads })
     }
 
-    /// A writing end for a handler or a thread.
+    /// A writing end for a signal handler.
+    pub fn bell(&self) -> Bell {
+        self.mouth.bell.clone()
+    }
+
+    /// A writing end for a thread.
     pub fn mouth(&self) -> Mouth {
-        self.writer.clone()
+        self.mouth.clone()
     }
 
-    /// Sleeps until something is there or `deadline` has come, then gives what is there, oldest first.
-    /// Nothing when it was the deadline.
+    /// Sleeps until something is there or `deadline` has come, then gives what is there: signals first, each kind oldest
+    /// first. Nothing when it was the deadline.
     ///
     /// # Errors
     /// poll(2) failed for another reason than a signal.
@@ -109,51 +122,48 @@ impl Channel {
                 break;
             }
         }
+        // After the records: a thread queues first and wakes then.
+        events.extend(self.from_threads.try_iter());
         events
     }
 }
 
-impl Mouth {
-    /// Puts `event` into the channel. Async-signal-safe: one write(2) of a record on the stack.
-    pub fn put(&self, event: Event) {
-        // Into a full pipe nothing goes: see MOST_THAT_ALWAYS_FIT.
-        let _ = (&*self.0).write(&encode(event));
+impl Bell {
+    /// Puts a signal into the channel. Async-signal-safe: one write(2) of a record on the stack.
+    pub fn signal(&self, signal: Signal, sender: Sender) {
+        self.write(&encode(signal, sender));
+    }
+
+    fn write(&self, record: &Record) {
+        // Into a full pipe nothing goes: see MOST_THAT_ALWAYS_FIT. As a wake-up it is not missed, since a full pipe wakes.
+        let _ = (&*self.0).write(record);
     }
 }
 
-fn encode(event: Event) -> Record {
-    let mut record = [0; 8];
-    match event {
-        Event::LockAnswered => record[0] = LOCK_ANSWERED,
-        Event::OutputDone => record[0] = OUTPUT_DONE,
-        Event::Frame(Sighting::Result { is_error }) => record[..2].copy_from_slice(&[RESULT, u8::from(is_error)]),
-        Event::Frame(Sighting::OpenTasks(count)) => {
-            record[0] = OPEN_TASKS;
-            record[4..].copy_from_slice(&count.to_ne_bytes());
+impl Mouth {
+    /// Puts `event` into the channel.
+    pub fn put(&self, event: Event) {
+        // Without a receiver nobody wants to know any more.
+        if self.queue.send(event).is_ok() {
+            self.bell.write(&WAKE);
         }
-        Event::Frame(Sighting::Other) => record[0] = OTHER_FRAME,
-        Event::Signal(signal, sender) => {
-            record[0] = signal as u8;
-            if let Sender::Process(pid) = sender {
-                record[1] = FROM_PROCESS;
-                record[4..].copy_from_slice(&pid.to_ne_bytes());
-            }
-        }
+    }
+}
+
+fn encode(signal: Signal, sender: Sender) -> Record {
+    let mut record = WAKE;
+    record[0] = signal as u8;
+    if let Sender::Process(pid) = sender {
+        record[1] = FROM_PROCESS;
+        record[4..].copy_from_slice(&pid.to_ne_bytes());
     }
     record
 }
 
 fn decode(record: &Record) -> Option<Event> {
-    let [kind, detail, _, _, number @ ..] = *record;
-    let sender = if detail == FROM_KERNEL { Sender::Kernel } else { Sender::Process(i32::from_ne_bytes(number)) };
-    match kind {
-        LOCK_ANSWERED => Some(Event::LockAnswered),
-        OUTPUT_DONE => Some(Event::OutputDone),
-        RESULT => Some(Event::Frame(Sighting::Result { is_error: detail != 0 })),
-        OPEN_TASKS => Some(Event::Frame(Sighting::OpenTasks(u32::from_ne_bytes(number)))),
-        OTHER_FRAME => Some(Event::Frame(Sighting::Other)),
-        signal => Signal::try_from(i32::from(signal)).ok().map(|signal| Event::Signal(signal, sender)),
-    }
+    let [signal, from, _, _, pid @ ..] = *record;
+    let sender = if from == FROM_KERNEL { Sender::Kernel } else { Sender::Process(i32::from_ne_bytes(pid)) };
+    Signal::try_from(i32::from(signal)).ok().map(|signal| Event::Signal(signal, sender))
 }
 
 #[cfg(test)]
@@ -161,42 +171,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_record_comes_out_as_it_went_in() {
+    fn every_signal_comes_out_as_it_went_in() {
         for signal in Signal::iterator() {
             for sender in [Sender::Kernel, Sender::Process(1), Sender::Process(i32::MAX)] {
-                let event = Event::Signal(signal, sender);
-                assert_eq!(decode(&encode(event)), Some(event));
+                assert_eq!(decode(&encode(signal, sender)), Some(Event::Signal(signal, sender)));
             }
         }
-        let frames = [
-            Sighting::Result { is_error: false },
-            Sighting::Result { is_error: true },
-            Sighting::OpenTasks(0),
-            Sighting::OpenTasks(u32::MAX),
-            Sighting::Other,
-        ];
-        for event in frames.map(Event::Frame).into_iter().chain([Event::LockAnswered, Event::OutputDone]) {
-            assert_eq!(decode(&encode(event)), Some(event));
-        }
+        assert_eq!(decode(&WAKE), None);
     }
 
     #[test]
     fn events_keep_their_order_and_a_deadline_gives_none() -> io::Result<()> {
         let mut channel = Channel::open()?;
-        let sent: Vec<_> = Signal::iterator().map(|signal| Event::Signal(signal, Sender::Kernel)).cycle().take(500).collect();
-        let mouth = channel.mouth();
-        sent.iter().for_each(|&event| mouth.put(event));
-        assert_eq!(channel.wait(None)?, sent);
+        let sent: Vec<_> = Signal::iterator().cycle().take(500).collect();
+        sent.iter().for_each(|&signal| channel.bell().signal(signal, Sender::Kernel));
+        assert_eq!(channel.wait(None)?, sent.iter().map(|&signal| Event::Signal(signal, Sender::Kernel)).collect::<Vec<_>>());
+        let frames: Vec<_> = (0..500).map(|count| Event::Frame(Sighting::OpenTasks(count))).collect();
+        frames.iter().for_each(|&frame| channel.mouth().put(frame));
+        assert_eq!(channel.wait(None)?, frames);
         assert_eq!(channel.wait(Some(Instant::now()))?, []);
         Ok(())
     }
 
     #[test]
-    fn a_full_channel_drops_the_newest_and_never_blocks() -> io::Result<()> {
+    fn a_full_channel_never_blocks_drops_the_newest_signals_and_nothing_of_a_thread() -> io::Result<()> {
         let mut channel = Channel::open()?;
-        let mouth = channel.mouth();
-        (0..100_000).for_each(|_| mouth.put(Event::LockAnswered));
-        assert!(channel.wait(None)?.len() >= 4096);
+        let (bell, mouth) = (channel.bell(), channel.mouth());
+        (0..100_000).for_each(|_| bell.signal(Signal::SIGUSR2, Sender::Kernel));
+        mouth.put(Event::OutputDone);
+        let events = channel.wait(None)?;
+        assert!(events.len() > 4096 && events.last() == Some(&Event::OutputDone));
         Ok(())
     }
 }

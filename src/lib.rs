@@ -95,7 +95,7 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     // In the terminal's own group, the key that stops stops us as it stops the child: by default.
     let stop = (rules.group == Group::Own).then_some(Signal::SIGTSTP);
     let handled = FORWARDED.into_iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
-    let _handlers = Handlers::install(handled, &channel.mouth()).context("cannot install signal handlers")?;
+    let _handlers = Handlers::install(handled, &channel.bell()).context("cannot install signal handlers")?;
 
     let mut held = None;
     if let Some(lock) = &plan.lock {
@@ -110,7 +110,10 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
             Taken::EndedBy(signal) => return Ok(Outcome::EndedWaiting(signal)),
         };
         if let Some(identity) = identity {
-            launch.set(Claim::VARIABLE, &Claim { identity, run: plan.run }.to_string());
+            // Other claims on this file are stale now; those on other files are as true as they were.
+            let others = lock.claims_above.iter().filter(|claim| claim.identity != identity).copied();
+            let claims: Vec<_> = others.chain([Claim { identity, run: plan.run }]).map(|claim| claim.to_string()).collect();
+            launch.set(Claim::VARIABLE, &claims.join(","));
         }
     }
     launch.set(RunId::VARIABLE, &plan.run.to_string());

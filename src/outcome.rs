@@ -23,6 +23,8 @@ pub enum Outcome {
     },
     /// claude-run was ended by this signal while it waited for the lock; the child was never started.
     EndedWaiting(i32),
+    /// claude-run was ended by this signal while it waited for its reader; the child had ended, and output of it is lost.
+    EndedDraining(i32),
     /// COMMAND was found, but cannot be run.
     CannotRun,
     /// COMMAND was not found.
@@ -37,7 +39,7 @@ impl Outcome {
         match self {
             Self::Shown => 0,
             Self::Exited(status) => status,
-            Self::Killed(signal) | Self::EndedWaiting(signal) => {
+            Self::Killed(signal) | Self::EndedWaiting(signal) | Self::EndedDraining(signal) => {
                 u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128))
             }
             Self::HardLimit => 124,
@@ -69,6 +71,7 @@ mod tests {
         for signal in 1..=64 {
             assert_eq!(i32::from(Outcome::Killed(signal).exit_code()), 128 + signal);
             assert_eq!(i32::from(Outcome::EndedWaiting(signal).exit_code()), 128 + signal);
+            assert_eq!(i32::from(Outcome::EndedDraining(signal).exit_code()), 128 + signal);
         }
     }
 

@@ -40,8 +40,7 @@ pub struct Plan {
 
 /// How often claude-run may run below itself. Agents that call agents need a few; a `claude` on PATH that is a script
 /// around claude-run needs endlessly many.
-const MOST_NESTED: u32 = 32;
-const DEPTH_VARIABLE: &str = "CLAUDE_RUN_DEPTH";
+const MOST_NESTED: usize = 32;
 
 impl Plan {
     /// Decides, and checks on the way what can be known before anything is started.
@@ -49,16 +48,19 @@ impl Plan {
     /// # Errors
     /// The program cannot be started (`Unstartable`), or the config dir cannot be used where the mode needs it.
     pub fn new(settings: Settings, environment: Environment, signals: &Inherited) -> Result<Self> {
-        let depth = environment(DEPTH_VARIABLE).and_then(|depth| depth.to_str()?.parse().ok()).unwrap_or(0) + 1;
-        if depth > MOST_NESTED {
+        let run = RunId::take();
+        let above = environment(RunId::LINEAGE).and_then(|lineage| lineage.into_string().ok()).unwrap_or_default();
+        let lineage: Vec<&str> = above.split(',').filter(|id| !id.is_empty()).collect();
+        if lineage.len() >= MOST_NESTED {
             bail!(
                 "claude-run runs below itself {MOST_NESTED} times: is the claude on PATH a script that calls it? name the real one with CLAUDE_RUN_CLAUDE"
             );
         }
         let program = Program::find(settings.command, settings.claude.as_deref())?;
         let config_dir = ConfigDir::resolve(settings.config_dir.as_deref(), environment);
-        let mut child_environment: Vec<_> = env::vars_os().filter(|(name, _)| name != DEPTH_VARIABLE).collect();
-        child_environment.push((DEPTH_VARIABLE.into(), depth.to_string().into()));
+        let mut child_environment: Vec<_> = env::vars_os().filter(|(name, _)| name != RunId::LINEAGE).collect();
+        let lineage = [lineage, vec![&*run.to_string()]].concat().join(",");
+        child_environment.push((RunId::LINEAGE.into(), lineage.into()));
         if let Ok(config_dir) = &config_dir {
             tell_child(&mut child_environment, &config_dir.for_child);
         }
@@ -77,8 +79,8 @@ impl Plan {
                         config_dir.path.join("session.lock")
                     }
                 };
-                let claim_above = environment(Claim::VARIABLE);
-                Some(Lock { path, wait: settings.wait, claim_above, ignored: signals.ignored })
+                let claims_above = environment(Claim::VARIABLE).map(|list| Claim::parse_list(&list)).unwrap_or_default();
+                Some(Lock { path, wait: settings.wait, claims_above, ignored: signals.ignored })
             }
             LockMode::PassThrough => {
                 warn_of(config_dir.and_then(|config_dir| config_dir.ensure_usable()));
@@ -99,7 +101,7 @@ impl Plan {
             !bare && rules.result_grace.is_some() && frames::are_expected(&program.argv) && !io::stdout().is_terminal();
         let idle = lock.is_none() && rules.hard_limit.is_none() && rules.leftovers == Leftovers::Keep && !reads_frames;
         Ok(Self {
-            run: RunId::take(),
+            run,
             program,
             environment: child_environment,
             stdin: settings.stdin,

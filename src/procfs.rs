@@ -36,6 +36,11 @@ impl Stat {
         Some(Self { pid, state, parent, threads, start })
     }
 
+    /// The name of this very process, whoever has its pid later.
+    pub(crate) fn process(&self) -> (i32, u64) {
+        (self.pid, self.start)
+    }
+
     /// Whether only its remains are left. A process whose first thread has ended is shown as a zombie, too, but lives on
     /// in its other threads.
     pub(crate) fn is_dead(&self) -> bool {

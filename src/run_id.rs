@@ -20,6 +20,9 @@ impl RunId {
     /// The variable that tells the child and all below it which run they belong to.
     pub const VARIABLE: &'static str = "CLAUDE_RUN_ID";
 
+    /// The variable that names all runs that a process is below of, the outermost first.
+    pub const LINEAGE: &'static str = "CLAUDE_RUN_LINEAGE";
+
     /// A new id for this process.
     pub fn take() -> Self {
         // The clock that /proc counts a process' start in. It is there since Linux 2.6.39; without it no id of ours
@@ -33,6 +36,15 @@ impl RunId {
     pub fn parse(text: &str) -> Option<Self> {
         let (pid, taken_at) = text.split_once('-')?;
         Some(Self { pid: pid.parse().ok()?, taken_at: taken_at.parse().ok()? })
+    }
+
+    /// Whether a process with this environment, in the form that /proc has it, was started below this run.
+    pub(crate) fn is_above(self, environment: &[u8]) -> bool {
+        let lineage = environment
+            .split(|&byte| byte == 0)
+            .find_map(|entry| entry.strip_prefix(Self::LINEAGE.as_bytes())?.strip_prefix(b"="));
+        let us = self.to_string().into_bytes();
+        lineage.is_some_and(|lineage| lineage.split(|&byte| byte == b',').any(|id| id == us))
     }
 
     /// Whether the process that took this id is an ancestor of ours, and so alive. It is not asked for by its pid alone:
@@ -70,6 +82,17 @@ mod tests {
         assert_eq!(RunId::parse(&id.to_string()), Some(id));
         for text in ["", "1", "1-", "-1", "1-2-3", "a-b", "1-2 "] {
             assert_eq!(RunId::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_below_a_run_is_known_by_its_environment() {
+        let ours = RunId { pid: 7, taken_at: 11 };
+        for below in ["CLAUDE_RUN_LINEAGE=7-11", "A=b\0CLAUDE_RUN_LINEAGE=1-2,7-11,9-12\0C=d\0"] {
+            assert!(ours.is_above(below.as_bytes()), "{below:?}");
+        }
+        for elsewhere in ["", "A=7-11", "CLAUDE_RUN_LINEAGE=17-11", "CLAUDE_RUN_LINEAGE=7-112", "XCLAUDE_RUN_LINEAGE=7-11"] {
+            assert!(!ours.is_above(elsewhere.as_bytes()), "{elsewhere:?}");
         }
     }
 

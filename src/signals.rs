@@ -6,10 +6,11 @@ use std::mem::MaybeUninit;
 use std::ptr;
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use nix::unistd::{getpgid, getpgrp, getppid, getsid};
 use signal_hook::low_level;
 use signal_hook_registry::{SigId, register_sigaction, unregister};
 
-use crate::event::{Event, Mouth, Sender};
+use crate::event::{Bell, Sender};
 
 /// The signals that go on to the child.
 pub const FORWARDED: [Signal; 7] =
@@ -74,11 +75,11 @@ impl Handlers {
     ///
     /// # Errors
     /// The kernel refuses sigaction(2).
-    pub fn install(signals: impl IntoIterator<Item = Signal>, mouth: &Mouth) -> io::Result<Self> {
+    pub fn install(signals: impl IntoIterator<Item = Signal>, bell: &Bell) -> io::Result<Self> {
         let mut handlers = Self(Vec::new());
         for signal in signals {
-            let mouth = mouth.clone();
-            let action = move |info: &libc::siginfo_t| mouth.put(Event::Signal(signal, sender(info)));
+            let bell = bell.clone();
+            let action = move |info: &libc::siginfo_t| bell.signal(signal, sender(info));
             // SAFETY: the action only builds a record on the stack and write(2)s it: async-signal-safe.
             handlers.0.push(unsafe { register_sigaction(signal as i32, action) }?);
         }
@@ -98,6 +99,20 @@ impl Drop for Handlers {
 pub fn stop_ourselves() {
     // It can fail for signals without a default action alone, and this one has one.
     let _ = low_level::emulate_default_handler(libc::SIGTSTP);
+}
+
+/// Does what a SIGTSTP from `sender` asks of a process without a handler. The kernel, at a key, spares orphaned process
+/// groups, since nobody would continue them; with a handler we have to look for ourselves.
+pub fn stop_if_asked(sender: Sender) {
+    if sender != Sender::Kernel || somebody_can_continue_us() {
+        stop_ourselves();
+    }
+}
+
+/// Whether there is a shell above us that would notice a stop, and could end it.
+pub fn somebody_can_continue_us() -> bool {
+    let parent = getppid();
+    getsid(Some(parent)) == getsid(None) && getpgid(Some(parent)) != Ok(getpgrp())
 }
 
 /// A signal's name, SIG and all.

@@ -1,6 +1,5 @@
 //! When to take the session lock.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -20,8 +19,8 @@ pub struct Lock {
     pub path: PathBuf,
     /// How long to wait for it.
     pub wait: Wait,
-    /// What our environment says of a run above us that holds it.
-    pub claim_above: Option<OsString>,
+    /// What our environment says of runs above us that hold this lock or another.
+    pub claims_above: Vec<Claim>,
     /// Signals that ask nothing of us while we wait.
     pub ignored: SigSet,
 }
@@ -63,11 +62,11 @@ pub fn take(lock: &Lock, channel: &mut Channel) -> Result<Taken> {
         Err(busy) => busy,
     };
     let identity = candidate.identity();
-    if lock.claim_above.as_deref().and_then(Claim::parse).is_some_and(|claim| claim.is_alive_above_us(identity)) {
+    if lock.claims_above.iter().any(|claim| claim.holds_above_us(identity)) {
         info!(lock = %lock.path.display(), "a run above this one holds the session lock for it");
         return Ok(Taken::AboveUs);
     }
-    if ours::is_held_by_inherited_descriptor(identity) {
+    if ours::is_held_by_a_descriptor_of("self", identity) {
         info!(lock = %lock.path.display(), "the caller's own descriptor holds the session lock for this run");
         return Ok(Taken::ByCaller(identity));
     }

@@ -10,7 +10,8 @@ use super::session::Identity;
 use crate::procfs;
 use crate::run_id::RunId;
 
-/// What a run that holds the lock tells all below it, as `CLAUDE_RUN_HELD=<device>:<inode>:<run id>`.
+/// What a run that holds a lock tells all below it, as `CLAUDE_RUN_HELD=<device>:<inode>:<run id>`; a run below it that
+/// holds another lock adds its own claim behind a comma.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// The lock file.
@@ -20,21 +21,28 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The variable that carries it.
+    /// The variable that carries claims.
     pub const VARIABLE: &'static str = "CLAUDE_RUN_HELD";
 
-    /// Reads a claim; anything else in the variable is no claim.
-    pub fn parse(value: &OsStr) -> Option<Self> {
-        let mut parts = value.to_str()?.splitn(3, ':');
+    /// Reads a list of claims; anything else in the variable is no claim.
+    pub fn parse_list(value: &OsStr) -> Vec<Self> {
+        value.to_str().unwrap_or_default().split(',').filter_map(Self::parse).collect()
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, ':');
         let (device, inode, run) = (parts.next()?, parts.next()?, parts.next()?);
         let identity = Identity { device: device.parse().ok()?, inode: inode.parse().ok()? };
         Some(Self { identity, run: RunId::parse(run)? })
     }
 
-    /// Whether this claim is on the file `identity`, and made by a run that lives above us. A claim of a dead run, on
-    /// another file, or from elsewhere in the process tree lets nobody through.
-    pub fn is_alive_above_us(&self, identity: Identity) -> bool {
-        self.identity == identity && procfs::is_of_our_pid_namespace() && self.run.is_above_us()
+    /// Whether this claim is on the file `identity`, made by a run that lives above us, and still true: the kernel says
+    /// that a descriptor of that run holds the lock. Words alone, and a lock that was let go, let nobody through.
+    pub fn holds_above_us(&self, identity: Identity) -> bool {
+        self.identity == identity
+            && procfs::is_of_our_pid_namespace()
+            && self.run.is_above_us()
+            && is_held_by_a_descriptor_of(&self.run.pid.to_string(), identity)
     }
 }
 
@@ -45,13 +53,13 @@ impl fmt::Display for Claim {
     }
 }
 
-/// Whether one of our own descriptors, inherited from the caller, holds an exclusive flock on the file `identity`.
-/// It only looks: a try on a descriptor with a shared lock could lose that lock.
-pub(super) fn is_held_by_inherited_descriptor(identity: Identity) -> bool {
-    let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return false };
+/// Whether a descriptor of `process` (its name in /proc) holds an exclusive flock on the file `identity`. It only looks:
+/// a try on an inherited descriptor with a shared lock could lose that lock.
+pub(super) fn is_held_by_a_descriptor_of(process: &str, identity: Identity) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
     descriptors.flatten().any(|entry| {
         fs::metadata(entry.path()).is_ok_and(|found| found.dev() == identity.device && found.ino() == identity.inode)
-            && fs::read_to_string(format!("/proc/self/fdinfo/{}", entry.file_name().display()))
+            && fs::read_to_string(format!("/proc/{process}/fdinfo/{}", entry.file_name().display()))
                 .is_ok_and(|info| holds_flock(&info))
     })
 }
@@ -71,19 +79,29 @@ mod tests {
     const FILE: Identity = Identity { device: 2049, inode: 77 };
 
     #[test]
-    fn a_claim_reads_as_it_was_written() {
-        let claim = Claim { identity: FILE, run: RunId::take() };
-        assert_eq!(Claim::parse(OsStr::new(&claim.to_string())), Some(claim));
-        for text in ["", "1", "1:2", "1:2:3", "1:2:3-", "1:2:3-4-5", "a:b:c-d", "1:2:3-4 ", "1:2:3:4-5"] {
-            assert_eq!(Claim::parse(OsStr::new(text)), None, "{text:?}");
+    fn claims_read_as_they_were_written_and_nothing_else_is_one() {
+        let claims = [FILE, Identity { inode: 78, ..FILE }].map(|identity| Claim { identity, run: RunId::take() });
+        let list = claims.map(|claim| claim.to_string()).join(",");
+        assert_eq!(Claim::parse_list(OsStr::new(&list)), claims);
+        assert_eq!(Claim::parse_list(OsStr::new(&format!("x,{},1:2", claims[0]))), claims[..1]);
+        for text in ["", "1", "1:2", "1:2:3", "1:2:3-", "1:2:3-4-5", "a:b:c-d", "1:2:3-4 ", "1:2:3:4-5", ",", "\u{e9}"] {
+            assert_eq!(Claim::parse_list(OsStr::new(text)), [], "{text:?}");
         }
     }
 
     #[test]
-    fn a_claim_on_another_file_is_not_believed() {
-        let claim = Claim { identity: FILE, run: RunId::take() };
-        assert!(claim.is_alive_above_us(FILE));
-        assert!(!claim.is_alive_above_us(Identity { inode: 78, ..FILE }));
+    fn a_claim_is_believed_only_on_its_file_and_only_while_the_lock_is_held() -> std::io::Result<()> {
+        let file = tempfile::tempfile()?;
+        let found = file.metadata()?;
+        let identity = Identity { device: found.dev(), inode: found.ino() };
+        let claim = Claim { identity, run: RunId::take() };
+        assert!(!claim.holds_above_us(identity), "not locked");
+        fs4::FileExt::lock(&file)?;
+        assert!(claim.holds_above_us(identity));
+        assert!(!claim.holds_above_us(Identity { inode: found.ino() + 1, ..identity }));
+        fs4::FileExt::unlock(&file)?;
+        assert!(!claim.holds_above_us(identity), "let go");
+        Ok(())
     }
 
     #[test]

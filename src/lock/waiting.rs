@@ -69,13 +69,13 @@ fn until_answered(channel: &mut Channel, lock: &Lock, deadline: Option<Instant>,
         let events = channel.wait(wake_at).context("cannot wait for events")?;
         // Signals first: a TERM that came with the lock still means that nothing is to be started.
         for event in &events {
-            let Event::Signal(signal, _) = *event else { continue };
+            let Event::Signal(signal, sender) = *event else { continue };
             match signal {
                 _ if lock.ignored.contains(signal) => {}
                 Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGUSR2 => {
                     return Ok(Some(Waited::EndedBy(signal as i32)));
                 }
-                Signal::SIGTSTP => signals::stop_ourselves(),
+                Signal::SIGTSTP => signals::stop_if_asked(sender),
                 Signal::SIGUSR1 => display.say(),
                 _ => {}
             }

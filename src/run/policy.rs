@@ -56,6 +56,17 @@ pub enum Tree {
     Alive,
 }
 
+/// Whom a signal to the tree has reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// All that were there.
+    All,
+    /// Some; others may not be signalled by us.
+    Some,
+    /// There is somebody, but none that can be seen or that we may signal.
+    Nobody,
+}
+
 /// What can happen to a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Happening {
@@ -63,16 +74,16 @@ pub enum Happening {
     Signal(Signal, Sender),
     /// The child has printed a frame.
     Frame(Sighting),
-    /// The child was stopped.
-    Stopped,
+    /// The child was stopped by this signal.
+    Stopped(Signal),
     /// The child was continued.
     Continued,
     /// The child has ended, and this is who is left.
     Ended(Ending, Tree),
     /// After the child's end, something has changed among those who are left.
     TreeChanged(Tree),
-    /// A KILL to the tree found somebody alive, but nobody it could reach.
-    OutOfReach,
+    /// A KILL was sent to the tree, and this is whom it found.
+    Killed(Reach),
     /// Time has passed: a deadline may have.
     Clock,
 }
@@ -85,7 +96,9 @@ pub enum Action {
     /// Send a signal to everybody below us. TERM goes to nobody twice.
     SignalTree(Signal),
     /// Stop this process until it is continued.
-    StopOurselves(Sender),
+    StopOurselves,
+    /// The same, if there is a shell that would notice and could continue us.
+    StopForShell,
     /// Print one line on the state of the run.
     Report,
     /// Tell the log.
@@ -119,6 +132,8 @@ pub struct Policy {
     open_tasks: u32,
     result_deadline: Option<Instant>,
     hit: Option<Limit>,
+    /// When somebody has first sent us a TERM.
+    first_term: Option<Instant>,
 }
 
 /// The limits at which a run is ended.
@@ -136,10 +151,9 @@ pub enum Limit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Running,
-    /// It was told to end; at this time it is made to. `by_term`: somebody has sent us a TERM for it.
+    /// It was told to end; at this time it is made to.
     Asked {
         kill_at: Option<Instant>,
-        by_term: bool,
     },
     /// KILL was sent.
     Dying,
@@ -148,9 +162,11 @@ enum Phase {
         ending: Ending,
         kill_at: Option<Instant>,
     },
-    /// It has ended; those that it left were sent KILL. Out of reach, they are given up at this time.
+    /// It has ended; those that it left were sent KILL. Some were out of reach: at this time the others are looked for
+    /// again. If there is nobody else by `give_up_at`, they are given up.
     Clearing {
         ending: Ending,
+        look_at: Option<Instant>,
         give_up_at: Option<Instant>,
     },
     /// Nothing of it is left, or nothing that is ours to end.
@@ -159,6 +175,9 @@ enum Phase {
 
 /// How long somebody whom we cannot see or signal may still take to disappear.
 const OUT_OF_REACH_GRACE: Duration = Duration::from_secs(1);
+
+/// Two TERMs so close to each other are one request: timeout(1) sends one to its child, and one to the group it is in.
+const SAME_REQUEST: Duration = Duration::from_millis(100);
 
 impl Policy {
     /// A run whose child was started at `now`.
@@ -173,6 +192,7 @@ impl Policy {
             open_tasks: 0,
             result_deadline: None,
             hit: None,
+            first_term: None,
         }
     }
 
@@ -181,7 +201,7 @@ impl Policy {
         match self.phase {
             Phase::Running => [self.hard_deadline, self.result_deadline].into_iter().flatten().min(),
             Phase::Asked { kill_at, .. } | Phase::Leaving { kill_at, .. } => kill_at,
-            Phase::Clearing { give_up_at, .. } => give_up_at,
+            Phase::Clearing { look_at, .. } => look_at,
             Phase::Dying | Phase::Gone(_) => None,
         }
     }
@@ -202,19 +222,14 @@ impl Policy {
                 self.on_frame(sighting, now);
                 Vec::new()
             }
-            Happening::Stopped => self.on_stopped(),
+            Happening::Stopped(signal) => self.on_stopped(signal),
             Happening::Continued => {
                 self.stopped = false;
                 Vec::new()
             }
             Happening::Ended(ending, tree) => self.on_ended(ending, tree, now),
             Happening::TreeChanged(tree) => self.on_tree_changed(tree),
-            Happening::OutOfReach => {
-                if let Phase::Clearing { give_up_at, .. } = &mut self.phase {
-                    *give_up_at = give_up_at.or(after(now, Some(OUT_OF_REACH_GRACE)));
-                }
-                Vec::new()
-            }
+            Happening::Killed(reach) => self.on_killed(reach, now),
             Happening::Clock => self.on_clock(now),
         }
     }
@@ -227,8 +242,11 @@ impl Policy {
                 if self.is_running_child() {
                     actions.push(Action::SignalChild(Signal::SIGTSTP));
                 }
-                actions.push(Action::StopOurselves(sender));
+                if !self.rules.ignored.contains(Signal::SIGTSTP) {
+                    actions.push(Action::StopOurselves);
+                }
             }
+            Signal::SIGTERM if self.first_term.is_some_and(|first| now < first + SAME_REQUEST) => {}
             _ if FORWARDED.contains(&signal) => {
                 if self.is_running_child() && self.reaches_only_us(signal, sender) {
                     actions.push(Action::SignalChild(signal));
@@ -260,26 +278,18 @@ impl Policy {
     }
 
     fn on_request_to_end(&mut self, signal: Signal, now: Instant) -> Vec<Action> {
+        let again = signal == Signal::SIGTERM && self.first_term.is_some();
+        if signal == Signal::SIGTERM {
+            self.first_term.get_or_insert(now);
+        }
         match self.phase {
             Phase::Running => {
-                let by_term = signal == Signal::SIGTERM;
-                self.phase = Phase::Asked { kill_at: after(now, self.rules.kill_grace), by_term };
+                self.phase = Phase::Asked { kill_at: after(now, self.rules.kill_grace) };
                 // Forwarded by now; a stopped child hears it only once it is continued.
                 self.continue_if_stopped()
             }
-            Phase::Asked { kill_at, by_term: false } if signal == Signal::SIGTERM => {
-                self.phase = Phase::Asked { kill_at, by_term: true };
-                Vec::new()
-            }
-            Phase::Asked { .. } if signal == Signal::SIGTERM => {
-                let mut actions = vec![Action::Tell(Notice::Impatience)];
-                actions.extend(self.kill_child());
-                actions
-            }
-            Phase::Leaving { ending, .. } if signal == Signal::SIGTERM => {
-                self.phase = Phase::Clearing { ending, give_up_at: None };
-                vec![Action::Tell(Notice::Impatience), Action::SignalTree(Signal::SIGKILL)]
-            }
+            Phase::Asked { .. } if again => vec![self.kill_child(), Action::Tell(Notice::Impatience)],
+            Phase::Leaving { ending, .. } if again => vec![self.clear(ending), Action::Tell(Notice::Impatience)],
             _ => Vec::new(),
         }
     }
@@ -296,11 +306,13 @@ impl Policy {
         }
     }
 
-    fn on_stopped(&mut self) -> Vec<Action> {
+    fn on_stopped(&mut self, signal: Signal) -> Vec<Action> {
         self.stopped = true;
         match self.phase {
             // It was stopped just before it was told to end.
             Phase::Asked { .. } => self.continue_if_stopped(),
+            // It has sent that to itself alone, though it is in our group: a shell above waits for us to be stopped.
+            Phase::Running if self.rules.group == Group::Shared && signal == Signal::SIGTSTP => vec![Action::StopForShell],
             _ => Vec::new(),
         }
     }
@@ -312,11 +324,10 @@ impl Policy {
             return Vec::new();
         }
         if was_killed {
-            self.phase = Phase::Clearing { ending, give_up_at: None };
-            return vec![Action::SignalTree(Signal::SIGKILL)];
+            return vec![self.clear(ending)];
         }
         self.phase = Phase::Leaving { ending, kill_at: after(now, self.rules.kill_grace) };
-        vec![Action::Tell(Notice::Leftovers), Action::SignalTree(Signal::SIGTERM)]
+        vec![Action::SignalTree(Signal::SIGTERM), Action::Tell(Notice::Leftovers)]
     }
 
     fn on_tree_changed(&mut self, tree: Tree) -> Vec<Action> {
@@ -328,12 +339,21 @@ impl Policy {
             }
             // Whoever was forked while we looked is an orphan by now, and is found on this second look.
             (Tree::Alive, Phase::Leaving { .. }) => vec![Action::SignalTree(Signal::SIGTERM)],
-            (Tree::Alive, _) => {
-                // Whoever was out of reach a moment ago may not be any more.
-                self.phase = Phase::Clearing { ending, give_up_at: None };
-                vec![Action::SignalTree(Signal::SIGKILL)]
-            }
+            (Tree::Alive, _) => vec![Action::SignalTree(Signal::SIGKILL)],
         }
+    }
+
+    fn on_killed(&mut self, reach: Reach, now: Instant) -> Vec<Action> {
+        let Phase::Clearing { ending, look_at, give_up_at } = &mut self.phase else { return Vec::new() };
+        let in_a_moment = after(now, Some(OUT_OF_REACH_GRACE));
+        // The end of a process whose parent is out of reach is told to that parent, not to us: we have to look.
+        *look_at = if reach == Reach::All { None } else { in_a_moment };
+        *give_up_at = if reach == Reach::Nobody { give_up_at.or(in_a_moment) } else { None };
+        if give_up_at.is_some_and(|give_up_at| now >= give_up_at) {
+            self.phase = Phase::Gone(*ending);
+            return vec![Action::Tell(Notice::OutOfReach)];
+        }
+        Vec::new()
     }
 
     fn on_clock(&mut self, now: Instant) -> Vec<Action> {
@@ -347,34 +367,34 @@ impl Policy {
                     _ => Limit::Hard,
                 };
                 self.hit = Some(limit);
-                self.phase = Phase::Asked { kill_at: after(now, self.rules.kill_grace), by_term: false };
-                let mut actions = vec![Action::Tell(Notice::Limit(limit)), Action::SignalChild(Signal::SIGTERM)];
+                self.phase = Phase::Asked { kill_at: after(now, self.rules.kill_grace) };
+                let mut actions = vec![Action::SignalChild(Signal::SIGTERM)];
                 actions.extend(self.continue_if_stopped());
+                actions.push(Action::Tell(Notice::Limit(limit)));
                 actions
             }
-            Phase::Asked { .. } => {
-                let mut actions = vec![Action::Tell(Notice::KillGrace)];
-                actions.extend(self.kill_child());
-                actions
-            }
-            Phase::Leaving { ending, .. } => {
-                self.phase = Phase::Clearing { ending, give_up_at: None };
-                vec![Action::Tell(Notice::KillGrace), Action::SignalTree(Signal::SIGKILL)]
-            }
-            Phase::Clearing { ending, .. } => {
-                self.phase = Phase::Gone(ending);
-                vec![Action::Tell(Notice::OutOfReach)]
+            Phase::Asked { .. } => vec![self.kill_child(), Action::Tell(Notice::KillGrace)],
+            Phase::Leaving { ending, .. } => vec![self.clear(ending), Action::Tell(Notice::KillGrace)],
+            Phase::Clearing { ref mut look_at, .. } => {
+                *look_at = None;
+                vec![Action::SignalTree(Signal::SIGKILL)]
             }
             Phase::Dying | Phase::Gone(_) => Vec::new(),
         }
     }
 
-    fn kill_child(&mut self) -> Vec<Action> {
+    fn kill_child(&mut self) -> Action {
         self.phase = Phase::Dying;
-        vec![match self.rules.leftovers {
+        match self.rules.leftovers {
             Leftovers::Kill => Action::SignalTree(Signal::SIGKILL),
             Leftovers::Keep => Action::SignalChild(Signal::SIGKILL),
-        }]
+        }
+    }
+
+    /// Makes those end that the child has left.
+    fn clear(&mut self, ending: Ending) -> Action {
+        self.phase = Phase::Clearing { ending, look_at: None, give_up_at: None };
+        Action::SignalTree(Signal::SIGKILL)
     }
 
     fn continue_if_stopped(&self) -> Vec<Action> {

@@ -7,13 +7,13 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, getpgid, getpgrp, getppid, getsid};
+use nix::unistd::Pid;
 use tracing::{debug, info, warn};
 
 use super::output::{self, Relay};
-use super::policy::{Action, Ending, Group, Happening, Limit, Notice, Policy, Rules, Tree};
+use super::policy::{Action, Ending, Group, Happening, Limit, Notice, Policy, Reach, Rules, Tree};
 use super::spawn::Launch;
-use super::tree::{self, Change, Descendants, Reach};
+use super::tree::{self, Change, Descendants};
 use crate::event::{self, Channel, Event, Sender};
 use crate::lock::Held;
 use crate::outcome::Outcome;
@@ -38,7 +38,7 @@ pub fn supervise(
         warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
     }
     let descendants = Descendants::before_start(run);
-    let group = rules.group;
+    let (group, ignored) = (rules.group, rules.ignored);
     let relay = if reads_frames { Some(Relay::new().context("cannot make a pipe")?) } else { None };
     if relay.is_none() {
         output::enlarge_ours();
@@ -57,8 +57,9 @@ pub fn supervise(
     drop(run);
     if let Some(relay) = relay
         && !output_done
+        && let Some(signal) = relay.finish(channel, ignored).context("cannot wait for events")?
     {
-        relay.finish(channel).context("cannot wait for events")?;
+        return Ok(Outcome::EndedDraining(signal as i32));
     }
     Ok(match (limit, ending) {
         (Some(Limit::Hard), _) => Outcome::HardLimit,
@@ -109,6 +110,11 @@ impl Run {
                 if self.group == Group::Shared && sender == Sender::Process(self.child.as_raw()) {
                     return;
                 }
+                // A key that stops would stop us for ever where no shell would notice: the kernel, too, spares orphaned
+                // process groups, unless they have a handler, as we do.
+                if signal == Signal::SIGTSTP && sender == Sender::Kernel && !signals::somebody_can_continue_us() {
+                    return;
+                }
                 if signal == Signal::SIGCONT {
                     self.look_after_children(); // a shell's `fg` has continued the child as well
                 }
@@ -122,19 +128,20 @@ impl Run {
 
     fn look_after_children(&mut self) {
         if self.ended {
+            self.descendants.reap_all_but(self.child);
             self.happened(Happening::TreeChanged(self.descendants.state()));
             return;
         }
         match tree::look_after(self.child) {
             Change::Others => {}
             Change::Stopped(signal) => {
-                debug!(signal = %signals::name(signal), "the child is stopped");
-                if self.group == Group::Own && matches!(signal, libc::SIGTTIN | libc::SIGTTOU) {
+                debug!(?signal, "the child is stopped");
+                if self.group == Group::Own && matches!(signal, Signal::SIGTTIN | Signal::SIGTTOU) {
                     warn!(
                         "the child is stopped because it wants the terminal, which its process group has not; give it stdin from there, or from /dev/null"
                     );
                 }
-                self.happened(Happening::Stopped);
+                self.happened(Happening::Stopped(signal));
             }
             Change::Continued => self.happened(Happening::Continued),
             Change::Ended(ending) => {
@@ -160,12 +167,14 @@ impl Run {
                 }
             }
             Action::SignalTree(signal) => {
-                if self.descendants.signal(signal, self.child, self.group) == Reach::Nobody {
-                    self.happened(Happening::OutOfReach);
+                let reach = self.descendants.signal(signal, self.child, self.group);
+                if signal == Signal::SIGKILL {
+                    self.happened(Happening::Killed(reach));
                 }
             }
-            Action::StopOurselves(sender) => {
-                if sender != Sender::Kernel || somebody_can_continue_us() {
+            Action::StopOurselves => signals::stop_ourselves(),
+            Action::StopForShell => {
+                if signals::somebody_can_continue_us() {
                     signals::stop_ourselves();
                 }
             }
@@ -208,7 +217,7 @@ impl Drop for Run {
             // What cannot be signalled any more is gone.
             let _ = kill(self.child, Signal::SIGKILL);
             while self.descendants.state() == Tree::Alive
-                && self.descendants.signal(Signal::SIGKILL, self.child, self.group) == Reach::Fine
+                && self.descendants.signal(Signal::SIGKILL, self.child, self.group) != Reach::Nobody
             {
                 std::thread::yield_now();
             }
@@ -216,11 +225,4 @@ impl Drop for Run {
         tree::reap(self.child);
         tree::reap_all();
     }
-}
-
-/// Whether there is a shell above us that would notice a stop; without one a key that stops us would stop us for ever,
-/// which is why the kernel stops no orphaned process group either.
-fn somebody_can_continue_us() -> bool {
-    let parent = getppid();
-    getsid(Some(parent)) == getsid(None) && getpgid(Some(parent)) != Ok(getpgrp())
 }

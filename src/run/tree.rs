@@ -15,7 +15,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, getpid};
 use tracing::debug;
 
-use super::policy::{Ending, Group, Tree};
+use super::policy::{Ending, Group, Reach, Tree};
 use crate::procfs::{self, Stat};
 use crate::run_id::RunId;
 
@@ -23,39 +23,31 @@ use crate::run_id::RunId;
 #[derive(Debug)]
 pub(super) struct Descendants {
     run: RunId,
-    /// Whether we had children before we started one, as after `sleep 60 & exec claude-run …`. They are not ours to end.
-    strangers: Strangers,
+    /// Those that were below us before we started a child, as after `sleep 60 & exec claude-run …`. Not ours to end.
+    strangers: HashSet<Process>,
     /// Who has had a TERM.
-    told: HashSet<(i32, u64)>,
+    told: HashSet<Process>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Strangers {
-    None,
-    Some,
-}
-
-/// Whom a signal to the tree has reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reach {
-    /// Somebody, or nobody was there to be reached any more.
-    Fine,
-    /// There is somebody, but none that can be seen or that we may signal.
-    Nobody,
-}
+/// A pid and a start: one process, whoever has the pid later.
+type Process = (i32, u64);
 
 impl Descendants {
     /// Looks at what is below us before the child is started.
     pub(super) fn before_start(run: RunId) -> Self {
-        let strangers = if is_anybody_below_us(libc::WEXITED) { Strangers::Some } else { Strangers::None };
-        Self { run, strangers, told: HashSet::new() }
+        let mut descendants = Self { run, strangers: HashSet::new(), told: HashSet::new() };
+        if is_anybody_below_us(libc::WEXITED) && procfs::is_of_our_pid_namespace() {
+            descendants.strangers = descendants.members().iter().map(Stat::process).collect();
+        }
+        descendants
     }
 
     /// Who is alive below us.
     pub(super) fn state(&self) -> Tree {
         // Asked without WEXITED, waitid(2) answers ECHILD when all that is left is dead: one call, exact, and no /proc.
         let alive = is_anybody_below_us(libc::WSTOPPED);
-        if !alive || (self.strangers == Strangers::Some && self.members().is_empty()) { Tree::Empty } else { Tree::Alive }
+        let are_strangers = || !self.strangers.is_empty() && self.members().is_empty();
+        if !alive || are_strangers() { Tree::Empty } else { Tree::Alive }
     }
 
     /// Sends `signal` to everybody below us. A TERM goes to each but once, and only the first time to those whose parent
@@ -71,7 +63,7 @@ impl Descendants {
         for member in &members {
             if signal == Signal::SIGTERM {
                 let orphan = member.parent == us;
-                if !(first || orphan) || !self.told.insert((member.pid, member.start)) {
+                if !(first || orphan) || !self.told.insert(member.process()) {
                     continue;
                 }
             }
@@ -84,7 +76,12 @@ impl Descendants {
                 }
             }
         }
-        if refused == members.len() && self.state() == Tree::Alive { Reach::Nobody } else { Reach::Fine }
+        match refused {
+            _ if self.state() == Tree::Empty => Reach::All,
+            _ if refused == members.len() => Reach::Nobody,
+            0 => Reach::All,
+            _ => Reach::Some,
+        }
     }
 
     /// The living below us, less those that were there before the child and what is below them.
@@ -107,14 +104,22 @@ impl Descendants {
         members
     }
 
-    /// Whether a child of this process belongs to the run. Usually every one does; among strangers, the one whose
-    /// environment says so.
+    /// Whether a child of this process belongs to the run. Usually every one does. Among strangers, whose orphans come to
+    /// us as well, it does if its environment says so, or nothing at all.
     fn is_ours(&self, stat: &Stat) -> bool {
-        let wanted = format!("{}={}", RunId::VARIABLE, self.run).into_bytes();
-        self.strangers == Strangers::None
-            || stat.state == b'Z'
-            || fs::read(format!("/proc/{}/environ", stat.pid))
-                .is_ok_and(|environment| environment.split(|&byte| byte == 0).any(|entry| entry == wanted))
+        if self.strangers.is_empty() {
+            return true;
+        }
+        !self.strangers.contains(&stat.process())
+            && fs::read(format!("/proc/{}/environ", stat.pid))
+                .map_or(true, |environment| environment.is_empty() || self.run.is_above(&environment))
+    }
+
+    /// Takes away the remains of all that have died below us, but not those of `child`.
+    pub(super) fn reap_all_but(&self, child: Pid) {
+        let us = getpid().as_raw();
+        let dead = Stat::all().into_iter().filter(|stat| stat.parent == us && stat.is_dead() && stat.pid != child.as_raw());
+        dead.for_each(|stat| reap(Pid::from_raw(stat.pid)));
     }
 }
 
@@ -124,7 +129,7 @@ pub(super) enum Change {
     /// Somebody below us, or nothing that matters.
     Others,
     /// The child was stopped by this signal.
-    Stopped(i32),
+    Stopped(Signal),
     /// The child was continued.
     Continued,
     /// The child has ended. It is not yet reaped.
@@ -144,7 +149,9 @@ pub(super) fn look_after(child: Pid) -> Change {
         reap(Pid::from_raw(news.pid));
     }
     match wait_id(Whose::Child(child), libc::WSTOPPED | libc::WCONTINUED) {
-        Ok(Some(News { code: libc::CLD_STOPPED, status, .. })) => Change::Stopped(status),
+        Ok(Some(News { code: libc::CLD_STOPPED, status, .. })) => {
+            Change::Stopped(Signal::try_from(status).unwrap_or(Signal::SIGSTOP))
+        }
         Ok(Some(_)) => Change::Continued,
         _ => Change::Others,
     }
@@ -230,5 +237,5 @@ fn signal_blindly(signal: Signal, child: Pid, group: Group) -> Reach {
     };
     // Whether anybody was reached shows in whether anybody is left.
     let _ = kill(target, signal);
-    if target == everybody { Reach::Fine } else { Reach::Nobody }
+    if target == everybody { Reach::All } else { Reach::Nobody }
 }

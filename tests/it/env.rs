@@ -161,12 +161,17 @@ impl Ended {
 }
 
 impl Running {
-    pub(crate) fn start(mut command: Command) -> Self {
+    pub(crate) fn start(command: Command) -> Self {
+        Self::start_with_stderr(command, Stdio::piped())
+    }
+
+    /// The same, where its messages go elsewhere.
+    pub(crate) fn start_with_stderr(mut command: Command, stderr: Stdio) -> Self {
         let about = format!("{command:?}");
         let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|error| panic!("{about}: {error}"));
+            command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap_or_else(|error| panic!("{about}: {error}"));
         let stdout = lines(child.stdout.take().expect("piped"));
-        let stderr = lines(child.stderr.take().expect("piped"));
+        let stderr = child.stderr.take().map_or_else(|| channel().1, lines);
         Self { child, stdout, stderr, about }
     }
 
@@ -176,6 +181,12 @@ impl Running {
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.about));
+    }
+
+    /// Another TERM: not so soon behind the first that both would be one request.
+    pub(crate) fn term_again(&self) {
+        thread::sleep(Duration::from_millis(150));
+        self.signal(Signal::SIGTERM);
     }
 
     /// The next line on stdout.
@@ -230,12 +241,17 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // A supervisor that is asked to end twice leaves nothing behind, and needs no grace.
-        for signal in [Signal::SIGCONT, Signal::SIGTERM, Signal::SIGTERM] {
+        if !self.is_running() {
+            return;
+        }
+        self.signal(Signal::SIGCONT);
+        self.signal(Signal::SIGTERM);
+        for _ in 0..2 {
+            thread::sleep(Duration::from_millis(20));
             if !self.is_running() {
                 return;
             }
-            self.signal(signal);
-            thread::sleep(Duration::from_millis(20));
+            self.term_again();
         }
         let _ = self.child.wait_timeout(Duration::from_secs(10));
         let _ = self.child.kill();

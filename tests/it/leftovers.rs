@@ -123,6 +123,80 @@ fn a_child_that_was_there_before_is_left_alone_and_does_not_end_the_run() {
 }
 
 #[test]
+fn among_children_of_before_a_leftover_without_an_environment_or_of_a_run_below_is_found() {
+    let env = Env::new();
+    for script in [
+        "env -i /bin/setsid /bin/sleep 600 & echo $!; sleep 0.3; exit 3",
+        // A run below this one that dies before its leftovers.
+        "\"$0\" --lock pass-through -- sh -c 'setsid sleep 600 & echo $!; kill -KILL $PPID'; sleep 0.3; exit 3",
+    ] {
+        let mut bash = env.command("bash");
+        bash.args(["-c", r#"sleep 600 & echo $!; exec "$0" -- bash -c "$1" "$0""#]).arg(binary()).arg(script);
+        let run = Running::start(bash);
+        let (stranger, own) = (pid(&run), pid(&run));
+        assert_eq!(run.end().code(), 3);
+        assert!(is_alive(stranger) && !is_alive(own), "{script}");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(stranger), Signal::SIGKILL).expect("it lives");
+    }
+}
+
+#[test]
+fn a_tool_below_one_that_may_not_be_signalled_is_ended_and_the_lock_freed() {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "this test has to be root");
+        eprintln!("SKIPPED: only root can make a program that another user may not signal");
+        return;
+    }
+    let env = Env::new();
+    let dir = env.path("");
+    let set = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("permissions");
+    };
+    set(&dir, 0o777);
+    env.script("as-root", ""); // and then a copy of bash that keeps root's rights
+    std::fs::copy("/bin/bash", env.path("as-root")).expect("a copy");
+    set(&env.path("as-root"), 0o4755);
+    let mut command = env.command("setpriv");
+    // It becomes root altogether, and what it starts gives that up again: claude-run's user may signal that one alone.
+    env.script(
+        "unreachable",
+        "#!/bin/bash\ntrap '' TERM\nsetpriv --reuid 65534 --clear-groups sleep 600 & echo $$; echo $!\nwhile :; do wait; sleep 0.1; done\n",
+    );
+    let script = "./as-root -pc 'exec setpriv --reuid 0 --clear-groups ./unreachable' & sleep 0.5; exit 4";
+    command.args(["--reuid", "65534", "--clear-groups"]).arg(binary());
+    command.args(["--lock-file", "their.lock", "--kill-after", "0.2", "--", "bash", "-c", script]);
+    let run = Running::start(command);
+    let (unreachable, below) = (pid(&run), pid(&run));
+    let ended = run.end();
+    assert_eq!(ended.code(), 4, "{ended:?}");
+    assert!(is_alive(unreachable) && !is_alive(below), "{ended:?}");
+    assert!(ended.stderr_text().contains("neither seen nor signalled"), "{ended:?}");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(unreachable), Signal::SIGKILL).expect("it lives");
+}
+
+#[test]
+fn orphans_are_reaped_while_a_leftover_has_its_grace() {
+    let env = Env::new();
+    let run = shell(
+        &env,
+        &["--kill-after", "1h"],
+        "(trap '' TERM; echo $BASHPID; while sleep 0.01; do (setsid true &); done) & sleep 0.3; exit 0",
+    );
+    let left = pid(&run);
+    let us = run.pid().as_raw();
+    let children = || std::fs::read_to_string(format!("/proc/{us}/task/{us}/children")).expect("children");
+    until("the child has ended", || {
+        children().split_whitespace().any(|child| crate::env::state(child.parse().expect("a pid")) == Some('Z'))
+    });
+    std::thread::sleep(std::time::Duration::from_millis(500)); // some twenty orphans later
+    let zombies =
+        children().split_whitespace().filter(|child| crate::env::state(child.parse().expect("a pid")) == Some('Z')).count();
+    assert!(zombies < 5, "{zombies} zombies");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(left), Signal::SIGKILL).expect("it lives");
+    assert_eq!(run.end().code(), 0);
+}
+
+#[test]
 fn works_as_pid_1_of_a_container_and_leaves_its_proc_alone() {
     for flags in [&["-rpf"][..], &["-rpf", "--mount-proc"]] {
         if !can_unshare("-rpf") {
@@ -156,7 +230,7 @@ fn term_to_a_holder_ends_child_then_tree_then_lock() {
     run.expect_line("signal TERM");
     until("the child is gone", || !is_alive(child));
     assert!(is_alive(tool) && env.is_locked(), "within the kill grace of the tool the lock is held");
-    run.signal(Signal::SIGTERM);
+    run.term_again();
     assert_eq!(run.end().code(), 143);
     assert!(!is_alive(tool) && !env.is_locked());
 }

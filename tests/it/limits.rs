@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::env::{Env, is_alive};
+use crate::env::{Env, Running, binary, is_alive};
 
 #[test]
 fn the_hard_limit_ends_a_child_with_124_whatever_it_says_itself() {
@@ -91,7 +91,7 @@ fn a_second_term_ends_the_kill_grace_at_once() {
     run.ready();
     run.signal(Signal::SIGTERM);
     run.expect_line("signal TERM");
-    run.signal(Signal::SIGTERM);
+    run.term_again();
     let ended = run.end();
     assert_eq!(ended.code(), 137);
     assert!(ended.stderr_text().contains("second TERM"), "{ended:?}");
@@ -113,4 +113,21 @@ fn hup_and_quit_start_the_kill_grace_as_well_but_int_does_not() {
     run.signal(Signal::SIGUSR2);
     run.expect_line("signal USR2");
     assert!(run.is_running());
+}
+
+#[test]
+fn the_two_terms_of_timeout_leave_the_child_its_grace() {
+    let env = Env::new();
+    let script = r#"trap "sleep 0.2; echo graceful; exit 0" TERM; sleep 600 & wait"#;
+    let runs: Vec<_> = (0..20)
+        .map(|number| {
+            let mut timeout = env.command("timeout");
+            timeout.args(["1"]).arg(binary()).args(["--lock-file", &format!("{number}.lock"), "--", "sh", "-c", script]);
+            Running::start(timeout)
+        })
+        .collect();
+    for run in runs {
+        let ended = run.end();
+        assert_eq!((ended.code(), ended.stdout), (124, vec!["graceful".to_owned()]), "{:?}", ended.stderr);
+    }
 }

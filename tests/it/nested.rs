@@ -1,5 +1,7 @@
 //! claude-run below claude-run: an agent whose claude calls claude cannot wait for itself, and nobody else gets through.
 
+use std::os::unix::fs::MetadataExt;
+
 use crate::env::{Env, binary, until};
 
 #[test]
@@ -33,6 +35,51 @@ fn a_stale_claim_lets_nobody_through() {
     for claim in [&*stale, &*live, "", "x", "1:2:3-4"] {
         env.claude_run().env("CLAUDE_RUN_HELD", claim).args(["--wait", "0", "true"]).assert().code(75);
     }
+}
+
+#[test]
+fn a_claim_that_names_an_ancestor_which_holds_nothing_lets_nobody_through() {
+    let env = Env::new();
+    let _holder = env.hold_lock();
+    let file = std::fs::metadata(env.lock_file()).expect("a lock file");
+    for pid in [1, std::process::id()] {
+        let claim = format!("{}:{}:{pid}-9999999999999999999", file.dev(), file.ino());
+        env.claude_run().env("CLAUDE_RUN_HELD", claim).args(["--wait", "0", "true"]).assert().code(75);
+    }
+}
+
+#[test]
+fn a_claim_outlives_no_lock_that_was_let_go_for_a_slow_reader() {
+    let env = Env::new();
+    let us = binary().display();
+    let nested =
+        format!("until [ -e taken ]; do sleep 0.05; done; '{us}' --wait 0 -- true; echo \\$? >code.tmp; mv code.tmp code");
+    let claude = format!("#!/bin/sh\ntouch started\nsetsid sh -c \"{nested}\" >/dev/null 2>&1 &\nhead -c 4000000 /dev/zero\n");
+    let claude = env.script("big-claude", &claude);
+    let mut outer = env.command(binary());
+    outer.args(["--leftovers", "keep", "--claude"]).arg(claude).args(["--", "-p", "x", "--output-format=json"]);
+    let mut outer = outer.stdout(std::process::Stdio::piped()).spawn().expect("started");
+    until("it holds the lock", || env.path("started").exists());
+    until("the lock is free, though nothing was read", || !env.is_locked());
+    let _holder = env.hold_lock();
+    std::fs::write(env.path("taken"), "").expect("a file");
+    until("the nested run is done", || env.path("code").exists());
+    assert!(outer.try_wait().expect("a child").is_none(), "the outer run waits for its reader");
+    assert_eq!(std::fs::read_to_string(env.path("code")).expect("a code"), "75\n");
+    drop(outer.stdout.take());
+    assert_eq!(outer.wait().expect("a child").code(), Some(0));
+}
+
+#[test]
+fn a_run_below_two_holders_of_two_locks_waits_for_neither() {
+    let env = Env::new();
+    let us = binary().display().to_string();
+    // As claude, which passes none of its descriptors to its tools.
+    let closing = ["sh", "-c", r#"for fd in 3 4 5 6 7 8 9; do eval "exec $fd>&-"; done; exec "$@""#, "sh"];
+    let words = ["a", "b", "a", "b"]
+        .into_iter()
+        .flat_map(|lock| [&*us, "--wait", "0", "--lock-file", lock, "--"].into_iter().chain(closing));
+    env.claude_run().args(words.skip(1)).args(["echo", "in"]).assert().code(0).stdout("in\n");
 }
 
 #[test]

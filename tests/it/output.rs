@@ -160,19 +160,32 @@ fn a_reader_that_goes_away_meets_the_child_as_it_would_without_us() {
 }
 
 #[test]
-fn a_request_to_end_ends_the_wait_for_a_reader() {
+fn a_request_to_end_ends_the_wait_for_a_reader_and_is_told_from_a_complete_run() {
     let env = Env::new();
-    let run = printing(&env, &[b'x'; 4 << 20]).stdout(Stdio::piped()).spawn().expect("started");
+    let mut command = env.command("sh");
+    // HUP is ignored, as under nohup(1).
+    let printing = printing(&env, &[b'x'; 4 << 20]);
+    command.args(["-c", r#"trap '' HUP; exec "$0" "$@""#]).arg(printing.get_program()).args(printing.get_args());
+    let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
     until("the child is done", || {
         env.lock_file().exists()
             && !env.is_locked()
             && std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.id()))
                 .is_ok_and(|children| children.trim().is_empty())
     });
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.id() as i32), Signal::SIGTERM).expect("it lives");
-    let mut run = run;
+    let us = nix::unistd::Pid::from_raw(run.id() as i32);
+    let signal = |signal| nix::sys::signal::kill(us, signal).expect("it lives");
+    let mut stderr = std::io::BufReader::new(run.stderr.take().expect("piped"));
+    let mut message = String::new();
+    signal(Signal::SIGHUP);
+    signal(Signal::SIGUSR1);
+    std::io::BufRead::read_line(&mut stderr, &mut message).expect("a message");
+    assert!(message.contains("waits for our reader"), "{message}");
+    signal(Signal::SIGTERM);
     let status = wait_timeout::ChildExt::wait_timeout(&mut run, crate::env::CEILING).expect("a child").expect("it has ended");
-    assert_eq!(status.code(), Some(5));
+    assert_eq!(status.code(), Some(143));
+    stderr.read_to_string(&mut message).expect("messages");
+    assert!(message.contains("SIGTERM") && message.contains("lost"), "{message}");
 }
 
 #[test]

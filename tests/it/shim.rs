@@ -75,7 +75,9 @@ fn claude_run_s_own_claude_skips_the_shim_too() {
     let env = Env::new();
     let shim = with_shim(&env);
     let path = shim.get_envs().find(|(name, _)| *name == "PATH").and_then(|(_, path)| path).expect("PATH").to_owned();
-    for words in [&["--", "-p", "env CLAUDE_RUN_DEPTH"][..], &["claude", "-p", "env CLAUDE_RUN_DEPTH"]] {
-        env.claude_run().env("PATH", &path).args(words).assert().code(0).stdout("CLAUDE_RUN_DEPTH=1\n");
+    for words in [&["--", "-p", "env CLAUDE_RUN_LINEAGE"][..], &["claude", "-p", "env CLAUDE_RUN_LINEAGE"]] {
+        let assert = env.claude_run().env("PATH", &path).args(words).assert().code(0);
+        let lineage = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
+        assert!(lineage.starts_with("CLAUDE_RUN_LINEAGE=") && !lineage.contains(','), "one run: {lineage}");
     }
 }

@@ -20,7 +20,7 @@ fn each_is_forwarded_once_and_in_order() {
         }
     }
     assert!(run.is_running());
-    run.signal(Signal::SIGTERM); // the second: KILL
+    run.term_again(); // the second: KILL
     let ended = run.end();
     assert_eq!(ended.code(), 137);
     assert!(ended.stdout.is_empty() || ended.stdout == ["signal TERM"], "nothing came twice: {ended:?}");
@@ -124,4 +124,48 @@ fn a_closed_stderr_ends_nothing() {
     }
     drop(std::fs::File::options().write(true).open(env.path("fifo")).expect("a FIFO"));
     assert_eq!(run.end().code(), 5);
+}
+
+#[test]
+fn a_caller_that_ignores_the_stop_key_is_not_stopped() {
+    let env = Env::new();
+    let mut command = env.command("sh");
+    command
+        .args(["-c", r#"trap '' TSTP; exec "$0" --claude "$1" -- -p 'signals; ready; hang'"#])
+        .arg(binary())
+        .arg(fake_claude());
+    let run = Running::start(command);
+    run.ready();
+    run.signal(Signal::SIGTSTP);
+    run.signal(Signal::SIGUSR2);
+    run.expect_line("signal USR2");
+    assert_ne!(state(run.pid().as_raw()), Some('T'));
+}
+
+#[test]
+fn a_reader_of_stderr_that_is_stuck_stops_no_limit_and_no_signal() {
+    let env = Env::new();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let size = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_GETPIPE_SZ).expect("a pipe") as usize;
+    std::io::Write::write_all(&mut &writer, &vec![b'x'; size]).expect("room");
+    let start = |options: &[&str]| {
+        let mut command = env.command(binary());
+        command.arg("-vv").args(options).arg("--claude").arg(fake_claude()).args(["--", "-p", "signals; ready; hang"]);
+        Running::start_with_stderr(command, writer.try_clone().expect("a descriptor").into())
+    };
+    let limited = start(&["--timeout", "0.2", "--kill-after", "0.2"]);
+    limited.ready();
+    assert_eq!(limited.end().code(), 124);
+    let reporting = start(&["--kill-after", "0.2"]);
+    reporting.ready();
+    reporting.signal(Signal::SIGUSR1);
+    reporting.signal(Signal::SIGTERM);
+    reporting.expect_line("signal TERM");
+    assert_eq!(reporting.end().code(), 137);
+    let _holder = env.hold_lock();
+    let waiting = start(&["--wait", "0.1"]);
+    assert_eq!(waiting.end().code(), 75);
+    let flags = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_GETFL).expect("flags");
+    assert_eq!(flags & libc::O_NONBLOCK, 0, "the caller's own descriptor blocks as before");
+    drop(reader);
 }

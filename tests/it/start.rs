@@ -27,7 +27,7 @@ fn the_environment_gains_our_own_words_alone() {
     let text = ended.stdout.join("\n");
     let mut names: Vec<_> = text.split('\0').filter_map(|entry| Some(entry.split_once('=')?.0)).collect();
     names.sort_unstable();
-    assert_eq!(names, ["A", "B", "CLAUDE_RUN_DEPTH", "CLAUDE_RUN_HELD", "CLAUDE_RUN_ID", "CLAUDE_TIMEOUT", "HOME", "PATH"]);
+    assert_eq!(names, ["A", "B", "CLAUDE_RUN_HELD", "CLAUDE_RUN_ID", "CLAUDE_RUN_LINEAGE", "CLAUDE_TIMEOUT", "HOME", "PATH"]);
     assert!(text.contains("B=two\nlines\0"));
 }
 

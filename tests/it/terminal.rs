@@ -169,6 +169,40 @@ fn a_background_job_can_be_brought_to_the_foreground() {
 }
 
 #[test]
+fn the_stop_key_stops_nothing_where_nobody_could_continue_it() {
+    let env = Env::new();
+    let mut command = env.command("sh");
+    // Its stdin is elsewhere, so that the child has a group of its own; and there is no shell above.
+    let script = r#"exec "$0" --claude "$1" -- -p 'signals; ready; hang' </dev/null"#;
+    command.args(["-c", script]).arg(binary()).arg(fake_claude());
+    let mut terminal = OnTerminal::start(command);
+    let [child, supervisor, group, _] = terminal.ready();
+    assert_ne!(group, supervisor);
+    terminal.types("\x1a");
+    terminal.types("\x03");
+    terminal.shows("signal INT");
+    assert!([child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).expect("it lives");
+    assert_eq!(terminal.ends(), 137);
+}
+
+#[test]
+fn a_child_that_stops_itself_alone_gives_the_terminal_back_to_the_shell() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
+    let mut terminal = OnTerminal::start(command);
+    terminal.types(&format!("{}\n", line("ready; die TSTP; say back; exit 0")));
+    let [_, supervisor, ..] = terminal.ready();
+    terminal.shows("Stopped");
+    terminal.types("fg\n");
+    terminal.shows("back");
+    until("it has ended", || !is_alive(supervisor));
+    terminal.types("exit\n");
+    terminal.ends();
+}
+
+#[test]
 fn a_terminal_that_hangs_up_ends_child_and_lock() {
     let env = Env::new();
     let mut command = env.command(binary());

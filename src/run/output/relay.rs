@@ -17,6 +17,7 @@ use super::spool::Spool;
 
 use crate::claude::frames::FrameReader;
 use crate::event::{Channel, Event, Mouth};
+use crate::signals;
 
 /// How much of what our reader has not taken is kept in memory.
 const IN_MEMORY: usize = 8 << 20;
@@ -103,17 +104,26 @@ impl Relay {
 
 impl Working {
     /// After the child's death: stays until our reader has taken all that the child has written. A request to end cuts that
-    /// short, as it would end a child that waits for its reader.
+    /// short, as it would end a child that waits for its reader; then this is the signal. `ignored` ones ask for nothing.
     ///
     /// # Errors
     /// poll(2) fails.
-    pub(crate) fn finish(self, channel: &mut Channel) -> io::Result<()> {
+    pub(crate) fn finish(self, channel: &mut Channel, ignored: SigSet) -> io::Result<Option<Signal>> {
         drop(self.child_is_alive);
         loop {
-            for event in channel.wait(None)? {
+            let events = channel.wait(None)?;
+            if events.contains(&Event::OutputDone) {
+                return Ok(None);
+            }
+            for event in events {
                 match event {
-                    Event::OutputDone => return Ok(()),
-                    Event::Signal(Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM, _) => return Ok(()),
+                    Event::Signal(signal, _) if ignored.contains(signal) => {}
+                    Event::Signal(signal @ (Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM), _) => {
+                        warn!("{signal} ended the wait for the reader of the child's output; some of it is lost");
+                        return Ok(Some(signal));
+                    }
+                    Event::Signal(Signal::SIGTSTP, sender) => signals::stop_if_asked(sender),
+                    Event::Signal(Signal::SIGUSR1, _) => warn!("the child has ended; its output waits for our reader"),
                     _ => {}
                 }
             }

@@ -56,10 +56,10 @@ fn a_child_that_ends_alone_is_over_at_once() {
 fn the_hard_limit_is_term_then_kill_to_the_tree() {
     let mut case = case(|_| {});
     assert_eq!(case.at(59, Happening::Clock), []);
-    assert_eq!(case.at(60, Happening::Clock), [Action::Tell(Notice::Limit(Limit::Hard)), Action::SignalChild(Signal::SIGTERM)]);
+    assert_eq!(case.at(60, Happening::Clock), [Action::SignalChild(Signal::SIGTERM), Action::Tell(Notice::Limit(Limit::Hard))]);
     assert_eq!(case.deadline(), Some(65));
     assert_eq!(case.at(64, Happening::Clock), []);
-    assert_eq!(case.at(65, Happening::Clock), [Action::Tell(Notice::KillGrace), Action::SignalTree(Signal::SIGKILL)]);
+    assert_eq!(case.at(65, Happening::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Tell(Notice::KillGrace)]);
     assert_eq!(case.deadline(), None);
     case.at(66, Happening::Ended(Ending::Killed(9), Tree::Empty));
     assert_eq!(case.policy.verdict(), Some((Ending::Killed(9), Some(Limit::Hard))));
@@ -73,7 +73,7 @@ fn limits_that_are_off_have_no_deadline() {
     assert_eq!(case.deadline(), None);
     assert_eq!(
         case.at(2, Happening::Ended(Ending::Killed(15), Tree::Alive)),
-        [Action::Tell(Notice::Leftovers), Action::SignalTree(Signal::SIGTERM)]
+        [Action::SignalTree(Signal::SIGTERM), Action::Tell(Notice::Leftovers)]
     );
     assert_eq!(case.deadline(), None);
 }
@@ -88,7 +88,7 @@ fn a_child_that_hangs_after_its_result_is_ended_after_the_grace() {
         case.at(1, frame);
         assert_eq!(case.at(30, Happening::Clock), []);
         let limit = Limit::Result { is_error };
-        assert_eq!(case.at(31, Happening::Clock), [Action::Tell(Notice::Limit(limit)), Action::SignalChild(Signal::SIGTERM)]);
+        assert_eq!(case.at(31, Happening::Clock), [Action::SignalChild(Signal::SIGTERM), Action::Tell(Notice::Limit(limit))]);
         case.at(32, Happening::Ended(Ending::Exited(143), Tree::Empty));
         assert_eq!(case.policy.verdict(), Some((Ending::Exited(143), Some(limit))));
     }
@@ -124,7 +124,7 @@ fn an_open_task_has_the_task_grace_and_its_end_the_result_grace() {
 fn the_hard_limit_counts_after_a_result_as_well() {
     let mut case = case(|_| {});
     case.at(50, FINE);
-    assert_eq!(case.at(60, Happening::Clock)[0], Action::Tell(Notice::Limit(Limit::Hard)));
+    assert!(case.at(60, Happening::Clock).contains(&Action::Tell(Notice::Limit(Limit::Hard))));
     let mut off = super::tests::case(|rules| (rules.hard_limit, rules.result_grace) = (None, None));
     off.at(1, FINE);
     assert_eq!(off.deadline(), None);
@@ -135,11 +135,11 @@ fn leftovers_get_term_then_kill_and_the_run_lasts_as_long_as_they() {
     let mut case = case(|_| {});
     assert_eq!(
         case.at(10, Happening::Ended(Ending::Exited(0), Tree::Alive)),
-        [Action::Tell(Notice::Leftovers), Action::SignalTree(Signal::SIGTERM)]
+        [Action::SignalTree(Signal::SIGTERM), Action::Tell(Notice::Leftovers)]
     );
     assert_eq!((case.policy.verdict(), case.deadline()), (None, Some(15)));
     assert_eq!(case.at(11, Happening::TreeChanged(Tree::Alive)), [Action::SignalTree(Signal::SIGTERM)]);
-    assert_eq!(case.at(15, Happening::Clock), [Action::Tell(Notice::KillGrace), Action::SignalTree(Signal::SIGKILL)]);
+    assert_eq!(case.at(15, Happening::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Tell(Notice::KillGrace)]);
     assert_eq!(case.at(16, Happening::TreeChanged(Tree::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
     assert_eq!(case.policy.verdict(), None);
     assert_eq!(case.at(17, Happening::TreeChanged(Tree::Empty)), []);
@@ -161,7 +161,7 @@ fn kept_leftovers_are_nobody_s_business() {
     case.term(1);
     assert_eq!(
         case.term(2),
-        [Action::SignalChild(Signal::SIGTERM), Action::Tell(Notice::Impatience), Action::SignalChild(Signal::SIGKILL)]
+        [Action::SignalChild(Signal::SIGTERM), Action::SignalChild(Signal::SIGKILL), Action::Tell(Notice::Impatience)]
     );
     assert_eq!(case.at(3, Happening::Ended(Ending::Killed(9), Tree::Alive)), []);
     assert_eq!(case.policy.verdict(), Some((Ending::Killed(9), None)));
@@ -171,32 +171,48 @@ fn kept_leftovers_are_nobody_s_business() {
 fn who_is_out_of_reach_is_given_up_after_a_moment_and_not_before() {
     let mut case = case(|_| {});
     case.at(1, Happening::Ended(Ending::Exited(0), Tree::Alive));
-    assert_eq!(case.at(2, Happening::OutOfReach), [], "a TERM that reaches nobody is no reason to give up");
+    assert_eq!(case.at(2, Happening::Killed(Reach::Nobody)), [], "only a KILL gives up");
     assert_eq!(case.deadline(), Some(6));
     case.at(6, Happening::Clock);
-    case.at(6, Happening::OutOfReach);
-    case.at(6, Happening::OutOfReach);
+    case.at(6, Happening::Killed(Reach::Nobody));
     assert_eq!(case.deadline(), Some(7));
     assert_eq!(case.at(6, Happening::TreeChanged(Tree::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
-    assert_eq!(case.deadline(), None, "somebody may have been reached");
-    case.at(6, Happening::OutOfReach);
-    assert_eq!(case.at(7, Happening::Clock), [Action::Tell(Notice::OutOfReach)]);
+    case.at(6, Happening::Killed(Reach::All));
+    assert_eq!(case.deadline(), None, "all were reached");
+    case.at(6, Happening::Killed(Reach::Nobody));
+    assert_eq!(case.at(7, Happening::Clock), [Action::SignalTree(Signal::SIGKILL)]);
+    assert_eq!(case.at(7, Happening::Killed(Reach::Nobody)), [Action::Tell(Notice::OutOfReach)]);
     assert_eq!(case.policy.verdict(), Some((Ending::Exited(0), None)));
+}
+
+#[test]
+fn while_others_are_below_somebody_out_of_reach_they_are_looked_for_again() {
+    let mut case = case(|_| {});
+    case.at(1, Happening::Ended(Ending::Exited(0), Tree::Alive));
+    case.at(6, Happening::Clock);
+    for second in 6..10 {
+        assert_eq!(case.at(second, Happening::Killed(Reach::Some)), []);
+        assert_eq!(case.deadline(), Some(second + 1));
+        assert_eq!(case.at(second + 1, Happening::Clock), [Action::SignalTree(Signal::SIGKILL)]);
+    }
+    case.at(10, Happening::Killed(Reach::Nobody));
+    case.at(11, Happening::Clock);
+    assert_eq!(case.at(11, Happening::Killed(Reach::Nobody)), [Action::Tell(Notice::OutOfReach)]);
 }
 
 #[test]
 fn a_stopped_child_gets_cont_with_its_term_whichever_is_seen_first() {
     let mut stopped_first = case(|_| {});
-    stopped_first.at(1, Happening::Stopped);
+    stopped_first.at(1, Happening::Stopped(Signal::SIGSTOP));
     assert_eq!(stopped_first.term(2), [Action::SignalChild(Signal::SIGTERM), Action::SignalChild(Signal::SIGCONT)]);
     let mut term_first = case(|_| {});
     assert_eq!(term_first.term(1), [Action::SignalChild(Signal::SIGTERM)]);
-    assert_eq!(term_first.at(2, Happening::Stopped), [Action::SignalChild(Signal::SIGCONT)]);
+    assert_eq!(term_first.at(2, Happening::Stopped(Signal::SIGSTOP)), [Action::SignalChild(Signal::SIGCONT)]);
     let mut limit = case(|_| {});
-    limit.at(1, Happening::Stopped);
+    limit.at(1, Happening::Stopped(Signal::SIGSTOP));
     assert!(limit.at(60, Happening::Clock).contains(&Action::SignalChild(Signal::SIGCONT)));
     let mut resumed = case(|_| {});
-    resumed.at(1, Happening::Stopped);
+    resumed.at(1, Happening::Stopped(Signal::SIGSTOP));
     resumed.at(2, Happening::Continued);
     assert_eq!(resumed.term(3), [Action::SignalChild(Signal::SIGTERM)]);
 }
@@ -217,7 +233,7 @@ fn a_group_of_its_own_hears_everything_and_ours_only_what_was_sent_to_us() {
 #[test]
 fn a_continue_reaches_a_child_in_our_group_only_if_it_is_stopped() {
     let mut case = case(|rules| rules.group = Group::Shared);
-    case.at(1, Happening::Stopped);
+    case.at(1, Happening::Stopped(Signal::SIGSTOP));
     assert_eq!(case.at(2, Happening::Signal(Signal::SIGCONT, SOMEBODY)), [Action::SignalChild(Signal::SIGCONT)]);
 }
 
@@ -261,11 +277,33 @@ fn only_a_second_term_is_impatient() {
 }
 
 #[test]
-fn a_term_while_leftovers_have_their_grace_ends_it() {
+fn two_terms_at_once_are_one_request_as_timeout_sends_them() {
+    let at = |case: &mut Case, milliseconds| {
+        let now = case.start + Duration::from_millis(milliseconds);
+        case.policy.on(Happening::Signal(Signal::SIGTERM, SOMEBODY), now)
+    };
+    let mut running = case(|_| {});
+    assert_eq!(at(&mut running, 1_000), [Action::SignalChild(Signal::SIGTERM)]);
+    assert_eq!(at(&mut running, 1_000), []);
+    assert_eq!(at(&mut running, 1_099), []);
+    assert_eq!(running.deadline(), Some(6));
+    assert!(at(&mut running, 1_100).contains(&Action::SignalTree(Signal::SIGKILL)));
+    // The child was quick to end, and the twin of its TERM comes while those that it left have their grace.
+    let mut leaving = case(|_| {});
+    at(&mut leaving, 1_000);
+    leaving.policy.on(Happening::Ended(Ending::Exited(0), Tree::Alive), leaving.start + Duration::from_millis(1_010));
+    assert_eq!(at(&mut leaving, 1_020), []);
+    assert_eq!(at(&mut leaving, 1_200), [Action::SignalTree(Signal::SIGKILL), Action::Tell(Notice::Impatience)]);
+}
+
+#[test]
+fn a_second_term_ends_the_grace_of_leftovers_and_a_first_does_not() {
     let mut case = case(|_| {});
     case.at(1, Happening::Ended(Ending::Exited(0), Tree::Alive));
-    assert_eq!(case.term(2), [Action::Tell(Notice::Impatience), Action::SignalTree(Signal::SIGKILL)]);
-    assert_eq!(case.at(3, Happening::Signal(Signal::SIGINT, SOMEBODY)), [], "its pid is that of its remains");
+    assert_eq!(case.term(2), []);
+    assert_eq!(case.deadline(), Some(6));
+    assert_eq!(case.term(3), [Action::SignalTree(Signal::SIGKILL), Action::Tell(Notice::Impatience)]);
+    assert_eq!(case.at(4, Happening::Signal(Signal::SIGINT, SOMEBODY)), [], "its pid is that of its remains");
 }
 
 #[test]
@@ -276,15 +314,32 @@ fn stop_and_report_work_in_every_state() {
         &[Happening::Ended(Ending::Exited(0), Tree::Alive)],
         &[Happening::Ended(Ending::Exited(0), Tree::Alive), Happening::Signal(Signal::SIGTERM, SOMEBODY)],
     ];
-    for (number, happenings) in states.into_iter().enumerate() {
-        let mut case = case(|_| {});
-        for &happening in happenings {
-            case.at(1, happening);
+    for ignored in [false, true] {
+        for (number, happenings) in states.into_iter().enumerate() {
+            let mut case = case(|rules| {
+                if ignored {
+                    rules.ignored.add(Signal::SIGTSTP);
+                }
+            });
+            for &happening in happenings {
+                case.at(1, happening);
+            }
+            assert_eq!(case.at(2, Happening::Signal(Signal::SIGUSR1, SOMEBODY)), [Action::Report]);
+            let stop = case.at(2, Happening::Signal(Signal::SIGTSTP, SOMEBODY));
+            assert_eq!(stop.contains(&Action::StopOurselves), !ignored);
+            assert_eq!(stop.contains(&Action::SignalChild(Signal::SIGTSTP)), number < 2, "only a child that is there");
         }
-        assert_eq!(case.at(2, Happening::Signal(Signal::SIGUSR1, SOMEBODY)), [Action::Report]);
-        let stop = case.at(2, Happening::Signal(Signal::SIGTSTP, SOMEBODY));
-        assert_eq!(stop.last(), Some(&Action::StopOurselves(SOMEBODY)));
-        assert_eq!(stop.contains(&Action::SignalChild(Signal::SIGTSTP)), number < 2, "only a child that is there");
+    }
+}
+
+#[test]
+fn a_child_in_our_group_that_stops_itself_at_the_terminal_stops_us_for_the_shell() {
+    for (group, signal, stops) in
+        [(Group::Shared, Signal::SIGTSTP, true), (Group::Shared, Signal::SIGSTOP, false), (Group::Own, Signal::SIGTSTP, false)]
+    {
+        let mut case = case(|rules| rules.group = group);
+        assert_eq!(case.at(1, Happening::Stopped(signal)).contains(&Action::StopForShell), stops, "{group:?} {signal}");
+        assert_eq!(case.at(2, Happening::Signal(Signal::SIGCONT, SOMEBODY)), [Action::SignalChild(Signal::SIGCONT)]);
     }
 }
 
@@ -298,13 +353,14 @@ fn no_order_of_happenings_breaks_a_promise() {
         .chain([
             Happening::Signal(Signal::SIGINT, TERMINAL),
             FINE,
-            Happening::Stopped,
+            Happening::Stopped(Signal::SIGTSTP),
             Happening::Continued,
             Happening::Ended(Ending::Exited(7), Tree::Empty),
             Happening::Ended(Ending::Exited(7), Tree::Alive),
             Happening::TreeChanged(Tree::Alive),
             Happening::TreeChanged(Tree::Empty),
-            Happening::OutOfReach,
+            Happening::Killed(Reach::Nobody),
+            Happening::Killed(Reach::Some),
             Happening::Clock,
         ])
         .collect();
