@@ -3,12 +3,14 @@
 #
 #   claude_run_with_watchdog claude [ARGS...]
 #
-# runs claude under claude-run: session lock, hard limit, nothing left behind. stdout is claude's and nothing else. What
-# claude and claude-run say on stderr is appended to LOGFILE, if that is set. It returns claude's own exit code, or one of
-# claude-run's: 75 lock not free, 124 hard limit, 125 own failure, 126/127 claude cannot be run / was not found, 128+N.
+# runs claude under claude-run: session lock, hard limit, result grace, nothing left behind. stdout is claude's and nothing
+# else. It returns claude's own exit code, or one of claude-run's: 75 lock not free, 124 hard limit, 125 own failure, 126/127
+# claude cannot be run / was not found, 128+N.
 #
-# CLAUDE_TIMEOUT, CLAUDE_IDLE_GRACE, CLAUDE_EXTERNAL_LOCK and LOGFILE count whether they are exported or not; every
-# variable of claude-run (CLAUDE_RUN_WAIT …) counts as well. CLAUDE_RUN names the binary where it is not on PATH.
+# If LOGFILE is set, all that claude prints on stdout and stderr is appended to it line by line as it comes, with secrets
+# masked, and so is what claude-run says; and $LOGFILE.runs.jsonl gets one line a run (CLAUDE_RUN_RECORD names another file,
+# or, empty, none). CLAUDE_TIMEOUT, CLAUDE_IDLE_GRACE, CLAUDE_EXTERNAL_LOCK and LOGFILE count whether they are exported or
+# not; every variable of claude-run (CLAUDE_RUN_WAIT …) counts as well. CLAUDE_RUN names the binary where it is not on PATH.
 #
 # The two call sites lose their flock, because claude-run takes the same lock itself:
 #
@@ -27,6 +29,9 @@ claude_run_with_watchdog() {
     # A log that cannot be written is no reason not to run.
     if [ -n "${LOGFILE:-}" ] && { : >>"$LOGFILE"; } 2>/dev/null; then
       exec 2>>"$LOGFILE"
+      if [ -f "$LOGFILE" ]; then
+        export CLAUDE_RUN_LOG="${CLAUDE_RUN_LOG-$LOGFILE}" CLAUDE_RUN_RECORD="${CLAUDE_RUN_RECORD-$LOGFILE.runs.jsonl}"
+      fi
     elif [ -n "${LOGFILE:-}" ]; then
       echo "claude_run_with_watchdog: cannot write LOGFILE $LOGFILE; messages come here" >&2
     fi

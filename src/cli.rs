@@ -23,7 +23,11 @@ pub struct Opt {
 
 const LOCK_HEADING: &str = "Session lock";
 const WATCHDOG_HEADING: &str = "Watchdog";
+const OUTPUT_HEADING: &str = "Output";
 const MESSAGES_HEADING: &str = "Messages";
+
+/// The value of an option that can be given without one: then it is on.
+const SWITCH: &str = "on|off";
 
 /// `--lock`
 pub const LOCK: Opt = Opt {
@@ -105,6 +109,18 @@ pub const TIMEOUT: Opt = Opt {
     help: "Hard limit, counted from the start of COMMAND: then TERM, the kill grace, KILL to its whole tree, exit code 124; 0: none",
 };
 
+/// `--idle-timeout`
+pub const IDLE_TIMEOUT: Opt = Opt {
+    flag: "idle-timeout",
+    short: None,
+    value: "DUR",
+    variable: "CLAUDE_RUN_IDLE_TIMEOUT",
+    default: "none",
+    heading: WATCHDOG_HEADING,
+    help: "Idle limit: no byte on stdout or stderr for so long; then as at the hard limit. Claude Code can be silent for 6 \
+           minutes while it waits for its API: below 7m it kills healthy runs",
+};
+
 /// `--result-grace`
 pub const RESULT_GRACE: Opt = Opt {
     flag: "result-grace",
@@ -150,6 +166,17 @@ pub const LEFTOVERS: Opt = Opt {
     help: "What to do with descendants that outlive COMMAND, in whatever session or process group they are",
 };
 
+/// `--require-result`
+pub const REQUIRE_RESULT: Opt = Opt {
+    flag: "require-result",
+    short: None,
+    value: SWITCH,
+    variable: "CLAUDE_RUN_REQUIRE_RESULT",
+    default: "off",
+    heading: WATCHDOG_HEADING,
+    help: "Exit code 65 for a COMMAND that exits with 0 without having printed a complete, successful result frame",
+};
+
 /// `--stdin`
 pub const STDIN: Opt = Opt {
     flag: "stdin",
@@ -161,6 +188,62 @@ pub const STDIN: Opt = Opt {
     help: "What COMMAND reads from; null spares `claude -p` its 3 s wait on a pipe that nobody writes",
 };
 
+/// `--pty`
+pub const PTY: Opt = Opt {
+    flag: "pty",
+    short: None,
+    value: SWITCH,
+    variable: "CLAUDE_RUN_PTY",
+    default: "off",
+    heading: OUTPUT_HEADING,
+    help: "Give COMMAND a pseudo-terminal as its stdout: of our terminal's size, and without a CR before each line end",
+};
+
+/// `--log`
+pub const LOG: Opt = Opt {
+    flag: "log",
+    short: None,
+    value: "FILE",
+    variable: "CLAUDE_RUN_LOG",
+    default: "none",
+    heading: OUTPUT_HEADING,
+    help: "Append each line of COMMAND's stdout and stderr to FILE as it comes, with time and run, and our own messages; \
+           several runs may share it. A FILE that cannot be written costs the log, never the run",
+};
+
+/// `--redact`
+pub const REDACT: Opt = Opt {
+    flag: "redact",
+    short: None,
+    value: "log|all|off",
+    variable: "CLAUDE_RUN_REDACT",
+    default: "log",
+    heading: OUTPUT_HEADING,
+    help: "Where to mask secrets: in the log, in what is passed on as well, or nowhere",
+};
+
+/// `--record`
+pub const RECORD: Opt = Opt {
+    flag: "record",
+    short: None,
+    value: "FILE",
+    variable: "CLAUDE_RUN_RECORD",
+    default: "none",
+    heading: OUTPUT_HEADING,
+    help: "Append one JSON line to FILE at the end of the run: outcome, exit code, times, and what the last result frame says",
+};
+
+/// `--label`
+pub const LABEL: Opt = Opt {
+    flag: "label",
+    short: None,
+    value: "TEXT",
+    variable: "CLAUDE_RUN_LABEL",
+    default: "LOG_AGENT, if set",
+    heading: OUTPUT_HEADING,
+    help: "What to call this run in its record",
+};
+
 /// `--log-format`
 pub const LOG_FORMAT: Opt = Opt {
     flag: "log-format",
@@ -169,11 +252,11 @@ pub const LOG_FORMAT: Opt = Opt {
     variable: "CLAUDE_RUN_LOG_FORMAT",
     default: "text",
     heading: MESSAGES_HEADING,
-    help: "How claude-run's own messages on stderr look",
+    help: "How claude-run's own messages look, and the lines of the log",
 };
 
 /// Every option with a value, in the order of the help.
-pub const OPTIONS: [&Opt; 13] = [
+pub const OPTIONS: [&Opt; 20] = [
     &LOCK,
     &WAIT,
     &CONFLICT_EXIT_CODE,
@@ -181,11 +264,18 @@ pub const OPTIONS: [&Opt; 13] = [
     &LOCK_FILE,
     &CLAUDE,
     &TIMEOUT,
+    &IDLE_TIMEOUT,
     &RESULT_GRACE,
     &TASK_GRACE,
     &KILL_AFTER,
     &LEFTOVERS,
+    &REQUIRE_RESULT,
     &STDIN,
+    &PTY,
+    &LOG,
+    &REDACT,
+    &RECORD,
+    &LABEL,
     &LOG_FORMAT,
 ];
 
@@ -275,6 +365,8 @@ fn parser(texts: Texts) -> Command {
             .allow_negative_numbers(true)
             .help_heading(option.heading)
             .help(help);
+        let arg =
+            if option.value == SWITCH { arg.num_args(0..=1).require_equals(true).default_missing_value("on") } else { arg };
         match option.short {
             Some(short) => arg.short(short),
             None => arg,
@@ -324,7 +416,8 @@ Exit codes:
   COMMAND's own, 0 to 255, when it ended by itself
   0 or 1 claude hung after its result frame and was ended: 1 if the frame says is_error
   128+N  COMMAND was ended by signal N, or claude-run was while it waited for the lock or for its reader
-  124    hard limit
+  124    hard limit or idle limit; the message says which
+  65     with --require-result: COMMAND exited with 0 and printed no successful result frame
   75     the lock was not free within --wait (-E changes it)
   125    claude-run itself failed, usage errors included
   126    COMMAND was found but cannot be run

@@ -1,23 +1,30 @@
-//! The only writer to stderr: messages as text or JSON lines, the one error line at the end, the live waiting line.
+//! The only writer to stderr and to the log: messages as text or JSON lines, the one error line at the end, the live
+//! waiting line.
 //! It never writes to stdout, which is claude's, never fails a run because stderr is gone, and never waits long for who
 //! reads it: a watchdog that sleeps in a write watches nothing.
+
+mod log_file;
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write, stderr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::sync::OnceLock;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
-use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, SubscriberBuilder};
 use tracing_subscriber::registry::LookupSpan;
+
+use crate::run_id::RunId;
+pub use log_file::LogFile;
 
 /// How much claude-run says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,28 +48,44 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends the messages of the whole process to stderr. A second call in one process is without effect.
-pub fn init(verbosity: Verbosity, format: LogFormat) {
+/// Sends the messages of the whole process to stderr, and to the file `log`, which it gives back. A second call in one
+/// process changes nothing about the messages.
+pub fn init(verbosity: Verbosity, format: LogFormat, log: Option<&Path>, run: RunId) -> Option<Arc<LogFile>> {
     let level = match verbosity {
         Verbosity::Quiet => LevelFilter::ERROR,
         Verbosity::Warnings => LevelFilter::WARN,
         Verbosity::Info => LevelFilter::INFO,
         Verbosity::Debug => LevelFilter::DEBUG,
     };
+    let opened = log.map(|path| LogFile::open(path, run, format));
+    let (log_file, error) = match opened.transpose() {
+        Ok(log) => (log.map(Arc::new), None),
+        Err(error) => (None, Some(error)),
+    };
+    IS_QUIET.store(verbosity == Verbosity::Quiet, Ordering::Relaxed);
+    let (stderr, in_log) = (OnceLock::new(), OnceLock::new());
     // An error here means that an earlier run in this process has set it up: as good.
-    let _ = tracing::subscriber::set_global_default(OnFirstMessage { level, format, real: OnceLock::new() });
+    let _ = tracing::subscriber::set_global_default(OnFirstMessage { level, format, log: log_file.clone(), stderr, in_log });
+    if let (Some(path), Some(error)) = (log, error) {
+        tracing::warn!("cannot open the log {}: {error}; going on without it", path.display());
+    }
+    log_file
 }
+
+static IS_QUIET: AtomicBool = AtomicBool::new(false);
 
 /// The subscriber that most runs never need, since they have nothing to say: made at once, it would touch 40 KiB of memory
 /// between our start and the child's.
 struct OnFirstMessage {
     level: LevelFilter,
     format: LogFormat,
-    real: OnceLock<Box<dyn Subscriber + Send + Sync>>,
+    log: Option<Arc<LogFile>>,
+    stderr: OnceLock<Box<dyn Subscriber + Send + Sync>>,
+    in_log: OnceLock<Box<dyn Subscriber + Send + Sync>>,
 }
 
 impl OnFirstMessage {
-    fn real(&self) -> Box<dyn Subscriber + Send + Sync> {
+    fn for_stderr(&self) -> Box<dyn Subscriber + Send + Sync> {
         // Internal errors off: tracing-subscriber reports a failed write with eprintln!, which panics when stderr is full.
         let builder =
             SubscriberBuilder::default().with_writer(|| Patient).with_max_level(self.level).log_internal_errors(false);
@@ -71,19 +94,49 @@ impl OnFirstMessage {
             LogFormat::Json => Box::new(builder.json().flatten_event(true).with_target(false).finish()),
         }
     }
+
+    fn for_log(&self, log: &Arc<LogFile>) -> Box<dyn Subscriber + Send + Sync> {
+        let writer = Arc::clone(log);
+        let builder = SubscriberBuilder::default()
+            .with_writer(move || Appending(Arc::clone(&writer)))
+            .with_max_level(self.log_level())
+            .with_ansi(false)
+            .log_internal_errors(false);
+        let run = log.run();
+        match log.format() {
+            LogFormat::Text => Box::new(builder.event_format(WithRun { run, inner: Plain }).finish()),
+            LogFormat::Json => {
+                let json = tracing_subscriber::fmt::format().json().flatten_event(true).with_target(false);
+                Box::new(builder.fmt_fields(JsonFields::new()).event_format(WithRun { run, inner: json }).finish())
+            }
+        }
+    }
+
+    /// A log is read afterwards, by somebody who wants to know what happened.
+    fn log_level(&self) -> LevelFilter {
+        self.level.max(LevelFilter::INFO)
+    }
 }
 
 impl Subscriber for OnFirstMessage {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= self.level
+        self.max_level_hint().is_some_and(|level| *metadata.level() <= level)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.level)
+        Some(if self.log.is_some() { self.log_level() } else { self.level })
     }
 
     fn event(&self, event: &Event<'_>) {
-        self.real.get_or_init(|| self.real()).event(event);
+        if let Some(log) = &self.log {
+            self.in_log.get_or_init(|| self.for_log(log)).event(event);
+            if log.is_stderr() {
+                return;
+            }
+        }
+        if *event.metadata().level() <= self.level {
+            self.stderr.get_or_init(|| self.for_stderr()).event(event);
+        }
     }
 
     // There are no spans in this crate.
@@ -120,7 +173,7 @@ pub struct LiveLine(());
 impl LiveLine {
     /// A live line, if stderr is a terminal and `verbosity` lets it be seen.
     pub fn on_terminal() -> Option<Self> {
-        (tracing::enabled!(tracing::Level::WARN) && stderr().is_terminal()).then(|| Self(()))
+        (!IS_QUIET.load(Ordering::Relaxed) && stderr().is_terminal()).then_some(Self(()))
     }
 
     /// Shows `text` in place of what the line held.
@@ -192,5 +245,41 @@ where
         write!(writer, "claude-run: ")?;
         context.field_format().format_fields(writer.by_ref(), event)?;
         writeln!(writer)
+    }
+}
+
+/// The same in a log that several runs share, and as JSON: with the time and the run.
+struct WithRun<F> {
+    run: RunId,
+    inner: F,
+}
+
+impl<S, N, F> FormatEvent<S, N> for WithRun<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut text = String::new();
+        self.inner.format_event(context, Writer::new(&mut text), event)?;
+        match text.strip_prefix('{') {
+            Some(fields) => write!(writer, r#"{{"run":"{}",{fields}"#, self.run),
+            None => write!(writer, "{} {} {text}", log_file::now(), self.run),
+        }
+    }
+}
+
+/// The log, as tracing wants to write to it.
+struct Appending(Arc<LogFile>);
+
+impl Write for Appending {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.append(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -26,6 +26,7 @@ pub mod lock;
 pub mod outcome;
 pub mod plan;
 mod procfs;
+pub mod records;
 pub mod run;
 pub mod run_id;
 pub mod settings;
@@ -34,17 +35,21 @@ pub mod signals;
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::mem;
 use std::panic;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use claude::program::{self, Unstartable};
 use cli::{Cli, Request};
-use lock::{Claim, Taken};
+use lock::{Claim, Lock, Taken};
 use outcome::Outcome;
 use plan::Plan;
-use run::policy::Group;
+use records::Record;
+use run::output::Watch;
+use run::policy::{Group, Rules};
 use run::spawn::{Launch, fill_standard_descriptors};
 use run_id::RunId;
 use settings::Settings;
@@ -56,13 +61,17 @@ pub fn main() -> i32 {
     let result = panic::catch_unwind(|| run(env::args_os().collect())).unwrap_or(Ok(Outcome::Failed));
     let outcome = result.unwrap_or_else(|error| {
         diag::report(&error);
-        match error.downcast_ref() {
-            Some(Unstartable::NotFound(_)) => Outcome::NotFound,
-            Some(Unstartable::CannotRun(_)) => Outcome::CannotRun,
-            None => Outcome::Failed,
-        }
+        outcome_of(&error)
     });
     i32::from(outcome.exit_code())
+}
+
+fn outcome_of(error: &anyhow::Error) -> Outcome {
+    match error.downcast_ref() {
+        Some(Unstartable::NotFound(_)) => Outcome::NotFound,
+        Some(Unstartable::CannotRun(_)) => Outcome::CannotRun,
+        None => Outcome::Failed,
+    }
 }
 
 /// The whole story. `words` are those of the command line, the name we were called by first. It becomes the process'
@@ -86,11 +95,21 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     };
     let environment = |name: &str| env::var_os(name);
     let settings = Settings::resolve(cli, &environment)?;
-    diag::init(settings.verbosity, settings.log_format);
-    let plan = Plan::new(settings, &environment, &inherited)?;
-    let mut launch = Launch { program: &plan.program, environment: plan.environment, stdin: plan.stdin, signals: &inherited };
+    let run = RunId::take();
+    let log = diag::init(settings.verbosity, settings.log_format, settings.log.as_deref(), run);
+    let mut plan = Plan::new(settings, &environment, &inherited, run, log)?;
+    let variables = mem::take(&mut plan.environment);
+    let launch = Launch { program: &plan.program, environment: variables, stdin: plan.stdin, signals: &inherited };
     let Some(rules) = plan.watchdog else { return Err(launch.exec()) };
+    let outcome = supervised(launch, plan.lock.as_ref(), rules, &plan.watch, &mut plan.record);
+    if let Some(file) = &plan.record_file {
+        plan.record.append(file, outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
+    }
+    outcome
+}
 
+/// Takes `lock`, and stays until all that `launch` starts has ended.
+fn supervised(mut launch: Launch, lock: Option<&Lock>, rules: Rules, watch: &Watch, record: &mut Record) -> Result<Outcome> {
     let mut channel = event::Channel::open().context("cannot make a pipe")?;
     // In the terminal's own group, the key that stops stops us as it stops the child: by default.
     let stop = (rules.group == Group::Own).then_some(Signal::SIGTSTP);
@@ -98,26 +117,33 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     let _handlers = Handlers::install(handled, &channel.bell()).context("cannot install signal handlers")?;
 
     let mut held = None;
-    if let Some(lock) = &plan.lock {
-        let identity = match lock::take(lock, &mut channel)? {
+    if let Some(lock) = lock {
+        let taken = lock::take(lock, &mut channel)?;
+        record.has_waited();
+        let identity = match taken {
             Taken::Held(lock) => Some(held.insert(lock).identity()),
             Taken::ByCaller(identity) => Some(identity),
             Taken::AboveUs => None,
             Taken::Busy => {
                 tracing::error!("{}", lock.refusal());
-                return Ok(Outcome::LockBusy { code: plan.conflict_exit_code });
+                return Ok(Outcome::LockBusy { code: lock.conflict_exit_code });
             }
             Taken::EndedBy(signal) => return Ok(Outcome::EndedWaiting(signal)),
         };
         if let Some(identity) = identity {
             // Other claims on this file are stale now; those on other files are as true as they were.
             let others = lock.claims_above.iter().filter(|claim| claim.identity != identity).copied();
-            let claims: Vec<_> = others.chain([Claim { identity, run: plan.run }]).map(|claim| claim.to_string()).collect();
+            let claims: Vec<_> = others.chain([Claim { identity, run: record.run }]).map(|claim| claim.to_string()).collect();
             launch.set(Claim::VARIABLE, &claims.join(","));
         }
     }
-    launch.set(RunId::VARIABLE, &plan.run.to_string());
-    run::supervise(&launch, rules, plan.reads_frames, plan.run, held, &mut channel)
+    launch.set(RunId::VARIABLE, &record.run.to_string());
+    let acquired = held.is_some().then(Instant::now);
+    let ended = run::supervise(&launch, rules, watch, record.run, held, &mut channel)?;
+    record.ran = Some(ended.cleared - ended.started);
+    record.held = acquired.map(|acquired| ended.cleared - acquired);
+    record.last_result = ended.last_result;
+    Ok(ended.outcome)
 }
 
 fn understand(words: Vec<OsString>) -> Request {

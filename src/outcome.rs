@@ -11,6 +11,10 @@ pub enum Outcome {
     Killed(i32),
     /// The hard limit ran out and claude-run ended the child, whatever status that gave.
     HardLimit,
+    /// The child was silent for as long as the idle limit, and claude-run ended it.
+    IdleLimit,
+    /// With `--require-result`: the child exited with 0, but printed no complete, successful result frame.
+    NoResult,
     /// claude-run ended a child that hung after its result frame; what counts is what that says.
     HungAfterResult {
         /// The last result frame's `is_error`.
@@ -42,7 +46,8 @@ impl Outcome {
             Self::Killed(signal) | Self::EndedWaiting(signal) | Self::EndedDraining(signal) => {
                 u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128))
             }
-            Self::HardLimit => 124,
+            Self::HardLimit | Self::IdleLimit => 124,
+            Self::NoResult => NO_RESULT,
             Self::HungAfterResult { is_error } => u8::from(is_error),
             Self::LockBusy { code } => code,
             Self::Failed => 125,
@@ -54,6 +59,30 @@ impl Outcome {
 
 /// The default of `--conflict-exit-code`: sysexits' EX_TEMPFAIL, "try again later".
 pub const CONFLICT: u8 = 75;
+
+/// sysexits' EX_DATAERR: what came is not what was to come.
+const NO_RESULT: u8 = 65;
+
+impl Outcome {
+    /// Its name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shown => "shown",
+            Self::Exited(_) => "exited",
+            Self::Killed(_) => "killed",
+            Self::HardLimit => "hard-limit",
+            Self::IdleLimit => "idle-limit",
+            Self::NoResult => "no-result",
+            Self::HungAfterResult { .. } => "hung-after-result",
+            Self::LockBusy { .. } => "lock-busy",
+            Self::EndedWaiting(_) => "ended-waiting",
+            Self::EndedDraining(_) => "ended-draining",
+            Self::CannotRun => "cannot-run",
+            Self::NotFound => "not-found",
+            Self::Failed => "failed",
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -77,8 +106,15 @@ mod tests {
 
     #[test]
     fn our_own_endings_can_be_told_apart() {
-        let ours =
-            [Outcome::HardLimit, Outcome::LockBusy { code: CONFLICT }, Outcome::Failed, Outcome::CannotRun, Outcome::NotFound];
-        assert_eq!(ours.map(Outcome::exit_code), [124, 75, 125, 126, 127]);
+        let ours = [
+            Outcome::HardLimit,
+            Outcome::IdleLimit,
+            Outcome::NoResult,
+            Outcome::LockBusy { code: CONFLICT },
+            Outcome::Failed,
+            Outcome::CannotRun,
+            Outcome::NotFound,
+        ];
+        assert_eq!(ours.map(Outcome::exit_code), [124, 124, 65, 75, 125, 126, 127]);
     }
 }

@@ -3,6 +3,8 @@
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, stdin};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use nix::unistd::{getpgrp, tcgetpgrp};
@@ -11,7 +13,10 @@ use tracing::warn;
 use crate::claude::config_dir::{self, ConfigDir, ForChild};
 use crate::claude::frames;
 use crate::claude::program::Program;
+use crate::diag::LogFile;
 use crate::lock::{Claim, Lock};
+use crate::records::Record;
+use crate::run::output::Watch;
 use crate::run::policy::{Group, Rules};
 use crate::run_id::RunId;
 use crate::settings::{Environment, HARD_LIMIT, Leftovers, LockMode, Settings, Span, Stdin};
@@ -30,10 +35,12 @@ pub struct Plan {
     pub stdin: Stdin,
     /// The session lock, if this run needs it.
     pub lock: Option<Lock>,
-    /// The exit code when it is not free in time.
-    pub conflict_exit_code: u8,
-    /// Whether the child's output has frames that somebody here wants to see.
-    pub reads_frames: bool,
+    /// What the child's output is read for.
+    pub watch: Watch,
+    /// Where its record goes.
+    pub record_file: Option<PathBuf>,
+    /// What the record begins with.
+    pub record: Record,
     /// What the watchdog keeps to; without one, claude-run becomes the program and is gone.
     pub watchdog: Option<Rules>,
 }
@@ -47,8 +54,13 @@ impl Plan {
     ///
     /// # Errors
     /// The program cannot be started (`Unstartable`), or the config dir cannot be used where the mode needs it.
-    pub fn new(settings: Settings, environment: Environment, signals: &Inherited) -> Result<Self> {
-        let run = RunId::take();
+    pub fn new(
+        settings: Settings,
+        environment: Environment,
+        signals: &Inherited,
+        run: RunId,
+        log: Option<Arc<LogFile>>,
+    ) -> Result<Self> {
         let above = environment(RunId::LINEAGE).and_then(|lineage| lineage.into_string().ok()).unwrap_or_default();
         let lineage: Vec<&str> = above.split(',').filter(|id| !id.is_empty()).collect();
         if lineage.len() >= MOST_NESTED {
@@ -56,7 +68,7 @@ impl Plan {
                 "claude-run runs below itself {MOST_NESTED} times: is the claude on PATH a script that calls it? name the real one with CLAUDE_RUN_CLAUDE"
             );
         }
-        let program = Program::find(settings.command, settings.claude.as_deref())?;
+        let program = Program::find(&settings.command, settings.claude.as_deref())?;
         let config_dir = ConfigDir::resolve(settings.config_dir.as_deref(), environment);
         let mut child_environment: Vec<_> = env::vars_os().filter(|(name, _)| name != RunId::LINEAGE).collect();
         let lineage = [lineage, vec![&*run.to_string()]].concat().join(",");
@@ -68,7 +80,7 @@ impl Plan {
         let lock = match settings.lock_mode {
             _ if bare => None,
             LockMode::Exclusive => {
-                let path = match settings.lock_file {
+                let path = match settings.lock_file.clone() {
                     Some(path) => {
                         warn_of(config_dir.and_then(|config_dir| config_dir.ensure_usable()));
                         path
@@ -80,7 +92,8 @@ impl Plan {
                     }
                 };
                 let claims_above = environment(Claim::VARIABLE).map(|list| Claim::parse_list(&list)).unwrap_or_default();
-                Some(Lock { path, wait: settings.wait, claims_above, ignored: signals.ignored })
+                let (wait, conflict_exit_code) = (settings.wait, settings.conflict_exit_code);
+                Some(Lock { path, wait, conflict_exit_code, claims_above, ignored: signals.ignored })
             }
             LockMode::PassThrough => {
                 warn_of(config_dir.and_then(|config_dir| config_dir.ensure_usable()));
@@ -90,6 +103,7 @@ impl Plan {
         let terminal = Terminal::of(settings.stdin);
         let rules = Rules {
             hard_limit: settings.hard_limit.unwrap_or(terminal.hard_limit()).as_limit(),
+            idle_limit: settings.idle_limit.as_limit(),
             result_grace: settings.result_grace.as_limit(),
             task_grace: settings.task_grace.as_limit(),
             kill_grace: settings.kill_grace.as_limit(),
@@ -97,20 +111,34 @@ impl Plan {
             group: terminal.group(),
             ignored: signals.ignored,
         };
-        let reads_frames =
-            !bare && rules.result_grace.is_some() && frames::are_expected(&program.argv) && !io::stdout().is_terminal();
-        let idle = lock.is_none() && rules.hard_limit.is_none() && rules.leftovers == Leftovers::Keep && !reads_frames;
+        let watch = if bare { Watch::default() } else { watch(&settings, &program, &rules, log)? };
+        let record_file = settings.record.filter(|_| !bare);
+        let record = Record::begin(run, settings.label, &program.path, settings.lock_mode);
+        let keeps_nothing = rules.hard_limit.is_none() && rules.leftovers == Leftovers::Keep;
+        let idle = lock.is_none() && keeps_nothing && !watch.reads() && record_file.is_none();
         Ok(Self {
             run,
             program,
             environment: child_environment,
             stdin: settings.stdin,
             lock,
-            conflict_exit_code: settings.conflict_exit_code,
-            reads_frames,
+            watch,
+            record_file,
+            record,
             watchdog: (!bare && !idle).then_some(rules),
         })
     }
+}
+
+/// What the output is to be read for.
+fn watch(settings: &Settings, program: &Program, rules: &Rules, log: Option<Arc<LogFile>>) -> Result<Watch> {
+    let on_terminal = io::stdout().is_terminal();
+    if settings.require_result && on_terminal && !settings.pty {
+        bail!("--require-result has to read what COMMAND prints, and that goes to a terminal; redirect stdout, or add --pty");
+    }
+    let are_wanted = rules.result_grace.is_some() || settings.record.is_some();
+    let are_there = frames::are_expected(&program.argv) && !on_terminal;
+    Watch::new(settings, settings.require_result || (are_wanted && are_there), log)
 }
 
 /// Without the lock, a config dir that does not work is claude's affair: it is said, and the run goes on.

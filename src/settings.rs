@@ -24,6 +24,16 @@ pub enum LockMode {
     PassThrough,
 }
 
+impl LockMode {
+    /// Its name in settings and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exclusive => "exclusive",
+            Self::PassThrough => "pass-through",
+        }
+    }
+}
+
 /// How long to wait for the session lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -53,6 +63,17 @@ pub enum Stdin {
     Null,
 }
 
+/// Where secrets are masked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redact {
+    /// In the log.
+    Log,
+    /// In the log, and in what is passed on to our own stdout and stderr.
+    All,
+    /// Nowhere.
+    Off,
+}
+
 /// Where a setting that the environment decides comes from. A closure in tests, the process' own in `run`.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
@@ -73,6 +94,8 @@ pub struct Settings {
     pub claude: Option<PathBuf>,
     /// `--timeout`; `None`: not set.
     pub hard_limit: Option<Span>,
+    /// `--idle-timeout`
+    pub idle_limit: Span,
     /// `--result-grace`
     pub result_grace: Span,
     /// `--task-grace`
@@ -83,6 +106,18 @@ pub struct Settings {
     pub leftovers: Option<Leftovers>,
     /// `--stdin`
     pub stdin: Stdin,
+    /// `--require-result`
+    pub require_result: bool,
+    /// `--pty`
+    pub pty: bool,
+    /// `--log`
+    pub log: Option<PathBuf>,
+    /// `--redact`
+    pub redact: Redact,
+    /// `--record`
+    pub record: Option<PathBuf>,
+    /// `--label`, or `LOG_AGENT`
+    pub label: Option<String>,
     /// `-v`, `-q`
     pub verbosity: Verbosity,
     /// `--log-format`
@@ -110,11 +145,18 @@ impl Settings {
             lock_file: typed.read(&cli::LOCK_FILE, path)?,
             claude: typed.read(&cli::CLAUDE, path)?,
             hard_limit: typed.read(&cli::TIMEOUT, Span::parse_os)?,
+            idle_limit: typed.read(&cli::IDLE_TIMEOUT, Span::parse_os)?.unwrap_or(Span::Endless),
             result_grace: typed.read(&cli::RESULT_GRACE, Span::parse_os)?.unwrap_or(Span::from_secs(30)),
             task_grace: typed.read(&cli::TASK_GRACE, Span::parse_os)?.unwrap_or(Span::from_secs(600)),
             kill_grace: typed.read(&cli::KILL_AFTER, Span::parse_os)?.unwrap_or(Span::from_secs(5)),
             leftovers: typed.read(&cli::LEFTOVERS, leftovers)?,
             stdin: typed.read(&cli::STDIN, stdin)?.unwrap_or(Stdin::Inherit),
+            require_result: typed.read(&cli::REQUIRE_RESULT, switch)?.unwrap_or(false),
+            pty: typed.read(&cli::PTY, switch)?.unwrap_or(false),
+            log: typed.read(&cli::LOG, path)?,
+            redact: typed.read(&cli::REDACT, redact)?.unwrap_or(Redact::Log),
+            record: typed.read(&cli::RECORD, path)?,
+            label: typed.read(&cli::LABEL, text)?.or_else(|| Some(typed.variable("LOG_AGENT")?.to_string_lossy().into_owned())),
             verbosity: verbosity(&typed)?,
             log_format: typed.read(&cli::LOG_FORMAT, log_format)?.unwrap_or(LogFormat::Text),
             command: cli.command,
@@ -143,7 +185,7 @@ impl Typed<'_> {
 }
 
 fn lock_mode(value: &OsStr) -> Result<LockMode> {
-    one_of(value, &[("exclusive", LockMode::Exclusive), ("pass-through", LockMode::PassThrough)])
+    one_of(value, &[LockMode::Exclusive, LockMode::PassThrough].map(|mode| (mode.name(), mode)))
 }
 
 fn leftovers(value: &OsStr) -> Result<Leftovers> {
@@ -152,6 +194,28 @@ fn leftovers(value: &OsStr) -> Result<Leftovers> {
 
 fn stdin(value: &OsStr) -> Result<Stdin> {
     one_of(value, &[("inherit", Stdin::Inherit), ("null", Stdin::Null)])
+}
+
+fn redact(value: &OsStr) -> Result<Redact> {
+    one_of(value, &[("log", Redact::Log), ("all", Redact::All), ("off", Redact::Off)])
+}
+
+fn switch(value: &OsStr) -> Result<bool> {
+    let names = [
+        ("on", true),
+        ("off", false),
+        ("1", true),
+        ("0", false),
+        ("true", true),
+        ("false", false),
+        ("yes", true),
+        ("no", false),
+    ];
+    one_of(value, &names)
+}
+
+fn text(value: &OsStr) -> Result<String> {
+    Ok(value.to_string_lossy().into_owned())
 }
 
 fn log_format(value: &OsStr) -> Result<LogFormat> {

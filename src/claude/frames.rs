@@ -23,6 +23,30 @@ pub enum Sighting {
     Other,
 }
 
+/// What the last result frame says of the whole run; of a field that it lacks, nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LastResult {
+    /// `subtype`
+    pub subtype: Option<String>,
+    /// `is_error`; a result without one counts as an error.
+    pub is_error: bool,
+    /// `session_id`
+    pub session_id: Option<String>,
+    /// `num_turns`
+    pub turns: Option<u64>,
+    /// `duration_ms`
+    pub duration_ms: Option<u64>,
+    /// `total_cost_usd`
+    pub cost_usd: Option<f64>,
+}
+
+impl LastResult {
+    /// Whether claude has done what it was asked for: its exit code alone does not tell.
+    pub fn is_success(&self) -> bool {
+        !self.is_error && self.subtype.as_deref() == Some("success")
+    }
+}
+
 /// The longest line that is looked at.
 const LONGEST_LINE: usize = 8 << 20;
 
@@ -41,7 +65,7 @@ pub fn are_expected(arguments: &[OsString]) -> bool {
 pub struct FrameReader {
     line: Vec<u8>,
     too_long: bool,
-    seen_result: bool,
+    last_result: Option<LastResult>,
     tasks: HashSet<String>,
 }
 
@@ -69,6 +93,11 @@ impl FrameReader {
         self.feed(b"\n", &mut tell);
     }
 
+    /// The last result frame until now.
+    pub fn last_result(&self) -> Option<&LastResult> {
+        self.last_result.as_ref()
+    }
+
     fn keep(&mut self, bytes: &[u8]) {
         self.too_long |= self.line.len() + bytes.len() > LONGEST_LINE;
         if self.too_long {
@@ -79,7 +108,7 @@ impl FrameReader {
     }
 
     fn look_at(&mut self, line: &[u8], tell: &mut impl FnMut(Sighting)) {
-        if !self.seen_result && !may_matter(line) {
+        if self.last_result.is_none() && !may_matter(line) {
             return;
         }
         // A line that is no JSON, or JSON of another shape, is text: claude prints that in other formats.
@@ -96,8 +125,16 @@ impl FrameReader {
         let task: Option<String> = value(frame, "task_id");
         match (&*kind, subtype.as_deref()) {
             ("result", _) => {
-                self.seen_result = true;
-                return Some(Sighting::Result { is_error: value(frame, "is_error").unwrap_or(true) });
+                let is_error = value(frame, "is_error").unwrap_or(true);
+                self.last_result = Some(LastResult {
+                    subtype,
+                    is_error,
+                    session_id: value(frame, "session_id"),
+                    turns: value(frame, "num_turns"),
+                    duration_ms: value(frame, "duration_ms"),
+                    cost_usd: value(frame, "total_cost_usd"),
+                });
+                return Some(Sighting::Result { is_error });
             }
             ("system", Some("task_started")) => self.tasks.extend(task),
             ("system", Some("task_notification")) => self.tasks.retain(|open| Some(open) != task.as_ref()),
@@ -105,7 +142,7 @@ impl FrameReader {
                 let tasks: Vec<Frame> = value(frame, "tasks")?;
                 self.tasks = tasks.iter().filter_map(|task| value(task, "task_id")).collect();
             }
-            _ => return self.seen_result.then_some(Sighting::Other),
+            _ => return self.last_result.is_some().then_some(Sighting::Other),
         }
         Some(Sighting::OpenTasks(u32::try_from(self.tasks.len()).unwrap_or(u32::MAX)))
     }
@@ -163,6 +200,29 @@ mod tests {
             assert_eq!(sightings(&[line.as_bytes()]), [expected], "{line}");
             assert_eq!(sightings(&[line.as_bytes(), b"\n"]), [expected], "{line}");
         }
+    }
+
+    #[test]
+    fn the_last_result_is_kept_with_what_it_says_and_success_is_more_than_no_error() {
+        let mut reader = FrameReader::default();
+        assert_eq!(reader.last_result(), None);
+        let text = format!(
+            "{NEW}\n{}\n",
+            r#"{"type":"result","subtype":"error_max_turns","is_error":false,"session_id":"s","num_turns":3,"duration_ms":5,"total_cost_usd":0.25}"#
+        );
+        reader.feed(text.as_bytes(), |_| {});
+        let expected = LastResult {
+            subtype: Some("error_max_turns".into()),
+            is_error: false,
+            session_id: Some("s".into()),
+            turns: Some(3),
+            duration_ms: Some(5),
+            cost_usd: Some(0.25),
+        };
+        assert_eq!(reader.last_result(), Some(&expected));
+        assert!(!expected.is_success());
+        assert!(LastResult { subtype: Some("success".into()), ..expected.clone() }.is_success());
+        assert!(!LastResult { subtype: Some("success".into()), is_error: true, ..expected }.is_success());
     }
 
     #[test]

@@ -47,7 +47,8 @@ impl Program {
     ///
     /// # Errors
     /// [`Unstartable`], naming the program and where it was looked for.
-    pub fn find(mut command: Vec<OsString>, claude: Option<&Path>) -> Result<Self, Unstartable> {
+    pub fn find(command: &[OsString], claude: Option<&Path>) -> Result<Self, Unstartable> {
+        let mut command = command.to_vec();
         if command.first().is_none_or(|word| word.as_bytes().starts_with(b"-")) {
             command.insert(0, NAME.into());
         }

@@ -19,6 +19,8 @@ pub struct Lock {
     pub path: PathBuf,
     /// How long to wait for it.
     pub wait: Wait,
+    /// The exit code when it is not free in time.
+    pub conflict_exit_code: u8,
     /// What our environment says of runs above us that hold this lock or another.
     pub claims_above: Vec<Claim>,
     /// Signals that ask nothing of us while we wait.

@@ -3,10 +3,11 @@
 //! `policy` decides, `spawn` starts, `tree` finds and signals descendants, `output` carries stdout; `supervise` owns the
 //! child and brings them together.
 
-mod output;
+pub mod output;
 pub mod policy;
 pub mod spawn;
 mod supervise;
+mod terminal;
 mod tree;
 
-pub use supervise::supervise;
+pub use supervise::{Ended, supervise};

@@ -15,6 +15,8 @@ use crate::signals::{FORWARDED, asks_for_an_end};
 pub struct Rules {
     /// From the start of the child.
     pub hard_limit: Option<Duration>,
+    /// From the last byte on stdout or stderr to a TERM.
+    pub idle_limit: Option<Duration>,
     /// From the last result frame, and every frame behind it, to a TERM.
     pub result_grace: Option<Duration>,
     /// The same while a background task is open.
@@ -74,6 +76,8 @@ pub enum Happening {
     Signal(Signal, Sender),
     /// The child has printed a frame.
     Frame(Sighting),
+    /// This is when the child has last printed anything.
+    LastOutput(Instant),
     /// The child was stopped by this signal.
     Stopped(Signal),
     /// The child was continued.
@@ -127,6 +131,7 @@ pub struct Policy {
     phase: Phase,
     stopped: bool,
     hard_deadline: Option<Instant>,
+    idle_deadline: Option<Instant>,
     /// `is_error` of the last result frame.
     result: Option<bool>,
     open_tasks: u32,
@@ -141,6 +146,8 @@ pub struct Policy {
 pub enum Limit {
     /// The hard limit.
     Hard,
+    /// The idle limit.
+    Idle,
     /// The result grace, or the task grace in its place.
     Result {
         /// The last result frame's `is_error`.
@@ -182,12 +189,13 @@ const SAME_REQUEST: Duration = Duration::from_millis(100);
 impl Policy {
     /// A run whose child was started at `now`.
     pub fn new(rules: Rules, now: Instant) -> Self {
-        let hard_deadline = after(now, rules.hard_limit);
+        let (hard_deadline, idle_deadline) = (after(now, rules.hard_limit), after(now, rules.idle_limit));
         Self {
             rules,
             phase: Phase::Running,
             stopped: false,
             hard_deadline,
+            idle_deadline,
             result: None,
             open_tasks: 0,
             result_deadline: None,
@@ -199,7 +207,7 @@ impl Policy {
     /// When to come back with [`Happening::Clock`] if nothing else happens.
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Running => [self.hard_deadline, self.result_deadline].into_iter().flatten().min(),
+            Phase::Running => [self.hard_deadline, self.idle_deadline, self.result_deadline].into_iter().flatten().min(),
             Phase::Asked { kill_at, .. } | Phase::Leaving { kill_at, .. } => kill_at,
             Phase::Clearing { look_at, .. } => look_at,
             Phase::Dying | Phase::Gone(_) => None,
@@ -220,6 +228,10 @@ impl Policy {
             Happening::Signal(signal, sender) => self.on_signal(signal, sender, now),
             Happening::Frame(sighting) => {
                 self.on_frame(sighting, now);
+                Vec::new()
+            }
+            Happening::LastOutput(at) => {
+                self.idle_deadline = after(at, self.rules.idle_limit).max(self.idle_deadline);
                 Vec::new()
             }
             Happening::Stopped(signal) => self.on_stopped(signal),
@@ -362,9 +374,11 @@ impl Policy {
         }
         match self.phase {
             Phase::Running => {
+                let has_come = |deadline: Option<Instant>| deadline.is_some_and(|deadline| now >= deadline);
                 let limit = match self.result {
-                    Some(is_error) if self.hard_deadline.is_none_or(|deadline| now < deadline) => Limit::Result { is_error },
-                    _ => Limit::Hard,
+                    _ if has_come(self.hard_deadline) => Limit::Hard,
+                    Some(is_error) if has_come(self.result_deadline) => Limit::Result { is_error },
+                    _ => Limit::Idle,
                 };
                 self.hit = Some(limit);
                 self.phase = Phase::Asked { kill_at: after(now, self.rules.kill_grace) };

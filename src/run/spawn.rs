@@ -53,18 +53,25 @@ impl Launch<'_> {
     }
 
     /// Starts the child. It is a session-mate in `group`, gets TERM when we die, keeps `lock` open,
-    /// and writes to `stdout`, or where we do.
+    /// and writes to `stdout` and `stderr`, or where we do.
     ///
     /// # Errors
     /// [`Unstartable`] when the program cannot be executed; anything else is our own failure.
-    pub fn spawn(&self, group: Group, lock: Option<BorrowedFd>, stdout: Option<BorrowedFd>) -> Result<Pid> {
+    pub fn spawn(
+        &self,
+        group: Group,
+        lock: Option<BorrowedFd>,
+        stdout: Option<BorrowedFd>,
+        stderr: Option<BorrowedFd>,
+    ) -> Result<Pid> {
         let exec = self.prepare()?;
         let us = getpid();
         let mut failure = Errno::UnknownErrno;
         // Large enough to be mapped for itself: of its pages, only those that are used are ever made.
         let mut stack = vec![0; 256 * 1024];
         let child = || {
-            failure = in_child(&exec, self.signals, group, lock, stdout, us).err().unwrap_or(Errno::UnknownErrno);
+            let outputs = [(stdout, libc::STDOUT_FILENO), (stderr, libc::STDERR_FILENO)];
+            failure = in_child(&exec, self.signals, group, lock, outputs, us).err().unwrap_or(Errno::UnknownErrno);
             127
         };
         // No signal may be handled in the child while it shares our memory: it would be taken for ours.
@@ -145,7 +152,7 @@ fn in_child(
     signals: &Inherited,
     group: Group,
     lock: Option<BorrowedFd>,
-    stdout: Option<BorrowedFd>,
+    outputs: [(Option<BorrowedFd>, RawFd); 2],
     parent: Pid,
 ) -> nix::Result<()> {
     if group == Group::Own {
@@ -159,8 +166,10 @@ fn in_child(
     if let Some(lock) = lock {
         fcntl(lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
     }
-    if let Some(stdout) = stdout {
-        put(stdout, libc::STDOUT_FILENO)?;
+    for (output, number) in outputs {
+        if let Some(output) = output {
+            put(output, number)?;
+        }
     }
     signals.restore()?;
     exec.run()

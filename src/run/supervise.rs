@@ -1,19 +1,20 @@
 //! The owner of the child: turns what comes out of the event channel into happenings for the policy, and the policy's
 //! actions into system calls. It decides nothing itself.
 
-use std::os::fd::AsFd;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::output::{self, Relay};
+use super::output::{Finished, Watch, Working};
 use super::policy::{Action, Ending, Group, Happening, Limit, Notice, Policy, Reach, Rules, Tree};
 use super::spawn::Launch;
+use super::terminal::Modes;
 use super::tree::{self, Change, Descendants};
+use crate::claude::frames::LastResult;
 use crate::event::{self, Channel, Event, Sender};
 use crate::lock::Held;
 use crate::outcome::Outcome;
@@ -21,52 +22,80 @@ use crate::run_id::RunId;
 use crate::settings::show;
 use crate::signals;
 
-/// Starts `launch` and stays until its tree is dead; then the lock is free, and only then, whatever our reader does. With
-/// `reads_frames` its output is copied and looked at on the way.
+/// How a run ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// How.
+    pub outcome: Outcome,
+    /// When its child was started.
+    pub started: Instant,
+    /// When its tree was dead, and the lock free.
+    pub cleared: Instant,
+    /// What claude's last result frame says.
+    pub last_result: Option<LastResult>,
+}
+
+/// Starts `launch` and stays until its tree is dead; then the lock is free, and only then, whatever our reader does. Of its
+/// output, what `watch` asks for is read on the way.
 ///
 /// # Errors
 /// The program cannot be executed (`Unstartable`), or the kernel refuses what supervision needs.
 pub fn supervise(
     launch: &Launch,
     rules: Rules,
-    reads_frames: bool,
+    watch: &Watch,
     run: RunId,
     held: Option<Held>,
     channel: &mut Channel,
-) -> Result<Outcome> {
+) -> Result<Ended> {
     if let Err(error) = set_child_subreaper(true) {
         warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
     }
     let descendants = Descendants::before_start(run);
     let (group, ignored) = (rules.group, rules.ignored);
-    let relay = if reads_frames { Some(Relay::new().context("cannot make a pipe")?) } else { None };
-    if relay.is_none() {
-        output::enlarge_ours();
-    }
-    let stdout = relay.as_ref().map(|relay| relay.for_child().as_fd());
-    let child = launch.spawn(group, held.as_ref().map(Held::descriptor), stdout)?;
+    let _modes = Modes::of_stdin(group);
+    let output = watch.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
+    let child = launch.spawn(group, held.as_ref().map(Held::descriptor), output.stdout(), output.stderr())?;
     let started = Instant::now();
-    info!(run = %run, pid = child.as_raw(), program = %launch.program.path.display(), "started");
+    info!(pid = child.as_raw(), program = %launch.program.path.display(), "started");
     let policy = Policy::new(rules, started);
-    let mut run = Run { id: run, child, group, started, descendants, policy, ended: false, output_done: false };
-    let relay = relay.map(|relay| relay.start(channel.mouth())).transpose().context("cannot start the relay")?;
+    let mut run = Run { id: run, child, group, started, descendants, policy, ended: false, output: None, output_done: false };
+    run.output = output.start(channel.mouth()).context("cannot start the relay")?;
     let (ending, limit) = run.watch(channel)?;
     drop(held);
-    info!(run = %run.id, ?ending, ?limit, after = %show(started.elapsed()), "ended");
-    let output_done = run.output_done;
+    let cleared = Instant::now();
+    let (output, output_done) = (run.output.take(), run.output_done);
     drop(run);
-    if let Some(relay) = relay
-        && !output_done
-        && let Some(signal) = relay.finish(channel, ignored).context("cannot wait for events")?
-    {
-        return Ok(Outcome::EndedDraining(signal as i32));
+    let finished = match output {
+        Some(output) => output.finish(output_done, channel, ignored).context("cannot wait for events")?,
+        None => Finished::default(),
+    };
+    info!(?ending, ?limit, after = %show(cleared - started), "ended");
+    let outcome = match (finished.cut_by, limit, ending) {
+        (Some(signal), ..) => Outcome::EndedDraining(signal as i32),
+        (_, Some(Limit::Hard), _) => Outcome::HardLimit,
+        (_, Some(Limit::Idle), _) => Outcome::IdleLimit,
+        (_, Some(Limit::Result { is_error }), _) => Outcome::HungAfterResult { is_error },
+        (_, None, Ending::Exited(status)) => Outcome::Exited(status),
+        (_, None, Ending::Killed(signal)) => Outcome::Killed(signal),
+    };
+    let outcome = if watch.requires_result { require_result(outcome, finished.last_result.as_ref()) } else { outcome };
+    Ok(Ended { outcome, started, cleared, last_result: finished.last_result })
+}
+
+/// With `--require-result`, what would be a success is one only if claude's last result frame says so.
+fn require_result(outcome: Outcome, last_result: Option<&LastResult>) -> Outcome {
+    if outcome.exit_code() != 0 || last_result.is_some_and(LastResult::is_success) {
+        return outcome;
     }
-    Ok(match (limit, ending) {
-        (Some(Limit::Hard), _) => Outcome::HardLimit,
-        (Some(Limit::Result { is_error }), _) => Outcome::HungAfterResult { is_error },
-        (None, Ending::Exited(status)) => Outcome::Exited(status),
-        (None, Ending::Killed(signal)) => Outcome::Killed(signal),
-    })
+    match last_result {
+        None => error!("the child exited with 0, but printed no result frame"),
+        Some(LastResult { subtype, is_error, .. }) => {
+            let subtype = subtype.as_deref().unwrap_or("none");
+            error!(subtype, is_error, "the child exited with 0, but its last result frame tells of no success");
+        }
+    }
+    Outcome::NoResult
 }
 
 struct Run {
@@ -78,7 +107,9 @@ struct Run {
     policy: Policy,
     /// Whether the child has ended. Its remains are kept until the run is over.
     ended: bool,
-    /// Whether the relay has nothing more to do: all is written, or our reader is gone.
+    /// The child's output, where it is read.
+    output: Option<Working>,
+    /// Whether all of it is where it belongs, or our reader is gone.
     output_done: bool,
 }
 
@@ -92,6 +123,9 @@ impl Run {
             }
             if may_have_missed_some {
                 self.look_after_children(); // a SIGCHLD among them would not come again
+            }
+            if let Some(output) = &self.output {
+                self.happened(Happening::LastOutput(output.last_output()));
             }
             // After the events: what has ended by itself at the last moment was not ended by a limit.
             self.happened(Happening::Clock);
@@ -118,7 +152,12 @@ impl Run {
                 if signal == Signal::SIGCONT {
                     self.look_after_children(); // a shell's `fg` has continued the child as well
                 }
+                let was_resized = signal == Signal::SIGWINCH && self.output.as_ref().is_some_and(Working::resize);
                 self.happened(Happening::Signal(signal, sender));
+                // The terminal has told a child in our group before the pseudo-terminal had its new size.
+                if was_resized && self.group == Group::Shared && !self.ended {
+                    self.act(Action::SignalChild(signal));
+                }
             }
             Event::Frame(sighting) => self.happened(Happening::Frame(sighting)),
             Event::OutputDone => self.output_done = true,
@@ -196,6 +235,9 @@ impl Run {
         match notice {
             Notice::Limit(Limit::Hard) => {
                 warn!(pid, "the hard limit ran out after {}: sending TERM", show(self.started.elapsed()));
+            }
+            Notice::Limit(Limit::Idle) => {
+                warn!(pid, "the idle limit ran out after {}: sending TERM", show(self.started.elapsed()));
             }
             Notice::Limit(Limit::Result { is_error }) => {
                 warn!(pid, is_error, "the child has printed its result and stays: the result grace ran out, sending TERM");

@@ -14,6 +14,7 @@
 //! | `init` | the frame that opens a stream |
 //! | `result ORDER WHAT` | a result frame; ORDER: `new` (2.1.330's order of keys) or `old` (2.1.84's); WHAT: `ok` or `error` |
 //! | `text N` | N bytes on stdout, in lines of 80 |
+//! | `dropping N` | N bytes in one write to a stdout made non-blocking, what it does not take at once lost, as 2.1.84 does |
 //! | `say WORDS` | a line of text |
 //! | `env NAME` | prints `NAME=value`, or `NAME unset` |
 //! | `read` | reads stdin to its end and prints `read N` bytes |
@@ -35,6 +36,7 @@ use std::process::{Command, exit};
 use std::thread::sleep;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigHandler, Signal, raise, signal};
 use nix::unistd::{ForkResult, fork, getpgrp, getpid, getppid, getsid, pause, setsid};
 
@@ -74,6 +76,7 @@ fn act(step: &str) -> io::Result<()> {
         "init" => say(r#"{"type":"system","subtype":"init","session_id":"fake"}"#),
         "result" => say(&result(rest)),
         "text" => text(number(rest)?),
+        "dropping" => dropping(number(rest)?),
         "say" => say(rest),
         "env" => match env::var(rest) {
             Ok(value) => say(&format!("{rest}={value}")),
@@ -181,6 +184,17 @@ fn result(what: &str) -> String {
             r#"{{"duration_api_ms":65,"stop_reason":"end_turn","session_id":"fake","total_cost_usd":0.01,"result":"done","num_turns":1,"is_error":{is_error},"subtype":"success","type":"result"}}"#
         ),
     }
+}
+
+fn dropping(bytes: usize) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(io::stdout(), FcntlArg::F_GETFL)?);
+    fcntl(io::stdout(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    say("about to answer")?;
+    sleep(Duration::from_millis(300)); // as long as an API takes at least
+    let mut answer = b"x".repeat(bytes);
+    answer.push(b'\n');
+    let _ = nix::unistd::write(io::stdout(), &answer)?;
+    Ok(())
 }
 
 fn text(bytes: usize) -> io::Result<()> {

@@ -217,3 +217,62 @@ fn a_full_disk_behind_stdout_does_not_hang() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("cannot write the child's output"), "{stderr}");
 }
+
+#[test]
+fn an_answer_that_a_child_writes_without_waiting_arrives_whole() {
+    let env = Env::new();
+    let output = framed(&env, &[], "dropping 4000000; exit 3").output().expect("started");
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(3), "about to answer\n".len() + 4_000_001));
+}
+
+#[test]
+fn the_idle_limit_counts_from_the_last_byte_on_either_stream() {
+    let env = Env::new();
+    let started = Instant::now();
+    let script = "for i in 1 2 3 4; do sleep 0.2; echo $i; sleep 0.2; echo $i >&2; done; echo done; exec sleep 600";
+    let ended = env.start(["--idle-timeout", "0.8", "--", "sh", "-c", script]).end();
+    assert_eq!((ended.code(), ended.stdout.last().map(|line| &**line)), (124, Some("done")), "{ended:?}");
+    assert!(ended.stderr_text().contains("idle limit"), "{ended:?}");
+    assert!(started.elapsed() >= Duration::from_millis(2_400));
+    assert_eq!(env.start(["--idle-timeout", "0", "--", "sh", "-c", "sleep 0.3; exit 3"]).end().code(), 3);
+}
+
+#[test]
+fn with_require_result_only_a_successful_result_frame_is_a_success() {
+    let env = Env::new();
+    let cut = r#"say {"type":"result","subtype":"success","is_error":fal"#;
+    let max_turns = r#"say {"type":"result","subtype":"error_max_turns","is_error":false}"#;
+    for (steps, code) in [
+        ("init; result new ok; exit 0", 0),
+        ("init; result old ok; exit 0", 0),
+        ("result old error; result old ok; exit 0", 0),
+        ("result old ok; result old error; exit 0", 65),
+        ("init; exit 0", 65),
+        (cut, 65),
+        (max_turns, 65),
+        ("init; exit 3", 3),
+        ("result new ok; exit 3", 3),
+        ("die KILL", 137),
+    ] {
+        let ended = start(&env, &["--require-result"], steps).end();
+        assert_eq!(ended.code(), code, "{steps}: {ended:?}");
+        assert_eq!(ended.stderr_text().contains("result frame"), code == 65, "{steps}: {ended:?}");
+    }
+    // Also where the arguments do not show that there will be frames; and a child that hangs after such a result.
+    assert_eq!(env.start_fake(&["--require-result"], "result new ok").end().code(), 0);
+    let options = ["--require-result", "--result-grace", "0.1"];
+    assert_eq!(start(&env, &options, &format!("{max_turns}; hang")).end().code(), 65);
+    assert_eq!(start(&env, &options, "result new ok; hang").end().code(), 0);
+}
+
+#[test]
+fn a_secret_is_masked_on_its_way_to_us_only_if_asked_for() {
+    let env = Env::new();
+    let print = r#"printf 'GH_'; sleep 0.1; printf 'TOKEN=ab'; sleep 0.1; echo "c $GITHUB_KEY"; echo sk-ant-x >&2"#;
+    for (redact, out, err) in [("all", "GH_TOKEN=*** ***", "sk-ant-***"), ("log", "GH_TOKEN=abc geheim", "sk-ant-x")] {
+        let mut command = env.command(binary());
+        command.env("GITHUB_KEY", "geheim").args(["--redact", redact, "--log", "log", "--", "sh", "-c", print]);
+        let ended = Running::start(command).end();
+        assert_eq!((ended.stdout, ended.stderr), (vec![out.to_owned()], vec![err.to_owned()]), "{redact}");
+    }
+}

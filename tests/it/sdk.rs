@@ -37,7 +37,24 @@ fn messages_and_claude_s_stderr_go_to_the_logfile() {
     let ended = bash(&env, &format!("CLAUDE_TIMEOUT=0.2; args=(-p 'tool echo from claude >&2; hang'); {CALL}; echo here >&2"));
     assert_eq!((&*ended.stdout[0], &ended.stderr[..]), ("rc 124", &["here".to_owned()][..]), "{ended:?}");
     let log = fs::read_to_string(env.path("log")).expect("a log");
-    assert!(log.contains("from claude\n") && log.contains("hard limit"), "{log}");
+    for once in ["stderr: from claude\n", "hard limit"] {
+        assert_eq!(log.matches(once).count(), 1, "{log}");
+    }
+}
+
+#[test]
+fn the_logfile_fills_as_claude_runs_and_a_record_is_kept() {
+    let env = Env::new();
+    // claude itself looks at the log, so nothing has to be awaited.
+    let look = "say one; tool grep -q 'stdout: one' < <(tail -n +1 -F log 2>/dev/null); result old ok; say GH_TOKEN=abc";
+    let ended = bash(&env, &format!("args=(-p \"{look}\" --output-format stream-json); {CALL}"));
+    assert_eq!((&*ended.stdout[0], &*ended.stdout[1], &*ended.stdout[3]), ("rc 0", "one", "GH_TOKEN=abc"), "{ended:?}");
+    let log = fs::read_to_string(env.path("log")).expect("a log");
+    assert!(log.contains("stdout: GH_TOKEN=***\n") && !log.contains("GH_TOKEN=abc"), "{log}");
+    let record = fs::read_to_string(env.path("log.runs.jsonl")).expect("a record");
+    assert!(record.contains(r#""outcome":"exited""#) && record.contains(r#""turns":1"#), "{record}");
+    bash(&env, &format!("CLAUDE_RUN_RECORD=; args=(-p 'exit 0'); {CALL}"));
+    assert_eq!(fs::read_to_string(env.path("log.runs.jsonl")).expect("a record"), record);
 }
 
 #[test]

@@ -236,6 +236,64 @@ fn no_hard_limit_and_no_killing_of_leftovers_where_a_person_sits() {
 }
 
 #[test]
+fn a_pseudo_terminal_follows_the_size_of_ours_and_our_modes_are_put_back() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    // bash forgets a signal that comes while its trap runs, so the child looks again and again.
+    let child = r#"trap 'echo WINCH' WINCH; exec 3>&1; stty raw -echo; printf 'ready %s 0 0 0\r\n' $$
+        before=; while :; do size=$(stty size <&3); [ "$size" = "$before" ] || echo "$size"; before=$size; sleep 0.05; done"#;
+    // Killed, the child cannot put back the modes that it has set.
+    let script = r#"stty -g; trap : INT; "$0" --pty -- bash -c "$1"; echo code $?; stty -g"#;
+    command.args(["-c", script]).arg(binary()).arg(child);
+    let mut terminal = OnTerminal::start(command);
+    let before = terminal.shows(":");
+    let [child, ..] = terminal.ready();
+    for (rows, columns) in [(30, 100), (31, 99)] {
+        let size = nix::pty::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: TIOCSWINSZ reads one winsize.
+        let set =
+            unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&terminal.keyboard), libc::TIOCSWINSZ, &raw const size) };
+        assert_eq!(set, 0);
+        terminal.shows(&format!("{rows} {columns}"));
+    }
+    assert!(terminal.count("WINCH") > 0);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).expect("it lives");
+    terminal.shows("code 137");
+    terminal.shows(&before);
+}
+
+#[test]
+fn what_is_logged_from_a_terminal_is_printed_on_one() {
+    let env = Env::new();
+    let mut command = env.command(binary());
+    command.args([
+        "--log",
+        "log",
+        "--",
+        "sh",
+        "-c",
+        "[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo three && sleep 0.1 && echo two >&2",
+    ]);
+    let mut terminal = OnTerminal::start(command);
+    assert_eq!(terminal.shows("three"), "three");
+    terminal.shows("two");
+    assert_eq!(terminal.ends(), 0);
+    let log = std::fs::read_to_string(env.path("log")).expect("a log");
+    assert!(log.contains("stdout: three\n") && log.contains("stderr: two\n"), "{log}");
+}
+
+#[test]
+fn a_required_result_cannot_be_read_from_a_terminal() {
+    let env = Env::new();
+    let mut command = env.command(binary());
+    command.args(["--require-result", "--", "touch", "started"]);
+    let mut terminal = OnTerminal::start(command);
+    assert!(terminal.shows("--require-result").contains("--pty"));
+    assert_eq!(terminal.ends(), 125);
+    assert!(!env.path("started").exists());
+}
+
+#[test]
 fn a_waiter_shows_one_live_line_and_ctrl_c_ends_it() {
     let env = Env::new();
     let _holder = env.hold_lock();

@@ -1,9 +1,17 @@
-//! The child's stdout on its way to our caller. Where nothing has to read it, it goes straight there; else `relay` copies
-//! it, `spool` keeps what our reader has not taken yet, and the frames in it are told to the event channel.
+//! The child's output on its way to our caller. Where nothing has to read it, it goes straight there. Else the child gets a
+//! pipe (or, where our own is a terminal or `--pty` asks for it, a pseudo-terminal), and `relay` copies what comes to a
+//! `sink`, which keeps in a `spool` what our reader has not taken yet. On the side, frames are told to the event channel, and
+//! `lines` go to the log, where `redact` has masked secrets.
 
+mod lines;
 mod pipe;
+mod pty;
+mod redact;
 mod relay;
+mod sink;
 mod spool;
+mod watched;
 
-pub(crate) use pipe::enlarge_ours;
-pub(crate) use relay::Relay;
+pub(crate) use relay::Finished;
+pub use watched::Watch;
+pub(crate) use watched::Working;

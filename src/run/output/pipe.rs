@@ -1,6 +1,5 @@
 //! Room in pipes.
 
-use std::io;
 use std::os::fd::AsFd;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -15,9 +14,4 @@ pub(super) fn enlarge(stdout: impl AsFd) {
         // A pipe that may not grow (the user's limits) works as it is.
         let _ = fcntl(stdout, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
     }
-}
-
-/// Makes our own stdout hold more, for a child that writes to it directly.
-pub(crate) fn enlarge_ours() {
-    enlarge(io::stdout());
 }

@@ -1,261 +1,241 @@
-//! Copies the child's stdout to ours: never adds, drops or holds back a byte. One thread reads, and keeps reading whatever
-//! our reader does, since claude drops what it cannot write; another writes, and may wait for our reader as long as it likes.
+//! Copies the child's output to ours: never adds, drops or holds back a byte, unless it is asked to mask secrets. One thread
+//! reads, and keeps reading whatever our reader does, since claude drops what it cannot write; and it looks on the side at
+//! what passes, for frames, for the log, and for how long it has been silent.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write, pipe};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, pipe};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use tracing::warn;
 
-use super::pipe::{PIPE_SIZE, enlarge};
-use super::spool::Spool;
-
-use crate::claude::frames::FrameReader;
+use super::lines::Lines;
+use super::pipe::PIPE_SIZE;
+use super::redact::Masker;
+use super::sink::{Done, Sink};
+use crate::claude::frames::{FrameReader, LastResult};
 use crate::event::{Channel, Event, Mouth};
 use crate::signals;
 
-/// How much of what our reader has not taken is kept in memory.
-const IN_MEMORY: usize = 8 << 20;
-
 /// How much is read before it is looked at, when the child writes without a pause.
-const MOST_UNSEEN: usize = 1 << 20;
+const MOST_UNSEEN: usize = PIPE_SIZE as usize;
 
-/// A relay whose child is not started yet.
+/// One stream, and what is done with it.
 #[derive(Debug)]
-pub(crate) struct Relay {
-    reader: PipeReader,
-    writer: PipeWriter,
+pub(super) struct Stream {
+    /// Our end of the child's pipe or pseudo-terminal; `None` when it is at its end, or nobody wants it any more.
+    pub(super) input: Option<File>,
+    /// The child's end of a pipe: see `keep_blocking`.
+    pub(super) pipe: Option<File>,
+    /// Where it goes; nowhere if it is only logged.
+    pub(super) sink: Option<Sink>,
+    /// What it passes through on its way there.
+    pub(super) masker: Option<Masker>,
+    pub(super) frames: Option<FrameReader>,
+    pub(super) lines: Option<Lines>,
+}
+
+/// What the thread that reads tells the one that supervises.
+#[derive(Debug)]
+struct Seen {
+    started: Instant,
+    /// Nanoseconds from `started` to the last byte.
+    last_output: AtomicU64,
+    last_result: Mutex<Option<LastResult>>,
 }
 
 /// A relay at work.
 #[derive(Debug)]
-pub(crate) struct Working {
+pub(super) struct Relay {
     /// Closing it tells the reading thread that the child is dead.
     child_is_alive: PipeWriter,
+    seen: Arc<Seen>,
 }
 
-/// What the two threads share.
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-struct State {
-    spool: Spool,
-    /// Nothing more will be read.
-    complete: bool,
-    /// Nothing more can be written.
-    reader_gone: bool,
+/// How a relay came to its end.
+#[derive(Debug, Default)]
+pub(crate) struct Finished {
+    /// The signal that ended the wait for our reader, if one did.
+    pub(crate) cut_by: Option<Signal>,
+    /// What claude's last result frame says.
+    pub(crate) last_result: Option<LastResult>,
 }
 
 impl Relay {
-    /// A relay, with a pipe for the child to write to.
-    ///
-    /// # Errors
-    /// The process is out of descriptors.
-    pub(crate) fn new() -> io::Result<Self> {
-        let (reader, writer) = pipe()?;
-        enlarge(&writer);
-        // The description is ours alone: the child has the other end.
-        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self { reader, writer })
-    }
-
-    /// What the child gets as its stdout.
-    pub(crate) fn for_child(&self) -> &PipeWriter {
-        &self.writer
-    }
-
-    /// Starts copying, once the child is started. What is seen goes to `mouth`, and at last [`Event::OutputDone`].
+    /// Starts copying. Frames go to `mouth`, and [`Event::OutputDone`] does when the last clone of `done` is gone.
     ///
     /// # Errors
     /// The process is out of descriptors or threads.
-    pub(crate) fn start(self, mouth: Mouth) -> io::Result<Working> {
-        drop(self.writer); // the child's copy alone keeps the pipe open
-        let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    pub(super) fn start(streams: Vec<Stream>, mouth: Mouth, done: Done) -> io::Result<Self> {
         let (stop, child_is_alive) = pipe()?;
-        let state = State { spool: Spool::new(IN_MEMORY), complete: false, reader_gone: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
-        let for_writer = Arc::clone(&shared);
-        let for_reader = mouth.clone();
-        let pipe = self.reader;
+        let seen = Seen { started: Instant::now(), last_output: AtomicU64::new(0), last_result: Mutex::new(None) };
+        let seen = Arc::new(seen);
+        let for_thread = Arc::clone(&seen);
+        let work = move || {
+            copy(streams, &stop, &mouth, &for_thread);
+            drop(done);
+        };
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        let threads = thread::Builder::new()
-            .name("relay-read".into())
-            .stack_size(256 * 1024)
-            .spawn(move || read(pipe, &stop, &shared, &for_reader))
-            .and_then(|_| {
-                let write = move || {
-                    write(stdout, &for_writer);
-                    mouth.put(Event::OutputDone);
-                };
-                thread::Builder::new().name("relay-write".into()).stack_size(256 * 1024).spawn(write)
-            });
+        let started = thread::Builder::new().name("relay".into()).stack_size(256 * 1024).spawn(work);
         mask.thread_set_mask()?;
-        threads?;
-        Ok(Working { child_is_alive })
+        started?;
+        Ok(Self { child_is_alive, seen })
     }
-}
 
-impl Working {
-    /// After the child's death: stays until our reader has taken all that the child has written. A request to end cuts that
-    /// short, as it would end a child that waits for its reader; then this is the signal. `ignored` ones ask for nothing.
+    /// When the child has last written something.
+    pub(super) fn last_output(&self) -> Instant {
+        self.seen.started + Duration::from_nanos(self.seen.last_output.load(Ordering::Relaxed))
+    }
+
+    /// After the child's death: stays until our reader has taken all that the child has written, if that is not so already.
+    /// A request to end cuts that short, as it would end a child that waits for its reader. `ignored` signals ask for nothing.
     ///
     /// # Errors
     /// poll(2) fails.
-    pub(crate) fn finish(self, channel: &mut Channel, ignored: SigSet) -> io::Result<Option<Signal>> {
+    pub(super) fn finish(self, is_done: bool, channel: &mut Channel, ignored: SigSet) -> io::Result<Finished> {
         drop(self.child_is_alive);
-        loop {
-            let events = channel.wait(None)?;
-            if events.contains(&Event::OutputDone) {
-                return Ok(None);
-            }
-            for event in events {
-                match event {
-                    Event::Signal(signal, _) if ignored.contains(signal) => {}
-                    Event::Signal(signal @ (Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM), _) => {
-                        warn!("{signal} ended the wait for the reader of the child's output; some of it is lost");
-                        return Ok(Some(signal));
-                    }
-                    Event::Signal(Signal::SIGTSTP, sender) => signals::stop_if_asked(sender),
-                    Event::Signal(Signal::SIGUSR1, _) => warn!("the child has ended; its output waits for our reader"),
-                    _ => {}
-                }
-            }
-        }
+        let cut_by = if is_done { None } else { until_done(channel, ignored)? };
+        let last_result = self.seen.last_result.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(Finished { cut_by, last_result })
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The other thread has panicked between two consistent states; this one goes on.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The reading thread: until the end of the child's output, or until nobody wants it.
-fn read(mut pipe: PipeReader, stop: &PipeReader, shared: &Shared, mouth: &Mouth) {
-    let mut frames = FrameReader::default();
-    // Read and handed over, but not yet looked at: parsing waits until the pipe is empty, since claude may exit and drop
-    // what does not fit into it while we look.
-    let mut unseen = Vec::new();
-    // As large as the pipe: claude goes on when the first byte is taken, and gets as much out as is free by then.
-    let mut buffer = vec![0; PIPE_SIZE as usize];
-    // After the child's death all it has written is in the pipe: what comes beyond that is not the child's.
-    let mut left = None;
-    while left.is_none_or(|left| left > 0) {
-        match pipe.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(length) => {
-                let bytes = &buffer[..length];
-                left = left.map(|left: usize| left.saturating_sub(length));
-                if !hand_over(bytes, shared) {
-                    break; // our reader is gone: dropping the pipe, the child meets EPIPE, as it would without us
-                }
-                unseen.extend_from_slice(bytes);
-                if unseen.len() >= MOST_UNSEEN {
-                    look_at(&mut unseen, &mut frames, mouth);
-                }
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock && left.is_none() => {
-                look_at(&mut unseen, &mut frames, mouth);
-                if is_stopped(&pipe, stop) {
-                    left = Some(PIPE_SIZE as usize);
-                }
-            }
-            Err(_) => break, // empty after the child's death
-        }
-    }
-    shared.lock().complete = true;
-    shared.changed.notify_all();
-    look_at(&mut unseen, &mut frames, mouth);
-    frames.end(|sighting| mouth.put(Event::Frame(sighting)));
-}
-
-fn look_at(unseen: &mut Vec<u8>, frames: &mut FrameReader, mouth: &Mouth) {
-    frames.feed(unseen, |sighting| mouth.put(Event::Frame(sighting)));
-    unseen.clear();
-}
-
-/// Queues `bytes` for the writing thread. False when nobody will write them.
-fn hand_over(bytes: &[u8], shared: &Shared) -> bool {
-    let mut state = shared.lock();
+fn until_done(channel: &mut Channel, ignored: SigSet) -> io::Result<Option<Signal>> {
     loop {
-        if state.reader_gone {
-            return false;
+        let events = channel.wait(None)?;
+        if events.contains(&Event::OutputDone) {
+            return Ok(None);
         }
-        match state.spool.push(bytes) {
-            Ok(()) => break,
-            // No room on the disk: better to let the child wait than to lose a byte.
-            Err(_) if !state.spool.is_empty() => state = shared.wait(state),
-            Err(error) => {
-                warn!(%error, "cannot keep the child's output in a temporary file");
-                return false;
+        for event in events {
+            match event {
+                Event::Signal(signal, _) if ignored.contains(signal) => {}
+                Event::Signal(signal @ (Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM), _) => {
+                    warn!("{signal} ended the wait for the reader of the child's output; some of it is lost");
+                    return Ok(Some(signal));
+                }
+                Event::Signal(Signal::SIGTSTP, sender) => signals::stop_if_asked(sender),
+                Event::Signal(Signal::SIGUSR1, _) => warn!("the child has ended; its output waits for our reader"),
+                _ => {}
             }
         }
     }
-    drop(state);
-    shared.changed.notify_all();
-    true
+}
+
+/// The thread: until the end of all streams, or until the child is dead and they are empty.
+fn copy(mut streams: Vec<Stream>, stop: &PipeReader, mouth: &Mouth, seen: &Seen) {
+    // Twice as large as the pipe, so that a read can always take all that is in it: claude goes on when the first byte is
+    // taken, and gets as much out as is free by then.
+    let mut buffer = vec![0; 2 * PIPE_SIZE as usize];
+    while streams.iter().any(|stream| stream.input.is_some()) {
+        let child_is_alive = wait(&streams, stop);
+        for stream in &mut streams {
+            stream.pump(&mut buffer, child_is_alive, mouth, seen);
+        }
+        if !child_is_alive {
+            break;
+        }
+    }
+    for stream in &mut streams {
+        stream.end(mouth, seen);
+    }
 }
 
 /// Sleeps until there is something to read, or the child is dead: then it says so.
-fn is_stopped(pipe: &PipeReader, stop: &PipeReader) -> bool {
-    let mut ready = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+fn wait(streams: &[Stream], stop: &PipeReader) -> bool {
+    let inputs = streams.iter().filter_map(|stream| stream.input.as_ref());
+    let mut ready: Vec<_> = inputs.map(|input| PollFd::new(input.as_fd(), PollFlags::POLLIN)).collect();
+    ready.push(PollFd::new(stop.as_fd(), PollFlags::POLLIN));
     // An error is a signal, and those are blocked here; the next read tells anyway.
     let _ = poll(&mut ready, PollTimeout::NONE);
-    ready[1].any().unwrap_or(false)
+    !ready.last().and_then(PollFd::any).unwrap_or(false)
 }
 
-/// The writing thread: until all is written, or cannot be.
-fn write(mut stdout: File, shared: &Shared) {
-    loop {
-        let mut state = shared.lock();
-        while state.spool.is_empty() && !state.complete {
-            state = shared.wait(state);
-        }
-        let piece = state.spool.pop();
-        drop(state);
-        shared.changed.notify_all(); // a reading thread may wait for room
-        let written = match piece {
-            Ok(Some(piece)) => write_all(&mut stdout, &piece),
-            Ok(None) => return,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = written {
-            if error.kind() != ErrorKind::BrokenPipe {
-                warn!(%error, "cannot write the child's output to stdout");
+impl Stream {
+    /// Passes on what is there. What the child has written is looked at only when its pipe is empty, or much has come:
+    /// claude may exit and drop what does not fit into the pipe while we look.
+    fn pump(&mut self, buffer: &mut [u8], child_is_alive: bool, mouth: &Mouth, seen: &Seen) {
+        let mut unseen = 0;
+        // After the child's death all it has written is in the pipe: what comes beyond that is not the child's.
+        let mut left = if child_is_alive { usize::MAX } else { PIPE_SIZE as usize };
+        while let Some(input) = &mut self.input {
+            match input.read(&mut buffer[unseen..]) {
+                Ok(0) => self.input = None,
+                Ok(length) => {
+                    self.keep_blocking();
+                    seen.last_output.store(seen.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                    if !self.deliver(&buffer[unseen..unseen + length]) {
+                        // Our reader is gone: dropping the pipe, the child meets EPIPE, as it would without us.
+                        self.input = None;
+                    }
+                    unseen += length;
+                    left = left.saturating_sub(length);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => self.input = None, // EIO: the last descriptor of a pseudo-terminal is closed
             }
-            shared.lock().reader_gone = true;
-            shared.changed.notify_all();
-            return;
+            if unseen >= MOST_UNSEEN || left == 0 {
+                break;
+            }
         }
+        self.look_at(&buffer[..unseen], mouth);
     }
-}
 
-/// Like `Write::write_all`, also where our caller has made stdout non-blocking.
-fn write_all(stdout: &mut File, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match stdout.write(bytes) {
-            Ok(length) => bytes = &bytes[length..],
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let mut ready = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
-                // As above: the next write tells.
-                let _ = poll(&mut ready, PollTimeout::NONE);
+    /// False when nobody will ever take what is delivered.
+    fn deliver(&mut self, bytes: &[u8]) -> bool {
+        let Some(sink) = &mut self.sink else { return true };
+        match &mut self.masker {
+            None => sink.deliver(bytes),
+            Some(masker) => {
+                let mut masked = Vec::with_capacity(bytes.len());
+                masker.feed(bytes, &mut masked);
+                sink.deliver(&masked)
             }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
         }
     }
-    Ok(())
+
+    fn look_at(&mut self, bytes: &[u8], mouth: &Mouth) {
+        if let Some(frames) = &mut self.frames {
+            frames.feed(bytes, |sighting| mouth.put(Event::Frame(sighting)));
+        }
+        if let Some(lines) = &mut self.lines {
+            lines.feed(bytes);
+        }
+    }
+
+    /// Claude Code 2.1.84 exits without waiting for what its stdout has not taken at once, and node makes a pipe refuse what
+    /// it has no room for. It is the same open file for us and for the child: made to block again, claude's next write
+    /// returns when all of it is in the pipe, which we keep emptying.
+    fn keep_blocking(&self) {
+        let Some(pipe) = &self.pipe else { return };
+        if let Ok(flags) = fcntl(pipe, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)
+            && flags.contains(OFlag::O_NONBLOCK)
+        {
+            // Refused, claude can lose what it could lose without us.
+            let _ = fcntl(pipe, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK));
+        }
+    }
+
+    fn end(&mut self, mouth: &Mouth, seen: &Seen) {
+        self.input = None;
+        if let (Some(masker), Some(sink)) = (&mut self.masker, &mut self.sink) {
+            let mut masked = Vec::new();
+            masker.end(&mut masked);
+            sink.deliver(&masked);
+        }
+        self.sink = None;
+        if let Some(frames) = &mut self.frames {
+            frames.end(|sighting| mouth.put(Event::Frame(sighting)));
+            *seen.last_result.lock().unwrap_or_else(PoisonError::into_inner) = frames.last_result().cloned();
+        }
+        if let Some(lines) = &mut self.lines {
+            lines.end();
+        }
+    }
 }

@@ -14,6 +14,7 @@ struct Case {
 fn rules() -> Rules {
     Rules {
         hard_limit: Some(Duration::from_secs(60)),
+        idle_limit: None,
         result_grace: Some(Duration::from_secs(30)),
         task_grace: Some(Duration::from_secs(600)),
         kill_grace: Some(GRACE),
@@ -76,6 +77,31 @@ fn limits_that_are_off_have_no_deadline() {
         [Action::SignalTree(Signal::SIGTERM), Action::Tell(Notice::Leftovers)]
     );
     assert_eq!(case.deadline(), None);
+}
+
+#[test]
+fn the_idle_limit_counts_from_the_last_output() {
+    let mut case = case(|rules| rules.idle_limit = Some(Duration::from_secs(10)));
+    assert_eq!(case.deadline(), Some(10));
+    let output = |case: &Case, second| Happening::LastOutput(case.start + Duration::from_secs(second));
+    let happening = output(&case, 4);
+    assert_eq!(case.at(10, happening), []);
+    assert_eq!((case.deadline(), case.at(10, Happening::Clock)), (Some(14), vec![]));
+    let happening = output(&case, 2);
+    case.at(11, happening);
+    assert_eq!(case.deadline(), Some(14), "time does not run backwards");
+    let expected = [Action::SignalChild(Signal::SIGTERM), Action::Tell(Notice::Limit(Limit::Idle))];
+    assert_eq!(case.at(14, Happening::Clock), expected);
+    case.at(15, Happening::Ended(Ending::Exited(0), Tree::Empty));
+    assert_eq!(case.policy.verdict(), Some((Ending::Exited(0), Some(Limit::Idle))));
+    // After a result the shorter of the two counts, and each says what it is.
+    for (grace, limit) in [(5, Limit::Result { is_error: false }), (500, Limit::Idle)] {
+        let mut case = super::tests::case(|rules| {
+            (rules.idle_limit, rules.result_grace) = (Some(Duration::from_secs(10)), Some(Duration::from_secs(grace)));
+        });
+        case.at(0, FINE);
+        assert!(case.at(20, Happening::Clock).contains(&Action::Tell(Notice::Limit(limit))));
+    }
 }
 
 const FINE: Happening = Happening::Frame(Sighting::Result { is_error: false });
@@ -353,6 +379,7 @@ fn no_order_of_happenings_breaks_a_promise() {
         .chain([
             Happening::Signal(Signal::SIGINT, TERMINAL),
             FINE,
+            Happening::LastOutput(Instant::now()),
             Happening::Stopped(Signal::SIGTSTP),
             Happening::Continued,
             Happening::Ended(Ending::Exited(7), Tree::Empty),

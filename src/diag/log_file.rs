@@ -1,0 +1,85 @@
+//! The file of `--log`: lines of the child's and our own, each appended in one write(2), so that several runs can share it
+//! without mixing their lines. It never fails a run: what cannot be written is lost, which is said once.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use super::{LogFormat, say};
+use crate::run_id::RunId;
+
+/// An open log.
+#[derive(Debug)]
+pub struct LogFile {
+    file: File,
+    path: PathBuf,
+    run: RunId,
+    format: LogFormat,
+    is_stderr: bool,
+    has_failed: AtomicBool,
+}
+
+impl LogFile {
+    /// Opens `path` to append the lines of `run`; a new one is for its owner alone.
+    ///
+    /// # Errors
+    /// open(2) fails.
+    pub fn open(path: &Path, run: RunId, format: LogFormat) -> io::Result<Self> {
+        // O_NONBLOCK: a FIFO that nobody reads must not hang us.
+        let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
+        let file = File::options().append(true).create(true).mode(0o600).custom_flags(flags).open(path)?;
+        let found = file.metadata()?;
+        let is_stderr = fs::metadata("/proc/self/fd/2")
+            .is_ok_and(|stderr| (stderr.dev(), stderr.ino()) == (found.dev(), found.ino()) && stderr.is_file());
+        Ok(Self { file, path: path.to_owned(), run, format, is_stderr, has_failed: AtomicBool::new(false) })
+    }
+
+    /// Whether our stderr is this very file, so that what is logged need not be written to stderr as well.
+    pub fn is_stderr(&self) -> bool {
+        self.is_stderr
+    }
+
+    /// Appends complete lines.
+    pub fn append(&self, lines: &[u8]) {
+        if let Err(error) = (&self.file).write_all(lines)
+            && !self.has_failed.swap(true, Ordering::Relaxed)
+        {
+            say(&format!("claude-run: cannot write the log {}: {error}; lines of it are lost\n", self.path.display()));
+        }
+    }
+
+    /// Writes to `out` how a line of the child's looks in this log. `continued`: it is not the first part of a long one.
+    pub fn format_line(&self, stream: &str, line: &[u8], continued: bool, out: &mut Vec<u8>) {
+        let (time, run) = (now(), self.run);
+        match self.format {
+            LogFormat::Text => {
+                let mark = if continued { '+' } else { ':' };
+                out.extend_from_slice(format!("{time} {run} {stream}{mark} ").as_bytes());
+                out.extend_from_slice(line);
+            }
+            LogFormat::Json => {
+                let line = serde_json::Value::from(String::from_utf8_lossy(line)).to_string();
+                let continued = if continued { r#","continued":true"# } else { "" };
+                let entry = format!(r#"{{"run":"{run}","timestamp":"{time}","stream":"{stream}","line":{line}{continued}}}"#);
+                out.extend_from_slice(entry.as_bytes());
+            }
+        }
+        out.push(b'\n');
+    }
+
+    pub(super) fn run(&self) -> RunId {
+        self.run
+    }
+
+    pub(super) fn format(&self) -> LogFormat {
+        self.format
+    }
+}
+
+/// The time, as RFC 3339 has it, in UTC.
+pub(super) fn now() -> impl std::fmt::Display {
+    humantime::format_rfc3339_millis(SystemTime::now())
+}

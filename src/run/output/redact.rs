@@ -1,0 +1,345 @@
+//! Masks secrets in a stream of bytes, in bounded memory and wherever the stream is cut into pieces: what looks like a
+//! token of Anthropic's or GitHub's, the value of a variable whose name says that it is a secret, and the values that such
+//! variables have in our own environment, as they are and as they look inside JSON strings.
+
+use std::ffi::OsString;
+use std::iter::repeat_n;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+
+/// What stands in the place of a secret.
+const MASK: &[u8] = b"***";
+
+/// Names of secret variables: one of these, then letters, and somewhere in them one of `KINDS`.
+const OWNERS: [&[u8]; 7] = [b"FORGE", b"VAULT", b"GH", b"GITHUB", b"CLAW", b"CLAUDE", b"ANTHROPIC"];
+const KINDS: [&[u8]; 4] = [b"TOKEN", b"PASS", b"KEY", b"SECRET"];
+
+/// How tokens begin that show by themselves what they are.
+const TOKENS: [&[u8]; 7] = [b"sk-ant-", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"];
+
+/// No variable has a longer name; what is longer is no name.
+const LONGEST_NAME: usize = 128;
+
+/// Shorter values are too ordinary to be masked wherever they stand, and so are plain numbers: some variables with such
+/// names count tokens.
+const SHORTEST_VALUE: usize = 6;
+
+/// What to mask.
+#[derive(Debug)]
+pub(crate) struct Secrets {
+    /// Finds whatever a secret can begin with.
+    finder: AhoCorasick,
+    /// Values from our own environment, the longest first.
+    values: Vec<Vec<u8>>,
+    longest: usize,
+}
+
+/// One stream on its way through.
+#[derive(Debug)]
+pub(crate) struct Masker {
+    secrets: Arc<Secrets>,
+    /// The end of what came, if it can be the beginning of a secret.
+    held: Vec<u8>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Copying,
+    /// In the rest of a token.
+    Token,
+    /// In the value of a variable. Of `backslashes`, not yet written, it shows behind them what they belong to.
+    Value {
+        opened_by: Option<Quote>,
+        backslashes: usize,
+        masked: bool,
+    },
+}
+
+/// A quotation mark: plain, or escaped, as it is in a JSON string (or in one in one).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Quote {
+    mark: u8,
+    backslashes: usize,
+}
+
+/// What stands at a place where a secret can begin.
+enum Found {
+    Nothing,
+    /// What comes next will tell.
+    Unfinished,
+    /// A value of ours, of this length.
+    Value(usize),
+    /// A token: this much of it is shown.
+    Token(usize),
+    /// A variable, up to its value.
+    Variable(usize, Option<Quote>),
+}
+
+impl Secrets {
+    /// The secrets of a process with this environment.
+    ///
+    /// # Errors
+    /// The values are too many or too large to be looked for.
+    pub(crate) fn new(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self, aho_corasick::BuildError> {
+        let mut values = Vec::new();
+        for (name, value) in environment {
+            let value = value.as_bytes().trim_ascii();
+            let is_number = value.iter().all(u8::is_ascii_digit);
+            if is_secret_name(name.as_bytes()) && value.len() >= SHORTEST_VALUE && !is_number {
+                values.push(value.to_vec());
+                // As in a JSON string, and as in one that is quoted in another.
+                let once = escaped(value);
+                values.push(escaped(&once));
+                values.push(once);
+            }
+        }
+        values.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
+        values.dedup();
+        let beginnings = || values.iter().map(Vec::as_slice).chain(OWNERS).chain(TOKENS);
+        let longest = beginnings().map(<[u8]>::len).max().unwrap_or_default();
+        Ok(Self { finder: AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(beginnings())?, longest, values })
+    }
+
+    /// From where on, not before `from`, `bytes` can be the first part of what a secret begins with.
+    fn beginning_at_the_end(&self, bytes: &[u8], from: usize) -> usize {
+        let first = from.max((bytes.len() + 1).saturating_sub(self.longest));
+        let mut beginnings = (first..bytes.len()).filter(|&at| {
+            let rest = &bytes[at..];
+            let mut all = self.values.iter().map(Vec::as_slice).chain(OWNERS).chain(TOKENS);
+            all.any(|beginning| beginning[0] == rest[0] && beginning.len() > rest.len() && beginning.starts_with(rest))
+        });
+        beginnings.next().unwrap_or(bytes.len())
+    }
+
+    /// What stands at the beginning of `bytes`. `complete`: nothing comes behind them.
+    fn recognise(&self, bytes: &[u8], complete: bool) -> Found {
+        let is_open = |text: &[u8]| !complete && text.len() > bytes.len() && text.starts_with(bytes);
+        if self.values.iter().any(|value| is_open(value)) {
+            return Found::Unfinished;
+        }
+        if let Some(value) = self.values.iter().find(|value| bytes.starts_with(value)) {
+            return Found::Value(value.len());
+        }
+        if let Some(token) = TOKENS.into_iter().find(|token| bytes.starts_with(token)) {
+            return match bytes.get(token.len()) {
+                Some(&next) if is_of_token(next) => Found::Token(token.len()),
+                None if !complete => Found::Unfinished,
+                _ => Found::Nothing,
+            };
+        }
+        variable(bytes, complete)
+    }
+}
+
+/// Looks at `NAME=`, `NAME = "`, `"NAME":"`, also where the quotation marks are escaped.
+fn variable(bytes: &[u8], complete: bool) -> Found {
+    let ran_out = if complete { Found::Nothing } else { Found::Unfinished };
+    let name = bytes.iter().take(LONGEST_NAME + 1).take_while(|&&byte| is_of_name(byte)).count();
+    if name > LONGEST_NAME {
+        return Found::Nothing;
+    }
+    if name < bytes.len() && !is_secret_name(&bytes[..name]) {
+        return Found::Nothing;
+    }
+    let Some((after_name, closed_by)) = quote(bytes, name) else { return ran_out };
+    let sign = after_name + spaces(&bytes[after_name..]);
+    let is_json = match bytes.get(sign) {
+        None => return ran_out,
+        Some(b'=') => false,
+        Some(b':') if closed_by.is_some() => true,
+        Some(_) => return Found::Nothing,
+    };
+    let value = sign + 1 + spaces(&bytes[sign + 1..]);
+    match quote(bytes, value) {
+        None => ran_out,
+        Some((_, None)) if is_json => Found::Nothing, // a number, null, an array
+        Some((value, opened_by)) => Found::Variable(value, opened_by),
+    }
+}
+
+/// More backslashes escape nothing that anybody writes.
+const MOST_BACKSLASHES: usize = 8;
+
+/// What is behind a quotation mark at `at`, and the mark; or `at`, and no mark. `None`: the bytes ran out.
+fn quote(bytes: &[u8], at: usize) -> Option<(usize, Option<Quote>)> {
+    let backslashes = bytes[at..].iter().take(MOST_BACKSLASHES).take_while(|&&byte| byte == b'\\').count();
+    Some(match *bytes.get(at + backslashes)? {
+        mark @ (b'"' | b'\'') => (at + backslashes + 1, Some(Quote { mark, backslashes })),
+        _ => (at, None),
+    })
+}
+
+fn spaces(bytes: &[u8]) -> usize {
+    bytes.iter().take(2).take_while(|&&byte| byte == b' ').count()
+}
+
+fn is_secret_name(name: &[u8]) -> bool {
+    OWNERS.into_iter().any(|owner| {
+        name.strip_prefix(owner)
+            .is_some_and(|rest| KINDS.into_iter().any(|kind| rest.windows(kind.len()).any(|part| part == kind)))
+    })
+}
+
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_'
+}
+
+fn is_of_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
+}
+
+fn escaped(value: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(value);
+    let json = serde_json::to_string(&text).unwrap_or_default();
+    json.trim_start_matches('"').strip_suffix('"').unwrap_or_default().as_bytes().to_vec()
+}
+
+impl Masker {
+    /// A stream that nothing has come through yet.
+    pub(crate) fn new(secrets: Arc<Secrets>) -> Self {
+        Self { secrets, held: Vec::new(), state: State::Copying }
+    }
+
+    /// Takes the next bytes, and writes what can be said of them to `out`. What it keeps back is shorter than the longest
+    /// secret, or than a name with its quotation marks.
+    pub(crate) fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        if self.held.is_empty() {
+            self.held = self.run(bytes, false, out);
+        } else {
+            let mut all = std::mem::take(&mut self.held);
+            all.extend_from_slice(bytes);
+            self.held = self.run(&all, false, out);
+        }
+    }
+
+    /// The stream has ended: writes what was kept back.
+    pub(crate) fn end(&mut self, out: &mut Vec<u8>) {
+        let held = std::mem::take(&mut self.held);
+        self.run(&held, true, out);
+        if let State::Value { backslashes, .. } = self.state {
+            out.extend(repeat_n(b'\\', backslashes));
+        }
+        self.state = State::Copying;
+    }
+
+    /// Gives back what cannot be decided yet.
+    fn run(&mut self, bytes: &[u8], complete: bool, out: &mut Vec<u8>) -> Vec<u8> {
+        let mut at = 0; // all before is dealt with
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            at += match self.state {
+                State::Copying => match self.copy(rest, complete, out) {
+                    Copied::Until(length) => length,
+                    Copied::AllButFrom(length) => return rest[length..].to_vec(),
+                },
+                State::Token => self.skip_token(rest),
+                State::Value { opened_by, backslashes, masked } => self.skip_value(rest, opened_by, backslashes, masked, out),
+            }
+        }
+        Vec::new()
+    }
+
+    fn copy(&mut self, bytes: &[u8], complete: bool, out: &mut Vec<u8>) -> Copied {
+        let secrets = &self.secrets;
+        let undecided = |from| if complete { bytes.len() } else { secrets.beginning_at_the_end(bytes, from) };
+        let (mut from, mut open) = (0, undecided(0));
+        loop {
+            if open < from {
+                open = undecided(from);
+            }
+            let found = secrets.finder.find(&bytes[from..]).map(|found| from + found.start());
+            let start = match found {
+                Some(start) if start <= open => start,
+                _ => {
+                    out.extend_from_slice(&bytes[..open]);
+                    return Copied::AllButFrom(open);
+                }
+            };
+            let shown = match secrets.recognise(&bytes[start..], complete) {
+                Found::Nothing => {
+                    from = start + 1;
+                    continue;
+                }
+                Found::Unfinished => {
+                    out.extend_from_slice(&bytes[..start]);
+                    return Copied::AllButFrom(start);
+                }
+                Found::Value(length) => {
+                    out.extend_from_slice(&bytes[..start]);
+                    out.extend_from_slice(MASK);
+                    return Copied::Until(start + length);
+                }
+                Found::Token(length) => {
+                    self.state = State::Token;
+                    length
+                }
+                Found::Variable(length, opened_by) => {
+                    self.state = State::Value { opened_by, backslashes: 0, masked: false };
+                    length
+                }
+            };
+            out.extend_from_slice(&bytes[..start + shown]);
+            if self.state == State::Token {
+                out.extend_from_slice(MASK);
+            }
+            return Copied::Until(start + shown);
+        }
+    }
+
+    fn skip_token(&mut self, bytes: &[u8]) -> usize {
+        let length = bytes.iter().take_while(|&&byte| is_of_token(byte)).count();
+        if length < bytes.len() {
+            self.state = State::Copying;
+        }
+        length
+    }
+
+    fn skip_value(
+        &mut self,
+        bytes: &[u8],
+        opened_by: Option<Quote>,
+        mut backslashes: usize,
+        mut masked: bool,
+        out: &mut Vec<u8>,
+    ) -> usize {
+        for (at, &byte) in bytes.iter().enumerate() {
+            if byte == b'\\' {
+                backslashes += 1;
+                continue;
+            }
+            let ends = match opened_by {
+                // Escaped more than the mark that opened it, a mark belongs to the value.
+                Some(quote) => byte == b'\n' || (byte == quote.mark && backslashes <= quote.backslashes),
+                None => {
+                    let line_end_in_json = backslashes > 0 && matches!(byte, b'n' | b'r' | b't');
+                    byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b'`') || line_end_in_json
+                }
+            };
+            if ends {
+                out.extend(repeat_n(b'\\', backslashes));
+                self.state = State::Copying;
+                return at;
+            }
+            if !masked {
+                out.extend_from_slice(MASK);
+            }
+            (backslashes, masked) = (0, true);
+        }
+        self.state = State::Value { opened_by, backslashes, masked };
+        bytes.len()
+    }
+}
+
+/// How far a copy came.
+enum Copied {
+    /// So many bytes are dealt with; a secret may have begun behind them.
+    Until(usize),
+    /// From here on nothing can be said yet.
+    AllButFrom(usize),
+}
+
+#[cfg(test)]
+mod tests;

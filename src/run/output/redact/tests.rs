@@ -1,0 +1,169 @@
+//! What is masked, what is not, and that the pieces in which a stream comes do not matter.
+
+use std::sync::OnceLock;
+
+use super::*;
+
+fn secrets() -> Arc<Secrets> {
+    static SECRETS: OnceLock<Arc<Secrets>> = OnceLock::new();
+    let environment = [
+        ("GITHUB_TOKEN", "hunter2-hunter2"),
+        ("CLAUDE_CODE_PASSWORD", "say \"hi\"\\ to\nall"),
+        ("VAULT_SECRET", "hunter2-hunter2-longer"),
+        ("CLAUDE_CODE_MAX_OUTPUT_TOKENS", "64000000"),
+        ("FORGE_KEY", "short"),
+        ("HOME", "/home/somebody"),
+    ];
+    let environment = environment.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    Arc::clone(SECRETS.get_or_init(|| Arc::new(Secrets::new(environment).expect("few values"))))
+}
+
+fn masked_in(pieces: &[&[u8]]) -> String {
+    let mut masker = Masker::new(secrets());
+    let mut out = Vec::new();
+    for piece in pieces {
+        masker.feed(piece, &mut out);
+    }
+    masker.end(&mut out);
+    String::from_utf8(out).expect("text")
+}
+
+fn masked(text: &str) -> String {
+    masked_in(&[text.as_bytes()])
+}
+
+const MASKED: [(&str, &str); 22] = [
+    ("GH_TOKEN=abc", "GH_TOKEN=***"),
+    ("export ANTHROPIC_API_KEY=abc def", "export ANTHROPIC_API_KEY=*** def"),
+    ("MY_VAULT_PASSWORD_2=a/b+c==\nnext", "MY_VAULT_PASSWORD_2=***\nnext"),
+    ("CLAUDE_CODE_OAUTH_TOKEN=\"a b\" c", "CLAUDE_CODE_OAUTH_TOKEN=\"***\" c"),
+    ("FORGE_SECRET='a \"b\" c' d", "FORGE_SECRET='***' d"),
+    ("CLAW_KEY = \"abc\"", "CLAW_KEY = \"***\""),
+    ("{\"GITHUB_TOKEN\":\"abc\",\"x\":1}", "{\"GITHUB_TOKEN\":\"***\",\"x\":1}"),
+    ("{\"GITHUB_TOKEN\": \"a\\\"b\"}", "{\"GITHUB_TOKEN\": \"***\"}"),
+    (r#"{"text":"GH_TOKEN=abc\nnext GH_TOKEN=def"}"#, r#"{"text":"GH_TOKEN=***\nnext GH_TOKEN=***"}"#),
+    (r#"{"text":"GH_TOKEN=\"a b\" c"}"#, r#"{"text":"GH_TOKEN=\"***\" c"}"#),
+    (r#"{"text":"{\"GH_TOKEN\":\"a\\\"b\"}"}"#, r#"{"text":"{\"GH_TOKEN\":\"***\"}"}"#),
+    (r#""{\"t\":\"GH_TOKEN=\\\"a b\\\" c\"}""#, r#""{\"t\":\"GH_TOKEN=\\\"***\\\" c\"}""#),
+    ("key sk-ant-api03-AbC_d-9, ok", "key sk-ant-***, ok"),
+    ("https://ghp_AbC123@github.com", "https://ghp_***@github.com"),
+    ("\"github_pat_11AB_cd\"", "\"github_pat_***\""),
+    ("x hunter2-hunter2 y", "x *** y"),
+    ("x hunter2-hunter2-longer y", "x *** y"),
+    ("x hunter2-hunter2-long y", "x ***-long y"),
+    ("hunter2-hunter2hunter2-hunter2", "******"),
+    ("say \"hi\"\\ to\nall.", "***."),
+    (r#"{"t":"say \"hi\"\\ to\nall."}"#, r#"{"t":"***."}"#),
+    (r#""{\"t\":\"say \\\"hi\\\"\\\\ to\\nall.\"}""#, r#""{\"t\":\"***.\"}""#),
+];
+
+const SHOWN: [&str; 16] = [
+    "",
+    "GH",
+    "sk-ant-",
+    "ghp_ ",
+    "GH_TOKEN",
+    "GH_TOKEN=",
+    "GH_TOKEN= ",
+    "GH_TOKEN=\"\"",
+    "GH_TOKEN: abc",
+    "GITHUB_REPOSITORY=abc",
+    "TOKEN=abc GH=abc",
+    "64000000 short /home/somebody",
+    "hunter2-hunter",
+    "{\"GITHUB_TOKEN\":null}",
+    "the KEY of CLAUDE = x",
+    "GH_TOKEN=\\n",
+];
+
+#[test]
+fn secrets_are_masked_and_nothing_else_is() {
+    for (text, expected) in MASKED {
+        assert_eq!(masked(text), expected);
+    }
+    for text in SHOWN {
+        assert_eq!(masked(text), text);
+    }
+}
+
+#[test]
+fn it_does_not_matter_where_reads_split() {
+    for text in MASKED.map(|(text, _)| text).into_iter().chain(SHOWN) {
+        let bytes = text.as_bytes();
+        let whole = masked(text);
+        for first in 0..=bytes.len() {
+            for second in first..=bytes.len() {
+                assert_eq!(
+                    masked_in(&[&bytes[..first], &bytes[first..second], &bytes[second..]]),
+                    whole,
+                    "{text} {first} {second}"
+                );
+            }
+        }
+        assert_eq!(masked_in(&bytes.chunks(1).collect::<Vec<_>>()), whole, "byte by byte: {text}");
+    }
+}
+
+/// Streams made of the parts that matter, in any order, cut anywhere.
+#[test]
+fn it_does_not_matter_where_reads_split_in_any_mixture() {
+    let parts = [
+        "GH",
+        "GITHUB_",
+        "CLAUDE",
+        "_TOKEN",
+        "KEY",
+        "=",
+        ":",
+        " ",
+        "\"",
+        "'",
+        "\\",
+        "\\\\",
+        "\n",
+        "n",
+        "abc",
+        "sk-ant-",
+        "ghp_",
+        "hunter2-",
+        "hunter2-hunter2",
+        "-longer",
+        "say \"hi\"",
+        "\\ to\nall",
+        "github_pat_",
+        "é",
+    ];
+    let mut state = 1u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    for _ in 0..20_000 {
+        let text: String = (0..random(14)).map(|_| parts[random(parts.len())]).collect();
+        let mut pieces = Vec::new();
+        let mut rest = text.as_bytes();
+        while !rest.is_empty() {
+            let (piece, others) = rest.split_at(1 + random(rest.len()));
+            pieces.push(piece);
+            rest = others;
+        }
+        assert_eq!(masked_in(&pieces), masked(&text), "{text:?} in {pieces:?}");
+    }
+}
+
+#[test]
+fn what_is_kept_back_is_short_and_nothing_is_at_the_end_of_a_line() {
+    let mut masker = Masker::new(secrets());
+    let mut out = Vec::new();
+    for _ in 0..1_000 {
+        masker.feed(&[b'A'; 10_000], &mut out);
+        masker.feed(b"GH_TOKEN_", &mut out);
+        assert!(masker.held.len() <= LONGEST_NAME + 4 * MOST_BACKSLASHES);
+    }
+    for line in ["text\n", "GH_TOKEN=abc\n", "ghp_abc\n", "\"GH_TOKEN\"\n"] {
+        masker.feed(line.as_bytes(), &mut out);
+        assert_eq!(masker.held, b"", "{line}");
+    }
+}

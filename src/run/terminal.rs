@@ -1,0 +1,31 @@
+//! The modes of the terminal that a person sits at: claude changes them, and may die before it has put them back.
+
+use std::io::stdin;
+
+use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
+use nix::unistd::{getpgrp, tcgetpgrp};
+
+use super::policy::Group;
+
+/// The modes before the run; they are put back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Modes(Option<Termios>);
+
+impl Modes {
+    /// Those of stdin, for a run in the terminal's own group.
+    pub(super) fn of_stdin(group: Group) -> Self {
+        Self(if group == Group::Shared { tcgetattr(stdin()).ok() } else { None })
+    }
+}
+
+impl Drop for Modes {
+    fn drop(&mut self) {
+        let Some(before) = self.0.take() else { return };
+        // In the background it is somebody else's, and the kernel would stop us for it.
+        let is_ours = tcgetpgrp(stdin()) == Ok(getpgrp());
+        if is_ours && tcgetattr(stdin()).is_ok_and(|now| now != before) {
+            // An error means that the terminal is gone.
+            let _ = tcsetattr(stdin(), SetArg::TCSANOW, &before);
+        }
+    }
+}

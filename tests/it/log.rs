@@ -1,0 +1,135 @@
+//! `--log`: what the child prints and what we say of it, line by line, as it comes, with secrets masked.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::env::{Env, Running, binary, until};
+
+/// The log's lines without their times and runs, which are looked at here.
+fn lines(env: &Env) -> Vec<String> {
+    let text = fs::read_to_string(env.path("log")).unwrap_or_default();
+    let entry = |line: &str| {
+        let mut words = line.splitn(3, ' ');
+        let (time, run, rest) = (words.next(), words.next(), words.next());
+        let is_time = time.is_some_and(|time| time.len() == 24 && time.starts_with("20") && time.ends_with('Z'));
+        let is_run = run.is_some_and(|run| run.split('-').all(|part| part.parse::<u64>().is_ok()));
+        assert!(is_time && is_run, "{line:?}");
+        rest.expect("something was said").to_owned()
+    };
+    text.lines().map(entry).collect()
+}
+
+/// Those of the child.
+fn childs_lines(env: &Env) -> Vec<String> {
+    lines(env).into_iter().filter(|line| !line.starts_with("claude-run: ")).collect()
+}
+
+#[test]
+fn both_streams_and_our_own_messages_are_there_with_secrets_masked() {
+    let env = Env::new();
+    let mut command = env.command(binary());
+    let script = "echo \"a $GITHUB_TOKEN b\"; sleep 0.1; echo 'KEY GH_TOKEN=abc' >&2; sleep 0.1; printf 'no newline'; exit 3";
+    command.env("GITHUB_TOKEN", "geheim!").args(["--log", "log", "--", "sh", "-c", script]);
+    let ended = Running::start(command).end();
+    assert_eq!(
+        (ended.code(), &*ended.stdout.concat(), &*ended.stderr_text()),
+        (3, "a geheim! bno newline", "KEY GH_TOKEN=abc")
+    );
+    assert_eq!(childs_lines(&env), ["stdout: a *** b", "stderr: KEY GH_TOKEN=***", "stdout: no newline"]);
+    let all = lines(&env);
+    assert!(all[0].starts_with("claude-run: started pid="), "{all:?}");
+    assert!(all.last().is_some_and(|line| line.starts_with("claude-run: ended ending=Exited(3)")), "{all:?}");
+    assert_eq!(fs::metadata(env.path("log")).expect("a log").permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn it_fills_as_the_child_runs() {
+    let env = Env::new();
+    let run = env.start_fake(&["--log", "log"], "say one; hang");
+    run.expect_line("one");
+    until("the line is in the log", || childs_lines(&env) == ["stdout: one"]);
+}
+
+#[test]
+fn redact_off_masks_nothing() {
+    let env = Env::new();
+    env.claude_run().args(["--redact", "off", "--log", "log", "echo", "ghp_abc"]).assert().code(0);
+    assert_eq!(childs_lines(&env), ["stdout: ghp_abc"]);
+}
+
+#[test]
+fn as_json_each_line_is_an_object() {
+    let env = Env::new();
+    let script = r#"echo 'a "quoted" line'; printf '\377\n'"#;
+    env.claude_run().args(["--log-format", "json", "--log", "log", "--", "sh", "-c", script]).assert().code(0);
+    let text = fs::read_to_string(env.path("log")).expect("a log");
+    let entries: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let of = |key: &str| entries.iter().map(|entry| entry[key].clone()).collect::<Vec<_>>();
+    assert_eq!(of("line")[1..3], ["a \"quoted\" line", "\u{fffd}"]);
+    assert_eq!(of("stream")[1..3], ["stdout", "stdout"]);
+    assert_eq!((&of("message")[0], &of("message")[3]), (&"started".into(), &"ended".into()));
+    assert!(of("run").windows(2).all(|pair| pair[0] == pair[1] && pair[0].is_string()));
+    assert!(of("timestamp").iter().all(|time| time.as_str().is_some_and(|time| time.starts_with("20"))));
+}
+
+#[test]
+fn a_line_of_any_length_is_logged_in_parts_with_bounded_memory_and_its_secret_masked() {
+    let env = Env::new();
+    let script = r#"head -c 65530 /dev/zero | tr '\0' a; printf 'GH_TOKEN=0123456789'; head -c 20000000 /dev/zero | tr '\0' ' '; printf 'GH_TOKEN='; head -c 10000000 /dev/zero | tr '\0' b; echo; grep VmHWM /proc/$PPID/status >&2"#;
+    let mut command = env.command(binary());
+    command.args(["--log", "log", "--", "sh", "-c", script]).stdout(fs::File::create(env.path("out")).expect("a file"));
+    let output = command.output().expect("started");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let peak: u64 = stderr.split_whitespace().nth(1).expect("VmHWM").parse().expect("a number");
+    assert!(peak < 24 << 10, "{peak} KiB");
+    let mut text = childs_lines(&env);
+    text.retain(|line| !line.starts_with("stderr: "));
+    assert!(text[0].starts_with("stdout: aaa") && text[1..].iter().all(|part| part.starts_with("stdout+ ")));
+    let whole: String = text.iter().map(|part| &part["stdout: ".len()..]).collect();
+    let spaces = " ".repeat(20_000_000);
+    assert!(whole == format!("{}GH_TOKEN=***{spaces}GH_TOKEN=***", "a".repeat(65_530)), "{} bytes", whole.len());
+}
+
+#[test]
+fn runs_that_share_a_log_never_mix_their_lines() {
+    let env = Env::new();
+    let runs: Vec<_> = ["a", "b", "c", "d"]
+        .into_iter()
+        .map(|letter| {
+            let script = format!("for i in $(seq 200); do head -c 3000 /dev/zero | tr '\\0' {letter}; echo; done");
+            env.start(["--lock", "pass-through", "--log", "log", "--", "sh", "-c", &script])
+        })
+        .collect();
+    for run in runs {
+        assert_eq!(run.end().code(), 0);
+    }
+    let lines = childs_lines(&env);
+    assert_eq!(lines.len(), 800);
+    for line in lines {
+        let text = line.strip_prefix("stdout: ").expect("a line");
+        assert!(text.len() == 3_000 && text.bytes().all(|byte| byte == text.as_bytes()[0]), "{line}");
+    }
+}
+
+#[test]
+fn a_log_that_cannot_be_written_costs_the_log_and_not_the_run() {
+    let env = Env::new();
+    for log in ["/nonesuch/log", "/dev/full"] {
+        let ended = env.start(["--log", log, "--", "sh", "-c", "echo out; exit 3"]).end();
+        assert_eq!((ended.code(), ended.stdout), (3, vec!["out".to_owned()]), "{:?}", ended.stderr);
+        assert_eq!(ended.stderr.iter().filter(|line| line.contains(log)).count(), 1, "{:?}", ended.stderr);
+    }
+}
+
+#[test]
+fn where_stderr_is_the_log_nothing_is_written_twice() {
+    let env = Env::new();
+    let mut bash = env.command("bash");
+    let script = r#""$0" --log log --timeout 0.3 -- sh -c 'echo err >&2; exec sleep 600' 2>>log"#;
+    bash.args(["-c", script]).arg(binary());
+    assert_eq!(Running::start(bash).end().code(), 124);
+    let lines = lines(&env);
+    for once in ["stderr: err", "hard limit"] {
+        assert_eq!(lines.iter().filter(|line| line.contains(once)).count(), 1, "{lines:?}");
+    }
+}
