@@ -28,6 +28,16 @@
 #               waiting and of running a quiet child. A process that polls or ticks has some; one that sleeps in the
 #               kernel has none
 #
+# Then what reading along costs, with claude-run told to look for frames (--output-format stream-json), 1 GiB of them (--quick:
+# 256 MiB), a pipe in front and a pipe behind:
+#
+#   relay        its throughput as a multiple of that of cat(1) in its place
+#   log          its throughput with --log, secrets masked there, as a multiple of that of sed -uE with the expression of the
+#                bash block it replaces, which gets 4 MiB of the same
+#   long line    its VmHWM at the end of one line of 64 MiB, with --log
+#   run          what a run that ends by itself costs more than without frames, in microseconds
+#   return       from claude's last result to claude-run's end, in milliseconds; the bash block looked every 2 s
+#
 # A verdict for each target follows. A missed target is no failure: on a shared machine a timed assertion would fail by
 # chance, and two runs can differ by a third. Exit code: 0 measured, 1 something could not be measured, 2 wrong usage or
 # a program is missing.
@@ -39,10 +49,10 @@ fail() {
   exit "${2:-1}"
 }
 
-rounds=24 runs=40 hand_off_rounds=9 interval=5 json=
+rounds=24 runs=40 hand_off_rounds=9 interval=5 mib=1024 json=
 while [ $# -gt 0 ]; do
   case $1 in
-    --quick) rounds=8 runs=15 hand_off_rounds=2 interval=2 ;;
+    --quick) rounds=8 runs=15 hand_off_rounds=2 interval=2 mib=256 ;;
     --json)
       json=$(realpath -m -- "${2-}" 2>/dev/null) || fail "--json needs a FILE" 2
       shift
@@ -182,6 +192,54 @@ memory_and_wake_ups() {
   done >>samples
 }
 
+# timed FACTOR COMMAND...: FACTOR / seconds, on stdout.
+timed() {
+  local begin=${EPOCHREALTIME/./}
+  "${@:2}"
+  echo $(($1 * 1000000 / (${EPOCHREALTIME/./} - begin)))
+}
+
+# shellcheck disable=SC2016 # for the inner shells
+output() {
+  local round mib=$1 framed=(--output-format stream-json) name
+  local reads=(./claude-run --lock pass-through)
+  jq -nc 'range(600) | {type: "assistant", message: {id: "msg_\(.)", role: "assistant", content: [{type: "text",
+    text: ("lorem ipsum dolor sit amet " * (. % 120 + 1))}]}, session_id: "bench", parent_tool_use_id: null}' >block
+  head -c 1048576 block | sed '$d' >frames # whole lines
+  for ((round = 0; round < mib; round++)); do cat frames; done >many
+  for ((round = 0; round < 4; round++)); do cat frames; done >few
+  size() { stat -c %s "$1"; }
+  through_cat() { sh -c 'exec cat many' | cat | cat >/dev/null; }
+  through_relay() { "${reads[@]}" sh -c 'exec cat many' sh "${framed[@]}" | cat >/dev/null; }
+  through_sed() {
+    sed -uE 's/((FORGE|VAULT|GH|GITHUB|CLAW|CLAUDE|ANTHROPIC)[A-Z_]*(TOKEN|PASS|KEY|SECRET)[A-Z_]*=)[^[:space:]"]+/\1***/g
+      s/sk-ant-[A-Za-z0-9_-]+|(ghp_|github_pat_)[A-Za-z0-9_]+/***/g' <few >few.masked
+  }
+  through_log() {
+    : >many.log
+    "${reads[@]}" --log many.log sh -c 'exec cat many' sh "${framed[@]}" >/dev/null
+  }
+  for round in 1 2 3 4 5; do
+    echo "cat bytes_per_s $(timed "$(size many)" through_cat)"
+    echo "claude-run bytes_per_s $(timed "$(size many)" through_relay)"
+    echo "claude-run logged_per_s $(timed "$(size many)" through_log)"
+  done >>samples
+  echo "sed bytes_per_s $(timed "$(size few)" through_sed)" >>samples
+  "${reads[@]}" --log line.log sh -c 'head -c 67108864 /dev/zero | tr "\0" x; grep VmHWM: /proc/$PPID/status >&2' \
+    sh "${framed[@]}" 2>peak >/dev/null
+  echo "claude-run long_line_kib $(awk '{ print $2 }' peak)" >>samples
+  rm many* line.log
+  for round in 1 2 3 4 5; do
+    hyperfine -N --style none --warmup 3 --runs "$runs" --export-json times.json \
+      -n plain "${reads[*]} true" -n framed "${reads[*]} true ${framed[*]}" >>messages 2>&1 || fail "hyperfine: $(tail -n 5 messages)"
+    jq -r '.results[] | "\(.command) time_us \(.times[] * 1e6)"' times.json >>samples
+    "${reads[@]}" sh -c 'echo "{\"type\":\"result\",\"is_error\":false}"; echo ${EPOCHREALTIME:-$(date +%s%6N)} >result.time' \
+      sh "${framed[@]}" >/dev/null
+    name=$(cat result.time)
+    echo "claude-run return_ms $(((${EPOCHREALTIME/./} - ${name/./}) / 1000))" >>samples
+  done
+}
+
 # The samples, lines of SUBJECT MEASURE VALUE, as JSON: the medians of each subject, and the targets.
 summary() {
   jq -nR --arg version "$(./claude-run --version)" --arg kernel "$(uname -srm)" --argjson cpus "$(nproc)" '
@@ -199,7 +257,12 @@ summary() {
         ["memory while running, KiB", $ours.memory_kib_running, "<=", 2560],
         ["hand-offs, as a multiple of flock", $ours.hand_offs_per_s / .flock.hand_offs_per_s, ">=", 1],
         ["wake-ups while waiting", $ours.wake_ups_waiting, "<=", 0],
-        ["wake-ups while running", $ours.wake_ups_running, "<=", 0]
+        ["wake-ups while running", $ours.wake_ups_running, "<=", 0],
+        ["relay, as a multiple of cat", $ours.bytes_per_s / .cat.bytes_per_s, ">=", 0.8],
+        ["log, as a multiple of sed", $ours.logged_per_s / .sed.bytes_per_s, ">=", 5],
+        ["long line, KiB", $ours.long_line_kib, "<=", 24576],
+        ["run with frames, us more", .framed.time_us - .plain.time_us, "<=", 300],
+        ["return after the last result, ms", $ours.return_ms, "<=", 50]
       ] | map({ target: .[0], value: .[1], relation: .[2], bound: .[3],
                 met: (if .[2] == "<=" then .[1] <= .[3] else .[1] >= .[3] end) }) }' samples
 }
@@ -248,5 +311,7 @@ for ((round = 0; round < hand_off_rounds; round++)); do
 done
 echo "bench: memory, and wake-ups in $interval s" >&2
 memory_and_wake_ups
+echo "bench: output, $mib MiB" >&2
+output "$mib"
 summary >"$json" || fail "a sample is missing"
 show

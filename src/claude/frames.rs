@@ -108,6 +108,13 @@ impl FrameReader {
     }
 
     fn look_at(&mut self, line: &[u8], tell: &mut impl FnMut(Sighting)) {
+        if type_in_front(line).is_some_and(|kind| !matches!(kind, b"result" | b"system")) {
+            // Of another frame it matters only that it came.
+            if self.last_result.is_some() {
+                tell(Sighting::Other);
+            }
+            return;
+        }
         if self.last_result.is_none() && !may_matter(line) {
             return;
         }
@@ -146,6 +153,15 @@ impl FrameReader {
         }
         Some(Sighting::OpenTasks(u32::try_from(self.tasks.len()).unwrap_or(u32::MAX)))
     }
+}
+
+/// The type of a frame, where it is the first of its keys, as in most. Reading no further is many times as fast as reading
+/// JSON. A result has it there in one version alone.
+fn type_in_front(line: &[u8]) -> Option<&[u8]> {
+    let key = line.strip_prefix(b"{")?.trim_ascii_start().strip_prefix(br#""type""#)?;
+    let value = key.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
+    let kind = &value[..value.iter().position(|&byte| !(byte.is_ascii_lowercase() || byte == b'_'))?];
+    (value.get(kind.len()) == Some(&b'"') && line.trim_ascii_end().ends_with(b"}")).then_some(kind)
 }
 
 /// Whether a line before the first result can be one, or be about tasks. It may say yes to any line, never no to such a

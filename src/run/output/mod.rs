@@ -15,3 +15,7 @@ mod watched;
 pub(crate) use relay::Finished;
 pub use watched::Watch;
 pub(crate) use watched::Working;
+
+/// More than claude says in any run. Beyond it, throughput counts: a reader that is only somewhat slower than the child may
+/// slow it down.
+const BULK: usize = 64 << 20;

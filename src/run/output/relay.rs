@@ -26,6 +26,10 @@ use crate::signals;
 /// How much is read before it is looked at, when the child writes without a pause.
 const MOST_UNSEEN: usize = PIPE_SIZE as usize;
 
+/// The same once much more has come than claude says in a run: as much as is still in the processor's cache when it is
+/// written and looked at.
+const MOST_UNSEEN_IN_BULK: usize = 128 << 10;
+
 /// One stream, and what is done with it.
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -37,6 +41,8 @@ pub(super) struct Stream {
     pub(super) sink: Option<Sink>,
     /// What it passes through on its way there.
     pub(super) masker: Option<Masker>,
+    /// How many bytes have come.
+    pub(super) passed: usize,
     pub(super) frames: Option<FrameReader>,
     pub(super) lines: Option<Lines>,
 }
@@ -160,6 +166,8 @@ impl Stream {
     /// Passes on what is there. What the child has written is looked at only when its pipe is empty, or much has come:
     /// claude may exit and drop what does not fit into the pipe while we look.
     fn pump(&mut self, buffer: &mut [u8], child_is_alive: bool, mouth: &Mouth, seen: &Seen) {
+        let most = if self.passed < super::BULK { MOST_UNSEEN } else { MOST_UNSEEN_IN_BULK };
+        let buffer = &mut buffer[..2 * most];
         let mut unseen = 0;
         // After the child's death all it has written is in the pipe: what comes beyond that is not the child's.
         let mut left = if child_is_alive { usize::MAX } else { PIPE_SIZE as usize };
@@ -180,10 +188,11 @@ impl Stream {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(_) => self.input = None, // EIO: the last descriptor of a pseudo-terminal is closed
             }
-            if unseen >= MOST_UNSEEN || left == 0 {
+            if unseen >= most || left == 0 {
                 break;
             }
         }
+        self.passed += unseen;
         self.look_at(&buffer[..unseen], mouth);
     }
 
@@ -191,11 +200,11 @@ impl Stream {
     fn deliver(&mut self, bytes: &[u8]) -> bool {
         let Some(sink) = &mut self.sink else { return true };
         match &mut self.masker {
-            None => sink.deliver(bytes),
+            None => sink.deliver(bytes, self.passed),
             Some(masker) => {
                 let mut masked = Vec::with_capacity(bytes.len());
                 masker.feed(bytes, &mut masked);
-                sink.deliver(&masked)
+                sink.deliver(&masked, self.passed)
             }
         }
     }
@@ -227,7 +236,7 @@ impl Stream {
         if let (Some(masker), Some(sink)) = (&mut self.masker, &mut self.sink) {
             let mut masked = Vec::new();
             masker.end(&mut masked);
-            sink.deliver(&masked);
+            sink.deliver(&masked, self.passed);
         }
         self.sink = None;
         if let Some(frames) = &mut self.frames {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -17,6 +18,9 @@ use crate::event::{Event, Mouth};
 
 /// How much of what our reader has not taken is kept in memory.
 const IN_MEMORY: usize = 8 << 20;
+
+/// How long a reader of bulk output may take for the next piece before it counts as stuck.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Tells the event channel, when the last clone is gone, that all output is where it belongs.
 #[derive(Clone, Debug)]
@@ -46,6 +50,8 @@ pub(super) struct Sink {
     /// What the writing thread writes to, until it is started.
     out: Option<File>,
     queue: Arc<Queue>,
+    /// So many pieces our reader had taken when it was found stuck.
+    stuck_at: Option<u64>,
     done: Done,
 }
 
@@ -73,11 +79,11 @@ impl Sink {
         let out = File::from(descriptor.try_clone_to_owned()?);
         let state = State { spool: Spool::new(IN_MEMORY), writing: false, complete: false, reader_gone: false };
         let queue = Arc::new(Queue { state: Mutex::new(state), changed: Condvar::new() });
-        Ok(Self { name, direct: direct(&out), out: Some(out), queue, done })
+        Ok(Self { name, direct: direct(&out), out: Some(out), queue, stuck_at: None, done })
     }
 
-    /// Writes `bytes`, or keeps them. False when nobody will ever take them.
-    pub(super) fn deliver(&mut self, mut bytes: &[u8]) -> bool {
+    /// Writes `bytes`, or keeps them; `passed` came before them. False when nobody will ever take them.
+    pub(super) fn deliver(&mut self, mut bytes: &[u8], passed: usize) -> bool {
         let state = self.queue.lock();
         if state.reader_gone {
             return false;
@@ -98,7 +104,7 @@ impl Sink {
         {
             return self.give_up(&error);
         }
-        self.keep(bytes)
+        self.keep(bytes, passed > super::BULK)
     }
 
     fn give_up(&self, error: &io::Error) -> bool {
@@ -107,11 +113,19 @@ impl Sink {
         false
     }
 
-    fn keep(&self, bytes: &[u8]) -> bool {
+    fn keep(&mut self, bytes: &[u8], in_bulk: bool) -> bool {
         let mut state = self.queue.lock();
         loop {
             if state.reader_gone {
                 return false;
+            }
+            let popped = state.spool.popped();
+            if in_bulk && !state.spool.has_room_in_memory(bytes.len()) && self.stuck_at != Some(popped) {
+                state = self.queue.wait_a_moment(state);
+                if state.spool.popped() == popped {
+                    self.stuck_at = Some(popped);
+                }
+                continue; // while it reads, the detour over the disk would take longer than waiting
             }
             match state.spool.push(bytes) {
                 Ok(()) => break,
@@ -158,6 +172,10 @@ impl Queue {
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_a_moment<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// The writing thread: until all is written, or cannot be.

@@ -11,6 +11,7 @@ pub(super) struct Spool {
     in_memory: usize,
     bound: usize,
     overflow: Option<Overflow>,
+    popped: u64,
 }
 
 /// The part of the queue behind that in memory.
@@ -27,11 +28,21 @@ const PIECE: usize = 128 << 10;
 impl Spool {
     /// An empty queue that keeps up to `bound` bytes in memory.
     pub(super) fn new(bound: usize) -> Self {
-        Self { memory: VecDeque::new(), in_memory: 0, bound, overflow: None }
+        Self { memory: VecDeque::new(), in_memory: 0, bound, overflow: None, popped: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.in_memory == 0 && self.overflow.is_none()
+    }
+
+    /// Whether so many bytes more would stay in memory.
+    pub(super) fn has_room_in_memory(&self, length: usize) -> bool {
+        self.overflow.is_none() && self.in_memory + length <= self.bound
+    }
+
+    /// How many pieces have been taken out.
+    pub(super) fn popped(&self) -> u64 {
+        self.popped
     }
 
     /// Appends `bytes`.
@@ -68,6 +79,7 @@ impl Spool {
     /// # Errors
     /// The file cannot be read back.
     pub(super) fn pop(&mut self) -> io::Result<Option<Vec<u8>>> {
+        self.popped += 1;
         if let Some(piece) = self.memory.pop_front() {
             self.in_memory -= piece.len();
             return Ok(Some(piece));

@@ -172,7 +172,7 @@ fn stream(
     let masker = || watch.secrets.clone().map(Masker::new);
     let lines = watch.log.clone().map(|log| Lines::new(log, name, masker()));
     let masker = if watch.redacts_all { masker() } else { None };
-    Ok(Stream { input: Some(input), pipe, sink, masker, frames, lines })
+    Ok(Stream { input: Some(input), pipe, sink, masker, passed: 0, frames, lines })
 }
 
 impl Working {
