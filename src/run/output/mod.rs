@@ -6,7 +6,7 @@
 mod lines;
 mod pipe;
 mod pty;
-mod redact;
+pub mod redact;
 mod relay;
 mod sink;
 mod spool;

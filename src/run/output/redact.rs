@@ -28,7 +28,7 @@ const SHORTEST_VALUE: usize = 6;
 
 /// What to mask.
 #[derive(Debug)]
-pub(crate) struct Secrets {
+pub struct Secrets {
     /// Finds whatever a secret can begin with.
     finder: AhoCorasick,
     /// Values from our own environment, the longest first.
@@ -38,7 +38,7 @@ pub(crate) struct Secrets {
 
 /// One stream on its way through.
 #[derive(Debug)]
-pub(crate) struct Masker {
+pub struct Masker {
     secrets: Arc<Secrets>,
     /// The end of what came, if it can be the beginning of a secret.
     held: Vec<u8>,
@@ -83,7 +83,7 @@ impl Secrets {
     ///
     /// # Errors
     /// The values are too many or too large to be looked for.
-    pub(crate) fn new(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self, aho_corasick::BuildError> {
+    pub fn new(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self, aho_corasick::BuildError> {
         let mut values = Vec::new();
         for (name, value) in environment {
             let value = value.as_bytes().trim_ascii();
@@ -199,13 +199,13 @@ fn escaped(value: &[u8]) -> Vec<u8> {
 
 impl Masker {
     /// A stream that nothing has come through yet.
-    pub(crate) fn new(secrets: Arc<Secrets>) -> Self {
+    pub fn new(secrets: Arc<Secrets>) -> Self {
         Self { secrets, held: Vec::new(), state: State::Copying }
     }
 
     /// Takes the next bytes, and writes what can be said of them to `out`. What it keeps back is shorter than the longest
     /// secret, or than a name with its quotation marks.
-    pub(crate) fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+    pub fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         if self.held.is_empty() {
             self.held = self.run(bytes, false, out);
         } else {
@@ -216,7 +216,7 @@ impl Masker {
     }
 
     /// The stream has ended: writes what was kept back.
-    pub(crate) fn end(&mut self, out: &mut Vec<u8>) {
+    pub fn end(&mut self, out: &mut Vec<u8>) {
         let held = std::mem::take(&mut self.held);
         self.run(&held, true, out);
         if let State::Value { backslashes, .. } = self.state {

@@ -36,7 +36,7 @@ pub struct Watch {
     /// Lines go there.
     pub log: Option<Arc<LogFile>>,
     /// Masked in the log.
-    pub(crate) secrets: Option<Arc<Secrets>>,
+    pub secrets: Option<Arc<Secrets>>,
     /// Masked on their way to our own stdout and stderr as well.
     pub redacts_all: bool,
 }
