@@ -214,6 +214,11 @@ impl Policy {
         }
     }
 
+    /// Whether background tasks of the child are open, so that the task grace counts.
+    pub fn has_open_tasks(&self) -> bool {
+        self.open_tasks > 0
+    }
+
     /// Once the run is over: how the child ended, and the limit at which it was ended.
     pub fn verdict(&self) -> Option<(Ending, Option<Limit>)> {
         match self.phase {

@@ -240,7 +240,8 @@ impl Run {
                 warn!(pid, "the idle limit ran out after {}: sending TERM", show(self.started.elapsed()));
             }
             Notice::Limit(Limit::Result { is_error }) => {
-                warn!(pid, is_error, "the child has printed its result and stays: the result grace ran out, sending TERM");
+                let grace = if self.policy.has_open_tasks() { "task grace" } else { "result grace" };
+                warn!(pid, is_error, "the child has printed its result and stays: the {grace} ran out, sending TERM");
             }
             Notice::KillGrace => warn!(pid, "the kill grace ran out: sending KILL to the whole tree"),
             Notice::Impatience => warn!(pid, "a second TERM: sending KILL to the whole tree"),

@@ -72,6 +72,8 @@ fn an_open_background_task_has_the_task_grace() {
     let options = ["--result-grace", "0.2", "--task-grace", "1h"];
     assert_eq!(start(&env, &options, &format!("{open}; result new ok; sleep 0.6; {closed}; exit 3")).end().code(), 3);
     assert_eq!(start(&env, &options, &format!("{open}; result new ok; sleep 0.4; {closed}; hang")).end().code(), 0);
+    let ended = start(&env, &["--task-grace", "0.2"], &format!("{open}; result new ok; hang")).end();
+    assert!(ended.code() == 0 && ended.stderr_text().contains("task grace"), "{ended:?}");
 }
 
 #[test]
