@@ -16,7 +16,10 @@ pub struct Opt {
     value: &'static str,
     /// The environment variable with the same meaning.
     pub variable: &'static str,
-    default: &'static str,
+    /// What counts when nothing else is said, in words.
+    pub default: &'static str,
+    /// Whether it may stand in the settings file.
+    pub is_shared: bool,
     heading: &'static str,
     help: &'static str,
 }
@@ -36,6 +39,7 @@ pub const LOCK: Opt = Opt {
     value: "MODE",
     variable: "CLAUDE_RUN_LOCK",
     default: "exclusive",
+    is_shared: true,
     heading: LOCK_HEADING,
     help: "When to hold the session lock:\n\
            exclusive: for the whole run\n\
@@ -50,6 +54,7 @@ pub const WAIT: Opt = Opt {
     value: "DUR",
     variable: "CLAUDE_RUN_WAIT",
     default: "10m",
+    is_shared: true,
     heading: LOCK_HEADING,
     help: "How long to wait for the lock; 0: not at all, none: for ever",
 };
@@ -61,6 +66,7 @@ pub const CONFLICT_EXIT_CODE: Opt = Opt {
     value: "N",
     variable: "CLAUDE_RUN_CONFLICT_EXIT_CODE",
     default: "75",
+    is_shared: true,
     heading: LOCK_HEADING,
     help: "Exit code when the lock was not free in time, 0 to 255",
 };
@@ -72,6 +78,7 @@ pub const CONFIG_DIR: Opt = Opt {
     value: "DIR",
     variable: "CLAUDE_CONFIG_DIR",
     default: "$HOME/.claude",
+    is_shared: false,
     heading: LOCK_HEADING,
     help: "Claude Code's config dir, for the lock and for claude itself",
 };
@@ -83,6 +90,7 @@ pub const LOCK_FILE: Opt = Opt {
     value: "PATH",
     variable: "CLAUDE_RUN_LOCK_FILE",
     default: "session.lock in the config dir",
+    is_shared: false,
     heading: LOCK_HEADING,
     help: "The file whose flock(2) is the session lock; made if missing, never written, never removed",
 };
@@ -94,6 +102,7 @@ pub const CLAUDE: Opt = Opt {
     value: "PATH",
     variable: "CLAUDE_RUN_CLAUDE",
     default: "claude on PATH",
+    is_shared: true,
     heading: WATCHDOG_HEADING,
     help: "The program that COMMAND `claude` stands for",
 };
@@ -105,6 +114,7 @@ pub const TIMEOUT: Opt = Opt {
     value: "DUR",
     variable: "CLAUDE_TIMEOUT",
     default: "2h; none when interactive",
+    is_shared: true,
     heading: WATCHDOG_HEADING,
     help: "Hard limit, counted from the start of COMMAND: then TERM, the kill grace, KILL to its whole tree, exit code 124; 0: none",
 };
@@ -116,6 +126,7 @@ pub const IDLE_TIMEOUT: Opt = Opt {
     value: "DUR",
     variable: "CLAUDE_RUN_IDLE_TIMEOUT",
     default: "none",
+    is_shared: true,
     heading: WATCHDOG_HEADING,
     help: "Idle limit: no byte on stdout or stderr for so long; then as at the hard limit. Claude Code can be silent for 6 \
            minutes while it waits for its API: below 7m it kills healthy runs",
@@ -128,6 +139,7 @@ pub const RESULT_GRACE: Opt = Opt {
     value: "DUR",
     variable: "CLAUDE_IDLE_GRACE",
     default: "30s",
+    is_shared: true,
     heading: WATCHDOG_HEADING,
     help: "How long claude may stay after its last result frame, where its output has frames (--output-format json or \
            stream-json, stdout not a terminal); then as at the hard limit, with exit code 0 or 1 by the frame's is_error; 0: for ever",
@@ -140,6 +152,7 @@ pub const TASK_GRACE: Opt = Opt {
     value: "DUR",
     variable: "CLAUDE_RUN_TASK_GRACE",
     default: "10m",
+    is_shared: true,
     heading: WATCHDOG_HEADING,
     help: "What counts instead of the result grace while a background task of claude is open; 0: for ever",
 };
@@ -151,6 +164,7 @@ pub const KILL_AFTER: Opt = Opt {
     value: "DUR",
     variable: "CLAUDE_RUN_KILL_AFTER",
     default: "5s",
+    is_shared: true,
     heading: WATCHDOG_HEADING,
     help: "Kill grace: how long after a TERM the KILL follows; 0: it never does",
 };
@@ -162,6 +176,7 @@ pub const LEFTOVERS: Opt = Opt {
     value: "kill|keep",
     variable: "CLAUDE_RUN_LEFTOVERS",
     default: "kill; keep when interactive",
+    is_shared: true,
     heading: WATCHDOG_HEADING,
     help: "What to do with descendants that outlive COMMAND, in whatever session or process group they are",
 };
@@ -173,6 +188,7 @@ pub const REQUIRE_RESULT: Opt = Opt {
     value: SWITCH,
     variable: "CLAUDE_RUN_REQUIRE_RESULT",
     default: "off",
+    is_shared: true,
     heading: WATCHDOG_HEADING,
     help: "Exit code 65 for a COMMAND that exits with 0 without having printed a complete, successful result frame",
 };
@@ -184,6 +200,7 @@ pub const STDIN: Opt = Opt {
     value: "inherit|null",
     variable: "CLAUDE_RUN_STDIN",
     default: "inherit",
+    is_shared: true,
     heading: WATCHDOG_HEADING,
     help: "What COMMAND reads from; null spares `claude -p` its 3 s wait on a pipe that nobody writes",
 };
@@ -195,6 +212,7 @@ pub const PTY: Opt = Opt {
     value: SWITCH,
     variable: "CLAUDE_RUN_PTY",
     default: "off",
+    is_shared: true,
     heading: OUTPUT_HEADING,
     help: "Give COMMAND a pseudo-terminal as its stdout: of our terminal's size, and without a CR before each line end",
 };
@@ -206,6 +224,7 @@ pub const LOG: Opt = Opt {
     value: "FILE",
     variable: "CLAUDE_RUN_LOG",
     default: "none",
+    is_shared: true,
     heading: OUTPUT_HEADING,
     help: "Append each line of COMMAND's stdout and stderr to FILE as it comes, with time and run, and our own messages; \
            several runs may share it. A FILE that cannot be written costs the log, never the run",
@@ -218,6 +237,7 @@ pub const REDACT: Opt = Opt {
     value: "log|all|off",
     variable: "CLAUDE_RUN_REDACT",
     default: "log",
+    is_shared: true,
     heading: OUTPUT_HEADING,
     help: "Where to mask secrets: in the log, in what is passed on as well, or nowhere",
 };
@@ -229,6 +249,7 @@ pub const RECORD: Opt = Opt {
     value: "FILE",
     variable: "CLAUDE_RUN_RECORD",
     default: "none",
+    is_shared: true,
     heading: OUTPUT_HEADING,
     help: "Append one JSON line to FILE at the end of the run: outcome, exit code, times, and what the last result frame says",
 };
@@ -240,6 +261,7 @@ pub const LABEL: Opt = Opt {
     value: "TEXT",
     variable: "CLAUDE_RUN_LABEL",
     default: "LOG_AGENT, if set",
+    is_shared: true,
     heading: OUTPUT_HEADING,
     help: "What to call this run in its record",
 };
@@ -251,6 +273,7 @@ pub const LOG_FORMAT: Opt = Opt {
     value: "text|json",
     variable: "CLAUDE_RUN_LOG_FORMAT",
     default: "text",
+    is_shared: false,
     heading: MESSAGES_HEADING,
     help: "How claude-run's own messages look, and the lines of the log",
 };
@@ -290,11 +313,23 @@ pub struct Cli {
     pub command: Vec<OsString>,
 }
 
+/// What an operator can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `settings`
+    Settings {
+        /// As JSON, not as text.
+        json: bool,
+    },
+}
+
 /// What the words on the command line ask for.
 #[derive(Debug)]
 pub enum Request {
     /// Run something.
     Run(Cli),
+    /// Tell the operator something.
+    Operate(Cli, Operation),
     /// Print this text and be done.
     Show(String),
     /// The words are wrong: this text says how.
@@ -306,11 +341,21 @@ impl Cli {
     pub fn parse(words: Vec<OsString>) -> Request {
         // The help texts are made only for those who will see one: every run passes here, and few of them are refused.
         let parsed =
-            parser(Texts::None).try_get_matches_from(&words).or_else(|_| parser(Texts::All).try_get_matches_from(words));
+            parser(Texts::None).try_get_matches_from(&words).or_else(|_| parser(Texts::All).try_get_matches_from(&words));
         match parsed {
             Ok(matches) => {
-                let command = matches.get_many::<OsString>(COMMAND).map(|words| words.cloned().collect());
-                Request::Run(Self { command: command.unwrap_or_default(), matches: Some(matches) })
+                let command: Vec<OsString> =
+                    matches.get_many(COMMAND).map(|words| words.cloned().collect()).unwrap_or_default();
+                // Behind `--`, whatever its name, it is a program.
+                let is_behind_dashes = words[..words.len() - command.len()].last().is_some_and(|word| word == "--");
+                let operation = if is_behind_dashes { None } else { operation(&command) };
+                let cli = Self { command, matches: Some(matches) };
+                match operation {
+                    None => Request::Run(cli),
+                    Some(Ok(operation)) => Request::Operate(cli, operation),
+                    Some(Err(error)) if error.kind() == ErrorKind::DisplayHelp => Request::Show(error.to_string()),
+                    Some(Err(error)) => Request::Refuse(error.to_string()),
+                }
             }
             Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
                 Request::Show(error.to_string())
@@ -338,6 +383,19 @@ impl Cli {
     pub fn quiet(&self) -> bool {
         self.matches.as_ref().is_some_and(|matches| matches.get_flag(QUIET))
     }
+}
+
+/// What the words of a command line ask for, if the first is the name of an operation.
+fn operation(command: &[OsString]) -> Option<Result<Operation, clap::Error>> {
+    if command.first()? != "settings" {
+        return None;
+    }
+    let parser = Command::new("settings")
+        .bin_name("claude-run settings")
+        .about("Prints every setting, its value and where that comes from: flag, environment, file or default.")
+        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("As JSON"));
+    let matches = parser.try_get_matches_from(command);
+    Some(matches.map(|matches| Operation::Settings { json: matches.get_flag("json") }))
 }
 
 const COMMAND: &str = "command";
@@ -376,7 +434,7 @@ fn parser(texts: Texts) -> Command {
         .bin_name("claude-run")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Runs COMMAND (default: claude) under the session lock and a watchdog that leaves nothing behind.")
-        .override_usage("claude-run [OPTIONS] [--] [COMMAND] [ARGS]...")
+        .override_usage("claude-run [OPTIONS] [--] [COMMAND] [ARGS]...\n       claude-run [OPTIONS] settings [--json]")
         .after_help(AFTER_HELP)
         .args_override_self(true)
         .next_line_help(true)
@@ -406,8 +464,10 @@ fn parser(texts: Texts) -> Command {
 }
 
 const AFTER_HELP: &str = "\
-DUR is 90, 90s, 1.5, 10m, 2h, 1d or 1h30m; a bare number is seconds. A flag goes before its variable; an empty variable
-counts as unset. Called under the name `claude`, every argument is claude's and only the variables count.
+DUR is 90, 90s, 1.5, 10m, 2h, 1d or 1h30m; a bare number is seconds. A flag goes before its variable, and that before the
+file claude-run.toml in the config dir, whose keys are the flags without their dashes; an empty variable counts as unset.
+`claude-run settings` prints what counts, and why; a program of that name goes behind `--`. Called under the name `claude`,
+every argument is claude's, and only the variables and the file count.
 
 Signals: HUP INT QUIT TERM USR2 WINCH CONT go on to COMMAND, TSTP stops both; TERM, HUP and QUIT start the kill grace,
 a second TERM ends it at once (two within 0.1 s are one). USR1 prints one line on the state of the run.

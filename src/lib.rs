@@ -13,6 +13,8 @@
 //! signals    our dispositions, and the child's
 //! lock/      the session lock: mode, session, waiting, ours
 //! run/       one supervised run, sole owner of the child: policy (pure), spawn, tree, output/ (relay, spool), supervise
+//! records    what is kept of finished runs
+//! ops/       what operators ask for: settings
 //! plan       the settings, seen in the light of config dir, terminal and PATH
 //! outcome    how it ended, and THE exit-code table
 //! diag       the only writer to stderr
@@ -23,6 +25,7 @@ pub mod cli;
 pub mod diag;
 pub mod event;
 pub mod lock;
+pub mod ops;
 pub mod outcome;
 pub mod plan;
 mod procfs;
@@ -37,11 +40,13 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::mem;
 use std::panic;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
+use claude::config_dir::ConfigDir;
 use claude::program::{self, Unstartable};
 use cli::{Cli, Request};
 use lock::{Claim, Lock, Taken};
@@ -53,6 +58,7 @@ use run::policy::{Group, Rules};
 use run::spawn::{Launch, fill_standard_descriptors};
 use run_id::RunId;
 use settings::Settings;
+use settings::file::{self, SettingsFile};
 use signals::{FORWARDED, Handlers, Inherited};
 
 /// The program: runs what the process was called with, reports what went wrong, gives the exit code.
@@ -82,8 +88,9 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
 pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     fill_standard_descriptors().context("cannot open /dev/null")?;
     let inherited = Inherited::take().context("cannot set signal dispositions")?;
-    let cli = match understand(words) {
-        Request::Run(cli) => cli,
+    let (cli, operation) = match understand(words) {
+        Request::Run(cli) => (cli, None),
+        Request::Operate(cli, operation) => (cli, Some(operation)),
         Request::Show(text) => {
             io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")?;
             return Ok(Outcome::Shown);
@@ -94,7 +101,14 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
         }
     };
     let environment = |name: &str| env::var_os(name);
-    let settings = Settings::resolve(cli, &environment)?;
+    let config_dir = ConfigDir::resolve(cli.value(&cli::CONFIG_DIR).map(Path::new), &environment);
+    // Without a config dir there is no file in it; whether one is needed is settled later.
+    let file = config_dir.ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
+    let file = file.transpose()?.flatten();
+    if let Some(operation) = operation {
+        return ops::run(operation, cli, &environment, file.as_ref());
+    }
+    let settings = Settings::resolve(cli, &environment, file.as_ref())?;
     let run = RunId::take();
     let log = diag::init(settings.verbosity, settings.log_format, settings.log.as_deref(), run);
     let mut plan = Plan::new(settings, &environment, &inherited, run, log)?;

@@ -1,7 +1,8 @@
-//! What it means: flag, environment, default -> `Settings`. Every refusal names the flag or the variable, the value, and
-//! what would be right. It looks at words alone: no file, no descriptor.
+//! What it means: flag, environment, file, default -> `Settings`. Every refusal names the flag, the variable or the line, the
+//! value, and what would be right.
 
 mod duration;
+pub mod file;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use crate::diag::{LogFormat, Verbosity};
 use crate::outcome;
 pub(crate) use duration::after;
 pub use duration::{Span, show};
+use file::SettingsFile;
 
 /// When the session lock is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +128,11 @@ pub struct Settings {
     pub command: Vec<OsString>,
 }
 
+/// Not empty, it asks for an exclusive lock, as it did of the shell scripts before.
+const EXTERNAL_LOCK: &str = "CLAUDE_EXTERNAL_LOCK";
+/// What the factory calls its agent.
+const LOG_AGENT: &str = "LOG_AGENT";
+
 /// The hard limit of a run that nobody watches.
 pub const HARD_LIMIT: Span = Span::from_secs(2 * 60 * 60);
 
@@ -134,11 +141,10 @@ impl Settings {
     ///
     /// # Errors
     /// A value that means nothing: named with its flag or variable and with what would be right.
-    pub fn resolve(cli: Cli, environment: Environment) -> Result<Self> {
-        let typed = Typed { cli: &cli, environment };
-        let default_lock_mode = LockMode::Exclusive; // also what a CLAUDE_EXTERNAL_LOCK that is not empty asks for
+    pub fn resolve(cli: Cli, environment: Environment, file: Option<&SettingsFile>) -> Result<Self> {
+        let typed = Typed { cli: &cli, environment, file };
         Ok(Self {
-            lock_mode: typed.read(&cli::LOCK, lock_mode)?.unwrap_or(default_lock_mode),
+            lock_mode: typed.read(&cli::LOCK, lock_mode)?.unwrap_or(LockMode::Exclusive),
             wait: typed.read(&cli::WAIT, wait)?.unwrap_or(Wait::AtMost(Duration::from_secs(600))),
             conflict_exit_code: typed.read(&cli::CONFLICT_EXIT_CODE, exit_code)?.unwrap_or(outcome::CONFLICT),
             config_dir: cli.value(&cli::CONFIG_DIR).map(|value| path(value).context("--config-dir")).transpose()?,
@@ -156,7 +162,7 @@ impl Settings {
             log: typed.read(&cli::LOG, path)?,
             redact: typed.read(&cli::REDACT, redact)?.unwrap_or(Redact::Log),
             record: typed.read(&cli::RECORD, path)?,
-            label: typed.read(&cli::LABEL, text)?.or_else(|| Some(typed.variable("LOG_AGENT")?.to_string_lossy().into_owned())),
+            label: typed.read(&cli::LABEL, text)?,
             verbosity: verbosity(&typed)?,
             log_format: typed.read(&cli::LOG_FORMAT, log_format)?.unwrap_or(LogFormat::Text),
             command: cli.command,
@@ -164,19 +170,68 @@ impl Settings {
     }
 }
 
+/// Where a setting's value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was typed.
+    Flag,
+    /// This variable.
+    Variable(&'static str),
+    /// This line of the settings file.
+    File(PathBuf, usize),
+    /// Nobody has said anything.
+    Default,
+}
+
+/// Every option that has a value, with that as it was written, and where that was.
+pub fn explain(cli: &Cli, environment: Environment, file: Option<&SettingsFile>) -> Vec<(&'static Opt, OsString, Origin)> {
+    let typed = Typed { cli, environment, file };
+    let of = |option: &'static Opt| {
+        let (value, origin) = typed.raw(option).unwrap_or_else(|| (option.default.into(), Origin::Default));
+        (option, value, origin)
+    };
+    cli::OPTIONS.into_iter().map(of).collect()
+}
+
 struct Typed<'a> {
     cli: &'a Cli,
     environment: Environment<'a>,
+    file: Option<&'a SettingsFile>,
 }
 
 impl Typed<'_> {
-    /// The flag's value, else the variable's, read by `parse`; an empty variable counts as unset.
+    /// The value that counts, read by `parse`.
     fn read<T>(&self, option: &Opt, parse: impl Fn(&OsStr) -> Result<T>) -> Result<Option<T>> {
+        let Some((value, origin)) = self.raw(option) else { return Ok(None) };
+        let read = parse(&value).with_context(|| match origin {
+            Origin::File(path, line) => format!("{}:{line}: {}", path.display(), option.flag),
+            Origin::Variable(name) => name.to_owned(),
+            Origin::Flag | Origin::Default => format!("--{}", option.flag),
+        });
+        read.map(Some)
+    }
+
+    /// The flag's value, else the variable's, else the file's; an empty variable counts as unset.
+    fn raw(&self, option: &Opt) -> Option<(OsString, Origin)> {
         if let Some(value) = self.cli.value(option) {
-            return parse(value).with_context(|| format!("--{}", option.flag)).map(Some);
+            return Some((value.to_owned(), Origin::Flag));
         }
-        let value = self.variable(option.variable);
-        value.map(|value| parse(&value).with_context(|| option.variable.to_owned())).transpose()
+        if let Some(value) = self.variable(option.variable) {
+            return Some((value, Origin::Variable(option.variable)));
+        }
+        // Variables that were there before claude-run.
+        let older = match option.flag {
+            flag if flag == cli::LOCK.flag => {
+                self.variable(EXTERNAL_LOCK).map(|_| (LockMode::Exclusive.name().into(), EXTERNAL_LOCK))
+            }
+            flag if flag == cli::LABEL.flag => self.variable(LOG_AGENT).map(|agent| (agent, LOG_AGENT)),
+            _ => None,
+        };
+        if let Some((value, name)) = older {
+            return Some((value, Origin::Variable(name)));
+        }
+        let file = self.file?;
+        file.value(option).map(|(value, line)| (value.clone(), Origin::File(file.path.clone(), line)))
     }
 
     fn variable(&self, name: &str) -> Option<OsString> {
@@ -277,7 +332,7 @@ mod tests {
         let words = std::iter::once("claude-run").chain(words.iter().copied()).map(OsString::from).collect();
         let Request::Run(cli) = Cli::parse(words) else { panic!("refused") };
         let environment = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
-        Settings::resolve(cli, &environment)
+        Settings::resolve(cli, &environment, None)
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod pty;
 mod quiet;
 mod record;
 mod sdk;
+mod settings;
 mod shim;
 mod signals;
 mod start;

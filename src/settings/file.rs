@@ -1,0 +1,138 @@
+//! `claude-run.toml` in the config dir: settings that a whole factory shares. A key that nobody knows, a value that means
+//! nothing and a file that is broken are errors that name file, line and key; never a silent default.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use toml_edit::{Document, Item, Value};
+
+use crate::cli::{OPTIONS, Opt};
+
+/// What it is called.
+pub const NAME: &str = "claude-run.toml";
+
+/// A settings file, read but not yet understood.
+#[derive(Debug)]
+pub struct SettingsFile {
+    /// Where it is.
+    pub path: PathBuf,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    option: &'static Opt,
+    value: OsString,
+    line: usize,
+}
+
+impl SettingsFile {
+    /// Reads the file `path`; none, if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be read, is no TOML, or has a key or a kind of value that does not belong there.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text).map(Some),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read the settings file {}", path.display())),
+        }
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self> {
+        let place = |at: usize| format!("{}:{}", path.display(), line_of(text, at));
+        let document = Document::parse(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            let line = text.lines().nth(line_of(text, at) - 1).unwrap_or_default();
+            anyhow!("{}: {} in {:?}", place(at), one_line(error.message()), line.trim())
+        })?;
+        let mut entries = Vec::new();
+        for (key, item) in document.iter() {
+            let at = document.key(key).and_then(|key| key.span()).map_or(0, |span| span.start);
+            let option = option(key).with_context(|| place(at))?;
+            let value = text_of(item).with_context(|| format!("{}: {key}", place(at)))?;
+            entries.push(Entry { option, value: value.into(), line: line_of(text, at) });
+        }
+        Ok(Self { path: path.to_owned(), entries })
+    }
+
+    /// What it says of `option`, and in which line.
+    pub fn value(&self, option: &Opt) -> Option<(&OsString, usize)> {
+        let entry = self.entries.iter().find(|entry| entry.option.flag == option.flag)?;
+        Some((&entry.value, entry.line))
+    }
+}
+
+fn option(key: &str) -> Result<&'static Opt> {
+    let shared = || OPTIONS.into_iter().filter(|option| option.is_shared);
+    if let Some(option) = shared().find(|option| option.flag == key) {
+        return Ok(option);
+    }
+    if let Some(option) = OPTIONS.into_iter().find(|option| option.flag == key) {
+        bail!("{key} is not for a whole factory; use --{key} or {}", option.variable);
+    }
+    let nearest = shared().max_by(|a, b| strsim::jaro(a.flag, key).total_cmp(&strsim::jaro(b.flag, key)));
+    match nearest.filter(|option| strsim::jaro(option.flag, key) > 0.7) {
+        Some(option) => bail!("unknown key {key:?}; did you mean {:?}?", option.flag),
+        None => bail!("unknown key {key:?}; known are {}", shared().map(|option| option.flag).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// A value as it would be typed behind a flag.
+fn text_of(item: &Item) -> Result<String> {
+    match item.as_value() {
+        Some(Value::String(text)) => Ok(text.value().clone()),
+        Some(Value::Integer(number)) => Ok(number.value().to_string()),
+        Some(Value::Float(number)) => Ok(number.value().to_string()),
+        Some(Value::Boolean(switch)) => Ok(if *switch.value() { "on" } else { "off" }.to_owned()),
+        _ => bail!("a string, a number, true or false is wanted, not {}", item.type_name()),
+    }
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text.as_bytes().iter().take(at).filter(|&&byte| byte == b'\n').count() + 1
+}
+
+fn one_line(message: &str) -> String {
+    message.lines().map(str::trim).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{CONFLICT_EXIT_CODE, PTY, TIMEOUT, WAIT};
+
+    fn parse(text: &str) -> Result<SettingsFile> {
+        SettingsFile::parse(Path::new("/c/claude-run.toml"), text)
+    }
+
+    #[test]
+    fn strings_numbers_and_switches_are_read_with_their_lines() -> Result<()> {
+        let file = parse("# shared\nwait = \"20m\"\n\ntimeout = 1.5 # s\nconflict-exit-code = 9\npty = true\n")?;
+        for (option, value, line) in [(&WAIT, "20m", 2), (&TIMEOUT, "1.5", 4), (&CONFLICT_EXIT_CODE, "9", 5), (&PTY, "on", 6)] {
+            assert_eq!(file.value(option), Some((&OsString::from(value), line)));
+        }
+        assert_eq!(parse("")?.value(&WAIT), None);
+        Ok(())
+    }
+
+    #[test]
+    fn a_refusal_names_file_line_and_key_and_what_would_be_right() {
+        for (text, parts) in [
+            ("\ntiemout = 5\n", ["/c/claude-run.toml:2", "\"tiemout\"", "did you mean \"timeout\""]),
+            ("xyz = 5", ["/c/claude-run.toml:1", "\"xyz\"", "known are lock, wait"]),
+            ("lock-file = \"x\"", [":1", "lock-file", "CLAUDE_RUN_LOCK_FILE"]),
+            ("wait = [5]", [":1", "wait", "not array"]),
+            ("[wait]\nx = 5", [":1", "wait", "not table"]),
+            ("wait = 5\nwait = 6", [":2", "duplicate", "wait"]),
+            ("wait = \"5", [":1", "string", ""]),
+            ("wait", [":1", "", ""]),
+        ] {
+            let message = format!("{:#}", parse(text).expect_err("accepted"));
+            assert!(parts.into_iter().all(|part| message.contains(part)) && !message.contains('\n'), "{text:?}: {message}");
+        }
+    }
+}
