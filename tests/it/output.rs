@@ -120,6 +120,17 @@ fn every_byte_passes_unchanged_and_in_order() {
 }
 
 #[test]
+fn the_end_of_bulk_output_arrives_too() {
+    let env = Env::new();
+    for reader in ["cat", "(sleep 1; cat)"] {
+        let script = r#""$0" -- sh -c 'head -c 90000000 /dev/zero; printf end' x --output-format json | READER | tail -c 90000003 | wc -c"#;
+        let mut shell = env.command("sh");
+        shell.args(["-c", &script.replace("READER", reader)]).arg(binary());
+        assert_eq!(Running::start(shell).end().stdout, ["90000003"], "{reader}");
+    }
+}
+
+#[test]
 fn a_slow_reader_loses_nothing_and_does_not_keep_the_child_or_the_lock() {
     let env = Env::new();
     let bytes = awkward_bytes();

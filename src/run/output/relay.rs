@@ -141,7 +141,18 @@ fn copy(mut streams: Vec<Stream>, stop: &PipeReader, mouth: &Mouth, seen: &Seen)
     while streams.iter().any(|stream| stream.input.is_some()) {
         let child_is_alive = wait(&streams, stop);
         for stream in &mut streams {
-            stream.pump(&mut buffer, child_is_alive, mouth, seen);
+            if child_is_alive {
+                stream.pump(&mut buffer, mouth, seen);
+                continue;
+            }
+            // All that the child has written is in the pipe by now: what comes beyond that is not the child's.
+            let mut left = PIPE_SIZE as usize;
+            while left > 0 && stream.input.is_some() {
+                match stream.pump(&mut buffer, mouth, seen) {
+                    0 => break,
+                    length => left = left.saturating_sub(length),
+                }
+            }
         }
         if !child_is_alive {
             break;
@@ -163,14 +174,12 @@ fn wait(streams: &[Stream], stop: &PipeReader) -> bool {
 }
 
 impl Stream {
-    /// Passes on what is there. What the child has written is looked at only when its pipe is empty, or much has come:
-    /// claude may exit and drop what does not fit into the pipe while we look.
-    fn pump(&mut self, buffer: &mut [u8], child_is_alive: bool, mouth: &Mouth, seen: &Seen) {
+    /// Passes on what is there, or the first of it, and says how much it was. What the child has written is looked at only
+    /// when its pipe is empty, or much has come: claude may exit and drop what does not fit into the pipe while we look.
+    fn pump(&mut self, buffer: &mut [u8], mouth: &Mouth, seen: &Seen) -> usize {
         let most = if self.passed < super::BULK { MOST_UNSEEN } else { MOST_UNSEEN_IN_BULK };
         let buffer = &mut buffer[..2 * most];
         let mut unseen = 0;
-        // After the child's death all it has written is in the pipe: what comes beyond that is not the child's.
-        let mut left = if child_is_alive { usize::MAX } else { PIPE_SIZE as usize };
         while let Some(input) = &mut self.input {
             match input.read(&mut buffer[unseen..]) {
                 Ok(0) => self.input = None,
@@ -182,18 +191,18 @@ impl Stream {
                         self.input = None;
                     }
                     unseen += length;
-                    left = left.saturating_sub(length);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(_) => self.input = None, // EIO: the last descriptor of a pseudo-terminal is closed
             }
-            if unseen >= most || left == 0 {
+            if unseen >= most {
                 break;
             }
         }
         self.passed += unseen;
         self.look_at(&buffer[..unseen], mouth);
+        unseen
     }
 
     /// False when nobody will ever take what is delivered.
