@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use memchr::memrchr;
 
 /// What stands in the place of a secret.
 const MASK: &[u8] = b"***";
@@ -43,6 +44,31 @@ pub struct Masker {
     /// The end of what came, if it can be the beginning of a secret.
     held: Vec<u8>,
     state: State,
+    line: Line,
+}
+
+/// What the line that we are in begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    Empty,
+    /// A brace or a bracket: it is JSON, and is to stay so.
+    Json,
+    Text,
+}
+
+impl Line {
+    /// The line after `bytes` of it, or of it and the next ones.
+    fn after(self, bytes: &[u8]) -> Self {
+        let (line, rest) = match memrchr(b'\n', bytes) {
+            Some(end) => (Self::Empty, &bytes[end + 1..]),
+            None => (self, bytes),
+        };
+        match (line, rest.first()) {
+            (Self::Empty, Some(b'{' | b'[')) => Self::Json,
+            (Self::Empty, Some(_)) => Self::Text,
+            _ => line,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +89,26 @@ enum State {
 struct Quote {
     mark: u8,
     backslashes: usize,
+}
+
+impl Quote {
+    /// Whether `mark` behind so many backslashes ends what this mark has opened, or the JSON string around it.
+    fn is_closed_by(self, mark: u8, mut backslashes: usize, line: Line) -> bool {
+        match (self.mark, mark) {
+            // Nothing is escaped between single marks. In JSON, a plain double mark ends the string that they are in.
+            (b'\'', b'\'') => true,
+            (b'\'', b'"') => line == Line::Json && backslashes.is_multiple_of(2),
+            (b'"', b'"') => {
+                // Each string around takes away half of the backslashes. An even number of them is none: a plain mark.
+                let mut around = self.backslashes;
+                while !backslashes.is_multiple_of(2) && around > 0 {
+                    (backslashes, around) = (backslashes / 2, around / 2);
+                }
+                backslashes.is_multiple_of(2)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// What stands at a place where a secret can begin.
@@ -115,7 +161,7 @@ impl Secrets {
     }
 
     /// What stands at the beginning of `bytes`. `complete`: nothing comes behind them.
-    fn recognise(&self, bytes: &[u8], complete: bool) -> Found {
+    fn recognise(&self, bytes: &[u8], complete: bool, line: Line) -> Found {
         let is_open = |text: &[u8]| !complete && text.len() > bytes.len() && text.starts_with(bytes);
         if self.values.iter().any(|value| is_open(value)) {
             return Found::Unfinished;
@@ -130,12 +176,12 @@ impl Secrets {
                 _ => Found::Nothing,
             };
         }
-        variable(bytes, complete)
+        variable(bytes, complete, line)
     }
 }
 
 /// Looks at `NAME=`, `NAME = "`, `"NAME":"`, also where the quotation marks are escaped.
-fn variable(bytes: &[u8], complete: bool) -> Found {
+fn variable(bytes: &[u8], complete: bool, line: Line) -> Found {
     let ran_out = if complete { Found::Nothing } else { Found::Unfinished };
     let name = bytes.iter().take(LONGEST_NAME + 1).take_while(|&&byte| is_of_name(byte)).count();
     if name > LONGEST_NAME {
@@ -146,18 +192,22 @@ fn variable(bytes: &[u8], complete: bool) -> Found {
     }
     let Some((after_name, closed_by)) = quote(bytes, name) else { return ran_out };
     let sign = after_name + spaces(&bytes[after_name..]);
-    let is_json = match bytes.get(sign) {
+    let is_colon = match bytes.get(sign) {
         None => return ran_out,
         Some(b'=') => false,
         Some(b':') if closed_by.is_some() => true,
         Some(_) => return Found::Nothing,
     };
     let value = sign + 1 + spaces(&bytes[sign + 1..]);
-    match quote(bytes, value) {
-        None => ran_out,
-        Some((_, None)) if is_json => Found::Nothing, // a number, null, an array
-        Some((value, opened_by)) => Found::Variable(value, opened_by),
-    }
+    let Some((value, opened_by)) = quote(bytes, value) else { return ran_out };
+    let ends_a_string = |quote: Quote| quote.mark == b'"' && quote.backslashes.is_multiple_of(2);
+    let is_value = if is_colon {
+        // Behind a name in marks, a number or null is no secret, and other marks are those of a string around.
+        opened_by.is_some() && (opened_by == closed_by || line != Line::Json)
+    } else {
+        line != Line::Json || !opened_by.is_some_and(ends_a_string)
+    };
+    if is_value { Found::Variable(value, opened_by) } else { Found::Nothing }
 }
 
 /// More backslashes escape nothing that anybody writes.
@@ -200,7 +250,7 @@ fn escaped(value: &[u8]) -> Vec<u8> {
 impl Masker {
     /// A stream that nothing has come through yet.
     pub fn new(secrets: Arc<Secrets>) -> Self {
-        Self { secrets, held: Vec::new(), state: State::Copying }
+        Self { secrets, held: Vec::new(), state: State::Copying, line: Line::Empty }
     }
 
     /// Takes the next bytes, and writes what can be said of them to `out`. What it keeps back is shorter than the longest
@@ -230,14 +280,19 @@ impl Masker {
         let mut at = 0; // all before is dealt with
         while at < bytes.len() {
             let rest = &bytes[at..];
-            at += match self.state {
+            let length = match self.state {
                 State::Copying => match self.copy(rest, complete, out) {
                     Copied::Until(length) => length,
-                    Copied::AllButFrom(length) => return rest[length..].to_vec(),
+                    Copied::AllButFrom(length) => {
+                        self.line = self.line.after(&rest[..length]);
+                        return rest[length..].to_vec();
+                    }
                 },
                 State::Token => self.skip_token(rest),
                 State::Value { opened_by, backslashes, masked } => self.skip_value(rest, opened_by, backslashes, masked, out),
-            }
+            };
+            self.line = self.line.after(&rest[..length]);
+            at += length;
         }
         Vec::new()
     }
@@ -258,7 +313,7 @@ impl Masker {
                     return Copied::AllButFrom(open);
                 }
             };
-            let shown = match secrets.recognise(&bytes[start..], complete) {
+            let shown = match secrets.recognise(&bytes[start..], complete, self.line.after(&bytes[..start])) {
                 Found::Nothing => {
                     from = start + 1;
                     continue;
@@ -311,8 +366,7 @@ impl Masker {
                 continue;
             }
             let ends = match opened_by {
-                // Escaped more than the mark that opened it, a mark belongs to the value.
-                Some(quote) => byte == b'\n' || (byte == quote.mark && backslashes <= quote.backslashes),
+                Some(quote) => byte == b'\n' || quote.is_closed_by(byte, backslashes, self.line),
                 None => {
                     let line_end_in_json = backslashes > 0 && matches!(byte, b'n' | b'r' | b't');
                     byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b'`') || line_end_in_json

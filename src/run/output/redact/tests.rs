@@ -32,7 +32,12 @@ fn masked(text: &str) -> String {
     masked_in(&[text.as_bytes()])
 }
 
-const MASKED: [(&str, &str); 22] = [
+const MASKED: [(&str, &str); 27] = [
+    (r#"{"t":"GH_TOKEN=\"a\\"}"#, r#"{"t":"GH_TOKEN=\"***\\"}"#),
+    (r#"{"t":"GH_TOKEN='abc"}"#, r#"{"t":"GH_TOKEN='***"}"#),
+    ("text\n{\"t\":\"GH_TOKEN='a b\"}", "text\n{\"t\":\"GH_TOKEN='***\"}"),
+    ("GH_TOKEN='a\"b' c", "GH_TOKEN='***' c"),
+    ("GH_TOKEN=\"a\\\"b\\\\\" c", "GH_TOKEN=\"***\\\\\" c"),
     ("GH_TOKEN=abc", "GH_TOKEN=***"),
     ("export ANTHROPIC_API_KEY=abc def", "export ANTHROPIC_API_KEY=*** def"),
     ("MY_VAULT_PASSWORD_2=a/b+c==\nnext", "MY_VAULT_PASSWORD_2=***\nnext"),
@@ -150,6 +155,46 @@ fn it_does_not_matter_where_reads_split_in_any_mixture() {
             rest = others;
         }
         assert_eq!(masked_in(&pieces), masked(&text), "{text:?} in {pieces:?}");
+    }
+}
+
+#[test]
+fn json_stays_json() {
+    let parts = [
+        "GH_TOKEN",
+        "VAULT_KEY",
+        "=",
+        ":",
+        " ",
+        "\"",
+        "'",
+        "\\",
+        "\\\"",
+        "\n",
+        "n",
+        "abc",
+        "sk-ant-",
+        "hunter2-hunter2",
+        "say \"hi\"\\ to\nall",
+        "{",
+        "}",
+        ",",
+    ];
+    let mut state = 7u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    for _ in 0..15_000 {
+        let text: String = (0..random(14)).map(|_| parts[random(parts.len())]).collect();
+        let once = serde_json::json!({ "GITHUB_TOKEN": &text, "a": [1, &text], "z": null }).to_string();
+        let twice = serde_json::json!([{ "t": &once }]).to_string();
+        for line in [once, twice] {
+            let masked = masked(&line);
+            assert!(serde_json::from_str::<serde_json::Value>(&masked).is_ok(), "{line}\n{masked}");
+        }
     }
 }
 
