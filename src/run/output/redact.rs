@@ -144,26 +144,21 @@ impl Secrets {
         }
         values.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
         values.dedup();
-        let beginnings = || values.iter().map(Vec::as_slice).chain(OWNERS).chain(TOKENS);
-        let longest = beginnings().map(<[u8]>::len).max().unwrap_or_default();
-        Ok(Self { finder: AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(beginnings())?, longest, values })
+        let longest = beginnings(&values).map(<[u8]>::len).max().unwrap_or_default();
+        let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(beginnings(&values))?;
+        Ok(Self { finder, longest, values })
     }
 
     /// From where on, not before `from`, `bytes` can be the first part of what a secret begins with.
     fn beginning_at_the_end(&self, bytes: &[u8], from: usize) -> usize {
         let first = from.max((bytes.len() + 1).saturating_sub(self.longest));
-        let mut beginnings = (first..bytes.len()).filter(|&at| {
-            let rest = &bytes[at..];
-            let mut all = self.values.iter().map(Vec::as_slice).chain(OWNERS).chain(TOKENS);
-            all.any(|beginning| beginning[0] == rest[0] && beginning.len() > rest.len() && beginning.starts_with(rest))
-        });
-        beginnings.next().unwrap_or(bytes.len())
+        let is_begun = |at: &usize| beginnings(&self.values).any(|beginning| is_first_part(&bytes[*at..], beginning));
+        (first..bytes.len()).find(is_begun).unwrap_or(bytes.len())
     }
 
     /// What stands at the beginning of `bytes`. `complete`: nothing comes behind them.
     fn recognise(&self, bytes: &[u8], complete: bool, line: Line) -> Found {
-        let is_open = |text: &[u8]| !complete && text.len() > bytes.len() && text.starts_with(bytes);
-        if self.values.iter().any(|value| is_open(value)) {
+        if !complete && self.values.iter().any(|value| is_first_part(bytes, value)) {
             return Found::Unfinished;
         }
         if let Some(value) = self.values.iter().find(|value| bytes.starts_with(value)) {
@@ -178,6 +173,16 @@ impl Secrets {
         }
         variable(bytes, complete, line)
     }
+}
+
+/// All that a secret can begin with.
+fn beginnings(values: &[Vec<u8>]) -> impl Iterator<Item = &[u8]> {
+    values.iter().map(Vec::as_slice).chain(OWNERS).chain(TOKENS)
+}
+
+/// Whether `bytes` are some of `text`, from its beginning, but not all of it.
+fn is_first_part(bytes: &[u8], text: &[u8]) -> bool {
+    text.len() > bytes.len() && text.starts_with(bytes)
 }
 
 /// Looks at `NAME=`, `NAME = "`, `"NAME":"`, also where the quotation marks are escaped.
@@ -277,11 +282,17 @@ impl Masker {
 
     /// Gives back what cannot be decided yet.
     fn run(&mut self, bytes: &[u8], complete: bool, out: &mut Vec<u8>) -> Vec<u8> {
+        let secrets = Arc::clone(&self.secrets);
+        let undecided = |from| if complete { bytes.len() } else { secrets.beginning_at_the_end(bytes, from) };
+        let mut open = undecided(0);
         let mut at = 0; // all before is dealt with
         while at < bytes.len() {
+            if open < at {
+                open = undecided(at);
+            }
             let rest = &bytes[at..];
             let length = match self.state {
-                State::Copying => match self.copy(rest, complete, out) {
+                State::Copying => match self.copy(rest, open - at, complete, out) {
                     Copied::Until(length) => length,
                     Copied::AllButFrom(length) => {
                         self.line = self.line.after(&rest[..length]);
@@ -297,51 +308,41 @@ impl Masker {
         Vec::new()
     }
 
-    fn copy(&mut self, bytes: &[u8], complete: bool, out: &mut Vec<u8>) -> Copied {
-        let secrets = &self.secrets;
-        let undecided = |from| if complete { bytes.len() } else { secrets.beginning_at_the_end(bytes, from) };
-        let (mut from, mut open) = (0, undecided(0));
-        loop {
-            if open < from {
-                open = undecided(from);
+    /// Copies what comes before the next place where a secret can begin, and deals with that. What begins at `open`, or
+    /// later, cannot be told yet.
+    fn copy(&mut self, bytes: &[u8], open: usize, complete: bool, out: &mut Vec<u8>) -> Copied {
+        let start = match self.secrets.finder.find(bytes).map(|found| found.start()) {
+            Some(start) if start <= open => start,
+            _ => {
+                out.extend_from_slice(&bytes[..open]);
+                return Copied::AllButFrom(open);
             }
-            let found = secrets.finder.find(&bytes[from..]).map(|found| from + found.start());
-            let start = match found {
-                Some(start) if start <= open => start,
-                _ => {
-                    out.extend_from_slice(&bytes[..open]);
-                    return Copied::AllButFrom(open);
-                }
-            };
-            let shown = match secrets.recognise(&bytes[start..], complete, self.line.after(&bytes[..start])) {
-                Found::Nothing => {
-                    from = start + 1;
-                    continue;
-                }
-                Found::Unfinished => {
-                    out.extend_from_slice(&bytes[..start]);
-                    return Copied::AllButFrom(start);
-                }
-                Found::Value(length) => {
-                    out.extend_from_slice(&bytes[..start]);
-                    out.extend_from_slice(MASK);
-                    return Copied::Until(start + length);
-                }
-                Found::Token(length) => {
-                    self.state = State::Token;
-                    length
-                }
-                Found::Variable(length, opened_by) => {
-                    self.state = State::Value { opened_by, backslashes: 0, masked: false };
-                    length
-                }
-            };
-            out.extend_from_slice(&bytes[..start + shown]);
-            if self.state == State::Token {
+        };
+        let (before, rest) = bytes.split_at(start);
+        out.extend_from_slice(before);
+        let length = match self.secrets.recognise(rest, complete, self.line.after(before)) {
+            Found::Unfinished => return Copied::AllButFrom(start),
+            Found::Nothing => {
+                out.push(rest[0]);
+                1
+            }
+            Found::Value(length) => {
                 out.extend_from_slice(MASK);
+                length
             }
-            return Copied::Until(start + shown);
-        }
+            Found::Token(length) => {
+                out.extend_from_slice(&rest[..length]);
+                out.extend_from_slice(MASK);
+                self.state = State::Token;
+                length
+            }
+            Found::Variable(length, opened_by) => {
+                out.extend_from_slice(&rest[..length]);
+                self.state = State::Value { opened_by, backslashes: 0, masked: false };
+                length
+            }
+        };
+        Copied::Until(start + length)
     }
 
     fn skip_token(&mut self, bytes: &[u8]) -> usize {
