@@ -25,6 +25,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::run_id::RunId;
 pub use log_file::LogFile;
+pub(crate) use log_file::open_to_append;
 
 /// How much claude-run says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,6 @@
 //! never a reason for a run to fail.
 
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,6 +10,7 @@ use serde_json::{Map, Value};
 use tracing::warn;
 
 use crate::claude::frames::LastResult;
+use crate::diag::open_to_append;
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
 use crate::settings::LockMode;
@@ -54,10 +54,9 @@ impl Record {
     /// Appends the line of a run that ended with `outcome` to the file `path`, in one write(2); a new file is for its owner
     /// alone. A failure is warned of.
     pub fn append(&self, path: &Path, outcome: Outcome) {
-        // O_NONBLOCK: a FIFO that nobody reads must not hang us.
-        let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
-        let file = std::fs::File::options().append(true).create(true).mode(0o600).custom_flags(flags).open(path);
-        if let Err(error) = file.and_then(|mut file| file.write_all(format!("{}\n", self.to_json(outcome)).as_bytes())) {
+        if let Err(error) =
+            open_to_append(path).and_then(|mut file| file.write_all(format!("{}\n", self.to_json(outcome)).as_bytes()))
+        {
             warn!("cannot write the record {}: {error}", path.display());
         }
     }

@@ -4,6 +4,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::thread;
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
 use nix::unistd::{getpgid, getpgrp, getppid, getsid};
@@ -93,6 +94,18 @@ impl Drop for Handlers {
             unregister(id);
         }
     }
+}
+
+/// Starts a thread that no signal interrupts: handlers run in the thread that waits for events.
+///
+/// # Errors
+/// The process is out of threads.
+pub(crate) fn spawn_deaf(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    // It inherits this mask: set in the thread itself, it would come too late.
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let started = thread::Builder::new().name(name.into()).stack_size(stack).spawn(work);
+    mask.thread_set_mask()?;
+    started.map(|_| ())
 }
 
 /// Stops this process, as the default action of SIGTSTP would. Returns when it is continued.

@@ -28,9 +28,7 @@ impl LogFile {
     /// # Errors
     /// open(2) fails.
     pub fn open(path: &Path, run: RunId, format: LogFormat) -> io::Result<Self> {
-        // O_NONBLOCK: a FIFO that nobody reads must not hang us.
-        let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
-        let file = File::options().append(true).create(true).mode(0o600).custom_flags(flags).open(path)?;
+        let file = open_to_append(path)?;
         let found = file.metadata()?;
         let is_stderr = fs::metadata("/proc/self/fd/2")
             .is_ok_and(|stderr| (stderr.dev(), stderr.ino()) == (found.dev(), found.ino()) && stderr.is_file());
@@ -77,6 +75,13 @@ impl LogFile {
     pub(super) fn format(&self) -> LogFormat {
         self.format
     }
+}
+
+/// Opens a file that several runs append lines to; a new one is for its owner alone.
+pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
+    // O_NONBLOCK: a FIFO that nobody reads must not hang us.
+    let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
+    File::options().append(true).create(true).mode(0o600).custom_flags(flags).open(path)
 }
 
 /// The time, as RFC 3339 has it, in UTC.

@@ -4,11 +4,10 @@
 
 use std::io;
 use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use tracing::warn;
 
 use super::mode::Lock;
@@ -99,12 +98,7 @@ fn lock_in_thread(candidate: Candidate, mouth: Mouth) -> Result<mpsc::Receiver<(
         let _ = sender.send((candidate, result));
         mouth.put(Event::LockAnswered);
     };
-    // The thread must not be the one that a signal interrupts; it inherits this mask.
-    let mask =
-        SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK).context("cannot set the signal mask")?;
-    let thread = thread::Builder::new().name("flock".into()).stack_size(64 * 1024).spawn(work);
-    mask.thread_set_mask().context("cannot set the signal mask")?;
-    thread.context("cannot start the thread that waits for the lock")?;
+    signals::spawn_deaf("flock", 64 * 1024, work).context("cannot start the thread that waits for the lock")?;
     Ok(answer)
 }
 

@@ -212,11 +212,7 @@ impl Run {
                 }
             }
             Action::StopOurselves => signals::stop_ourselves(),
-            Action::StopForShell => {
-                if signals::somebody_can_continue_us() {
-                    signals::stop_ourselves();
-                }
-            }
+            Action::StopForShell => signals::stop_if_asked(Sender::Kernel),
             Action::Report => warn!("{}", self.report()),
             Action::Tell(notice) => self.tell(notice),
         }

@@ -7,12 +7,11 @@ use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, pipe};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signal::{SigSet, Signal};
 use tracing::warn;
 
 use super::lines::Lines;
@@ -78,7 +77,7 @@ impl Relay {
     ///
     /// # Errors
     /// The process is out of descriptors or threads.
-    pub(super) fn start(streams: Vec<Stream>, mouth: Mouth, done: Done) -> io::Result<Self> {
+    pub(super) fn start(streams: Vec<Stream>, mouth: Mouth, done: Arc<Done>) -> io::Result<Self> {
         let (stop, child_is_alive) = pipe()?;
         let seen = Seen { started: Instant::now(), last_output: AtomicU64::new(0), last_result: Mutex::new(None) };
         let seen = Arc::new(seen);
@@ -87,10 +86,7 @@ impl Relay {
             copy(streams, &stop, &mouth, &for_thread);
             drop(done);
         };
-        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        let started = thread::Builder::new().name("relay".into()).stack_size(256 * 1024).spawn(work);
-        mask.thread_set_mask()?;
-        started?;
+        signals::spawn_deaf("relay", 256 * 1024, work)?;
         Ok(Self { child_is_alive, seen })
     }
 

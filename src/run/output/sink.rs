@@ -6,15 +6,14 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow};
 use tracing::warn;
 
 use super::spool::Spool;
 use crate::event::{Event, Mouth};
+use crate::signals;
 
 /// How much of what our reader has not taken is kept in memory.
 const IN_MEMORY: usize = 8 << 20;
@@ -22,20 +21,11 @@ const IN_MEMORY: usize = 8 << 20;
 /// How long a reader of bulk output may take for the next piece before it counts as stuck.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Tells the event channel, when the last clone is gone, that all output is where it belongs.
-#[derive(Clone, Debug)]
-pub(super) struct Done(#[expect(dead_code, reason = "it is there to be dropped")] Arc<DoneInner>);
-
+/// Tells the event channel, when it is dropped, that all output is where it belongs. Shared by all who write.
 #[derive(Debug)]
-struct DoneInner(Mouth);
+pub(super) struct Done(pub(super) Mouth);
 
-impl Done {
-    pub(super) fn new(mouth: Mouth) -> Self {
-        Self(Arc::new(DoneInner(mouth)))
-    }
-}
-
-impl Drop for DoneInner {
+impl Drop for Done {
     fn drop(&mut self) {
         self.0.put(Event::OutputDone);
     }
@@ -52,7 +42,7 @@ pub(super) struct Sink {
     queue: Arc<Queue>,
     /// So many pieces our reader had taken when it was found stuck.
     stuck_at: Option<u64>,
-    done: Done,
+    done: Arc<Done>,
 }
 
 /// What the thread that reads and the one that writes share.
@@ -75,7 +65,7 @@ struct State {
 
 impl Sink {
     /// A way to `descriptor`, which is called `name`.
-    pub(super) fn new(descriptor: BorrowedFd, name: &'static str, done: Done) -> io::Result<Self> {
+    pub(super) fn new(descriptor: BorrowedFd, name: &'static str, done: Arc<Done>) -> io::Result<Self> {
         let out = File::from(descriptor.try_clone_to_owned()?);
         let state = State { spool: Spool::new(IN_MEMORY), writing: false, complete: false, reader_gone: false };
         let queue = Arc::new(Queue { state: Mutex::new(state), changed: Condvar::new() });
@@ -143,17 +133,14 @@ impl Sink {
     }
 
     fn start_writing(&self, out: File) -> io::Result<()> {
-        let (name, queue, done) = (self.name, Arc::clone(&self.queue), self.done.clone());
+        let (name, queue, done) = (self.name, Arc::clone(&self.queue), Arc::clone(&self.done));
         let work = move || {
             if let Err(error) = queue.write_out(out) {
                 tell(name, &error);
             }
             drop(done);
         };
-        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        let started = thread::Builder::new().name("relay-write".into()).stack_size(128 * 1024).spawn(work);
-        mask.thread_set_mask()?;
-        started.map(|_| ())
+        signals::spawn_deaf("relay-write", 128 * 1024, work)
     }
 }
 

@@ -90,7 +90,7 @@ impl Watch {
     /// The process is out of descriptors, or the system of pseudo-terminals.
     pub(crate) fn prepare(&self) -> io::Result<Prepared<'_>> {
         enlarge(stdout());
-        let out = (self.frames || self.pty || self.reads_both()).then(|| Ends::new(self.pty || stdout().is_terminal()));
+        let out = self.reads().then(|| Ends::new(self.pty || stdout().is_terminal()));
         let err = self.reads_both().then(|| Ends::new(stderr().is_terminal()));
         Ok(Prepared { watch: self, stdout: out.transpose()?, stderr: err.transpose()? })
     }
@@ -135,18 +135,18 @@ impl Prepared<'_> {
         if !self.watch.reads() {
             return Ok(None);
         }
-        let done = Done::new(mouth.clone());
+        let done = Arc::new(Done(mouth.clone()));
         let mut streams = Vec::new();
         let mut terminals = Vec::new();
         if let Some(ends) = self.stdout {
-            let sink = Sink::new(stdout().as_fd(), "stdout", done.clone())?;
+            let sink = Sink::new(stdout().as_fd(), "stdout", Arc::clone(&done))?;
             let frames = self.watch.frames.then(FrameReader::default);
             streams.push(stream(self.watch, "stdout", ends, Some(sink), frames, &mut terminals)?);
         }
         if let Some(ends) = self.stderr {
             // Where the log is our stderr, it has the lines already.
             let is_logged = self.watch.log.as_ref().is_some_and(|log| log.is_stderr());
-            let sink = if is_logged { None } else { Some(Sink::new(stderr().as_fd(), "stderr", done.clone())?) };
+            let sink = if is_logged { None } else { Some(Sink::new(stderr().as_fd(), "stderr", Arc::clone(&done))?) };
             streams.push(stream(self.watch, "stderr", ends, sink, None, &mut terminals)?);
         }
         Ok(Some(Working { relay: Relay::start(streams, mouth, done)?, terminals }))
