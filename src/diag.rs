@@ -16,10 +16,11 @@ use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use terminal_size::{Width, terminal_size_of};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
-use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, JsonFields, Writer};
+use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Json, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, SubscriberBuilder};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -66,7 +67,8 @@ pub fn init(verbosity: Verbosity, format: LogFormat, log: Option<&Path>, run: Ru
     IS_QUIET.store(verbosity == Verbosity::Quiet, Ordering::Relaxed);
     let (stderr, in_log) = (OnceLock::new(), OnceLock::new());
     // An error here means that an earlier run in this process has set it up: as good.
-    let _ = tracing::subscriber::set_global_default(OnFirstMessage { level, format, log: log_file.clone(), stderr, in_log });
+    let _ =
+        tracing::subscriber::set_global_default(OnFirstMessage { level, format, run, log: log_file.clone(), stderr, in_log });
     if let (Some(path), Some(error)) = (log, error) {
         tracing::warn!("cannot open the log {}: {error}; going on without it", path.display());
     }
@@ -80,6 +82,7 @@ static IS_QUIET: AtomicBool = AtomicBool::new(false);
 struct OnFirstMessage {
     level: LevelFilter,
     format: LogFormat,
+    run: RunId,
     log: Option<Arc<LogFile>>,
     stderr: OnceLock<Box<dyn Subscriber + Send + Sync>>,
     in_log: OnceLock<Box<dyn Subscriber + Send + Sync>>,
@@ -92,7 +95,7 @@ impl OnFirstMessage {
             SubscriberBuilder::default().with_writer(|| Patient).with_max_level(self.level).log_internal_errors(false);
         match self.format {
             LogFormat::Text => Box::new(builder.event_format(Plain).finish()),
-            LogFormat::Json => Box::new(builder.json().flatten_event(true).with_target(false).finish()),
+            LogFormat::Json => Box::new(builder.fmt_fields(JsonFields::new()).event_format(as_json(self.run)).finish()),
         }
     }
 
@@ -106,10 +109,7 @@ impl OnFirstMessage {
         let run = log.run();
         match log.format() {
             LogFormat::Text => Box::new(builder.event_format(WithRun { run, inner: Plain }).finish()),
-            LogFormat::Json => {
-                let json = tracing_subscriber::fmt::format().json().flatten_event(true).with_target(false);
-                Box::new(builder.fmt_fields(JsonFields::new()).event_format(WithRun { run, inner: json }).finish())
-            }
+            LogFormat::Json => Box::new(builder.fmt_fields(JsonFields::new()).event_format(as_json(run)).finish()),
         }
     }
 
@@ -179,7 +179,10 @@ impl LiveLine {
 
     /// Shows `text` in place of what the line held.
     pub fn show(&self, text: &str) {
-        say(&format!("\r\x1b[Kclaude-run: {text}"));
+        // What does not fit would go on in a line of its own, which no carriage return reaches.
+        let width = terminal_size_of(stderr()).map_or(usize::MAX, |(Width(columns), _)| usize::from(columns));
+        let text: String = format!("claude-run: {text}").chars().take(width.saturating_sub(1)).collect();
+        say(&format!("\r\x1b[K{text}"));
     }
 }
 
@@ -249,7 +252,7 @@ where
     }
 }
 
-/// The same in a log that several runs share, and as JSON: with the time and the run.
+/// The same in a log that several runs share, and as JSON: with the time, the run, and the event's name if it has one.
 struct WithRun<F> {
     run: RunId,
     inner: F,
@@ -264,11 +267,20 @@ where
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut text = String::new();
         self.inner.format_event(context, Writer::new(&mut text), event)?;
-        match text.strip_prefix('{') {
-            Some(fields) => write!(writer, r#"{{"run":"{}",{fields}"#, self.run),
-            None => write!(writer, "{} {} {text}", log_file::now(), self.run),
+        // Without a name of its own, tracing calls a message by the place it comes from.
+        let name = Some(event.metadata().name()).filter(|name| !name.starts_with("event "));
+        match (text.strip_prefix('{'), name) {
+            (Some(fields), Some(name)) => write!(writer, r#"{{"run":"{}","event":"{name}",{fields}"#, self.run),
+            (Some(fields), None) => write!(writer, r#"{{"run":"{}",{fields}"#, self.run),
+            (None, Some(name)) => writeln!(writer, "{} {} {} event={name}", log_file::now(), self.run, text.trim_end()),
+            (None, None) => write!(writer, "{} {} {text}", log_file::now(), self.run),
         }
     }
+}
+
+/// A message as a JSON object.
+fn as_json(run: RunId) -> WithRun<Format<Json>> {
+    WithRun { run, inner: tracing_subscriber::fmt::format().json().flatten_event(true).with_target(false) }
 }
 
 /// The log, as tracing wants to write to it.

@@ -1,7 +1,7 @@
 //! claude-run: Claude Code under one session lock and a watchdog that leaves nothing behind.
 //!
 //! The flow goes one way, and the rooms stand in its order; a module imports only from those above it and from the
-//! leaves (`outcome`, `diag`, `procfs`, `run_id`):
+//! leaves (`outcome`, `diag`, `procfs`, `run_id`, `identity`):
 //!
 //! ```text
 //! words, environment -> Cli -> Settings -> Plan -> session lock -> run -> Outcome -> exit code
@@ -11,10 +11,10 @@
 //! claude/    all that is known about Claude Code: config_dir, program, frames
 //! event      the one channel on which everything arrives
 //! signals    our dispositions, and the child's
-//! lock/      the session lock: mode, session, waiting, ours
+//! records    what is kept of runs: a record of each live one, a history of the others
+//! lock/      the session lock: mode, session, waiting, ours, holder
 //! run/       one supervised run, sole owner of the child: policy (pure), spawn, tree, output/ (relay, spool), supervise
-//! records    what is kept of finished runs
-//! ops/       what operators ask for: settings
+//! ops/       what operators ask for: status, mode, settings, report
 //! plan       the settings, seen in the light of config dir, terminal and PATH
 //! outcome    how it ended, and THE exit-code table
 //! diag       the only writer to stderr
@@ -24,6 +24,7 @@ pub mod claude;
 pub mod cli;
 pub mod diag;
 pub mod event;
+pub mod identity;
 pub mod lock;
 pub mod ops;
 pub mod outcome;
@@ -41,7 +42,6 @@ use std::io::{self, Write};
 use std::mem;
 use std::panic;
 use std::path::Path;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -52,7 +52,7 @@ use cli::{Cli, Request};
 use lock::{Claim, Lock, Taken};
 use outcome::Outcome;
 use plan::Plan;
-use records::Record;
+use records::Journal;
 use run::output::Watch;
 use run::policy::{Group, Rules};
 use run::spawn::{Launch, fill_standard_descriptors};
@@ -103,27 +103,26 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     let environment = |name: &str| env::var_os(name);
     let config_dir = ConfigDir::resolve(cli.value(&cli::CONFIG_DIR).map(Path::new), &environment);
     // Without a config dir there is no file in it; whether one is needed is settled later.
-    let file = config_dir.ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
+    let file = config_dir.as_ref().ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
     let file = file.transpose()?.flatten();
     if let Some(operation) = operation {
-        return ops::run(operation, cli, &environment, file.as_ref());
+        let context = ops::Context { cli, environment: &environment, file, config_dir };
+        return ops::run(&operation, context, &mut io::stdout());
     }
     let settings = Settings::resolve(cli, &environment, file.as_ref())?;
     let run = RunId::take();
     let log = diag::init(settings.verbosity, settings.log_format, settings.log.as_deref(), run);
-    let mut plan = Plan::new(settings, &environment, &inherited, run, log)?;
+    let mut plan = Plan::new(settings, config_dir, &environment, &inherited, run, log)?;
     let variables = mem::take(&mut plan.environment);
     let launch = Launch { program: &plan.program, environment: variables, stdin: plan.stdin, signals: &inherited };
     let Some(rules) = plan.watchdog else { return Err(launch.exec()) };
-    let outcome = supervised(launch, plan.lock.as_ref(), rules, &plan.watch, &mut plan.record);
-    if let Some(file) = &plan.record_file {
-        plan.record.append(file, outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
-    }
+    let outcome = supervised(launch, plan.lock.as_ref(), rules, &plan.watch, &mut plan.journal);
+    plan.journal.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
     outcome
 }
 
 /// Takes `lock`, and stays until all that `launch` starts has ended.
-fn supervised(mut launch: Launch, lock: Option<&Lock>, rules: Rules, watch: &Watch, record: &mut Record) -> Result<Outcome> {
+fn supervised(mut launch: Launch, lock: Option<&Lock>, rules: Rules, watch: &Watch, journal: &mut Journal) -> Result<Outcome> {
     let mut channel = event::Channel::open().context("cannot make a pipe")?;
     // In the terminal's own group, the key that stops stops us as it stops the child: by default.
     let stop = (rules.group == Group::Own).then_some(Signal::SIGTSTP);
@@ -132,32 +131,23 @@ fn supervised(mut launch: Launch, lock: Option<&Lock>, rules: Rules, watch: &Wat
 
     let mut held = None;
     if let Some(lock) = lock {
-        let taken = lock::take(lock, &mut channel)?;
-        record.has_waited();
+        let taken = lock::take(lock, journal, &mut channel)?;
         let identity = match taken {
             Taken::Held(lock) => Some(held.insert(lock).identity()),
             Taken::ByCaller(identity) => Some(identity),
             Taken::AboveUs => None,
-            Taken::Busy => {
-                tracing::error!("{}", lock.refusal());
-                return Ok(Outcome::LockBusy { code: lock.conflict_exit_code });
-            }
+            Taken::Busy => return Ok(Outcome::LockBusy { code: lock.conflict_exit_code }),
             Taken::EndedBy(signal) => return Ok(Outcome::EndedWaiting(signal)),
         };
         if let Some(identity) = identity {
             // Other claims on this file are stale now; those on other files are as true as they were.
             let others = lock.claims_above.iter().filter(|claim| claim.identity != identity).copied();
-            let claims: Vec<_> = others.chain([Claim { identity, run: record.run }]).map(|claim| claim.to_string()).collect();
-            launch.set(Claim::VARIABLE, &claims.join(","));
+            let claims = others.chain([Claim { identity, run: journal.run() }]).map(|claim| claim.to_string());
+            launch.set(Claim::VARIABLE, &claims.collect::<Vec<_>>().join(","));
         }
     }
-    launch.set(RunId::VARIABLE, &record.run.to_string());
-    let acquired = held.is_some().then(Instant::now);
-    let ended = run::supervise(&launch, rules, watch, record.run, held, &mut channel)?;
-    record.ran = Some(ended.cleared - ended.started);
-    record.held = acquired.map(|acquired| ended.cleared - acquired);
-    record.last_result = ended.last_result;
-    Ok(ended.outcome)
+    launch.set(RunId::VARIABLE, &journal.run().to_string());
+    run::supervise(&launch, rules, watch, held, journal, &mut channel)
 }
 
 fn understand(words: Vec<OsString>) -> Request {

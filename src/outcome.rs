@@ -5,6 +5,8 @@
 pub enum Outcome {
     /// Help or version was asked for and printed.
     Shown,
+    /// What an operator asked for was done, and it found trouble.
+    Trouble,
     /// The child ended by itself with this status.
     Exited(u8),
     /// The child was ended by this signal.
@@ -42,6 +44,7 @@ impl Outcome {
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Shown => 0,
+            Self::Trouble => 1,
             Self::Exited(status) => status,
             Self::Killed(signal) | Self::EndedWaiting(signal) | Self::EndedDraining(signal) => {
                 u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128))
@@ -68,6 +71,7 @@ impl Outcome {
     pub fn name(self) -> &'static str {
         match self {
             Self::Shown => "shown",
+            Self::Trouble => "trouble",
             Self::Exited(_) => "exited",
             Self::Killed(_) => "killed",
             Self::HardLimit => "hard-limit",

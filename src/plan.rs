@@ -3,7 +3,6 @@
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, stdin};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
@@ -14,8 +13,8 @@ use crate::claude::config_dir::{self, ConfigDir, ForChild};
 use crate::claude::frames;
 use crate::claude::program::Program;
 use crate::diag::LogFile;
-use crate::lock::{Claim, Lock};
-use crate::records::Record;
+use crate::lock::{self, Claim, Lock};
+use crate::records::{Journal, Particulars};
 use crate::run::output::Watch;
 use crate::run::policy::{Group, Rules};
 use crate::run_id::RunId;
@@ -25,8 +24,6 @@ use crate::signals::Inherited;
 /// One invocation, decided.
 #[derive(Debug)]
 pub struct Plan {
-    /// The name of this run.
-    pub run: RunId,
     /// What runs.
     pub program: Program,
     /// The child's environment, but for what is known only once the lock is held.
@@ -37,10 +34,8 @@ pub struct Plan {
     pub lock: Option<Lock>,
     /// What the child's output is read for.
     pub watch: Watch,
-    /// Where its record goes.
-    pub record_file: Option<PathBuf>,
-    /// What the record begins with.
-    pub record: Record,
+    /// Its books.
+    pub journal: Journal,
     /// What the watchdog keeps to; without one, claude-run becomes the program and is gone.
     pub watchdog: Option<Rules>,
 }
@@ -56,6 +51,7 @@ impl Plan {
     /// The program cannot be started (`Unstartable`), or the config dir cannot be used where the mode needs it.
     pub fn new(
         settings: Settings,
+        config_dir: Result<ConfigDir>,
         environment: Environment,
         signals: &Inherited,
         run: RunId,
@@ -69,7 +65,6 @@ impl Plan {
             );
         }
         let program = Program::find(&settings.command, settings.claude.as_deref())?;
-        let config_dir = ConfigDir::resolve(settings.config_dir.as_deref(), environment);
         let mut child_environment: Vec<_> = env::vars_os().filter(|(name, _)| name != RunId::LINEAGE).collect();
         let lineage = [lineage, vec![&*run.to_string()]].concat().join(",");
         child_environment.push((RunId::LINEAGE.into(), lineage.into()));
@@ -77,29 +72,24 @@ impl Plan {
             tell_child(&mut child_environment, &config_dir.for_child);
         }
         let bare = program.needs_no_lock();
-        let lock = match settings.lock_mode {
-            _ if bare => None,
-            LockMode::Exclusive => {
-                let path = match settings.lock_file.clone() {
-                    Some(path) => {
-                        warn_of(config_dir.and_then(|config_dir| config_dir.ensure_usable()));
-                        path
-                    }
-                    None => {
-                        let config_dir = config_dir?;
-                        config_dir.ensure_usable()?;
-                        config_dir.path.join("session.lock")
-                    }
-                };
-                let claims_above = environment(Claim::VARIABLE).map(|list| Claim::parse_list(&list)).unwrap_or_default();
-                let (wait, conflict_exit_code) = (settings.wait, settings.conflict_exit_code);
-                Some(Lock { path, wait, conflict_exit_code, claims_above, ignored: signals.ignored })
-            }
-            LockMode::PassThrough => {
-                warn_of(config_dir.and_then(|config_dir| config_dir.ensure_usable()));
+        let wants_lock = !bare && settings.lock_mode == LockMode::Exclusive;
+        let config_dir = match config_dir.and_then(|config_dir| if bare { Ok(None) } else { config_dir.usable().map(Some) }) {
+            Err(error) if wants_lock && settings.lock_file.is_none() => return Err(error),
+            // Without the lock, a config dir that does not work is claude's affair: it is said, and the run goes on.
+            Err(error) if !bare => {
+                warn!("{error:#}");
                 None
             }
+            config_dir => config_dir.unwrap_or_default(),
         };
+        let lock_file = || settings.lock_file.clone().or_else(|| Some(config_dir.as_ref()?.path.join(lock::FILE_NAME)));
+        let lock = wants_lock.then(lock_file).flatten().map(|path| Lock {
+            path,
+            wait: settings.wait,
+            conflict_exit_code: settings.conflict_exit_code,
+            claims_above: environment(Claim::VARIABLE).map(|list| Claim::parse_list(&list)).unwrap_or_default(),
+            ignored: signals.ignored,
+        });
         let terminal = Terminal::of(settings.stdin);
         let rules = Rules {
             hard_limit: settings.hard_limit.unwrap_or(terminal.hard_limit()).as_limit(),
@@ -113,18 +103,24 @@ impl Plan {
         };
         let watch = if bare { Watch::default() } else { watch(&settings, &program, &rules, log)? };
         let record_file = settings.record.filter(|_| !bare);
-        let record = Record::begin(run, settings.label, &program.path, settings.lock_mode);
         let keeps_nothing = rules.hard_limit.is_none() && rules.leftovers == Leftovers::Keep;
         let idle = lock.is_none() && keeps_nothing && !watch.reads() && record_file.is_none();
-        Ok(Self {
+        let journal = Journal::open(Particulars {
             run,
+            label: settings.label,
+            program: program.path.clone(),
+            lock_mode: settings.lock_mode,
+            config_dir: config_dir.map(|config_dir| config_dir.path),
+            lock_file: lock.as_ref().map(|lock| lock.path.clone()),
+            record_file,
+        });
+        Ok(Self {
             program,
             environment: child_environment,
             stdin: settings.stdin,
             lock,
             watch,
-            record_file,
-            record,
+            journal,
             watchdog: (!bare && !idle).then_some(rules),
         })
     }
@@ -139,13 +135,6 @@ fn watch(settings: &Settings, program: &Program, rules: &Rules, log: Option<Arc<
     let are_wanted = rules.result_grace.is_some() || settings.record.is_some();
     let are_there = frames::are_expected(&program.argv) && !on_terminal;
     Watch::new(settings, settings.require_result || (are_wanted && are_there), log)
-}
-
-/// Without the lock, a config dir that does not work is claude's affair: it is said, and the run goes on.
-fn warn_of(checked: Result<()>) {
-    if let Err(error) = checked {
-        warn!("{error:#}");
-    }
 }
 
 fn tell_child(environment: &mut Vec<(OsString, OsString)>, config_dir: &ForChild) {

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process;
 
+use crate::identity::Identity;
+
 /// What /proc/PID/stat says of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
@@ -55,6 +57,39 @@ impl Stat {
     }
 }
 
+/// An flock(2), held or waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flock {
+    /// Who has asked for it: not who has it now, if that was inherited.
+    pub(crate) pid: i32,
+    /// Whether it is not there yet.
+    pub(crate) waits: bool,
+}
+
+/// The flocks on `file` that the kernel shows us: those of our PID namespace.
+pub(crate) fn flocks(file: Identity) -> Vec<Flock> {
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let all: Vec<_> = locks.lines().filter_map(|line| parse_flock(line)).filter(|(_, at)| at.inode == file.inode).collect();
+    // Some file systems show another device number to stat(2) than to the kernel; then the inode has to do.
+    let is_exact = all.iter().any(|(_, at)| *at == file);
+    all.into_iter().filter(|(_, at)| !is_exact || *at == file).map(|(flock, _)| flock).collect()
+}
+
+/// Reads a line of the form `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`, with `->` before FLOCK while it waits.
+fn parse_flock(line: &str) -> Option<(Flock, Identity)> {
+    let mut words = line.split_whitespace().skip(1).peekable();
+    let waits = words.next_if_eq(&"->").is_some();
+    if words.next()? != "FLOCK" {
+        return None;
+    }
+    let pid = words.nth(2)?.parse().ok()?;
+    let mut file = words.next()?.split(':');
+    let mut hex = || u32::from_str_radix(file.next()?, 16).ok();
+    let device = libc::makedev(hex()?, hex()?);
+    let inode = file.next()?.parse().ok()?;
+    Some((Flock { pid, waits }, Identity { device, inode }))
+}
+
 /// Whether the pids in /proc are those that we see. A container may show the /proc of the host, whose pid 7 is not ours.
 pub(crate) fn is_of_our_pid_namespace() -> bool {
     fs::read_link("/proc/self").is_ok_and(|us| us == Path::new(&process::id().to_string()))
@@ -79,6 +114,17 @@ mod tests {
         let line = b"4711 (sh) S 17 4711 4711 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543";
         for length in 0..line.len() - 6 {
             assert_eq!(Stat::parse(&line[..length]), None, "{length}");
+        }
+    }
+
+    #[test]
+    fn flocks_are_told_from_other_locks() {
+        let file = Identity { device: libc::makedev(8, 0x21), inode: 1234 };
+        let flock = |waits| Some((Flock { pid: 4711, waits }, file));
+        assert_eq!(parse_flock("1: FLOCK  ADVISORY  WRITE 4711 08:21:1234 0 EOF"), flock(false));
+        assert_eq!(parse_flock("12: -> FLOCK  ADVISORY  READ  4711 08:21:1234 0 EOF"), flock(true));
+        for other in ["", "1:", "1: POSIX  ADVISORY  WRITE 4711 08:21:1234 0 EOF", "1: FLOCK  ADVISORY  WRITE 4711 08:21"] {
+            assert_eq!(parse_flock(other), None, "{other:?}");
         }
     }
 

@@ -14,7 +14,7 @@ use crate::cli::{self, Cli, Opt};
 use crate::diag::{LogFormat, Verbosity};
 use crate::outcome;
 pub(crate) use duration::after;
-pub use duration::{Span, show};
+pub use duration::{Span, show, show_seconds};
 use file::SettingsFile;
 
 /// When the session lock is held.
@@ -171,7 +171,7 @@ impl Settings {
 }
 
 /// Where a setting's value comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
     /// It was typed.
     Flag,
@@ -180,6 +180,7 @@ pub enum Origin {
     /// This line of the settings file.
     File(PathBuf, usize),
     /// Nobody has said anything.
+    #[default]
     Default,
 }
 
@@ -239,7 +240,11 @@ impl Typed<'_> {
     }
 }
 
-fn lock_mode(value: &OsStr) -> Result<LockMode> {
+/// Reads a lock mode.
+///
+/// # Errors
+/// It is none.
+pub fn lock_mode(value: &OsStr) -> Result<LockMode> {
     one_of(value, &[LockMode::Exclusive, LockMode::PassThrough].map(|mode| (mode.name(), mode)))
 }
 

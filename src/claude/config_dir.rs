@@ -61,6 +61,14 @@ impl ConfigDir {
         }
     }
 
+    /// Itself, once [`ensure_usable`](Self::ensure_usable) has nothing against it.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn usable(self) -> Result<Self> {
+        self.ensure_usable().map(|()| self)
+    }
+
     /// Makes the config dir if it is missing, and warns of what claude itself would not say.
     ///
     /// # Errors

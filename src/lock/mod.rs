@@ -1,11 +1,16 @@
-//! The session lock: when to take it (`mode`), the flock itself (`session`), the bounded wait for it (`waiting`), and the
-//! two ways in which it can already be ours (`ours`).
+//! The session lock: when to take it (`mode`), the flock itself (`session`), the bounded wait for it (`waiting`), the
+//! two ways in which it can already be ours (`ours`), and who else has it (`holder`).
 
+mod holder;
 mod mode;
 mod ours;
 mod session;
 mod waiting;
 
+/// What the lock file in a config dir is called: by us, and by the shell scripts before.
+pub const FILE_NAME: &str = "session.lock";
+
+pub use holder::{Holder, waiting_without_record};
 pub use mode::{Lock, Taken, take};
 pub use ours::Claim;
-pub use session::{Held, Identity};
+pub use session::Held;

@@ -4,10 +4,10 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 
-use super::session::Identity;
+use crate::identity::Identity;
 use crate::procfs;
+use crate::records::{Directory, RunRecord, pid_namespace};
 use crate::run_id::RunId;
 
 /// What a run that holds a lock tells all below it, as `CLAUDE_RUN_HELD=<device>:<inode>:<run id>`; a run below it that
@@ -36,13 +36,22 @@ impl Claim {
         Some(Self { identity, run: RunId::parse(run)? })
     }
 
-    /// Whether this claim is on the file `identity`, made by a run that lives above us, and still true: the kernel says
-    /// that a descriptor of that run holds the lock. Words alone, and a lock that was let go, let nobody through.
-    pub fn holds_above_us(&self, identity: Identity) -> bool {
-        self.identity == identity
-            && procfs::is_of_our_pid_namespace()
+    /// Whether this claim is on the file `identity`, made by a run that lives above us, and still true. Words alone, and a
+    /// lock that was let go, let nobody through: the kernel says that a descriptor of that run holds the lock. In another PID
+    /// namespace than its own that cannot be asked, nor whether it is above us; there its record in `records` speaks for it.
+    pub fn holds_above_us(&self, identity: Identity, records: Option<&Directory>) -> bool {
+        if self.identity != identity {
+            return false;
+        }
+        if procfs::is_of_our_pid_namespace()
             && self.run.is_above_us()
             && is_held_by_a_descriptor_of(&self.run.pid.to_string(), identity)
+        {
+            return true;
+        }
+        let is_elsewhere = |record: &RunRecord| record.pid_namespace.is_some() && record.pid_namespace != pid_namespace();
+        let record = records.and_then(|records| records.live(&self.run.to_string()));
+        record.is_some_and(|record| record.holds(identity) && is_elsewhere(&record))
     }
 }
 
@@ -56,19 +65,30 @@ impl fmt::Display for Claim {
 /// Whether a descriptor of `process` (its name in /proc) holds an exclusive flock on the file `identity`. It only looks:
 /// a try on an inherited descriptor with a shared lock could lose that lock.
 pub(super) fn is_held_by_a_descriptor_of(process: &str, identity: Identity) -> bool {
+    any_descriptor(process, identity, |kind| kind == "WRITE")
+}
+
+/// Whether a descriptor of `process` holds any flock on the file `identity`.
+pub(super) fn has_a_descriptor_with_flock(process: &str, identity: Identity) -> bool {
+    any_descriptor(process, identity, |_| true)
+}
+
+fn any_descriptor(process: &str, identity: Identity, counts: impl Fn(&str) -> bool) -> bool {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
     descriptors.flatten().any(|entry| {
-        fs::metadata(entry.path()).is_ok_and(|found| found.dev() == identity.device && found.ino() == identity.inode)
+        Identity::at(&entry.path()) == Some(identity)
             && fs::read_to_string(format!("/proc/{process}/fdinfo/{}", entry.file_name().display()))
-                .is_ok_and(|info| holds_flock(&info))
+                .is_ok_and(|info| flocks(&info).any(&counts))
     })
 }
 
-/// A line as `lock: 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF` stands in the fdinfo of the descriptor that holds it.
-fn holds_flock(fdinfo: &str) -> bool {
-    fdinfo.lines().filter_map(|line| line.strip_prefix("lock:")).any(|lock| {
-        let words: Vec<_> = lock.split_whitespace().collect();
-        matches!(words[..], [_, "FLOCK", _, "WRITE", ..])
+/// The kinds of flock in an fdinfo: lines as `lock: 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF` stand in that of the
+/// descriptor that holds it.
+fn flocks(fdinfo: &str) -> impl Iterator<Item = &str> {
+    let locks = fdinfo.lines().filter_map(|line| line.strip_prefix("lock:"));
+    locks.filter_map(|lock| {
+        let mut words = lock.split_whitespace().skip(1);
+        (words.next()? == "FLOCK").then(|| words.nth(1)).flatten()
     })
 }
 
@@ -92,28 +112,24 @@ mod tests {
     #[test]
     fn a_claim_is_believed_only_on_its_file_and_only_while_the_lock_is_held() -> std::io::Result<()> {
         let file = tempfile::tempfile()?;
-        let found = file.metadata()?;
-        let identity = Identity { device: found.dev(), inode: found.ino() };
+        let identity = Identity::of(&file.metadata()?);
         let claim = Claim { identity, run: RunId::take() };
-        assert!(!claim.holds_above_us(identity), "not locked");
+        assert!(!claim.holds_above_us(identity, None), "not locked");
         fs4::FileExt::lock(&file)?;
-        assert!(claim.holds_above_us(identity));
-        assert!(!claim.holds_above_us(Identity { inode: found.ino() + 1, ..identity }));
+        assert!(claim.holds_above_us(identity, None));
+        assert!(!claim.holds_above_us(Identity { inode: identity.inode + 1, ..identity }, None));
         fs4::FileExt::unlock(&file)?;
-        assert!(!claim.holds_above_us(identity), "let go");
+        assert!(!claim.holds_above_us(identity, None), "let go");
         Ok(())
     }
 
     #[test]
-    fn an_exclusive_flock_is_told_from_other_locks() {
-        assert!(holds_flock("pos:\t0\nflags:\t02100002\nlock:\t1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF\n"));
-        for other in [
-            "",
-            "pos:\t0\n",
-            "lock:\t1: FLOCK  ADVISORY  READ 4711 08:01:1234 0 EOF",
-            "lock:\t1: POSIX  ADVISORY  WRITE 4711 08:01:1234 0 EOF",
-        ] {
-            assert!(!holds_flock(other), "{other:?}");
+    fn a_flock_is_told_from_other_locks() {
+        let kinds = |info| flocks(info).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(kinds("pos:\t0\nflags:\t02100002\nlock:\t1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF\n"), ["WRITE"]);
+        assert_eq!(kinds("lock:\t1: FLOCK  ADVISORY  READ 0 08:01:1234 0 EOF"), ["READ"]);
+        for other in ["", "pos:\t0\n", "lock:\t1: POSIX  ADVISORY  WRITE 4711 08:01:1234 0 EOF"] {
+            assert!(kinds(other).is_empty(), "{other:?}");
         }
     }
 }

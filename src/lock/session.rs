@@ -3,26 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use fs4::{FileExt, TryLockError};
 
-/// Which file a lock is on: what tells two files of one name apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// `st_dev`
-    pub device: u64,
-    /// `st_ino`
-    pub inode: u64,
-}
-
-impl Identity {
-    fn of(found: &fs::Metadata) -> Self {
-        Self { device: found.dev(), inode: found.ino() }
-    }
-}
+use crate::identity::Identity;
 
 /// An open lock file that is not locked by us.
 #[derive(Debug)]

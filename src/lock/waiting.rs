@@ -10,82 +10,59 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use tracing::warn;
 
+use super::holder::Holder;
 use super::mode::Lock;
 use super::session::{Candidate, Confirmed, Held, refused};
 use crate::diag::LiveLine;
 use crate::event::{Channel, Event, Mouth};
-use crate::settings::{Wait, after, show};
+use crate::identity::Identity;
+use crate::records::{Directory, Journal, State};
+use crate::settings::{Wait, after, show, show_seconds};
 use crate::signals;
 
 /// How a wait ended.
 #[derive(Debug)]
 pub(super) enum Waited {
     Got(Held),
+    /// It has turned out that a run above us holds the lock for us.
+    AboveUs,
     TooLong,
     EndedBy(i32),
 }
 
 /// Waits for `candidate`.
-pub(super) fn wait(mut candidate: Candidate, lock: &Lock, channel: &mut Channel) -> Result<Waited> {
+pub(super) fn wait(mut candidate: Candidate, lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result<Waited> {
     let bound = match lock.wait {
         Wait::No => return Ok(Waited::TooLong),
         Wait::AtMost(bound) => Some(bound),
         Wait::Forever => None,
     };
     let started = Instant::now();
-    let deadline = after(started, bound);
-    let display = Display::start(lock, bound, started);
+    journal.waits();
+    let mut waiting = Waiting { lock, journal, bound, started, wanted: candidate.identity(), line: None, asked: 0 };
     loop {
+        waiting.wanted = candidate.identity();
         let answer = lock_in_thread(candidate, channel.mouth())?;
-        if let Some(ending) = until_answered(channel, lock, deadline, &display)? {
-            display.end(&ending);
+        // Only now: nobody who comes later is to be served before us because we look around first.
+        waiting.tell();
+        if let Some(ending) = waiting.until_answered(channel)? {
+            waiting.end(&ending);
             return Ok(ending);
         }
         let (locked, result) = answer.recv().context("the thread that waits for the lock is gone")?;
         result.map_err(|error| refused(&lock.path, error))?;
-        candidate = match locked.confirm() {
-            Confirmed::Held(held) => {
+        let held = match locked.confirm() {
+            Confirmed::Held(held) => Ok(held),
+            Confirmed::Replaced(path) => Candidate::open(&path)?.try_lock()?,
+        };
+        candidate = match held {
+            Ok(held) => {
                 let got = Waited::Got(held);
-                display.end(&got);
+                waiting.end(&got);
                 return Ok(got);
             }
-            Confirmed::Replaced(path) => match Candidate::open(&path)?.try_lock()? {
-                Ok(held) => {
-                    let got = Waited::Got(held);
-                    display.end(&got);
-                    return Ok(got);
-                }
-                Err(busy) => busy,
-            },
+            Err(busy) => busy,
         };
-    }
-}
-
-/// Sleeps until the thread has an answer (`None`), or the wait is over without one.
-fn until_answered(channel: &mut Channel, lock: &Lock, deadline: Option<Instant>, display: &Display) -> Result<Option<Waited>> {
-    loop {
-        let wake_at = [deadline, display.next_refresh()].into_iter().flatten().min();
-        let events = channel.wait(wake_at).context("cannot wait for events")?;
-        // Signals first: a TERM that came with the lock still means that nothing is to be started.
-        for event in &events {
-            let Event::Signal(signal, sender) = *event else { continue };
-            match signal {
-                _ if lock.ignored.contains(signal) => {}
-                Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGUSR2 => {
-                    return Ok(Some(Waited::EndedBy(signal as i32)));
-                }
-                Signal::SIGTSTP => signals::stop_if_asked(sender),
-                Signal::SIGUSR1 => display.say(),
-                _ => {}
-            }
-        }
-        if events.contains(&Event::LockAnswered) {
-            return Ok(None);
-        }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Ok(Some(Waited::TooLong));
-        }
-        display.refresh();
     }
 }
 
@@ -102,59 +79,125 @@ fn lock_in_thread(candidate: Candidate, mouth: Mouth) -> Result<mpsc::Receiver<(
     Ok(answer)
 }
 
-/// What a waiter shows: one live line on a terminal, else one message at the start and one at the end.
-struct Display {
-    path: String,
+/// A wait that goes on, and what is shown of it: one live line on a terminal, else one message at the start and one at the end.
+struct Waiting<'a> {
+    lock: &'a Lock,
+    journal: &'a Journal,
     bound: Option<Duration>,
     started: Instant,
+    wanted: Identity,
     line: Option<LiveLine>,
+    /// How often the records were asked whether a run above us holds the lock.
+    asked: u32,
 }
 
-impl Display {
-    fn start(lock: &Lock, bound: Option<Duration>, started: Instant) -> Self {
-        let display = Self { path: lock.path.display().to_string(), bound, started, line: LiveLine::on_terminal() };
-        match &display.line {
-            Some(_) => display.refresh(),
-            None => display.say(),
+/// A run above us, in another PID namespace, may be about to write the record that proves it: so often it is asked for again,
+/// after 0.1 s, 0.2 s, 0.4 s … up to a minute.
+const ASK_AGAIN: u32 = 10;
+
+impl Waiting<'_> {
+    /// Sleeps until the thread has an answer (`None`), or the wait is over without one.
+    fn until_answered(&mut self, channel: &mut Channel) -> Result<Option<Waited>> {
+        let deadline = after(self.started, self.bound);
+        loop {
+            let wake_at = [deadline, self.next_refresh(), self.next_question()].into_iter().flatten().min();
+            let events = channel.wait(wake_at).context("cannot wait for events")?;
+            // Signals first: a TERM that came with the lock still means that nothing is to be started.
+            for event in &events {
+                let Event::Signal(signal, sender) = *event else { continue };
+                match signal {
+                    _ if self.lock.ignored.contains(signal) => {}
+                    Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGUSR2 => {
+                        return Ok(Some(Waited::EndedBy(signal as i32)));
+                    }
+                    Signal::SIGTSTP => signals::stop_if_asked(sender),
+                    Signal::SIGUSR1 => self.say(),
+                    _ => {}
+                }
+            }
+            if events.contains(&Event::LockAnswered) {
+                return Ok(None);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(Some(Waited::TooLong));
+            }
+            if self.next_question().is_some_and(|at| Instant::now() >= at) {
+                self.asked += 1;
+                if self.lock.is_held_above_us(self.wanted, self.journal.directory()) {
+                    return Ok(Some(Waited::AboveUs));
+                }
+            }
+            self.refresh();
         }
-        display
     }
 
-    fn text(&self) -> String {
-        let bound = self.bound.map_or_else(|| "no limit".to_owned(), |bound| format!("at most {}", show(bound)));
-        let waited = Duration::from_secs(self.started.elapsed().as_secs());
-        if waited.is_zero() {
-            return format!("waiting for the session lock {} ({bound})", self.path);
+    fn next_question(&self) -> Option<Instant> {
+        let may_hold = self.asked < ASK_AGAIN && self.lock.claims_above.iter().any(|claim| claim.identity == self.wanted);
+        may_hold.then(|| after(self.started, Some(Duration::from_millis(100 << self.asked)))).flatten()
+    }
+
+    /// At the start of the wait.
+    fn tell(&mut self) {
+        if self.line.is_none() {
+            self.line = LiveLine::on_terminal();
+            if self.line.is_none() {
+                self.say();
+            }
         }
-        format!("waiting for the session lock {}: {} ({bound})", self.path, show(waited))
+        self.refresh();
     }
 
     fn say(&self) {
-        let text = self.text();
-        warn!("{text}");
+        let path = self.lock.path.display();
+        let bound = self.bound.map_or_else(|| "no limit".to_owned(), |bound| format!("at most {}", show(bound)));
+        let waited = self.waited();
+        let waited = if waited.is_zero() { String::new() } else { format!("{} of ", show(waited)) };
+        let holder = Holder::find(self.journal.directory(), self.wanted);
+        let holder = holder.map_or_else(String::new, |holder| format!(", held by {holder}"));
+        warn!(name: "lock.waiting", "waiting for the session lock {path} ({waited}{bound}){holder}");
     }
 
     fn refresh(&self) {
-        if let Some(line) = &self.line {
-            line.show(&format!("{}, Ctrl-C ends it", self.text()));
-        }
+        let Some(line) = &self.line else { return };
+        let records = self.journal.directory();
+        let holder = Holder::find(records, self.wanted);
+        let holder = holder.map_or_else(|| self.lock.path.display().to_string(), |holder| format!("held by {holder}"));
+        let place = records.and_then(|records| place(records, &self.journal.run().to_string()));
+        let place = place.map_or_else(String::new, |(place, of)| format!("; place {place} of {of}"));
+        let waited = self.waited();
+        let left =
+            self.bound.map_or_else(String::new, |bound| format!(", {} left", show_seconds(bound.saturating_sub(waited))));
+        line.show(&format!("session lock {holder}{place}; waited {}{left}; Ctrl-C ends it", show(waited)));
+    }
+
+    /// In full seconds.
+    fn waited(&self) -> Duration {
+        Duration::from_secs(self.started.elapsed().as_secs())
     }
 
     /// The next full second of the wait, on a terminal. Elsewhere nothing needs to be woken.
     fn next_refresh(&self) -> Option<Instant> {
-        let next = Duration::from_secs(self.started.elapsed().as_secs() + 1);
-        self.line.as_ref().and_then(|_| after(self.started, Some(next)))
+        self.line.as_ref().and_then(|_| after(self.started, Some(self.waited() + Duration::from_secs(1))))
     }
 
     fn end(mut self, ending: &Waited) {
         self.line = None; // wiped before anything else is written
         let waited = show(self.started.elapsed());
         match ending {
-            Waited::Got(_) => warn!("got the session lock after {waited}"),
+            Waited::Got(_) => warn!(name: "lock.acquired", "got the session lock after {waited}"),
             Waited::EndedBy(signal) => {
-                warn!("{} ended the wait for the session lock after {waited}; nothing was started", signals::name(*signal))
+                let signal = signals::name(*signal);
+                warn!(name: "run.ended", "{signal} ended the wait for the session lock after {waited}; nothing was started");
             }
-            Waited::TooLong => {} // reported by the caller, which also knows of waits that never began
+            Waited::TooLong | Waited::AboveUs => {} // told by the caller, which also knows of waits that never began
         }
     }
+}
+
+/// The place of `run` among those that wait, and how many those are.
+fn place(records: &Directory, run: &str) -> Option<(usize, usize)> {
+    let live = records.census().ok()?.live;
+    let mut waiting: Vec<_> = live.iter().filter(|record| record.state == State::Waiting).collect();
+    waiting.sort_by_key(|record| record.since);
+    Some((waiting.iter().position(|record| record.run == run)? + 1, waiting.len()))
 }

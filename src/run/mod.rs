@@ -10,4 +10,4 @@ mod supervise;
 mod terminal;
 mod tree;
 
-pub use supervise::{Ended, supervise};
+pub use supervise::supervise;

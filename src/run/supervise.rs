@@ -14,26 +14,14 @@ use super::policy::{Action, Ending, Group, Happening, Limit, Notice, Policy, Rea
 use super::spawn::Launch;
 use super::terminal::Modes;
 use super::tree::{self, Change, Descendants};
-use crate::claude::frames::LastResult;
+use crate::claude::frames::{LastResult, Sighting};
 use crate::event::{self, Channel, Event, Sender};
 use crate::lock::Held;
 use crate::outcome::Outcome;
+use crate::records::Journal;
 use crate::run_id::RunId;
 use crate::settings::show;
 use crate::signals;
-
-/// How a run ended.
-#[derive(Debug)]
-pub struct Ended {
-    /// How.
-    pub outcome: Outcome,
-    /// When its child was started.
-    pub started: Instant,
-    /// When its tree was dead, and the lock free.
-    pub cleared: Instant,
-    /// What claude's last result frame says.
-    pub last_result: Option<LastResult>,
-}
 
 /// Starts `launch` and stays until its tree is dead; then the lock is free, and only then, whatever our reader does. Of its
 /// output, what `watch` asks for is read on the way.
@@ -44,33 +32,38 @@ pub fn supervise(
     launch: &Launch,
     rules: Rules,
     watch: &Watch,
-    run: RunId,
     held: Option<Held>,
+    journal: &mut Journal,
     channel: &mut Channel,
-) -> Result<Ended> {
+) -> Result<Outcome> {
     if let Err(error) = set_child_subreaper(true) {
         warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
     }
-    let descendants = Descendants::before_start(run);
+    let id = journal.run();
+    let descendants = Descendants::before_start(id);
     let (group, ignored) = (rules.group, rules.ignored);
     let _modes = Modes::of_stdin(group);
     let output = watch.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
     let child = launch.spawn(group, held.as_ref().map(Held::descriptor), output.stdout(), output.stderr())?;
     let started = Instant::now();
-    info!(pid = child.as_raw(), program = %launch.program.path.display(), "started");
+    info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
     let policy = Policy::new(rules, started);
-    let mut run = Run { id: run, child, group, started, descendants, policy, ended: false, output: None, output_done: false };
+    let mut run = Run { id, child, group, started, descendants, policy, ended: false, output: None, output_done: false };
     run.output = output.start(channel.mouth()).context("cannot start the relay")?;
+    journal.has_started(child.as_raw());
     let (ending, limit) = run.watch(channel)?;
-    drop(held);
-    let cleared = Instant::now();
+    journal.is_cleared();
+    if held.is_some() {
+        drop(held);
+        info!(name: "lock.released", "released the session lock");
+    }
     let (output, output_done) = (run.output.take(), run.output_done);
     drop(run);
     let finished = match output {
         Some(output) => output.finish(output_done, channel, ignored).context("cannot wait for events")?,
         None => Finished::default(),
     };
-    info!(?ending, ?limit, after = %show(cleared - started), "ended");
+    info!(name: "run.ended", ?ending, ?limit, after = %show(started.elapsed()), "ended");
     let outcome = match (finished.cut_by, limit, ending) {
         (Some(signal), ..) => Outcome::EndedDraining(signal as i32),
         (_, Some(Limit::Hard), _) => Outcome::HardLimit,
@@ -80,7 +73,8 @@ pub fn supervise(
         (_, None, Ending::Killed(signal)) => Outcome::Killed(signal),
     };
     let outcome = if watch.requires_result { require_result(outcome, finished.last_result.as_ref()) } else { outcome };
-    Ok(Ended { outcome, started, cleared, last_result: finished.last_result })
+    journal.has_result(finished.last_result);
+    Ok(outcome)
 }
 
 /// With `--require-result`, what would be a success is one only if claude's last result frame says so.
@@ -159,7 +153,12 @@ impl Run {
                     self.act(Action::SignalChild(signal));
                 }
             }
-            Event::Frame(sighting) => self.happened(Happening::Frame(sighting)),
+            Event::Frame(sighting) => {
+                if let Sighting::Result { is_error } = sighting {
+                    info!(name: "run.result", is_error, "the child has printed a result");
+                }
+                self.happened(Happening::Frame(sighting));
+            }
             Event::OutputDone => self.output_done = true,
             Event::LockAnswered => {} // an answer to a wait that is over
         }
@@ -199,7 +198,12 @@ impl Run {
     fn act(&mut self, action: Action) {
         match action {
             Action::SignalChild(signal) => {
-                debug!(?signal, pid = self.child.as_raw(), "signalling the child");
+                let pid = self.child.as_raw();
+                if signals::asks_for_an_end(signal) || signal == Signal::SIGKILL {
+                    info!(name: "run.stopping", ?signal, pid, "signalling the child");
+                } else {
+                    debug!(?signal, pid, "signalling the child");
+                }
                 // It is not reaped yet, so the pid is its own, and a signal to its remains is no error.
                 if let Err(error) = kill(self.child, signal) {
                     warn!(pid = self.child.as_raw(), ?signal, %error, "cannot signal the child");
@@ -230,18 +234,20 @@ impl Run {
         let pid = self.child.as_raw();
         match notice {
             Notice::Limit(Limit::Hard) => {
-                warn!(pid, "the hard limit ran out after {}: sending TERM", show(self.started.elapsed()));
+                warn!(name: "run.limit", pid, "the hard limit ran out after {}: sending TERM", show(self.started.elapsed()));
             }
             Notice::Limit(Limit::Idle) => {
-                warn!(pid, "the idle limit ran out after {}: sending TERM", show(self.started.elapsed()));
+                warn!(name: "run.limit", pid, "the idle limit ran out after {}: sending TERM", show(self.started.elapsed()));
             }
             Notice::Limit(Limit::Result { is_error }) => {
                 let grace = if self.policy.has_open_tasks() { "task grace" } else { "result grace" };
-                warn!(pid, is_error, "the child has printed its result and stays: the {grace} ran out, sending TERM");
+                warn!(name: "run.limit", pid, is_error, "the child has printed its result and stays: the {grace} ran out, sending TERM");
             }
-            Notice::KillGrace => warn!(pid, "the kill grace ran out: sending KILL to the whole tree"),
-            Notice::Impatience => warn!(pid, "a second TERM: sending KILL to the whole tree"),
-            Notice::Leftovers => info!(pid, "the child has ended and left processes behind: sending them TERM"),
+            Notice::KillGrace => warn!(name: "run.stopping", pid, "the kill grace ran out: sending KILL to the whole tree"),
+            Notice::Impatience => warn!(name: "run.stopping", pid, "a second TERM: sending KILL to the whole tree"),
+            Notice::Leftovers => {
+                info!(name: "run.stopping", pid, "the child has ended and left processes behind: sending them TERM")
+            }
             Notice::OutOfReach => {
                 warn!(pid, "a process that the child left behind can be neither seen nor signalled; it stays")
             }

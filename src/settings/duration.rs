@@ -32,7 +32,7 @@ impl Span {
     ///
     /// # Errors
     /// What is no duration, or a negative one; the message quotes it and shows right ones.
-    pub(super) fn parse_os(value: &OsStr) -> Result<Self> {
+    pub(crate) fn parse_os(value: &OsStr) -> Result<Self> {
         value.to_str().map_or_else(|| Err(not_a_duration(value)), Self::parse)
     }
 
@@ -71,6 +71,11 @@ pub fn show(span: Duration) -> String {
         Duration::from_secs(span.as_secs())
     };
     humantime::format_duration(rounded).to_string()
+}
+
+/// The same in full seconds, for what changes while it is read.
+pub fn show_seconds(span: Duration) -> String {
+    show(Duration::from_secs(span.as_secs()))
 }
 
 /// Too large for a Duration is as good as for ever; too small for one is its smallest, since zero would mean "no limit".

@@ -2,12 +2,16 @@
 //! nothing and a file that is broken are errors that name file, line and key; never a silent default.
 
 use std::ffi::OsString;
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, fchown};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
-use toml_edit::{Document, Item, Value};
+use fs4::FileExt;
+use tempfile::NamedTempFile;
+use toml_edit::{Document, DocumentMut, Item, Value};
 
 use crate::cli::{OPTIONS, Opt};
 
@@ -42,6 +46,33 @@ impl SettingsFile {
         }
     }
 
+    /// Writes `value` for `option` into the file `path`, and leaves all else in it as it is, comments too. Readers see the
+    /// old file or the new one.
+    ///
+    /// # Errors
+    /// It is broken, or it cannot be read or written.
+    pub fn set(path: &Path, option: &Opt, value: &str) -> Result<()> {
+        // What a link leads to, as a mounted configuration may be, stays what it is: another link, not a plain file here.
+        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let directory = path.parent().with_context(|| format!("{} is in no directory", path.display()))?;
+        let change = || {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            // Of two who change it at once, the second changes what the first has written.
+            let guard = File::open(directory)?;
+            FileExt::lock(&guard)?;
+            replace(path, directory, |text| {
+                let mut document = DocumentMut::from_str(text).map_err(io::Error::other)?;
+                let mut value = Value::from(value);
+                if let Some(old) = document.get(option.flag).and_then(Item::as_value) {
+                    *value.decor_mut() = old.decor().clone();
+                }
+                document[option.flag] = Item::Value(value);
+                Ok(document.to_string())
+            })
+        };
+        change().with_context(|| format!("cannot change the settings file {}", path.display()))
+    }
+
     fn parse(path: &Path, text: &str) -> Result<Self> {
         let place = |at: usize| format!("{}:{}", path.display(), line_of(text, at));
         let document = Document::parse(text).map_err(|error| {
@@ -64,6 +95,29 @@ impl SettingsFile {
         let entry = self.entries.iter().find(|entry| entry.option.flag == option.flag)?;
         Some((&entry.value, entry.line))
     }
+}
+
+/// Puts a changed copy in the place of the file `path`, with its owner and mode; a new one gets the owner of `directory`.
+fn replace(path: &Path, directory: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        text => text?,
+    };
+    let mut copy = NamedTempFile::new_in(directory)?;
+    copy.write_all(change(&text)?.as_bytes())?;
+    let old = fs::metadata(path);
+    if let Ok(old) = &old {
+        copy.as_file().set_permissions(old.permissions())?;
+    }
+    let owner = old.or_else(|_| fs::metadata(directory))?;
+    let ours = copy.as_file().metadata()?;
+    if (ours.uid(), ours.gid()) != (owner.uid(), owner.gid()) {
+        // As root it works; else the file is ours from now on, and readable as it was.
+        let _ = fchown(copy.as_file(), Some(owner.uid()), Some(owner.gid()));
+    }
+    copy.as_file().sync_all()?;
+    copy.persist(path)?;
+    Ok(())
 }
 
 fn option(key: &str) -> Result<&'static Opt> {
@@ -102,8 +156,10 @@ fn one_line(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
     use super::*;
-    use crate::cli::{CONFLICT_EXIT_CODE, PTY, TIMEOUT, WAIT};
+    use crate::cli::{CONFLICT_EXIT_CODE, LOCK, PTY, TIMEOUT, WAIT};
 
     fn parse(text: &str) -> Result<SettingsFile> {
         SettingsFile::parse(Path::new("/c/claude-run.toml"), text)
@@ -116,6 +172,31 @@ mod tests {
             assert_eq!(file.value(option), Some((&OsString::from(value), line)));
         }
         assert_eq!(parse("")?.value(&WAIT), None);
+        Ok(())
+    }
+
+    #[test]
+    fn a_change_keeps_all_else_and_the_mode_of_the_file() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("new/claude-run.toml");
+        SettingsFile::set(&path, &LOCK, "pass-through")?;
+        assert_eq!(fs::read_to_string(&path)?, "lock = \"pass-through\"\n");
+        let before = "# factory\nwait = 5 # s\n\nlock  =  \"exclusive\"  # for now\n# end\n";
+        fs::write(&path, before)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640))?;
+        SettingsFile::set(&path, &LOCK, "pass-through")?;
+        assert_eq!(fs::read_to_string(&path)?, before.replace("exclusive", "pass-through"));
+        assert_eq!(fs::metadata(&path)?.permissions().mode() & 0o777, 0o640);
+        SettingsFile::set(&path, &TIMEOUT, "1h")?;
+        let with_timeout =
+            format!("{}timeout = \"1h\"\n# end\n", before.replace("exclusive", "pass-through").replace("# end\n", ""));
+        let text = fs::read_to_string(&path)?;
+        assert!(text.contains("# end") && text.contains("timeout = \"1h\"") && text.len() == with_timeout.len(), "{text}");
+        let link = dir.path().join("link");
+        symlink(&path, &link)?;
+        SettingsFile::set(&link, &LOCK, "exclusive")?;
+        assert!(fs::symlink_metadata(&link)?.is_symlink() && fs::read_to_string(&path)?.contains("\"exclusive\""));
+        assert_eq!(fs::read_dir(dir.path().join("new"))?.count(), 1, "nothing is left behind");
         Ok(())
     }
 

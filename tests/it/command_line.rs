@@ -85,7 +85,7 @@ fn help_and_version_go_to_stdout_with_0() {
 #[test]
 fn verbosity_goes_from_errors_to_every_signal() {
     let env = Env::new();
-    for (option, lines) in [("-q", 0), ("-v", 2)] {
+    for (option, lines) in [("-q", 0), ("-v", 5)] {
         let assert = env.claude_run().args([option, "true"]).assert().code(0);
         assert_eq!(assert.get_output().stderr.iter().filter(|&&byte| byte == b'\n').count(), lines, "{option}");
     }
@@ -103,7 +103,10 @@ fn messages_can_be_json_lines() {
     let assert = env.claude_run().args(["--log-format", "json", "--timeout", "0.1", "sleep", "600"]).assert().code(124);
     let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     assert!(
-        text.starts_with(r#"{"timestamp":""#) && text.contains(r#""message":"the hard limit ran out"#) && text.ends_with("}\n"),
+        text.starts_with(r#"{"run":""#)
+            && text.contains(r#","event":"run.limit","timestamp":""#)
+            && text.contains(r#""message":"the hard limit ran out"#)
+            && text.ends_with("}\n"),
         "{text}"
     );
     let assert = env.claude_run().args(["--log-format", "json", "nonesuch"]).assert().code(127);

@@ -37,8 +37,12 @@ fn both_streams_and_our_own_messages_are_there_with_secrets_masked() {
     );
     assert_eq!(childs_lines(&env), ["stdout: a *** b", "stderr: KEY GH_TOKEN=***", "stdout: no newline"]);
     let all = lines(&env);
-    assert!(all[0].starts_with("claude-run: started pid="), "{all:?}");
+    assert!(all[2].starts_with("claude-run: started pid="), "{all:?}");
     assert!(all.last().is_some_and(|line| line.starts_with("claude-run: ended ending=Exited(3)")), "{all:?}");
+    let events =
+        all.iter().filter_map(|line| line.strip_prefix("claude-run: ")?.rsplit_once(" event=")).map(|(_, event)| event);
+    let expected = ["lock.acquiring", "lock.acquired", "run.started", "lock.released", "run.ended"];
+    assert_eq!(events.collect::<Vec<_>>(), expected);
     assert_eq!(fs::metadata(env.path("log")).expect("a log").permissions().mode() & 0o777, 0o600);
 }
 
@@ -64,12 +68,16 @@ fn as_json_each_line_is_an_object() {
     env.claude_run().args(["--log-format", "json", "--log", "log", "--", "sh", "-c", script]).assert().code(0);
     let text = fs::read_to_string(env.path("log")).expect("a log");
     let entries: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    let of = |key: &str| entries.iter().map(|entry| entry[key].clone()).collect::<Vec<_>>();
-    assert_eq!(of("line")[1..3], ["a \"quoted\" line", "\u{fffd}"]);
-    assert_eq!(of("stream")[1..3], ["stdout", "stdout"]);
-    assert_eq!((&of("message")[0], &of("message")[3]), (&"started".into(), &"ended".into()));
-    assert!(of("run").windows(2).all(|pair| pair[0] == pair[1] && pair[0].is_string()));
-    assert!(of("timestamp").iter().all(|time| time.as_str().is_some_and(|time| time.starts_with("20"))));
+    let (ours, childs): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry["stream"].is_null());
+    let of = |entries: &[&serde_json::Value], key: &str| entries.iter().map(|entry| entry[key].clone()).collect::<Vec<_>>();
+    assert_eq!(of(&childs, "line"), ["a \"quoted\" line", "\u{fffd}"]);
+    assert_eq!(of(&childs, "stream"), ["stdout", "stdout"]);
+    let events = ["lock.acquiring", "lock.acquired", "run.started", "lock.released", "run.ended"];
+    assert_eq!(of(&ours, "event"), events);
+    assert!(of(&ours, "message").iter().all(|message| message.is_string()));
+    let all: Vec<_> = entries.iter().collect();
+    assert!(of(&all, "run").windows(2).all(|pair| pair[0] == pair[1] && pair[0].is_string()));
+    assert!(of(&all, "timestamp").iter().all(|time| time.as_str().is_some_and(|time| time.starts_with("20"))));
 }
 
 #[test]

@@ -1,0 +1,67 @@
+//! `.credentials.json`: when the access token expires. The tokens themselves are never kept, never shown, never written.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+
+/// What the credentials file says of the OAuth login.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Login {
+    /// There is one, whose access token expires then.
+    Expires(SystemTime),
+    /// There is no file, or no OAuth login in it.
+    None,
+    /// The file cannot be read or understood; why.
+    Unclear(String),
+}
+
+impl Login {
+    /// Where the file is.
+    pub fn path(config_dir: &Path) -> PathBuf {
+        config_dir.join(".credentials.json")
+    }
+
+    /// Reads the file.
+    pub fn read(config_dir: &Path) -> Self {
+        match fs::read(Self::path(config_dir)) {
+            Ok(bytes) => Self::parse(&bytes),
+            Err(error) if error.kind() == ErrorKind::NotFound => Self::None,
+            Err(error) => Self::Unclear(error.to_string()),
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> Self {
+        let file: Value = match serde_json::from_slice(bytes) {
+            Ok(file) => file,
+            // serde_json's message names a place, and quotes nothing of a string.
+            Err(error) => return Self::Unclear(format!("no JSON: {error}")),
+        };
+        let Some(oauth) = file.get("claudeAiOauth") else { return Self::None };
+        match oauth["expiresAt"].as_u64().and_then(|at| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at))) {
+            Some(at) => Self::Expires(at),
+            None => Self::Unclear("no expiresAt".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_expiry_is_read_and_a_file_cut_anywhere_is_unclear() {
+        let file =
+            br#"{"claudeAiOauth":{"accessToken":"sk-ant-oat01-x","refreshToken":"y","expiresAt":1790000000123,"scopes":[]}}"#;
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123);
+        assert_eq!(Login::parse(file), Login::Expires(at));
+        for length in 0..file.len() {
+            let Login::Unclear(why) = Login::parse(&file[..length]) else { panic!("{length}") };
+            assert!(!why.contains("sk-ant"), "{why}");
+        }
+        assert_eq!(Login::parse(b"{}"), Login::None);
+        assert!(matches!(Login::parse(br#"{"claudeAiOauth":{"expiresAt":"soon"}}"#), Login::Unclear(_)));
+    }
+}

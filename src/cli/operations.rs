@@ -1,0 +1,146 @@
+//! What an operator can ask for: the words behind the name of an operation.
+
+use std::ffi::OsString;
+
+use clap::builder::ValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use super::options::{CONFIG_DIR, LOCK_FILE, Opt};
+
+/// What an operator can ask for. Values are as they were typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `status`
+    Status {
+        /// As JSON, not as text.
+        json: bool,
+        /// Again and again.
+        watch: bool,
+    },
+    /// `mode`
+    Mode {
+        /// As JSON, not as text.
+        json: bool,
+        /// The mode to set for the whole factory.
+        set: Option<OsString>,
+        /// How long to wait until no live run follows another mode.
+        drain: Option<OsString>,
+    },
+    /// `settings`
+    Settings {
+        /// As JSON, not as text.
+        json: bool,
+    },
+    /// `report`
+    Report {
+        /// As JSON, not as text.
+        json: bool,
+        /// How far to look back.
+        since: Option<OsString>,
+    },
+}
+
+/// How they are called, in the order of the help.
+pub(super) const USAGE: [&str; 4] =
+    ["status [--json] [--watch]", "mode [MODE] [--drain[=DUR]] [--json]", "settings [--json]", "report [--since DUR] [--json]"];
+
+/// How long `mode --drain` waits when it is not told: as long as a run may take by default, and a little.
+const DRAIN: &str = "125m";
+
+/// Understands the words of a command line whose first is the name of an operation, `None` if it is none. The matches have
+/// what shared options were among them.
+pub(super) fn parse(words: &[OsString]) -> Option<Result<(Operation, ArgMatches), clap::Error>> {
+    let name = words.first()?.to_str()?;
+    // The parsers are made only for who needs one: every run passes here.
+    USAGE.iter().find(|usage| usage.split(' ').next() == Some(name))?;
+    let parser = parsers().into_iter().find(|parser| parser.get_name() == name)?;
+    let parser = parser.bin_name(format!("claude-run {name}")).max_term_width(100).next_line_help(true);
+    let matches = match parser.try_get_matches_from(words) {
+        Ok(matches) => matches,
+        Err(error) => return Some(Err(error)),
+    };
+    let value = |name: &str| matches.get_one::<OsString>(name).cloned();
+    let json = matches.get_flag(JSON);
+    let operation = match name {
+        "status" => Operation::Status { json, watch: matches.get_flag("watch") },
+        "mode" => Operation::Mode { json, set: value("mode"), drain: value("drain") },
+        "settings" => Operation::Settings { json },
+        _ => Operation::Report { json, since: value("since") },
+    };
+    Some(Ok((operation, matches)))
+}
+
+const JSON: &str = "json";
+
+fn parsers() -> [Command; 4] {
+    [
+        operation("status", "Shows who holds the session lock, who waits for it, what runs without it, and how things stand")
+            .arg(Arg::new("watch").long("watch").short('w').action(ArgAction::SetTrue).help("Again each second, until Ctrl-C"))
+            .after_help(EXIT_CODES),
+        operation("mode", "Shows the lock mode, or sets it for the whole factory, in claude-run.toml in the config dir")
+            .arg(Arg::new("mode").value_name("MODE").value_parser(ValueParser::os_string()).help("exclusive or pass-through"))
+            .arg(
+                Arg::new("drain")
+                    .long("drain")
+                    .value_name("DUR")
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value(DRAIN)
+                    .value_parser(ValueParser::os_string())
+                    .help("Wait until no live run follows another mode, at most so long [default: 125m]"),
+            )
+            .after_help(EXIT_CODES),
+        operation("settings", "Prints every setting, its value and where that comes from: flag, environment, file or default"),
+        operation("report", "Sums up finished runs: outcomes, waits, holds, the time lost to the lock, and the cost").arg(
+            Arg::new("since")
+                .long("since")
+                .value_name("DUR")
+                .value_parser(ValueParser::os_string())
+                .help("Only runs that began so long ago at most: 90m, 12h, 7d [default: all there are]"),
+        ),
+    ]
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 fine, 1 trouble found, 125 own failure";
+
+fn operation(name: &'static str, about: &'static str) -> Command {
+    let json = Arg::new(JSON).long(JSON).action(ArgAction::SetTrue).help("As JSON");
+    let shared = |option: &Opt| {
+        Arg::new(option.flag)
+            .long(option.flag)
+            .value_name(option.value)
+            .value_parser(ValueParser::os_string())
+            .help(option.help)
+    };
+    Command::new(name).about(about).arg(json).args([shared(&CONFIG_DIR), shared(&LOCK_FILE)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parsers_are_sound_and_every_one_has_its_usage() {
+        for (parser, usage) in parsers().into_iter().zip(USAGE) {
+            assert_eq!(usage.split(' ').next(), Some(parser.get_name()));
+            parser.debug_assert();
+        }
+    }
+
+    #[test]
+    fn the_words_of_an_operation_are_understood() {
+        let parse = |words: &[&str]| {
+            let words: Vec<_> = words.iter().map(OsString::from).collect();
+            parse(&words).map(|parsed| parsed.map(|(operation, _)| operation).map_err(|error| error.to_string()))
+        };
+        let drain = |text: &str| Some(OsString::from(text));
+        let mode = |set: Option<&str>, drain| Operation::Mode { json: false, set: set.map(OsString::from), drain };
+        assert_eq!(parse(&["status", "--json", "-w"]), Some(Ok(Operation::Status { json: true, watch: true })));
+        assert_eq!(parse(&["mode"]), Some(Ok(mode(None, None))));
+        assert_eq!(parse(&["mode", "--drain", "exclusive"]), Some(Ok(mode(Some("exclusive"), drain(DRAIN)))));
+        assert_eq!(parse(&["mode", "--drain=5m"]), Some(Ok(mode(None, drain("5m")))));
+        assert_eq!(parse(&["claude"]), None);
+        assert_eq!(parse(&[]), None);
+        assert!(parse(&["status", "x"]).is_some_and(|parsed| parsed.is_err()));
+    }
+}

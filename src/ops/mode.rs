@@ -1,0 +1,94 @@
+//! `claude-run mode`: the lock mode of the whole factory: what it is, who still follows another, and how to change it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::Write;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use super::{Context, Place, cannot_read, text, write};
+use crate::cli;
+use crate::outcome::Outcome;
+use crate::records::RunRecord;
+use crate::settings::file::{self, SettingsFile};
+use crate::settings::{LockMode, Origin, Span, after, lock_mode};
+
+/// Shows the mode, or sets it; with `drain`, waits so long at most until no live run follows another.
+pub(super) fn run(
+    mut context: Context,
+    set: Option<&OsStr>,
+    drain: Option<&OsStr>,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<Outcome> {
+    let set = set.map(lock_mode).transpose().context("MODE")?;
+    let bound = drain.map(Span::parse_os).transpose().context("--drain")?;
+    let mut place = Place::of(&context)?;
+    let path = place.config_dir.join(file::NAME);
+    if let Some(mode) = set {
+        SettingsFile::set(&path, &cli::LOCK, mode.name())?;
+        context.file = SettingsFile::read(&path)?;
+        place = Place::of(&context)?;
+    }
+    let mode = set.unwrap_or(place.settings.lock_mode);
+    let deadline = bound.map(|bound| after(Instant::now(), bound.as_limit()));
+    let others = match deadline {
+        Some(deadline) => drained(&place, mode, deadline)?,
+        None => followers_of_others(&place, mode)?,
+    };
+    let now = SystemTime::now();
+    let (here, origin) = &place.mode;
+    if json {
+        let mut object = text::setting(here, origin);
+        object["set"] = json!(set.map(LockMode::name));
+        object["others"] = others.iter().map(RunRecord::to_json).collect();
+        write(out, &format!("{object}\n"))?;
+    } else {
+        let mut lines = match set {
+            Some(mode) => format!("{} is the lock mode now, by {}\n", mode.name(), path.display()),
+            None => format!("{} ({})\n", mode.name(), text::origin(origin)),
+        };
+        // What was said here goes before the file, and may be said elsewhere, too.
+        if set.is_some_and(|set| here != set.name()) && matches!(origin, Origin::Flag | Origin::Variable(_)) {
+            lines.push_str(&format!("but here {} says {here}, and goes before the file\n", text::origin(origin)));
+        }
+        lines.push_str(&summary(&others, mode));
+        lines.extend(others.iter().map(|record| format!("  {}\n", text::run(record, now))));
+        write(out, &lines)?;
+    }
+    Ok(if bound.is_some() && !others.is_empty() { Outcome::Trouble } else { Outcome::Shown })
+}
+
+fn summary(others: &[RunRecord], mode: LockMode) -> String {
+    let mut by_mode = BTreeMap::<_, usize>::new();
+    others.iter().for_each(|record| *by_mode.entry(&record.mode).or_default() += 1);
+    if by_mode.is_empty() {
+        return format!("no live run follows another mode than {}\n", mode.name());
+    }
+    let modes: Vec<_> = by_mode.iter().map(|(mode, count)| format!("{count} {mode}")).collect();
+    let verb = if others.len() == 1 { "follows" } else { "follow" };
+    format!("{} still {verb} another mode: {}\n", text::count(others.len(), "live run"), modes.join(", "))
+}
+
+/// The live runs, and those that claude-run has left behind, which follow another mode than `mode`.
+fn followers_of_others(place: &Place, mode: LockMode) -> Result<Vec<RunRecord>> {
+    let census = place.records.census().with_context(|| cannot_read(&place.records.runs()))?;
+    let all = census.live.into_iter().chain(census.orphaned);
+    Ok(all.filter(|record| record.mode != mode.name()).collect())
+}
+
+/// Waits until there are none, and gives those that are left at the deadline.
+fn drained(place: &Place, mode: LockMode, deadline: Option<Instant>) -> Result<Vec<RunRecord>> {
+    loop {
+        let others = followers_of_others(place, mode)?;
+        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
+        let (Some(first), false) = (others.first(), left.is_zero()) else { return Ok(others) };
+        // The kernel wakes us when a run lets go of its record. Nobody is left to let go of that of a killed one.
+        if place.records.wait_for_end(&first.run, left).is_err() {
+            thread::sleep(left.min(Duration::from_secs(1)));
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! `claude-run status`: who holds the session lock, who waits for it, what runs without it, and how things stand. It only
+//! looks, and works in a config dir that is empty, or that it may only read.
+
+use std::io::{self, IsTerminal, Write};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use super::{Context, Place, cannot_read, text, write};
+use crate::claude::credentials::Login;
+use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
+use crate::identity::Identity;
+use crate::lock::{Holder, waiting_without_record};
+use crate::outcome::Outcome;
+use crate::records::{Census, Finished, RunRecord, State, time};
+use crate::settings::show_seconds;
+
+/// How many of the runs that ended last are shown.
+const LAST: usize = 5;
+
+/// How things stand.
+struct Status<'a> {
+    place: &'a Place,
+    now: SystemTime,
+    /// Whoever has taken the lock: more than one only if the lock file was replaced under the first.
+    holders: Vec<Holder>,
+    waiting: Vec<RunRecord>,
+    /// Pids of those that wait without a record.
+    waiting_otherwise: Vec<i32>,
+    running: Vec<RunRecord>,
+    orphaned: Vec<RunRecord>,
+    refresh_locks: [RefreshLock; 2],
+    login: Login,
+    last: Vec<Finished>,
+}
+
+/// Shows it; with `watch`, again each second.
+pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Write) -> Result<Outcome> {
+    let place = Place::of(context)?;
+    let in_place = watch && !json && io::stdout().is_terminal();
+    loop {
+        let status = Status::look(&place)?;
+        let shown = match (json, in_place) {
+            (true, _) => format!("{}\n", status.to_json()),
+            (false, false) => status.to_text(),
+            // Over what was there: each line wiped behind its new text, and all below.
+            (false, true) => format!("\x1b[H{}\x1b[J", status.to_text().replace('\n', "\x1b[K\n")),
+        };
+        write(out, &shown)?;
+        if !watch {
+            return Ok(if status.trouble().is_empty() { Outcome::Shown } else { Outcome::Trouble });
+        }
+        // What is watched are ages, and somebody's eyes: nothing that the kernel could wake for.
+        thread::sleep(Duration::from_secs(1));
+    }
+}
+
+impl<'a> Status<'a> {
+    fn look(place: &'a Place) -> Result<Self> {
+        let records = &place.records;
+        let Census { live, orphaned } = records.census().with_context(|| cannot_read(&records.runs()))?;
+        let lock = Identity::at(&place.lock_file);
+        let waiting_otherwise = lock.map(|lock| waiting_without_record(lock, &live)).unwrap_or_default();
+        let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
+        let (holding, others): (Vec<_>, Vec<_>) = live.into_iter().partition(holds);
+        let mut holders: Vec<_> = holding.into_iter().map(|record| Holder::Run(Box::new(record))).collect();
+        if let (true, Some(lock)) = (holders.is_empty() && orphaned.is_empty(), lock) {
+            holders.extend(Holder::find(Some(records), lock));
+        }
+        let is_holder = |record: &RunRecord| {
+            holders.iter().any(|holder| matches!(holder, Holder::Run(holding) if holding.run == record.run))
+        };
+        let others = others.into_iter().filter(|record| !is_holder(record));
+        let (mut waiting, running): (Vec<_>, Vec<_>) = others.partition(|record| record.state == State::Waiting);
+        waiting.sort_by_key(|record| record.since);
+        Ok(Self {
+            place,
+            now: SystemTime::now(),
+            holders,
+            waiting,
+            waiting_otherwise,
+            running,
+            orphaned,
+            refresh_locks: RefreshLock::of(&place.config_dir),
+            login: Login::read(&place.config_dir),
+            last: records.last_finished(LAST),
+        })
+    }
+
+    /// What an operator should do something about.
+    fn trouble(&self) -> Vec<String> {
+        let orphaned = self.orphaned.iter().map(|run| {
+            let child = run.child.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+            format!(
+                "claude-run gone, claude still running: {} was killed, and what it started{child} holds the lock",
+                run.who()
+            )
+        });
+        let stale = self.refresh_locks.iter().filter_map(|lock| match lock.standing(self.now) {
+            Standing::Stale(age) => {
+                Some(format!("the refresh lock {} is stale: not touched for {}", lock.path.display(), show_seconds(age)))
+            }
+            Standing::Free | Standing::Live => None,
+        });
+        let login = match &self.login {
+            Login::Unclear(why) => {
+                Some(format!("{} cannot be understood: {why}", Login::path(&self.place.config_dir).display()))
+            }
+            Login::Expires(_) | Login::None => None,
+        };
+        let holders = (self.holders.len() > 1).then(|| "several runs hold the session lock".to_owned());
+        orphaned.chain(stale).chain(login).chain(holders).collect()
+    }
+
+    fn to_text(&self) -> String {
+        let (mode, origin) = &self.place.mode;
+        let mut lines = vec![
+            row("config dir", &self.place.config_dir.display().to_string()),
+            row("lock mode", &format!("{mode} ({})", text::origin(origin))),
+            row("lock file", &self.place.lock_file.display().to_string()),
+        ];
+        if self.holders.is_empty() {
+            lines.push(row("held by", if self.orphaned.is_empty() { "nobody" } else { "see below" }));
+        }
+        lines.extend(self.holders.iter().map(|holder| row("held by", &holder.to_string())));
+        let waiting = self.waiting.len() + self.waiting_otherwise.len();
+        lines.push(row("waiting", &if waiting == 0 { "nobody".to_owned() } else { waiting.to_string() }));
+        let places = self.waiting.iter().enumerate();
+        lines.extend(places.map(|(place, record)| row("", &format!("{}. {}", place + 1, text::run(record, self.now)))));
+        lines.extend(self.waiting_otherwise.iter().map(|pid| row("", &format!("pid {pid}, without a run record"))));
+        if !self.running.is_empty() {
+            lines.push(row("not holding", &text::count(self.running.len(), "run")));
+            lines.extend(self.running.iter().map(|record| row("", &text::run(record, self.now))));
+        }
+        let locks: Vec<_> = self.refresh_locks.iter().filter_map(|lock| refresh_lock(lock, self.now)).collect();
+        lines.push(row("refresh locks", if locks.is_empty() { "free" } else { &locks[0] }));
+        lines.extend(locks.iter().skip(1).map(|lock| row("", lock)));
+        lines.push(row("token", &self.token()));
+        for (at, run) in self.last.iter().rev().enumerate() {
+            lines.push(row(if at == 0 { "last runs" } else { "" }, &finished(run, self.now)));
+        }
+        lines.extend(self.trouble().iter().map(|trouble| row("trouble", trouble)));
+        lines.concat()
+    }
+
+    fn token(&self) -> String {
+        match &self.login {
+            Login::Expires(at) => match at.duration_since(self.now) {
+                Ok(left) => format!("expires in {}", show_seconds(left)),
+                Err(_) => format!("expired {} ago; the next claude refreshes it", text::ago(*at, self.now)),
+            },
+            Login::None => "no OAuth login here".to_owned(),
+            Login::Unclear(why) => why.clone(),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let (mode, origin) = &self.place.mode;
+        let record = |record: &RunRecord| {
+            let mut object = record.to_json();
+            object["age_ms"] = text::milliseconds(text::since(record.since, self.now)).into();
+            object
+        };
+        let records = |records: &[RunRecord]| records.iter().map(record).collect::<Vec<_>>();
+        let holder = |holder: &Holder| match holder {
+            Holder::Run(run) => {
+                json!({ "pid": run.pid, "name": run.label.as_ref().unwrap_or(&run.program), "record": record(run) })
+            }
+            Holder::Process { pid, name } => json!({ "pid": pid, "name": name, "record": null }),
+        };
+        let (token, expires) = match &self.login {
+            Login::Expires(at) if *at > self.now => ("valid", Some(*at)),
+            Login::Expires(at) => ("expired", Some(*at)),
+            Login::None => ("none", None),
+            Login::Unclear(_) => ("unclear", None),
+        };
+        let last = self.last.iter().rev().map(|run| {
+            let (outcome, ended) = (&run.outcome, time(run.began + run.total));
+            json!({ "run": run.run, "label": run.label, "outcome": outcome, "exit_code": run.exit_code, "ended": ended })
+        });
+        json!({
+            "config_dir": self.place.config_dir.to_string_lossy(),
+            "lock_file": self.place.lock_file.to_string_lossy(),
+            "mode": text::setting(mode, origin),
+            "holders": self.holders.iter().map(holder).collect::<Vec<_>>(),
+            "waiting": records(&self.waiting),
+            "waiting_without_record": self.waiting_otherwise,
+            "running": records(&self.running),
+            "orphaned": records(&self.orphaned),
+            "refresh_locks": self.refresh_locks.iter().map(|lock| refresh_lock_json(lock, self.now)).collect::<Vec<_>>(),
+            "token": { "state": token, "expires": expires.map(time) },
+            "last": last.collect::<Vec<_>>(),
+            "trouble": self.trouble(),
+        })
+    }
+}
+
+fn row(name: &str, value: &str) -> String {
+    format!("{name:<15}{value}\n")
+}
+
+/// Nothing, for a lock that is free.
+fn refresh_lock(lock: &RefreshLock, now: SystemTime) -> Option<String> {
+    let standing = match lock.standing(now) {
+        Standing::Free => return None,
+        Standing::Live => "live: a refresh is under way".to_owned(),
+        Standing::Stale(age) => format!("stale for {}", show_seconds(age)),
+    };
+    let owner = match lock.owner {
+        None => String::new(),
+        Some(Owner { pid, lives: Some(false) }) => format!(", of pid {pid}, which is dead"),
+        Some(Owner { pid, .. }) => format!(", of pid {pid}"),
+    };
+    Some(format!("{}: {standing}{owner}", lock.path.display()))
+}
+
+fn refresh_lock_json(lock: &RefreshLock, now: SystemTime) -> Value {
+    let standing = match lock.standing(now) {
+        Standing::Free => "free",
+        Standing::Live => "live",
+        Standing::Stale(_) => "stale",
+    };
+    let age = lock.touched.map(|touched| text::milliseconds(text::since(touched, now)));
+    let owner = lock.owner.map(|owner| json!({ "pid": owner.pid, "alive": owner.lives }));
+    json!({ "path": lock.path.to_string_lossy(), "state": standing, "age_ms": age, "owner": owner })
+}
+
+fn finished(run: &Finished, now: SystemTime) -> String {
+    let name = run.label.as_deref().unwrap_or(&run.run);
+    let waited = run.waited.filter(|waited| waited.as_secs() > 0);
+    let waited = waited.map_or_else(String::new, |waited| format!(", {} of it waiting", show_seconds(waited)));
+    let (outcome, code) = (&run.outcome, run.exit_code);
+    let ended = text::ago(run.began + run.total, now);
+    format!("{ended} ago: {} {outcome} with {code} after {}{waited}", name.escape_debug(), show_seconds(run.total))
+}

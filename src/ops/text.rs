@@ -1,0 +1,54 @@
+//! How operations say things.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::records::RunRecord;
+use crate::settings::{Origin, show_seconds};
+
+/// An origin, for people.
+pub(super) fn origin(origin: &Origin) -> String {
+    match origin {
+        Origin::Flag => "flag".into(),
+        Origin::Variable(name) => (*name).into(),
+        Origin::File(path, line) => format!("{}:{line}", path.display()),
+        Origin::Default => "default".into(),
+    }
+}
+
+/// A value and its origin, for programs.
+pub(super) fn setting(value: &str, origin: &Origin) -> Value {
+    let (kind, variable, file, line) = match origin {
+        Origin::Flag => ("flag", None, None, None),
+        Origin::Variable(name) => ("environment", Some(*name), None, None),
+        Origin::File(path, line) => ("file", None, Some(path.to_string_lossy()), Some(*line)),
+        Origin::Default => ("default", None, None, None),
+    };
+    json!({ "value": value, "origin": kind, "variable": variable, "file": file, "line": line })
+}
+
+/// How long ago it was.
+pub(super) fn ago(at: SystemTime, now: SystemTime) -> String {
+    show_seconds(since(at, now))
+}
+
+/// The time since `at`; none, if that is yet to come.
+pub(super) fn since(at: SystemTime, now: SystemTime) -> Duration {
+    now.duration_since(at).unwrap_or_default()
+}
+
+/// A run, its mode and how long it has been in its state.
+pub(super) fn run(record: &RunRecord, now: SystemTime) -> String {
+    format!("{}, {}, {}", record.who(), record.mode, ago(record.since, now))
+}
+
+/// `1 run`, `2 runs`
+pub(super) fn count(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A span, for programs.
+pub(super) fn milliseconds(span: Duration) -> u64 {
+    span.as_millis() as u64
+}

@@ -1,0 +1,265 @@
+//! The directory `<config dir>/claude-run`: the records of live runs, in `runs/`, each kept locked by the run that it is of.
+//! A record whose lock is free is dead, whatever its pid says, in any container and on any host that shares the file system.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use fs4::{FileExt, TryLockError};
+use serde_json::Value;
+
+use super::run_record::{Hold, RunRecord};
+use crate::identity::Identity;
+use crate::run_id::RunId;
+
+/// What claude-run keeps in a config dir.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    path: PathBuf,
+}
+
+/// Who is there.
+#[derive(Debug, Default)]
+pub struct Census {
+    /// The live runs, the oldest first.
+    pub live: Vec<RunRecord>,
+    /// Runs whose claude-run is gone, killed, while what they started still holds the session lock.
+    pub orphaned: Vec<RunRecord>,
+}
+
+/// The record of this process' run. Removed when it is dropped; dead when we are.
+#[derive(Debug)]
+pub(super) struct OwnRecord {
+    /// Its lock is what says that we live.
+    _locked: File,
+    path: PathBuf,
+}
+
+/// A record that was found.
+enum Found {
+    /// Its run lives.
+    Live(Box<RunRecord>),
+    /// Its run does not. What it said, if that can be read.
+    Dead(Option<Box<RunRecord>>),
+    /// It is there, but cannot be read or understood.
+    Unclear,
+}
+
+const RECORD: &str = "json";
+const TEMPORARY: &str = "tmp";
+
+/// Longer than it takes to write a record, lock it and put it in place.
+const STILL_WRITING: Duration = Duration::from_secs(60);
+
+impl Directory {
+    /// That of `config_dir`.
+    pub fn of(config_dir: &Path) -> Self {
+        Self { path: config_dir.join("claude-run") }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the records of live runs are.
+    pub fn runs(&self) -> PathBuf {
+        self.path.join("runs")
+    }
+
+    /// Makes the directory, for its owner alone.
+    pub(super) fn make(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(self.runs())
+    }
+
+    /// Puts the record of our run in place, or a new one in the old one's: complete and locked, or not at all.
+    pub(super) fn publish(&self, record: &RunRecord) -> io::Result<OwnRecord> {
+        let path = self.runs().join(&record.run).with_extension(RECORD);
+        let temporary = path.with_extension(TEMPORARY);
+        let make = || File::options().write(true).create_new(true).mode(0o600).open(&temporary);
+        let mut file = match make() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.make()?;
+                make()?
+            }
+            other => other?,
+        };
+        let published = write!(file, "{}\n", record.to_json())
+            .and_then(|()| FileExt::try_lock(&file).map_err(io::Error::from))
+            .and_then(|()| fs::rename(&temporary, &path));
+        if let Err(error) = published {
+            let _ = fs::remove_file(&temporary); // whoever meets it later removes it, too
+            return Err(error);
+        }
+        Ok(OwnRecord { _locked: file, path })
+    }
+
+    /// The record of the live run `run`.
+    pub fn live(&self, run: &str) -> Option<RunRecord> {
+        match look(&self.runs().join(run).with_extension(RECORD)) {
+            Some(Found::Live(record)) => Some(*record),
+            _ => None,
+        }
+    }
+
+    /// The live run that has taken `lock`. Not a census: it stops at the first, and who holds is mostly the one who came first.
+    pub fn holder(&self, lock: Identity) -> Option<RunRecord> {
+        let mut paths: Vec<_> = self.paths().ok()?;
+        paths.sort_by_key(|(run, _)| run.taken_at);
+        paths.iter().find_map(|(_, path)| match look(path)? {
+            Found::Live(record) if record.holds(lock) => Some(*record),
+            _ => None,
+        })
+    }
+
+    /// Sleeps until the run `run` has ended or changed its record, or for `bound`.
+    ///
+    /// # Errors
+    /// There is nobody to wait for: it has no record, or nobody has it locked.
+    pub fn wait_for_end(&self, run: &str, bound: Duration) -> io::Result<()> {
+        let file = File::open(self.runs().join(run).with_extension(RECORD))?;
+        if !is_locked(&file) {
+            return Err(ErrorKind::NotFound.into());
+        }
+        let (sender, ended) = mpsc::sync_channel(1);
+        // Left behind when it takes too long: it holds nothing, and ends with us.
+        thread::Builder::new().stack_size(64 * 1024).spawn(move || {
+            let _ = sender.send(FileExt::lock_shared(&file));
+        })?;
+        let _ = ended.recv_timeout(bound);
+        Ok(())
+    }
+
+    /// Looks at all records, and removes those of dead runs on the way.
+    ///
+    /// # Errors
+    /// The directory is there but cannot be read.
+    pub fn census(&self) -> io::Result<Census> {
+        let mut census = Census::default();
+        let mut dead = Vec::new();
+        for (_, path) in self.paths()? {
+            if path.extension() == Some(TEMPORARY.as_ref()) {
+                remove_if_forgotten(&path);
+                continue;
+            }
+            match look(&path) {
+                Some(Found::Live(record)) => census.live.push(*record),
+                Some(Found::Dead(record)) => dead.push((path, record)),
+                Some(Found::Unclear) | None => {}
+            }
+        }
+        census.leave_one_holder(|record| self.live(&record.run).is_some());
+        let session_lock = self.path.with_file_name("session.lock");
+        for (path, record) in dead {
+            match record {
+                Some(record) if census.is_still_held(&record, &session_lock) => census.orphaned.push(*record),
+                // In a directory that we may only read, it stays.
+                _ => drop(fs::remove_file(path)),
+            }
+        }
+        census.live.sort_by(|one, other| one.began.cmp(&other.began).then_with(|| one.run.cmp(&other.run)));
+        Ok(census)
+    }
+
+    /// The records, and what was to become one. Other files are not ours to judge.
+    fn paths(&self) -> io::Result<Vec<(RunId, PathBuf)>> {
+        let entries = match fs::read_dir(self.runs()) {
+            Ok(entries) => entries,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut paths = BTreeMap::new(); // while records come and go, an entry may be read twice
+        for entry in entries {
+            let path = entry?.path();
+            let is_ours = path.extension().is_some_and(|extension| extension == RECORD || extension == TEMPORARY);
+            let run = path.file_stem().and_then(|stem| RunId::parse(stem.to_str()?));
+            if let Some(run) = run.filter(|_| is_ours) {
+                paths.insert(path, run);
+            }
+        }
+        Ok(paths.into_iter().map(|(path, run)| (run, path)).collect())
+    }
+}
+
+impl Census {
+    /// A census is no snapshot: one run may let go and the next take the lock while we read. Whoever held is asked again
+    /// until only one does; a run removes its record before it lets go.
+    fn leave_one_holder(&mut self, is_live: impl Fn(&RunRecord) -> bool) {
+        let holds = |record: &RunRecord| record.hold == Some(Hold::Own);
+        if self.live.iter().filter(|record| holds(record)).count() > 1 {
+            self.live.retain(|record| !holds(record) || is_live(record));
+        }
+    }
+
+    /// Whether the lock that the dead run `record` held is held still, by nobody that is known to live. Its path may mean
+    /// another file here; then `session_lock` may be the one.
+    fn is_still_held(&self, record: &RunRecord, session_lock: &Path) -> bool {
+        let seen = record.lock.as_ref().map(|seen| Path::new(&seen.path));
+        let there = [seen, Some(session_lock)].into_iter().flatten().filter_map(|path| Some((path, Identity::at(path)?)));
+        let Some((path, lock)) = there.into_iter().find(|&(_, lock)| record.holds(lock)) else { return false };
+        if self.live.iter().any(|other| other.holds(lock)) {
+            return false;
+        }
+        // Nothing but a try tells it from any container: so rarely, and so shortly, that it disturbs nobody.
+        let open = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+        open.is_ok_and(|file| is_locked(&file))
+    }
+}
+
+impl Drop for OwnRecord {
+    fn drop(&mut self) {
+        // What stays is dead once the lock is gone, and removed by whoever meets it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl OwnRecord {
+    /// Lets go of the file that another has taken the place of.
+    pub(super) fn replaced(mut self) {
+        self.path = PathBuf::new();
+    }
+}
+
+/// Nothing, if there is no such record (any more).
+fn look(path: &Path) -> Option<Found> {
+    loop {
+        let mut file = match File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            Err(_) => return Some(Found::Unclear),
+        };
+        let is_live = is_locked(&file);
+        // Free, but replaced since: the lock is on the new one.
+        if !is_live && file.metadata().ok().map(|found| Identity::of(&found)) != Identity::at(path) {
+            continue;
+        }
+        let mut text = Vec::new();
+        let read = Read::by_ref(&mut file).take(1 << 20).read_to_end(&mut text);
+        let value: Option<Value> = read.ok().and_then(|_| serde_json::from_slice(&text).ok());
+        let record = value.as_ref().and_then(RunRecord::from_json).map(Box::new);
+        return Some(match (is_live, record) {
+            (true, Some(record)) => Found::Live(record),
+            (true, None) => Found::Unclear,
+            (false, record) => Found::Dead(record),
+        });
+    }
+}
+
+/// Whether somebody has locked `file`. It looks by a shared lock, so that two who look do not take each other for the owner.
+fn is_locked(file: &File) -> bool {
+    matches!(FileExt::try_lock_shared(file), Err(TryLockError::WouldBlock))
+}
+
+/// A temporary file whose writer was killed before it could put it in place.
+fn remove_if_forgotten(path: &Path) {
+    let modified = fs::metadata(path).and_then(|found| found.modified());
+    let is_old = |at: SystemTime| SystemTime::now().duration_since(at).is_ok_and(|age| age > STILL_WRITING);
+    if modified.is_ok_and(is_old) {
+        let _ = fs::remove_file(path);
+    }
+}

@@ -1,0 +1,225 @@
+//! One run's own books: its record while it lives, and its line in the history when it has ended. Where they cannot be kept,
+//! that is said once, and the run goes on.
+
+use std::env;
+use std::io;
+use std::mem;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::unistd::{AccessFlags, access};
+use serde_json::{Map, Value};
+use tracing::warn;
+
+use super::directory::{Directory, OwnRecord};
+use super::history;
+use super::run_record::{Hold, RunRecord, Sight, State, boot_id, host, pid_namespace, time};
+use crate::claude::frames::LastResult;
+use crate::diag::open_to_append;
+use crate::outcome::Outcome;
+use crate::run_id::RunId;
+use crate::settings::LockMode;
+
+/// One run, as far as it has come.
+#[derive(Debug)]
+pub struct Journal {
+    run: RunId,
+    label: Option<String>,
+    program: PathBuf,
+    lock_mode: LockMode,
+    /// The config dir, and what we keep in it; none, where there is none.
+    kept_in: Option<(PathBuf, Directory)>,
+    /// The lock file, if this run has to do with it.
+    lock_file: Option<PathBuf>,
+    /// `--record`
+    record_file: Option<PathBuf>,
+    own: Option<OwnRecord>,
+    hold: Option<Hold>,
+    began_at: SystemTime,
+    began: Instant,
+    waited: Option<Duration>,
+    acquired: Option<Instant>,
+    started: Option<Instant>,
+    cleared: Option<Instant>,
+    last_result: Option<LastResult>,
+    has_failed: bool,
+}
+
+/// What a run is, before anything has happened in it.
+#[derive(Debug)]
+pub struct Particulars {
+    /// Its name.
+    pub run: RunId,
+    /// What its caller calls it.
+    pub label: Option<String>,
+    /// What it runs.
+    pub program: PathBuf,
+    /// When it holds the session lock.
+    pub lock_mode: LockMode,
+    /// Where its record is kept; without one, there is none.
+    pub config_dir: Option<PathBuf>,
+    /// The lock file, if it has to do with it.
+    pub lock_file: Option<PathBuf>,
+    /// Where its last line goes, besides the history.
+    pub record_file: Option<PathBuf>,
+}
+
+impl Journal {
+    /// The books of a run that begins now. Nothing is written yet.
+    pub fn open(run: Particulars) -> Self {
+        let Particulars { run, label, program, lock_mode, config_dir, lock_file, record_file } = run;
+        Self {
+            run,
+            label,
+            program,
+            lock_mode,
+            kept_in: config_dir.map(|config_dir| (config_dir.clone(), Directory::of(&config_dir))),
+            lock_file,
+            record_file,
+            own: None,
+            hold: None,
+            began_at: SystemTime::now(),
+            began: Instant::now(),
+            waited: None,
+            acquired: None,
+            started: None,
+            cleared: None,
+            last_result: None,
+            has_failed: false,
+        }
+    }
+
+    /// The run's name.
+    pub fn run(&self) -> RunId {
+        self.run
+    }
+
+    /// Where the records of all runs are.
+    pub fn directory(&self) -> Option<&Directory> {
+        self.kept_in.as_ref().map(|(_, directory)| directory)
+    }
+
+    /// The run is about to wait for the lock.
+    pub fn waits(&mut self) {
+        self.publish(State::Waiting, None);
+    }
+
+    /// The run has the lock: before its child is started, and before anybody else can have it.
+    pub fn has_lock(&mut self, hold: Hold) {
+        self.hold = Some(hold);
+        self.has_waited();
+        self.acquired = (hold == Hold::Own).then(Instant::now);
+        // A run that has not waited has no record yet: it gets one when its child is on its way, which costs no time then.
+        if self.own.is_some() {
+            self.publish(State::Running, None);
+        }
+    }
+
+    /// The wait for the lock is over, or given up.
+    pub fn has_waited(&mut self) {
+        self.waited = Some(self.began.elapsed());
+    }
+
+    /// The child is started.
+    pub fn has_started(&mut self, child: i32) {
+        self.started = Some(Instant::now());
+        self.publish(State::Running, Some(child));
+    }
+
+    /// The tree is dead. To be called before the lock is freed, so that at no time two records claim it.
+    pub fn is_cleared(&mut self) {
+        self.own = None;
+        self.cleared = Some(Instant::now());
+    }
+
+    /// What claude's last result frame said.
+    pub fn has_result(&mut self, last_result: Option<LastResult>) {
+        self.last_result = last_result;
+    }
+
+    /// The run has ended with `outcome`: writes its line into the history, and where `--record` says.
+    pub fn close(mut self, outcome: Outcome) {
+        self.own = None;
+        let line = format!("{}\n", self.to_json(outcome));
+        if let Some(file) = &self.record_file
+            && let Err(error) = open_to_append(file).and_then(|mut file| io::Write::write_all(&mut file, line.as_bytes()))
+        {
+            warn!("cannot write the record {}: {error}", file.display());
+        }
+        if let Some((_, directory)) = &self.kept_in
+            && let Err(error) = history::append(directory, &line)
+        {
+            self.failed(&error);
+        }
+    }
+
+    fn publish(&mut self, state: State, child: Option<i32>) {
+        let Some((config_dir, directory)) = self.kept_in.as_ref().filter(|_| !self.has_failed) else { return };
+        match directory.publish(&self.record(state, child, config_dir)) {
+            Ok(record) => mem::replace(&mut self.own, Some(record)).into_iter().for_each(OwnRecord::replaced),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Says once that the books are not kept; a config dir that cannot be written was told of already.
+    fn failed(&mut self, error: &io::Error) {
+        let Some((config_dir, directory)) = &self.kept_in else { return };
+        let was_told = access(config_dir, AccessFlags::W_OK | AccessFlags::X_OK).is_err();
+        if !mem::replace(&mut self.has_failed, true) && !was_told {
+            warn!("cannot keep records in {}: {error}; going on without", directory.path().display());
+        }
+    }
+
+    fn record(&self, state: State, child: Option<i32>, config_dir: &Path) -> RunRecord {
+        let config_dir = std::path::absolute(config_dir).unwrap_or_else(|_| config_dir.to_owned());
+        RunRecord {
+            run: self.run.to_string(),
+            state,
+            hold: self.hold,
+            mode: self.lock_mode.name().to_owned(),
+            label: self.label.clone(),
+            host: host(),
+            boot: boot_id(),
+            pid: self.run.pid,
+            pid_namespace: pid_namespace(),
+            child,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            program: self.program.to_string_lossy().into_owned(),
+            cwd: env::current_dir().ok().map(|cwd| cwd.to_string_lossy().into_owned()),
+            began: self.began_at,
+            since: SystemTime::now(),
+            lock: self.lock_file.as_deref().map(Sight::of),
+            parent: Sight::of(config_dir.parent().unwrap_or(&config_dir)),
+            config_dir: Sight::of(&config_dir),
+        }
+    }
+
+    fn to_json(&self, outcome: Outcome) -> Value {
+        let milliseconds = |span: Option<Duration>| span.map(|span| span.as_millis() as u64);
+        let result = self.last_result.as_ref();
+        let until_cleared = |since: Option<Instant>| milliseconds(Some(self.cleared? - since?));
+        let fields: [(&str, Value); 20] = [
+            ("run", self.run.to_string().into()),
+            ("label", self.label.clone().into()),
+            ("host", host().into()),
+            ("pid", self.run.pid.into()),
+            ("version", env!("CARGO_PKG_VERSION").into()),
+            ("program", self.program.to_string_lossy().into()),
+            ("lock", self.lock_mode.name().into()),
+            ("began", time(self.began_at).into()),
+            ("total_ms", milliseconds(Some(self.began.elapsed())).into()),
+            ("wait_ms", milliseconds(self.waited).into()),
+            ("hold_ms", until_cleared(self.acquired).into()),
+            ("run_ms", until_cleared(self.started).into()),
+            ("outcome", outcome.name().into()),
+            ("exit_code", outcome.exit_code().into()),
+            ("session_id", result.and_then(|result| result.session_id.clone()).into()),
+            ("subtype", result.and_then(|result| result.subtype.clone()).into()),
+            ("is_error", result.map(|result| result.is_error).into()),
+            ("turns", result.and_then(|result| result.turns).into()),
+            ("claude_ms", result.and_then(|result| result.duration_ms).into()),
+            ("cost_usd", result.and_then(|result| result.cost_usd).into()),
+        ];
+        Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
+    }
+}
