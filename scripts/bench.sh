@@ -122,8 +122,8 @@ overhead() {
   true=$(type -P true) flock=$(type -P flock) timeout=$(type -P timeout)
   subjects=(
     true "$true"
-    claude-run "./claude-run $true"
-    claude-run:exec "./claude-run --lock pass-through --timeout 0 --leftovers keep $true"
+    claude-run "bin/claude-run $true"
+    claude-run:exec "bin/claude-run --lock pass-through --timeout 0 --leftovers keep $true"
     flock "$flock session.lock $true"
     flock+timeout "$flock session.lock $timeout 100 $true"
     tini "$(type -P tini) -s -- $true"
@@ -172,12 +172,12 @@ memory_and_wake_ups() {
   local -A pids before
   local subject state key pid
   hold
-  start ./claude-run true
+  start bin/claude-run true
   pids["claude-run waiting"]=$!
   start flock session.lock true
   pids["flock waiting"]=$!
   poll_until "claude-run and flock wait" queued 2
-  quiet claude-run ./claude-run --lock-file claude-run.lock
+  quiet claude-run bin/claude-run --lock-file claude-run.lock
   quiet flock flock flock.lock
   quiet tini tini -s --
   quiet timeout timeout 100
@@ -202,7 +202,7 @@ timed() {
 # shellcheck disable=SC2016 # for the inner shells
 output() {
   local round mib=$1 framed=(--output-format stream-json) name
-  local reads=(./claude-run --lock pass-through)
+  local reads=(bin/claude-run --lock pass-through)
   jq -nc 'range(600) | {type: "assistant", message: {id: "msg_\(.)", role: "assistant", content: [{type: "text",
     text: ("lorem ipsum dolor sit amet " * (. % 120 + 1))}]}, session_id: "bench", parent_tool_use_id: null}' >block
   head -c 1048576 block | sed '$d' >frames # whole lines
@@ -242,7 +242,7 @@ output() {
 
 # The samples, lines of SUBJECT MEASURE VALUE, as JSON: the medians of each subject, and the targets.
 summary() {
-  jq -nR --arg version "$(./claude-run --version)" --arg kernel "$(uname -srm)" --argjson cpus "$(nproc)" '
+  jq -nR --arg version "$(bin/claude-run --version)" --arg kernel "$(uname -srm)" --argjson cpus "$(nproc)" '
     def median: sort | (.[(length - 1) / 2 | floor] + .[length / 2 | floor]) / 2;
     reduce ([inputs / " "] | group_by(.[:2])[]) as $group
       ({}; .[$group[0][0]][$group[0][1]] = ($group | map(.[2] | tonumber) | median))
@@ -295,7 +295,8 @@ trap 'stop; rm -rf "$work"' EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
-cp "$binary" "$work/claude-run" # a build that ends meanwhile must not change what is measured
+mkdir "$work/bin"
+cp "$binary" "$work/bin/claude-run" # a build that ends meanwhile must not change what is measured
 cd "$work"
 # What the caller has set for claude-run must not count; session.lock in this dir is the one lock of all subjects.
 unset "${!CLAUDE_@}"
@@ -305,7 +306,7 @@ echo "bench: overhead, $rounds rounds of $runs runs" >&2
 for ((round = 0; round < rounds; round++)); do overhead "$round"; done
 echo "bench: hand-offs, $hand_off_rounds rounds" >&2
 for ((round = 0; round < hand_off_rounds; round++)); do
-  hand_offs claude-run ./claude-run true
+  hand_offs claude-run bin/claude-run true
   hand_offs flock flock session.lock true
   hand_offs flock+timeout flock session.lock timeout 100 true
 done

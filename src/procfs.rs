@@ -90,6 +90,12 @@ fn parse_flock(line: &str) -> Option<(Flock, Identity)> {
     Some((Flock { pid, waits }, Identity { device, inode }))
 }
 
+/// Whether ours is the PID namespace in which every process, and every lock, can be seen.
+pub(crate) fn is_outermost_pid_namespace() -> bool {
+    // The kernel has given it this number since there are such numbers (PROC_PID_INIT_INO).
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name == Path::new("pid:[4026531836]"))
+}
+
 /// Whether the pids in /proc are those that we see. A container may show the /proc of the host, whose pid 7 is not ours.
 pub(crate) fn is_of_our_pid_namespace() -> bool {
     fs::read_link("/proc/self").is_ok_and(|us| us == Path::new(&process::id().to_string()))

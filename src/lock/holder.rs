@@ -28,24 +28,40 @@ impl Holder {
     /// The holder of `lock`, among the live runs in `records` and the processes that can be seen here. None, if nobody holds
     /// it, or somebody out of sight.
     pub fn find(records: Option<&Directory>, lock: Identity) -> Option<Self> {
+        // The kernel first: it names one, where many records may have to be read until the one that holds is found.
+        let owner = || procfs::flocks(lock).into_iter().find(|flock| !flock.waits).map(|flock| flock.pid);
+        let first = owner();
+        match first {
+            Some(pid) if has_lock(pid, lock) => return Some(Self::of_pid(records, pid)),
+            // It changes hands right now: whoever is looked for has let go of it when found.
+            Some(_) if owner() != first => return None,
+            None if procfs::is_outermost_pid_namespace() => return None,
+            _ => {}
+        }
         if let Some(record) = records.and_then(|records| records.holder(lock)) {
             return Some(Self::Run(Box::new(record)));
         }
-        let owners: Vec<i32> = procfs::flocks(lock).into_iter().filter(|flock| !flock.waits).map(|flock| flock.pid).collect();
-        // It has the lock and is about to say so in its record.
-        if let Some(run) = records.and_then(|records| of_pid(records, &owners)) {
-            return Some(Self::Run(Box::new(run)));
-        }
-        let has_lock = |pid: &i32| ours::has_a_descriptor_with_flock(&pid.to_string(), lock);
-        let pid = owners.iter().copied().find(has_lock).or_else(|| {
-            // Who has locked it is gone or out of sight; the lock lives on in those that inherited the descriptor.
-            let mut heirs: Vec<_> = Stat::all().into_iter().filter(|stat| has_lock(&stat.pid)).collect();
-            heirs.sort_by_key(|stat| stat.start);
-            heirs.first().map(|stat| stat.pid)
-        })?;
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Some(Self::Process { pid, name: name.trim_end().to_owned() })
+        // Who has locked it is gone or out of sight; the lock lives on in those that inherited the descriptor.
+        let heirs = Stat::all().into_iter().filter(|stat| has_lock(stat.pid, lock));
+        heirs.min_by_key(|stat| stat.start).map(|heir| Self::of_pid(records, heir.pid))
     }
+
+    /// The process `pid`, which holds it: a run that may not have come to say so in its record, or some other.
+    fn of_pid(records: Option<&Directory>, pid: i32) -> Self {
+        let ours = pid_namespace();
+        let runs = records.map(|records| records.live_with_pid(pid)).unwrap_or_default();
+        match runs.into_iter().find(|run| run.pid_namespace == ours) {
+            Some(run) => Self::Run(Box::new(run)),
+            None => {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                Self::Process { pid, name: name.trim_end().to_owned() }
+            }
+        }
+    }
+}
+
+fn has_lock(pid: i32, lock: Identity) -> bool {
+    ours::has_a_descriptor_with_flock(&pid.to_string(), lock)
 }
 
 /// The pids of those that wait for `lock` and are none of the `live` runs: as far as they can be seen here.
@@ -54,15 +70,6 @@ pub fn waiting_without_record(lock: Identity, live: &[RunRecord]) -> Vec<i32> {
     let is_known = |pid: i32| live.iter().any(|record| record.pid == pid && record.pid_namespace == ours);
     let waiters = procfs::flocks(lock).into_iter().filter(|flock| flock.waits).map(|flock| flock.pid);
     waiters.filter(|&pid| !is_known(pid)).collect()
-}
-
-fn of_pid(records: &Directory, pids: &[i32]) -> Option<RunRecord> {
-    if pids.is_empty() {
-        return None;
-    }
-    let ours = pid_namespace();
-    let live = records.census().ok()?.live;
-    live.into_iter().find(|record| record.pid_namespace == ours && pids.contains(&record.pid))
 }
 
 impl fmt::Display for Holder {

@@ -75,14 +75,14 @@ pub fn take(lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result
         }
         Err(busy) => when_busy(busy, lock, journal, channel)?,
     };
-    match taken {
-        Taken::Held(_) => journal.has_lock(Hold::Own),
+    match &taken {
+        Taken::Held(held) => journal.has_lock(Hold::Own, Some(held.identity())),
         Taken::AboveUs => {
-            journal.has_lock(Hold::RunAbove);
+            journal.has_lock(Hold::RunAbove, None);
             info!(name: "lock.acquired", lock = %path, "a run above this one holds the session lock for it");
         }
-        Taken::ByCaller(_) => {
-            journal.has_lock(Hold::Caller);
+        Taken::ByCaller(on) => {
+            journal.has_lock(Hold::Caller, Some(*on));
             info!(name: "lock.acquired", lock = %path, "the caller's own descriptor holds the session lock for this run");
         }
         Taken::Busy => {

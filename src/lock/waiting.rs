@@ -95,6 +95,10 @@ struct Waiting<'a> {
 /// after 0.1 s, 0.2 s, 0.4 s … up to a minute.
 const ASK_AGAIN: u32 = 10;
 
+/// Among more runs than this, a waiter that no person watches does not look for the holder: all of them together would keep
+/// the machine from the work that they wait for. `claude-run status` tells.
+const CROWD: usize = 64;
+
 impl Waiting<'_> {
     /// Sleeps until the thread has an answer (`None`), or the wait is over without one.
     fn until_answered(&mut self, channel: &mut Channel) -> Result<Option<Waited>> {
@@ -152,7 +156,9 @@ impl Waiting<'_> {
         let bound = self.bound.map_or_else(|| "no limit".to_owned(), |bound| format!("at most {}", show(bound)));
         let waited = self.waited();
         let waited = if waited.is_zero() { String::new() } else { format!("{} of ", show(waited)) };
-        let holder = Holder::find(self.journal.directory(), self.wanted);
+        let records = self.journal.directory();
+        let is_crowded = records.is_some_and(|records| records.count() > CROWD);
+        let holder = if is_crowded { None } else { Holder::find(records, self.wanted) };
         let holder = holder.map_or_else(String::new, |holder| format!(", held by {holder}"));
         warn!(name: "lock.waiting", "waiting for the session lock {path} ({waited}{bound}){holder}");
     }

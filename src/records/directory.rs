@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use fs4::{FileExt, TryLockError};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::Value;
 
 use super::run_record::{Hold, RunRecord};
@@ -32,12 +33,13 @@ pub struct Census {
     pub orphaned: Vec<RunRecord>,
 }
 
-/// The record of this process' run. Removed when it is dropped; dead when we are.
+/// The record of this process' run. Removed when it is dropped, if not before; dead when we are.
 #[derive(Debug)]
 pub(super) struct OwnRecord {
-    /// Its lock is what says that we live.
+    /// Its lock is what says that we live. Closing it after the removal frees an inode, which can take a millisecond.
     _locked: File,
-    path: PathBuf,
+    /// None, once it is removed, or another has taken its place.
+    path: Option<PathBuf>,
 }
 
 /// A record that was found.
@@ -52,6 +54,9 @@ enum Found {
 
 const RECORD: &str = "json";
 const TEMPORARY: &str = "tmp";
+
+/// How many records one who only wants to tell people something reads.
+const READ_AT_MOST: usize = 16;
 
 /// Longer than it takes to write a record, lock it and put it in place.
 const STILL_WRITING: Duration = Duration::from_secs(60);
@@ -77,8 +82,8 @@ impl Directory {
         DirBuilder::new().recursive(true).mode(0o700).create(self.runs())
     }
 
-    /// Puts the record of our run in place, or a new one in the old one's: complete and locked, or not at all.
-    pub(super) fn publish(&self, record: &RunRecord) -> io::Result<OwnRecord> {
+    /// Puts the record of our run in place, or in that of an older one that it `replaces`: complete and locked, or not at all.
+    pub(super) fn publish(&self, record: &RunRecord, replaces: bool) -> io::Result<OwnRecord> {
         let path = self.runs().join(&record.run).with_extension(RECORD);
         let temporary = path.with_extension(TEMPORARY);
         let make = || File::options().write(true).create_new(true).mode(0o600).open(&temporary);
@@ -89,14 +94,15 @@ impl Directory {
             }
             other => other?,
         };
-        let published = write!(file, "{}\n", record.to_json())
+        let published = file
+            .write_all(format!("{}\n", record.to_json()).as_bytes())
             .and_then(|()| FileExt::try_lock(&file).map_err(io::Error::from))
-            .and_then(|()| fs::rename(&temporary, &path));
+            .and_then(|()| put_in_place(&temporary, &path, replaces));
         if let Err(error) = published {
             let _ = fs::remove_file(&temporary); // whoever meets it later removes it, too
             return Err(error);
         }
-        Ok(OwnRecord { _locked: file, path })
+        Ok(OwnRecord { _locked: file, path: Some(path) })
     }
 
     /// The record of the live run `run`.
@@ -107,11 +113,23 @@ impl Directory {
         }
     }
 
-    /// The live run that has taken `lock`. Not a census: it stops at the first, and who holds is mostly the one who came first.
+    /// How many records there are, roughly.
+    pub fn count(&self) -> usize {
+        fs::read_dir(self.runs()).map_or(0, Iterator::count)
+    }
+
+    /// The live runs whose claude-run is called `pid`, each in its own PID namespace.
+    pub fn live_with_pid(&self, pid: i32) -> Vec<RunRecord> {
+        let paths = self.paths().unwrap_or_default().into_iter().filter(|(run, _)| run.pid == pid);
+        paths.filter_map(|(run, _)| self.live(&run.to_string())).collect()
+    }
+
+    /// The live run that has taken `lock`. Not a census: it reads on until one has, which is mostly the one who came first, and
+    /// gives up where it would take long.
     pub fn holder(&self, lock: Identity) -> Option<RunRecord> {
         let mut paths: Vec<_> = self.paths().ok()?;
         paths.sort_by_key(|(run, _)| run.taken_at);
-        paths.iter().find_map(|(_, path)| match look(path)? {
+        paths.iter().take(READ_AT_MOST).find_map(|(_, path)| match look(path)? {
             Found::Live(record) if record.holds(lock) => Some(*record),
             _ => None,
         })
@@ -211,18 +229,34 @@ impl Census {
     }
 }
 
-impl Drop for OwnRecord {
-    fn drop(&mut self) {
-        // What stays is dead once the lock is gone, and removed by whoever meets it.
-        let _ = fs::remove_file(&self.path);
+impl OwnRecord {
+    /// Removes it.
+    pub(super) fn remove(&mut self) {
+        if let Some(path) = self.path.take() {
+            // What stays is dead once the lock is gone, and removed by whoever meets it.
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// Another has taken its place.
+    pub(super) fn forget(&mut self) {
+        self.path = None;
     }
 }
 
-impl OwnRecord {
-    /// Lets go of the file that another has taken the place of.
-    pub(super) fn replaced(mut self) {
-        self.path = PathBuf::new();
+impl Drop for OwnRecord {
+    fn drop(&mut self) {
+        self.remove();
     }
+}
+
+/// rename(2), but for what it `replaces` an exchange of the two: ext4 takes a rename onto a file for a careless editor's, and
+/// writes it to the disk before it goes on. A record need not outlive the machine.
+fn put_in_place(temporary: &Path, path: &Path, replaces: bool) -> io::Result<()> {
+    if replaces && renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE).is_ok() {
+        return fs::remove_file(temporary);
+    }
+    fs::rename(temporary, path)
 }
 
 /// Nothing, if there is no such record (any more).

@@ -16,6 +16,7 @@ use super::history;
 use super::run_record::{Hold, RunRecord, Sight, State, boot_id, host, pid_namespace, time};
 use crate::claude::frames::LastResult;
 use crate::diag::open_to_append;
+use crate::identity::Identity;
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
 use crate::settings::LockMode;
@@ -34,6 +35,10 @@ pub struct Journal {
     /// `--record`
     record_file: Option<PathBuf>,
     own: Option<OwnRecord>,
+    /// What it says.
+    published: Option<RunRecord>,
+    /// The lock file that the lock was had on.
+    locked: Option<Identity>,
     hold: Option<Hold>,
     began_at: SystemTime,
     began: Instant,
@@ -77,6 +82,8 @@ impl Journal {
             lock_file,
             record_file,
             own: None,
+            published: None,
+            locked: None,
             hold: None,
             began_at: SystemTime::now(),
             began: Instant::now(),
@@ -105,14 +112,11 @@ impl Journal {
     }
 
     /// The run has the lock: before its child is started, and before anybody else can have it.
-    pub fn has_lock(&mut self, hold: Hold) {
-        self.hold = Some(hold);
+    pub fn has_lock(&mut self, hold: Hold, on: Option<Identity>) {
+        (self.hold, self.locked) = (Some(hold), on);
         self.has_waited();
         self.acquired = (hold == Hold::Own).then(Instant::now);
-        // A run that has not waited has no record yet: it gets one when its child is on its way, which costs no time then.
-        if self.own.is_some() {
-            self.publish(State::Running, None);
-        }
+        // Its record says so when the child is on its way: then it costs nobody any time.
     }
 
     /// The wait for the lock is over, or given up.
@@ -120,7 +124,7 @@ impl Journal {
         self.waited = Some(self.began.elapsed());
     }
 
-    /// The child is started.
+    /// The child is started. The record is written now, or says so now.
     pub fn has_started(&mut self, child: i32) {
         self.started = Some(Instant::now());
         self.publish(State::Running, Some(child));
@@ -128,7 +132,9 @@ impl Journal {
 
     /// The tree is dead. To be called before the lock is freed, so that at no time two records claim it.
     pub fn is_cleared(&mut self) {
-        self.own = None;
+        if let Some(own) = &mut self.own {
+            own.remove();
+        }
         self.cleared = Some(Instant::now());
     }
 
@@ -155,10 +161,17 @@ impl Journal {
 
     fn publish(&mut self, state: State, child: Option<i32>) {
         let Some((config_dir, directory)) = self.kept_in.as_ref().filter(|_| !self.has_failed) else { return };
-        match directory.publish(&self.record(state, child, config_dir)) {
-            Ok(record) => mem::replace(&mut self.own, Some(record)).into_iter().for_each(OwnRecord::replaced),
+        // What was true at the first time is still: it is not looked for again.
+        let mut record = self.published.take().unwrap_or_else(|| self.record(config_dir));
+        (record.state, record.since, record.hold, record.child) = (state, SystemTime::now(), self.hold, child);
+        if let (Some(seen), Some(_)) = (&mut record.lock, self.locked) {
+            seen.identity = self.locked; // the file may have been replaced while we waited
+        }
+        match directory.publish(&record, self.own.is_some()) {
+            Ok(own) => self.own.replace(own).iter_mut().for_each(OwnRecord::forget),
             Err(error) => self.failed(&error),
         }
+        self.published = Some(record);
     }
 
     /// Says once that the books are not kept; a config dir that cannot be written was told of already.
@@ -170,24 +183,24 @@ impl Journal {
         }
     }
 
-    fn record(&self, state: State, child: Option<i32>, config_dir: &Path) -> RunRecord {
+    fn record(&self, config_dir: &Path) -> RunRecord {
         let config_dir = std::path::absolute(config_dir).unwrap_or_else(|_| config_dir.to_owned());
         RunRecord {
             run: self.run.to_string(),
-            state,
-            hold: self.hold,
+            state: State::Waiting,
+            hold: None,
             mode: self.lock_mode.name().to_owned(),
             label: self.label.clone(),
             host: host(),
             boot: boot_id(),
             pid: self.run.pid,
             pid_namespace: pid_namespace(),
-            child,
+            child: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             program: self.program.to_string_lossy().into_owned(),
             cwd: env::current_dir().ok().map(|cwd| cwd.to_string_lossy().into_owned()),
             began: self.began_at,
-            since: SystemTime::now(),
+            since: self.began_at,
             lock: self.lock_file.as_deref().map(Sight::of),
             parent: Sight::of(config_dir.parent().unwrap_or(&config_dir)),
             config_dir: Sight::of(&config_dir),
