@@ -69,7 +69,7 @@ pub(crate) struct Flock {
 /// The flocks on `file` that the kernel shows us: those of our PID namespace.
 pub(crate) fn flocks(file: Identity) -> Vec<Flock> {
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let all: Vec<_> = locks.lines().filter_map(|line| parse_flock(line)).filter(|(_, at)| at.inode == file.inode).collect();
+    let all: Vec<_> = locks.lines().filter_map(parse_flock).filter(|(_, at)| at.inode == file.inode).collect();
     // Some file systems show another device number to stat(2) than to the kernel; then the inode has to do.
     let is_exact = all.iter().any(|(_, at)| *at == file);
     all.into_iter().filter(|(_, at)| !is_exact || *at == file).map(|(flock, _)| flock).collect()
@@ -88,6 +88,14 @@ fn parse_flock(line: &str) -> Option<(Flock, Identity)> {
     let device = libc::makedev(hex()?, hex()?);
     let inode = file.next()?.parse().ok()?;
     Some((Flock { pid, waits }, Identity { device, inode }))
+}
+
+/// What the process `pid` calls itself, and the PID namespace in which it does.
+pub(crate) fn innermost_pid(pid: i32) -> Option<(i32, String)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()?;
+    let namespace = fs::read_link(format!("/proc/{pid}/ns/pid")).ok()?;
+    Some((inner, namespace.to_string_lossy().into_owned()))
 }
 
 /// Whether ours is the PID namespace in which every process, and every lock, can be seen.

@@ -5,6 +5,7 @@
 mod directory;
 mod history;
 mod journal;
+mod object;
 mod run_record;
 
 pub use directory::{Census, Directory};

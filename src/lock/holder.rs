@@ -46,11 +46,14 @@ impl Holder {
         heirs.min_by_key(|stat| stat.start).map(|heir| Self::of_pid(records, heir.pid))
     }
 
-    /// The process `pid`, which holds it: a run that may not have come to say so in its record, or some other.
+    /// The process `pid`, which holds it: a run, though its record may not say so yet, or some other.
     fn of_pid(records: Option<&Directory>, pid: i32) -> Self {
-        let ours = pid_namespace();
-        let runs = records.map(|records| records.live_with_pid(pid)).unwrap_or_default();
-        match runs.into_iter().find(|run| run.pid_namespace == ours) {
+        let run = records.and_then(|records| {
+            // A run in a container below ours calls itself by another pid.
+            let (inner, namespace) = procfs::innermost_pid(pid)?;
+            records.live_with_pid(inner).into_iter().find(|run| run.pid_namespace.as_ref() == Some(&namespace))
+        });
+        match run {
             Some(run) => Self::Run(Box::new(run)),
             None => {
                 let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();

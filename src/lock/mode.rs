@@ -30,7 +30,12 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Whether a run above us holds the lock `identity` for us.
+    /// Whether our environment says that a run above us holds the lock `identity`.
+    pub(super) fn may_be_held_above_us(&self, identity: Identity) -> bool {
+        self.claims_above.iter().any(|claim| claim.identity == identity)
+    }
+
+    /// Whether a run above us does hold the lock `identity`, for us.
     pub(super) fn is_held_above_us(&self, identity: Identity, records: Option<&Directory>) -> bool {
         self.claims_above.iter().any(|claim| claim.holds_above_us(identity, records))
     }

@@ -33,6 +33,8 @@ pub(super) enum Waited {
 /// Waits for `candidate`.
 pub(super) fn wait(mut candidate: Candidate, lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result<Waited> {
     let bound = match lock.wait {
+        // A run above us may be about to write what proves that it holds the lock for us.
+        Wait::No if lock.may_be_held_above_us(candidate.identity()) => Some(ABOUT_TO_WRITE),
         Wait::No => return Ok(Waited::TooLong),
         Wait::AtMost(bound) => Some(bound),
         Wait::Forever => None,
@@ -92,8 +94,11 @@ struct Waiting<'a> {
 }
 
 /// A run above us, in another PID namespace, may be about to write the record that proves it: so often it is asked for again,
-/// after 0.1 s, 0.2 s, 0.4 s … up to a minute.
-const ASK_AGAIN: u32 = 10;
+/// after 10 ms, 20 ms, 40 ms … up to a minute and a half.
+const ASK_AGAIN: u32 = 14;
+
+/// How long a wait is that is none, for that alone.
+const ABOUT_TO_WRITE: Duration = Duration::from_millis(100);
 
 /// Among more runs than this, a waiter that no person watches does not look for the holder: all of them together would keep
 /// the machine from the work that they wait for. `claude-run status` tells.
@@ -136,8 +141,8 @@ impl Waiting<'_> {
     }
 
     fn next_question(&self) -> Option<Instant> {
-        let may_hold = self.asked < ASK_AGAIN && self.lock.claims_above.iter().any(|claim| claim.identity == self.wanted);
-        may_hold.then(|| after(self.started, Some(Duration::from_millis(100 << self.asked)))).flatten()
+        let may_hold = self.asked < ASK_AGAIN && self.lock.may_be_held_above_us(self.wanted);
+        may_hold.then(|| after(self.started, Some(Duration::from_millis(10 << self.asked)))).flatten()
     }
 
     /// At the start of the wait.

@@ -44,7 +44,7 @@ pub(super) fn run(
     if json {
         let mut object = text::setting(here, origin);
         object["set"] = json!(set.map(LockMode::name));
-        object["others"] = others.iter().map(RunRecord::to_json).collect();
+        object["others"] = others.iter().map(text::record).collect();
         write(out, &format!("{object}\n"))?;
     } else {
         let mut lines = match set {

@@ -159,7 +159,7 @@ impl<'a> Status<'a> {
     fn to_json(&self) -> Value {
         let (mode, origin) = &self.place.mode;
         let record = |record: &RunRecord| {
-            let mut object = record.to_json();
+            let mut object = text::record(record);
             object["age_ms"] = text::milliseconds(text::since(record.since, self.now)).into();
             object
         };

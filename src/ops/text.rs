@@ -43,6 +43,12 @@ pub(super) fn run(record: &RunRecord, now: SystemTime) -> String {
     format!("{}, {}, {}", record.who(), record.mode, ago(record.since, now))
 }
 
+/// A run record, for programs.
+pub(super) fn record(record: &RunRecord) -> Value {
+    // It is JSON: we have made it.
+    serde_json::from_str(&record.to_json()).unwrap_or_default()
+}
+
 /// `1 run`, `2 runs`
 pub(super) fn count(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })

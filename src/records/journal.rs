@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::{AccessFlags, access};
-use serde_json::{Map, Value};
 use tracing::warn;
 
 use super::directory::{Directory, OwnRecord};
 use super::history;
+use super::object::Object;
 use super::run_record::{Hold, RunRecord, Sight, State, boot_id, host, pid_namespace, time};
 use crate::claude::frames::LastResult;
 use crate::diag::open_to_append;
@@ -45,6 +45,8 @@ pub struct Journal {
     waited: Option<Duration>,
     acquired: Option<Instant>,
     started: Option<Instant>,
+    /// The child, and when the record is to say that it runs.
+    due: Option<(i32, Instant)>,
     cleared: Option<Instant>,
     last_result: Option<LastResult>,
     has_failed: bool,
@@ -69,6 +71,9 @@ pub struct Particulars {
     pub record_file: Option<PathBuf>,
 }
 
+/// How soon a record follows what it tells.
+const SOON: Duration = Duration::from_millis(20);
+
 impl Journal {
     /// The books of a run that begins now. Nothing is written yet.
     pub fn open(run: Particulars) -> Self {
@@ -90,6 +95,7 @@ impl Journal {
             waited: None,
             acquired: None,
             started: None,
+            due: None,
             cleared: None,
             last_result: None,
             has_failed: false,
@@ -116,7 +122,6 @@ impl Journal {
         (self.hold, self.locked) = (Some(hold), on);
         self.has_waited();
         self.acquired = (hold == Hold::Own).then(Instant::now);
-        // Its record says so when the child is on its way: then it costs nobody any time.
     }
 
     /// The wait for the lock is over, or given up.
@@ -124,10 +129,30 @@ impl Journal {
         self.waited = Some(self.began.elapsed());
     }
 
-    /// The child is started. The record is written now, or says so now.
+    /// The child is started. The record is written now, while the child is on its way, and costs nobody any time. One that is
+    /// there already, of a run that has waited, says so a little later: in a queue of short runs it never has to.
     pub fn has_started(&mut self, child: i32) {
-        self.started = Some(Instant::now());
-        self.publish(State::Running, Some(child));
+        let now = Instant::now();
+        self.started = Some(now);
+        match self.own {
+            None => self.publish(State::Running, Some(child)),
+            Some(_) => self.due = Some((child, now + SOON)),
+        }
+    }
+
+    /// When [`catch_up`](Self::catch_up) has something to do.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.due.map(|(_, at)| at)
+    }
+
+    /// Writes what is due.
+    pub fn catch_up(&mut self) {
+        if let Some((child, at)) = self.due
+            && Instant::now() >= at
+        {
+            self.due = None;
+            self.publish(State::Running, Some(child));
+        }
     }
 
     /// The tree is dead. To be called before the lock is freed, so that at no time two records claim it.
@@ -163,7 +188,8 @@ impl Journal {
         let Some((config_dir, directory)) = self.kept_in.as_ref().filter(|_| !self.has_failed) else { return };
         // What was true at the first time is still: it is not looked for again.
         let mut record = self.published.take().unwrap_or_else(|| self.record(config_dir));
-        (record.state, record.since, record.hold, record.child) = (state, SystemTime::now(), self.hold, child);
+        let since = self.started.map_or_else(SystemTime::now, |started| SystemTime::now() - started.elapsed());
+        (record.state, record.since, record.hold, record.child) = (state, since, self.hold, child);
         if let (Some(seen), Some(_)) = (&mut record.lock, self.locked) {
             seen.identity = self.locked; // the file may have been replaced while we waited
         }
@@ -207,32 +233,32 @@ impl Journal {
         }
     }
 
-    fn to_json(&self, outcome: Outcome) -> Value {
+    fn to_json(&self, outcome: Outcome) -> String {
         let milliseconds = |span: Option<Duration>| span.map(|span| span.as_millis() as u64);
-        let result = self.last_result.as_ref();
         let until_cleared = |since: Option<Instant>| milliseconds(Some(self.cleared? - since?));
-        let fields: [(&str, Value); 20] = [
-            ("run", self.run.to_string().into()),
-            ("label", self.label.clone().into()),
-            ("host", host().into()),
-            ("pid", self.run.pid.into()),
-            ("version", env!("CARGO_PKG_VERSION").into()),
-            ("program", self.program.to_string_lossy().into()),
-            ("lock", self.lock_mode.name().into()),
-            ("began", time(self.began_at).into()),
-            ("total_ms", milliseconds(Some(self.began.elapsed())).into()),
-            ("wait_ms", milliseconds(self.waited).into()),
-            ("hold_ms", until_cleared(self.acquired).into()),
-            ("run_ms", until_cleared(self.started).into()),
-            ("outcome", outcome.name().into()),
-            ("exit_code", outcome.exit_code().into()),
-            ("session_id", result.and_then(|result| result.session_id.clone()).into()),
-            ("subtype", result.and_then(|result| result.subtype.clone()).into()),
-            ("is_error", result.map(|result| result.is_error).into()),
-            ("turns", result.and_then(|result| result.turns).into()),
-            ("claude_ms", result.and_then(|result| result.duration_ms).into()),
-            ("cost_usd", result.and_then(|result| result.cost_usd).into()),
-        ];
-        Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
+        let result = self.last_result.as_ref();
+        let mut object = Object::default();
+        object
+            .add("run", self.run.to_string())
+            .add("label", &self.label)
+            .add("outcome", outcome.name())
+            .add("exit_code", outcome.exit_code())
+            .add("began", time(self.began_at))
+            .add("total_ms", milliseconds(Some(self.began.elapsed())))
+            .add("wait_ms", milliseconds(self.waited))
+            .add("hold_ms", until_cleared(self.acquired))
+            .add("run_ms", until_cleared(self.started))
+            .add("lock", self.lock_mode.name())
+            .add("host", host())
+            .add("pid", self.run.pid)
+            .add("version", env!("CARGO_PKG_VERSION"))
+            .add("program", self.program.to_string_lossy())
+            .add("session_id", result.and_then(|result| result.session_id.as_deref()))
+            .add("subtype", result.and_then(|result| result.subtype.as_deref()))
+            .add("is_error", result.map(|result| result.is_error))
+            .add("turns", result.and_then(|result| result.turns))
+            .add("claude_ms", result.and_then(|result| result.duration_ms))
+            .add("cost_usd", result.and_then(|result| result.cost_usd));
+        object.to_string()
     }
 }

@@ -51,7 +51,7 @@ pub fn supervise(
     let mut run = Run { id, child, group, started, descendants, policy, ended: false, output: None, output_done: false };
     run.output = output.start(channel.mouth()).context("cannot start the relay")?;
     journal.has_started(child.as_raw());
-    let (ending, limit) = run.watch(channel)?;
+    let (ending, limit) = run.watch(channel, journal)?;
     journal.is_cleared();
     if held.is_some() {
         drop(held);
@@ -108,9 +108,11 @@ struct Run {
 }
 
 impl Run {
-    fn watch(&mut self, channel: &mut Channel) -> Result<(Ending, Option<Limit>)> {
+    fn watch(&mut self, channel: &mut Channel, journal: &mut Journal) -> Result<(Ending, Option<Limit>)> {
         loop {
-            let events = channel.wait(self.policy.next_deadline()).context("cannot wait for events")?;
+            let deadline = [self.policy.next_deadline(), journal.next_deadline()].into_iter().flatten().min();
+            let events = channel.wait(deadline).context("cannot wait for events")?;
+            journal.catch_up();
             let may_have_missed_some = events.len() >= event::MOST_THAT_ALWAYS_FIT;
             for event in events {
                 self.take_in(event);

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use crate::env::{Env, binary, until};
+use crate::env::{Env, Running, binary, can_unshare, until};
 
 #[test]
 fn a_run_below_a_holder_runs_at_once_at_any_depth() {
@@ -109,4 +109,36 @@ fn a_claude_on_path_that_calls_claude_run_again_is_found_out() {
     let assert = env.claude_run().env("PATH", path).args(["--", "-p", "hi"]).assert().code(125);
     let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     assert!(stderr.contains("CLAUDE_RUN_CLAUDE"), "{stderr}");
+}
+
+#[test]
+fn in_another_pid_namespace_the_record_of_the_holder_speaks_for_it() {
+    if !can_unshare("-rpf") {
+        return;
+    }
+    let env = Env::new();
+    let us = binary().display().to_string();
+    // As claude, which passes none of its descriptors to its tools.
+    let closing = ["sh", "-c", r#"for fd in 3 4 5 6 7 8 9; do eval "exec $fd>&-"; done; exec "$@""#, "sh"];
+    let elsewhere = ["unshare", "-rpf", "--mount-proc", &us, "--wait", "0", "--"];
+    let words = || [&*us, "--"].into_iter().chain(closing).chain(elsewhere);
+    env.claude_run().args(words().skip(1)).args(["echo", "in"]).assert().code(0).stdout("in\n");
+    // The same below two of them, each in a namespace of its own.
+    let deeper = words().skip(1).chain(closing).chain(elsewhere).chain(["echo", "in"]);
+    env.claude_run().args(deeper).assert().code(0).stdout("in\n");
+}
+
+#[test]
+fn in_another_pid_namespace_a_stale_claim_lets_nobody_through_either() {
+    if !can_unshare("-rpf") {
+        return;
+    }
+    let env = Env::new();
+    let run = env.start_fake(&[], "env CLAUDE_RUN_HELD; exit 0");
+    let stale = run.line().split_once('=').expect("a claim").1.to_owned();
+    run.end();
+    let _holder = env.hold_lock();
+    let mut elsewhere = env.command("unshare");
+    elsewhere.args(["-rpf", "--mount-proc"]).arg(binary()).args(["--wait", "0", "true"]).env("CLAUDE_RUN_HELD", stale);
+    assert_eq!(Running::start(elsewhere).end().code(), 75);
 }

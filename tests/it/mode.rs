@@ -1,0 +1,102 @@
+//! `claude-run mode`: the lock mode of the whole factory.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::env::{Env, Running, binary, until};
+
+fn file(env: &Env) -> std::path::PathBuf {
+    env.home().join(".claude/claude-run.toml")
+}
+
+fn stdout(mut command: assert_cmd::Command, code: i32) -> String {
+    let assert = command.assert().code(code);
+    String::from_utf8_lossy(&assert.get_output().stdout).into_owned()
+}
+
+fn mode(env: &Env, words: &[&str]) -> assert_cmd::Command {
+    let mut command = env.claude_run();
+    command.arg("mode").args(words);
+    command
+}
+
+#[test]
+fn it_is_shown_with_its_origin_and_set_for_all_later_runs() {
+    let env = Env::new();
+    assert_eq!(stdout(mode(&env, &[]), 0), "exclusive (default)\nno live run follows another mode than exclusive\n");
+    let path = file(&env).display().to_string();
+    let set = stdout(mode(&env, &["pass-through"]), 0);
+    assert!(set.starts_with(&format!("pass-through is the lock mode now, by {path}\n")), "{set}");
+    assert!(stdout(mode(&env, &[]), 0).starts_with(&format!("pass-through ({path}:1)\n")));
+    let _holder = env.hold_lock();
+    env.claude_run().args(["--wait", "0", "true"]).assert().code(0);
+    mode(&env, &["exclusive"]).assert().code(0);
+    env.claude_run().args(["--wait", "0", "true"]).assert().code(75);
+}
+
+#[test]
+fn other_keys_and_comments_are_kept() {
+    let env = Env::new();
+    env.make_lock_file();
+    let text = "# of this factory\nwait = \"20m\"   # long\nlock = \"exclusive\" # old\n";
+    fs::write(file(&env), text).expect("a file");
+    mode(&env, &["pass-through"]).assert().code(0);
+    assert_eq!(fs::read_to_string(file(&env)).expect("a file"), text.replace("exclusive", "pass-through"));
+    let left: Vec<_> = fs::read_dir(env.home().join(".claude"))
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn what_goes_before_the_file_here_is_said() {
+    let env = Env::new();
+    let mut command = mode(&env, &["pass-through"]);
+    command.env("CLAUDE_EXTERNAL_LOCK", "1");
+    let text = stdout(command, 0);
+    assert!(text.contains("but here CLAUDE_EXTERNAL_LOCK says exclusive, and goes before the file\n"), "{text}");
+}
+
+#[test]
+fn what_is_no_mode_or_a_broken_file_is_125_and_changes_nothing() {
+    let env = Env::new();
+    for words in [&["none"][..], &["exclusive", "--drain=x"], &["--nonesuch"]] {
+        let assert = mode(&env, words).assert().code(125).stdout("");
+        assert!(String::from_utf8_lossy(&assert.get_output().stderr).starts_with("claude-run: "), "{words:?}");
+    }
+    assert!(!file(&env).exists());
+    env.make_lock_file();
+    fs::write(file(&env), "lock = [").expect("a file");
+    mode(&env, &["pass-through"]).assert().code(125);
+    assert_eq!(fs::read_to_string(file(&env)).expect("a file"), "lock = [");
+}
+
+#[test]
+fn a_drain_waits_for_those_that_follow_the_old_mode_and_for_nobody_else() {
+    let env = Env::new();
+    let old = env.start_fake(&["--label", "old"], "ready; open go; exit 0");
+    assert!(std::process::Command::new("mkfifo").arg(env.path("go")).status().expect("mkfifo").success());
+    old.ready();
+    until("its record is there", || stdout(mode(&env, &["pass-through", "--json"]), 0).contains("\"old\""));
+    mode(&env, &["exclusive"]).assert().code(0);
+    let waiter = env.start(["--label", "waiter", "--", "true"]);
+    assert!(waiter.message().contains("waiting"));
+    let shown = stdout(mode(&env, &["pass-through"]), 0);
+    assert!(shown.contains("2 live runs still follow another mode: 2 exclusive\n") && shown.contains("  old (pid "), "{shown}");
+    let free = env.start_fake(&["--label", "free"], "ready; hang");
+    free.ready();
+    let short = stdout(mode(&env, &["--drain=0.1"]), 1);
+    assert!(short.contains("waiter (pid ") && !short.contains("free (pid "), "{short}");
+    let mut drain = env.command(binary());
+    drain.args(["mode", "--drain", "--json"]);
+    let mut drain = Running::start(drain);
+    assert!(drain.is_running());
+    fs::write(env.path("go"), "").expect("a FIFO");
+    let ended = drain.end();
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    let told: Value = serde_json::from_str(&ended.stdout[0]).expect("JSON");
+    assert_eq!((&told["value"], &told["others"]), (&"pass-through".into(), &Value::Array(Vec::new())));
+    assert_eq!((old.end().code(), waiter.end().code()), (0, 0));
+}

@@ -1,0 +1,349 @@
+//! `claude-run status`, and the run records that it reads.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::env::{Env, Running, binary, can_unshare, fake_claude, until};
+
+fn status(env: &Env) -> Value {
+    let assert = env.claude_run().args(["status", "--json"]).assert();
+    serde_json::from_slice(&assert.get_output().stdout).expect("JSON")
+}
+
+fn text(env: &Env) -> String {
+    String::from_utf8(env.claude_run().arg("status").output().expect("started").stdout).expect("text")
+}
+
+fn runs(env: &Env) -> PathBuf {
+    env.home().join(".claude/claude-run/runs")
+}
+
+/// The records that are in place; a temporary file beside them is about to be one.
+fn records(env: &Env) -> Vec<PathBuf> {
+    let paths =
+        fs::read_dir(runs(env)).map_or(Vec::new(), |entries| entries.map(|entry| entry.expect("an entry").path()).collect());
+    paths.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect()
+}
+
+fn length(value: &Value) -> usize {
+    value.as_array().expect("an array").len()
+}
+
+fn labels(value: &Value) -> Vec<&str> {
+    value.as_array().expect("an array").iter().filter_map(|record| record["label"].as_str()).collect()
+}
+
+#[test]
+fn who_holds_it_since_when_and_how_many_wait_is_told_also_after_an_old_caller_has_truncated_it() {
+    let env = Env::new();
+    let holder = env.start_fake(&["--label", "holder"], "ready; hang");
+    holder.ready();
+    let first = env.start(["--label", "first", "--", "true"]);
+    assert!(first.message().contains("held by holder (pid "));
+    let second = env.start(["--label", "second", "--", "true"]);
+    assert!(second.message().contains("waiting for the session lock"));
+    let mut old = env.command("bash");
+    old.args(["-c", "( flock 9; true ) 9>\"$HOME/.claude/session.lock\""]);
+    let old = Running::start(old);
+    until("all wait", || {
+        let status = status(&env);
+        length(&status["waiting"]) == 2 && length(&status["waiting_without_record"]) == 1
+    });
+    let seen = status(&env);
+    assert_eq!(labels(&seen["waiting"]), ["first", "second"]);
+    let holders = seen["holders"].as_array().expect("an array");
+    assert_eq!((holders.len(), &holders[0]["pid"]), (1, &holder.pid().as_raw().into()));
+    let record = &holders[0]["record"];
+    assert_eq!((&record["label"], &record["state"], &record["hold"]), (&"holder".into(), &"running".into(), &"own".into()));
+    let since = humantime::parse_rfc3339(record["since"].as_str().expect("a time")).expect("a time");
+    assert!(SystemTime::now().duration_since(since).is_ok_and(|age| age < Duration::from_secs(600)));
+    let seen = text(&env);
+    for part in
+        ["held by        holder (pid ", "waiting        3\n", " 1. first (pid ", " 2. second (pid ", ", without a run record"]
+    {
+        assert!(seen.contains(part), "{part:?}: {seen}");
+    }
+    holder.signal(Signal::SIGTERM);
+    for run in [holder, first, second, old] {
+        run.end();
+    }
+    assert_eq!(records(&env), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn it_is_told_in_another_pid_namespace_as_well() {
+    if !can_unshare("-rpf") {
+        return;
+    }
+    let env = Env::new();
+    let holder = env.start_fake(&["--label", "holder"], "ready; hang");
+    holder.ready();
+    let waiting = env.start(["--label", "waiting", "--", "true"]);
+    waiting.message();
+    let mut elsewhere = env.command("unshare");
+    elsewhere.args(["-rpf", "--mount-proc"]).arg(binary()).args(["status", "--json"]);
+    until("both are seen from there", || {
+        let seen = elsewhere.output().expect("started").stdout;
+        let seen: Value = serde_json::from_slice(&seen).expect("JSON");
+        let holder = &seen["holders"][0]["record"]["label"];
+        holder == "holder" && labels(&seen["waiting"]) == ["waiting"]
+    });
+}
+
+#[test]
+fn what_is_not_there_is_not_made() {
+    let env = Env::new();
+    for made in [false, true] {
+        let assert = env.claude_run().arg("status").assert().code(0);
+        let text = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
+        for part in ["held by        nobody\n", "waiting        nobody\n", "refresh locks  free\n", "no OAuth login here"] {
+            assert!(text.contains(part), "{part:?}: {text}");
+        }
+        let config_dir = env.home().join(".claude");
+        if made {
+            assert_eq!(fs::read_dir(config_dir).expect("a directory").count(), 0);
+        } else {
+            assert!(!config_dir.exists());
+            fs::create_dir(config_dir).expect("a config dir");
+        }
+    }
+}
+
+#[test]
+fn a_config_dir_that_may_only_be_read_is_told_of_and_costs_a_run_its_records_and_one_warning() {
+    if !can_unshare("-rm") {
+        return;
+    }
+    let env = Env::new();
+    env.make_lock_file();
+    fs::create_dir_all(runs(&env)).expect("a directory");
+    let script = r#"mount --bind "$HOME/.claude" "$HOME/.claude" && mount -o remount,bind,ro "$HOME/.claude" &&
+        "$0" status && "$0" sh -c 'exit 7'; echo "code $?""#;
+    let mut unshare = env.command("unshare");
+    unshare.args(["-rm", "bash", "-c", script]).arg(binary());
+    let ended = Running::start(unshare).end();
+    assert_eq!(ended.stdout.last().map(String::as_str), Some("code 7"), "{ended:?}");
+    assert!(ended.stdout.iter().any(|line| line == "held by        nobody"), "{ended:?}");
+    assert!(ended.stderr.len() == 1 && ended.stderr[0].contains("is not writable"), "{ended:?}");
+}
+
+#[test]
+fn records_that_cannot_be_kept_cost_one_warning_and_never_the_run() {
+    let env = Env::new();
+    env.make_lock_file();
+    let place = env.home().join(".claude/claude-run");
+    fs::write(&place, "in the way").expect("a file");
+    let _holder = env.start_fake(&["--lock-file", "held"], "hang");
+    let assert = env.claude_run().args(["sh", "-c", "exit 7"]).assert().code(7);
+    let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(stderr.lines().count() == 1 && stderr.contains(&*place.to_string_lossy()), "{stderr}");
+    env.claude_run().args(["status"]).assert().code(0);
+}
+
+#[test]
+fn a_record_says_what_runs_where_and_never_the_prompt() {
+    let env = Env::new();
+    let run = env.start_fake(&["--label", "a \"b\"\n\u{1b}[31mc"], "ready; say secret-prompt; hang");
+    let [child, ..] = run.ready();
+    until("the record is there", || records(&env).len() == 1);
+    let path = records(&env).remove(0);
+    let mode = |path: &std::path::Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(&runs(&env)), mode(runs(&env).parent().expect("a parent"))), (0o600, 0o700, 0o700));
+    let text = fs::read_to_string(&path).expect("a record");
+    assert!(!text.contains("secret-prompt"), "{text}");
+    let record: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(record["program"], fake_claude().to_string_lossy().as_ref());
+    assert_eq!((&record["child"], &record["pid"]), (&child.into(), &run.pid().as_raw().into()));
+    assert_eq!(
+        (&record["mode"], &record["cwd"]),
+        (&"exclusive".into(), &env.path("").to_string_lossy().trim_end_matches('/').into())
+    );
+    for seen in ["lock", "config_dir", "parent"] {
+        assert!(record[seen]["device"].is_u64() && record[seen]["inode"].is_u64() && record[seen]["real_path"].is_string());
+    }
+    let shown = String::from_utf8(env.claude_run().arg("status").output().expect("started").stdout).expect("text");
+    assert!(shown.contains("a \"b\"??[31mc (pid ") && !shown.contains('\u{1b}'), "what could steer a terminal: {shown:?}");
+}
+
+#[test]
+fn a_killed_claude_run_whose_claude_lives_on_is_told_of_until_it_ends() {
+    let env = Env::new();
+    let run = env.start_fake(&["--label", "orphan"], "ignore TERM; ready; hang");
+    let [child, ..] = run.ready();
+    until("it holds the lock", || length(&status(&env)["holders"]) == 1);
+    run.signal(Signal::SIGKILL);
+    run.end();
+    for _ in 0..2 {
+        let assert = env.claude_run().args(["status", "--json"]).assert().code(1);
+        let seen: Value = serde_json::from_slice(&assert.get_output().stdout).expect("JSON");
+        assert_eq!((labels(&seen["orphaned"]), length(&seen["holders"])), (vec!["orphan"], 0));
+        assert!(seen["trouble"][0].as_str().is_some_and(|trouble| trouble.contains(&child.to_string())), "{seen}");
+    }
+    assert!(text(&env).contains("claude-run gone, claude still running"));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGKILL).expect("alive");
+    until("nothing is wrong any more", || env.claude_run().arg("status").output().expect("started").status.code() == Some(0));
+    assert_eq!(records(&env), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_holder_without_a_record_is_told_as_such() {
+    let env = Env::new();
+    let script = "( flock 9; echo held; exec cat ) 9>\"$HOME/.claude/session.lock\"";
+    env.make_lock_file();
+    let mut old = env.command("bash");
+    old.args(["-c", script]).stdin(std::process::Stdio::piped());
+    let mut old = Running::start(old);
+    old.expect_line("held");
+    // Whoever took the lock, flock(1), has ended: /proc/locks names a dead pid, and cat has inherited the lock.
+    let seen = status(&env);
+    assert_eq!((&seen["holders"][0]["record"], &seen["holders"][0]["name"]), (&Value::Null, &"cat".into()), "{seen}");
+    assert!(text(&env).contains("a process without a run record: pid "));
+    let waiter = env.start(["--wait", "0.3", "--", "true"]);
+    assert!(waiter.message().contains("held by a process without a run record: pid "));
+    assert_eq!(waiter.end().code(), 75);
+    old.let_go();
+    old.end();
+    assert_eq!(length(&status(&env)["holders"]), 0);
+}
+
+#[test]
+fn runs_without_the_lock_are_told_too() {
+    let env = Env::new();
+    let run = env.start_fake(&["--lock", "pass-through", "--label", "free"], "ready; hang");
+    run.ready();
+    until("it is there", || labels(&status(&env)["running"]) == ["free"]);
+    assert!(text(&env).contains("not holding    1 run\n"));
+}
+
+#[test]
+fn refresh_locks_and_the_token_are_told_of() {
+    let env = Env::new();
+    env.make_lock_file();
+    let config_dir = env.home().join(".claude");
+    let in_an_hour = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970") + Duration::from_secs(3660);
+    let credentials = format!(r#"{{"claudeAiOauth":{{"accessToken":"sk-ant-x","expiresAt":{}}}}}"#, in_an_hour.as_millis());
+    fs::write(config_dir.join(".credentials.json"), credentials).expect("a file");
+    fs::create_dir(env.home().join(".claude.lock")).expect("a lock");
+    let newer = config_dir.join(".oauth_refresh.lock");
+    fs::create_dir(&newer).expect("a lock");
+    fs::write(config_dir.join(".oauth_refresh.lock.owner"), r#"{"pid":4711,"procStart":"1","pidDomain":"elsewhere"}"#)
+        .expect("a file");
+    let old = SystemTime::now() - Duration::from_secs(90);
+    fs::File::open(&newer).expect("a lock").set_modified(old).expect("a time");
+    let assert = env.claude_run().args(["status", "--json"]).assert().code(1);
+    let seen: Value = serde_json::from_slice(&assert.get_output().stdout).expect("JSON");
+    let locks = &seen["refresh_locks"];
+    assert_eq!((&locks[0]["state"], &locks[1]["state"]), (&"live".into(), &"stale".into()), "{seen}");
+    assert_eq!((&locks[1]["owner"]["pid"], &locks[1]["owner"]["alive"]), (&4711.into(), &Value::Null));
+    assert_eq!(seen["token"]["state"], "valid");
+    let shown = text(&env);
+    assert!(shown.contains("token          expires in 1h") && shown.contains("stale for 1m 30s, of pid 4711"), "{shown}");
+    assert!(!shown.contains("sk-ant") && !seen.to_string().contains("sk-ant"));
+}
+
+#[test]
+fn the_runs_that_ended_last_are_told_of() {
+    let env = Env::new();
+    env.claude_run().args(["--label", "one", "sh", "-c", "exit 7"]).assert().code(7);
+    env.claude_run().args(["--label", "two", "--timeout", "0.1", "sleep", "60"]).assert().code(124);
+    let seen = status(&env);
+    assert_eq!(labels(&seen["last"]), ["two", "one"]);
+    assert_eq!((&seen["last"][0]["outcome"], &seen["last"][1]["exit_code"]), (&"hard-limit".into(), &7.into()));
+    assert!(text(&env).contains("ago: one exited with 7 after 0s\n"));
+}
+
+#[test]
+fn watched_it_is_shown_again() {
+    let env = Env::new();
+    let watch = env.start(["status", "--watch", "--json"]);
+    let shown: Vec<Value> = (0..2).map(|_| serde_json::from_str(&watch.line()).expect("JSON")).collect();
+    assert!(shown.iter().all(|shown| length(&shown["holders"]) == 0));
+    watch.signal(Signal::SIGINT);
+    assert_eq!(watch.end().code(), 130);
+}
+
+/// 64 runs, in PID namespaces of their own if `wrapped`, half of them killed; all the while, status is asked 20 times a
+/// second.
+fn with_64_runs(wrap: &[&str]) {
+    let env = Env::new();
+    let start = |index: usize| {
+        let mut command = match wrap.split_first() {
+            Some((program, words)) => {
+                let mut command = env.command(program);
+                command.args(words).arg(binary());
+                command
+            }
+            None => env.command(binary()),
+        };
+        // What runs inside must be alone, and takes long enough to be killed in it.
+        let script = "mkdir inside || exit 9; sleep 0.02; rmdir inside";
+        command.args(["--label", &index.to_string(), "--", "sh", "-c", script]);
+        Running::start(command)
+    };
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let poll = scope.spawn(|| {
+            let (mut most, mut answers) = (0, 0);
+            while !done.load(Ordering::Relaxed) {
+                let seen = status(&env);
+                most = most.max(length(&seen["holders"]));
+                answers += 1;
+                thread::sleep(Duration::from_millis(50));
+            }
+            (most, answers)
+        });
+        let running: Vec<_> = (0..64).map(start).collect();
+        for run in running.iter().skip(1).step_by(2) {
+            // One that has ended by now needs no kill; its pid is not reaped, and so still its own.
+            run.signal(Signal::SIGKILL);
+        }
+        let codes: Vec<_> = running.into_iter().map(|run| run.end().code()).collect();
+        done.store(true, Ordering::Relaxed);
+        let (most, answers) = poll.join().expect("every answer is JSON");
+        assert!(codes.iter().step_by(2).all(|code| [0, 9].contains(code)), "{codes:?}");
+        assert!(most <= 1 && answers > 1, "{most} holders in {answers} answers");
+    });
+    until("no record is left", || {
+        status(&env);
+        records(&env).is_empty()
+    });
+}
+
+#[test]
+fn of_64_runs_half_of_them_killed_one_holds_and_no_record_is_left() {
+    with_64_runs(&[]);
+}
+
+#[test]
+fn of_64_runs_each_in_a_pid_namespace_one_holds_and_no_record_is_left() {
+    if can_unshare("-rpf") {
+        with_64_runs(&["unshare", "-rpf", "--kill-child", "--mount-proc"]);
+    }
+}
+
+#[test]
+fn what_is_no_record_is_left_alone_and_what_a_crash_left_is_swept() {
+    let env = Env::new();
+    fs::create_dir_all(runs(&env)).expect("a directory");
+    let (foreign, cut, forgotten) = (runs(&env).join("notes.json"), runs(&env).join("7-7.json"), runs(&env).join("8-8.tmp"));
+    for path in [&foreign, &cut, &forgotten] {
+        fs::write(path, "{\"run\":").expect("a file");
+    }
+    assert!(Command::new("mkfifo").arg(runs(&env).join("9-9.json")).status().expect("mkfifo").success());
+    fs::File::options()
+        .write(true)
+        .open(&forgotten)
+        .expect("a file")
+        .set_modified(SystemTime::now() - Duration::from_secs(3600))
+        .expect("a time");
+    status(&env);
+    assert!(foreign.exists() && !cut.exists() && !forgotten.exists());
+}
