@@ -76,8 +76,8 @@ fn what_is_no_mode_or_a_broken_file_is_125_and_changes_nothing() {
 #[test]
 fn a_drain_waits_for_those_that_follow_the_old_mode_and_for_nobody_else() {
     let env = Env::new();
-    let old = env.start_fake(&["--label", "old"], "ready; open go; exit 0");
     assert!(std::process::Command::new("mkfifo").arg(env.path("go")).status().expect("mkfifo").success());
+    let old = env.start_fake(&["--label", "old"], "ready; open go; exit 0");
     old.ready();
     until("its record is there", || stdout(mode(&env, &["pass-through", "--json"]), 0).contains("\"old\""));
     mode(&env, &["exclusive"]).assert().code(0);
