@@ -256,7 +256,7 @@ pub const LABEL: Opt = Opt {
     default: "LOG_AGENT, if set",
     is_shared: true,
     heading: OUTPUT_HEADING,
-    help: "What to call this run in its record",
+    help: "What to call this run: in its record, to those who wait for it, in reports",
 };
 
 /// `--log-format`

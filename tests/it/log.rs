@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::env::{Env, Running, binary, until};
+use crate::env::{Env, Running, binary, fake_claude, until};
 
 /// The log's lines without their times and runs, which are looked at here.
 fn lines(env: &Env) -> Vec<String> {
@@ -140,4 +140,37 @@ fn where_stderr_is_the_log_nothing_is_written_twice() {
     for once in ["stderr: err", "hard limit"] {
         assert_eq!(lines.iter().filter(|line| line.contains(once)).count(), 1, "{lines:?}");
     }
+}
+
+#[test]
+fn what_happens_has_a_name() {
+    let env = Env::new();
+    let events = |file: &str| {
+        let text = fs::read_to_string(env.path(file)).unwrap_or_default();
+        let events = text.lines().filter_map(|line| line.rsplit_once(" event=")).map(|(_, event)| event.to_owned());
+        events.collect::<Vec<_>>()
+    };
+    let mut holder = env.hold_lock();
+    env.claude_run().args(["--wait", "0", "--log", "busy", "true"]).assert().code(75);
+    assert_eq!(events("busy"), ["lock.acquiring", "lock.timeout"]);
+    let steps = "result new ok; hang";
+    let mut command = env.command(binary());
+    command.arg("--claude").arg(fake_claude()).args([
+        "--log",
+        "log",
+        "--result-grace",
+        "0.1",
+        "--",
+        "-p",
+        steps,
+        "--output-format=json",
+    ]);
+    let run = Running::start(command);
+    until("it waits", || events("log").contains(&"lock.waiting".to_owned()));
+    holder.let_go();
+    holder.end();
+    assert_eq!(run.end().code(), 0);
+    let expected =
+        "lock.acquiring lock.waiting lock.acquired run.started run.result run.limit run.stopping lock.released run.ended";
+    assert_eq!(events("log").join(" "), expected);
 }
