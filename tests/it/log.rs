@@ -171,6 +171,6 @@ fn what_happens_has_a_name() {
     holder.end();
     assert_eq!(run.end().code(), 0);
     let expected =
-        "lock.acquiring lock.waiting lock.acquired run.started run.result run.limit run.stopping lock.released run.ended";
+        "lock.acquiring lock.waiting lock.acquired run.started run.result run.stopping run.limit lock.released run.ended";
     assert_eq!(events("log").join(" "), expected);
 }
