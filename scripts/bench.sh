@@ -28,6 +28,12 @@
 #               waiting and of running a quiet child. A process that polls or ticks has some; one that sleeps in the
 #               kernel has none
 #
+# Then what the books cost:
+#
+#   record       what a run that keeps its record and its line of history takes longer than one without a config dir, in
+#                microseconds
+#   status       wall time of `claude-run status --json` while 1,000 wait, in milliseconds
+#
 # Then what reading along costs, with claude-run told to look for frames (--output-format stream-json), 1 GiB of them (--quick:
 # 256 MiB), a pipe in front and a pipe behind:
 #
@@ -192,6 +198,27 @@ memory_and_wake_ups() {
   done >>samples
 }
 
+# What keeping a record and a line of history costs, against a run that has no config dir to keep them in; and status, on a
+# queue of 1,000.
+records() {
+  local round count=1000 started timed
+  timed=(hyperfine -N --style none --warmup 3 --export-json times.json)
+  for round in 1 2 3 4 5 6 7 8; do
+    "${timed[@]}" --runs "$((runs * 2))" -n kept "env -u CLAUDE_CONFIG_DIR bin/claude-run -q --lock-file l true" \
+      -n unkept "env -u CLAUDE_CONFIG_DIR -u HOME bin/claude-run -q --lock-file l true" >>messages 2>&1 ||
+      fail "hyperfine: $(tail -n 5 messages)"
+    jq -r '.results[] | "\(.command) time_us \(.times[] * 1e6)"' times.json >>samples
+  done
+  stop
+  hold
+  for ((started = 0; started < count; started++)); do start bin/claude-run true; done
+  poll_until "$count wait" queued $count
+  poll_until "status counts $count" sh -c "bin/claude-run status --json | jq -e '.waiting | length == $count' >/dev/null"
+  "${timed[@]}" --runs 20 "bin/claude-run status --json" >>messages 2>&1 || fail "hyperfine: $(tail -n 5 messages)"
+  jq -r '.results[] | "status time_us \(.times[] * 1e6)"' times.json >>samples
+  stop
+}
+
 # timed FACTOR COMMAND...: FACTOR / seconds, on stdout.
 timed() {
   local begin=${EPOCHREALTIME/./}
@@ -258,6 +285,8 @@ summary() {
         ["hand-offs, as a multiple of flock", $ours.hand_offs_per_s / .flock.hand_offs_per_s, ">=", 1],
         ["wake-ups while waiting", $ours.wake_ups_waiting, "<=", 0],
         ["wake-ups while running", $ours.wake_ups_running, "<=", 0],
+        ["record and history, us more", .kept.time_us - .unkept.time_us, "<=", 200],
+        ["status on 1,000 records, ms", .status.time_us / 1000, "<=", 50],
         ["relay, as a multiple of cat", $ours.bytes_per_s / .cat.bytes_per_s, ">=", 0.8],
         ["log, as a multiple of sed", $ours.logged_per_s / .sed.bytes_per_s, ">=", 5],
         ["long line, KiB", $ours.long_line_kib, "<=", 24576],
@@ -299,7 +328,7 @@ mkdir "$work/bin"
 cp "$binary" "$work/bin/claude-run" # a build that ends meanwhile must not change what is measured
 cd "$work"
 # What the caller has set for claude-run must not count; session.lock in this dir is the one lock of all subjects.
-unset "${!CLAUDE_@}"
+unset "${!CLAUDE_@}" RUST_BACKTRACE
 export HOME=$work CLAUDE_CONFIG_DIR=$work
 
 echo "bench: overhead, $rounds rounds of $runs runs" >&2
@@ -312,6 +341,8 @@ for ((round = 0; round < hand_off_rounds; round++)); do
 done
 echo "bench: memory, and wake-ups in $interval s" >&2
 memory_and_wake_ups
+echo "bench: records, and status on 1,000 of them" >&2
+records
 echo "bench: output, $mib MiB" >&2
 output "$mib"
 summary >"$json" || fail "a sample is missing"

@@ -1,7 +1,7 @@
 //! claude-run: Claude Code under one session lock and a watchdog that leaves nothing behind.
 //!
 //! The flow goes one way, and the rooms stand in its order; a module imports only from those above it and from the
-//! leaves (`outcome`, `diag`, `procfs`, `run_id`, `identity`):
+//! leaves (`outcome`, `diag`, `procfs`, `run_id`, `identity`, `object`):
 //!
 //! ```text
 //! words, environment -> Cli -> Settings -> Plan -> session lock -> run -> Outcome -> exit code
@@ -26,6 +26,7 @@ pub mod diag;
 pub mod event;
 pub mod identity;
 pub mod lock;
+mod object;
 pub mod ops;
 pub mod outcome;
 pub mod plan;

@@ -69,7 +69,9 @@ pub(crate) struct Flock {
 /// The flocks on `file` that the kernel shows us: those of our PID namespace.
 pub(crate) fn flocks(file: Identity) -> Vec<Flock> {
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let all: Vec<_> = locks.lines().filter_map(parse_flock).filter(|(_, at)| at.inode == file.inode).collect();
+    let inode = format!(":{} ", file.inode); // most lines are about other files, and need no closer look
+    let about_it = locks.lines().filter(|line| line.contains(&inode));
+    let all: Vec<_> = about_it.filter_map(parse_flock).filter(|(_, at)| at.inode == file.inode).collect();
     // Some file systems show another device number to stat(2) than to the kernel; then the inode has to do.
     let is_exact = all.iter().any(|(_, at)| *at == file);
     all.into_iter().filter(|(_, at)| !is_exact || *at == file).map(|(flock, _)| flock).collect()

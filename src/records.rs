@@ -5,7 +5,6 @@
 mod directory;
 mod history;
 mod journal;
-mod object;
 mod run_record;
 
 pub use directory::{Census, Directory};

@@ -1,12 +1,13 @@
 //! Who holds the lock: by its run record, and where there is none, as with an old shell script, by what the kernel tells.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::time::SystemTime;
 
 use super::ours;
 use crate::identity::Identity;
-use crate::procfs::{self, Stat};
+use crate::procfs::{self, Flock, Stat};
 use crate::records::{Directory, RunRecord, pid_namespace};
 use crate::settings::show_seconds;
 
@@ -24,17 +25,28 @@ pub enum Holder {
     },
 }
 
+/// The flocks on a lock file, held and waited for, as far as they can be seen here.
+#[derive(Debug)]
+pub struct Queue {
+    lock: Identity,
+    flocks: Vec<Flock>,
+}
+
 impl Holder {
     /// The holder of `lock`, among the live runs in `records` and the processes that can be seen here. None, if nobody holds
     /// it, or somebody out of sight.
     pub fn find(records: Option<&Directory>, lock: Identity) -> Option<Self> {
+        Self::find_among(&Queue::look(lock), records)
+    }
+
+    /// The same, where the kernel was asked already.
+    pub fn find_among(queue: &Queue, records: Option<&Directory>) -> Option<Self> {
+        let lock = queue.lock;
         // The kernel first: it names one, where many records may have to be read until the one that holds is found.
-        let owner = || procfs::flocks(lock).into_iter().find(|flock| !flock.waits).map(|flock| flock.pid);
-        let first = owner();
-        match first {
+        match queue.owner() {
             Some(pid) if has_lock(pid, lock) => return Some(Self::of_pid(records, pid)),
             // It changes hands right now: whoever is looked for has let go of it when found.
-            Some(_) if owner() != first => return None,
+            Some(_) if Queue::look(lock).owner() != queue.owner() => return None,
             None if procfs::is_outermost_pid_namespace() => return None,
             _ => {}
         }
@@ -67,12 +79,24 @@ fn has_lock(pid: i32, lock: Identity) -> bool {
     ours::has_a_descriptor_with_flock(&pid.to_string(), lock)
 }
 
-/// The pids of those that wait for `lock` and are none of the `live` runs: as far as they can be seen here.
-pub fn waiting_without_record(lock: Identity, live: &[RunRecord]) -> Vec<i32> {
-    let ours = pid_namespace();
-    let is_known = |pid: i32| live.iter().any(|record| record.pid == pid && record.pid_namespace == ours);
-    let waiters = procfs::flocks(lock).into_iter().filter(|flock| flock.waits).map(|flock| flock.pid);
-    waiters.filter(|&pid| !is_known(pid)).collect()
+impl Queue {
+    /// Asks the kernel. With thousands of locks on the machine that takes it milliseconds.
+    pub fn look(lock: Identity) -> Self {
+        Self { lock, flocks: procfs::flocks(lock) }
+    }
+
+    /// Who has asked for the lock that is held.
+    fn owner(&self) -> Option<i32> {
+        self.flocks.iter().find(|flock| !flock.waits).map(|flock| flock.pid)
+    }
+
+    /// The pids of those that wait and are none of the `live` runs.
+    pub fn waiting_without_record(&self, live: &[RunRecord]) -> Vec<i32> {
+        let ours = pid_namespace();
+        let known: HashSet<i32> = live.iter().filter(|record| record.pid_namespace == ours).map(|record| record.pid).collect();
+        let waiting = self.flocks.iter().filter(|flock| flock.waits).map(|flock| flock.pid);
+        waiting.filter(|pid| !known.contains(pid)).collect()
+    }
 }
 
 impl fmt::Display for Holder {

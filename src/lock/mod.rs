@@ -10,7 +10,7 @@ mod waiting;
 /// What the lock file in a config dir is called: by us, and by the shell scripts before.
 pub const FILE_NAME: &str = "session.lock";
 
-pub use holder::{Holder, waiting_without_record};
+pub use holder::{Holder, Queue};
 pub use mode::{Lock, Taken, take};
 pub use ours::Claim;
 pub use session::Held;

@@ -7,7 +7,6 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
 
 use super::{Context, Place, cannot_read, text, write};
 use crate::cli;
@@ -43,9 +42,9 @@ pub(super) fn run(
     let (here, origin) = &place.mode;
     if json {
         let mut object = text::setting(here, origin);
-        object["set"] = json!(set.map(LockMode::name));
-        object["others"] = others.iter().map(text::record).collect();
-        write(out, &format!("{object}\n"))?;
+        object.add("set", set.map(LockMode::name));
+        object.add_list("others", others.iter().map(|record| text::record(record, now)));
+        write(out, &format!("{}\n", object.into_text()))?;
     } else {
         let mut lines = match set {
             Some(mode) => format!("{} is the lock mode now, by {}\n", mode.name(), path.display()),

@@ -3,9 +3,9 @@
 use std::io::Write;
 
 use anyhow::Result;
-use serde_json::Value;
 
 use super::{Context, text, write};
+use crate::object::array;
 use crate::outcome::Outcome;
 use crate::settings::{Settings, explain};
 
@@ -16,10 +16,10 @@ pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Resul
     if json {
         let objects = settings.iter().map(|(option, value, origin)| {
             let mut setting = text::setting(&value.to_string_lossy(), origin);
-            setting["name"] = option.flag.into();
+            setting.add("name", option.flag);
             setting
         });
-        write(out, &format!("{}\n", objects.collect::<Value>()))?;
+        write(out, &format!("{}\n", array(objects)))?;
         return Ok(Outcome::Shown);
     }
     let rows: Vec<_> =

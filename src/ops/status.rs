@@ -6,13 +6,13 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
-use serde_json::{Value, json};
 
 use super::{Context, Place, cannot_read, text, write};
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
 use crate::identity::Identity;
-use crate::lock::{Holder, waiting_without_record};
+use crate::lock::{Holder, Queue};
+use crate::object::Object;
 use crate::outcome::Outcome;
 use crate::records::{Census, Finished, RunRecord, State, time};
 use crate::settings::show_seconds;
@@ -43,7 +43,7 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
     loop {
         let status = Status::look(&place)?;
         let shown = match (json, in_place) {
-            (true, _) => format!("{}\n", status.to_json()),
+            (true, _) => format!("{}\n", status.to_json().into_text()),
             (false, false) => status.to_text(),
             // Over what was there: each line wiped behind its new text, and all below.
             (false, true) => format!("\x1b[H{}\x1b[J", status.to_text().replace('\n', "\x1b[K\n")),
@@ -62,12 +62,13 @@ impl<'a> Status<'a> {
         let records = &place.records;
         let Census { live, orphaned } = records.census().with_context(|| cannot_read(&records.runs()))?;
         let lock = Identity::at(&place.lock_file);
-        let waiting_otherwise = lock.map(|lock| waiting_without_record(lock, &live)).unwrap_or_default();
+        let queue = lock.map(Queue::look);
+        let waiting_otherwise = queue.as_ref().map_or(Vec::new(), |queue| queue.waiting_without_record(&live));
         let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
         let (holding, others): (Vec<_>, Vec<_>) = live.into_iter().partition(holds);
         let mut holders: Vec<_> = holding.into_iter().map(|record| Holder::Run(Box::new(record))).collect();
-        if let (true, Some(lock)) = (holders.is_empty() && orphaned.is_empty(), lock) {
-            holders.extend(Holder::find(Some(records), lock));
+        if let (true, Some(queue)) = (holders.is_empty() && orphaned.is_empty(), &queue) {
+            holders.extend(Holder::find_among(queue, Some(records)));
         }
         let is_holder = |record: &RunRecord| {
             holders.iter().any(|holder| matches!(holder, Holder::Run(holding) if holding.run == record.run))
@@ -156,44 +157,51 @@ impl<'a> Status<'a> {
         }
     }
 
-    fn to_json(&self) -> Value {
+    fn to_json(&self) -> Object {
         let (mode, origin) = &self.place.mode;
-        let record = |record: &RunRecord| {
-            let mut object = text::record(record);
-            object["age_ms"] = text::milliseconds(text::since(record.since, self.now)).into();
+        let record = |record: &RunRecord| text::record(record, self.now);
+        let holder = |holder: &Holder| {
+            let mut object = Object::default();
+            match holder {
+                Holder::Run(run) => {
+                    object.add("pid", run.pid).add("name", run.label.as_ref().unwrap_or(&run.program));
+                    object.add_object("record", Some(record(run)));
+                }
+                Holder::Process { pid, name } => {
+                    object.add("pid", pid).add("name", name).add_object("record", None);
+                }
+            }
             object
         };
-        let records = |records: &[RunRecord]| records.iter().map(record).collect::<Vec<_>>();
-        let holder = |holder: &Holder| match holder {
-            Holder::Run(run) => {
-                json!({ "pid": run.pid, "name": run.label.as_ref().unwrap_or(&run.program), "record": record(run) })
-            }
-            Holder::Process { pid, name } => json!({ "pid": pid, "name": name, "record": null }),
-        };
-        let (token, expires) = match &self.login {
+        let (state, expires) = match &self.login {
             Login::Expires(at) if *at > self.now => ("valid", Some(*at)),
             Login::Expires(at) => ("expired", Some(*at)),
             Login::None => ("none", None),
             Login::Unclear(_) => ("unclear", None),
         };
+        let mut token = Object::default();
+        token.add("state", state).add("expires", expires.map(time));
         let last = self.last.iter().rev().map(|run| {
-            let (outcome, ended) = (&run.outcome, time(run.began + run.total));
-            json!({ "run": run.run, "label": run.label, "outcome": outcome, "exit_code": run.exit_code, "ended": ended })
+            let mut object = Object::default();
+            object.add("run", &run.run).add("label", &run.label).add("outcome", &run.outcome);
+            object.add("exit_code", run.exit_code).add("ended", time(run.began + run.total));
+            object
         });
-        json!({
-            "config_dir": self.place.config_dir.to_string_lossy(),
-            "lock_file": self.place.lock_file.to_string_lossy(),
-            "mode": text::setting(mode, origin),
-            "holders": self.holders.iter().map(holder).collect::<Vec<_>>(),
-            "waiting": records(&self.waiting),
-            "waiting_without_record": self.waiting_otherwise,
-            "running": records(&self.running),
-            "orphaned": records(&self.orphaned),
-            "refresh_locks": self.refresh_locks.iter().map(|lock| refresh_lock_json(lock, self.now)).collect::<Vec<_>>(),
-            "token": { "state": token, "expires": expires.map(time) },
-            "last": last.collect::<Vec<_>>(),
-            "trouble": self.trouble(),
-        })
+        let mut object = Object::default();
+        object
+            .add("config_dir", self.place.config_dir.to_string_lossy())
+            .add("lock_file", self.place.lock_file.to_string_lossy())
+            .add_object("mode", Some(text::setting(mode, origin)))
+            .add_list("holders", self.holders.iter().map(holder))
+            .add_list("waiting", self.waiting.iter().map(record))
+            .add("waiting_without_record", &self.waiting_otherwise)
+            .add_list("running", self.running.iter().map(record))
+            .add_list("orphaned", self.orphaned.iter().map(record))
+            .add_list("refresh_locks", self.refresh_locks.iter().map(|lock| refresh_lock_json(lock, self.now)))
+            .add_object("token", Some(token))
+            .add_list("last", last)
+            .add("trouble", self.trouble());
+        object
     }
 }
 
@@ -216,15 +224,21 @@ fn refresh_lock(lock: &RefreshLock, now: SystemTime) -> Option<String> {
     Some(format!("{}: {standing}{owner}", lock.path.display()))
 }
 
-fn refresh_lock_json(lock: &RefreshLock, now: SystemTime) -> Value {
+fn refresh_lock_json(lock: &RefreshLock, now: SystemTime) -> Object {
     let standing = match lock.standing(now) {
         Standing::Free => "free",
         Standing::Live => "live",
         Standing::Stale(_) => "stale",
     };
     let age = lock.touched.map(|touched| text::milliseconds(text::since(touched, now)));
-    let owner = lock.owner.map(|owner| json!({ "pid": owner.pid, "alive": owner.lives }));
-    json!({ "path": lock.path.to_string_lossy(), "state": standing, "age_ms": age, "owner": owner })
+    let owner = lock.owner.map(|owner| {
+        let mut object = Object::default();
+        object.add("pid", owner.pid).add("alive", owner.lives);
+        object
+    });
+    let mut object = Object::default();
+    object.add("path", lock.path.to_string_lossy()).add("state", standing).add("age_ms", age).add_object("owner", owner);
+    object
 }
 
 fn finished(run: &Finished, now: SystemTime) -> String {

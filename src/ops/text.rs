@@ -2,8 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use serde_json::{Value, json};
-
+use crate::object::Object;
 use crate::records::RunRecord;
 use crate::settings::{Origin, show_seconds};
 
@@ -18,14 +17,16 @@ pub(super) fn origin(origin: &Origin) -> String {
 }
 
 /// A value and its origin, for programs.
-pub(super) fn setting(value: &str, origin: &Origin) -> Value {
+pub(super) fn setting(value: &str, origin: &Origin) -> Object {
     let (kind, variable, file, line) = match origin {
         Origin::Flag => ("flag", None, None, None),
         Origin::Variable(name) => ("environment", Some(*name), None, None),
         Origin::File(path, line) => ("file", None, Some(path.to_string_lossy()), Some(*line)),
         Origin::Default => ("default", None, None, None),
     };
-    json!({ "value": value, "origin": kind, "variable": variable, "file": file, "line": line })
+    let mut object = Object::default();
+    object.add("value", value).add("origin", kind).add("variable", variable).add("file", file).add("line", line);
+    object
 }
 
 /// How long ago it was.
@@ -43,10 +44,11 @@ pub(super) fn run(record: &RunRecord, now: SystemTime) -> String {
     format!("{}, {}, {}", record.who(), record.mode, ago(record.since, now))
 }
 
-/// A run record, for programs.
-pub(super) fn record(record: &RunRecord) -> Value {
-    // It is JSON: we have made it.
-    serde_json::from_str(&record.to_json()).unwrap_or_default()
+/// A run record and its age, for programs.
+pub(super) fn record(record: &RunRecord, now: SystemTime) -> Object {
+    let mut object = record.to_json();
+    object.add("age_ms", milliseconds(since(record.since, now)));
+    object
 }
 
 /// `1 run`, `2 runs`

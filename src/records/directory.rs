@@ -1,7 +1,6 @@
 //! The directory `<config dir>/claude-run`: the records of live runs, in `runs/`, each kept locked by the run that it is of.
 //! A record whose lock is free is dead, whatever its pid says, in any container and on any host that shares the file system.
 
-use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -12,7 +11,6 @@ use std::time::{Duration, SystemTime};
 
 use fs4::{FileExt, TryLockError};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use serde_json::Value;
 
 use super::run_record::{Hold, RunRecord};
 use crate::identity::Identity;
@@ -95,7 +93,7 @@ impl Directory {
             other => other?,
         };
         let published = file
-            .write_all(format!("{}\n", record.to_json()).as_bytes())
+            .write_all(format!("{}\n", record.to_json().into_text()).as_bytes())
             .and_then(|()| FileExt::try_lock(&file).map_err(io::Error::from))
             .and_then(|()| put_in_place(&temporary, &path, replaces));
         if let Err(error) = published {
@@ -127,9 +125,7 @@ impl Directory {
     /// The live run that has taken `lock`. Not a census: it reads on until one has, which is mostly the one who came first, and
     /// gives up where it would take long.
     pub fn holder(&self, lock: Identity) -> Option<RunRecord> {
-        let mut paths: Vec<_> = self.paths().ok()?;
-        paths.sort_by_key(|(run, _)| run.taken_at);
-        paths.iter().take(READ_AT_MOST).find_map(|(_, path)| match look(path)? {
+        self.paths().ok()?.iter().take(READ_AT_MOST).find_map(|(_, path)| match look(path)? {
             Found::Live(record) if record.holds(lock) => Some(*record),
             _ => None,
         })
@@ -191,16 +187,21 @@ impl Directory {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let mut paths = BTreeMap::new(); // while records come and go, an entry may be read twice
+        let mut paths = Vec::new();
         for entry in entries {
             let path = entry?.path();
             let is_ours = path.extension().is_some_and(|extension| extension == RECORD || extension == TEMPORARY);
             let run = path.file_stem().and_then(|stem| RunId::parse(stem.to_str()?));
             if let Some(run) = run.filter(|_| is_ours) {
-                paths.insert(path, run);
+                paths.push((run, path));
             }
         }
-        Ok(paths.into_iter().map(|(path, run)| (run, path)).collect())
+        // The oldest first. While records come and go, an entry may be read twice.
+        paths.sort_unstable_by(|(one, path), (other, path_of_other)| {
+            (one.taken_at, one.pid, path.as_os_str()).cmp(&(other.taken_at, other.pid, path_of_other.as_os_str()))
+        });
+        paths.dedup();
+        Ok(paths)
     }
 }
 
@@ -272,10 +273,9 @@ fn look(path: &Path) -> Option<Found> {
         if !is_live && file.metadata().ok().map(|found| Identity::of(&found)) != Identity::at(path) {
             continue;
         }
-        let mut text = Vec::new();
+        let mut text = Vec::with_capacity(4096); // more than most: one read(2), and one that finds the end
         let read = Read::by_ref(&mut file).take(1 << 20).read_to_end(&mut text);
-        let value: Option<Value> = read.ok().and_then(|_| serde_json::from_slice(&text).ok());
-        let record = value.as_ref().and_then(RunRecord::from_json).map(Box::new);
+        let record = read.ok().and_then(|_| RunRecord::from_json(&text)).map(Box::new);
         return Some(match (is_live, record) {
             (true, Some(record)) => Found::Live(record),
             (true, None) => Found::Unclear,

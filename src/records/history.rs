@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use fs4::FileExt;
-use serde_json::Value;
 
 use super::directory::Directory;
-use super::run_record::{read_time, text};
+use super::run_record::read_time;
 use crate::diag::open_to_append;
 use crate::identity::Identity;
+use crate::object::Members;
 
 /// When it is set aside.
 const LARGE: u64 = 8 << 20;
@@ -122,7 +122,7 @@ fn read_end(path: &std::path::Path, length: u64) -> io::Result<Vec<u8>> {
 impl History {
     fn take_in(&mut self, bytes: &[u8]) {
         for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-            match serde_json::from_slice(line).ok().as_ref().and_then(Finished::from_json) {
+            match Finished::from_json(line) {
                 Some(run) => self.finished.push(run),
                 None => self.skipped += 1,
             }
@@ -132,19 +132,20 @@ impl History {
 
 impl Finished {
     /// Reads its line.
-    pub fn from_json(line: &Value) -> Option<Self> {
-        let span = |value: &Value| value.as_u64().map(Duration::from_millis);
+    pub fn from_json(line: &[u8]) -> Option<Self> {
+        let members = Members::read(line)?;
+        let span = |name| members.get(name).map(Duration::from_millis);
         Some(Self {
-            run: text(&line["run"])?,
-            label: text(&line["label"]),
-            began: read_time(&line["began"])?,
-            total: span(&line["total_ms"])?,
-            waited: span(&line["wait_ms"]),
-            held: span(&line["hold_ms"]),
-            outcome: text(&line["outcome"])?,
-            exit_code: u8::try_from(line["exit_code"].as_u64()?).ok()?,
-            turns: line["turns"].as_u64(),
-            cost_usd: line["cost_usd"].as_f64(),
+            run: members.get("run")?,
+            label: members.get("label"),
+            began: read_time(&members, "began")?,
+            total: span("total_ms")?,
+            waited: span("wait_ms"),
+            held: span("hold_ms"),
+            outcome: members.get("outcome")?,
+            exit_code: members.get("exit_code")?,
+            turns: members.get("turns"),
+            cost_usd: members.get("cost_usd"),
         })
     }
 }

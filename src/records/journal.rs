@@ -12,11 +12,11 @@ use tracing::warn;
 
 use super::directory::{Directory, OwnRecord};
 use super::history;
-use super::object::Object;
 use super::run_record::{Hold, RunRecord, Sight, State, boot_id, host, pid_namespace, time};
 use crate::claude::frames::LastResult;
 use crate::diag::open_to_append;
 use crate::identity::Identity;
+use crate::object::Object;
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
 use crate::settings::LockMode;
@@ -259,6 +259,6 @@ impl Journal {
             .add("turns", result.and_then(|result| result.turns))
             .add("claude_ms", result.and_then(|result| result.duration_ms))
             .add("cost_usd", result.and_then(|result| result.cost_usd));
-        object.to_string()
+        object.into_text()
     }
 }

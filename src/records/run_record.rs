@@ -1,15 +1,15 @@
 //! What a run record says: who runs what, since when, and what that process sees as the lock. Never a prompt, never a token:
 //! of the command line it has the program alone.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
 use nix::unistd::gethostname;
-use serde_json::Value;
 
-use super::object::Object;
 use crate::identity::Identity;
+use crate::object::{Members, Object};
 
 /// How far a run has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,13 +119,9 @@ impl Sight {
         object
     }
 
-    fn from_json(value: &Value) -> Option<Self> {
-        let identity = |device: &Value, inode: &Value| Some(Identity { device: device.as_u64()?, inode: inode.as_u64()? });
-        Some(Self {
-            path: text(&value["path"])?,
-            real_path: text(&value["real_path"]),
-            identity: identity(&value["device"], &value["inode"]),
-        })
+    fn from_json(members: &Members) -> Option<Self> {
+        let identity = || Some(Identity { device: members.get("device")?, inode: members.get("inode")? });
+        Some(Self { path: members.get("path")?, real_path: members.get("real_path"), identity: identity() })
     }
 }
 
@@ -151,7 +147,7 @@ impl RunRecord {
     }
 
     /// Its JSON object.
-    pub fn to_json(&self) -> String {
+    pub(crate) fn to_json(&self) -> Object {
         let mut object = Object::default();
         object
             .add("run", &self.run)
@@ -172,31 +168,34 @@ impl RunRecord {
             .add_object("lock", self.lock.as_ref().map(Sight::to_json))
             .add_object("config_dir", Some(self.config_dir.to_json()))
             .add_object("parent", Some(self.parent.to_json()));
-        object.to_string()
+        object
     }
 
     /// Reads its JSON object; what lacks a part that every version has written is none.
-    pub fn from_json(value: &Value) -> Option<Self> {
-        let pid = |value: &Value| i32::try_from(value.as_i64()?).ok();
+    pub fn from_json(text: &[u8]) -> Option<Self> {
+        let members = &Members::read(text)?;
+        let text = |name| members.get::<String>(name);
+        let (state, hold) = (members.get::<Cow<str>>("state")?, members.get::<Cow<str>>("hold"));
+        let seen = |name| Sight::from_json(&members.members(name)?);
         Some(Self {
-            run: text(&value["run"])?,
-            state: [State::Waiting, State::Running].into_iter().find(|state| value["state"] == state.name())?,
-            hold: [Hold::Own, Hold::RunAbove, Hold::Caller].into_iter().find(|hold| value["hold"] == hold.name()),
-            mode: text(&value["mode"])?,
-            label: text(&value["label"]),
-            host: text(&value["host"]).unwrap_or_default(),
-            boot: text(&value["boot"]),
-            pid: pid(&value["pid"])?,
-            pid_namespace: text(&value["pid_namespace"]),
-            child: pid(&value["child"]),
-            version: text(&value["version"]).unwrap_or_default(),
-            program: text(&value["program"])?,
-            cwd: text(&value["cwd"]),
-            began: read_time(&value["began"])?,
-            since: read_time(&value["since"])?,
-            lock: Sight::from_json(&value["lock"]),
-            config_dir: Sight::from_json(&value["config_dir"])?,
-            parent: Sight::from_json(&value["parent"])?,
+            run: text("run")?,
+            state: [State::Waiting, State::Running].into_iter().find(|known| state == known.name())?,
+            hold: [Hold::Own, Hold::RunAbove, Hold::Caller].into_iter().find(|known| hold.as_deref() == Some(known.name())),
+            mode: text("mode")?,
+            label: text("label"),
+            host: text("host").unwrap_or_default(),
+            boot: text("boot"),
+            pid: members.get("pid")?,
+            pid_namespace: text("pid_namespace"),
+            child: members.get("child"),
+            version: text("version").unwrap_or_default(),
+            program: text("program")?,
+            cwd: text("cwd"),
+            began: read_time(members, "began")?,
+            since: read_time(members, "since")?,
+            lock: seen("lock"),
+            config_dir: seen("config_dir")?,
+            parent: seen("parent")?,
         })
     }
 }
@@ -221,12 +220,8 @@ pub(crate) fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
 }
 
-pub(super) fn read_time(value: &Value) -> Option<SystemTime> {
-    humantime::parse_rfc3339(value.as_str()?).ok()
-}
-
-pub(super) fn text(value: &Value) -> Option<String> {
-    value.as_str().map(str::to_owned)
+pub(super) fn read_time(members: &Members, name: &str) -> Option<SystemTime> {
+    humantime::parse_rfc3339(members.get::<Cow<str>>(name)?.as_ref()).ok()
 }
 
 #[cfg(test)]
@@ -265,15 +260,16 @@ mod tests {
     fn a_record_reads_as_it_was_written_and_a_cut_one_is_none() {
         let waiting = RunRecord { state: State::Waiting, hold: None, lock: None, ..example() };
         for record in [example(), waiting] {
-            let value = serde_json::from_str(&record.to_json()).unwrap_or_default();
-            assert_eq!(RunRecord::from_json(&value), Some(record));
+            assert_eq!(RunRecord::from_json(record.to_json().into_text().as_bytes()), Some(record));
         }
+        let text = example().to_json().into_text();
         for key in ["run", "state", "mode", "pid", "program", "began", "since", "config_dir", "parent"] {
-            let mut value: Value = serde_json::from_str(&example().to_json()).unwrap_or_default();
-            value[key] = Value::Null;
-            assert_eq!(RunRecord::from_json(&value), None, "{key}");
+            let lacking = text.replace(&format!("\"{key}\":"), &format!("\"no-{key}\":"));
+            assert_eq!(RunRecord::from_json(lacking.as_bytes()), None, "{key}");
         }
-        assert_eq!(RunRecord::from_json(&Value::from("x")), None);
+        for length in 0..text.len() {
+            assert_eq!(RunRecord::from_json(&text.as_bytes()[..length]), None, "{length}");
+        }
     }
 
     #[test]
