@@ -175,10 +175,11 @@ impl Waiting<'_> {
         let holder = holder.map_or_else(|| self.lock.path.display().to_string(), |holder| format!("held by {holder}"));
         let place = records.and_then(|records| place(records, &self.journal.run().to_string()));
         let place = place.map_or_else(String::new, |(place, of)| format!("; place {place} of {of}"));
+        // What changes and matters most stands first: a narrow terminal shows only that.
         let waited = self.waited();
         let left =
             self.bound.map_or_else(String::new, |bound| format!(", {} left", show_seconds(bound.saturating_sub(waited))));
-        line.show(&format!("session lock {holder}{place}; waited {}{left}; Ctrl-C ends it", show(waited)));
+        line.show(&format!("waited {}{left} for the session lock{place}; {holder}; Ctrl-C ends it", show(waited)));
     }
 
     /// In full seconds.

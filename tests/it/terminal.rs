@@ -308,8 +308,7 @@ fn a_waiter_shows_one_live_line_and_ctrl_c_ends_it() {
     assert_eq!(terminal.ends(), 130);
     terminal.count("");
     let seen = terminal.seen.join("\n");
-    assert!(seen.contains("session lock held by a process without a run record: pid "), "{seen:?}");
-    assert!(seen.contains("(flock); place 1 of 1; waited 2s, 59m 58s left; Ctrl-C ends it"), "{seen:?}");
+    assert!(seen.contains("waited 2s, 59m 58s left for the session lock; place 1 of 1; held by a process"), "{seen:?}");
     assert_eq!(seen.lines().count(), 1, "the live line is rewritten in place: {seen:?}");
     assert!(!env.path("started").exists());
 }
