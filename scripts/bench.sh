@@ -203,8 +203,8 @@ memory_and_wake_ups() {
 records() {
   local round count=1000 started timed
   timed=(hyperfine -N --style none --warmup 3 --export-json times.json)
-  for round in 1 2 3 4 5 6 7 8; do
-    "${timed[@]}" --runs "$((runs * 2))" -n kept "env -u CLAUDE_CONFIG_DIR bin/claude-run -q --lock-file l true" \
+  for ((round = 0; round < rounds; round++)); do
+    "${timed[@]}" --runs "$runs" -n kept "env -u CLAUDE_CONFIG_DIR bin/claude-run -q --lock-file l true" \
       -n unkept "env -u CLAUDE_CONFIG_DIR -u HOME bin/claude-run -q --lock-file l true" >>messages 2>&1 ||
       fail "hyperfine: $(tail -n 5 messages)"
     jq -r '.results[] | "\(.command) time_us \(.times[] * 1e6)"' times.json >>samples
