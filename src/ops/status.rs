@@ -60,15 +60,20 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
 impl<'a> Status<'a> {
     fn look(place: &'a Place) -> Result<Self> {
         let records = &place.records;
-        let Census { live, orphaned } = records.census().with_context(|| cannot_read(&records.runs()))?;
         let lock = Identity::at(&place.lock_file);
-        let queue = lock.map(Queue::look);
+        // The kernel sleeps over its answer: time to read the records in.
+        let (queue, census) = thread::scope(|scope| {
+            let queue = lock.map(|lock| scope.spawn(move || Queue::look(lock)));
+            let census = records.census();
+            (queue.and_then(|queue| queue.join().ok()), census)
+        });
+        let Census { live, orphaned } = census.with_context(|| cannot_read(&records.runs()))?;
         let waiting_otherwise = queue.as_ref().map_or(Vec::new(), |queue| queue.waiting_without_record(&live));
         let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
         let (holding, others): (Vec<_>, Vec<_>) = live.into_iter().partition(holds);
         let mut holders: Vec<_> = holding.into_iter().map(|record| Holder::Run(Box::new(record))).collect();
         if let (true, Some(queue)) = (holders.is_empty() && orphaned.is_empty(), &queue) {
-            holders.extend(Holder::find_among(queue, Some(records)));
+            holders.extend(Holder::find_without_record(queue, Some(records)));
         }
         let is_holder = |record: &RunRecord| {
             holders.iter().any(|holder| matches!(holder, Holder::Run(holding) if holding.run == record.run))

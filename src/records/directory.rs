@@ -56,6 +56,9 @@ const TEMPORARY: &str = "tmp";
 /// How many records one who only wants to tell people something reads.
 const READ_AT_MOST: usize = 16;
 
+/// How many records are worth more than one thread.
+const MANY: usize = 128;
+
 /// Longer than it takes to write a record, lock it and put it in place.
 const STILL_WRITING: Duration = Duration::from_secs(60);
 
@@ -156,12 +159,12 @@ impl Directory {
     pub fn census(&self) -> io::Result<Census> {
         let mut census = Census::default();
         let mut dead = Vec::new();
-        for (_, path) in self.paths()? {
-            if path.extension() == Some(TEMPORARY.as_ref()) {
-                remove_if_forgotten(&path);
-                continue;
-            }
-            match look(&path) {
+        let (records, temporary): (Vec<_>, Vec<_>) =
+            self.paths()?.into_iter().map(|(_, path)| path).partition(|path| path.extension() == Some(RECORD.as_ref()));
+        temporary.iter().for_each(|path| remove_if_forgotten(path));
+        let found = look_at_all(&records);
+        for (path, found) in records.into_iter().zip(found) {
+            match found {
                 Some(Found::Live(record)) => census.live.push(*record),
                 Some(Found::Dead(record)) => dead.push((path, record)),
                 Some(Found::Unclear) | None => {}
@@ -258,6 +261,26 @@ fn put_in_place(temporary: &Path, path: &Path, replaces: bool) -> io::Result<()>
         return fs::remove_file(temporary);
     }
     fs::rename(temporary, path)
+}
+
+/// What was found at each of `paths`. Many are shared out among threads.
+fn look_at_all(paths: &[PathBuf]) -> Vec<Option<Found>> {
+    let look_at = |share: &[PathBuf]| share.iter().map(|path| look(path)).collect::<Vec<_>>();
+    let threads = if paths.len() < MANY { 1 } else { thread::available_parallelism().map_or(1, usize::from).min(4) };
+    let share = paths.len().div_ceil(threads).max(1);
+    thread::scope(|scope| {
+        let mut shares = paths.chunks(share);
+        let ours = shares.next().unwrap_or_default();
+        let others: Vec<_> =
+            shares.map(|share| (share, thread::Builder::new().spawn_scoped(scope, move || look_at(share)))).collect();
+        let mut found = look_at(ours);
+        for (share, thread) in others {
+            // One that could not be started, or has panicked, is made up for.
+            let theirs = thread.ok().and_then(|thread| thread.join().ok());
+            found.extend(theirs.unwrap_or_else(|| look_at(share)));
+        }
+        found
+    })
 }
 
 /// Nothing, if there is no such record (any more).
