@@ -32,12 +32,19 @@ pub struct Queue {
     flocks: Vec<Flock>,
 }
 
+/// How many records are read before the kernel is asked.
+const GLANCE: usize = 16;
+
 impl Holder {
     /// The holder of `lock`, among the live runs in `records` and the processes that can be seen here. None, if nobody holds
     /// it, or somebody out of sight.
     pub fn find(records: Option<&Directory>, lock: Identity) -> Option<Self> {
-        let run = records.and_then(|records| records.holder(lock));
-        run.map(|run| Self::Run(Box::new(run))).or_else(|| Self::find_without_record(&Queue::look(lock), records))
+        Self::find_at_a_glance(records, lock, GLANCE).or_else(|| Self::find_without_record(&Queue::look(lock), records))
+    }
+
+    /// The holder of `lock`, if it is one of the oldest live runs: `at_most` so many records are read.
+    pub fn find_at_a_glance(records: Option<&Directory>, lock: Identity, at_most: usize) -> Option<Self> {
+        records?.holder(lock, at_most).map(|run| Self::Run(Box::new(run)))
     }
 
     /// A holder whose record does not say that it is one, or that has none.

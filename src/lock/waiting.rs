@@ -100,8 +100,8 @@ const ASK_AGAIN: u32 = 14;
 /// How long a wait is that is none, for that alone.
 const ABOUT_TO_WRITE: Duration = Duration::from_millis(100);
 
-/// Among more runs than this, a waiter that no person watches does not look for the holder: all of them together would keep
-/// the machine from the work that they wait for. `claude-run status` tells.
+/// Among more runs than this, a waiter that no person watches has only one look for the holder: all of them together would
+/// keep the machine from the work that they wait for. `claude-run status` tells.
 const CROWD: usize = 64;
 
 impl Waiting<'_> {
@@ -163,7 +163,8 @@ impl Waiting<'_> {
         let waited = if waited.is_zero() { String::new() } else { format!("{} of ", show(waited)) };
         let records = self.journal.directory();
         let is_crowded = records.is_some_and(|records| records.count() > CROWD);
-        let holder = if is_crowded { None } else { Holder::find(records, self.wanted) };
+        let holder =
+            if is_crowded { Holder::find_at_a_glance(records, self.wanted, 1) } else { Holder::find(records, self.wanted) };
         let holder = holder.map_or_else(String::new, |holder| format!(", held by {holder}"));
         warn!(name: "lock.waiting", "waiting for the session lock {path} ({waited}{bound}){holder}");
     }

@@ -53,9 +53,6 @@ enum Found {
 const RECORD: &str = "json";
 const TEMPORARY: &str = "tmp";
 
-/// How many records one who only wants to tell people something reads.
-const READ_AT_MOST: usize = 16;
-
 /// How many records are worth more than one thread.
 const MANY: usize = 128;
 
@@ -125,13 +122,30 @@ impl Directory {
         paths.filter_map(|(run, _)| self.live(&run.to_string())).collect()
     }
 
-    /// The live run that has taken `lock`. Not a census: it reads on until one has, which is mostly the one who came first, and
-    /// gives up where it would take long.
-    pub fn holder(&self, lock: Identity) -> Option<RunRecord> {
-        self.paths().ok()?.iter().take(READ_AT_MOST).find_map(|(_, path)| match look(path)? {
-            Found::Live(record) if record.holds(lock) => Some(*record),
-            _ => None,
-        })
+    /// The live run that has taken `lock`. Not a census: it reads on until one has, which is mostly the one who came first, but
+    /// `at_most` so many. Records of the dead that it meets it removes, as far as they are of no use any more.
+    pub fn holder(&self, lock: Identity, at_most: usize) -> Option<RunRecord> {
+        let mut dead = Vec::new();
+        let mut holder = None;
+        for (_, path) in self.paths().ok()?.into_iter().take(at_most) {
+            match look(&path) {
+                Some(Found::Live(record)) if record.holds(lock) => {
+                    holder = Some(*record);
+                    break;
+                }
+                Some(Found::Dead(record)) => dead.push((path, record)),
+                _ => {}
+            }
+        }
+        for (path, record) in dead {
+            // What a dead run has started may still hold the lock that it had; this one, if nobody else does.
+            let had_it =
+                record.is_some_and(|record| record.hold == Some(Hold::Own) && (holder.is_none() || !record.holds(lock)));
+            if !had_it {
+                let _ = fs::remove_file(path);
+            }
+        }
+        holder
     }
 
     /// Sleeps until the run `run` has ended or changed its record, or for `bound`.

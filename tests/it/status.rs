@@ -347,3 +347,19 @@ fn what_is_no_record_is_left_alone_and_what_a_crash_left_is_swept() {
     status(&env);
     assert!(foreign.exists() && !cut.exists() && !forgotten.exists());
 }
+
+#[test]
+fn who_waits_sweeps_the_records_of_the_dead() {
+    let env = Env::new();
+    let holder = env.start_fake(&["--label", "holder"], "ready; hang");
+    holder.ready();
+    until("its record is there", || records(&env).len() == 1);
+    let record = fs::read_to_string(&records(&env)[0]).expect("a record");
+    // Older than any run on this machine: what was killed while it held the same lock, and while it waited for it.
+    for (run, text) in [("7-1", record.clone()), ("7-2", record.replace("\"own\"", "null")), ("7-3", "cut".to_owned())] {
+        fs::write(runs(&env).join(run).with_extension("json"), text).expect("a file");
+    }
+    let waiter = env.start(["--", "true"]);
+    assert!(waiter.message().contains("held by holder (pid "));
+    assert_eq!(records(&env).len(), 2, "the holder's, and the waiter's");
+}
