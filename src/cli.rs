@@ -166,22 +166,25 @@ fn usage() -> String {
 }
 
 const AFTER_HELP: &str = "\
-DUR is 90, 90s, 1.5, 10m, 2h, 1d or 1h30m; a bare number is seconds. A flag goes before its variable, and that before the
-file claude-run.toml in the config dir, whose keys are the flags without their dashes; an empty variable counts as unset.
-`claude-run settings` prints what counts, and why; a program with the name of an operation goes behind `--`. Called under the
-name `claude`, every argument is claude's, and only the variables and the file count.
+DUR is 90, 90s, 1.5, 10m, 2h, 1d or 1h30m; a bare number is seconds. A flag goes before its
+variable, and that before the file claude-run.toml in the config dir, whose keys are the flags
+without their dashes; an empty variable counts as unset. `claude-run settings` prints what counts,
+and why; a program with the name of an operation goes behind `--`. Called under the name `claude`,
+every argument is claude's, and only the variables and the file count.
 
-Each run keeps a record of itself in claude-run/ in the config dir while it lives, and leaves a line of history there.
-`claude-run status` shows who holds the lock and who waits, `mode` sets the lock mode for all, `report` sums up the history;
-they end with 0 if all is well and with 1 if they find trouble, and tell more with --help.
+Each run keeps a record of itself in claude-run/ in the config dir while it lives, and leaves a
+line of history there. `claude-run status` shows who holds the lock and who waits, `mode` sets the
+lock mode for all, `report` sums up the history; they end with 0 if all is well and with 1 if they
+find trouble, and tell more with --help.
 
-Signals: HUP INT QUIT TERM USR2 WINCH CONT go on to COMMAND, TSTP stops both; TERM, HUP and QUIT start the kill grace,
-a second TERM ends it at once (two within 0.1 s are one). USR1 prints one line on the state of the run.
+Signals: HUP INT QUIT TERM USR2 WINCH CONT go on to COMMAND, TSTP stops both; TERM, HUP and QUIT
+start the kill grace, a second TERM ends it at once (two within 0.1 s are one). USR1 prints one
+line on the state of the run.
 
 Exit codes:
   COMMAND's own, 0 to 255, when it ended by itself
   0 or 1 claude hung after its result frame and was ended: 1 if the frame says is_error
-  128+N  COMMAND was ended by signal N, or claude-run was while it waited for the lock or for its reader
+  128+N  COMMAND was ended by signal N, or claude-run was, waiting for the lock or for its reader
   124    hard limit or idle limit; the message says which
   65     with --require-result: COMMAND exited with 0 and printed no successful result frame
   75     the lock was not free within --wait (-E changes it)
