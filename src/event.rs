@@ -1,10 +1,11 @@
 //! The one event channel. Signal handlers write small records into a pipe, and whoever owns the moment (the wait for the
 //! lock, then the run) sleeps on its other end. A pipe, since it keeps the order of arrival, may be written from a signal
 //! handler, and lets the kernel do all the waking. Threads queue their events in memory, where none is ever lost, and
-//! write a record that only wakes.
+//! write a record that only wakes. Files that are followed wake it, too.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Instant;
@@ -15,6 +16,7 @@ use nix::sys::signal::Signal;
 use nix::sys::time::TimeSpec;
 use nix::unistd::pipe2;
 
+use crate::changes::Changes;
 use crate::claude::frames::Sighting;
 
 /// Who caused a signal.
@@ -37,6 +39,8 @@ pub enum Event {
     Frame(Sighting),
     /// The relay has written all of the child's output, or cannot any more.
     OutputDone,
+    /// One of the files that are followed may have changed, come or gone.
+    FilesChanged,
 }
 
 /// The reading end.
@@ -45,6 +49,7 @@ pub struct Channel {
     reader: std::fs::File,
     from_threads: mpsc::Receiver<Event>,
     mouth: Mouth,
+    files: Option<Changes>,
 }
 
 /// The writing end for signal handlers; clones write into the same channel.
@@ -79,7 +84,12 @@ impl Channel {
         let (reader, writer): (OwnedFd, OwnedFd) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         let bell = Bell(Arc::new(writer.into()));
         let (queue, from_threads) = mpsc::channel();
-        Ok(Self { reader: reader.into(), mouth: Mouth { queue, bell }, from_threads })
+        Ok(Self { reader: reader.into(), mouth: Mouth { queue, bell }, from_threads, files: None })
+    }
+
+    /// From now on, a change of one of `files` is an event. Those that were followed before no longer are.
+    pub fn follow(&mut self, files: &[PathBuf]) {
+        self.files = (!files.is_empty()).then(|| Changes::of(files));
     }
 
     /// A writing end for a signal handler.
@@ -99,14 +109,25 @@ impl Channel {
     /// poll(2) failed for another reason than a signal.
     pub fn wait(&mut self, deadline: Option<Instant>) -> io::Result<Vec<Event>> {
         loop {
-            let timeout = deadline.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
-            let mut ready = [PollFd::new(self.reader.as_fd(), PollFlags::POLLIN)];
+            let look_at = self.files.as_ref().and_then(Changes::next_look);
+            let wake_at = [deadline, look_at].into_iter().flatten().min();
+            let timeout = wake_at.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
+            let mut ready = vec![PollFd::new(self.reader.as_fd(), PollFlags::POLLIN)];
+            let changes = self.files.as_ref().and_then(Changes::descriptor);
+            ready.extend(changes.map(|changes| PollFd::new(changes, PollFlags::POLLIN)));
             match ppoll(&mut ready, timeout, None) {
-                Ok(0) => return Ok(Vec::new()),
                 // A record is in the pipe before its handler returns, so the next round finds it.
-                Err(nix::Error::EINTR) => {}
+                Err(nix::Error::EINTR) => continue,
                 Err(error) => return Err(error.into()),
-                Ok(_) => return Ok(self.drain()),
+                Ok(_) => {}
+            }
+            let mut events = self.drain();
+            if self.files.as_mut().is_some_and(Changes::have_come) {
+                events.push(Event::FilesChanged);
+            }
+            // What changes beside the files that are followed wakes nobody but us.
+            if !events.is_empty() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(events);
             }
         }
     }

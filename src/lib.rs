@@ -1,25 +1,26 @@
 //! claude-run: Claude Code under one session lock and a watchdog that leaves nothing behind.
 //!
 //! The flow goes one way, and the rooms stand in its order; a module imports only from those above it and from the
-//! leaves (`outcome`, `diag`, `procfs`, `run_id`, `identity`, `object`):
+//! leaves (`outcome`, `diag`, `procfs`, `run_id`, `identity`, `object`, `changes`):
 //!
 //! ```text
 //! words, environment -> Cli -> Settings -> Plan -> session lock -> run -> Outcome -> exit code
 //!
 //! cli        what was typed
 //! settings   what it means
-//! claude/    all that is known about Claude Code: config_dir, program, frames
+//! claude/    all that is known about Claude Code: config_dir, program, frames, auth, credentials, refresh_locks
 //! event      the one channel on which everything arrives
 //! signals    our dispositions, and the child's
 //! records    what is kept of runs: a record of each live one, a history of the others
-//! lock/      the session lock: mode, session, waiting, ours, holder
-//! run/       one supervised run, sole owner of the child: policy (pure), spawn, tree, output/ (relay, spool), supervise
+//! lock/      the session lock: mode, refresh, session, holding, waiting, ours, holder
+//! run/       one supervised run, sole owner of the child: policy (pure), spawn, tree, refresh, output/, supervise
 //! ops/       what operators ask for: status, mode, settings, report
 //! plan       the settings, seen in the light of config dir, terminal and PATH
 //! outcome    how it ended, and THE exit-code table
 //! diag       the only writer to stderr
 //! ```
 
+mod changes;
 pub mod claude;
 pub mod cli;
 pub mod diag;
@@ -130,13 +131,13 @@ fn supervised(mut launch: Launch, lock: Option<&Lock>, rules: Rules, watch: &Wat
     let handled = FORWARDED.into_iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
     let _handlers = Handlers::install(handled, &channel.bell()).context("cannot install signal handlers")?;
 
-    let mut held = None;
+    let mut holding = None;
     if let Some(lock) = lock {
         let taken = lock::take(lock, journal, &mut channel)?;
         let identity = match taken {
-            Taken::Held(lock) => Some(held.insert(lock).identity()),
+            Taken::Held(lock) => Some(holding.insert(lock).identity()),
             Taken::ByCaller(identity) => Some(identity),
-            Taken::AboveUs => None,
+            Taken::AboveUs | Taken::Unneeded => None,
             Taken::Busy => return Ok(Outcome::LockBusy { code: lock.conflict_exit_code }),
             Taken::EndedBy(signal) => return Ok(Outcome::EndedWaiting(signal)),
         };
@@ -148,7 +149,7 @@ fn supervised(mut launch: Launch, lock: Option<&Lock>, rules: Rules, watch: &Wat
         }
     }
     launch.set(RunId::VARIABLE, &journal.run().to_string());
-    run::supervise(&launch, rules, watch, held, journal, &mut channel)
+    run::supervise(&launch, rules, watch, holding, journal, &mut channel)
 }
 
 fn understand(words: Vec<OsString>) -> Request {

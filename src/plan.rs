@@ -9,11 +9,13 @@ use anyhow::{Result, bail};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use tracing::warn;
 
+use crate::claude::auth::{self, Auth};
 use crate::claude::config_dir::{self, ConfigDir, ForChild};
+use crate::claude::credentials::Login;
 use crate::claude::frames;
 use crate::claude::program::Program;
 use crate::diag::LogFile;
-use crate::lock::{self, Claim, Lock};
+use crate::lock::{self, Claim, Lock, Refreshes};
 use crate::records::{Journal, Particulars};
 use crate::run::output::Watch;
 use crate::run::policy::{Group, Rules};
@@ -72,7 +74,7 @@ impl Plan {
             tell_child(&mut child_environment, &config_dir.for_child);
         }
         let bare = program.needs_no_lock();
-        let wants_lock = !bare && settings.lock_mode == LockMode::Exclusive;
+        let wants_lock = !bare && settings.lock_mode != LockMode::PassThrough;
         let config_dir = match config_dir.and_then(|config_dir| if bare { Ok(None) } else { config_dir.usable().map(Some) }) {
             Err(error) if wants_lock && settings.lock_file.is_none() => return Err(error),
             // Without the lock, a config dir that does not work is claude's affair: it is said, and the run goes on.
@@ -85,6 +87,8 @@ impl Plan {
         let lock_file = || settings.lock_file.clone().or_else(|| Some(config_dir.as_ref()?.path.join(lock::FILE_NAME)));
         let lock = wants_lock.then(lock_file).flatten().map(|path| Lock {
             path,
+            only_while_due: settings.lock_mode == LockMode::Refresh,
+            refreshes: config_dir.as_ref().map(|config_dir| refreshes(&settings, config_dir, environment, &program)),
             wait: settings.wait,
             conflict_exit_code: settings.conflict_exit_code,
             claims_above: environment(Claim::VARIABLE).map(|list| Claim::parse_list(&list)).unwrap_or_default(),
@@ -135,6 +139,19 @@ fn watch(settings: &Settings, program: &Program, rules: &Rules, log: Option<Arc<
     let are_wanted = rules.result_grace.is_some() || settings.record.is_some();
     let are_there = frames::are_expected(&program.argv) && !on_terminal;
     Watch::new(settings, settings.require_result || (are_wanted && are_there), log)
+}
+
+/// What is known of the token's refreshes.
+fn refreshes(settings: &Settings, config_dir: &ConfigDir, environment: Environment, program: &Program) -> Refreshes {
+    let config_dir = &config_dir.path;
+    // Only `refresh` mode asks, and only where there is no login.
+    let auth = || Auth::of(environment, config_dir, &program.argv, &Login::None);
+    Refreshes {
+        config_dir: config_dir.clone(),
+        margin: settings.refresh_margin.as_span(),
+        ruled_out_by: auth::rules_out_refreshes(environment),
+        can_do_without: settings.lock_mode == LockMode::Refresh && auth().is_no_login(),
+    }
 }
 
 fn tell_child(environment: &mut Vec<(OsString, OsString)>, config_dir: &ForChild) {

@@ -22,15 +22,20 @@ use file::SettingsFile;
 pub enum LockMode {
     /// For the whole run.
     Exclusive,
+    /// Only while a refresh of claude's token is due.
+    Refresh,
     /// Never.
     PassThrough,
 }
 
 impl LockMode {
+    const ALL: [Self; 3] = [Self::Exclusive, Self::Refresh, Self::PassThrough];
+
     /// Its name in settings and records.
     pub fn name(self) -> &'static str {
         match self {
             Self::Exclusive => "exclusive",
+            Self::Refresh => "refresh",
             Self::PassThrough => "pass-through",
         }
     }
@@ -86,6 +91,8 @@ pub struct Settings {
     pub lock_mode: LockMode,
     /// `--wait`
     pub wait: Wait,
+    /// `--refresh-margin`
+    pub refresh_margin: Span,
     /// `--conflict-exit-code`
     pub conflict_exit_code: u8,
     /// `--config-dir` as typed; the variable of the same meaning is Claude Code's own and is read with it.
@@ -136,6 +143,9 @@ const LOG_AGENT: &str = "LOG_AGENT";
 /// The hard limit of a run that nobody watches.
 pub const HARD_LIMIT: Span = Span::from_secs(2 * 60 * 60);
 
+/// Claude Code refreshes its token from 5 minutes before it expires: a minute more, for clocks and slow starts.
+pub const REFRESH_MARGIN: Span = Span::from_secs(6 * 60);
+
 impl Settings {
     /// Resolves what was typed against `environment`.
     ///
@@ -146,6 +156,7 @@ impl Settings {
         Ok(Self {
             lock_mode: typed.read(&cli::LOCK, lock_mode)?.unwrap_or(LockMode::Exclusive),
             wait: typed.read(&cli::WAIT, wait)?.unwrap_or(Wait::AtMost(Duration::from_secs(600))),
+            refresh_margin: typed.read(&cli::REFRESH_MARGIN, Span::parse_os)?.unwrap_or(REFRESH_MARGIN),
             conflict_exit_code: typed.read(&cli::CONFLICT_EXIT_CODE, exit_code)?.unwrap_or(outcome::CONFLICT),
             config_dir: cli.value(&cli::CONFIG_DIR).map(|value| path(value).context("--config-dir")).transpose()?,
             lock_file: typed.read(&cli::LOCK_FILE, path)?,
@@ -245,7 +256,7 @@ impl Typed<'_> {
 /// # Errors
 /// It is none.
 pub fn lock_mode(value: &OsStr) -> Result<LockMode> {
-    one_of(value, &[LockMode::Exclusive, LockMode::PassThrough].map(|mode| (mode.name(), mode)))
+    one_of(value, &LockMode::ALL.map(|mode| (mode.name(), mode)))
 }
 
 fn leftovers(value: &OsStr) -> Result<Leftovers> {

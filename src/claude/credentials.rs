@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
@@ -18,13 +19,29 @@ pub enum Login {
     Unclear(String),
 }
 
+/// Longer than it takes to rewrite a small file.
+const REWRITING: Duration = Duration::from_millis(200);
+
+const READ_AGAIN: Duration = Duration::from_millis(10);
+
 impl Login {
     /// Where the file is.
     pub fn path(config_dir: &Path) -> PathBuf {
         config_dir.join(".credentials.json")
     }
 
-    /// Reads the file.
+    /// Reads the file. One that is just being rewritten in place, as older versions do, is read again.
+    pub fn read_whole(config_dir: &Path) -> Self {
+        for _ in 0..REWRITING.as_millis() / READ_AGAIN.as_millis() {
+            match fs::read(Self::path(config_dir)).map(|bytes| Self::parse(&bytes)) {
+                Ok(Self::Unclear(_)) => thread::sleep(READ_AGAIN),
+                _ => break,
+            }
+        }
+        Self::read(config_dir)
+    }
+
+    /// Reads the file, as it is at this moment.
     pub fn read(config_dir: &Path) -> Self {
         match fs::read(Self::path(config_dir)) {
             Ok(bytes) => Self::parse(&bytes),

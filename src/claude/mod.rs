@@ -1,6 +1,8 @@
 //! All that is known about Claude Code, and known nowhere else: where its config dir is and what ails it, which program
-//! is claude, which of its words need no lock, what its output says of the run, and how its login and its own locks stand.
+//! is claude, which of its words need no lock, what its output says of the run, how it proves who it is, and how its login and
+//! its own locks stand.
 
+pub mod auth;
 pub mod config_dir;
 pub mod credentials;
 pub mod frames;

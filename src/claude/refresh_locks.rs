@@ -19,15 +19,19 @@ pub struct RefreshLock {
     pub touched: Option<SystemTime>,
     /// Whose it is, where that is told.
     pub owner: Option<Owner>,
+    /// When it is taken from a holder who no longer shows himself.
+    stale_after: Duration,
 }
 
 /// Whose a lock is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// Its pid, in its own PID namespace.
     pub pid: i32,
     /// Whether that process lives; unknown where it is of another namespace.
     pub lives: Option<bool>,
+    /// Boot and PID namespace.
+    domain: String,
 }
 
 /// What a lock is worth.
@@ -37,12 +41,19 @@ pub enum Standing {
     Free,
     /// A refresh is under way.
     Live,
-    /// Its holder was killed or is stuck: nobody has touched it for so long.
+    /// Its owner is dead, but whoever comes now still respects it, for so long.
+    Abandoned(Duration),
+    /// Its holder was killed or is stuck: nobody has touched it for so long, and whoever comes now takes it.
     Stale(Duration),
 }
 
-/// A holder touches its lock every 4 s or so; after this it is taken from it (proper-lockfile, and Claude Code with it).
+/// A holder touches its lock every 4 s or so. After this time it is taken from it by proper-lockfile, and by Claude Code up to
+/// 2.1.126 with it.
 const STALE_AFTER: Duration = Duration::from_secs(10);
+
+/// The same for Claude Code from 2.1.128 on (measured: 60.2 to 61.4 s after the last touch, the next one refreshes). Until then
+/// every new one fails, after 8 s.
+const NEWER_STALE_AFTER: Duration = Duration::from_secs(60);
 
 impl RefreshLock {
     /// Both locks of `config_dir`: that of all versions, and that of the newer ones.
@@ -50,23 +61,40 @@ impl RefreshLock {
         let real = fs::canonicalize(config_dir).unwrap_or_else(|_| config_dir.to_owned());
         let mut sibling = real.into_os_string();
         sibling.push(".lock");
-        let newer = config_dir.join(".oauth_refresh.lock");
         let owner = fs::read(config_dir.join(".oauth_refresh.lock.owner")).ok().and_then(|text| Owner::parse(&text));
-        [Self::at(sibling.into(), None), Self::at(newer, owner)]
+        let newer = Self::at(config_dir.join(".oauth_refresh.lock"), owner.clone(), NEWER_STALE_AFTER);
+        let older = Self::at(sibling.into(), None, STALE_AFTER);
+        // The newer versions take the older lock as well, while they have their own: then it is theirs.
+        let older = if newer.touched.is_some() { Self { owner, stale_after: NEWER_STALE_AFTER, ..older } } else { older };
+        [Self { owner: older.owner.clone().filter(|_| older.touched.is_some()), ..older }, newer]
     }
 
-    fn at(path: PathBuf, owner: Option<Owner>) -> Self {
+    fn at(path: PathBuf, owner: Option<Owner>, stale_after: Duration) -> Self {
         let touched = fs::metadata(&path).and_then(|found| found.modified()).ok();
         // The file is of the lock that is there, or left over from one that is not.
-        Self { path, touched, owner: owner.filter(|_| touched.is_some()) }
+        Self { path, touched, owner: owner.filter(|_| touched.is_some()), stale_after }
     }
 
     /// What it is worth at the time `now`.
     pub fn standing(&self, now: SystemTime) -> Standing {
         let Some(touched) = self.touched else { return Standing::Free };
-        match now.duration_since(touched) {
-            Ok(age) if age >= STALE_AFTER => Standing::Stale(age),
-            _ => Standing::Live, // a clock that was set back makes it younger, not free
+        // A clock that was set back makes it younger, not free.
+        let age = now.duration_since(touched).unwrap_or_default();
+        match self.owner {
+            _ if age >= self.stale_after => Standing::Stale(age),
+            Some(Owner { lives: Some(false), .. }) => Standing::Abandoned(self.stale_after - age),
+            _ => Standing::Live,
+        }
+    }
+
+    /// For how long it still keeps a claude from refreshing, at most, if nobody touches it.
+    pub fn blocks_for(&self, now: SystemTime) -> Option<Duration> {
+        match self.standing(now) {
+            Standing::Free | Standing::Stale(_) => None,
+            Standing::Live | Standing::Abandoned(_) => {
+                let age = now.duration_since(self.touched?).unwrap_or_default();
+                Some(self.stale_after - age)
+            }
         }
     }
 }
@@ -75,18 +103,32 @@ impl Owner {
     fn parse(text: &[u8]) -> Option<Self> {
         let file: Value = serde_json::from_slice(text).ok()?;
         let pid = i32::try_from(file["pid"].as_i64()?).ok()?;
-        let is_here = our_domain().is_some_and(|domain| file["pidDomain"] == domain);
+        let domain = file["pidDomain"].as_str().unwrap_or_default().to_owned();
+        let is_here = our_domain().is_some_and(|ours| ours == domain);
         let start = file["procStart"].as_str().and_then(|start| start.parse::<u64>().ok());
         let lives = || Stat::read(pid).is_some_and(|stat| !stat.is_dead() && start.is_none_or(|start| start == stat.start));
-        Some(Self { pid, lives: is_here.then(lives) })
+        Some(Self { pid, lives: is_here.then(lives), domain })
+    }
+
+    /// Whether it is one of `processes`, given by their pid in their own PID namespace, and that. It is also if that cannot
+    /// be told.
+    pub fn may_be_among(&self, processes: &[(i32, String)]) -> bool {
+        match self.domain.strip_prefix(&our_boot()) {
+            Some(namespace) => processes.iter().any(|(pid, of)| *pid == self.pid && of == namespace),
+            None => self.domain.is_empty(),
+        }
     }
 }
 
 /// Boot and PID namespace, in Claude Code's own spelling: only within one of these is a pid worth anything.
 fn our_domain() -> Option<String> {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
-    Some(format!("linux:{}:{}", boot.trim().replace('-', ""), namespace.display()))
+    Some(format!("{}{}", our_boot(), namespace.display()))
+}
+
+fn our_boot() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    format!("linux:{}:", boot.trim().replace('-', ""))
 }
 
 #[cfg(test)]
@@ -95,15 +137,53 @@ mod tests {
 
     use super::*;
 
+    fn lock(touched: Option<SystemTime>, lives: Option<Option<bool>>) -> RefreshLock {
+        let owner = lives.map(|lives| Owner { pid: 1, lives, domain: String::new() });
+        RefreshLock { path: PathBuf::new(), touched, owner, stale_after: STALE_AFTER }
+    }
+
     #[test]
-    fn a_lock_is_free_live_or_stale_by_its_age() {
+    fn a_lock_is_free_live_abandoned_or_stale_by_its_age_and_owner() {
         let now = SystemTime::now();
-        let lock = |touched| RefreshLock { path: PathBuf::new(), touched, owner: None }.standing(now);
-        assert_eq!(lock(None), Standing::Free);
-        assert_eq!(lock(Some(now)), Standing::Live);
-        assert_eq!(lock(Some(now + Duration::from_secs(99))), Standing::Live);
-        assert_eq!(lock(Some(now - Duration::from_millis(9_999))), Standing::Live);
-        assert_eq!(lock(Some(now - STALE_AFTER)), Standing::Stale(STALE_AFTER));
+        let millisecond = Duration::from_millis(1);
+        for lives in [None, Some(None), Some(Some(true)), Some(Some(false))] {
+            let is_dead = lives == Some(Some(false));
+            let standing = |touched| lock(touched, lives).standing(now);
+            let live = |left| if is_dead { Standing::Abandoned(left) } else { Standing::Live };
+            assert_eq!(standing(None), Standing::Free);
+            assert_eq!(standing(Some(now)), live(STALE_AFTER));
+            assert_eq!(standing(Some(now + Duration::from_secs(99))), live(STALE_AFTER), "a clock that was set back");
+            assert_eq!(standing(Some(now - STALE_AFTER + millisecond)), live(millisecond));
+            assert_eq!(standing(Some(now - STALE_AFTER)), Standing::Stale(STALE_AFTER));
+            let blocks = |touched| lock(touched, lives).blocks_for(now);
+            assert_eq!((blocks(None), blocks(Some(now - STALE_AFTER))), (None, None));
+            assert_eq!(blocks(Some(now - STALE_AFTER + millisecond)), Some(millisecond));
+        }
+    }
+
+    #[test]
+    fn the_older_lock_beside_the_newer_is_of_the_same_owner_and_as_durable() -> std::io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let config_dir = dir.path().join("config");
+        fs::create_dir(&config_dir)?;
+        fs::create_dir(dir.path().join("config.lock"))?;
+        let now = SystemTime::now();
+        let aged = now + Duration::from_secs(30);
+        let standings = || RefreshLock::of(&config_dir).map(|lock| lock.standing(aged));
+        assert!(matches!(standings(), [Standing::Stale(_), Standing::Free]));
+        fs::create_dir(config_dir.join(".oauth_refresh.lock"))?;
+        assert_eq!(standings(), [Standing::Live, Standing::Live]);
+        let owner = format!(r#"{{"pid":4194304,"procStart":"1","pidDomain":"{}"}}"#, our_domain().unwrap_or_default());
+        fs::write(config_dir.join(".oauth_refresh.lock.owner"), owner)?;
+        assert!(matches!(standings(), [Standing::Abandoned(_), Standing::Abandoned(_)]));
+        fs::remove_dir(config_dir.join(".oauth_refresh.lock"))?;
+        assert!(matches!(standings(), [Standing::Stale(_), Standing::Free]), "an owner's file that was left over");
+        Ok(())
+    }
+
+    fn owner(pid: i32, start: u64, domain: &str) -> Option<Owner> {
+        let text = format!(r#"{{"pid":{pid},"procStart":"{start}","pidDomain":"{domain}"}}"#);
+        Owner::parse(text.as_bytes())
     }
 
     #[test]
@@ -111,14 +191,22 @@ mod tests {
         let us = process::id() as i32;
         let start = Stat::read(us).map(|stat| stat.start).unwrap_or_default();
         let domain = our_domain().unwrap_or_default();
-        let owner = |pid: i32, start: u64, domain: &str| {
-            let text = format!(r#"{{"pid":{pid},"procStart":"{start}","pidDomain":"{domain}"}}"#);
-            Owner::parse(text.as_bytes()).and_then(|owner| owner.lives)
-        };
-        assert_eq!(owner(us, start, &domain), Some(true));
-        assert_eq!(owner(us, start + 1, &domain), Some(false), "another process with that pid");
-        assert_eq!(owner(4_194_304, start, &domain), Some(false));
-        assert_eq!(owner(us, start, "linux:other:pid:[1]"), None);
+        let lives = |pid, start, domain| owner(pid, start, domain).and_then(|owner| owner.lives);
+        assert_eq!(lives(us, start, &domain), Some(true));
+        assert_eq!(lives(us, start + 1, &domain), Some(false), "another process with that pid");
+        assert_eq!(lives(4_194_304, start, &domain), Some(false));
+        assert_eq!(lives(us, start, "linux:other:pid:[1]"), None);
         assert_eq!(Owner::parse(b"{"), None);
+    }
+
+    #[test]
+    fn an_owner_is_looked_for_by_pid_and_namespace_and_none_is_ruled_out_that_tells_nothing() {
+        let processes = [(7, "pid:[1]".to_owned()), (8, "pid:[2]".to_owned())];
+        let boot = our_boot();
+        let may_be = |pid, domain: &str| owner(pid, 1, domain).is_some_and(|owner| owner.may_be_among(&processes));
+        assert!(may_be(7, &format!("{boot}pid:[1]")) && may_be(8, &format!("{boot}pid:[2]")));
+        assert!(!may_be(7, &format!("{boot}pid:[2]")) && !may_be(9, &format!("{boot}pid:[1]")));
+        assert!(!may_be(7, "linux:another boot:pid:[1]"));
+        assert!(may_be(7, ""));
     }
 }

@@ -78,7 +78,12 @@ fn parsers() -> [Command; 4] {
             .arg(Arg::new("watch").long("watch").short('w').action(ArgAction::SetTrue).help("Again each second, until Ctrl-C"))
             .after_help(EXIT_CODES),
         operation("mode", "Shows the lock mode, or sets it for the whole factory, in claude-run.toml in the config dir")
-            .arg(Arg::new("mode").value_name("MODE").value_parser(ValueParser::os_string()).help("exclusive or pass-through"))
+            .arg(
+                Arg::new("mode")
+                    .value_name("MODE")
+                    .value_parser(ValueParser::os_string())
+                    .help("exclusive, refresh or pass-through"),
+            )
             .arg(
                 Arg::new("drain")
                     .long("drain")

@@ -36,6 +36,7 @@ pub const LOCK: Opt = Opt {
     heading: LOCK_HEADING,
     help: "When to hold the session lock:\n\
            exclusive: for the whole run\n\
+           refresh: only while a refresh of claude's token is due\n\
            pass-through: never\n\
            (a CLAUDE_EXTERNAL_LOCK that is not empty means exclusive, too)",
 };
@@ -50,6 +51,19 @@ pub const WAIT: Opt = Opt {
     is_shared: true,
     heading: LOCK_HEADING,
     help: "How long to wait for the lock; 0: not at all, none: for ever",
+};
+
+/// `--refresh-margin`
+pub const REFRESH_MARGIN: Opt = Opt {
+    flag: "refresh-margin",
+    short: None,
+    value: "DUR",
+    variable: "CLAUDE_RUN_REFRESH_MARGIN",
+    default: "6m",
+    is_shared: true,
+    heading: LOCK_HEADING,
+    help: "With --lock refresh: how long before the token expires a refresh counts as due; claude makes it from 5m before. \
+           At or above the hard limit, refreshes in mid-run are covered, too. 0: once it has expired, none: always",
 };
 
 /// `--conflict-exit-code`
@@ -272,9 +286,10 @@ pub const LOG_FORMAT: Opt = Opt {
 };
 
 /// Every option with a value, in the order of the help.
-pub const OPTIONS: [&Opt; 20] = [
+pub const OPTIONS: [&Opt; 21] = [
     &LOCK,
     &WAIT,
+    &REFRESH_MARGIN,
     &CONFLICT_EXIT_CODE,
     &CONFIG_DIR,
     &LOCK_FILE,

@@ -1,9 +1,11 @@
-//! The session lock: when to take it (`mode`), the flock itself (`session`), the bounded wait for it (`waiting`), the
-//! two ways in which it can already be ours (`ours`), and who else has it (`holder`).
+//! The session lock: when to take it (`mode`), whether a refresh is due (`refresh`), the flock itself (`session`), until
+//! when it is held (`holding`), the bounded wait for it (`waiting`), the two ways in which it can already be ours (`ours`), and who else has it (`holder`).
 
 mod holder;
+mod holding;
 mod mode;
 mod ours;
+mod refresh;
 mod session;
 mod waiting;
 
@@ -11,6 +13,7 @@ mod waiting;
 pub const FILE_NAME: &str = "session.lock";
 
 pub use holder::{Holder, Queue};
+pub use holding::Holding;
 pub use mode::{Lock, Taken, take};
 pub use ours::Claim;
-pub use session::Held;
+pub use refresh::Refreshes;

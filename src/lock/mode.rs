@@ -4,11 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use nix::sys::signal::SigSet;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
+use super::holding::Holding;
 use super::ours::{self, Claim};
-use super::session::{Candidate, Held};
+use super::refresh::{Need, Refreshes, Settled};
+use super::session::Candidate;
 use super::waiting::{self, Waited};
+use crate::claude::credentials::Login;
 use crate::event::Channel;
 use crate::identity::Identity;
 use crate::records::{Directory, Hold, Journal};
@@ -19,6 +22,10 @@ use crate::settings::{Wait, show};
 pub struct Lock {
     /// The lock file.
     pub path: PathBuf,
+    /// Whether it is only for a refresh that is due.
+    pub only_while_due: bool,
+    /// Claude's token; none, without a config dir that can be used.
+    pub refreshes: Option<Refreshes>,
     /// How long to wait for it.
     pub wait: Wait,
     /// The exit code when it is not free in time.
@@ -40,6 +47,14 @@ impl Lock {
         self.claims_above.iter().any(|claim| claim.holds_above_us(identity, records))
     }
 
+    /// Why the lock need not be taken, as things are.
+    pub(super) fn is_unneeded(&self) -> Option<String> {
+        match self.refreshes.as_ref().filter(|_| self.only_while_due)?.need() {
+            Need::None(why) => Some(why),
+            Need::Due(_) | Need::Unclear(_) => None,
+        }
+    }
+
     /// Why the run was refused when the lock was not free in time.
     fn refusal(&self) -> String {
         let path = self.path.display();
@@ -55,7 +70,9 @@ impl Lock {
 #[derive(Debug)]
 pub enum Taken {
     /// We hold it.
-    Held(Held),
+    Held(Holding),
+    /// No refresh is due, so nothing is held.
+    Unneeded,
     /// A run above us holds it for us, and lives.
     AboveUs,
     /// A descriptor that our caller gave us holds it, as in `( flock 9; claude-run … ) 9>session.lock`.
@@ -66,35 +83,71 @@ pub enum Taken {
     EndedBy(i32),
 }
 
-/// Takes the lock: at once, or after a wait.
+/// Takes the lock: at once, or after a wait. Then nothing is in the way of a refresh, as far as that can be waited for.
 ///
 /// # Errors
 /// The lock file can be neither made nor opened, is no regular file, or its file system has no flock(2).
 pub fn take(lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result<Taken> {
+    if let Some(reason) = lock.is_unneeded() {
+        info!(name: "lock.unneeded", "starting without the session lock: {reason}");
+        return Ok(Taken::Unneeded);
+    }
+    let taken = take_session_lock(lock, journal, channel)?;
+    match &taken {
+        Taken::Held(holding) => journal.has_lock(Hold::Own, Some(holding.identity())),
+        Taken::AboveUs => journal.has_lock(Hold::RunAbove, None),
+        Taken::ByCaller(on) => journal.has_lock(Hold::Caller, Some(*on)),
+        Taken::Unneeded | Taken::Busy | Taken::EndedBy(_) => {
+            journal.has_waited();
+            return Ok(taken);
+        }
+    }
+    let Some(refreshes) = &lock.refreshes else { return Ok(taken) };
+    let settled = refreshes.settle(lock, channel, || journal.waits())?;
+    Ok(match (settled, taken) {
+        (Settled::EndedBy(signal), _) => {
+            journal.has_let_go();
+            Taken::EndedBy(signal)
+        }
+        (_, Taken::Held(holding)) if lock.only_while_due => while_due(refreshes, holding, journal),
+        (_, taken) => taken,
+    })
+}
+
+/// What becomes of the lock in `refresh` mode, now that it is had: the one before us may have refreshed the token.
+fn while_due(refreshes: &Refreshes, holding: Holding, journal: &mut Journal) -> Taken {
+    match refreshes.need_for_certain() {
+        Need::Due(expiry) => Taken::Held(holding.for_a_refresh(refreshes.config_dir.clone(), expiry)),
+        Need::Unclear(why) => {
+            warn!(name: "refresh.unclear", "{why}; holding the session lock for the whole run, as in exclusive mode");
+            Taken::Held(holding)
+        }
+        Need::None(why) => {
+            journal.has_let_go();
+            drop(holding);
+            info!(name: "lock.released", "released the session lock again: {why}");
+            Taken::Unneeded
+        }
+    }
+}
+
+fn take_session_lock(lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result<Taken> {
     let path = lock.path.display();
     info!(name: "lock.acquiring", lock = %path, "taking the session lock");
     let taken = match Candidate::open(&lock.path)?.try_lock()? {
         Ok(held) => {
             info!(name: "lock.acquired", lock = %path, "holding the session lock");
-            Taken::Held(held)
+            Taken::Held(Holding::of(held))
         }
         Err(busy) => when_busy(busy, lock, journal, channel)?,
     };
     match &taken {
-        Taken::Held(held) => journal.has_lock(Hold::Own, Some(held.identity())),
-        Taken::AboveUs => {
-            journal.has_lock(Hold::RunAbove, None);
-            info!(name: "lock.acquired", lock = %path, "a run above this one holds the session lock for it");
-        }
-        Taken::ByCaller(on) => {
-            journal.has_lock(Hold::Caller, Some(*on));
+        Taken::AboveUs => info!(name: "lock.acquired", lock = %path, "a run above this one holds the session lock for it"),
+        Taken::ByCaller(_) => {
             info!(name: "lock.acquired", lock = %path, "the caller's own descriptor holds the session lock for this run");
         }
-        Taken::Busy => {
-            journal.has_waited();
-            error!(name: "lock.timeout", "{}", lock.refusal());
-        }
-        Taken::EndedBy(_) => journal.has_waited(),
+        Taken::Busy => error!(name: "lock.timeout", "{}", lock.refusal()),
+        Taken::Held(..) | Taken::Unneeded | Taken::EndedBy(_) => {}
     }
     Ok(taken)
 }
@@ -107,9 +160,20 @@ fn when_busy(candidate: Candidate, lock: &Lock, journal: &mut Journal, channel: 
     if ours::is_held_by_a_descriptor_of("self", identity) {
         return Ok(Taken::ByCaller(identity));
     }
-    Ok(match waiting::wait(candidate, lock, journal, channel)? {
-        Waited::Got(held) => Taken::Held(held),
+    if let Some(refreshes) = lock.refreshes.as_ref().filter(|_| lock.only_while_due) {
+        channel.follow(&[Login::path(&refreshes.config_dir)]);
+        // It may have changed before it was followed.
+        if let Some(reason) = lock.is_unneeded() {
+            info!(name: "lock.unneeded", "starting without the session lock: {reason}");
+            return Ok(Taken::Unneeded);
+        }
+    }
+    let waited = waiting::wait(candidate, lock, journal, channel)?;
+    channel.follow(&[]);
+    Ok(match waited {
+        Waited::Got(held) => Taken::Held(Holding::of(held)),
         Waited::AboveUs => Taken::AboveUs,
+        Waited::Unneeded(_) => Taken::Unneeded,
         Waited::TooLong => Taken::Busy,
         Waited::EndedBy(signal) => Taken::EndedBy(signal),
     })

@@ -21,7 +21,7 @@ pub(super) struct Candidate {
 
 /// The session lock, held. Dropping it frees it, even while a descriptor of it lives on in some daemon.
 #[derive(Debug)]
-pub struct Held {
+pub(super) struct Held {
     file: File,
     identity: Identity,
 }
@@ -82,12 +82,12 @@ pub(super) enum Confirmed {
 
 impl Held {
     /// Which file is locked.
-    pub fn identity(&self) -> Identity {
+    pub(super) fn identity(&self) -> Identity {
         self.identity
     }
 
-    /// The descriptor that the child inherits, so that the lock lives as long as it, even if we are killed.
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
+    /// A descriptor that keeps the lock where it is inherited.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 }

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use tracing::warn;
 
 use super::holder::Holder;
@@ -26,6 +26,8 @@ pub(super) enum Waited {
     Got(Held),
     /// It has turned out that a run above us holds the lock for us.
     AboveUs,
+    /// Meanwhile nothing is due that the lock would be for.
+    Unneeded(String),
     TooLong,
     EndedBy(i32),
 }
@@ -66,6 +68,29 @@ pub(super) fn wait(mut candidate: Candidate, lock: &Lock, journal: &mut Journal,
             Err(busy) => busy,
         };
     }
+}
+
+/// The first signal among `events` that ends a wait. The others are dealt with; USR1 by `report`.
+pub(super) fn request_to_give_up(events: &[Event], ignored: SigSet, report: impl Fn()) -> Option<i32> {
+    for event in events {
+        let Event::Signal(signal, sender) = *event else { continue };
+        match signal {
+            _ if ignored.contains(signal) => {}
+            Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGUSR2 => {
+                return Some(signal as i32);
+            }
+            Signal::SIGTSTP => signals::stop_if_asked(sender),
+            Signal::SIGUSR1 => report(),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Says that `signal` has ended the wait for `what`.
+pub(super) fn tell_given_up(signal: i32, what: &str, waited: &str) {
+    let signal = signals::name(signal);
+    warn!(name: "run.ended", "{signal} ended the wait for {what} after {waited}; nothing was started");
 }
 
 /// Starts the thread that sleeps in flock(2). When nobody wants its answer any more, the answer and its lock are dropped.
@@ -112,20 +137,16 @@ impl Waiting<'_> {
             let wake_at = [deadline, self.next_refresh(), self.next_question()].into_iter().flatten().min();
             let events = channel.wait(wake_at).context("cannot wait for events")?;
             // Signals first: a TERM that came with the lock still means that nothing is to be started.
-            for event in &events {
-                let Event::Signal(signal, sender) = *event else { continue };
-                match signal {
-                    _ if self.lock.ignored.contains(signal) => {}
-                    Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGUSR2 => {
-                        return Ok(Some(Waited::EndedBy(signal as i32)));
-                    }
-                    Signal::SIGTSTP => signals::stop_if_asked(sender),
-                    Signal::SIGUSR1 => self.say(),
-                    _ => {}
-                }
+            if let Some(signal) = request_to_give_up(&events, self.lock.ignored, || self.say()) {
+                return Ok(Some(Waited::EndedBy(signal)));
             }
             if events.contains(&Event::LockAnswered) {
                 return Ok(None);
+            }
+            if events.contains(&Event::FilesChanged)
+                && let Some(reason) = self.lock.is_unneeded()
+            {
+                return Ok(Some(Waited::Unneeded(reason)));
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(Some(Waited::TooLong));
@@ -198,9 +219,9 @@ impl Waiting<'_> {
         let waited = show(self.started.elapsed());
         match ending {
             Waited::Got(_) => warn!(name: "lock.acquired", "got the session lock after {waited}"),
-            Waited::EndedBy(signal) => {
-                let signal = signals::name(*signal);
-                warn!(name: "run.ended", "{signal} ended the wait for the session lock after {waited}; nothing was started");
+            Waited::EndedBy(signal) => tell_given_up(*signal, "the session lock", &waited),
+            Waited::Unneeded(reason) => {
+                warn!(name: "lock.unneeded", "need not wait for the session lock any more, after {waited}: {reason}");
             }
             Waited::TooLong | Waited::AboveUs => {} // told by the caller, which also knows of waits that never began
         }

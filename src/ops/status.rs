@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result};
 
 use super::{Context, Place, cannot_read, text, write};
+use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
 use crate::identity::Identity;
@@ -15,7 +16,7 @@ use crate::lock::{Holder, Queue};
 use crate::object::Object;
 use crate::outcome::Outcome;
 use crate::records::{Census, Finished, RunRecord, State, time};
-use crate::settings::show_seconds;
+use crate::settings::{Environment, show_seconds};
 
 /// How many of the runs that ended last are shown.
 const LAST: usize = 5;
@@ -33,6 +34,8 @@ struct Status<'a> {
     orphaned: Vec<RunRecord>,
     refresh_locks: [RefreshLock; 2],
     login: Login,
+    /// How a claude that is started here proves who it is.
+    auth: Auth,
     last: Vec<Finished>,
 }
 
@@ -41,7 +44,7 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
     let place = Place::of(context)?;
     let in_place = watch && !json && io::stdout().is_terminal();
     loop {
-        let status = Status::look(&place)?;
+        let status = Status::look(&place, context.environment)?;
         let shown = match (json, in_place) {
             (true, _) => format!("{}\n", status.to_json().into_text()),
             (false, false) => status.to_text(),
@@ -58,7 +61,8 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
 }
 
 impl<'a> Status<'a> {
-    fn look(place: &'a Place) -> Result<Self> {
+    fn look(place: &'a Place, environment: Environment) -> Result<Self> {
+        let login = Login::read_whole(&place.config_dir);
         let records = &place.records;
         let lock = Identity::at(&place.lock_file);
         // The kernel sleeps over its answer: time to read the records in.
@@ -90,7 +94,8 @@ impl<'a> Status<'a> {
             running,
             orphaned,
             refresh_locks: RefreshLock::of(&place.config_dir),
-            login: Login::read(&place.config_dir),
+            auth: Auth::of(environment, &place.config_dir, &[], &login),
+            login,
             last: records.last_finished(LAST),
         })
     }
@@ -108,6 +113,11 @@ impl<'a> Status<'a> {
             Standing::Stale(age) => {
                 Some(format!("the refresh lock {} is stale: not touched for {}", lock.path.display(), show_seconds(age)))
             }
+            Standing::Abandoned(left) => Some(format!(
+                "the owner of the refresh lock {} is dead: a claude that has to refresh fails for another {}",
+                lock.path.display(),
+                show_seconds(left)
+            )),
             Standing::Free | Standing::Live => None,
         });
         let login = match &self.login {
@@ -143,6 +153,7 @@ impl<'a> Status<'a> {
         let locks: Vec<_> = self.refresh_locks.iter().filter_map(|lock| refresh_lock(lock, self.now)).collect();
         lines.push(row("refresh locks", if locks.is_empty() { "free" } else { &locks[0] }));
         lines.extend(locks.iter().skip(1).map(|lock| row("", lock)));
+        lines.push(row("auth", &self.auth.describe()));
         lines.push(row("token", &self.token()));
         for (at, run) in self.last.iter().rev().enumerate() {
             lines.push(row(if at == 0 { "last runs" } else { "" }, &finished(run, self.now)));
@@ -154,7 +165,10 @@ impl<'a> Status<'a> {
     fn token(&self) -> String {
         match &self.login {
             Login::Expires(at) => match at.duration_since(self.now) {
-                Ok(left) => format!("expires in {}", show_seconds(left)),
+                Ok(left) if self.place.settings.refresh_margin.as_span().is_some_and(|margin| left > margin) => {
+                    format!("expires in {}", show_seconds(left))
+                }
+                Ok(left) => format!("expires in {}: a refresh is due", show_seconds(left)),
                 Err(_) => format!("expired {} ago; the next claude refreshes it", text::ago(*at, self.now)),
             },
             Login::None => "no OAuth login here".to_owned(),
@@ -203,6 +217,7 @@ impl<'a> Status<'a> {
             .add_list("running", self.running.iter().map(record))
             .add_list("orphaned", self.orphaned.iter().map(record))
             .add_list("refresh_locks", self.refresh_locks.iter().map(|lock| refresh_lock_json(lock, self.now)))
+            .add("auth", self.auth.name())
             .add_object("token", Some(token))
             .add_list("last", last)
             .add("trouble", self.trouble());
@@ -219,11 +234,12 @@ fn refresh_lock(lock: &RefreshLock, now: SystemTime) -> Option<String> {
     let standing = match lock.standing(now) {
         Standing::Free => return None,
         Standing::Live => "live: a refresh is under way".to_owned(),
+        Standing::Abandoned(left) => format!("not stale for another {}", show_seconds(left)),
         Standing::Stale(age) => format!("stale for {}", show_seconds(age)),
     };
-    let owner = match lock.owner {
+    let owner = match &lock.owner {
         None => String::new(),
-        Some(Owner { pid, lives: Some(false) }) => format!(", of pid {pid}, which is dead"),
+        Some(Owner { pid, lives: Some(false), .. }) => format!(", of pid {pid}, which is dead"),
         Some(Owner { pid, .. }) => format!(", of pid {pid}"),
     };
     Some(format!("{}: {standing}{owner}", lock.path.display()))
@@ -232,11 +248,11 @@ fn refresh_lock(lock: &RefreshLock, now: SystemTime) -> Option<String> {
 fn refresh_lock_json(lock: &RefreshLock, now: SystemTime) -> Object {
     let standing = match lock.standing(now) {
         Standing::Free => "free",
-        Standing::Live => "live",
+        Standing::Live | Standing::Abandoned(_) => "live",
         Standing::Stale(_) => "stale",
     };
     let age = lock.touched.map(|touched| text::milliseconds(text::since(touched, now)));
-    let owner = lock.owner.map(|owner| {
+    let owner = lock.owner.as_ref().map(|owner| {
         let mut object = Object::default();
         object.add("pid", owner.pid).add("alive", owner.lives);
         object

@@ -44,9 +44,11 @@ pub struct Journal {
     began: Instant,
     waited: Option<Duration>,
     acquired: Option<Instant>,
+    released: Option<Instant>,
+    child: Option<i32>,
     started: Option<Instant>,
-    /// The child, and when the record is to say that it runs.
-    due: Option<(i32, Instant)>,
+    /// When the record is to say that the child runs.
+    due: Option<Instant>,
     cleared: Option<Instant>,
     last_result: Option<LastResult>,
     has_failed: bool,
@@ -94,6 +96,8 @@ impl Journal {
             began: Instant::now(),
             waited: None,
             acquired: None,
+            released: None,
+            child: None,
             started: None,
             due: None,
             cleared: None,
@@ -107,6 +111,11 @@ impl Journal {
         self.run
     }
 
+    /// The config dir, if it can be used.
+    pub fn config_dir(&self) -> Option<&Path> {
+        self.kept_in.as_ref().map(|(config_dir, _)| config_dir.as_path())
+    }
+
     /// Where the records of all runs are.
     pub fn directory(&self) -> Option<&Directory> {
         self.kept_in.as_ref().map(|(_, directory)| directory)
@@ -114,7 +123,7 @@ impl Journal {
 
     /// The run is about to wait for the lock.
     pub fn waits(&mut self) {
-        self.publish(State::Waiting, None);
+        self.publish();
     }
 
     /// The run has the lock: before its child is started, and before anybody else can have it.
@@ -133,25 +142,30 @@ impl Journal {
     /// there already, of a run that has waited, says so a little later: in a queue of short runs it never has to.
     pub fn has_started(&mut self, child: i32) {
         let now = Instant::now();
-        self.started = Some(now);
+        (self.started, self.child) = (Some(now), Some(child));
         match self.own {
-            None => self.publish(State::Running, Some(child)),
-            Some(_) => self.due = Some((child, now + SOON)),
+            None => self.publish(),
+            Some(_) => self.due = Some(now + SOON),
+        }
+    }
+
+    /// The run no longer has the lock. To be called before it is freed.
+    pub fn has_let_go(&mut self) {
+        (self.hold, self.released) = (None, Some(Instant::now()));
+        if self.own.is_some() {
+            self.publish();
         }
     }
 
     /// When [`catch_up`](Self::catch_up) has something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.due.map(|(_, at)| at)
+        self.due
     }
 
     /// Writes what is due.
     pub fn catch_up(&mut self) {
-        if let Some((child, at)) = self.due
-            && Instant::now() >= at
-        {
-            self.due = None;
-            self.publish(State::Running, Some(child));
+        if self.due.is_some_and(|at| Instant::now() >= at) {
+            self.publish();
         }
     }
 
@@ -184,12 +198,15 @@ impl Journal {
         }
     }
 
-    fn publish(&mut self, state: State, child: Option<i32>) {
+    /// Writes the record as things are.
+    fn publish(&mut self) {
+        self.due = None;
         let Some((config_dir, directory)) = self.kept_in.as_ref().filter(|_| !self.has_failed) else { return };
         // What was true at the first time is still: it is not looked for again.
         let mut record = self.published.take().unwrap_or_else(|| self.record(config_dir));
         let since = self.started.map_or_else(SystemTime::now, |started| SystemTime::now() - started.elapsed());
-        (record.state, record.since, record.hold, record.child) = (state, since, self.hold, child);
+        record.state = if self.started.is_some() { State::Running } else { State::Waiting };
+        (record.since, record.hold, record.child) = (since, self.hold, self.child);
         if let (Some(seen), Some(_)) = (&mut record.lock, self.locked) {
             seen.identity = self.locked; // the file may have been replaced while we waited
         }
@@ -236,6 +253,7 @@ impl Journal {
     fn to_json(&self, outcome: Outcome) -> String {
         let milliseconds = |span: Option<Duration>| span.map(|span| span.as_millis() as u64);
         let until_cleared = |since: Option<Instant>| milliseconds(Some(self.cleared? - since?));
+        let held = || Some(self.released.or(self.cleared)? - self.acquired?);
         let result = self.last_result.as_ref();
         let mut object = Object::default();
         object
@@ -246,7 +264,7 @@ impl Journal {
             .add("began", time(self.began_at))
             .add("total_ms", milliseconds(Some(self.began.elapsed())))
             .add("wait_ms", milliseconds(self.waited))
-            .add("hold_ms", until_cleared(self.acquired))
+            .add("hold_ms", milliseconds(held()))
             .add("run_ms", until_cleared(self.started))
             .add("lock", self.lock_mode.name())
             .add("host", host())

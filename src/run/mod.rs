@@ -1,10 +1,11 @@
 //! One supervised run: the child is started, watched and ended here, and by nobody else.
 //!
-//! `policy` decides, `spawn` starts, `tree` finds and signals descendants, `output` carries stdout; `supervise` owns the
-//! child and brings them together.
+//! `policy` decides, `spawn` starts, `tree` finds and signals descendants, `output` carries stdout; `refresh` looks
+//! whether a token refresh is under way; `supervise` owns the child and brings them together.
 
 pub mod output;
 pub mod policy;
+mod refresh;
 pub mod spawn;
 mod supervise;
 mod terminal;

@@ -1,6 +1,10 @@
 //! What to do when something happens to a run: pure, from (state, event, now) to actions and the next deadline. It knows
 //! no process, no descriptor and no clock, so every order of events can be tried in no time.
 
+pub mod sparing;
+
+pub use sparing::Sparing;
+
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -88,6 +92,11 @@ pub enum Happening {
     TreeChanged(Tree),
     /// A KILL was sent to the tree, and this is whom it found.
     Killed(Reach),
+    /// It was looked whether a token refresh is under way below us.
+    Refresh {
+        /// One may be.
+        may_be_under_way: bool,
+    },
     /// Time has passed: a deadline may have.
     Clock,
 }
@@ -99,6 +108,8 @@ pub enum Action {
     SignalChild(Signal),
     /// Send a signal to everybody below us. TERM goes to nobody twice.
     SignalTree(Signal),
+    /// Look whether a token refresh is under way, and come back with [`Happening::Refresh`].
+    LookForRefresh,
     /// Stop this process until it is continued.
     StopOurselves,
     /// The same, if there is a shell that would notice and could continue us.
@@ -122,6 +133,10 @@ pub enum Notice {
     Leftovers,
     /// Somebody below us cannot be ended by us.
     OutOfReach,
+    /// A signal is held back, since a refresh may be under way.
+    Refresh,
+    /// That takes too long.
+    RefreshTakesTooLong,
 }
 
 /// The state of a run.
@@ -247,6 +262,7 @@ impl Policy {
             Happening::Ended(ending, tree) => self.on_ended(ending, tree, now),
             Happening::TreeChanged(tree) => self.on_tree_changed(tree),
             Happening::Killed(reach) => self.on_killed(reach, now),
+            Happening::Refresh { .. } => Vec::new(), // for `Sparing`, which stands before us
             Happening::Clock => self.on_clock(now),
         }
     }
@@ -399,6 +415,13 @@ impl Policy {
                 vec![Action::SignalTree(Signal::SIGKILL)]
             }
             Phase::Dying | Phase::Gone(_) => Vec::new(),
+        }
+    }
+
+    /// The signal that asks for an end goes out only now.
+    fn restart_kill_grace(&mut self, now: Instant) {
+        if let Phase::Asked { kill_at } | Phase::Leaving { kill_at, .. } = &mut self.phase {
+            *kill_at = after(now, self.rules.kill_grace);
         }
     }
 

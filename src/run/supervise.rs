@@ -1,6 +1,7 @@
 //! The owner of the child: turns what comes out of the event channel into happenings for the policy, and the policy's
 //! actions into system calls. It decides nothing itself.
 
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -10,13 +11,15 @@ use nix::unistd::Pid;
 use tracing::{debug, error, info, warn};
 
 use super::output::{Finished, Watch, Working};
-use super::policy::{Action, Ending, Group, Happening, Limit, Notice, Policy, Reach, Rules, Tree};
+use super::policy::{Action, Ending, Group, Happening, Limit, Notice, Policy, Reach, Rules, Sparing, Tree, sparing};
+use super::refresh;
 use super::spawn::Launch;
 use super::terminal::Modes;
 use super::tree::{self, Change, Descendants};
 use crate::claude::frames::{LastResult, Sighting};
+use crate::claude::refresh_locks::RefreshLock;
 use crate::event::{self, Channel, Event, Sender};
-use crate::lock::Held;
+use crate::lock::Holding;
 use crate::outcome::Outcome;
 use crate::records::Journal;
 use crate::run_id::RunId;
@@ -32,7 +35,7 @@ pub fn supervise(
     launch: &Launch,
     rules: Rules,
     watch: &Watch,
-    held: Option<Held>,
+    holding: Option<Holding>,
     journal: &mut Journal,
     channel: &mut Channel,
 ) -> Result<Outcome> {
@@ -44,17 +47,29 @@ pub fn supervise(
     let (group, ignored) = (rules.group, rules.ignored);
     let _modes = Modes::of_stdin(group);
     let output = watch.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
-    let child = launch.spawn(group, held.as_ref().map(Held::descriptor), output.stdout(), output.stderr())?;
+    let child = launch.spawn(group, holding.as_ref().map(Holding::descriptor), output.stdout(), output.stderr())?;
     let started = Instant::now();
     info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
-    let policy = Policy::new(rules, started);
-    let mut run = Run { id, child, group, started, descendants, policy, ended: false, output: None, output_done: false };
+    let policy = Sparing::new(Policy::new(rules, started));
+    let config_dir = journal.config_dir().map(Path::to_owned);
+    let mut run = Run {
+        id,
+        child,
+        group,
+        started,
+        descendants,
+        policy,
+        holding,
+        config_dir,
+        ended: false,
+        output: None,
+        output_done: false,
+    };
     run.output = output.start(channel.mouth()).context("cannot start the relay")?;
     journal.has_started(child.as_raw());
     let (ending, limit) = run.watch(channel, journal)?;
     journal.is_cleared();
-    if held.is_some() {
-        drop(held);
+    if run.holding.take().is_some() {
         info!(name: "lock.released", "released the session lock");
     }
     let (output, output_done) = (run.output.take(), run.output_done);
@@ -98,7 +113,11 @@ struct Run {
     group: Group,
     started: Instant,
     descendants: Descendants,
-    policy: Policy,
+    policy: Sparing,
+    /// The session lock, while it is held for this run.
+    holding: Option<Holding>,
+    /// Where claude's refresh locks are.
+    config_dir: Option<PathBuf>,
     /// Whether the child has ended. Its remains are kept until the run is over.
     ended: bool,
     /// The child's output, where it is read.
@@ -109,11 +128,22 @@ struct Run {
 
 impl Run {
     fn watch(&mut self, channel: &mut Channel, journal: &mut Journal) -> Result<(Ending, Option<Limit>)> {
+        let mut followed = Vec::new();
         loop {
+            let files = self.files_that_matter();
+            if files != followed {
+                channel.follow(&files);
+                followed = files;
+                self.look_at_files(journal); // they may have changed before they were followed
+                continue;
+            }
             let deadline = [self.policy.next_deadline(), journal.next_deadline()].into_iter().flatten().min();
             let events = channel.wait(deadline).context("cannot wait for events")?;
             journal.catch_up();
             let may_have_missed_some = events.len() >= event::MOST_THAT_ALWAYS_FIT;
+            if events.contains(&Event::FilesChanged) {
+                self.look_at_files(journal);
+            }
             for event in events {
                 self.take_in(event);
             }
@@ -162,8 +192,35 @@ impl Run {
                 self.happened(Happening::Frame(sighting));
             }
             Event::OutputDone => self.output_done = true,
+            Event::FilesChanged => {} // dealt with before the others
             Event::LockAnswered => {} // an answer to a wait that is over
         }
+    }
+
+    /// The files whose changes matter just now.
+    fn files_that_matter(&self) -> Vec<PathBuf> {
+        let mut files: Vec<_> = self.holding.as_ref().and_then(Holding::file).into_iter().collect();
+        if let Some(config_dir) = self.config_dir.as_ref().filter(|_| self.policy.holds_back()) {
+            files.extend(RefreshLock::of(config_dir).map(|lock| lock.path));
+        }
+        files
+    }
+
+    fn look_at_files(&mut self, journal: &mut Journal) {
+        if self.holding.as_ref().is_some_and(Holding::is_over) {
+            journal.has_let_go();
+            self.holding = None;
+            info!(name: "lock.released", "released the session lock: the token is refreshed");
+        }
+        if self.policy.holds_back() {
+            self.look_for_refresh();
+        }
+    }
+
+    fn look_for_refresh(&mut self) {
+        let config_dir = self.config_dir.as_ref();
+        let may_be_under_way = config_dir.is_some_and(|dir| refresh::may_be_under_way(dir, &self.descendants));
+        self.happened(Happening::Refresh { may_be_under_way });
     }
 
     fn look_after_children(&mut self) {
@@ -217,6 +274,7 @@ impl Run {
                     self.happened(Happening::Killed(reach));
                 }
             }
+            Action::LookForRefresh => self.look_for_refresh(),
             Action::StopOurselves => signals::stop_ourselves(),
             Action::StopForShell => signals::stop_if_asked(Sender::Kernel),
             Action::Report => warn!("{}", self.report()),
@@ -242,7 +300,7 @@ impl Run {
                 warn!(name: "run.limit", pid, "the idle limit ran out after {}: sending TERM", show(self.started.elapsed()));
             }
             Notice::Limit(Limit::Result { is_error }) => {
-                let grace = if self.policy.has_open_tasks() { "task grace" } else { "result grace" };
+                let grace = if self.policy.policy().has_open_tasks() { "task grace" } else { "result grace" };
                 warn!(name: "run.limit", pid, is_error, "the child has printed its result and stays: the {grace} ran out, sending TERM");
             }
             Notice::KillGrace => warn!(name: "run.stopping", pid, "the kill grace ran out: sending KILL to the whole tree"),
@@ -252,6 +310,14 @@ impl Run {
             }
             Notice::OutOfReach => {
                 warn!(pid, "a process that the child left behind can be neither seen nor signalled; it stays")
+            }
+            Notice::Refresh => {
+                let patience = show(sparing::PATIENCE);
+                warn!(name: "refresh.spared", pid, "claude may be refreshing its token: holding signals back, at most {patience}");
+            }
+            Notice::RefreshTakesTooLong => {
+                let patience = show(sparing::PATIENCE);
+                warn!(name: "refresh.spared", pid, "claude's refresh lock is still held after {patience}: going on");
             }
         }
     }

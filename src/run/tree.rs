@@ -84,6 +84,12 @@ impl Descendants {
         }
     }
 
+    /// What each of the living below us calls itself, and the PID namespace in which it does; none, if that cannot be seen.
+    pub(super) fn names(&self) -> Option<Vec<(i32, String)>> {
+        let names = || self.members().iter().filter_map(|stat| procfs::innermost_pid(stat.pid)).collect();
+        procfs::is_of_our_pid_namespace().then(names)
+    }
+
     /// The living below us, less those that were there before the child and what is below them.
     fn members(&self) -> Vec<Stat> {
         let mut rest = Stat::all();

@@ -28,6 +28,14 @@ impl Span {
         }
     }
 
+    /// This span as a length of time: zero is one, endless is none.
+    pub fn as_span(self) -> Option<Duration> {
+        match self {
+            Self::Finite(span) => Some(span),
+            Self::Endless => None,
+        }
+    }
+
     /// Reads a DUR.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ fn usage_errors_are_125_and_name_the_word() {
         (&["--bad", "x"][..], "--bad"),
         (&["-p", "hi"], "-- -p"),
         (&["--wait"], "--wait"),
-        (&["--lock", "none", "x"], "exclusive, pass-through"),
+        (&["--lock", "none", "x"], "exclusive, refresh, pass-through"),
         (&["--leftovers", "x", "x"], "kill, keep"),
         (&["--stdin", "x", "x"], "inherit, null"),
         (&["--log-format", "x", "x"], "text, json"),

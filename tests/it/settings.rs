@@ -37,7 +37,7 @@ fn a_file_that_is_wrong_is_125_with_file_line_and_key_and_nothing_is_started() {
     for (text, parts) in [
         ("wait = 5\ntimeot = 5\n", [":2: unknown key \"timeot\"", "timeout"]),
         ("\n\nwait = \"42D\"\n", [":3: wait", "42D"]),
-        ("lock = \"none\"", [":1: lock", "exclusive, pass-through"]),
+        ("lock = \"none\"", [":1: lock", "exclusive, refresh, pass-through"]),
         ("lock = ", ["claude-run.toml:1", ""]),
         ("wait = { x = 1 }", [":1: wait", "inline table"]),
     ] {

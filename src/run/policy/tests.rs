@@ -4,11 +4,11 @@ use super::*;
 
 const GRACE: Duration = Duration::from_secs(5);
 const TERMINAL: Sender = Sender::Kernel;
-const SOMEBODY: Sender = Sender::Process(4711);
+pub(super) const SOMEBODY: Sender = Sender::Process(4711);
 
-struct Case {
-    policy: Policy,
-    start: Instant,
+pub(super) struct Case {
+    pub(super) policy: Policy,
+    pub(super) start: Instant,
 }
 
 fn rules() -> Rules {
@@ -24,7 +24,7 @@ fn rules() -> Rules {
     }
 }
 
-fn case(change: impl FnOnce(&mut Rules)) -> Case {
+pub(super) fn case(change: impl FnOnce(&mut Rules)) -> Case {
     let mut rules = rules();
     change(&mut rules);
     let start = Instant::now();
