@@ -12,6 +12,8 @@ command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain 
 need cc gcc
 need shellcheck shellcheck
 need flock util-linux # and unshare and setpriv, which come with it
+need node nodejs
+need npm npm
 need_cargo deny
 for component in rustfmt clippy; do
   cargo "${component#rust}" --version >/dev/null 2>&1 || rustup component add "$component"
@@ -28,6 +30,9 @@ RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet
 say "dependencies"
 # The advisory database is fetched from elsewhere, so it is left to `cargo deny check advisories`, by hand.
 cargo deny --locked check bans licenses sources
+# The other party of claude's own lock. It is no part of claude-run, and stays below target/.
+[ -d target/npm/node_modules/proper-lockfile ] ||
+  npm install --prefix target/npm --no-save --no-audit --no-fund --silent proper-lockfile@4.1.2
 say "tests"
 cargo test --locked "$@"
 say "the release binary is static"

@@ -1,7 +1,8 @@
 //! `.credentials.json`: when the access token expires. The tokens themselves are never kept, never shown, never written.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -24,6 +25,9 @@ const REWRITING: Duration = Duration::from_millis(200);
 
 const READ_AGAIN: Duration = Duration::from_millis(10);
 
+/// More than any credentials.
+const LARGEST: u64 = 1 << 20;
+
 impl Login {
     /// Where the file is.
     pub fn path(config_dir: &Path) -> PathBuf {
@@ -33,7 +37,7 @@ impl Login {
     /// Reads the file. One that is just being rewritten in place, as older versions do, is read again.
     pub fn read_whole(config_dir: &Path) -> Self {
         for _ in 0..REWRITING.as_millis() / READ_AGAIN.as_millis() {
-            match fs::read(Self::path(config_dir)).map(|bytes| Self::parse(&bytes)) {
+            match read(&Self::path(config_dir)).map(|bytes| Self::parse(&bytes)) {
                 Ok(Self::Unclear(_)) => thread::sleep(READ_AGAIN),
                 _ => break,
             }
@@ -43,7 +47,7 @@ impl Login {
 
     /// Reads the file, as it is at this moment.
     pub fn read(config_dir: &Path) -> Self {
-        match fs::read(Self::path(config_dir)) {
+        match read(&Self::path(config_dir)) {
             Ok(bytes) => Self::parse(&bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => Self::None,
             Err(error) => Self::Unclear(error.to_string()),
@@ -57,11 +61,21 @@ impl Login {
             Err(error) => return Self::Unclear(format!("no JSON: {error}")),
         };
         let Some(oauth) = file.get("claudeAiOauth") else { return Self::None };
-        match oauth["expiresAt"].as_u64().and_then(|at| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at))) {
+        // A number of JavaScript's: it may have a fraction.
+        let milliseconds = oauth["expiresAt"].as_f64().filter(|at| *at >= 0.0).map(|at| at as u64);
+        match milliseconds.and_then(|at| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at))) {
             Some(at) => Self::Expires(at),
             None => Self::Unclear("no expiresAt".to_owned()),
         }
     }
+}
+
+/// No FIFO may hang us here, and nothing endless fill the memory.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let mut bytes = Vec::new();
+    file.take(LARGEST).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -69,11 +83,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_file_that_is_being_rewritten_is_read_again_and_nothing_hangs() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let file = Login::path(dir.path());
+        let text = r#"{"claudeAiOauth":{"expiresAt":1000}}"#;
+        std::fs::write(&file, &text[..9])?;
+        let rewriting = thread::spawn(move || {
+            thread::sleep(READ_AGAIN * 3);
+            std::fs::write(file, text)
+        });
+        assert_eq!(Login::read_whole(dir.path()), Login::Expires(SystemTime::UNIX_EPOCH + Duration::from_secs(1)));
+        assert!(rewriting.join().is_ok());
+        std::fs::remove_file(Login::path(dir.path()))?;
+        nix::unistd::mkfifo(&Login::path(dir.path()), nix::sys::stat::Mode::S_IRUSR)?;
+        assert!(matches!(Login::read_whole(dir.path()), Login::Unclear(_)), "a FIFO");
+        Ok(())
+    }
+
+    #[test]
     fn the_expiry_is_read_and_a_file_cut_anywhere_is_unclear() {
         let file =
             br#"{"claudeAiOauth":{"accessToken":"sk-ant-oat01-x","refreshToken":"y","expiresAt":1790000000123,"scopes":[]}}"#;
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123);
         assert_eq!(Login::parse(file), Login::Expires(at));
+        for (number, milliseconds) in [("1.5", 1), ("1e3", 1000), ("0", 0), ("1e30", u64::MAX)] {
+            let file = format!(r#"{{"claudeAiOauth":{{"expiresAt":{number}}}}}"#);
+            let at = SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds);
+            assert_eq!(Login::parse(file.as_bytes()), Login::Expires(at), "{number}");
+        }
         for length in 0..file.len() {
             let Login::Unclear(why) = Login::parse(&file[..length]) else { panic!("{length}") };
             assert!(!why.contains("sk-ant"), "{why}");

@@ -64,9 +64,12 @@ impl RefreshLock {
         let owner = fs::read(config_dir.join(".oauth_refresh.lock.owner")).ok().and_then(|text| Owner::parse(&text));
         let newer = Self::at(config_dir.join(".oauth_refresh.lock"), owner.clone(), NEWER_STALE_AFTER);
         let older = Self::at(sibling.into(), None, STALE_AFTER);
-        // The newer versions take the older lock as well, while they have their own: then it is theirs.
-        let older = if newer.touched.is_some() { Self { owner, stale_after: NEWER_STALE_AFTER, ..older } } else { older };
-        [Self { owner: older.owner.clone().filter(|_| older.touched.is_some()), ..older }, newer]
+        // The newer versions take the older lock as well, and touch both.
+        let is_of_the_same = older.touched.zip(newer.touched).is_some_and(|(older, newer)| {
+            let apart = older.duration_since(newer).unwrap_or_else(|error| error.duration());
+            apart < STALE_AFTER
+        });
+        if is_of_the_same { [Self { owner, stale_after: NEWER_STALE_AFTER, ..older }, newer] } else { [older, newer] }
     }
 
     fn at(path: PathBuf, owner: Option<Owner>, stale_after: Duration) -> Self {

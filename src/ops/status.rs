@@ -234,8 +234,8 @@ fn refresh_lock(lock: &RefreshLock, now: SystemTime) -> Option<String> {
     let standing = match lock.standing(now) {
         Standing::Free => return None,
         Standing::Live => "live: a refresh is under way".to_owned(),
-        Standing::Abandoned(left) => format!("not stale for another {}", show_seconds(left)),
-        Standing::Stale(age) => format!("stale for {}", show_seconds(age)),
+        Standing::Abandoned(left) => format!("live for another {}", show_seconds(left)),
+        Standing::Stale(age) => format!("stale: not touched for {}", show_seconds(age)),
     };
     let owner = match &lock.owner {
         None => String::new(),

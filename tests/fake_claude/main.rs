@@ -17,6 +17,8 @@
 //! | `dropping N` | N bytes in one write to a stdout made non-blocking, what it does not take at once lost, as 2.1.84 does |
 //! | `say WORDS` | a line of text |
 //! | `env NAME` | prints `NAME=value`, or `NAME unset` |
+//! | `refresh KIND [STEP]` | refreshes its token if that is due: see `refresh.rs` |
+//! | `ask` | asks the API, prints `answered` |
 //! | `read` | reads stdin to its end and prints `read N` bytes |
 //! | `open PATH` | opens a FIFO for reading, and so waits until somebody opens its other end |
 //! | `sleep SECONDS`, `hang` | waits, or waits for ever |
@@ -27,6 +29,8 @@
 //! Without an `exit` it ends with 0.
 
 #![expect(clippy::exit, clippy::print_stderr, reason = "a test says what is wrong by ending")]
+
+mod refresh;
 
 use std::env;
 use std::fs::File;
@@ -82,6 +86,8 @@ fn act(step: &str) -> io::Result<()> {
             Ok(value) => say(&format!("{rest}={value}")),
             Err(_) => say(&format!("{rest} unset")),
         },
+        "refresh" => refresh::refresh(rest),
+        "ask" => refresh::ask(),
         "read" => {
             let mut all = Vec::new();
             io::stdin().read_to_end(&mut all)?;

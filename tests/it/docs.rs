@@ -23,9 +23,10 @@ fn every_exit_code_of_ours_stands_in_the_readme() {
 #[test]
 fn every_operation_event_and_field_stands_in_the_readme() {
     let operations = ["status", "mode", "settings", "report"];
-    let events = "lock.acquiring lock.waiting lock.acquired lock.timeout lock.released run.started run.result run.limit run.stopping run.ended";
+    let events = "lock.acquiring lock.waiting lock.acquired lock.timeout lock.unneeded lock.released refresh.unclear refresh.waiting refresh.waited \
+                  refresh.spared run.started run.result run.limit run.stopping run.ended";
     let fields = "run label version state since began mode hold host boot pid_namespace pid child program cwd lock config_dir parent \
-                  holders waiting waiting_without_record running orphaned refresh_locks token last trouble age_ms";
+                  holders waiting waiting_without_record running orphaned refresh_locks auth token last trouble age_ms";
     for operation in operations {
         assert!(README.contains(&format!("claude-run {operation}")), "{operation}");
     }

@@ -114,23 +114,32 @@ pub(crate) fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_claude-run"))
 }
 
-/// The fake claude: an example target, which a plain `cargo test` has built; a narrower call builds it here.
+/// The fake claude.
 pub(crate) fn fake_claude() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| {
-        let path = binary().with_file_name("examples").join("fake_claude");
-        let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_claude/main.rs");
-        if modified(&path) < modified(&source) {
-            let mut cargo = Command::new(env!("CARGO"));
-            cargo.args(["build", "--quiet", "--locked", "--example", "fake_claude"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-            if binary().parent().is_some_and(|dir| dir.ends_with("release")) {
-                cargo.arg("--release");
-            }
-            assert!(cargo.status().expect("cargo").success(), "{cargo:?}");
+    PATH.get_or_init(|| example("fake_claude", &["fake_claude/main.rs", "fake_claude/refresh.rs"]))
+}
+
+/// The stand-in for its token endpoint and API.
+pub(crate) fn oauth_stand_in() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| example("oauth_stand_in", &["oauth/main.rs"]))
+}
+
+/// An example target, which a plain `cargo test` has built; a narrower call builds it here.
+fn example(name: &str, sources: &[&str]) -> PathBuf {
+    let path = binary().with_file_name("examples").join(name);
+    let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    if sources.iter().any(|source| modified(&path) < modified(&tests.join(source))) {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--locked", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if binary().parent().is_some_and(|dir| dir.ends_with("release")) {
+            cargo.arg("--release");
         }
-        path
-    })
+        assert!(cargo.status().expect("cargo").success(), "{cargo:?}");
+    }
+    path
 }
 
 /// A process under watch: its lines as they come, its end; killed when the test is over, however that came.

@@ -245,7 +245,10 @@ fn refresh_locks_and_the_token_are_told_of() {
     assert_eq!((&locks[1]["owner"]["pid"], &locks[1]["owner"]["alive"]), (&4711.into(), &Value::Null));
     assert_eq!(seen["token"]["state"], "valid");
     let shown = text(&env);
-    assert!(shown.contains("token          expires in 1h") && shown.contains("stale for 1m 30s, of pid 4711"), "{shown}");
+    assert!(
+        shown.contains("token          expires in 1h") && shown.contains("stale: not touched for 1m 30s, of pid 4711"),
+        "{shown}"
+    );
     assert!(!shown.contains("sk-ant") && !seen.to_string().contains("sk-ant"));
 }
 

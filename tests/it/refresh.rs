@@ -1,0 +1,313 @@
+//! `refresh` mode: the session lock while a refresh of the token is due, and not a moment longer.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::env::{Env, Running, binary, fake_claude, is_alive, until};
+use crate::oauth::{EXPIRED, FRESH, StandIn, age, credentials};
+
+const KINDS: [&str; 3] = ["none", "legacy", "modern"];
+
+fn expect_one_refresh(agents: Vec<Running>, stand_in: StandIn, about: &str) -> Value {
+    for agent in agents {
+        let ended = agent.end();
+        assert_eq!(ended.code(), 0, "{about}: {ended:?}");
+    }
+    let counts = stand_in.counts();
+    assert_eq!((&counts["posts"], &counts["invalid_grant"]), (&1.into(), &0.into()), "{about}: {counts}");
+    counts
+}
+
+#[test]
+fn agents_on_an_expired_token_make_one_refresh_under_every_kind_of_lock_and_then_overlap() {
+    for kind in KINDS {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let stand_in = StandIn::start(&env, &["--refresh-takes", "0.3", "--together", "4"]);
+        let steps = format!("refresh {kind}; ask");
+        let agents = (0..4).map(|_| env.agent(&stand_in, "refresh", &[], &steps)).collect();
+        let counts = expect_one_refresh(agents, stand_in, kind);
+        assert_eq!((&counts["answered"], &counts["most_at_once"]), (&4.into(), &4.into()), "{kind}: {counts}");
+    }
+}
+
+#[test]
+fn in_containers_that_bind_mount_the_config_dir_they_make_one_refresh_as_well() {
+    for kind in KINDS {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let stand_in = StandIn::start(&env, &["--refresh-takes", "0.3", "--together", "4"]);
+        let steps = format!("refresh {kind}; ask");
+        let agents: Option<Vec<_>> =
+            (0..4).map(|number| env.agent_in_container(&stand_in, "refresh", &steps, number)).collect();
+        let Some(agents) = agents else { return };
+        let counts = expect_one_refresh(agents, stand_in, kind);
+        assert_eq!(counts["most_at_once"], 4, "{kind}: {counts}");
+    }
+}
+
+#[test]
+fn in_exclusive_mode_there_is_one_refresh_and_one_agent_at_a_time_in_either_layout() {
+    for kind in KINDS {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let stand_in = StandIn::start(&env, &["--refresh-takes", "0.2"]);
+        let steps = format!("refresh {kind}; ask");
+        let mut agents: Vec<_> = (0..3).map(|_| env.agent(&stand_in, "exclusive", &[], &steps)).collect();
+        agents.extend((0..3).filter_map(|number| env.agent_in_container(&stand_in, "exclusive", &steps, number)));
+        let counts = expect_one_refresh(agents, stand_in, kind);
+        assert_eq!(counts["most_at_once"], 1, "{kind}: {counts}");
+    }
+}
+
+#[test]
+fn a_fresh_token_takes_no_lock_and_waits_for_nothing() {
+    let env = Env::new();
+    env.log_in(FRESH);
+    env.claude_run().args(["--lock", "refresh", "true"]).assert().code(0).stderr("");
+    assert!(!env.lock_file().exists(), "not even made");
+    let _holder = env.hold_lock();
+    env.claude_run().args(["--lock", "refresh", "--wait", "0", "true"]).assert().code(0).stderr("");
+    // The margin is what makes it due, or not.
+    env.log_in(420);
+    env.claude_run().args(["--lock", "refresh", "--wait", "0", "true"]).assert().code(0);
+    env.claude_run().args(["--lock", "refresh", "--wait", "0", "--refresh-margin", "10m", "true"]).assert().code(75);
+    env.log_in(300);
+    env.claude_run().args(["--lock", "refresh", "--wait", "0", "true"]).assert().code(75);
+    env.claude_run().args(["--lock", "refresh", "--wait", "0", "--refresh-margin", "0", "true"]).assert().code(0);
+    env.log_in(FRESH);
+    let mut always = env.claude_run();
+    always.env("CLAUDE_RUN_REFRESH_MARGIN", "none").args(["--lock", "refresh", "--wait", "0", "true"]).assert().code(75);
+}
+
+#[test]
+fn the_lock_is_free_as_soon_as_the_new_expiry_is_on_the_disk_while_the_run_goes_on() {
+    for kind in KINDS {
+        for is_symlink in [false, true] {
+            let env = Env::new();
+            env.log_in(EXPIRED);
+            if is_symlink {
+                // Older versions write through it, where nothing in the config dir changes.
+                fs::rename(env.credentials(), env.path("elsewhere")).expect("a file");
+                symlink(env.path("elsewhere"), env.credentials()).expect("a link");
+            }
+            let stand_in = StandIn::start(&env, &["--refresh-takes", "0.2"]);
+            let agent = env.agent(&stand_in, "refresh", &["-v"], &format!("ready; refresh {kind}; ready; signals; hang"));
+            agent.ready();
+            assert!(env.is_locked(), "{kind}");
+            while agent.line() != "refreshed" {}
+            until("the lock is free", || !env.is_locked());
+            let [child, ..] = agent.ready();
+            assert!(is_alive(child));
+            while !agent.message().contains("released the session lock: the token is refreshed") {}
+            let status = env.claude_run().args(["status", "--json"]).assert().code(0);
+            let status: Value = serde_json::from_slice(&status.get_output().stdout).expect("JSON");
+            assert_eq!(status["holders"].as_array().map(Vec::len), Some(0), "{status}");
+            assert_eq!((&status["running"][0]["mode"], &status["running"][0]["hold"]), (&"refresh".into(), &Value::Null));
+        }
+    }
+}
+
+#[test]
+fn an_expiry_that_does_not_change_or_a_file_that_goes_keeps_the_lock() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let mut run = env.start_fake(&["--lock", "refresh"], "ready; hang");
+    run.ready();
+    for text in [&credentials(-200), "{", "", "{}", "null"] {
+        fs::write(env.credentials(), text).expect("credentials");
+        assert!(env.is_locked(), "{text}");
+    }
+    fs::remove_file(env.credentials()).expect("credentials");
+    assert!(env.is_locked() && run.is_running());
+    env.log_in(EXPIRED + 10);
+    until("a later one is one, however old", || !env.is_locked());
+}
+
+#[test]
+fn who_waits_for_the_lock_goes_on_as_soon_as_the_token_is_fresh() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let _holder = env.hold_lock(); // and never lets go
+    let run = env.start(["--lock", "refresh", "sh", "-c", "echo started"]);
+    assert!(run.message().contains("waiting for the session lock"));
+    env.log_in(FRESH);
+    run.expect_line("started");
+    let ended = run.end();
+    assert_eq!(ended.code(), 0);
+    assert!(ended.stderr_text().contains("need not wait for the session lock any more"), "{ended:?}");
+}
+
+#[test]
+fn who_gets_the_lock_looks_again_and_lets_go_if_the_token_is_fresh() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let stand_in = StandIn::start(&env, &[]);
+    let first = env.agent(&stand_in, "refresh", &[], "ready; refresh none; ready; hang");
+    first.ready();
+    while first.line() != "refreshed" {}
+    let second = env.agent(&stand_in, "refresh", &["--wait", "0"], "ready; hang");
+    second.ready();
+    assert!(!env.is_locked());
+}
+
+#[test]
+fn while_it_is_due_the_lock_is_waited_for_and_given_up_as_in_exclusive_mode() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let _holder = env.hold_lock();
+    env.claude_run().args(["--lock", "refresh", "--wait", "0", "-E", "9", "true"]).assert().code(9);
+    let waiter = env.start(["--lock", "refresh", "true"]);
+    waiter.message();
+    waiter.signal(Signal::SIGTERM);
+    assert_eq!(waiter.end().code(), 143);
+}
+
+#[test]
+fn without_credentials_that_can_be_understood_the_lock_is_held_for_the_whole_run_with_one_warning() {
+    let cut = credentials(FRESH);
+    type Case<'a> = (&'a str, &'a dyn Fn(&Env));
+    let cases: [Case; 6] = [
+        ("missing", &|env| fs::remove_file(env.credentials()).expect("a file")),
+        ("no login", &|env| fs::write(env.credentials(), "{}").expect("a file")),
+        ("empty", &|env| fs::write(env.credentials(), "").expect("a file")),
+        ("cut in half", &|env| fs::write(env.credentials(), &cut[..cut.len() / 2]).expect("a file")),
+        ("not JSON", &|env| fs::write(env.credentials(), "\0\u{e9}{{{").expect("a file")),
+        ("a directory", &|env| {
+            fs::remove_file(env.credentials()).expect("a file");
+            fs::create_dir(env.credentials()).expect("a directory");
+        }),
+    ];
+    for (about, make) in cases {
+        let env = Env::new();
+        env.log_in(FRESH);
+        make(&env);
+        let run = env.start_fake(&["--lock", "refresh"], "ready; on TERM exit 7; ready; hang");
+        run.ready();
+        run.ready();
+        let warning = run.message();
+        assert!(warning.contains(".credentials.json") && warning.contains("for the whole run"), "{about}: {warning}");
+        assert!(env.is_locked(), "{about}");
+        if about != "a directory" {
+            env.log_in(FRESH);
+        }
+        let second = env.claude_run().args(["--lock", "exclusive", "--wait", "0", "true"]).assert().code(75);
+        assert!(!second.get_output().stderr.is_empty());
+        run.signal(Signal::SIGTERM);
+        let ended = run.end();
+        assert_eq!((ended.code(), ended.stderr.len()), (7, 0), "{about}: {ended:?}");
+    }
+}
+
+#[test]
+fn a_login_that_claude_never_refreshes_or_has_none_of_needs_no_lock() {
+    let env = Env::new();
+    let _holder = env.hold_lock();
+    let run = |variable: &str, value: &str| {
+        let mut run = env.claude_run();
+        run.env(variable, value).args(["--lock", "refresh", "--wait", "0", "true"]).assert()
+    };
+    let others = [
+        "ANTHROPIC_API_KEY",
+        "ANTHROPIC_AUTH_TOKEN",
+        "CLAUDE_CODE_USE_BEDROCK",
+        "CLAUDE_CODE_USE_VERTEX",
+        "CLAUDE_CODE_USE_FOUNDRY",
+    ];
+    for variable in others {
+        run(variable, "1").code(0).stderr("");
+        run(variable, "").code(75);
+    }
+    run("CLAUDE_CODE_OAUTH_TOKEN", "1").code(0).stderr("");
+    // A login that is there is refreshed, whatever else claude goes by; but for one.
+    env.log_in(EXPIRED);
+    for variable in others {
+        run(variable, "1").code(75);
+    }
+    run("CLAUDE_CODE_OAUTH_TOKEN", "1").code(0).stderr("");
+    fs::remove_file(env.credentials()).expect("a file");
+    fs::write(env.config_dir().join("settings.json"), r#"{"apiKeyHelper":"/bin/key"}"#).expect("settings");
+    run("X", "1").code(0).stderr("");
+}
+
+#[test]
+fn a_nested_run_goes_on_under_a_refresh_and_takes_the_lock_itself_after_it() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let (binary, fake) = (binary().display(), fake_claude().display());
+    let nested = format!("{binary} --lock refresh --wait 0 --claude {fake} -- -p 'say inside' || echo code $?");
+    let steps = format!("tool {nested}; ready; open {}; tool {nested}; hang", env.path("fifo").display());
+    nix::unistd::mkfifo(&env.path("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let outer = env.start_fake(&["--lock", "refresh"], &steps);
+    outer.expect_line("inside");
+    outer.ready();
+    env.log_in(FRESH);
+    until("the outer one has let go", || !env.is_locked());
+    env.log_in(EXPIRED);
+    let _other = env.hold_lock();
+    fs::write(env.path("fifo"), "").expect("a FIFO");
+    outer.expect_line("code 75");
+}
+
+/// A crash at each step: whoever comes next neither hangs nor fails by our doing, and what was saved is used.
+#[test]
+fn a_crash_at_any_step_of_a_refresh_leaves_the_lock_free_and_the_next_run_able_to_go_on() {
+    for kind in KINDS {
+        for (step, posts, refused) in [("locked", 1, 0), ("posted", 2, 1), ("half", 2, 1), ("saved", 1, 0)] {
+            for of_claude in [true, false] {
+                let about = format!("{kind} {step} {of_claude}");
+                let env = Env::new();
+                env.log_in(EXPIRED);
+                let stand_in = StandIn::start(&env, &[]);
+                let agent = env.agent(&stand_in, "refresh", &[], &format!("ready; refresh {kind} {step}"));
+                let [child, ..] = agent.ready();
+                while agent.line() != step {}
+                // KILL to claude-run makes the kernel send claude a TERM.
+                let victim = if of_claude { Pid::from_raw(child) } else { agent.pid() };
+                kill(victim, Signal::SIGKILL).expect("a process");
+                let ended = agent.end();
+                assert_eq!(ended.code(), 137, "{about}: {ended:?}");
+                until("the child is gone", || !is_alive(child));
+                assert!(!env.is_locked(), "{about}");
+                // Time passes, as far as claude's own locks are concerned.
+                for lock in [env.config_dir().join(".oauth_refresh.lock"), env.home().join(".claude.lock")] {
+                    if lock.exists() {
+                        age(&lock, 100);
+                    }
+                }
+                let half_in_place = step == "half" && kind != "modern";
+                let next = env.agent(&stand_in, "refresh", &["--wait", "0"], &format!("refresh {kind}; say went on"));
+                let ended = next.end();
+                let lost = refused == 1;
+                assert_eq!(ended.stdout.contains(&"went on".to_owned()), !lost, "{about}: {ended:?}");
+                assert_eq!(ended.stderr_text().contains("for the whole run"), half_in_place, "{about}: {ended:?}");
+                let counts = stand_in.counts();
+                let expected = if half_in_place { (1, 0) } else { (posts, refused) };
+                assert_eq!((&counts["posts"], &counts["invalid_grant"]), (&expected.0.into(), &expected.1.into()), "{about}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_mode_of_the_factory_can_be_refresh() {
+    let env = Env::new();
+    env.log_in(100);
+    env.claude_run().args(["mode", "refresh"]).assert().code(0);
+    let shown = env.claude_run().arg("status").assert().code(0);
+    let shown = String::from_utf8_lossy(&shown.get_output().stdout).into_owned();
+    assert!(shown.contains("refresh (") && shown.contains("OAuth login"), "{shown}");
+    assert!(shown.contains("a refresh is due"), "{shown}");
+    let _holder = env.hold_lock();
+    env.claude_run().args(["--wait", "0", "true"]).assert().code(75);
+    env.log_in(FRESH);
+    env.claude_run().args(["--wait", "0", "true"]).assert().code(0);
+    let mut keyed = env.claude_run();
+    let status = keyed.args(["status", "--json"]).env("ANTHROPIC_API_KEY", "k").assert().code(0);
+    let status: Value = serde_json::from_slice(&status.get_output().stdout).expect("JSON");
+    assert_eq!((&status["auth"], &status["mode"]["value"]), (&"api-key".into(), &"refresh".into()));
+}

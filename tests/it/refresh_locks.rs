@@ -1,0 +1,241 @@
+//! Claude's own refresh locks: nothing is started into one, and nobody who holds one is ended.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::env::{Env, Running, binary, until};
+use crate::oauth::{EXPIRED, FRESH, StandIn, age};
+
+const NEWER: &str = ".oauth_refresh.lock";
+
+/// Makes the newer versions' lock, of the process `pid` of this PID namespace.
+fn lock_of(env: &Env, pid: u32) -> PathBuf {
+    let dir = env.config_dir().join(NEWER);
+    fs::create_dir(&dir).expect("a lock");
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot id");
+    let namespace = fs::read_link("/proc/self/ns/pid").expect("a namespace");
+    let domain = format!("linux:{}:{}", boot.trim().replace('-', ""), namespace.display());
+    let start = fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    let start = start.and_then(|stat| stat.rsplit_once(") ")?.1.split(' ').nth(19).map(str::to_owned)).unwrap_or_default();
+    let owner = format!(r#"{{"pid":{pid},"procStart":"{start}","pidDomain":"{domain}"}}"#);
+    fs::write(env.config_dir().join(".oauth_refresh.lock.owner"), owner).expect("an owner");
+    dir
+}
+
+/// No process has it: it is beyond what pids go up to.
+const NOBODY: u32 = 4_194_304;
+
+/// The older versions' lock.
+fn sibling(env: &Env) -> PathBuf {
+    env.home().join(".claude.lock")
+}
+
+#[test]
+fn nothing_is_started_into_a_lock_whose_owner_is_dead_until_it_is_stale_or_gone() {
+    for mode in ["refresh", "exclusive"] {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let lock = lock_of(&env, NOBODY);
+        age(&lock, 20);
+        let mut waiter = env.start(["--lock", mode, "echo", "started"]);
+        let message = waiter.message();
+        assert!(message.contains("which is dead") && message.contains("at most 1m 10s"), "{message}");
+        assert!(waiter.is_running() && env.is_locked(), "it waits with the session lock: nobody else could start either");
+        let status = env.claude_run().arg("status").assert().code(1);
+        let status = String::from_utf8_lossy(&status.get_output().stdout).into_owned();
+        assert!(status.contains("the owner of the refresh lock") && status.contains("held by        echo (pid"), "{status}");
+        fs::remove_dir(lock).expect("a lock");
+        waiter.expect_line("started");
+        let ended = waiter.end();
+        assert_eq!((ended.code(), ended.stderr.len()), (0, 0), "{ended:?}");
+    }
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    age(&lock_of(&env, NOBODY), 58);
+    let started = Instant::now();
+    env.claude_run().args(["--lock", "refresh", "true"]).assert().code(0);
+    assert!(started.elapsed() >= Duration::from_millis(1_500), "not before it is stale");
+}
+
+#[test]
+fn the_older_lock_is_waited_for_until_it_is_stale_as_well() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    fs::create_dir(sibling(&env)).expect("a lock");
+    age(&sibling(&env), 8);
+    let started = Instant::now();
+    let ended = env.start(["--lock", "refresh", "true"]).end();
+    assert!(ended.code() == 0 && ended.stderr_text().contains("a refresh is under way"), "{ended:?}");
+    assert!(started.elapsed() >= Duration::from_millis(1_500), "not before it is stale");
+}
+
+#[test]
+fn who_waits_for_a_refresh_lock_starts_without_the_session_lock_once_the_token_is_fresh() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let _lock = lock_of(&env, process::id());
+    let run = env.start_fake(&["--lock", "refresh"], "ready; hang");
+    assert!(run.message().contains("a refresh is under way"));
+    env.log_in(FRESH);
+    run.ready();
+    assert!(!env.is_locked());
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_refresh_lock_and_nothing_is_started() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let _lock = lock_of(&env, NOBODY);
+        let run = env.start(["--lock", "refresh", "echo", "started"]);
+        run.message();
+        run.signal(signal);
+        let ended = run.end();
+        assert_eq!(ended.code(), 128 + signal as i32);
+        assert!(ended.stdout.is_empty() && ended.stderr_text().contains("nothing was started"), "{ended:?}");
+        assert!(!env.is_locked());
+    }
+}
+
+#[test]
+fn a_refresh_lock_is_no_obstacle_where_no_refresh_is_due_or_no_lock_is_wanted() {
+    let env = Env::new();
+    env.log_in(FRESH);
+    let _lock = lock_of(&env, NOBODY);
+    for mode in ["refresh", "exclusive", "pass-through"] {
+        env.claude_run().args(["--lock", mode, "true"]).assert().code(0).stderr("");
+    }
+    env.log_in(EXPIRED);
+    env.claude_run().args(["--lock", "pass-through", "true"]).assert().code(0).stderr("");
+    let mut token = env.claude_run();
+    token.env("CLAUDE_CODE_OAUTH_TOKEN", "t").args(["--lock", "exclusive", "true"]).assert().code(0).stderr("");
+}
+
+const SPARED: &str = "claude may be refreshing its token: holding signals back, at most 15s";
+
+/// Waits for that message.
+fn expect_spared(run: &Running) {
+    loop {
+        if run.message().contains(SPARED) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_request_to_end_waits_for_the_end_of_a_refresh_in_every_mode_and_under_every_kind_of_lock() {
+    for mode in ["exclusive", "refresh", "pass-through"] {
+        for kind in ["legacy", "modern"] {
+            for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGINT] {
+                let env = Env::new();
+                env.log_in(EXPIRED);
+                let stand_in = StandIn::start(&env, &[]);
+                let agent = env.agent(&stand_in, mode, &[], &format!("signals; ready; refresh {kind} posted"));
+                agent.ready();
+                while agent.line() != "posted" {}
+                agent.signal(signal);
+                expect_spared(&agent);
+                agent.signal(Signal::SIGUSR2); // what ends nobody goes ahead
+                agent.expect_line("signal USR2");
+                for lock in [sibling(&env), env.config_dir().join(NEWER)] {
+                    let _ = fs::remove_dir(lock); // one of them is there: the refresh is over
+                }
+                agent.expect_line(&format!("signal {}", &signal.as_str()[3..]));
+            }
+        }
+    }
+}
+
+#[test]
+fn our_own_limit_and_the_kill_behind_it_wait_as_well() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let stand_in = StandIn::start(&env, &[]);
+    let options = ["--timeout", "1", "--kill-after", "0.5"];
+    let agent = env.agent(&stand_in, "exclusive", &options, "signals; refresh legacy locked");
+    while agent.line() != "locked" {}
+    expect_spared(&agent);
+    fs::remove_dir(sibling(&env)).expect("a lock");
+    agent.expect_line("signal TERM");
+    fs::create_dir(sibling(&env)).expect("a lock"); // before the kill grace has run out: it takes its time to end
+    expect_spared(&agent);
+    fs::remove_dir(sibling(&env)).expect("a lock");
+    assert_eq!(agent.end().code(), 124);
+}
+
+#[test]
+fn those_that_the_child_leaves_behind_are_spared_too() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let fifo = env.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let tool = format!("mkdir {} && echo made && sleep 600", sibling(&env).display());
+    let run = env.start_fake(&["--lock", "pass-through"], &format!("tool& {tool}; open {}", fifo.display()));
+    run.expect_line("made");
+    fs::write(fifo, "").expect("a FIFO"); // the child ends
+    expect_spared(&run);
+    fs::remove_dir(sibling(&env)).expect("a lock");
+    assert_eq!(run.end().code(), 0);
+}
+
+#[test]
+fn a_refresh_of_somebody_else_or_of_the_dead_holds_nothing_back() {
+    for pid in [process::id(), NOBODY] {
+        let env = Env::new();
+        env.log_in(FRESH);
+        let run = env.start_fake(&[], "signals; ready; hang");
+        run.ready();
+        let _lock = lock_of(&env, pid);
+        run.signal(Signal::SIGTERM);
+        run.expect_line("signal TERM");
+        run.term_again();
+        let ended = run.end();
+        assert!(ended.code() == 137 && !ended.stderr_text().contains("refreshing"), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_refresh_of_our_child_in_a_container_of_its_own_is_spared() {
+    if !crate::env::can_unshare("-rpf") {
+        return;
+    }
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let stand_in = StandIn::start(&env, &[]);
+    let mut command = env.command(binary());
+    command.env("FAKE_API", &stand_in.address).args(["unshare", "-rpf", "--kill-child", "--mount-proc"]);
+    command.arg(crate::env::fake_claude()).args(["-p", "refresh modern posted"]);
+    let run = Running::start(command);
+    while run.line() != "posted" {}
+    run.signal(Signal::SIGTERM);
+    expect_spared(&run);
+    fs::remove_dir(env.config_dir().join(NEWER)).expect("a lock");
+    fs::remove_dir(sibling(&env)).expect("a lock");
+    assert!(matches!(run.end().code(), 137 | 143));
+}
+
+#[test]
+fn after_15_seconds_a_refresh_is_no_longer_spared() {
+    let env = Env::new();
+    env.log_in(FRESH);
+    let run = env.start_fake(&[], "signals; ready; hang");
+    run.ready();
+    fs::create_dir(sibling(&env)).expect("a lock");
+    age(&sibling(&env), 0);
+    let touching = sibling(&env);
+    let started = Instant::now();
+    run.signal(Signal::SIGTERM);
+    expect_spared(&run);
+    // As its holder would.
+    until("it was long enough", || {
+        age(&touching, 0);
+        started.elapsed() > Duration::from_secs(14)
+    });
+    assert!(run.message().contains("still held after 15s: going on"));
+    run.expect_line("signal TERM");
+    assert!(started.elapsed() >= Duration::from_secs(15));
+}
