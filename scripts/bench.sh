@@ -34,6 +34,10 @@
 #                microseconds
 #   status       wall time of `claude-run status --json` while 1,000 wait, in milliseconds
 #
+# Then what `refresh` mode costs while the token is fresh:
+#
+#   fresh token  wall time of a run of 50 ms with --lock refresh, as a multiple of that with --lock pass-through
+#
 # Then what reading along costs, with claude-run told to look for frames (--output-format stream-json), 1 GiB of them (--quick:
 # 256 MiB), a pipe in front and a pipe behind:
 #
@@ -219,6 +223,20 @@ records() {
   stop
 }
 
+fresh_token() {
+  local round
+  mkdir login
+  printf '{"claudeAiOauth":{"accessToken":"a","refreshToken":"r","expiresAt":%d}}' $((($(date +%s) + 28800) * 1000)) \
+    >login/.credentials.json
+  for ((round = 0; round < 5; round++)); do
+    hyperfine -N --style none --warmup 3 --runs "$runs" --export-json times.json \
+      -n refresh "bin/claude-run --config-dir login --lock refresh sleep 0.05" \
+      -n pass-through "bin/claude-run --config-dir login --lock pass-through sleep 0.05" >>messages 2>&1 ||
+      fail "hyperfine: $(tail -n 5 messages)"
+    jq -r '.results[] | "\(.command) time_us \(.times[] * 1e6)"' times.json >>samples
+  done
+}
+
 # timed FACTOR COMMAND...: FACTOR / seconds, on stdout.
 timed() {
   local begin=${EPOCHREALTIME/./}
@@ -287,6 +305,7 @@ summary() {
         ["wake-ups while running", $ours.wake_ups_running, "<=", 0],
         ["record and history, us more", .kept.time_us - .unkept.time_us, "<=", 200],
         ["status on 1,000 records, ms", .status.time_us / 1000, "<=", 50],
+        ["fresh token, as a multiple of pass-through", .refresh.time_us / ."pass-through".time_us, "<=", 1.15],
         ["relay, as a multiple of cat", $ours.bytes_per_s / .cat.bytes_per_s, ">=", 0.8],
         ["log, as a multiple of sed", $ours.logged_per_s / .sed.bytes_per_s, ">=", 5],
         ["long line, KiB", $ours.long_line_kib, "<=", 24576],
@@ -306,7 +325,7 @@ show() {
     | @tsv' "$json" | awk -F '\t' '{ printf "%-16s%9s%7s%9s%9s%11s%10s%10s\n", $1, $2, $3, $4, $5, $6, $7, $8 }'
   echo
   jq -r '.targets[] | [if .met then "met" else "missed" end, .target, .value, .relation, .bound] | @tsv' "$json" |
-    awk -F '\t' '{ printf "%-8s%-42s%8.4g  %s %s\n", $1, $2, $3, $4, $5 }'
+    awk -F '\t' '{ printf "%-8s%-44s%8.4g  %s %s\n", $1, $2, $3, $4, $5 }'
 }
 
 ensure_programs
@@ -343,6 +362,8 @@ echo "bench: memory, and wake-ups in $interval s" >&2
 memory_and_wake_ups
 echo "bench: records, and status on 1,000 of them" >&2
 records
+echo "bench: refresh mode" >&2
+fresh_token
 echo "bench: output, $mib MiB" >&2
 output "$mib"
 summary >"$json" || fail "a sample is missing"

@@ -1,8 +1,10 @@
-//! The little of /proc that supervision needs: who is whose parent, since when, and whether this /proc is about us.
+//! The little of /proc that supervision needs: who is whose parent, since when, whether this /proc is about us, and where we are.
 
 use std::fs;
 use std::path::Path;
 use std::process;
+
+use nix::unistd::gethostname;
 
 use crate::identity::Identity;
 
@@ -98,6 +100,21 @@ pub(crate) fn innermost_pid(pid: i32) -> Option<(i32, String)> {
     let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()?;
     let namespace = fs::read_link(format!("/proc/{pid}/ns/pid")).ok()?;
     Some((inner, namespace.to_string_lossy().into_owned()))
+}
+
+/// Our PID namespace, by the name that /proc has for it.
+pub(crate) fn pid_namespace() -> Option<String> {
+    fs::read_link("/proc/self/ns/pid").ok().map(|name| name.to_string_lossy().into_owned())
+}
+
+/// Which start of the kernel this is.
+pub(crate) fn boot_id() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+}
+
+/// The name of this host, or container.
+pub(crate) fn host() -> String {
+    gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// Whether ours is the PID namespace in which every process, and every lock, can be seen.

@@ -11,4 +11,4 @@ pub use directory::{Census, Directory};
 pub use history::{Finished, History};
 pub use journal::{Journal, Particulars};
 pub(crate) use run_record::time;
-pub use run_record::{Hold, RunRecord, Sight, State, pid_namespace};
+pub use run_record::{Hold, RunRecord, Sight, State};

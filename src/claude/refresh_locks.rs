@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::procfs::Stat;
+use crate::procfs::{Stat, boot_id, host, pid_namespace};
 
 /// One lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,8 +30,8 @@ pub struct Owner {
     pub pid: i32,
     /// Whether that process lives; unknown where it is of another namespace.
     pub lives: Option<bool>,
-    /// Boot and PID namespace.
-    domain: String,
+    /// Its PID namespace, where that is told.
+    namespace: Option<String>,
 }
 
 /// What a lock is worth.
@@ -106,32 +106,36 @@ impl Owner {
     fn parse(text: &[u8]) -> Option<Self> {
         let file: Value = serde_json::from_slice(text).ok()?;
         let pid = i32::try_from(file["pid"].as_i64()?).ok()?;
-        let domain = file["pidDomain"].as_str().unwrap_or_default().to_owned();
-        let is_here = our_domain().is_some_and(|ours| ours == domain);
-        let start = file["procStart"].as_str().and_then(|start| start.parse::<u64>().ok());
+        let member = |name: &str| file[name].as_str();
+        let (machine, namespace) = member("pidDomain").and_then(split_domain).unzip();
+        let ours = pid_namespace();
+        let is_here = namespace == ours.as_deref()
+            && machine.is_some_and(is_this_machine)
+            && member("pidSpace")
+                .is_none_or(|space| Some(space) == ours.as_ref().map(|ours| format!("{}#{ours}", host())).as_deref());
+        let start = member("procStart").and_then(|start| start.parse::<u64>().ok());
         let lives = || Stat::read(pid).is_some_and(|stat| !stat.is_dead() && start.is_none_or(|start| start == stat.start));
-        Some(Self { pid, lives: is_here.then(lives), domain })
+        Some(Self { pid, lives: is_here.then(lives), namespace: namespace.map(str::to_owned) })
     }
 
-    /// Whether it is one of `processes`, given by their pid in their own PID namespace, and that. It is also if that cannot
-    /// be told.
+    /// Whether it may be one of `processes`, given by their pid in their own PID namespace, and that. On another host, a process
+    /// can go by the same two names; it may be one then.
     pub fn may_be_among(&self, processes: &[(i32, String)]) -> bool {
-        match self.domain.strip_prefix(&our_boot()) {
-            Some(namespace) => processes.iter().any(|(pid, of)| *pid == self.pid && of == namespace),
-            None => self.domain.is_empty(),
-        }
+        let namespace = self.namespace.as_ref();
+        namespace.is_none_or(|namespace| processes.iter().any(|(pid, of)| *pid == self.pid && of == namespace))
     }
 }
 
-/// Boot and PID namespace, in Claude Code's own spelling: only within one of these is a pid worth anything.
-fn our_domain() -> Option<String> {
-    let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
-    Some(format!("{}{}", our_boot(), namespace.display()))
+/// Machine and PID namespace, of the form `linux:3d1219…:pid:[4026531836]`. Only within one of these is a pid worth anything.
+fn split_domain(domain: &str) -> Option<(&str, &str)> {
+    let (machine, _) = domain.strip_prefix("linux:")?.split_once(":pid:[")?;
+    Some((machine, &domain["linux:".len() + machine.len() + 1..]))
 }
 
-fn our_boot() -> String {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    format!("linux:{}:", boot.trim().replace('-', ""))
+/// 2.1.330 writes what is in /etc/machine-id, or nothing; others were seen to write the boot id.
+fn is_this_machine(machine: &str) -> bool {
+    let id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    machine == id.trim() || boot_id().is_some_and(|boot| machine == boot.replace('-', ""))
 }
 
 #[cfg(test)]
@@ -141,7 +145,7 @@ mod tests {
     use super::*;
 
     fn lock(touched: Option<SystemTime>, lives: Option<Option<bool>>) -> RefreshLock {
-        let owner = lives.map(|lives| Owner { pid: 1, lives, domain: String::new() });
+        let owner = lives.map(|lives| Owner { pid: 1, lives, namespace: None });
         RefreshLock { path: PathBuf::new(), touched, owner, stale_after: STALE_AFTER }
     }
 
@@ -176,12 +180,18 @@ mod tests {
         assert!(matches!(standings(), [Standing::Stale(_), Standing::Free]));
         fs::create_dir(config_dir.join(".oauth_refresh.lock"))?;
         assert_eq!(standings(), [Standing::Live, Standing::Live]);
-        let owner = format!(r#"{{"pid":4194304,"procStart":"1","pidDomain":"{}"}}"#, our_domain().unwrap_or_default());
+        let owner = format!(r#"{{"pid":4194304,"procStart":"1","pidDomain":"{}"}}"#, domain());
         fs::write(config_dir.join(".oauth_refresh.lock.owner"), owner)?;
         assert!(matches!(standings(), [Standing::Abandoned(_), Standing::Abandoned(_)]));
         fs::remove_dir(config_dir.join(".oauth_refresh.lock"))?;
         assert!(matches!(standings(), [Standing::Stale(_), Standing::Free]), "an owner's file that was left over");
         Ok(())
+    }
+
+    /// As 2.1.330 writes it.
+    fn domain() -> String {
+        let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        format!("linux:{}:{}", machine.trim(), pid_namespace().unwrap_or_default())
     }
 
     fn owner(pid: i32, start: u64, domain: &str) -> Option<Owner> {
@@ -190,26 +200,34 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_lives_if_it_is_that_very_process_of_our_namespace() {
+    fn an_owner_lives_if_it_is_that_very_process_of_pid_namespace() {
         let us = process::id() as i32;
         let start = Stat::read(us).map(|stat| stat.start).unwrap_or_default();
-        let domain = our_domain().unwrap_or_default();
-        let lives = |pid, start, domain| owner(pid, start, domain).and_then(|owner| owner.lives);
-        assert_eq!(lives(us, start, &domain), Some(true));
-        assert_eq!(lives(us, start + 1, &domain), Some(false), "another process with that pid");
-        assert_eq!(lives(4_194_304, start, &domain), Some(false));
+        let boot = boot_id().unwrap_or_default().replace('-', "");
+        let by_boot = format!("linux:{boot}:{}", pid_namespace().unwrap_or_default());
+        let lives = |pid, start, domain: &str| owner(pid, start, domain).and_then(|owner| owner.lives);
+        for domain in [domain(), by_boot] {
+            assert_eq!(lives(us, start, &domain), Some(true));
+            assert_eq!(lives(us, start + 1, &domain), Some(false), "another process with that pid");
+            assert_eq!(lives(4_194_304, start, &domain), Some(false));
+        }
+        assert_eq!(lives(us, start, &format!("linux:elsewhere:{}", pid_namespace().unwrap_or_default())), None);
         assert_eq!(lives(us, start, "linux:other:pid:[1]"), None);
+        let space = |space: &str| {
+            let text = format!(r#"{{"pid":{us},"procStart":"{start}","pidDomain":"{}","pidSpace":"{space}"}}"#, domain());
+            Owner::parse(text.as_bytes()).and_then(|owner| owner.lives)
+        };
+        assert_eq!(space(&format!("{}#{}", host(), pid_namespace().unwrap_or_default())), Some(true));
+        assert_eq!(space("another host#pid:[4026531836]"), None, "of a copy of this machine");
         assert_eq!(Owner::parse(b"{"), None);
     }
 
     #[test]
     fn an_owner_is_looked_for_by_pid_and_namespace_and_none_is_ruled_out_that_tells_nothing() {
         let processes = [(7, "pid:[1]".to_owned()), (8, "pid:[2]".to_owned())];
-        let boot = our_boot();
         let may_be = |pid, domain: &str| owner(pid, 1, domain).is_some_and(|owner| owner.may_be_among(&processes));
-        assert!(may_be(7, &format!("{boot}pid:[1]")) && may_be(8, &format!("{boot}pid:[2]")));
-        assert!(!may_be(7, &format!("{boot}pid:[2]")) && !may_be(9, &format!("{boot}pid:[1]")));
-        assert!(!may_be(7, "linux:another boot:pid:[1]"));
-        assert!(may_be(7, ""));
+        assert!(may_be(7, "linux:m:pid:[1]") && may_be(8, "linux::pid:[2]"));
+        assert!(!may_be(7, "linux:m:pid:[2]") && !may_be(9, "linux:m:pid:[1]"));
+        assert!(may_be(9, "") && may_be(9, "linux"));
     }
 }

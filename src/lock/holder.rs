@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::ours;
 use crate::identity::Identity;
 use crate::procfs::{self, Flock, Stat};
-use crate::records::{Directory, RunRecord, pid_namespace};
+use crate::records::{Directory, RunRecord};
 use crate::settings::show_seconds;
 
 /// Who holds a lock.
@@ -96,7 +96,7 @@ impl Queue {
 
     /// The pids of those that wait and are none of the `live` runs.
     pub fn waiting_without_record(&self, live: &[RunRecord]) -> Vec<i32> {
-        let ours = pid_namespace();
+        let ours = procfs::pid_namespace();
         let known: HashSet<i32> = live.iter().filter(|record| record.pid_namespace == ours).map(|record| record.pid).collect();
         let waiting = self.flocks.iter().filter(|flock| flock.waits).map(|flock| flock.pid);
         waiting.filter(|pid| !known.contains(pid)).collect()

@@ -7,7 +7,7 @@ use std::fs;
 
 use crate::identity::Identity;
 use crate::procfs;
-use crate::records::{Directory, RunRecord, pid_namespace};
+use crate::records::{Directory, RunRecord};
 use crate::run_id::RunId;
 
 /// What a run that holds a lock tells all below it, as `CLAUDE_RUN_HELD=<device>:<inode>:<run id>`; a run below it that
@@ -49,7 +49,8 @@ impl Claim {
         {
             return true;
         }
-        let is_elsewhere = |record: &RunRecord| record.pid_namespace.is_some() && record.pid_namespace != pid_namespace();
+        let is_elsewhere =
+            |record: &RunRecord| record.pid_namespace.is_some() && record.pid_namespace != procfs::pid_namespace();
         let record = records.and_then(|records| records.live(&self.run.to_string()));
         record.is_some_and(|record| record.holds(identity) && is_elsewhere(&record))
     }

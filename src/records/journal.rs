@@ -12,12 +12,13 @@ use tracing::warn;
 
 use super::directory::{Directory, OwnRecord};
 use super::history;
-use super::run_record::{Hold, RunRecord, Sight, State, boot_id, host, pid_namespace, time};
+use super::run_record::{Hold, RunRecord, Sight, State, time};
 use crate::claude::frames::LastResult;
 use crate::diag::open_to_append;
 use crate::identity::Identity;
 use crate::object::Object;
 use crate::outcome::Outcome;
+use crate::procfs::{boot_id, host, pid_namespace};
 use crate::run_id::RunId;
 use crate::settings::LockMode;
 

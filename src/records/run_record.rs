@@ -6,10 +6,9 @@ use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
-use nix::unistd::gethostname;
-
 use crate::identity::Identity;
 use crate::object::{Members, Object};
+use crate::procfs::{boot_id, host};
 
 /// How far a run has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,21 +199,6 @@ impl RunRecord {
     }
 }
 
-/// The name of this host, or container.
-pub(crate) fn host() -> String {
-    gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// Which start of the kernel this is.
-pub(super) fn boot_id() -> Option<String> {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
-}
-
-/// Our PID namespace, by the name that /proc has for it.
-pub fn pid_namespace() -> Option<String> {
-    fs::read_link("/proc/self/ns/pid").ok().map(|name| name.to_string_lossy().into_owned())
-}
-
 /// A time, as all records have it: RFC 3339, UTC, milliseconds.
 pub(crate) fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
@@ -229,6 +213,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::procfs::pid_namespace;
 
     pub(crate) fn example() -> RunRecord {
         let began = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123);

@@ -10,6 +10,7 @@ use std::process;
 use std::thread::{self, sleep};
 use std::time::{Duration, SystemTime};
 
+use nix::unistd::gethostname;
 use serde_json::{Value, json};
 
 /// Where the API is, token endpoint and all: the stand-in's address.
@@ -201,10 +202,11 @@ fn make(dir: &Path, stale_after: Duration) -> io::Result<()> {
 }
 
 fn our_name() -> io::Result<Value> {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let namespace = fs::read_link("/proc/self/ns/pid")?;
     let stat = fs::read_to_string("/proc/self/stat")?;
     let start = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)).unwrap_or_default();
-    let domain = format!("linux:{}:{}", boot.trim().replace('-', ""), namespace.display());
-    Ok(json!({"pid": process::id(), "procStart": start, "pidDomain": domain}))
+    let domain = format!("linux:{}:{}", machine.trim(), namespace.display());
+    let space = format!("{}#{}", gethostname()?.display(), namespace.display());
+    Ok(json!({"pid": process::id(), "procStart": start, "pidDomain": domain, "pidSpace": space}))
 }

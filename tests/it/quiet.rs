@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 
 use crate::env::{Env, Running, binary, fake_claude, until};
+use crate::oauth::EXPIRED;
 
 /// Context switches of all threads: a thread that sleeps through has none.
 fn switches(pid: Pid) -> u64 {
@@ -33,7 +34,7 @@ fn settles(pid: Pid) -> u64 {
 }
 
 #[test]
-fn a_run_a_waiter_and_a_relay_are_not_woken_once_in_five_seconds() {
+fn a_run_a_waiter_and_a_relay_are_not_woken_once_in_five_seconds_in_any_mode() {
     let env = Env::new();
     let run = env.start_fake(&[], "ready; hang");
     run.ready();
@@ -45,7 +46,13 @@ fn a_run_a_waiter_and_a_relay_are_not_woken_once_in_five_seconds() {
     let relayed = Running::start(command);
     assert!(relayed.line().contains("init") && relayed.line().contains("result"));
     relayed.ready();
-    let processes = [&run, &waiter, &relayed];
+    let due = Env::new();
+    due.log_in(EXPIRED);
+    let refreshing = due.start_fake(&["--lock", "refresh"], "ready; hang");
+    refreshing.ready();
+    let waits_for_it = due.start(["--lock", "refresh", "true"]);
+    assert!(waits_for_it.message().contains("waiting"));
+    let processes = [&run, &waiter, &relayed, &refreshing, &waits_for_it];
     let before = processes.map(|process| settles(process.pid()));
     std::thread::sleep(Duration::from_secs(5)); // the very time in which nothing may happen
     assert_eq!(processes.map(|process| switches(process.pid())), before);

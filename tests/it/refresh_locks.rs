@@ -16,9 +16,9 @@ const NEWER: &str = ".oauth_refresh.lock";
 fn lock_of(env: &Env, pid: u32) -> PathBuf {
     let dir = env.config_dir().join(NEWER);
     fs::create_dir(&dir).expect("a lock");
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot id");
+    let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let namespace = fs::read_link("/proc/self/ns/pid").expect("a namespace");
-    let domain = format!("linux:{}:{}", boot.trim().replace('-', ""), namespace.display());
+    let domain = format!("linux:{}:{}", machine.trim(), namespace.display());
     let start = fs::read_to_string(format!("/proc/{pid}/stat")).ok();
     let start = start.and_then(|stat| stat.rsplit_once(") ")?.1.split(' ').nth(19).map(str::to_owned)).unwrap_or_default();
     let owner = format!(r#"{{"pid":{pid},"procStart":"{start}","pidDomain":"{domain}"}}"#);
