@@ -3,9 +3,12 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
-use std::thread;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
 use nix::unistd::{getpgid, getpgrp, getppid, getsid};
 use signal_hook::low_level;
@@ -100,12 +103,39 @@ impl Drop for Handlers {
 ///
 /// # Errors
 /// The process is out of threads.
-pub(crate) fn spawn_deaf(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+pub(crate) fn spawn_deaf(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let mut deaf = SigSet::all();
+    deaf.remove(CALL_BACK);
     // It inherits this mask: set in the thread itself, it would come too late.
-    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let mask = deaf.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     let started = thread::Builder::new().name(name.into()).stack_size(stack).spawn(work);
     mask.thread_set_mask()?;
-    started.map(|_| ())
+    started
+}
+
+/// By default it does nothing, here and in the child.
+const CALL_BACK: Signal = Signal::SIGURG;
+
+/// Calls a thread of [`spawn_deaf`] back from a system call that it sleeps in, which then fails with EINTR, and waits for its end.
+/// One that sleeps too deeply, as over a server that is gone, is left behind.
+pub(crate) fn call_back(thread: JoinHandle<()>) {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // Without SA_RESTART, so that the call does not begin again.
+    let interrupting = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing.
+    let before = unsafe { sigaction(CALL_BACK, &interrupting) };
+    for _ in 0..500 {
+        // Before the call has begun, a signal is in vain: then it takes another one. An error is "already gone".
+        let _ = pthread_kill(thread.as_pthread_t(), CALL_BACK);
+        thread::sleep(Duration::from_micros(200));
+        if thread.is_finished() {
+            break;
+        }
+    }
+    if let Ok(before) = before {
+        // SAFETY: what was there before is there again.
+        let _ = unsafe { sigaction(CALL_BACK, &before) };
+    }
 }
 
 /// Stops this process, as the default action of SIGTSTP would. Returns when it is continued.

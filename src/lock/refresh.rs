@@ -57,23 +57,23 @@ impl Refreshes {
     pub(super) fn need(&self) -> Need {
         match self.ruled_out_by {
             Some(variable) => Need::None(format!("{variable} is set, and that token is never refreshed")),
-            None => self.need_of(Login::read(&self.config_dir)),
+            None => self.need_of(Login::read(&self.config_dir), SystemTime::now()),
         }
     }
 
     /// The same, but a file that is just being rewritten is read again.
     pub(super) fn need_for_certain(&self) -> Need {
         match self.need() {
-            Need::Unclear(_) => self.need_of(Login::read_whole(&self.config_dir)),
+            Need::Unclear(_) => self.need_of(Login::read_whole(&self.config_dir), SystemTime::now()),
             need => need,
         }
     }
 
-    fn need_of(&self, login: Login) -> Need {
+    fn need_of(&self, login: Login, now: SystemTime) -> Need {
         let file = Login::path(&self.config_dir);
         let file = file.display();
         match login {
-            Login::Expires(at) => match (at.duration_since(SystemTime::now()), self.margin) {
+            Login::Expires(at) => match (at.duration_since(now), self.margin) {
                 (Ok(left), Some(margin)) if left > margin => Need::None(format!("the token expires in {}", show_seconds(left))),
                 _ => Need::Due(at),
             },
@@ -159,7 +159,7 @@ mod tests {
     fn a_refresh_is_due_from_the_margin_before_the_expiry_on() {
         let now = SystemTime::now();
         let in_a_minute = now + Duration::from_secs(60);
-        let need = |margin, at| refreshes(margin).need_of(Login::Expires(at));
+        let need = |margin, at| refreshes(margin).need_of(Login::Expires(at), now);
         for (margin, is_due) in [(Some(30), false), (Some(50), false), (Some(60), true), (Some(600), true), (None, true)] {
             assert_eq!(need(margin, in_a_minute) == Need::Due(in_a_minute), is_due, "{margin:?}");
         }
@@ -167,17 +167,23 @@ mod tests {
         assert_eq!(need(Some(0), past), Need::Due(past));
         assert_eq!(need(Some(0), SystemTime::UNIX_EPOCH), Need::Due(SystemTime::UNIX_EPOCH));
         assert!(matches!(need(Some(u64::MAX), in_a_minute), Need::Due(_)), "a margin that no clock can hold");
+        // A clock that is moved moves what is due with it, as it does for claude.
+        let at = |now| refreshes(Some(360)).need_of(Login::Expires(in_a_minute), now);
+        assert!(matches!(at(now - Duration::from_secs(86_400)), Need::None(_)));
+        assert!(matches!(at(SystemTime::UNIX_EPOCH), Need::None(_)));
+        assert!(matches!(at(now + Duration::from_secs(86_400)), Need::Due(_)));
     }
 
     #[test]
     fn without_a_login_it_is_unclear_unless_none_is_needed() {
+        let now = SystemTime::now();
         let cases = [Login::None, Login::Unclear("cut".into())];
-        assert!(cases.into_iter().all(|login| matches!(refreshes(None).need_of(login), Need::Unclear(_))));
+        assert!(cases.into_iter().all(|login| matches!(refreshes(None).need_of(login, now), Need::Unclear(_))));
         let without = Refreshes { can_do_without: true, ..refreshes(None) };
-        assert!(matches!(without.need_of(Login::None), Need::None(_)));
-        assert!(matches!(without.need_of(Login::Unclear("cut".into())), Need::Unclear(_)));
+        assert!(matches!(without.need_of(Login::None, now), Need::None(_)));
+        assert!(matches!(without.need_of(Login::Unclear("cut".into()), now), Need::Unclear(_)));
         let due = Login::Expires(SystemTime::UNIX_EPOCH);
-        assert!(matches!(without.need_of(due), Need::Due(_)), "claude refreshes a login that it does not need");
+        assert!(matches!(without.need_of(due, now), Need::Due(_)), "claude refreshes a login that it does not need");
         let ruled_out = Refreshes { ruled_out_by: Some("X"), ..refreshes(None) };
         assert!(matches!(ruled_out.need(), Need::None(_)));
     }

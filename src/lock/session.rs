@@ -55,7 +55,7 @@ impl Candidate {
         }
     }
 
-    /// flock(2) that sleeps until the lock is ours. Only for a thread that may be left behind in it.
+    /// flock(2) that sleeps until the lock is ours. Only for a thread that may be called back from it.
     pub(super) fn lock_blocking(&self) -> io::Result<()> {
         FileExt::lock(&self.file)
     }

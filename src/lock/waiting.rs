@@ -1,9 +1,10 @@
 //! The wait for a busy lock: the kernel's own queue, so that it is fair and costs nothing, bounded by `--wait` and by
-//! signals. A helper thread sleeps in flock(2); we sleep on the event channel. Given up, the thread is left behind: what
-//! it may get later, it lets go of at once.
+//! signals. A helper thread sleeps in flock(2); we sleep on the event channel. When the wait is given up, the thread is called
+//! back; what it may have got meanwhile, it lets go of at once.
 
 use std::io;
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -46,10 +47,12 @@ pub(super) fn wait(mut candidate: Candidate, lock: &Lock, journal: &mut Journal,
     let mut waiting = Waiting { lock, journal, bound, started, wanted: candidate.identity(), line: None, asked: 0 };
     loop {
         waiting.wanted = candidate.identity();
-        let answer = lock_in_thread(candidate, channel.mouth())?;
+        let (answer, thread) = lock_in_thread(candidate, channel.mouth())?;
         // Only now: nobody who comes later is to be served before us because we look around first.
         waiting.tell();
         if let Some(ending) = waiting.until_answered(channel)? {
+            drop(answer);
+            signals::call_back(thread);
             waiting.end(&ending);
             return Ok(ending);
         }
@@ -93,8 +96,10 @@ pub(super) fn tell_given_up(signal: i32, what: &str, waited: &str) {
     warn!(name: "run.ended", "{signal} ended the wait for {what} after {waited}; nothing was started");
 }
 
+type Answer = mpsc::Receiver<(Candidate, io::Result<()>)>;
+
 /// Starts the thread that sleeps in flock(2). When nobody wants its answer any more, the answer and its lock are dropped.
-fn lock_in_thread(candidate: Candidate, mouth: Mouth) -> Result<mpsc::Receiver<(Candidate, io::Result<()>)>> {
+fn lock_in_thread(candidate: Candidate, mouth: Mouth) -> Result<(Answer, JoinHandle<()>)> {
     let (sender, answer) = mpsc::sync_channel(1);
     let work = move || {
         let result = candidate.lock_blocking();
@@ -102,8 +107,8 @@ fn lock_in_thread(candidate: Candidate, mouth: Mouth) -> Result<mpsc::Receiver<(
         let _ = sender.send((candidate, result));
         mouth.put(Event::LockAnswered);
     };
-    signals::spawn_deaf("flock", 64 * 1024, work).context("cannot start the thread that waits for the lock")?;
-    Ok(answer)
+    let thread = signals::spawn_deaf("flock", 64 * 1024, work).context("cannot start the thread that waits for the lock")?;
+    Ok((answer, thread))
 }
 
 /// A wait that goes on, and what is shown of it: one live line on a terminal, else one message at the start and one at the end.

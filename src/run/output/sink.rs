@@ -140,7 +140,7 @@ impl Sink {
             }
             drop(done);
         };
-        signals::spawn_deaf("relay-write", 128 * 1024, work)
+        signals::spawn_deaf("relay-write", 128 * 1024, work).map(|_| ())
     }
 }
 
