@@ -179,7 +179,8 @@ find trouble, and tell more with --help.
 
 Signals: HUP INT QUIT TERM USR2 WINCH CONT go on to COMMAND, TSTP stops both; TERM, HUP and QUIT
 start the kill grace, a second TERM ends it at once (two within 0.1 s are one). USR1 prints one
-line on the state of the run.
+line on the state of the run. While claude may be refreshing its token, what would end it waits,
+at most 15 s.
 
 Exit codes:
   COMMAND's own, 0 to 255, when it ended by itself
