@@ -14,7 +14,8 @@ use nix::sys::statfs::{self, FsType, statfs};
 #[derive(Debug)]
 pub(crate) struct Changes {
     inotify: Option<Inotify>,
-    watched: Vec<(WatchDescriptor, OsString)>,
+    /// Directories, and in which file of each a change matters; none: in all.
+    watched: Vec<(WatchDescriptor, Option<OsString>)>,
     /// When to look at them without having been told, if the kernel does not tell of all.
     look_at: Option<Instant>,
 }
@@ -37,11 +38,21 @@ impl Changes {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         let mut watched = Vec::new();
         for file in files {
-            let watch = inotify.as_ref().and_then(|inotify| Some((watch(inotify, file)?, file.file_name()?.to_owned())));
+            let watch =
+                inotify.as_ref().and_then(|inotify| Some((watch_for(inotify, file)?, Some(file.file_name()?.to_owned()))));
             watched.extend(watch);
         }
         let all_is_told = watched.len() == files.len();
         Self { inotify, watched, look_at: (!all_is_told).then(|| Instant::now() + LOOK_EVERY) }
+    }
+
+    /// Follows all files in `dir`. If it is not there, it is looked for each second.
+    pub(crate) fn in_directory(dir: &Path) -> Self {
+        let mut changes = Self::of(&[]);
+        let watch = changes.inotify.as_ref().and_then(|inotify| watch(inotify, dir));
+        changes.look_at = watch.is_none().then(|| Instant::now() + LOOK_EVERY);
+        changes.watched.extend(watch.map(|watch| (watch, None)));
+        changes
     }
 
     /// What becomes readable when something has changed.
@@ -72,8 +83,10 @@ impl Changes {
         // An error is "nothing more".
         while let Ok(events) = inotify.read_events() {
             for event in events {
-                let is_followed =
-                    |name: &OsStr| self.watched.iter().any(|(watch, file)| *watch == event.wd && file.as_os_str() == name);
+                let is_followed = |name: &OsStr| {
+                    let matters = |file: &Option<OsString>| file.as_deref().is_none_or(|file| file == name);
+                    self.watched.iter().any(|(watch, file)| *watch == event.wd && matters(file))
+                };
                 match event.name {
                     Some(name) => changed |= is_followed(&name),
                     // Too many to be told of one by one; or the directory itself is moved or gone, and what takes its place is
@@ -90,13 +103,17 @@ impl Changes {
 }
 
 /// Watches the directory of `file`, if that tells of all that can happen to it.
-fn watch(inotify: &Inotify, file: &Path) -> Option<WatchDescriptor> {
+fn watch_for(inotify: &Inotify, file: &Path) -> Option<WatchDescriptor> {
     let dir = match file.parent()? {
         dir if dir.as_os_str().is_empty() => Path::new("."),
         dir => dir,
     };
     // Behind a symlink, the file changes in another directory.
-    if file.is_symlink() || !LOCAL.contains(&statfs(dir).ok()?.filesystem_type()) {
+    if file.is_symlink() { None } else { watch(inotify, dir) }
+}
+
+fn watch(inotify: &Inotify, dir: &Path) -> Option<WatchDescriptor> {
+    if !LOCAL.contains(&statfs(dir).ok()?.filesystem_type()) {
         return None;
     }
     let flags = AddWatchFlags::IN_MODIFY

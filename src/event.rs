@@ -5,7 +5,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Instant;
@@ -90,6 +90,11 @@ impl Channel {
     /// From now on, a change of one of `files` is an event. Those that were followed before no longer are.
     pub fn follow(&mut self, files: &[PathBuf]) {
         self.files = (!files.is_empty()).then(|| Changes::of(files));
+    }
+
+    /// The same for all files in `dir`, which need not be there yet.
+    pub fn follow_directory(&mut self, dir: &Path) {
+        self.files = Some(Changes::in_directory(dir));
     }
 
     /// A writing end for a signal handler.

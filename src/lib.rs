@@ -8,13 +8,14 @@
 //!
 //! cli        what was typed
 //! settings   what it means
-//! claude/    all that is known about Claude Code: config_dir, program, frames, auth, credentials, refresh_locks
+//! claude/    all that is known about Claude Code: config_dir, program, frames, auth, credentials,
+//!            refresh_locks, telemetry
 //! event      the one channel on which everything arrives
 //! signals    our dispositions, and the child's
 //! records    what is kept of runs: a record of each live one, a history of the others
 //! lock/      the session lock: mode, refresh, session, holding, waiting, ours, holder
 //! run/       one supervised run, sole owner of the child: policy (pure), spawn, tree, refresh, output/, supervise
-//! ops/       what operators ask for: status, mode, settings, report
+//! ops/       what operators ask for: status, mode, settings, report, events
 //! plan       the settings, seen in the light of config dir, terminal and PATH
 //! outcome    how it ended, and THE exit-code table
 //! diag       the only writer to stderr

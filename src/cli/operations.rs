@@ -31,6 +31,15 @@ pub enum Operation {
         /// As JSON, not as text.
         json: bool,
     },
+    /// `events`
+    Events {
+        /// As JSON, not as text.
+        json: bool,
+        /// How far to look back.
+        since: Option<OsString>,
+        /// Go on with what comes.
+        follow: bool,
+    },
     /// `report`
     Report {
         /// As JSON, not as text.
@@ -41,8 +50,13 @@ pub enum Operation {
 }
 
 /// How they are called, in the order of the help.
-pub(super) const USAGE: [&str; 4] =
-    ["status [--json] [--watch]", "mode [MODE] [--drain[=DUR]] [--json]", "settings [--json]", "report [--since DUR] [--json]"];
+pub(super) const USAGE: [&str; 5] = [
+    "status [--json] [--watch]",
+    "mode [MODE] [--drain[=DUR]] [--json]",
+    "settings [--json]",
+    "report [--since DUR] [--json]",
+    "events [--since DUR] [--follow] [--json]",
+];
 
 /// How long `mode --drain` waits when it is not told: as long as a run may take by default, and a little.
 const DRAIN: &str = "125m";
@@ -65,6 +79,7 @@ pub(super) fn parse(words: &[OsString]) -> Option<Result<(Operation, ArgMatches)
         "status" => Operation::Status { json, watch: matches.get_flag("watch") },
         "mode" => Operation::Mode { json, set: value("mode"), drain: value("drain") },
         "settings" => Operation::Settings { json },
+        "events" => Operation::Events { json, since: value("since"), follow: matches.get_flag("follow") },
         _ => Operation::Report { json, since: value("since") },
     };
     Some(Ok((operation, matches)))
@@ -72,7 +87,7 @@ pub(super) fn parse(words: &[OsString]) -> Option<Result<(Operation, ArgMatches)
 
 const JSON: &str = "json";
 
-fn parsers() -> [Command; 4] {
+fn parsers() -> [Command; 5] {
     [
         operation("status", "Shows who holds the session lock, who waits for it, what runs without it, and how things stand")
             .arg(Arg::new("watch").long("watch").short('w').action(ArgAction::SetTrue).help("Again each second, until Ctrl-C"))
@@ -96,14 +111,26 @@ fn parsers() -> [Command; 4] {
             )
             .after_help(EXIT_CODES),
         operation("settings", "Prints every setting, its value and where that comes from: flag, environment, file or default"),
-        operation("report", "Sums up finished runs: outcomes, waits, holds, the time lost to the lock, and the cost").arg(
-            Arg::new("since")
-                .long("since")
-                .value_name("DUR")
-                .value_parser(ValueParser::os_string())
-                .help("Only runs that began so long ago at most: 90m, 12h, 7d [default: all there are]"),
-        ),
+        operation("report", "Sums up finished runs: outcomes, waits, holds, the time lost to the lock, and the cost")
+            .arg(since("Only runs that began so long ago at most: 90m, 12h, 7d [default: all there are]")),
+        operation(
+            "events",
+            "Reads what Claude Code's own telemetry files tell of its token refreshes: is all well with its locks?",
+        )
+        .arg(since("Only events of so long ago at most: 90m, 12h, 7d [default: all there are]"))
+        .arg(
+            Arg::new("follow")
+                .long("follow")
+                .short('f')
+                .action(ArgAction::SetTrue)
+                .help("Each event as it comes, until Ctrl-C"),
+        )
+        .after_help(EXIT_CODES),
     ]
+}
+
+fn since(help: &'static str) -> Arg {
+    Arg::new("since").long("since").value_name("DUR").value_parser(ValueParser::os_string()).help(help)
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 fine, 1 trouble found, 125 own failure";

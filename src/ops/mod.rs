@@ -1,6 +1,7 @@
 //! What operators ask for. Each operation writes text for people, or JSON for programs where `--json` asks for it, and ends
 //! with 0 when all is well, with 1 when it has found trouble. But for `mode` with a MODE, none changes anything.
 
+mod events;
 mod mode;
 mod report;
 mod settings;
@@ -46,6 +47,7 @@ pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Res
     let outcome = match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
         Operation::Mode { json, set, drain } => mode::run(context, set.as_deref(), drain.as_deref(), *json, out),
+        Operation::Events { json, since, follow } => events::show_all(&context, since.as_deref(), *follow, *json, out),
         Operation::Settings { json } => settings::show(&context, *json, out),
         Operation::Report { json, since } => report::show(&context, since.as_deref(), *json, out),
     };

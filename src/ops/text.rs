@@ -51,6 +51,11 @@ pub(super) fn record(record: &RunRecord, now: SystemTime) -> Object {
     object
 }
 
+/// What comes from elsewhere, and goes to a terminal: what could steer that is shown, not obeyed.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 /// `1 run`, `2 runs`
 pub(super) fn count(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })

@@ -7,6 +7,7 @@ mod command_line;
 mod config_dir;
 mod docs;
 mod env;
+mod events;
 mod exit_codes;
 mod leftovers;
 mod limits;

@@ -1,0 +1,165 @@
+//! `claude-run events`: what Claude Code's own telemetry says of its refreshes, in the shape that both versions write.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+
+use crate::env::{Env, Running, binary};
+
+fn telemetry(env: &Env) -> PathBuf {
+    let dir = env.home().join(".claude/telemetry");
+    fs::create_dir_all(&dir).expect("a directory");
+    dir
+}
+
+/// A line as Claude Code writes it; `at` in seconds after an hour ago.
+fn event(name: &str, at: u64, session: &str) -> String {
+    let at = SystemTime::now() - Duration::from_secs(3600) + Duration::from_secs(at);
+    let at = humantime::format_rfc3339_millis(at);
+    format!(
+        r#"{{"event_type":"ClaudeCodeInternalEvent","event_data":{{"event_name":"{name}","client_timestamp":"{at}","model":"m","session_id":"{session}","user_type":"external","env":{{"platform":"linux","version":"2.1.84","arch":"x64"}},"additional_metadata":"eyJyZXRyeUNvdW50IjoxfQ==","event_id":"e"}}}}"#
+    )
+}
+
+fn refresh(name: &str, at: u64, session: &str) -> String {
+    event(&format!("tengu_oauth_token_refresh_{name}"), at, session)
+}
+
+fn write(env: &Env, session: &str, lines: &[String]) -> PathBuf {
+    let path = telemetry(env).join(format!("1p_failed_events.{session}.5c1c.json"));
+    fs::write(&path, lines.join("\n") + "\n").expect("a file");
+    path
+}
+
+fn seen(env: &Env, code: i32) -> Value {
+    let assert = env.claude_run().args(["events", "--json"]).assert().code(code);
+    serde_json::from_slice(&assert.get_output().stdout).expect("JSON")
+}
+
+#[test]
+fn nothing_to_see_is_said_and_no_trouble() {
+    let env = Env::new();
+    for make in [false, true] {
+        if make {
+            write(&env, "s", &[event("tengu_started", 0, "s")]);
+        }
+        let assert = env.claude_run().arg("events").assert().code(0);
+        let text = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
+        assert!(text.contains("no event of a refresh is here") && text.contains("healthy"), "{text}");
+    }
+    assert!(!env.home().join(".claude/claude-run").exists(), "it only looks");
+}
+
+#[test]
+fn a_race_that_was_resolved_is_healthy_by_either_name() {
+    for name in ["race_resolved", "lock_race_resolved", "race_recovered"] {
+        let env = Env::new();
+        write(&env, "one", &["lock_acquiring", "starting", "success"].map(|name| refresh(name, 0, "one")));
+        write(&env, "two", &[refresh("lock_retry", 1, "two"), refresh("lock_retry", 2, "two"), refresh(name, 3, "two")]);
+        let seen = seen(&env, 0);
+        assert_eq!((&seen["verdict"], &seen["files"], &seen["skipped"]), (&"healthy".into(), &2.into(), &0.into()));
+        let window = &seen["windows"][0];
+        assert_eq!((&window["retries"], &window["resolved"], &window["broken"]), (&2.into(), &1.into(), &0.into()), "{seen}");
+        let retries = seen["counts"].as_array().and_then(|counts| counts.iter().find(|count| count["name"] == "lock_retry"));
+        let expected = serde_json::json!({"name": "lock_retry", "version": "2.1.84", "count": 2, "sessions": ["two"]});
+        assert_eq!(retries, Some(&expected));
+    }
+}
+
+#[test]
+fn locks_that_did_not_hold_are_bad_and_what_to_check_is_said() {
+    let cases: [(&[&str], &str); 7] = [
+        (&["lock_retry", "lock_retry_limit_reached"], "claude-run status"),
+        (&["lock_error"], "the directory above the config dir"),
+        (&["lock_compromised_pre_post"], "a clock that jumps"),
+        (&["compromised_post_post"], "a clock that jumps"),
+        (&["lock_compromised_in_catch"], "a clock that jumps"),
+        (&["lock_retry", "failure"], "refreshed at once"),
+        (&["race_resolved", "failure"], "refreshed at once"),
+    ];
+    for (names, advice) in cases {
+        let env = Env::new();
+        let lines: Vec<_> = names.iter().enumerate().map(|(at, name)| refresh(name, at as u64, "s")).collect();
+        write(&env, "s", &lines);
+        let assert = env.claude_run().arg("events").assert().code(1);
+        let text = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
+        assert!(text.contains("\nbad: ") && text.contains(advice), "{names:?}: {text}");
+        assert_eq!(seen(&env, 1)["verdict"], "bad");
+    }
+}
+
+#[test]
+fn two_refreshes_at_once_are_bad_even_if_the_loser_found_what_the_winner_got() {
+    let env = Env::new();
+    write(&env, "one", &[refresh("starting", 10, "one"), refresh("success", 12, "one")]);
+    write(&env, "two", &["starting", "failure", "race_recovered"].map(|name| refresh(name, 11, "two")));
+    let seen = seen(&env, 1);
+    let broken: Vec<_> = seen["broken"].as_array().into_iter().flatten().map(|event| &event["name"]).collect();
+    assert_eq!(broken, ["starting"], "{seen}");
+    // One after the other, they are as they should be; a failure with nobody near is not the locks'.
+    let env = Env::new();
+    write(&env, "one", &["starting", "success"].map(|name| refresh(name, 10, "one")));
+    write(&env, "two", &[refresh("starting", 200, "two"), refresh("failure", 201, "two")]);
+    let seen = self::seen(&env, 0);
+    assert_eq!(seen["other_failures"], 1, "{seen}");
+    assert!(seen["advice"][0].as_str().is_some_and(|advice| advice.contains("the network")), "{seen}");
+}
+
+#[test]
+fn files_of_any_shape_are_read_as_far_as_they_go() {
+    let env = Env::new();
+    let long = event(&"x".repeat(100_000), 0, "s");
+    let mention = event("tengu_other", 0, "tengu_oauth_token_refresh_lock_error");
+    let path = write(&env, "s", &[long, mention, "no JSON".into(), String::new(), refresh("lock_retry", 5, "s")]);
+    let mut file = File::options().append(true).open(path).expect("a file");
+    file.write_all(b"{\"event_data\":{\"event_name\":\"tengu_oauth_token_refresh_lock_error\"}}\n").expect("a line");
+    file.write_all(b"\xff\xfe tengu_oauth_token_refresh_ \0\n").expect("a line");
+    let cut = refresh("lock_error", 6, "s");
+    file.write_all(&cut.as_bytes()[..cut.len() - 9]).expect("half a line");
+    fs::create_dir(telemetry(&env).join("1p_failed_events.dir.json")).expect("a directory");
+    fs::write(telemetry(&env).join("other.json"), refresh("lock_error", 1, "s")).expect("a file");
+    let complete = telemetry(&env).join("1p_failed_events.t.5c1c.json");
+    fs::write(complete, refresh("lock_retry", 7, "t")).expect("a file without a newline at its end");
+    let seen = seen(&env, 0);
+    assert_eq!((&seen["skipped"], &seen["windows"][0]["retries"]), (&3.into(), &2.into()), "{seen}");
+}
+
+#[test]
+fn only_what_is_new_enough_counts() {
+    let env = Env::new();
+    write(&env, "s", &[refresh("lock_error", 0, "s"), refresh("lock_retry", 3000, "s")]);
+    env.claude_run().arg("events").assert().code(1);
+    let assert = env.claude_run().args(["events", "--since", "30m", "--json"]).assert().code(0);
+    let seen: Value = serde_json::from_slice(&assert.get_output().stdout).expect("JSON");
+    assert_eq!(seen["windows"].as_array().map(Vec::len), Some(1), "{seen}");
+    env.claude_run().args(["events", "--since", "x"]).assert().code(125);
+}
+
+#[test]
+fn followed_each_event_is_shown_as_it_comes_once() {
+    for early in [true, false] {
+        let env = Env::new();
+        if early {
+            telemetry(&env);
+        } else {
+            fs::create_dir(env.home().join(".claude")).expect("a config dir");
+        }
+        let mut command = env.command(binary());
+        command.args(["events", "--follow", "--json"]);
+        let mut follower = Running::start(command);
+        let next = |follower: &Running| serde_json::from_str::<Value>(&follower.line()).expect("JSON");
+        let path = write(&env, "one", &[event("tengu_started", 0, "one"), refresh("starting", 1, "one")]);
+        assert_eq!(next(&follower)["name"], "starting");
+        let line = refresh("success", 2, "one") + "\n";
+        let (head, tail) = line.split_at(40);
+        let mut file = File::options().append(true).open(path).expect("a file");
+        file.write_all(head.as_bytes()).expect("a half");
+        write(&env, "two", &[refresh("lock_retry", 3, "two")]);
+        assert_eq!(next(&follower)["name"], "lock_retry");
+        file.write_all(tail.as_bytes()).expect("the other half");
+        assert_eq!((&next(&follower)["name"], follower.is_running()), (&"success".into(), true));
+    }
+}
