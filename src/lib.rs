@@ -1,7 +1,8 @@
 //! claude-run: Claude Code under one session lock and a watchdog that leaves nothing behind.
 //!
 //! The flow goes one way, and the rooms stand in its order; a module imports only from those above it and from the
-//! leaves (`outcome`, `diag`, `procfs`, `run_id`, `identity`, `object`, `changes`):
+//! leaves (`outcome`, `diag`, `procfs`, `run_id`, `identity`, `object`, `changes`,
+//! `mounts`):
 //!
 //! ```text
 //! words, environment -> Cli -> Settings -> Plan -> session lock -> run -> Outcome -> exit code
@@ -15,7 +16,7 @@
 //! records    what is kept of runs: a record of each live one, a history of the others
 //! lock/      the session lock: mode, refresh, session, holding, waiting, ours, holder
 //! run/       one supervised run, sole owner of the child: policy (pure), spawn, tree, refresh, output/, supervise
-//! ops/       what operators ask for: status, mode, settings, report, events
+//! ops/       what operators ask for: status, mode, settings, report, doctor, events
 //! plan       the settings, seen in the light of config dir, terminal and PATH
 //! outcome    how it ended, and THE exit-code table
 //! diag       the only writer to stderr
@@ -28,6 +29,7 @@ pub mod diag;
 pub mod event;
 pub mod identity;
 pub mod lock;
+mod mounts;
 mod object;
 pub mod ops;
 pub mod outcome;
@@ -51,7 +53,7 @@ use nix::sys::signal::Signal;
 
 use claude::config_dir::ConfigDir;
 use claude::program::{self, Unstartable};
-use cli::{Cli, Request};
+use cli::{Cli, Operation, Request};
 use lock::{Claim, Lock, Taken};
 use outcome::Outcome;
 use plan::Plan;
@@ -107,11 +109,17 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     let config_dir = ConfigDir::resolve(cli.value(&cli::CONFIG_DIR).map(Path::new), &environment);
     // Without a config dir there is no file in it; whether one is needed is settled later.
     let file = config_dir.as_ref().ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
-    let file = file.transpose()?.flatten();
+    let file = file.transpose().map(Option::flatten);
     if let Some(operation) = operation {
-        let context = ops::Context { cli, environment: &environment, file, config_dir };
+        // A file that is wrong is what `doctor` is for.
+        let (file, file_error) = match file {
+            Err(error) if matches!(operation, Operation::Doctor { .. }) => (None, Some(format!("{error:#}"))),
+            file => (file?, None),
+        };
+        let context = ops::Context { cli, environment: &environment, file, file_error, config_dir };
         return ops::run(&operation, context, &mut io::stdout());
     }
+    let file = file?;
     let settings = Settings::resolve(cli, &environment, file.as_ref())?;
     let run = RunId::take();
     let log = diag::init(settings.verbosity, settings.log_format, settings.log.as_deref(), run);

@@ -136,7 +136,7 @@ pub struct Settings {
 }
 
 /// Not empty, it asks for an exclusive lock, as it did of the shell scripts before.
-const EXTERNAL_LOCK: &str = "CLAUDE_EXTERNAL_LOCK";
+pub const EXTERNAL_LOCK: &str = "CLAUDE_EXTERNAL_LOCK";
 /// What the factory calls its agent.
 const LOG_AGENT: &str = "LOG_AGENT";
 

@@ -54,6 +54,12 @@ impl Login {
         }
     }
 
+    /// Whether there is a token that it can be refreshed with.
+    pub fn has_refresh_token(config_dir: &Path) -> bool {
+        let file = read(&Self::path(config_dir)).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        file.is_some_and(|file| file["claudeAiOauth"]["refreshToken"].as_str().is_some_and(|token| !token.is_empty()))
+    }
+
     fn parse(bytes: &[u8]) -> Self {
         let file: Value = match serde_json::from_slice(bytes) {
             Ok(file) => file,

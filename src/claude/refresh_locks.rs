@@ -61,7 +61,7 @@ impl RefreshLock {
         let real = fs::canonicalize(config_dir).unwrap_or_else(|_| config_dir.to_owned());
         let mut sibling = real.into_os_string();
         sibling.push(".lock");
-        let owner = fs::read(config_dir.join(".oauth_refresh.lock.owner")).ok().and_then(|text| Owner::parse(&text));
+        let owner = fs::read(Self::owner_file(config_dir)).ok().and_then(|text| Owner::parse(&text));
         let newer = Self::at(config_dir.join(".oauth_refresh.lock"), owner.clone(), NEWER_STALE_AFTER);
         let older = Self::at(sibling.into(), None, STALE_AFTER);
         // The newer versions take the older lock as well, and touch both.
@@ -70,6 +70,11 @@ impl RefreshLock {
             apart < STALE_AFTER
         });
         if is_of_the_same { [Self { owner, stale_after: NEWER_STALE_AFTER, ..older }, newer] } else { [older, newer] }
+    }
+
+    /// The file that tells whose the newer one is.
+    pub fn owner_file(config_dir: &Path) -> PathBuf {
+        config_dir.join(".oauth_refresh.lock.owner")
     }
 
     fn at(path: PathBuf, owner: Option<Owner>, stale_after: Duration) -> Self {

@@ -31,6 +31,13 @@ pub enum Operation {
         /// As JSON, not as text.
         json: bool,
     },
+    /// `doctor`
+    Doctor {
+        /// As JSON, not as text.
+        json: bool,
+        /// Remove the refresh locks that nobody can hold any more.
+        fix: bool,
+    },
     /// `events`
     Events {
         /// As JSON, not as text.
@@ -50,11 +57,12 @@ pub enum Operation {
 }
 
 /// How they are called, in the order of the help.
-pub(super) const USAGE: [&str; 5] = [
+pub(super) const USAGE: [&str; 6] = [
     "status [--json] [--watch]",
     "mode [MODE] [--drain[=DUR]] [--json]",
     "settings [--json]",
     "report [--since DUR] [--json]",
+    "doctor [--fix] [--json]",
     "events [--since DUR] [--follow] [--json]",
 ];
 
@@ -79,6 +87,7 @@ pub(super) fn parse(words: &[OsString]) -> Option<Result<(Operation, ArgMatches)
         "status" => Operation::Status { json, watch: matches.get_flag("watch") },
         "mode" => Operation::Mode { json, set: value("mode"), drain: value("drain") },
         "settings" => Operation::Settings { json },
+        "doctor" => Operation::Doctor { json, fix: matches.get_flag("fix") },
         "events" => Operation::Events { json, since: value("since"), follow: matches.get_flag("follow") },
         _ => Operation::Report { json, since: value("since") },
     };
@@ -87,7 +96,7 @@ pub(super) fn parse(words: &[OsString]) -> Option<Result<(Operation, ArgMatches)
 
 const JSON: &str = "json";
 
-fn parsers() -> [Command; 5] {
+fn parsers() -> [Command; 6] {
     [
         operation("status", "Shows who holds the session lock, who waits for it, what runs without it, and how things stand")
             .arg(Arg::new("watch").long("watch").short('w').action(ArgAction::SetTrue).help("Again each second, until Ctrl-C"))
@@ -113,6 +122,17 @@ fn parsers() -> [Command; 5] {
         operation("settings", "Prints every setting, its value and where that comes from: flag, environment, file or default"),
         operation("report", "Sums up finished runs: outcomes, waits, holds, the time lost to the lock, and the cost")
             .arg(since("Only runs that began so long ago at most: 90m, 12h, 7d [default: all there are]")),
+        operation(
+            "doctor",
+            "Checks everything that a shared config dir needs, and tells what each finding means and what to do",
+        )
+        .arg(
+            Arg::new("fix")
+                .long("fix")
+                .action(ArgAction::SetTrue)
+                .help("Remove refresh locks of claude's whose owner is proven dead, or that are stale by their own protocol"),
+        )
+        .after_help("Exit codes: 0 no failure (there may be warnings), 1 a failure, 125 own failure"),
         operation(
             "events",
             "Reads what Claude Code's own telemetry files tell of its token refreshes: is all well with its locks?",

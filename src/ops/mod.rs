@@ -1,6 +1,7 @@
 //! What operators ask for. Each operation writes text for people, or JSON for programs where `--json` asks for it, and ends
 //! with 0 when all is well, with 1 when it has found trouble. But for `mode` with a MODE, none changes anything.
 
+mod doctor;
 mod events;
 mod mode;
 mod report;
@@ -29,6 +30,8 @@ pub struct Context<'a> {
     pub environment: Environment<'a>,
     /// The settings file, if there is one.
     pub file: Option<SettingsFile>,
+    /// Why there is none, though there is a file.
+    pub file_error: Option<String>,
     /// The config dir, if there is one.
     pub config_dir: Result<ConfigDir>,
 }
@@ -47,6 +50,7 @@ pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Res
     let outcome = match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
         Operation::Mode { json, set, drain } => mode::run(context, set.as_deref(), drain.as_deref(), *json, out),
+        Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
         Operation::Events { json, since, follow } => events::show_all(&context, since.as_deref(), *follow, *json, out),
         Operation::Settings { json } => settings::show(&context, *json, out),
         Operation::Report { json, since } => report::show(&context, since.as_deref(), *json, out),

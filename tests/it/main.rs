@@ -6,6 +6,7 @@
 mod command_line;
 mod config_dir;
 mod docs;
+mod doctor;
 mod env;
 mod events;
 mod exit_codes;

@@ -65,7 +65,7 @@ pub(crate) fn credentials(expires_in: i64) -> String {
 }
 
 /// How unshare(1) can make a mount namespace here, if it can.
-fn mount_namespace() -> Option<&'static str> {
+pub(crate) fn mount_namespace() -> Option<&'static str> {
     let can = |flags: &&str| {
         let mut unshare = Command::new("unshare");
         unshare.args([flags, "mount", "--bind", "/usr", "/usr"]).stderr(Stdio::null());

@@ -1,0 +1,335 @@
+//! `claude-run doctor`: each check can pass, and each can find what it is there for.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::env::{Env, Running, binary, fake_claude, is_alive, until};
+use crate::oauth::{EXPIRED, FRESH, age, mount_namespace};
+
+/// A config dir in which nothing is wrong, and a claude of this version.
+fn healthy(version: &str) -> Env {
+    let env = Env::new();
+    env.log_in(FRESH);
+    fs::set_permissions(env.config_dir(), Permissions::from_mode(0o700)).expect("a mode");
+    fs::set_permissions(env.credentials(), Permissions::from_mode(0o600)).expect("a mode");
+    env.script("bin/claude", &format!("#!/bin/sh\necho '{version} (Claude Code)'\n"));
+    env
+}
+
+fn command(env: &Env) -> Command {
+    let mut command = env.command(binary());
+    command.env("PATH", format!("{}:/usr/bin:/bin", env.path("bin").display()));
+    command
+}
+
+/// What doctor says, with its exit code.
+fn doctor(env: &Env, prepare: impl for<'a> FnOnce(&'a mut Command) -> &'a mut Command) -> (i32, Value) {
+    let mut command = command(env);
+    command.args(["doctor", "--json"]);
+    prepare(&mut command);
+    examined(command)
+}
+
+fn examined(command: Command) -> (i32, Value) {
+    let ended = Running::start(command).end();
+    let seen = serde_json::from_str(&ended.stdout.join("\n")).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
+    assert!(ended.stderr.is_empty(), "{ended:?}");
+    (ended.code(), seen)
+}
+
+/// The worst finding of a check.
+fn worst<'a>(seen: &'a Value, check: &str) -> (&'a str, String) {
+    let findings = seen["checks"].as_array().into_iter().flatten().filter(|finding| finding["check"] == check);
+    let rank = |finding: &&Value| ["pass", "warning", "failure"].iter().position(|verdict| finding["verdict"] == **verdict);
+    let worst = findings.max_by_key(rank).unwrap_or_else(|| panic!("no {check}: {seen}"));
+    if worst["verdict"] != "pass" {
+        assert!(worst["means"].is_string() && worst["do"].is_string(), "what it means and what to do: {worst}");
+    }
+    (worst["verdict"].as_str().expect("a verdict"), worst["what"].as_str().expect("a finding").to_owned())
+}
+
+#[track_caller]
+fn expect((code, seen): (i32, Value), check: &str, verdict: &str, what: &str) {
+    let (found, text) = worst(&seen, check);
+    assert!(found == verdict && text.contains(what), "{check}: {seen:#}");
+    let is_failure = seen["failures"].as_u64().is_some_and(|failures| failures > 0);
+    assert_eq!(code, i32::from(is_failure), "{seen:#}");
+}
+
+#[test]
+fn where_nothing_is_wrong_everything_passes_and_nothing_is_left_behind() {
+    let env = healthy("2.1.330");
+    let (code, seen) = doctor(&env, |doctor| doctor);
+    assert_eq!((code, &seen["verdict"]), (0, &"pass".into()), "{seen:#}");
+    let checks = [
+        "config dir",
+        "sibling lock",
+        "file system",
+        "fleet",
+        "session lock",
+        "refresh locks",
+        "login",
+        "claude",
+        "settings",
+        "claude-run",
+    ];
+    for check in checks {
+        worst(&seen, check);
+    }
+    let left: Vec<_> = fs::read_dir(env.config_dir()).expect("a directory").flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(left, [".credentials.json"]);
+    let mut text = command(&env);
+    text.arg("doctor");
+    let ended = Running::start(text).end();
+    assert_eq!(ended.stdout.last().map(String::as_str), Some("0 failures, 0 warnings in 10 checks"));
+    assert!(!ended.stdout.join("").contains("at-0") && !seen.to_string().contains("rt-0"), "never a token");
+}
+
+#[test]
+fn the_config_dir() {
+    let env = healthy("2.1.330");
+    fs::set_permissions(env.config_dir(), Permissions::from_mode(0o755)).expect("a mode");
+    expect(doctor(&env, |doctor| doctor), "config dir", "warning", "mode 0755");
+    fs::set_permissions(env.config_dir(), Permissions::from_mode(0o700)).expect("a mode");
+    expect(doctor(&env, |doctor| doctor.env("CLAUDE_CONFIG_DIR", "")), "config dir", "warning", "set but empty");
+    expect(doctor(&env, |doctor| doctor.env("CLAUDE_CONFIG_DIR", "home/.claude")), "config dir", "warning", "is relative");
+    let nowhere = env.path("nowhere");
+    expect(doctor(&env, |doctor| doctor.env("CLAUDE_CONFIG_DIR", &nowhere)), "config dir", "warning", "is not there");
+    assert!(!nowhere.exists(), "it only looks");
+    let file = env.lock_file();
+    fs::write(&file, "").expect("a file");
+    expect(doctor(&env, |doctor| doctor.env("CLAUDE_CONFIG_DIR", &file)), "config dir", "failure", "not a directory");
+    let decomposed = env.path("cafe\u{301}");
+    fs::create_dir(&decomposed).expect("a directory");
+    expect(doctor(&env, |doctor| doctor.env("CLAUDE_CONFIG_DIR", &decomposed)), "config dir", "failure", "NFC");
+    expect(doctor(&env, |doctor| doctor.env_remove("HOME")), "config dir", "failure", "no config dir");
+}
+
+/// doctor in a mount namespace in which `mounts` were made first, by a shell.
+fn in_namespace(env: &Env, mounts: &str, config_dir: &std::path::Path) -> Option<(i32, Value)> {
+    let mut unshare = command(env);
+    let mut inner = Command::new("unshare");
+    inner.arg(mount_namespace()?).args(["sh", "-ec", &format!("{mounts}; exec \"$@\""), "sh"]).arg(binary());
+    inner.args(["doctor", "--json", "--config-dir"]).arg(config_dir);
+    inner.env_clear().envs(unshare.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    inner.stdin(Stdio::null()).current_dir(env.path(""));
+    std::mem::swap(&mut unshare, &mut inner);
+    Some(examined(unshare))
+}
+
+#[test]
+fn a_config_dir_that_is_a_mount_point_by_what_its_claude_needs() {
+    for (version, verdict) in
+        [("2.1.84", "failure"), ("2.1.127", "failure"), ("2.1.128", "warning"), ("3.0.0", "warning"), ("new", "warning")]
+    {
+        let env = healthy(version);
+        let bound = env.path("container/config");
+        fs::create_dir_all(&bound).expect("a directory");
+        let mount = format!("mount --bind {} {}", env.config_dir().display(), bound.display());
+        let Some(found) = in_namespace(&env, &mount, &bound) else { return };
+        expect(found, "sibling lock", verdict, "is a mount point");
+    }
+}
+
+#[test]
+fn a_read_only_config_dir_and_a_file_system_without_news() {
+    let env = healthy("2.1.330");
+    let dir = env.config_dir();
+    let mount = format!("mount --bind {0} {0}; mount -o remount,bind,ro {0}", dir.display());
+    let Some(found) = in_namespace(&env, &mount, &dir) else { return };
+    assert_eq!(worst(&found.1, "config dir").0, "failure", "{:#}", found.1);
+    expect(found, "file system", "failure", "nothing can be made");
+    let other = env.path("ramfs");
+    fs::create_dir(&other).expect("a directory");
+    let mount = format!("mount -t ramfs ramfs {0}; chmod 700 {0}", other.display());
+    let Some(found) = in_namespace(&env, &mount, &other) else { return };
+    expect(found, "file system", "warning", "inotify");
+}
+
+#[test]
+fn runs_that_see_another_lock_or_another_directory_above() {
+    let env = healthy("2.1.330");
+    let one = env.start_fake(&["--lock", "pass-through", "--label", "one"], "ready; hang");
+    one.ready();
+    expect_records(&env, 1);
+    expect(doctor(&env, |doctor| doctor), "fleet", "pass", "1 live run");
+    let other_lock = env.path("other.lock");
+    let other = env.start_fake(&["--lock-file", &other_lock.to_string_lossy(), "--label", "two"], "ready; hang");
+    other.ready();
+    let exclusive = env.start_fake(&["--label", "three"], "ready; hang");
+    exclusive.ready();
+    expect_records(&env, 3);
+    let (code, seen) = doctor(&env, |doctor| doctor);
+    let (verdict, what) = worst(&seen, "fleet");
+    assert!(code == 1 && verdict == "failure" && what.contains("another lock file"), "{seen:#}");
+    assert!(what.contains("two (pid ") && what.contains("three (pid ") && what.contains("other.lock"), "{what}");
+    drop((other, exclusive));
+    let bound = env.path("container/config");
+    fs::create_dir_all(&bound).expect("a directory");
+    let Some(flags) = mount_namespace() else { return };
+    let mut container = env.command("unshare");
+    container.args([
+        flags,
+        "sh",
+        "-c",
+        r#"mount --bind "$0" "$1"; CLAUDE_CONFIG_DIR=$1; export CLAUDE_CONFIG_DIR; shift; exec "$@""#,
+    ]);
+    container.args([env.config_dir(), bound]).arg(binary()).args(["--lock", "pass-through", "--label", "inside", "--claude"]);
+    container.arg(fake_claude()).args(["--", "-p", "ready; hang"]);
+    let container = Running::start(container);
+    container.ready();
+    expect_records(&env, 2);
+    let (code, seen) = doctor(&env, |doctor| doctor);
+    let (verdict, what) = worst(&seen, "fleet");
+    assert!(code == 1 && verdict == "failure" && what.contains("another directory above the config dir"), "{seen:#}");
+    assert!(what.contains("one (pid ") && what.contains("inside (pid ") && what.contains("container"), "{what}");
+}
+
+/// A record is written while the child is on its way: `ready` may come first.
+fn expect_records(env: &Env, count: usize) {
+    let is_record = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "json");
+    let records = || fs::read_dir(env.config_dir().join("claude-run/runs"));
+    until("all records are there", || records().is_ok_and(|all| all.flatten().filter(is_record).count() == count));
+}
+
+#[test]
+fn the_session_lock() {
+    let env = healthy("2.1.330");
+    let holder = env.hold_lock();
+    expect(doctor(&env, |doctor| doctor), "session lock", "warning", "without a run record");
+    drop(holder);
+    let run = env.start_fake(&["--label", "long"], "ready; hang");
+    let [child, ..] = run.ready();
+    expect_records(&env, 1);
+    expect(doctor(&env, |doctor| doctor), "session lock", "pass", "held by long");
+    until("it has held the lock for too long", || {
+        let (code, seen) = doctor(&env, |doctor| doctor.env("CLAUDE_TIMEOUT", "0.1").env("CLAUDE_RUN_KILL_AFTER", "0.1"));
+        code == 0 && worst(&seen, "session lock").1.contains("longer than the hard limit")
+    });
+    // Killed, with a child that outlives the kernel's TERM.
+    drop(run);
+    until("the child is gone", || !is_alive(child));
+    let run = env.start_fake(&["--label", "killed"], "ignore TERM; ready; hang");
+    let [child, ..] = run.ready();
+    expect_records(&env, 1);
+    kill(run.pid(), Signal::SIGKILL).expect("a process");
+    run.end();
+    let found = doctor(&env, |doctor| doctor);
+    kill(Pid::from_raw(child), Signal::SIGKILL).expect("a process");
+    expect(found, "session lock", "failure", "killed (pid ");
+    let env = healthy("2.1.330");
+    nix::unistd::mkfifo(&env.lock_file(), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    expect(doctor(&env, |doctor| doctor), "session lock", "failure", "no regular file");
+}
+
+#[test]
+fn the_refresh_locks_and_what_fix_removes() {
+    for is_newer in [false, true] {
+        let env = healthy("2.1.330");
+        let lock = if is_newer { env.config_dir().join(".oauth_refresh.lock") } else { env.home().join(".claude.lock") };
+        fs::create_dir(&lock).expect("a lock");
+        let fix = |env: &Env| doctor(env, |doctor| doctor.arg("--fix"));
+        expect(fix(&env), "refresh locks", "pass", "a refresh is under way");
+        assert!(lock.exists(), "nothing that may be held is removed");
+        age(&lock, 100);
+        expect(doctor(&env, |doctor| doctor), "refresh locks", "warning", "is stale");
+        assert!(lock.exists(), "not without --fix");
+        expect(fix(&env), "refresh locks", "pass", "removed");
+        assert!(!lock.exists());
+        expect(doctor(&env, |doctor| doctor), "refresh locks", "pass", "free");
+    }
+    // The owner is dead, and the lock not yet stale.
+    let env = healthy("2.1.330");
+    let owner = env.config_dir().join(".oauth_refresh.lock.owner");
+    let locks = [env.config_dir().join(".oauth_refresh.lock"), env.home().join(".claude.lock")];
+    locks.iter().for_each(|lock| fs::create_dir(lock).expect("a lock"));
+    let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let namespace = fs::read_link("/proc/self/ns/pid").expect("a namespace");
+    let text = format!(r#"{{"pid":4194304,"procStart":"1","pidDomain":"linux:{}:{}"}}"#, machine.trim(), namespace.display());
+    fs::write(&owner, text).expect("an owner");
+    expect(doctor(&env, |doctor| doctor), "refresh locks", "warning", "which is dead");
+    expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "pass", "removed");
+    assert!(!owner.exists() && locks.iter().all(|lock| !lock.exists()));
+}
+
+#[test]
+fn the_login() {
+    let env = healthy("2.1.330");
+    let file = env.credentials();
+    let mode = |mode| fs::set_permissions(&file, Permissions::from_mode(mode)).expect("a mode");
+    mode(0o644);
+    expect(doctor(&env, |doctor| doctor), "login", "warning", "mode 0644");
+    mode(0o400);
+    expect(doctor(&env, |doctor| doctor), "login", "failure", "not writable");
+    mode(0o600);
+    fs::rename(&file, env.path("elsewhere")).expect("a file");
+    symlink(env.path("elsewhere"), &file).expect("a link");
+    expect(doctor(&env, |doctor| doctor), "login", "warning", "is a symlink");
+    fs::remove_file(&file).expect("a link");
+    expect(doctor(&env, |doctor| doctor), "login", "failure", "there is no login");
+    expect(doctor(&env, |doctor| doctor.env("ANTHROPIC_API_KEY", "sk-x")), "login", "pass", "an API key");
+    fs::write(&file, r#"{"claudeAiOauth":{"accessToken":"at-0","#).expect("a file");
+    mode(0o600);
+    expect(doctor(&env, |doctor| doctor), "login", "failure", "no JSON");
+    fs::write(&file, r#"{"claudeAiOauth":{"accessToken":"at-0","expiresAt":1000}}"#).expect("a file");
+    expect(doctor(&env, |doctor| doctor), "login", "warning", "no refresh token");
+    env.log_in(EXPIRED);
+    mode(0o600);
+    expect(doctor(&env, |doctor| doctor), "login", "pass", "OAuth login; the token expired");
+}
+
+#[test]
+fn the_claude_that_would_be_started() {
+    let env = healthy("2.1.330");
+    expect(doctor(&env, |doctor| doctor.env("PATH", "/usr/bin:/bin")), "claude", "failure", "not found");
+    for (script, verdict, what) in [
+        ("echo '2.1.84 (Claude Code)'", "warning", "before 2.1.128"),
+        ("echo hello", "warning", "is no version"),
+        ("exit 3", "failure", "exit status: 3"),
+        // A shim that finds itself.
+        (&format!("exec {} -- \"$@\"", binary().display()), "failure", "exit status: 125"),
+        // Its answer is there, and somebody keeps the stream.
+        ("echo '2.1.330'; sleep 3 & exit 0", "pass", "2.1.330"),
+    ] {
+        env.script("bin/claude", &format!("#!/bin/sh\n{script}\n"));
+        expect(doctor(&env, |doctor| doctor), "claude", verdict, what);
+    }
+    env.script("bin/claude", "#!/bin/sh\nexec sleep 600\n");
+    expect(doctor(&env, |doctor| doctor), "claude", "failure", "no answer within 10 s");
+}
+
+#[test]
+fn the_settings() {
+    let env = healthy("2.1.330");
+    expect(doctor(&env, |doctor| doctor.env("CLAUDE_EXTERNAL_LOCK", "1")), "settings", "warning", "CLAUDE_EXTERNAL_LOCK");
+    expect(doctor(&env, |doctor| doctor.env("CLAUDE_RUN_WAIT", "x")), "settings", "failure", "CLAUDE_RUN_WAIT");
+    let file = env.config_dir().join("claude-run.toml");
+    fs::write(&file, "lock = \"refresh\"\n").expect("a file");
+    expect(doctor(&env, |doctor| doctor), "settings", "pass", "the lock mode is refresh");
+    fs::write(&file, "wait = 5\nlokc = \"refresh\"\n").expect("a file");
+    expect(doctor(&env, |doctor| doctor), "settings", "failure", "claude-run.toml:2");
+}
+
+#[test]
+fn live_runs_of_another_version() {
+    let env = healthy("2.1.330");
+    let run = env.start_fake(&["--label", "ours"], "ready; hang");
+    run.ready();
+    expect_records(&env, 1);
+    let runs = env.config_dir().join("claude-run/runs");
+    let record = fs::read_dir(&runs).expect("records").flatten().next().expect("a record").path();
+    let text = fs::read_to_string(record)
+        .expect("a record")
+        .replace(env!("CARGO_PKG_VERSION"), "0.0.9")
+        .replace("\"ours\"", "\"older\"");
+    let older = runs.join("1-1.json");
+    fs::write(&older, text.replace("\"hold\":\"own\"", "\"hold\":null")).expect("a record");
+    let locked = File::open(&older).expect("a record");
+    fs4::FileExt::lock(&locked).expect("a lock");
+    expect(doctor(&env, |doctor| doctor), "claude-run", "warning", "older (pid ");
+}
