@@ -164,6 +164,7 @@ fn when_busy(candidate: Candidate, lock: &Lock, journal: &mut Journal, channel: 
         channel.follow(&[Login::path(&refreshes.config_dir)]);
         // It may have changed before it was followed.
         if let Some(reason) = lock.is_unneeded() {
+            channel.follow(&[]);
             info!(name: "lock.unneeded", "starting without the session lock: {reason}");
             return Ok(Taken::Unneeded);
         }
