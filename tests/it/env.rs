@@ -7,12 +7,12 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use wait_timeout::ChildExt;
@@ -27,6 +27,14 @@ pub(crate) struct Env {
 
 impl Env {
     pub(crate) fn new() -> Self {
+        static SIGNALS: Once = Once::new();
+        SIGNALS.call_once(|| {
+            // Whoever runs the tests under nohup or in the background of a script has some ignored, and so would all children.
+            for ignored in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
+                // SAFETY: SIG_DFL runs no code.
+                unsafe { nix::sys::signal::signal(ignored, SigHandler::SigDfl) }.expect("a disposition");
+            }
+        });
         let dir = TempDir::new().expect("a temporary directory");
         fs::create_dir(dir.path().join("home")).expect("a home");
         Self { dir }
