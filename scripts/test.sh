@@ -13,6 +13,7 @@ need cc gcc
 need shellcheck shellcheck
 need flock util-linux # and unshare and setpriv, which come with it
 need node nodejs
+need strace strace
 need npm npm
 need_cargo deny
 for component in rustfmt clippy; do

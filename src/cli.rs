@@ -175,8 +175,8 @@ every argument is claude's, and only the variables and the file count.
 Each run keeps a record of itself in claude-run/ in the config dir while it lives, and leaves a
 line of history there. `claude-run status` shows who holds the lock and who waits, `mode` sets the
 lock mode for all, `report` sums up the history, `doctor` checks what a shared config dir needs,
-`events` reads claude's own telemetry; they end with 0 if all is well and with 1 if they find
-trouble, and tell more with --help.
+`setup` makes one, `events` reads claude's own telemetry; they end with 0 if all is well and with 1
+if they find trouble, and tell more with --help.
 
 Signals: HUP INT QUIT TERM USR2 WINCH CONT go on to COMMAND, TSTP stops both; TERM, HUP and QUIT
 start the kill grace, a second TERM ends it at once (two within 0.1 s are one). USR1 prints one

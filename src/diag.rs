@@ -168,6 +168,11 @@ pub fn usage(text: &str) {
     say(&format!("claude-run: {text}"));
 }
 
+/// Asks whoever sits at the terminal.
+pub fn ask(question: &str) {
+    say(&format!("claude-run: {question}"));
+}
+
 /// The line that a waiter shows on a terminal: rewritten in place, wiped when it is dropped.
 pub struct LiveLine(());
 

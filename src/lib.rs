@@ -16,7 +16,7 @@
 //! records    what is kept of runs: a record of each live one, a history of the others
 //! lock/      the session lock: mode, refresh, session, holding, waiting, ours, holder
 //! run/       one supervised run, sole owner of the child: policy (pure), spawn, tree, refresh, output/, supervise
-//! ops/       what operators ask for: status, mode, settings, report, doctor, events
+//! ops/       what operators ask for: status, mode, settings, report, doctor, setup, events
 //! plan       the settings, seen in the light of config dir, terminal and PATH
 //! outcome    how it ended, and THE exit-code table
 //! diag       the only writer to stderr

@@ -38,6 +38,21 @@ pub enum Operation {
         /// Remove the refresh locks that nobody can hold any more.
         fix: bool,
     },
+    /// `setup`
+    Setup {
+        /// As JSON, not as text.
+        json: bool,
+        /// The dir that all agents share.
+        shared_dir: Option<OsString>,
+        /// The file of variables to write.
+        env_file: Option<OsString>,
+        /// Whose `~/.claude` it is.
+        home: Option<OsString>,
+        /// Only say what would be done.
+        dry_run: bool,
+        /// Do not ask.
+        yes: bool,
+    },
     /// `events`
     Events {
         /// As JSON, not as text.
@@ -57,12 +72,13 @@ pub enum Operation {
 }
 
 /// How they are called, in the order of the help.
-pub(super) const USAGE: [&str; 6] = [
+pub(super) const USAGE: [&str; 7] = [
     "status [--json] [--watch]",
     "mode [MODE] [--drain[=DUR]] [--json]",
     "settings [--json]",
     "report [--since DUR] [--json]",
     "doctor [--fix] [--json]",
+    "setup [--shared-dir DIR] [--env-file FILE] [--home DIR] [--dry-run] [--yes] [--json]",
     "events [--since DUR] [--follow] [--json]",
 ];
 
@@ -88,6 +104,14 @@ pub(super) fn parse(words: &[OsString]) -> Option<Result<(Operation, ArgMatches)
         "mode" => Operation::Mode { json, set: value("mode"), drain: value("drain") },
         "settings" => Operation::Settings { json },
         "doctor" => Operation::Doctor { json, fix: matches.get_flag("fix") },
+        "setup" => Operation::Setup {
+            json,
+            shared_dir: value("shared-dir"),
+            env_file: value("env-file"),
+            home: value("home"),
+            dry_run: matches.get_flag("dry-run"),
+            yes: matches.get_flag("yes"),
+        },
         "events" => Operation::Events { json, since: value("since"), follow: matches.get_flag("follow") },
         _ => Operation::Report { json, since: value("since") },
     };
@@ -96,7 +120,7 @@ pub(super) fn parse(words: &[OsString]) -> Option<Result<(Operation, ArgMatches)
 
 const JSON: &str = "json";
 
-fn parsers() -> [Command; 6] {
+fn parsers() -> [Command; 7] {
     [
         operation("status", "Shows who holds the session lock, who waits for it, what runs without it, and how things stand")
             .arg(Arg::new("watch").long("watch").short('w').action(ArgAction::SetTrue).help("Again each second, until Ctrl-C"))
@@ -133,6 +157,14 @@ fn parsers() -> [Command; 6] {
                 .help("Remove refresh locks of claude's whose owner is proven dead, or that are stale by their own protocol"),
         )
         .after_help("Exit codes: 0 no failure (there may be warnings), 1 a failure, 125 own failure"),
+        operation("setup", "Makes a shared config dir, or moves ~/.claude there, and leaves a link behind")
+            .arg(path("shared-dir", "DIR", "The dir to share; the config dir is `config` in it [env: CLAUDE_SHARED_DIR] [default: /var/lib/disinto/claude-shared]"))
+            .arg(path("env-file", "FILE", "Write CLAUDE_SHARED_DIR and CLAUDE_CONFIG_DIR into FILE; its other lines stay"))
+            .arg(path("home", "DIR", "Whose ~/.claude it is [default: HOME]"))
+            .arg(path("wait", "DUR", "How long to wait for the session lock and for live runs, before anything is moved [default: 10m]"))
+            .arg(Arg::new("dry-run").long("dry-run").short('n').action(ArgAction::SetTrue).help("Only say what would be done"))
+            .arg(Arg::new("yes").long("yes").short('y').action(ArgAction::SetTrue).help("Do not ask before anything is moved"))
+            .after_help("Exit codes: 0 done, or nothing to do, or nothing done without --yes; 1 refused, or something is left to do; 125 own failure"),
         operation(
             "events",
             "Reads what Claude Code's own telemetry files tell of its token refreshes: is all well with its locks?",
@@ -147,6 +179,10 @@ fn parsers() -> [Command; 6] {
         )
         .after_help(EXIT_CODES),
     ]
+}
+
+fn path(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).value_parser(ValueParser::os_string()).help(help)
 }
 
 fn since(help: &'static str) -> Arg {

@@ -1,11 +1,13 @@
 //! What operators ask for. Each operation writes text for people, or JSON for programs where `--json` asks for it, and ends
-//! with 0 when all is well, with 1 when it has found trouble. But for `mode` with a MODE, none changes anything.
+//! with 0 when all is well, with 1 when it has found trouble. But for `mode` with a MODE, `doctor --fix` and
+//! `setup`, none changes anything.
 
 mod doctor;
 mod events;
 mod mode;
 mod report;
 mod settings;
+mod setup;
 mod status;
 mod text;
 
@@ -51,6 +53,16 @@ pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Res
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
         Operation::Mode { json, set, drain } => mode::run(context, set.as_deref(), drain.as_deref(), *json, out),
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
+        Operation::Setup { json, shared_dir, env_file, home, dry_run, yes } => {
+            let wishes = setup::Wishes {
+                shared_dir: shared_dir.as_deref().map(Path::new),
+                env_file: env_file.as_deref().map(Path::new),
+                home: home.as_deref().map(Path::new),
+                dry_run: *dry_run,
+                yes: *yes,
+            };
+            setup::run(&context, &wishes, *json, out)
+        }
         Operation::Events { json, since, follow } => events::show_all(&context, since.as_deref(), *follow, *json, out),
         Operation::Settings { json } => settings::show(&context, *json, out),
         Operation::Report { json, since } => report::show(&context, since.as_deref(), *json, out),

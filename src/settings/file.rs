@@ -97,6 +97,16 @@ impl SettingsFile {
     }
 }
 
+/// Puts a changed copy in the place of the file `path`, or of what that leads to. Readers see the old one or the new one.
+///
+/// # Errors
+/// It cannot be read or written.
+pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> String) -> io::Result<()> {
+    let path = std::path::absolute(fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()))?;
+    let directory = path.parent().ok_or_else(|| io::Error::other("it is in no directory"))?;
+    replace(&path, directory, |text| Ok(change(text)))
+}
+
 /// Puts a changed copy in the place of the file `path`, with its owner and mode; a new one gets the owner of `directory`.
 fn replace(path: &Path, directory: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
     let text = match fs::read_to_string(path) {

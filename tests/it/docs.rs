@@ -22,7 +22,7 @@ fn every_exit_code_of_ours_stands_in_the_readme() {
 
 #[test]
 fn every_operation_event_and_field_stands_in_the_readme() {
-    let operations = ["status", "mode", "settings", "report", "doctor", "events"];
+    let operations = ["status", "mode", "settings", "report", "doctor", "setup", "events"];
     let events = "lock.acquiring lock.waiting lock.acquired lock.timeout lock.unneeded lock.released refresh.unclear refresh.waiting refresh.waited \
                   refresh.spared run.started run.result run.limit run.stopping run.ended";
     let fields = "run label version state since began mode hold host boot pid_namespace pid child program cwd lock config_dir parent \

@@ -27,6 +27,7 @@ mod refresh_locks;
 mod report;
 mod sdk;
 mod settings;
+mod setup;
 mod shim;
 mod signals;
 mod start;

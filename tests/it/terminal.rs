@@ -312,3 +312,18 @@ fn a_waiter_shows_one_live_line_and_ctrl_c_ends_it() {
     assert_eq!(seen.lines().count(), 1, "the live line is rewritten in place: {seen:?}");
     assert!(!env.path("started").exists());
 }
+
+#[test]
+fn setup_asks_before_it_moves_anything_and_takes_no_for_an_answer() {
+    for (answer, moves) in [("n\n", false), ("x\n", false), ("\n", true), ("y\n", true)] {
+        let env = Env::new();
+        env.make_lock_file();
+        let mut command = env.command(binary());
+        command.args(["setup", "--shared-dir"]).arg(env.path("shared"));
+        let mut setup = OnTerminal::start(command);
+        setup.types(answer);
+        setup.shows("[Y/n]");
+        assert_eq!(setup.ends(), 0);
+        assert_eq!(env.home().join(".claude").is_symlink(), moves, "{answer:?}");
+    }
+}
