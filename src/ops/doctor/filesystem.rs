@@ -231,3 +231,17 @@ fn drop_go(go: &impl AsRawFd) {
     // SAFETY: the child's own copy, which it never uses.
     unsafe { libc::close(go.as_raw_fd()) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_probe_finds_fault_where_nothing_works() {
+        let nowhere = Path::new("/nonesuch/place");
+        for probe in [mkdir_is_exclusive, flock_excludes, rename_replaces, mtime_is_kept, changes_are_told] as [Probe; 5] {
+            let found = probe(nowhere);
+            assert!(!matches!(found, Ok(None)), "{found:?}");
+        }
+    }
+}

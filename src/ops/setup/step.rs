@@ -24,7 +24,7 @@ pub(super) enum Step {
         at: PathBuf,
         to: PathBuf,
     },
-    /// Puts a symlink in the place of a file, by way of `by`.
+    /// Puts a symlink in the place of a file that is there `to` as well, by way of `by`.
     ReplaceByLink {
         at: PathBuf,
         to: PathBuf,
@@ -64,14 +64,17 @@ impl Step {
                     fs::remove_file(by)?;
                 }
                 symlink(to, by)?;
-                fs::rename(by, at)
+                exchange(at, by)?;
+                if fs::read(by)? != fs::read(to)? {
+                    exchange(at, by)?;
+                    return Err(io::Error::other("it was changed just now, and stays as it is"));
+                }
+                fs::remove_file(by)
             }
             Self::RemoveDir(dir) => fs::remove_dir(dir),
             Self::RemoveLink(link) => fs::remove_file(link),
             Self::RemoveTree(tree) => fs::remove_dir_all(tree),
-            Self::Exchange(one, other) => {
-                Ok(renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE).map(|_| ())?)
-            }
+            Self::Exchange(one, other) => exchange(one, other),
             Self::Rename { from, to } => fs::rename(from, to),
             Self::Copy { from, to } => copy(from, to),
             Self::Compare { old, new } => same(old, new),
@@ -90,6 +93,10 @@ impl Step {
             Self::Copy { to, .. } => vec![to],
         }
     }
+}
+
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    Ok(renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE).map(|_| ())?)
 }
 
 /// cp(1), which keeps what there is to keep; then both are compared.

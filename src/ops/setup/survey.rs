@@ -272,9 +272,21 @@ impl Survey {
         let now = if self.moves_content { link.join(".claude.json") } else { new.clone() };
         let by = settings.with_file_name(".claude.json.claude-run-link");
         let copy = config_dir.join(".claude.json.claude-run-copy");
-        let replace = Step::ReplaceByLink { at: settings.clone(), to: new.clone(), by };
+        let replace = Step::ReplaceByLink { at: settings.clone(), to: new.clone(), by: by.clone() };
         match (Kind::of(settings), Kind::of(&now)) {
             (Kind::Nothing, _) => {}
+            // What was there before may be left, from a setup that was killed.
+            (Kind::Link(to), _) if to == new && Kind::of(&by) == Kind::Other => {
+                if fs::read(&by).ok() == fs::read(&new).ok() {
+                    self.steps.push(Step::RemoveLink(by));
+                } else {
+                    self.troubles.push(format!(
+                        "{} is what {} was before; remove it by hand",
+                        by.display(),
+                        settings.display()
+                    ));
+                }
+            }
             (Kind::Link(to), _) if to == new => {}
             (Kind::Other, Kind::Nothing) => {
                 if Kind::of(&copy) != Kind::Nothing {
