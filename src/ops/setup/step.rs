@@ -15,7 +15,7 @@ use super::tree;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// And those above it; for its owner alone.
+    /// For its owner alone; those above it, where they are missing, as usual.
     MakeDir(PathBuf),
     /// Makes a directory one for its owner alone.
     MakePrivate(PathBuf),
@@ -56,7 +56,10 @@ pub(super) enum Step {
 impl Step {
     pub(super) fn take(&self) -> io::Result<()> {
         match self {
-            Self::MakeDir(dir) => DirBuilder::new().recursive(true).mode(0o700).create(dir),
+            Self::MakeDir(dir) => {
+                dir.parent().map_or(Ok(()), fs::create_dir_all)?;
+                DirBuilder::new().recursive(true).mode(0o700).create(dir)
+            }
             Self::MakePrivate(dir) => fs::set_permissions(dir, Permissions::from_mode(0o700)),
             Self::Link { at, to } => symlink(to, at),
             Self::ReplaceByLink { at, to, by } => {
