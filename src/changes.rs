@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use nix::sys::statfs::{self, FsType, statfs};
 
+use crate::mounts;
+
 /// Files that are followed.
 #[derive(Debug)]
 pub(crate) struct Changes {
@@ -108,8 +110,8 @@ fn watch_for(inotify: &Inotify, file: &Path) -> Option<WatchDescriptor> {
         dir if dir.as_os_str().is_empty() => Path::new("."),
         dir => dir,
     };
-    // Behind a symlink, the file changes in another directory.
-    if file.is_symlink() { None } else { watch(inotify, dir) }
+    // Behind a symlink, or mounted by itself, the file changes in another directory.
+    if file.is_symlink() || mounts::is_mount_point(file) { None } else { watch(inotify, dir) }
 }
 
 fn watch(inotify: &Inotify, dir: &Path) -> Option<WatchDescriptor> {

@@ -52,9 +52,10 @@ fn unescape(word: &[u8]) -> PathBuf {
     OsString::from_vec(bytes).into()
 }
 
-/// Whether a mount begins at the path `real`.
-pub(crate) fn is_mount_point(real: &Path) -> bool {
-    Mount::of(real).is_some_and(|mount| mount.point.as_os_str().as_bytes() == real.as_os_str().as_bytes())
+/// Whether a mount begins at `path`.
+pub(crate) fn is_mount_point(path: &Path) -> bool {
+    let Ok(real) = fs::canonicalize(path) else { return false };
+    Mount::of(&real).is_some_and(|mount| mount.point.as_os_str().as_bytes() == real.as_os_str().as_bytes())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::env::{Env, Running, binary, fake_claude, is_alive, until};
-use crate::oauth::{EXPIRED, FRESH, StandIn, age, credentials};
+use crate::oauth::{EXPIRED, FRESH, StandIn, age, credentials, mount_namespace};
 
 const KINDS: [&str; 3] = ["none", "legacy", "modern"];
 
@@ -110,6 +110,23 @@ fn the_lock_is_free_as_soon_as_the_new_expiry_is_on_the_disk_while_the_run_goes_
             assert_eq!((&status["running"][0]["mode"], &status["running"][0]["hold"]), (&"refresh".into(), &Value::Null));
         }
     }
+}
+
+#[test]
+fn a_credentials_file_that_is_mounted_by_itself_is_looked_at_as_well() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let outside = env.path("outside.json");
+    fs::write(&outside, credentials(EXPIRED)).expect("a file");
+    let Some(flags) = mount_namespace() else { return };
+    let mut container = env.command("unshare");
+    container.args([flags, "sh", "-ec", r#"mount --bind "$0" "$1"; shift; exec "$@""#]).args([&outside, &env.credentials()]);
+    container.arg(binary()).args(["--lock", "refresh", "--claude"]).arg(fake_claude()).args(["--", "-p", "ready; hang"]);
+    let run = Running::start(container);
+    run.ready();
+    assert!(env.is_locked());
+    fs::write(&outside, credentials(FRESH)).expect("a file");
+    until("the lock is free", || !env.is_locked());
 }
 
 #[test]
