@@ -179,7 +179,8 @@ pub struct LiveLine(());
 impl LiveLine {
     /// A live line, if stderr is a terminal and `verbosity` lets it be seen.
     pub fn on_terminal() -> Option<Self> {
-        (!IS_QUIET.load(Ordering::Relaxed) && stderr().is_terminal()).then_some(Self(()))
+        // Made only then: dropped, it writes.
+        (!IS_QUIET.load(Ordering::Relaxed) && stderr().is_terminal()).then(|| Self(()))
     }
 
     /// Shows `text` in place of what the line held.

@@ -49,7 +49,11 @@ fn who_holds_it_since_when_and_how_many_wait_is_told_also_after_an_old_caller_ha
     let first = env.start(["--label", "first", "--", "true"]);
     assert!(first.message().contains("held by holder (pid "));
     let second = env.start(["--label", "second", "--", "true"]);
-    assert!(second.message().contains("waiting for the session lock"));
+    let message = second.message();
+    assert!(
+        message.starts_with("claude-run: waiting for the session lock"),
+        "no control sequence where no terminal is: {message:?}"
+    );
     let mut old = env.command("bash");
     old.args(["-c", "( flock 9; true ) 9>\"$HOME/.claude/session.lock\""]);
     let old = Running::start(old);
