@@ -134,8 +134,15 @@ pub(crate) fn oauth_stand_in() -> &'static Path {
     PATH.get_or_init(|| example("oauth_stand_in", &["oauth/main.rs"]))
 }
 
+/// The program that injects faults.
+pub(crate) fn faults() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let sources = ["main", "agent", "board", "fleet", "inject", "watch"].map(|name| format!("faults/{name}.rs"));
+    PATH.get_or_init(|| example("faults", &sources))
+}
+
 /// An example target, which a plain `cargo test` has built; a narrower call builds it here.
-fn example(name: &str, sources: &[&str]) -> PathBuf {
+fn example(name: &str, sources: &[impl AsRef<Path>]) -> PathBuf {
     let path = binary().with_file_name("examples").join(name);
     let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");

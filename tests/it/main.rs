@@ -10,6 +10,7 @@ mod doctor;
 mod env;
 mod events;
 mod exit_codes;
+mod faults;
 mod leftovers;
 mod limits;
 mod lock;

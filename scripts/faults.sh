@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Faults at random, and every promise checked throughout: hundreds of agents at once on one config dir, old flock callers among
+# them, while claude-run, what it runs and what stands below that are killed, told to end and stopped, the lock file is replaced
+# and removed, the disk fills up, the config dir is read-only, the credentials are cut and the clock is stepped.
+#
+#   scripts/faults.sh [--seconds N] [--agents N] [--seed N]     60 s, 200 agents, a new seed
+#
+# What must hold: never two agents inside one lock, never the lock free while its agent lives or passed on while a tool of it
+# does, never two refreshes at once, never a wait for a lock that is free, every exit code one of the table's and with its
+# reason, never a process left by a claude-run that has returned, and when all is over no record, no process, and a free lock.
+# It prints how many agents there were, how they ended, which faults there were, and the violations: exit code 0 if there are
+# none. tests/faults holds the program; it runs in namespaces of its own (as root, or where user namespaces are allowed), so
+# that it can harm nobody else.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+case "${1-}" in
+  -h | --help) exec sed -n '2,/^set /s/^# \{0,1\}//p' "scripts/${0##*/}" | grep -v '^set ' ;;
+esac
+command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
+need cc gcc
+need unshare util-linux
+for flags in -mpf -rmpf; do
+  if unshare "$flags" --mount-proc mount -t tmpfs probe /mnt 2>/dev/null; then own=$flags; fi
+done
+[ -n "${own-}" ] || die "mount and PID namespaces are refused here; try as root"
+cargo build --release --locked --quiet --bin claude-run --example faults
+exec unshare "$own" --mount-proc --kill-child target/release/examples/faults --claude-run target/release/claude-run "$@"

@@ -1,0 +1,31 @@
+//! The short form of `scripts/faults.sh`: dozens of agents at once, and for a few seconds every kind of fault at random.
+
+use std::process::{Command, Stdio};
+
+use crate::env::{CEILING, binary, faults};
+
+#[test]
+fn no_promise_is_broken_whatever_is_killed_stopped_replaced_or_full() {
+    // With the rights of root only in there, where they are needed for mounts; or as root, where that is refused.
+    let Some(own) = ["-rmpf", "-mpf"].into_iter().find(|flags| can_mount(flags)) else {
+        assert!(std::env::var_os("CI").is_none(), "namespaces are refused here, where every test has to run");
+        eprintln!("SKIPPED: namespaces are refused on this machine");
+        return;
+    };
+    let mut unshare = assert_cmd::Command::new("unshare");
+    unshare.args([own, "--mount-proc", "--kill-child"]).arg(faults()).arg("--claude-run").arg(binary());
+    let told = unshare.args(["--seconds", "6", "--agents", "40"]).timeout(3 * CEILING).assert().success();
+    let told = String::from_utf8_lossy(&told.get_output().stdout).into_owned();
+    let count = |line: &str| -> u32 {
+        let rest = told.lines().find_map(|told| told.strip_prefix(line)).unwrap_or_else(|| panic!("no {line}: {told}"));
+        rest.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{told}"))
+    };
+    assert_eq!(count("violations: "), 0, "{told}");
+    assert!(count("agents: ") > 40 && count("faults: ") > 20, "{told}");
+}
+
+fn can_mount(flags: &str) -> bool {
+    let mut unshare = Command::new("unshare");
+    unshare.args([flags, "--mount-proc", "mount", "-t", "tmpfs", "probe", "/mnt"]).stderr(Stdio::null());
+    unshare.status().is_ok_and(|status| status.success())
+}
