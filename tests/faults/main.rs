@@ -102,7 +102,8 @@ fn run(asked: &Asked) -> Result<ExitCode> {
     // From here on everything is in order again, so everybody gets the lock in the end, and ends.
     injector.repair(&mut fleet)?;
     let patience = Instant::now() + Duration::from_secs(120);
-    while fleet.len() > 0 && Instant::now() < patience {
+    // Those below whoever was killed, too: they have their turn, or end by themselves.
+    while (fleet.len() > 0 || !fleet::processes().is_empty()) && Instant::now() < patience {
         watch.look(&fleet);
         fleet.reap();
         sleep(Duration::from_millis(2));

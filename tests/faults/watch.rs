@@ -72,8 +72,7 @@ impl Watch {
             self.board.violation(&format!("{pid} has not ended, {status:?}: {:?}", fleet.get(pid)));
         }
         for pid in processes() {
-            // Tools of a claude-run that was killed end by themselves; whoever else is there was left.
-            if fleet.get(pid).is_none() && !is_below_a_killed_one(&self.board, pid) {
+            if fleet.get(pid).is_none() {
                 let about = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
                 self.board.violation(&format!("pid {pid} is left: {about}"));
             }
@@ -101,14 +100,6 @@ impl Watch {
         }
         Ok(())
     }
-}
-
-fn is_below_a_killed_one(board: &Board, pid: i32) -> bool {
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    let environment = String::from_utf8_lossy(&environment);
-    let lineage = environment.split('\0').find_map(|variable| variable.strip_prefix("CLAUDE_RUN_LINEAGE="));
-    lineage
-        .is_some_and(|lineage| lineage.split(',').any(|run| board.is_noted(&format!("killed-{}", crate::agent::pid_of(run)))))
 }
 
 /// The file, as /proc/locks names it, that a thread of `pid` waits for in flock(2).
