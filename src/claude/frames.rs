@@ -285,6 +285,28 @@ mod tests {
         }
         reader.feed(format!("\"}}\n{OLD}\n").as_bytes(), |sighting| seen.push(sighting));
         assert_eq!(seen, [Sighting::Result { is_error: true }]);
+        // What is left of it is no line, even where it looks like one.
+        seen.clear();
+        reader.feed(&vec![b'x'; LONGEST_LINE + 1], |sighting| seen.push(sighting));
+        reader.feed(format!("{OLD}\n").as_bytes(), |sighting| seen.push(sighting));
+        assert_eq!(seen, []);
+    }
+
+    #[test]
+    fn the_longest_line_is_looked_at_and_one_more_byte_is_too_much() {
+        for (length, expected) in [(LONGEST_LINE, &[Sighting::Result { is_error: true }][..]), (LONGEST_LINE + 1, &[])] {
+            let line = format!("{}{OLD}", " ".repeat(length - OLD.len()));
+            let (first, second) = line.as_bytes().split_at(length / 2);
+            assert_eq!(sightings(&[first, second]), expected, "{length}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_is_no_frame_behind_a_result_either() {
+        for line in [r#"{"type":"assistant","message":"#, r#"{"type":"assistant"#, r#"{"type":"assistant","message":"x}"#] {
+            let text = format!("{NEW}\n{line}\n");
+            assert_eq!(sightings(&[text.as_bytes()]).len(), 1 + usize::from(line.ends_with('}')), "{line}");
+        }
     }
 
     #[test]
@@ -292,7 +314,9 @@ mod tests {
         let old = [
             (r#"{"type":"system","subtype":"task_started","task_id":"a"}"#, 1),
             (r#"{"type":"system","subtype":"task_started","task_id":"b"}"#, 2),
-            (r#"{"type":"system","subtype":"task_notification","task_id":"a"}"#, 1),
+            (r#"{"type":"system","subtype":"task_started","task_id":"c"}"#, 3),
+            (r#"{"type":"system","subtype":"task_notification","task_id":"a"}"#, 2),
+            (r#"{"type":"system","subtype":"task_notification","task_id":"a"}"#, 2),
         ];
         let new = [
             (r#"{"type":"system","subtype":"background_tasks_changed","tasks":[{"task_id":"a"},{"task_id":"b"}]}"#, 2),

@@ -142,8 +142,10 @@ fn an_open_task_has_the_task_grace_and_its_end_the_result_grace() {
     assert_eq!(case.deadline(), None);
     case.at(2, FINE);
     assert_eq!(case.deadline(), Some(602));
+    assert!(case.policy.has_open_tasks());
     case.at(100, Happening::Frame(Sighting::OpenTasks(0)));
     assert_eq!(case.deadline(), Some(130));
+    assert!(!case.policy.has_open_tasks());
 }
 
 #[test]
@@ -274,6 +276,15 @@ fn requests_to_end_start_the_kill_grace_where_they_are_for_us() {
                 let started = case.deadline() == Some(6);
                 assert_eq!(started, asks_for_an_end(signal) && !quit_key, "{group:?}, {signal}, {sender:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_signal_that_nobody_forwards_does_nothing() {
+    for signal in Signal::iterator().filter(|signal| !FORWARDED.contains(signal)) {
+        if !matches!(signal, Signal::SIGUSR1 | Signal::SIGTSTP) {
+            assert_eq!(case(|_| {}).at(1, Happening::Signal(signal, SOMEBODY)), [], "{signal}");
         }
     }
 }

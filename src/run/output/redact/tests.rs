@@ -11,6 +11,7 @@ fn secrets() -> Arc<Secrets> {
         ("CLAUDE_CODE_PASSWORD", "say \"hi\"\\ to\nall"),
         ("VAULT_SECRET", "hunter2-hunter2-longer"),
         ("CLAUDE_CODE_MAX_OUTPUT_TOKENS", "64000000"),
+        ("VAULT_PASS", "x-CLAUDE_-yz"),
         ("FORGE_KEY", "short"),
         ("HOME", "/home/somebody"),
     ];
@@ -210,4 +211,40 @@ fn what_is_kept_back_is_short_and_nothing_is_at_the_end_of_a_line() {
         masker.feed(line.as_bytes(), &mut out);
         assert_eq!(masker.held, b"", "{line}");
     }
+}
+
+#[test]
+fn a_value_with_the_beginning_of_another_secret_in_it_is_masked_wherever_it_is_cut() {
+    let text = b"a x-CLAUDE_-yz b";
+    for cut in 0..text.len() {
+        assert_eq!(masked_in(&[&text[..cut], &text[cut..]]), "a *** b", "{cut}");
+    }
+}
+
+#[test]
+fn what_is_certain_is_not_kept_back() {
+    let mut masker = Masker::new(secrets());
+    let mut out = Vec::new();
+    masker.feed(b"x hunter2-hunter2-longer", &mut out);
+    assert_eq!(out, b"x ***");
+}
+
+#[test]
+fn the_longest_name_is_masked_and_a_longer_one_is_no_name() {
+    let name = |length| format!("GH_TOKEN{}", "_".repeat(length - 8));
+    assert_eq!(masked(&format!("{}=abc", name(LONGEST_NAME))), format!("{}=***", name(LONGEST_NAME)));
+    assert_eq!(masked(&format!("{}=abc", name(LONGEST_NAME + 1))), format!("{}=abc", name(LONGEST_NAME + 1)));
+}
+
+#[test]
+fn a_line_is_what_it_begins_with_however_it_comes() {
+    assert_eq!(Line::Empty.after(b"x").after(b"{"), Line::Text);
+    assert_eq!(Line::Empty.after(b"{").after(b"x"), Line::Json);
+    assert_eq!(Line::Text.after(b"x\n").after(b"["), Line::Json);
+}
+
+#[test]
+fn a_colon_is_a_sign_only_behind_a_name_in_marks() {
+    // Behind a bare name it ends a sentence, or is YAML, whose values have no end that could be told.
+    assert_eq!(masked("GH_TOKEN: \"abc\""), "GH_TOKEN: \"abc\"");
 }
