@@ -22,6 +22,7 @@ done
 
 say "format"
 cargo fmt --check
+cargo fmt --check --manifest-path tests/model/Cargo.toml
 say "lints"
 cargo clippy --all-targets --locked --quiet -- -D warnings
 say "scripts"
@@ -34,6 +35,9 @@ cargo deny --locked check bans licenses sources
 # The other party of claude's own lock. It is no part of claude-run, and stays below target/.
 [ -d target/npm/node_modules/proper-lockfile ] ||
   npm install --prefix target/npm --no-save --no-audit --no-fund --silent proper-lockfile@4.1.2
+say "models"
+# They bring procedural macros in, which the flags of the product (a static binary) do not allow.
+RUSTFLAGS='' CARGO_TARGET_DIR=$top/target/model cargo test --manifest-path tests/model/Cargo.toml --locked --quiet
 say "tests"
 cargo test --locked "$@"
 say "the release binary is static"

@@ -53,7 +53,7 @@ pub enum Wait {
 }
 
 /// What becomes of descendants that outlive the child.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Leftovers {
     /// TERM, kill grace, KILL.
     Kill,

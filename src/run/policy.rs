@@ -15,7 +15,7 @@ use crate::settings::{Leftovers, after};
 use crate::signals::{FORWARDED, asks_for_an_end};
 
 /// What a run has to keep to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rules {
     /// From the start of the child.
     pub hard_limit: Option<Duration>,
@@ -36,7 +36,7 @@ pub struct Rules {
 }
 
 /// The child's process group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Group {
     /// Its own: what comes from the terminal reaches us alone.
     Own,
@@ -45,7 +45,7 @@ pub enum Group {
 }
 
 /// How the child ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
     /// By itself, with this status.
     Exited(u8),
@@ -102,7 +102,7 @@ pub enum Happening {
 }
 
 /// What a run has to do about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Send a signal to the child.
     SignalChild(Signal),
@@ -121,7 +121,7 @@ pub enum Action {
 }
 
 /// What the log is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Notice {
     /// A limit has run out.
     Limit(Limit),
@@ -139,8 +139,8 @@ pub enum Notice {
     RefreshTakesTooLong,
 }
 
-/// The state of a run.
-#[derive(Debug)]
+/// The state of a run. It can be compared and copied, so that all that can happen can be tried: `tests/model`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Policy {
     rules: Rules,
     phase: Phase,
@@ -157,7 +157,7 @@ pub struct Policy {
 }
 
 /// The limits at which a run is ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Limit {
     /// The hard limit.
     Hard,
@@ -170,7 +170,7 @@ pub enum Limit {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     Running,
     /// It was told to end; at this time it is made to.

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::{Action, Ending, Happening, Limit, Notice, Policy};
 
 /// A policy whose signals spare refreshes.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sparing {
     policy: Policy,
     /// What is held back, in its order.

@@ -33,7 +33,8 @@ fn masked(text: &str) -> String {
     masked_in(&[text.as_bytes()])
 }
 
-const MASKED: [(&str, &str); 27] = [
+const MASKED: [(&str, &str); 28] = [
+    ("GH_TOKEN=antrbc d", "GH_TOKEN=*** d"),
     (r#"{"t":"GH_TOKEN=\"a\\"}"#, r#"{"t":"GH_TOKEN=\"***\\"}"#),
     (r#"{"t":"GH_TOKEN='abc"}"#, r#"{"t":"GH_TOKEN='***"}"#),
     ("text\n{\"t\":\"GH_TOKEN='a b\"}", "text\n{\"t\":\"GH_TOKEN='***\"}"),

@@ -1,0 +1,373 @@
+//! The product's own policy, with a world around it that does whatever a child, its leftovers, a refresh, a caller and the
+//! clock can do, in every order. A step is one thing that happens, and all that the policy wants done about it; the actions do
+//! what `run::supervise` does with them.
+
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use claude_run::claude::frames::Sighting;
+use claude_run::event::Sender;
+use claude_run::run::policy::sparing::PATIENCE;
+use claude_run::run::policy::{Action, Ending, Group, Happening, Limit, Policy, Reach, Rules, Sparing, Tree};
+use claude_run::settings::Leftovers;
+use nix::sys::signal::{SigSet, Signal};
+use stateright::{Checker, Model, Property};
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+const HARD_LIMIT: Duration = Duration::from_secs(20);
+const RESULT_GRACE: Duration = Duration::from_secs(5);
+const TASK_GRACE: Duration = Duration::from_secs(10);
+const KILL_GRACE: Duration = Duration::from_secs(4);
+
+/// Where time ends. By then everything has been over for long.
+const END: Duration = Duration::from_secs(90);
+
+const PASS: Duration = Duration::from_secs(3);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Life {
+    Running,
+    Stopped,
+    /// Killed; the kernel has not told us yet.
+    Dying,
+    Dead,
+}
+
+/// What is below the child, once it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Below {
+    Nobody,
+    /// It ends by TERM, by itself or never, and by KILL.
+    Somebody,
+    /// It cannot be signalled.
+    OutOfReach,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct World {
+    policy: Sparing,
+    now: Duration,
+    child: Life,
+    below: Below,
+    /// Whether the child has been sent a TERM, and when the first went out.
+    term_at: Option<Duration>,
+    /// What a shell has told us that we pass on, and how often.
+    terms: u8,
+    /// When the child or its tree was sent KILL.
+    kill_at: Option<Duration>,
+    /// Since when a refresh is under way; it can be once.
+    refresh_since: Option<Duration>,
+    had_refresh: bool,
+    /// Since when something was held back for it. Patience runs out once: what comes behind it is not held back again.
+    held_since: Option<Duration>,
+    passed: u8,
+    frames: u8,
+    interrupted: bool,
+    broken: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Until the next deadline of the policy.
+    Wait,
+    /// For three seconds before it.
+    Pass,
+    Term,
+    Interrupt,
+    ChildEnds(Ending),
+    ChildStops,
+    LeftoverEnds,
+    RefreshBegins,
+    RefreshEnds,
+    Print(Sighting),
+}
+
+/// One shape of a run.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    leftovers: Leftovers,
+    group: Group,
+    below: Below,
+    kill_grace: bool,
+}
+
+impl World {
+    fn new(shape: Shape) -> Self {
+        let rules = Rules {
+            hard_limit: Some(HARD_LIMIT),
+            idle_limit: None,
+            result_grace: Some(RESULT_GRACE),
+            task_grace: Some(TASK_GRACE),
+            kill_grace: shape.kill_grace.then_some(KILL_GRACE),
+            leftovers: shape.leftovers,
+            group: shape.group,
+            ignored: SigSet::empty(),
+        };
+        Self {
+            policy: Sparing::new(Policy::new(rules, *START)),
+            now: Duration::ZERO,
+            child: Life::Running,
+            below: shape.below,
+            term_at: None,
+            terms: 0,
+            kill_at: None,
+            refresh_since: None,
+            had_refresh: false,
+            held_since: None,
+            passed: 0,
+            frames: 0,
+            interrupted: false,
+            broken: None,
+        }
+    }
+
+    fn lives(&self) -> bool {
+        matches!(self.child, Life::Running | Life::Stopped)
+    }
+
+    fn tree(&self) -> Tree {
+        if self.below == Below::Nobody { Tree::Empty } else { Tree::Alive }
+    }
+
+    fn ensure(&mut self, holds: bool, promise: &'static str) {
+        if !holds {
+            self.broken.get_or_insert(promise);
+        }
+    }
+
+    fn happens(&mut self, happening: Happening) {
+        for action in self.policy.on(happening, *START + self.now) {
+            self.act(action);
+        }
+        if self.policy.holds_back() && self.refresh_since.is_some() {
+            self.held_since = self.held_since.or(Some(self.now));
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        let over = self.policy.verdict().is_some();
+        self.ensure(!over || matches!(action, Action::Tell(_) | Action::StopOurselves), "nothing is done after the end");
+        if let Action::SignalChild(signal) | Action::SignalTree(signal) = action
+            && matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGKILL)
+        {
+            let patient = self.held_since.is_some_and(|since| self.now >= since + PATIENCE);
+            self.ensure(self.refresh_since.is_none() || patient, "a refresh is spared for 15 s");
+        }
+        match action {
+            Action::SignalChild(signal) => {
+                self.ensure(self.child != Life::Dead, "a child that has ended is not signalled");
+                match signal {
+                    Signal::SIGKILL => self.kill_child(),
+                    Signal::SIGCONT if self.child == Life::Stopped => self.child = Life::Running,
+                    Signal::SIGTERM => self.term_at = self.term_at.or(Some(self.now)),
+                    _ => {}
+                }
+            }
+            Action::SignalTree(Signal::SIGKILL) => {
+                if self.lives() {
+                    self.kill_child();
+                }
+                self.kill_at = self.kill_at.or(Some(self.now));
+                let reach = if self.below == Below::OutOfReach { Reach::Nobody } else { Reach::All };
+                // Whom it reaches is gone at once, and the kernel tells.
+                let had_somebody = self.below == Below::Somebody;
+                if had_somebody {
+                    self.below = Below::Nobody;
+                }
+                self.happens(Happening::Killed(reach));
+                if had_somebody && self.child == Life::Dead {
+                    self.happens(Happening::TreeChanged(self.tree()));
+                }
+            }
+            Action::SignalTree(_) => {}
+            Action::LookForRefresh => {
+                let may_be_under_way = self.refresh_since.is_some();
+                self.happens(Happening::Refresh { may_be_under_way });
+            }
+            Action::StopOurselves | Action::StopForShell | Action::Report | Action::Tell(_) => {}
+        }
+    }
+
+    fn kill_child(&mut self) {
+        if self.lives() {
+            self.child = Life::Dying;
+        }
+        self.kill_at = self.kill_at.or(Some(self.now));
+        // A killed one refreshes nothing any more.
+        self.refresh_since = None;
+        // Never without a TERM before it, and the grace from that TERM; but a second TERM ends the grace.
+        let grace = self.term_at.is_some_and(|at| self.now >= at + KILL_GRACE);
+        self.ensure(grace || self.terms > 1, "KILL comes the kill grace after the TERM");
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Wait => {
+                let next = self.policy.next_deadline().map(|at| at - *START);
+                self.now = next.unwrap_or(END).clamp(self.now, END);
+                self.happens(Happening::Clock);
+                // What was held back has kept the limits waiting: then the loop comes back at once, and once only.
+                if self.policy.next_deadline().is_some_and(|next| next <= *START + self.now) {
+                    self.happens(Happening::Clock);
+                }
+                let next = self.policy.next_deadline();
+                self.ensure(next.is_none_or(|next| next > *START + self.now), "a deadline that has passed is no deadline");
+            }
+            Step::Pass => {
+                self.passed += 1;
+                self.now += PASS;
+            }
+            Step::Term => {
+                self.terms += 1;
+                self.now += Duration::from_millis(200); // not the pair that timeout(1) sends
+                self.happens(Happening::Signal(Signal::SIGTERM, Sender::Process(4711)));
+            }
+            Step::Interrupt => {
+                self.interrupted = true;
+                self.happens(Happening::Signal(Signal::SIGINT, Sender::Process(4711)));
+            }
+            Step::ChildEnds(ending) => {
+                self.child = Life::Dead;
+                self.refresh_since = None;
+                self.happens(Happening::Ended(ending, self.tree()));
+            }
+            Step::ChildStops => {
+                self.child = Life::Stopped;
+                self.happens(Happening::Stopped(Signal::SIGSTOP));
+                let is_asked = self.term_at.is_some() && !self.policy.holds_back();
+                self.ensure(!is_asked || self.child != Life::Stopped, "a child that was told to end is not left stopped");
+            }
+            Step::LeftoverEnds => {
+                self.below = Below::Nobody;
+                if self.child == Life::Dead {
+                    self.happens(Happening::TreeChanged(Tree::Empty));
+                }
+            }
+            Step::RefreshBegins => {
+                self.refresh_since = Some(self.now);
+                self.had_refresh = true;
+                self.look();
+            }
+            Step::RefreshEnds => {
+                self.refresh_since = None;
+                self.look();
+            }
+            Step::Print(sighting) => {
+                self.frames += 1;
+                self.happens(Happening::Frame(sighting));
+            }
+        }
+        let stopped = self.child == Life::Stopped && !self.policy.holds_back();
+        self.ensure(!stopped || self.term_at.is_none(), "a stopped child gets CONT with its TERM");
+    }
+
+    /// The files are followed, but only while something is held back.
+    fn look(&mut self) {
+        if self.policy.holds_back() {
+            let may_be_under_way = self.refresh_since.is_some();
+            self.happens(Happening::Refresh { may_be_under_way });
+        }
+    }
+}
+
+impl Model for Shape {
+    type State = World;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(*self)]
+    }
+
+    fn actions(&self, world: &World, steps: &mut Vec<Step>) {
+        if world.policy.verdict().is_some() || world.broken.is_some() {
+            return;
+        }
+        if world.now < END && world.child != Life::Dying {
+            steps.push(Step::Wait);
+        }
+        if world.passed < 1 && world.policy.next_deadline().is_none_or(|next| next > *START + world.now + PASS) {
+            steps.push(Step::Pass);
+        }
+        if world.terms < 2 {
+            steps.push(Step::Term);
+        }
+        if !world.interrupted {
+            steps.push(Step::Interrupt);
+        }
+        match world.child {
+            Life::Running => {
+                steps.extend([Step::ChildEnds(Ending::Exited(3)), Step::ChildStops]);
+                if world.frames < 2 {
+                    let sightings =
+                        [Sighting::Result { is_error: true }, Sighting::OpenTasks(1), Sighting::OpenTasks(0), Sighting::Other];
+                    steps.extend(sightings.map(Step::Print));
+                }
+                match world.refresh_since {
+                    None if !world.had_refresh => steps.push(Step::RefreshBegins),
+                    None => {}
+                    Some(_) => steps.push(Step::RefreshEnds),
+                }
+            }
+            Life::Stopped => {}
+            Life::Dying => steps.push(Step::ChildEnds(Ending::Killed(9))),
+            Life::Dead => {}
+        }
+        if world.below == Below::Somebody {
+            steps.push(Step::LeftoverEnds);
+        }
+    }
+
+    fn next_state(&self, world: &World, step: Step) -> Option<World> {
+        let mut next = world.clone();
+        next.take(step);
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::<Self>::always("every promise about a single step", |_, world| world.broken.is_none()),
+            Property::<Self>::always("it is over only when the child is, and who is in reach", |shape, world| {
+                let nobody = world.below != Below::Somebody || shape.leftovers == Leftovers::Keep;
+                world.policy.verdict().is_none() || (world.child == Life::Dead && nobody)
+            }),
+            Property::<Self>::always("a limit is blamed only after its time", |_, world| match world.policy.verdict() {
+                Some((_, Some(Limit::Hard))) => world.now >= HARD_LIMIT,
+                Some((_, Some(Limit::Result { .. }))) => world.now >= RESULT_GRACE && world.frames > 0,
+                Some((_, Some(Limit::Idle))) => false,
+                _ => true,
+            }),
+            Property::<Self>::always("nobody outlives the limit, the graces and the patience", |shape, world| {
+                // Two patiences: one for the TERM, one for a refresh that begins before the KILL.
+                let last = HARD_LIMIT + 2 * PATIENCE + KILL_GRACE + Duration::from_secs(1);
+                !shape.kill_grace || world.now <= last || world.kill_at.is_some() || !world.lives()
+            }),
+            Property::<Self>::sometimes("a limit ends a run", |_, world| {
+                matches!(world.policy.verdict(), Some((_, Some(Limit::Hard))))
+            }),
+            Property::<Self>::sometimes("a refresh is waited for", |_, world| {
+                world.held_since.is_some_and(|since| world.now >= since + PATIENCE)
+            }),
+        ]
+    }
+}
+
+#[test]
+fn no_order_of_events_breaks_a_promise_of_the_policy() {
+    let mut states = 0;
+    for leftovers in [Leftovers::Kill, Leftovers::Keep] {
+        for group in [Group::Own, Group::Shared] {
+            for below in [Below::Nobody, Below::Somebody, Below::OutOfReach] {
+                for kill_grace in [true, false] {
+                    let shape = Shape { leftovers, group, below, kill_grace };
+                    let checker = shape.checker().threads(2).spawn_bfs().join();
+                    println!("{shape:?}: {} states", checker.unique_state_count());
+                    states += checker.unique_state_count();
+                    checker.assert_properties();
+                }
+            }
+        }
+    }
+    println!("{states} states in all");
+    assert!(states > 100_000, "{states}");
+}
