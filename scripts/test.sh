@@ -40,6 +40,7 @@ say "models"
 RUSTFLAGS='' CARGO_TARGET_DIR=$top/target/model cargo test --manifest-path tests/model/Cargo.toml --locked --quiet
 say "tests"
 cargo test --locked "$@"
+scripts/fuzz.sh 20
 say "the release binary is static"
 cargo build --release --locked --quiet
 if LC_ALL=C ldd target/release/claude-run 2>&1 | grep -q '=>'; then

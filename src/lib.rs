@@ -29,7 +29,7 @@ pub mod diag;
 pub mod event;
 pub mod identity;
 pub mod lock;
-mod mounts;
+pub mod mounts;
 mod object;
 pub mod ops;
 pub mod outcome;

@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 
 /// A mount, as this process sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Mount {
+pub struct Mount {
     /// Where it is.
-    pub(crate) point: PathBuf,
+    pub point: PathBuf,
     /// The kind of file system: `ext4`, `nfs4`, `fuse.sshfs` …
-    pub(crate) kind: String,
+    pub kind: String,
 }
 
 impl Mount {
     /// The one that the path `real`, without symlinks, is on; none, if /proc does not tell.
-    pub(crate) fn of(real: &Path) -> Option<Self> {
+    pub fn of(real: &Path) -> Option<Self> {
         // Of several at one place, the last covers the others.
         Self::all()
             .into_iter()
@@ -31,7 +31,7 @@ impl Mount {
     }
 
     /// Reads a line of the form `36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/root rw`.
-    fn parse(line: &[u8]) -> Option<Self> {
+    pub fn parse(line: &[u8]) -> Option<Self> {
         let mut words = line.split(|&byte| byte == b' ');
         let point = unescape(words.nth(4)?);
         let kind = words.skip_while(|word| *word != b"-").nth(1)?;
@@ -53,7 +53,7 @@ fn unescape(word: &[u8]) -> PathBuf {
 }
 
 /// Whether a mount begins at `path`.
-pub(crate) fn is_mount_point(path: &Path) -> bool {
+pub fn is_mount_point(path: &Path) -> bool {
     let Ok(real) = fs::canonicalize(path) else { return false };
     Mount::of(&real).is_some_and(|mount| mount.point.as_os_str().as_bytes() == real.as_os_str().as_bytes())
 }

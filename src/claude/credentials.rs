@@ -60,7 +60,8 @@ impl Login {
         file.is_some_and(|file| file["claudeAiOauth"]["refreshToken"].as_str().is_some_and(|token| !token.is_empty()))
     }
 
-    fn parse(bytes: &[u8]) -> Self {
+    /// What a file of these bytes says.
+    pub fn parse(bytes: &[u8]) -> Self {
         let file: Value = match serde_json::from_slice(bytes) {
             Ok(file) => file,
             // serde_json's message names a place, and quotes nothing of a string.

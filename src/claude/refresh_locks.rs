@@ -108,7 +108,8 @@ impl RefreshLock {
 }
 
 impl Owner {
-    fn parse(text: &[u8]) -> Option<Self> {
+    /// Reads an owner's file.
+    pub fn parse(text: &[u8]) -> Option<Self> {
         let file: Value = serde_json::from_slice(text).ok()?;
         let pid = i32::try_from(file["pid"].as_i64()?).ok()?;
         let member = |name: &str| file[name].as_str();

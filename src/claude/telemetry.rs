@@ -51,7 +51,10 @@ const LARGEST_LINE: u64 = 8 << 20;
 
 impl RefreshEvent {
     /// Reads a line. None, if it is about something else; an error, if it is about a refresh and cannot be understood.
-    fn parse(line: &[u8]) -> Option<Result<Self, ()>> {
+    ///
+    /// # Errors
+    /// As above; there is no more to be said of it.
+    pub fn parse(line: &[u8]) -> Option<Result<Self, ()>> {
         memmem::find(line, PREFIX.as_bytes())?;
         let event = Members::read(line).and_then(|line| line.members("event_data"));
         let Some(event) = event else { return Some(Err(())) };

@@ -73,7 +73,11 @@ impl SettingsFile {
         change().with_context(|| format!("cannot change the settings file {}", path.display()))
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self> {
+    /// What a file at `path` with this text says.
+    ///
+    /// # Errors
+    /// It is no TOML, or has a key or a kind of value that does not belong there.
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let place = |at: usize| format!("{}:{}", path.display(), line_of(text, at));
         let document = Document::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
