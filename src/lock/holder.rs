@@ -97,9 +97,17 @@ impl Queue {
     /// The pids of those that wait and are none of the `live` runs.
     pub fn waiting_without_record(&self, live: &[RunRecord]) -> Vec<i32> {
         let ours = procfs::pid_namespace();
-        let known: HashSet<i32> = live.iter().filter(|record| record.pid_namespace == ours).map(|record| record.pid).collect();
+        let (here, elsewhere): (Vec<_>, Vec<_>) = live.iter().partition(|record| record.pid_namespace == ours);
+        let here: HashSet<i32> = here.into_iter().map(|record| record.pid).collect();
+        let elsewhere: HashSet<_> =
+            elsewhere.into_iter().filter_map(|record| Some((record.pid, record.pid_namespace.clone()?))).collect();
+        // A run in a container below ours calls itself by another pid.
+        let is_known = |pid: &i32| {
+            here.contains(pid)
+                || (!elsewhere.is_empty() && procfs::innermost_pid(*pid).is_some_and(|name| elsewhere.contains(&name)))
+        };
         let waiting = self.flocks.iter().filter(|flock| flock.waits).map(|flock| flock.pid);
-        waiting.filter(|pid| !known.contains(pid)).collect()
+        waiting.filter(|pid| !is_known(pid)).collect()
     }
 }
 

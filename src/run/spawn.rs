@@ -16,6 +16,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpid, getppid, setpgid};
+use tracing::warn;
 
 use super::policy::Group;
 use crate::claude::program::{Program, Unstartable};
@@ -45,6 +46,16 @@ struct Exec {
     null: Option<File>,
 }
 
+/// What the child tells us, up to its exec, in the memory that it shares with us.
+#[derive(Default)]
+struct Told {
+    /// All is done but the exec.
+    is_prepared: bool,
+    failure: Option<Errno>,
+    /// It will not hear of our death. What runs in a container that refuses that is better off with a child than without.
+    unheard: Option<Errno>,
+}
+
 impl Launch<'_> {
     /// Sets a variable of its environment.
     pub fn set(&mut self, name: &str, value: &str) {
@@ -66,28 +77,32 @@ impl Launch<'_> {
     ) -> Result<Pid> {
         let exec = self.prepare()?;
         let us = getpid();
-        let mut failure = Errno::UnknownErrno;
+        let mut told = Told::default();
         // Large enough to be mapped for itself: of its pages, only those that are used are ever made.
         let mut stack = vec![0; 256 * 1024];
         let child = || {
             let outputs = [(stdout, libc::STDOUT_FILENO), (stderr, libc::STDERR_FILENO)];
-            failure = in_child(&exec, self.signals, group, lock, outputs, us).err().unwrap_or(Errno::UnknownErrno);
+            told.failure = in_child(&exec, self.signals, group, lock, outputs, us, &mut told).err();
             127
         };
         // No signal may be handled in the child while it shares our memory: it would be taken for ours.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).context("cannot set the signal mask")?;
-        // SAFETY: with CLONE_VFORK we sleep until the child has executed or exited, so the stack, `exec` and `failure`
+        // SAFETY: with CLONE_VFORK we sleep until the child has executed or exited, so the stack, `exec` and `told`
         // outlive its use of them and nobody else touches them; the child calls nothing but async-signal-safe functions.
         let pid =
             unsafe { clone(Box::new(child), &mut stack, CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK, Some(libc::SIGCHLD)) };
         mask.thread_set_mask().context("cannot set the signal mask")?;
         let pid = pid.context("cannot start a process")?;
-        if failure == Errno::UnknownErrno {
-            return Ok(pid);
+        if let Some(error) = told.unheard {
+            warn!(%error, "cannot have the child told if claude-run is killed: it would run on");
         }
+        let Some(failure) = told.failure else { return Ok(pid) };
         // It has exited already: this only takes its remains away, and cannot fail while it is our child.
         let _ = waitpid(pid, None);
-        Err(self.explain(failure).into())
+        if told.is_prepared {
+            return Err(self.explain(failure).into());
+        }
+        Err(failure).context("cannot prepare the child's process: its group, signals or descriptors are refused here")
     }
 
     /// Becomes the program. Returns only if that fails.
@@ -154,11 +169,12 @@ fn in_child(
     lock: Option<BorrowedFd>,
     outputs: [(Option<BorrowedFd>, RawFd); 2],
     parent: Pid,
+    told: &mut Told,
 ) -> nix::Result<()> {
     if group == Group::Own {
         setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
     }
-    set_pdeathsig(Signal::SIGTERM)?;
+    told.unheard = set_pdeathsig(Signal::SIGTERM).err();
     if getppid() != parent {
         // We were killed before the kernel knew that it should tell: there is nobody left to run for.
         return Err(Errno::ECHILD);
@@ -172,6 +188,7 @@ fn in_child(
         }
     }
     signals.restore()?;
+    told.is_prepared = true;
     exec.run()
 }
 

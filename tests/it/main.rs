@@ -5,6 +5,7 @@
 
 mod command_line;
 mod config_dir;
+mod containers;
 mod docs;
 mod doctor;
 mod env;

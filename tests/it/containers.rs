@@ -1,0 +1,209 @@
+//! The shapes that containers have: what is refused there, hidden or read-only. claude-run works, or says what it cannot do;
+//! it never hangs, and never keeps the lock.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::env::{Ended, Env, Running, binary, can_unshare, fake_claude, until};
+
+/// The command in a mount namespace of its own, behind `prepare`, a shell command.
+fn in_namespace(env: &Env, flags: &str, prepare: &str, words: &[&str]) -> Running {
+    Running::start(namespace(env, flags, prepare, words))
+}
+
+fn namespace(env: &Env, flags: &str, prepare: &str, words: &[&str]) -> Command {
+    let mut unshare = env.command("unshare");
+    unshare.args([flags, "sh", "-c", &format!(r#"{prepare} && exec "$@""#), "sh"]).arg(binary()).args(words);
+    unshare.env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
+    unshare
+}
+
+#[test]
+fn containers_with_their_own_pids_and_mounts_exclude_each_other_at_one_path() {
+    if !can_unshare("-rmpf") {
+        return;
+    }
+    let env = Env::new();
+    env.make_lock_file();
+    let prepare = "mount -t proc proc /proc";
+    let fake = fake_claude().display().to_string();
+    let holder = in_namespace(&env, "-rmpf", prepare, &["--label", "first", "--claude", &fake, "--", "-p", "ready; hang"]);
+    assert_eq!(holder.ready()[1], 1, "claude-run is PID 1 there");
+    let busy = in_namespace(&env, "-rmpf", prepare, &["--wait", "0", "true"]).end();
+    assert_eq!(busy.code(), 75, "{busy:?}");
+    let waiter = in_namespace(&env, "-rmpf", prepare, &["--label", "second", "true"]);
+    assert!(waiter.message().contains("held by first"), "another container's record tells who holds it");
+    let mut status = env.claude_run();
+    let told = status.args(["status", "--json"]).assert().success();
+    let told: serde_json::Value = serde_json::from_slice(&told.get_output().stdout).expect("JSON");
+    assert_eq!(told["holders"][0]["record"]["label"], "first", "{told:#}");
+    assert_eq!(told["waiting"][0]["label"], "second", "{told:#}");
+    assert_eq!(told["waiting_without_record"], serde_json::json!([]), "nobody is counted twice: {told:#}");
+    // `unshare` ignores TERM; its child, which is claude-run, does not, and is not PID 1 for us.
+    let [unshare, first] = [holder.pid().as_raw(), 0];
+    let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).expect("a process");
+    let claude_run: i32 = children.trim().parse().unwrap_or(first);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(claude_run), nix::sys::signal::Signal::SIGTERM).expect("it lives");
+    assert_eq!(holder.end().code(), 143);
+    assert_eq!(waiter.end().code(), 0);
+    assert!(!env.is_locked());
+}
+
+#[test]
+fn a_read_only_root_is_enough_even_for_output_that_nobody_reads() {
+    if !can_unshare("-rm") {
+        return;
+    }
+    let env = Env::new();
+    env.make_lock_file();
+    // All of it, but for the config dir.
+    let prepare = r#"mount -o remount,bind,ro / && for at in /tmp /var/tmp /run /dev/shm "$HOME/.claude"; do
+            mount --bind "$at" "$at" && mount -o remount,bind,ro "$at"; done;
+        mount -o remount,bind,rw "$HOME/.claude" && ! touch /tmp/probe 2>/dev/null"#;
+    let fake = fake_claude().display().to_string();
+    let words =
+        ["--claude", &fake, "--", "-p", "ready; text 20000000; result new ok; exit 4", "--output-format", "stream-json"];
+    let mut command = namespace(&env, "-rm", prepare, &words);
+    let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("unshare");
+    // Nobody reads yet, and 20 MB are more than what may wait in memory: there is no file to wait in.
+    let mut stdout = run.stdout.take().expect("piped");
+    let mut first = [0; 6];
+    stdout.read_exact(&mut first).expect("a line");
+    std::thread::sleep(Duration::from_millis(700));
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest).expect("its end");
+    assert_eq!(&first, b"ready ");
+    assert!(rest.len() > 20_000_000, "{}", rest.len());
+    assert!(
+        rest.ends_with(b"\"type\":\"result\"}\n"),
+        "{:?}",
+        rest.last_chunk::<100>().map(|end| String::from_utf8_lossy(end))
+    );
+    let ended = run.wait_with_output().expect("a child");
+    assert_eq!((ended.status.code(), &*String::from_utf8_lossy(&ended.stderr)), (Some(4), ""));
+    assert!(!env.is_locked() && env.home().join(".claude/claude-run/history.jsonl").exists());
+}
+
+#[test]
+fn without_proc_a_run_works_and_as_pid_1_leaves_nothing() {
+    for (flags, proc) in [("-rmpf", "umount -l /proc || mount -t tmpfs none /proc"), ("-rm", "mount -t tmpfs none /proc")] {
+        if !can_unshare(flags) {
+            return;
+        }
+        let env = Env::new();
+        let run = in_namespace(&env, flags, &format!("{{ {proc}; }}"), &["sh", "-c", "sleep 600 & exit 4"]);
+        let ended = run.end();
+        assert_eq!(ended.code(), 4, "{flags}: {ended:?}");
+        assert!(!env.is_locked(), "{flags}");
+        assert!(processes_in(&env).is_empty(), "{flags}: {:?}", processes_in(&env));
+    }
+}
+
+/// Who has its working directory in here.
+fn processes_in(env: &Env) -> Vec<String> {
+    let processes = fs::read_dir("/proc").expect("proc").flatten();
+    let here = processes.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(env.path(""))));
+    here.map(|entry| fs::read_to_string(entry.path().join("stat")).unwrap_or_default()).collect()
+}
+
+#[test]
+fn where_other_users_processes_are_hidden_a_run_works() {
+    if !can_unshare("-rmpf") {
+        return;
+    }
+    let env = Env::new();
+    let prepare = "mount -t proc -o hidepid=2 proc /proc";
+    let ended = in_namespace(&env, "-rmpf", prepare, &["sh", "-c", "setsid sleep 600 & exit 4"]).end();
+    assert_eq!(ended.code(), 4, "{ended:?}");
+    assert!(!env.is_locked() && processes_in(&env).is_empty());
+}
+
+/// System calls that a container's seccomp profile may refuse, and that claude-run has something to do with.
+const REFUSED: [(&str, libc::c_long); 14] = [
+    ("prctl", libc::SYS_prctl),
+    ("pidfd_open", libc::SYS_pidfd_open),
+    ("pidfd_send_signal", libc::SYS_pidfd_send_signal),
+    ("renameat2", libc::SYS_renameat2),
+    ("inotify_init1", libc::SYS_inotify_init1),
+    ("statx", libc::SYS_statx),
+    ("clone3", libc::SYS_clone3),
+    ("close_range", libc::SYS_close_range),
+    ("getrandom", libc::SYS_getrandom),
+    ("memfd_create", libc::SYS_memfd_create),
+    ("splice", libc::SYS_splice),
+    ("uname", libc::SYS_uname),
+    ("setpgid", libc::SYS_setpgid),
+    ("flock", libc::SYS_flock),
+];
+
+#[test]
+fn where_seccomp_refuses_a_system_call_a_run_works_or_says_what_it_cannot_do() {
+    for (name, number) in REFUSED {
+        for errno in [libc::EPERM, libc::ENOSYS] {
+            let env = Env::new();
+            // A run with all that it can have: the lock, frames to read, a tool that is left.
+            let mut command = env.command(binary());
+            command.arg("--claude").arg(fake_claude()).args(["--kill-after", "1", "--", "-p"]);
+            command.args(["tool& exec sleep 600; result new ok; exit 4", "--output-format", "json"]);
+            refuse(&mut command, number, errno);
+            let ended = Running::start(command).end();
+            let case = format!("{name}, {}: {ended:?}", io::Error::from_raw_os_error(errno));
+            match name {
+                // Without the lock nothing may run; without a group of its own, nothing does.
+                "flock" => assert!(ended.code() == 125 && ended.stderr_text().contains("cannot lock"), "{case}"),
+                _ if ended.code() == 125 => assert!(says_what(&ended, errno), "{case}"),
+                _ => assert_eq!(ended.code(), 4, "{case}"),
+            }
+            if name == "prctl" {
+                assert!(ended.stderr_text().contains("subreaper"), "{case}");
+            }
+            assert!(!env.is_locked(), "{case}");
+            if name != "prctl" {
+                until(&format!("nothing is left: {case}"), || processes_in(&env).is_empty());
+            } else {
+                end_those_in(&env);
+            }
+        }
+    }
+}
+
+/// One line, that names what was refused.
+fn says_what(ended: &Ended, errno: i32) -> bool {
+    let why = io::Error::from_raw_os_error(errno).to_string();
+    ended.stderr.iter().any(|line| line.starts_with("claude-run: ") && line.contains(why.split(" (os").next().unwrap_or(&why)))
+}
+
+fn end_those_in(env: &Env) {
+    for stat in processes_in(env) {
+        let pid: i32 = stat.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL); // it may have ended
+    }
+}
+
+/// Has the kernel refuse one system call to `command` and all below it, as a container's profile does.
+fn refuse(command: &mut Command, number: libc::c_long, errno: i32) {
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let equal =
+        libc::sock_filter { code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, jt: 0, jf: 1, k: number as u32 };
+    let filter = [
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0), // the number of the call
+        equal,
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno as u32),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ];
+    let install = move || {
+        let mut filter = filter;
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: the program is a valid filter that lives for the length of the call.
+        let installed = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) == 0
+        };
+        if installed { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: prctl(2) is async-signal-safe, and the closure allocates nothing.
+    unsafe { command.pre_exec(install) };
+}
