@@ -14,6 +14,8 @@ need shellcheck shellcheck
 need flock util-linux # and unshare and setpriv, which come with it
 need node nodejs
 need strace strace
+need tini tini # the peers, whose answers are compared with ours
+need dumb-init dumb-init
 need npm npm
 need_cargo deny
 for component in rustfmt clippy; do

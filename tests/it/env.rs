@@ -76,6 +76,8 @@ impl Env {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", self.home()).current_dir(self.dir.path());
         command.stdin(Stdio::null());
+        // Where scripts/coverage.sh wants to have told what was reached.
+        command.envs(std::env::var_os("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
         command
     }
 

@@ -20,6 +20,7 @@ mod mode;
 mod nested;
 mod oauth;
 mod output;
+mod peers;
 mod proper_lockfile;
 mod pty;
 mod quiet;

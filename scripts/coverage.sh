@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Which lines of src no test reaches: unit tests and behaviour tests together (with cargo-llvm-cov, which it installs).
+#
+#   scripts/coverage.sh [FILE...]     a line for each file; of those named here, the lines that are not reached
+#
+# What ends by KILL, or becomes another program by exec, cannot tell what it has reached.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+case "${1-}" in
+  -h | --help) exec sed -n '2,/^set /s/^# \{0,1\}//p' "scripts/${0##*/}" ;;
+esac
+need_cargo llvm-cov
+rustup component add llvm-tools >/dev/null 2>&1 || true # without rustup, LLVM_COV and LLVM_PROFDATA name them
+export CARGO_TARGET_DIR=$top/target/coverage
+cargo llvm-cov --no-report --locked --quiet --lib --test it --examples >/dev/null
+cargo llvm-cov report --summary-only --ignore-filename-regex 'tests/|policy/tests|redact/tests' |
+  awk '/^Filename/ || /\.rs / || /^TOTAL/ { printf "%-40s %6s lines, %4s not reached, %s\n", $1, $8, $9, $10 }'
+for file in "$@"; do
+  echo
+  cargo llvm-cov report --text --ignore-filename-regex 'tests/' | awk -v file="$file" '
+    /^\// { shown = index($0, file) } shown && /^ +[0-9]+\| +0\|/ { print file ":" $0 }'
+done
