@@ -1,5 +1,49 @@
 //! Starting the child, or becoming it. A clone(2) that shares our memory until the exec, as posix_spawn(3) does it, since
 //! that costs half of a fork(2); posix_spawn itself cannot set the signal that the child gets at our death.
+//!
+//! What `claude-run PROGRAM` asks of the kernel between its own exec and that of PROGRAM, and why (`tests/it/system_calls.rs`
+//! holds us to it; the words of the second column are at most so many calls):
+//!
+//! ```text
+//! we     1 execve           by our caller
+//! we     6 brk              the C library's start, from here
+//! we     1 arch_prctl
+//! we     1 set_tid_address
+//! we     1 set_robust_list
+//! we     1 rseq
+//! we     1 prlimit64
+//! we     1 readlink
+//! we     1 mprotect         … to here
+//! we     2 getrandom        the seeds of its allocator and of our hash tables
+//! we     3 fcntl            are descriptors 0 to 2 open?
+//! we    33 rt_sigaction     what our caller ignores, then our handlers, which the registry looks up first
+//! we     1 rt_sigprocmask   our caller's mask does not count for us
+//! we     2 getpid           the run's id; whose child it is that looks whether we live
+//! we     1 openat           the settings file
+//! we     4 statx            the program, twice the config dir, and once whether the kernel knows the call at all
+//! we     2 access           may it be run? may the config dir be written?
+//! we     2 ioctl            is stdin our terminal? is stdout one?
+//! we     1 pipe2            the bell that signals ring
+//! we     1 openat           the lock file
+//! we     2 statx            which file that is, and whether the path still names it once it is locked
+//! we     1 flock
+//! we     1 openat           claude's refresh locks: whose
+//! we     2 statx            … and whether there are any
+//! we     8 readlink         … one of them beside the real path of the config dir, a call for each part of that
+//! we     1 prctl            subreaper
+//! we     1 waitid           whoever is our child already is none of ours
+//! we     2 fcntl            a pipe as stdout is enlarged
+//! we     3 mmap             the child's first stack
+//! we     1 rt_sigprocmask   nothing may be handled in the child while it shares our memory
+//! we     1 clone
+//! child  1 setpgid          a group of its own
+//! child  1 prctl            it hears of our death …
+//! child  1 getppid          … unless we were dead before
+//! child  1 fcntl            the lock's descriptor stays open
+//! child 11 rt_sigaction     as our caller had them
+//! child  1 rt_sigprocmask
+//! child  1 execve
+//! ```
 
 use std::ffi::{CString, OsString};
 use std::fs::File;

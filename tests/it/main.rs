@@ -35,4 +35,5 @@ mod shim;
 mod signals;
 mod start;
 mod status;
+mod system_calls;
 mod terminal;
