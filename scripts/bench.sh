@@ -37,6 +37,8 @@
 # Then what `refresh` mode costs while the token is fresh:
 #
 #   fresh token  wall time of a run of 50 ms with --lock refresh, as a multiple of that with --lock pass-through
+#   race         of 12 agents that start at once on an expired token, by scripts/race.sh: the most refreshes that they made in
+#                any layout and under any of claude's own locks, and their wall time as a multiple of one alone, the median
 #
 # Then what reading along costs, with claude-run told to look for frames (--output-format stream-json), 1 GiB of them (--quick:
 # 256 MiB), a pipe in front and a pipe behind:
@@ -285,6 +287,15 @@ output() {
   done
 }
 
+# Its table has the columns mode, layout, lock, refreshes, invalid_grant, failed, clean, all ended, of alone, at once.
+race() {
+  local rows=(refresh)
+  [ "$mib" = 1024 ] || rows=("refresh shared none")
+  HOME=$own_home CLAUDE_RUN_BIN=$work/bin/claude-run "$race_script" "${rows[@]}" >race.table || fail "race.sh: $(tail -n 5 race.table)"
+  awk -F ' *[|] *' '$2 == "refresh" { if ($5 > posts) posts = $5; print "claude-run race_of_alone", $10 }
+    END { print "claude-run race_posts", posts }' race.table >>samples
+}
+
 # The samples, lines of SUBJECT MEASURE VALUE, as JSON: the medians of each subject, and the targets.
 summary() {
   jq -nR --arg version "$(bin/claude-run --version)" --arg kernel "$(uname -srm)" --argjson cpus "$(nproc)" '
@@ -297,6 +308,7 @@ summary() {
     | { version: $version, kernel: $kernel, cpus: $cpus, subjects: ., targets: [
         ["overhead, as a multiple of flock", $ours.overhead_of_flock, "<=", 1],
         ["overhead, as a multiple of flock+timeout", $ours.overhead_us / ."flock+timeout".overhead_us, "<=", 0.45],
+        ["overhead, as a multiple of tini", $ours.overhead_us / .tini.overhead_us, "<=", 1],
         ["overhead of :exec, as a multiple of tini", ."claude-run:exec".overhead_us / .tini.overhead_us, "<=", 1],
         ["memory while waiting, KiB", $ours.memory_kib_waiting, "<=", 2560],
         ["memory while running, KiB", $ours.memory_kib_running, "<=", 2560],
@@ -306,6 +318,8 @@ summary() {
         ["record and history, us more", .kept.time_us - .unkept.time_us, "<=", 200],
         ["status on 1,000 records, ms", .status.time_us / 1000, "<=", 50],
         ["fresh token, as a multiple of pass-through", .refresh.time_us / ."pass-through".time_us, "<=", 1.15],
+        ["race: refreshes of 12 agents, at most", $ours.race_posts, "<=", 1],
+        ["race: wall time, as a multiple of one alone", $ours.race_of_alone, "<=", 1.3],
         ["relay, as a multiple of cat", $ours.bytes_per_s / .cat.bytes_per_s, ">=", 0.8],
         ["log, as a multiple of sed", $ours.logged_per_s / .sed.bytes_per_s, ">=", 5],
         ["long line, KiB", $ours.long_line_kib, "<=", 24576],
@@ -331,6 +345,7 @@ show() {
 ensure_programs
 binary=${CLAUDE_RUN_BIN:+$(realpath -- "$CLAUDE_RUN_BIN")}
 cd "$(dirname "$0")/.."
+race_script=$PWD/scripts/race.sh
 json=${json:-$PWD/target/bench.json}
 mkdir -p "$(dirname "$json")"
 if [ -z "$binary" ]; then
@@ -348,6 +363,7 @@ cp "$binary" "$work/bin/claude-run" # a build that ends meanwhile must not chang
 cd "$work"
 # What the caller has set for claude-run must not count; session.lock in this dir is the one lock of all subjects.
 unset "${!CLAUDE_@}" RUST_BACKTRACE
+own_home=$HOME
 export HOME=$work CLAUDE_CONFIG_DIR=$work
 
 echo "bench: overhead, $rounds rounds of $runs runs" >&2
@@ -364,6 +380,8 @@ echo "bench: records, and status on 1,000 of them" >&2
 records
 echo "bench: refresh mode" >&2
 fresh_token
+echo "bench: race" >&2
+race
 echo "bench: output, $mib MiB" >&2
 output "$mib"
 summary >"$json" || fail "a sample is missing"

@@ -12,7 +12,7 @@
 #
 # Layouts: `shared` is one config dir; in `bind` it is bind-mounted at another path for each agent, as into containers (that
 # wants root, or user namespaces). The agents are fake claudes that refresh their token under no lock of their own, under that of
-# the versions up to 2.1.126 (`legacy`) or the two of those from 2.1.128 (`modern`).
+# the versions up to 2.1.126 (`legacy`) or the two of those from 2.1.128 (`modern`). CLAUDE_RUN_BIN names another claude-run.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -35,7 +35,7 @@ need cc gcc
 need flock util-linux
 
 cargo build --release --locked --quiet --bin claude-run --example fake_claude --example oauth_stand_in
-claude_run=$top/target/release/claude-run
+claude_run=${CLAUDE_RUN_BIN:-$top/target/release/claude-run}
 export CLAUDE_RUN_CLAUDE=$top/target/release/examples/fake_claude
 stand_in=$top/target/release/examples/oauth_stand_in
 
