@@ -1,8 +1,8 @@
 //! claude-run: Claude Code under one session lock and a watchdog that leaves nothing behind.
 //!
 //! The flow goes one way, and the rooms stand in its order; a module imports only from those above it and from the
-//! leaves (`outcome`, `diag`, `procfs`, `run_id`, `identity`, `object`, `changes`,
-//! `mounts`):
+//! leaves (`outcome`, `diag`, `procfs`, `run_id`, `identity`, `object`, `files`,
+//! `changes`, `mounts`):
 //!
 //! ```text
 //! words, environment -> Cli -> Settings -> Plan -> session lock -> run -> Outcome -> exit code
@@ -27,6 +27,7 @@ pub mod claude;
 pub mod cli;
 pub mod diag;
 pub mod event;
+mod files;
 pub mod identity;
 pub mod lock;
 pub mod mounts;

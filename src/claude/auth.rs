@@ -3,12 +3,12 @@
 //! (measured with 2.1.84 and 2.1.330), so what goes before it does not mean that nothing rotates; but for one.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::credentials::Login;
+use crate::files;
 use crate::settings::Environment;
 
 /// A way to prove it.
@@ -96,12 +96,16 @@ pub fn rules_out_refreshes(environment: Environment) -> Option<&'static str> {
     environment(OAUTH_TOKEN).filter(|token| !token.is_empty()).map(|_| OAUTH_TOKEN)
 }
 
+/// More than any settings.
+const LARGEST_SETTINGS: u64 = 8 << 20;
+
 /// Claude's own settings, as far as they are about this. What cannot be read says nothing.
 struct Settings(Vec<(PathBuf, Value)>);
 
 impl Settings {
     fn read(config_dir: &Path, arguments: &[OsString]) -> Self {
-        let at = |path: &Path| Some((path.to_owned(), serde_json::from_slice(&fs::read(path).ok()?).ok()?));
+        let at =
+            |path: &Path| Some((path.to_owned(), serde_json::from_slice(&files::read(path, LARGEST_SETTINGS).ok()?).ok()?));
         let files = [
             MANAGED.into(),
             ".claude/settings.local.json".into(),
@@ -135,6 +139,8 @@ fn is_true(value: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use std::time::SystemTime;
+
+    use std::fs;
 
     use super::*;
 

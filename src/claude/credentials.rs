@@ -1,13 +1,13 @@
 //! `.credentials.json`: when the access token expires. The tokens themselves are never kept, never shown, never written.
 
-use std::fs::File;
-use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
+
+use crate::files;
 
 /// What the credentials file says of the OAuth login.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Login {
     /// Reads the file. One that is just being rewritten in place, as older versions do, is read again.
     pub fn read_whole(config_dir: &Path) -> Self {
         for _ in 0..REWRITING.as_millis() / READ_AGAIN.as_millis() {
-            match read(&Self::path(config_dir)).map(|bytes| Self::parse(&bytes)) {
+            match files::read(&Self::path(config_dir), LARGEST).map(|bytes| Self::parse(&bytes)) {
                 Ok(Self::Unclear(_)) => thread::sleep(READ_AGAIN),
                 _ => break,
             }
@@ -47,7 +47,7 @@ impl Login {
 
     /// Reads the file, as it is at this moment.
     pub fn read(config_dir: &Path) -> Self {
-        match read(&Self::path(config_dir)) {
+        match files::read(&Self::path(config_dir), LARGEST) {
             Ok(bytes) => Self::parse(&bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => Self::None,
             Err(error) => Self::Unclear(error.to_string()),
@@ -56,7 +56,8 @@ impl Login {
 
     /// Whether there is a token that it can be refreshed with.
     pub fn has_refresh_token(config_dir: &Path) -> bool {
-        let file = read(&Self::path(config_dir)).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let file =
+            files::read(&Self::path(config_dir), LARGEST).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         file.is_some_and(|file| file["claudeAiOauth"]["refreshToken"].as_str().is_some_and(|token| !token.is_empty()))
     }
 
@@ -77,16 +78,10 @@ impl Login {
     }
 }
 
-/// No FIFO may hang us here, and nothing endless fill the memory.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    let mut bytes = Vec::new();
-    file.take(LARGEST).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
+use crate::files;
 use crate::procfs::{Stat, boot_id, host, pid_namespace};
 
 /// One lock.
@@ -55,13 +56,16 @@ const STALE_AFTER: Duration = Duration::from_secs(10);
 /// every new one fails, after 8 s.
 const NEWER_STALE_AFTER: Duration = Duration::from_secs(60);
 
+/// More than any file that tells whose a lock is.
+const LARGEST_OWNER: u64 = 64 << 10;
+
 impl RefreshLock {
     /// Both locks of `config_dir`: that of all versions, and that of the newer ones.
     pub fn of(config_dir: &Path) -> [Self; 2] {
         let real = fs::canonicalize(config_dir).unwrap_or_else(|_| config_dir.to_owned());
         let mut sibling = real.into_os_string();
         sibling.push(".lock");
-        let owner = fs::read(Self::owner_file(config_dir)).ok().and_then(|text| Owner::parse(&text));
+        let owner = files::read(&Self::owner_file(config_dir), LARGEST_OWNER).ok().and_then(|text| Owner::parse(&text));
         let newer = Self::at(config_dir.join(".oauth_refresh.lock"), owner.clone(), NEWER_STALE_AFTER);
         let older = Self::at(sibling.into(), None, STALE_AFTER);
         // The newer versions take the older lock as well, and touch both.

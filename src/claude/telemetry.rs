@@ -2,13 +2,14 @@
 //! `telemetry/1p_failed_events.<session>.<uuid>.json` in the config dir, one event a line, of all kinds. Only those about
 //! refreshes are looked at; files are cut short, vanish while they are read, and have lines of 100 KB.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use memchr::memmem;
 
+use crate::files;
 use crate::object::Members;
 
 /// An event of a refresh.
@@ -133,7 +134,7 @@ impl Telemetry {
 
     /// Reads on where it was left, up to the last line that is complete: one that is being written comes the next time.
     fn read_file(&mut self, path: PathBuf, events: &mut Vec<RefreshEvent>) -> io::Result<()> {
-        let mut file = File::open(&path)?;
+        let mut file = files::open(&path)?;
         let known = self.read.iter().position(|(known, _)| *known == path);
         let known = known.unwrap_or_else(|| {
             self.read.push((path, 0));
@@ -168,7 +169,7 @@ impl Telemetry {
     /// Counts what is cut at the end of a file as well: nobody completes it any more.
     pub fn count_cut(&mut self) {
         for (path, read) in &self.read {
-            let tail = File::open(path).and_then(|mut file| {
+            let tail = files::open(path).and_then(|mut file| {
                 file.seek(SeekFrom::Start(*read))?;
                 file.take(1).read_to_end(&mut Vec::new())
             });

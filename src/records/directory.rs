@@ -13,6 +13,7 @@ use fs4::{FileExt, TryLockError};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::run_record::{Hold, RunRecord};
+use crate::files;
 use crate::identity::Identity;
 use crate::run_id::RunId;
 
@@ -153,7 +154,7 @@ impl Directory {
     /// # Errors
     /// There is nobody to wait for: it has no record, or nobody has it locked.
     pub fn wait_for_end(&self, run: &str, bound: Duration) -> io::Result<()> {
-        let file = File::open(self.runs().join(run).with_extension(RECORD))?;
+        let file = files::open(&self.runs().join(run).with_extension(RECORD))?;
         if !is_locked(&file) {
             return Err(ErrorKind::NotFound.into());
         }

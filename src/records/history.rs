@@ -11,11 +11,15 @@ use fs4::FileExt;
 use super::directory::Directory;
 use super::run_record::read_time;
 use crate::diag::open_to_append;
+use crate::files;
 use crate::identity::Identity;
 use crate::object::Members;
 
 /// When it is set aside.
 const LARGE: u64 = 8 << 20;
+
+/// More than a file of history can be: a hundred agents that end at once each add a line before one sets it aside.
+const LARGEST: u64 = 8 * LARGE;
 
 /// A finished run, as its line tells it.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,10 +71,10 @@ impl Directory {
     pub fn read_history(&self) -> io::Result<History> {
         let mut history = History::default();
         for path in [self.older_history(), self.history()] {
-            match fs::read(path) {
+            match files::read(&path, LARGEST) {
                 Ok(bytes) => history.take_in(&bytes),
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
             }
         }
         Ok(history)
@@ -111,7 +115,7 @@ fn set_aside(directory: &Directory, large: &File) -> io::Result<()> {
 }
 
 fn read_end(path: &std::path::Path, length: u64) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
+    let mut file = files::open(path)?;
     let size = file.metadata()?.len();
     file.seek(SeekFrom::Start(size.saturating_sub(length)))?;
     let mut bytes = Vec::new();

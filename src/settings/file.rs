@@ -14,9 +14,13 @@ use tempfile::NamedTempFile;
 use toml_edit::{Document, DocumentMut, Item, Value};
 
 use crate::cli::{OPTIONS, Opt};
+use crate::files;
 
 /// What it is called.
 pub const NAME: &str = "claude-run.toml";
+
+/// More than any such file.
+const LARGEST: u64 = 8 << 20;
 
 /// A settings file, read but not yet understood.
 #[derive(Debug)]
@@ -39,7 +43,7 @@ impl SettingsFile {
     /// # Errors
     /// It cannot be read, is no TOML, or has a key or a kind of value that does not belong there.
     pub fn read(path: &Path) -> Result<Option<Self>> {
-        match fs::read_to_string(path) {
+        match files::read_text(path, LARGEST) {
             Ok(text) => Self::parse(path, &text).map(Some),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot read the settings file {}", path.display())),
@@ -113,7 +117,7 @@ pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> String) -> io::Resul
 
 /// Puts a changed copy in the place of the file `path`, with its owner and mode; a new one gets the owner of `directory`.
 fn replace(path: &Path, directory: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
-    let text = match fs::read_to_string(path) {
+    let text = match files::read_text(path, LARGEST) {
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         text => text?,
     };

@@ -95,3 +95,28 @@ fn one_that_is_not_writable_is_warned_of_and_used() {
     assert_eq!((ended.code(), &ended.stdout[..]), (0, &["ran".to_owned()][..]), "{ended:?}");
     assert!(ended.stderr_text().contains("not writable"), "{ended:?}");
 }
+
+#[test]
+fn a_fifo_in_the_place_of_a_file_that_is_read_hangs_nothing() {
+    for (name, code) in [
+        ("claude-run.toml", 125),
+        (".credentials.json", 4),
+        (".oauth_refresh.lock.owner", 4),
+        ("settings.json", 4),
+        ("claude-run/history.jsonl", 4),
+        ("claude-run/runs/1-1.json", 4),
+        ("telemetry/1p_failed_events.a.b.json", 4),
+    ] {
+        let env = crate::env::Env::new();
+        let fifo = env.home().join(".claude").join(name);
+        std::fs::create_dir_all(fifo.parent().expect("a parent")).expect("a directory");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+        let ended = env.start(["--lock", "refresh", "--", "sh", "-c", "exit 4"]).end();
+        assert_eq!(ended.code(), code, "{name}: {ended:?}");
+        assert_eq!(code == 125, ended.stderr_text().contains("claude-run.toml: it is a FIFO"), "{name}: {ended:?}");
+        for operation in ["status", "report", "doctor", "events", "settings"] {
+            let ended = env.start([operation]).end();
+            assert!(ended.code() <= 1 || ended.code() == 125 && ended.stderr_text().contains(name), "{name}: {ended:?}");
+        }
+    }
+}
