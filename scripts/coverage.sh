@@ -14,14 +14,20 @@ esac
 need_cargo llvm-cov
 rustup component add llvm-tools >/dev/null 2>&1 || true # without rustup, LLVM_COV and LLVM_PROFDATA name them
 export CARGO_TARGET_DIR=$top/target/coverage
+# shellcheck source=/dev/null
+. <(cargo llvm-cov show-env --export-prefix 2>/dev/null)
+cargo llvm-cov clean --workspace
+cargo build --locked --quiet --bins --examples
 # A test that measures, or counts system calls, may fail with the instruments in.
-cargo llvm-cov --no-report --ignore-run-fail --locked --lib --test it --examples >target/coverage.log 2>&1 ||
-  die "see target/coverage.log"
-grep -E '^test .* FAILED|^test result' target/coverage.log || true
-cargo llvm-cov report --summary-only --ignore-filename-regex 'tests/|policy/tests|redact/tests' |
-  awk '/^Filename/ || /\.rs / || /^TOTAL/ { printf "%-40s %6s lines, %4s not reached, %s\n", $1, $8, $9, $10 }'
+cargo test --locked --lib --test it >target/coverage.log 2>&1 || true
+grep -E '^test .* FAILED|^test result' target/coverage.log
+report() {
+  # What was killed while it wrote has left half a file.
+  cargo llvm-cov report --failure-mode all --ignore-filename-regex '(^|/)tests(/|[.]rs)' "$@" 2>/dev/null
+}
+report --summary-only | awk '/^Filename/ || /[.]rs / || /^TOTAL/ { printf "%-40s %6s lines, %4s not reached, %s\n", $1, $8, $9, $10 }'
 for file in "$@"; do
   echo
-  cargo llvm-cov report --text --ignore-filename-regex 'tests/' | awk -v file="$file" '
+  report --text | awk -v file="$file" '
     /^\// { shown = index($0, file) } shown && /^ +[0-9]+\| +0\|/ { print file ":" $0 }'
 done

@@ -5,6 +5,7 @@ mod operations;
 mod options;
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
@@ -43,7 +44,10 @@ pub enum Request {
 
 impl Cli {
     /// Takes `words` apart; the first is the name we were called by.
-    pub fn parse(words: Vec<OsString>) -> Request {
+    pub fn parse(mut words: Vec<OsString>) -> Request {
+        if let Some(before) = words_before_command(&words) {
+            return Request::Run(Self::without_options(words.split_off(before)));
+        }
         // The help texts are made only for those who will see one: every run passes here, and few of them are refused.
         let parsed =
             parser(Texts::None).try_get_matches_from(&words).or_else(|_| parser(Texts::All).try_get_matches_from(&words));
@@ -69,8 +73,8 @@ impl Cli {
         }
     }
 
-    /// A command line of the shim: every word belongs to claude, and no option was typed.
-    pub fn shim(command: Vec<OsString>) -> Self {
+    /// A command line with no option in it, as every one of the shim's.
+    pub fn without_options(command: Vec<OsString>) -> Self {
         Self { matches: None, behind: None, command }
     }
 
@@ -89,6 +93,17 @@ impl Cli {
     /// Whether `-q` was typed.
     pub fn quiet(&self) -> bool {
         self.matches.as_ref().is_some_and(|matches| matches.get_flag(QUIET))
+    }
+}
+
+/// How many words stand before COMMAND, if it is plain that there is no option and no operation: as in most command lines. Making
+/// the parser would be a third of all that a run does before its child starts.
+fn words_before_command(words: &[OsString]) -> Option<usize> {
+    match words.get(1) {
+        None => Some(words.len()),
+        Some(first) if first == "--" => Some(2),
+        Some(first) if first.as_bytes().starts_with(b"-") || operations::is_one(first) => None,
+        Some(_) => Some(1),
     }
 }
 
@@ -229,6 +244,27 @@ mod tests {
         for (words, command) in cases {
             assert_eq!(command_of(words), command, "{words:?}");
         }
+    }
+
+    #[test]
+    fn without_an_option_the_parser_would_say_the_same() {
+        let alphabet = ["--", "-p", "-v", "x", "", "claude", "status", "--wait", "-", "---", "--wait=1"];
+        let mut plain = 0;
+        for order in 0..alphabet.len().pow(3) {
+            for length in 0..=3 {
+                let word = |place: usize| alphabet[order / alphabet.len().pow(place as u32) % alphabet.len()];
+                let words: Vec<OsString> =
+                    std::iter::once("claude-run").chain((0..length).map(word)).map(OsString::from).collect();
+                let Some(before) = words_before_command(&words) else { continue };
+                let matches =
+                    parser(Texts::None).try_get_matches_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+                let command: Vec<OsString> =
+                    matches.get_many(COMMAND).map(|words| words.cloned().collect()).unwrap_or_default();
+                assert_eq!(command, words[before..], "{words:?}");
+                plain += 1;
+            }
+        }
+        assert!(plain > 1000, "{plain}");
     }
 
     #[test]

@@ -166,7 +166,7 @@ fn understand(words: Vec<OsString>) -> Request {
     match words.split_first() {
         Some((called_as, arguments)) if program::is_shim(called_as) => {
             let command = std::iter::once(OsString::from(program::NAME)).chain(arguments.iter().cloned()).collect();
-            Request::Run(Cli::shim(command))
+            Request::Run(Cli::without_options(command))
         }
         _ => Cli::parse(words),
     }

@@ -1,6 +1,6 @@
 //! What an operator can ask for: the words behind the name of an operation.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -85,12 +85,16 @@ pub(super) const USAGE: [&str; 7] = [
 /// How long `mode --drain` waits when it is not told: as long as a run may take by default, and a little.
 const DRAIN: &str = "125m";
 
+/// Whether this is the name of an operation.
+pub(super) fn is_one(word: &OsStr) -> bool {
+    USAGE.iter().any(|usage| usage.split(' ').next().is_some_and(|name| word == name))
+}
+
 /// Understands the words of a command line whose first is the name of an operation, `None` if it is none. The matches have
 /// what shared options were among them.
 pub(super) fn parse(words: &[OsString]) -> Option<Result<(Operation, ArgMatches), clap::Error>> {
-    let name = words.first()?.to_str()?;
     // The parsers are made only for who needs one: every run passes here.
-    USAGE.iter().find(|usage| usage.split(' ').next() == Some(name))?;
+    let name = words.first().filter(|word| is_one(word))?.to_str()?;
     let parser = parsers().into_iter().find(|parser| parser.get_name() == name)?;
     let parser = parser.bin_name(format!("claude-run {name}")).max_term_width(100).next_line_help(true);
     let matches = match parser.try_get_matches_from(words) {

@@ -106,8 +106,10 @@ impl Queue {
             here.contains(pid)
                 || (!elsewhere.is_empty() && procfs::innermost_pid(*pid).is_some_and(|name| elsewhere.contains(&name)))
         };
+        // /proc/locks is read in pieces: who moves up in the queue meanwhile can stand in two of them.
+        let mut seen = HashSet::new();
         let waiting = self.flocks.iter().filter(|flock| flock.waits).map(|flock| flock.pid);
-        waiting.filter(|pid| !is_known(pid)).collect()
+        waiting.filter(|pid| seen.insert(*pid) && !is_known(pid)).collect()
     }
 }
 
@@ -120,5 +122,18 @@ impl fmt::Display for Holder {
             }
             Self::Process { pid, name } => write!(f, "a process without a run record: pid {pid} ({})", name.escape_debug()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_is_counted_once() {
+        let waits = |pid| Flock { pid, waits: true };
+        let lock = Identity { device: 1, inode: 2 };
+        let queue = Queue { lock, flocks: vec![Flock { pid: 4711, waits: false }, waits(7), waits(8), waits(7)] };
+        assert_eq!(queue.waiting_without_record(&[]), [7, 8]);
     }
 }
