@@ -149,7 +149,12 @@ mod tests {
         fs::write(config_dir.path().join("settings.json"), settings)?;
         let environment = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
         let words: Vec<_> = words.iter().map(OsString::from).collect();
-        Ok(Auth::of(&environment, config_dir.path(), &words, login).name())
+        let auth = Auth::of(&environment, config_dir.path(), &words, login);
+        // A person is told by what it is so.
+        let names = [OAUTH_TOKEN, AUTH_TOKEN, API_KEY, HELPER].into_iter().chain(CLOUDS);
+        let is_named = names.into_iter().any(|name| auth.describe().contains(name));
+        assert_eq!(is_named, !matches!(auth, Auth::Login | Auth::None), "{}", auth.describe());
+        Ok(auth.name())
     }
 
     #[test]

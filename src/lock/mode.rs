@@ -59,9 +59,9 @@ impl Lock {
     fn refusal(&self) -> String {
         let path = self.path.display();
         match self.wait {
-            Wait::No => format!("the session lock {path} is held by another process, and --wait is 0"),
             Wait::AtMost(bound) => format!("the session lock {path} was not free within {}; --wait waits longer", show(bound)),
-            Wait::Forever => format!("the session lock {path} is held by another process"),
+            // The latter is never refused.
+            Wait::No | Wait::Forever => format!("the session lock {path} is held by another process, and --wait is 0"),
         }
     }
 }

@@ -239,3 +239,20 @@ fn after_15_seconds_a_refresh_is_no_longer_spared() {
     run.expect_line("signal TERM");
     assert!(started.elapsed() >= Duration::from_secs(15));
 }
+
+#[test]
+fn after_70_seconds_a_refresh_lock_that_somebody_still_holds_is_no_longer_waited_for() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let lock = lock_of(&env, process::id());
+    let started = Instant::now();
+    let mut waiter = env.start(["-v", "--", "sh", "-c", "exit 4"]);
+    while waiter.is_running() && started.elapsed() < Duration::from_secs(200) {
+        age(&lock, 0); // as its holder does
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert!(started.elapsed() >= Duration::from_secs(70), "{:?}", started.elapsed());
+    let ended = waiter.end();
+    assert_eq!(ended.code(), 4, "{ended:?}");
+    assert!(ended.stderr_text().contains("going on after 1m 10s"), "{ended:?}");
+}

@@ -37,6 +37,22 @@ fn usr1_is_ours_and_tells_the_state() {
 }
 
 #[test]
+fn a_waiter_tells_its_state_at_usr1_and_is_stopped_and_continued_as_any_process() {
+    let env = Env::new();
+    let mut holder = env.hold_lock();
+    let waiter = env.start(["--wait", "1h", "--", "sh", "-c", "exit 4"]);
+    assert!(waiter.message().contains("waiting for the session lock"));
+    waiter.signal(Signal::SIGUSR1);
+    assert!(waiter.message().contains("waiting for the session lock"));
+    waiter.signal(Signal::SIGTSTP);
+    until("it is stopped", || state(waiter.pid().as_raw()) == Some('T'));
+    waiter.signal(Signal::SIGCONT);
+    until("it goes on", || state(waiter.pid().as_raw()) == Some('S'));
+    holder.let_go();
+    assert_eq!(waiter.end().code(), 4);
+}
+
+#[test]
 fn tstp_stops_both_and_cont_resumes_both() {
     let env = Env::new();
     let run = env.start_fake(&[], "ready; signals; say go; hang");
