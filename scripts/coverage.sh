@@ -17,6 +17,7 @@ export CARGO_TARGET_DIR=$top/target/coverage
 # shellcheck source=/dev/null
 . <(cargo llvm-cov show-env --export-prefix 2>/dev/null)
 cargo llvm-cov clean --workspace
+trap 'rm -f default_*.profraw' EXIT # of those whose environment was emptied
 cargo build --locked --quiet --bins --examples
 # A test that measures, or counts system calls, may fail with the instruments in.
 cargo test --locked --lib --test it >target/coverage.log 2>&1 || true
