@@ -142,7 +142,7 @@ fn take_session_lock(lock: &Lock, journal: &mut Journal, channel: &mut Channel) 
         Err(busy) => when_busy(busy, lock, journal, channel)?,
     };
     match &taken {
-        Taken::AboveUs => info!(name: "lock.acquired", lock = %path, "a run above this one holds the session lock for it"),
+        Taken::AboveUs => info!(name: "lock.acquired", lock = %path, "a process above this one holds the session lock for it"),
         Taken::ByCaller(_) => {
             info!(name: "lock.acquired", lock = %path, "the caller's own descriptor holds the session lock for this run");
         }
@@ -159,6 +159,9 @@ fn when_busy(candidate: Candidate, lock: &Lock, journal: &mut Journal, channel: 
     }
     if ours::is_held_by_a_descriptor_of("self", identity) {
         return Ok(Taken::ByCaller(identity));
+    }
+    if ours::is_held_by_an_ancestor(identity) {
+        return Ok(Taken::AboveUs);
     }
     if let Some(refreshes) = lock.refreshes.as_ref().filter(|_| lock.only_while_due) {
         channel.follow(&[Login::path(&refreshes.config_dir)]);

@@ -1,12 +1,14 @@
-//! The lock is busy, but for us: a live run above us holds it, or a descriptor that our caller left open to us does.
+//! The lock is busy, but for us: a live run or another process above us holds it, or a descriptor that our caller left open to us.
 //! Waiting would then be waiting for ourselves.
 
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 
+use nix::unistd::getppid;
+
 use crate::identity::Identity;
-use crate::procfs;
+use crate::procfs::{self, Stat};
 use crate::records::{Directory, RunRecord};
 use crate::run_id::RunId;
 
@@ -67,6 +69,21 @@ impl fmt::Display for Claim {
 /// a try on an inherited descriptor with a shared lock could lose that lock.
 pub(super) fn is_held_by_a_descriptor_of(process: &str, identity: Identity) -> bool {
     any_descriptor(process, identity, |kind| kind == "WRITE")
+}
+
+/// Whether a process above us holds an exclusive flock on the file `identity`. Claude passes the lock's descriptor to none of its
+/// tools: so it is with a run whose claude-run was killed, and with an old shell block around a claude that calls us.
+pub(super) fn is_held_by_an_ancestor(identity: Identity) -> bool {
+    let mut pid = getppid().as_raw();
+    while procfs::is_of_our_pid_namespace()
+        && let Some(stat) = Stat::read(pid)
+    {
+        if is_held_by_a_descriptor_of(&pid.to_string(), identity) {
+            return true;
+        }
+        pid = stat.parent;
+    }
+    false
 }
 
 /// Whether a descriptor of `process` holds any flock on the file `identity`.

@@ -142,3 +142,35 @@ fn in_another_pid_namespace_a_stale_claim_lets_nobody_through_either() {
     elsewhere.args(["-rpf", "--mount-proc"]).arg(binary()).args(["--wait", "0", "true"]).env("CLAUDE_RUN_HELD", stale);
     assert_eq!(Running::start(elsewhere).end().code(), 75);
 }
+
+#[test]
+fn a_run_below_a_killed_claude_run_s_child_that_holds_the_lock_does_not_wait_for_it() {
+    let env = Env::new();
+    // Its tools get no descriptor of claude's, as with the real one.
+    let tool = "#!/bin/bash\nexec 3>&- 4>&- 5>&- 6>&- 7>&-\nuntil [ -e go ]; do sleep 0.05; done\n\"$1\" --wait 0 -- echo in\n";
+    let tool = env.script("tool", tool);
+    let steps = format!("ignore TERM; ready; tool {} {}; exit 0", tool.display(), binary().display());
+    let run = env.start_fake(&[], &steps);
+    let [child, ..] = run.ready();
+    run.signal(nix::sys::signal::Signal::SIGKILL);
+    until("claude-run is gone", || {
+        std::fs::read_to_string(format!("/proc/{child}/stat")).is_ok_and(|stat| !stat.contains(&format!(") S {} ", run.pid())))
+    });
+    std::fs::write(env.path("go"), "").expect("a file");
+    run.expect_line("in");
+    until("the child is gone, and the lock free", || !env.is_locked());
+}
+
+#[test]
+fn a_run_below_an_old_block_s_claude_does_not_wait_for_the_block() {
+    let env = Env::new();
+    let mut bash = env.command("bash");
+    // claude closes the descriptor for its tools, and one of them calls claude.
+    bash.args([
+        "-c",
+        r#"( flock -w 600 9 || exit 1; sh -c '"$0" --wait 0 -- sh -c "echo in; exit 4"' "$1" 9>&-; exit $? ) 9>"$0""#,
+    ]);
+    bash.arg(env.make_lock_file()).arg(binary());
+    let ended = Running::start(bash).end();
+    assert_eq!((ended.code(), ended.stdout), (4, vec!["in".to_owned()]), "{:?}", ended.stderr);
+}
