@@ -219,12 +219,11 @@ impl World {
         }
     }
 
-    /// The claude-run that the child has started: it believes that it is below a holder only while the holder's own
-    /// descriptor has the lock.
+    /// The claude-run that the child has started: it is below a holder as long as a process above it has the lock on a
+    /// descriptor, be that the claude-run, or the child alone.
     fn go_nested(&mut self, index: usize) {
         let mut process = self.processes[index];
-        let above_holds = !matches!(process.at, At::Killed | At::Done)
-            && process.file.is_some_and(|file| self.holder(file) == Some(index as u8));
+        let above_holds = process.file.is_some_and(|file| self.holder(file) == Some(index as u8));
         process.nested_at = match process.nested_at {
             At::Start => {
                 process.nested_file = Some(self.open());
@@ -287,13 +286,8 @@ impl Model for Shape {
                     }
                 }
                 Child::Posting => steps.push(Step::Refresh(index)),
-                Child::Nested => {
-                    steps.push(Step::Nested(index));
-                    // The kernel's TERM reaches it, if it was left alone.
-                    if process.at == At::Killed {
-                        steps.push(Step::Child(index));
-                    }
-                }
+                // It waits for that, whatever has become of its own claude-run: it may ignore the kernel's TERM.
+                Child::Nested => steps.push(Step::Nested(index)),
                 Child::None | Child::Gone => {}
             }
             if !matches!(process.child, Child::None | Child::Gone) && world.kills < self.kills {
