@@ -1,6 +1,7 @@
 //! The directory `<config dir>/claude-run`: the records of live runs, in `runs/`, each kept locked by the run that it is of.
 //! A record whose lock is free is dead, whatever its pid says, in any container and on any host that shares the file system.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -39,6 +40,14 @@ pub(super) struct OwnRecord {
     _locked: File,
     /// None, once it is removed, or another has taken its place.
     path: Option<PathBuf>,
+}
+
+/// What is there to look at. Other files are not ours to judge.
+#[derive(Debug, Default)]
+struct Paths {
+    records: Vec<(RunId, PathBuf)>,
+    /// Not locked yet, so it looks dead while it is written.
+    temporary: Vec<PathBuf>,
 }
 
 /// A record that was found.
@@ -119,8 +128,8 @@ impl Directory {
 
     /// The live runs whose claude-run is called `pid`, each in its own PID namespace.
     pub fn live_with_pid(&self, pid: i32) -> Vec<RunRecord> {
-        let paths = self.paths().unwrap_or_default().into_iter().filter(|(run, _)| run.pid == pid);
-        paths.filter_map(|(run, _)| self.live(&run.to_string())).collect()
+        let records = self.paths().unwrap_or_default().records.into_iter().filter(|(run, _)| run.pid == pid);
+        records.filter_map(|(run, _)| self.live(&run.to_string())).collect()
     }
 
     /// The live run that has taken `lock`. Not a census: it reads on until one has, which is mostly the one who came first, but
@@ -128,7 +137,7 @@ impl Directory {
     pub fn holder(&self, lock: Identity, at_most: usize) -> Option<RunRecord> {
         let mut dead = Vec::new();
         let mut holder = None;
-        for (_, path) in self.paths().ok()?.into_iter().take(at_most) {
+        for (_, path) in self.paths().ok()?.records.into_iter().take(at_most) {
             match look(&path) {
                 Some(Found::Live(record)) if record.holds(lock) => {
                     holder = Some(*record);
@@ -174,9 +183,9 @@ impl Directory {
     pub fn census(&self) -> io::Result<Census> {
         let mut census = Census::default();
         let mut dead = Vec::new();
-        let (records, temporary): (Vec<_>, Vec<_>) =
-            self.paths()?.into_iter().map(|(_, path)| path).partition(|path| path.extension() == Some(RECORD.as_ref()));
+        let Paths { records, temporary } = self.paths()?;
         temporary.iter().for_each(|path| remove_if_forgotten(path));
+        let records: Vec<_> = records.into_iter().map(|(_, path)| path).collect();
         let found = look_at_all(&records);
         for (path, found) in records.into_iter().zip(found) {
             match found {
@@ -198,27 +207,28 @@ impl Directory {
         Ok(census)
     }
 
-    /// The records, and what was to become one. Other files are not ours to judge.
-    fn paths(&self) -> io::Result<Vec<(RunId, PathBuf)>> {
+    /// Where the records are, the oldest first, and what is to become one.
+    fn paths(&self) -> io::Result<Paths> {
+        let mut paths = Paths::default();
         let entries = match fs::read_dir(self.runs()) {
             Ok(entries) => entries,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(paths),
             Err(error) => return Err(error),
         };
-        let mut paths = Vec::new();
         for entry in entries {
             let path = entry?.path();
-            let is_ours = path.extension().is_some_and(|extension| extension == RECORD || extension == TEMPORARY);
-            let run = path.file_stem().and_then(|stem| RunId::parse(stem.to_str()?));
-            if let Some(run) = run.filter(|_| is_ours) {
-                paths.push((run, path));
+            let Some(run) = path.file_stem().and_then(|stem| RunId::parse(stem.to_str()?)) else { continue };
+            match path.extension().and_then(OsStr::to_str) {
+                Some(RECORD) => paths.records.push((run, path)),
+                Some(TEMPORARY) => paths.temporary.push(path),
+                _ => {}
             }
         }
-        // The oldest first. While records come and go, an entry may be read twice.
-        paths.sort_unstable_by(|(one, path), (other, path_of_other)| {
+        // While records come and go, an entry may be read twice.
+        paths.records.sort_unstable_by(|(one, path), (other, path_of_other)| {
             (one.taken_at, one.pid, path.as_os_str()).cmp(&(other.taken_at, other.pid, path_of_other.as_os_str()))
         });
-        paths.dedup();
+        paths.records.dedup();
         Ok(paths)
     }
 }

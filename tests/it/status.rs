@@ -366,7 +366,10 @@ fn who_waits_sweeps_the_records_of_the_dead() {
     for (run, text) in [("7-1", record.clone()), ("7-2", record.replace("\"own\"", "null")), ("7-3", "cut".to_owned())] {
         fs::write(runs(&env).join(run).with_extension("json"), text).expect("a file");
     }
+    let becoming = runs(&env).join("7-4.tmp"); // written, and about to be locked and put in place
+    fs::write(&becoming, &record).expect("a file");
     let waiter = env.start(["--", "true"]);
     assert!(waiter.message().contains("held by holder (pid "));
     assert_eq!(records(&env).len(), 2, "the holder's, and the waiter's");
+    assert!(becoming.exists());
 }
