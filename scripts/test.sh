@@ -17,6 +17,8 @@ need strace strace
 need tini tini # the peers, whose answers are compared with ours
 need dumb-init dumb-init
 need npm npm
+for shell in fish zsh; do need "$shell" "$shell"; done # that complete by our scripts
+need man man-db
 need_cargo deny
 for component in rustfmt clippy; do
   cargo "${component#rust}" --version >/dev/null 2>&1 || rustup component add "$component"

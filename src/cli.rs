@@ -1,6 +1,7 @@
 //! What was typed: taken apart by the table of `options` and the list of `operations`; no I/O, no defaults applied: what a
 //! value means is settled in `settings`.
 
+pub mod help;
 mod operations;
 mod options;
 
@@ -8,12 +9,17 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use clap::builder::ValueParser;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-pub use operations::Operation;
-use operations::USAGE;
+pub use operations::{LOCK_MODE, Operation, SHELLS};
 pub use options::*;
+
+/// With the commit, if that is known; it is not to the build script, which has these parsers, too.
+const VERSION: &str = match option_env!("CLAUDE_RUN_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
 
 /// The variable behind `-v` and `-q`.
 pub const VERBOSITY_VARIABLE: &str = "CLAUDE_RUN_VERBOSITY";
@@ -36,7 +42,7 @@ pub enum Request {
     Run(Cli),
     /// Tell the operator something.
     Operate(Cli, Operation),
-    /// Print this text and be done.
+    /// Print this text, which may have colours, and be done.
     Show(String),
     /// The words are wrong: this text says how.
     Refuse(String),
@@ -62,14 +68,10 @@ impl Cli {
                 match operation {
                     None => Request::Run(cli),
                     Some(Ok((operation, behind))) => Request::Operate(Self { behind: Some(behind), ..cli }, operation),
-                    Some(Err(error)) if error.kind() == ErrorKind::DisplayHelp => Request::Show(error.to_string()),
-                    Some(Err(error)) => Request::Refuse(error.to_string()),
+                    Some(Err(error)) => refuse(&error, cli.command[0].to_str()),
                 }
             }
-            Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-                Request::Show(error.to_string())
-            }
-            Err(error) => Request::Refuse(error.to_string()),
+            Err(error) => refuse(&error, None),
         }
     }
 
@@ -107,6 +109,35 @@ fn words_before_command(words: &[OsString]) -> Option<usize> {
     }
 }
 
+/// The help or the version, where that was asked for; else what is wrong with the words behind `operation`, if they are, and a
+/// way out. One line, as all errors.
+fn refuse(error: &clap::Error, operation: Option<&str>) -> Request {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Request::Show(error.render().ansi().to_string());
+    }
+    let context = |kind| match error.get(kind)? {
+        ContextValue::String(text) => Some(text.as_str()),
+        _ => None,
+    };
+    let unknown = context(ContextKind::InvalidArg).filter(|_| error.kind() == ErrorKind::UnknownArgument);
+    let what = match unknown.filter(|word| word.starts_with('-')) {
+        Some(word) => {
+            let similar = context(ContextKind::SuggestedArg).map(|similar| format!("; did you mean {similar}?"));
+            format!("there is no option {word}{}", similar.unwrap_or_default())
+        }
+        None => {
+            let text = error.to_string();
+            let text = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+            text.split_whitespace().collect::<Vec<_>>().join(" ")
+        }
+    };
+    Request::Refuse(match (operation, unknown) {
+        (Some(operation), _) => format!("{operation}: {what} (see `claude-run {operation} --help`)"),
+        (None, Some(word)) => format!("{what} (what is meant for claude goes behind --: `claude-run -- {word} …`)"),
+        (None, None) => format!("{what} (see `claude-run --help`)"),
+    })
+}
+
 const COMMAND: &str = "command";
 const VERBOSE: &str = "verbose";
 const QUIET: &str = "quiet";
@@ -118,104 +149,86 @@ enum Texts {
     All,
 }
 
+/// The operation that `word` may have been meant to be.
+pub fn similar_operation(word: &str) -> Option<&'static str> {
+    operations::similar(word)
+}
+
+/// The parser, and those of the operations: for who describes them.
+pub fn parsers() -> (Command, [Command; 9]) {
+    (parser(Texts::All), operations::parsers())
+}
+
 fn parser(texts: Texts) -> Command {
-    let options = OPTIONS.map(|option| {
-        let help = match texts {
-            Texts::None => String::new(),
-            Texts::All => format!("{}\n[env: {}] [default: {}]", option.help, option.variable, option.default),
-        };
+    options(texts).arg(
+        Arg::new(COMMAND)
+            .value_name("COMMAND")
+            .help("The program and its arguments; default: claude")
+            .num_args(0..)
+            .trailing_var_arg(true)
+            .value_parser(ValueParser::os_string()),
+    )
+}
+
+/// All but COMMAND.
+fn options(texts: Texts) -> Command {
+    let command = Command::new("claude-run").bin_name("claude-run").args_override_self(true).args(OPTIONS.map(|option| {
         let arg = Arg::new(option.flag)
             .long(option.flag)
+            .short(option.short)
             .value_name(option.value)
             .value_parser(ValueParser::os_string())
             // `--timeout -1` is a bad duration, and should be told so rather than be an unknown flag.
-            .allow_negative_numbers(true)
-            .help_heading(option.heading)
-            .help(help);
-        let arg =
-            if option.value == SWITCH { arg.num_args(0..=1).require_equals(true).default_missing_value("on") } else { arg };
-        match option.short {
-            Some(short) => arg.short(short),
-            None => arg,
+            .allow_negative_numbers(true);
+        let arg = match option.takes {
+            Takes::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("on"),
+            _ => arg,
+        };
+        match texts {
+            Texts::None => arg,
+            Texts::All => explained(arg, option),
         }
-    });
-    let command = match texts {
-        Texts::None => Command::new("claude-run"),
-        Texts::All => Command::new("claude-run").override_usage(usage()),
-    };
-    command
-        .bin_name("claude-run")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about("Runs COMMAND (default: claude) under the session lock and a watchdog that leaves nothing behind.")
-        .after_help(AFTER_HELP)
-        .args_override_self(true)
-        .next_line_help(true)
-        .max_term_width(100)
-        .args(options)
+    }));
+    let command = command
+        .version(VERSION)
         .arg(
             Arg::new(VERBOSE)
                 .short('v')
                 .action(ArgAction::Count)
                 .help_heading(MESSAGES_HEADING)
-                .help("Say more; twice: still more\n[env: CLAUDE_RUN_VERBOSITY=quiet|warnings|info|debug] [default: warnings]"),
+                .help("Say more; twice: still more"),
         )
         .arg(
             Arg::new(QUIET).short('q').action(ArgAction::SetTrue).help_heading(MESSAGES_HEADING).help("Say nothing but errors"),
-        )
-        .arg(
-            Arg::new(COMMAND)
-                .value_name("COMMAND")
-                .help(
-                    "The program and its arguments, byte for byte; everything behind the first word is its own. \
-                     Behind `--`, a first word that starts with `-` is an argument for claude",
-                )
-                .num_args(0..)
-                .trailing_var_arg(true)
-                .value_parser(ValueParser::os_string()),
-        )
+        );
+    if texts == Texts::None {
+        return command;
+    }
+    let operations = operations::parsers();
+    command
+        .about(help::ABOUT)
+        .long_about(format!("{}\n\n{}", help::ABOUT, help::MORE_ABOUT))
+        .override_usage(help::USAGE)
+        .after_help(help::after_short(&operations))
+        .after_long_help(help::after_long(&operations))
+        .max_term_width(WIDTH)
+        .mut_arg(VERBOSE, |arg| {
+            arg.long_help(
+                "Say more; twice: still more\n[env: CLAUDE_RUN_VERBOSITY=quiet|warnings|info|debug] [default: warnings]",
+            )
+        })
 }
 
-fn usage() -> String {
-    let operations = USAGE.map(|words| format!("\n       claude-run {words}"));
-    format!("claude-run [OPTIONS] [--] [COMMAND] [ARGS]...{}", operations.concat())
+/// No line of help is longer, however wide the terminal.
+const WIDTH: usize = 100;
+
+fn explained(arg: Arg, option: &Opt) -> Arg {
+    let Opt { help, more, variable, default, .. } = option;
+    let more = if more.is_empty() { String::new() } else { format!(". {more}") };
+    arg.help_heading(option.heading)
+        .help(format!("{help} [default: {default}]"))
+        .long_help(format!("{help}{more}\n[env: {variable}] [default: {default}]"))
 }
-
-const AFTER_HELP: &str = "\
-DUR is 90, 90s, 1.5, 10m, 2h, 1d or 1h30m; a bare number is seconds. A flag goes before its
-variable, and that before the file claude-run.toml in the config dir, whose keys are the flags
-without their dashes; an empty variable counts as unset. `claude-run settings` prints what counts,
-and why; a program with the name of an operation goes behind `--`. Called under the name `claude`,
-every argument is claude's, and only the variables and the file count.
-
-Each run keeps a record of itself in claude-run/ in the config dir while it lives, and leaves a
-line of history there. `claude-run status` shows who holds the lock and who waits, `mode` sets the
-lock mode for all, `report` sums up the history, `doctor` checks what a shared config dir needs,
-`setup` makes one, `events` reads claude's own telemetry; they end with 0 if all is well and with 1
-if they find trouble, and tell more with --help.
-
-Signals: HUP INT QUIT TERM USR2 WINCH CONT go on to COMMAND, TSTP stops both; TERM, HUP and QUIT
-start the kill grace, a second TERM ends it at once (two within 0.1 s are one). USR1 prints one
-line on the state of the run. While claude may be refreshing its token, what would end it waits,
-at most 15 s.
-
-Exit codes:
-  COMMAND's own, 0 to 255, when it ended by itself
-  0 or 1 claude hung after its result frame and was ended: 1 if the frame says is_error
-  128+N  COMMAND was ended by signal N, or claude-run was, waiting for the lock or for its reader
-  124    hard limit or idle limit; the message says which
-  65     with --require-result: COMMAND exited with 0 and printed no successful result frame
-  75     the lock was not free within --wait (-E changes it)
-  125    claude-run itself failed, usage errors included
-  126    COMMAND was found but cannot be run
-  127    COMMAND was not found
-
-Examples:
-  claude-run -- -p \"hi\"                     claude -p \"hi\", one at a time
-  claude-run --wait 30s -- -p \"hi\"          give up after 30 s, with exit code 75
-  claude-run --timeout 20m -- -p \"hi\"       at most 20 minutes, then exit code 124
-  claude-run --lock pass-through -- mcp list
-  claude-run --timeout 0 make test          any other program, without a hard limit
-";
 
 #[cfg(test)]
 mod tests {

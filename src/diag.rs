@@ -4,15 +4,15 @@
 //! reads it: a watchdog that sleeps in a write watches nothing.
 
 mod log_file;
+mod message;
 
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write, stderr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,13 +20,11 @@ use terminal_size::{Width, terminal_size_of};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
-use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Json, JsonFields, Writer};
-use tracing_subscriber::fmt::{FmtContext, SubscriberBuilder};
-use tracing_subscriber::registry::LookupSpan;
 
 use crate::run_id::RunId;
 pub use log_file::LogFile;
 pub(crate) use log_file::open_to_append;
+use message::Message;
 
 /// How much claude-run says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,10 +63,8 @@ pub fn init(verbosity: Verbosity, format: LogFormat, log: Option<&Path>, run: Ru
         Err(error) => (None, Some(error)),
     };
     IS_QUIET.store(verbosity == Verbosity::Quiet, Ordering::Relaxed);
-    let (stderr, in_log) = (OnceLock::new(), OnceLock::new());
     // An error here means that an earlier run in this process has set it up: as good.
-    let _ =
-        tracing::subscriber::set_global_default(OnFirstMessage { level, format, run, log: log_file.clone(), stderr, in_log });
+    let _ = tracing::subscriber::set_global_default(Messages { level, format, run, log: log_file.clone() });
     if let (Some(path), Some(error)) = (log, error) {
         tracing::warn!("cannot open the log {}: {error}; going on without it", path.display());
     }
@@ -77,66 +73,41 @@ pub fn init(verbosity: Verbosity, format: LogFormat, log: Option<&Path>, run: Ru
 
 static IS_QUIET: AtomicBool = AtomicBool::new(false);
 
-/// The subscriber that most runs never need, since they have nothing to say: made at once, it would touch 40 KiB of memory
-/// between our start and the child's.
-struct OnFirstMessage {
+/// Where messages go. Not tracing-subscriber's: that has no place for a run in each line, and a tenth of all our code.
+struct Messages {
     level: LevelFilter,
     format: LogFormat,
     run: RunId,
     log: Option<Arc<LogFile>>,
-    stderr: OnceLock<Box<dyn Subscriber + Send + Sync>>,
-    in_log: OnceLock<Box<dyn Subscriber + Send + Sync>>,
 }
 
-impl OnFirstMessage {
-    fn for_stderr(&self) -> Box<dyn Subscriber + Send + Sync> {
-        // Internal errors off: tracing-subscriber reports a failed write with eprintln!, which panics when stderr is full.
-        let builder =
-            SubscriberBuilder::default().with_writer(|| Patient).with_max_level(self.level).log_internal_errors(false);
-        match self.format {
-            LogFormat::Text => Box::new(builder.event_format(Plain).finish()),
-            LogFormat::Json => Box::new(builder.fmt_fields(JsonFields::new()).event_format(as_json(self.run)).finish()),
-        }
-    }
-
-    fn for_log(&self, log: &Arc<LogFile>) -> Box<dyn Subscriber + Send + Sync> {
-        let writer = Arc::clone(log);
-        let builder = SubscriberBuilder::default()
-            .with_writer(move || Appending(Arc::clone(&writer)))
-            .with_max_level(self.log_level())
-            .with_ansi(false)
-            .log_internal_errors(false);
-        let run = log.run();
-        match log.format() {
-            LogFormat::Text => Box::new(builder.event_format(WithRun { run, inner: Plain }).finish()),
-            LogFormat::Json => Box::new(builder.fmt_fields(JsonFields::new()).event_format(as_json(run)).finish()),
-        }
-    }
-
-    /// A log is read afterwards, by somebody who wants to know what happened.
-    fn log_level(&self) -> LevelFilter {
-        self.level.max(LevelFilter::INFO)
-    }
-}
-
-impl Subscriber for OnFirstMessage {
+impl Subscriber for Messages {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.max_level_hint().is_some_and(|level| *metadata.level() <= level)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(if self.log.is_some() { self.log_level() } else { self.level })
+        // A log is read afterwards, by somebody who wants to know what happened.
+        Some(if self.log.is_some() { self.level.max(LevelFilter::INFO) } else { self.level })
     }
 
     fn event(&self, event: &Event<'_>) {
+        let message = Message::of(event);
         if let Some(log) = &self.log {
-            self.in_log.get_or_init(|| self.for_log(log)).event(event);
+            let line = match log.format() {
+                LogFormat::Text => message.to_log_line(log.run()),
+                LogFormat::Json => message.to_json(log.run()),
+            };
+            log.append(line.as_bytes());
             if log.is_stderr() {
                 return;
             }
         }
         if *event.metadata().level() <= self.level {
-            self.stderr.get_or_init(|| self.for_stderr()).event(event);
+            say(&match self.format {
+                LogFormat::Text => message.to_text(),
+                LogFormat::Json => message.to_json(self.run),
+            });
         }
     }
 
@@ -163,9 +134,9 @@ pub fn report(error: &anyhow::Error) {
     }
 }
 
-/// Writes what clap has to say about a command line that it refused.
+/// Says what is wrong with a command line.
 pub fn usage(text: &str) {
-    say(&format!("claude-run: {text}"));
+    say(&format!("claude-run: {}\n", text.trim_end()));
 }
 
 /// Asks whoever sits at the terminal.
@@ -241,64 +212,4 @@ fn another_open_of_a_pipe() -> Option<File> {
     let path = "/proc/self/fd/2";
     let is_pipe = fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
     is_pipe.then(|| File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path).ok()).flatten()
-}
-
-/// `claude-run: message key=value`, the form of every message in a terminal or a plain log.
-struct Plain;
-
-impl<S, N> FormatEvent<S, N> for Plain
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        write!(writer, "claude-run: ")?;
-        context.field_format().format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
-    }
-}
-
-/// The same in a log that several runs share, and as JSON: with the time, the run, and the event's name if it has one.
-struct WithRun<F> {
-    run: RunId,
-    inner: F,
-}
-
-impl<S, N, F> FormatEvent<S, N> for WithRun<F>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-    F: FormatEvent<S, N>,
-{
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut text = String::new();
-        self.inner.format_event(context, Writer::new(&mut text), event)?;
-        // Without a name of its own, tracing calls a message by the place it comes from.
-        let name = Some(event.metadata().name()).filter(|name| !name.starts_with("event "));
-        match (text.strip_prefix('{'), name) {
-            (Some(fields), Some(name)) => write!(writer, r#"{{"run":"{}","event":"{name}",{fields}"#, self.run),
-            (Some(fields), None) => write!(writer, r#"{{"run":"{}",{fields}"#, self.run),
-            (None, Some(name)) => writeln!(writer, "{} {} {} event={name}", log_file::now(), self.run, text.trim_end()),
-            (None, None) => write!(writer, "{} {} {text}", log_file::now(), self.run),
-        }
-    }
-}
-
-/// A message as a JSON object.
-fn as_json(run: RunId) -> WithRun<Format<Json>> {
-    WithRun { run, inner: tracing_subscriber::fmt::format().json().flatten_event(true).with_target(false) }
-}
-
-/// The log, as tracing wants to write to it.
-struct Appending(Arc<LogFile>);
-
-impl Write for Appending {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.append(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -44,7 +44,7 @@ pub mod signals;
 
 use std::env;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{ErrorKind, Write};
 use std::mem;
 use std::panic;
 use std::path::Path;
@@ -54,7 +54,7 @@ use nix::sys::signal::Signal;
 
 use claude::config_dir::ConfigDir;
 use claude::program::{self, Unstartable};
-use cli::{Cli, Operation, Request};
+use cli::{Cli, Request};
 use lock::{Claim, Lock, Taken};
 use outcome::Outcome;
 use plan::Plan;
@@ -98,8 +98,11 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
         Request::Run(cli) => (cli, None),
         Request::Operate(cli, operation) => (cli, Some(operation)),
         Request::Show(text) => {
-            io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")?;
-            return Ok(Outcome::Shown);
+            return match anstream::stdout().write_all(text.as_bytes()) {
+                // Whoever reads has seen enough.
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+                _ => Ok(Outcome::Shown),
+            };
         }
         Request::Refuse(text) => {
             diag::usage(&text);
@@ -112,13 +115,12 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     let file = config_dir.as_ref().ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
     let file = file.transpose().map(Option::flatten);
     if let Some(operation) = operation {
-        // A file that is wrong is what `doctor` is for.
         let (file, file_error) = match file {
-            Err(error) if matches!(operation, Operation::Doctor { .. }) => (None, Some(format!("{error:#}"))),
+            Err(error) if operation.bears_a_wrong_file() => (None, Some(format!("{error:#}"))),
             file => (file?, None),
         };
         let context = ops::Context { cli, environment: &environment, file, file_error, config_dir };
-        return ops::run(&operation, context, &mut io::stdout());
+        return ops::run(&operation, context, &mut anstream::stdout());
     }
     let file = file?;
     let settings = Settings::resolve(cli, &environment, file.as_ref())?;

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 
+use crate::cli::similar_operation;
+
 /// Claude Code's name on PATH, the default COMMAND and the name of the shim.
 pub const NAME: &str = "claude";
 
@@ -127,7 +129,10 @@ fn on_path(name: &OsStr, is_claude: bool) -> Result<PathBuf, Unstartable> {
         None if is_claude => Unstartable::NotFound(
             "claude: not found on PATH; install Claude Code, or name it with --claude or CLAUDE_RUN_CLAUDE".into(),
         ),
-        None => Unstartable::NotFound(format!("{shown}: not found on PATH")),
+        None => {
+            let similar = similar_operation(&shown.to_string()).map(|name| format!("; did you mean `claude-run {name}`?"));
+            Unstartable::NotFound(format!("{shown}: not found on PATH{}", similar.unwrap_or_default()))
+        }
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 
-use clap::builder::ValueParser;
+use clap::builder::{PossibleValuesParser, ValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::options::{CONFIG_DIR, LOCK_FILE, Opt};
@@ -69,43 +69,56 @@ pub enum Operation {
         /// How far to look back.
         since: Option<OsString>,
     },
+    /// `completions`
+    Completions {
+        /// The shell that is to complete.
+        shell: String,
+    },
+    /// `man-page`
+    ManPage,
 }
 
-/// How they are called, in the order of the help.
-pub(super) const USAGE: [&str; 7] = [
-    "status [--json] [--watch]",
-    "mode [MODE] [--drain[=DUR]] [--json]",
-    "settings [--json]",
-    "report [--since DUR] [--json]",
-    "doctor [--fix] [--json]",
-    "setup [--shared-dir DIR] [--env-file FILE] [--home DIR] [--dry-run] [--yes] [--json]",
-    "events [--since DUR] [--follow] [--json]",
-];
+impl Operation {
+    /// Whether it can do its work though the settings file is wrong: to find that is what `doctor` is for.
+    pub fn bears_a_wrong_file(&self) -> bool {
+        matches!(self, Self::Doctor { .. } | Self::Completions { .. } | Self::ManPage)
+    }
+}
+
+/// What they are called, in the order of the help.
+const NAMES: [&str; 9] = ["status", "mode", "settings", "report", "doctor", "setup", "events", COMPLETIONS, MAN_PAGE];
+
+const COMPLETIONS: &str = "completions";
+const MAN_PAGE: &str = "man-page";
 
 /// How long `mode --drain` waits when it is not told: as long as a run may take by default, and a little.
 const DRAIN: &str = "125m";
 
 /// Whether this is the name of an operation.
 pub(super) fn is_one(word: &OsStr) -> bool {
-    USAGE.iter().any(|usage| usage.split(' ').next().is_some_and(|name| word == name))
+    NAMES.iter().any(|name| word == *name)
 }
 
-/// Understands the words of a command line whose first is the name of an operation, `None` if it is none. The matches have
-/// what shared options were among them.
+/// The operation that `word` may have been meant to be.
+pub(super) fn similar(word: &str) -> Option<&'static str> {
+    let likeness = |name: &str| strsim::jaro(name, word);
+    NAMES.into_iter().max_by(|one, other| likeness(one).total_cmp(&likeness(other))).filter(|name| likeness(name) > 0.8)
+}
+
+/// Understands the words of a command line whose first is the name of an operation, `None` if it is none.
 pub(super) fn parse(words: &[OsString]) -> Option<Result<(Operation, ArgMatches), clap::Error>> {
     // The parsers are made only for who needs one: every run passes here.
     let name = words.first().filter(|word| is_one(word))?.to_str()?;
     let parser = parsers().into_iter().find(|parser| parser.get_name() == name)?;
-    let parser = parser.bin_name(format!("claude-run {name}")).max_term_width(100).next_line_help(true);
-    let matches = match parser.try_get_matches_from(words) {
-        Ok(matches) => matches,
-        Err(error) => return Some(Err(error)),
-    };
+    Some(parser.try_get_matches_from(words).map(|matches| understand(name, matches)))
+}
+
+fn understand(name: &str, matches: ArgMatches) -> (Operation, ArgMatches) {
     let value = |name: &str| matches.get_one::<OsString>(name).cloned();
-    let json = matches.get_flag(JSON);
+    let json = matches.try_contains_id(JSON).is_ok() && matches.get_flag(JSON);
     let operation = match name {
         "status" => Operation::Status { json, watch: matches.get_flag("watch") },
-        "mode" => Operation::Mode { json, set: value("mode"), drain: value("drain") },
+        "mode" => Operation::Mode { json, set: value(LOCK_MODE), drain: value("drain") },
         "settings" => Operation::Settings { json },
         "doctor" => Operation::Doctor { json, fix: matches.get_flag("fix") },
         "setup" => Operation::Setup {
@@ -117,21 +130,31 @@ pub(super) fn parse(words: &[OsString]) -> Option<Result<(Operation, ArgMatches)
             yes: matches.get_flag("yes"),
         },
         "events" => Operation::Events { json, since: value("since"), follow: matches.get_flag("follow") },
+        COMPLETIONS => Operation::Completions { shell: matches.get_one::<String>(SHELL).cloned().unwrap_or_default() },
+        MAN_PAGE => Operation::ManPage,
         _ => Operation::Report { json, since: value("since") },
     };
-    Some(Ok((operation, matches)))
+    (operation, matches)
 }
 
 const JSON: &str = "json";
+const SHELL: &str = "shell";
+/// The value of `mode`.
+pub const LOCK_MODE: &str = "mode";
 
-fn parsers() -> [Command; 7] {
+/// The shells that there are completions for.
+pub const SHELLS: &[&str] = &["bash", "fish", "zsh"];
+
+pub(super) fn parsers() -> [Command; 9] {
     [
-        operation("status", "Shows who holds the session lock, who waits for it, what runs without it, and how things stand")
+        operation("status", "Shows who holds the session lock, who waits for it, and how things stand")
+            .long_about("Shows who holds the session lock, who waits for it in what order, what runs without it, the refresh locks, the token's expiry and the last runs.")
             .arg(Arg::new("watch").long("watch").short('w').action(ArgAction::SetTrue).help("Again each second, until Ctrl-C"))
             .after_help(EXIT_CODES),
-        operation("mode", "Shows the lock mode, or sets it for the whole factory, in claude-run.toml in the config dir")
+        operation("mode", "Shows the lock mode, or sets it for the whole factory")
+            .long_about("Shows the lock mode, where it is set, and which live runs follow another one; or sets it for the whole factory, in claude-run.toml in the config dir.")
             .arg(
-                Arg::new("mode")
+                Arg::new(LOCK_MODE)
                     .value_name("MODE")
                     .value_parser(ValueParser::os_string())
                     .help("exclusive, refresh or pass-through"),
@@ -147,13 +170,13 @@ fn parsers() -> [Command; 7] {
                     .help("Wait until no live run follows another mode, at most so long [default: 125m]"),
             )
             .after_help(EXIT_CODES),
-        operation("settings", "Prints every setting, its value and where that comes from: flag, environment, file or default"),
-        operation("report", "Sums up finished runs: outcomes, waits, holds, the time lost to the lock, and the cost")
+        operation("settings", "Prints every setting, its value and where that comes from")
+            .long_about("Prints every setting, its value and where that comes from: flag, environment, file or default."),
+        operation("report", "Sums up finished runs: outcomes, waits, holds, cost")
+            .long_about("Sums up finished runs: outcomes, waits, holds, the time lost to the lock, and the cost.")
             .arg(since("Only runs that began so long ago at most: 90m, 12h, 7d [default: all there are]")),
-        operation(
-            "doctor",
-            "Checks everything that a shared config dir needs, and tells what each finding means and what to do",
-        )
+        operation("doctor", "Checks everything that a shared config dir needs")
+        .long_about("Checks everything that a shared config dir needs, and tells what each finding means and what to do.")
         .arg(
             Arg::new("fix")
                 .long("fix")
@@ -161,7 +184,8 @@ fn parsers() -> [Command; 7] {
                 .help("Remove refresh locks of claude's whose owner is proven dead, or that are stale by their own protocol"),
         )
         .after_help("Exit codes: 0 no failure (there may be warnings), 1 a failure, 125 own failure"),
-        operation("setup", "Makes a shared config dir, or moves ~/.claude there, and leaves a link behind")
+        operation("setup", "Makes a shared config dir, or moves ~/.claude there")
+            .long_about("Makes a shared config dir, or moves ~/.claude there, and leaves a link behind. Nothing is lost, whenever it is killed: the next call goes on.")
             .arg(path("shared-dir", "DIR", "The dir to share; the config dir is `config` in it [env: CLAUDE_SHARED_DIR] [default: /var/lib/disinto/claude-shared]"))
             .arg(path("env-file", "FILE", "Write CLAUDE_SHARED_DIR and CLAUDE_CONFIG_DIR into FILE; its other lines stay"))
             .arg(path("home", "DIR", "Whose ~/.claude it is [default: HOME]"))
@@ -169,10 +193,8 @@ fn parsers() -> [Command; 7] {
             .arg(Arg::new("dry-run").long("dry-run").short('n').action(ArgAction::SetTrue).help("Only say what would be done"))
             .arg(Arg::new("yes").long("yes").short('y').action(ArgAction::SetTrue).help("Do not ask before anything is moved"))
             .after_help("Exit codes: 0 done, or nothing to do, or nothing done without --yes; 1 refused, or something is left to do; 125 own failure"),
-        operation(
-            "events",
-            "Reads what Claude Code's own telemetry files tell of its token refreshes: is all well with its locks?",
-        )
+        operation("events", "Reads what claude's own telemetry tells of its token refreshes")
+        .long_about("Reads what Claude Code's own telemetry files tell of its token refreshes: is all well with its locks?")
         .arg(since("Only events of so long ago at most: 90m, 12h, 7d [default: all there are]"))
         .arg(
             Arg::new("follow")
@@ -182,7 +204,23 @@ fn parsers() -> [Command; 7] {
                 .help("Each event as it comes, until Ctrl-C"),
         )
         .after_help(EXIT_CODES),
+        named(COMPLETIONS, "Prints the script by which a shell completes claude-run's command lines")
+            .long_about("Prints the script by which a shell completes claude-run's command lines. For bash: source <(claude-run completions bash)")
+            .arg(
+                Arg::new(SHELL)
+                    .value_name("SHELL")
+                    .required(true)
+                    .value_parser(PossibleValuesParser::new(SHELLS))
+                    .hide_possible_values(true)
+                    .help("bash, fish or zsh"),
+            ),
+        named(MAN_PAGE, "Prints the man page, claude-run(1)")
+            .long_about("Prints the man page, claude-run(1). To read it: claude-run man-page | man -l -"),
     ]
+}
+
+fn named(name: &'static str, about: &'static str) -> Command {
+    Command::new(name).bin_name(format!("claude-run {name}")).about(about).max_term_width(super::WIDTH)
 }
 
 fn path(name: &'static str, value: &'static str, help: &'static str) -> Arg {
@@ -204,7 +242,7 @@ fn operation(name: &'static str, about: &'static str) -> Command {
             .value_parser(ValueParser::os_string())
             .help(option.help)
     };
-    Command::new(name).about(about).arg(json).args([shared(&CONFIG_DIR), shared(&LOCK_FILE)])
+    named(name, about).arg(json).args([shared(&CONFIG_DIR), shared(&LOCK_FILE)])
 }
 
 #[cfg(test)]
@@ -212,9 +250,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parsers_are_sound_and_every_one_has_its_usage() {
-        for (parser, usage) in parsers().into_iter().zip(USAGE) {
-            assert_eq!(usage.split(' ').next(), Some(parser.get_name()));
+    fn the_parsers_are_sound_and_named() {
+        for (parser, name) in parsers().into_iter().zip(NAMES) {
+            assert_eq!(parser.get_name(), name);
             parser.debug_assert();
         }
     }

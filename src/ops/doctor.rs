@@ -11,6 +11,7 @@ mod settings;
 use std::io::Write;
 
 use anyhow::Result;
+use clap::builder::styling::{AnsiColor, Style};
 
 use super::{Context, write};
 use crate::object::Object;
@@ -43,6 +44,16 @@ impl Verdict {
             Self::Failure => "failure",
         }
     }
+
+    /// On a terminal.
+    fn style(self) -> Style {
+        match self {
+            Self::Pass => AnsiColor::Green,
+            Self::Warning => AnsiColor::Yellow,
+            Self::Failure => AnsiColor::Red,
+        }
+        .on_default()
+    }
 }
 
 impl Finding {
@@ -60,7 +71,8 @@ impl Finding {
 
     fn to_text(&self) -> String {
         let Self { check, verdict, what, means, todo } = self;
-        let mut text = format!("{:<9}{check:<16}{what}\n", verdict.name());
+        let style = verdict.style();
+        let mut text = format!("{style}{:<9}{style:#}{check:<16}{what}\n", verdict.name());
         for (name, line) in [("means", means), ("do", todo)] {
             if !line.is_empty() {
                 text.push_str(&format!("{:<25}{name}: {line}\n", ""));

@@ -3,6 +3,7 @@
 //! `setup`, none changes anything.
 
 mod doctor;
+mod documents;
 mod events;
 mod mode;
 mod report;
@@ -65,6 +66,8 @@ pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Res
         }
         Operation::Events { json, since, follow } => events::show_all(&context, since.as_deref(), *follow, *json, out),
         Operation::Settings { json } => settings::show(&context, *json, out),
+        Operation::Completions { shell } => write(out, documents::completions(shell)).map(|()| Outcome::Shown),
+        Operation::ManPage => write(out, documents::MAN_PAGE).map(|()| Outcome::Shown),
         Operation::Report { json, since } => report::show(&context, since.as_deref(), *json, out),
     };
     match outcome {

@@ -2,8 +2,9 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
 
-use crate::env::{Env, fake_claude};
+use crate::env::{Env, binary, fake_claude};
 
 #[test]
 fn a_first_word_with_a_dash_is_claude_s_and_so_is_the_word_claude() {
@@ -35,8 +36,12 @@ fn usage_errors_are_125_and_name_the_word() {
     let env = Env::new();
     for (words, part) in [
         (&["--bad", "x"][..], "--bad"),
-        (&["-p", "hi"], "-- -p"),
+        (&["-p", "hi"], "there is no option -p (what is meant for claude goes behind --: `claude-run -- -p …`)"),
+        (&["--wiat", "1", "x"], "there is no option --wiat; did you mean --wait?"),
         (&["--wait"], "--wait"),
+        (&["status", "--jsn"], "status: there is no option --jsn; did you mean --json? (see `claude-run status --help`)"),
+        (&["status", "x"], "'x' found (see `claude-run status --help`)"),
+        (&["completions", "tcsh"], "bash, fish, zsh"),
         (&["--lock", "none", "x"], "exclusive, refresh, pass-through"),
         (&["--leftovers", "x", "x"], "kill, keep"),
         (&["--stdin", "x", "x"], "inherit, null"),
@@ -47,6 +52,7 @@ fn usage_errors_are_125_and_name_the_word() {
         let assert = env.claude_run().args(words).assert().code(125).stdout("");
         let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
         assert!(stderr.starts_with("claude-run: ") && stderr.contains(part), "{words:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{words:?}: {stderr}");
     }
 }
 
@@ -74,12 +80,70 @@ fn a_bad_variable_is_125_and_named_with_its_value() {
 #[test]
 fn help_and_version_go_to_stdout_with_0() {
     let env = Env::new();
-    for word in ["--help", "-h"] {
+    let text = |word: &str| {
         let assert = env.claude_run().arg(word).assert().code(0).stderr("");
-        let text = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
-        assert!(text.contains("Examples:") && text.contains("Exit codes:"), "{text}");
+        String::from_utf8_lossy(&assert.get_output().stdout).into_owned()
+    };
+    let (short, long) = (text("-h"), text("--help"));
+    for part in ["Session lock:", "Operations:", "Exit codes:", "Examples:"] {
+        assert!(short.contains(part) && long.contains(part), "{part}");
     }
-    env.claude_run().arg("--version").assert().code(0).stdout(format!("claude-run {}\n", env!("CARGO_PKG_VERSION")));
+    assert!(short.lines().count() < long.lines().count() && long.contains("[env: CLAUDE_RUN_LOCK]"));
+    let too_long = |line: &&str| line.chars().count() > 100;
+    assert_eq!([&short, &long].map(|text| text.lines().find(too_long)), [None, None]);
+    assert_eq!(text("--version"), format!("claude-run {}\n", env!("CLAUDE_RUN_VERSION")));
+    assert_eq!(text("-V"), text("--version"));
+}
+
+#[test]
+fn the_version_tells_the_commit() {
+    let git = |words: &[&str]| Command::new("git").args(words).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    let is_ours = git(&["rev-parse", "--show-toplevel"])
+        .is_ok_and(|output| output.stdout.trim_ascii_end() == env!("CARGO_MANIFEST_DIR").as_bytes());
+    let commit = git(&["log", "-1", "--format=%h", "--abbrev=12"]).ok().filter(|output| is_ours && output.status.success());
+    let version = env!("CLAUDE_RUN_VERSION");
+    match commit {
+        Some(commit) => {
+            let commit = String::from_utf8(commit.stdout).expect("text");
+            assert!(version.starts_with(&format!("{} ({} 20", env!("CARGO_PKG_VERSION"), commit.trim())), "{version}");
+        }
+        None => assert_eq!(version, env!("CARGO_PKG_VERSION")),
+    }
+}
+
+#[test]
+fn colours_are_for_terminals_and_for_who_wants_them() {
+    let env = Env::new();
+    let colours = |words: &[&str], variable: Option<(&str, &str)>| {
+        let output = env.claude_run().args(words).envs(variable).assert();
+        output.get_output().stdout.contains(&b'\x1b')
+    };
+    for words in [&["-h"][..], &["--help"], &["status", "--help"], &["doctor"]] {
+        assert!(!colours(words, None), "{words:?}");
+        assert!(colours(words, Some(("CLICOLOR_FORCE", "1"))), "{words:?}");
+    }
+    assert!(!colours(&["doctor", "--json"], Some(("CLICOLOR_FORCE", "1"))));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_of_the_help_is_no_failure() {
+    let env = Env::new();
+    let mut claude_run = env.command(binary());
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = claude_run.arg("--help").stdout(writer).output().expect("started");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn a_program_that_is_not_there_may_have_been_meant_for_an_operation() {
+    let env = Env::new();
+    env.claude_run()
+        .arg("statsu")
+        .assert()
+        .code(127)
+        .stderr("claude-run: statsu: not found on PATH; did you mean `claude-run status`?\n");
+    env.claude_run().arg("nonesuch").assert().code(127).stderr("claude-run: nonesuch: not found on PATH\n");
 }
 
 #[test]

@@ -333,6 +333,17 @@ pub(crate) fn state(pid: i32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
+/// Whether `program` is there. scripts/test.sh installs it, so in CI it has to be.
+pub(crate) fn needs(program: &str) -> bool {
+    let is_there =
+        Command::new("sh").args(["-c", "command -v \"$0\" >/dev/null", program]).status().is_ok_and(|status| status.success());
+    if !is_there {
+        assert!(std::env::var_os("CI").is_none(), "{program} is missing here, where every test has to run");
+        eprintln!("SKIPPED: there is no {program}; scripts/test.sh installs it");
+    }
+    is_there
+}
+
 /// Whether this machine lets us make the namespaces that a container has. Where it could, a test may not be skipped.
 pub(crate) fn can_unshare(flags: &str) -> bool {
     let can = Command::new("unshare").args([flags, "true"]).stderr(Stdio::null()).status().is_ok_and(|status| status.success());

@@ -8,6 +8,7 @@ mod config_dir;
 mod containers;
 mod docs;
 mod doctor;
+mod documents;
 mod env;
 mod events;
 mod exit_codes;

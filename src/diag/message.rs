@@ -1,0 +1,102 @@
+//! One message, as it looks on stderr, in a log, and as JSON.
+
+use std::fmt::Debug;
+
+use serde_json::Value;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level};
+
+use super::log_file::now;
+use crate::object::Object;
+use crate::run_id::RunId;
+
+/// What an event says.
+pub(super) struct Message {
+    level: Level,
+    /// What has happened, if that has a name.
+    name: Option<&'static str>,
+    text: String,
+    fields: Vec<(&'static str, Value)>,
+}
+
+impl Message {
+    pub(super) fn of(event: &Event<'_>) -> Self {
+        let metadata = event.metadata();
+        // Without a name of its own, tracing calls an event by the place it comes from.
+        let name = Some(metadata.name()).filter(|name| !name.starts_with("event "));
+        let mut message = Self { level: *metadata.level(), name, text: String::new(), fields: Vec::new() };
+        event.record(&mut message);
+        message
+    }
+
+    /// `claude-run: message key=value`, the form of every message in a terminal.
+    pub(super) fn to_text(&self) -> String {
+        let mut line = format!("claude-run: {}", self.text);
+        for (name, value) in &self.fields {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            line.extend([" ", name, "=", &value]);
+        }
+        // What others have a hand in, a path for instance, does not move anybody's cursor.
+        let is_harmless = |c: char| !c.is_control() || c == '\n';
+        let mut line = line.chars().fold(String::new(), |mut line, c| {
+            if is_harmless(c) {
+                line.push(c)
+            } else {
+                line.extend(c.escape_default())
+            }
+            line
+        });
+        line.push('\n');
+        line
+    }
+
+    /// The same in a log that several runs share: with the time, the run, and the event's name if it has one.
+    pub(super) fn to_log_line(&self, run: RunId) -> String {
+        let text = self.to_text();
+        let name = self.name.map_or_else(String::new, |name| format!(" event={name}"));
+        format!("{} {run} {}{name}\n", now(), text.trim_end())
+    }
+
+    /// As a JSON object.
+    pub(super) fn to_json(&self, run: RunId) -> String {
+        let mut object = Object::default();
+        object.add("run", run.to_string());
+        if let Some(name) = self.name {
+            object.add("event", name);
+        }
+        object.add("timestamp", now().to_string()).add("level", self.level.as_str()).add("message", &self.text);
+        for (name, value) in &self.fields {
+            object.add(name, value);
+        }
+        format!("{}\n", object.into_text())
+    }
+
+    fn take(&mut self, field: &Field, value: Value) {
+        match (field.name(), value) {
+            ("message", Value::String(text)) => self.text = text,
+            (name, value) => self.fields.push((name, value)),
+        }
+    }
+}
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.take(field, format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.take(field, value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.take(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.take(field, value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.take(field, value.into());
+    }
+}
