@@ -20,9 +20,10 @@ need() {
   command -v "$1" >/dev/null || die "$2 was installed, but there is no $1"
 }
 
-# need_cargo SUBCOMMAND: has `cargo SUBCOMMAND`, or builds and installs it.
+# need_cargo SUBCOMMAND: has `cargo SUBCOMMAND`, or builds and installs it; unoptimised, which takes half the time: they run for
+# seconds.
 need_cargo() {
   ! cargo "$1" --version >/dev/null 2>&1 || return 0
   say "installing cargo-$1 (a few minutes, once)"
-  cargo install --locked --quiet "cargo-$1"
+  cargo install --locked --quiet --debug "cargo-$1"
 }

@@ -115,7 +115,7 @@ pub(super) fn parse(words: &[OsString]) -> Option<Result<(Operation, ArgMatches)
 
 fn understand(name: &str, matches: ArgMatches) -> (Operation, ArgMatches) {
     let value = |name: &str| matches.get_one::<OsString>(name).cloned();
-    let json = matches.try_contains_id(JSON).is_ok() && matches.get_flag(JSON);
+    let json = !matches!(name, COMPLETIONS | MAN_PAGE) && matches.get_flag(JSON);
     let operation = match name {
         "status" => Operation::Status { json, watch: matches.get_flag("watch") },
         "mode" => Operation::Mode { json, set: value(LOCK_MODE), drain: value("drain") },

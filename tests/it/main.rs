@@ -13,6 +13,7 @@ mod env;
 mod events;
 mod exit_codes;
 mod faults;
+mod install;
 mod leftovers;
 mod limits;
 mod lock;

@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# Installs claude-run: the binary, its man page, and completions for bash, fish and zsh.
+#
+#   scripts/install.sh [--prefix DIR] [--shim[=DIR]] [--binary FILE]
+#   scripts/install.sh --uninstall [--prefix DIR]
+#
+#   --prefix DIR    where to: DIR/bin and DIR/share (default: /usr/local for root, else ~/.local)
+#   --shim[=DIR]    a link `claude` to claude-run as well, in DIR (default: PREFIX/bin): whoever calls claude comes under the
+#                   lock. It has to stand before the real claude on PATH, and never takes its place
+#   --binary FILE   install this binary (default: the one in an unpacked package, or else one built here with cargo)
+#   --uninstall     remove what was installed there, and nothing else
+#
+# It can be called again at any time; agents that run keep the binary that they began with. At the end it says what is wrong
+# with PATH, if something is. Exit code: 0 done, 2 nothing was changed.
+set -euo pipefail
+
+die() { printf 'install.sh: %s\n' "$*" >&2; exit 2; }
+note() { printf 'note: %s\n' "$*"; }
+
+# Of a user who is not root, HOME decides.
+shim='' binary='' uninstall=false
+[ "$(id -u)" = 0 ] && prefix=/usr/local || prefix=${HOME:+$HOME/.local}
+while [ $# -gt 0 ]; do
+  case $1 in
+    --prefix | --binary)
+      [ -n "${2-}" ] || die "$1 needs a value (see --help)"
+      if [ "$1" = --prefix ]; then prefix=$2; else binary=$2; fi
+      shift
+      ;;
+    --prefix=?*) prefix=${1#*=} ;;
+    --binary=?*) binary=${1#*=} ;;
+    --shim) shim=default ;;
+    --shim=?*) shim=${1#*=} ;;
+    --uninstall) uninstall=true ;;
+    -h | --help) exec sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0" ;;
+    *) die "unknown argument $1 (see --help)" ;;
+  esac
+  shift
+done
+[ -n "$prefix" ] || die "there is no HOME; say where with --prefix DIR"
+prefix=$(realpath -ms -- "$prefix")
+[ "$shim" != default ] || shim=$prefix/bin
+[ -z "$shim" ] || shim=$(realpath -ms -- "$shim")
+
+installed=$prefix/bin/claude-run
+# Where shims have been made, for --uninstall.
+shims=$prefix/share/claude-run/shims
+files=("$installed" "$prefix/share/man/man1/claude-run.1" "$prefix/share/bash-completion/completions/claude-run"
+  "$prefix/share/fish/vendor_completions.d/claude-run.fish" "$prefix/share/zsh/site-functions/_claude-run")
+
+# is_our_shim PATH: a link to the binary that is, or is to be, installed here.
+is_our_shim() { [ -L "$1" ] && [ "$(realpath -m -- "$1")" = "$(realpath -m -- "$installed")" ]; }
+
+# remove FILE: and the directories below the prefix that it leaves empty.
+remove() {
+  local dir
+  if [ -e "$1" ] || [ -L "$1" ]; then
+    rm -f -- "$1"
+    printf 'removed %s\n' "$1"
+  fi
+  dir=$(dirname -- "$1")
+  while [[ $dir == "$prefix"/* ]] && rmdir -- "$dir" 2>/dev/null; do dir=$(dirname -- "$dir"); done
+}
+
+if $uninstall; then
+  if [ -f "$shims" ]; then
+    while IFS= read -r path; do
+      if is_our_shim "$path"; then remove "$path"; fi
+    done <"$shims"
+    remove "$shims" >/dev/null
+  fi
+  for file in "${files[@]}"; do remove "$file"; done
+  exit 0
+fi
+
+# Whatever can be wrong is found before anything is changed.
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [ -n "$binary" ]; then
+  if ! [ -f "$binary" ] || ! [ -x "$binary" ]; then die "$binary is no program"; fi
+elif [ -x "$here/bin/claude-run" ]; then
+  binary=$here/bin/claude-run
+else
+  command -v cargo >/dev/null || die "there is no cargo to build it; install a Rust toolchain (rustup.rs), or take a package"
+  command -v cc >/dev/null || die "there is no cc to link it; install a C compiler (on Debian: apt-get install gcc libc6-dev)"
+  echo "building (about a minute the first time)"
+  (cd "$here/.." && cargo build --release --locked --quiet)
+  binary=${CARGO_TARGET_DIR:-$here/../target}/release/claude-run
+fi
+"$binary" --version >/dev/null || die "$binary does not run here"
+if [ -n "$shim" ] && { [ -e "$shim/claude" ] || [ -L "$shim/claude" ]; } && ! is_our_shim "$shim/claude"; then
+  die "$shim/claude is not a link of claude-run's, and is left alone; choose a directory before it on PATH: --shim=DIR"
+fi
+umask 022 # directories for everybody, whatever root's is
+for file in "${files[@]}" ${shim:+"$shim/claude" "$shims"}; do
+  dir=$(dirname -- "$file")
+  if ! mkdir -p -- "$dir" 2>/dev/null || ! [ -w "$dir" ]; then
+    die "cannot write $dir; call this as root, or choose another --prefix"
+  fi
+done
+
+# put FILE: standard input, in place at once or not at all.
+put() {
+  local new=$1.new.$$
+  trap 'rm -f -- "$new"' EXIT
+  cat >"$new"
+  chmod "$2" "$new"
+  mv -f -- "$new" "$1"
+  trap - EXIT
+  printf 'installed %s\n' "$1"
+}
+
+put "$installed" 755 <"$binary"
+"$installed" man-page | put "${files[1]}" 644
+"$installed" completions bash | put "${files[2]}" 644
+"$installed" completions fish | put "${files[3]}" 644
+"$installed" completions zsh | put "${files[4]}" 644
+if [ -n "$shim" ]; then
+  ln -sfn -- "$installed" "$shim/claude"
+  printf 'installed %s -> %s\n' "$shim/claude" "$installed"
+  touch "$shims"
+  grep -qxF -- "$shim/claude" "$shims" || printf '%s\n' "$shim/claude" >>"$shims"
+fi
+
+# What a caller would find.
+on_path() { [[ ":$PATH:" == *":$1:"* ]]; }
+found=$(type -P claude-run || true)
+if ! on_path "$prefix/bin"; then
+  note "$prefix/bin is not on PATH; add it: export PATH=\"$prefix/bin:\$PATH\""
+elif ! [ "$found" -ef "$installed" ]; then
+  note "another claude-run comes before it on PATH: $found"
+fi
+if [ -n "$shim" ]; then
+  real=
+  while IFS= read -r claude; do
+    [ "$claude" -ef "$installed" ] || { real=$claude; break; }
+  done < <(type -aP claude || true)
+  found=$(type -P claude || true)
+  if ! on_path "$shim"; then
+    note "$shim is not on PATH, so claude is not under the lock yet; add it in front: export PATH=\"$shim:\$PATH\""
+  elif ! [ "$found" -ef "$installed" ]; then
+    note "$found comes before the shim on PATH, so claude is not under the lock yet; put $shim in front of it"
+  fi
+  [ -n "$real" ] || note "no other claude is on PATH for the shim to run; install Claude Code, or name it in CLAUDE_RUN_CLAUDE"
+fi
+if command -v zsh >/dev/null && [ "$prefix" != /usr/local ] && [ "$prefix" != /usr ]; then
+  note "for zsh, before compinit: fpath=($prefix/share/zsh/site-functions \$fpath)"
+fi

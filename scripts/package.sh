@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Makes the packages: a tarball with the static binary and a Debian package, in target/package.
+#
+#   scripts/package.sh            makes them, and tries both in empty roots
+#   scripts/package.sh --again    does it once more from a copy of the sources elsewhere, and compares: the same bytes
+#
+# The same sources and the same toolchain give the same bytes, whatever the directory and the hour: times are those of the commit,
+# and no path of this machine is left in the binary. The binary carries the list of its dependencies (cargo-auditable), which
+# scanners such as trivy, syft and `cargo audit bin` read. Exit code: 0 all is as it should be, 1 not, 2 something is missing.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+again=false
+case "${1-}" in
+  '') ;;
+  --again) again=true ;;
+  -h | --help) exec sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "scripts/${0##*/}" ;;
+  *) die "unknown argument $1 (see --help)" ;;
+esac
+command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
+need cc gcc
+need git git
+need unshare util-linux
+need dpkg-deb dpkg
+need_cargo auditable
+need_cargo deb
+
+wrong() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# package TOP: makes the packages of the sources in TOP, in its target/package.
+package() {
+  local top=$1 out=$1/target/package root name
+  cd "$top"
+  export CARGO_TARGET_DIR=$out/build SOURCE_DATE_EPOCH
+  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+  rm -rf "$out/root" "$out"/*.tar.gz "$out"/*.deb
+  root=$out/root
+  # These flags come on top of those in .cargo/config.toml.
+  cargo auditable build --release --locked --quiet \
+    --config "build.rustflags=['--remap-path-prefix=$top=.', '--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo']"
+  scripts/install.sh --prefix "$root" --binary "$CARGO_TARGET_DIR/release/claude-run" >/dev/null
+  name=claude-run-$(cargo pkgid | sed 's/.*[#@]//')-$(uname -m)-linux
+  mkdir -p "$root/share/doc/claude-run"
+  cp README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT "$root/share/doc/claude-run"
+  cp scripts/install.sh "$root"
+  find "$root" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
+  tar --create --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=u+rw,go=rX,go-w \
+    --format=gnu --transform="s,^\.,$name," -C "$root" . | gzip -9n >"$out/$name.tar.gz"
+  cargo deb --no-build --no-strip --quiet --output "$out/" >/dev/null
+}
+
+say "packages"
+package "$top"
+out=$top/target/package
+tarball=$(echo "$out"/*.tar.gz)
+deb=$(echo "$out"/*.deb)
+size=$(stat -c %s "$out/root/bin/claude-run")
+[ "$size" -le $((4 * 1024 * 1024)) ] || wrong "the binary has $size bytes, more than 4 MiB"
+if LC_ALL=C ldd "$out/root/bin/claude-run" 2>&1 | grep -q '=>'; then wrong "the binary is linked dynamically"; fi
+if grep -qaF -e "$top/" -e "${CARGO_HOME:-$HOME/.cargo}/" "$out/root/bin/claude-run"; then
+  wrong "the binary names paths of this machine"
+fi
+
+say "in empty roots"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# As root, or as what a user namespace takes for it.
+PATH=$PATH:/usr/sbin:/sbin
+in_root=(env -i "$(type -P chroot)")
+[ "$(id -u)" = 0 ] || in_root=(unshare -r "${in_root[@]}")
+# works ROOT PATH: in ROOT, where there is nothing else, the binary at PATH runs itself.
+works() {
+  local root=$1 binary=$2 version
+  version=$("${in_root[@]}" "$root" "$binary" --version)
+  [ "$("${in_root[@]}" "$root" "$binary" --config-dir /config "$binary" --version)" = "$version" ] ||
+    wrong "$binary does not run itself in an empty root"
+  [ -e "$root/config/session.lock" ] || wrong "$binary has made no session lock"
+  printf '%s: %s\n' "$binary" "$version"
+}
+mkdir "$work/tar" "$work/deb"
+tar -xzf "$tarball" -C "$work/tar" --strip-components=1 --no-same-owner
+"$work/tar/install.sh" --prefix "$work/tar/usr/local" >/dev/null
+works "$work/tar" /usr/local/bin/claude-run
+# dpkg needs its books; the package itself needs nothing and brings no scripts.
+mkdir -p "$work/deb/var/lib/dpkg/updates" "$work/deb/var/lib/dpkg/info"
+touch "$work/deb/var/lib/dpkg/status"
+if [ "$(id -u)" = 0 ]; then
+  dpkg --root="$work/deb" --log=/dev/null --install "$deb" >/dev/null
+  works "$work/deb" /usr/bin/claude-run
+  dpkg --root="$work/deb" --log=/dev/null --purge claude-run >/dev/null
+  left=$(find "$work/deb/usr" -type f 2>/dev/null || true)
+  [ -z "$left" ] || wrong "dpkg --purge leaves $left"
+else
+  dpkg-deb --extract "$deb" "$work/deb"
+  works "$work/deb" /usr/bin/claude-run
+fi
+
+if $again; then
+  say "once more, elsewhere"
+  git clone --quiet "$top" "$work/elsewhere"
+  (package "$work/elsewhere")
+  for file in "$tarball" "$deb"; do
+    cmp "$file" "$work/elsewhere/target/package/${file##*/}" || wrong "${file##*/} differs"
+  done
+  echo "the same bytes"
+fi
+say "made"
+(cd "$out" && sha256sum -- *.tar.gz *.deb)

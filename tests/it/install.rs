@@ -1,0 +1,119 @@
+//! `scripts/install.sh`: what it puts where, that it can be called again, and that it takes everything away.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Output;
+
+use crate::env::{Env, binary};
+
+/// Calls the script with our binary and a prefix of the test's own.
+fn install(env: &Env, words: &[&str]) -> Output {
+    let mut script = env.command(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install.sh"));
+    script.arg("--prefix").arg(env.path("prefix")).arg("--binary").arg(binary()).args(words);
+    script.env("PATH", format!("{}:/usr/bin:/bin", env.path("prefix/bin").display()));
+    script.output().expect("started")
+}
+
+fn succeeds(env: &Env, words: &[&str]) -> String {
+    let output = install(env, words);
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(output.status.success() && stderr.is_empty(), "{words:?}: {}: {stdout}{stderr}", output.status);
+    stdout
+}
+
+fn refuses(env: &Env, words: &[&str]) -> String {
+    let output = install(env, words);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Every file and link below the prefix.
+fn installed(env: &Env) -> Vec<String> {
+    let mut find = env.command("find");
+    let output = find.arg(env.path("prefix")).args(["-not", "-type", "d", "-printf", "%P %m\n"]).output().expect("find");
+    let mut lines: Vec<_> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+const FILES: [&str; 5] = [
+    "bin/claude-run 755",
+    "share/bash-completion/completions/claude-run 644",
+    "share/fish/vendor_completions.d/claude-run.fish 644",
+    "share/man/man1/claude-run.1 644",
+    "share/zsh/site-functions/_claude-run 644",
+];
+
+/// A real claude at `path`.
+fn put_claude(env: &Env, path: &str) {
+    fs::create_dir_all(env.path(path).parent().expect("a directory")).expect("a directory");
+    fs::write(env.path(path), "#!/bin/sh\necho the real one: \"$@\"\n").expect("a file");
+    fs::set_permissions(env.path(path), fs::Permissions::from_mode(0o755)).expect("a mode");
+}
+
+#[test]
+fn it_installs_the_same_again_and_takes_everything_away() {
+    let env = Env::new();
+    for _ in 0..2 {
+        succeeds(&env, &[]);
+        assert_eq!(installed(&env), FILES);
+    }
+    let version = env.command(env.path("prefix/bin/claude-run")).arg("--version").output().expect("started");
+    assert!(version.stdout.starts_with(b"claude-run "));
+    assert!(succeeds(&env, &["--uninstall"]).contains("removed"));
+    assert_eq!(fs::read_dir(env.path("prefix")).expect("a directory").count(), 0);
+    assert_eq!(succeeds(&env, &["--uninstall"]), "");
+}
+
+#[test]
+fn the_shim_runs_the_real_claude_under_the_lock_and_never_takes_its_place() {
+    let env = Env::new();
+    put_claude(&env, "real/claude");
+    let shim = env.path("shim");
+    let shim = shim.to_str().expect("text");
+    assert!(succeeds(&env, &["--shim"]).contains("prefix/bin/claude -> "));
+    let told = succeeds(&env, &[&format!("--shim={shim}")]);
+    assert!(told.contains(&format!("{shim} is not on PATH")), "{told}");
+
+    for path in [env.path("shim"), env.path("prefix/bin")] {
+        let mut claude = env.command("claude");
+        claude.env("PATH", format!("{}:{}:/usr/bin:/bin", path.display(), env.path("real").display()));
+        let output = claude.args(["-p", "hi"]).output().expect("started");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "the real one: -p hi\n");
+    }
+    assert!(env.home().join(".claude/session.lock").exists());
+
+    // Somebody has put another there since: it is not ours to remove.
+    fs::remove_file(env.path("shim/claude")).expect("removed");
+    put_claude(&env, "shim/claude");
+    let refused = refuses(&env, &[&format!("--shim={shim}")]);
+    assert!(refused.contains("shim/claude is not a link of claude-run's, and is left alone"), "{refused}");
+    succeeds(&env, &["--uninstall"]);
+    assert!(env.path("shim/claude").exists() && !env.path("prefix/bin").exists());
+}
+
+#[test]
+fn what_is_wrong_with_path_is_said() {
+    let env = Env::new();
+    put_claude(&env, "prefix/bin/claude-run");
+    let elsewhere = env.path("elsewhere");
+    let told = succeeds(&env, &["--prefix", elsewhere.to_str().expect("text")]);
+    assert!(told.contains("elsewhere/bin is not on PATH; add it: export PATH="), "{told}");
+    let mut script = env.command(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install.sh"));
+    script.env("PATH", format!("{}:{}:/usr/bin:/bin", env.path("prefix/bin").display(), env.path("elsewhere/bin").display()));
+    let output = script.arg("--prefix").arg(&elsewhere).arg("--binary").arg(binary()).output().expect("started");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(told.contains("another claude-run comes before it on PATH"), "{told}");
+}
+
+#[test]
+fn a_prefix_that_cannot_be_written_and_a_binary_that_is_none_change_nothing() {
+    let env = Env::new();
+    fs::write(env.path("prefix"), "a file").expect("a file");
+    assert!(refuses(&env, &[]).contains("cannot write"));
+    fs::remove_file(env.path("prefix")).expect("removed");
+    assert!(refuses(&env, &["--binary", "/nonesuch"]).contains("/nonesuch is no program"));
+    assert!(refuses(&env, &["--prefox"]).contains("unknown argument --prefox"));
+    assert!(!env.path("prefix").exists());
+}
