@@ -1,6 +1,13 @@
-//! The documents say what the code does: every option, variable and exit code stands in the README.
+//! The documents say what the code does: every option, variable and exit code stands in the README, and every command in it
+//! runs.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 
 use claude_run::cli::{OPTIONS, VERBOSITY_VARIABLE};
+
+use crate::env::{Env, binary};
 
 const README: &str = include_str!("../../README.md");
 
@@ -22,7 +29,7 @@ fn every_exit_code_of_ours_stands_in_the_readme() {
 
 #[test]
 fn every_operation_event_and_field_stands_in_the_readme() {
-    let operations = ["status", "mode", "settings", "report", "doctor", "setup", "events"];
+    let operations = ["status", "mode", "settings", "report", "doctor", "setup", "events", "completions", "man-page"];
     let events = "lock.acquiring lock.waiting lock.acquired lock.timeout lock.unneeded lock.released refresh.unclear refresh.waiting refresh.waited \
                   refresh.spared run.started run.result run.limit run.stopping run.ended";
     let fields = "run label version state since began mode hold host boot pid_namespace pid child program cwd lock config_dir parent \
@@ -36,14 +43,14 @@ fn every_operation_event_and_field_stands_in_the_readme() {
 }
 
 /// The names of all tests, as `file::name` or `path::of::module`.
-fn tests(dir: &std::path::Path, names: &mut Vec<String>) {
-    for entry in std::fs::read_dir(dir).expect("sources").flatten() {
+fn tests(dir: &Path, names: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).expect("sources").flatten() {
         let path = entry.path();
         if path.is_dir() {
             tests(&path, names);
             continue;
         }
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let text = fs::read_to_string(&path).unwrap_or_default();
         let file = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let lines: Vec<_> = text.lines().collect();
         for pair in lines.windows(2).filter(|pair| pair[0].trim() == "#[test]") {
@@ -55,7 +62,7 @@ fn tests(dir: &std::path::Path, names: &mut Vec<String>) {
 
 #[test]
 fn every_test_that_the_readme_names_is_there() {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut known = Vec::new();
     tests(&root.join("tests/it"), &mut known);
     let table = README.split("## What is promised").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("the table");
@@ -73,9 +80,100 @@ fn every_test_that_the_readme_names_is_there() {
 
 #[test]
 fn every_script_stands_in_the_readme() {
-    let scripts = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
-    for entry in std::fs::read_dir(scripts).expect("scripts").flatten() {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+    for entry in fs::read_dir(scripts).expect("scripts").flatten() {
         let name = entry.file_name().into_string().expect("a name");
         assert!(name == "lib.sh" || README.contains(&format!("scripts/{name}")), "{name}");
     }
+}
+
+/// The fenced blocks of the README that are marked as `kind`.
+fn blocks(kind: &str) -> Vec<&'static str> {
+    let fence = format!("\n```{kind}\n");
+    README.split(fence.as_str()).skip(1).filter_map(|rest| rest.split("\n```").next()).collect()
+}
+
+/// A machine on which everything is as the README takes it to be: claude-run and a claude on PATH, a login.
+fn machine() -> Env {
+    let env = Env::new();
+    let put = |path: &str, mode: u32, text: &str| {
+        let path = env.path(path);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+        fs::write(&path, text).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("a mode");
+    };
+    let claude = r#"#!/bin/sh
+case $* in
+  --version) echo "2.1.330 (Claude Code)" ;;
+  *json*) echo '{"type":"result","subtype":"success","is_error":false,"result":"hi"}' ;;
+  *) echo hi ;;
+esac
+"#;
+    put("bin/claude", 0o755, claude);
+    put("nightly.sh", 0o755, "#!/bin/sh\n");
+    symlink(binary(), env.path("bin/claude-run")).expect("a link");
+    symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts"), env.path("scripts")).expect("a link");
+    let login = r#"{"claudeAiOauth":{"accessToken":"a","refreshToken":"r","expiresAt":4102444800000,"scopes":[]}}"#;
+    for config_dir in ["home/.claude", "srv/claude/config"] {
+        put(&format!("{config_dir}/.credentials.json"), 0o600, login);
+        fs::set_permissions(env.path(config_dir), fs::Permissions::from_mode(0o700)).expect("a mode");
+    }
+    env
+}
+
+/// Runs `script` there, where /srv and /usr/local are the test's own.
+fn runs(env: &Env, script: &str) {
+    let here = |path: &str| env.path(path).display().to_string();
+    let script =
+        script.replace("/srv/claude", &here("srv/claude")).replace("/usr/local/bin/claude-run", &here("bin/claude-run"));
+    let mut bash = env.command("timeout");
+    bash.env("PATH", format!("{}:/usr/bin:/bin", here("bin"))).args(["60", "bash", "-euo", "pipefail", "-c", &script]);
+    let output = bash.output().expect("started");
+    assert!(output.status.success(), "{script}\n{output:?}");
+}
+
+#[test]
+fn every_command_of_the_readme_runs() {
+    let mut count = 0;
+    for block in blocks("sh") {
+        let mut script = String::new();
+        for line in block.lines() {
+            // What makes the binary and the packages is run by scripts/test.sh, which these tests are a part of; the rest of
+            // them by `install`.
+            if ["quickstart", "test", "package", "install"].iter().any(|name| line.starts_with(&format!("scripts/{name}.sh"))) {
+                continue;
+            }
+            count += 1;
+            let has_no_end = line.contains("--watch") || line.contains("--follow");
+            let command = line.split("  #").next().unwrap_or_default();
+            script += &if has_no_end { format!("timeout 1 {command} || [ $? = 124 ]\n") } else { format!("{line}\n") };
+        }
+        runs(&machine(), &script);
+    }
+    assert!(count > 30, "{count}");
+}
+
+#[test]
+fn every_example_of_another_program_s_file_runs_claude_run() {
+    let in_environment = "export CLAUDE_CONFIG_DIR=/srv/claude/config\n";
+    let [cron, unit, compose, nomad] = ["crontab", "ini", "yaml", "hcl"].map(|kind| {
+        let [block] = blocks(kind)[..] else { panic!("one block of {kind}") };
+        assert!(block.contains("CLAUDE_CONFIG_DIR") && block.contains("/srv/claude/config"), "{block}");
+        block
+    });
+    let job = cron.lines().last().and_then(|line| line.strip_prefix("*/30 * * * * ")).expect("a job");
+    runs(&machine(), &format!("{in_environment}{job}"));
+    let job = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("a command");
+    runs(&machine(), &format!("{in_environment}{job}"));
+    // Words in a JSON array, the program first or on a line of its own.
+    for (block, key, program) in [(compose, "command: ", ""), (nomad, "args    = ", "claude-run ")] {
+        assert!(block.contains("/srv/claude:/srv/claude"), "the parent, at the same path: {block}");
+        let words = block.lines().find_map(|line| line.trim().strip_prefix(key)).expect("words");
+        let words: Vec<String> = serde_json::from_str(words).expect("an array");
+        runs(&machine(), &format!("{in_environment}{program}{}", words.join(" ")));
+    }
+    let env = machine();
+    let [settings] = blocks("toml")[..] else { panic!("one block of settings") };
+    fs::write(env.home().join(".claude/claude-run.toml"), settings).expect("a file");
+    runs(&env, "claude-run settings");
 }
