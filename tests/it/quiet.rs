@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 
 use crate::env::{Env, Running, binary, fake_claude, until};
 use crate::oauth::EXPIRED;
+use crate::refresh_locks::lock_of;
 
 /// Context switches of all threads: a thread that sleeps through has none.
 fn switches(pid: Pid) -> u64 {
@@ -52,7 +53,12 @@ fn a_run_a_waiter_and_a_relay_are_not_woken_once_in_five_seconds_in_any_mode() {
     refreshing.ready();
     let waits_for_it = due.start(["--lock", "refresh", "true"]);
     assert!(waits_for_it.message().contains("waiting"));
-    let processes = [&run, &waiter, &relayed, &refreshing, &waits_for_it];
+    let elsewhere = Env::new();
+    elsewhere.log_in(EXPIRED);
+    let _refresh_lock = lock_of(&elsewhere, std::process::id());
+    let waits_for_claude = elsewhere.start(["--lock", "refresh", "true"]);
+    assert!(waits_for_claude.message().contains("a refresh is under way"));
+    let processes = [&run, &waiter, &relayed, &refreshing, &waits_for_it, &waits_for_claude];
     let before = processes.map(|process| settles(process.pid()));
     std::thread::sleep(Duration::from_secs(5)); // the very time in which nothing may happen
     assert_eq!(processes.map(|process| switches(process.pid())), before);

@@ -13,7 +13,7 @@ use crate::oauth::{EXPIRED, FRESH, StandIn, age};
 const NEWER: &str = ".oauth_refresh.lock";
 
 /// Makes the newer versions' lock, of the process `pid` of this PID namespace.
-fn lock_of(env: &Env, pid: u32) -> PathBuf {
+pub(crate) fn lock_of(env: &Env, pid: u32) -> PathBuf {
     let dir = env.config_dir().join(NEWER);
     fs::create_dir(&dir).expect("a lock");
     let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
