@@ -125,7 +125,7 @@ fi
 on_path() { [[ ":$PATH:" == *":$1:"* ]]; }
 found=$(type -P claude-run || true)
 if ! on_path "$prefix/bin"; then
-  note "$prefix/bin is not on PATH; add it: export PATH=\"$prefix/bin:\$PATH\""
+  [ "$shim" = "$prefix/bin" ] || note "$prefix/bin is not on PATH; add it: export PATH=\"$prefix/bin:\$PATH\""
 elif ! [ "$found" -ef "$installed" ]; then
   note "another claude-run comes before it on PATH: $found"
 fi

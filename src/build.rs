@@ -11,12 +11,12 @@ use std::process::Command;
 use std::{env, fs, io};
 
 fn main() -> io::Result<()> {
-    let version = tell_version();
+    let date = tell_version();
     let out = env::var("OUT_DIR").map_err(io::Error::other)?;
     for shell in cli::SHELLS {
         fs::write(Path::new(&out).join(shell), documents::completions(shell)?)?;
     }
-    fs::write(Path::new(&out).join("claude-run.1"), documents::man_page(&version)?)
+    fs::write(Path::new(&out).join("claude-run.1"), documents::man_page(&date)?)
 }
 
 /// Gives `--version` its text, and the date of the commit back. Where there is no git checkout, as in an unpacked source archive,
