@@ -53,6 +53,21 @@ fn a_waiter_tells_its_state_at_usr1_and_is_stopped_and_continued_as_any_process(
 }
 
 #[test]
+fn a_waiter_goes_on_at_a_signal_that_its_caller_has_ignored() {
+    let env = Env::new();
+    let mut holder = env.hold_lock();
+    let mut command = env.command("bash");
+    command.args(["-c", r#"trap '' HUP; exec "$0" --wait 1h -- sh -c 'exit 4'"#]).arg(binary());
+    let waiter = Running::start(command);
+    assert!(waiter.message().contains("waiting for the session lock"));
+    waiter.signal(Signal::SIGHUP);
+    waiter.signal(Signal::SIGUSR1); // told of behind it
+    assert!(waiter.message().contains("waiting for the session lock"));
+    holder.let_go();
+    assert_eq!(waiter.end().code(), 4);
+}
+
+#[test]
 fn tstp_stops_both_and_cont_resumes_both() {
     let env = Env::new();
     let run = env.start_fake(&[], "ready; signals; say go; hang");
