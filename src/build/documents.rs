@@ -60,10 +60,17 @@ pub(crate) fn man_page(date: &str) -> io::Result<Vec<u8>> {
     man.render_options_section(&mut page)?;
     let mut roff = Roff::new();
     roff.control("SH", ["OPERATIONS"]);
-    roff.text([roman("A program of that name goes behind `--`. Each knows "), bold("--help"), roman(".")]);
+    roff.text([roman(
+        "A program of that name goes behind `--`. Each knows --help; those that look into a config dir take --json, ",
+    )]);
+    roff.text([roman(
+        "--config-dir and --lock-file as well. They end with 0 if all is well, and with 1 if they have found trouble.",
+    )]);
     roff.to_writer(&mut page)?;
     for operation in operations {
-        render_operation(built(operation), &mut page)?;
+        let own =
+            |arg: Arg| if ["json", "config-dir", "lock-file"].contains(&arg.get_id().as_str()) { arg.hide(true) } else { arg };
+        render_operation(built(operation.disable_help_flag(true).mut_args(own)), &mut page)?;
     }
     render_sections(&mut page)?;
     Ok(page)
