@@ -46,6 +46,7 @@
 //! | [`claude`] | all that is known about Claude Code: config dir, program, frames, auth, credentials, refresh locks, telemetry |
 //! | [`event`] | the one channel on which everything arrives |
 //! | [`signals`] | our dispositions, and the child's |
+//! | `exec` | execve(2), with all made before the fork |
 //! | [`records`] | what is kept of runs: a record of each live one, a history of the others |
 //! | [`lock`] | the session lock: when it is taken, who holds it, whether that is somebody above us |
 //! | [`mod@run`] | one supervised run, sole owner of the child: policy (pure), spawn, tree, refresh, output, supervise |
@@ -62,6 +63,7 @@ pub mod claude;
 pub mod cli;
 pub mod diag;
 pub mod event;
+mod exec;
 mod files;
 pub mod identity;
 pub mod lock;

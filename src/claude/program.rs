@@ -4,10 +4,12 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use crate::cli::similar_operation;
@@ -65,6 +67,24 @@ impl Program {
             _ => on_path(name, is_claude)?,
         };
         Ok(Self { path, argv: command, is_claude })
+    }
+
+    /// What the `errno` of its execve(2) means.
+    pub fn unstartable(&self, errno: Errno) -> Unstartable {
+        let path = self.path.display();
+        match errno {
+            Errno::ENOENT if self.path.exists() => {
+                Unstartable::CannotRun(format!("{path}: its interpreter or loader is not there; look at its first line"))
+            }
+            Errno::ENOENT => Unstartable::NotFound(format!("{path}: not found")),
+            Errno::ENOEXEC => {
+                Unstartable::CannotRun(format!("{path}: neither a binary for this machine nor a script with a #! line"))
+            }
+            Errno::E2BIG => Unstartable::CannotRun(format!(
+                "{path}: arguments and environment are larger than the kernel takes; pass them by a file or stdin"
+            )),
+            _ => Unstartable::CannotRun(format!("{path}: cannot be run: {}", io::Error::from(errno))),
+        }
     }
 
     /// Whether this only prints claude's version or help, which touches no login and must not wait.

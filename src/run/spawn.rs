@@ -45,12 +45,10 @@
 //! child  1 execve
 //! ```
 
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::ptr;
+use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -63,7 +61,8 @@ use nix::unistd::{Pid, getpid, getppid, setpgid};
 use tracing::warn;
 
 use super::policy::Group;
-use crate::claude::program::{Program, Unstartable};
+use crate::claude::program::Program;
+use crate::exec::{Exec, put};
 use crate::settings::Stdin;
 use crate::signals::Inherited;
 
@@ -78,16 +77,6 @@ pub struct Launch<'a> {
     pub stdin: Stdin,
     /// The dispositions it starts with.
     pub signals: &'a Inherited,
-}
-
-/// Everything that execve(2) wants, made before the clone: behind it nothing may be allocated.
-struct Exec {
-    path: CString,
-    /// Owns what `argv` and `environment` point to.
-    _words: Vec<CString>,
-    argv: Vec<*const libc::c_char>,
-    environment: Vec<*const libc::c_char>,
-    null: Option<File>,
 }
 
 /// What the child tells us, up to its exec, in the memory that it shares with us.
@@ -111,7 +100,7 @@ impl Launch<'_> {
     /// and writes to `stdout` and `stderr`, or where we do.
     ///
     /// # Errors
-    /// [`Unstartable`] when the program cannot be executed; anything else is our own failure.
+    /// `Unstartable` when the program cannot be executed; anything else is our own failure.
     pub fn spawn(
         &self,
         group: Group,
@@ -144,64 +133,22 @@ impl Launch<'_> {
         // It has exited already: this only takes its remains away, and cannot fail while it is our child.
         let _ = waitpid(pid, None);
         if told.is_prepared {
-            return Err(self.explain(failure).into());
+            return Err(self.program.unstartable(failure).into());
         }
         Err(failure).context("cannot prepare the child's process: its group, signals or descriptors are refused here")
     }
 
     /// Becomes the program. Returns only if that fails.
     pub fn exec(&self) -> anyhow::Error {
-        let failure =
-            self.prepare().map(|exec| self.signals.restore().and_then(|()| exec.run()).err().unwrap_or(Errno::UnknownErrno));
+        let failure = self.prepare().map(|exec| self.signals.restore().err().unwrap_or_else(|| exec.run()));
         match failure {
-            Ok(errno) => self.explain(errno).into(),
+            Ok(errno) => self.program.unstartable(errno).into(),
             Err(error) => error,
         }
     }
 
     fn prepare(&self) -> Result<Exec> {
-        let path = c_string(self.program.path.as_os_str().as_bytes())?;
-        let mut words = Vec::with_capacity(self.program.argv.len() + self.environment.len());
-        for word in &self.program.argv {
-            words.push(c_string(word.as_bytes())?);
-        }
-        for (name, value) in &self.environment {
-            words.push(c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat())?);
-        }
-        let (argv, environment) = words.split_at(self.program.argv.len());
-        let null = match self.stdin {
-            Stdin::Inherit => None,
-            Stdin::Null => Some(File::open("/dev/null").context("cannot open /dev/null for --stdin null")?),
-        };
-        Ok(Exec { path, argv: pointers(argv), environment: pointers(environment), _words: words, null })
-    }
-
-    fn explain(&self, errno: Errno) -> Unstartable {
-        let path = self.program.path.display();
-        match errno {
-            Errno::ENOENT if self.program.path.exists() => {
-                Unstartable::CannotRun(format!("{path}: its interpreter or loader is not there; look at its first line"))
-            }
-            Errno::ENOENT => Unstartable::NotFound(format!("{path}: not found")),
-            Errno::ENOEXEC => {
-                Unstartable::CannotRun(format!("{path}: neither a binary for this machine nor a script with a #! line"))
-            }
-            Errno::E2BIG => Unstartable::CannotRun(format!(
-                "{path}: arguments and environment are larger than the kernel takes; pass them by a file or stdin"
-            )),
-            _ => Unstartable::CannotRun(format!("{path}: cannot be run: {}", io::Error::from(errno))),
-        }
-    }
-}
-
-impl Exec {
-    fn run(&self) -> nix::Result<()> {
-        if let Some(null) = &self.null {
-            put(null.as_fd(), libc::STDIN_FILENO)?;
-        }
-        // SAFETY: NUL-terminated strings and null-terminated arrays of them, all alive until here.
-        unsafe { libc::execve(self.path.as_ptr(), self.argv.as_ptr(), self.environment.as_ptr()) };
-        Err(Errno::last())
+        Exec::of(self.program, &self.environment, self.stdin)
     }
 }
 
@@ -233,13 +180,7 @@ fn in_child(
     }
     signals.restore()?;
     told.is_prepared = true;
-    exec.run()
-}
-
-/// Makes `number` another name of `descriptor`, one that survives the exec.
-fn put(descriptor: BorrowedFd, number: RawFd) -> nix::Result<()> {
-    // SAFETY: dup2(2) touches descriptors alone, and `number` is one of the standard ones.
-    Errno::result(unsafe { libc::dup2(descriptor.as_raw_fd(), number) }).map(|_| ())
+    Err(exec.run())
 }
 
 /// Puts /dev/null where our caller has closed stdin, stdout or stderr, so that no file of ours gets such a number and
@@ -256,12 +197,4 @@ pub fn fill_standard_descriptors() -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn c_string(bytes: &[u8]) -> Result<CString> {
-    CString::new(bytes).context("a NUL byte in an argument")
-}
-
-fn pointers(words: &[CString]) -> Vec<*const libc::c_char> {
-    words.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect()
 }
