@@ -19,6 +19,8 @@ need dumb-init dumb-init
 need npm npm
 for shell in fish zsh; do need "$shell" "$shell"; done # that complete by our scripts
 need man man-db
+need etcd etcd-server # an engine with a lock, for lock helpers
+need etcdctl etcd-client
 need_cargo deny
 for component in rustfmt clippy; do
   cargo "${component#rust}" --version >/dev/null 2>&1 || rustup component add "$component"
@@ -44,7 +46,7 @@ say "models"
 RUSTFLAGS='' CARGO_TARGET_DIR=$top/target/model cargo test --manifest-path tests/model/Cargo.toml --locked --quiet
 say "tests"
 cargo test --locked "$@"
-scripts/fuzz.sh 20
+scripts/fuzz.sh 10
 say "what a newcomer types first"
 scripts/quickstart.sh
 # The binary that people get: optimised, static, small, and at home in an empty root.

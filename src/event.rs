@@ -39,6 +39,8 @@ pub enum Event {
     Frame(Sighting),
     /// The relay has written all of the child's output, or cannot any more.
     OutputDone,
+    /// The lock helper has got its lock, or has ended.
+    HelperTold,
     /// One of the files that are followed may have changed, come or gone.
     FilesChanged,
 }

@@ -13,7 +13,7 @@
 //!   v
 //! Plan            the settings, in the light of config dir, terminal and PATH
 //!   |
-//!   |  lock::take: one flock(2), waited for asleep; in `refresh` mode only if a refresh is due
+//!   |  lock::take: one flock(2), waited for asleep; in `refresh` mode only if a refresh is due; then, if asked for, a lock helper
 //!   v
 //! Holding
 //!   |
@@ -48,7 +48,7 @@
 //! | [`signals`] | our dispositions, and the child's |
 //! | `exec` | execve(2), with all made before the fork |
 //! | [`records`] | what is kept of runs: a record of each live one, a history of the others |
-//! | [`lock`] | the session lock: when it is taken, who holds it, whether that is somebody above us |
+//! | [`lock`] | the session lock: when it is taken, who holds it, whether that is somebody above us; the lock helper and its keeper |
 //! | [`mod@run`] | one supervised run, sole owner of the child: policy (pure), spawn, tree, refresh, output, supervise |
 //! | [`ops`] | what operators ask for: status, mode, settings, report, doctor, setup, events |
 //! | [`plan`] | the settings, seen in the light of config dir, terminal and PATH |
@@ -190,6 +190,9 @@ fn supervised(mut launch: Launch, lock: Option<&Lock>, rules: Rules, watch: &Wat
             Taken::Busy => return Ok(Outcome::LockBusy { code: lock.conflict_exit_code }),
             Taken::EndedBy(signal) => return Ok(Outcome::EndedWaiting(signal)),
         };
+        if let Some(key) = holding.as_ref().and_then(lock::Holding::key) {
+            launch.set("CLAUDE_RUN_LOCK_KEY", &key);
+        }
         if let Some(identity) = identity {
             // Other claims on this file are stale now; those on other files are as true as they were.
             let others = lock.claims_above.iter().filter(|claim| claim.identity != identity).copied();

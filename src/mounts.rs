@@ -12,6 +12,8 @@ pub struct Mount {
     pub point: PathBuf,
     /// The kind of file system: `ext4`, `nfs4`, `fuse.sshfs` …
     pub kind: String,
+    /// Its options, of the mount and of the file system.
+    pub options: Vec<String>,
 }
 
 impl Mount {
@@ -34,8 +36,12 @@ impl Mount {
     pub fn parse(line: &[u8]) -> Option<Self> {
         let mut words = line.split(|&byte| byte == b' ');
         let point = unescape(words.nth(4)?);
-        let kind = words.skip_while(|word| *word != b"-").nth(1)?;
-        Some(Self { point, kind: String::from_utf8_lossy(kind).into_owned() })
+        let own = words.next()?;
+        let mut behind = words.skip_while(|word| *word != b"-").skip(1);
+        let kind = String::from_utf8_lossy(behind.next()?).into_owned();
+        let all = [own, b",", behind.nth(1).unwrap_or_default()].concat();
+        let options = String::from_utf8_lossy(&all).split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
+        Some(Self { point, kind, options })
     }
 }
 
@@ -65,10 +71,18 @@ mod tests {
     #[test]
     fn a_line_is_read_and_its_spaces_are() {
         let line = br"36 35 98:0 /a /mnt/with\040space\134 rw,noatime master:1 shared:2 - fuse.sshfs host:/ rw,user_id=0";
-        let expected = Mount { point: "/mnt/with space\\".into(), kind: "fuse.sshfs".into() };
+        let options = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let expected = Mount {
+            point: "/mnt/with space\\".into(),
+            kind: "fuse.sshfs".into(),
+            options: options(&["rw", "noatime", "rw", "user_id=0"]),
+        };
         assert_eq!(Mount::parse(line), Some(expected));
         let line = b"22 27 0:21 / /proc rw,relatime - proc proc rw";
-        assert_eq!(Mount::parse(line), Some(Mount { point: "/proc".into(), kind: "proc".into() }));
+        assert_eq!(
+            Mount::parse(line),
+            Some(Mount { point: "/proc".into(), kind: "proc".into(), options: options(&["rw", "relatime", "rw"]) })
+        );
         for cut in 0..30 {
             assert_eq!(Mount::parse(&line[..cut]), None, "{cut}");
         }

@@ -22,6 +22,8 @@ pub enum Outcome {
         /// The last result frame's `is_error`.
         is_error: bool,
     },
+    /// The lock helper ended while the child ran: the lock was lost, and claude-run ended the child.
+    LockLost,
     /// The session lock was not free within `--wait`; `code` is `--conflict-exit-code`.
     LockBusy {
         /// The exit code the caller asked for.
@@ -51,6 +53,7 @@ impl Outcome {
             }
             Self::HardLimit | Self::IdleLimit => 124,
             Self::NoResult => NO_RESULT,
+            Self::LockLost => LOCK_LOST,
             Self::HungAfterResult { is_error } => u8::from(is_error),
             Self::LockBusy { code } => code,
             Self::Failed => 125,
@@ -66,6 +69,9 @@ pub const CONFLICT: u8 = 75;
 /// sysexits' EX_DATAERR: what came is not what was to come.
 const NO_RESULT: u8 = 65;
 
+/// sysexits' EX_UNAVAILABLE: what the run depended on is gone.
+const LOCK_LOST: u8 = 69;
+
 impl Outcome {
     /// Its name in records.
     pub fn name(self) -> &'static str {
@@ -78,6 +84,7 @@ impl Outcome {
             Self::IdleLimit => "idle-limit",
             Self::NoResult => "no-result",
             Self::HungAfterResult { .. } => "hung-after-result",
+            Self::LockLost => "lock-lost",
             Self::LockBusy { .. } => "lock-busy",
             Self::EndedWaiting(_) => "ended-waiting",
             Self::EndedDraining(_) => "ended-draining",

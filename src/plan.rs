@@ -15,7 +15,7 @@ use crate::claude::credentials::Login;
 use crate::claude::frames;
 use crate::claude::program::Program;
 use crate::diag::LogFile;
-use crate::lock::{self, Claim, Lock, Refreshes};
+use crate::lock::{self, Claim, HelperCommand, Lock, Refreshes};
 use crate::records::{Journal, Particulars};
 use crate::run::output::Watch;
 use crate::run::policy::{Group, Rules};
@@ -89,6 +89,11 @@ impl Plan {
             path,
             only_while_due: settings.lock_mode == LockMode::Refresh,
             refreshes: config_dir.as_ref().map(|config_dir| refreshes(&settings, config_dir, environment, &program)),
+            helper: settings.lock_helper.clone().map(|words| HelperCommand {
+                words,
+                kill_grace: settings.kill_grace.as_limit(),
+                signals: signals.clone(),
+            }),
             wait: settings.wait,
             conflict_exit_code: settings.conflict_exit_code,
             claims_above: environment(Claim::VARIABLE).map(|list| Claim::parse_list(&list)).unwrap_or_default(),

@@ -99,6 +99,8 @@ pub struct Settings {
     pub config_dir: Option<PathBuf>,
     /// `--lock-file`
     pub lock_file: Option<PathBuf>,
+    /// `--lock-helper`: the program and its arguments
+    pub lock_helper: Option<Vec<String>>,
     /// `--claude`
     pub claude: Option<PathBuf>,
     /// `--timeout`; `None`: not set.
@@ -160,6 +162,7 @@ impl Settings {
             conflict_exit_code: typed.read(&cli::CONFLICT_EXIT_CODE, exit_code)?.unwrap_or(outcome::CONFLICT),
             config_dir: cli.value(&cli::CONFIG_DIR).map(|value| path(value).context("--config-dir")).transpose()?,
             lock_file: typed.read(&cli::LOCK_FILE, path)?,
+            lock_helper: typed.read(&cli::LOCK_HELPER, words)?,
             claude: typed.read(&cli::CLAUDE, path)?,
             hard_limit: typed.read(&cli::TIMEOUT, Span::parse_os)?,
             idle_limit: typed.read(&cli::IDLE_TIMEOUT, Span::parse_os)?.unwrap_or(Span::Endless),
@@ -330,6 +333,11 @@ fn path(value: &OsStr) -> Result<PathBuf> {
         bail!("the path is empty; name one, or leave the option out");
     }
     Ok(PathBuf::from(value))
+}
+
+fn words(value: &OsStr) -> Result<Vec<String>> {
+    let words = value.to_str().and_then(|text| shell_words::split(text).ok()).filter(|words| !words.is_empty());
+    words.ok_or_else(|| anyhow!("{value:?} is no command; write a program and its arguments, and close every quote"))
 }
 
 fn one_of<T: Copy>(value: &OsStr, names: &[(&str, T)]) -> Result<T> {

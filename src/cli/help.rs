@@ -72,6 +72,7 @@ const EXIT_CODES: Section = Section {
         ("128+N", "COMMAND was ended by signal N, or claude-run was, waiting for lock or reader"),
         ("124", "hard limit or idle limit; the message says which"),
         ("65", "with --require-result: 0, but without a successful result frame"),
+        ("69", "the lock helper ended while COMMAND ran: the lock was lost"),
         ("75", "the lock was not free within --wait (-E changes it)"),
         ("125", "claude-run itself failed, usage errors included"),
         ("126", "COMMAND was found but cannot be run"),
@@ -95,6 +96,7 @@ const CHILD: Section = Section {
         ("CLAUDE_RUN_ID", "names the run"),
         ("CLAUDE_RUN_LINEAGE", "all runs that it is below of"),
         ("CLAUDE_RUN_HELD", "the locks that are held for it"),
+        ("CLAUDE_RUN_LOCK_KEY", "what the lock helper calls its lock"),
     ]),
 };
 

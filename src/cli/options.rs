@@ -134,6 +134,22 @@ pub const LOCK_FILE: Opt = Opt {
     more: "Made if missing, never written, never removed",
 };
 
+/// `--lock-helper`
+pub const LOCK_HELPER: Opt = Opt {
+    flag: "lock-helper",
+    short: None,
+    value: "COMMAND",
+    takes: Takes::Text,
+    variable: "CLAUDE_RUN_LOCK_HELPER",
+    default: "none",
+    is_shared: true,
+    heading: LOCK_HEADING,
+    help: "For several hosts: a command that holds the lock of another engine, too, as long as it runs",
+    more: "`etcdctl lock NAME` is one. It is started once the session lock is had; its first line on stdout says that it has \
+           the lock, TERM lets go of it. If it ends while COMMAND runs, COMMAND is stopped, with exit code 69. Words are split at \
+           spaces, quotes keep them together, and no shell sees them",
+};
+
 /// `--claude`
 pub const CLAUDE: Opt = Opt {
     flag: "claude",
@@ -348,13 +364,14 @@ pub const LOG_FORMAT: Opt = Opt {
 };
 
 /// Every option with a value, in the order of the help.
-pub const OPTIONS: [&Opt; 21] = [
+pub const OPTIONS: [&Opt; 22] = [
     &LOCK,
     &WAIT,
     &REFRESH_MARGIN,
     &CONFLICT_EXIT_CODE,
     &CONFIG_DIR,
     &LOCK_FILE,
+    &LOCK_HELPER,
     &CLAUDE,
     &TIMEOUT,
     &IDLE_TIMEOUT,

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::ours;
 use crate::identity::Identity;
 use crate::procfs::{self, Flock, Stat};
-use crate::records::{Directory, RunRecord};
+use crate::records::{Directory, RunRecord, State};
 use crate::settings::show_seconds;
 
 /// Who holds a lock.
@@ -118,7 +118,9 @@ impl fmt::Display for Holder {
         match self {
             Self::Run(record) => {
                 let held = SystemTime::now().duration_since(record.since).unwrap_or_default();
-                write!(f, "{} for {}", record.who(), show_seconds(held))
+                // Its lock helper, or claude's own refresh lock, keeps it waiting.
+                let but = if record.state == State::Waiting { ", not started yet" } else { "" };
+                write!(f, "{} for {}{but}", record.who(), show_seconds(held))
             }
             Self::Process { pid, name } => write!(f, "a process without a run record: pid {pid} ({})", name.escape_debug()),
         }

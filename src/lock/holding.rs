@@ -4,14 +4,22 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use super::helper::Helper;
 use super::session::Held;
 use crate::claude::credentials::Login;
 use crate::identity::Identity;
+use crate::records::Hold;
 
 /// The lock, and until when. Dropping it frees the lock.
 #[derive(Debug)]
 pub struct Holding {
-    held: Held,
+    /// What holds the lock of another engine. It ends before ours is free: who gets ours next asks for that one, too.
+    helper: Option<Box<Helper>>,
+    /// The same, once it was told to end.
+    parting: Option<Box<Helper>>,
+    /// None: our caller's descriptor has it.
+    held: Option<Held>,
+    identity: Identity,
     /// A config dir, and when the token in it expires: it is held until that is later.
     refresh: Option<(PathBuf, SystemTime)>,
 }
@@ -19,7 +27,12 @@ pub struct Holding {
 impl Holding {
     /// For the whole run.
     pub(super) fn of(held: Held) -> Self {
-        Self { held, refresh: None }
+        Self { helper: None, parting: None, identity: held.identity(), held: Some(held), refresh: None }
+    }
+
+    /// For the whole run, on a file that our caller has locked.
+    pub(super) fn of_the_caller(identity: Identity) -> Self {
+        Self { helper: None, parting: None, identity, held: None, refresh: None }
     }
 
     /// The same, but only until the token in `config_dir` expires later than at `expiry`.
@@ -27,14 +40,48 @@ impl Holding {
         Self { refresh: Some((config_dir, expiry)), ..self }
     }
 
+    /// The same, with the lock of another engine that `helper` has got.
+    pub(super) fn and(self, helper: Helper) -> Self {
+        Self { helper: Some(Box::new(helper)), ..self }
+    }
+
+    /// What the lock helper calls its lock.
+    pub fn key(&self) -> Option<String> {
+        self.helper.as_ref()?.key()
+    }
+
+    /// How the lock helper has ended, if it has: then its lock is lost.
+    pub fn loss(&self) -> Option<String> {
+        let helper = self.helper.as_ref()?;
+        helper.ending().map(|ending| format!("the lock helper {} has ended ({ending})", helper.name()))
+    }
+
+    /// Lets go of it before it is dropped, without waiting for the lock helper's end.
+    pub fn let_go(&mut self) {
+        self.refresh = None;
+        self.parting = self.helper.take();
+        self.parting.iter().for_each(|helper| helper.let_go());
+        self.held = None;
+    }
+
+    /// Whether it is still held.
+    pub fn is_held(&self) -> bool {
+        self.held.is_some() || self.helper.is_some()
+    }
+
+    /// Who has the session lock, as records tell it.
+    pub(super) fn hold(&self) -> Hold {
+        if self.held.is_some() { Hold::Own } else { Hold::Caller }
+    }
+
     /// Which file is locked.
     pub fn identity(&self) -> Identity {
-        self.held.identity()
+        self.identity
     }
 
     /// The descriptor that the child inherits, so that the lock lives as long as it, even if we are killed.
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.held.descriptor()
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.held.as_ref().map(Held::descriptor)
     }
 
     /// The file that says when it [is over](Self::is_over); none, if only the end of the run does.

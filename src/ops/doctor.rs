@@ -4,6 +4,7 @@
 mod claude;
 mod filesystem;
 mod fleet;
+mod hosts;
 mod locks;
 mod place;
 mod settings;
@@ -102,6 +103,7 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
         let version = claude::version(context);
         findings.extend(place::sibling(config_dir, version.as_ref().ok().and_then(|found| found.version)));
         findings.extend(filesystem::check(config_dir));
+        findings.extend(hosts::check(context));
         findings.extend(fleet::views(config_dir));
         findings.extend(locks::session(context, config_dir));
         findings.extend(locks::refresh(config_dir, fix));

@@ -127,6 +127,7 @@ fn keep_others_out(context: &Context, places: &Places) -> Result<Admission> {
         path: places.link.join(lock::FILE_NAME),
         only_while_due: false,
         refreshes: None,
+        helper: None, // a home is this host's own, or on a file system whose lock this is
         wait: settings.wait,
         conflict_exit_code: settings.conflict_exit_code,
         claims_above: Vec::new(),

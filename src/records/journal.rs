@@ -41,6 +41,8 @@ pub struct Journal {
     /// The lock file that the lock was had on.
     locked: Option<Identity>,
     hold: Option<Hold>,
+    /// What a lock helper calls its lock.
+    key: Option<String>,
     began_at: SystemTime,
     began: Instant,
     waited: Option<Duration>,
@@ -93,6 +95,7 @@ impl Journal {
             published: None,
             locked: None,
             hold: None,
+            key: None,
             began_at: SystemTime::now(),
             began: Instant::now(),
             waited: None,
@@ -127,11 +130,20 @@ impl Journal {
         self.publish();
     }
 
+    /// The run has the session lock, but still waits for what its lock helper is to get.
+    pub fn has_session_lock(&mut self, hold: Hold, on: Identity) {
+        (self.hold, self.locked) = (Some(hold), Some(on));
+        self.publish();
+    }
+
     /// The run has the lock: before its child is started, and before anybody else can have it.
-    pub fn has_lock(&mut self, hold: Hold, on: Option<Identity>) {
-        (self.hold, self.locked) = (Some(hold), on);
+    pub fn has_lock(&mut self, hold: Hold, on: Option<Identity>, key: Option<String>) {
+        (self.hold, self.locked, self.key) = (Some(hold), on, key);
         self.has_waited();
         self.acquired = (hold == Hold::Own).then(Instant::now);
+        if self.key.is_some() {
+            self.publish(); // the child may look for it
+        }
     }
 
     /// The wait for the lock is over, or given up.
@@ -152,7 +164,7 @@ impl Journal {
 
     /// The run no longer has the lock. To be called before it is freed.
     pub fn has_let_go(&mut self) {
-        (self.hold, self.released) = (None, Some(Instant::now()));
+        (self.hold, self.key, self.released) = (None, None, Some(Instant::now()));
         if self.own.is_some() {
             self.publish();
         }
@@ -208,6 +220,7 @@ impl Journal {
         let since = self.started.map_or_else(SystemTime::now, |started| SystemTime::now() - started.elapsed());
         record.state = if self.started.is_some() { State::Running } else { State::Waiting };
         (record.since, record.hold, record.child) = (since, self.hold, self.child);
+        record.key.clone_from(&self.key);
         if let (Some(seen), Some(_)) = (&mut record.lock, self.locked) {
             seen.identity = self.locked; // the file may have been replaced while we waited
         }
@@ -232,6 +245,7 @@ impl Journal {
         RunRecord {
             run: self.run.to_string(),
             state: State::Waiting,
+            key: self.key.clone(),
             hold: None,
             mode: self.lock_mode.name().to_owned(),
             label: self.label.clone(),

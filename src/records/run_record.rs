@@ -50,6 +50,8 @@ pub struct RunRecord {
     pub state: State,
     /// Whether it has the session lock.
     pub hold: Option<Hold>,
+    /// What its lock helper calls the lock of another engine, while it has that.
+    pub key: Option<String>,
     /// Its lock mode, by name.
     pub mode: String,
     /// What its caller calls it.
@@ -156,6 +158,7 @@ impl RunRecord {
             .add("began", time(self.began))
             .add("mode", &self.mode)
             .add("hold", self.hold.map(Hold::name))
+            .add("lock_key", &self.key)
             .add("host", &self.host)
             .add("pid", self.pid)
             .add("child", self.child)
@@ -180,6 +183,7 @@ impl RunRecord {
             run: text("run")?,
             state: [State::Waiting, State::Running].into_iter().find(|known| state == known.name())?,
             hold: [Hold::Own, Hold::RunAbove, Hold::Caller].into_iter().find(|known| hold.as_deref() == Some(known.name())),
+            key: text("lock_key"),
             mode: text("mode")?,
             label: text("label"),
             host: text("host").unwrap_or_default(),
@@ -223,6 +227,7 @@ mod tests {
             run: "7-11".into(),
             state: State::Running,
             hold: Some(Hold::Own),
+            key: Some("factory/694d".into()),
             mode: "exclusive".into(),
             label: Some("re\"view\n".into()),
             host: "a1b2".into(),

@@ -97,6 +97,8 @@ pub enum Happening {
         /// One may be.
         may_be_under_way: bool,
     },
+    /// The lock that the run depends on is gone.
+    LockLost,
     /// Time has passed: a deadline may have.
     Clock,
 }
@@ -168,6 +170,8 @@ pub enum Limit {
         /// The last result frame's `is_error`.
         is_error: bool,
     },
+    /// The lock was lost.
+    Lock,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -263,6 +267,7 @@ impl Policy {
             Happening::TreeChanged(tree) => self.on_tree_changed(tree),
             Happening::Killed(reach) => self.on_killed(reach, now),
             Happening::Refresh { .. } => Vec::new(), // for `Sparing`, which stands before us
+            Happening::LockLost => self.on_lock_lost(now),
             Happening::Clock => self.on_clock(now),
         }
     }
@@ -401,12 +406,7 @@ impl Policy {
                     Some(is_error) if has_come(self.result_deadline) => Limit::Result { is_error },
                     _ => Limit::Idle,
                 };
-                self.hit = Some(limit);
-                self.phase = Phase::Asked { kill_at: after(now, self.rules.kill_grace) };
-                let mut actions = vec![Action::SignalChild(Signal::SIGTERM)];
-                actions.extend(self.continue_if_stopped());
-                actions.push(Action::Tell(Notice::Limit(limit)));
-                actions
+                self.end_at(limit, now)
             }
             Phase::Asked { .. } => vec![self.kill_child(), Action::Tell(Notice::KillGrace)],
             Phase::Leaving { ending, .. } => vec![self.clear(ending), Action::Tell(Notice::KillGrace)],
@@ -416,6 +416,20 @@ impl Policy {
             }
             Phase::Dying | Phase::Gone(_) => Vec::new(),
         }
+    }
+
+    /// A child that is ending anyway goes on to.
+    fn on_lock_lost(&mut self, now: Instant) -> Vec<Action> {
+        if self.phase == Phase::Running { self.end_at(Limit::Lock, now) } else { Vec::new() }
+    }
+
+    fn end_at(&mut self, limit: Limit, now: Instant) -> Vec<Action> {
+        self.hit = Some(limit);
+        self.phase = Phase::Asked { kill_at: after(now, self.rules.kill_grace) };
+        let mut actions = vec![Action::SignalChild(Signal::SIGTERM)];
+        actions.extend(self.continue_if_stopped());
+        actions.push(Action::Tell(Notice::Limit(limit)));
+        actions
     }
 
     /// The signal that asks for an end goes out only now.

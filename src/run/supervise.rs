@@ -47,7 +47,7 @@ pub fn supervise(
     let (group, ignored) = (rules.group, rules.ignored);
     let _modes = Modes::of_stdin(group);
     let output = watch.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
-    let child = launch.spawn(group, holding.as_ref().map(Holding::descriptor), output.stdout(), output.stderr())?;
+    let child = launch.spawn(group, holding.as_ref().and_then(Holding::descriptor), output.stdout(), output.stderr())?;
     let started = Instant::now();
     info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
     let policy = Sparing::new(Policy::new(rules, started));
@@ -69,7 +69,7 @@ pub fn supervise(
     journal.has_started(child.as_raw());
     let (ending, limit) = run.watch(channel, journal)?;
     journal.is_cleared();
-    if run.holding.take().is_some() {
+    if run.holding.take().is_some_and(|holding| holding.is_held()) {
         info!(name: "lock.released", "released the session lock");
     }
     let (output, output_done) = (run.output.take(), run.output_done);
@@ -83,6 +83,7 @@ pub fn supervise(
         (Some(signal), ..) => Outcome::EndedDraining(signal as i32),
         (_, Some(Limit::Hard), _) => Outcome::HardLimit,
         (_, Some(Limit::Idle), _) => Outcome::IdleLimit,
+        (_, Some(Limit::Lock), _) => Outcome::LockLost,
         (_, Some(Limit::Result { is_error }), _) => Outcome::HungAfterResult { is_error },
         (_, None, Ending::Exited(status)) => Outcome::Exited(status),
         (_, None, Ending::Killed(signal)) => Outcome::Killed(signal),
@@ -129,6 +130,7 @@ struct Run {
 impl Run {
     fn watch(&mut self, channel: &mut Channel, journal: &mut Journal) -> Result<(Ending, Option<Limit>)> {
         let mut followed = Vec::new();
+        self.look_after_lock(); // it may have been lost before there was a child
         loop {
             let files = self.files_that_matter();
             if files != followed {
@@ -192,6 +194,7 @@ impl Run {
                 self.happened(Happening::Frame(sighting));
             }
             Event::OutputDone => self.output_done = true,
+            Event::HelperTold => self.look_after_lock(),
             Event::FilesChanged => {} // dealt with before the others
             Event::LockAnswered => {} // an answer to a wait that is over
         }
@@ -207,13 +210,19 @@ impl Run {
     }
 
     fn look_at_files(&mut self, journal: &mut Journal) {
-        if self.holding.as_ref().is_some_and(Holding::is_over) {
+        if let Some(holding) = self.holding.as_mut().filter(|holding| holding.is_over()) {
             journal.has_let_go();
-            self.holding = None;
+            holding.let_go();
             info!(name: "lock.released", "released the session lock: the token is refreshed");
         }
         if self.policy.holds_back() {
             self.look_for_refresh();
+        }
+    }
+
+    fn look_after_lock(&mut self) {
+        if self.holding.as_ref().and_then(Holding::loss).is_some() {
+            self.happened(Happening::LockLost);
         }
     }
 
@@ -298,6 +307,10 @@ impl Run {
             }
             Notice::Limit(Limit::Idle) => {
                 warn!(name: "run.limit", pid, "the idle limit ran out after {}: sending TERM", show(self.started.elapsed()));
+            }
+            Notice::Limit(Limit::Lock) => {
+                let loss = self.holding.as_ref().and_then(Holding::loss).unwrap_or_default();
+                warn!(name: "lock.lost", pid, "{loss}: the lock is lost, sending TERM");
             }
             Notice::Limit(Limit::Result { is_error }) => {
                 let grace = if self.policy.policy().has_open_tasks() { "task grace" } else { "result grace" };

@@ -22,7 +22,7 @@ fn every_option_and_variable_stands_in_the_readme() {
 
 #[test]
 fn every_exit_code_of_ours_stands_in_the_readme() {
-    for code in ["65", "75", "124", "125", "126", "127", "128+N"] {
+    for code in ["65", "69", "75", "124", "125", "126", "127", "128+N"] {
         assert!(README.contains(&format!("| {code} |")), "{code}");
     }
 }
@@ -30,10 +30,10 @@ fn every_exit_code_of_ours_stands_in_the_readme() {
 #[test]
 fn every_operation_event_and_field_stands_in_the_readme() {
     let operations = ["status", "mode", "settings", "report", "doctor", "setup", "events", "completions", "man-page"];
-    let events = "lock.acquiring lock.waiting lock.acquired lock.timeout lock.unneeded lock.released refresh.unclear refresh.waiting refresh.waited \
+    let events = "lock.acquiring lock.waiting lock.acquired lock.timeout lock.unneeded lock.released lock.helper lock.lost refresh.unclear refresh.waiting refresh.waited \
                   refresh.spared run.started run.result run.limit run.stopping run.ended";
     let fields = "run label version state since began mode hold host boot pid_namespace pid child program cwd lock config_dir parent \
-                  holders waiting waiting_without_record running orphaned refresh_locks auth token last trouble age_ms";
+                  lock_key holders waiting waiting_without_record running orphaned refresh_locks auth token last trouble age_ms";
     for operation in operations {
         assert!(README.contains(&format!("claude-run {operation}")), "{operation}");
     }
@@ -110,6 +110,7 @@ case $* in
 esac
 "#;
     put("bin/claude", 0o755, claude);
+    put("bin/etcdctl", 0o755, "#!/bin/sh\necho key\nexec sleep 600\n");
     put("nightly.sh", 0o755, "#!/bin/sh\n");
     symlink(binary(), env.path("bin/claude-run")).expect("a link");
     symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts"), env.path("scripts")).expect("a link");
@@ -157,20 +158,30 @@ fn every_command_of_the_readme_runs() {
 fn every_example_of_another_program_s_file_runs_claude_run() {
     let in_environment = "export CLAUDE_CONFIG_DIR=/srv/claude/config\n";
     let [cron, unit, compose, nomad] = ["crontab", "ini", "yaml", "hcl"].map(|kind| {
-        let [block] = blocks(kind)[..] else { panic!("one block of {kind}") };
-        assert!(block.contains("CLAUDE_CONFIG_DIR") && block.contains("/srv/claude/config"), "{block}");
-        block
+        let blocks = blocks(kind);
+        for block in &blocks {
+            assert!(block.contains("CLAUDE_CONFIG_DIR") && block.contains("/srv/claude/config"), "{block}");
+        }
+        blocks
     });
+    let ([cron], [unit]) = (&cron[..], &unit[..]) else { panic!("one block of each") };
     let job = cron.lines().last().and_then(|line| line.strip_prefix("*/30 * * * * ")).expect("a job");
     runs(&machine(), &format!("{in_environment}{job}"));
     let job = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("a command");
     runs(&machine(), &format!("{in_environment}{job}"));
     // Words in a JSON array, the program first or on a line of its own.
-    for (block, key, program) in [(compose, "command: ", ""), (nomad, "args    = ", "claude-run ")] {
+    let compose = compose.into_iter().map(|block| (block, "command: ", ""));
+    let nomad = nomad.into_iter().map(|block| (block, "args    = ", "claude-run "));
+    for (block, key, program) in compose.chain(nomad) {
         assert!(block.contains("/srv/claude:/srv/claude"), "the parent, at the same path: {block}");
         let words = block.lines().find_map(|line| line.trim().strip_prefix(key)).expect("words");
         let words: Vec<String> = serde_json::from_str(words).expect("an array");
-        runs(&machine(), &format!("{in_environment}{program}{}", words.join(" ")));
+        let helper = block.lines().find_map(|line| line.trim().strip_prefix("CLAUDE_RUN_LOCK_HELPER")).unwrap_or_default();
+        let helper = helper.trim_start_matches([' ', ':', '=']).trim_matches('"');
+        assert!(helper.is_empty() || helper.starts_with("etcdctl lock "), "{helper}");
+        // Its token is fresh: to have the lock taken, it takes the other mode.
+        let words = words.join(" ").replace("refresh", if helper.is_empty() { "refresh" } else { "exclusive" });
+        runs(&machine(), &format!("{in_environment}export CLAUDE_RUN_LOCK_HELPER='{helper}'\n{program}{words}"));
     }
     let env = machine();
     let [settings] = blocks("toml")[..] else { panic!("one block of settings") };

@@ -70,6 +70,7 @@ fn where_nothing_is_wrong_everything_passes_and_nothing_is_left_behind() {
         "config dir",
         "sibling lock",
         "file system",
+        "several hosts",
         "fleet",
         "session lock",
         "refresh locks",
@@ -86,7 +87,7 @@ fn where_nothing_is_wrong_everything_passes_and_nothing_is_left_behind() {
     let mut text = command(&env);
     text.arg("doctor");
     let ended = Running::start(text).end();
-    assert_eq!(ended.stdout.last().map(String::as_str), Some("0 failures, 0 warnings in 10 checks"));
+    assert_eq!(ended.stdout.last().map(String::as_str), Some("0 failures, 0 warnings in 11 checks"));
     assert!(!ended.stdout.join("").contains("at-0") && !seen.to_string().contains("rt-0"), "never a token");
 }
 

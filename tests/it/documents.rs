@@ -25,7 +25,7 @@ fn output(mut program: Command) -> String {
 /// What is typed, and what may follow in its place.
 const COMPLETIONS: [(&str, &[&str]); 8] = [
     ("claude-run st", &["status"]),
-    ("claude-run --lo", &["--lock", "--lock-file", "--log", "--log-format"]),
+    ("claude-run --lo", &["--lock", "--lock-file", "--lock-helper", "--log", "--log-format"]),
     ("claude-run --lock ", &["exclusive", "refresh", "pass-through"]),
     ("claude-run --leftovers k", &["keep", "kill"]),
     ("claude-run status --j", &["--json"]),

@@ -327,3 +327,22 @@ fn setup_asks_before_it_moves_anything_and_takes_no_for_an_answer() {
         assert_eq!(env.home().join(".claude").is_symlink(), moves, "{answer:?}");
     }
 }
+
+#[test]
+fn a_lock_helper_hears_none_of_the_keys() {
+    let env = Env::new();
+    env.script(
+        "helper",
+        "#!/bin/bash\ntrap 'echo term; exit' TERM\ntrap 'echo int >>told' INT\necho key\nwhile :; do sleep 0.01; done\n",
+    );
+    let mut command = env.command("bash");
+    let run = line("signals; ready; hang").replace(" --claude", " --lock-helper ./helper --claude");
+    command.args(["-c", &format!("trap : INT; {run}; echo code $?")]);
+    let mut terminal = OnTerminal::start(command);
+    let [child, ..] = terminal.ready();
+    terminal.types("\x03");
+    terminal.shows("signal INT");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).expect("it lives");
+    terminal.shows("code 137");
+    assert!(!env.path("told").exists());
+}

@@ -64,6 +64,7 @@ struct World {
     passed: u8,
     frames: u8,
     interrupted: bool,
+    lost_lock: bool,
     broken: Option<&'static str>,
 }
 
@@ -80,6 +81,7 @@ enum Step {
     LeftoverEnds,
     RefreshBegins,
     RefreshEnds,
+    LoseLock,
     Print(Sighting),
 }
 
@@ -118,6 +120,7 @@ impl World {
             passed: 0,
             frames: 0,
             interrupted: false,
+            lost_lock: false,
             broken: None,
         }
     }
@@ -253,6 +256,10 @@ impl World {
                 self.refresh_since = None;
                 self.look();
             }
+            Step::LoseLock => {
+                self.lost_lock = true;
+                self.happens(Happening::LockLost);
+            }
             Step::Print(sighting) => {
                 self.frames += 1;
                 self.happens(Happening::Frame(sighting));
@@ -295,6 +302,10 @@ impl Model for Shape {
         if !world.interrupted {
             steps.push(Step::Interrupt);
         }
+        // In half of the shapes with a kill grace: it doubles what there is to explore.
+        if !world.lost_lock && self.kill_grace && self.group == Group::Own {
+            steps.push(Step::LoseLock);
+        }
         match world.child {
             Life::Running => {
                 steps.extend([Step::ChildEnds(Ending::Exited(3)), Step::ChildStops]);
@@ -335,6 +346,7 @@ impl Model for Shape {
                 Some((_, Some(Limit::Hard))) => world.now >= HARD_LIMIT,
                 Some((_, Some(Limit::Result { .. }))) => world.now >= RESULT_GRACE && world.frames > 0,
                 Some((_, Some(Limit::Idle))) => false,
+                Some((_, Some(Limit::Lock))) => world.lost_lock,
                 _ => true,
             }),
             Property::<Self>::always("nobody outlives the limit, the graces and the patience", |shape, world| {

@@ -18,21 +18,6 @@ use crate::mounts::Mount;
 
 const CHECK: &str = "file system";
 
-/// What is known of file systems that other hosts may use as well.
-const KNOWN: [(&str, &str); 8] = [
-    (
-        "nfs",
-        "flock is a lock of the server from NFSv3 with lockd and v4 on; mkdir is exclusive; mtime may lag by the attribute cache",
-    ),
-    ("cifs", "flock holds between hosts only without `nobrl`; mtime may lag"),
-    ("smb3", "flock holds between hosts only without `nobrl`; mtime may lag"),
-    ("fuse", "flock holds between hosts only if that file system passes it on; many keep it to one host"),
-    ("9p", "flock holds between guests only if the server passes it on; inotify tells nothing of the others"),
-    ("virtiofs", "flock holds between guests only with its option; inotify tells nothing of the others"),
-    ("ceph", "flock and mkdir hold between hosts; inotify tells nothing of the others"),
-    ("lustre", "flock holds between hosts only if mounted with `flock`"),
-];
-
 /// How many processes try at once, and how often.
 const PROCESSES: usize = 4;
 const ROUNDS: usize = 50;
@@ -43,13 +28,7 @@ type Probe = fn(&Path) -> io::Result<Option<String>>;
 pub(super) fn check(config_dir: &Path) -> Vec<Finding> {
     let Ok(real) = fs::canonicalize(config_dir) else { return Vec::new() };
     let kind = Mount::of(&real).map_or_else(|| "unknown".to_owned(), |mount| mount.kind);
-    let known = KNOWN.iter().find(|(name, _)| kind.starts_with(name));
     let mut findings = Vec::new();
-    if let Some((_, known)) = known {
-        let todo =
-            "the probes below are of this host alone: run doctor on each, and see that its neighbours' runs are in `status`";
-        findings.push(Finding::warning(CHECK, format!("{} is on {kind}", real.display()), known, todo));
-    }
     let place = match tempfile::Builder::new().prefix(".claude-run-probe.").tempdir_in(&real) {
         Ok(place) => place,
         Err(error) => {

@@ -67,6 +67,36 @@ fn the_hard_limit_is_term_then_kill_to_the_tree() {
 }
 
 #[test]
+fn a_lost_lock_is_a_limit_that_has_come() {
+    let mut case = case(|_| {});
+    assert_eq!(
+        case.at(7, Happening::LockLost),
+        [Action::SignalChild(Signal::SIGTERM), Action::Tell(Notice::Limit(Limit::Lock))]
+    );
+    assert_eq!(case.at(8, Happening::LockLost), [], "once");
+    assert_eq!(case.at(12, Happening::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Tell(Notice::KillGrace)]);
+    case.at(13, Happening::Ended(Ending::Killed(9), Tree::Empty));
+    assert_eq!(case.policy.verdict(), Some((Ending::Killed(9), Some(Limit::Lock))));
+}
+
+#[test]
+fn a_child_that_is_ending_anyway_is_not_told_of_a_lost_lock() {
+    let mut asked = case(|_| {});
+    asked.term(1);
+    assert_eq!(asked.at(2, Happening::LockLost), []);
+    asked.at(3, Happening::Ended(Ending::Killed(15), Tree::Empty));
+    assert_eq!(asked.policy.verdict(), Some((Ending::Killed(15), None)));
+    let mut leaving = case(|_| {});
+    leaving.at(1, Happening::Ended(Ending::Exited(0), Tree::Alive));
+    assert_eq!(leaving.at(2, Happening::LockLost), []);
+    leaving.at(3, Happening::TreeChanged(Tree::Empty));
+    assert_eq!(leaving.policy.verdict(), Some((Ending::Exited(0), None)));
+    let mut stopped = case(|_| {});
+    stopped.at(1, Happening::Stopped(Signal::SIGSTOP));
+    assert!(stopped.at(2, Happening::LockLost).contains(&Action::SignalChild(Signal::SIGCONT)));
+}
+
+#[test]
 fn limits_that_are_off_have_no_deadline() {
     let mut case = case(|rules| (rules.hard_limit, rules.kill_grace) = (None, None));
     assert_eq!(case.deadline(), None);

@@ -1,0 +1,253 @@
+//! The keeper: a process between us and a lock helper. It sleeps until the helper ends, or we ask it to let go, or we are dead,
+//! killed perhaps; and it ends only after the helper and all of its process group. A signal at our death, as the child gets it,
+//! would reach the helper alone, and not what a helper that is a script has started. A pipe whose other end only we have reaches
+//! the keeper in any case; and nobody but the keeper takes the helper's remains away, so that its pid never means another.
+//!
+//! It is a fork of ours without an exec: it has none of our descriptors, hears no signal, and allocates nothing.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::prctl::{set_name, set_pdeathsig};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, killpg, sigaction};
+use nix::sys::time::TimeSpec;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, pipe2, setpgid};
+
+use crate::exec::{Exec, put};
+use crate::settings::after;
+use crate::signals::Inherited;
+
+/// A keeper at work. If this is dropped, or we die, it ends its helper by KILL.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pid: Pid,
+    control: File,
+}
+
+/// What is to be heard of a keeper and its helper.
+#[derive(Debug)]
+pub(super) struct Ears {
+    /// [`Report`]s. Its end is the keeper's.
+    pub reports: OwnedFd,
+    /// The helper's stdout, never waited for.
+    pub stdout: OwnedFd,
+    /// The helper's stderr, never waited for.
+    pub stderr: OwnedFd,
+}
+
+/// What a keeper has to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Report {
+    /// The helper cannot be executed. An end follows.
+    Unstartable(Errno),
+    /// The kill grace has run out.
+    Killing,
+    /// The helper has ended by itself.
+    Exited(i32),
+    /// The helper was ended by this signal.
+    Killed(i32),
+    /// The keeper itself is gone, without a word.
+    Lost,
+}
+
+/// Anything we say to a keeper asks it to let go.
+const LET_GO: u8 = 1;
+
+impl Keeper {
+    /// Forks a keeper, which starts `exec` in a process group of its own.
+    pub(super) fn start(exec: &Exec, signals: &Inherited, kill_grace: Option<Duration>) -> nix::Result<(Self, Ears)> {
+        let (orders, control) = pipe2(OFlag::O_CLOEXEC)?;
+        let (reports, reporter) = pipe2(OFlag::O_CLOEXEC)?;
+        let (stdout, helper_stdout) = pipe2(OFlag::O_CLOEXEC)?;
+        let (stderr, helper_stderr) = pipe2(OFlag::O_CLOEXEC)?;
+        for read in [&stdout, &stderr] {
+            nix::fcntl::fcntl(read, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        // The keeper keeps this mask, so that none of our handlers ever runs in it, and no key ends or stops it.
+        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+        // SAFETY: the child calls nothing but async-signal-safe functions, and ends without running our guards.
+        let forked = unsafe { fork() };
+        if let Ok(ForkResult::Child) = forked {
+            let outputs = [helper_stdout.as_fd(), helper_stderr.as_fd()];
+            let helper = start_helper(exec, signals, outputs, reporter.as_fd());
+            // Of all our descriptors, the two that it needs; the lock's above all must not live on here.
+            let moved = put(orders.as_fd(), 0).and_then(|()| put(reporter.as_fd(), 1));
+            if moved.is_ok() {
+                close_from(2);
+            }
+            if let (Ok(helper), Ok(())) = (helper, moved) {
+                keep(helper, kill_grace);
+            }
+            // SAFETY: _exit(2) only ends the process.
+            unsafe { libc::_exit(0) };
+        }
+        mask.thread_set_mask()?;
+        let ForkResult::Parent { child } = forked? else { return Err(Errno::ECHILD) };
+        Ok((Self { pid: child, control: control.into() }, Ears { reports, stdout, stderr }))
+    }
+
+    /// Asks it to end the helper: TERM, the kill grace, KILL. It does so whatever becomes of us.
+    pub(super) fn let_go(&self) {
+        let _ = (&self.control).write(&[LET_GO]); // without a reader, all is done already
+    }
+
+    /// Takes its remains away, once its end was heard of.
+    pub(super) fn reap(&self) {
+        let _ = waitpid(self.pid, None); // whoever looks after our children may have done so
+    }
+}
+
+impl Report {
+    const LENGTH: usize = 8;
+
+    fn encode(self) -> [u8; Self::LENGTH] {
+        let (kind, number) = match self {
+            Self::Unstartable(errno) => (0, errno as i32),
+            Self::Killing => (1, 0),
+            Self::Exited(status) => (2, status),
+            Self::Killed(signal) => (3, signal),
+            Self::Lost => (4, 0),
+        };
+        let mut record = [kind; Self::LENGTH];
+        record[4..].copy_from_slice(&number.to_ne_bytes());
+        record
+    }
+
+    /// The next one; none, if the keeper is gone.
+    pub(super) fn read(mut from: impl Read) -> Option<Self> {
+        let mut record = [0; Self::LENGTH];
+        from.read_exact(&mut record).ok()?;
+        let [kind, _, _, _, number @ ..] = record;
+        let number = i32::from_ne_bytes(number);
+        Some(match kind {
+            0 => Self::Unstartable(Errno::from_raw(number)),
+            1 => Self::Killing,
+            2 => Self::Exited(number),
+            3 => Self::Killed(number),
+            _ => Self::Lost,
+        })
+    }
+
+    /// A record is written whole. If nobody reads, nobody wants to know.
+    fn write(self, to: BorrowedFd) {
+        let _ = nix::unistd::write(to, &self.encode());
+    }
+}
+
+/// The keeper's first act.
+fn start_helper(exec: &Exec, signals: &Inherited, outputs: [BorrowedFd; 2], reporter: BorrowedFd) -> nix::Result<Pid> {
+    let keeper = getpid();
+    // In groups of their own: a terminal's keys are for neither, and the helper can be ended with all that it has started.
+    let _ = setpgid(keeper, keeper);
+    let _ = set_name(c"lock-keeper");
+    // SAFETY: as for the keeper.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => {
+            let _ = setpgid(child, child); // whoever of the two is first
+            Ok(child)
+        }
+        ForkResult::Child => {
+            let errno = in_helper(exec, signals, keeper, outputs);
+            Report::Unstartable(errno).write(reporter);
+            // SAFETY: _exit(2) only ends the process.
+            unsafe { libc::_exit(127) };
+        }
+    }
+}
+
+/// Up to the exec, if that succeeds.
+fn in_helper(exec: &Exec, signals: &Inherited, keeper: Pid, outputs: [BorrowedFd; 2]) -> Errno {
+    let us = getpid();
+    let _ = setpgid(us, us);
+    // Where that is refused, only a KILL of the keeper itself can leave the helper behind.
+    let _ = set_pdeathsig(Signal::SIGKILL);
+    if getppid() != keeper {
+        return Errno::ECHILD;
+    }
+    let [stdout, stderr] = outputs;
+    let prepared = put(stdout, libc::STDOUT_FILENO).and_then(|()| put(stderr, libc::STDERR_FILENO));
+    prepared.and_then(|()| signals.restore()).err().unwrap_or_else(|| exec.run())
+}
+
+/// Stays until `helper` has ended.
+fn keep(helper: Pid, kill_grace: Option<Duration>) {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SIGCHLD needs a handler to interrupt a sleep, and is let in while we sleep alone.
+    // SAFETY: the handler does nothing.
+    let _ =
+        unsafe { sigaction(Signal::SIGCHLD, &SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty())) };
+    let mut asleep = SigSet::all();
+    asleep.remove(Signal::SIGCHLD);
+    // SAFETY: they are open until the end of the process.
+    let (orders, reporter) = unsafe { (BorrowedFd::borrow_raw(0), BorrowedFd::borrow_raw(1)) };
+    let mut is_held = true;
+    let mut kill_at = None;
+    let ending = loop {
+        // WNOWAIT: while its remains are there, its process group means nobody else.
+        match waitid(Id::Pid(helper), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
+            Ok(WaitStatus::Exited(_, status)) => break Report::Exited(status),
+            Ok(WaitStatus::Signaled(_, signal, _)) => break Report::Killed(signal as i32),
+            _ => {}
+        }
+        if kill_at.is_some_and(|at| Instant::now() >= at) {
+            Report::Killing.write(reporter);
+            let _ = killpg(helper, Signal::SIGKILL);
+            kill_at = None;
+        }
+        let timeout = kill_at.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
+        let mut ready = [PollFd::new(orders, PollFlags::POLLIN)];
+        let listened = if is_held { ready.as_mut_slice() } else { &mut [] };
+        if ppoll(listened, timeout, Some(asleep)).is_ok_and(|ready| ready > 0) {
+            is_held = false;
+            let mut order = [0];
+            if nix::unistd::read(orders, &mut order) == Ok(1) {
+                let _ = killpg(helper, Signal::SIGTERM);
+                let _ = killpg(helper, Signal::SIGCONT); // who is stopped cannot end
+                kill_at = after(Instant::now(), kill_grace);
+            } else {
+                // claude-run is dead, and claude is told so at this moment. What KILL ends cannot let go of its lock in good order,
+                // and so leaves it, where the engine has leases, for the time that claude needs to end.
+                let _ = killpg(helper, Signal::SIGKILL);
+            }
+        }
+    };
+    let _ = killpg(helper, Signal::SIGKILL); // whom it has left
+    let _ = waitpid(helper, None);
+    ending.write(reporter);
+}
+
+/// Closes all descriptors from `first` on.
+fn close_from(first: libc::c_uint) {
+    // SAFETY: numbers alone; of the owners of these descriptors none runs in this process any more.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) == 0 {
+            return;
+        }
+        let mut limit: libc::rlimit = mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            for descriptor in first..libc::c_uint::try_from(limit.rlim_cur).unwrap_or(65536) {
+                libc::close(descriptor.cast_signed());
+            }
+        }
+    }
+}
+
+/// What is there to be read now, put behind `buffer`. Whether more may come.
+pub(super) fn read_what_is_there(from: &OwnedFd, buffer: &mut Vec<u8>) -> bool {
+    let mut piece = [0; 4096];
+    loop {
+        match nix::unistd::read(from, &mut piece) {
+            Ok(0) => return false,
+            Ok(length) => buffer.extend_from_slice(&piece[..length]),
+            Err(Errno::EINTR) => {}
+            Err(error) => return io::Error::from(error).kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! `--lock-helper`: a command that holds the lock of another engine, too, for as long as it runs. The engine here is a flock(1) on
+//! one more file, or nothing at all; `etcd` has a real one.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
+use serde_json::Value;
+
+use crate::env::{Env, Running, binary, is_alive, until};
+use crate::oauth::{EXPIRED, FRESH, StandIn, credentials};
+
+/// A helper that writes what happens to it, and its pid, into the file `told`, and holds the lock for ever.
+const TELLING: &str = r#"#!/bin/bash
+trap 'echo term >>told; exit 0' TERM
+echo "$$" >helper.pid
+echo start >>told
+echo a warning >&2
+echo the/key
+while :; do sleep 0.01; done
+"#;
+
+/// A helper of its own words, in the test's directory, where everything is started.
+fn helper(env: &Env, text: &str) -> &'static str {
+    env.script("helper", text);
+    "./helper"
+}
+
+fn told(env: &Env) -> String {
+    fs::read_to_string(env.path("told")).unwrap_or_default()
+}
+
+fn helper_pid(env: &Env) -> i32 {
+    let read = || fs::read_to_string(env.path("helper.pid")).ok()?.trim().parse().ok();
+    until("the helper has begun", || read().is_some());
+    read().expect("a pid")
+}
+
+/// Who is in the process group `group`, and no zombie.
+fn members(group: i32) -> Vec<i32> {
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_member = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect::<Vec<_>>()).unwrap_or_default();
+        fields.get(2) == Some(&group.to_string().as_str()) && fields[0] != "Z"
+    };
+    pids.filter(is_member).collect()
+}
+
+#[test]
+fn it_begins_once_the_session_lock_is_had_and_ends_after_the_child_before_the_lock_is_free() {
+    let env = Env::new();
+    let helper = helper(&env, TELLING);
+    let holder = env.hold_lock();
+    let child = "echo child >>told; echo $CLAUDE_RUN_LOCK_KEY; cat ~/.claude/claude-run/runs/*; exec sleep 600";
+    let run = env.start(["--lock-helper", helper, "sh", "-c", child]);
+    run.message(); // it waits for the session lock
+    assert_eq!(told(&env), "", "each host sends one contender");
+    drop(holder);
+    run.expect_line("the/key");
+    let record: Value = serde_json::from_str(&run.line()).expect("a record");
+    assert_eq!((&record["lock_key"], &record["hold"]), (&"the/key".into(), &"own".into()), "{record}");
+    let pid = helper_pid(&env);
+    assert!(env.is_locked() && is_alive(pid));
+    let status = env.claude_run().args(["status", "--json"]).assert().code(0);
+    let status: Value = serde_json::from_slice(&status.get_output().stdout).expect("JSON");
+    assert_eq!(status["holders"][0]["record"]["lock_key"], "the/key", "{status:#}");
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.end().code(), 143);
+    assert!(!is_alive(pid) && !env.is_locked());
+    assert_eq!(told(&env), "start\nchild\nterm\n");
+}
+
+#[test]
+fn hosts_that_share_the_engine_alone_run_one_after_the_other() {
+    let engine = Env::new();
+    let shared = engine.path("engine");
+    let hosts: Vec<_> = (0..3).map(|_| Env::new()).collect();
+    let helper = format!("flock '{}' sh -c 'echo key; exec sleep 600'", shared.display());
+    let alone = format!("mkdir '{0}' && sleep 0.02 && rmdir '{0}'", engine.path("inside").display());
+    let runs: Vec<_> = (0..18).map(|number| hosts[number % 3].start(["--lock-helper", &helper, "sh", "-c", &alone])).collect();
+    for run in runs {
+        let ended = run.end();
+        assert_eq!(ended.code(), 0, "{ended:?}");
+    }
+}
+
+#[test]
+fn a_helper_that_prints_nothing_in_time_or_ends_is_a_conflict_and_frees_everything() {
+    let env = Env::new();
+    let silent = helper(&env, "#!/bin/sh\necho $$ >helper.pid\nprintf 'no line'\nexec sleep 600\n");
+    for (wait, at_least) in [("0.3", 300), ("0", 2000)] {
+        let started = Instant::now();
+        let ended = env.start(["--wait", wait, "--lock-helper", silent, "touch", "started"]).end();
+        assert_eq!(ended.code(), 75, "{ended:?}");
+        assert!(ended.stderr_text().contains("the lock helper ./helper did not get its lock within"), "{ended:?}");
+        assert!(started.elapsed() >= Duration::from_millis(at_least), "{:?}", started.elapsed());
+        assert!(!is_alive(helper_pid(&env)) && !env.is_locked());
+        fs::remove_file(env.path("helper.pid")).expect("a file");
+    }
+    let ended = env.start(["-E", "9", "--lock-helper", "sh -c 'echo no quorum >&2; exit 5'", "touch", "started"]).end();
+    assert_eq!(ended.code(), 9, "{ended:?}");
+    assert!(ended.stderr_text().contains("sh has ended without a lock (exit status 5: no quorum)"), "{ended:?}");
+    assert!(!env.is_locked() && !env.path("started").exists());
+    let history = fs::read_to_string(env.config_dir().join("claude-run/history.jsonl")).expect("a history");
+    assert_eq!(history.matches(r#""outcome":"lock-busy""#).count(), 3, "{history}");
+    assert_eq!(fs::read_dir(env.config_dir().join("claude-run/runs")).expect("records").count(), 0);
+}
+
+#[test]
+fn a_helper_that_cannot_be_run_is_126_or_127() {
+    let env = Env::new();
+    env.script("lost", "#!/nonesuch/shell\n");
+    env.script("plain", "echo no first line\n");
+    fs::write(env.path("text"), "text").expect("a file");
+    for (helper, code, message) in [
+        ("nonesuch lock", 127, "cannot start the lock helper: nonesuch: not found on PATH"),
+        ("./nonesuch", 127, "./nonesuch: not found"),
+        ("./text", 126, "./text: is not executable"),
+        ("./", 126, "./: is a directory"),
+        ("./lost", 126, "./lost: its interpreter or loader is not there"),
+        ("./plain", 126, "./plain: neither a binary for this machine nor a script"),
+    ] {
+        let ended = env.start(["--lock-helper", helper, "touch", "started"]).end();
+        assert_eq!(ended.code(), code, "{ended:?}");
+        assert!(ended.stderr_text().contains(message), "{ended:?}");
+        assert!(!env.is_locked() && !env.path("started").exists());
+    }
+    for helper in ["'open", "", "  ", "--"] {
+        let mut run = env.claude_run();
+        run.args([&format!("--lock-helper={helper}"), "touch", "started"]);
+        let code = if helper == "--" { 127 } else { 125 };
+        run.assert().code(code);
+    }
+    let mut unset = env.claude_run();
+    unset.env("CLAUDE_RUN_LOCK_HELPER", "").arg("true").assert().code(0);
+}
+
+#[test]
+fn words_are_those_of_a_shell_that_expands_nothing() {
+    let env = Env::new();
+    env.script("words", "#!/bin/sh\nprintf '%s|' \"$@\" >words.txt\necho key\nexec sleep 600\n");
+    let mut run = env.claude_run();
+    run.env("CLAUDE_RUN_LOCK_HELPER", r#"./words 'a b' "c"d\ e $HOME * ; ''"#).arg("true").assert().code(0);
+    assert_eq!(fs::read_to_string(env.path("words.txt")).expect("words"), "a b|cd e|$HOME|*|;||");
+}
+
+#[test]
+fn a_lost_lock_ends_the_child_as_a_limit_does_with_69() {
+    let env = Env::new();
+    let helper =
+        helper(&env, "#!/bin/bash\necho key\nuntil [ -e lose ]; do sleep 0.01; done\necho lease expired >&2\nexit 1\n");
+    let run = env.start_fake(&["--lock-helper", helper, "--kill-after", "0.3"], "ready; on TERM exit 0; ready; hang");
+    let [child, ..] = run.ready();
+    run.ready();
+    fs::write(env.path("lose"), "").expect("a file");
+    let ended = run.end();
+    assert_eq!(ended.code(), 69, "{ended:?}");
+    let message = "the lock helper ./helper has ended (exit status 1: lease expired): the lock is lost, sending TERM";
+    assert!(ended.stderr_text().contains(message), "{ended:?}");
+    assert!(!is_alive(child) && !env.is_locked());
+    let history = fs::read_to_string(env.config_dir().join("claude-run/history.jsonl")).expect("a history");
+    assert!(history.contains(r#""outcome":"lock-lost","exit_code":69"#), "{history}");
+    // One that ignores TERM has the kill grace.
+    fs::remove_file(env.path("lose")).expect("a file");
+    let run = env.start_fake(&["--lock-helper", helper, "--kill-after", "0.3"], "ignore TERM; ready; hang");
+    run.ready();
+    fs::write(env.path("lose"), "").expect("a file");
+    assert_eq!(run.end().code(), 69);
+}
+
+#[test]
+fn a_lost_lock_waits_for_a_refresh_that_is_under_way() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let helper = helper(&env, "#!/bin/bash\necho key\nuntil [ -e lose ]; do sleep 0.01; done\nexit 1\n");
+    let stand_in = StandIn::start(&env, &[]);
+    let agent = env.agent(&stand_in, "exclusive", &["--lock-helper", helper], "signals; refresh legacy locked");
+    while agent.line() != "locked" {}
+    fs::write(env.path("lose"), "").expect("a file");
+    while !agent.message().contains("claude may be refreshing its token: holding signals back") {}
+    fs::remove_dir(env.home().join(".claude.lock")).expect("a lock"); // the refresh is over
+    agent.expect_line("signal TERM");
+    agent.signal(Signal::SIGTERM);
+    agent.term_again();
+    assert_eq!(agent.end().code(), 69);
+}
+
+#[test]
+fn in_refresh_mode_it_is_held_as_long_as_the_session_lock() {
+    let env = Env::new();
+    let helper = helper(&env, TELLING);
+    env.log_in(FRESH);
+    env.claude_run().args(["--lock", "refresh", "--lock-helper", helper, "true"]).assert().code(0);
+    env.claude_run().args(["--lock", "pass-through", "--lock-helper", "nonesuch", "true"]).assert().code(0);
+    assert_eq!(told(&env), "", "no lock is needed, and none taken");
+    env.log_in(EXPIRED);
+    let run = env.start_fake(&["--lock", "refresh", "--lock-helper", helper], "ready; signals; hang");
+    let [child, ..] = run.ready();
+    let pid = helper_pid(&env);
+    assert!(is_alive(pid) && env.is_locked());
+    fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
+    until("the helper has let go", || told(&env) == "start\nterm\n");
+    until("the lock is free", || !env.is_locked());
+    until("the helper is gone", || !is_alive(pid));
+    assert!(is_alive(child), "what ends now is no loss");
+    run.signal(Signal::SIGUSR2);
+    run.expect_line("signal USR2");
+    run.signal(Signal::SIGTERM);
+    run.term_again();
+    assert_eq!(run.end().code(), 137);
+}
+
+#[test]
+fn who_waits_for_it_in_refresh_mode_need_not_any_more_once_the_token_is_fresh() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let silent = helper(&env, "#!/bin/sh\necho $$ >helper.pid\nexec sleep 600\n");
+    let run = env.start(["--lock", "refresh", "--lock-helper", silent, "echo", "started"]);
+    let pid = helper_pid(&env);
+    assert!(run.message().contains("waiting for the lock helper ./helper"));
+    fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
+    run.expect_line("started");
+    assert_eq!(run.end().code(), 0);
+    assert!(!is_alive(pid) && !env.is_locked());
+}
+
+#[test]
+fn killed_it_leaves_neither_the_helper_nor_what_that_has_started_nor_a_lock() {
+    let env = Env::new();
+    // It ignores TERM, and so does what it starts.
+    let helper = helper(&env, "#!/bin/bash\ntrap '' TERM\necho $$ >helper.pid\nsleep 600 &\nsleep 600 &\necho key\nwait\n");
+    for steps in ["ready; hang", "ignore TERM; ready; hang"] {
+        let run = env.start_fake(&["--lock-helper", helper], steps);
+        let [child, ..] = run.ready();
+        let group = helper_pid(&env);
+        until("all of them are there", || members(group).len() == 3);
+        run.signal(Signal::SIGKILL);
+        assert_eq!(run.end().code(), 137);
+        until("they are gone", || members(group).is_empty());
+        // One of them has ended of the kernel's TERM.
+        let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+        until("the lock is free", || !env.is_locked());
+        fs::remove_file(env.path("helper.pid")).expect("a file");
+    }
+    // Killed while it waits.
+    let silent = self::helper(&env, "#!/bin/bash\necho $$ >helper.pid\nsleep 600 &\nwait\n");
+    let run = env.start(["--lock-helper", silent, "true"]);
+    let group = helper_pid(&env);
+    until("both are there", || members(group).len() == 2);
+    run.signal(Signal::SIGKILL);
+    run.end();
+    until("they are gone", || members(group).is_empty());
+    assert!(!env.is_locked());
+}
+
+#[test]
+fn a_helper_that_ignores_term_or_is_stopped_ends_all_the_same() {
+    let env = Env::new();
+    let deaf = helper(&env, "#!/bin/bash\ntrap '' TERM\necho $$ >helper.pid\necho key\nwhile :; do sleep 0.01; done\n");
+    let started = Instant::now();
+    let ended = env.start(["--kill-after", "0.3", "--lock-helper", deaf, "true"]).end();
+    assert_eq!(ended.code(), 0);
+    assert!(ended.stderr_text().contains("does not let go: sending KILL"), "{ended:?}");
+    assert!(started.elapsed() >= Duration::from_millis(300) && !is_alive(helper_pid(&env)));
+    fs::remove_file(env.path("helper.pid")).expect("a file");
+    let telling = helper(&env, TELLING);
+    let mut run = env.start(["--kill-after", "0", "--lock-helper", telling, "sh", "-c", "echo in; read line <fifo"]);
+    mkfifo(&env.path("fifo"), Mode::S_IRWXU).expect("a FIFO");
+    run.expect_line("in");
+    let pid = helper_pid(&env);
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("it lives");
+    assert!(run.is_running());
+    fs::write(env.path("fifo"), "go\n").expect("a FIFO");
+    assert_eq!(run.end().code(), 0);
+    assert!(told(&env).ends_with("term\n"));
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_it() {
+    let env = Env::new();
+    let silent = helper(&env, "#!/bin/sh\necho $$ >helper.pid\nexec sleep 600\n");
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGHUP, 129)] {
+        let run = env.start(["--lock-helper", silent, "touch", "started"]);
+        let pid = helper_pid(&env);
+        run.signal(Signal::SIGUSR1);
+        assert!(run.message().contains("waiting for the lock helper ./helper"));
+        let status = env.claude_run().arg("status").assert().code(0);
+        let status = String::from_utf8_lossy(&status.get_output().stdout).into_owned();
+        assert!(status.contains("held by        touch") && status.contains("not started yet"), "{status}");
+        run.signal(signal);
+        let ended = run.end();
+        assert_eq!(ended.code(), code, "{ended:?}");
+        assert!(ended.stderr_text().contains("ended the wait for the lock helper"), "{ended:?}");
+        assert!(!is_alive(pid) && !env.is_locked() && !env.path("started").exists());
+        fs::remove_file(env.path("helper.pid")).expect("a file");
+    }
+}
+
+#[test]
+fn a_run_below_asks_for_nothing_again_and_a_caller_s_lock_is_not_enough() {
+    let env = Env::new();
+    let helper = helper(&env, TELLING);
+    let nested = format!("'{}' --lock-helper ./helper sh -c 'echo $CLAUDE_RUN_LOCK_KEY'", binary().display());
+    let run = env.start(["--lock-helper", helper, "sh", "-c", &nested]);
+    run.expect_line("the/key");
+    assert_eq!(run.end().code(), 0);
+    assert_eq!(told(&env), "start\nterm\n", "once");
+    fs::remove_file(env.path("told")).expect("a file");
+    // The old shell block has the session lock of this host, and no other.
+    let block = format!("exec 9>'{}'; flock 9; {nested}", env.lock_file().display());
+    let mut shell = env.command("bash");
+    shell.args(["-c", &block]);
+    let run = Running::start(shell);
+    run.expect_line("the/key");
+    assert_eq!(run.end().code(), 0);
+    assert_eq!(told(&env), "start\nterm\n");
+}
+
+#[test]
+fn it_has_nothing_of_ours_but_the_environment() {
+    let env = Env::new();
+    let helper = helper(&env, TELLING);
+    let run = env.start_fake(&["--lock-helper", helper, "--log", "log", "-v"], "ready; hang");
+    let [_, claude_run, group, session] = run.ready();
+    let pid = helper_pid(&env);
+    let stat = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+        let (_, fields) = stat.rsplit_once(") ").expect("a stat");
+        fields.split(' ').skip(1).take(3).map(|field| field.parse().expect("a number")).collect::<Vec<i32>>()
+    };
+    let [keeper, its_group, its_session] = stat(pid)[..] else { panic!("three numbers") };
+    assert_eq!((its_group, its_session), (pid, session), "a group of its own: a terminal's keys are not for it");
+    assert_eq!(stat(keeper)[..2], [claude_run, keeper], "nor for its keeper");
+    assert_ne!(its_group, group);
+    let open = |pid: i32| {
+        let all = fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").flatten();
+        let files = all.filter_map(|entry| Some((entry.file_name().into_string().ok()?, fs::read_link(entry.path()).ok()?)));
+        files.collect::<Vec<_>>()
+    };
+    let is_pipe = |file: &Path| file.to_string_lossy().starts_with("pipe:");
+    let of_keeper = open(keeper);
+    assert!(of_keeper.len() == 2 && of_keeper.iter().all(|(_, file)| is_pipe(file)), "{of_keeper:?}");
+    for (number, file) in open(pid) {
+        match number.as_str() {
+            "0" => assert_eq!(file, Path::new("/dev/null")),
+            "1" | "2" => assert!(is_pipe(&file)),
+            "255" => assert!(file.ends_with("helper"), "bash reads its script there"),
+            // What whoever started the tests has left open to all of us.
+            _ => assert_eq!(fs::read_link(format!("/proc/self/fd/{number}")).ok(), Some(file), "{number}"),
+        }
+    }
+    run.signal(Signal::SIGTERM);
+    let ended = run.end();
+    assert!(ended.stderr_text().contains("./helper: a warning"), "{ended:?}");
+    let log = fs::read_to_string(env.path("log")).expect("a log");
+    assert!(log.contains("./helper: a warning") && log.contains("the lock helper ./helper has the lock"), "{log}");
+}
