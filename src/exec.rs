@@ -1,5 +1,5 @@
-//! execve(2), with all that it wants made before the fork: behind one, in a process that may have had other threads, nothing may
-//! be allocated.
+//! A new process, and the program that takes it over: clone(2) and execve(2), with all that they want made before. Behind a clone,
+//! in a process that may have had other threads, nothing may be allocated.
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
@@ -9,6 +9,7 @@ use std::ptr;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
+use nix::unistd::Pid;
 
 use crate::claude::program::Program;
 use crate::settings::Stdin;
@@ -57,6 +58,30 @@ impl Exec {
         unsafe { libc::execve(self.path.as_ptr(), self.argv.as_ptr(), self.environment.as_ptr()) };
         Errno::last()
     }
+}
+
+/// The stack of a process that [`clone`] makes. Large enough to be mapped for itself: of its pages, only those that are used are
+/// ever made.
+pub(crate) fn stack() -> Vec<u8> {
+    vec![0; 256 * 1024]
+}
+
+/// Makes a process that does `work` on `stack`, then exits with 127. `how` are flags and the signal of its end, as clone(2) has
+/// them. Not fork(3), which waits for locks that other threads may have, and whose child may be waited for by whoever waits for any.
+///
+/// # Safety
+/// `work` calls nothing but async-signal-safe functions; with `CLONE_VM`, `how` has `CLONE_VFORK` as well.
+pub(crate) unsafe fn clone<F: FnMut()>(how: libc::c_int, stack: &mut [u8], mut work: F) -> nix::Result<Pid> {
+    extern "C" fn enter<F: FnMut()>(work: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: what `clone` has passed on: in memory of our own, or in our parent's while it sleeps.
+        unsafe { (*work.cast::<F>())() };
+        127
+    }
+    let work = (&raw mut work).cast();
+    let end = stack.as_mut_ptr_range().end;
+    // SAFETY: as told above; the stack grows down from its end, which every machine that we know of wants aligned to 16 bytes.
+    let pid = unsafe { libc::clone(enter::<F>, end.sub(end.addr() % 16).cast(), how, work) };
+    Errno::result(pid).map(Pid::from_raw)
 }
 
 /// Makes `number` another name of `descriptor`, one that survives the exec. Async-signal-safe.

@@ -37,7 +37,7 @@
 //! # The rooms
 //!
 //! In the order of the flow; a module imports only from those above it and from the leaves (`outcome`, `diag`, `procfs`,
-//! `run_id`, `identity`, `object`, `files`, `changes`, `mounts`):
+//! `run_id`, `identity`, `object`, `files`, `changes`, `mounts`, `children`):
 //!
 //! | room | what is in it, and nowhere else |
 //! |---|---|
@@ -46,7 +46,7 @@
 //! | [`claude`] | all that is known about Claude Code: config dir, program, frames, auth, credentials, refresh locks, telemetry |
 //! | [`event`] | the one channel on which everything arrives |
 //! | [`signals`] | our dispositions, and the child's |
-//! | `exec` | execve(2), with all made before the fork |
+//! | `exec` | clone(2) and execve(2), with all made before |
 //! | [`records`] | what is kept of runs: a record of each live one, a history of the others |
 //! | [`lock`] | the session lock: when it is taken, who holds it, whether that is somebody above us; the lock helper and its keeper |
 //! | [`mod@run`] | one supervised run, sole owner of the child: policy (pure), spawn, tree, refresh, output, supervise |
@@ -59,6 +59,7 @@
 //! in every order of events, `tests/faults` breaks what can be broken at random, `tests/fuzz` feeds what reads others' bytes.
 
 mod changes;
+mod children;
 pub mod claude;
 pub mod cli;
 pub mod diag;
@@ -184,18 +185,18 @@ fn supervised(mut launch: Launch, lock: Option<&Lock>, rules: Rules, watch: &Wat
     if let Some(lock) = lock {
         let taken = lock::take(lock, journal, &mut channel)?;
         let identity = match taken {
-            Taken::Held(lock) => Some(holding.insert(lock).identity()),
+            Taken::Held(lock) => holding.insert(lock).claimed(),
             Taken::ByCaller(identity) => Some(identity),
-            Taken::AboveUs | Taken::Unneeded => None,
+            Taken::AboveUs(_) | Taken::Unneeded => None,
             Taken::Busy => return Ok(Outcome::LockBusy { code: lock.conflict_exit_code }),
             Taken::EndedBy(signal) => return Ok(Outcome::EndedWaiting(signal)),
         };
         if let Some(key) = holding.as_ref().and_then(lock::Holding::key) {
-            launch.set("CLAUDE_RUN_LOCK_KEY", &key);
+            launch.set(lock::KEY_VARIABLE, &key);
         }
         if let Some(identity) = identity {
             // Other claims on this file are stale now; those on other files are as true as they were.
-            let others = lock.claims_above.iter().filter(|claim| claim.identity != identity).copied();
+            let others = lock.above.claims.iter().filter(|claim| claim.identity != identity).copied();
             let claims = others.chain([Claim { identity, run: journal.run() }]).map(|claim| claim.to_string());
             launch.set(Claim::VARIABLE, &claims.collect::<Vec<_>>().join(","));
         }

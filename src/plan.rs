@@ -15,7 +15,7 @@ use crate::claude::credentials::Login;
 use crate::claude::frames;
 use crate::claude::program::Program;
 use crate::diag::LogFile;
-use crate::lock::{self, Claim, HelperCommand, Lock, Refreshes};
+use crate::lock::{self, Above, HelperCommand, Lock, Refreshes};
 use crate::records::{Journal, Particulars};
 use crate::run::output::Watch;
 use crate::run::policy::{Group, Rules};
@@ -59,16 +59,15 @@ impl Plan {
         run: RunId,
         log: Option<Arc<LogFile>>,
     ) -> Result<Self> {
-        let above = environment(RunId::LINEAGE).and_then(|lineage| lineage.into_string().ok()).unwrap_or_default();
-        let lineage: Vec<&str> = above.split(',').filter(|id| !id.is_empty()).collect();
-        if lineage.len() >= MOST_NESTED {
+        let above = Above::of(environment);
+        if above.runs.len() >= MOST_NESTED {
             bail!(
                 "claude-run runs below itself {MOST_NESTED} times: is the claude on PATH a script that calls it? name the real one with CLAUDE_RUN_CLAUDE"
             );
         }
         let program = Program::find(&settings.command, settings.claude.as_deref())?;
         let mut child_environment: Vec<_> = env::vars_os().filter(|(name, _)| name != RunId::LINEAGE).collect();
-        let lineage = [lineage, vec![&*run.to_string()]].concat().join(",");
+        let lineage = [above.runs.as_slice(), &[run.to_string()]].concat().join(",");
         child_environment.push((RunId::LINEAGE.into(), lineage.into()));
         if let Ok(config_dir) = &config_dir {
             tell_child(&mut child_environment, &config_dir.for_child);
@@ -96,7 +95,7 @@ impl Plan {
             }),
             wait: settings.wait,
             conflict_exit_code: settings.conflict_exit_code,
-            claims_above: environment(Claim::VARIABLE).map(|list| Claim::parse_list(&list)).unwrap_or_default(),
+            above,
             ignored: signals.ignored,
         });
         let terminal = Terminal::of(settings.stdin);

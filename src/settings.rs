@@ -336,7 +336,10 @@ fn path(value: &OsStr) -> Result<PathBuf> {
 }
 
 fn words(value: &OsStr) -> Result<Vec<String>> {
-    let words = value.to_str().and_then(|text| shell_words::split(text).ok()).filter(|words| !words.is_empty());
+    let words = value.to_str().and_then(|text| shell_words::split(text).ok()).filter(|words| {
+        // A word that starts with `-` would be claude's, as it is in the place of COMMAND.
+        words.first().is_some_and(|program| !program.is_empty() && !program.starts_with('-'))
+    });
     words.ok_or_else(|| anyhow!("{value:?} is no command; write a program and its arguments, and close every quote"))
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
 use tracing::{info, warn};
 
 use super::keeper::{Ears, Keeper, Report, read_what_is_there};
@@ -20,6 +21,9 @@ use crate::event::{Event, Mouth};
 use crate::exec::Exec;
 use crate::settings::{Stdin, after};
 use crate::signals::{self, Inherited};
+
+/// The variable that tells the child what the helper calls its lock.
+pub const KEY_VARIABLE: &str = "CLAUDE_RUN_LOCK_KEY";
 
 /// What to run, and how long it may take to let go.
 #[derive(Clone, Debug)]
@@ -107,6 +111,11 @@ impl Helper {
         self.told.state().failure.map(|errno| self.program.unstartable(errno))
     }
 
+    /// The process through which it is ended.
+    pub(super) fn keeper(&self) -> Pid {
+        self.keeper.pid()
+    }
+
     /// Has it let go of its lock, without waiting for that.
     pub(super) fn let_go(&self) {
         self.keeper.let_go();
@@ -121,11 +130,11 @@ impl Drop for Helper {
     fn drop(&mut self) {
         self.let_go();
         let patience = self.kill_grace.map(|grace| grace.saturating_add(A_KEEPER_S_DELAY));
-        if self.told.ended_within(patience) {
-            self.keeper.reap();
-        } else {
-            warn!(name: "lock.helper", "the lock helper {} cannot be ended; leaving it", self.name());
+        if !self.told.ended_within(patience) {
+            warn!(name: "lock.helper", "the lock helper {} does not end: sending KILL to its keeper", self.name());
+            self.keeper.kill();
         }
+        self.keeper.reap();
     }
 }
 

@@ -4,6 +4,8 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use nix::unistd::Pid;
+
 use super::helper::Helper;
 use super::session::Held;
 use crate::claude::credentials::Login;
@@ -17,8 +19,9 @@ pub struct Holding {
     helper: Option<Box<Helper>>,
     /// The same, once it was told to end.
     parting: Option<Box<Helper>>,
-    /// None: our caller's descriptor has it.
+    /// None: others have it for us.
     held: Option<Held>,
+    hold: Hold,
     identity: Identity,
     /// A config dir, and when the token in it expires: it is held until that is later.
     refresh: Option<(PathBuf, SystemTime)>,
@@ -27,12 +30,13 @@ pub struct Holding {
 impl Holding {
     /// For the whole run.
     pub(super) fn of(held: Held) -> Self {
-        Self { helper: None, parting: None, identity: held.identity(), held: Some(held), refresh: None }
+        let identity = held.identity();
+        Self { held: Some(held), ..Self::of_others(Hold::Own, identity) }
     }
 
-    /// For the whole run, on a file that our caller has locked.
-    pub(super) fn of_the_caller(identity: Identity) -> Self {
-        Self { helper: None, parting: None, identity, held: None, refresh: None }
+    /// For the whole run, on a file that others have locked for us.
+    pub(super) fn of_others(hold: Hold, identity: Identity) -> Self {
+        Self { helper: None, parting: None, held: None, hold, identity, refresh: None }
     }
 
     /// The same, but only until the token in `config_dir` expires later than at `expiry`.
@@ -48,6 +52,11 @@ impl Holding {
     /// What the lock helper calls its lock.
     pub fn key(&self) -> Option<String> {
         self.helper.as_ref()?.key()
+    }
+
+    /// The process that ends the lock helper: a child of ours that is no part of the run.
+    pub fn keeper(&self) -> Option<Pid> {
+        self.helper.as_ref().map(|helper| helper.keeper())
     }
 
     /// How the lock helper has ended, if it has: then its lock is lost.
@@ -71,12 +80,17 @@ impl Holding {
 
     /// Who has the session lock, as records tell it.
     pub(super) fn hold(&self) -> Hold {
-        if self.held.is_some() { Hold::Own } else { Hold::Caller }
+        self.hold
     }
 
     /// Which file is locked.
-    pub fn identity(&self) -> Identity {
+    pub(super) fn identity(&self) -> Identity {
         self.identity
+    }
+
+    /// Which file is locked by a descriptor of ours. For one that a run above us has, that run speaks.
+    pub fn claimed(&self) -> Option<Identity> {
+        (self.hold != Hold::RunAbove).then_some(self.identity)
     }
 
     /// The descriptor that the child inherits, so that the lock lives as long as it, even if we are killed.

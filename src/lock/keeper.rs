@@ -1,9 +1,11 @@
 //! The keeper: a process between us and a lock helper. It sleeps until the helper ends, or we ask it to let go, or we are dead,
-//! killed perhaps; and it ends only after the helper and all of its process group. A signal at our death, as the child gets it,
+//! killed perhaps; and it ends only after the helper and all that the helper has started. A signal at our death, as the child gets it,
 //! would reach the helper alone, and not what a helper that is a script has started. A pipe whose other end only we have reaches
 //! the keeper in any case; and nobody but the keeper takes the helper's remains away, so that its pid never means another.
 //!
-//! It is a fork of ours without an exec: it has none of our descriptors, hears no signal, and allocates nothing.
+//! It is a copy of ours without an exec: it has none of our descriptors, hears no signal, and allocates nothing. Its end raises no
+//! SIGCHLD, so that it is none of the children that a run waits for; and it is a subreaper, so that no process that the helper has left
+//! comes to us, where it would pass for one of the run's.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,15 +14,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::prctl::{set_name, set_pdeathsig};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, killpg, sigaction};
+use nix::sys::prctl::{set_child_subreaper, set_name, set_pdeathsig};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, kill, killpg, sigaction};
+use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, pipe2, setpgid};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::{Pid, getpid, getppid, pipe2, read, setpgid};
 
-use crate::exec::{Exec, put};
+use crate::children::{self, News, Whose};
+use crate::exec::{Exec, clone, put, stack};
+use crate::procfs;
 use crate::settings::after;
 use crate::signals::Inherited;
 
@@ -61,7 +66,7 @@ pub(super) enum Report {
 const LET_GO: u8 = 1;
 
 impl Keeper {
-    /// Forks a keeper, which starts `exec` in a process group of its own.
+    /// Makes a keeper, which starts `exec` in a process group of its own.
     pub(super) fn start(exec: &Exec, signals: &Inherited, kill_grace: Option<Duration>) -> nix::Result<(Self, Ears)> {
         let (orders, control) = pipe2(OFlag::O_CLOEXEC)?;
         let (reports, reporter) = pipe2(OFlag::O_CLOEXEC)?;
@@ -70,27 +75,31 @@ impl Keeper {
         for read in [&stdout, &stderr] {
             nix::fcntl::fcntl(read, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
-        // The keeper keeps this mask, so that none of our handlers ever runs in it, and no key ends or stops it.
-        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        // SAFETY: the child calls nothing but async-signal-safe functions, and ends without running our guards.
-        let forked = unsafe { fork() };
-        if let Ok(ForkResult::Child) = forked {
+        let can_see = procfs::is_of_our_pid_namespace();
+        let (mut its_stack, mut stack_of_helper) = (stack(), stack());
+        let keeper = || {
             let outputs = [helper_stdout.as_fd(), helper_stderr.as_fd()];
-            let helper = start_helper(exec, signals, outputs, reporter.as_fd());
+            let helper = start_helper(exec, signals, outputs, reporter.as_fd(), &mut stack_of_helper);
             // Of all our descriptors, the two that it needs; the lock's above all must not live on here.
             let moved = put(orders.as_fd(), 0).and_then(|()| put(reporter.as_fd(), 1));
             if moved.is_ok() {
                 close_from(2);
             }
             if let (Ok(helper), Ok(())) = (helper, moved) {
-                keep(helper, kill_grace);
+                keep(helper, kill_grace, can_see);
             }
-            // SAFETY: _exit(2) only ends the process.
-            unsafe { libc::_exit(0) };
-        }
+        };
+        // The keeper keeps this mask, so that none of our handlers ever runs in it, and no key ends or stops it.
+        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+        // SAFETY: it calls nothing but async-signal-safe functions, in memory of its own.
+        let pid = unsafe { clone(0, &mut its_stack, keeper) };
         mask.thread_set_mask()?;
-        let ForkResult::Parent { child } = forked? else { return Err(Errno::ECHILD) };
-        Ok((Self { pid: child, control: control.into() }, Ears { reports, stdout, stderr }))
+        Ok((Self { pid: pid?, control: control.into() }, Ears { reports, stdout, stderr }))
+    }
+
+    /// Its pid, which means nobody else until it is reaped.
+    pub(super) fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// Asks it to end the helper: TERM, the kill grace, KILL. It does so whatever becomes of us.
@@ -98,9 +107,14 @@ impl Keeper {
         let _ = (&self.control).write(&[LET_GO]); // without a reader, all is done already
     }
 
+    /// Ends it, and by that its helper, if nothing else does.
+    pub(super) fn kill(&self) {
+        let _ = kill(self.pid, Signal::SIGKILL); // it is not reaped, so it is there
+    }
+
     /// Takes its remains away, once its end was heard of.
     pub(super) fn reap(&self) {
-        let _ = waitpid(self.pid, None); // whoever looks after our children may have done so
+        let _ = waitpid(self.pid, Some(WaitPidFlag::__WALL)); // only we do so
     }
 }
 
@@ -142,24 +156,29 @@ impl Report {
 }
 
 /// The keeper's first act.
-fn start_helper(exec: &Exec, signals: &Inherited, outputs: [BorrowedFd; 2], reporter: BorrowedFd) -> nix::Result<Pid> {
+fn start_helper(
+    exec: &Exec,
+    signals: &Inherited,
+    outputs: [BorrowedFd; 2],
+    reporter: BorrowedFd,
+    stack: &mut [u8],
+) -> nix::Result<Pid> {
     let keeper = getpid();
     // In groups of their own: a terminal's keys are for neither, and the helper can be ended with all that it has started.
     let _ = setpgid(keeper, keeper);
     let _ = set_name(c"lock-keeper");
-    // SAFETY: as for the keeper.
-    match unsafe { fork() }? {
-        ForkResult::Parent { child } => {
-            let _ = setpgid(child, child); // whoever of the two is first
-            Ok(child)
-        }
-        ForkResult::Child => {
-            let errno = in_helper(exec, signals, keeper, outputs);
-            Report::Unstartable(errno).write(reporter);
-            // SAFETY: _exit(2) only ends the process.
-            unsafe { libc::_exit(127) };
-        }
+    let _ = set_child_subreaper(true); // where that is refused, there are none for us either
+    let mut failure = None;
+    // SAFETY: it calls nothing but async-signal-safe functions, and we sleep until it has executed or ended.
+    let helper = unsafe {
+        clone(libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, stack, || {
+            failure = Some(in_helper(exec, signals, keeper, outputs));
+        })
+    };
+    if let Some(errno) = failure {
+        Report::Unstartable(errno).write(reporter);
     }
+    helper
 }
 
 /// Up to the exec, if that succeeds.
@@ -176,8 +195,8 @@ fn in_helper(exec: &Exec, signals: &Inherited, keeper: Pid, outputs: [BorrowedFd
     prepared.and_then(|()| signals.restore()).err().unwrap_or_else(|| exec.run())
 }
 
-/// Stays until `helper` has ended.
-fn keep(helper: Pid, kill_grace: Option<Duration>) {
+/// Stays until `helper` and all that it has started have ended.
+fn keep(helper: Pid, kill_grace: Option<Duration>, can_see: bool) {
     extern "C" fn nothing(_: libc::c_int) {}
     // SIGCHLD needs a handler to interrupt a sleep, and is let in while we sleep alone.
     // SAFETY: the handler does nothing.
@@ -190,11 +209,8 @@ fn keep(helper: Pid, kill_grace: Option<Duration>) {
     let mut is_held = true;
     let mut kill_at = None;
     let ending = loop {
-        // WNOWAIT: while its remains are there, its process group means nobody else.
-        match waitid(Id::Pid(helper), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
-            Ok(WaitStatus::Exited(_, status)) => break Report::Exited(status),
-            Ok(WaitStatus::Signaled(_, signal, _)) => break Report::Killed(signal as i32),
-            _ => {}
+        if let Some(ending) = ending_of(helper) {
+            break ending;
         }
         if kill_at.is_some_and(|at| Instant::now() >= at) {
             Report::Killing.write(reporter);
@@ -207,7 +223,7 @@ fn keep(helper: Pid, kill_grace: Option<Duration>) {
         if ppoll(listened, timeout, Some(asleep)).is_ok_and(|ready| ready > 0) {
             is_held = false;
             let mut order = [0];
-            if nix::unistd::read(orders, &mut order) == Ok(1) {
+            if read(orders, &mut order) == Ok(1) {
                 let _ = killpg(helper, Signal::SIGTERM);
                 let _ = killpg(helper, Signal::SIGCONT); // who is stopped cannot end
                 kill_at = after(Instant::now(), kill_grace);
@@ -219,8 +235,39 @@ fn keep(helper: Pid, kill_grace: Option<Duration>) {
         }
     };
     let _ = killpg(helper, Signal::SIGKILL); // whom it has left
-    let _ = waitpid(helper, None);
+    children::reap(helper);
+    // What has left its group or its session is an orphan, and so a child of ours.
+    children::reap_all();
+    while can_see && children::are_there(libc::WSTOPPED) && kill_children() {
+        let _ = ppoll(&mut [], None, Some(asleep));
+        children::reap_all();
+    }
     ending.write(reporter);
+}
+
+/// How `helper` has ended, if it has. It is not reaped: while its remains are there, its process group means nobody else. Those
+/// of others are taken away.
+fn ending_of(helper: Pid) -> Option<Report> {
+    while let Ok(Some(News { pid, code, status })) = children::news(Whose::Anybody, libc::WEXITED | libc::WNOWAIT) {
+        if pid == helper.as_raw() {
+            return Some(if code == libc::CLD_EXITED { Report::Exited(status) } else { Report::Killed(status) });
+        }
+        children::reap(Pid::from_raw(pid));
+    }
+    None
+}
+
+/// KILL to each of our children, as the kernel lists them. Whether there was any that it reached.
+fn kill_children() -> bool {
+    // A few at a time will do: when they have ended, the next are read.
+    let mut list = [0; 4096];
+    let Ok(file) = open(c"/proc/thread-self/children", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) else { return false };
+    let length = read(&file, &mut list).unwrap_or(0);
+    // The last number may have been cut.
+    let whole = list[..length].iter().rposition(|byte| *byte == b' ').unwrap_or(0);
+    let pids = list[..whole].split(|byte| *byte == b' ');
+    let pids = pids.filter_map(|pid| str::from_utf8(pid).ok()?.parse().ok());
+    pids.filter(|pid| kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok()).count() > 0
 }
 
 /// Closes all descriptors from `first` on.

@@ -1,23 +1,24 @@
 //! When to take the session lock.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::sys::signal::SigSet;
 use tracing::{error, info, warn};
 
-use super::helper::{self, Helper, HelperCommand};
+use super::asking;
+use super::helper::HelperCommand;
 use super::holding::Holding;
-use super::ours::{self, Claim};
+use super::ours::{self, Above};
 use super::refresh::{Need, Refreshes, Settled};
 use super::session::Candidate;
 use super::waiting::{self, Waited};
 use crate::claude::credentials::Login;
-use crate::event::{Channel, Event};
+use crate::event::Channel;
 use crate::identity::Identity;
-use crate::records::{Directory, Hold, Journal};
-use crate::settings::{Wait, after, show};
+use crate::records::{Hold, Journal};
+use crate::settings::{Wait, show};
 
 /// The session lock of a run that needs it.
 #[derive(Debug)]
@@ -34,23 +35,13 @@ pub struct Lock {
     pub wait: Wait,
     /// The exit code when it is not free in time.
     pub conflict_exit_code: u8,
-    /// What our environment says of runs above us that hold this lock or another.
-    pub claims_above: Vec<Claim>,
+    /// What our environment says of the runs above us.
+    pub above: Above,
     /// Signals that ask nothing of us while we wait.
     pub ignored: SigSet,
 }
 
 impl Lock {
-    /// Whether our environment says that a run above us holds the lock `identity`.
-    pub(super) fn may_be_held_above_us(&self, identity: Identity) -> bool {
-        self.claims_above.iter().any(|claim| claim.identity == identity)
-    }
-
-    /// Whether a run above us does hold the lock `identity`, for us.
-    pub(super) fn is_held_above_us(&self, identity: Identity, records: Option<&Directory>) -> bool {
-        self.claims_above.iter().any(|claim| claim.holds_above_us(identity, records))
-    }
-
     /// Why the lock need not be taken, as things are.
     pub(super) fn is_unneeded(&self) -> Option<String> {
         match self.refreshes.as_ref().filter(|_| self.only_while_due)?.need() {
@@ -78,7 +69,7 @@ pub enum Taken {
     /// No refresh is due, so nothing is held.
     Unneeded,
     /// A run above us holds it for us, and lives.
-    AboveUs,
+    AboveUs(Identity),
     /// A descriptor that our caller gave us holds it, as in `( flock 9; claude-run … ) 9>session.lock`.
     ByCaller(Identity),
     /// It was not free in time.
@@ -98,15 +89,19 @@ pub fn take(lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result
     }
     let started = Instant::now();
     let taken = match (take_session_lock(lock, journal, channel)?, &lock.helper) {
-        (Taken::Held(holding), Some(helper)) => take_with_helper(holding, helper, started, lock, journal, channel)?,
-        (Taken::ByCaller(on), Some(helper)) => {
-            take_with_helper(Holding::of_the_caller(on), helper, started, lock, journal, channel)?
+        (Taken::Held(holding), Some(helper)) => asking::ask(helper, holding, started, lock, journal, channel)?,
+        // Theirs is the lock of this host. That of the other engine they may have as well, or not.
+        (Taken::AboveUs(on), Some(helper)) if !lock.above.is_helped(on, journal.directory()) => {
+            asking::ask(helper, Holding::of_others(Hold::RunAbove, on), started, lock, journal, channel)?
+        }
+        (Taken::ByCaller(on), Some(helper)) if !lock.above.is_helped(on, journal.directory()) => {
+            asking::ask(helper, Holding::of_others(Hold::Caller, on), started, lock, journal, channel)?
         }
         (taken, _) => taken,
     };
     match &taken {
         Taken::Held(holding) => journal.has_lock(holding.hold(), Some(holding.identity()), holding.key()),
-        Taken::AboveUs => journal.has_lock(Hold::RunAbove, None, None),
+        Taken::AboveUs(_) => journal.has_lock(Hold::RunAbove, None, None),
         Taken::ByCaller(on) => journal.has_lock(Hold::Caller, Some(*on), None),
         Taken::Unneeded | Taken::Busy | Taken::EndedBy(_) => {
             journal.has_waited();
@@ -114,7 +109,8 @@ pub fn take(lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result
         }
     }
     let Some(refreshes) = &lock.refreshes else { return Ok(taken) };
-    let settled = refreshes.settle(lock, channel, || journal.waits())?;
+    let is_lost = || matches!(&taken, Taken::Held(holding) if holding.loss().is_some());
+    let settled = refreshes.settle(lock, channel, || journal.waits(), is_lost)?;
     Ok(match (settled, taken) {
         (Settled::EndedBy(signal), _) => {
             journal.has_let_go();
@@ -161,7 +157,9 @@ fn take_session_lock(lock: &Lock, journal: &mut Journal, channel: &mut Channel) 
         Err(busy) => when_busy(busy, lock, journal, channel)?,
     };
     match &taken {
-        Taken::AboveUs => info!(name: "lock.acquired", lock = %path, "a process above this one holds the session lock for it"),
+        Taken::AboveUs(_) => {
+            info!(name: "lock.acquired", lock = %path, "a process above this one holds the session lock for it")
+        }
         Taken::ByCaller(_) => {
             info!(name: "lock.acquired", lock = %path, "the caller's own descriptor holds the session lock for this run");
         }
@@ -173,14 +171,14 @@ fn take_session_lock(lock: &Lock, journal: &mut Journal, channel: &mut Channel) 
 
 fn when_busy(candidate: Candidate, lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result<Taken> {
     let identity = candidate.identity();
-    if lock.is_held_above_us(identity, journal.directory()) {
-        return Ok(Taken::AboveUs);
+    if lock.above.holds(identity, journal.directory()) {
+        return Ok(Taken::AboveUs(identity));
     }
     if ours::is_held_by_a_descriptor_of("self", identity) {
         return Ok(Taken::ByCaller(identity));
     }
     if ours::is_held_by_an_ancestor(identity) {
-        return Ok(Taken::AboveUs);
+        return Ok(Taken::AboveUs(identity));
     }
     if let Some(refreshes) = lock.refreshes.as_ref().filter(|_| lock.only_while_due) {
         channel.follow(&[Login::path(&refreshes.config_dir)]);
@@ -195,118 +193,9 @@ fn when_busy(candidate: Candidate, lock: &Lock, journal: &mut Journal, channel: 
     channel.follow(&[]);
     Ok(match waited {
         Waited::Got(held) => Taken::Held(Holding::of(held)),
-        Waited::AboveUs => Taken::AboveUs,
+        Waited::AboveUs(on) => Taken::AboveUs(on),
         Waited::Unneeded(_) => Taken::Unneeded,
         Waited::TooLong => Taken::Busy,
         Waited::EndedBy(signal) => Taken::EndedBy(signal),
     })
-}
-
-/// How long a helper has to answer where nobody wants to wait: a question to another machine takes its time.
-const AN_ANSWER: Duration = Duration::from_secs(2);
-
-/// How long it may take before that is worth a word.
-const A_MOMENT: Duration = Duration::from_secs(1);
-
-/// Has `command` take its lock, too, within what is left of the wait that began at `started`. The session lock is freed if it
-/// does not.
-fn take_with_helper(
-    holding: Holding,
-    command: &HelperCommand,
-    started: Instant,
-    lock: &Lock,
-    journal: &mut Journal,
-    channel: &mut Channel,
-) -> Result<Taken> {
-    let (bound, deadline) = match lock.wait {
-        Wait::Forever => (None, None),
-        Wait::AtMost(bound) => (Some(bound), after(started, Some(bound))),
-        Wait::No => (Some(AN_ANSWER), after(Instant::now(), Some(AN_ANSWER))),
-    };
-    if let Some(refreshes) = lock.refreshes.as_ref().filter(|_| lock.only_while_due) {
-        channel.follow(&[Login::path(&refreshes.config_dir)]);
-    }
-    let answer = match lock.is_unneeded() {
-        // Who had the session lock before us has refreshed the token.
-        Some(reason) => Answer::Unneeded(reason),
-        None => {
-            journal.has_session_lock(holding.hold(), holding.identity());
-            let helper = Helper::start(command, channel.mouth())?;
-            match ask(&helper, started, deadline, lock, channel)? {
-                Answer::Yes => {
-                    info!(name: "lock.acquired", key = helper.key(), "the lock helper {} has the lock", helper.name());
-                    channel.follow(&[]);
-                    return Ok(Taken::Held(holding.and(helper)));
-                }
-                Answer::Ended(how) => {
-                    let name = helper.name();
-                    error!(name: "lock.timeout", "the lock helper {name} has ended without a lock ({how}); nothing was started");
-                    Answer::No
-                }
-                Answer::No => {
-                    let (name, bound) = (helper.name(), show(bound.unwrap_or_default()));
-                    error!(name: "lock.timeout", "the lock helper {name} did not get its lock within {bound}; nothing was started; --wait waits longer");
-                    Answer::No
-                }
-                answer => answer,
-            }
-        }
-    };
-    channel.follow(&[]);
-    journal.has_let_go();
-    Ok(match answer {
-        Answer::Unneeded(reason) => {
-            info!(name: "lock.unneeded", "starting without the lock helper: {reason}");
-            Taken::Unneeded
-        }
-        Answer::EndedBy(signal) => Taken::EndedBy(signal),
-        Answer::Yes | Answer::No | Answer::Ended(_) => Taken::Busy,
-    })
-}
-
-/// What a lock helper said, or what made its answer superfluous.
-enum Answer {
-    /// It has the lock.
-    Yes,
-    /// Nothing, in time.
-    No,
-    /// It has ended, and how.
-    Ended(String),
-    Unneeded(String),
-    EndedBy(i32),
-}
-
-fn ask(helper: &Helper, started: Instant, deadline: Option<Instant>, lock: &Lock, channel: &mut Channel) -> Result<Answer> {
-    let name = helper.name();
-    let so_far = || warn!(name: "lock.waiting", "waiting for the lock helper {name}, {} so far", show(started.elapsed()));
-    let mut word = Some(Instant::now() + A_MOMENT);
-    loop {
-        let events = channel.wait([deadline, word].into_iter().flatten().min()).context("cannot wait for events")?;
-        if let Some(signal) = waiting::request_to_give_up(&events, lock.ignored, so_far) {
-            waiting::tell_given_up(signal, "the lock helper", &show(started.elapsed()));
-            return Ok(Answer::EndedBy(signal));
-        }
-        if let Some(failure) = helper.failure() {
-            return Err(failure).context(helper::FAILED);
-        }
-        if let Some(how) = helper.ending() {
-            return Ok(Answer::Ended(how));
-        }
-        if helper.key().is_some() {
-            if word.is_none() {
-                warn!(name: "lock.acquired", "the lock helper {name} has its lock after {}", show(started.elapsed()));
-            }
-            return Ok(Answer::Yes);
-        }
-        if let Some(reason) = lock.is_unneeded().filter(|_| events.contains(&Event::FilesChanged)) {
-            return Ok(Answer::Unneeded(reason));
-        }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Ok(Answer::No);
-        }
-        if word.is_some_and(|at| Instant::now() >= at) {
-            word = None;
-            so_far();
-        }
-    }
 }

@@ -7,10 +7,12 @@ use std::fs;
 
 use nix::unistd::getppid;
 
+use super::helper::KEY_VARIABLE;
 use crate::identity::Identity;
 use crate::procfs::{self, Stat};
 use crate::records::{Directory, RunRecord};
 use crate::run_id::RunId;
+use crate::settings::Environment;
 
 /// What a run that holds a lock tells all below it, as `CLAUDE_RUN_HELD=<device>:<inode>:<run id>`; a run below it that
 /// holds another lock adds its own claim behind a comma.
@@ -20,6 +22,48 @@ pub struct Claim {
     pub identity: Identity,
     /// The run that holds it.
     pub run: RunId,
+}
+
+/// What our environment says of the runs that we are below of.
+#[derive(Debug, Default)]
+pub struct Above {
+    /// The locks that they hold, or held.
+    pub claims: Vec<Claim>,
+    /// Their names, the outermost first.
+    pub runs: Vec<String>,
+    /// Whether one has, or had, the lock of a lock helper.
+    has_key: bool,
+}
+
+impl Above {
+    /// Reads it.
+    pub fn of(environment: Environment) -> Self {
+        let lineage = environment(RunId::LINEAGE).and_then(|lineage| lineage.into_string().ok()).unwrap_or_default();
+        Self {
+            claims: environment(Claim::VARIABLE).map(|list| Claim::parse_list(&list)).unwrap_or_default(),
+            runs: lineage.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect(),
+            has_key: environment(KEY_VARIABLE).is_some(),
+        }
+    }
+
+    /// Whether one of them may hold the lock `identity`.
+    pub(super) fn may_hold(&self, identity: Identity) -> bool {
+        self.claims.iter().any(|claim| claim.identity == identity)
+    }
+
+    /// Whether one of them does hold the lock `identity`, for us.
+    pub(super) fn holds(&self, identity: Identity, records: Option<&Directory>) -> bool {
+        self.claims.iter().any(|claim| claim.holds_above_us(identity, records))
+    }
+
+    /// Whether one of them, or whoever else holds the session lock `identity` for us, has the lock of a lock helper as well.
+    pub(super) fn is_helped(&self, identity: Identity, records: Option<&Directory>) -> bool {
+        let above = self.runs.iter().filter_map(|run| records?.live(run));
+        let holder = records.and_then(|records| records.holder(identity, usize::MAX));
+        let mut known = above.chain(holder).filter(|record| record.is_about(identity)).peekable();
+        // Where no records are kept, there is but the word of whoever has started us.
+        if known.peek().is_none() { self.has_key } else { known.any(|record| record.key.is_some()) }
+    }
 }
 
 impl Claim {

@@ -45,6 +45,8 @@ pub(super) enum Settled {
     Clear,
     /// The token was refreshed by somebody else.
     Refreshed,
+    /// Meanwhile the lock was lost.
+    LockLost,
     /// This signal ended the wait.
     EndedBy(i32),
 }
@@ -91,8 +93,15 @@ impl Refreshes {
         blocking.max_by_key(|&(_, left)| left)
     }
 
-    /// Waits until no refresh lock is in the way, if claude would have to do with them. `about_to_wait` is called before.
-    pub(super) fn settle(&self, lock: &Lock, channel: &mut Channel, about_to_wait: impl FnOnce()) -> Result<Settled> {
+    /// Waits until no refresh lock is in the way, if claude would have to do with them. `about_to_wait` is called before, and
+    /// `is_lost` asks whether the lock that is held meanwhile is.
+    pub(super) fn settle(
+        &self,
+        lock: &Lock,
+        channel: &mut Channel,
+        about_to_wait: impl FnOnce(),
+        is_lost: impl Fn() -> bool,
+    ) -> Result<Settled> {
         let Some((first, _)) = self.obstacle() else { return Ok(Settled::Clear) };
         if !matches!(self.need_for_certain(), Need::Due(_)) {
             return Ok(Settled::Clear);
@@ -103,7 +112,7 @@ impl Refreshes {
         files.push(Login::path(&self.config_dir));
         channel.follow(&files);
         warn!(name: "refresh.waiting", "{}; waiting for it, at most {}", in_the_way(&first), show(PATIENCE));
-        let settled = self.until_settled(lock, channel, started);
+        let settled = self.until_settled(lock, channel, started, is_lost);
         channel.follow(&[]);
         let waited = show(started.elapsed());
         match &settled {
@@ -114,8 +123,17 @@ impl Refreshes {
         settled
     }
 
-    fn until_settled(&self, lock: &Lock, channel: &mut Channel, started: Instant) -> Result<Settled> {
+    fn until_settled(
+        &self,
+        lock: &Lock,
+        channel: &mut Channel,
+        started: Instant,
+        is_lost: impl Fn() -> bool,
+    ) -> Result<Settled> {
         loop {
+            if is_lost() {
+                return Ok(Settled::LockLost);
+            }
             if let Need::None(_) = self.need() {
                 return Ok(Settled::Refreshed);
             }

@@ -26,7 +26,7 @@ use crate::signals;
 pub(super) enum Waited {
     Got(Held),
     /// It has turned out that a run above us holds the lock for us.
-    AboveUs,
+    AboveUs(Identity),
     /// Meanwhile nothing is due that the lock would be for.
     Unneeded(String),
     TooLong,
@@ -37,7 +37,7 @@ pub(super) enum Waited {
 pub(super) fn wait(mut candidate: Candidate, lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result<Waited> {
     let bound = match lock.wait {
         // A run above us may be about to write what proves that it holds the lock for us.
-        Wait::No if lock.may_be_held_above_us(candidate.identity()) => Some(ABOUT_TO_WRITE),
+        Wait::No if lock.above.may_hold(candidate.identity()) => Some(ABOUT_TO_WRITE),
         Wait::No => return Ok(Waited::TooLong),
         Wait::AtMost(bound) => Some(bound),
         Wait::Forever => None,
@@ -158,8 +158,8 @@ impl Waiting<'_> {
             }
             if self.next_question().is_some_and(|at| Instant::now() >= at) {
                 self.asked += 1;
-                if self.lock.is_held_above_us(self.wanted, self.journal.directory()) {
-                    return Ok(Some(Waited::AboveUs));
+                if self.lock.above.holds(self.wanted, self.journal.directory()) {
+                    return Ok(Some(Waited::AboveUs(self.wanted)));
                 }
             }
             self.refresh();
@@ -167,7 +167,7 @@ impl Waiting<'_> {
     }
 
     fn next_question(&self) -> Option<Instant> {
-        let may_hold = self.asked < ASK_AGAIN && self.lock.may_be_held_above_us(self.wanted);
+        let may_hold = self.asked < ASK_AGAIN && self.lock.above.may_hold(self.wanted);
         may_hold.then(|| after(self.started, Some(Duration::from_millis(10 << self.asked)))).flatten()
     }
 
@@ -228,7 +228,7 @@ impl Waiting<'_> {
             Waited::Unneeded(reason) => {
                 warn!(name: "lock.unneeded", "need not wait for the session lock any more, after {waited}: {reason}");
             }
-            Waited::TooLong | Waited::AboveUs => {} // told by the caller, which also knows of waits that never began
+            Waited::TooLong | Waited::AboveUs(_) => {} // told by the caller, which also knows of waits that never began
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{Context, Place, text, write};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::diag;
 use crate::event::Channel;
-use crate::lock::{self, Holding, Lock, Taken};
+use crate::lock::{self, Above, Holding, Lock, Taken};
 use crate::object::Object;
 use crate::outcome::Outcome;
 use crate::records::{Directory, Journal, Particulars};
@@ -130,7 +130,7 @@ fn keep_others_out(context: &Context, places: &Places) -> Result<Admission> {
         helper: None, // a home is this host's own, or on a file system whose lock this is
         wait: settings.wait,
         conflict_exit_code: settings.conflict_exit_code,
-        claims_above: Vec::new(),
+        above: Above::default(),
         ignored: nix::sys::signal::SigSet::empty(),
     };
     let mut journal = Journal::open(Particulars {

@@ -53,7 +53,6 @@ use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sched::{CloneFlags, clone};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::wait::waitpid;
@@ -62,7 +61,7 @@ use tracing::warn;
 
 use super::policy::Group;
 use crate::claude::program::Program;
-use crate::exec::{Exec, put};
+use crate::exec::{Exec, clone, put, stack};
 use crate::settings::Stdin;
 use crate::signals::Inherited;
 
@@ -111,19 +110,16 @@ impl Launch<'_> {
         let exec = self.prepare()?;
         let us = getpid();
         let mut told = Told::default();
-        // Large enough to be mapped for itself: of its pages, only those that are used are ever made.
-        let mut stack = vec![0; 256 * 1024];
+        let mut stack = stack();
         let child = || {
             let outputs = [(stdout, libc::STDOUT_FILENO), (stderr, libc::STDERR_FILENO)];
             told.failure = in_child(&exec, self.signals, group, lock, outputs, us, &mut told).err();
-            127
         };
         // No signal may be handled in the child while it shares our memory: it would be taken for ours.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).context("cannot set the signal mask")?;
         // SAFETY: with CLONE_VFORK we sleep until the child has executed or exited, so the stack, `exec` and `told`
         // outlive its use of them and nobody else touches them; the child calls nothing but async-signal-safe functions.
-        let pid =
-            unsafe { clone(Box::new(child), &mut stack, CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK, Some(libc::SIGCHLD)) };
+        let pid = unsafe { clone(libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, &mut stack, child) };
         mask.thread_set_mask().context("cannot set the signal mask")?;
         let pid = pid.context("cannot start a process")?;
         if let Some(error) = told.unheard {

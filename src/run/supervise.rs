@@ -16,6 +16,7 @@ use super::refresh;
 use super::spawn::Launch;
 use super::terminal::Modes;
 use super::tree::{self, Change, Descendants};
+use crate::children;
 use crate::claude::frames::{LastResult, Sighting};
 use crate::claude::refresh_locks::RefreshLock;
 use crate::event::{self, Channel, Event, Sender};
@@ -43,7 +44,7 @@ pub fn supervise(
         warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
     }
     let id = journal.run();
-    let descendants = Descendants::before_start(id);
+    let descendants = Descendants::before_start(id, holding.as_ref().and_then(Holding::keeper));
     let (group, ignored) = (rules.group, rules.ignored);
     let _modes = Modes::of_stdin(group);
     let output = watch.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
@@ -348,7 +349,7 @@ impl Drop for Run {
                 std::thread::yield_now();
             }
         }
-        tree::reap(self.child);
-        tree::reap_all();
+        children::reap(self.child);
+        children::reap_all();
     }
 }

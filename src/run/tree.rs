@@ -5,7 +5,6 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Read;
-use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -16,6 +15,7 @@ use nix::unistd::{Pid, getpid};
 use tracing::debug;
 
 use super::policy::{Ending, Group, Reach, Tree};
+use crate::children::{self, News, Whose};
 use crate::procfs::{self, Stat};
 use crate::run_id::RunId;
 
@@ -23,6 +23,8 @@ use crate::run_id::RunId;
 #[derive(Debug)]
 pub(super) struct Descendants {
     run: RunId,
+    /// Who keeps the lock for us. With all below it, it is no part of the run, and takes in whatever its helper orphans.
+    keeper: Option<Pid>,
     /// Those that were below us before we started a child, as after `sleep 60 & exec claude-run …`. Not ours to end.
     strangers: HashSet<Process>,
     /// Who has had a TERM.
@@ -34,9 +36,9 @@ type Process = (i32, u64);
 
 impl Descendants {
     /// Looks at what is below us before the child is started.
-    pub(super) fn before_start(run: RunId) -> Self {
-        let mut descendants = Self { run, strangers: HashSet::new(), told: HashSet::new() };
-        if is_anybody_below_us(libc::WEXITED) && procfs::is_of_our_pid_namespace() {
+    pub(super) fn before_start(run: RunId, keeper: Option<Pid>) -> Self {
+        let mut descendants = Self { run, keeper, strangers: HashSet::new(), told: HashSet::new() };
+        if children::are_there(libc::WEXITED) && procfs::is_of_our_pid_namespace() {
             descendants.strangers = descendants.members().iter().map(Stat::process).collect();
         }
         descendants
@@ -45,7 +47,7 @@ impl Descendants {
     /// Who is alive below us.
     pub(super) fn state(&self) -> Tree {
         // Asked without WEXITED, waitid(2) answers ECHILD when all that is left is dead: one call, exact, and no /proc.
-        let alive = is_anybody_below_us(libc::WSTOPPED);
+        let alive = children::are_there(libc::WSTOPPED);
         let are_strangers = || !self.strangers.is_empty() && self.members().is_empty();
         if !alive || are_strangers() { Tree::Empty } else { Tree::Alive }
     }
@@ -113,6 +115,9 @@ impl Descendants {
     /// Whether a child of this process belongs to the run. Usually every one does. Among strangers, whose orphans come to
     /// us as well, it does if its environment says so, or nothing at all.
     fn is_ours(&self, stat: &Stat) -> bool {
+        if self.keeper.is_some_and(|keeper| keeper.as_raw() == stat.pid) {
+            return false;
+        }
         if self.strangers.is_empty() {
             return true;
         }
@@ -125,7 +130,7 @@ impl Descendants {
     pub(super) fn reap_all_but(&self, child: Pid) {
         let us = getpid().as_raw();
         let dead = Stat::all().into_iter().filter(|stat| stat.parent == us && stat.is_dead() && stat.pid != child.as_raw());
-        dead.for_each(|stat| reap(Pid::from_raw(stat.pid)));
+        dead.for_each(|stat| children::reap(Pid::from_raw(stat.pid)));
     }
 }
 
@@ -145,65 +150,22 @@ pub(super) enum Change {
 /// Finds out what a SIGCHLD means for `child`, and takes away the remains of everybody else.
 pub(super) fn look_after(child: Pid) -> Change {
     // WNOWAIT: while the child is not reaped, its pid and its process group's number mean nobody else.
-    while let Ok(Some(news)) = wait_id(Whose::Anybody, libc::WEXITED | libc::WNOWAIT) {
+    while let Ok(Some(news)) = children::news(Whose::Anybody, libc::WEXITED | libc::WNOWAIT) {
         if news.pid == child.as_raw() {
             return Change::Ended(match news.code {
                 libc::CLD_EXITED => Ending::Exited(news.status as u8),
                 _ => Ending::Killed(news.status),
             });
         }
-        reap(Pid::from_raw(news.pid));
+        children::reap(Pid::from_raw(news.pid));
     }
-    match wait_id(Whose::Child(child), libc::WSTOPPED | libc::WCONTINUED) {
+    match children::news(Whose::Child(child), libc::WSTOPPED | libc::WCONTINUED) {
         Ok(Some(News { code: libc::CLD_STOPPED, status, .. })) => {
             Change::Stopped(Signal::try_from(status).unwrap_or(Signal::SIGSTOP))
         }
         Ok(Some(_)) => Change::Continued,
         _ => Change::Others,
     }
-}
-
-/// Takes away the remains of `pid`, a dead child of ours.
-pub(super) fn reap(pid: Pid) {
-    // Nobody else reaps our children, so it is there; an error would mean that it is not, which is what we want.
-    let _ = wait_id(Whose::Child(pid), libc::WEXITED);
-}
-
-/// Takes away the remains of all that have died below us.
-pub(super) fn reap_all() {
-    while let Ok(Some(_)) = wait_id(Whose::Anybody, libc::WEXITED) {}
-}
-
-fn is_anybody_below_us(kind: i32) -> bool {
-    wait_id(Whose::Anybody, kind | libc::WNOWAIT) != Err(Errno::ECHILD)
-}
-
-enum Whose {
-    Anybody,
-    Child(Pid),
-}
-
-/// What waitid(2) has to tell of a child: a `CLD_` code with a status or the number of a signal.
-#[derive(Debug, PartialEq, Eq)]
-struct News {
-    pid: i32,
-    code: i32,
-    status: i32,
-}
-
-/// waitid(2), which never sleeps here. Not nix's: that fails for a child that a real-time signal has ended.
-fn wait_id(whose: Whose, flags: i32) -> nix::Result<Option<News>> {
-    let (kind, id) = match whose {
-        Whose::Anybody => (libc::P_ALL, 0),
-        Whose::Child(pid) => (libc::P_PID, pid.as_raw() as libc::id_t),
-    };
-    // SAFETY: all zero is a valid siginfo_t, and what the kernel leaves as it is when it has nothing to tell.
-    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
-    // SAFETY: the pointer is to a siginfo_t of ours.
-    Errno::result(unsafe { libc::waitid(kind, id, &raw mut info, flags | libc::WNOHANG) })?;
-    // SAFETY: the kernel fills in these fields for a child, or they are zero.
-    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-    Ok((pid != 0).then_some(News { pid, code: info.si_code, status }))
 }
 
 /// Signals the very process that `member` was read from: the directory in /proc stays bound to it even if the pid is

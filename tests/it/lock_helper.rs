@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::env::{Env, Running, binary, is_alive, until};
 use crate::oauth::{EXPIRED, FRESH, StandIn, credentials};
+use crate::refresh_locks::lock_of;
 
 /// A helper that writes what happens to it, and its pid, into the file `told`, and holds the lock for ever.
 const TELLING: &str = r#"#!/bin/bash
@@ -130,11 +131,15 @@ fn a_helper_that_cannot_be_run_is_126_or_127() {
         assert!(ended.stderr_text().contains(message), "{ended:?}");
         assert!(!env.is_locked() && !env.path("started").exists());
     }
-    for helper in ["'open", "", "  ", "--"] {
+    for helper in ["'open", "", "  ", "--", "--ttl 30", "'' lock"] {
         let mut run = env.claude_run();
         run.args([&format!("--lock-helper={helper}"), "touch", "started"]);
-        let code = if helper == "--" { 127 } else { 125 };
-        run.assert().code(code);
+        let run = run.assert().code(125);
+        let said = String::from_utf8_lossy(&run.get_output().stderr);
+        assert!(
+            said.contains(&format!("--lock-helper: {helper:?} is no command; write a program and its arguments")),
+            "{said}"
+        );
     }
     let mut unset = env.claude_run();
     unset.env("CLAUDE_RUN_LOCK_HELPER", "").arg("true").assert().code(0);
@@ -188,6 +193,22 @@ fn a_lost_lock_waits_for_a_refresh_that_is_under_way() {
     agent.signal(Signal::SIGTERM);
     agent.term_again();
     assert_eq!(agent.end().code(), 69);
+}
+
+#[test]
+fn a_lock_that_is_lost_before_the_start_is_no_reason_to_start() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let refresh_lock = lock_of(&env, std::process::id());
+    let helper = helper(&env, "#!/bin/bash\necho key\nuntil [ -e lose ]; do sleep 0.01; done\nexit 1\n");
+    let run = env.start(["--lock-helper", helper, "touch", "started"]);
+    assert!(run.message().contains("a refresh is under way"));
+    fs::write(env.path("lose"), "").expect("a file");
+    let ended = run.end(); // though that refresh still is
+    assert_eq!(ended.code(), 75, "{ended:?}");
+    let message = "the lock helper ./helper has ended (exit status 1): the lock is lost; nothing was started";
+    assert!(ended.stderr_text().contains(message), "{ended:?}");
+    assert!(refresh_lock.exists() && !env.path("started").exists() && !env.is_locked());
 }
 
 #[test]
@@ -322,6 +343,44 @@ fn a_run_below_asks_for_nothing_again_and_a_caller_s_lock_is_not_enough() {
 }
 
 #[test]
+fn a_run_below_asks_for_what_the_one_above_has_not_and_for_nothing_else() {
+    let env = Env::new();
+    let helper = helper(&env, TELLING);
+    let claude_run = binary().display();
+    let key = "echo key $CLAUDE_RUN_LOCK_KEY";
+    let helped = format!("'{claude_run}' --wait 5 --lock-helper {helper}");
+    let home = format!("HOME='{}'", env.home().display());
+    let in_the_file = format!("env -i {home} '{claude_run}' --wait 5 sh -c '{key}'");
+    let starts = |outer: &str, inner: &str, expected: &str| {
+        env.script("inner", &format!("#!/bin/sh\n{inner}\n"));
+        let mut shell = env.command("bash");
+        shell.args(["-c", &format!("{outer} ./inner")]);
+        let ended = Running::start(shell).end();
+        assert_eq!((ended.code(), ended.stdout.join(",")), (0, expected.to_owned()), "{outer}: {inner}: {ended:?}");
+        let starts = told(&env).matches("start").count();
+        let _ = fs::remove_file(env.path("told"));
+        assert!(!env.is_locked(), "{outer}: {inner}");
+        starts
+    };
+    let below = format!("{helped} sh -c '{key}'");
+    // The run above has the session lock alone; so has an old block, whose claude gives its tools no descriptor of it.
+    assert_eq!(starts(&format!("'{claude_run}'"), &below, "key the/key"), 1);
+    let block = format!("flock '{}' bash -c 'exec 3>&- 4>&- 5>&-; \"$@\"' sh", env.lock_file().display());
+    assert_eq!(starts(&block, &below, "key the/key"), 1);
+    // A third one below the second finds that it has all.
+    let nested = format!("{helped} {helped} '{claude_run}' sh -c '{key}'");
+    assert_eq!(starts(&format!("'{claude_run}'"), &nested, "key the/key"), 1);
+    assert_eq!(starts(&block, &nested, "key the/key"), 1);
+    // Where nothing is left of the environment, the record of the one above tells.
+    fs::write(env.config_dir().join("claude-run.toml"), format!("lock-helper = \"{helper}\"\n")).expect("a file");
+    assert_eq!(starts(&format!("'{claude_run}'"), &in_the_file, "key"), 1);
+    // Where no records are kept, its word does.
+    fs::remove_dir_all(env.config_dir().join("claude-run")).expect("a directory");
+    fs::write(env.config_dir().join("claude-run"), "").expect("a file");
+    assert_eq!(starts(&format!("'{claude_run}'"), &format!("'{claude_run}' --wait 5 sh -c '{key}'"), "key the/key"), 1);
+}
+
+#[test]
 fn it_has_nothing_of_ours_but_the_environment() {
     let env = Env::new();
     let helper = helper(&env, TELLING);
@@ -359,4 +418,73 @@ fn it_has_nothing_of_ours_but_the_environment() {
     assert!(ended.stderr_text().contains("./helper: a warning"), "{ended:?}");
     let log = fs::read_to_string(env.path("log")).expect("a log");
     assert!(log.contains("./helper: a warning") && log.contains("the lock helper ./helper has the lock"), "{log}");
+}
+
+#[test]
+fn what_it_leaves_in_sessions_of_its_own_ends_with_it() {
+    let env = Env::new();
+    // Twice removed, so that it has a parent no more, and of no real parent's group.
+    let text = "#!/bin/bash\n(setsid sh -c 'echo $$ >helper.pid; exec sleep 600' &)\nuntil [ -s helper.pid ]; do sleep 0.01; done\necho key\nexec sleep 600\n";
+    let helper = helper(&env, text);
+    let ended = env.start(["--lock-helper", helper, "true"]).end();
+    assert_eq!((ended.code(), is_alive(helper_pid(&env))), (0, false), "{ended:?}");
+    fs::remove_file(env.path("helper.pid")).expect("a file");
+    let run = env.start_fake(&["--lock-helper", helper], "ready; hang");
+    run.ready();
+    run.signal(Signal::SIGKILL);
+    run.end();
+    let pid = helper_pid(&env);
+    until("it is gone", || !is_alive(pid));
+}
+
+#[test]
+fn beside_it_the_child_leaves_nothing_behind_either() {
+    let env = Env::new();
+    let helper = helper(&env, TELLING);
+    // It denies where it comes from.
+    let leaves = "env -i A=1 setsid sh -c 'echo $$ >left; exec sleep 600' & until [ -s left ]; do sleep 0.01; done";
+    let ended = env.start(["--lock-helper", helper, "sh", "-c", leaves]).end();
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    let left = fs::read_to_string(env.path("left")).expect("a pid").trim().parse().expect("a number");
+    assert!(!is_alive(left) && !is_alive(helper_pid(&env)));
+    assert_eq!(told(&env), "start\nterm\n", "and it was not taken for one of the child's");
+}
+
+#[test]
+fn however_it_ends_and_whatever_becomes_of_its_keeper_the_run_hears_of_it() {
+    let env = Env::new();
+    let helper = helper(&env, TELLING);
+    let parent = |pid: i32| -> i32 {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok()).expect("a number")
+    };
+    let start = |steps| {
+        let _ = fs::remove_file(env.path("helper.pid"));
+        let run = env.start_fake(&["--lock-helper", helper, "--kill-after", "0.1"], steps);
+        run.ready();
+        let pid = helper_pid(&env);
+        (run, pid, parent(pid))
+    };
+    // SAFETY: kill(2) of a process that this test has started.
+    let kill_raw = |pid: i32, signal: i32| assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    for (signal, name) in [(libc::SIGKILL, "SIGKILL"), (libc::SIGRTMIN() + 3, "signal 37")] {
+        let (run, pid, _) = start("ready; hang");
+        kill_raw(pid, signal);
+        let ended = run.end();
+        assert_eq!(ended.code(), 69, "{ended:?}");
+        assert!(ended.stderr_text().contains(&format!("(ended by {name}: a warning)")), "{ended:?}");
+    }
+    let (run, pid, keeper) = start("ready; hang");
+    kill_raw(keeper, libc::SIGKILL);
+    let ended = run.end();
+    assert_eq!(ended.code(), 69, "{ended:?}");
+    assert!(ended.stderr_text().contains("(its keeper was killed"), "{ended:?}");
+    until("the helper is gone", || !is_alive(pid));
+    // A keeper that somebody has stopped ends nothing, and is ended itself.
+    let (run, pid, keeper) = start("ready; read");
+    kill_raw(keeper, libc::SIGSTOP);
+    let ended = run.end(); // its stdin, too
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    assert!(ended.stderr_text().contains("does not end: sending KILL to its keeper"), "{ended:?}");
+    until("both are gone", || !is_alive(pid) && !is_alive(keeper));
 }

@@ -34,8 +34,16 @@ fn settles(pid: Pid) -> u64 {
     before
 }
 
+/// The one child of `claude_run` that keeps its lock helper.
+fn keeper_of(claude_run: Pid) -> Pid {
+    let children = fs::read_to_string(format!("/proc/{claude_run}/task/{claude_run}/children")).expect("children");
+    let named = |pid: &&str| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "lock-keeper\n");
+    let keeper = children.split_whitespace().find(named).expect("a keeper");
+    Pid::from_raw(keeper.parse().expect("a number"))
+}
+
 #[test]
-fn a_run_a_waiter_and_a_relay_are_not_woken_once_in_five_seconds_in_any_mode() {
+fn a_run_a_waiter_a_relay_and_a_keeper_are_not_woken_once_in_five_seconds_in_any_mode() {
     let env = Env::new();
     let run = env.start_fake(&[], "ready; hang");
     run.ready();
@@ -58,8 +66,17 @@ fn a_run_a_waiter_and_a_relay_are_not_woken_once_in_five_seconds_in_any_mode() {
     let _refresh_lock = lock_of(&elsewhere, std::process::id());
     let waits_for_claude = elsewhere.start(["--lock", "refresh", "true"]);
     assert!(waits_for_claude.message().contains("a refresh is under way"));
-    let processes = [&run, &waiter, &relayed, &refreshing, &waits_for_it, &waits_for_claude];
-    let before = processes.map(|process| settles(process.pid()));
+    let helped = Env::new();
+    let helped_run =
+        helped.start(["--lock-helper", "sh -c 'echo key; exec sleep 600'", "sh", "-c", "echo $PPID; exec sleep 600"]);
+    helped_run.line();
+    let asking = Env::new();
+    let asking_run = asking.start(["--lock-helper", "sleep 600", "true"]);
+    assert!(asking_run.message().contains("waiting for the lock helper"));
+    let runs = [&run, &waiter, &relayed, &refreshing, &waits_for_it, &waits_for_claude, &helped_run, &asking_run];
+    let keepers = [&helped_run, &asking_run].map(|run| keeper_of(run.pid()));
+    let processes: Vec<_> = runs.map(Running::pid).into_iter().chain(keepers).collect();
+    let before: Vec<_> = processes.iter().map(|pid| settles(*pid)).collect();
     std::thread::sleep(Duration::from_secs(5)); // the very time in which nothing may happen
-    assert_eq!(processes.map(|process| switches(process.pid())), before);
+    assert_eq!(processes.iter().map(|pid| switches(*pid)).collect::<Vec<_>>(), before);
 }

@@ -314,6 +314,22 @@ fn a_waiter_shows_one_live_line_and_ctrl_c_ends_it() {
 }
 
 #[test]
+fn the_wait_for_a_lock_helper_is_one_live_line_too() {
+    let env = Env::new();
+    let mut command = env.command(binary());
+    command.args(["--wait", "1h", "--lock-helper", "sleep 600", "--", "touch", "started"]);
+    let mut terminal = OnTerminal::start(command);
+    thread::sleep(Duration::from_millis(2_300)); // the line counts seconds
+    terminal.types("\x03");
+    assert_eq!(terminal.ends(), 130);
+    terminal.count("");
+    let seen = terminal.seen.join("\n");
+    assert!(seen.contains("waited 2s, 59m 58s left for the lock helper sleep; Ctrl-C ends it"), "{seen:?}");
+    assert_eq!(seen.lines().count(), 1, "the live line is rewritten in place: {seen:?}");
+    assert!(!env.path("started").exists());
+}
+
+#[test]
 fn setup_asks_before_it_moves_anything_and_takes_no_for_an_answer() {
     for (answer, moves) in [("n\n", false), ("x\n", false), ("\n", true), ("y\n", true)] {
         let env = Env::new();

@@ -1,0 +1,167 @@
+//! The bounded wait for the answer of a lock helper, once the session lock is had: for what is left of `--wait`, and for as long as
+//! no signal ends it and, in `refresh` mode, a refresh is due.
+
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tracing::{error, info, warn};
+
+use super::helper::{self, Helper, HelperCommand};
+use super::holding::Holding;
+use super::mode::{Lock, Taken};
+use super::waiting;
+use crate::claude::credentials::Login;
+use crate::diag::LiveLine;
+use crate::event::{Channel, Event};
+use crate::records::Journal;
+use crate::settings::{Wait, after, show, show_seconds};
+
+/// What a lock helper said, or what made its answer superfluous.
+enum Answer {
+    /// It has the lock.
+    Yes,
+    /// It has not; and why.
+    No(String),
+    /// No refresh is due any more; and why.
+    Unneeded(String),
+    /// This signal ended the wait.
+    EndedBy(i32),
+}
+
+/// Has `command` take its lock, in addition to what is in `holding`, within what is left of the wait that began at `started`. If it
+/// does not, the session lock is free again.
+pub(super) fn ask(
+    command: &HelperCommand,
+    holding: Holding,
+    started: Instant,
+    lock: &Lock,
+    journal: &mut Journal,
+    channel: &mut Channel,
+) -> Result<Taken> {
+    if let Some(refreshes) = lock.refreshes.as_ref().filter(|_| lock.only_while_due) {
+        channel.follow(&[Login::path(&refreshes.config_dir)]);
+    }
+    let answer = match lock.is_unneeded() {
+        // Who had the session lock before us has refreshed the token.
+        Some(reason) => Answer::Unneeded(reason),
+        None => {
+            journal.has_session_lock(holding.hold(), holding.identity());
+            let helper = Helper::start(command, channel.mouth())?;
+            match Asking::of(&helper, lock, started).until_answered(channel)? {
+                Answer::Yes => {
+                    channel.follow(&[]);
+                    info!(name: "lock.acquired", key = helper.key(), "the lock helper {} has the lock", helper.name());
+                    return Ok(Taken::Held(holding.and(helper)));
+                }
+                Answer::No(why) => {
+                    error!(name: "lock.timeout", "the lock helper {} {why}; nothing was started", helper.name());
+                    Answer::No(why)
+                }
+                answer => answer,
+            }
+        }
+    };
+    channel.follow(&[]);
+    journal.has_let_go();
+    Ok(match answer {
+        Answer::Unneeded(reason) => {
+            info!(name: "lock.unneeded", "starting without the lock helper: {reason}");
+            Taken::Unneeded
+        }
+        Answer::EndedBy(signal) => Taken::EndedBy(signal),
+        Answer::Yes | Answer::No(_) => Taken::Busy,
+    })
+}
+
+/// How long a helper has to answer where nobody wants to wait: a question to another machine takes its time.
+const AN_ANSWER: Duration = Duration::from_secs(2);
+
+/// How long it may take before that is worth a word.
+const A_MOMENT: Duration = Duration::from_secs(1);
+
+/// A wait that goes on, and what is shown of it: one live line on a terminal, else one message when it takes a moment, and one at
+/// its end.
+struct Asking<'a> {
+    helper: &'a Helper,
+    lock: &'a Lock,
+    started: Instant,
+    bound: Option<Duration>,
+    deadline: Option<Instant>,
+    line: Option<LiveLine>,
+    /// When there is something to show.
+    word: Option<Instant>,
+}
+
+impl<'a> Asking<'a> {
+    fn of(helper: &'a Helper, lock: &'a Lock, started: Instant) -> Self {
+        let now = Instant::now();
+        let (bound, deadline) = match lock.wait {
+            Wait::Forever => (None, None),
+            Wait::AtMost(bound) => (Some(bound), after(started, Some(bound))),
+            Wait::No => (Some(AN_ANSWER), after(now, Some(AN_ANSWER))),
+        };
+        Self { helper, lock, started, bound, deadline, line: None, word: Some(now + A_MOMENT) }
+    }
+
+    fn until_answered(mut self, channel: &mut Channel) -> Result<Answer> {
+        loop {
+            let events =
+                channel.wait([self.deadline, self.word].into_iter().flatten().min()).context("cannot wait for events")?;
+            if let Some(signal) = waiting::request_to_give_up(&events, self.lock.ignored, || self.say()) {
+                self.line = None; // wiped before anything else is written
+                waiting::tell_given_up(signal, "the lock helper", &show(self.started.elapsed()));
+                return Ok(Answer::EndedBy(signal));
+            }
+            if let Some(failure) = self.helper.failure() {
+                return Err(failure).context(helper::FAILED);
+            }
+            if let Some(how) = self.helper.ending() {
+                return Ok(Answer::No(format!("has ended without a lock ({how})")));
+            }
+            if self.helper.key().is_some() {
+                if self.line.take().is_some() || self.word.is_none() {
+                    warn!(name: "lock.acquired", "the lock helper {} has its lock after {}", self.name(), show(self.started.elapsed()));
+                }
+                return Ok(Answer::Yes);
+            }
+            if events.contains(&Event::FilesChanged)
+                && let Some(reason) = self.lock.is_unneeded()
+            {
+                return Ok(Answer::Unneeded(reason));
+            }
+            let now = Instant::now();
+            if self.deadline.is_some_and(|deadline| now >= deadline) {
+                let bound = show(self.bound.unwrap_or_default());
+                return Ok(Answer::No(format!("did not get its lock within {bound}; --wait waits longer")));
+            }
+            if self.word.is_some_and(|at| now >= at) {
+                self.line = self.line.take().or_else(LiveLine::on_terminal);
+                self.show();
+                self.word = self.line.as_ref().map(|_| now + Duration::from_secs(1));
+            }
+        }
+    }
+
+    fn show(&self) {
+        let Some(line) = &self.line else { return self.say() };
+        let waited = self.waited();
+        let left =
+            self.bound.map_or_else(String::new, |bound| format!(", {} left", show_seconds(bound.saturating_sub(waited))));
+        line.show(&format!("waited {}{left} for the lock helper {}; Ctrl-C ends it", show(waited), self.name()));
+    }
+
+    fn say(&self) {
+        let bound = self.bound.map_or_else(|| "no limit".to_owned(), |bound| format!("at most {}", show(bound)));
+        warn!(name: "lock.waiting", "waiting for the lock helper {} ({} of {bound})", self.name(), show(self.waited()));
+    }
+
+    /// In full seconds.
+    fn waited(&self) -> Duration {
+        Duration::from_secs(self.started.elapsed().as_secs())
+    }
+
+    fn name(&self) -> Cow<'_, str> {
+        self.helper.name()
+    }
+}
