@@ -21,6 +21,7 @@ for shell in fish zsh; do need "$shell" "$shell"; done # that complete by our sc
 need man man-db
 need etcd etcd-server # an engine with a lock, for lock helpers
 need etcdctl etcd-client
+need bindfs bindfs # a file system that hosts share without its locks
 need_cargo deny
 for component in rustfmt clippy; do
   cargo "${component#rust}" --version >/dev/null 2>&1 || rustup component add "$component"

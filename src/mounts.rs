@@ -1,4 +1,5 @@
-//! Which file system a path is on, and whether it is a mount point: from /proc/self/mountinfo, see proc(5).
+//! Which file system a path is on, whether it is a mount point, and how far a lock on it reaches: from /proc/self/mountinfo, see
+//! proc(5).
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,6 +17,37 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
+/// How far a flock(2) on a file system reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// To every host that mounts it.
+    Hosts,
+    /// Others do not even have this file system.
+    OwnFiles,
+    /// Others have its files, but their locks are their own.
+    OwnLocks,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// Those that no two hosts have mounted at once.
+const LOCAL: [&str; 17] = [
+    "bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "jfs", "ntfs3", "overlay", "ramfs", "reiserfs",
+    "tmpfs", "vfat", "xfs", "zfs",
+];
+
+impl Reach {
+    /// That of a lock on what lies at `path`; none, if it is not there or /proc does not tell.
+    pub fn at(path: &Path) -> Option<Self> {
+        Some(Mount::of(&fs::canonicalize(path).ok()?)?.reach().0)
+    }
+
+    /// Whether hosts may share the files, but not the locks on them: then they may not even see at once what another has written.
+    pub fn may_end_here(self) -> bool {
+        matches!(self, Self::OwnLocks | Self::Unknown)
+    }
+}
+
 impl Mount {
     /// The one that the path `real`, without symlinks, is on; none, if /proc does not tell.
     pub fn of(real: &Path) -> Option<Self> {
@@ -25,6 +57,33 @@ impl Mount {
             .rev()
             .filter(|mount| real.starts_with(&mount.point))
             .reduce(|one, other| if other.point.as_os_str().len() > one.point.as_os_str().len() { other } else { one })
+    }
+
+    /// How far a flock on it reaches, and why: by what nfs(5), flock(2), mount.lustre(8) and the documentation of the others tell.
+    pub fn reach(&self) -> (Reach, &'static str) {
+        let has = |option: &str| self.options.iter().any(|other| other == option);
+        match self.kind.as_str() {
+            kind if LOCAL.contains(&kind) => (Reach::OwnFiles, "a file system of this host"),
+            "nfs" | "nfs4" if has("local_lock=all") || has("local_lock=flock") || has("nolock") => {
+                (Reach::OwnLocks, "mounted so that each host locks by itself (nolock or local_lock)")
+            }
+            "nfs" | "nfs4" => (Reach::Hosts, "the server holds the lock, by NFSv4 or lockd"),
+            "ceph" => (Reach::Hosts, "the metadata server holds the lock"),
+            "gfs2" | "ocfs2" if has("localflocks") || has("lockproto=lock_nolock") => {
+                (Reach::OwnLocks, "mounted so that each host locks by itself")
+            }
+            "gfs2" | "ocfs2" => (Reach::Hosts, "the cluster's lock manager holds the lock"),
+            "lustre" if has("flock") => (Reach::Hosts, "the server holds the lock"),
+            "lustre" => (Reach::OwnLocks, "mounted without `flock`"),
+            "cifs" | "smb3" if has("nobrl") => (Reach::OwnLocks, "mounted with `nobrl`"),
+            "cifs" | "smb3" => (
+                Reach::OwnLocks,
+                "up to Linux 5.4 each host locks by itself; since then a run record that is locked cannot be read",
+            ),
+            "9p" | "virtiofs" => (Reach::Unknown, "between guests a flock holds only if the server has it switched on"),
+            kind if kind.starts_with("fuse") => (Reach::Unknown, "it keeps a flock to this host, or passes it on"),
+            _ => (Reach::Unknown, "nothing is known of its flock"),
+        }
     }
 
     fn all() -> Vec<Self> {
@@ -93,5 +152,31 @@ mod tests {
         assert_eq!(Mount::of(Path::new("/proc/self/stat")).map(|mount| mount.kind), Some("proc".into()));
         assert!(is_mount_point(Path::new("/proc")) && is_mount_point(Path::new("/")));
         assert!(!is_mount_point(Path::new("/proc/self")) && !is_mount_point(Path::new("/etc")));
+    }
+
+    #[test]
+    fn how_far_a_flock_reaches_is_told_by_kind_and_options() {
+        for (line, expected) in [
+            ("/srv rw - nfs4 server:/srv rw,vers=4.2,local_lock=none", Reach::Hosts),
+            ("/srv rw - nfs server:/srv rw,vers=3,local_lock=none", Reach::Hosts),
+            ("/srv rw - nfs server:/srv rw,vers=3,nolock,local_lock=all", Reach::OwnLocks),
+            ("/srv rw - nfs4 server:/srv rw,vers=4.0,local_lock=flock", Reach::OwnLocks),
+            ("/srv rw - nfs4 server:/srv rw,local_lock=posix", Reach::Hosts),
+            ("/srv rw - ceph 10.0.0.1:/ rw,acl", Reach::Hosts),
+            ("/srv rw - lustre mgs:/fs rw,flock,lazystatfs", Reach::Hosts),
+            ("/srv rw - lustre mgs:/fs rw,localflock", Reach::OwnLocks),
+            ("/srv rw - cifs //server/share rw,nobrl", Reach::OwnLocks),
+            ("/srv rw - smb3 //server/share rw,vers=3.1.1", Reach::OwnLocks),
+            ("/srv rw - gfs2 /dev/vg/lv rw", Reach::Hosts),
+            ("/srv rw,relatime - ocfs2 /dev/sdb rw,localflocks", Reach::OwnLocks),
+            ("/srv rw - virtiofs share rw", Reach::Unknown),
+            ("/srv rw - fuse.sshfs host:/ rw", Reach::Unknown),
+            ("/srv rw - fuse.glusterfs host:/ rw", Reach::Unknown),
+            ("/srv rw - ext4 /dev/sda1 rw", Reach::OwnFiles),
+            ("/srv rw - newfs x rw", Reach::Unknown),
+        ] {
+            let mount = Mount::parse(format!("36 35 98:0 / {line}").as_bytes()).expect(line);
+            assert_eq!(mount.reach().0, expected, "{line}");
+        }
     }
 }

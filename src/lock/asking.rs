@@ -2,7 +2,7 @@
 //! no signal ends it and, in `refresh` mode, a refresh is due.
 
 use std::borrow::Cow;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use tracing::{error, info, warn};
@@ -10,11 +10,12 @@ use tracing::{error, info, warn};
 use super::helper::{self, Helper, HelperCommand};
 use super::holding::Holding;
 use super::mode::{Lock, Taken};
+use super::refresh::Refreshes;
 use super::waiting;
 use crate::claude::credentials::Login;
 use crate::diag::LiveLine;
 use crate::event::{Channel, Event};
-use crate::records::Journal;
+use crate::records::{Directory, Journal};
 use crate::settings::{Wait, after, show, show_seconds};
 
 /// What a lock helper said, or what made its answer superfluous.
@@ -48,7 +49,7 @@ pub(super) fn ask(
         None => {
             journal.has_session_lock(holding.hold(), holding.identity());
             let helper = Helper::start(command, channel.mouth())?;
-            match Asking::of(&helper, lock, started).until_answered(channel)? {
+            match Asking::of(&helper, lock, started, journal.directory()).until_answered(channel)? {
                 Answer::Yes => {
                     channel.follow(&[]);
                     info!(name: "lock.acquired", key = helper.key(), "the lock helper {} has the lock", helper.name());
@@ -80,34 +81,39 @@ const AN_ANSWER: Duration = Duration::from_secs(2);
 /// How long it may take before that is worth a word.
 const A_MOMENT: Duration = Duration::from_secs(1);
 
+/// How long file systems whose locks end at this host go by what they know of a name, if not told otherwise: FUSE, virtiofs.
+const A_NAME_IS_KNOWN: Duration = Duration::from_millis(1_100);
+
 /// A wait that goes on, and what is shown of it: one live line on a terminal, else one message when it takes a moment, and one at
 /// its end.
 struct Asking<'a> {
     helper: &'a Helper,
     lock: &'a Lock,
+    records: Option<&'a Directory>,
     started: Instant,
     bound: Option<Duration>,
     deadline: Option<Instant>,
     line: Option<LiveLine>,
     /// When there is something to show.
     word: Option<Instant>,
+    /// When what the host before us has written can be seen here; none, as long as it is not our turn.
+    in_sight: Option<Instant>,
 }
 
 impl<'a> Asking<'a> {
-    fn of(helper: &'a Helper, lock: &'a Lock, started: Instant) -> Self {
+    fn of(helper: &'a Helper, lock: &'a Lock, started: Instant, records: Option<&'a Directory>) -> Self {
         let now = Instant::now();
         let (bound, deadline) = match lock.wait {
             Wait::Forever => (None, None),
             Wait::AtMost(bound) => (Some(bound), after(started, Some(bound))),
             Wait::No => (Some(AN_ANSWER), after(now, Some(AN_ANSWER))),
         };
-        Self { helper, lock, started, bound, deadline, line: None, word: Some(now + A_MOMENT) }
+        Self { helper, lock, records, started, bound, deadline, line: None, word: Some(now + A_MOMENT), in_sight: None }
     }
 
     fn until_answered(mut self, channel: &mut Channel) -> Result<Answer> {
         loop {
-            let events =
-                channel.wait([self.deadline, self.word].into_iter().flatten().min()).context("cannot wait for events")?;
+            let events = self.wait(channel)?;
             if let Some(signal) = waiting::request_to_give_up(&events, self.lock.ignored, || self.say()) {
                 self.line = None; // wiped before anything else is written
                 waiting::tell_given_up(signal, "the lock helper", &show(self.started.elapsed()));
@@ -119,7 +125,7 @@ impl<'a> Asking<'a> {
             if let Some(how) = self.helper.ending() {
                 return Ok(Answer::No(format!("has ended without a lock ({how})")));
             }
-            if self.helper.key().is_some() {
+            if self.is_had() {
                 if self.line.take().is_some() || self.word.is_none() {
                     warn!(name: "lock.acquired", "the lock helper {} has its lock after {}", self.name(), show(self.started.elapsed()));
                 }
@@ -129,6 +135,9 @@ impl<'a> Asking<'a> {
                 && let Some(reason) = self.lock.is_unneeded()
             {
                 return Ok(Answer::Unneeded(reason));
+            }
+            if self.in_sight.is_some() {
+                continue;
             }
             let now = Instant::now();
             if self.deadline.is_some_and(|deadline| now >= deadline) {
@@ -143,17 +152,44 @@ impl<'a> Asking<'a> {
         }
     }
 
+    fn wait(&self, channel: &mut Channel) -> Result<Vec<Event>> {
+        let wake_at =
+            if self.in_sight.is_some() { self.in_sight } else { [self.deadline, self.word].into_iter().flatten().min() };
+        channel.wait(wake_at).context("cannot wait for events")
+    }
+
+    /// Whether the helper has its lock, and what the host before us has written is in sight.
+    fn is_had(&mut self) -> bool {
+        if self.helper.key().is_none() {
+            return false;
+        }
+        let now = Instant::now();
+        let is_late = || self.lock.refreshes.as_ref().is_some_and(Refreshes::may_be_out_of_date);
+        let in_sight = *self.in_sight.get_or_insert_with(|| if is_late() { now + A_NAME_IS_KNOWN } else { now });
+        now >= in_sight
+    }
+
     fn show(&self) {
         let Some(line) = &self.line else { return self.say() };
         let waited = self.waited();
         let left =
             self.bound.map_or_else(String::new, |bound| format!(", {} left", show_seconds(bound.saturating_sub(waited))));
-        line.show(&format!("waited {}{left} for the lock helper {}; Ctrl-C ends it", show(waited), self.name()));
+        let (name, holder) = (self.name(), self.holder());
+        line.show(&format!("waited {}{left} for the lock helper {name}{holder}; Ctrl-C ends it", show(waited)));
     }
 
     fn say(&self) {
         let bound = self.bound.map_or_else(|| "no limit".to_owned(), |bound| format!("at most {}", show(bound)));
-        warn!(name: "lock.waiting", "waiting for the lock helper {} ({} of {bound})", self.name(), show(self.waited()));
+        warn!(name: "lock.waiting", "waiting for the lock helper {} ({} of {bound}){}", self.name(), show(self.waited()), self.holder());
+    }
+
+    /// Who has the lock, where hosts share their records; where they do not share their locks, it may be gone by now.
+    fn holder(&self) -> String {
+        let holder = self.records.and_then(Directory::helped);
+        holder.map_or_else(String::new, |record| {
+            let since = SystemTime::now().duration_since(record.since).unwrap_or_default();
+            format!(", held by {} for {}, by its record", record.who(), show_seconds(since))
+        })
     }
 
     /// In full seconds.

@@ -12,6 +12,7 @@ use super::waiting;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::event::Channel;
+use crate::mounts::Reach;
 use crate::settings::{show, show_seconds};
 
 /// What is known of the token's refreshes before anything is read.
@@ -69,6 +70,12 @@ impl Refreshes {
             Need::Unclear(_) => self.need_of(Login::read_whole(&self.config_dir), SystemTime::now()),
             need => need,
         }
+    }
+
+    /// Whether claude may refresh the token when it starts, but may see less than another host has written: such file systems keep
+    /// for a second, if not told otherwise, what they know of a name.
+    pub(super) fn may_be_out_of_date(&self) -> bool {
+        Reach::at(&self.config_dir).is_some_and(Reach::may_end_here) && !matches!(self.need_for_certain(), Need::None(_))
     }
 
     fn need_of(&self, login: Login, now: SystemTime) -> Need {

@@ -32,6 +32,8 @@ struct Status<'a> {
     waiting_otherwise: Vec<i32>,
     running: Vec<RunRecord>,
     orphaned: Vec<RunRecord>,
+    /// On other hosts, whose locks cannot be seen here.
+    elsewhere: Vec<RunRecord>,
     refresh_locks: [RefreshLock; 2],
     login: Login,
     /// How a claude that is started here proves who it is.
@@ -71,7 +73,7 @@ impl<'a> Status<'a> {
             let census = records.census();
             (queue.and_then(|queue| queue.join().ok()), census)
         });
-        let Census { live, orphaned } = census.with_context(|| cannot_read(&records.runs()))?;
+        let Census { live, orphaned, elsewhere } = census.with_context(|| cannot_read(&records.runs()))?;
         let waiting_otherwise = queue.as_ref().map_or(Vec::new(), |queue| queue.waiting_without_record(&live));
         let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
         let (holding, others): (Vec<_>, Vec<_>) = live.into_iter().partition(holds);
@@ -93,6 +95,7 @@ impl<'a> Status<'a> {
             waiting_otherwise,
             running,
             orphaned,
+            elsewhere,
             refresh_locks: RefreshLock::of(&place.config_dir),
             auth: Auth::of(environment, &place.config_dir, &[], &login),
             login,
@@ -149,6 +152,11 @@ impl<'a> Status<'a> {
         if !self.running.is_empty() {
             lines.push(row("not holding", &text::count(self.running.len(), "run")));
             lines.extend(self.running.iter().map(|record| row("", &text::run(record, self.now))));
+        }
+        if !self.elsewhere.is_empty() {
+            let count = text::count(self.elsewhere.len(), "run");
+            lines.push(row("elsewhere", &format!("{count}, on hosts whose locks cannot be seen from here, by their records")));
+            lines.extend(self.elsewhere.iter().map(|record| row("", &elsewhere(record, self.now))));
         }
         let locks: Vec<_> = self.refresh_locks.iter().filter_map(|lock| refresh_lock(lock, self.now)).collect();
         lines.push(row("refresh locks", if locks.is_empty() { "free" } else { &locks[0] }));
@@ -216,6 +224,7 @@ impl<'a> Status<'a> {
             .add("waiting_without_record", &self.waiting_otherwise)
             .add_list("running", self.running.iter().map(record))
             .add_list("orphaned", self.orphaned.iter().map(record))
+            .add_list("elsewhere", self.elsewhere.iter().map(record))
             .add_list("refresh_locks", self.refresh_locks.iter().map(|lock| refresh_lock_json(lock, self.now)))
             .add("auth", self.auth.name())
             .add_object("token", Some(token))
@@ -227,6 +236,15 @@ impl<'a> Status<'a> {
 
 fn row(name: &str, value: &str) -> String {
     format!("{name:<15}{value}\n")
+}
+
+fn elsewhere(record: &RunRecord, now: SystemTime) -> String {
+    let has = match (record.state, &record.key) {
+        (_, Some(key)) => format!(", with the lock helper's lock {}", text::plain(key)),
+        (State::Waiting, None) => ", waiting".to_owned(),
+        (State::Running, None) => String::new(),
+    };
+    format!("{}{has}", text::run(record, now))
 }
 
 /// Nothing, for a lock that is free.

@@ -1,5 +1,6 @@
 //! The directory `<config dir>/claude-run`: the records of live runs, in `runs/`, each kept locked by the run that it is of.
-//! A record whose lock is free is dead, whatever its pid says, in any container and on any host that shares the file system.
+//! A record whose lock is free is dead, whatever its pid says, in any container, and on any host that shares the file system with
+//! its locks. Where it is shared without them, each host judges its own.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
@@ -16,6 +17,8 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use super::run_record::{Hold, RunRecord};
 use crate::files;
 use crate::identity::Identity;
+use crate::mounts::Reach;
+use crate::procfs::boot_id;
 use crate::run_id::RunId;
 
 /// What claude-run keeps in a config dir.
@@ -31,6 +34,8 @@ pub struct Census {
     pub live: Vec<RunRecord>,
     /// Runs whose claude-run is gone, killed, while what they started still holds the session lock.
     pub orphaned: Vec<RunRecord>,
+    /// Runs on other hosts, whose locks cannot be seen from here: alive, or dead for not too long.
+    pub elsewhere: Vec<RunRecord>,
 }
 
 /// The record of this process' run. Removed when it is dropped, if not before; dead when we are.
@@ -62,6 +67,9 @@ enum Found {
 
 const RECORD: &str = "json";
 const TEMPORARY: &str = "tmp";
+
+/// How long the record of a run that may be alive elsewhere is kept.
+const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How many records are worth more than one thread.
 const MANY: usize = 128;
@@ -149,9 +157,10 @@ impl Directory {
         }
         for (path, record) in dead {
             // What a dead run has started may still hold the lock that it had; this one, if nobody else does.
-            let had_it =
-                record.is_some_and(|record| record.hold == Some(Hold::Own) && (holder.is_none() || !record.holds(lock)));
-            if !had_it {
+            let is_of_use = record.is_some_and(|record| {
+                (record.hold == Some(Hold::Own) && (holder.is_none() || !record.holds(lock))) || !self.is_in_sight(&record)
+            });
+            if !is_of_use {
                 let _ = fs::remove_file(path);
             }
         }
@@ -198,13 +207,31 @@ impl Directory {
         let session_lock = self.path.with_file_name("session.lock");
         for (path, record) in dead {
             match record {
+                Some(record) if !self.is_in_sight(&record) && !is_older(&path, A_DAY) => census.elsewhere.push(*record),
                 Some(record) if census.is_still_held(&record, &session_lock) => census.orphaned.push(*record),
                 // In a directory that we may only read, it stays.
                 _ => drop(fs::remove_file(path)),
             }
         }
-        census.live.sort_by(|one, other| one.began.cmp(&other.began).then_with(|| one.run.cmp(&other.run)));
+        for runs in [&mut census.live, &mut census.elsewhere] {
+            runs.sort_by(|one, other| one.began.cmp(&other.began).then_with(|| one.run.cmp(&other.run)));
+        }
         Ok(census)
+    }
+
+    /// A run that has the lock of its lock helper, or had it when it was last heard of.
+    pub fn helped(&self) -> Option<RunRecord> {
+        let census = self.census().ok()?;
+        census.live.into_iter().chain(census.elsewhere).find(|record| record.key.is_some())
+    }
+
+    /// Whether the lock on `record` would be seen here if its run were alive. On another host it may not be, and as little through
+    /// another mount on this one, unless the file system passes locks on.
+    fn is_in_sight(&self, record: &RunRecord) -> bool {
+        let device = |identity: Option<Identity>| identity.map(|identity| identity.device);
+        let here = self.path.parent().and_then(Identity::at);
+        let is_ours = record.boot == boot_id() && device(record.config_dir.identity) == device(here);
+        is_ours || !Reach::at(&self.path).is_some_and(Reach::may_end_here)
     }
 
     /// Where the records are, the oldest first, and what is to become one.
@@ -339,9 +366,12 @@ fn is_locked(file: &File) -> bool {
 
 /// A temporary file whose writer was killed before it could put it in place.
 fn remove_if_forgotten(path: &Path) {
-    let modified = fs::metadata(path).and_then(|found| found.modified());
-    let is_old = |at: SystemTime| SystemTime::now().duration_since(at).is_ok_and(|age| age > STILL_WRITING);
-    if modified.is_ok_and(is_old) {
+    if is_older(path, STILL_WRITING) {
         let _ = fs::remove_file(path);
     }
+}
+
+fn is_older(path: &Path, age: Duration) -> bool {
+    let modified = fs::metadata(path).and_then(|found| found.modified());
+    modified.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|passed| passed > age))
 }

@@ -2,20 +2,26 @@
 //! of its own, with its own config dir and lock file at the same path.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::env::{Env, Running, binary, needs, until};
-use crate::hosts::{are_possible, host};
+use crate::env::{Env, Running, binary, fake_claude, needs, until};
+use crate::hosts::{are_possible, files_without_locks, host};
+use crate::oauth::{EXPIRED, StandIn};
 
 /// Three members, ended when the test is.
 struct Cluster {
     dir: PathBuf,
     endpoints: String,
+    /// On a small machine, two clusters at once keep each other from their elections, and leases run out for nothing.
+    _alone: MutexGuard<'static, ()>,
 }
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 impl Cluster {
     /// None, where there is no etcd.
@@ -23,7 +29,8 @@ impl Cluster {
         if !needs("etcd") || !needs("etcdctl") || !are_possible() {
             return None;
         }
-        let mut cluster = Self { dir: env.path("cluster"), endpoints: String::new() };
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cluster = Self { dir: env.path("cluster"), endpoints: String::new(), _alone: alone };
         assert!(cluster.script("up", &[]), "no cluster");
         cluster.endpoints = fs::read_to_string(cluster.dir.join("endpoints")).expect("endpoints").trim().to_owned();
         Some(cluster)
@@ -144,6 +151,33 @@ fn hosts_take_turns_while_a_member_stops_and_the_leader_is_killed() {
 }
 
 #[test]
+fn on_an_expired_token_all_hosts_together_make_one_refresh_and_then_overlap() {
+    let place = Env::new();
+    let (Some(cluster), Some(mount)) = (Cluster::up(&place), files_without_locks(&place)) else { return };
+    for (mode, together) in [("refresh", "6"), ("exclusive", "1")] {
+        place.log_in(EXPIRED);
+        let stand_in = StandIn::start(&place, &["--refresh-takes", "0.3", "--together", together]);
+        // Two agents a host; each mounts the files for itself, so that no flock keeps even those two apart.
+        let agents = (0..6).map(|number| {
+            let mut host = host(&place, &format!("host{}", number % 3), &mount);
+            host.env("ETCDCTL_API", "3").env("ETCDCTL_ENDPOINTS", &cluster.endpoints).env("FAKE_API", &stand_in.address);
+            host.args([binary(), Path::new("--lock"), Path::new(mode), Path::new("--claude"), fake_claude()]);
+            host.args(["--lock-helper", "etcdctl lock --ttl 30 claude/login", "--", "-p", "refresh none; ask"]);
+            Running::start(host)
+        });
+        for agent in agents.collect::<Vec<_>>() {
+            let ended = agent.end();
+            assert_eq!(ended.code(), 0, "{mode}: {ended:?}");
+        }
+        let counts = stand_in.counts();
+        let of = |name: &str| counts[name].as_u64().expect("a number");
+        assert_eq!((of("posts"), of("invalid_grant"), of("answered")), (1, 0, 6), "{mode}: {counts}");
+        assert_eq!(of("most_at_once").to_string(), together, "{mode}: {counts}");
+    }
+    until("no helper is left", || helpers(&cluster).is_empty());
+}
+
+#[test]
 fn a_lease_that_runs_out_gives_the_lock_to_another_host_and_ends_the_child_with_69() {
     let place = Env::new();
     let Some(cluster) = Cluster::up(&place) else { return };
@@ -171,6 +205,27 @@ fn a_lease_that_runs_out_gives_the_lock_to_another_host_and_ends_the_child_with_
     holder.signal(Signal::SIGKILL);
     holder.end();
     assert_eq!(hosts[1].run(&place, 3, &[], &["true"]).end().code(), 0);
+    until("no helper is left", || helpers(&cluster).is_empty());
+}
+
+#[test]
+fn a_host_that_hears_nothing_of_the_cluster_ends_its_child_by_itself() {
+    let place = Env::new();
+    let Some(cluster) = Cluster::up(&place) else { return };
+    let hosts = Host::several(&cluster, 2);
+    let holder = hosts[0].run(&place, 3, &[], &["sh", "-c", "echo held; exec sleep 600"]);
+    holder.expect_line("held");
+    // As behind a network that swallows everything: connections stand, and nobody answers.
+    let all = |signal| (1..=3).for_each(|number| kill(cluster.member(number), signal).expect("it lives"));
+    all(Signal::SIGSTOP);
+    let ended = holder.end();
+    assert_eq!(ended.code(), 69, "{ended:?}");
+    let waiter = hosts[1].run(&place, 3, &["--wait", "2"], &["touch", "started"]).end();
+    assert_eq!(waiter.code(), 75, "{waiter:?}");
+    assert!(!place.path("started").exists());
+    all(Signal::SIGCONT);
+    // The engine finds itself again, and lets the lease of the one that was cut off run out.
+    until("the other host has its turn", || hosts[1].run(&place, 3, &["--wait", "20"], &["true"]).end().code() == 0);
     until("no helper is left", || helpers(&cluster).is_empty());
 }
 

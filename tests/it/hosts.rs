@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, can_unshare, fake_claude, until};
+use crate::env::{Env, Running, binary, can_unshare, fake_claude, needs, until};
 
 const NAMESPACES: &str = "-rmupf";
 
@@ -32,6 +33,12 @@ fn start(env: &Env, name: &str, words: &[&str]) -> Running {
     let mut command = host(env, name, "true");
     command.arg(binary()).args(words);
     Running::start(command)
+}
+
+/// What mounts, on a host, the home that all hosts share, by a file system that keeps locks to each of them: bindfs, through FUSE.
+/// None, where that cannot be.
+pub(crate) fn files_without_locks(env: &Env) -> Option<String> {
+    (needs("bindfs") && are_possible()).then(|| format!("bindfs '{0}' '{0}'", env.home().display()))
 }
 
 fn json(env: &Env, name: &str, words: &[&str]) -> Value {
@@ -74,4 +81,56 @@ fn on_a_shared_file_system_hosts_exclude_each_other_and_see_each_other_s_runs() 
     let status = json(&env, "three", &["status", "--json"]);
     assert_eq!((status["holders"].as_array().map(Vec::len), status["orphaned"].as_array().map(Vec::len)), (Some(0), Some(0)));
     until("no record is left", || fs::read_dir(env.config_dir().join("claude-run/runs")).expect("records").count() == 0);
+}
+
+#[test]
+fn where_hosts_share_files_but_no_locks_none_judges_the_runs_of_another() {
+    let env = Env::new();
+    let Some(mount) = files_without_locks(&env) else { return };
+    let records = || fs::read_dir(env.config_dir().join("claude-run/runs")).expect("records").count();
+    // The engine: a lock that all of them do see.
+    let helper = format!("flock '{}' sh -c 'echo the/key; exec sleep 600'", env.path("engine").display());
+    let on = |name: &str, words: &[&str]| {
+        let mut command = host(&env, name, &mount);
+        command.arg(binary()).args(words);
+        Running::start(command)
+    };
+    let status =
+        |name: &str| -> Value { serde_json::from_str(&on(name, &["status", "--json"]).end().stdout.join("\n")).expect("JSON") };
+    let fake = fake_claude().display().to_string();
+    let holder = on("one", &["--label", "first", "--lock-helper", &helper, "--claude", &fake, "--", "-p", "ready; hang"]);
+    holder.ready();
+    let waiter = on("two", &["--label", "second", "--lock-helper", &helper, "echo", "started"]);
+    let message = waiter.message();
+    assert!(
+        message.contains("waiting for the lock helper flock (1s of at most 10m), held by first (pid 1 on one) for"),
+        "{message}"
+    );
+    for from in ["two", "three"] {
+        let status = status(from);
+        assert_eq!(status["holders"], Value::Array(Vec::new()), "{status:#}");
+        let elsewhere: Vec<_> = status["elsewhere"].as_array().expect("a list").iter().map(|run| &run["label"]).collect();
+        assert_eq!(elsewhere, ["first", "second"], "{status:#}");
+        assert_eq!(status["elsewhere"][0]["lock_key"], "the/key");
+    }
+    let text = on("three", &["status"]).end().stdout.join("\n");
+    assert!(text.contains("elsewhere      2 runs, on hosts whose locks cannot be seen from here, by their records"), "{text}");
+    assert!(
+        text.contains("first (pid 1 on one), exclusive, ") && text.contains("with the lock helper's lock the/key"),
+        "{text}"
+    );
+    let doctor = on("three", &["doctor"]).end().stdout.join("\n");
+    assert!(doctor.contains("is on fuse: whether its flock reaches other hosts is not known"), "{doctor}");
+    // The host loses its power: the engine has its lock back, and nobody can tell that the record is nobody's.
+    holder.signal(Signal::SIGKILL);
+    holder.end();
+    waiter.expect_line("started");
+    assert_eq!(waiter.end().code(), 0);
+    assert_eq!(status("three")["elsewhere"].as_array().map(Vec::len), Some(1));
+    assert_eq!(records(), 1);
+    let record = fs::read_dir(env.config_dir().join("claude-run/runs")).expect("records").flatten().next().expect("one");
+    let long_ago = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
+    fs::File::open(record.path()).and_then(|record| record.set_modified(long_ago)).expect("a time");
+    assert_eq!(status("three")["elsewhere"].as_array().map(Vec::len), Some(0));
+    assert_eq!(records(), 0);
 }
