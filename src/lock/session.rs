@@ -140,10 +140,24 @@ fn explain(path: &Path, error: io::Error) -> anyhow::Error {
     ))
 }
 
-/// The error of a flock(2) that neither succeeds nor waits: ENOLCK, or a file system without it.
+/// The error of a flock(2) that neither succeeds nor waits: ENOLCK, or a file system without it. NFS answers EBADF to who asks for
+/// an exclusive one and may only read.
 pub(super) fn refused(path: &Path, error: io::Error) -> anyhow::Error {
-    anyhow::Error::new(error).context(format!(
-        "cannot lock {}: its file system may not support flock; name a file on another with --lock-file",
-        path.display()
-    ))
+    let way_out = match error.raw_os_error() {
+        Some(libc::EBADF) => "on this file system only a file that may be written can be locked; make it writable",
+        _ => "its file system may not support flock; name a file on another with --lock-file",
+    };
+    anyhow::Error::new(error).context(format!("cannot lock {}: {way_out}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_flock_names_the_way_out() {
+        let refused = |errno| format!("{:#}", refused(Path::new("/srv/x"), io::Error::from_raw_os_error(errno)));
+        assert!(refused(libc::EBADF).starts_with("cannot lock /srv/x: on this file system only a file that may be written"));
+        assert!(refused(libc::ENOLCK).starts_with("cannot lock /srv/x: its file system may not support flock"));
+    }
 }

@@ -121,6 +121,10 @@ fn where_hosts_share_files_but_no_locks_none_judges_the_runs_of_another() {
     );
     let doctor = on("three", &["doctor"]).end().stdout.join("\n");
     assert!(doctor.contains("is on fuse: whether its flock reaches other hosts is not known"), "{doctor}");
+    let mut apart = host(&env, "three", &mount);
+    apart.env("CLAUDE_RUN_LOCK_FILE", env.path("of-this-host.lock")).arg(binary()).arg("doctor");
+    let doctor = Running::start(apart).end().stdout.join("\n");
+    assert!(doctor.contains("is on fuse, which other hosts may share, but"), "{doctor}");
     // The host loses its power: the engine has its lock back, and nobody can tell that the record is nobody's.
     holder.signal(Signal::SIGKILL);
     holder.end();

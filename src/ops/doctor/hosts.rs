@@ -1,7 +1,7 @@
 //! Check 11: whether the session lock holds between hosts: by the file system that the lock file is on, or by a lock helper.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Finding;
 use crate::claude::program::Program;
@@ -25,19 +25,43 @@ pub(super) fn check(context: &Context) -> Vec<Finding> {
     };
     let helper = words.first().map(found);
     let has_helper = helper.is_some();
-    helper.into_iter().chain([of_file_system(&place.lock_file, has_helper)]).collect()
+    let apart = lies_apart(&place.config_dir, &place.lock_file).filter(|_| !has_helper);
+    helper.into_iter().chain([apart.unwrap_or_else(|| of_file_system(&place.lock_file, has_helper))]).collect()
+}
+
+const MEANS: &str = "if agents of other hosts have the same login, two can refresh its token at once: the login is lost";
+
+/// The login on a file system that other hosts may have, too, and its lock on one that they cannot have.
+fn lies_apart(config_dir: &Path, lock_file: &Path) -> Option<Finding> {
+    let (login, lock) = (mount_of(config_dir)?, mount_of(lock_file)?);
+    if login.reach().0 == Reach::OwnFiles || lock.reach().0 != Reach::OwnFiles {
+        return None;
+    }
+    let (config_dir, lock_file) = (config_dir.display(), lock_file.display());
+    let what = format!(
+        "{config_dir} is on {}, which other hosts may share, but {lock_file} on {}, which none does",
+        login.kind, lock.kind
+    );
+    Some(Finding::warning(
+        CHECK,
+        what,
+        MEANS,
+        "leave the lock file in the config dir, or set lock-helper (README, \"Several hosts\")",
+    ))
+}
+
+/// That of `path`, or of the directory that it is to be made in.
+fn mount_of(path: &Path) -> Option<Mount> {
+    Mount::of(&fs::canonicalize(path).or_else(|_| fs::canonicalize(path.parent().unwrap_or(path))).ok()?)
 }
 
 /// What the file system of the lock file does by itself.
 fn of_file_system(lock_file: &Path, has_helper: bool) -> Finding {
-    let dir = lock_file.parent().map(Path::to_owned).unwrap_or_default();
-    let real = fs::canonicalize(lock_file).or_else(|_| fs::canonicalize(dir)).unwrap_or_else(|_| PathBuf::from("/"));
-    let Some(mount) = Mount::of(&real) else {
+    let Some(mount) = mount_of(lock_file) else {
         return Finding::pass(CHECK, "/proc does not tell which file system the lock file is on");
     };
     let (reach, why) = mount.reach();
     let on = format!("{} is on {}", lock_file.display(), mount.kind);
-    let means = "if agents of other hosts have the same login, two can refresh its token at once: the login is lost";
     match reach {
         Reach::Hosts => Finding::pass(CHECK, format!("{on}: its flock reaches all hosts that mount it ({why})")),
         Reach::OwnFiles => {
@@ -48,11 +72,11 @@ fn of_file_system(lock_file: &Path, has_helper: bool) -> Finding {
         }
         Reach::OwnLocks => {
             let todo = "mount it with locks, use NFSv4 or CephFS, or set lock-helper (README, \"Several hosts\")";
-            Finding::warning(CHECK, format!("{on}: its flock does not reach other hosts: {why}"), means, todo)
+            Finding::warning(CHECK, format!("{on}: its flock does not reach other hosts: {why}"), MEANS, todo)
         }
         Reach::Unknown => {
             let todo = "try it: `flock FILE sleep 60` there on one host, `flock -n FILE true` on another; or set lock-helper";
-            Finding::warning(CHECK, format!("{on}: whether its flock reaches other hosts is not known: {why}"), means, todo)
+            Finding::warning(CHECK, format!("{on}: whether its flock reaches other hosts is not known: {why}"), MEANS, todo)
         }
     }
 }
