@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Write;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
@@ -72,10 +71,11 @@ fn summary(others: &[RunRecord], mode: LockMode) -> String {
     format!("{} still {verb} another mode: {}\n", text::count(others.len(), "live run"), modes.join(", "))
 }
 
-/// The live runs, and those that claude-run has left behind, which follow another mode than `mode`.
+/// The live runs, those that claude-run has left behind, and those of hosts whose locks cannot be seen from here, which follow
+/// another mode than `mode`.
 fn followers_of_others(place: &Place, mode: LockMode) -> Result<Vec<RunRecord>> {
     let census = place.records.census().with_context(|| cannot_read(&place.records.runs()))?;
-    let all = census.live.into_iter().chain(census.orphaned);
+    let all = census.live.into_iter().chain(census.orphaned).chain(census.elsewhere);
     Ok(all.filter(|record| record.mode != mode.name()).collect())
 }
 
@@ -85,9 +85,6 @@ fn drained(place: &Place, mode: LockMode, deadline: Option<Instant>) -> Result<V
         let others = followers_of_others(place, mode)?;
         let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
         let (Some(first), false) = (others.first(), left.is_zero()) else { return Ok(others) };
-        // The kernel wakes us when a run lets go of its record. Nobody is left to let go of that of a killed one.
-        if place.records.wait_for_end(&first.run, left).is_err() {
-            thread::sleep(left.min(Duration::from_secs(1)));
-        }
+        place.records.wait_for_end(&first.run, left);
     }
 }

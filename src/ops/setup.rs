@@ -157,7 +157,8 @@ fn keep_others_out(context: &Context, places: &Places) -> Result<Admission> {
     };
     let records = Directory::of(&places.link);
     loop {
-        let live = records.census().with_context(|| super::cannot_read(&records.runs()))?.live;
+        let census = records.census().with_context(|| super::cannot_read(&records.runs()))?;
+        let live: Vec<_> = census.live.into_iter().chain(census.elsewhere).collect();
         let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
         let Some(first) = live.first() else { break };
         if left.is_zero() {
@@ -170,7 +171,7 @@ fn keep_others_out(context: &Context, places: &Places) -> Result<Admission> {
                 names.join("; ")
             )));
         }
-        let _ = records.wait_for_end(&first.run, left.min(Duration::from_secs(5)));
+        records.wait_for_end(&first.run, left.min(Duration::from_secs(5)));
     }
     for dir in [&places.link, &places.config_dir] {
         if let Some(lock) = RefreshLock::of(dir).iter().find(|lock| lock.standing(SystemTime::now()) == Standing::Live) {

@@ -167,22 +167,22 @@ impl Directory {
         holder
     }
 
-    /// Sleeps until the run `run` has ended or changed its record, or for `bound`.
-    ///
-    /// # Errors
-    /// There is nobody to wait for: it has no record, or nobody has it locked.
-    pub fn wait_for_end(&self, run: &str, bound: Duration) -> io::Result<()> {
-        let file = files::open(&self.runs().join(run).with_extension(RECORD))?;
+    /// Sleeps until the run `run` has ended or changed its record, or for `bound`. Where the kernel does not tell of that, as of a
+    /// run that was killed or is on another host, for a second at most.
+    pub fn wait_for_end(&self, run: &str, bound: Duration) {
+        let Ok(file) = files::open(&self.runs().join(run).with_extension(RECORD)) else { return };
+        let without_being_told = || thread::sleep(bound.min(Duration::from_secs(1)));
         if !is_locked(&file) {
-            return Err(ErrorKind::NotFound.into());
+            drop(file); // and with it the lock that we have looked by
+            return without_being_told();
         }
         let (sender, ended) = mpsc::sync_channel(1);
+        let wait = move || drop(sender.send(FileExt::lock_shared(&file)));
         // Left behind when it takes too long: it holds nothing, and ends with us.
-        thread::Builder::new().stack_size(64 * 1024).spawn(move || {
-            let _ = sender.send(FileExt::lock_shared(&file));
-        })?;
-        let _ = ended.recv_timeout(bound);
-        Ok(())
+        match thread::Builder::new().stack_size(64 * 1024).spawn(wait) {
+            Ok(_) => drop(ended.recv_timeout(bound)),
+            Err(_) => without_being_told(),
+        }
     }
 
     /// Looks at all records, and removes those of dead runs on the way.

@@ -119,6 +119,11 @@ fn where_hosts_share_files_but_no_locks_none_judges_the_runs_of_another() {
         text.contains("first (pid 1 on one), exclusive, ") && text.contains("with the lock helper's lock the/key"),
         "{text}"
     );
+    let drained = on("three", &["mode", "refresh", "--drain=0.1"]).end();
+    assert_eq!(drained.code(), 1);
+    let drained = drained.stdout.join("\n");
+    assert!(drained.contains("2 live runs still follow another mode: 2 exclusive"), "{drained}");
+    fs::remove_file(env.config_dir().join("claude-run.toml")).expect("the mode as it was");
     let doctor = on("three", &["doctor"]).end().stdout.join("\n");
     assert!(doctor.contains("is on fuse: whether its flock reaches other hosts is not known"), "{doctor}");
     let mut apart = host(&env, "three", &mount);
