@@ -143,7 +143,7 @@ impl<'a> Status<'a> {
         if self.holders.is_empty() {
             lines.push(row("held by", if self.orphaned.is_empty() { "nobody" } else { "see below" }));
         }
-        lines.extend(self.holders.iter().map(|holder| row("held by", &holder.to_string())));
+        lines.extend(self.holders.iter().map(|holder| row("held by", &format!("{holder}{}", helped(holder)))));
         let waiting = self.waiting.len() + self.waiting_otherwise.len();
         lines.push(row("waiting", &if waiting == 0 { "nobody".to_owned() } else { waiting.to_string() }));
         let places = self.waiting.iter().enumerate();
@@ -239,12 +239,20 @@ fn row(name: &str, value: &str) -> String {
 }
 
 fn elsewhere(record: &RunRecord, now: SystemTime) -> String {
-    let has = match (record.state, &record.key) {
-        (_, Some(key)) => format!(", with the lock helper's lock {}", text::plain(key)),
-        (State::Waiting, None) => ", waiting".to_owned(),
-        (State::Running, None) => String::new(),
-    };
-    format!("{}{has}", text::run(record, now))
+    let waits = if record.state == State::Waiting && record.key.is_none() { ", waiting" } else { "" };
+    format!("{}{waits}{}", text::run(record, now), key(record))
+}
+
+fn helped(holder: &Holder) -> String {
+    match holder {
+        Holder::Run(record) => key(record),
+        Holder::Process { .. } => String::new(),
+    }
+}
+
+/// What its lock helper calls the lock that it has.
+fn key(record: &RunRecord) -> String {
+    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", text::plain(key)))
 }
 
 /// Nothing, for a lock that is free.

@@ -70,6 +70,9 @@ fn it_begins_once_the_session_lock_is_had_and_ends_after_the_child_before_the_lo
     let status = env.claude_run().args(["status", "--json"]).assert().code(0);
     let status: Value = serde_json::from_slice(&status.get_output().stdout).expect("JSON");
     assert_eq!(status["holders"][0]["record"]["lock_key"], "the/key", "{status:#}");
+    let status = env.claude_run().arg("status").assert().code(0);
+    let status = String::from_utf8_lossy(&status.get_output().stdout).into_owned();
+    assert!(status.contains(", with the lock helper's lock the/key\n"), "{status}");
     run.signal(Signal::SIGTERM);
     assert_eq!(run.end().code(), 143);
     assert!(!is_alive(pid) && !env.is_locked());
