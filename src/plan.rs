@@ -16,7 +16,7 @@ use crate::claude::frames;
 use crate::claude::program::Program;
 use crate::diag::LogFile;
 use crate::lock::{self, Above, HelperCommand, Lock, Refreshes};
-use crate::records::{Journal, Particulars};
+use crate::records::{Directory, Journal, Particulars};
 use crate::run::output::Watch;
 use crate::run::policy::{Group, Rules};
 use crate::run_id::RunId;
@@ -83,6 +83,10 @@ impl Plan {
             }
             config_dir => config_dir.unwrap_or_default(),
         };
+        let records = config_dir.as_ref().map(|config_dir| Directory::of(&config_dir.path));
+        if above.has_stale_key(records.as_ref()) {
+            child_environment.retain(|(name, _)| name != lock::KEY_VARIABLE);
+        }
         let lock_file = || settings.lock_file.clone().or_else(|| Some(config_dir.as_ref()?.path.join(lock::FILE_NAME)));
         let lock = wants_lock.then(lock_file).flatten().map(|path| Lock {
             path,

@@ -47,6 +47,11 @@ impl RunId {
         lineage.is_some_and(|lineage| lineage.split(|&byte| byte == b',').any(|id| id == us))
     }
 
+    /// Whether the process that took this id, in our PID namespace, lives.
+    pub(crate) fn is_alive(self) -> bool {
+        Stat::read(self.pid).is_some_and(|stat| nanoseconds(stat.start) <= self.taken_at)
+    }
+
     /// Whether the process that took this id is an ancestor of ours, and so alive. It is not asked for by its pid alone:
     /// a run is the subreaper of all below it, so while it lives the links from child to parent lead up to it.
     pub fn is_above_us(self) -> bool {

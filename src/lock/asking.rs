@@ -49,18 +49,20 @@ pub(super) fn ask(
         None => {
             journal.has_session_lock(holding.hold(), holding.identity());
             let helper = Helper::start(command, channel.mouth())?;
-            match Asking::of(&helper, lock, started, journal.directory()).until_answered(channel)? {
+            let answer = Asking::of(&helper, lock, started, journal).until_answered(channel)?;
+            match answer {
                 Answer::Yes => {
                     channel.follow(&[]);
                     info!(name: "lock.acquired", key = helper.key(), "the lock helper {} has the lock", helper.name());
                     return Ok(Taken::Held(holding.and(helper)));
                 }
-                Answer::No(why) => {
+                Answer::No(ref why) => {
                     error!(name: "lock.timeout", "the lock helper {} {why}; nothing was started", helper.name());
-                    Answer::No(why)
                 }
-                answer => answer,
+                Answer::Unneeded(_) | Answer::EndedBy(_) => {}
             }
+            helper.part(channel, lock.ignored);
+            answer
         }
     };
     channel.follow(&[]);
@@ -89,7 +91,7 @@ const A_NAME_IS_KNOWN: Duration = Duration::from_millis(1_100);
 struct Asking<'a> {
     helper: &'a Helper,
     lock: &'a Lock,
-    records: Option<&'a Directory>,
+    journal: &'a mut Journal,
     started: Instant,
     bound: Option<Duration>,
     deadline: Option<Instant>,
@@ -101,19 +103,20 @@ struct Asking<'a> {
 }
 
 impl<'a> Asking<'a> {
-    fn of(helper: &'a Helper, lock: &'a Lock, started: Instant, records: Option<&'a Directory>) -> Self {
+    fn of(helper: &'a Helper, lock: &'a Lock, started: Instant, journal: &'a mut Journal) -> Self {
         let now = Instant::now();
         let (bound, deadline) = match lock.wait {
             Wait::Forever => (None, None),
             Wait::AtMost(bound) => (Some(bound), after(started, Some(bound))),
             Wait::No => (Some(AN_ANSWER), after(now, Some(AN_ANSWER))),
         };
-        Self { helper, lock, records, started, bound, deadline, line: None, word: Some(now + A_MOMENT), in_sight: None }
+        Self { helper, lock, journal, started, bound, deadline, line: None, word: Some(now + A_MOMENT), in_sight: None }
     }
 
     fn until_answered(mut self, channel: &mut Channel) -> Result<Answer> {
         loop {
             let events = self.wait(channel)?;
+            self.journal.catch_up();
             if let Some(signal) = waiting::request_to_give_up(&events, self.lock.ignored, || self.say()) {
                 self.line = None; // wiped before anything else is written
                 waiting::tell_given_up(signal, "the lock helper", &show(self.started.elapsed()));
@@ -123,7 +126,10 @@ impl<'a> Asking<'a> {
                 return Err(failure).context(helper::FAILED);
             }
             if let Some(how) = self.helper.ending() {
-                return Ok(Answer::No(format!("has ended without a lock ({how})")));
+                return Ok(Answer::No(match self.helper.key() {
+                    Some(_) => format!("has ended after its first line ({how}), but has to stay while the lock is held"),
+                    None => format!("has ended without a lock ({how})"),
+                }));
             }
             if self.is_had() {
                 if self.line.take().is_some() || self.word.is_none() {
@@ -142,7 +148,8 @@ impl<'a> Asking<'a> {
             let now = Instant::now();
             if self.deadline.is_some_and(|deadline| now >= deadline) {
                 let bound = show(self.bound.unwrap_or_default());
-                return Ok(Answer::No(format!("did not get its lock within {bound}; --wait waits longer")));
+                let hint = self.helper.silence().unwrap_or("--wait waits longer");
+                return Ok(Answer::No(format!("did not get its lock within {bound}; {hint}")));
             }
             if self.word.is_some_and(|at| now >= at) {
                 self.line = self.line.take().or_else(LiveLine::on_terminal);
@@ -153,8 +160,8 @@ impl<'a> Asking<'a> {
     }
 
     fn wait(&self, channel: &mut Channel) -> Result<Vec<Event>> {
-        let wake_at =
-            if self.in_sight.is_some() { self.in_sight } else { [self.deadline, self.word].into_iter().flatten().min() };
+        let deadlines = [self.deadline, self.word, self.journal.next_deadline()];
+        let wake_at = if self.in_sight.is_some() { self.in_sight } else { deadlines.into_iter().flatten().min() };
         channel.wait(wake_at).context("cannot wait for events")
     }
 
@@ -185,7 +192,7 @@ impl<'a> Asking<'a> {
 
     /// Who has the lock, where hosts share their records; where they do not share their locks, it may be gone by now.
     fn holder(&self) -> String {
-        let holder = self.records.and_then(Directory::helped);
+        let holder = self.journal.directory().and_then(Directory::helped);
         holder.map_or_else(String::new, |record| {
             let since = SystemTime::now().duration_since(record.since).unwrap_or_default();
             format!(", held by {} for {}, by its record", record.who(), show_seconds(since))

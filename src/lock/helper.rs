@@ -9,17 +9,19 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::SigSet;
 use nix::unistd::Pid;
 use tracing::{info, warn};
 
 use super::keeper::{Ears, Keeper, Report, read_what_is_there};
-use crate::claude::program::{Program, Unstartable};
-use crate::event::{Event, Mouth};
+use super::waiting;
+use crate::claude::program::Program;
+use crate::event::{Channel, Event, Mouth};
 use crate::exec::Exec;
-use crate::settings::{Stdin, after};
+use crate::settings::{Stdin, after, show};
 use crate::signals::{self, Inherited};
 
 /// The variable that tells the child what the helper calls its lock.
@@ -43,6 +45,8 @@ pub(super) struct Helper {
     keeper: Keeper,
     kill_grace: Option<Duration>,
     told: Arc<Told>,
+    /// Since when it has been told to let go.
+    parting: Option<Instant>,
 }
 
 /// What the thread that listens has to tell.
@@ -59,13 +63,26 @@ struct State {
     /// Its last line on stderr.
     last_words: Option<String>,
     /// Why it could not even begin.
-    failure: Option<Errno>,
+    failure: Option<Failure>,
+    /// Why no first line may ever come.
+    silence: Option<&'static str>,
     /// How it ended.
     ending: Option<String>,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Failure {
+    /// It cannot be executed.
+    Exec(Errno),
+    /// There is no process for it.
+    Fork(Errno),
+}
+
 /// Keys and complaints are short; what is longer is cut.
 const LONGEST_LINE: usize = 4096;
+
+/// A request to end comes twice from timeout(1): in so short a time, two are one.
+const SAME_REQUEST: Duration = Duration::from_millis(100);
 
 /// How long a keeper may take longer than the kill grace. Only one that somebody has stopped does.
 const A_KEEPER_S_DELAY: Duration = Duration::from_secs(5);
@@ -83,8 +100,11 @@ impl Helper {
         let (keeper, ears) = Keeper::start(&exec, &command.signals, command.kill_grace).context(FAILED)?;
         let told = Arc::<Told>::default();
         let listener = Listener { name: command.words[0].clone(), ears, told: Arc::clone(&told), mouth };
-        let helper = Self { program, keeper, kill_grace: command.kill_grace, told };
-        signals::spawn_deaf("lock-helper", 64 * 1024, move || listener.listen()).context(FAILED)?;
+        if let Err(error) = signals::spawn_deaf("lock-helper", 64 * 1024, move || listener.listen()) {
+            keeper.give_up();
+            return Err(error).context(FAILED);
+        }
+        let helper = Self { program, keeper, kill_grace: command.kill_grace, told, parting: None };
         info!(name: "lock.helper", "started the lock helper {}", helper.name());
         Ok(helper)
     }
@@ -107,8 +127,16 @@ impl Helper {
     }
 
     /// Why it could not be executed, if so.
-    pub(super) fn failure(&self) -> Option<Unstartable> {
-        self.told.state().failure.map(|errno| self.program.unstartable(errno))
+    pub(super) fn failure(&self) -> Option<Error> {
+        Some(match self.told.state().failure? {
+            Failure::Exec(errno) => Error::new(self.program.unstartable(errno)),
+            Failure::Fork(errno) => Error::new(errno),
+        })
+    }
+
+    /// Why it may never say that it has its lock, however long one waits.
+    pub(super) fn silence(&self) -> Option<&'static str> {
+        self.told.state().silence
     }
 
     /// The process through which it is ended.
@@ -116,9 +144,40 @@ impl Helper {
         self.keeper.pid()
     }
 
-    /// Has it let go of its lock, without waiting for that.
-    pub(super) fn let_go(&self) {
-        self.keeper.let_go();
+    /// Has it let go of its lock, without waiting for that: TERM, the kill grace, KILL.
+    pub(super) fn let_go(&mut self) {
+        if self.parting.is_none() {
+            self.parting = Some(Instant::now());
+            self.keeper.let_go();
+        }
+    }
+
+    /// Has it let go of its lock, and waits for that; a signal that asks us for an end ends the kill grace at once. What else has
+    /// happened meanwhile is given back.
+    pub(super) fn part(mut self, channel: &mut Channel, ignored: SigSet) -> Vec<Event> {
+        self.let_go();
+        let began = Instant::now();
+        let mut happened = Vec::new();
+        while self.told.state().ending.is_none() && !self.is_overdue() {
+            let Ok(events) = channel.wait(self.overdue_at()) else { break };
+            let report = || warn!("waiting for the lock helper {} to let go, {} so far", self.name(), show(began.elapsed()));
+            let signal = waiting::request_to_give_up(&events, ignored, report);
+            if let Some(signal) = signal.filter(|_| began.elapsed() >= SAME_REQUEST) {
+                warn!(name: "lock.helper", "{}: sending KILL to the lock helper {}", signals::name(signal), self.name());
+                self.keeper.let_go();
+            }
+            happened.extend(events);
+        }
+        happened
+    }
+
+    /// When its keeper has taken too long.
+    fn overdue_at(&self) -> Option<Instant> {
+        after(self.parting?, self.kill_grace.map(|grace| grace.saturating_add(A_KEEPER_S_DELAY)))
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.overdue_at().is_some_and(|at| Instant::now() >= at)
     }
 }
 
@@ -129,8 +188,7 @@ impl Drop for Helper {
     /// TERM, by which it lets go of its lock; the kill grace; KILL.
     fn drop(&mut self) {
         self.let_go();
-        let patience = self.kill_grace.map(|grace| grace.saturating_add(A_KEEPER_S_DELAY));
-        if !self.told.ended_within(patience) {
+        if !self.told.ends_before(self.overdue_at()) {
             warn!(name: "lock.helper", "the lock helper {} does not end: sending KILL to its keeper", self.name());
             self.keeper.kill();
         }
@@ -143,8 +201,7 @@ impl Told {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ended_within(&self, bound: Option<Duration>) -> bool {
-        let deadline = after(Instant::now(), bound);
+    fn ends_before(&self, deadline: Option<Instant>) -> bool {
         let mut state = self.state();
         while state.ending.is_none() {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -170,40 +227,48 @@ impl Listener {
     fn listen(self) {
         let (mut stdout, mut stderr) = (Lines::default(), Lines::default());
         let reports = File::from(self.ears.reports);
-        let tell = |change: &dyn Fn(&mut State)| {
-            change(&mut self.told.state());
-            self.told.changed.notify_all();
-            self.mouth.put(Event::HelperTold);
-        };
         loop {
             // The report first: what the helper has said before its end is there by then.
             let report = wait(&reports, [(&self.ears.stdout, &stdout), (&self.ears.stderr, &stderr)])
                 .then(|| Report::read(&reports).unwrap_or(Report::Lost));
-            for line in stderr.read(&self.ears.stderr) {
+            stderr.read(&self.ears.stderr, |line| {
                 info!(name: "lock.helper", "{}: {line}", self.name);
                 self.told.state().last_words = Some(line);
-            }
+            });
             // What else it prints is of no interest, but must not fill the pipe.
-            if let Some(line) = stdout.read(&self.ears.stdout).into_iter().next()
-                && self.told.state().key.is_none()
-            {
-                tell(&|state| state.key = Some(line.clone()));
-            }
-            let ending = match report {
-                None => continue,
-                Some(Report::Unstartable(errno)) => {
-                    self.told.state().failure = Some(errno);
-                    continue;
+            let mut first = None;
+            stdout.read(&self.ears.stdout, |line| _ = first.get_or_insert(line));
+            match report {
+                Some(Report::OutOfReach(errno)) => {
+                    warn!(name: "lock.helper", "cannot signal the lock helper {}: {errno}", self.name);
                 }
                 Some(Report::Killing) => {
                     warn!(name: "lock.helper", "the lock helper {} does not let go: sending KILL", self.name);
-                    continue;
                 }
-                Some(Report::Exited(status)) => format!("exit status {status}"),
-                Some(Report::Killed(signal)) => format!("ended by {}", signals::name(signal)),
-                Some(Report::Lost) => "its keeper was killed".to_owned(),
-            };
-            return tell(&|state| state.ending = Some(ending.clone()));
+                _ => {}
+            }
+            // All at once: one that has ended right after its first line never had the lock.
+            let mut state = self.told.state();
+            let is_key = state.key.is_none() && first.is_some();
+            state.key = state.key.take().or(first);
+            state.silence = stdout.silence();
+            match report {
+                None | Some(Report::OutOfReach(_) | Report::Killing) => {}
+                Some(Report::Unstartable(errno)) => state.failure = Some(Failure::Exec(errno)),
+                Some(Report::NoProcess(errno)) => state.failure = Some(Failure::Fork(errno)),
+                Some(Report::Exited(status)) => state.ending = Some(format!("exit status {status}")),
+                Some(Report::Killed(signal)) => state.ending = Some(format!("ended by {}", signals::name(signal))),
+                Some(Report::Lost) => state.ending = Some("its keeper was killed".to_owned()),
+            }
+            let has_ended = state.ending.is_some();
+            drop(state);
+            if is_key || has_ended {
+                self.told.changed.notify_all();
+                self.mouth.put(Event::HelperTold);
+            }
+            if has_ended {
+                return;
+            }
         }
     }
 }
@@ -224,8 +289,8 @@ struct Lines {
 }
 
 impl Lines {
-    /// The lines that have come, without what controls a terminal.
-    fn read(&mut self, from: &OwnedFd) -> Vec<String> {
+    /// Gives `to` the lines that have come, without what controls a terminal.
+    fn read(&mut self, from: &OwnedFd, to: impl FnMut(String)) {
         self.at_end = !read_what_is_there(from, &mut self.begun);
         let is_enough = self.at_end || self.begun.len() > LONGEST_LINE;
         let whole = if is_enough {
@@ -238,7 +303,16 @@ impl Lines {
             let line = &line[..line.len().min(LONGEST_LINE)];
             String::from_utf8_lossy(line).chars().filter(|character| !character.is_control()).collect()
         };
-        lines.split_inclusive(|byte| *byte == b'\n').map(text).collect()
+        lines.split_inclusive(|byte| *byte == b'\n').map(text).for_each(to);
+    }
+
+    /// Why the next line may never come.
+    fn silence(&self) -> Option<&'static str> {
+        match self {
+            Self { at_end: true, .. } => Some("it has closed its stdout without a line"),
+            Self { begun, .. } if !begun.is_empty() => Some("it has printed something, but no whole line"),
+            _ => None,
+        }
     }
 }
 
@@ -256,17 +330,22 @@ mod tests {
         let (from, to) = pipe2(OFlag::O_NONBLOCK)?;
         let mut to = File::from(to);
         let mut lines = Lines::default();
-        assert!(lines.read(&from).is_empty() && !lines.at_end);
+        let read = |lines: &mut Lines| {
+            let mut all = Vec::new();
+            lines.read(&from, |line| all.push(line));
+            all
+        };
+        assert!(read(&mut lines).is_empty() && !lines.at_end);
         to.write_all(b"factory/69")?;
-        assert!(lines.read(&from).is_empty(), "not whole yet");
+        assert!(read(&mut lines).is_empty() && lines.silence().is_some(), "not whole yet");
         to.write_all(b"4d\r\n\n\x1b[31mred\0\xff\nhalf")?;
-        assert_eq!(lines.read(&from), ["factory/694d", "", "[31mred\u{fffd}"]);
+        assert_eq!(read(&mut lines), ["factory/694d", "", "[31mred\u{fffd}"]);
         to.write_all(&[b'x'; 3 * LONGEST_LINE])?;
-        assert_eq!(lines.read(&from).concat().len(), LONGEST_LINE, "cut");
+        assert_eq!(read(&mut lines).concat().len(), LONGEST_LINE, "cut");
         to.write_all(b"last")?;
         drop(to);
-        assert_eq!(lines.read(&from), ["last"]);
-        assert!(lines.at_end && lines.read(&from).is_empty());
+        assert_eq!(read(&mut lines), ["last"]);
+        assert!(lines.at_end && read(&mut lines).is_empty());
         Ok(())
     }
 }

@@ -4,11 +4,13 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use nix::sys::signal::SigSet;
 use nix::unistd::Pid;
 
 use super::helper::Helper;
 use super::session::Held;
 use crate::claude::credentials::Login;
+use crate::event::{Channel, Event};
 use crate::identity::Identity;
 use crate::records::Hold;
 
@@ -19,6 +21,8 @@ pub struct Holding {
     helper: Option<Box<Helper>>,
     /// The same, once it was told to end.
     parting: Option<Box<Helper>>,
+    /// Whether it was [let go](Self::let_go) of.
+    is_parting: bool,
     /// None: others have it for us.
     held: Option<Held>,
     hold: Hold,
@@ -36,7 +40,7 @@ impl Holding {
 
     /// For the whole run, on a file that others have locked for us.
     pub(super) fn of_others(hold: Hold, identity: Identity) -> Self {
-        Self { helper: None, parting: None, held: None, hold, identity, refresh: None }
+        Self { helper: None, parting: None, is_parting: false, held: None, hold, identity, refresh: None }
     }
 
     /// The same, but only until the token in `config_dir` expires later than at `expiry`.
@@ -65,12 +69,29 @@ impl Holding {
         helper.ending().map(|ending| format!("the lock helper {} has ended ({ending})", helper.name()))
     }
 
-    /// Lets go of it before it is dropped, without waiting for the lock helper's end.
+    /// Lets go of it in mid-run. It is [due to be freed](Self::is_to_be_freed) once the lock helper has ended.
     pub fn let_go(&mut self) {
         self.refresh = None;
+        self.is_parting = true;
         self.parting = self.helper.take();
-        self.parting.iter().for_each(|helper| helper.let_go());
-        self.held = None;
+        self.parting.iter_mut().for_each(|helper| helper.let_go());
+    }
+
+    /// Whether it was let go of, but not freed, and nothing is left to wait for.
+    pub fn is_to_be_freed(&self) -> bool {
+        self.is_parting && self.parting.as_ref().is_none_or(|helper| helper.ending().is_some())
+    }
+
+    /// Frees what was let go of.
+    pub fn free(&mut self) {
+        (self.is_parting, self.parting, self.held) = (false, None, None);
+    }
+
+    /// Frees it at the end of all, once the lock helper has ended. Whatever comes through `channel` meanwhile is given back; a
+    /// signal that is not `ignored` and asks for an end shortens that.
+    pub fn release(mut self, channel: &mut Channel, ignored: SigSet) -> Vec<Event> {
+        let helpers = [self.helper.take(), self.parting.take()].into_iter().flatten();
+        helpers.flat_map(|helper| helper.part(channel, ignored)).collect()
     }
 
     /// Whether it is still held.
@@ -88,9 +109,9 @@ impl Holding {
         self.identity
     }
 
-    /// Which file is locked by a descriptor of ours. For one that a run above us has, that run speaks.
+    /// Which file is locked, by a descriptor of ours or our lock helper. For what a run above us has, that run speaks.
     pub fn claimed(&self) -> Option<Identity> {
-        (self.hold != Hold::RunAbove).then_some(self.identity)
+        (self.hold != Hold::RunAbove || self.helper.is_some()).then_some(self.identity)
     }
 
     /// The descriptor that the child inherits, so that the lock lives as long as it, even if we are killed.

@@ -52,6 +52,10 @@ pub(super) struct Ears {
 pub(super) enum Report {
     /// The helper cannot be executed. An end follows.
     Unstartable(Errno),
+    /// There is no process to be had for it. The keeper's end follows.
+    NoProcess(Errno),
+    /// The helper may not be signalled.
+    OutOfReach(Errno),
     /// The kill grace has run out.
     Killing,
     /// The helper has ended by itself.
@@ -62,8 +66,8 @@ pub(super) enum Report {
     Lost,
 }
 
-/// Anything we say to a keeper asks it to let go.
-const LET_GO: u8 = 1;
+/// What we say to a keeper. The first word asks it to let go, a second one not to wait any longer; and so does our death.
+const WORD: u8 = 1;
 
 impl Keeper {
     /// Makes a keeper, which starts `exec` in a process group of its own.
@@ -102,9 +106,9 @@ impl Keeper {
         self.pid
     }
 
-    /// Asks it to end the helper: TERM, the kill grace, KILL. It does so whatever becomes of us.
+    /// Asks it to end the helper: TERM, the kill grace, KILL; asked again, KILL at once.
     pub(super) fn let_go(&self) {
-        let _ = (&self.control).write(&[LET_GO]); // without a reader, all is done already
+        let _ = (&self.control).write(&[WORD]); // without a reader, all is done already
     }
 
     /// Ends it, and by that its helper, if nothing else does.
@@ -115,6 +119,13 @@ impl Keeper {
     /// Takes its remains away, once its end was heard of.
     pub(super) fn reap(&self) {
         let _ = waitpid(self.pid, Some(WaitPidFlag::__WALL)); // only we do so
+    }
+
+    /// Ends it and its helper, which nobody has heard of yet.
+    pub(super) fn give_up(self) {
+        let Self { pid, control } = self;
+        drop(control); // it takes us for dead
+        let _ = waitpid(pid, Some(WaitPidFlag::__WALL));
     }
 }
 
@@ -128,6 +139,8 @@ impl Report {
             Self::Exited(status) => (2, status),
             Self::Killed(signal) => (3, signal),
             Self::Lost => (4, 0),
+            Self::NoProcess(errno) => (5, errno as i32),
+            Self::OutOfReach(errno) => (6, errno as i32),
         };
         let mut record = [kind; Self::LENGTH];
         record[4..].copy_from_slice(&number.to_ne_bytes());
@@ -145,6 +158,8 @@ impl Report {
             1 => Self::Killing,
             2 => Self::Exited(number),
             3 => Self::Killed(number),
+            5 => Self::NoProcess(Errno::from_raw(number)),
+            6 => Self::OutOfReach(Errno::from_raw(number)),
             _ => Self::Lost,
         })
     }
@@ -178,7 +193,7 @@ fn start_helper(
     if let Some(errno) = failure {
         Report::Unstartable(errno).write(reporter);
     }
-    helper
+    helper.inspect_err(|errno| Report::NoProcess(*errno).write(reporter))
 }
 
 /// Up to the exec, if that succeeds.
@@ -206,32 +221,35 @@ fn keep(helper: Pid, kill_grace: Option<Duration>, can_see: bool) {
     asleep.remove(Signal::SIGCHLD);
     // SAFETY: they are open until the end of the process.
     let (orders, reporter) = unsafe { (BorrowedFd::borrow_raw(0), BorrowedFd::borrow_raw(1)) };
-    let mut is_held = true;
-    let mut kill_at = None;
+    let mut stage = Stage::Holding;
     let ending = loop {
         if let Some(ending) = ending_of(helper) {
             break ending;
         }
-        if kill_at.is_some_and(|at| Instant::now() >= at) {
+        if matches!(stage, Stage::LettingGo(Some(at)) if Instant::now() >= at) {
             Report::Killing.write(reporter);
-            let _ = killpg(helper, Signal::SIGKILL);
-            kill_at = None;
+            stage = Stage::end(helper);
         }
-        let timeout = kill_at.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
+        let timeout = match stage {
+            Stage::LettingGo(Some(at)) => Some(TimeSpec::from_duration(at.saturating_duration_since(Instant::now()))),
+            _ => None,
+        };
         let mut ready = [PollFd::new(orders, PollFlags::POLLIN)];
-        let listened = if is_held { ready.as_mut_slice() } else { &mut [] };
+        let listened = if matches!(stage, Stage::Ending) { &mut [] } else { ready.as_mut_slice() };
         if ppoll(listened, timeout, Some(asleep)).is_ok_and(|ready| ready > 0) {
-            is_held = false;
-            let mut order = [0];
-            if read(orders, &mut order) == Ok(1) {
-                let _ = killpg(helper, Signal::SIGTERM);
-                let _ = killpg(helper, Signal::SIGCONT); // who is stopped cannot end
-                kill_at = after(Instant::now(), kill_grace);
-            } else {
-                // claude-run is dead, and claude is told so at this moment. What KILL ends cannot let go of its lock in good order,
-                // and so leaves it, where the engine has leases, for the time that claude needs to end.
-                let _ = killpg(helper, Signal::SIGKILL);
-            }
+            let is_asked = read(orders, &mut [0]) == Ok(1);
+            stage = match stage {
+                Stage::Holding if is_asked => {
+                    if let Err(errno) = killpg(helper, Signal::SIGTERM) {
+                        Report::OutOfReach(errno).write(reporter);
+                    }
+                    let _ = killpg(helper, Signal::SIGCONT); // who is stopped cannot end
+                    Stage::LettingGo(after(Instant::now(), kill_grace))
+                }
+                // Asked again; or claude-run is dead, and claude is told so at this moment. What KILL ends cannot let go of its lock
+                // in good order, and so leaves it, where the engine has leases, for the time that claude needs to end.
+                _ => Stage::end(helper),
+            };
         }
     };
     let _ = killpg(helper, Signal::SIGKILL); // whom it has left
@@ -243,6 +261,22 @@ fn keep(helper: Pid, kill_grace: Option<Duration>, can_see: bool) {
         children::reap_all();
     }
     ending.write(reporter);
+}
+
+/// What a helper is at.
+enum Stage {
+    Holding,
+    /// It has its TERM, and gets KILL then.
+    LettingGo(Option<Instant>),
+    /// It has its KILL.
+    Ending,
+}
+
+impl Stage {
+    fn end(helper: Pid) -> Self {
+        let _ = killpg(helper, Signal::SIGKILL);
+        Self::Ending
+    }
 }
 
 /// How `helper` has ended, if it has. It is not reaped: while its remains are there, its process group means nobody else. Those
@@ -286,10 +320,15 @@ fn close_from(first: libc::c_uint) {
     }
 }
 
-/// What is there to be read now, put behind `buffer`. Whether more may come.
+/// What is there to be read now, put behind `buffer`; of one that never stops, as much as a pipe takes. Whether more may come.
 pub(super) fn read_what_is_there(from: &OwnedFd, buffer: &mut Vec<u8>) -> bool {
+    const PIPE: usize = 64 * 1024;
     let mut piece = [0; 4096];
+    let already = buffer.len();
     loop {
+        if buffer.len() - already >= PIPE {
+            return true;
+        }
         match nix::unistd::read(from, &mut piece) {
             Ok(0) => return false,
             Ok(length) => buffer.extend_from_slice(&piece[..length]),

@@ -112,17 +112,21 @@ pub fn take(lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result
     let is_lost = || matches!(&taken, Taken::Held(holding) if holding.loss().is_some());
     let settled = refreshes.settle(lock, channel, || journal.waits(), is_lost)?;
     Ok(match (settled, taken) {
-        (Settled::EndedBy(signal), _) => {
+        (Settled::EndedBy(signal), taken) => {
             journal.has_let_go();
+            if let Taken::Held(holding) = taken {
+                holding.release(channel, lock.ignored);
+            }
             Taken::EndedBy(signal)
         }
         (_, Taken::Held(holding)) => match holding.loss() {
             Some(loss) => {
                 error!(name: "lock.lost", "{loss}: the lock is lost; nothing was started");
                 journal.has_let_go();
+                holding.release(channel, lock.ignored);
                 Taken::Busy
             }
-            None if lock.only_while_due => while_due(refreshes, holding, journal),
+            None if lock.only_while_due => while_due(refreshes, holding, lock, journal, channel),
             None => Taken::Held(holding),
         },
         (_, taken) => taken,
@@ -130,7 +134,7 @@ pub fn take(lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result
 }
 
 /// What becomes of the lock in `refresh` mode, now that it is had: the one before us may have refreshed the token.
-fn while_due(refreshes: &Refreshes, holding: Holding, journal: &mut Journal) -> Taken {
+fn while_due(refreshes: &Refreshes, holding: Holding, lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Taken {
     match refreshes.need_for_certain() {
         Need::Due(expiry) => Taken::Held(holding.for_a_refresh(refreshes.config_dir.clone(), expiry)),
         Need::Unclear(why) => {
@@ -139,7 +143,7 @@ fn while_due(refreshes: &Refreshes, holding: Holding, journal: &mut Journal) -> 
         }
         Need::None(why) => {
             journal.has_let_go();
-            drop(holding);
+            holding.release(channel, lock.ignored);
             info!(name: "lock.released", "released the session lock again: {why}");
             Taken::Unneeded
         }

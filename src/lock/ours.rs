@@ -61,8 +61,20 @@ impl Above {
         let above = self.runs.iter().filter_map(|run| records?.live(run));
         let holder = records.and_then(|records| records.holder(identity, usize::MAX));
         let mut known = above.chain(holder).filter(|record| record.is_about(identity)).peekable();
-        // Where no records are kept, there is but the word of whoever has started us.
-        if known.peek().is_none() { self.has_key } else { known.any(|record| record.key.is_some()) }
+        if known.peek().is_some() {
+            return known.any(|record| record.key.is_some());
+        }
+        // Where no records are kept, there is but the word of a run that has claimed this lock, and lives.
+        self.has_key && self.claims.iter().any(|claim| claim.identity == identity && claim.run.is_above_us())
+    }
+
+    /// Whether the key in our environment is of a time gone by: none of them has a lock helper, as far as can be told.
+    pub fn has_stale_key(&self, records: Option<&Directory>) -> bool {
+        let may_be_helped = |run: &String| match records.and_then(|records| records.live(run)) {
+            Some(record) => record.key.is_some(),
+            None => RunId::parse(run).is_some_and(RunId::is_above_us),
+        };
+        self.has_key && !self.runs.iter().any(may_be_helped)
     }
 }
 

@@ -114,7 +114,7 @@ fn lock_in_thread(candidate: Candidate, mouth: Mouth) -> Result<(Answer, JoinHan
 /// A wait that goes on, and what is shown of it: one live line on a terminal, else one message at the start and one at the end.
 struct Waiting<'a> {
     lock: &'a Lock,
-    journal: &'a Journal,
+    journal: &'a mut Journal,
     bound: Option<Duration>,
     started: Instant,
     wanted: Identity,
@@ -139,8 +139,9 @@ impl Waiting<'_> {
     fn until_answered(&mut self, channel: &mut Channel) -> Result<Option<Waited>> {
         let deadline = after(self.started, self.bound);
         loop {
-            let wake_at = [deadline, self.next_refresh(), self.next_question()].into_iter().flatten().min();
-            let events = channel.wait(wake_at).context("cannot wait for events")?;
+            let deadlines = [deadline, self.next_refresh(), self.next_question(), self.journal.next_deadline()];
+            let events = channel.wait(deadlines.into_iter().flatten().min()).context("cannot wait for events")?;
+            self.journal.catch_up();
             // Signals first: a TERM that came with the lock still means that nothing is to be started.
             if let Some(signal) = request_to_give_up(&events, self.lock.ignored, || self.say()) {
                 return Ok(Some(Waited::EndedBy(signal)));

@@ -18,7 +18,7 @@ use super::run_record::{Hold, RunRecord};
 use crate::files;
 use crate::identity::Identity;
 use crate::mounts::Reach;
-use crate::procfs::boot_id;
+use crate::procfs::{boot_id, is_of_our_pid_namespace, pid_namespace};
 use crate::run_id::RunId;
 
 /// What claude-run keeps in a config dir.
@@ -42,7 +42,7 @@ pub struct Census {
 #[derive(Debug)]
 pub(super) struct OwnRecord {
     /// Its lock is what says that we live. Closing it after the removal frees an inode, which can take a millisecond.
-    _locked: File,
+    locked: File,
     /// None, once it is removed, or another has taken its place.
     path: Option<PathBuf>,
 }
@@ -68,8 +68,8 @@ enum Found {
 const RECORD: &str = "json";
 const TEMPORARY: &str = "tmp";
 
-/// How long the record of a run that may be alive elsewhere is kept.
-const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long the record of a run that may be alive elsewhere is kept after it was last touched. A live run does that more often.
+pub(super) const SILENCE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// How many records are worth more than one thread.
 const MANY: usize = 128;
@@ -118,7 +118,7 @@ impl Directory {
             let _ = fs::remove_file(&temporary); // whoever meets it later removes it, too
             return Err(error);
         }
-        Ok(OwnRecord { _locked: file, path: Some(path) })
+        Ok(OwnRecord { locked: file, path: Some(path) })
     }
 
     /// The record of the live run `run`.
@@ -207,7 +207,7 @@ impl Directory {
         let session_lock = self.path.with_file_name("session.lock");
         for (path, record) in dead {
             match record {
-                Some(record) if !self.is_in_sight(&record) && !is_older(&path, A_DAY) => census.elsewhere.push(*record),
+                Some(record) if !self.is_in_sight(&record) && !is_older(&path, SILENCE) => census.elsewhere.push(*record),
                 Some(record) if census.is_still_held(&record, &session_lock) => census.orphaned.push(*record),
                 // In a directory that we may only read, it stays.
                 _ => drop(fs::remove_file(path)),
@@ -225,13 +225,21 @@ impl Directory {
         census.live.into_iter().chain(census.elsewhere).find(|record| record.key.is_some())
     }
 
-    /// Whether the lock on `record` would be seen here if its run were alive. On another host it may not be, and as little through
-    /// another mount on this one, unless the file system passes locks on.
+    /// Whether it would be seen here if the run of `record` were alive. On another host its lock may not be, and as little through
+    /// another mount on this one, unless the file system passes locks on; but here its process is, if it has its pid from where we
+    /// have ours.
     fn is_in_sight(&self, record: &RunRecord) -> bool {
         let device = |identity: Option<Identity>| identity.map(|identity| identity.device);
         let here = self.path.parent().and_then(Identity::at);
-        let is_ours = record.boot == boot_id() && device(record.config_dir.identity) == device(here);
-        is_ours || !Reach::at(&self.path).is_some_and(Reach::may_end_here)
+        let is_of_this_boot = record.boot == boot_id();
+        let is_gone = || {
+            record.pid_namespace.is_some()
+                && record.pid_namespace == pid_namespace()
+                && is_of_our_pid_namespace()
+                && RunId::parse(&record.run).is_some_and(|run| !run.is_alive())
+        };
+        (is_of_this_boot && (device(record.config_dir.identity) == device(here) || is_gone()))
+            || !Reach::at(&self.path).is_some_and(Reach::may_end_here)
     }
 
     /// Where the records are, the oldest first, and what is to become one.
@@ -292,6 +300,13 @@ impl OwnRecord {
             // What stays is dead once the lock is gone, and removed by whoever meets it.
             let _ = fs::remove_file(path);
         }
+    }
+
+    /// Makes it look new. Whether it is still in its place.
+    pub(super) fn touch(&self) -> bool {
+        let _ = self.locked.set_modified(SystemTime::now());
+        let ours = self.locked.metadata().ok().map(|found| Identity::of(&found));
+        self.path.as_ref().is_some_and(|path| Identity::at(path) == ours)
     }
 
     /// Another has taken its place.

@@ -10,17 +10,18 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::unistd::{AccessFlags, access};
 use tracing::warn;
 
-use super::directory::{Directory, OwnRecord};
+use super::directory::{Directory, OwnRecord, SILENCE};
 use super::history;
 use super::run_record::{Hold, RunRecord, Sight, State, time};
 use crate::claude::frames::LastResult;
 use crate::diag::open_to_append;
 use crate::identity::Identity;
+use crate::mounts::Reach;
 use crate::object::Object;
 use crate::outcome::Outcome;
 use crate::procfs::{boot_id, host, pid_namespace};
 use crate::run_id::RunId;
-use crate::settings::LockMode;
+use crate::settings::{LockMode, after};
 
 /// One run, as far as it has come.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ pub struct Journal {
     started: Option<Instant>,
     /// When the record is to say that the child runs.
     due: Option<Instant>,
+    /// When it is to be touched, where other hosts see its age and not its lock.
+    stale: Option<Instant>,
     cleared: Option<Instant>,
     last_result: Option<LastResult>,
     has_failed: bool,
@@ -75,6 +78,9 @@ pub struct Particulars {
     /// Where its last line goes, besides the history.
     pub record_file: Option<PathBuf>,
 }
+
+/// How often a record is touched where that matters.
+const FRESH: Duration = Duration::from_secs(SILENCE.as_secs() / 12);
 
 /// How soon a record follows what it tells.
 const SOON: Duration = Duration::from_millis(20);
@@ -104,6 +110,7 @@ impl Journal {
             child: None,
             started: None,
             due: None,
+            stale: None,
             cleared: None,
             last_result: None,
             has_failed: false,
@@ -172,13 +179,26 @@ impl Journal {
 
     /// When [`catch_up`](Self::catch_up) has something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.due
+        [self.due, self.stale].into_iter().flatten().min()
     }
 
     /// Writes what is due.
     pub fn catch_up(&mut self) {
-        if self.due.is_some_and(|at| Instant::now() >= at) {
+        let now = Instant::now();
+        if self.due.is_some_and(|at| now >= at) {
             self.publish();
+        }
+        if self.stale.is_some_and(|at| now >= at) {
+            let may_end_here = |directory: &Directory| Reach::at(directory.path()).is_some_and(Reach::may_end_here);
+            if self.directory().is_some_and(may_end_here) { self.stay_fresh() } else { self.stale = None }
+        }
+    }
+
+    /// Says to other hosts that the run lives.
+    fn stay_fresh(&mut self) {
+        self.stale = after(Instant::now(), Some(FRESH));
+        if self.own.as_ref().is_some_and(|own| !own.touch()) {
+            self.publish(); // we, or our machine, were stopped for so long that it was taken for dead
         }
     }
 
@@ -187,7 +207,7 @@ impl Journal {
         if let Some(own) = &mut self.own {
             own.remove();
         }
-        self.cleared = Some(Instant::now());
+        (self.stale, self.cleared) = (None, Some(Instant::now()));
     }
 
     /// What claude's last result frame said.
@@ -223,6 +243,9 @@ impl Journal {
         record.key.clone_from(&self.key);
         if let (Some(seen), Some(_)) = (&mut record.lock, self.locked) {
             seen.identity = self.locked; // the file may have been replaced while we waited
+        }
+        if self.own.is_none() {
+            self.stale = after(Instant::now(), Some(FRESH));
         }
         match directory.publish(&record, self.own.is_some()) {
             Ok(own) => self.own.replace(own).iter_mut().for_each(OwnRecord::forget),
@@ -293,5 +316,40 @@ impl Journal {
             .add("claude_ms", result.and_then(|result| result.duration_ms))
             .add("cost_usd", result.and_then(|result| result.cost_usd));
         object.into_text()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_record_is_kept_fresh_and_put_back_if_it_was_taken_for_dead() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut journal = Journal::open(Particulars {
+            run: RunId::take(),
+            label: None,
+            program: "/bin/true".into(),
+            lock_mode: LockMode::Exclusive,
+            config_dir: Some(dir.path().to_owned()),
+            lock_file: None,
+            record_file: None,
+        });
+        assert_eq!(journal.next_deadline(), None, "there is no record yet");
+        journal.waits();
+        assert!(journal.next_deadline().is_some_and(|at| at > Instant::now()));
+        let record = dir.path().join("claude-run/runs").join(journal.run().to_string()).with_extension("json");
+        let long_ago = SystemTime::now() - 3 * SILENCE;
+        fs::File::open(&record)?.set_modified(long_ago)?;
+        journal.stay_fresh();
+        assert!(fs::metadata(&record)?.modified()? > long_ago + 2 * SILENCE);
+        fs::remove_file(&record)?;
+        journal.stay_fresh();
+        assert!(journal.directory().is_some_and(|records| records.live(&journal.run().to_string()).is_some()));
+        journal.is_cleared();
+        assert!(!record.exists() && journal.next_deadline().is_none());
+        Ok(())
     }
 }

@@ -70,8 +70,12 @@ pub fn supervise(
     journal.has_started(child.as_raw());
     let (ending, limit) = run.watch(channel, journal)?;
     journal.is_cleared();
-    if run.holding.take().is_some_and(|holding| holding.is_held()) {
-        info!(name: "lock.released", "released the session lock");
+    if let Some(holding) = run.holding.take() {
+        let was_held = holding.is_held();
+        run.output_done |= holding.release(channel, ignored).contains(&Event::OutputDone);
+        if was_held {
+            info!(name: "lock.released", "released the session lock");
+        }
     }
     let (output, output_done) = (run.output.take(), run.output_done);
     drop(run);
@@ -131,7 +135,7 @@ struct Run {
 impl Run {
     fn watch(&mut self, channel: &mut Channel, journal: &mut Journal) -> Result<(Ending, Option<Limit>)> {
         let mut followed = Vec::new();
-        self.look_after_lock(); // it may have been lost before there was a child
+        self.look_after_lock(journal); // it may have been lost before there was a child
         loop {
             let files = self.files_that_matter();
             if files != followed {
@@ -147,8 +151,12 @@ impl Run {
             if events.contains(&Event::FilesChanged) {
                 self.look_at_files(journal);
             }
+            let told_by_helper = events.contains(&Event::HelperTold);
             for event in events {
                 self.take_in(event);
+            }
+            if told_by_helper {
+                self.look_after_lock(journal);
             }
             if may_have_missed_some {
                 self.look_after_children(); // a SIGCHLD among them would not come again
@@ -195,8 +203,8 @@ impl Run {
                 self.happened(Happening::Frame(sighting));
             }
             Event::OutputDone => self.output_done = true,
-            Event::HelperTold => self.look_after_lock(),
             Event::FilesChanged => {} // dealt with before the others
+            Event::HelperTold => {}   // dealt with after them
             Event::LockAnswered => {} // an answer to a wait that is over
         }
     }
@@ -212,17 +220,22 @@ impl Run {
 
     fn look_at_files(&mut self, journal: &mut Journal) {
         if let Some(holding) = self.holding.as_mut().filter(|holding| holding.is_over()) {
-            journal.has_let_go();
             holding.let_go();
-            info!(name: "lock.released", "released the session lock: the token is refreshed");
+            self.look_after_lock(journal);
         }
         if self.policy.holds_back() {
             self.look_for_refresh();
         }
     }
 
-    fn look_after_lock(&mut self) {
+    fn look_after_lock(&mut self, journal: &mut Journal) {
+        if let Some(holding) = self.holding.as_mut().filter(|holding| holding.is_to_be_freed()) {
+            journal.has_let_go();
+            holding.free();
+            info!(name: "lock.released", "released the session lock: the token is refreshed");
+        }
         if self.holding.as_ref().and_then(Holding::loss).is_some() {
+            self.look_after_children(); // a child that has ended by itself has lost nothing
             self.happened(Happening::LockLost);
         }
     }

@@ -138,8 +138,21 @@ fn where_hosts_share_files_but_no_locks_none_judges_the_runs_of_another() {
     assert_eq!(status("three")["elsewhere"].as_array().map(Vec::len), Some(1));
     assert_eq!(records(), 1);
     let record = fs::read_dir(env.config_dir().join("claude-run/runs")).expect("records").flatten().next().expect("one");
-    let long_ago = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
+    let long_ago = SystemTime::now() - Duration::from_secs(3 * 60 * 60); // a run that lives touches its record
     fs::File::open(record.path()).and_then(|record| record.set_modified(long_ago)).expect("a time");
     assert_eq!(status("three")["elsewhere"].as_array().map(Vec::len), Some(0));
     assert_eq!(records(), 0);
+    // What runs on one host is in sight there through whatever mount, by its pid.
+    let through_two_mounts = format!(
+        "'{0}' --label one sh -c 'echo; exec sleep 600' >out & until [ -s out ]; do sleep 0.01; done; exec 3<&1 1>/dev/null
+        mkdir other; bindfs '{1}' other && CLAUDE_CONFIG_DIR=other/.claude '{0}' status >&3; kill -KILL $! && wait $!
+        CLAUDE_CONFIG_DIR=other/.claude '{0}' status >&3",
+        binary().display(),
+        env.home().display()
+    );
+    let mut command = host(&env, "one", &mount);
+    command.args(["sh", "-c", &through_two_mounts]);
+    let seen = Running::start(command).end().stdout.join("\n");
+    assert_eq!(seen.matches("elsewhere      1 run, ").count(), 1, "while it lives: {seen}");
+    assert_eq!((seen.matches("held by        nobody").count(), records()), (2, 0), "{seen}");
 }

@@ -2,7 +2,9 @@
 //! one more file, or nothing at all; `etcd` has a real one.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -490,4 +492,141 @@ fn however_it_ends_and_whatever_becomes_of_its_keeper_the_run_hears_of_it() {
     assert_eq!(ended.code(), 0, "{ended:?}");
     assert!(ended.stderr_text().contains("does not end: sending KILL to its keeper"), "{ended:?}");
     until("both are gone", || !is_alive(pid) && !is_alive(keeper));
+}
+
+#[test]
+fn while_it_lets_go_signals_are_heard_and_a_killed_claude_run_ends_it() {
+    let env = Env::new();
+    let deaf = helper(&env, "#!/bin/bash\ntrap '' TERM\necho $$ >helper.pid\necho key\nwhile :; do sleep 0.01; done\n");
+    let start = |words: &[&str]| {
+        let _ = fs::remove_file(env.path("helper.pid"));
+        let run = env.start([&["--kill-after", "0", "--lock-helper", deaf], words].concat());
+        let pid = helper_pid(&env);
+        // Until the child has ended, USR1 tells of that.
+        while {
+            run.signal(Signal::SIGUSR1);
+            !run.message().contains("waiting for the lock helper ./helper to let go")
+        } {}
+        assert!(is_alive(pid) && env.is_locked());
+        (run, pid)
+    };
+    let (run, pid) = start(&["sh", "-c", "exit 7"]);
+    std::thread::sleep(Duration::from_millis(100)); // so that it is no second half of what has ended the child
+    run.signal(Signal::SIGTERM);
+    let ended = run.end();
+    assert_eq!((ended.code(), is_alive(pid)), (7, false), "{ended:?}");
+    assert!(ended.stderr_text().contains("SIGTERM: sending KILL to the lock helper ./helper"), "{ended:?}");
+    let (run, pid) = start(&["true"]);
+    run.signal(Signal::SIGKILL);
+    run.end();
+    until("the helper is gone", || !is_alive(pid));
+    assert!(!env.is_locked());
+}
+
+#[test]
+fn in_refresh_mode_the_session_lock_is_free_only_after_it_has_ended() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let text = "#!/bin/bash\ntrap 'echo term >>told; until [ -e go ]; do sleep 0.01; done; exit' TERM\necho $$ >helper.pid\necho key\nwhile :; do sleep 0.01; done\n";
+    let helper = helper(&env, text);
+    let run = env.start_fake(&["--lock", "refresh", "--kill-after", "1m", "--lock-helper", helper], "ready; hang");
+    let [child, ..] = run.ready();
+    fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
+    until("it is to let go", || told(&env) == "term\n");
+    assert!(env.is_locked(), "of each host, one asks the engine");
+    fs::write(env.path("go"), "").expect("a file");
+    until("the lock is free", || !env.is_locked());
+    assert!(!is_alive(helper_pid(&env)) && is_alive(child));
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.end().code(), 143);
+}
+
+#[test]
+fn a_key_of_another_lock_or_of_a_run_that_is_over_is_no_lock() {
+    let env = Env::new();
+    let other = Env::new();
+    let helper = helper(&env, TELLING);
+    let key = "echo \"key $CLAUDE_RUN_LOCK_KEY\"";
+    let prints = |mut command: Command, expected: &str| {
+        command.env("CLAUDE_RUN_LOCK_KEY", "stale");
+        let ended = Running::start(command).end();
+        assert_eq!((ended.code(), ended.stdout.join(",")), (0, expected.to_owned()), "{ended:?}");
+    };
+    let claude_run = binary().display().to_string();
+    let run = |words: &[&str]| {
+        let mut command = env.command(&claude_run);
+        command.args(words).args(["sh", "-c", key]);
+        command
+    };
+    prints(run(&[]), "key ");
+    prints(run(&["--lock", "pass-through"]), "key ");
+    prints(run(&["--lock-helper", helper]), "key the/key");
+    // An old block with another config dir, below a run with a helper: that one's lock is not the block's.
+    let home = other.home().display().to_string();
+    let inner = format!(
+        "exec 9>'{}'; flock 9; HOME='{home}' '{claude_run}' --lock-helper ./helper sh -c '{key}'",
+        other.lock_file().display()
+    );
+    fs::create_dir_all(other.config_dir()).expect("a directory");
+    let mut outer = env.command(&claude_run);
+    outer.args(["--lock-helper", "sh -c 'echo outer; exec sleep 600'", "bash", "-c", &inner]);
+    prints(outer, "key the/key");
+}
+
+#[test]
+fn a_helper_that_never_stops_talking_costs_no_memory() {
+    let env = Env::new();
+    let peak = "sleep 0.5; grep VmHWM /proc/$PPID/status";
+    let ended = env.start(["--lock-helper", "yes", "sh", "-c", peak]).end();
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    let peak: u32 = ended.stdout[0].split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number");
+    assert!(peak < 8 * 1024, "{peak} KiB");
+}
+
+#[test]
+fn why_it_has_no_lock_is_said_as_it_is() {
+    const STAY: &str = "has ended after its first line (exit status 0), but has to stay while the lock is held";
+    let env = Env::new();
+    for (text, message) in [
+        ("exec >&-; exec sleep 600", "did not get its lock within 500ms; it has closed its stdout without a line"),
+        ("printf key; exec sleep 600", "did not get its lock within 500ms; it has printed something, but no whole line"),
+        ("kill -STOP $(cut -d \" \" -f 4 /proc/$PPID/stat); echo $$ >helper.pid; echo key", STAY),
+    ] {
+        let helper = format!("sh -c '{text}'");
+        let run = env.start(["--wait", "0.5", "--lock-helper", &helper, "touch", "started"]);
+        if message == STAY {
+            let pid = helper_pid(&env); // it has stopped us, so that we hear of its first line and of its end at once
+            until("it has ended", || !is_alive(pid));
+            run.signal(Signal::SIGCONT);
+        }
+        let ended = run.end();
+        assert_eq!(ended.code(), 75, "{ended:?}");
+        assert!(ended.stderr_text().contains(message), "{ended:?}");
+        assert!(!env.path("started").exists() && !env.is_locked());
+    }
+}
+
+#[test]
+fn where_there_is_no_process_for_it_that_is_no_busy_lock() {
+    let env = Env::new();
+    let user = 1_000_000_000 + std::process::id(); // who has no other process
+    if !nix::unistd::geteuid().is_root() {
+        return; // root alone can be somebody else
+    }
+    let copy = env.path("claude-run");
+    fs::copy(binary(), &copy).expect("a copy");
+    for dir in [env.path(""), env.home()] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).expect("a mode");
+    }
+    let mut codes = Vec::new();
+    for processes in 1..=6 {
+        let mut command = env.command("setpriv");
+        command.args([&format!("--reuid={user}"), "--regid=65534", "--clear-groups", "prlimit"]);
+        command.arg(format!("--nproc={processes}")).arg(&copy);
+        command.args(["--kill-after", "0", "--lock-helper", "sh -c 'echo key; exec sleep 600'", "true"]);
+        let ended = Running::start(command).end();
+        codes.push(ended.code());
+    }
+    assert!(codes.starts_with(&[125, 125, 125]) && codes.ends_with(&[0]), "{codes:?}");
+    assert!(codes.iter().all(|code| [0, 125].contains(code)), "{codes:?}");
 }
