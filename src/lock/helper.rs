@@ -164,11 +164,19 @@ impl Helper {
             let signal = waiting::request_to_give_up(&events, ignored, report);
             if let Some(signal) = signal.filter(|_| began.elapsed() >= SAME_REQUEST) {
                 warn!(name: "lock.helper", "{}: sending KILL to the lock helper {}", signals::name(signal), self.name());
-                self.keeper.let_go();
+                self.hurry();
             }
             happened.extend(events);
         }
         happened
+    }
+
+    /// Ends the kill grace.
+    fn hurry(&mut self) {
+        if self.kill_grace != Some(Duration::ZERO) {
+            (self.kill_grace, self.parting) = (Some(Duration::ZERO), Some(Instant::now()));
+            self.keeper.let_go();
+        }
     }
 
     /// When its keeper has taken too long.

@@ -42,6 +42,11 @@ fn helper_pid(env: &Env) -> i32 {
     read().expect("a pid")
 }
 
+fn parent(pid: i32) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok()).expect("a number")
+}
+
 /// Who is in the process group `group`, and no zombie.
 fn members(group: i32) -> Vec<i32> {
     let processes = fs::read_dir("/proc").expect("/proc").flatten();
@@ -459,10 +464,6 @@ fn beside_it_the_child_leaves_nothing_behind_either() {
 fn however_it_ends_and_whatever_becomes_of_its_keeper_the_run_hears_of_it() {
     let env = Env::new();
     let helper = helper(&env, TELLING);
-    let parent = |pid: i32| -> i32 {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
-        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok()).expect("a number")
-    };
     let start = |steps| {
         let _ = fs::remove_file(env.path("helper.pid"));
         let run = env.start_fake(&["--lock-helper", helper, "--kill-after", "0.1"], steps);
@@ -516,6 +517,14 @@ fn while_it_lets_go_signals_are_heard_and_a_killed_claude_run_ends_it() {
     let ended = run.end();
     assert_eq!((ended.code(), is_alive(pid)), (7, false), "{ended:?}");
     assert!(ended.stderr_text().contains("SIGTERM: sending KILL to the lock helper ./helper"), "{ended:?}");
+    // Nor can its keeper be stopped for that.
+    let (run, pid) = start(&["true"]);
+    let keeper = parent(pid);
+    kill(Pid::from_raw(keeper), Signal::SIGSTOP).expect("it lives");
+    std::thread::sleep(Duration::from_millis(100));
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.end().code(), 0);
+    until("both are gone", || !is_alive(pid) && !is_alive(keeper));
     let (run, pid) = start(&["true"]);
     run.signal(Signal::SIGKILL);
     run.end();
