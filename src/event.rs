@@ -4,6 +4,7 @@
 //! write a record that only wakes. Files that are followed wake it, too.
 
 use std::io::{self, Read, Write};
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,6 +53,8 @@ pub struct Channel {
     from_threads: mpsc::Receiver<Event>,
     mouth: Mouth,
     files: Option<Changes>,
+    /// What was taken out, and is for somebody else.
+    put_back: Vec<Event>,
 }
 
 /// The writing end for signal handlers; clones write into the same channel.
@@ -86,7 +89,7 @@ impl Channel {
         let (reader, writer): (OwnedFd, OwnedFd) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         let bell = Bell(Arc::new(writer.into()));
         let (queue, from_threads) = mpsc::channel();
-        Ok(Self { reader: reader.into(), mouth: Mouth { queue, bell }, from_threads, files: None })
+        Ok(Self { reader: reader.into(), mouth: Mouth { queue, bell }, from_threads, files: None, put_back: Vec::new() })
     }
 
     /// From now on, a change of one of `files` is an event. Those that were followed before no longer are.
@@ -109,12 +112,22 @@ impl Channel {
         self.mouth.clone()
     }
 
+    /// Gives `events`, which somebody has waited for in vain, to whoever waits next.
+    pub fn put_back(&mut self, events: Vec<Event>) {
+        self.put_back.extend(events);
+    }
+
     /// Sleeps until something is there or `deadline` has come, then gives what is there: signals first, each kind oldest
     /// first. Nothing when it was the deadline.
     ///
     /// # Errors
     /// poll(2) failed for another reason than a signal.
     pub fn wait(&mut self, deadline: Option<Instant>) -> io::Result<Vec<Event>> {
+        if !self.put_back.is_empty() {
+            let mut events = mem::take(&mut self.put_back);
+            events.extend(self.drain());
+            return Ok(events);
+        }
         loop {
             let look_at = self.files.as_ref().and_then(Changes::next_look);
             let wake_at = [deadline, look_at].into_iter().flatten().min();
@@ -218,6 +231,9 @@ mod tests {
         frames.iter().for_each(|&frame| channel.mouth().put(frame));
         assert_eq!(channel.wait(None)?, frames);
         assert_eq!(channel.wait(Some(Instant::now()))?, []);
+        channel.put_back(frames.clone());
+        channel.mouth().put(Event::OutputDone);
+        assert_eq!(channel.wait(None)?, [frames, vec![Event::OutputDone]].concat(), "what was put back comes first");
         Ok(())
     }
 

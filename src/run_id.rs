@@ -49,7 +49,7 @@ impl RunId {
 
     /// Whether the process that took this id, in our PID namespace, lives.
     pub(crate) fn is_alive(self) -> bool {
-        Stat::read(self.pid).is_some_and(|stat| nanoseconds(stat.start) <= self.taken_at)
+        Stat::read(self.pid).is_some_and(|stat| stat.state != b'Z' && nanoseconds(stat.start) <= self.taken_at)
     }
 
     /// Whether the process that took this id is an ancestor of ours, and so alive. It is not asked for by its pid alone:

@@ -61,8 +61,16 @@ pub(super) fn ask(
                 }
                 Answer::Unneeded(_) | Answer::EndedBy(_) => {}
             }
-            helper.part(channel, lock.ignored);
-            answer
+            let asked = matches!(answer, Answer::EndedBy(_)).then(Instant::now);
+            let request = helper.part(channel, lock.ignored, asked);
+            match (answer, request) {
+                // It comes before anything is started.
+                (Answer::Unneeded(_), Some(signal)) => {
+                    waiting::tell_given_up(signal, "the lock helper", &show(started.elapsed()));
+                    Answer::EndedBy(signal)
+                }
+                (answer, _) => answer,
+            }
         }
     };
     channel.follow(&[]);

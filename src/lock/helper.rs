@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Error, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 use tracing::{info, warn};
 
@@ -87,6 +87,9 @@ const SAME_REQUEST: Duration = Duration::from_millis(100);
 /// How long a keeper may take longer than the kill grace. Only one that somebody has stopped does.
 const A_KEEPER_S_DELAY: Duration = Duration::from_secs(5);
 
+/// Longer than it takes to hear of what has happened.
+const A_MOMENT: Duration = Duration::from_millis(100);
+
 impl Helper {
     /// Starts it. Whatever there is to tell comes through `mouth` as [`Event::HelperTold`].
     ///
@@ -152,28 +155,38 @@ impl Helper {
         }
     }
 
-    /// Has it let go of its lock, and waits for that; a signal that asks us for an end ends the kill grace at once. What else has
-    /// happened meanwhile is given back.
-    pub(super) fn part(mut self, channel: &mut Channel, ignored: SigSet) -> Vec<Event> {
+    /// Has it let go of its lock, and waits for that. Gives the first signal that asks us for an end meanwhile: it ends the kill
+    /// grace at once, unless it comes right after `asked`, when we had such a request before. What is not dealt with by that is
+    /// left in the channel.
+    pub(super) fn part(mut self, channel: &mut Channel, ignored: SigSet, asked: Option<Instant>) -> Option<i32> {
         self.let_go();
         let began = Instant::now();
-        let mut happened = Vec::new();
+        let mut others = Vec::new();
+        let mut request = None;
         while self.told.state().ending.is_none() && !self.is_overdue() {
             let Ok(events) = channel.wait(self.overdue_at()) else { break };
+            let is_same_request = asked.is_some_and(|asked| asked.elapsed() < SAME_REQUEST);
             let report = || warn!("waiting for the lock helper {} to let go, {} so far", self.name(), show(began.elapsed()));
             let signal = waiting::request_to_give_up(&events, ignored, report);
-            if let Some(signal) = signal.filter(|_| began.elapsed() >= SAME_REQUEST) {
-                warn!(name: "lock.helper", "{}: sending KILL to the lock helper {}", signals::name(signal), self.name());
-                self.hurry();
+            if let Some(signal) = signal.filter(|&signal| signal != Signal::SIGUSR2 as i32 && !is_same_request) {
+                request = request.or(Some(signal));
+                self.hurry(signal);
             }
-            happened.extend(events);
+            let is_open = |event: &Event| match event {
+                Event::Signal(Signal::SIGUSR1 | Signal::SIGTSTP, _) => false,
+                Event::Signal(signal, _) if signals::asks_for_an_end(*signal) => !is_same_request,
+                _ => true,
+            };
+            others.extend(events.into_iter().filter(is_open));
         }
-        happened
+        channel.put_back(others);
+        request
     }
 
     /// Ends the kill grace.
-    fn hurry(&mut self) {
+    fn hurry(&mut self, signal: i32) {
         if self.kill_grace != Some(Duration::ZERO) {
+            warn!(name: "lock.helper", "{}: sending KILL to the lock helper {}", signals::name(signal), self.name());
             (self.kill_grace, self.parting) = (Some(Duration::ZERO), Some(Instant::now()));
             self.keeper.let_go();
         }
@@ -193,10 +206,14 @@ impl Helper {
 pub(super) const FAILED: &str = "cannot start the lock helper";
 
 impl Drop for Helper {
-    /// TERM, by which it lets go of its lock; the kill grace; KILL.
+    /// TERM, by which it lets go of its lock; the kill grace; KILL. Unless we have [parted](Self::part) before, nobody hears signals
+    /// here, so it takes no longer than that even where the kill grace has no bound.
     fn drop(&mut self) {
         self.let_go();
-        if !self.told.ends_before(self.overdue_at()) {
+        let now = Instant::now();
+        let overdue_at = self.overdue_at().unwrap_or(now + A_KEEPER_S_DELAY);
+        // If we were stopped for so long, its end may be there, and only not be heard of.
+        if !self.told.ends_before(overdue_at.max(now + A_MOMENT)) {
             warn!(name: "lock.helper", "the lock helper {} does not end: sending KILL to its keeper", self.name());
             self.keeper.kill();
         }
@@ -209,15 +226,14 @@ impl Told {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ends_before(&self, deadline: Option<Instant>) -> bool {
+    fn ends_before(&self, deadline: Instant) -> bool {
         let mut state = self.state();
         while state.ending.is_none() {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            state = match left {
-                Some(Duration::ZERO) => return false,
-                Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }

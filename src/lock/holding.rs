@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use nix::sys::signal::SigSet;
 use nix::unistd::Pid;
@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use super::helper::Helper;
 use super::session::Held;
 use crate::claude::credentials::Login;
-use crate::event::{Channel, Event};
+use crate::event::Channel;
 use crate::identity::Identity;
 use crate::records::Hold;
 
@@ -21,8 +21,6 @@ pub struct Holding {
     helper: Option<Box<Helper>>,
     /// The same, once it was told to end.
     parting: Option<Box<Helper>>,
-    /// Whether it was [let go](Self::let_go) of.
-    is_parting: bool,
     /// None: others have it for us.
     held: Option<Held>,
     hold: Hold,
@@ -40,7 +38,7 @@ impl Holding {
 
     /// For the whole run, on a file that others have locked for us.
     pub(super) fn of_others(hold: Hold, identity: Identity) -> Self {
-        Self { helper: None, parting: None, is_parting: false, held: None, hold, identity, refresh: None }
+        Self { helper: None, parting: None, held: None, hold, identity, refresh: None }
     }
 
     /// The same, but only until the token in `config_dir` expires later than at `expiry`.
@@ -69,29 +67,19 @@ impl Holding {
         helper.ending().map(|ending| format!("the lock helper {} has ended ({ending})", helper.name()))
     }
 
-    /// Lets go of it in mid-run. It is [due to be freed](Self::is_to_be_freed) once the lock helper has ended.
+    /// Frees it in mid-run, without waiting for the lock helper's end: what is started below us meanwhile must not rely on us. The
+    /// keeper's remains stay until the end of the run, so that its pid means nobody else.
     pub fn let_go(&mut self) {
         self.refresh = None;
-        self.is_parting = true;
         self.parting = self.helper.take();
         self.parting.iter_mut().for_each(|helper| helper.let_go());
+        self.held = None;
     }
 
-    /// Whether it was let go of, but not freed, and nothing is left to wait for.
-    pub fn is_to_be_freed(&self) -> bool {
-        self.is_parting && self.parting.as_ref().is_none_or(|helper| helper.ending().is_some())
-    }
-
-    /// Frees what was let go of.
-    pub fn free(&mut self) {
-        (self.is_parting, self.parting, self.held) = (false, None, None);
-    }
-
-    /// Frees it at the end of all, once the lock helper has ended. Whatever comes through `channel` meanwhile is given back; a
-    /// signal that is not `ignored` and asks for an end shortens that.
-    pub fn release(mut self, channel: &mut Channel, ignored: SigSet) -> Vec<Event> {
-        let helpers = [self.helper.take(), self.parting.take()].into_iter().flatten();
-        helpers.flat_map(|helper| helper.part(channel, ignored)).collect()
+    /// Waits until the lock helper has ended, before it is dropped. Gives the signal that has asked us for an end meanwhile, as
+    /// [`Helper::part`] does.
+    pub fn part(&mut self, channel: &mut Channel, ignored: SigSet, asked: Option<Instant>) -> Option<i32> {
+        self.helper.take().or(self.parting.take())?.part(channel, ignored, asked)
     }
 
     /// Whether it is still held.

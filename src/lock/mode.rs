@@ -112,18 +112,18 @@ pub fn take(lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result
     let is_lost = || matches!(&taken, Taken::Held(holding) if holding.loss().is_some());
     let settled = refreshes.settle(lock, channel, || journal.waits(), is_lost)?;
     Ok(match (settled, taken) {
-        (Settled::EndedBy(signal), taken) => {
-            journal.has_let_go();
-            if let Taken::Held(holding) = taken {
-                holding.release(channel, lock.ignored);
+        (Settled::EndedBy(signal), mut taken) => {
+            if let Taken::Held(holding) = &mut taken {
+                holding.part(channel, lock.ignored, Some(Instant::now()));
             }
+            journal.has_let_go();
             Taken::EndedBy(signal)
         }
-        (_, Taken::Held(holding)) => match holding.loss() {
+        (_, Taken::Held(mut holding)) => match holding.loss() {
             Some(loss) => {
                 error!(name: "lock.lost", "{loss}: the lock is lost; nothing was started");
+                holding.part(channel, lock.ignored, None);
                 journal.has_let_go();
-                holding.release(channel, lock.ignored);
                 Taken::Busy
             }
             None if lock.only_while_due => while_due(refreshes, holding, lock, journal, channel),
@@ -134,7 +134,7 @@ pub fn take(lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Result
 }
 
 /// What becomes of the lock in `refresh` mode, now that it is had: the one before us may have refreshed the token.
-fn while_due(refreshes: &Refreshes, holding: Holding, lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Taken {
+fn while_due(refreshes: &Refreshes, mut holding: Holding, lock: &Lock, journal: &mut Journal, channel: &mut Channel) -> Taken {
     match refreshes.need_for_certain() {
         Need::Due(expiry) => Taken::Held(holding.for_a_refresh(refreshes.config_dir.clone(), expiry)),
         Need::Unclear(why) => {
@@ -142,10 +142,19 @@ fn while_due(refreshes: &Refreshes, holding: Holding, lock: &Lock, journal: &mut
             Taken::Held(holding)
         }
         Need::None(why) => {
+            let began = Instant::now();
+            let request = holding.part(channel, lock.ignored, None);
             journal.has_let_go();
-            holding.release(channel, lock.ignored);
+            drop(holding);
             info!(name: "lock.released", "released the session lock again: {why}");
-            Taken::Unneeded
+            match request {
+                // It comes before anything is started.
+                Some(signal) => {
+                    waiting::tell_given_up(signal, "the lock helper", &show(began.elapsed()));
+                    Taken::EndedBy(signal)
+                }
+                None => Taken::Unneeded,
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use nix::unistd::getppid;
 use super::helper::KEY_VARIABLE;
 use crate::identity::Identity;
 use crate::procfs::{self, Stat};
-use crate::records::{Directory, RunRecord};
+use crate::records::{Directory, Hold, RunRecord};
 use crate::run_id::RunId;
 use crate::settings::Environment;
 
@@ -60,7 +60,9 @@ impl Above {
     pub(super) fn is_helped(&self, identity: Identity, records: Option<&Directory>) -> bool {
         let above = self.runs.iter().filter_map(|run| records?.live(run));
         let holder = records.and_then(|records| records.holder(identity, usize::MAX));
-        let mut known = above.chain(holder).filter(|record| record.is_about(identity)).peekable();
+        // One that relies on others itself says nothing of them.
+        let tells = |record: &RunRecord| record.key.is_some() || record.hold != Some(Hold::RunAbove);
+        let mut known = above.chain(holder).filter(|record| record.is_about(identity) && tells(record)).peekable();
         if known.peek().is_some() {
             return known.any(|record| record.key.is_some());
         }

@@ -42,7 +42,7 @@ pub struct Census {
 #[derive(Debug)]
 pub(super) struct OwnRecord {
     /// Its lock is what says that we live. Closing it after the removal frees an inode, which can take a millisecond.
-    locked: File,
+    _locked: File,
     /// None, once it is removed, or another has taken its place.
     path: Option<PathBuf>,
 }
@@ -118,7 +118,7 @@ impl Directory {
             let _ = fs::remove_file(&temporary); // whoever meets it later removes it, too
             return Err(error);
         }
-        Ok(OwnRecord { locked: file, path: Some(path) })
+        Ok(OwnRecord { _locked: file, path: Some(path) })
     }
 
     /// The record of the live run `run`.
@@ -302,11 +302,9 @@ impl OwnRecord {
         }
     }
 
-    /// Makes it look new. Whether it is still in its place.
-    pub(super) fn touch(&self) -> bool {
-        let _ = self.locked.set_modified(SystemTime::now());
-        let ours = self.locked.metadata().ok().map(|found| Identity::of(&found));
-        self.path.as_ref().is_some_and(|path| Identity::at(path) == ours)
+    /// Where it is.
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// Another has taken its place.

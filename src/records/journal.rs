@@ -2,9 +2,11 @@
 //! that is said once, and the run goes on.
 
 use std::env;
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::{AccessFlags, access};
@@ -22,6 +24,7 @@ use crate::outcome::Outcome;
 use crate::procfs::{boot_id, host, pid_namespace};
 use crate::run_id::RunId;
 use crate::settings::{LockMode, after};
+use crate::signals;
 
 /// One run, as far as it has come.
 #[derive(Debug)]
@@ -53,8 +56,8 @@ pub struct Journal {
     started: Option<Instant>,
     /// When the record is to say that the child runs.
     due: Option<Instant>,
-    /// When it is to be touched, where other hosts see its age and not its lock.
-    stale: Option<Instant>,
+    /// When it begins to look old to other hosts, where they see its age and not its lock.
+    aging: Option<Instant>,
     cleared: Option<Instant>,
     last_result: Option<LastResult>,
     has_failed: bool,
@@ -110,7 +113,7 @@ impl Journal {
             child: None,
             started: None,
             due: None,
-            stale: None,
+            aging: None,
             cleared: None,
             last_result: None,
             has_failed: false,
@@ -179,7 +182,7 @@ impl Journal {
 
     /// When [`catch_up`](Self::catch_up) has something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
-        [self.due, self.stale].into_iter().flatten().min()
+        [self.due, self.aging].into_iter().flatten().min()
     }
 
     /// Writes what is due.
@@ -188,26 +191,25 @@ impl Journal {
         if self.due.is_some_and(|at| now >= at) {
             self.publish();
         }
-        if self.stale.is_some_and(|at| now >= at) {
-            let may_end_here = |directory: &Directory| Reach::at(directory.path()).is_some_and(Reach::may_end_here);
-            if self.directory().is_some_and(may_end_here) { self.stay_fresh() } else { self.stale = None }
+        if self.aging.take_if(|at| now >= *at).is_some()
+            && let Some(record) = self.own.as_ref().and_then(OwnRecord::path)
+        {
+            keep_fresh(record.to_owned());
         }
     }
 
-    /// Says to other hosts that the run lives.
-    fn stay_fresh(&mut self) {
-        self.stale = after(Instant::now(), Some(FRESH));
-        if self.own.as_ref().is_some_and(|own| !own.touch()) {
-            self.publish(); // we, or our machine, were stopped for so long that it was taken for dead
-        }
+    /// All that the run has started has ended.
+    pub fn tree_is_dead(&mut self) {
+        self.cleared = Some(Instant::now());
     }
 
-    /// The tree is dead. To be called before the lock is freed, so that at no time two records claim it.
+    /// The run is over. To be called before the lock is freed, so that at no time two records claim it.
     pub fn is_cleared(&mut self) {
         if let Some(own) = &mut self.own {
             own.remove();
         }
-        (self.stale, self.cleared) = (None, Some(Instant::now()));
+        self.aging = None;
+        self.released = self.released.or(self.acquired.map(|_| Instant::now()));
     }
 
     /// What claude's last result frame said.
@@ -245,7 +247,7 @@ impl Journal {
             seen.identity = self.locked; // the file may have been replaced while we waited
         }
         if self.own.is_none() {
-            self.stale = after(Instant::now(), Some(FRESH));
+            self.aging = after(Instant::now(), Some(FRESH));
         }
         match directory.publish(&record, self.own.is_some()) {
             Ok(own) => self.own.replace(own).iter_mut().for_each(OwnRecord::forget),
@@ -291,7 +293,7 @@ impl Journal {
     fn to_json(&self, outcome: Outcome) -> String {
         let milliseconds = |span: Option<Duration>| span.map(|span| span.as_millis() as u64);
         let until_cleared = |since: Option<Instant>| milliseconds(Some(self.cleared? - since?));
-        let held = || Some(self.released.or(self.cleared)? - self.acquired?);
+        let held = || Some(self.released? - self.acquired?);
         let result = self.last_result.as_ref();
         let mut object = Object::default();
         object
@@ -319,37 +321,16 @@ impl Journal {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    #[test]
-    fn a_record_is_kept_fresh_and_put_back_if_it_was_taken_for_dead() -> io::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let mut journal = Journal::open(Particulars {
-            run: RunId::take(),
-            label: None,
-            program: "/bin/true".into(),
-            lock_mode: LockMode::Exclusive,
-            config_dir: Some(dir.path().to_owned()),
-            lock_file: None,
-            record_file: None,
-        });
-        assert_eq!(journal.next_deadline(), None, "there is no record yet");
-        journal.waits();
-        assert!(journal.next_deadline().is_some_and(|at| at > Instant::now()));
-        let record = dir.path().join("claude-run/runs").join(journal.run().to_string()).with_extension("json");
-        let long_ago = SystemTime::now() - 3 * SILENCE;
-        fs::File::open(&record)?.set_modified(long_ago)?;
-        journal.stay_fresh();
-        assert!(fs::metadata(&record)?.modified()? > long_ago + 2 * SILENCE);
-        fs::remove_file(&record)?;
-        journal.stay_fresh();
-        assert!(journal.directory().is_some_and(|records| records.live(&journal.run().to_string()).is_some()));
-        journal.is_cleared();
-        assert!(!record.exists() && journal.next_deadline().is_none());
-        Ok(())
-    }
+/// Touches `record` from now on, if hosts may see it and not the lock on it, until it is gone. Such a file system may hang, so a
+/// thread does it, which ends with us.
+fn keep_fresh(record: PathBuf) {
+    let work = move || {
+        let touch = || File::options().write(true).open(&record)?.set_modified(SystemTime::now());
+        if Reach::at(&record).is_some_and(Reach::may_end_here) {
+            while touch().is_ok() {
+                thread::sleep(FRESH);
+            }
+        }
+    };
+    let _ = signals::spawn_deaf("records", 64 * 1024, work); // without one, the record looks old
 }

@@ -91,13 +91,8 @@ struct Told {
 impl Launch<'_> {
     /// Sets a variable of its environment.
     pub fn set(&mut self, name: &str, value: &str) {
-        self.unset(name);
-        self.environment.push((name.into(), value.into()));
-    }
-
-    /// Takes a variable from the child's environment.
-    pub fn unset(&mut self, name: &str) {
         self.environment.retain(|(key, _)| key != name);
+        self.environment.push((name.into(), value.into()));
     }
 
     /// Starts the child. It is a session-mate in `group`, gets TERM when we die, keeps `lock` open,

@@ -36,7 +36,7 @@ pub fn supervise(
     launch: &Launch,
     rules: Rules,
     watch: &Watch,
-    holding: Option<Holding>,
+    mut holding: Option<Holding>,
     journal: &mut Journal,
     channel: &mut Channel,
 ) -> Result<Outcome> {
@@ -47,8 +47,14 @@ pub fn supervise(
     let descendants = Descendants::before_start(id, holding.as_ref().and_then(Holding::keeper));
     let (group, ignored) = (rules.group, rules.ignored);
     let _modes = Modes::of_stdin(group);
-    let output = watch.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
-    let child = launch.spawn(group, holding.as_ref().and_then(Holding::descriptor), output.stdout(), output.stderr())?;
+    let start = || -> Result<_> {
+        let output = watch.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
+        let lock = holding.as_ref().and_then(Holding::descriptor);
+        Ok((launch.spawn(group, lock, output.stdout(), output.stderr())?, output))
+    };
+    let (child, output) = start().inspect_err(|_| {
+        holding.as_mut().map(|holding| holding.part(channel, ignored, None));
+    })?;
     let started = Instant::now();
     info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
     let policy = Sparing::new(Policy::new(rules, started));
@@ -63,19 +69,22 @@ pub fn supervise(
         holding,
         config_dir,
         ended: false,
+        asked: None,
         output: None,
         output_done: false,
     };
     run.output = output.start(channel.mouth()).context("cannot start the relay")?;
     journal.has_started(child.as_raw());
     let (ending, limit) = run.watch(channel, journal)?;
+    journal.tree_is_dead();
+    let was_held = run.holding.as_ref().is_some_and(Holding::is_held);
+    if let Some(holding) = &mut run.holding {
+        holding.part(channel, ignored, run.asked);
+    }
     journal.is_cleared();
-    if let Some(holding) = run.holding.take() {
-        let was_held = holding.is_held();
-        run.output_done |= holding.release(channel, ignored).contains(&Event::OutputDone);
-        if was_held {
-            info!(name: "lock.released", "released the session lock");
-        }
+    run.holding = None;
+    if was_held {
+        info!(name: "lock.released", "released the session lock");
     }
     let (output, output_done) = (run.output.take(), run.output_done);
     drop(run);
@@ -126,6 +135,8 @@ struct Run {
     config_dir: Option<PathBuf>,
     /// Whether the child has ended. Its remains are kept until the run is over.
     ended: bool,
+    /// When a signal has asked us for an end at last.
+    asked: Option<Instant>,
     /// The child's output, where it is read.
     output: Option<Working>,
     /// Whether all of it is where it belongs, or our reader is gone.
@@ -135,7 +146,7 @@ struct Run {
 impl Run {
     fn watch(&mut self, channel: &mut Channel, journal: &mut Journal) -> Result<(Ending, Option<Limit>)> {
         let mut followed = Vec::new();
-        self.look_after_lock(journal); // it may have been lost before there was a child
+        self.look_after_lock(); // it may have been lost before there was a child
         loop {
             let files = self.files_that_matter();
             if files != followed {
@@ -156,7 +167,7 @@ impl Run {
                 self.take_in(event);
             }
             if told_by_helper {
-                self.look_after_lock(journal);
+                self.look_after_lock();
             }
             if may_have_missed_some {
                 self.look_after_children(); // a SIGCHLD among them would not come again
@@ -177,6 +188,9 @@ impl Run {
             Event::Signal(Signal::SIGCHLD, _) => self.look_after_children(),
             Event::Signal(signal, sender) => {
                 debug!(?signal, ?sender, "got a signal");
+                if signals::asks_for_an_end(signal) {
+                    self.asked = Some(Instant::now());
+                }
                 // A child in our group that signals the group, as claude does for Ctrl-Z, has signalled itself.
                 if self.group == Group::Shared && sender == Sender::Process(self.child.as_raw()) {
                     return;
@@ -220,20 +234,16 @@ impl Run {
 
     fn look_at_files(&mut self, journal: &mut Journal) {
         if let Some(holding) = self.holding.as_mut().filter(|holding| holding.is_over()) {
+            journal.has_let_go();
             holding.let_go();
-            self.look_after_lock(journal);
+            info!(name: "lock.released", "released the session lock: the token is refreshed");
         }
         if self.policy.holds_back() {
             self.look_for_refresh();
         }
     }
 
-    fn look_after_lock(&mut self, journal: &mut Journal) {
-        if let Some(holding) = self.holding.as_mut().filter(|holding| holding.is_to_be_freed()) {
-            journal.has_let_go();
-            holding.free();
-            info!(name: "lock.released", "released the session lock: the token is refreshed");
-        }
+    fn look_after_lock(&mut self) {
         if self.holding.as_ref().and_then(Holding::loss).is_some() {
             self.look_after_children(); // a child that has ended by itself has lost nothing
             self.happened(Happening::LockLost);

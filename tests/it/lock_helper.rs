@@ -503,16 +503,11 @@ fn while_it_lets_go_signals_are_heard_and_a_killed_claude_run_ends_it() {
         let _ = fs::remove_file(env.path("helper.pid"));
         let run = env.start([&["--kill-after", "0", "--lock-helper", deaf], words].concat());
         let pid = helper_pid(&env);
-        // Until the child has ended, USR1 tells of that.
-        while {
-            run.signal(Signal::SIGUSR1);
-            !run.message().contains("waiting for the lock helper ./helper to let go")
-        } {}
+        until_letting_go(&run, |signal| run.signal(signal));
         assert!(is_alive(pid) && env.is_locked());
         (run, pid)
     };
     let (run, pid) = start(&["sh", "-c", "exit 7"]);
-    std::thread::sleep(Duration::from_millis(100)); // so that it is no second half of what has ended the child
     run.signal(Signal::SIGTERM);
     let ended = run.end();
     assert_eq!((ended.code(), is_alive(pid)), (7, false), "{ended:?}");
@@ -521,7 +516,6 @@ fn while_it_lets_go_signals_are_heard_and_a_killed_claude_run_ends_it() {
     let (run, pid) = start(&["true"]);
     let keeper = parent(pid);
     kill(Pid::from_raw(keeper), Signal::SIGSTOP).expect("it lives");
-    std::thread::sleep(Duration::from_millis(100));
     run.signal(Signal::SIGTERM);
     assert_eq!(run.end().code(), 0);
     until("both are gone", || !is_alive(pid) && !is_alive(keeper));
@@ -533,21 +527,89 @@ fn while_it_lets_go_signals_are_heard_and_a_killed_claude_run_ends_it() {
 }
 
 #[test]
-fn in_refresh_mode_the_session_lock_is_free_only_after_it_has_ended() {
+fn what_asks_for_an_end_while_it_lets_go_is_heard_by_what_comes_next_as_well() {
     let env = Env::new();
+    // Nothing is started any more.
     env.log_in(EXPIRED);
-    let text = "#!/bin/bash\ntrap 'echo term >>told; until [ -e go ]; do sleep 0.01; done; exit' TERM\necho $$ >helper.pid\necho key\nwhile :; do sleep 0.01; done\n";
-    let helper = helper(&env, text);
-    let run = env.start_fake(&["--lock", "refresh", "--kill-after", "1m", "--lock-helper", helper], "ready; hang");
-    let [child, ..] = run.ready();
+    let text = "#!/bin/bash\ntrap 'echo term >>told; while :; do sleep 0.01; done' TERM\necho $$ >helper.pid\nwhile :; do sleep 0.01; done\n";
+    let silent = helper(&env, text);
+    let run = env.start(["--lock", "refresh", "--kill-after", "0", "--lock-helper", silent, "touch", "started"]);
+    helper_pid(&env);
     fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
     until("it is to let go", || told(&env) == "term\n");
-    assert!(env.is_locked(), "of each host, one asks the engine");
-    fs::write(env.path("go"), "").expect("a file");
-    until("the lock is free", || !env.is_locked());
-    assert!(!is_alive(helper_pid(&env)) && is_alive(child));
     run.signal(Signal::SIGTERM);
-    assert_eq!(run.end().code(), 143);
+    let ended = run.end();
+    assert_eq!((ended.code(), env.path("started").exists()), (143, false), "{ended:?}");
+    // What cannot be started keeps nobody from being heard.
+    let deaf = helper(&env, "#!/bin/bash\ntrap '' TERM\necho $$ >helper.pid\necho key\nwhile :; do sleep 0.01; done\n");
+    env.script("lost", "#!/nonesuch/shell\n");
+    fs::remove_file(env.path("helper.pid")).expect("a file");
+    let run = env.start(["--kill-after", "0", "--lock-helper", deaf, "./lost"]);
+    helper_pid(&env);
+    until_letting_go(&run, |signal| run.signal(signal));
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.end().code(), 126);
+    // Nobody reads the output: one request ends both waits.
+    let claude_run = binary().display();
+    let script = format!(
+        "( '{claude_run}' --kill-after 0 --log log --lock-helper {deaf} sh -c 'head -c 4000000 /dev/zero; exit 7' &
+           echo $! >pid; wait $!; echo $? >code ) | until [ -e code ]; do sleep 0.01; done"
+    );
+    fs::remove_file(env.path("helper.pid")).expect("a file");
+    let mut shell = env.command("bash");
+    shell.args(["-c", &script]);
+    let run = Running::start(shell);
+    helper_pid(&env);
+    let read = |name: &str| fs::read_to_string(env.path(name)).ok()?.trim().parse::<i32>().ok();
+    until("it has begun", || read("pid").is_some());
+    let pid = Pid::from_raw(read("pid").expect("a pid"));
+    until_letting_go(&run, |signal| kill(pid, signal).expect("it lives"));
+    kill(pid, Signal::SIGTERM).expect("it lives");
+    run.end();
+    assert_eq!(read("code"), Some(143));
+}
+
+/// Sends USR1 until it is told that the run waits for its helper to let go.
+fn until_letting_go(run: &Running, signal: impl Fn(Signal)) {
+    while {
+        signal(Signal::SIGUSR1);
+        !run.message().contains("waiting for the lock helper ./helper to let go")
+    } {}
+}
+
+#[test]
+fn a_run_below_relies_on_no_lock_that_is_let_go_of() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let text = "#!/bin/bash\ntrap 'echo term >>told; until [ -e done ]; do sleep 0.01; done; exit' TERM\necho outer\nwhile :; do sleep 0.01; done\n";
+    let helper = helper(&env, text);
+    let inner = format!(
+        "echo in; until [ -s told ]; do sleep 0.01; done
+         '{}' --lock exclusive --lock-helper 'sh -c \"echo inner; exec sleep 600\"' sh -c 'echo key $CLAUDE_RUN_LOCK_KEY'",
+        binary().display()
+    );
+    let run = env.start(["--lock", "refresh", "--kill-after", "1m", "--lock-helper", helper, "sh", "-c", &inner]);
+    run.expect_line("in");
+    fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
+    run.expect_line("key inner");
+    fs::write(env.path("done"), "").expect("a file");
+    assert_eq!(run.end().code(), 0);
+    // And the one in between, that relies on another itself, says nothing of that one's helper.
+    let other = Env::new();
+    let telling = self::helper(&env, TELLING);
+    fs::remove_file(env.path("told")).expect("a file");
+    let below = format!(
+        "HOME='{}' '{}' --wait 5 --lock-file '{}' --lock-helper {telling}",
+        other.home().display(),
+        binary().display(),
+        env.lock_file().display()
+    );
+    env.script("second", &format!("#!/bin/sh\n{below} ./third\n"));
+    env.script("third", &format!("#!/bin/sh\n{below} sh -c 'echo key $CLAUDE_RUN_LOCK_KEY'\n"));
+    let run = env.start(["--lock-helper", telling, "./second"]);
+    run.expect_line("key the/key");
+    assert_eq!(run.end().code(), 0);
+    assert_eq!(told(&env), "start\nterm\n", "once");
 }
 
 #[test]
