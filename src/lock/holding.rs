@@ -76,8 +76,8 @@ impl Holding {
         self.held = None;
     }
 
-    /// Waits until the lock helper has ended, before it is dropped. Gives the signal that has asked us for an end meanwhile, as
-    /// [`Helper::part`] does.
+    /// Waits until the lock helper has ended, before it is dropped. Gives the first signal that asks us for an end meanwhile: it ends
+    /// the kill grace at once, unless it comes right after `asked`, when we had such a request before.
     pub fn part(&mut self, channel: &mut Channel, ignored: SigSet, asked: Option<Instant>) -> Option<i32> {
         self.helper.take().or(self.parting.take())?.part(channel, ignored, asked)
     }
