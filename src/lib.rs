@@ -191,8 +191,10 @@ fn supervised(mut launch: Launch, lock: Option<&Lock>, rules: Rules, watch: &Wat
             Taken::Busy => return Ok(Outcome::LockBusy { code: lock.conflict_exit_code }),
             Taken::EndedBy(signal) => return Ok(Outcome::EndedWaiting(signal)),
         };
-        if let Some(key) = holding.as_ref().and_then(lock::Holding::key) {
-            launch.set(lock::KEY_VARIABLE, &key);
+        match holding.as_ref().map(lock::Holding::key) {
+            Some(Some(key)) => launch.set(lock::KEY_VARIABLE, &key),
+            Some(None) => launch.unset(lock::KEY_VARIABLE), // that of a run above is on another lock
+            None => {}
         }
         if let Some(identity) = identity {
             // Unless it is from above, other claims on this file are stale now; those on other files are as true as they were.

@@ -66,6 +66,7 @@ pub(super) fn ask(
             match (answer, request) {
                 // It comes before anything is started.
                 (Answer::Unneeded(_), Some(signal)) => {
+                    let signal = signal as i32;
                     waiting::tell_given_up(signal, "the lock helper", &show(started.elapsed()));
                     Answer::EndedBy(signal)
                 }

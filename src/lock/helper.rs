@@ -156,37 +156,33 @@ impl Helper {
     }
 
     /// Has it let go of its lock, and waits for that. Gives the first signal that asks us for an end meanwhile: it ends the kill
-    /// grace at once, unless it comes right after `asked`, when we had such a request before. What is not dealt with by that is
-    /// left in the channel.
-    pub(super) fn part(mut self, channel: &mut Channel, ignored: SigSet, asked: Option<Instant>) -> Option<i32> {
+    /// grace at once, unless it comes right after `asked`, when we had such a request before. What is no signal is left in the
+    /// channel.
+    pub(super) fn part(mut self, channel: &mut Channel, ignored: SigSet, asked: Option<Instant>) -> Option<Signal> {
         self.let_go();
         let began = Instant::now();
         let mut others = Vec::new();
         let mut request = None;
         while self.told.state().ending.is_none() && !self.is_overdue() {
             let Ok(events) = channel.wait(self.overdue_at()) else { break };
-            let is_same_request = asked.is_some_and(|asked| asked.elapsed() < SAME_REQUEST);
             let report = || warn!("waiting for the lock helper {} to let go, {} so far", self.name(), show(began.elapsed()));
-            let signal = waiting::request_to_give_up(&events, ignored, report);
-            if let Some(signal) = signal.filter(|&signal| signal != Signal::SIGUSR2 as i32 && !is_same_request) {
+            let signal = waiting::request_to_give_up(&events, ignored, report).and_then(|signal| Signal::try_from(signal).ok());
+            if let Some(signal) = signal.filter(|_| asked.is_none_or(|asked| asked.elapsed() >= SAME_REQUEST)) {
                 request = request.or(Some(signal));
-                self.hurry(signal);
+                if signal != Signal::SIGUSR2 {
+                    self.hurry(signal);
+                }
             }
-            let is_open = |event: &Event| match event {
-                Event::Signal(Signal::SIGUSR1 | Signal::SIGTSTP, _) => false,
-                Event::Signal(signal, _) if signals::asks_for_an_end(*signal) => !is_same_request,
-                _ => true,
-            };
-            others.extend(events.into_iter().filter(is_open));
+            others.extend(events.into_iter().filter(|event| !matches!(event, Event::Signal(..))));
         }
         channel.put_back(others);
         request
     }
 
     /// Ends the kill grace.
-    fn hurry(&mut self, signal: i32) {
+    fn hurry(&mut self, signal: Signal) {
         if self.kill_grace != Some(Duration::ZERO) {
-            warn!(name: "lock.helper", "{}: sending KILL to the lock helper {}", signals::name(signal), self.name());
+            warn!(name: "lock.helper", "{signal}: sending KILL to the lock helper {}", self.name());
             (self.kill_grace, self.parting) = (Some(Duration::ZERO), Some(Instant::now()));
             self.keeper.let_go();
         }

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 
 use super::helper::Helper;
@@ -61,6 +61,11 @@ impl Holding {
         self.helper.as_ref().map(|helper| helper.keeper())
     }
 
+    /// Whether there is a lock helper, still or for as long as it takes to let go.
+    pub fn has_helper(&self) -> bool {
+        self.helper.is_some() || self.parting.is_some()
+    }
+
     /// How the lock helper has ended, if it has: then its lock is lost.
     pub fn loss(&self) -> Option<String> {
         let helper = self.helper.as_ref()?;
@@ -78,7 +83,7 @@ impl Holding {
 
     /// Waits until the lock helper has ended, before it is dropped. Gives the first signal that asks us for an end meanwhile: it ends
     /// the kill grace at once, unless it comes right after `asked`, when we had such a request before.
-    pub fn part(&mut self, channel: &mut Channel, ignored: SigSet, asked: Option<Instant>) -> Option<i32> {
+    pub fn part(&mut self, channel: &mut Channel, ignored: SigSet, asked: Option<Instant>) -> Option<Signal> {
         self.helper.take().or(self.parting.take())?.part(channel, ignored, asked)
     }
 

@@ -150,6 +150,7 @@ fn while_due(refreshes: &Refreshes, mut holding: Holding, lock: &Lock, journal: 
             match request {
                 // It comes before anything is started.
                 Some(signal) => {
+                    let signal = signal as i32;
                     waiting::tell_given_up(signal, "the lock helper", &show(began.elapsed()));
                     Taken::EndedBy(signal)
                 }

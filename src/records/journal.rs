@@ -203,6 +203,13 @@ impl Journal {
         self.cleared = Some(Instant::now());
     }
 
+    /// The record is needed for a while yet, and is to tell how things are.
+    pub fn stays(&mut self) {
+        if self.due.is_some() {
+            self.publish();
+        }
+    }
+
     /// The run is over. To be called before the lock is freed, so that at no time two records claim it.
     pub fn is_cleared(&mut self) {
         if let Some(own) = &mut self.own {
@@ -327,7 +334,8 @@ fn keep_fresh(record: PathBuf) {
     let work = move || {
         let touch = || File::options().write(true).open(&record)?.set_modified(SystemTime::now());
         if Reach::at(&record).is_some_and(Reach::may_end_here) {
-            while touch().is_ok() {
+            // What fails for a while, as on a network, may go well the next time.
+            while !touch().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::NotFound) {
                 thread::sleep(FRESH);
             }
         }

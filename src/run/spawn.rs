@@ -91,8 +91,13 @@ struct Told {
 impl Launch<'_> {
     /// Sets a variable of its environment.
     pub fn set(&mut self, name: &str, value: &str) {
-        self.environment.retain(|(key, _)| key != name);
+        self.unset(name);
         self.environment.push((name.into(), value.into()));
+    }
+
+    /// Takes a variable from the child's environment.
+    pub fn unset(&mut self, name: &str) {
+        self.environment.retain(|(key, _)| key != name);
     }
 
     /// Starts the child. It is a session-mate in `group`, gets TERM when we die, keeps `lock` open,

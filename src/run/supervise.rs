@@ -54,6 +54,7 @@ pub fn supervise(
     };
     let (child, output) = start().inspect_err(|_| {
         holding.as_mut().map(|holding| holding.part(channel, ignored, None));
+        journal.is_cleared();
     })?;
     let started = Instant::now();
     info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
@@ -78,8 +79,10 @@ pub fn supervise(
     let (ending, limit) = run.watch(channel, journal)?;
     journal.tree_is_dead();
     let was_held = run.holding.as_ref().is_some_and(Holding::is_held);
-    if let Some(holding) = &mut run.holding {
-        holding.part(channel, ignored, run.asked);
+    let mut request = None;
+    if let Some(holding) = run.holding.as_mut().filter(|holding| holding.has_helper()) {
+        journal.stays();
+        request = holding.part(channel, ignored, run.asked).filter(|signal| *signal != Signal::SIGUSR2);
     }
     journal.is_cleared();
     run.holding = None;
@@ -89,7 +92,7 @@ pub fn supervise(
     let (output, output_done) = (run.output.take(), run.output_done);
     drop(run);
     let finished = match output {
-        Some(output) => output.finish(output_done, channel, ignored).context("cannot wait for events")?,
+        Some(output) => output.finish(output_done, request, channel, ignored).context("cannot wait for events")?,
         None => Finished::default(),
     };
     info!(name: "run.ended", ?ending, ?limit, after = %show(started.elapsed()), "ended");
@@ -188,7 +191,7 @@ impl Run {
             Event::Signal(Signal::SIGCHLD, _) => self.look_after_children(),
             Event::Signal(signal, sender) => {
                 debug!(?signal, ?sender, "got a signal");
-                if signals::asks_for_an_end(signal) {
+                if signals::asks_for_an_end(signal) || signal == Signal::SIGINT {
                     self.asked = Some(Instant::now());
                 }
                 // A child in our group that signals the group, as claude does for Ctrl-Z, has signalled itself.

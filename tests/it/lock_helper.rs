@@ -507,11 +507,18 @@ fn while_it_lets_go_signals_are_heard_and_a_killed_claude_run_ends_it() {
         assert!(is_alive(pid) && env.is_locked());
         (run, pid)
     };
-    let (run, pid) = start(&["sh", "-c", "exit 7"]);
-    run.signal(Signal::SIGTERM);
-    let ended = run.end();
-    assert_eq!((ended.code(), is_alive(pid)), (7, false), "{ended:?}");
-    assert!(ended.stderr_text().contains("SIGTERM: sending KILL to the lock helper ./helper"), "{ended:?}");
+    // Whether or not somebody reads along, the output is whole, and so is the code.
+    for reads in [&[][..], &["--redact", "all", "--log", "log"]] {
+        let words = [reads, &["sh", "-c", "printf 'last words'; exit 7"]].concat();
+        let (run, pid) = start(&words);
+        let status = env.claude_run().arg("status").assert().code(0);
+        let status = String::from_utf8_lossy(&status.get_output().stdout).into_owned();
+        assert!(status.contains("held by        sh (pid ") && !status.contains("not started yet"), "{status}");
+        run.signal(Signal::SIGTERM);
+        let ended = run.end();
+        assert_eq!((ended.code(), is_alive(pid), &ended.stdout[..]), (7, false, &["last words".to_owned()][..]), "{ended:?}");
+        assert!(ended.stderr_text().contains("SIGTERM: sending KILL to the lock helper ./helper"), "{ended:?}");
+    }
     // Nor can its keeper be stopped for that.
     let (run, pid) = start(&["true"]);
     let keeper = parent(pid);

@@ -63,6 +63,9 @@ pub(super) struct Relay {
     seen: Arc<Seen>,
 }
 
+/// What a reader that reads needs for the rest, and more.
+const IN_GOOD_TIME: Duration = Duration::from_secs(1);
+
 /// How a relay came to its end.
 #[derive(Debug, Default)]
 pub(crate) struct Finished {
@@ -96,30 +99,46 @@ impl Relay {
     }
 
     /// After the child's death: stays until our reader has taken all that the child has written, if that is not so already.
-    /// A request to end cuts that short, as it would end a child that waits for its reader. `ignored` signals ask for nothing.
+    /// A request to end cuts that short, as it would end a child that waits for its reader; one that came before, as `request`, when
+    /// a reader that reads has had the time for it. `ignored` signals ask for nothing.
     ///
     /// # Errors
     /// poll(2) fails.
-    pub(super) fn finish(self, is_done: bool, channel: &mut Channel, ignored: SigSet) -> io::Result<Finished> {
+    pub(super) fn finish(
+        self,
+        is_done: bool,
+        request: Option<Signal>,
+        channel: &mut Channel,
+        ignored: SigSet,
+    ) -> io::Result<Finished> {
         drop(self.child_is_alive);
-        let cut_by = if is_done { None } else { until_done(channel, ignored)? };
+        let cut_by = if is_done { None } else { until_done(request, channel, ignored)? };
         let last_result = self.seen.last_result.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(Finished { cut_by, last_result })
     }
 }
 
-fn until_done(channel: &mut Channel, ignored: SigSet) -> io::Result<Option<Signal>> {
+fn until_done(request: Option<Signal>, channel: &mut Channel, ignored: SigSet) -> io::Result<Option<Signal>> {
+    let cut_at = request.map(|_| Instant::now() + IN_GOOD_TIME);
+    let cut_by = |signal| {
+        warn!("{signal} ended the wait for the reader of the child's output; some of it is lost");
+        Ok(Some(signal))
+    };
     loop {
-        let events = channel.wait(None)?;
+        let events = channel.wait(cut_at)?;
         if events.contains(&Event::OutputDone) {
             return Ok(None);
+        }
+        if let (Some(signal), Some(at)) = (request, cut_at)
+            && Instant::now() >= at
+        {
+            return cut_by(signal);
         }
         for event in events {
             match event {
                 Event::Signal(signal, _) if ignored.contains(signal) => {}
                 Event::Signal(signal @ (Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM), _) => {
-                    warn!("{signal} ended the wait for the reader of the child's output; some of it is lost");
-                    return Ok(Some(signal));
+                    return cut_by(signal);
                 }
                 Event::Signal(Signal::SIGTSTP, sender) => signals::stop_if_asked(sender),
                 Event::Signal(Signal::SIGUSR1, _) => warn!("the child has ended; its output waits for our reader"),

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::lines::Lines;
 use super::pipe::enlarge;
@@ -191,7 +191,13 @@ impl Working {
     ///
     /// # Errors
     /// poll(2) fails.
-    pub(crate) fn finish(self, is_done: bool, channel: &mut Channel, ignored: SigSet) -> io::Result<Finished> {
-        self.relay.finish(is_done, channel, ignored)
+    pub(crate) fn finish(
+        self,
+        is_done: bool,
+        request: Option<Signal>,
+        channel: &mut Channel,
+        ignored: SigSet,
+    ) -> io::Result<Finished> {
+        self.relay.finish(is_done, request, channel, ignored)
     }
 }
