@@ -34,6 +34,11 @@ start() { # start N: a member, by the ports in DIR/ports
     --listen-peer-urls "$peer" --initial-advertise-peer-urls "$peer" --initial-cluster "$cluster" \
     --initial-cluster-state new --initial-cluster-token "$dir" </dev/null >>"$dir/$n.log" 2>&1 &
   echo $! >"$dir/$n.pid"
+  # Until its exec it is a copy of this script, and passes for none of ours; so it does once it has ended.
+  for ((i = 0; i < 500; i++)); do
+    if is_ours $! || ! kill -0 $! 2>/dev/null; then return; fi
+    sleep 0.01
+  done
 }
 
 stop() { # all members, whatever state they are in
@@ -41,8 +46,10 @@ stop() { # all members, whatever state they are in
   for file in "$dir"/[123].pid; do
     [ -e "$file" ] || continue
     pid=$(<"$file")
-    if is_ours "$pid"; then kill -KILL "$pid" 2>/dev/null || true; fi
-    while is_ours "$pid"; do sleep 0.02; done
+    while is_ours "$pid"; do
+      kill -KILL "$pid" 2>/dev/null || true
+      sleep 0.02
+    done
   done
 }
 
