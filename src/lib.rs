@@ -197,9 +197,9 @@ fn supervised(mut launch: Launch, lock: Option<&Lock>, rules: Rules, watch: &Wat
             None => {}
         }
         if let Some(identity) = identity {
-            // Unless it is from above, other claims on this file are stale now; those on other files are as true as they were.
-            let is_from_above = holding.as_ref().is_some_and(|holding| holding.descriptor().is_none());
-            let others = lock.above.claims.iter().filter(|claim| claim.identity != identity || is_from_above).copied();
+            // Other claims on this file are stale now, unless others hold it for us; those on other files are as true as they were.
+            let is_others = holding.as_ref().is_some_and(|holding| holding.descriptor().is_none());
+            let others = lock.above.claims.iter().filter(|claim| claim.identity != identity || is_others).copied();
             let claims = others.chain([Claim { identity, run: journal.run() }]).map(|claim| claim.to_string());
             launch.set(Claim::VARIABLE, &claims.collect::<Vec<_>>().join(","));
         }

@@ -20,6 +20,9 @@ use crate::event::{Bell, Sender};
 pub const FORWARDED: [Signal; 7] =
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT];
 
+/// Two requests to end so close to each other are one: timeout(1) sends one to its child, and one to the group it is in.
+pub const SAME_REQUEST: Duration = Duration::from_millis(100);
+
 /// Those of them that ask for an end.
 pub fn asks_for_an_end(signal: Signal) -> bool {
     matches!(signal, Signal::SIGHUP | Signal::SIGQUIT | Signal::SIGTERM)

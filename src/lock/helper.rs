@@ -22,7 +22,7 @@ use crate::claude::program::Program;
 use crate::event::{Channel, Event, Mouth};
 use crate::exec::Exec;
 use crate::settings::{Stdin, after, show};
-use crate::signals::{self, Inherited};
+use crate::signals::{self, Inherited, SAME_REQUEST};
 
 /// The variable that tells the child what the helper calls its lock.
 pub const KEY_VARIABLE: &str = "CLAUDE_RUN_LOCK_KEY";
@@ -80,9 +80,6 @@ enum Failure {
 
 /// Keys and complaints are short; what is longer is cut.
 const LONGEST_LINE: usize = 4096;
-
-/// A request to end comes twice from timeout(1): in so short a time, two are one.
-const SAME_REQUEST: Duration = Duration::from_millis(100);
 
 /// How long a keeper may take longer than the kill grace. Only one that somebody has stopped does.
 const A_KEEPER_S_DELAY: Duration = Duration::from_secs(5);

@@ -12,7 +12,7 @@ use nix::sys::signal::{SigSet, Signal};
 use crate::claude::frames::Sighting;
 use crate::event::Sender;
 use crate::settings::{Leftovers, after};
-use crate::signals::{FORWARDED, asks_for_an_end};
+use crate::signals::{FORWARDED, SAME_REQUEST, asks_for_an_end};
 
 /// What a run has to keep to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -201,9 +201,6 @@ enum Phase {
 
 /// How long somebody whom we cannot see or signal may still take to disappear.
 const OUT_OF_REACH_GRACE: Duration = Duration::from_secs(1);
-
-/// Two TERMs so close to each other are one request: timeout(1) sends one to its child, and one to the group it is in.
-const SAME_REQUEST: Duration = Duration::from_millis(100);
 
 impl Policy {
     /// A run whose child was started at `now`.

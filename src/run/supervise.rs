@@ -165,12 +165,8 @@ impl Run {
             if events.contains(&Event::FilesChanged) {
                 self.look_at_files(journal);
             }
-            let told_by_helper = events.contains(&Event::HelperTold);
             for event in events {
                 self.take_in(event);
-            }
-            if told_by_helper {
-                self.look_after_lock();
             }
             if may_have_missed_some {
                 self.look_after_children(); // a SIGCHLD among them would not come again
@@ -220,8 +216,8 @@ impl Run {
                 self.happened(Happening::Frame(sighting));
             }
             Event::OutputDone => self.output_done = true,
+            Event::HelperTold => self.look_after_lock(),
             Event::FilesChanged => {} // dealt with before the others
-            Event::HelperTold => {}   // dealt with after them
             Event::LockAnswered => {} // an answer to a wait that is over
         }
     }

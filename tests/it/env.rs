@@ -329,8 +329,13 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 
 /// The state letter of /proc/PID/stat.
 pub(crate) fn state(pid: i32) -> Option<char> {
+    stat(pid)?[0].chars().next()
+}
+
+/// What /proc/PID/stat says behind the name: the state letter, the parent, the process group, the session …
+pub(crate) fn stat(pid: i32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next()
+    Some(stat.rsplit_once(") ")?.1.split(' ').map(str::to_owned).collect())
 }
 
 /// Whether `program` is there. scripts/test.sh installs it, so in CI it has to be.

@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, is_alive, until};
+use crate::env::{Env, Running, binary, is_alive, stat, until};
 use crate::oauth::{EXPIRED, FRESH, StandIn, credentials};
 use crate::refresh_locks::lock_of;
 
@@ -25,6 +25,9 @@ echo a warning >&2
 echo the/key
 while :; do sleep 0.01; done
 "#;
+
+/// A helper that does not let go.
+const DEAF: &str = "#!/bin/bash\ntrap '' TERM\necho $$ >helper.pid\necho key\nwhile :; do sleep 0.01; done\n";
 
 /// A helper of its own words, in the test's directory, where everything is started.
 fn helper(env: &Env, text: &str) -> &'static str {
@@ -43,19 +46,14 @@ fn helper_pid(env: &Env) -> i32 {
 }
 
 fn parent(pid: i32) -> i32 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
-    stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok()).expect("a number")
+    stat(pid).expect("it lives")[1].parse().expect("a number")
 }
 
 /// Who is in the process group `group`, and no zombie.
 fn members(group: i32) -> Vec<i32> {
     let processes = fs::read_dir("/proc").expect("/proc").flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let is_member = |pid: &i32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect::<Vec<_>>()).unwrap_or_default();
-        fields.get(2) == Some(&group.to_string().as_str()) && fields[0] != "Z"
-    };
+    let is_member = |pid: &i32| stat(*pid).is_some_and(|fields| fields[2] == group.to_string() && fields[0] != "Z");
     pids.filter(is_member).collect()
 }
 
@@ -292,7 +290,7 @@ fn killed_it_leaves_neither_the_helper_nor_what_that_has_started_nor_a_lock() {
 #[test]
 fn a_helper_that_ignores_term_or_is_stopped_ends_all_the_same() {
     let env = Env::new();
-    let deaf = helper(&env, "#!/bin/bash\ntrap '' TERM\necho $$ >helper.pid\necho key\nwhile :; do sleep 0.01; done\n");
+    let deaf = helper(&env, DEAF);
     let started = Instant::now();
     let ended = env.start(["--kill-after", "0.3", "--lock-helper", deaf, "true"]).end();
     assert_eq!(ended.code(), 0);
@@ -397,10 +395,9 @@ fn it_has_nothing_of_ours_but_the_environment() {
     let run = env.start_fake(&["--lock-helper", helper, "--log", "log", "-v"], "ready; hang");
     let [_, claude_run, group, session] = run.ready();
     let pid = helper_pid(&env);
-    let stat = |pid: i32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
-        let (_, fields) = stat.rsplit_once(") ").expect("a stat");
-        fields.split(' ').skip(1).take(3).map(|field| field.parse().expect("a number")).collect::<Vec<i32>>()
+    let stat = |pid: i32| -> Vec<i32> {
+        let fields = stat(pid).expect("it lives");
+        fields[1..4].iter().map(|field| field.parse().expect("a number")).collect()
     };
     let [keeper, its_group, its_session] = stat(pid)[..] else { panic!("three numbers") };
     assert_eq!((its_group, its_session), (pid, session), "a group of its own: a terminal's keys are not for it");
@@ -498,7 +495,7 @@ fn however_it_ends_and_whatever_becomes_of_its_keeper_the_run_hears_of_it() {
 #[test]
 fn while_it_lets_go_signals_are_heard_and_a_killed_claude_run_ends_it() {
     let env = Env::new();
-    let deaf = helper(&env, "#!/bin/bash\ntrap '' TERM\necho $$ >helper.pid\necho key\nwhile :; do sleep 0.01; done\n");
+    let deaf = helper(&env, DEAF);
     let start = |words: &[&str]| {
         let _ = fs::remove_file(env.path("helper.pid"));
         let run = env.start([&["--kill-after", "0", "--lock-helper", deaf], words].concat());
@@ -548,7 +545,7 @@ fn what_asks_for_an_end_while_it_lets_go_is_heard_by_what_comes_next_as_well() {
     let ended = run.end();
     assert_eq!((ended.code(), env.path("started").exists()), (143, false), "{ended:?}");
     // What cannot be started keeps nobody from being heard.
-    let deaf = helper(&env, "#!/bin/bash\ntrap '' TERM\necho $$ >helper.pid\necho key\nwhile :; do sleep 0.01; done\n");
+    let deaf = helper(&env, DEAF);
     env.script("lost", "#!/nonesuch/shell\n");
     fs::remove_file(env.path("helper.pid")).expect("a file");
     let run = env.start(["--kill-after", "0", "--lock-helper", deaf, "./lost"]);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::env::{Env, Running, binary, until};
+use crate::env::{Env, Running, binary, stat, until};
 use crate::oauth::{EXPIRED, FRESH, StandIn, age};
 
 const NEWER: &str = ".oauth_refresh.lock";
@@ -19,8 +19,7 @@ pub(crate) fn lock_of(env: &Env, pid: u32) -> PathBuf {
     let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let namespace = fs::read_link("/proc/self/ns/pid").expect("a namespace");
     let domain = format!("linux:{}:{}", machine.trim(), namespace.display());
-    let start = fs::read_to_string(format!("/proc/{pid}/stat")).ok();
-    let start = start.and_then(|stat| stat.rsplit_once(") ")?.1.split(' ').nth(19).map(str::to_owned)).unwrap_or_default();
+    let start = stat(pid as i32).map(|fields| fields[19].clone()).unwrap_or_default();
     let owner = format!(r#"{{"pid":{pid},"procStart":"{start}","pidDomain":"{domain}"}}"#);
     fs::write(env.config_dir().join(".oauth_refresh.lock.owner"), owner).expect("an owner");
     dir
