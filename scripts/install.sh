@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs claude-run: the binary, its man page, and completions for bash, fish and zsh.
+# Installs claude-run: the binary, its man page, completions for bash, fish and zsh, and agent-sdk.sh for shell libraries.
 #
 #   scripts/install.sh [--prefix DIR] [--shim[=DIR]] [--binary FILE]
 #   scripts/install.sh --uninstall [--prefix DIR]
@@ -46,7 +46,8 @@ installed=$prefix/bin/claude-run
 # Where shims have been made, for --uninstall.
 shims=$prefix/share/claude-run/shims
 files=("$installed" "$prefix/share/man/man1/claude-run.1" "$prefix/share/bash-completion/completions/claude-run"
-  "$prefix/share/fish/vendor_completions.d/claude-run.fish" "$prefix/share/zsh/site-functions/_claude-run")
+  "$prefix/share/fish/vendor_completions.d/claude-run.fish" "$prefix/share/zsh/site-functions/_claude-run"
+  "$prefix/share/claude-run/agent-sdk.sh")
 
 # is_our_shim PATH: a link to the binary that is, or is to be, installed here.
 is_our_shim() { [ -L "$1" ] && [ "$(realpath -m -- "$1")" = "$(realpath -m -- "$installed")" ]; }
@@ -75,6 +76,10 @@ fi
 
 # Whatever can be wrong is found before anything is changed.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# Beside this script in the sources, below it in a package.
+sdk=$here/agent-sdk.sh
+[ -f "$sdk" ] || sdk=$here/share/claude-run/agent-sdk.sh
+[ -f "$sdk" ] || die "there is no agent-sdk.sh beside this script; take it from the same package"
 if [ -n "$binary" ]; then
   if ! [ -f "$binary" ] || ! [ -x "$binary" ]; then die "$binary is no program"; fi
 elif [ -x "$here/bin/claude-run" ]; then
@@ -114,6 +119,7 @@ put "$installed" 755 <"$binary"
 "$installed" completions bash | put "${files[2]}" 644
 "$installed" completions fish | put "${files[3]}" 644
 "$installed" completions zsh | put "${files[4]}" 644
+put "${files[5]}" 644 <"$sdk"
 if [ -n "$shim" ]; then
   ln -sfn -- "$installed" "$shim/claude"
   printf 'installed %s -> %s\n' "$shim/claude" "$installed"

@@ -14,6 +14,7 @@ need shellcheck shellcheck
 need flock util-linux # and unshare and setpriv, which come with it
 need node nodejs
 need strace strace
+for tool in busybox jq patch; do need "$tool" "$tool"; done # what a factory's scripts run on, and with
 need tini tini # the peers, whose answers are compared with ours
 need dumb-init dumb-init
 need npm npm
@@ -33,7 +34,7 @@ cargo fmt --check --manifest-path tests/model/Cargo.toml
 say "lints"
 cargo clippy --all-targets --locked --quiet -- -D warnings
 say "scripts"
-shellcheck --external-sources scripts/*.sh .ci/run
+shellcheck --external-sources scripts/*.sh tests/factory/*.sh .ci/run
 say "docs"
 RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet
 say "dependencies"

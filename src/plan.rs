@@ -20,7 +20,7 @@ use crate::records::{Directory, Journal, Particulars};
 use crate::run::output::Watch;
 use crate::run::policy::{Group, Rules};
 use crate::run_id::RunId;
-use crate::settings::{Environment, HARD_LIMIT, Leftovers, LockMode, Settings, Span, Stdin};
+use crate::settings::{Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Span, Stdin};
 use crate::signals::Inherited;
 
 /// One invocation, decided.
@@ -141,12 +141,18 @@ impl Plan {
 /// What the output is to be read for.
 fn watch(settings: &Settings, program: &Program, rules: &Rules, log: Option<Arc<LogFile>>) -> Result<Watch> {
     let on_terminal = io::stdout().is_terminal();
-    if settings.require_result && on_terminal && !settings.pty {
+    let frames_are_asked_for = frames::are_expected(&program.argv);
+    let required = match settings.require_result {
+        RequireResult::Off => false,
+        RequireResult::OfClaude => program.is_claude || frames_are_asked_for,
+        RequireResult::OfCommand => true,
+    };
+    if required && on_terminal && !settings.pty {
         bail!("--require-result has to read what COMMAND prints, and that goes to a terminal; redirect stdout, or add --pty");
     }
     let are_wanted = rules.result_grace.is_some() || settings.record.is_some();
-    let are_there = frames::are_expected(&program.argv) && !on_terminal;
-    Watch::new(settings, settings.require_result || (are_wanted && are_there), log)
+    let are_there = frames_are_asked_for && !on_terminal;
+    Watch::new(settings, required, are_wanted && are_there, log)
 }
 
 /// What is known of the token's refreshes.

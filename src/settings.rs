@@ -70,6 +70,17 @@ pub enum Stdin {
     Null,
 }
 
+/// Who has to print a successful result frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequireResult {
+    /// Nobody.
+    Off,
+    /// claude, and what is asked for its frames: said once for all runs, it is not meant for other programs.
+    OfClaude,
+    /// COMMAND, whatever it is: it was typed for this one.
+    OfCommand,
+}
+
 /// Where secrets are masked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redact {
@@ -118,7 +129,7 @@ pub struct Settings {
     /// `--stdin`
     pub stdin: Stdin,
     /// `--require-result`
-    pub require_result: bool,
+    pub require_result: RequireResult,
     /// `--pty`
     pub pty: bool,
     /// `--log`
@@ -171,7 +182,11 @@ impl Settings {
             kill_grace: typed.read(&cli::KILL_AFTER, Span::parse_os)?.unwrap_or(Span::from_secs(5)),
             leftovers: typed.read(&cli::LEFTOVERS, leftovers)?,
             stdin: typed.read(&cli::STDIN, stdin)?.unwrap_or(Stdin::Inherit),
-            require_result: typed.read(&cli::REQUIRE_RESULT, switch)?.unwrap_or(false),
+            require_result: match typed.read(&cli::REQUIRE_RESULT, switch)? {
+                Some(true) if cli.value(&cli::REQUIRE_RESULT).is_some() => RequireResult::OfCommand,
+                Some(true) => RequireResult::OfClaude,
+                Some(false) | None => RequireResult::Off,
+            },
             pty: typed.read(&cli::PTY, switch)?.unwrap_or(false),
             log: typed.read(&cli::LOG, path)?,
             redact: typed.read(&cli::REDACT, redact)?.unwrap_or(Redact::Log),

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 pub enum Sighting {
     /// A result frame. A run can print several.
     Result {
-        /// Its `is_error`; a result without one counts as an error.
+        /// Its `is_error`.
         is_error: bool,
     },
     /// So many background tasks are open now.
@@ -27,8 +27,8 @@ pub enum Sighting {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LastResult {
     /// `subtype`
-    pub subtype: Option<String>,
-    /// `is_error`; a result without one counts as an error.
+    pub subtype: String,
+    /// `is_error`
     pub is_error: bool,
     /// `session_id`
     pub session_id: Option<String>,
@@ -43,7 +43,7 @@ pub struct LastResult {
 impl LastResult {
     /// Whether claude has done what it was asked for: its exit code alone does not tell.
     pub fn is_success(&self) -> bool {
-        !self.is_error && self.subtype.as_deref() == Some("success")
+        !self.is_error && self.subtype == "success"
     }
 }
 
@@ -131,10 +131,11 @@ impl FrameReader {
         let subtype: Option<String> = value(frame, "subtype");
         let task: Option<String> = value(frame, "task_id");
         match (&*kind, subtype.as_deref()) {
-            ("result", _) => {
-                let is_error = value(frame, "is_error").unwrap_or(true);
+            ("result", Some(subtype)) => {
+                // Other programs have results, too: claude's have both of these, in every version.
+                let is_error = value(frame, "is_error")?;
                 self.last_result = Some(LastResult {
-                    subtype,
+                    subtype: subtype.to_owned(),
                     is_error,
                     session_id: value(frame, "session_id"),
                     turns: value(frame, "num_turns"),
@@ -207,12 +208,10 @@ mod tests {
     fn a_result_is_found_in_any_order_of_keys_with_spaces_and_in_arrays() {
         let fine = Sighting::Result { is_error: false };
         let bad = Sighting::Result { is_error: true };
-        let spaced = "  { \"is_error\" : false , \"type\" : \"result\" }\r";
-        let escaped = r#"{"t\u0079pe":"res\u0075lt","is_error":false}"#;
+        let spaced = "  { \"is_error\" : false , \"type\" : \"result\" , \"subtype\":\"success\" }\r";
+        let escaped = r#"{"t\u0079pe":"res\u0075lt","is_error":false,"subtype":"success"}"#;
         let array = format!("[{{\"type\":\"system\",\"subtype\":\"init\"}},{NEW}]");
-        for (line, expected) in
-            [(NEW, fine), (OLD, bad), (spaced, fine), (escaped, fine), (&array, fine), (r#"{"type":"result"}"#, bad)]
-        {
+        for (line, expected) in [(NEW, fine), (OLD, bad), (spaced, fine), (escaped, fine), (&array, fine)] {
             assert_eq!(sightings(&[line.as_bytes()]), [expected], "{line}");
             assert_eq!(sightings(&[line.as_bytes(), b"\n"]), [expected], "{line}");
         }
@@ -228,7 +227,7 @@ mod tests {
         );
         reader.feed(text.as_bytes(), |_| {});
         let expected = LastResult {
-            subtype: Some("error_max_turns".into()),
+            subtype: "error_max_turns".into(),
             is_error: false,
             session_id: Some("s".into()),
             turns: Some(3),
@@ -237,8 +236,8 @@ mod tests {
         };
         assert_eq!(reader.last_result(), Some(&expected));
         assert!(!expected.is_success());
-        assert!(LastResult { subtype: Some("success".into()), ..expected.clone() }.is_success());
-        assert!(!LastResult { subtype: Some("success".into()), is_error: true, ..expected }.is_success());
+        assert!(LastResult { subtype: "success".into(), ..expected.clone() }.is_success());
+        assert!(!LastResult { subtype: "success".into(), is_error: true, ..expected }.is_success());
     }
 
     #[test]
@@ -252,6 +251,10 @@ mod tests {
             format!("x{NEW}"),
             NEW[..NEW.len() - 1].to_owned(),
             format!("{NEW}{NEW}"),
+            // Of other programs.
+            r#"{"type":"result","status":"success","is_error":false}"#.into(),
+            r#"{"type":"result","subtype":"success"}"#.into(),
+            r#"{"type":"result","subtype":"success","is_error":"no"}"#.into(),
             "[[1,2],3]".into(),
             "{}".into(),
             "".into(),

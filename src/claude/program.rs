@@ -43,7 +43,8 @@ pub struct Program {
     pub path: PathBuf,
     /// Its arguments, the name it was called by first.
     pub argv: Vec<OsString>,
-    is_claude: bool,
+    /// COMMAND is claude, by its name.
+    pub is_claude: bool,
 }
 
 impl Program {

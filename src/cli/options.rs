@@ -261,7 +261,8 @@ pub const REQUIRE_RESULT: Opt = Opt {
     is_shared: true,
     heading: WATCHDOG_HEADING,
     help: "Exit code 65 for a COMMAND that exits with 0 without a successful result frame",
-    more: "One that is missing, cut off, or tells of no success",
+    more: "One that is missing, cut off, or tells of no success. From the variable or the settings file, it counts for claude and \
+           for what is asked for --output-format json or stream-json, not for other programs",
 };
 
 /// `--stdin`

@@ -93,7 +93,7 @@ pub(super) fn request_to_give_up(events: &[Event], ignored: SigSet, report: impl
 /// Says that `signal` has ended the wait for `what`.
 pub(super) fn tell_given_up(signal: i32, what: &str, waited: &str) {
     let signal = signals::name(signal);
-    warn!(name: "run.ended", "{signal} ended the wait for {what} after {waited}; nothing was started");
+    warn!(name: "lock.interrupted", "{signal} ended the wait for {what} after {waited}; nothing was started");
 }
 
 type Answer = mpsc::Receiver<(Candidate, io::Result<()>)>;

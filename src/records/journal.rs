@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::{AccessFlags, access};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::directory::{Directory, OwnRecord, SILENCE};
 use super::history;
@@ -224,9 +224,15 @@ impl Journal {
         self.last_result = last_result;
     }
 
-    /// The run has ended with `outcome`: writes its line into the history, and where `--record` says.
+    /// The run has ended with `outcome`: says so, and writes its line into the history, and where `--record` says.
     pub fn close(mut self, outcome: Outcome) {
         self.own = None;
+        let span = |span: Option<Duration>| span.map_or(0, |span| span.as_millis() as u64);
+        let ran = self.started.map(|started| self.cleared.unwrap_or_else(Instant::now) - started);
+        info!(
+            name: "run.ended", outcome = outcome.name(), exit_code = outcome.exit_code(), run_ms = span(ran), wait_ms = span(self.waited),
+            "ended"
+        );
         let line = format!("{}\n", self.to_json(outcome));
         if let Some(file) = &self.record_file
             && let Err(error) = open_to_append(file).and_then(|mut file| io::Write::write_all(&mut file, line.as_bytes()))
@@ -319,7 +325,7 @@ impl Journal {
             .add("version", env!("CARGO_PKG_VERSION"))
             .add("program", self.program.to_string_lossy())
             .add("session_id", result.and_then(|result| result.session_id.as_deref()))
-            .add("subtype", result.and_then(|result| result.subtype.as_deref()))
+            .add("subtype", result.map(|result| result.subtype.as_str()))
             .add("is_error", result.map(|result| result.is_error))
             .add("turns", result.and_then(|result| result.turns))
             .add("claude_ms", result.and_then(|result| result.duration_ms))

@@ -95,7 +95,6 @@ pub fn supervise(
         Some(output) => output.finish(output_done, request, channel, ignored).context("cannot wait for events")?,
         None => Finished::default(),
     };
-    info!(name: "run.ended", ?ending, ?limit, after = %show(started.elapsed()), "ended");
     let outcome = match (finished.cut_by, limit, ending) {
         (Some(signal), ..) => Outcome::EndedDraining(signal as i32),
         (_, Some(Limit::Hard), _) => Outcome::HardLimit,
@@ -118,7 +117,6 @@ fn require_result(outcome: Outcome, last_result: Option<&LastResult>) -> Outcome
     match last_result {
         None => error!("the child exited with 0, but printed no result frame"),
         Some(LastResult { subtype, is_error, .. }) => {
-            let subtype = subtype.as_deref().unwrap_or("none");
             error!(subtype, is_error, "the child exited with 0, but its last result frame tells of no success");
         }
     }

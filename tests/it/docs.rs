@@ -30,7 +30,7 @@ fn every_exit_code_of_ours_stands_in_the_readme() {
 #[test]
 fn every_operation_event_and_field_stands_in_the_readme() {
     let operations = ["status", "mode", "settings", "report", "doctor", "setup", "events", "completions", "man-page"];
-    let events = "lock.acquiring lock.waiting lock.acquired lock.timeout lock.unneeded lock.released lock.helper lock.lost refresh.unclear refresh.waiting refresh.waited \
+    let events = "lock.acquiring lock.waiting lock.acquired lock.timeout lock.interrupted lock.unneeded lock.released lock.helper lock.lost refresh.unclear refresh.waiting refresh.waited \
                   refresh.spared run.started run.result run.limit run.stopping run.ended";
     let fields = "run label version state since began mode hold host boot pid_namespace pid child program cwd lock config_dir parent \
                   lock_key holders waiting waiting_without_record running orphaned refresh_locks auth token last trouble age_ms";

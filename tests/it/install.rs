@@ -37,9 +37,10 @@ fn installed(env: &Env) -> Vec<String> {
     lines
 }
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "bin/claude-run 755",
     "share/bash-completion/completions/claude-run 644",
+    "share/claude-run/agent-sdk.sh 644",
     "share/fish/vendor_completions.d/claude-run.fish 644",
     "share/man/man1/claude-run.1 644",
     "share/zsh/site-functions/_claude-run 644",

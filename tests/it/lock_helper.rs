@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, is_alive, stat, until};
+use crate::env::{Env, Running, binary, fake_claude, is_alive, stat, until};
 use crate::oauth::{EXPIRED, FRESH, StandIn, credentials};
 use crate::refresh_locks::lock_of;
 
@@ -463,7 +463,12 @@ fn however_it_ends_and_whatever_becomes_of_its_keeper_the_run_hears_of_it() {
     let helper = helper(&env, TELLING);
     let start = |steps| {
         let _ = fs::remove_file(env.path("helper.pid"));
-        let run = env.start_fake(&["--lock-helper", helper, "--kill-after", "0.1"], steps);
+        let mut command = env.command(binary());
+        command.args(["--lock-helper", helper, "--kill-after", "0.1", "--claude"]).arg(fake_claude());
+        let run = Running::start({
+            command.args(["--", "-p", steps]).stdin(Stdio::piped());
+            command
+        });
         run.ready();
         let pid = helper_pid(&env);
         (run, pid, parent(pid))
@@ -484,9 +489,10 @@ fn however_it_ends_and_whatever_becomes_of_its_keeper_the_run_hears_of_it() {
     assert!(ended.stderr_text().contains("(its keeper was killed"), "{ended:?}");
     until("the helper is gone", || !is_alive(pid));
     // A keeper that somebody has stopped ends nothing, and is ended itself.
-    let (run, pid, keeper) = start("ready; read");
+    let (mut run, pid, keeper) = start("ready; read");
     kill_raw(keeper, libc::SIGSTOP);
-    let ended = run.end(); // its stdin, too
+    run.let_go();
+    let ended = run.end();
     assert_eq!(ended.code(), 0, "{ended:?}");
     assert!(ended.stderr_text().contains("does not end: sending KILL to its keeper"), "{ended:?}");
     until("both are gone", || !is_alive(pid) && !is_alive(keeper));

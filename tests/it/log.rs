@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use nix::sys::signal::Signal;
+
 use crate::env::{Env, Running, binary, fake_claude, until};
 
 /// The log's lines without their times and runs, which are looked at here.
@@ -38,7 +40,7 @@ fn both_streams_and_our_own_messages_are_there_with_secrets_masked() {
     assert_eq!(childs_lines(&env), ["stdout: a *** b", "stderr: KEY GH_TOKEN=***", "stdout: no newline"]);
     let all = lines(&env);
     assert!(all[2].starts_with("claude-run: started pid="), "{all:?}");
-    assert!(all.last().is_some_and(|line| line.starts_with("claude-run: ended ending=Exited(3)")), "{all:?}");
+    assert!(all.last().is_some_and(|line| line.starts_with("claude-run: ended outcome=exited exit_code=3 run_ms=")), "{all:?}");
     let events =
         all.iter().filter_map(|line| line.strip_prefix("claude-run: ")?.rsplit_once(" event=")).map(|(_, event)| event);
     let expected = ["lock.acquiring", "lock.acquired", "run.started", "lock.released", "run.ended"];
@@ -152,7 +154,12 @@ fn what_happens_has_a_name() {
     };
     let mut holder = env.hold_lock();
     env.claude_run().args(["--wait", "0", "--log", "busy", "true"]).assert().code(75);
-    assert_eq!(events("busy"), ["lock.acquiring", "lock.timeout"]);
+    assert_eq!(events("busy"), ["lock.acquiring", "lock.timeout", "run.ended"]);
+    let waiter = env.start(["--log", "term", "true"]);
+    until("it waits", || events("term").contains(&"lock.waiting".to_owned()));
+    waiter.signal(Signal::SIGTERM);
+    assert_eq!(waiter.end().code(), 143);
+    assert_eq!(events("term"), ["lock.acquiring", "lock.waiting", "lock.interrupted", "run.ended"]);
     let steps = "result new ok; hang";
     let mut command = env.command(binary());
     command.arg("--claude").arg(fake_claude()).args([

@@ -16,7 +16,7 @@ use wait_timeout::ChildExt;
 use crate::env::{CEILING, Env, binary, fake_claude, is_alive, state, until};
 
 /// A process that leads a session on a pseudo-terminal, as a login shell does.
-struct OnTerminal {
+pub(crate) struct OnTerminal {
     child: Child,
     keyboard: File,
     screen: Receiver<String>,
@@ -24,7 +24,7 @@ struct OnTerminal {
 }
 
 impl OnTerminal {
-    fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         let pty = openpty(None, None).expect("a pseudo-terminal");
         let stdio = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
         command.stdin(stdio(&pty.slave)).stdout(stdio(&pty.slave)).stderr(stdio(&pty.slave));
@@ -52,12 +52,12 @@ impl OnTerminal {
         Self { child, keyboard: pty.master.into(), screen, seen: Vec::new() }
     }
 
-    fn types(&mut self, keys: &str) {
+    pub(crate) fn types(&mut self, keys: &str) {
         self.keyboard.write_all(keys.as_bytes()).expect("typed");
     }
 
     /// The next line with `part` in it.
-    fn shows(&mut self, part: &str) -> String {
+    pub(crate) fn shows(&mut self, part: &str) -> String {
         loop {
             let line =
                 self.screen.recv_timeout(CEILING).unwrap_or_else(|_| panic!("never shown: {part:?}; but: {:#?}", self.seen));
@@ -68,14 +68,14 @@ impl OnTerminal {
         }
     }
 
-    fn ready(&mut self) -> [i32; 4] {
+    pub(crate) fn ready(&mut self) -> [i32; 4] {
         let line = self.shows("ready ");
         let numbers: Vec<i32> =
             line[line.find("ready ").expect("ready") + 6..].split(' ').map(|word| word.parse().expect("a number")).collect();
         numbers.try_into().expect("four numbers")
     }
 
-    fn ends(&mut self) -> i32 {
+    pub(crate) fn ends(&mut self) -> i32 {
         self.child
             .wait_timeout(CEILING)
             .expect("a child")
@@ -85,7 +85,7 @@ impl OnTerminal {
     }
 
     /// How often a line with `part` has been shown until now, and is shown in the next moment.
-    fn count(&mut self, part: &str) -> usize {
+    pub(crate) fn count(&mut self, part: &str) -> usize {
         while let Ok(line) = self.screen.recv_timeout(Duration::from_millis(300)) {
             self.seen.push(line);
         }

@@ -13,7 +13,7 @@ use memchr::memrchr;
 /// What stands in the place of a secret.
 const MASK: &[u8] = b"***";
 
-/// Names of secret variables: one of these, then letters, and somewhere in them one of `KINDS`.
+/// Names of secret variables, in upper, lower or mixed case: one of these, then letters, and somewhere in them one of `KINDS`.
 const OWNERS: [&[u8]; 7] = [b"FORGE", b"VAULT", b"GH", b"GITHUB", b"CLAW", b"CLAUDE", b"ANTHROPIC"];
 const KINDS: [&[u8]; 4] = [b"TOKEN", b"PASS", b"KEY", b"SECRET"];
 
@@ -43,6 +43,8 @@ pub struct Masker {
     secrets: Arc<Secrets>,
     /// The end of what came, if it can be the beginning of a secret.
     held: Vec<u8>,
+    /// The last byte before those.
+    previous: Option<u8>,
     state: State,
     line: Line,
 }
@@ -145,20 +147,28 @@ impl Secrets {
         values.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
         values.dedup();
         let longest = beginnings(&values).map(<[u8]>::len).max().unwrap_or_default();
-        let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(beginnings(&values))?;
+        let finder = AhoCorasick::builder()
+            .ascii_case_insensitive(true)
+            .match_kind(MatchKind::LeftmostFirst)
+            .build(beginnings(&values))?;
         Ok(Self { finder, longest, values })
     }
 
     /// From where on, not before `from`, `bytes` can be the first part of what a secret begins with.
     fn beginning_at_the_end(&self, bytes: &[u8], from: usize) -> usize {
         let first = from.max((bytes.len() + 1).saturating_sub(self.longest));
-        let is_begun = |at: &usize| beginnings(&self.values).any(|beginning| is_first_part(&bytes[*at..], beginning));
+        // As the finder does, it minds no case.
+        let is_begun = |at: &usize| {
+            let end = &bytes[*at..];
+            beginnings(&self.values).any(|text| text.len() > end.len() && text[..end.len()].eq_ignore_ascii_case(end))
+        };
         (first..bytes.len()).find(is_begun).unwrap_or(bytes.len())
     }
 
-    /// What stands at the beginning of `bytes`. `complete`: nothing comes behind them.
-    fn recognise(&self, bytes: &[u8], complete: bool, line: Line) -> Found {
-        if !complete && self.values.iter().any(|value| is_first_part(bytes, value)) {
+    /// What stands at the beginning of `bytes`, behind the byte `previous`. `complete`: nothing comes behind them.
+    fn recognise(&self, previous: Option<u8>, bytes: &[u8], complete: bool, line: Line) -> Found {
+        let mut known = self.values.iter().map(Vec::as_slice).chain(TOKENS);
+        if !complete && known.any(|text| is_first_part(bytes, text)) {
             return Found::Unfinished;
         }
         if let Some(value) = self.values.iter().find(|value| bytes.starts_with(value)) {
@@ -170,6 +180,10 @@ impl Secrets {
                 None if !complete => Found::Unfinished,
                 _ => Found::Nothing,
             };
+        }
+        // In the middle of a word in lower case, as in "highlight_keys", nobody's name begins.
+        if bytes[0].is_ascii_lowercase() && previous.is_some_and(|byte| byte.is_ascii_alphanumeric()) {
+            return Found::Nothing;
         }
         variable(bytes, complete, line)
     }
@@ -233,13 +247,15 @@ fn spaces(bytes: &[u8]) -> usize {
 
 fn is_secret_name(name: &[u8]) -> bool {
     OWNERS.into_iter().any(|owner| {
-        name.strip_prefix(owner)
-            .is_some_and(|rest| KINDS.into_iter().any(|kind| rest.windows(kind.len()).any(|part| part == kind)))
+        name.split_at_checked(owner.len()).is_some_and(|(first, rest)| {
+            let says = |kind: &[u8]| rest.windows(kind.len()).any(|part| part.eq_ignore_ascii_case(kind));
+            first.eq_ignore_ascii_case(owner) && KINDS.into_iter().any(says)
+        })
     })
 }
 
 fn is_of_name(byte: u8) -> bool {
-    byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_'
+    byte.is_ascii_alphanumeric() || byte == b'_'
 }
 
 fn is_of_token(byte: u8) -> bool {
@@ -255,7 +271,7 @@ fn escaped(value: &[u8]) -> Vec<u8> {
 impl Masker {
     /// A stream that nothing has come through yet.
     pub fn new(secrets: Arc<Secrets>) -> Self {
-        Self { secrets, held: Vec::new(), state: State::Copying, line: Line::Empty }
+        Self { secrets, held: Vec::new(), previous: None, state: State::Copying, line: Line::Empty }
     }
 
     /// Takes the next bytes, and writes what can be said of them to `out`. What it keeps back is shorter than the longest
@@ -295,17 +311,23 @@ impl Masker {
                 State::Copying => match self.copy(rest, open - at, complete, out) {
                     Copied::Until(length) => length,
                     Copied::AllButFrom(length) => {
-                        self.line = self.line.after(&rest[..length]);
+                        self.pass(&rest[..length]);
                         return rest[length..].to_vec();
                     }
                 },
                 State::Token => self.skip_token(rest),
                 State::Value { opened_by, backslashes, masked } => self.skip_value(rest, opened_by, backslashes, masked, out),
             };
-            self.line = self.line.after(&rest[..length]);
+            self.pass(&rest[..length]);
             at += length;
         }
         Vec::new()
+    }
+
+    /// `bytes` are dealt with.
+    fn pass(&mut self, bytes: &[u8]) {
+        self.line = self.line.after(bytes);
+        self.previous = bytes.last().copied().or(self.previous);
     }
 
     /// Copies what comes before the next place where a secret can begin, and deals with that. What begins at `open`, or
@@ -320,7 +342,8 @@ impl Masker {
         };
         let (before, rest) = bytes.split_at(start);
         out.extend_from_slice(before);
-        let length = match self.secrets.recognise(rest, complete, self.line.after(before)) {
+        let previous = before.last().copied().or(self.previous);
+        let length = match self.secrets.recognise(previous, rest, complete, self.line.after(before)) {
             Found::Unfinished => return Copied::AllButFrom(start),
             Found::Nothing => {
                 out.push(rest[0]);

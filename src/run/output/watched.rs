@@ -64,14 +64,14 @@ pub(crate) struct Working {
 }
 
 impl Watch {
-    /// Finds out what to read output for. `frames`: whether it is to be looked for frames.
-    pub(crate) fn new(settings: &Settings, frames: bool, log: Option<Arc<LogFile>>) -> Result<Self> {
+    /// Finds out what to read output for: a result that is required, other frames, a log, secrets.
+    pub(crate) fn new(settings: &Settings, requires_result: bool, frames: bool, log: Option<Arc<LogFile>>) -> Result<Self> {
         let redacts_all = settings.redact == Redact::All;
         let masks = redacts_all || (settings.redact == Redact::Log && log.is_some());
         let secrets = masks.then(|| Secrets::new(env::vars_os()).map(Arc::new)).transpose();
         let secrets = secrets.context("cannot look for the secrets in the environment; --redact off runs without")?;
         let (silence, pty) = (settings.idle_limit.as_limit().is_some(), settings.pty);
-        Ok(Self { frames, requires_result: settings.require_result, silence, pty, log, secrets, redacts_all })
+        Ok(Self { frames: frames || requires_result, requires_result, silence, pty, log, secrets, redacts_all })
     }
 
     fn reads_both(&self) -> bool {

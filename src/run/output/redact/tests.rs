@@ -33,8 +33,16 @@ fn masked(text: &str) -> String {
     masked_in(&[text.as_bytes()])
 }
 
-const MASKED: [(&str, &str); 28] = [
+const MASKED: [(&str, &str); 36] = [
     ("GH_TOKEN=antrbc d", "GH_TOKEN=*** d"),
+    ("forge_token=abc d", "forge_token=*** d"),
+    ("GH_api_key=abc", "GH_api_key=***"),
+    ("Claude_Code_Secret='a b' c", "Claude_Code_Secret='***' c"),
+    ("my-github_pass=abc", "my-github_pass=***"),
+    ("myGithubToken=abc", "myGithubToken=***"),
+    ("MYGH_TOKEN=abc", "MYGH_TOKEN=***"),
+    (r#"{"github_token":"abc","x":1}"#, r#"{"github_token":"***","x":1}"#),
+    (r#"{"t":"anthropic_api_key=abc\nnext"}"#, r#"{"t":"anthropic_api_key=***\nnext"}"#),
     (r#"{"t":"GH_TOKEN=\"a\\"}"#, r#"{"t":"GH_TOKEN=\"***\\"}"#),
     (r#"{"t":"GH_TOKEN='abc"}"#, r#"{"t":"GH_TOKEN='***"}"#),
     ("text\n{\"t\":\"GH_TOKEN='a b\"}", "text\n{\"t\":\"GH_TOKEN='***\"}"),
@@ -64,7 +72,7 @@ const MASKED: [(&str, &str); 28] = [
     (r#""{\"t\":\"say \\\"hi\\\"\\\\ to\\nall.\"}""#, r#""{\"t\":\"***.\"}""#),
 ];
 
-const SHOWN: [&str; 16] = [
+const SHOWN: [&str; 19] = [
     "",
     "GH",
     "sk-ant-",
@@ -77,6 +85,9 @@ const SHOWN: [&str; 16] = [
     "GITHUB_REPOSITORY=abc",
     "TOKEN=abc GH=abc",
     "64000000 short /home/somebody",
+    "highlight_keys=abc, right_pass=abc",
+    "max_tokens=4096 monkey=banana",
+    r#"{"github_token":null,"apiKeySource":"ANTHROPIC_API_KEY","SK-ANT-":1}"#,
     "hunter2-hunter",
     "{\"GITHUB_TOKEN\":null}",
     "the KEY of CLAUDE = x",
@@ -128,8 +139,10 @@ fn it_does_not_matter_where_reads_split_in_any_mixture() {
     let parts = [
         "GH",
         "GITHUB_",
+        "gh",
         "CLAUDE",
         "_TOKEN",
+        "_key",
         "KEY",
         "=",
         ":",
@@ -170,6 +183,7 @@ fn json_stays_json() {
     let parts = [
         "GH_TOKEN",
         "VAULT_KEY",
+        "claude_pass",
         "=",
         ":",
         " ",
