@@ -9,7 +9,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 hosts=${1:-100} ttl=${2:-10}
 cargo build --release --locked --quiet
-claude_run=$top/target/release/claude-run
+claude_run=$release/claude-run
 place=$(mktemp -d) holder=
 finish() {
   [ -z "$holder" ] || kill "$holder" 2>/dev/null || true

@@ -26,4 +26,4 @@ for flags in -mpf -rmpf; do
 done
 [ -n "${own-}" ] || die "mount and PID namespaces are refused here; try as root"
 cargo build --release --locked --quiet --bin claude-run --example faults
-exec unshare "$own" --mount-proc --kill-child target/release/examples/faults --claude-run target/release/claude-run "$@"
+exec unshare "$own" --mount-proc --kill-child "$release/examples/faults" --claude-run "$release/claude-run" "$@"

@@ -89,7 +89,7 @@ else
   command -v cc >/dev/null || die "there is no cc to link it; install a C compiler (on Debian: apt-get install gcc libc6-dev)"
   echo "building (about a minute the first time)"
   (cd "$here/.." && cargo build --release --locked --quiet)
-  binary=${CARGO_TARGET_DIR:-$here/../target}/release/claude-run
+  binary=${CARGO_TARGET_DIR:-$here/../target}/$(rustc -vV | sed -n 's/^host: //p')/release/claude-run
 fi
 "$binary" --version >/dev/null || die "$binary does not run here"
 if [ -n "$shim" ] && { [ -e "$shim/claude" ] || [ -L "$shim/claude" ]; } && ! is_our_shim "$shim/claude"; then

@@ -3,6 +3,8 @@
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$top" || exit
+# Where cargo puts what .cargo/config.toml has it build.
+release=$top/target/$(rustc -vV 2>/dev/null | sed -n 's/^host: //p')/release
 
 say() { printf '\n== %s\n' "$*"; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 2; }

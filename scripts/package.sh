@@ -39,7 +39,7 @@ package() {
   # These flags come on top of those in .cargo/config.toml.
   cargo auditable build --release --locked --quiet \
     --config "build.rustflags=['--remap-path-prefix=$top=.', '--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo']"
-  scripts/install.sh --prefix "$root" --binary "$CARGO_TARGET_DIR/release/claude-run" >/dev/null
+  scripts/install.sh --prefix "$root" --binary "$CARGO_TARGET_DIR/${release#"$top/target/"}/claude-run" >/dev/null
   name=claude-run-$(cargo pkgid | sed 's/.*[#@]//')-$(uname -m)-linux
   mkdir -p "$root/share/doc/claude-run"
   cp README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT "$root/share/doc/claude-run"

@@ -18,7 +18,7 @@ need cc gcc
 
 say "building (about a minute the first time)"
 cargo build --release --locked --quiet
-run=$top/target/release/claude-run
+run=$release/claude-run
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -28,7 +28,7 @@ if $real; then
   words=(-p "Say hello in one word.")
 else
   cargo build --release --locked --quiet --example fake_claude
-  export CLAUDE_CONFIG_DIR=$work/config CLAUDE_RUN_CLAUDE=$top/target/release/examples/fake_claude
+  export CLAUDE_CONFIG_DIR=$work/config CLAUDE_RUN_CLAUDE=$release/examples/fake_claude
   say "three agents, a fake claude, the session lock $CLAUDE_CONFIG_DIR/session.lock"
 fi
 

@@ -35,9 +35,9 @@ need cc gcc
 need flock util-linux
 
 cargo build --release --locked --quiet --bin claude-run --example fake_claude --example oauth_stand_in
-claude_run=${CLAUDE_RUN_BIN:-$top/target/release/claude-run}
-export CLAUDE_RUN_CLAUDE=$top/target/release/examples/fake_claude
-stand_in=$top/target/release/examples/oauth_stand_in
+claude_run=${CLAUDE_RUN_BIN:-$release/claude-run}
+export CLAUDE_RUN_CLAUDE=$release/examples/fake_claude
+stand_in=$release/examples/oauth_stand_in
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -23,7 +23,7 @@ command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain 
 need cc gcc
 need flock util-linux
 cargo build --release --locked --quiet
-run=$top/target/release/claude-run
+run=$release/claude-run
 
 work=$(mktemp -d)
 holder=
@@ -88,7 +88,7 @@ limit() {
   RUSTFLAGS='' CARGO_TARGET_DIR=$top/target/dynamic cargo build --release --locked --quiet
   began=$(milliseconds)
   # The child has the machine's own clock: two hours are two seconds for claude-run alone.
-  faketime -f '+0 x3600' "$top/target/dynamic/release/claude-run" -- \
+  faketime -f '+0 x3600' "$top/target/dynamic/${release#"$top/target/"}/claude-run" -- \
     env -u LD_PRELOAD -u FAKETIME -u FAKETIME_SHARED sleep 600 2>"$work/limit" || code=$?
   began=$(($(milliseconds) - began))
   line=$(grep 'hard limit' "$work/limit" || true)

@@ -2,7 +2,13 @@
 //! it costs a run no code.
 
 #[expect(dead_code, unreachable_pub, reason = "the library's module, of which the parsers alone are wanted here")]
-mod cli;
+#[path = "config"]
+mod config {
+    pub mod cli;
+    pub mod help;
+    pub mod options;
+    pub mod subcommands;
+}
 #[path = "build/documents.rs"]
 mod documents;
 
@@ -13,7 +19,7 @@ use std::{env, fs, io};
 fn main() -> io::Result<()> {
     let date = tell_version();
     let out = env::var("OUT_DIR").map_err(io::Error::other)?;
-    for shell in cli::SHELLS {
+    for shell in config::cli::SHELLS {
         fs::write(Path::new(&out).join(shell), documents::completions(shell)?)?;
     }
     fs::write(Path::new(&out).join("claude-run.1"), documents::man_page(&date)?)

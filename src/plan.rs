@@ -14,14 +14,14 @@ use crate::claude::config_dir::{self, ConfigDir, ForChild};
 use crate::claude::credentials::Login;
 use crate::claude::frames;
 use crate::claude::program::Program;
-use crate::diag::LogFile;
-use crate::lock::{self, Above, HelperCommand, Lock, Refreshes};
-use crate::records::{Directory, Journal, Particulars};
-use crate::run::output::Watch;
-use crate::run::policy::{Group, Rules};
+use crate::config::settings::{DurationSetting, Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Stdin};
+use crate::lock::{self, AncestorRuns, HelperCommand, LockRequest, Refreshes};
+use crate::logging::LogFile;
+use crate::records::{RecordStore, RunInfo, RunRecorder};
 use crate::run_id::RunId;
-use crate::settings::{Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Span, Stdin};
-use crate::signals::Inherited;
+use crate::supervisor::output::Watch;
+use crate::supervisor::policy::{Group, PolicyConfig};
+use crate::sys::signal::InheritedDispositions;
 
 /// One invocation, decided.
 #[derive(Debug)]
@@ -33,13 +33,13 @@ pub struct Plan {
     /// What it reads from.
     pub stdin: Stdin,
     /// The session lock, if this run needs it.
-    pub lock: Option<Lock>,
+    pub lock: Option<LockRequest>,
     /// What the child's output is read for.
     pub watch: Watch,
     /// Its books.
-    pub journal: Journal,
+    pub journal: RunRecorder,
     /// What the watchdog keeps to; without one, claude-run becomes the program and is gone.
-    pub watchdog: Option<Rules>,
+    pub watchdog: Option<PolicyConfig>,
 }
 
 /// How often claude-run may run below itself. Agents that call agents need a few; a `claude` on PATH that is a script
@@ -50,16 +50,16 @@ impl Plan {
     /// Decides, and checks on the way what can be known before anything is started.
     ///
     /// # Errors
-    /// The program cannot be started (`Unstartable`), or the config dir cannot be used where the mode needs it.
+    /// The program cannot be started (`ProgramError`), or the config dir cannot be used where the mode needs it.
     pub fn new(
         settings: Settings,
         config_dir: Result<ConfigDir>,
         environment: Environment,
-        signals: &Inherited,
+        signals: &InheritedDispositions,
         run: RunId,
         log: Option<Arc<LogFile>>,
     ) -> Result<Self> {
-        let above = Above::of(environment);
+        let above = AncestorRuns::of(environment);
         if above.runs.len() >= MOST_NESTED {
             bail!(
                 "claude-run runs below itself {MOST_NESTED} times: is the claude on PATH a script that calls it? name the real one with CLAUDE_RUN_CLAUDE"
@@ -83,14 +83,14 @@ impl Plan {
             }
             config_dir => config_dir.unwrap_or_default(),
         };
-        let records = config_dir.as_ref().map(|config_dir| Directory::of(&config_dir.path));
+        let records = config_dir.as_ref().map(|config_dir| RecordStore::of(&config_dir.path));
         if above.has_stale_key(records.as_ref()) {
             child_environment.retain(|(name, _)| name != lock::KEY_VARIABLE);
         }
         let lock_file = || settings.lock_file.clone().or_else(|| Some(config_dir.as_ref()?.path.join(lock::FILE_NAME)));
-        let lock = wants_lock.then(lock_file).flatten().map(|path| Lock {
+        let lock = wants_lock.then(lock_file).flatten().map(|path| LockRequest {
             path,
-            only_while_due: settings.lock_mode == LockMode::Refresh,
+            refresh_only: settings.lock_mode == LockMode::Refresh,
             refreshes: config_dir.as_ref().map(|config_dir| refreshes(&settings, config_dir, environment, &program)),
             helper: settings.lock_helper.clone().map(|words| HelperCommand {
                 words,
@@ -103,7 +103,7 @@ impl Plan {
             ignored: signals.ignored,
         });
         let terminal = Terminal::of(settings.stdin);
-        let rules = Rules {
+        let rules = PolicyConfig {
             hard_limit: settings.hard_limit.unwrap_or(terminal.hard_limit()).as_limit(),
             idle_limit: settings.idle_limit.as_limit(),
             result_grace: settings.result_grace.as_limit(),
@@ -117,7 +117,7 @@ impl Plan {
         let record_file = settings.record.filter(|_| !bare);
         let keeps_nothing = rules.hard_limit.is_none() && rules.leftovers == Leftovers::Keep;
         let idle = lock.is_none() && keeps_nothing && !watch.reads() && record_file.is_none();
-        let journal = Journal::open(Particulars {
+        let journal = RunRecorder::open(RunInfo {
             run,
             label: settings.label,
             program: program.path.clone(),
@@ -139,7 +139,7 @@ impl Plan {
 }
 
 /// What the output is to be read for.
-fn watch(settings: &Settings, program: &Program, rules: &Rules, log: Option<Arc<LogFile>>) -> Result<Watch> {
+fn watch(settings: &Settings, program: &Program, rules: &PolicyConfig, log: Option<Arc<LogFile>>) -> Result<Watch> {
     let on_terminal = io::stdout().is_terminal();
     let frames_are_asked_for = frames::are_expected(&program.argv);
     let required = match settings.require_result {
@@ -201,8 +201,8 @@ impl Terminal {
         }
     }
 
-    fn hard_limit(self) -> Span {
-        if self == Self::Foreground { Span::Endless } else { HARD_LIMIT }
+    fn hard_limit(self) -> DurationSetting {
+        if self == Self::Foreground { DurationSetting::Endless } else { HARD_LIMIT }
     }
 
     fn leftovers(self) -> Leftovers {

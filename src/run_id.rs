@@ -6,7 +6,7 @@ use std::process;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
 
-use crate::procfs::Stat;
+use crate::sys::proc::Stat;
 
 /// `<pid>-<nanoseconds since boot>`, taken while the process `pid` was alive. A process of that pid which is older than
 /// the id is the one that took it: the kernel hands out a pid again only after its owner is gone.

@@ -8,8 +8,8 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
 
-use crate::cli::help::{Body, MAN, WHATIS};
-use crate::cli::{self, LOCK_MODE, MODES, OPTIONS, Takes};
+use crate::config::cli::{self, LOCK_MODE, MODES, OPTIONS, Takes};
+use crate::config::help::{Body, MAN, WHATIS};
 
 const NAME: &str = "claude-run";
 

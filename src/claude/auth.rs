@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::credentials::Login;
-use crate::files;
-use crate::settings::Environment;
+use crate::config::settings::Environment;
+use crate::sys::fs::read_bounded;
 
 /// A way to prove it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,7 +105,7 @@ struct Settings(Vec<(PathBuf, Value)>);
 impl Settings {
     fn read(config_dir: &Path, arguments: &[OsString]) -> Self {
         let at =
-            |path: &Path| Some((path.to_owned(), serde_json::from_slice(&files::read(path, LARGEST_SETTINGS).ok()?).ok()?));
+            |path: &Path| Some((path.to_owned(), serde_json::from_slice(&read_bounded(path, LARGEST_SETTINGS).ok()?).ok()?));
         let files = [
             MANAGED.into(),
             ".claude/settings.local.json".into(),

@@ -12,7 +12,7 @@ use nix::unistd::{AccessFlags, access};
 use tracing::warn;
 use unicode_normalization::is_nfc;
 
-use crate::settings::Environment;
+use crate::config::settings::Environment;
 
 /// The variable that moves the config dir.
 pub const VARIABLE: &str = "CLAUDE_CONFIG_DIR";

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::files;
+use crate::sys::fs::read_bounded;
 
 /// What the credentials file says of the OAuth login.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Login {
     /// Reads the file. One that is just being rewritten in place, as older versions do, is read again.
     pub fn read_whole(config_dir: &Path) -> Self {
         for _ in 0..REWRITING.as_millis() / READ_AGAIN.as_millis() {
-            match files::read(&Self::path(config_dir), LARGEST).map(|bytes| Self::parse(&bytes)) {
+            match read_bounded(&Self::path(config_dir), LARGEST).map(|bytes| Self::parse(&bytes)) {
                 Ok(Self::Unclear(_)) => thread::sleep(READ_AGAIN),
                 _ => break,
             }
@@ -47,7 +47,7 @@ impl Login {
 
     /// Reads the file, as it is at this moment.
     pub fn read(config_dir: &Path) -> Self {
-        match files::read(&Self::path(config_dir), LARGEST) {
+        match read_bounded(&Self::path(config_dir), LARGEST) {
             Ok(bytes) => Self::parse(&bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => Self::None,
             Err(error) => Self::Unclear(error.to_string()),
@@ -57,7 +57,7 @@ impl Login {
     /// Whether there is a token that it can be refreshed with.
     pub fn has_refresh_token(config_dir: &Path) -> bool {
         let file =
-            files::read(&Self::path(config_dir), LARGEST).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+            read_bounded(&Self::path(config_dir), LARGEST).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         file.is_some_and(|file| file["claudeAiOauth"]["refreshToken"].as_str().is_some_and(|token| !token.is_empty()))
     }
 

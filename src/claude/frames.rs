@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 /// What a frame told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sighting {
+pub enum FrameEvent {
     /// A result frame. A run can print several.
     Result {
         /// Its `is_error`.
@@ -71,7 +71,7 @@ pub struct FrameReader {
 
 impl FrameReader {
     /// Takes the next bytes and tells what the lines that end in them say.
-    pub fn feed(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Sighting)) {
+    pub fn feed(&mut self, mut bytes: &[u8], mut tell: impl FnMut(FrameEvent)) {
         while let Some(end) = memchr(b'\n', bytes) {
             let (head, rest) = bytes.split_at(end);
             bytes = &rest[1..];
@@ -89,7 +89,7 @@ impl FrameReader {
     }
 
     /// The output has ended: a last line may lack its newline.
-    pub fn end(&mut self, mut tell: impl FnMut(Sighting)) {
+    pub fn end(&mut self, mut tell: impl FnMut(FrameEvent)) {
         self.feed(b"\n", &mut tell);
     }
 
@@ -107,11 +107,11 @@ impl FrameReader {
         }
     }
 
-    fn look_at(&mut self, line: &[u8], tell: &mut impl FnMut(Sighting)) {
+    fn look_at(&mut self, line: &[u8], tell: &mut impl FnMut(FrameEvent)) {
         if type_in_front(line).is_some_and(|kind| !matches!(kind, b"result" | b"system")) {
             // Of another frame it matters only that it came.
             if self.last_result.is_some() {
-                tell(Sighting::Other);
+                tell(FrameEvent::Other);
             }
             return;
         }
@@ -126,7 +126,7 @@ impl FrameReader {
         }
     }
 
-    fn understand(&mut self, frame: &Frame) -> Option<Sighting> {
+    fn understand(&mut self, frame: &Frame) -> Option<FrameEvent> {
         let kind: String = value(frame, "type")?;
         let subtype: Option<String> = value(frame, "subtype");
         let task: Option<String> = value(frame, "task_id");
@@ -142,7 +142,7 @@ impl FrameReader {
                     duration_ms: value(frame, "duration_ms"),
                     cost_usd: value(frame, "total_cost_usd"),
                 });
-                return Some(Sighting::Result { is_error });
+                return Some(FrameEvent::Result { is_error });
             }
             ("system", Some("task_started")) => self.tasks.extend(task),
             ("system", Some("task_notification")) => self.tasks.retain(|open| Some(open) != task.as_ref()),
@@ -150,9 +150,9 @@ impl FrameReader {
                 let tasks: Vec<Frame> = value(frame, "tasks")?;
                 self.tasks = tasks.iter().filter_map(|task| value(task, "task_id")).collect();
             }
-            _ => return self.last_result.is_some().then_some(Sighting::Other),
+            _ => return self.last_result.is_some().then_some(FrameEvent::Other),
         }
-        Some(Sighting::OpenTasks(u32::try_from(self.tasks.len()).unwrap_or(u32::MAX)))
+        Some(FrameEvent::OpenTasks(u32::try_from(self.tasks.len()).unwrap_or(u32::MAX)))
     }
 }
 
@@ -196,7 +196,7 @@ mod tests {
         r#"{"duration_api_ms":65,"result":"x","usage":{"type":"no"},"is_error":false,"subtype":"success","type":"result"}"#;
     const OLD: &str = r#"{"type":"result","subtype":"success","is_error":true,"result":"x"}"#;
 
-    fn sightings(pieces: &[&[u8]]) -> Vec<Sighting> {
+    fn sightings(pieces: &[&[u8]]) -> Vec<FrameEvent> {
         let mut reader = FrameReader::default();
         let mut seen = Vec::new();
         pieces.iter().for_each(|piece| reader.feed(piece, |sighting| seen.push(sighting)));
@@ -206,8 +206,8 @@ mod tests {
 
     #[test]
     fn a_result_is_found_in_any_order_of_keys_with_spaces_and_in_arrays() {
-        let fine = Sighting::Result { is_error: false };
-        let bad = Sighting::Result { is_error: true };
+        let fine = FrameEvent::Result { is_error: false };
+        let bad = FrameEvent::Result { is_error: true };
         let spaced = "  { \"is_error\" : false , \"type\" : \"result\" , \"subtype\":\"success\" }\r";
         let escaped = r#"{"t\u0079pe":"res\u0075lt","is_error":false,"subtype":"success"}"#;
         let array = format!("[{{\"type\":\"system\",\"subtype\":\"init\"}},{NEW}]");
@@ -267,7 +267,7 @@ mod tests {
     fn it_does_not_matter_where_reads_split() {
         let text = format!("{NEW}\nplain text\n{OLD}\n\n{{\"type\":\"assistant\"}}\n");
         let whole = sightings(&[text.as_bytes()]);
-        assert_eq!(whole, [Sighting::Result { is_error: false }, Sighting::Result { is_error: true }, Sighting::Other]);
+        assert_eq!(whole, [FrameEvent::Result { is_error: false }, FrameEvent::Result { is_error: true }, FrameEvent::Other]);
         for first in 0..text.len() {
             for second in first..text.len() {
                 let bytes = text.as_bytes();
@@ -287,7 +287,7 @@ mod tests {
             assert!(reader.line.capacity() <= 2 * LONGEST_LINE);
         }
         reader.feed(format!("\"}}\n{OLD}\n").as_bytes(), |sighting| seen.push(sighting));
-        assert_eq!(seen, [Sighting::Result { is_error: true }]);
+        assert_eq!(seen, [FrameEvent::Result { is_error: true }]);
         // What is left of it is no line, even where it looks like one.
         seen.clear();
         reader.feed(&vec![b'x'; LONGEST_LINE + 1], |sighting| seen.push(sighting));
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn the_longest_line_is_looked_at_and_one_more_byte_is_too_much() {
-        for (length, expected) in [(LONGEST_LINE, &[Sighting::Result { is_error: true }][..]), (LONGEST_LINE + 1, &[])] {
+        for (length, expected) in [(LONGEST_LINE, &[FrameEvent::Result { is_error: true }][..]), (LONGEST_LINE + 1, &[])] {
             let line = format!("{}{OLD}", " ".repeat(length - OLD.len()));
             let (first, second) = line.as_bytes().split_at(length / 2);
             assert_eq!(sightings(&[first, second]), expected, "{length}");
@@ -329,7 +329,7 @@ mod tests {
         ];
         for told in [&old[..], &new[..]] {
             let text: String = told.iter().map(|(line, _)| format!("{line}\n")).collect();
-            let expected: Vec<_> = told.iter().map(|&(_, open)| Sighting::OpenTasks(open)).collect();
+            let expected: Vec<_> = told.iter().map(|&(_, open)| FrameEvent::OpenTasks(open)).collect();
             assert_eq!(sightings(&[text.as_bytes()]), expected);
         }
     }

@@ -12,21 +12,21 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
-use crate::cli::similar_operation;
+use crate::config::cli::similar_operation;
 
 /// Claude Code's name on PATH, the default COMMAND and the name of the shim.
 pub const NAME: &str = "claude";
 
 /// Why a COMMAND cannot be started; callers tell the two apart by exit code.
 #[derive(Debug)]
-pub enum Unstartable {
+pub enum ProgramError {
     /// There is no such program.
     NotFound(String),
     /// There is one, but it cannot be run.
     CannotRun(String),
 }
 
-impl std::fmt::Display for Unstartable {
+impl std::fmt::Display for ProgramError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotFound(message) | Self::CannotRun(message) => f.write_str(message),
@@ -34,7 +34,7 @@ impl std::fmt::Display for Unstartable {
     }
 }
 
-impl std::error::Error for Unstartable {}
+impl std::error::Error for ProgramError {}
 
 /// COMMAND and its arguments, ready to be started.
 #[derive(Debug)]
@@ -51,15 +51,15 @@ impl Program {
     /// Finds the program for `command`: empty, or starting with `-`: claude with these arguments.
     ///
     /// # Errors
-    /// [`Unstartable`], naming the program and where it was looked for.
-    pub fn find(command: &[OsString], claude: Option<&Path>) -> Result<Self, Unstartable> {
+    /// [`ProgramError`], naming the program and where it was looked for.
+    pub fn find(command: &[OsString], claude: Option<&Path>) -> Result<Self, ProgramError> {
         let mut command = command.to_vec();
         if command.first().is_none_or(|word| word.as_bytes().starts_with(b"-")) {
             command.insert(0, NAME.into());
         }
         let name = &command[0];
         if name.is_empty() {
-            return Err(Unstartable::NotFound("COMMAND is an empty word; name a program, or leave it out for claude".into()));
+            return Err(ProgramError::NotFound("COMMAND is an empty word; name a program, or leave it out for claude".into()));
         }
         let is_claude = name == NAME;
         let path = match claude {
@@ -71,20 +71,20 @@ impl Program {
     }
 
     /// What the `errno` of its execve(2) means.
-    pub fn unstartable(&self, errno: Errno) -> Unstartable {
+    pub fn unstartable(&self, errno: Errno) -> ProgramError {
         let path = self.path.display();
         match errno {
             Errno::ENOENT if self.path.exists() => {
-                Unstartable::CannotRun(format!("{path}: its interpreter or loader is not there; look at its first line"))
+                ProgramError::CannotRun(format!("{path}: its interpreter or loader is not there; look at its first line"))
             }
-            Errno::ENOENT => Unstartable::NotFound(format!("{path}: not found")),
+            Errno::ENOENT => ProgramError::NotFound(format!("{path}: not found")),
             Errno::ENOEXEC => {
-                Unstartable::CannotRun(format!("{path}: neither a binary for this machine nor a script with a #! line"))
+                ProgramError::CannotRun(format!("{path}: neither a binary for this machine nor a script with a #! line"))
             }
-            Errno::E2BIG => Unstartable::CannotRun(format!(
+            Errno::E2BIG => ProgramError::CannotRun(format!(
                 "{path}: arguments and environment are larger than the kernel takes; pass them by a file or stdin"
             )),
-            _ => Unstartable::CannotRun(format!("{path}: cannot be run: {}", io::Error::from(errno))),
+            _ => ProgramError::CannotRun(format!("{path}: cannot be run: {}", io::Error::from(errno))),
         }
     }
 
@@ -100,35 +100,35 @@ pub fn is_shim(called_as: &OsStr) -> bool {
     Path::new(called_as).file_name() == Some(OsStr::new(NAME))
 }
 
-fn at(path: &Path) -> Result<PathBuf, Unstartable> {
+fn at(path: &Path) -> Result<PathBuf, ProgramError> {
     let shown = path.display();
     let found = fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
-            Unstartable::NotFound(format!("{shown}: not found"))
+            ProgramError::NotFound(format!("{shown}: not found"))
         }
-        _ => Unstartable::CannotRun(format!("{shown}: cannot be run: {error}")),
+        _ => ProgramError::CannotRun(format!("{shown}: cannot be run: {error}")),
     })?;
     if found.is_dir() {
-        return Err(Unstartable::CannotRun(format!("{shown}: is a directory, not a program")));
+        return Err(ProgramError::CannotRun(format!("{shown}: is a directory, not a program")));
     }
     if access(path, AccessFlags::X_OK).is_err() {
-        return Err(Unstartable::CannotRun(format!("{shown}: is not executable; chmod +x, or name another program")));
+        return Err(ProgramError::CannotRun(format!("{shown}: is not executable; chmod +x, or name another program")));
     }
     Ok(path.to_owned())
 }
 
 /// What --claude names, unless that is the shim.
-fn the_real(path: &Path) -> Result<PathBuf, Unstartable> {
+fn the_real(path: &Path) -> Result<PathBuf, ProgramError> {
     if fs::metadata(path).is_ok_and(|found| is_ourselves(&found)) {
         let message =
             format!("{}: is claude-run itself; name the real claude with --claude or CLAUDE_RUN_CLAUDE", path.display());
-        return Err(Unstartable::CannotRun(message));
+        return Err(ProgramError::CannotRun(message));
     }
     at(path)
 }
 
 /// The first executable `name` on PATH; as claude, the first that is not this program under claude's name.
-fn on_path(name: &OsStr, is_claude: bool) -> Result<PathBuf, Unstartable> {
+fn on_path(name: &OsStr, is_claude: bool) -> Result<PathBuf, ProgramError> {
     let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/bin:/usr/bin".into());
     let mut denied = None;
     for dir in env::split_paths(&path) {
@@ -145,14 +145,14 @@ fn on_path(name: &OsStr, is_claude: bool) -> Result<PathBuf, Unstartable> {
     let shown = name.display();
     Err(match denied {
         Some(path) => {
-            Unstartable::CannotRun(format!("{}: is not executable, and there is no other {shown} on PATH", path.display()))
+            ProgramError::CannotRun(format!("{}: is not executable, and there is no other {shown} on PATH", path.display()))
         }
-        None if is_claude => Unstartable::NotFound(
+        None if is_claude => ProgramError::NotFound(
             "claude: not found on PATH; install Claude Code, or name it with --claude or CLAUDE_RUN_CLAUDE".into(),
         ),
         None => {
             let similar = similar_operation(&shown.to_string()).map(|name| format!("; did you mean `claude-run {name}`?"));
-            Unstartable::NotFound(format!("{shown}: not found on PATH{}", similar.unwrap_or_default()))
+            ProgramError::NotFound(format!("{shown}: not found on PATH{}", similar.unwrap_or_default()))
         }
     })
 }

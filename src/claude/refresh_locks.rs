@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::files;
-use crate::procfs::{Stat, boot_id, host, pid_namespace};
+use crate::sys::fs::read_bounded;
+use crate::sys::proc::{Stat, boot_id, host, pid_namespace};
 
 /// One lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub enum Standing {
     /// A refresh is under way.
     Live,
     /// Its owner is dead, but whoever comes now still respects it, for so long.
-    Abandoned(Duration),
+    OwnerDead(Duration),
     /// Its holder was killed or is stuck: nobody has touched it for so long, and whoever comes now takes it.
     Stale(Duration),
 }
@@ -65,7 +65,7 @@ impl RefreshLock {
         let real = fs::canonicalize(config_dir).unwrap_or_else(|_| config_dir.to_owned());
         let mut sibling = real.into_os_string();
         sibling.push(".lock");
-        let owner = files::read(&Self::owner_file(config_dir), LARGEST_OWNER).ok().and_then(|text| Owner::parse(&text));
+        let owner = read_bounded(&Self::owner_file(config_dir), LARGEST_OWNER).ok().and_then(|text| Owner::parse(&text));
         let newer = Self::at(config_dir.join(".oauth_refresh.lock"), owner.clone(), NEWER_STALE_AFTER);
         let older = Self::at(sibling.into(), None, STALE_AFTER);
         // The newer versions take the older lock as well, and touch both.
@@ -94,7 +94,7 @@ impl RefreshLock {
         let age = now.duration_since(touched).unwrap_or_default();
         match self.owner {
             _ if age >= self.stale_after => Standing::Stale(age),
-            Some(Owner { lives: Some(false), .. }) => Standing::Abandoned(self.stale_after - age),
+            Some(Owner { lives: Some(false), .. }) => Standing::OwnerDead(self.stale_after - age),
             _ => Standing::Live,
         }
     }
@@ -103,7 +103,7 @@ impl RefreshLock {
     pub fn blocks_for(&self, now: SystemTime) -> Option<Duration> {
         match self.standing(now) {
             Standing::Free | Standing::Stale(_) => None,
-            Standing::Live | Standing::Abandoned(_) => {
+            Standing::Live | Standing::OwnerDead(_) => {
                 let age = now.duration_since(self.touched?).unwrap_or_default();
                 Some(self.stale_after - age)
             }
@@ -166,7 +166,7 @@ mod tests {
         for lives in [None, Some(None), Some(Some(true)), Some(Some(false))] {
             let is_dead = lives == Some(Some(false));
             let standing = |touched| lock(touched, lives).standing(now);
-            let live = |left| if is_dead { Standing::Abandoned(left) } else { Standing::Live };
+            let live = |left| if is_dead { Standing::OwnerDead(left) } else { Standing::Live };
             assert_eq!(standing(None), Standing::Free);
             assert_eq!(standing(Some(now)), live(STALE_AFTER));
             assert_eq!(standing(Some(now + Duration::from_secs(99))), live(STALE_AFTER), "a clock that was set back");
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(standings(), [Standing::Live, Standing::Live]);
         let owner = format!(r#"{{"pid":4194304,"procStart":"1","pidDomain":"{}"}}"#, domain());
         fs::write(config_dir.join(".oauth_refresh.lock.owner"), owner)?;
-        assert!(matches!(standings(), [Standing::Abandoned(_), Standing::Abandoned(_)]));
+        assert!(matches!(standings(), [Standing::OwnerDead(_), Standing::OwnerDead(_)]));
         fs::remove_dir(config_dir.join(".oauth_refresh.lock"))?;
         assert!(matches!(standings(), [Standing::Stale(_), Standing::Free]), "an owner's file that was left over");
         Ok(())

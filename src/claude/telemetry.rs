@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use memchr::memmem;
 
-use crate::files;
 use crate::object::Members;
+use crate::sys::fs::open_to_read;
 
 /// An event of a refresh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl Telemetry {
 
     /// Reads on where it was left, up to the last line that is complete: one that is being written comes the next time.
     fn read_file(&mut self, path: PathBuf, events: &mut Vec<RefreshEvent>) -> io::Result<()> {
-        let mut file = files::open(&path)?;
+        let mut file = open_to_read(&path)?;
         let known = self.read.iter().position(|(known, _)| *known == path);
         let known = known.unwrap_or_else(|| {
             self.read.push((path, 0));
@@ -169,7 +169,7 @@ impl Telemetry {
     /// Counts what is cut at the end of a file as well: nobody completes it any more.
     pub fn count_cut(&mut self) {
         for (path, read) in &self.read {
-            let tail = files::open(path).and_then(|mut file| {
+            let tail = open_to_read(path).and_then(|mut file| {
                 file.seek(SeekFrom::Start(*read))?;
                 file.take(1).read_to_end(&mut Vec::new())
             });

@@ -16,13 +16,13 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 use tracing::{info, warn};
 
-use super::keeper::{Ears, Keeper, Report, read_what_is_there};
-use super::waiting;
+use super::helper_monitor::{HelperMonitor, MonitorPipes, Report, read_what_is_there};
+use super::queue;
 use crate::claude::program::Program;
-use crate::event::{Channel, Event, Mouth};
-use crate::exec::Exec;
-use crate::settings::{Stdin, after, show};
-use crate::signals::{self, Inherited, SAME_REQUEST};
+use crate::config::settings::{Stdin, after, show};
+use crate::events::{Event, EventQueue, EventSender};
+use crate::sys::exec::Exec;
+use crate::sys::signal::{self, DUPLICATE_WINDOW, InheritedDispositions};
 
 /// The variable that tells the child what the helper calls its lock.
 pub const KEY_VARIABLE: &str = "CLAUDE_RUN_LOCK_KEY";
@@ -35,14 +35,14 @@ pub struct HelperCommand {
     /// From a TERM to the KILL.
     pub kill_grace: Option<Duration>,
     /// The dispositions it starts with.
-    pub signals: Inherited,
+    pub signals: InheritedDispositions,
 }
 
 /// A helper that runs. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Helper {
     program: Program,
-    keeper: Keeper,
+    keeper: HelperMonitor,
     kill_grace: Option<Duration>,
     told: Arc<Told>,
     /// Since when it has been told to let go.
@@ -61,7 +61,7 @@ struct State {
     /// Its first line on stdout: it has the lock.
     key: Option<String>,
     /// Its last line on stderr.
-    last_words: Option<String>,
+    last_stderr_line: Option<String>,
     /// Why it could not even begin.
     failure: Option<Failure>,
     /// Why no first line may ever come.
@@ -85,22 +85,22 @@ const LONGEST_LINE: usize = 4096;
 const A_KEEPER_S_DELAY: Duration = Duration::from_secs(5);
 
 /// Longer than it takes to hear of what has happened.
-const A_MOMENT: Duration = Duration::from_millis(100);
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(100);
 
 impl Helper {
-    /// Starts it. Whatever there is to tell comes through `mouth` as [`Event::HelperTold`].
+    /// Starts it. Whatever there is to tell comes through `sender` as [`Event::HelperTold`].
     ///
     /// # Errors
-    /// There is no such program (`Unstartable`), or we are out of processes, threads or descriptors.
-    pub(super) fn start(command: &HelperCommand, mouth: Mouth) -> Result<Self> {
+    /// There is no such program (`ProgramError`), or we are out of processes, threads or descriptors.
+    pub(super) fn start(command: &HelperCommand, sender: EventSender) -> Result<Self> {
         let words: Vec<_> = command.words.iter().map(Into::into).collect();
         let program = Program::find(&words, None).context(FAILED)?;
         let environment: Vec<_> = env::vars_os().collect();
-        let exec = Exec::of(&program, &environment, Stdin::Null).context(FAILED)?;
-        let (keeper, ears) = Keeper::start(&exec, &command.signals, command.kill_grace).context(FAILED)?;
+        let exec = Exec::new(&program.path, &program.argv, &environment, Stdin::Null).context(FAILED)?;
+        let (keeper, ears) = HelperMonitor::start(&exec, &command.signals, command.kill_grace).context(FAILED)?;
         let told = Arc::<Told>::default();
-        let listener = Listener { name: command.words[0].clone(), ears, told: Arc::clone(&told), mouth };
-        if let Err(error) = signals::spawn_deaf("lock-helper", 64 * 1024, move || listener.listen()) {
+        let listener = Listener { name: command.words[0].clone(), ears, told: Arc::clone(&told), sender };
+        if let Err(error) = signal::spawn_with_signals_blocked("lock-helper", 64 * 1024, move || listener.listen()) {
             keeper.give_up();
             return Err(error).context(FAILED);
         }
@@ -122,8 +122,8 @@ impl Helper {
     /// How it has ended, if it has, and what it said at last.
     pub(super) fn ending(&self) -> Option<String> {
         let state = self.told.state();
-        let last_words = state.last_words.as_ref().map_or_else(String::new, |words| format!(": {words}"));
-        state.ending.as_ref().map(|ending| format!("{ending}{last_words}"))
+        let last_stderr_line = state.last_stderr_line.as_ref().map_or_else(String::new, |words| format!(": {words}"));
+        state.ending.as_ref().map(|ending| format!("{ending}{last_stderr_line}"))
     }
 
     /// Why it could not be executed, if so.
@@ -145,26 +145,27 @@ impl Helper {
     }
 
     /// Has it let go of its lock, without waiting for that: TERM, the kill grace, KILL.
-    pub(super) fn let_go(&mut self) {
+    pub(super) fn release(&mut self) {
         if self.parting.is_none() {
             self.parting = Some(Instant::now());
-            self.keeper.let_go();
+            self.keeper.release();
         }
     }
 
     /// Has it let go of its lock, and waits for that. Gives the first signal that asks us for an end meanwhile: it ends the kill
     /// grace at once, unless it comes right after `asked`, when we had such a request before. What is no signal is left in the
-    /// channel.
-    pub(super) fn part(mut self, channel: &mut Channel, ignored: SigSet, asked: Option<Instant>) -> Option<Signal> {
-        self.let_go();
+    /// events.
+    pub(super) fn part(mut self, events: &mut EventQueue, ignored: SigSet, asked: Option<Instant>) -> Option<Signal> {
+        self.release();
         let began = Instant::now();
         let mut others = Vec::new();
         let mut request = None;
         while self.told.state().ending.is_none() && !self.is_overdue() {
-            let Ok(events) = channel.wait(self.overdue_at()) else { break };
+            let Ok(events) = events.wait(self.overdue_at()) else { break };
             let report = || warn!("waiting for the lock helper {} to let go, {} so far", self.name(), show(began.elapsed()));
-            let signal = waiting::request_to_give_up(&events, ignored, report).and_then(|signal| Signal::try_from(signal).ok());
-            if let Some(signal) = signal.filter(|_| asked.is_none_or(|asked| asked.elapsed() >= SAME_REQUEST)) {
+            let signal =
+                queue::first_termination_signal(&events, ignored, report).and_then(|signal| Signal::try_from(signal).ok());
+            if let Some(signal) = signal.filter(|_| asked.is_none_or(|asked| asked.elapsed() >= DUPLICATE_WINDOW)) {
                 request = request.or(Some(signal));
                 if signal != Signal::SIGUSR2 {
                     self.hurry(signal);
@@ -172,7 +173,7 @@ impl Helper {
             }
             others.extend(events.into_iter().filter(|event| !matches!(event, Event::Signal(..))));
         }
-        channel.put_back(others);
+        events.unread(others);
         request
     }
 
@@ -181,7 +182,7 @@ impl Helper {
         if self.kill_grace != Some(Duration::ZERO) {
             warn!(name: "lock.helper", "{signal}: sending KILL to the lock helper {}", self.name());
             (self.kill_grace, self.parting) = (Some(Duration::ZERO), Some(Instant::now()));
-            self.keeper.let_go();
+            self.keeper.release();
         }
     }
 
@@ -202,11 +203,11 @@ impl Drop for Helper {
     /// TERM, by which it lets go of its lock; the kill grace; KILL. Unless we have [parted](Self::part) before, nobody hears signals
     /// here, so it takes no longer than that even where the kill grace has no bound.
     fn drop(&mut self) {
-        self.let_go();
+        self.release();
         let now = Instant::now();
         let overdue_at = self.overdue_at().unwrap_or(now + A_KEEPER_S_DELAY);
         // If we were stopped for so long, its end may be there, and only not be heard of.
-        if !self.told.ends_before(overdue_at.max(now + A_MOMENT)) {
+        if !self.told.ends_before(overdue_at.max(now + ANNOUNCE_AFTER)) {
             warn!(name: "lock.helper", "the lock helper {} does not end: sending KILL to its keeper", self.name());
             self.keeper.kill();
         }
@@ -235,9 +236,9 @@ impl Told {
 /// The thread that hears of a helper.
 struct Listener {
     name: String,
-    ears: Ears,
+    ears: MonitorPipes,
     told: Arc<Told>,
-    mouth: Mouth,
+    sender: EventSender,
 }
 
 impl Listener {
@@ -250,7 +251,7 @@ impl Listener {
                 .then(|| Report::read(&reports).unwrap_or(Report::Lost));
             stderr.read(&self.ears.stderr, |line| {
                 info!(name: "lock.helper", "{}: {line}", self.name);
-                self.told.state().last_words = Some(line);
+                self.told.state().last_stderr_line = Some(line);
             });
             // What else it prints is of no interest, but must not fill the pipe.
             let mut first = None;
@@ -271,17 +272,17 @@ impl Listener {
             state.silence = stdout.silence();
             match report {
                 None | Some(Report::OutOfReach(_) | Report::Killing) => {}
-                Some(Report::Unstartable(errno)) => state.failure = Some(Failure::Exec(errno)),
+                Some(Report::ProgramError(errno)) => state.failure = Some(Failure::Exec(errno)),
                 Some(Report::NoProcess(errno)) => state.failure = Some(Failure::Fork(errno)),
                 Some(Report::Exited(status)) => state.ending = Some(format!("exit status {status}")),
-                Some(Report::Killed(signal)) => state.ending = Some(format!("ended by {}", signals::name(signal))),
+                Some(Report::Killed(signal)) => state.ending = Some(format!("ended by {}", signal::name(signal))),
                 Some(Report::Lost) => state.ending = Some("its keeper was killed".to_owned()),
             }
             let has_ended = state.ending.is_some();
             drop(state);
             if is_key || has_ended {
                 self.told.changed.notify_all();
-                self.mouth.put(Event::HelperTold);
+                self.sender.send(Event::HelperTold);
             }
             if has_ended {
                 return;

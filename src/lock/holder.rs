@@ -5,11 +5,11 @@ use std::fmt;
 use std::fs;
 use std::time::SystemTime;
 
-use super::ours;
-use crate::identity::Identity;
-use crate::procfs::{self, Flock, Stat};
-use crate::records::{Directory, RunRecord, State};
-use crate::settings::show_seconds;
+use super::claims;
+use crate::config::settings::show_seconds;
+use crate::records::{RecordStore, RunRecord, State};
+use crate::sys::file_id::FileId;
+use crate::sys::proc::{self, Flock, Stat};
 
 /// Who holds a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub enum Holder {
 /// The flocks on a lock file, held and waited for, as far as they can be seen here.
 #[derive(Debug)]
 pub struct Queue {
-    lock: Identity,
+    lock: FileId,
     flocks: Vec<Flock>,
 }
 
@@ -38,35 +38,35 @@ const GLANCE: usize = 16;
 impl Holder {
     /// The holder of `lock`, among the live runs in `records` and the processes that can be seen here. None, if nobody holds
     /// it, or somebody out of sight.
-    pub fn find(records: Option<&Directory>, lock: Identity) -> Option<Self> {
+    pub fn find(records: Option<&RecordStore>, lock: FileId) -> Option<Self> {
         Self::find_at_a_glance(records, lock, GLANCE).or_else(|| Self::find_without_record(&Queue::look(lock), records))
     }
 
     /// The holder of `lock`, if it is one of the oldest live runs: `at_most` so many records are read.
-    pub fn find_at_a_glance(records: Option<&Directory>, lock: Identity, at_most: usize) -> Option<Self> {
+    pub fn find_at_a_glance(records: Option<&RecordStore>, lock: FileId, at_most: usize) -> Option<Self> {
         records?.holder(lock, at_most).map(|run| Self::Run(Box::new(run)))
     }
 
     /// A holder whose record does not say that it is one, or that has none.
-    pub fn find_without_record(queue: &Queue, records: Option<&Directory>) -> Option<Self> {
+    pub fn find_without_record(queue: &Queue, records: Option<&RecordStore>) -> Option<Self> {
         let lock = queue.lock;
         match queue.owner() {
-            Some(pid) if has_lock(pid, lock) => return Some(Self::of_pid(records, pid)),
+            Some(pid) if on_acquired(pid, lock) => return Some(Self::of_pid(records, pid)),
             // It changes hands right now: whoever is looked for has let go of it when found.
             Some(_) if Queue::look(lock).owner() != queue.owner() => return None,
-            None if procfs::is_outermost_pid_namespace() => return None,
+            None if proc::is_outermost_pid_namespace() => return None,
             _ => {}
         }
         // Who has locked it is gone or out of sight; the lock lives on in those that inherited the descriptor.
-        let heirs = Stat::all().into_iter().filter(|stat| has_lock(stat.pid, lock));
-        heirs.min_by_key(|stat| stat.start).map(|heir| Self::of_pid(records, heir.pid))
+        let inheritors = Stat::all().into_iter().filter(|stat| on_acquired(stat.pid, lock));
+        inheritors.min_by_key(|stat| stat.start).map(|heir| Self::of_pid(records, heir.pid))
     }
 
     /// The process `pid`, which holds it: a run, though its record may not say so yet, or some other.
-    fn of_pid(records: Option<&Directory>, pid: i32) -> Self {
+    fn of_pid(records: Option<&RecordStore>, pid: i32) -> Self {
         let run = records.and_then(|records| {
             // A run in a container below ours calls itself by another pid.
-            let (inner, namespace) = procfs::innermost_pid(pid)?;
+            let (inner, namespace) = proc::innermost_pid(pid)?;
             records.live_with_pid(inner).into_iter().find(|run| run.pid_namespace.as_ref() == Some(&namespace))
         });
         match run {
@@ -79,14 +79,14 @@ impl Holder {
     }
 }
 
-fn has_lock(pid: i32, lock: Identity) -> bool {
-    ours::has_a_descriptor_with_flock(&pid.to_string(), lock)
+fn on_acquired(pid: i32, lock: FileId) -> bool {
+    claims::has_a_descriptor_with_flock(&pid.to_string(), lock)
 }
 
 impl Queue {
     /// Asks the kernel, which for an answer brings all locking on the machine to a short halt: some 10 ms, mostly asleep.
-    pub fn look(lock: Identity) -> Self {
-        Self { lock, flocks: procfs::flocks(lock) }
+    pub fn look(lock: FileId) -> Self {
+        Self { lock, flocks: proc::flocks(lock) }
     }
 
     /// Who has asked for the lock that is held.
@@ -96,7 +96,7 @@ impl Queue {
 
     /// The pids of those that wait and are none of the `live` runs.
     pub fn waiting_without_record(&self, live: &[RunRecord]) -> Vec<i32> {
-        let ours = procfs::pid_namespace();
+        let ours = proc::pid_namespace();
         let (here, elsewhere): (Vec<_>, Vec<_>) = live.iter().partition(|record| record.pid_namespace == ours);
         let here: HashSet<i32> = here.into_iter().map(|record| record.pid).collect();
         let elsewhere: HashSet<_> =
@@ -104,7 +104,7 @@ impl Queue {
         // A run in a container below ours calls itself by another pid.
         let is_known = |pid: &i32| {
             here.contains(pid)
-                || (!elsewhere.is_empty() && procfs::innermost_pid(*pid).is_some_and(|name| elsewhere.contains(&name)))
+                || (!elsewhere.is_empty() && proc::innermost_pid(*pid).is_some_and(|name| elsewhere.contains(&name)))
         };
         // /proc/locks is read in pieces: who moves up in the queue meanwhile can stand in two of them.
         let mut seen = HashSet::new();
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn who_waits_is_counted_once() {
         let waits = |pid| Flock { pid, waits: true };
-        let lock = Identity { device: 1, inode: 2 };
+        let lock = FileId { device: 1, inode: 2 };
         let queue = Queue { lock, flocks: vec![Flock { pid: 4711, waits: false }, waits(7), waits(8), waits(7)] };
         assert_eq!(queue.waiting_without_record(&[]), [7, 8]);
     }

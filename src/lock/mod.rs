@@ -3,23 +3,23 @@
 //! has it (`holder`). Between hosts, a command that holds a lock of another engine (`helper`), how it is asked for that lock
 //! (`asking`), and the process that ends it in any case (`keeper`).
 
-mod asking;
+mod acquire;
+mod claims;
+mod file;
+mod guard;
 mod helper;
+mod helper_monitor;
+mod helper_wait;
 mod holder;
-mod holding;
-mod keeper;
-mod mode;
-mod ours;
-mod refresh;
-mod session;
-mod waiting;
+mod queue;
+mod refresh_due;
 
 /// What the lock file in a config dir is called: by us, and by the shell scripts before.
 pub const FILE_NAME: &str = "session.lock";
 
+pub use acquire::{Acquisition, LockRequest, take};
+pub use claims::{AncestorRuns, Claim};
+pub use guard::LockGuard;
 pub use helper::{HelperCommand, KEY_VARIABLE};
 pub use holder::{Holder, Queue};
-pub use holding::Holding;
-pub use mode::{Lock, Taken, take};
-pub use ours::{Above, Claim};
-pub use refresh::Refreshes;
+pub use refresh_due::Refreshes;

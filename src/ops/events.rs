@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result};
 
 use super::{Context, cannot_read, text, write};
 use crate::claude::telemetry::{Meaning, RefreshEvent, Telemetry};
-use crate::event::Channel;
+use crate::config::settings::{DurationSetting, show};
+use crate::events::EventQueue;
 use crate::object::Object;
 use crate::outcome::Outcome;
 use crate::records::time;
-use crate::settings::{Span, show};
 
 /// Events of a contention that are no further apart belong to one.
 const SAME_WINDOW: Duration = Duration::from_secs(60);
@@ -27,12 +27,12 @@ pub(super) fn show_all(
     json: bool,
     out: &mut impl Write,
 ) -> Result<Outcome> {
-    let since = since.map(Span::parse_os).transpose().context("--since")?.and_then(Span::as_limit);
+    let since = since.map(DurationSetting::parse_os).transpose().context("--since")?.and_then(DurationSetting::as_limit);
     let since = since.and_then(|since| SystemTime::now().checked_sub(since));
     let mut telemetry = Telemetry::of(&context.config_dir()?);
-    let mut channel = Channel::open().context("cannot make a pipe")?;
+    let mut events = EventQueue::open().context("cannot make a pipe")?;
     if follow {
-        channel.follow_directory(telemetry.dir());
+        events.watch_directory(telemetry.dir());
     }
     let mut read = || {
         let events = telemetry.read().with_context(|| cannot_read(telemetry.dir()))?;
@@ -45,7 +45,7 @@ pub(super) fn show_all(
             for event in read()? {
                 write(out, &if json { format!("{}\n", to_json(&event).into_text()) } else { line(&event) })?;
             }
-            channel.wait(None).context("cannot wait for events")?;
+            events.wait(None).context("cannot wait for events")?;
         }
     }
     let events = read()?;

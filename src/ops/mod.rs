@@ -18,12 +18,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::claude::config_dir::ConfigDir;
-use crate::cli::{self, Cli, Operation};
+use crate::config::cli::{self, Cli, Operation};
+use crate::config::file::SettingsFile;
+use crate::config::settings::{Environment, Origin, Settings, explain};
 use crate::lock;
 use crate::outcome::Outcome;
-use crate::records::Directory;
-use crate::settings::file::SettingsFile;
-use crate::settings::{Environment, Origin, Settings, explain};
+use crate::records::RecordStore;
 
 /// What an operation is asked in: the same that a run would start from.
 pub struct Context<'a> {
@@ -55,7 +55,7 @@ pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Res
         Operation::Mode { json, set, drain } => mode::run(context, set.as_deref(), drain.as_deref(), *json, out),
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
         Operation::Setup { json, shared_dir, env_file, home, dry_run, yes } => {
-            let wishes = setup::Wishes {
+            let wishes = setup::SetupOptions {
                 shared_dir: shared_dir.as_deref().map(Path::new),
                 env_file: env_file.as_deref().map(Path::new),
                 home: home.as_deref().map(Path::new),
@@ -82,7 +82,7 @@ pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Res
 /// Where the factory is, for those operations that look at it.
 struct Place {
     config_dir: PathBuf,
-    records: Directory,
+    records: RecordStore,
     lock_file: PathBuf,
     settings: Settings,
     /// The lock mode that a run would have here, as it is written, and where.
@@ -97,7 +97,7 @@ impl Place {
         let mode = mode.map(|(_, value, origin)| (value.to_string_lossy().into_owned(), origin)).unwrap_or_default();
         let settings = Settings::resolve(context.cli.clone(), context.environment, context.file.as_ref())?;
         let lock_file = settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
-        Ok(Self { records: Directory::of(&config_dir), config_dir, lock_file, settings, mode })
+        Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode })
     }
 }
 

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result};
 
 use super::{Context, Place, cannot_read, text, write};
-use crate::cli;
+use crate::config::cli;
+use crate::config::file::{self, SettingsFile};
+use crate::config::settings::{DurationSetting, LockMode, Origin, after, lock_mode};
 use crate::outcome::Outcome;
 use crate::records::RunRecord;
-use crate::settings::file::{self, SettingsFile};
-use crate::settings::{LockMode, Origin, Span, after, lock_mode};
 
 /// Shows the mode, or sets it; with `drain`, waits so long at most until no live run follows another.
 pub(super) fn run(
@@ -23,7 +23,7 @@ pub(super) fn run(
     out: &mut impl Write,
 ) -> Result<Outcome> {
     let set = set.map(lock_mode).transpose().context("MODE")?;
-    let bound = drain.map(Span::parse_os).transpose().context("--drain")?;
+    let bound = drain.map(DurationSetting::parse_os).transpose().context("--drain")?;
     let mut place = Place::of(&context)?;
     let path = place.config_dir.join(file::NAME);
     if let Some(mode) = set {

@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::{Context, cannot_read, text, write};
+use crate::config::settings::{self, DurationSetting};
 use crate::outcome::Outcome;
-use crate::records::{Directory, Finished, History, time};
-use crate::settings::{self, Span};
+use crate::records::{Finished, History, RecordStore, time};
 
 /// Sums up the runs of a history.
 fn sum_up(history: History, since: Option<SystemTime>) -> Report {
@@ -27,9 +27,9 @@ fn sum_up(history: History, since: Option<SystemTime>) -> Report {
 
 /// Sums up the runs that began `since` at most ago.
 pub(super) fn show(context: &Context, since: Option<&OsStr>, json: bool, out: &mut impl Write) -> Result<Outcome> {
-    let since = since.map(Span::parse_os).transpose().context("--since")?.and_then(Span::as_limit);
+    let since = since.map(DurationSetting::parse_os).transpose().context("--since")?.and_then(DurationSetting::as_limit);
     let since = since.and_then(|since| SystemTime::now().checked_sub(since));
-    let records = Directory::of(&context.config_dir()?);
+    let records = RecordStore::of(&context.config_dir()?);
     let history = records.read_history().with_context(|| cannot_read(records.path()))?;
     let report = sum_up(history, since);
     write(out, &if json { format!("{}\n", report.to_json()) } else { report.to_text() })?;

@@ -5,9 +5,9 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::{Context, text, write};
+use crate::config::settings::{Settings, explain};
 use crate::object::array;
 use crate::outcome::Outcome;
-use crate::settings::{Settings, explain};
 
 /// One line, or one object, for each. What would be refused at a run is refused here.
 pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Result<Outcome> {

@@ -13,21 +13,21 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 
-use self::survey::{Places, Survey};
+use self::survey::{Places, SetupPlan};
 use super::{Context, Place, text, write};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
-use crate::diag;
-use crate::event::Channel;
-use crate::lock::{self, Above, Holding, Lock, Taken};
+use crate::config::settings::{LockMode, Wait, after};
+use crate::events::EventQueue;
+use crate::lock::{self, Acquisition, AncestorRuns, LockGuard, LockRequest};
+use crate::logging;
 use crate::object::Object;
 use crate::outcome::Outcome;
-use crate::records::{Directory, Journal, Particulars};
+use crate::records::{RecordStore, RunInfo, RunRecorder};
 use crate::run_id::RunId;
-use crate::settings::{LockMode, Wait, after};
-use crate::signals::{FORWARDED, Handlers};
+use crate::sys::signal::{FORWARDED, SignalHandlers};
 
 /// What was typed.
-pub(super) struct Wishes<'a> {
+pub(super) struct SetupOptions<'a> {
     /// `--shared-dir`
     pub(super) shared_dir: Option<&'a Path>,
     /// `--env-file`
@@ -44,14 +44,14 @@ const SHARED_DIR: &str = "CLAUDE_SHARED_DIR";
 const DEFAULT_SHARED_DIR: &str = "/var/lib/disinto/claude-shared";
 
 /// Does what is needed, or says what would be.
-pub(super) fn run(context: &Context, wishes: &Wishes, json: bool, out: &mut impl Write) -> Result<Outcome> {
+pub(super) fn run(context: &Context, wishes: &SetupOptions, json: bool, out: &mut impl Write) -> Result<Outcome> {
     let variable = |name: &str| (context.environment)(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = wishes.home.map(Path::to_owned).or_else(|| variable("HOME")).context("HOME is not set; name it with --home")?;
     let shared = wishes.shared_dir.map(Path::to_owned).or_else(|| variable(SHARED_DIR)).unwrap_or(DEFAULT_SHARED_DIR.into());
     let places = Places::new(&home, &shared)?;
     let mut told = Told { json, steps: Vec::new(), notes: Vec::new() };
 
-    let survey = Survey::of(&places);
+    let survey = SetupPlan::of(&places);
     let outcome = if !survey.refusals.is_empty() {
         told.notes.extend(survey.refusals);
         Outcome::Trouble
@@ -75,7 +75,7 @@ pub(super) fn run(context: &Context, wishes: &Wishes, json: bool, out: &mut impl
             Some(Admission::Granted(holding)) => Some(holding),
             None => None,
         };
-        let survey = Survey::of(&places); // nobody changes it any more
+        let survey = SetupPlan::of(&places); // nobody changes it any more
         if !survey.refusals.is_empty() {
             told.notes.extend(survey.refusals);
             return told.show(&places, Outcome::Trouble, out);
@@ -104,7 +104,7 @@ fn agreed(places: &Places, json: bool) -> Result<bool> {
     if json || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Ok(false);
     }
-    diag::ask(&format!("move {} to {}, and leave a link? [Y/n] ", places.link.display(), places.config_dir.display()));
+    logging::ask(&format!("move {} to {}, and leave a link? [Y/n] ", places.link.display(), places.config_dir.display()));
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).context("cannot read the answer")?;
     Ok(!answer.is_empty() && matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
@@ -113,7 +113,7 @@ fn agreed(places: &Places, json: bool) -> Result<bool> {
 /// Whether something may be moved.
 enum Admission {
     /// As long as this is held, nobody else works there who keeps to the lock.
-    Granted(Holding),
+    Granted(LockGuard),
     Refused(String),
     EndedBy(i32),
 }
@@ -122,18 +122,18 @@ enum Admission {
 fn keep_others_out(context: &Context, places: &Places) -> Result<Admission> {
     let settings = Place::of(context)?.settings;
     let (began, run) = (Instant::now(), RunId::take());
-    diag::init(settings.verbosity, settings.log_format, None, run);
-    let lock = Lock {
+    logging::init(settings.verbosity, settings.log_format, None, run);
+    let lock = LockRequest {
         path: places.link.join(lock::FILE_NAME),
-        only_while_due: false,
+        refresh_only: false,
         refreshes: None,
         helper: None, // a home is this host's own, or on a file system whose lock this is
         wait: settings.wait,
         conflict_exit_code: settings.conflict_exit_code,
-        above: Above::default(),
+        above: AncestorRuns::default(),
         ignored: nix::sys::signal::SigSet::empty(),
     };
-    let mut journal = Journal::open(Particulars {
+    let mut journal = RunRecorder::open(RunInfo {
         run,
         label: None,
         program: "claude-run setup".into(),
@@ -142,11 +142,11 @@ fn keep_others_out(context: &Context, places: &Places) -> Result<Admission> {
         lock_file: None,
         record_file: None,
     });
-    let mut channel = Channel::open().context("cannot make a pipe")?;
-    let handlers = Handlers::install(FORWARDED, &channel.bell()).context("cannot install signal handlers")?;
-    let holding = match lock::take(&lock, &mut journal, &mut channel)? {
-        Taken::Held(holding) => holding,
-        Taken::EndedBy(signal) => return Ok(Admission::EndedBy(signal)),
+    let mut events = EventQueue::open().context("cannot make a pipe")?;
+    let handlers = SignalHandlers::install(FORWARDED, &events.signal_pipe()).context("cannot install signal handlers")?;
+    let holding = match lock::take(&lock, &mut journal, &mut events)? {
+        Acquisition::Held(holding) => holding,
+        Acquisition::Interrupted(signal) => return Ok(Admission::EndedBy(signal)),
         _ => return Ok(Admission::Refused(format!("{} is in use, and --wait waits longer", places.link.display()))),
     };
     drop(handlers); // from here on a signal ends us as it would by default: the next call goes on
@@ -155,7 +155,7 @@ fn keep_others_out(context: &Context, places: &Places) -> Result<Admission> {
         Wait::AtMost(bound) => after(began, Some(bound)),
         Wait::Forever => None,
     };
-    let records = Directory::of(&places.link);
+    let records = RecordStore::of(&places.link);
     loop {
         let census = records.census().with_context(|| super::cannot_read(&records.runs()))?;
         let live: Vec<_> = census.live.into_iter().chain(census.elsewhere).collect();

@@ -11,12 +11,12 @@ use super::{Context, Place, cannot_read, text, write};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
-use crate::identity::Identity;
+use crate::config::settings::{Environment, show_seconds};
 use crate::lock::{Holder, Queue};
 use crate::object::Object;
 use crate::outcome::Outcome;
 use crate::records::{Census, Finished, RunRecord, State, time};
-use crate::settings::{Environment, show_seconds};
+use crate::sys::file_id::FileId;
 
 /// How many of the runs that ended last are shown.
 const LAST: usize = 5;
@@ -66,7 +66,7 @@ impl<'a> Status<'a> {
     fn look(place: &'a Place, environment: Environment) -> Result<Self> {
         let login = Login::read_whole(&place.config_dir);
         let records = &place.records;
-        let lock = Identity::at(&place.lock_file);
+        let lock = FileId::at(&place.lock_file);
         // The kernel sleeps over its answer: time to read the records in.
         let (queue, census) = thread::scope(|scope| {
             let queue = lock.map(|lock| scope.spawn(move || Queue::look(lock)));
@@ -116,7 +116,7 @@ impl<'a> Status<'a> {
             Standing::Stale(age) => {
                 Some(format!("the refresh lock {} is stale: not touched for {}", lock.path.display(), show_seconds(age)))
             }
-            Standing::Abandoned(left) => Some(format!(
+            Standing::OwnerDead(left) => Some(format!(
                 "the owner of the refresh lock {} is dead: a claude that has to refresh fails for another {}",
                 lock.path.display(),
                 show_seconds(left)
@@ -260,7 +260,7 @@ fn refresh_lock(lock: &RefreshLock, now: SystemTime) -> Option<String> {
     let standing = match lock.standing(now) {
         Standing::Free => return None,
         Standing::Live => "live: a refresh is under way".to_owned(),
-        Standing::Abandoned(left) => format!("live for another {}", show_seconds(left)),
+        Standing::OwnerDead(left) => format!("live for another {}", show_seconds(left)),
         Standing::Stale(age) => format!("stale: not touched for {}", show_seconds(age)),
     };
     let owner = match &lock.owner {
@@ -274,7 +274,7 @@ fn refresh_lock(lock: &RefreshLock, now: SystemTime) -> Option<String> {
 fn refresh_lock_json(lock: &RefreshLock, now: SystemTime) -> Object {
     let standing = match lock.standing(now) {
         Standing::Free => "free",
-        Standing::Live | Standing::Abandoned(_) => "live",
+        Standing::Live | Standing::OwnerDead(_) => "live",
         Standing::Stale(_) => "stale",
     };
     let age = lock.touched.map(|touched| text::milliseconds(text::since(touched, now)));

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::config::settings::{Origin, show_seconds};
 use crate::object::Object;
 use crate::records::RunRecord;
-use crate::settings::{Origin, show_seconds};
 
 /// An origin, for people.
 pub(super) fn origin(origin: &Origin) -> String {

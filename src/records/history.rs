@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use fs4::FileExt;
 
-use super::directory::Directory;
 use super::run_record::read_time;
-use crate::diag::open_to_append;
-use crate::files;
-use crate::identity::Identity;
+use super::store::RecordStore;
+use crate::logging::open_to_append;
 use crate::object::Members;
+use crate::sys::file_id::FileId;
+use crate::sys::fs::{open_to_read, read_bounded};
 
 /// When it is set aside.
 const LARGE: u64 = 8 << 20;
@@ -55,7 +55,7 @@ pub struct History {
     pub skipped: usize,
 }
 
-impl Directory {
+impl RecordStore {
     fn history(&self) -> PathBuf {
         self.path().join("history.jsonl")
     }
@@ -71,8 +71,8 @@ impl Directory {
     pub fn read_history(&self) -> io::Result<History> {
         let mut history = History::default();
         for path in [self.older_history(), self.history()] {
-            match files::read(&path, LARGEST) {
-                Ok(bytes) => history.take_in(&bytes),
+            match read_bounded(&path, LARGEST) {
+                Ok(bytes) => history.handle_event(&bytes),
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
             }
@@ -84,7 +84,7 @@ impl Directory {
     pub fn last_finished(&self, count: usize) -> Vec<Finished> {
         let mut history = History::default();
         if let Ok(bytes) = read_end(&self.history(), count as u64 * 2048) {
-            history.take_in(&bytes);
+            history.handle_event(&bytes);
         }
         let first = history.finished.len().saturating_sub(count);
         history.finished.split_off(first)
@@ -92,7 +92,7 @@ impl Directory {
 }
 
 /// Appends a complete line.
-pub(super) fn append(directory: &Directory, line: &str) -> io::Result<()> {
+pub(super) fn append(directory: &RecordStore, line: &str) -> io::Result<()> {
     let path = directory.history();
     let open = || open_to_append(&path);
     let mut file = open().or_else(|error| match error.kind() {
@@ -100,22 +100,22 @@ pub(super) fn append(directory: &Directory, line: &str) -> io::Result<()> {
         _ => Err(error),
     })?;
     if file.metadata()?.len() >= LARGE {
-        set_aside(directory, &file)?;
+        rotate(directory, &file)?;
         file = open()?;
     }
     file.write_all(line.as_bytes())
 }
 
 /// Moves the history away, once: of all who find it large, one has the lock, and who comes after sees that it is done.
-fn set_aside(directory: &Directory, large: &File) -> io::Result<()> {
-    if FileExt::try_lock(large).is_ok() && Identity::at(&directory.history()) == Some(Identity::of(&large.metadata()?)) {
+fn rotate(directory: &RecordStore, large: &File) -> io::Result<()> {
+    if FileExt::try_lock(large).is_ok() && FileId::at(&directory.history()) == Some(FileId::of(&large.metadata()?)) {
         fs::rename(directory.history(), directory.older_history())?;
     }
     Ok(())
 }
 
 fn read_end(path: &std::path::Path, length: u64) -> io::Result<Vec<u8>> {
-    let mut file = files::open(path)?;
+    let mut file = open_to_read(path)?;
     let size = file.metadata()?.len();
     file.seek(SeekFrom::Start(size.saturating_sub(length)))?;
     let mut bytes = Vec::new();
@@ -124,7 +124,7 @@ fn read_end(path: &std::path::Path, length: u64) -> io::Result<Vec<u8>> {
 }
 
 impl History {
-    fn take_in(&mut self, bytes: &[u8]) {
+    fn handle_event(&mut self, bytes: &[u8]) {
         for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
             match Finished::from_json(line) {
                 Some(run) => self.finished.push(run),

@@ -6,9 +6,9 @@ use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::identity::Identity;
 use crate::object::{Members, Object};
-use crate::procfs::{boot_id, host};
+use crate::sys::file_id::FileId;
+use crate::sys::proc::{boot_id, host};
 
 /// How far a run has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,13 +32,13 @@ pub enum Hold {
 
 /// A file as one process sees it, to be compared with what others see.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sight {
+pub struct PathView {
     /// Its path as it is used.
     pub path: String,
     /// Without symbolic links, if it could be found out.
     pub real_path: Option<String>,
     /// Which file that is, if it is there.
-    pub identity: Option<Identity>,
+    pub identity: Option<FileId>,
 }
 
 /// One run record. README, "Run records", tells its fields to other programs.
@@ -77,11 +77,11 @@ pub struct RunRecord {
     /// When its state did.
     pub since: SystemTime,
     /// The session lock, if it has to do with it.
-    pub lock: Option<Sight>,
+    pub lock: Option<PathView>,
     /// The config dir.
-    pub config_dir: Sight,
+    pub config_dir: PathView,
     /// The directory that this lies in, where Claude Code's own lock does as well.
-    pub parent: Sight,
+    pub parent: PathView,
 }
 
 impl State {
@@ -105,12 +105,12 @@ impl Hold {
     }
 }
 
-impl Sight {
+impl PathView {
     /// What this process sees at `path`.
     pub fn of(path: &Path) -> Self {
         let path = &std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let real_path = fs::canonicalize(path).ok().map(|path| path.to_string_lossy().into_owned());
-        Self { path: path.to_string_lossy().into_owned(), real_path, identity: Identity::at(path) }
+        Self { path: path.to_string_lossy().into_owned(), real_path, identity: FileId::at(path) }
     }
 
     fn to_json(&self) -> Object {
@@ -121,19 +121,19 @@ impl Sight {
     }
 
     fn from_json(members: &Members) -> Option<Self> {
-        let identity = || Some(Identity { device: members.get("device")?, inode: members.get("inode")? });
+        let identity = || Some(FileId { device: members.get("device")?, inode: members.get("inode")? });
         Some(Self { path: members.get("path")?, real_path: members.get("real_path"), identity: identity() })
     }
 }
 
 impl RunRecord {
     /// Whether this run has taken the session lock `lock`. Between two hosts, device numbers tell nothing.
-    pub fn holds(&self, lock: Identity) -> bool {
+    pub fn holds(&self, lock: FileId) -> bool {
         self.hold == Some(Hold::Own) && self.is_about(lock)
     }
 
     /// Whether this run has to do with the session lock `lock`.
-    pub fn is_about(&self, lock: Identity) -> bool {
+    pub fn is_about(&self, lock: FileId) -> bool {
         let seen = self.lock.as_ref().and_then(|seen| seen.identity);
         seen.is_some_and(|seen| seen.inode == lock.inode && (seen.device == lock.device || self.boot != boot_id()))
     }
@@ -167,7 +167,7 @@ impl RunRecord {
             .add("version", &self.version)
             .add("program", &self.program)
             .add("cwd", &self.cwd)
-            .add_object("lock", self.lock.as_ref().map(Sight::to_json))
+            .add_object("lock", self.lock.as_ref().map(PathView::to_json))
             .add_object("config_dir", Some(self.config_dir.to_json()))
             .add_object("parent", Some(self.parent.to_json()));
         object
@@ -178,7 +178,7 @@ impl RunRecord {
         let members = &Members::read(text)?;
         let text = |name| members.get::<String>(name);
         let (state, hold) = (members.get::<Cow<str>>("state")?, members.get::<Cow<str>>("hold"));
-        let seen = |name| Sight::from_json(&members.members(name)?);
+        let seen = |name| PathView::from_json(&members.members(name)?);
         Some(Self {
             run: text("run")?,
             state: [State::Waiting, State::Running].into_iter().find(|known| state == known.name())?,
@@ -217,12 +217,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::procfs::pid_namespace;
+    use crate::sys::proc::pid_namespace;
 
     pub(crate) fn example() -> RunRecord {
         let began = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123);
-        let identity = Some(Identity { device: 2049, inode: 77 });
-        let seen = |path: &str| Sight { path: path.into(), real_path: Some(path.into()), identity };
+        let identity = Some(FileId { device: 2049, inode: 77 });
+        let seen = |path: &str| PathView { path: path.into(), real_path: Some(path.into()), identity };
         RunRecord {
             run: "7-11".into(),
             state: State::Running,
@@ -242,7 +242,7 @@ mod tests {
             since: began,
             lock: Some(seen("/c/session.lock")),
             config_dir: seen("/c"),
-            parent: Sight { path: "/".into(), real_path: None, identity: None },
+            parent: PathView { path: "/".into(), real_path: None, identity: None },
         }
     }
 
@@ -264,9 +264,9 @@ mod tests {
 
     #[test]
     fn a_lock_is_known_by_device_and_inode_and_on_another_host_by_inode() {
-        let lock = Identity { device: 2049, inode: 77 };
-        let elsewhere = Identity { device: 9, ..lock };
-        assert!(example().holds(lock) && !example().holds(elsewhere) && !example().holds(Identity { inode: 78, ..lock }));
+        let lock = FileId { device: 2049, inode: 77 };
+        let elsewhere = FileId { device: 9, ..lock };
+        assert!(example().holds(lock) && !example().holds(elsewhere) && !example().holds(FileId { inode: 78, ..lock }));
         assert!(RunRecord { boot: Some("other".into()), ..example() }.holds(elsewhere));
         assert!(!RunRecord { hold: Some(Hold::RunAbove), ..example() }.holds(lock));
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use claude_run::cli::{OPTIONS, VERBOSITY_VARIABLE};
+use claude_run::config::cli::{OPTIONS, VERBOSITY_VARIABLE};
 
 use crate::env::{Env, binary};
 

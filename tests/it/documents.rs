@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use claude_run::cli::{OPTIONS, VERBOSITY_VARIABLE};
+use claude_run::config::cli::{OPTIONS, VERBOSITY_VARIABLE};
 
 use crate::env::{Env, needs};
 

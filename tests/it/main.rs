@@ -33,6 +33,7 @@ mod record;
 mod refresh;
 mod refresh_locks;
 mod report;
+mod rooms;
 mod sdk;
 mod settings;
 mod setup;

@@ -6,7 +6,7 @@ use std::fs;
 
 use crate::env::{Env, Running, binary};
 
-const SOURCE: &str = include_str!("../../src/run/spawn.rs");
+const SOURCE: &str = include_str!("../../src/supervisor/spawn.rs");
 
 /// The table: how often at most, by name, for us and for the child's side of the clone.
 fn allowed() -> BTreeMap<(bool, String), usize> {

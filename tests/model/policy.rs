@@ -5,11 +5,11 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use claude_run::claude::frames::Sighting;
-use claude_run::event::Sender;
-use claude_run::run::policy::sparing::PATIENCE;
-use claude_run::run::policy::{Action, Ending, Group, Happening, Limit, Policy, Reach, Rules, Sparing, Tree};
-use claude_run::settings::Leftovers;
+use claude_run::claude::frames::FrameEvent;
+use claude_run::config::settings::Leftovers;
+use claude_run::events::SignalSource;
+use claude_run::supervisor::policy::{Action, Ending, Group, Input, Limit, Policy, PolicyConfig, Reach, Tree};
+use claude_run::supervisor::refresh_guard::{PATIENCE, RefreshGuard};
 use nix::sys::signal::{SigSet, Signal};
 use stateright::{Checker, Model, Property};
 
@@ -46,7 +46,7 @@ enum Below {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
-    policy: Sparing,
+    policy: RefreshGuard,
     now: Duration,
     child: Life,
     below: Below,
@@ -82,7 +82,7 @@ enum Step {
     RefreshBegins,
     RefreshEnds,
     LoseLock,
-    Print(Sighting),
+    Print(FrameEvent),
 }
 
 /// One shape of a run.
@@ -96,7 +96,7 @@ struct Shape {
 
 impl World {
     fn new(shape: Shape) -> Self {
-        let rules = Rules {
+        let rules = PolicyConfig {
             hard_limit: Some(HARD_LIMIT),
             idle_limit: None,
             result_grace: Some(RESULT_GRACE),
@@ -107,7 +107,7 @@ impl World {
             ignored: SigSet::empty(),
         };
         Self {
-            policy: Sparing::new(Policy::new(rules, *START)),
+            policy: RefreshGuard::new(Policy::new(rules, *START)),
             now: Duration::ZERO,
             child: Life::Running,
             below: shape.below,
@@ -139,7 +139,7 @@ impl World {
         }
     }
 
-    fn happens(&mut self, happening: Happening) {
+    fn happens(&mut self, happening: Input) {
         for action in self.policy.on(happening, *START + self.now) {
             self.act(action);
         }
@@ -149,7 +149,7 @@ impl World {
     }
 
     fn act(&mut self, action: Action) {
-        let over = self.policy.verdict().is_some();
+        let over = self.policy.result().is_some();
         self.ensure(!over || matches!(action, Action::Tell(_) | Action::StopOurselves), "nothing is done after the end");
         if let Action::SignalChild(signal) | Action::SignalTree(signal) = action
             && matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGKILL)
@@ -178,15 +178,15 @@ impl World {
                 if had_somebody {
                     self.below = Below::Nobody;
                 }
-                self.happens(Happening::Killed(reach));
+                self.happens(Input::Killed(reach));
                 if had_somebody && self.child == Life::Dead {
-                    self.happens(Happening::TreeChanged(self.tree()));
+                    self.happens(Input::TreeChanged(self.tree()));
                 }
             }
             Action::SignalTree(_) => {}
             Action::LookForRefresh => {
                 let may_be_under_way = self.refresh_since.is_some();
-                self.happens(Happening::Refresh { may_be_under_way });
+                self.happens(Input::Refresh { may_be_under_way });
             }
             Action::StopOurselves | Action::StopForShell | Action::Report | Action::Tell(_) => {}
         }
@@ -209,10 +209,10 @@ impl World {
             Step::Wait => {
                 let next = self.policy.next_deadline().map(|at| at - *START);
                 self.now = next.unwrap_or(END).clamp(self.now, END);
-                self.happens(Happening::Clock);
+                self.happens(Input::Clock);
                 // What was held back has kept the limits waiting: then the loop comes back at once, and once only.
                 if self.policy.next_deadline().is_some_and(|next| next <= *START + self.now) {
-                    self.happens(Happening::Clock);
+                    self.happens(Input::Clock);
                 }
                 let next = self.policy.next_deadline();
                 self.ensure(next.is_none_or(|next| next > *START + self.now), "a deadline that has passed is no deadline");
@@ -224,27 +224,27 @@ impl World {
             Step::Term => {
                 self.terms += 1;
                 self.now += Duration::from_millis(200); // not the pair that timeout(1) sends
-                self.happens(Happening::Signal(Signal::SIGTERM, Sender::Process(4711)));
+                self.happens(Input::Signal(Signal::SIGTERM, SignalSource::Process(4711)));
             }
             Step::Interrupt => {
                 self.interrupted = true;
-                self.happens(Happening::Signal(Signal::SIGINT, Sender::Process(4711)));
+                self.happens(Input::Signal(Signal::SIGINT, SignalSource::Process(4711)));
             }
             Step::ChildEnds(ending) => {
                 self.child = Life::Dead;
                 self.refresh_since = None;
-                self.happens(Happening::Ended(ending, self.tree()));
+                self.happens(Input::Ended(ending, self.tree()));
             }
             Step::ChildStops => {
                 self.child = Life::Stopped;
-                self.happens(Happening::Stopped(Signal::SIGSTOP));
+                self.happens(Input::Stopped(Signal::SIGSTOP));
                 let is_asked = self.term_at.is_some() && !self.policy.holds_back();
                 self.ensure(!is_asked || self.child != Life::Stopped, "a child that was told to end is not left stopped");
             }
             Step::LeftoverEnds => {
                 self.below = Below::Nobody;
                 if self.child == Life::Dead {
-                    self.happens(Happening::TreeChanged(Tree::Empty));
+                    self.happens(Input::TreeChanged(Tree::Empty));
                 }
             }
             Step::RefreshBegins => {
@@ -258,11 +258,11 @@ impl World {
             }
             Step::LoseLock => {
                 self.lost_lock = true;
-                self.happens(Happening::LockLost);
+                self.happens(Input::LockLost);
             }
             Step::Print(sighting) => {
                 self.frames += 1;
-                self.happens(Happening::Frame(sighting));
+                self.happens(Input::Frame(sighting));
             }
         }
         let stopped = self.child == Life::Stopped && !self.policy.holds_back();
@@ -273,7 +273,7 @@ impl World {
     fn look(&mut self) {
         if self.policy.holds_back() {
             let may_be_under_way = self.refresh_since.is_some();
-            self.happens(Happening::Refresh { may_be_under_way });
+            self.happens(Input::Refresh { may_be_under_way });
         }
     }
 }
@@ -287,7 +287,7 @@ impl Model for Shape {
     }
 
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
-        if world.policy.verdict().is_some() || world.broken.is_some() {
+        if world.policy.result().is_some() || world.broken.is_some() {
             return;
         }
         if world.now < END && world.child != Life::Dying {
@@ -310,8 +310,12 @@ impl Model for Shape {
             Life::Running => {
                 steps.extend([Step::ChildEnds(Ending::Exited(3)), Step::ChildStops]);
                 if world.frames < 2 {
-                    let sightings =
-                        [Sighting::Result { is_error: true }, Sighting::OpenTasks(1), Sighting::OpenTasks(0), Sighting::Other];
+                    let sightings = [
+                        FrameEvent::Result { is_error: true },
+                        FrameEvent::OpenTasks(1),
+                        FrameEvent::OpenTasks(0),
+                        FrameEvent::Other,
+                    ];
                     steps.extend(sightings.map(Step::Print));
                 }
                 match world.refresh_since {
@@ -340,9 +344,9 @@ impl Model for Shape {
             Property::<Self>::always("every promise about a single step", |_, world| world.broken.is_none()),
             Property::<Self>::always("it is over only when the child is, and who is in reach", |shape, world| {
                 let nobody = world.below != Below::Somebody || shape.leftovers == Leftovers::Keep;
-                world.policy.verdict().is_none() || (world.child == Life::Dead && nobody)
+                world.policy.result().is_none() || (world.child == Life::Dead && nobody)
             }),
-            Property::<Self>::always("a limit is blamed only after its time", |_, world| match world.policy.verdict() {
+            Property::<Self>::always("a limit is blamed only after its time", |_, world| match world.policy.result() {
                 Some((_, Some(Limit::Hard))) => world.now >= HARD_LIMIT,
                 Some((_, Some(Limit::Result { .. }))) => world.now >= RESULT_GRACE && world.frames > 0,
                 Some((_, Some(Limit::Idle))) => false,
@@ -355,7 +359,7 @@ impl Model for Shape {
                 !shape.kill_grace || world.now <= last || world.kill_at.is_some() || !world.lives()
             }),
             Property::<Self>::sometimes("a limit ends a run", |_, world| {
-                matches!(world.policy.verdict(), Some((_, Some(Limit::Hard))))
+                matches!(world.policy.result(), Some((_, Some(Limit::Hard))))
             }),
             Property::<Self>::sometimes("a refresh is waited for", |_, world| {
                 world.held_since.is_some_and(|since| world.now >= since + PATIENCE)

@@ -11,7 +11,7 @@ use wait_timeout::ChildExt;
 
 use super::Finding;
 use crate::claude::program::{NAME, Program};
-use crate::cli;
+use crate::config::cli;
 use crate::ops::Context;
 
 const CHECK: &str = "claude";

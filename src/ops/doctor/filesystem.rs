@@ -13,8 +13,8 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 
 use super::Finding;
-use crate::changes::Changes;
-use crate::mounts::Mount;
+use crate::sys::file_watch::FileWatch;
+use crate::sys::mount::Mount;
 
 const CHECK: &str = "file system";
 
@@ -140,18 +140,22 @@ fn mtime_is_kept(place: &Path) -> io::Result<Option<String>> {
     let now = SystemTime::now();
     let apart = |one: SystemTime, other: SystemTime| one.duration_since(other).unwrap_or_else(|error| error.duration());
     if apart(made, now) > Duration::from_secs(2) {
-        return Ok(Some(format!("what is made now is dated {} away: two clocks", crate::settings::show(apart(made, now)))));
+        return Ok(Some(format!(
+            "what is made now is dated {} away: two clocks",
+            crate::config::settings::show(apart(made, now))
+        )));
     }
     let set = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123);
     File::open(&dir)?.set_modified(set)?;
     let off = apart(fs::metadata(&dir)?.modified()?, set);
-    Ok((off >= Duration::from_millis(1)).then(|| format!("a time that was set reads {} off", crate::settings::show(off))))
+    Ok((off >= Duration::from_millis(1))
+        .then(|| format!("a time that was set reads {} off", crate::config::settings::show(off))))
 }
 
 /// What another process makes is told.
 fn changes_are_told(place: &Path) -> io::Result<Option<String>> {
     let file = place.join("inotify");
-    let mut changes = Changes::of(std::slice::from_ref(&file));
+    let mut changes = FileWatch::of(std::slice::from_ref(&file));
     if changes.next_look().is_some() {
         return Ok(Some(
             "the kernel does not tell of changes here, or no instance is left (fs.inotify.max_user_instances)".into(),

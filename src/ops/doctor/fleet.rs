@@ -5,13 +5,13 @@ use std::path::Path;
 
 use super::Finding;
 use crate::ops::text::count;
-use crate::records::{Directory, RunRecord, Sight};
+use crate::records::{PathView, RecordStore, RunRecord};
 
 const FLEET: &str = "fleet";
 const VERSION: &str = "claude-run";
 
 pub(super) fn views(config_dir: &Path) -> Vec<Finding> {
-    let census = match Directory::of(config_dir).census() {
+    let census = match RecordStore::of(config_dir).census() {
         Ok(census) => census,
         Err(error) => {
             let means = "who runs cannot be told";
@@ -37,7 +37,7 @@ pub(super) fn views(config_dir: &Path) -> Vec<Finding> {
 /// A thing that all runs have to see alike.
 struct Aspect {
     name: &'static str,
-    of: fn(&RunRecord) -> Option<&Sight>,
+    of: fn(&RunRecord) -> Option<&PathView>,
     means: &'static str,
     todo: &'static str,
 }
@@ -80,13 +80,13 @@ impl Aspect {
     }
 }
 
-fn view((run, seen): &(&RunRecord, &Sight)) -> String {
+fn view((run, seen): &(&RunRecord, &PathView)) -> String {
     let identity = seen.identity.map_or_else(|| "not there".into(), |id| format!("device {}, inode {}", id.device, id.inode));
     format!("{} in {} sees {} ({identity})", run.who(), run.host, seen.path)
 }
 
 /// Between hosts, device numbers tell nothing. A path is compared only for the lock's sake: by another one, it is the same file.
-fn is_same(one: &Sight, other: &Sight, same_host: bool) -> bool {
+fn is_same(one: &PathView, other: &PathView, same_host: bool) -> bool {
     match (one.identity, other.identity) {
         (Some(one), Some(other)) => one.inode == other.inode && (one.device == other.device || !same_host),
         _ => one.path == other.path, // it was not there yet
@@ -94,7 +94,7 @@ fn is_same(one: &Sight, other: &Sight, same_host: bool) -> bool {
 }
 
 pub(super) fn versions(config_dir: &Path) -> Vec<Finding> {
-    let live = Directory::of(config_dir).census().unwrap_or_default().live;
+    let live = RecordStore::of(config_dir).census().unwrap_or_default().live;
     let ours = env!("CARGO_PKG_VERSION");
     let mut versions: BTreeSet<_> = live.iter().map(|run| run.version.as_str()).collect();
     versions.insert(ours);

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::Finding;
 use crate::claude::program::Program;
-use crate::mounts::{Mount, Reach};
 use crate::ops::{Context, Place};
+use crate::sys::mount::{LockScope, Mount};
 
 const CHECK: &str = "several hosts";
 
@@ -34,7 +34,7 @@ const MEANS: &str = "if agents of other hosts have the same login, two can refre
 /// The login on a file system that other hosts may have, too, and its lock on one that they cannot have.
 fn lies_apart(config_dir: &Path, lock_file: &Path) -> Option<Finding> {
     let (login, lock) = (mount_of(config_dir)?, mount_of(lock_file)?);
-    if login.reach().0 == Reach::OwnFiles || lock.reach().0 != Reach::OwnFiles {
+    if login.reach().0 == LockScope::LocalFs || lock.reach().0 != LockScope::LocalFs {
         return None;
     }
     let (config_dir, lock_file) = (config_dir.display(), lock_file.display());
@@ -63,18 +63,18 @@ fn of_file_system(lock_file: &Path, has_helper: bool) -> Finding {
     let (reach, why) = mount.reach();
     let on = format!("{} is on {}", lock_file.display(), mount.kind);
     match reach {
-        Reach::Hosts => Finding::pass(CHECK, format!("{on}: its flock reaches all hosts that mount it ({why})")),
-        Reach::OwnFiles => {
+        LockScope::Cluster => Finding::pass(CHECK, format!("{on}: its flock reaches all hosts that mount it ({why})")),
+        LockScope::LocalFs => {
             Finding::pass(CHECK, format!("{on}, {why}: its flock keeps apart what runs here, and nothing elsewhere"))
         }
-        Reach::OwnLocks | Reach::Unknown if has_helper => {
+        LockScope::PerHost | LockScope::Unknown if has_helper => {
             Finding::pass(CHECK, format!("{on}: its flock may not reach other hosts ({why}), and need not"))
         }
-        Reach::OwnLocks => {
+        LockScope::PerHost => {
             let todo = "mount it with locks, use NFSv4 or CephFS, or set lock-helper (README, \"Several hosts\")";
             Finding::warning(CHECK, format!("{on}: its flock does not reach other hosts: {why}"), MEANS, todo)
         }
-        Reach::Unknown => {
+        LockScope::Unknown => {
             let todo = "try it: `flock FILE sleep 60` there on one host, `flock -n FILE true` on another; or set lock-helper";
             Finding::warning(CHECK, format!("{on}: whether its flock reaches other hosts is not known: {why}"), MEANS, todo)
         }

@@ -11,11 +11,11 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::Finding;
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
-use crate::identity::Identity;
+use crate::config::settings::{HARD_LIMIT, show_seconds};
 use crate::lock::{Holder, Queue};
 use crate::ops::{Context, Place};
-use crate::records::Directory;
-use crate::settings::{HARD_LIMIT, show_seconds};
+use crate::records::RecordStore;
+use crate::sys::file_id::FileId;
 
 const SESSION: &str = "session lock";
 const REFRESH: &str = "refresh locks";
@@ -42,8 +42,8 @@ pub(super) fn session(context: &Context, config_dir: &Path) -> Vec<Finding> {
             "let the owner of the config dir own it, readable for all agents",
         ));
     }
-    let lock = Identity::of(&found);
-    let records = Directory::of(config_dir);
+    let lock = FileId::of(&found);
+    let records = RecordStore::of(config_dir);
     let census = records.census().unwrap_or_default();
     for run in &census.orphaned {
         let child = run.child.map_or_else(String::new, |pid| format!(" (pid {pid})"));
@@ -102,7 +102,7 @@ fn judge(lock: &RefreshLock, now: SystemTime, fix: bool) -> Option<Finding> {
     let (what, means) = match lock.standing(now) {
         Standing::Free => return None,
         Standing::Live => return Some(Finding::pass(REFRESH, format!("{path}{owner}: a refresh is under way"))),
-        Standing::Abandoned(left) => (
+        Standing::OwnerDead(left) => (
             format!("{path}{owner}, which is dead; not stale for another {}", show_seconds(left)),
             "until then, claude from 2.1.128 on mostly fails when it has to refresh",
         ),

@@ -11,8 +11,8 @@ use unicode_normalization::is_nfc;
 use super::Finding;
 use super::claude::{SAFE_VERSION, Version};
 use crate::claude::config_dir::{self, ForChild};
-use crate::mounts;
 use crate::ops::Context;
+use crate::sys::mount;
 
 const CONFIG_DIR: &str = "config dir";
 const SIBLING: &str = "sibling lock";
@@ -120,7 +120,7 @@ pub(super) fn sibling(config_dir: &Path, version: Option<Version>) -> Vec<Findin
             )
         });
     }
-    if mounts::is_mount_point(&real) {
+    if mount::is_mount_point(&real) {
         let what = format!("{} is a mount point: what is beside it, {lock}, is not shared with it", real.display());
         let todo =
             "mount the directory above it, at the same absolute path everywhere; until then, --lock refresh or exclusive";

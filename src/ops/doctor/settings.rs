@@ -10,8 +10,8 @@ use nix::unistd::{AccessFlags, access};
 use super::Finding;
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
+use crate::config::settings::{EXTERNAL_LOCK, Settings, show_seconds};
 use crate::ops::{Context, Place, text};
-use crate::settings::{EXTERNAL_LOCK, Settings, show_seconds};
 
 const LOGIN: &str = "login";
 const SETTINGS: &str = "settings";

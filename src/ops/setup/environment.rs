@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::SHARED_DIR;
 use super::survey::Places;
 use crate::claude::config_dir;
-use crate::settings::file;
+use crate::config::file;
 
 /// Writes them; all other lines stay as they are. Whether anything has changed, or would.
 pub(super) fn write(path: &Path, places: &Places, dry_run: bool) -> Result<bool> {

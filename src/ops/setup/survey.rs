@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use nix::unistd::{AccessFlags, access};
 
 use super::step::Step;
-use crate::mounts::{self, Mount};
+use crate::sys::mount::{self, Mount};
 
 /// Where everything is, or is to be.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ enum Kind {
 
 /// What is to be done.
 #[derive(Debug, Default)]
-pub(super) struct Survey {
+pub(super) struct SetupPlan {
     pub(super) steps: Vec<Step>,
     /// What somebody has in `~/.claude` is moved.
     pub(super) moves_content: bool,
@@ -92,7 +92,7 @@ impl Kind {
     }
 }
 
-impl Survey {
+impl SetupPlan {
     pub(super) fn of(places: &Places) -> Self {
         let mut survey = Self::default();
         survey.directory(places);
@@ -162,7 +162,7 @@ impl Survey {
                 self.make_target(places, &target);
                 self.steps.push(Step::Link { at: link.clone(), to: config_dir.clone() });
             }
-            (Kind::Empty | Kind::Full, _) if mounts::is_mount_point(&real(link)) => {
+            (Kind::Empty | Kind::Full, _) if mount::is_mount_point(&real(link)) => {
                 self.refuse(format!("{} is a mount point, and cannot be moved away", link.display()))
             }
             (Kind::Empty, _) => {

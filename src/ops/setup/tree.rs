@@ -6,7 +6,7 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use crate::identity::Identity;
+use crate::sys::file_id::FileId;
 
 /// What of `old` is not in `new` as it is; none, if all is. What `new` has besides does not matter.
 pub(super) fn difference(old: &Path, new: &Path) -> io::Result<Option<String>> {
@@ -16,7 +16,7 @@ pub(super) fn difference(old: &Path, new: &Path) -> io::Result<Option<String>> {
 #[derive(Default)]
 struct Comparison {
     /// Files that have several names: which each is in the copy.
-    twins: HashMap<Identity, Identity>,
+    twins: HashMap<FileId, FileId>,
 }
 
 impl Comparison {
@@ -57,8 +57,8 @@ impl Comparison {
             return Ok(None);
         }
         if one.nlink() > 1 {
-            let twin = *self.twins.entry(Identity::of(one)).or_insert(Identity::of(other));
-            if twin != Identity::of(other) {
+            let twin = *self.twins.entry(FileId::of(one)).or_insert(FileId::of(other));
+            if twin != FileId::of(other) {
                 return Ok(Some("which other names they have"));
             }
         }

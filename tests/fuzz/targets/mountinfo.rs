@@ -2,7 +2,7 @@
 //! written.
 #![no_main]
 
-use claude_run::mounts::Mount;
+use claude_run::sys::mount::Mount;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|line: &[u8]| {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use claude_run::settings::file::SettingsFile;
+use claude_run::config::file::SettingsFile;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -1,0 +1,149 @@
+//! One invocation from its words to its exit code: what was asked for, then an operation, or one supervised run.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{ErrorKind, Write};
+use std::mem;
+use std::panic;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+
+use crate::claude::config_dir::ConfigDir;
+use crate::claude::program::{self, ProgramError};
+use crate::config::cli::{self, Cli, Request};
+use crate::config::file::{self, SettingsFile};
+use crate::config::settings::Settings;
+use crate::events;
+use crate::lock::{self, Acquisition, Claim, LockRequest};
+use crate::logging;
+use crate::ops;
+use crate::outcome::Outcome;
+use crate::plan::Plan;
+use crate::records::RunRecorder;
+use crate::run_id::RunId;
+use crate::supervisor;
+use crate::supervisor::output::Watch;
+use crate::supervisor::policy::{Group, PolicyConfig};
+use crate::supervisor::spawn::{Launch, fill_standard_descriptors};
+use crate::sys::signal::{FORWARDED, InheritedDispositions, SignalHandlers};
+
+/// The program: runs what the process was called with, reports what went wrong, gives the exit code.
+pub fn main() -> i32 {
+    // A panic has printed itself; its guards have ended the tree and freed the lock.
+    let result = panic::catch_unwind(|| run(env::args_os().collect())).unwrap_or(Ok(Outcome::Failed));
+    let outcome = result.unwrap_or_else(|error| {
+        logging::report(&error);
+        outcome_of(&error)
+    });
+    i32::from(outcome.exit_code())
+}
+
+fn outcome_of(error: &anyhow::Error) -> Outcome {
+    match error.downcast_ref() {
+        Some(ProgramError::NotFound(_)) => Outcome::NotFound,
+        Some(ProgramError::CannotRun(_)) => Outcome::CannotRun,
+        None => Outcome::Failed,
+    }
+}
+
+/// The whole story. `words` are those of the command line, the name we were called by first. It becomes the process'
+/// one supervisor: signal handlers, the subreaper attribute and every child's remains belong to it while it runs.
+///
+/// # Errors
+/// Whatever keeps it from running the child; `ProgramError` when that is the child's program.
+pub fn run(words: Vec<OsString>) -> Result<Outcome> {
+    fill_standard_descriptors().context("cannot open /dev/null")?;
+    let inherited = InheritedDispositions::take().context("cannot set signal dispositions")?;
+    let (cli, operation) = match understand(words) {
+        Request::Run(cli) => (cli, None),
+        Request::Operate(cli, operation) => (cli, Some(operation)),
+        Request::Show(text) => {
+            return match anstream::stdout().write_all(text.as_bytes()) {
+                // Whoever reads has seen enough.
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+                _ => Ok(Outcome::Shown),
+            };
+        }
+        Request::Refuse(text) => {
+            logging::usage(&text);
+            return Ok(Outcome::Failed);
+        }
+    };
+    let environment = |name: &str| env::var_os(name);
+    let config_dir = ConfigDir::resolve(cli.value(&cli::CONFIG_DIR).map(Path::new), &environment);
+    // Without a config dir there is no file in it; whether one is needed is settled later.
+    let file = config_dir.as_ref().ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
+    let file = file.transpose().map(Option::flatten);
+    if let Some(operation) = operation {
+        let (file, file_error) = match file {
+            Err(error) if operation.bears_a_wrong_file() => (None, Some(format!("{error:#}"))),
+            file => (file?, None),
+        };
+        let context = ops::Context { cli, environment: &environment, file, file_error, config_dir };
+        return ops::run(&operation, context, &mut anstream::stdout());
+    }
+    let file = file?;
+    let settings = Settings::resolve(cli, &environment, file.as_ref())?;
+    let run = RunId::take();
+    let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), run);
+    let mut plan = Plan::new(settings, config_dir, &environment, &inherited, run, log)?;
+    let variables = mem::take(&mut plan.environment);
+    let launch = Launch { program: &plan.program, environment: variables, stdin: plan.stdin, signals: &inherited };
+    let Some(rules) = plan.watchdog else { return Err(launch.exec()) };
+    let outcome = supervised(launch, plan.lock.as_ref(), rules, &plan.watch, &mut plan.journal);
+    plan.journal.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
+    outcome
+}
+
+/// Takes `lock`, and stays until all that `launch` starts has ended.
+fn supervised(
+    mut launch: Launch,
+    lock: Option<&LockRequest>,
+    rules: PolicyConfig,
+    watch: &Watch,
+    journal: &mut RunRecorder,
+) -> Result<Outcome> {
+    let mut events = events::EventQueue::open().context("cannot make a pipe")?;
+    // In the terminal's own group, the key that stops stops us as it stops the child: by default.
+    let stop = (rules.group == Group::Own).then_some(Signal::SIGTSTP);
+    let handled = FORWARDED.into_iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
+    let _handlers = SignalHandlers::install(handled, &events.signal_pipe()).context("cannot install signal handlers")?;
+
+    let mut holding = None;
+    if let Some(lock) = lock {
+        let taken = lock::take(lock, journal, &mut events)?;
+        let identity = match taken {
+            Acquisition::Held(lock) => holding.insert(lock).claimed(),
+            Acquisition::InheritedFromCaller(identity) => Some(identity),
+            Acquisition::HeldByAncestor(_) | Acquisition::NotNeeded => None,
+            Acquisition::TimedOut => return Ok(Outcome::LockBusy { code: lock.conflict_exit_code }),
+            Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal)),
+        };
+        match holding.as_ref().map(lock::LockGuard::key) {
+            Some(Some(key)) => launch.set(lock::KEY_VARIABLE, &key),
+            Some(None) => launch.unset(lock::KEY_VARIABLE), // that of a run above is on another lock
+            None => {}
+        }
+        if let Some(identity) = identity {
+            // Other claims on this file are stale now, unless others hold it for us; those on other files are as true as they were.
+            let is_others = holding.as_ref().is_some_and(|holding| holding.descriptor().is_none());
+            let others = lock.above.claims.iter().filter(|claim| claim.identity != identity || is_others).copied();
+            let claims = others.chain([Claim { identity, run: journal.run() }]).map(|claim| claim.to_string());
+            launch.set(Claim::VARIABLE, &claims.collect::<Vec<_>>().join(","));
+        }
+    }
+    launch.set(RunId::VARIABLE, &journal.run().to_string());
+    supervisor::supervise(&launch, rules, watch, holding, journal, &mut events)
+}
+
+fn understand(words: Vec<OsString>) -> Request {
+    match words.split_first() {
+        Some((called_as, arguments)) if program::is_shim(called_as) => {
+            let command = std::iter::once(OsString::from(program::NAME)).chain(arguments.iter().cloned()).collect();
+            Request::Run(Cli::without_options(command))
+        }
+        _ => Cli::parse(words),
+    }
+}

@@ -1,0 +1,155 @@
+//! DUR: what timeout(1) reads (`90`, `1.5h`, `1e-3`, `infinity`), and else what humantime reads (`1h 30m`, `500ms`).
+
+use std::ffi::OsStr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+
+/// A length of time that may have no end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DurationSetting {
+    /// This long; as a limit, zero means "no limit".
+    Finite(Duration),
+    /// `none`, `inf`, `infinity`
+    Endless,
+}
+
+impl DurationSetting {
+    /// So many seconds.
+    pub const fn from_secs(secs: u64) -> Self {
+        Self::Finite(Duration::from_secs(secs))
+    }
+
+    /// This span as a limit: zero and endless switch it off.
+    pub fn as_limit(self) -> Option<Duration> {
+        match self {
+            Self::Finite(Duration::ZERO) | Self::Endless => None,
+            Self::Finite(limit) => Some(limit),
+        }
+    }
+
+    /// This span as a length of time: zero is one, endless is none.
+    pub fn as_span(self) -> Option<Duration> {
+        match self {
+            Self::Finite(span) => Some(span),
+            Self::Endless => None,
+        }
+    }
+
+    /// Reads a DUR.
+    ///
+    /// # Errors
+    /// What is no duration, or a negative one; the message quotes it and shows right ones.
+    pub(crate) fn parse_os(value: &OsStr) -> Result<Self> {
+        value.to_str().map_or_else(|| Err(not_a_duration(value)), Self::parse)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        if matches!(text, "none" | "inf" | "infinity") {
+            return Ok(Self::Endless);
+        }
+        let (number, unit) = match text.char_indices().last() {
+            Some((at, 's')) => (&text[..at], 1.0),
+            Some((at, 'm')) => (&text[..at], 60.0),
+            Some((at, 'h')) => (&text[..at], 3_600.0),
+            Some((at, 'd')) => (&text[..at], 86_400.0),
+            _ => (text, 1.0),
+        };
+        // Rust's float reader also takes "inf" and "nan"; a number in digits is all that is meant here.
+        let in_digits =
+            number.contains(|c: char| c.is_ascii_digit()) && number.chars().all(|c| c.is_ascii_digit() || "+-.eE".contains(c));
+        match number.parse::<f64>() {
+            Ok(number) if in_digits && number < 0.0 => bail!("{text:?} is a negative duration; 0 switches a limit off"),
+            Ok(number) if in_digits => Ok(Self::Finite(seconds(number * unit))),
+            _ => humantime::parse_duration(text).map(Self::Finite).map_err(|_| not_a_duration(OsStr::new(text))),
+        }
+    }
+}
+
+/// The instant `span` after `from`; `None` when the clock cannot count that far: it never comes.
+pub(crate) fn after(from: Instant, span: Option<Duration>) -> Option<Instant> {
+    from.checked_add(span?)
+}
+
+/// `span` as people write it, without fractions nobody wants to read.
+pub fn show(span: Duration) -> String {
+    let rounded = if span < Duration::from_secs(10) {
+        Duration::from_millis(span.as_millis() as u64)
+    } else {
+        Duration::from_secs(span.as_secs())
+    };
+    humantime::format_duration(rounded).to_string()
+}
+
+/// The same in full seconds, for what changes while it is read.
+pub fn show_seconds(span: Duration) -> String {
+    show(Duration::from_secs(span.as_secs()))
+}
+
+/// Too large for a Duration is as good as for ever; too small for one is its smallest, since zero would mean "no limit".
+fn seconds(seconds: f64) -> Duration {
+    let span = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    if span.is_zero() && seconds > 0.0 { Duration::from_nanos(1) } else { span }
+}
+
+fn not_a_duration(value: &OsStr) -> anyhow::Error {
+    anyhow!("{value:?} is no duration; write 90, 90s, 1.5, 10m, 2h, 1d or none")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_timeout_and_humantime_read() -> Result<()> {
+        for (text, millis) in [
+            ("0", 0),
+            ("90", 90_000),
+            ("90s", 90_000),
+            ("1.5", 1_500),
+            ("1.5m", 90_000),
+            ("10m", 600_000),
+            ("2h", 7_200_000),
+            ("1d", 86_400_000),
+            ("1e-3", 1),
+            (".5", 500),
+            ("5.", 5_000),
+            ("1e2", 100_000),
+            ("+3", 3_000),
+            ("500ms", 500),
+            ("1h 30m", 5_400_000),
+            ("1h30m", 5_400_000),
+            ("10min", 600_000),
+        ] {
+            assert_eq!(DurationSetting::parse(text)?, DurationSetting::Finite(Duration::from_millis(millis)), "{text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_what_is_no_duration() {
+        for text in ["", "x", "-1", "-0.1s", "42D", "nan", "s", "1 2", "e", "1,5", "5x", "++1", "1h-"] {
+            let message = format!("{:#}", DurationSetting::parse(text).expect_err(text));
+            assert!(message.contains(&format!("{text:?}")), "{message}");
+        }
+    }
+
+    #[test]
+    fn huge_is_for_ever_and_tiny_is_not_zero() -> Result<()> {
+        let now = Instant::now();
+        for text in ["1e300", "99999999999999999999d", "1e18h", "9223372036854775807", "18446744073709551615"] {
+            let DurationSetting::Finite(span) = DurationSetting::parse(text)? else { panic!("{text}") };
+            assert!(after(now, Some(span)).is_none_or(|at| at > now + Duration::from_secs(1 << 30)), "{text}");
+        }
+        assert_eq!(DurationSetting::parse("1e-30")?, DurationSetting::Finite(Duration::from_nanos(1)));
+        assert_eq!(DurationSetting::parse("none")?.as_limit(), None);
+        assert_eq!(DurationSetting::parse("0")?.as_limit(), None);
+        Ok(())
+    }
+
+    #[test]
+    fn shows_what_people_write() {
+        assert_eq!(show(Duration::from_millis(1_500)), "1s 500ms");
+        assert_eq!(show(Duration::from_millis(725_400)), "12m 5s");
+    }
+}

@@ -1,0 +1,237 @@
+//! `claude-run.toml` in the config dir: settings that a whole factory shares. A key that nobody knows, a value that means
+//! nothing and a file that is broken are errors that name file, line and key; never a silent default.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, fchown};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, anyhow, bail};
+use fs4::FileExt;
+use tempfile::NamedTempFile;
+use toml_edit::{Document, DocumentMut, Item, Value};
+
+use crate::config::cli::{OPTIONS, Opt};
+use crate::sys::fs::read_bounded_text;
+
+/// What it is called.
+pub const NAME: &str = "claude-run.toml";
+
+/// More than any such file.
+const LARGEST: u64 = 8 << 20;
+
+/// A settings file, read but not yet understood.
+#[derive(Debug)]
+pub struct SettingsFile {
+    /// Where it is.
+    pub path: PathBuf,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    option: &'static Opt,
+    value: OsString,
+    line: usize,
+}
+
+impl SettingsFile {
+    /// Reads the file `path`; none, if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be read, is no TOML, or has a key or a kind of value that does not belong there.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        match read_bounded_text(path, LARGEST) {
+            Ok(text) => Self::parse(path, &text).map(Some),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read the settings file {}", path.display())),
+        }
+    }
+
+    /// Writes `value` for `option` into the file `path`, and leaves all else in it as it is, comments too. Readers see the
+    /// old file or the new one.
+    ///
+    /// # Errors
+    /// It is broken, or it cannot be read or written.
+    pub fn set(path: &Path, option: &Opt, value: &str) -> Result<()> {
+        // What a link leads to, as a mounted configuration may be, stays what it is: another link, not a plain file here.
+        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let directory = path.parent().with_context(|| format!("{} is in no directory", path.display()))?;
+        let change = || {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            // Of two who change it at once, the second changes what the first has written.
+            let guard = File::open(directory)?;
+            FileExt::lock(&guard)?;
+            replace(path, directory, |text| {
+                let mut document = DocumentMut::from_str(text).map_err(io::Error::other)?;
+                let mut value = Value::from(value);
+                if let Some(old) = document.get(option.flag).and_then(Item::as_value) {
+                    *value.decor_mut() = old.decor().clone();
+                }
+                document[option.flag] = Item::Value(value);
+                Ok(document.to_string())
+            })
+        };
+        change().with_context(|| format!("cannot change the settings file {}", path.display()))
+    }
+
+    /// What a file at `path` with this text says.
+    ///
+    /// # Errors
+    /// It is no TOML, or has a key or a kind of value that does not belong there.
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
+        let place = |at: usize| format!("{}:{}", path.display(), line_of(text, at));
+        let document = Document::parse(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            let line = text.lines().nth(line_of(text, at) - 1).unwrap_or_default();
+            anyhow!("{}: {} in {:?}", place(at), one_line(error.message()), line.trim())
+        })?;
+        let mut entries = Vec::new();
+        for (key, item) in document.iter() {
+            let at = document.key(key).and_then(|key| key.span()).map_or(0, |span| span.start);
+            let option = option(key).with_context(|| place(at))?;
+            let value = text_of(item).with_context(|| format!("{}: {key}", place(at)))?;
+            entries.push(Entry { option, value: value.into(), line: line_of(text, at) });
+        }
+        Ok(Self { path: path.to_owned(), entries })
+    }
+
+    /// What it says of `option`, and in which line.
+    pub fn value(&self, option: &Opt) -> Option<(&OsString, usize)> {
+        let entry = self.entries.iter().find(|entry| entry.option.flag == option.flag)?;
+        Some((&entry.value, entry.line))
+    }
+}
+
+/// Puts a changed copy in the place of the file `path`, or of what that leads to. Readers see the old one or the new one.
+///
+/// # Errors
+/// It cannot be read or written.
+pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> String) -> io::Result<()> {
+    let path = std::path::absolute(fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()))?;
+    let directory = path.parent().ok_or_else(|| io::Error::other("it is in no directory"))?;
+    replace(&path, directory, |text| Ok(change(text)))
+}
+
+/// Puts a changed copy in the place of the file `path`, with its owner and mode; a new one gets the owner of `directory`.
+fn replace(path: &Path, directory: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
+    let text = match read_bounded_text(path, LARGEST) {
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        text => text?,
+    };
+    let mut copy = NamedTempFile::new_in(directory)?;
+    copy.write_all(change(&text)?.as_bytes())?;
+    let old = fs::metadata(path);
+    if let Ok(old) = &old {
+        copy.as_file().set_permissions(old.permissions())?;
+    }
+    let owner = old.or_else(|_| fs::metadata(directory))?;
+    let ours = copy.as_file().metadata()?;
+    if (ours.uid(), ours.gid()) != (owner.uid(), owner.gid()) {
+        // As root it works; else the file is ours from now on, and readable as it was.
+        let _ = fchown(copy.as_file(), Some(owner.uid()), Some(owner.gid()));
+    }
+    copy.as_file().sync_all()?;
+    copy.persist(path)?;
+    Ok(())
+}
+
+fn option(key: &str) -> Result<&'static Opt> {
+    let shared = || OPTIONS.into_iter().filter(|option| option.is_shared);
+    if let Some(option) = shared().find(|option| option.flag == key) {
+        return Ok(option);
+    }
+    if let Some(option) = OPTIONS.into_iter().find(|option| option.flag == key) {
+        bail!("{key} is not for a whole factory; use --{key} or {}", option.variable);
+    }
+    let nearest = shared().max_by(|a, b| strsim::jaro(a.flag, key).total_cmp(&strsim::jaro(b.flag, key)));
+    match nearest.filter(|option| strsim::jaro(option.flag, key) > 0.7) {
+        Some(option) => bail!("unknown key {key:?}; did you mean {:?}?", option.flag),
+        None => bail!("unknown key {key:?}; known are {}", shared().map(|option| option.flag).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// A value as it would be typed behind a flag.
+fn text_of(item: &Item) -> Result<String> {
+    match item.as_value() {
+        Some(Value::String(text)) => Ok(text.value().clone()),
+        Some(Value::Integer(number)) => Ok(number.value().to_string()),
+        Some(Value::Float(number)) => Ok(number.value().to_string()),
+        Some(Value::Boolean(switch)) => Ok(if *switch.value() { "on" } else { "off" }.to_owned()),
+        _ => bail!("a string, a number, true or false is wanted, not {}", item.type_name()),
+    }
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text.as_bytes().iter().take(at).filter(|&&byte| byte == b'\n').count() + 1
+}
+
+fn one_line(message: &str) -> String {
+    message.lines().map(str::trim).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::config::cli::{CONFLICT_EXIT_CODE, LOCK, PTY, TIMEOUT, WAIT};
+
+    fn parse(text: &str) -> Result<SettingsFile> {
+        SettingsFile::parse(Path::new("/c/claude-run.toml"), text)
+    }
+
+    #[test]
+    fn strings_numbers_and_switches_are_read_with_their_lines() -> Result<()> {
+        let file = parse("# shared\nwait = \"20m\"\n\ntimeout = 1.5 # s\nconflict-exit-code = 9\npty = true\n")?;
+        for (option, value, line) in [(&WAIT, "20m", 2), (&TIMEOUT, "1.5", 4), (&CONFLICT_EXIT_CODE, "9", 5), (&PTY, "on", 6)] {
+            assert_eq!(file.value(option), Some((&OsString::from(value), line)));
+        }
+        assert_eq!(parse("")?.value(&WAIT), None);
+        Ok(())
+    }
+
+    #[test]
+    fn a_change_keeps_all_else_and_the_mode_of_the_file() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("new/claude-run.toml");
+        SettingsFile::set(&path, &LOCK, "pass-through")?;
+        assert_eq!(fs::read_to_string(&path)?, "lock = \"pass-through\"\n");
+        let before = "# factory\nwait = 5 # s\n\nlock  =  \"exclusive\"  # for now\n# end\n";
+        fs::write(&path, before)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640))?;
+        SettingsFile::set(&path, &LOCK, "pass-through")?;
+        assert_eq!(fs::read_to_string(&path)?, before.replace("exclusive", "pass-through"));
+        assert_eq!(fs::metadata(&path)?.permissions().mode() & 0o777, 0o640);
+        SettingsFile::set(&path, &TIMEOUT, "1h")?;
+        let with_timeout =
+            format!("{}timeout = \"1h\"\n# end\n", before.replace("exclusive", "pass-through").replace("# end\n", ""));
+        let text = fs::read_to_string(&path)?;
+        assert!(text.contains("# end") && text.contains("timeout = \"1h\"") && text.len() == with_timeout.len(), "{text}");
+        let link = dir.path().join("link");
+        symlink(&path, &link)?;
+        SettingsFile::set(&link, &LOCK, "exclusive")?;
+        assert!(fs::symlink_metadata(&link)?.is_symlink() && fs::read_to_string(&path)?.contains("\"exclusive\""));
+        assert_eq!(fs::read_dir(dir.path().join("new"))?.count(), 1, "nothing is left behind");
+        Ok(())
+    }
+
+    #[test]
+    fn a_refusal_names_file_line_and_key_and_what_would_be_right() {
+        for (text, parts) in [
+            ("\ntiemout = 5\n", ["/c/claude-run.toml:2", "\"tiemout\"", "did you mean \"timeout\""]),
+            ("xyz = 5", ["/c/claude-run.toml:1", "\"xyz\"", "known are lock, wait"]),
+            ("lock-file = \"x\"", [":1", "lock-file", "CLAUDE_RUN_LOCK_FILE"]),
+            ("wait = [5]", [":1", "wait", "not array"]),
+            ("[wait]\nx = 5", [":1", "wait", "not table"]),
+            ("wait = 5\nwait = 6", [":2", "duplicate", "wait"]),
+            ("wait = \"5", [":1", "string", ""]),
+            ("wait", [":1", "", ""]),
+        ] {
+            let message = format!("{:#}", parse(text).expect_err("accepted"));
+            assert!(parts.into_iter().all(|part| message.contains(part)) && !message.contains('\n'), "{text:?}: {message}");
+        }
+    }
+}

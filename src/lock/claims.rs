@@ -1,0 +1,210 @@
+//! The lock is busy, but for us: a live run or another process above us holds it, or a descriptor that our caller left open to us.
+//! Waiting would then be waiting for ourselves.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
+
+use nix::unistd::getppid;
+
+use super::helper::KEY_VARIABLE;
+use crate::config::settings::Environment;
+use crate::records::{Hold, RecordStore, RunRecord};
+use crate::run_id::RunId;
+use crate::sys::file_id::FileId;
+use crate::sys::proc::{self, Stat};
+
+/// What a run that holds a lock tells all below it, as `CLAUDE_RUN_HELD=<device>:<inode>:<run id>`; a run below it that
+/// holds another lock adds its own claim behind a comma.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The lock file.
+    pub identity: FileId,
+    /// The run that holds it.
+    pub run: RunId,
+}
+
+/// What our environment says of the runs that we are below of.
+#[derive(Debug, Default)]
+pub struct AncestorRuns {
+    /// The locks that they hold, or held.
+    pub claims: Vec<Claim>,
+    /// Their names, the outermost first.
+    pub runs: Vec<String>,
+    /// Whether one has, or had, the lock of a lock helper.
+    has_key: bool,
+}
+
+impl AncestorRuns {
+    /// Reads it.
+    pub fn of(environment: Environment) -> Self {
+        let lineage = environment(RunId::LINEAGE).and_then(|lineage| lineage.into_string().ok()).unwrap_or_default();
+        Self {
+            claims: environment(Claim::VARIABLE).map(|list| Claim::parse_list(&list)).unwrap_or_default(),
+            runs: lineage.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect(),
+            has_key: environment(KEY_VARIABLE).is_some(),
+        }
+    }
+
+    /// Whether one of them may hold the lock `identity`.
+    pub(super) fn may_hold(&self, identity: FileId) -> bool {
+        self.claims.iter().any(|claim| claim.identity == identity)
+    }
+
+    /// Whether one of them does hold the lock `identity`, for us.
+    pub(super) fn holds(&self, identity: FileId, records: Option<&RecordStore>) -> bool {
+        self.claims.iter().any(|claim| claim.holds_above_us(identity, records))
+    }
+
+    /// Whether one of them, or whoever else holds the session lock `identity` for us, has the lock of a lock helper as well.
+    pub(super) fn is_helped(&self, identity: FileId, records: Option<&RecordStore>) -> bool {
+        let above = self.runs.iter().filter_map(|run| records?.live(run));
+        let holder = records.and_then(|records| records.holder(identity, usize::MAX));
+        // One that relies on others itself says nothing of them.
+        let tells = |record: &RunRecord| record.key.is_some() || record.hold != Some(Hold::RunAbove);
+        let mut known = above.chain(holder).filter(|record| record.is_about(identity) && tells(record)).peekable();
+        if known.peek().is_some() {
+            return known.any(|record| record.key.is_some());
+        }
+        // Where no records are kept, there is but the word of a run that has claimed this lock, and lives.
+        self.has_key && self.claims.iter().any(|claim| claim.identity == identity && claim.run.is_above_us())
+    }
+
+    /// Whether the key in our environment is of a time gone by: none of them has a lock helper, as far as can be told.
+    pub fn has_stale_key(&self, records: Option<&RecordStore>) -> bool {
+        let may_be_helped = |run: &String| match records.and_then(|records| records.live(run)) {
+            Some(record) => record.key.is_some(),
+            None => RunId::parse(run).is_some_and(RunId::is_above_us),
+        };
+        self.has_key && !self.runs.iter().any(may_be_helped)
+    }
+}
+
+impl Claim {
+    /// The variable that carries claims.
+    pub const VARIABLE: &'static str = "CLAUDE_RUN_HELD";
+
+    /// Reads a list of claims; anything else in the variable is no claim.
+    pub fn parse_list(value: &OsStr) -> Vec<Self> {
+        value.to_str().unwrap_or_default().split(',').filter_map(Self::parse).collect()
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, ':');
+        let (device, inode, run) = (parts.next()?, parts.next()?, parts.next()?);
+        let identity = FileId { device: device.parse().ok()?, inode: inode.parse().ok()? };
+        Some(Self { identity, run: RunId::parse(run)? })
+    }
+
+    /// Whether this claim is on the file `identity`, made by a run that lives above us, and still true. Words alone, and a
+    /// lock that was let go, let nobody through: the kernel says that a descriptor of that run holds the lock. In another PID
+    /// namespace than its own that cannot be asked, nor whether it is above us; there its record in `records` speaks for it.
+    pub fn holds_above_us(&self, identity: FileId, records: Option<&RecordStore>) -> bool {
+        if self.identity != identity {
+            return false;
+        }
+        if proc::is_of_our_pid_namespace()
+            && self.run.is_above_us()
+            && is_held_by_a_descriptor_of(&self.run.pid.to_string(), identity)
+        {
+            return true;
+        }
+        let is_elsewhere = |record: &RunRecord| record.pid_namespace.is_some() && record.pid_namespace != proc::pid_namespace();
+        let record = records.and_then(|records| records.live(&self.run.to_string()));
+        record.is_some_and(|record| record.holds(identity) && is_elsewhere(&record))
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { identity: FileId { device, inode }, run } = self;
+        write!(f, "{device}:{inode}:{run}")
+    }
+}
+
+/// Whether a descriptor of `process` (its name in /proc) holds an exclusive flock on the file `identity`. It only looks:
+/// a try on an inherited descriptor with a shared lock could lose that lock.
+pub(super) fn is_held_by_a_descriptor_of(process: &str, identity: FileId) -> bool {
+    any_descriptor(process, identity, |kind| kind == "WRITE")
+}
+
+/// Whether a process above us holds an exclusive flock on the file `identity`. Claude passes the lock's descriptor to none of its
+/// tools: so it is with a run whose claude-run was killed, and with an old shell block around a claude that calls us.
+pub(super) fn is_held_by_an_ancestor(identity: FileId) -> bool {
+    let mut pid = getppid().as_raw();
+    while proc::is_of_our_pid_namespace()
+        && let Some(stat) = Stat::read(pid)
+    {
+        if is_held_by_a_descriptor_of(&pid.to_string(), identity) {
+            return true;
+        }
+        pid = stat.parent;
+    }
+    false
+}
+
+/// Whether a descriptor of `process` holds any flock on the file `identity`.
+pub(super) fn has_a_descriptor_with_flock(process: &str, identity: FileId) -> bool {
+    any_descriptor(process, identity, |_| true)
+}
+
+fn any_descriptor(process: &str, identity: FileId, counts: impl Fn(&str) -> bool) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    descriptors.flatten().any(|entry| {
+        FileId::at(&entry.path()) == Some(identity)
+            && fs::read_to_string(format!("/proc/{process}/fdinfo/{}", entry.file_name().display()))
+                .is_ok_and(|info| flocks(&info).any(&counts))
+    })
+}
+
+/// The kinds of flock in an fdinfo: lines as `lock: 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF` stand in that of the
+/// descriptor that holds it.
+fn flocks(fdinfo: &str) -> impl Iterator<Item = &str> {
+    let locks = fdinfo.lines().filter_map(|line| line.strip_prefix("lock:"));
+    locks.filter_map(|lock| {
+        let mut words = lock.split_whitespace().skip(1);
+        (words.next()? == "FLOCK").then(|| words.nth(1)).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: FileId = FileId { device: 2049, inode: 77 };
+
+    #[test]
+    fn claims_read_as_they_were_written_and_nothing_else_is_one() {
+        let claims = [FILE, FileId { inode: 78, ..FILE }].map(|identity| Claim { identity, run: RunId::take() });
+        let list = claims.map(|claim| claim.to_string()).join(",");
+        assert_eq!(Claim::parse_list(OsStr::new(&list)), claims);
+        assert_eq!(Claim::parse_list(OsStr::new(&format!("x,{},1:2", claims[0]))), claims[..1]);
+        for text in ["", "1", "1:2", "1:2:3", "1:2:3-", "1:2:3-4-5", "a:b:c-d", "1:2:3-4 ", "1:2:3:4-5", ",", "\u{e9}"] {
+            assert_eq!(Claim::parse_list(OsStr::new(text)), [], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_claim_is_believed_only_on_its_file_and_only_while_the_lock_is_held() -> std::io::Result<()> {
+        let file = tempfile::tempfile()?;
+        let identity = FileId::of(&file.metadata()?);
+        let claim = Claim { identity, run: RunId::take() };
+        assert!(!claim.holds_above_us(identity, None), "not locked");
+        fs4::FileExt::lock(&file)?;
+        assert!(claim.holds_above_us(identity, None));
+        assert!(!claim.holds_above_us(FileId { inode: identity.inode + 1, ..identity }, None));
+        fs4::FileExt::unlock(&file)?;
+        assert!(!claim.holds_above_us(identity, None), "let go");
+        Ok(())
+    }
+
+    #[test]
+    fn a_flock_is_told_from_other_locks() {
+        let kinds = |info| flocks(info).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(kinds("pos:\t0\nflags:\t02100002\nlock:\t1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF\n"), ["WRITE"]);
+        assert_eq!(kinds("lock:\t1: FLOCK  ADVISORY  READ 0 08:01:1234 0 EOF"), ["READ"]);
+        for other in ["", "pos:\t0\n", "lock:\t1: POSIX  ADVISORY  WRITE 4711 08:01:1234 0 EOF"] {
+            assert!(kinds(other).is_empty(), "{other:?}");
+        }
+    }
+}

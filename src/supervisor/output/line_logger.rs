@@ -1,0 +1,119 @@
+//! The child's output on its way into the log: masked, cut into lines, and long lines into parts, so that no line needs more
+//! memory than a part.
+
+use std::sync::Arc;
+
+use memchr::memchr;
+
+use super::redact::Masker;
+use crate::logging::LogFile;
+
+/// A longer line is logged in parts of this length.
+const LONGEST_PART: usize = 64 << 10;
+
+/// Lines are written to the log when this much of them is there, and when the stream pauses.
+const BATCH: usize = 256 << 10;
+
+/// One stream of the child's, being logged.
+#[derive(Debug)]
+pub(super) struct Lines {
+    log: Arc<LogFile>,
+    stream: &'static str,
+    masker: Option<Masker>,
+    masked: Vec<u8>,
+    part: Vec<u8>,
+    /// Whether a part of this line has been logged.
+    continued: bool,
+    batch: Vec<u8>,
+}
+
+impl Lines {
+    /// The log of `stream`; without a masker, nothing is masked.
+    pub(super) fn new(log: Arc<LogFile>, stream: &'static str, masker: Option<Masker>) -> Self {
+        Self { log, stream, masker, masked: Vec::new(), part: Vec::new(), continued: false, batch: Vec::new() }
+    }
+
+    /// Logs the lines that end in `bytes`.
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
+        match &mut self.masker {
+            None => self.split(bytes),
+            Some(masker) => {
+                let mut masked = std::mem::take(&mut self.masked);
+                masker.feed(bytes, &mut masked);
+                self.split(&masked);
+                masked.clear();
+                self.masked = masked;
+            }
+        }
+        self.write();
+    }
+
+    /// Logs what is left at the end of the stream.
+    pub(super) fn end(&mut self) {
+        if let Some(masker) = &mut self.masker {
+            let mut masked = Vec::new();
+            masker.end(&mut masked);
+            self.split(&masked);
+        }
+        if !self.part.is_empty() {
+            self.line(&[]);
+        }
+        self.write();
+    }
+
+    fn split(&mut self, mut bytes: &[u8]) {
+        while let Some(end) = memchr(b'\n', bytes) {
+            let (line, rest) = bytes.split_at(end);
+            let line = self.cut(line);
+            self.line(line);
+            bytes = &rest[1..];
+        }
+        let rest = self.cut(bytes);
+        self.part.extend_from_slice(rest);
+    }
+
+    /// Logs as many full parts of a line as there are, and gives back the rest.
+    fn cut<'a>(&mut self, mut line: &'a [u8]) -> &'a [u8] {
+        while self.part.len() + line.len() > LONGEST_PART {
+            let (head, rest) = line.split_at(LONGEST_PART - self.part.len());
+            self.entry(head);
+            self.continued = true;
+            line = rest;
+        }
+        line
+    }
+
+    /// Logs the last part of a line, or all of it.
+    fn line(&mut self, rest: &[u8]) {
+        // From a terminal, lines end with CR LF.
+        let rest = match rest {
+            [] => {
+                self.part.pop_if(|&mut last| last == b'\r');
+                rest
+            }
+            _ => rest.strip_suffix(b"\r").unwrap_or(rest),
+        };
+        self.entry(rest);
+        self.continued = false;
+    }
+
+    fn entry(&mut self, rest: &[u8]) {
+        if self.part.is_empty() {
+            self.log.format_line(self.stream, rest, self.continued, &mut self.batch);
+        } else {
+            self.part.extend_from_slice(rest);
+            self.log.format_line(self.stream, &self.part, self.continued, &mut self.batch);
+            self.part.clear();
+        }
+        if self.batch.len() >= BATCH {
+            self.write();
+        }
+    }
+
+    fn write(&mut self) {
+        if !self.batch.is_empty() {
+            self.log.append(&self.batch);
+            self.batch.clear();
+        }
+    }
+}

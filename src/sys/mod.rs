@@ -1,0 +1,15 @@
+//! Linux, and nothing of claude: system calls, /proc, files and terminals. It imports nothing of ours, and raw calls stand nowhere
+//! else.
+
+pub mod exec;
+pub mod file_id;
+pub(crate) mod file_watch;
+pub(crate) mod fs;
+pub mod mount;
+pub(crate) mod pipe;
+pub(crate) mod proc;
+pub(crate) mod pty;
+pub mod signal;
+pub mod signal_pipe;
+pub(crate) mod termios;
+pub(crate) mod wait;

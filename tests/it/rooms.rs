@@ -1,0 +1,67 @@
+//! The rooms of the house: a module imports only what stands below it. `src/lib.rs` draws the same picture.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// From the top down. What stands on one line may not import each other either.
+const FLOORS: [&str; 14] = [
+    "app",
+    "plan",
+    "ops",
+    "supervisor",
+    "lock",
+    "records",
+    "events",
+    "claude",
+    "logging",
+    "config",
+    "run_id",
+    "object",
+    "sys",
+    "outcome",
+];
+
+fn sources(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("sources").flatten() {
+        let path = entry.path();
+        match path.extension() {
+            _ if path.is_dir() => sources(&path, files),
+            Some(extension) if extension == "rs" => files.push(path),
+            _ => {}
+        }
+    }
+}
+
+/// The rooms that `text` names as `crate::ROOM`, tests left out.
+fn imported(text: &str) -> BTreeSet<String> {
+    let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let rooms = product
+        .split("crate::")
+        .skip(1)
+        .map(|rest| rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect::<String>());
+    rooms.filter(|room| !room.is_empty()).collect()
+}
+
+#[test]
+fn every_import_points_down() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    let mut up = Vec::new();
+    for file in files {
+        let inside = file.strip_prefix(&src).expect("below src");
+        let room = inside.iter().next().expect("a name").to_string_lossy().trim_end_matches(".rs").to_owned();
+        if inside.starts_with("build") || ["main", "lib", "build"].contains(&&*room) || inside.ends_with("tests.rs") {
+            continue;
+        }
+        let floor =
+            |room: &str| FLOORS.iter().position(|other| *other == room).unwrap_or_else(|| panic!("{room} has no floor"));
+        for other in imported(&fs::read_to_string(&file).expect("text")) {
+            if other != room && floor(&other) <= floor(&room) {
+                up.push(format!("{} -> {other}", inside.display()));
+            }
+        }
+    }
+    assert_eq!(up, [""; 0]);
+}
