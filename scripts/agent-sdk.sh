@@ -2,24 +2,25 @@
 # claude_run_with_watchdog on claude-run: sourced by the factory's lib/agent-sdk.sh in place of its own function.
 # Needs bash 4.4 or later and claude-run; no other tool but rm.
 #
-#   claude_run_with_watchdog COMMAND [ARGS...]        claude, or another harness
+#   claude_run_with_watchdog COMMAND [ARGS...]        claude, or another harness: a program, not a shell function
 #
 # Runs COMMAND under claude-run: lock, hard limit, result grace, nothing left behind. It
-# - prints what COMMAND prints on stdout, with secrets masked (CLAUDE_RUN_REDACT=log: unchanged), and nothing else;
+# - prints what COMMAND prints on stdout, with secrets masked (unless CLAUDE_RUN_REDACT or claude-run.toml say otherwise), and
+#   nothing else;
 # - returns COMMAND's exit code, or one of claude-run's: 75 lock not free, 124 limit, 125 own failure, 126 and 127 COMMAND
 #   cannot be run or is not there, 128+N;
 # - gives COMMAND /dev/null to read: the stdin of a caller's `while read` loop is the caller's.
 #
-# Variables, exported or not: CLAUDE_TIMEOUT, CLAUDE_IDLE_GRACE, CLAUDE_EXTERNAL_LOCK, LOG_AGENT and
+# Variables, exported or not: CLAUDE_TIMEOUT, CLAUDE_IDLE_GRACE, CLAUDE_EXTERNAL_LOCK, CLAUDE_CONFIG_DIR, LOG_AGENT, all of claude-run's
+# (CLAUDE_RUN_WAIT ...), and
 #   LOGFILE           gets COMMAND's stdout and stderr line by line as they come, masked, what claude-run says, and at the end
-#                     one line through the caller's `log`, if there is such a function:
-#                       watchdog: timeout_exit=0 elapsed_wall=12s limit=7200s exit=0
-#                     timeout_exit is 124 where a limit ended the run, else 0. $LOGFILE.runs.jsonl gets a JSON line as well
-#                     (CLAUDE_RUN_RECORD names another file, or, empty, none)
+#                     one line that tells how the run ended (timeout_exit is 124 for exit code 124, else 0):
+#                       [2026-11-26 01:32:04 UTC] watchdog: timeout_exit=0 elapsed_wall=12s limit=2h exit=0
+#                     $LOGFILE.runs.jsonl gets a JSON line as well (CLAUDE_RUN_RECORD names another file, or, empty, none)
 #   CLAUDE_PGID_FILE  holds a process group while COMMAND runs. TERM to that group asks claude-run to end COMMAND and all it
-#                     has started; KILL to it makes that quick. Neither cuts a token refresh short
+#                     has started; KILL to it makes that quick. Neither cuts a token refresh short. It is the way to end a run
+#                     from outside: TERM to a shell that waits for this function waits, too
 #   CLAUDE_RUN        claude-run, where it is not on PATH
-# Exported, every variable of claude-run counts (CLAUDE_RUN_WAIT ...).
 #
 # The lock. CLAUDE_EXTERNAL_LOCK, not empty, means exclusive. Else CLAUDE_RUN_LOCK or claude-run.toml say the mode, or a
 # CLAUDE_RUN_LOCK_FILE of its own says that there is a lock. Where nobody says anything, none is taken.
@@ -52,14 +53,27 @@
 # The claude-run that this file belongs to.
 CLAUDE_RUN_SDK_VERSION=0.1.0
 
-# A subshell: what is exported and redirected here is not so for the caller.
-claude_run_with_watchdog() (
-  program=${CLAUDE_RUN:-claude-run}
-  for name in CLAUDE_TIMEOUT CLAUDE_IDLE_GRACE CLAUDE_EXTERNAL_LOCK LOG_AGENT; do
-    [ -z "${!name:-}" ] || export "${name?}"
+claude_run_with_watchdog() {
+  # A subshell: what is exported and redirected there is not so for the caller.
+  (claude_run_in_subshell "$@")
+}
+
+# Names begin with _cr_: any other may be a variable of the caller's that claude is to see.
+claude_run_in_subshell() {
+  # Whatever the caller has set: options, traps, signals that its exit path ignores, separators.
+  set +eCET
+  trap - DEBUG ERR RETURN
+  # claude-run is in our group, gets what that is sent as well, and has to be waited for. It starts with none of these traps.
+  trap : HUP INT QUIT TERM
+  IFS=$' \t\n'
+  _cr_program=${CLAUDE_RUN:-claude-run}
+  for _cr_name in CLAUDE_TIMEOUT CLAUDE_IDLE_GRACE CLAUDE_EXTERNAL_LOCK CLAUDE_CONFIG_DIR LOG_AGENT "${!CLAUDE_RUN_@}"; do
+    [[ -z ${!_cr_name:-} || $_cr_name == CLAUDE_RUN_SDK* ]] || export "${_cr_name?}"
   done
-  # A log that cannot be written is no reason not to run.
+  # A log or a group file that cannot be written is no reason not to run.
+  _cr_log=''
   if [ -n "${LOGFILE:-}" ] && { : >>"$LOGFILE"; } 2>/dev/null; then
+    _cr_log=$LOGFILE
     exec 2>>"$LOGFILE"
     if [ -f "$LOGFILE" ]; then
       export CLAUDE_RUN_LOG="${CLAUDE_RUN_LOG-$LOGFILE}" CLAUDE_RUN_RECORD="${CLAUDE_RUN_RECORD-$LOGFILE.runs.jsonl}"
@@ -67,69 +81,78 @@ claude_run_with_watchdog() (
   elif [ -n "${LOGFILE:-}" ]; then
     echo "claude_run_with_watchdog: cannot write LOGFILE $LOGFILE; messages come here" >&2
   fi
-  version=$("$program" --version 2>/dev/null) || version=
-  if [ -n "$version" ] && [[ "$version " != "claude-run $CLAUDE_RUN_SDK_VERSION "* ]]; then
-    echo "claude_run_with_watchdog: agent-sdk.sh is of claude-run $CLAUDE_RUN_SDK_VERSION, $program is $version; install both from one package" >&2
+  _cr_group_file=${CLAUDE_PGID_FILE:-}
+  if [ -n "$_cr_group_file" ] && ! { : >>"$_cr_group_file"; } 2>/dev/null; then
+    echo "claude_run_with_watchdog: cannot write CLAUDE_PGID_FILE $_cr_group_file; nobody can end the run by it" >&2
+    _cr_group_file=''
+  fi
+  _cr_version=$("$_cr_program" --version 2>/dev/null)
+  if [ -n "$_cr_version" ] && [[ "$_cr_version " != "claude-run $CLAUDE_RUN_SDK_VERSION "* ]]; then
+    echo "claude_run_with_watchdog: agent-sdk.sh is of claude-run $CLAUDE_RUN_SDK_VERSION, $_cr_program is $_cr_version; install both from one package" >&2
   fi
 
   # With a mistake in its settings file it prints no settings here, and says so below.
-  lock_origin='' limit=${CLAUDE_TIMEOUT:-2h}
-  while read -r key value origin _; do
-    case $key in
-      lock) lock_origin=$origin ;;
-      timeout) limit=${value%;} ;;
+  _cr_options=(--stdin null) _cr_lock='' _cr_limit=${CLAUDE_TIMEOUT:-2h}
+  while read -r _cr_key _cr_value _cr_origin _; do
+    case $_cr_key in
+      lock) _cr_lock=$_cr_origin ;;
+      timeout) _cr_limit=${_cr_value%;} ;;
+      redact) [ "$_cr_origin" != default ] || _cr_options+=(--redact all) ;;
     esac
-  done < <("$program" settings 2>/dev/null)
-  [[ $limit == *[!0-9.]* ]] || limit+=s
-  options=(--stdin null --redact "${CLAUDE_RUN_REDACT:-all}")
+  done < <("$_cr_program" settings 2>/dev/null)
   if [ -n "${CLAUDE_EXTERNAL_LOCK:-}" ]; then
-    options+=(--lock exclusive)
-  elif [ "$lock_origin" = default ] && [ -z "${CLAUDE_RUN_LOCK_FILE:-}" ]; then
-    options+=(--lock pass-through)
+    _cr_options+=(--lock exclusive)
+  elif [ "$_cr_lock" = default ] && [ -z "${CLAUDE_RUN_LOCK_FILE:-}" ]; then
+    _cr_options+=(--lock pass-through)
   fi
 
-  SECONDS=0 code=0
-  if [ -z "${CLAUDE_PGID_FILE:-}" ]; then
-    "$program" "${options[@]}" -- "$@" </dev/null || code=$?
+  SECONDS=0 _cr_code=0
+  if [ -z "$_cr_group_file" ]; then
+    "$_cr_program" "${_cr_options[@]}" -- "$@" </dev/null || _cr_code=$?
   else
-    coproc CLAUDE_RUN_GROUP { claude_run_process_group 2>/dev/null; }
-    group=$CLAUDE_RUN_GROUP_PID
-    exec {to}>&"${CLAUDE_RUN_GROUP[1]}" {from}<&"${CLAUDE_RUN_GROUP[0]}"
+    { coproc CLAUDE_RUN_GROUP { claude_run_process_group; }; } 2>/dev/null
+    _cr_group=$CLAUDE_RUN_GROUP_PID
+    exec {_cr_to}>&"${CLAUDE_RUN_GROUP[1]}" {_cr_from}<&"${CLAUDE_RUN_GROUP[0]}"
     (
-      echo "$BASHPID" >&"$to"
-      read -r _ <&"$from" || :
-      exec "$program" "${options[@]}" -- "$@" </dev/null {to}>&- {from}<&-
-    ) || code=$?
-    (trap '' PIPE && echo ended >&"$to") 2>/dev/null || :
-    wait "$group" || :
-    rm -f -- "$CLAUDE_PGID_FILE"
+      echo "$BASHPID" >&"$_cr_to"
+      read -r _ <&"$_cr_from"
+      exec "$_cr_program" "${_cr_options[@]}" -- "$@" </dev/null {_cr_to}>&- {_cr_from}<&-
+    ) || _cr_code=$?
+    (trap '' PIPE && echo ended >&"$_cr_to") 2>/dev/null
+    wait "$_cr_group"
   fi
 
-  ended_by_limit=0
-  [ "$code" -ne 124 ] || ended_by_limit=124
-  line="watchdog: timeout_exit=$ended_by_limit elapsed_wall=${SECONDS}s limit=$limit exit=$code"
-  if declare -F log >/dev/null; then
-    log "$line" >&2 || :
-  elif [ -n "${LOGFILE:-}" ]; then
-    echo "$line" >&2
+  if [ -n "$_cr_log" ]; then
+    [[ $_cr_limit =~ ^[0-9.]+$ ]] && _cr_limit+=s
+    [[ $_cr_limit =~ ^[0-9a-z.]+$ ]] || _cr_limit='?'
+    _cr_expired=0
+    [ "$_cr_code" -ne 124 ] || _cr_expired=124
+    TZ=UTC printf '[%(%Y-%m-%d %H:%M:%S UTC)T] watchdog: timeout_exit=%d elapsed_wall=%ds limit=%s exit=%d\n' \
+      -1 "$_cr_expired" "$SECONDS" "$_cr_limit" "$_cr_code" >>"$_cr_log"
   fi
-  exit "$code"
-)
+  exit "$_cr_code"
+}
 
 # The process group of CLAUDE_PGID_FILE. It has one member, which hands on what it is sent and stays until the run has ended.
 # claude-run is no part of it: a caller that sends TERM, and a second later KILL, would otherwise kill the watchdog while that
 # spares a token refresh or ends the last tools. stdin: the pid of claude-run, then a word when that has ended.
 claude_run_process_group() {
-  local run member
-  read -r run || return
+  trap '' HUP INT QUIT TERM # for its caller's group; the member has its own
+  read -r _cr_run || return
   set -m # a job of its own is a process group of its own
   {
-    trap 'kill -TERM "$run"' HUP INT QUIT TERM
+    trap 'kill -TERM "$_cr_run"' HUP INT QUIT TERM
     # A trapped signal interrupts the read; the end of stdin without a word means that our caller was killed.
     until read -r _; do [ $? -gt 128 ] || exit 1; done
-  } &
-  member=$!
-  echo "$member" >"$CLAUDE_PGID_FILE"
+  } >/dev/null &
+  _cr_member=$!
+  echo "$_cr_member" >"$_cr_group_file"
   echo ready
-  wait "$member" || kill -TERM "$run"
+  if wait "$_cr_member"; then
+    # Another run may have written its own meanwhile.
+    [ "$(<"$_cr_group_file")" != "$_cr_member" ] || rm -f -- "$_cr_group_file"
+  else
+    kill -TERM "$_cr_run"
+    rm -f -- "$_cr_group_file"
+  fi
 }

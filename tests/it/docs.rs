@@ -111,6 +111,7 @@ esac
 "#;
     put("bin/claude", 0o755, claude);
     put("bin/etcdctl", 0o755, "#!/bin/sh\necho key\nexec sleep 600\n");
+    put("bin/dsh", 0o755, "#!/bin/sh\necho hi\n");
     put("nightly.sh", 0o755, "#!/bin/sh\n");
     symlink(binary(), env.path("bin/claude-run")).expect("a link");
     symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts"), env.path("scripts")).expect("a link");

@@ -88,6 +88,9 @@ fn machines() -> Vec<Machine> {
         return Vec::new();
     }
     let old = which("bash-4.4").map(|_| Machine::new("bash-4.4", true));
+    if old.is_none() {
+        eprintln!("no bash-4.4 on PATH: bash {} alone", which("bash").unwrap_or_default());
+    }
     [Machine::new("bash", false), Machine::new("bash", true)].into_iter().chain(old).collect()
 }
 
@@ -124,8 +127,9 @@ fn output_and_exit_code_are_those_of_claude() {
 fn session_id_is_read_by_jq_from_the_captured_output() {
     for machine in machines() {
         let site = call("init; say {}; result old ok; result new ok");
-        let ended = machine.run(&format!("{site} | tail -n 0; printf '%s' \"$output\" | jq -rs 'last.session_id // empty'"));
-        assert_eq!(ended.stdout, ["rc 0", "fake"], "{ended:?}");
+        let ended =
+            machine.run(&format!("{{ {site}; }} >/dev/null; printf '%s' \"$output\" | jq -rs 'last.session_id // empty'"));
+        assert_eq!(ended.stdout, ["fake"], "{ended:?}");
     }
 }
 
@@ -154,8 +158,11 @@ fn captured_output_and_log_are_masked_in_any_case_of_names() {
         let log = machine.log();
         assert!(log.contains("stdout: GH_api_key=***\n") && log.contains("***\n"), "{log}");
         assert!(!log.contains("abc") && !log.contains("hunter2"), "{log}");
-        let ended = machine.run(&format!("export CLAUDE_RUN_REDACT=log; {}", call("say GH_TOKEN=abc")));
-        assert_eq!(ended.stdout[1], "GH_TOKEN=abc", "{ended:?}");
+        for (variable, file) in [("export CLAUDE_RUN_REDACT=log", ""), ("A=1", "redact = 'log'\n")] {
+            machine.settings(file);
+            let ended = machine.run(&format!("{variable}; {}", call("say GH_TOKEN=abc")));
+            assert_eq!(ended.stdout[1], "GH_TOKEN=abc", "{ended:?}");
+        }
     }
 }
 
@@ -194,23 +201,53 @@ fn one_line_a_run_says_how_it_ended() {
             ("", "exit 0", "timeout_exit=0 elapsed_wall=0s limit=2h exit=0"),
             ("CLAUDE_TIMEOUT=90", "exit 3", "timeout_exit=0 elapsed_wall=0s limit=90s exit=3"),
             ("CLAUDE_TIMEOUT=1", "hang", "timeout_exit=124 elapsed_wall=1s limit=1s exit=124"),
+            ("CLAUDE_TIMEOUT=$'1\\n0'", "hang", "timeout_exit=0 elapsed_wall=0s limit=? exit=125"),
             ("CLAUDE_IDLE_GRACE=0.2", "result new error; hang", "timeout_exit=0 elapsed_wall=0s limit=2h exit=1"),
             ("CLAUDE_EXTERNAL_LOCK=1 CLAUDE_RUN_WAIT=0", "hang", "timeout_exit=0 elapsed_wall=0s limit=2h exit=75"),
             ("CLAUDE_RUN_CLAUDE=/nonesuch", "hang", "timeout_exit=0 elapsed_wall=0s limit=2h exit=127"),
         ];
-        for log in ["", r#"log() { printf '[#7] %s\n' "$*" >>"$LOGFILE"; }"#] {
-            for (variables, steps, expected) in cases {
-                let _ = fs::remove_file(machine.env.path("log"));
-                machine.run(&format!("{log}\nexport A=1 {variables}; {}", call(steps)));
-                let text = machine.log();
-                let lines: Vec<_> = text.lines().filter(|line| line.contains("watchdog: ")).collect();
-                let prefix = if log.is_empty() { "" } else { "[#7] " };
-                // A busy machine may need another second.
-                let seconds = |line: &str| line.replace("elapsed_wall=1s", "elapsed_wall=0s");
-                let expected = seconds(&format!("{prefix}watchdog: {expected}"));
-                assert_eq!(lines.iter().map(|line| seconds(line)).collect::<Vec<_>>(), [expected], "{text}");
-            }
+        for (variables, steps, expected) in cases {
+            let _ = fs::remove_file(machine.env.path("log"));
+            machine.run(&format!("log() {{ code=32; exit 33; }}; export A=1 {variables}; {}", call(steps)));
+            let text = machine.log();
+            let lines: Vec<_> = text.lines().filter(|line| line.contains(" watchdog: ")).collect();
+            let [line] = lines[..] else { panic!("{variables}: {text}") };
+            let (time, line) = line.split_once(" watchdog: ").expect("a time");
+            assert!(time.starts_with("[20") && time.ends_with(" UTC]"), "{time}");
+            // A busy machine may need more seconds.
+            let words = |line: &str| line.split(' ').filter(|word| !word.starts_with("elapsed")).collect::<Vec<_>>().join(" ");
+            assert_eq!(words(line), words(expected), "{text}");
         }
+    }
+}
+
+/// What the caller's shell is set to, and what it exports, changes nothing, and reaches claude as it is.
+#[test]
+fn options_traps_and_variables_of_the_caller_do_no_harm() {
+    for machine in machines() {
+        for before in [
+            "set -euC; CLAUDE_PGID_FILE=$(mktemp)",
+            "set -e; CLAUDE_PGID_FILE=/nonesuch/pgid",
+            "set -eET; trap 'echo debug' DEBUG; trap 'echo error' ERR; CLAUDE_PGID_FILE=$PWD/pgid",
+            "IFS=:; shopt -s nullglob; set -f",
+            "coproc cat; CLAUDE_PGID_FILE=$PWD/pgid",
+            "readonly code=1 version=1 program=1 line=1",
+        ] {
+            let _ = fs::remove_file(machine.env.path("log"));
+            let script =
+                format!("{before}; claude_run_with_watchdog claude -p 'say hi'; trap - DEBUG ERR; kill %1 2>/dev/null || :");
+            let ended = machine.run(&script);
+            let lines: Vec<_> = ended.stdout.iter().filter(|line| *line != "debug").collect();
+            assert_eq!(lines, ["hi"], "{before}: {ended:?}\n{}", machine.log());
+            assert!(!machine.log().contains("from one package") && !machine.log().contains("coproc"), "{}", machine.log());
+            assert_eq!(machine.log().contains("cannot write CLAUDE_PGID_FILE /nonesuch/pgid"), before.contains("nonesuch"));
+        }
+        let names = ["name", "version", "limit", "code", "line", "program", "options", "settings", "key", "value", "IFS"];
+        let exports: String = names.iter().map(|name| format!("export {name}='mine'; ")).collect();
+        let steps: Vec<_> = names.iter().map(|name| format!("env {name}")).collect();
+        let ended = machine.run(&format!("{exports} claude_run_with_watchdog claude -p '{}'", steps.join("; ")));
+        let expected: Vec<_> = names.iter().map(|name| format!("{name}=mine")).collect();
+        assert_eq!(ended.stdout[..names.len() - 1], expected[..names.len() - 1], "{ended:?}");
     }
 }
 
@@ -256,6 +293,8 @@ fn lock_is_taken_where_somebody_says_so() {
             ("", "lock = 'pass-through'\n", false),
             ("", "wait = 1\n", false),
             ("CLAUDE_RUN_LOCK_FILE=$HOME/.claude/session.lock", "", true),
+            ("B=1; CLAUDE_RUN_LOCK_FILE=$HOME/.claude/session.lock; export", "", true),
+            ("B=1; CLAUDE_RUN_LOCK=exclusive; export", "", true),
         ] {
             machine.settings(file);
             let ended = machine.run(&format!("export A=1 {variables} CLAUDE_RUN_WAIT=0; {}", call("exit 4")));
@@ -322,12 +361,15 @@ fn group_file_stands_while_claude_runs() {
 #[test]
 fn signals_to_the_group_end_claude_and_all_its_tools() {
     for machine in machines() {
-        for (signals, code) in
-            [(&[Signal::SIGTERM][..], 143), (&[Signal::SIGKILL], 143), (&[Signal::SIGTERM, Signal::SIGKILL], 143)]
-        {
-            let mark = format!("{}.{code}", 7000 + signals.len() * 100 + usize::from(signals[0] == Signal::SIGKILL));
+        for (before, signals, code) in [
+            (":", &[Signal::SIGTERM][..], 143),
+            (":", &[Signal::SIGKILL], 143),
+            (":", &[Signal::SIGTERM, Signal::SIGKILL], 143),
+            ("trap '' TERM", &[Signal::SIGTERM], 143),
+        ] {
+            let mark = format!("{}.{}", 7000 + signals.len() * 100 + before.len(), signals[0] as i32);
             let steps = format!("tool& sleep {mark}; tool& trap '' TERM && echo deaf && sleep {mark}; hang");
-            let script = format!("CLAUDE_PGID_FILE=$PWD/pgid; export CLAUDE_RUN_KILL_AFTER=1; {}", call(&steps));
+            let script = format!("{before}; CLAUDE_PGID_FILE=$PWD/pgid; export CLAUDE_RUN_KILL_AFTER=1; {}", call(&steps));
             let run = machine.start(&script);
             let group = group(&machine);
             until("the tools run", || machine.log().contains("stdout: deaf"));
@@ -342,6 +384,28 @@ fn signals_to_the_group_end_claude_and_all_its_tools() {
             assert!(machine.log().contains("signalling the child signal=SIGTERM"), "{}", machine.log());
             fs::remove_file(machine.env.path("log")).expect("a log");
         }
+    }
+}
+
+/// The file of a run that ends first is not taken from the other.
+#[test]
+fn two_runs_with_one_group_file_leave_the_last() {
+    for machine in machines() {
+        let run =
+            |steps: &str| machine.start(&format!("CLAUDE_PGID_FILE=$PWD/pgid; claude_run_with_watchdog claude -p '{steps}'"));
+        assert!(machine.shell("mkfifo end").status().expect("mkfifo").success());
+        let first = run("ready; open end");
+        first.ready();
+        let before = group(&machine);
+        let second = run("ready; hang");
+        second.ready();
+        until("the file is the second's", || group(&machine) != before);
+        fs::write(machine.env.path("end"), "").expect("a reader");
+        assert_eq!(first.end().code(), 0);
+        assert!(is_gone(before));
+        kill(group(&machine), Signal::SIGTERM).expect("a group");
+        assert_eq!(second.end().code(), 143);
+        assert!(!machine.env.path("pgid").exists());
     }
 }
 
@@ -430,14 +494,19 @@ fn backends_have_a_lock_each() {
     }
 }
 
-/// From a terminal it is a run that nobody watches, all the same.
+/// From a terminal it is a run that nobody watches, all the same: it has the hard limit, and leaves nothing.
 #[test]
 fn call_from_a_terminal_has_limits_and_leaves_nothing() {
     for machine in machines() {
-        let script =
-            Machine::sourced(&format!("{}; claude_run_with_watchdog claude-run settings", call("tool& sleep 7321; exit 0")));
+        let script = Machine::sourced(&call("tool& sleep 7321; ready; read; hang"));
         let mut terminal = crate::terminal::OnTerminal::start(machine.shell(&script));
-        terminal.shows("rc 0");
+        until("claude runs", || machine.log().contains("stdout: ready "));
+        let line = machine.log().lines().find(|line| line.contains("stdout: ready ")).expect("a line").to_owned();
+        let claude_run: i32 = line.rsplit(' ').nth(2).expect("a parent").parse().expect("a pid");
+        kill(Pid::from_raw(claude_run), Signal::SIGUSR1).expect("it lives");
+        until("it says when its limit is", || machine.log().contains("next limit in 1h 59m"));
+        kill(Pid::from_raw(claude_run), Signal::SIGTERM).expect("it lives");
+        terminal.shows("rc 143");
         assert_eq!(terminal.ends(), 0);
         assert!(!is_there("7321"), "{}", machine.log());
     }
@@ -446,12 +515,16 @@ fn call_from_a_terminal_has_limits_and_leaves_nothing() {
 #[test]
 fn ctrl_c_in_a_terminal_ends_script_and_claude() {
     for machine in machines() {
-        let script =
-            Machine::sourced("unset LOGFILE; output=$(claude_run_with_watchdog claude -p 'ready; hang' | tee /dev/tty)");
-        let mut terminal = crate::terminal::OnTerminal::start(machine.shell(&script));
-        let [claude, claude_run, ..] = terminal.ready();
-        terminal.types("\x03");
-        until("both have ended", || !crate::env::is_alive(claude) && !crate::env::is_alive(claude_run));
+        for file in ["A=1", "CLAUDE_PGID_FILE=$PWD/pgid"] {
+            let script = Machine::sourced(&format!(
+                "unset LOGFILE; {file}; output=$(claude_run_with_watchdog claude -p 'ready; hang' | tee /dev/tty)"
+            ));
+            let mut terminal = crate::terminal::OnTerminal::start(machine.shell(&script));
+            let [claude, claude_run, ..] = terminal.ready();
+            terminal.types("\x03");
+            until("both have ended", || !crate::env::is_alive(claude) && !crate::env::is_alive(claude_run));
+            until("the file is gone", || !machine.env.path("pgid").exists());
+        }
     }
 }
 
@@ -520,7 +593,7 @@ fn readme_diff_patches_a_factorys_file() {
             let ended = Running::start(machine.shell(&script)).end();
             assert_eq!(ended.stdout, ["3 fake"], "{ended:?}\n{}", machine.log());
             let log = machine.log();
-            assert!(log.contains("log: watchdog: timeout_exit=0 ") && !log.contains("the old function ran"), "{log}");
+            assert!(log.contains(" UTC] watchdog: timeout_exit=0 ") && !log.contains("the old function ran"), "{log}");
             assert_eq!(log.matches("event=run.ended").count(), 2, "{log}");
             // Of the two with the switch on, the nudge has its caller's.
             assert_eq!(log.matches("event=lock.acquired").count(), events, "{log}");
