@@ -36,15 +36,21 @@ const MANAGED: &str = "/etc/claude-code/managed-settings.json";
 impl Auth {
     /// The method that claude uses when it is started in this directory with `arguments`; `login` is read by the caller.
     pub fn of(environment: Environment, config_dir: &Path, arguments: &[OsString], login: &Login) -> Self {
-        let settings = Settings::read(config_dir, arguments);
-        let is_set = |name: &str| settings.variable(environment, name).is_some_and(|value| !value.is_empty());
-        let is_on = |name: &str| settings.variable(environment, name).is_some_and(|value| is_true(&value));
+        let settings = read_settings(config_dir, arguments);
+        // Settings can add variables to the environment.
+        let variable = |name: &str| {
+            let added = settings.iter().find_map(|(_, settings)| settings["env"][name].as_str());
+            added.map(OsString::from).or_else(|| environment(name))
+        };
+        let is_set = |name: &str| variable(name).is_some_and(|value| !value.is_empty());
+        let is_on = |name: &str| variable(name).is_some_and(|value| is_true(&value));
+        let helper = settings.iter().find(|(_, settings)| settings[HELPER].is_string()).map(|(path, _)| path.display());
         let cloud = CLOUDS.into_iter().find(|(variable, _)| is_on(variable));
         // In claude's own order of precedence.
-        let (name, description) = match (cloud, settings.helper()) {
+        let (name, description) = match (cloud, helper) {
             (Some((variable, name)), _) => (name, format!("{name} ({variable})")),
             _ if is_set(AUTH_TOKEN) => ("auth-token", format!("a token ({AUTH_TOKEN})")),
-            (_, Some(file)) => ("api-key-helper", format!("an API key by a helper ({HELPER} in {})", file.display())),
+            (_, Some(file)) => ("api-key-helper", format!("an API key by a helper ({HELPER} in {file})")),
             _ if is_set(API_KEY) => ("api-key", format!("an API key ({API_KEY})")),
             _ if is_set(OAUTH_TOKEN) => ("oauth-token", format!("an OAuth token that is not refreshed ({OAUTH_TOKEN})")),
             _ if *login == Login::None => return Self::None,
@@ -84,37 +90,23 @@ pub fn rules_out_refreshes(environment: Environment) -> Option<&'static str> {
 
 const MAX_SETTINGS: u64 = 8 << 20;
 
-/// The settings of claude that can be read, by precedence.
-struct Settings(Vec<(PathBuf, Value)>);
-
-impl Settings {
-    fn read(config_dir: &Path, arguments: &[OsString]) -> Self {
-        let typed = arguments.iter().position(|word| word == "--settings").and_then(|at| arguments.get(at + 1));
-        let inline = typed.and_then(|word| serde_json::from_slice(word.as_encoded_bytes()).ok()).filter(Value::is_object);
-        let files = [
-            typed.filter(|_| inline.is_none()).map(PathBuf::from),
-            Some(MANAGED.into()),
-            Some(".claude/settings.local.json".into()),
-            Some(".claude/settings.json".into()),
-            Some(config_dir.join("settings.json")),
-        ];
-        let read = |path: PathBuf| {
-            let settings = serde_json::from_slice(&read_bounded(&path, MAX_SETTINGS).ok()?).ok()?;
-            Some((path, settings))
-        };
-        let inline = inline.map(|settings| ("--settings".into(), settings));
-        Self(inline.into_iter().chain(files.into_iter().flatten().filter_map(read)).collect())
-    }
-
-    /// A variable as claude sees it: its settings may add some.
-    fn variable(&self, environment: Environment, name: &str) -> Option<OsString> {
-        let added = self.0.iter().find_map(|(_, settings)| settings["env"][name].as_str());
-        added.map(OsString::from).or_else(|| environment(name))
-    }
-
-    fn helper(&self) -> Option<PathBuf> {
-        self.0.iter().find(|(_, settings)| settings[HELPER].is_string()).map(|(path, _)| path.clone())
-    }
+/// Reads those settings of claude that can be read, by precedence, each with its path.
+fn read_settings(config_dir: &Path, arguments: &[OsString]) -> Vec<(PathBuf, Value)> {
+    let typed = arguments.iter().position(|word| word == "--settings").and_then(|at| arguments.get(at + 1));
+    let inline = typed.and_then(|word| serde_json::from_slice(word.as_encoded_bytes()).ok()).filter(Value::is_object);
+    let files = [
+        typed.filter(|_| inline.is_none()).map(PathBuf::from),
+        Some(MANAGED.into()),
+        Some(".claude/settings.local.json".into()),
+        Some(".claude/settings.json".into()),
+        Some(config_dir.join("settings.json")),
+    ];
+    let read = |path: PathBuf| {
+        let settings = serde_json::from_slice(&read_bounded(&path, MAX_SETTINGS).ok()?).ok()?;
+        Some((path, settings))
+    };
+    let inline = inline.map(|settings| ("--settings".into(), settings));
+    inline.into_iter().chain(files.into_iter().flatten().filter_map(read)).collect()
 }
 
 /// True for the values that claude takes for "yes".

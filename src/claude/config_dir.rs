@@ -72,7 +72,7 @@ impl ConfigDir {
         }
         if self.path.is_relative() {
             warn!(
-                "{VARIABLE}={path} is relative: each working directory gets a config dir and a session lock of its own; make it absolute"
+                "{VARIABLE}={path} is relative: every working directory has a config dir and a session lock of its own; make it absolute"
             );
         }
         if self.path.to_str().is_some_and(|text| !is_nfc(text)) {
@@ -93,13 +93,11 @@ impl ConfigDir {
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let created = DirBuilder::new().recursive(true).mode(0o700).create(&self.path);
-                created.with_context(|| {
-                    format!("cannot create the config dir {path}; create it, or point {VARIABLE} at another")
-                })?;
+                created.with_context(|| format!("cannot make the config dir {path}; make it, or point {VARIABLE} at another"))?;
             }
             Err(error) => {
-                let way_out = format!("cannot reach the config dir {path}; point {VARIABLE} at another");
-                return Err(error).context(way_out);
+                let message = format!("cannot reach the config dir {path}; point {VARIABLE} at one that can be");
+                return Err(error).context(message);
             }
         }
         Ok(self)

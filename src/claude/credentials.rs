@@ -20,9 +20,8 @@ pub enum Login {
     Unclear(String),
 }
 
-/// Time in which a small file is surely rewritten.
-const REWRITE_TIME: Duration = Duration::from_millis(200);
-
+/// Number and interval of retries, which outlast the rewriting of a small file.
+const RETRIES: u32 = 20;
 const RETRY_EVERY: Duration = Duration::from_millis(10);
 
 const MAX_SIZE: u64 = 1 << 20;
@@ -35,7 +34,7 @@ impl Login {
 
     /// Reads the file; again, while it looks half-written: older versions rewrite it in place.
     pub fn read_whole(config_dir: &Path) -> Self {
-        for _ in 0..REWRITE_TIME.as_millis() / RETRY_EVERY.as_millis() {
+        for _ in 0..RETRIES {
             match read_bounded(&Self::path(config_dir), MAX_SIZE).map(|bytes| Self::parse(&bytes)) {
                 Ok(Self::Unclear(_)) => thread::sleep(RETRY_EVERY),
                 _ => break,

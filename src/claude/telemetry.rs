@@ -166,8 +166,8 @@ impl Telemetry {
 
     /// Counts the incomplete ends of files as malformed lines, once nobody completes them any more.
     pub fn count_cut(&mut self) {
-        let is_cut = |(path, offset): &(&PathBuf, &u64)| fs::metadata(path).is_ok_and(|file| file.len() > **offset);
-        self.skipped += self.offsets.iter().filter(is_cut).count();
+        let ends = self.offsets.iter().filter_map(|(path, &offset)| Some((fs::metadata(path).ok()?, offset)));
+        self.skipped += ends.filter(|(found, offset)| found.is_file() && found.len() > *offset).count();
     }
 }
 
