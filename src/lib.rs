@@ -109,7 +109,7 @@
 //! | when the record of a run is swept | `records/store.rs`, `KEEP_SILENT` |
 //! | the fields of a run record, and of a line of history | `records/run_record.rs`, `records/history.rs` |
 //! | what ends a process left over by claude | when: `supervisor/policy.rs`; how it is found and signalled: `supervisor/process_tree.rs` |
-//! | what happens to output that the caller is slow to read | `supervisor/output/sink.rs`; on disk: `spool.rs` beside it |
+//! | what happens to output that the caller is slow to read | in memory: `supervisor/output/sink.rs`; on disk: `supervisor/output/spool.rs` |
 //! | a new doctor check | a function in `ops/doctor/` that returns findings, and a line in `examine` of `ops/doctor.rs` |
 //! | the verdict of `claude-run events` | `claude/telemetry.rs` for the events, `ops/events.rs` for the verdict |
 //! | the form of a message on stderr or in the log | `logging/format.rs` |
@@ -119,7 +119,7 @@
 //! | where | what it tests |
 //! |---|---|
 //! | beside the code, `mod tests` | one module, without processes or real time |
-//! | `tests/it/` | the binary, one file a promise; `env.rs` has what they share, `rooms.rs` and `docs.rs` keep map and docs true |
+//! | `tests/it/` | the binary, one file a promise; `env.rs` has what they share, `rooms.rs` keeps the order of the rooms, `docs.rs` the docs complete |
 //! | `tests/fake_claude/` | the child of those tests: does what its arguments say, and prints what happens to it |
 //! | `tests/oauth/` | a stand-in for the endpoint that refreshes tokens |
 //! | `tests/model/` | `policy` and the lock, explored in every order of events |

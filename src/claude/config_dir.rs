@@ -92,8 +92,8 @@ impl ConfigDir {
                 }
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let created = DirBuilder::new().recursive(true).mode(0o700).create(&self.path);
-                created.with_context(|| format!("cannot make the config dir {path}; make it, or point {VARIABLE} at another"))?;
+                let message = format!("cannot make the config dir {path}; make it, or point {VARIABLE} at another");
+                DirBuilder::new().recursive(true).mode(0o700).create(&self.path).context(message)?;
             }
             Err(error) => {
                 let message = format!("cannot reach the config dir {path}; point {VARIABLE} at one that can be");
