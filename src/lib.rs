@@ -1,62 +1,133 @@
-//! claude-run: Claude Code under one session lock and a watchdog that leaves nothing behind.
+//! claude-run runs Claude Code under one session lock and a watchdog that leaves nothing behind. This page is the map of its code:
+//! the README has the promises to users, the map says where each of them is kept.
 //!
-//! This is the map. What users are promised stands in the README; here is how it is kept, and where.
-//!
-//! # The flow
-//!
-//! It goes one way. [`run()`] is the whole story in a page:
+//! # One run, step by step
 //!
 //! ```text
 //! words, environment, claude-run.toml
 //!   |
-//!   |  cli: what was typed; settings: what it means
+//!   |  config: parse the words, find for each option the value that counts
 //!   v
-//! Plan            the settings, in the light of config dir, terminal and PATH
+//! Settings
 //!   |
-//!   |  lock::take: one flock(2), waited for asleep; in `refresh` mode only if a refresh is due; then, if asked for, a lock helper
+//!   |  plan: look at the config dir, the terminal and PATH
+//!   v
+//! Plan  (program, lock request, watchdog limits, what to read the output for)
+//!   |
+//!   |  lock: acquire the session lock, if this run needs it; sleep while it is busy
 //!   v
 //! LockGuard
 //!   |
-//!   |  run::supervise: spawn, then one event after the other until the tree is dead; then, or after the refresh, the lock is free
+//!   |  supervisor: start the child, watch it, end its whole tree; then release the lock
 //!   v
-//! Outcome         THE exit-code table
+//! Outcome  ->  exit code
 //! ```
 //!
-//! While a child runs, everything that happens arrives on one channel, and one pure function of state, event and time says what
-//! to do. Nothing polls, nothing sleeps in a handler, and no thread but the relay's touches what claude prints:
+//! `app.rs` is this story in code, and `lock/acquire.rs` and `supervisor/run.rs` are its two long chapters. Everything that happens
+//! meanwhile is an event in one queue. The thread that owns the queue sleeps until an event or the next deadline, and asks one pure
+//! function of state, event and time what to do:
 //!
 //! ```text
-//! signals -------.                                              .--> signals to the child and its tree
-//! child ends ----+    +---------+    +-----------------------+  +--> the lock let go
-//! frames --------+--> | EventQueue |--> | Policy::on            |--+--> a message, a record
-//! credentials ---+    +---------+    | (happening, now)      |  +--> the next deadline
-//! deadlines -----'                   | -> actions            |  '--> the outcome
-//!                                    +-----------------------+
+//! signals ------------.                                            .--> signals to the child and its tree
+//! end of the child ---+                                            +--> release of the lock
+//! frames on stdout ---+-->  EventQueue  -->  Policy::on  --------  +--> messages, run record
+//! changes of files ---+     (events)         (supervisor/policy)   +--> the next deadline
+//! deadlines ----------'                                            '--> the outcome
 //! ```
 //!
-//! # The rooms
+//! Nothing polls, no handler sleeps, and only the relay's thread touches claude's output.
 //!
-//! In the order of the flow; a module imports only from those above it and from the leaves (`outcome`, `diag`, `procfs`,
-//! `run_id`, `identity`, `object`, `files`, `changes`, `mounts`, `children`):
+//! # The rooms, from top to bottom
 //!
-//! | room | what is in it, and nowhere else |
+//! A module imports only from rooms below its own; `tests/it/rooms.rs` checks that. Within a room there is no circle either.
+//!
+//! ```text
+//!    |     +-------------------------------------------+
+//!    |     | app                                       |
+//!    |     +-------------------------------------------+
+//!    |     | plan               | ops                  |
+//!    |     +--------------------+                      |
+//!    |     | supervisor         |                      |
+//!    |     +-------------------------------------------+
+//!    |     | lock                                      |
+//!    |     +-------------------------------------------+
+//!    |     | records                                   |
+//! imports  +-------------------------------------------+
+//!    |     | events                                    |
+//!    |     +-------------------------------------------+
+//!    |     | claude                                    |
+//!    |     +-------------------------------------------+
+//!    |     | logging                                   |
+//!    |     +-------------------------------------------+
+//!    |     | config                                    |
+//!    |     +-------------------------------------------+
+//!    |     | run_id      | sys         | outcome       |
+//!    v     +-------------------------------------------+
+//! ```
+//!
+//! | room | what it does |
 //! |---|---|
-//! | [`cli`] | what was typed: the table of options, which also makes the help, and with the build script man page and completions |
-//! | [`settings`] | what it means: flag, environment, file, default |
-//! | [`claude`] | all that is known about Claude Code: config dir, program, frames, auth, credentials, refresh locks, telemetry |
-//! | [`event`] | the one channel on which everything arrives |
-//! | [`signals`] | our dispositions, and the child's |
-//! | `exec` | clone(2) and execve(2), with all made before |
-//! | [`records`] | what is kept of runs: a record of each live one, a history of the others |
-//! | [`lock`] | the session lock: when it is taken, who holds it, whether that is somebody above us; the lock helper and its keeper |
-//! | [`mod@run`] | one supervised run, sole owner of the child: policy (pure), spawn, tree, refresh, output, supervise |
-//! | [`ops`] | what operators ask for: status, mode, settings, report, doctor, setup, events |
-//! | [`plan`] | the settings, seen in the light of config dir, terminal and PATH |
-//! | [`outcome`] | how it ended, and THE exit-code table |
-//! | [`diag`] | the only writer to stderr and to the log |
+//! | `app` | dispatches: an operator command, or one supervised run |
+//! | `plan` | turns settings into a `Plan`: program, environment, `LockRequest`, `PolicyConfig`, `Watch` |
+//! | `ops` | prints what operators ask for: `status`, `mode`, `settings`, `report`, `doctor`, `setup`, `events`, man page, completions |
+//! | `supervisor` | owns the child: `run` (the loop), `policy` (the decisions), `refresh_guard`, `spawn`, `process_tree`, `output/` (`capture`, `relay`, `sink`, `spool`, `line_logger`, `redact`) |
+//! | `lock` | acquires and releases: `file` (the flock), `holder` and `claims` (who holds it), `refresh_due`, `helper`, `wait` (the one wait), `guard`, `acquire` (the story) |
+//! | `records` | keeps a record of each live run and a history of the others: `run_record`, `store`, `recorder`, `history` |
+//! | `events` | queues signals, frames, ends of threads and changes of files |
+//! | `claude` | knows Claude Code: config dir, program, frames, authentication, credentials, refresh locks, telemetry |
+//! | `logging` | writes to stderr and to the log, and nobody else does: `messages`, `format`, `log_file`, `live_line` |
+//! | `config` | reads settings: `options` (the table), `cli`, `subcommands`, `values`, `duration`, `file`, `settings` (flag over environment over file), `help` |
+//! | `run_id` | names a run |
+//! | `sys` | calls Linux, and knows nothing of claude: processes, signals, files, mounts, pipes, terminals |
+//! | `outcome` | lists the ways in which a run ends, each with its exit code |
 //!
-//! `src/build.rs` is the build script. `tests/it` proves the promises on the binary, `tests/model` explores the policy and the lock
-//! in every order of events, `tests/faults` breaks what can be broken at random, `tests/fuzz` feeds what reads others' bytes.
+//! `plan` stands above `supervisor` and `lock`, since it makes their `PolicyConfig`, `Watch` and `LockRequest` of the settings, which
+//! they never read. `claude` stands below them: they ask it what a frame or a refresh lock means, and never look into one.
+//!
+//! # Where to change what
+//!
+//! | to change | look in |
+//! |---|---|
+//! | how long a second TERM is taken for the first | `sys/signal.rs`, `DUPLICATE_WINDOW` |
+//! | which signals are forwarded, and which of them request an end | `sys/signal.rs`, `FORWARDED` and `is_termination_request` |
+//! | what counts as a result frame, or as an open background task | `claude/frames.rs`, `FrameReader::on_frame` |
+//! | what counts as success with `--require-result` | `claude/frames.rs`, `LastResult::is_success` |
+//! | the text a waiter sees | the sentences: `lock/wait.rs`; the name of the holder: `lock/holder.rs`; the line on a terminal: `logging/live_line.rs` |
+//! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one field; a new type of value: `config/values.rs` |
+//! | an operator command | `config/subcommands.rs` for its words, `ops/` for what it does |
+//! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `Terminal` |
+//! | what is masked | `supervisor/output/redact.rs` |
+//! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::on` |
+//! | how long a refresh of claude's is spared our signals | `supervisor/refresh_guard.rs`, `MAX_DEFERRAL` |
+//! | how long a start waits for claude's refresh locks | `lock/refresh_wait.rs`, `MAX_WAIT` |
+//! | when a refresh lock of claude's counts as stale | `claude/refresh_locks.rs`, `STALE_AFTER` and `NEWER_STALE_AFTER` |
+//! | when a refresh of the token is due | `lock/refresh_due.rs`; the expiry is read in `claude/credentials.rs` |
+//! | which authentication needs no lock | `claude/auth.rs` |
+//! | when claude-run is above us already, and the lock is not acquired again | `lock/claims.rs` |
+//! | how a lock helper is started and ended | `lock/helper.rs`; the process that outlives us to end it: `lock/helper_monitor.rs` |
+//! | the exit codes | `outcome.rs`, `Outcome::exit_code` |
+//! | when the record of a run is swept | `records/store.rs`, `KEEP_SILENT` |
+//! | the fields of a run record, and of a line of history | `records/run_record.rs`, `records/history.rs` |
+//! | what ends a process left over by claude | when: `supervisor/policy.rs`; how it is found and signalled: `supervisor/process_tree.rs` |
+//! | what happens to output that the caller is slow to read | in memory: `supervisor/output/sink.rs`; on disk: `supervisor/output/spool.rs` |
+//! | a new doctor check | a function in `ops/doctor/` that returns findings, and a line in `examine` of `ops/doctor.rs` |
+//! | the verdict of `claude-run events` | `claude/telemetry.rs` for the events, `ops/events.rs` for the verdict |
+//! | the form of a message on stderr or in the log | `logging/format.rs` |
+//!
+//! # The tests
+//!
+//! | where | what it tests |
+//! |---|---|
+//! | beside the code, `mod tests` | one module, without processes or real time |
+//! | `tests/it/` | the binary, one file a promise; `env.rs` has what they share, `rooms.rs` keeps the order of the rooms, `docs.rs` the docs complete |
+//! | `tests/fake_claude/` | the child of those tests: does what its arguments say, and prints what happens to it |
+//! | `tests/oauth/` | a stand-in for the endpoint that refreshes tokens |
+//! | `tests/model/` | `policy` and the lock, explored in every order of events |
+//! | `tests/faults/` | random faults over hundreds of agents, with every promise checked meanwhile |
+//! | `tests/fuzz/` | random bytes for everything that reads what others have written |
+//! | `tests/library/` | 1,000 runs in one process, which must not leak descriptors |
+//!
+//! `scripts/test.sh` runs them as CI does, `scripts/bench.sh` measures the bounds.
 
 pub mod app;
 pub mod claude;

@@ -1,6 +1,7 @@
-//! How claude proves who it is: the login in its credentials file, or something else that stands in the environment or in its
-//! settings. The token of a login is refreshed at a start even where another way goes before it and the token is of no use
-//! (measured with 2.1.84 and 2.1.330), so what goes before it does not mean that nothing rotates; but for one.
+//! Authentication of claude: the login in its credentials file, or something else that the environment or its settings name.
+//! claude refreshes the token of a login at its start even where another method takes precedence and the token is of no use
+//! (measured with 2.1.84 and 2.1.330). So another method does not mean that nothing rotates, with one exception:
+//! `rules_out_refreshes`.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -11,136 +12,112 @@ use super::credentials::Login;
 use crate::config::settings::Environment;
 use crate::sys::fs::read_bounded;
 
-/// A way to prove it.
+/// A method of authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Auth {
-    /// By way of a cloud, which knows other credentials: this variable says so.
-    Cloud(&'static str),
-    /// A token in `ANTHROPIC_AUTH_TOKEN`.
-    AuthToken,
-    /// A key that the `apiKeyHelper` of this settings file prints.
-    ApiKeyHelper(PathBuf),
-    /// A key in `ANTHROPIC_API_KEY`.
-    ApiKey,
-    /// A token in `CLAUDE_CODE_OAUTH_TOKEN`, which lives long and is never refreshed.
-    OAuthToken,
     /// The login in the credentials file.
     Login,
-    /// None that can be seen.
+    /// Another method, by its name and its description.
+    Other(&'static str, String),
+    /// No method was found.
     None,
 }
 
-const CLOUDS: [&str; 3] = ["CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY"];
+const CLOUDS: [(&str, &str); 3] =
+    [("CLAUDE_CODE_USE_BEDROCK", "bedrock"), ("CLAUDE_CODE_USE_VERTEX", "vertex"), ("CLAUDE_CODE_USE_FOUNDRY", "foundry")];
 const AUTH_TOKEN: &str = "ANTHROPIC_AUTH_TOKEN";
 const API_KEY: &str = "ANTHROPIC_API_KEY";
 const OAUTH_TOKEN: &str = "CLAUDE_CODE_OAUTH_TOKEN";
 const HELPER: &str = "apiKeyHelper";
 
-/// What an administrator sets for all users of a machine.
+/// Settings that an administrator makes for all users of a machine.
 const MANAGED: &str = "/etc/claude-code/managed-settings.json";
 
 impl Auth {
-    /// The way that claude takes, started in this directory with `arguments`, if `login` is what its credentials file says.
+    /// The method that claude uses when it is started in this directory with `arguments`; `login` is read by the caller.
     pub fn of(environment: Environment, config_dir: &Path, arguments: &[OsString], login: &Login) -> Self {
-        let settings = Settings::read(config_dir, arguments);
-        let is_set = |name: &str| settings.variable(environment, name).is_some_and(|value| !value.is_empty());
-        let is_on = |name: &str| settings.variable(environment, name).is_some_and(|value| is_true(&value));
-        // In the order in which claude asks for them.
-        match (CLOUDS.into_iter().find(|cloud| is_on(cloud)), settings.helper()) {
-            (Some(cloud), _) => Self::Cloud(cloud),
-            _ if is_set(AUTH_TOKEN) => Self::AuthToken,
-            (_, Some(file)) => Self::ApiKeyHelper(file),
-            _ if is_set(API_KEY) => Self::ApiKey,
-            _ if is_set(OAUTH_TOKEN) => Self::OAuthToken,
-            _ if *login == Login::None => Self::None,
-            _ => Self::Login,
-        }
+        let settings = read_settings(config_dir, arguments);
+        // Settings can add variables to the environment.
+        let variable = |name: &str| {
+            let added = settings.iter().find_map(|(_, settings)| settings["env"][name].as_str());
+            added.map(OsString::from).or_else(|| environment(name))
+        };
+        let is_set = |name: &str| variable(name).is_some_and(|value| !value.is_empty());
+        let is_on = |name: &str| variable(name).is_some_and(|value| is_true(&value));
+        let helper = settings.iter().find(|(_, settings)| settings[HELPER].is_string()).map(|(path, _)| path.display());
+        let cloud = CLOUDS.into_iter().find(|(variable, _)| is_on(variable));
+        // In claude's own order of precedence.
+        let (name, description) = match (cloud, helper) {
+            (Some((variable, name)), _) => (name, format!("{name} ({variable})")),
+            _ if is_set(AUTH_TOKEN) => ("auth-token", format!("a token ({AUTH_TOKEN})")),
+            (_, Some(file)) => ("api-key-helper", format!("an API key by a helper ({HELPER} in {file})")),
+            _ if is_set(API_KEY) => ("api-key", format!("an API key ({API_KEY})")),
+            _ if is_set(OAUTH_TOKEN) => ("oauth-token", format!("an OAuth token that is not refreshed ({OAUTH_TOKEN})")),
+            _ if *login == Login::None => return Self::None,
+            _ => return Self::Login,
+        };
+        Self::Other(name, description)
     }
 
-    /// Whether it is another way than the login in the credentials file.
+    /// True for every method but the login in the credentials file.
     pub fn is_no_login(&self) -> bool {
-        !matches!(self, Self::Login | Self::None)
+        matches!(self, Self::Other(..))
     }
 
-    /// Its name for programs.
+    /// Name for programs.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Cloud("CLAUDE_CODE_USE_BEDROCK") => "bedrock",
-            Self::Cloud("CLAUDE_CODE_USE_VERTEX") => "vertex",
-            Self::Cloud(_) => "foundry",
-            Self::AuthToken => "auth-token",
-            Self::ApiKey => "api-key",
-            Self::ApiKeyHelper(_) => "api-key-helper",
-            Self::OAuthToken => "oauth-token",
             Self::Login => "login",
+            Self::Other(name, _) => name,
             Self::None => "none",
         }
     }
 
-    /// Its name for people, and where it is said.
+    /// Name for people, with the variable or file that decides.
     pub fn describe(&self) -> String {
         match self {
-            Self::Cloud(variable) => format!("{} ({variable})", self.name()),
-            Self::AuthToken => format!("a token ({AUTH_TOKEN})"),
-            Self::ApiKey => format!("an API key ({API_KEY})"),
-            Self::ApiKeyHelper(file) => format!("an API key by a helper ({HELPER} in {})", file.display()),
-            Self::OAuthToken => format!("an OAuth token that is not refreshed ({OAUTH_TOKEN})"),
             Self::Login => "OAuth login".to_owned(),
+            Self::Other(_, description) => description.clone(),
             Self::None => "none".to_owned(),
         }
     }
 }
 
-/// Whether the environment holds a token because of which claude never refreshes that of its login.
+/// The variable, if it is set, because of which claude never refreshes the token of its login.
 pub fn rules_out_refreshes(environment: Environment) -> Option<&'static str> {
     environment(OAUTH_TOKEN).filter(|token| !token.is_empty()).map(|_| OAUTH_TOKEN)
 }
 
-/// More than any settings.
-const LARGEST_SETTINGS: u64 = 8 << 20;
+const MAX_SETTINGS: u64 = 8 << 20;
 
-/// Claude's own settings, as far as they are about this. What cannot be read says nothing.
-struct Settings(Vec<(PathBuf, Value)>);
-
-impl Settings {
-    fn read(config_dir: &Path, arguments: &[OsString]) -> Self {
-        let at =
-            |path: &Path| Some((path.to_owned(), serde_json::from_slice(&read_bounded(path, LARGEST_SETTINGS).ok()?).ok()?));
-        let files = [
-            MANAGED.into(),
-            ".claude/settings.local.json".into(),
-            ".claude/settings.json".into(),
-            config_dir.join("settings.json"),
-        ];
-        let typed = arguments.iter().position(|word| word == "--settings").and_then(|at| arguments.get(at + 1));
-        let typed = typed.and_then(|word| {
-            let inline = serde_json::from_str(word.to_str()?).ok().filter(Value::is_object);
-            inline.map(|value| ("--settings".into(), value)).or_else(|| at(Path::new(word)))
-        });
-        Self(typed.into_iter().chain(files.iter().filter_map(|path: &PathBuf| at(path))).collect())
-    }
-
-    /// A variable as claude sees it: its settings may add some.
-    fn variable(&self, environment: Environment, name: &str) -> Option<OsString> {
-        let added = self.0.iter().find_map(|(_, settings)| settings["env"][name].as_str());
-        added.map(OsString::from).or_else(|| environment(name))
-    }
-
-    fn helper(&self) -> Option<PathBuf> {
-        self.0.iter().find(|(_, settings)| settings[HELPER].is_string()).map(|(path, _)| path.clone())
-    }
+/// Reads those settings of claude that can be read, by precedence, each with its path.
+fn read_settings(config_dir: &Path, arguments: &[OsString]) -> Vec<(PathBuf, Value)> {
+    let typed = arguments.iter().position(|word| word == "--settings").and_then(|at| arguments.get(at + 1));
+    let inline = typed.and_then(|word| serde_json::from_slice(word.as_encoded_bytes()).ok()).filter(Value::is_object);
+    let files = [
+        typed.filter(|_| inline.is_none()).map(PathBuf::from),
+        Some(MANAGED.into()),
+        Some(".claude/settings.local.json".into()),
+        Some(".claude/settings.json".into()),
+        Some(config_dir.join("settings.json")),
+    ];
+    let read = |path: PathBuf| {
+        let settings = serde_json::from_slice(&read_bounded(&path, MAX_SETTINGS).ok()?).ok()?;
+        Some((path, settings))
+    };
+    let inline = inline.map(|settings| ("--settings".into(), settings));
+    inline.into_iter().chain(files.into_iter().flatten().filter_map(read)).collect()
 }
 
-/// What claude takes for a yes in a variable.
+/// True for the values that claude takes for "yes".
 fn is_true(value: &OsStr) -> bool {
     value.to_str().is_some_and(|value| matches!(value.to_ascii_lowercase().trim(), "1" | "true" | "yes" | "on"))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use std::fs;
+    use std::time::SystemTime;
 
     use super::*;
 
@@ -150,15 +127,15 @@ mod tests {
         let environment = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
         let words: Vec<_> = words.iter().map(OsString::from).collect();
         let auth = Auth::of(&environment, config_dir.path(), &words, login);
-        // A person is told by what it is so.
-        let names = [OAUTH_TOKEN, AUTH_TOKEN, API_KEY, HELPER].into_iter().chain(CLOUDS);
+        // The description names the variable or key that decides.
+        let names = [OAUTH_TOKEN, AUTH_TOKEN, API_KEY, HELPER].into_iter().chain(CLOUDS.map(|(variable, _)| variable));
         let is_named = names.into_iter().any(|name| auth.describe().contains(name));
-        assert_eq!(is_named, !matches!(auth, Auth::Login | Auth::None), "{}", auth.describe());
+        assert_eq!(is_named, auth.is_no_login(), "{}", auth.describe());
         Ok(auth.name())
     }
 
     #[test]
-    fn each_way_is_known_and_the_login_is_the_last() -> std::io::Result<()> {
+    fn each_method_is_found_and_login_comes_last() -> std::io::Result<()> {
         let login = Login::Expires(SystemTime::UNIX_EPOCH);
         for (variable, value, name) in [
             ("ANTHROPIC_API_KEY", "k", "api-key"),

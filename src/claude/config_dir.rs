@@ -1,5 +1,5 @@
-//! The config dir as Claude Code resolves it: `CLAUDE_CONFIG_DIR` if set and not empty, else `$HOME/.claude`. It is looked
-//! at before anything else, since claude itself fails over it in silence. Nothing in it is read or changed here.
+//! The config dir as Claude Code resolves it: `CLAUDE_CONFIG_DIR` if set and not empty, else `$HOME/.claude`. It is checked
+//! before anything else, since claude itself fails over it in silence. Its contents are neither read nor changed here.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
@@ -20,20 +20,20 @@ pub const VARIABLE: &str = "CLAUDE_CONFIG_DIR";
 /// A resolved config dir.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigDir {
-    /// Where it is.
+    /// Path as configured.
     pub path: PathBuf,
-    /// What the child's environment needs, so that claude resolves the same.
+    /// Change to the child's environment, so that claude resolves the same path.
     pub for_child: ForChild,
 }
 
-/// What to do with `CLAUDE_CONFIG_DIR` in the child's environment.
+/// Change to `CLAUDE_CONFIG_DIR` in the child's environment.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ForChild {
-    /// It says the same as we.
+    /// Unchanged: the child resolves the same path.
     AsItIs,
-    /// Set but empty: claude would scatter files over the working directory.
+    /// Removed: it is empty, and claude would scatter files over the working directory.
     Unset,
-    /// A flag has moved the config dir.
+    /// Set to the value of `--config-dir`.
     Set(OsString),
 }
 
@@ -41,39 +41,29 @@ impl ConfigDir {
     /// Resolves the config dir from `flag` (`--config-dir`) and the environment.
     ///
     /// # Errors
-    /// Neither the flag nor the environment leads to one.
+    /// Neither the flag nor the environment names one.
     pub fn resolve(flag: Option<&Path>, environment: Environment) -> Result<Self> {
         if let Some(path) = flag {
             // Absolute, so that it means the same to a tool of claude that has changed its directory.
             let path = std::path::absolute(path).with_context(|| format!("--config-dir {}", path.display()))?;
             return Ok(Self { for_child: ForChild::Set(path.clone().into()), path });
         }
-        let mut for_child = ForChild::AsItIs;
-        if let Some(path) = environment(VARIABLE) {
-            if !path.is_empty() {
-                return Ok(Self { path: path.into(), for_child });
-            }
-            for_child = ForChild::Unset;
-        }
+        let for_child = match environment(VARIABLE) {
+            Some(path) if !path.is_empty() => return Ok(Self { path: path.into(), for_child: ForChild::AsItIs }),
+            Some(_) => ForChild::Unset,
+            None => ForChild::AsItIs,
+        };
         match environment("HOME").filter(|home| !home.is_empty()) {
             Some(home) => Ok(Self { path: PathBuf::from(home).join(".claude"), for_child }),
             None => bail!("no config dir: neither {VARIABLE} nor HOME is set; set one of them, or use --config-dir"),
         }
     }
 
-    /// Itself, once [`ensure_usable`](Self::ensure_usable) has nothing against it.
+    /// Creates the config dir if it is missing, and warns of faults that claude itself is silent about.
     ///
     /// # Errors
-    /// See there.
+    /// It is not a directory, or cannot be created.
     pub fn usable(self) -> Result<Self> {
-        self.ensure_usable().map(|()| self)
-    }
-
-    /// Makes the config dir if it is missing, and warns of what claude itself would not say.
-    ///
-    /// # Errors
-    /// It is no directory, or it cannot be made.
-    pub fn ensure_usable(&self) -> Result<()> {
         let path = self.path.display();
         if self.for_child == ForChild::Unset {
             warn!(
@@ -100,19 +90,18 @@ impl ConfigDir {
                         "the config dir {path} is not writable: claude cannot refresh its login there, and older versions print nothing and exit 0"
                     );
                 }
-                Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => make(&self.path),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let message = format!("cannot make the config dir {path}; make it, or point {VARIABLE} at another");
+                DirBuilder::new().recursive(true).mode(0o700).create(&self.path).context(message)?;
+            }
             Err(error) => {
-                Err(error).with_context(|| format!("cannot reach the config dir {path}; point {VARIABLE} at one that can be"))
+                let message = format!("cannot reach the config dir {path}; point {VARIABLE} at one that can be");
+                return Err(error).context(message);
             }
         }
+        Ok(self)
     }
-}
-
-fn make(path: &Path) -> Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.with_context(|| format!("cannot make the config dir {}; make it, or point {VARIABLE} at another", path.display()))
 }
 
 #[cfg(test)]
@@ -136,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_home_it_says_what_to_set() {
+    fn without_home_the_error_says_what_to_set() {
         for variables in [&[][..], &[("HOME", "")], &[("HOME", ""), (VARIABLE, "")]] {
             let message = format!("{:#}", resolve(None, variables).expect_err("resolved"));
             assert!(message.contains("HOME") && message.contains(VARIABLE), "{message}");

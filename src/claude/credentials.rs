@@ -1,4 +1,4 @@
-//! `.credentials.json`: when the access token expires. The tokens themselves are never kept, never shown, never written.
+//! `.credentials.json`: the expiry of the access token. The tokens themselves are never kept, never shown, never written.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -9,59 +9,57 @@ use serde_json::Value;
 
 use crate::sys::fs::read_bounded;
 
-/// What the credentials file says of the OAuth login.
+/// State of the OAuth login in the credentials file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Login {
-    /// There is one, whose access token expires then.
+    /// Logged in, with an access token that expires at this time.
     Expires(SystemTime),
-    /// There is no file, or no OAuth login in it.
+    /// No file, or no OAuth login in it.
     None,
-    /// The file cannot be read or understood; why.
+    /// The file cannot be read or understood, for this reason.
     Unclear(String),
 }
 
-/// Longer than it takes to rewrite a small file.
-const REWRITING: Duration = Duration::from_millis(200);
+/// Number and interval of retries, which outlast the rewriting of a small file.
+const RETRIES: u32 = 20;
+const RETRY_EVERY: Duration = Duration::from_millis(10);
 
-const READ_AGAIN: Duration = Duration::from_millis(10);
-
-/// More than any credentials.
-const LARGEST: u64 = 1 << 20;
+const MAX_SIZE: u64 = 1 << 20;
 
 impl Login {
-    /// Where the file is.
+    /// Path of the credentials file.
     pub fn path(config_dir: &Path) -> PathBuf {
         config_dir.join(".credentials.json")
     }
 
-    /// Reads the file. One that is just being rewritten in place, as older versions do, is read again.
+    /// Reads the file; again, while it looks half-written: older versions rewrite it in place.
     pub fn read_whole(config_dir: &Path) -> Self {
-        for _ in 0..REWRITING.as_millis() / READ_AGAIN.as_millis() {
-            match read_bounded(&Self::path(config_dir), LARGEST).map(|bytes| Self::parse(&bytes)) {
-                Ok(Self::Unclear(_)) => thread::sleep(READ_AGAIN),
+        for _ in 0..RETRIES {
+            match read_bounded(&Self::path(config_dir), MAX_SIZE).map(|bytes| Self::parse(&bytes)) {
+                Ok(Self::Unclear(_)) => thread::sleep(RETRY_EVERY),
                 _ => break,
             }
         }
         Self::read(config_dir)
     }
 
-    /// Reads the file, as it is at this moment.
+    /// Reads the file once.
     pub fn read(config_dir: &Path) -> Self {
-        match read_bounded(&Self::path(config_dir), LARGEST) {
+        match read_bounded(&Self::path(config_dir), MAX_SIZE) {
             Ok(bytes) => Self::parse(&bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => Self::None,
             Err(error) => Self::Unclear(error.to_string()),
         }
     }
 
-    /// Whether there is a token that it can be refreshed with.
+    /// True if the file has a token to refresh the login with.
     pub fn has_refresh_token(config_dir: &Path) -> bool {
-        let file =
-            read_bounded(&Self::path(config_dir), LARGEST).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-        file.is_some_and(|file| file["claudeAiOauth"]["refreshToken"].as_str().is_some_and(|token| !token.is_empty()))
+        let bytes = read_bounded(&Self::path(config_dir), MAX_SIZE).unwrap_or_default();
+        let file: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        file["claudeAiOauth"]["refreshToken"].as_str().is_some_and(|token| !token.is_empty())
     }
 
-    /// What a file of these bytes says.
+    /// Reads the bytes of a credentials file.
     pub fn parse(bytes: &[u8]) -> Self {
         let file: Value = match serde_json::from_slice(bytes) {
             Ok(file) => file,
@@ -85,13 +83,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_being_rewritten_is_read_again_and_nothing_hangs() -> io::Result<()> {
+    fn a_half_written_file_is_read_again() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
         let file = Login::path(dir.path());
         let text = r#"{"claudeAiOauth":{"expiresAt":1000}}"#;
         std::fs::write(&file, &text[..9])?;
         let rewriting = thread::spawn(move || {
-            thread::sleep(READ_AGAIN * 3);
+            thread::sleep(RETRY_EVERY * 3);
             std::fs::write(file, text)
         });
         assert_eq!(Login::read_whole(dir.path()), Login::Expires(SystemTime::UNIX_EPOCH + Duration::from_secs(1)));
@@ -103,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_expiry_is_read_and_a_file_cut_anywhere_is_unclear() {
+    fn expiry_is_read_and_a_cut_file_is_unclear() {
         let file =
             br#"{"claudeAiOauth":{"accessToken":"sk-ant-oat01-x","refreshToken":"y","expiresAt":1790000000123,"scopes":[]}}"#;
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123);
@@ -119,5 +117,9 @@ mod tests {
         }
         assert_eq!(Login::parse(b"{}"), Login::None);
         assert!(matches!(Login::parse(br#"{"claudeAiOauth":{"expiresAt":"soon"}}"#), Login::Unclear(_)));
+        for other in ["null", "[1790000000123]", "\"x\""] {
+            let file = format!(r#"{{"claudeAiOauth":{other}}}"#);
+            assert_eq!(Login::parse(file.as_bytes()), Login::Unclear("no expiresAt".to_owned()), "{other}");
+        }
     }
 }

@@ -1,6 +1,6 @@
-//! All that is known about Claude Code, and known nowhere else: where its config dir is and what ails it, which program
-//! is claude, which of its words need no lock, what its output says of the run, how it proves who it is, and how its login and
-//! its own locks stand, and what it tells of its refreshes.
+//! Claude Code: everything that is known about it, and known nowhere else. Its config dir (`config_dir`), its program and the
+//! commands that need no lock (`program`), the frames on its stdout (`frames`), how it authenticates (`auth`), its login
+//! (`credentials`), its own locks around a token refresh (`refresh_locks`) and its telemetry about them (`telemetry`).
 
 pub mod auth;
 pub mod config_dir;

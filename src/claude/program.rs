@@ -1,28 +1,28 @@
-//! Which program runs: the real claude behind a shim of the same name, or any other COMMAND by the rules of execvp(3),
-//! less its last resort: a file without a `#!` line is never handed to a shell.
+//! The program to run: the real claude behind a shim of the same name, or any other COMMAND by the rules of execvp(3), but for
+//! its last resort: a file without a `#!` line is never passed to a shell.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use crate::config::cli::similar_operation;
+use crate::sys::file_id::FileId;
 
 /// Claude Code's name on PATH, the default COMMAND and the name of the shim.
 pub const NAME: &str = "claude";
 
-/// Why a COMMAND cannot be started; callers tell the two apart by exit code.
+/// Reason why COMMAND cannot be started. Each has an exit code of its own.
 #[derive(Debug)]
 pub enum ProgramError {
-    /// There is no such program.
+    /// No such program.
     NotFound(String),
-    /// There is one, but it cannot be run.
+    /// The program exists, but cannot be run.
     CannotRun(String),
 }
 
@@ -36,22 +36,22 @@ impl std::fmt::Display for ProgramError {
 
 impl std::error::Error for ProgramError {}
 
-/// COMMAND and its arguments, ready to be started.
+/// COMMAND with its arguments, found and executable.
 #[derive(Debug)]
 pub struct Program {
-    /// The file to execute.
+    /// File to execute.
     pub path: PathBuf,
-    /// Its arguments, the name it was called by first.
+    /// Arguments, with the name as argument 0.
     pub argv: Vec<OsString>,
-    /// COMMAND is claude, by its name.
+    /// True if COMMAND is claude, by its name.
     pub is_claude: bool,
 }
 
 impl Program {
-    /// Finds the program for `command`: empty, or starting with `-`: claude with these arguments.
+    /// Finds the program for `command`. If that is empty or starts with `-`, the program is claude with these arguments.
     ///
     /// # Errors
-    /// [`ProgramError`], naming the program and where it was looked for.
+    /// There is no such program, or it is not executable.
     pub fn find(command: &[OsString], claude: Option<&Path>) -> Result<Self, ProgramError> {
         let mut command = command.to_vec();
         if command.first().is_none_or(|word| word.as_bytes().starts_with(b"-")) {
@@ -63,90 +63,74 @@ impl Program {
         }
         let is_claude = name == NAME;
         let path = match claude {
-            Some(path) if is_claude => the_real(path)?,
-            _ if name.as_bytes().contains(&b'/') => at(Path::new(name))?,
+            Some(path) if is_claude && is_ourselves(path) => {
+                let why = "is claude-run itself; name the real claude with --claude or CLAUDE_RUN_CLAUDE";
+                return Err(cannot_run(path, why));
+            }
+            Some(path) if is_claude => executable(path)?,
+            _ if name.as_bytes().contains(&b'/') => executable(Path::new(name))?,
             _ => on_path(name, is_claude)?,
         };
         Ok(Self { path, argv: command, is_claude })
     }
 
-    /// What the `errno` of its execve(2) means.
+    /// Error for the `errno` of its execve(2).
     pub fn unstartable(&self, errno: Errno) -> ProgramError {
-        let path = self.path.display();
         match errno {
-            Errno::ENOENT if self.path.exists() => {
-                ProgramError::CannotRun(format!("{path}: its interpreter or loader is not there; look at its first line"))
+            Errno::ENOENT if !self.path.exists() => not_found(&self.path),
+            Errno::ENOENT => cannot_run(&self.path, "its interpreter or loader is not there; look at its first line"),
+            Errno::ENOEXEC => cannot_run(&self.path, "neither a binary for this machine nor a script with a #! line"),
+            Errno::E2BIG => {
+                let why = "arguments and environment are larger than the kernel takes; pass them by a file or stdin";
+                cannot_run(&self.path, why)
             }
-            Errno::ENOENT => ProgramError::NotFound(format!("{path}: not found")),
-            Errno::ENOEXEC => {
-                ProgramError::CannotRun(format!("{path}: neither a binary for this machine nor a script with a #! line"))
-            }
-            Errno::E2BIG => ProgramError::CannotRun(format!(
-                "{path}: arguments and environment are larger than the kernel takes; pass them by a file or stdin"
-            )),
-            _ => ProgramError::CannotRun(format!("{path}: cannot be run: {}", io::Error::from(errno))),
+            _ => cannot_run(&self.path, &format!("cannot be run: {}", io::Error::from(errno))),
         }
     }
 
-    /// Whether this only prints claude's version or help, which touches no login and must not wait.
+    /// True if this only prints claude's version or help, which needs no login and must not wait.
     pub fn needs_no_lock(&self) -> bool {
         let first = self.argv.get(1).map(|word| word.as_bytes());
         self.is_claude && matches!(first, Some(b"--version" | b"-v" | b"--help" | b"-h"))
     }
 }
 
-/// Whether we were called under claude's own name.
+/// True if we were called under claude's own name.
 pub fn is_shim(called_as: &OsStr) -> bool {
     Path::new(called_as).file_name() == Some(OsStr::new(NAME))
 }
 
-fn at(path: &Path) -> Result<PathBuf, ProgramError> {
-    let shown = path.display();
-    let found = fs::metadata(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
-            ProgramError::NotFound(format!("{shown}: not found"))
-        }
-        _ => ProgramError::CannotRun(format!("{shown}: cannot be run: {error}")),
-    })?;
-    if found.is_dir() {
-        return Err(ProgramError::CannotRun(format!("{shown}: is a directory, not a program")));
-    }
-    if access(path, AccessFlags::X_OK).is_err() {
-        return Err(ProgramError::CannotRun(format!("{shown}: is not executable; chmod +x, or name another program")));
-    }
-    Ok(path.to_owned())
+fn not_found(path: &Path) -> ProgramError {
+    ProgramError::NotFound(format!("{}: not found", path.display()))
 }
 
-/// What --claude names, unless that is the shim.
-fn the_real(path: &Path) -> Result<PathBuf, ProgramError> {
-    if fs::metadata(path).is_ok_and(|found| is_ourselves(&found)) {
-        let message =
-            format!("{}: is claude-run itself; name the real claude with --claude or CLAUDE_RUN_CLAUDE", path.display());
-        return Err(ProgramError::CannotRun(message));
-    }
-    at(path)
+fn cannot_run(path: &Path, why: &str) -> ProgramError {
+    ProgramError::CannotRun(format!("{}: {why}", path.display()))
 }
 
-/// The first executable `name` on PATH; as claude, the first that is not this program under claude's name.
+fn executable(path: &Path) -> Result<PathBuf, ProgramError> {
+    match fs::metadata(path) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Err(not_found(path)),
+        Err(error) => Err(cannot_run(path, &format!("cannot be run: {error}"))),
+        Ok(found) if found.is_dir() => Err(cannot_run(path, "is a directory, not a program")),
+        Ok(_) if !is_executable(path) => Err(cannot_run(path, "is not executable; chmod +x, or name another program")),
+        Ok(_) => Ok(path.to_owned()),
+    }
+}
+
+/// Finds the first executable `name` on PATH. For claude, skips this very program under claude's name.
 fn on_path(name: &OsStr, is_claude: bool) -> Result<PathBuf, ProgramError> {
     let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/bin:/usr/bin".into());
-    let mut denied = None;
-    for dir in env::split_paths(&path) {
-        let candidate = if dir.as_os_str().is_empty() { Path::new(".").join(name) } else { dir.join(name) };
-        let Ok(found) = fs::metadata(&candidate) else { continue };
-        if found.is_dir() || (is_claude && is_ourselves(&found)) {
-            continue;
-        }
-        match access(&candidate, AccessFlags::X_OK) {
-            Ok(()) => return Ok(candidate),
-            Err(_) => denied = denied.or(Some(candidate)),
-        }
+    let dirs = env::split_paths(&path).map(|dir| if dir.as_os_str().is_empty() { ".".into() } else { dir });
+    let is_file = |path: &PathBuf| fs::metadata(path).is_ok_and(|found| !found.is_dir());
+    let is_other = |path: &PathBuf| !(is_claude && is_ourselves(path));
+    let candidates: Vec<_> = dirs.map(|dir| dir.join(name)).filter(is_file).filter(is_other).collect();
+    if let Some(path) = candidates.iter().find(|path| is_executable(path)) {
+        return Ok(path.clone());
     }
     let shown = name.display();
-    Err(match denied {
-        Some(path) => {
-            ProgramError::CannotRun(format!("{}: is not executable, and there is no other {shown} on PATH", path.display()))
-        }
+    Err(match candidates.first() {
+        Some(path) => cannot_run(path, &format!("is not executable, and there is no other {shown} on PATH")),
         None if is_claude => ProgramError::NotFound(
             "claude: not found on PATH; install Claude Code, or name it with --claude or CLAUDE_RUN_CLAUDE".into(),
         ),
@@ -157,7 +141,11 @@ fn on_path(name: &OsStr, is_claude: bool) -> Result<PathBuf, ProgramError> {
     })
 }
 
-fn is_ourselves(found: &fs::Metadata) -> bool {
-    // The link in /proc names our own file even when PATH led here through symlinks; without /proc nothing is skipped.
-    fs::metadata("/proc/self/exe").is_ok_and(|us| (us.dev(), us.ino()) == (found.dev(), found.ino()))
+fn is_executable(path: &Path) -> bool {
+    access(path, AccessFlags::X_OK).is_ok()
+}
+
+fn is_ourselves(path: &Path) -> bool {
+    // The link in /proc names our file even when PATH led here through symlinks. Without /proc nothing is skipped.
+    FileId::at(Path::new("/proc/self/exe")).is_some_and(|us| FileId::at(path) == Some(us))
 }

@@ -1,6 +1,6 @@
-//! Claude Code's own locks around a token refresh: directories, kept fresh by their mtime. Up to 2.1.126 it is
+//! Claude Code's own locks around a token refresh: directories whose mtime their holder keeps fresh. Up to 2.1.126 there is
 //! `<real config dir>.lock` alone, by the protocol of npm's proper-lockfile; from 2.1.128 `.oauth_refresh.lock` in the config
-//! dir comes first, with a file beside it that says whose it is. They are looked at here, and never touched.
+//! dir comes first, with a file beside it that names its owner. They are read here, never changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,53 +11,51 @@ use serde_json::Value;
 use crate::sys::fs::read_bounded;
 use crate::sys::proc::{Stat, boot_id, host, pid_namespace};
 
-/// One lock.
+/// A refresh lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefreshLock {
     /// The directory that is the lock.
     pub path: PathBuf,
-    /// When its holder has last shown itself; none, if nobody holds it.
+    /// Last sign of life of its holder; `None` while nobody holds it.
     pub touched: Option<SystemTime>,
-    /// Whose it is, where that is told.
+    /// Owner, where a file names it.
     pub owner: Option<Owner>,
-    /// When it is taken from a holder who no longer shows himself.
+    /// Age at which others take the lock over.
     stale_after: Duration,
 }
 
-/// Whose a lock is.
+/// Owner of a refresh lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// Its pid, in its own PID namespace.
+    /// Pid in the owner's own PID namespace.
     pub pid: i32,
-    /// Whether that process lives; unknown where it is of another namespace.
+    /// Liveness of that process; `None` if it is of another namespace.
     pub lives: Option<bool>,
-    /// Its PID namespace, where that is told.
+    /// The owner's PID namespace, if it is known.
     namespace: Option<String>,
 }
 
-/// What a lock is worth.
+/// State of a refresh lock at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// Nobody holds it.
+    /// Nobody holds the lock.
     Free,
     /// A refresh is under way.
     Live,
-    /// Its owner is dead, but whoever comes now still respects it, for so long.
+    /// The owner is dead, but every new claude respects the lock for this long.
     OwnerDead(Duration),
-    /// Its holder was killed or is stuck: nobody has touched it for so long, and whoever comes now takes it.
+    /// The holder was killed or is stuck: it is silent for this long, and the next claude takes the lock over.
     Stale(Duration),
 }
 
-/// A holder touches its lock every 4 s or so. After this time it is taken from it by proper-lockfile, and by Claude Code up to
-/// 2.1.126 with it.
+/// Age at which proper-lockfile, and Claude Code up to 2.1.126 with it, takes a lock over. A holder touches its lock every 4 s.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 
-/// The same for Claude Code from 2.1.128 on (measured: 60.2 to 61.4 s after the last touch, the next one refreshes). Until then
-/// every new one fails, after 8 s.
+/// Age at which Claude Code from 2.1.128 on takes a lock over (measured: the next refresh is 60.2 to 61.4 s after the last
+/// touch). Until then every new claude fails, after 8 s.
 const NEWER_STALE_AFTER: Duration = Duration::from_secs(60);
 
-/// More than any file that tells whose a lock is.
-const LARGEST_OWNER: u64 = 64 << 10;
+const MAX_OWNER_FILE: u64 = 64 << 10;
 
 impl RefreshLock {
     /// Both locks of `config_dir`: that of all versions, and that of the newer ones.
@@ -65,84 +63,79 @@ impl RefreshLock {
         let real = fs::canonicalize(config_dir).unwrap_or_else(|_| config_dir.to_owned());
         let mut sibling = real.into_os_string();
         sibling.push(".lock");
-        let owner = read_bounded(&Self::owner_file(config_dir), LARGEST_OWNER).ok().and_then(|text| Owner::parse(&text));
+        let owner = read_bounded(&Self::owner_file(config_dir), MAX_OWNER_FILE).ok().and_then(|text| Owner::parse(&text));
         let newer = Self::at(config_dir.join(".oauth_refresh.lock"), owner.clone(), NEWER_STALE_AFTER);
         let older = Self::at(sibling.into(), None, STALE_AFTER);
         // The newer versions take the older lock as well, and touch both.
-        let is_of_the_same = older.touched.zip(newer.touched).is_some_and(|(older, newer)| {
-            let apart = older.duration_since(newer).unwrap_or_else(|error| error.duration());
-            apart < STALE_AFTER
-        });
-        if is_of_the_same { [Self { owner, stale_after: NEWER_STALE_AFTER, ..older }, newer] } else { [older, newer] }
+        let apart = |(a, b): (SystemTime, SystemTime)| a.duration_since(b).unwrap_or_else(|error| error.duration());
+        let have_one_holder = older.touched.zip(newer.touched).map(apart).is_some_and(|apart| apart < STALE_AFTER);
+        if have_one_holder { [Self { owner, stale_after: NEWER_STALE_AFTER, ..older }, newer] } else { [older, newer] }
     }
 
-    /// The file that tells whose the newer one is.
+    /// Path of the file that names the owner of the newer lock.
     pub fn owner_file(config_dir: &Path) -> PathBuf {
         config_dir.join(".oauth_refresh.lock.owner")
     }
 
     fn at(path: PathBuf, owner: Option<Owner>, stale_after: Duration) -> Self {
         let touched = fs::metadata(&path).and_then(|found| found.modified()).ok();
-        // The file is of the lock that is there, or left over from one that is not.
+        // Without a lock, the file is left over from an earlier one.
         Self { path, touched, owner: owner.filter(|_| touched.is_some()), stale_after }
     }
 
-    /// What it is worth at the time `now`.
+    /// State of the lock at `now`.
     pub fn standing(&self, now: SystemTime) -> Standing {
         let Some(touched) = self.touched else { return Standing::Free };
-        // A clock that was set back makes it younger, not free.
-        let age = now.duration_since(touched).unwrap_or_default();
-        match self.owner {
-            _ if age >= self.stale_after => Standing::Stale(age),
-            Some(Owner { lives: Some(false), .. }) => Standing::OwnerDead(self.stale_after - age),
+        match (age(touched, now), &self.owner) {
+            (age, _) if age >= self.stale_after => Standing::Stale(age),
+            (age, Some(Owner { lives: Some(false), .. })) => Standing::OwnerDead(self.stale_after - age),
             _ => Standing::Live,
         }
     }
 
-    /// For how long it still keeps a claude from refreshing, at most, if nobody touches it.
+    /// Longest time for which the lock keeps claude from a refresh if nobody touches it; `None` if it does not.
     pub fn blocks_for(&self, now: SystemTime) -> Option<Duration> {
-        match self.standing(now) {
-            Standing::Free | Standing::Stale(_) => None,
-            Standing::Live | Standing::OwnerDead(_) => {
-                let age = now.duration_since(self.touched?).unwrap_or_default();
-                Some(self.stale_after - age)
-            }
-        }
+        let left = self.stale_after.saturating_sub(age(self.touched?, now));
+        (!left.is_zero()).then_some(left)
     }
 }
 
+/// Time since `touched`. A clock that was set back makes a lock younger, not free.
+fn age(touched: SystemTime, now: SystemTime) -> Duration {
+    now.duration_since(touched).unwrap_or_default()
+}
+
 impl Owner {
-    /// Reads an owner's file.
+    /// Reads the text of an owner file.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let file: Value = serde_json::from_slice(text).ok()?;
         let pid = i32::try_from(file["pid"].as_i64()?).ok()?;
-        let member = |name: &str| file[name].as_str();
-        let (machine, namespace) = member("pidDomain").and_then(split_domain).unzip();
-        let ours = pid_namespace();
-        let is_here = namespace == ours.as_deref()
+        let (machine, namespace) = file["pidDomain"].as_str().and_then(split_domain).unzip();
+        let ours = pid_namespace().unwrap_or_default();
+        let is_here = namespace == Some(&ours)
             && machine.is_some_and(is_this_machine)
-            && member("pidSpace")
-                .is_none_or(|space| Some(space) == ours.as_ref().map(|ours| format!("{}#{ours}", host())).as_deref());
-        let start = member("procStart").and_then(|start| start.parse::<u64>().ok());
+            && file["pidSpace"].as_str().is_none_or(|space| space == format!("{}#{ours}", host()));
+        let start = file["procStart"].as_str().and_then(|start| start.parse::<u64>().ok());
         let lives = || Stat::read(pid).is_some_and(|stat| !stat.is_dead() && start.is_none_or(|start| start == stat.start));
         Some(Self { pid, lives: is_here.then(lives), namespace: namespace.map(str::to_owned) })
     }
 
-    /// Whether it may be one of `processes`, given by their pid in their own PID namespace, and that. On another host, a process
-    /// can go by the same two names; it may be one then.
+    /// True if the owner can be one of `processes`, each given by its pid in its own PID namespace and that namespace. Hosts
+    /// can share these two names, so the answer may be true for a process of another host.
     pub fn may_be_among(&self, processes: &[(i32, String)]) -> bool {
         let namespace = self.namespace.as_ref();
         namespace.is_none_or(|namespace| processes.iter().any(|(pid, of)| *pid == self.pid && of == namespace))
     }
 }
 
-/// Machine and PID namespace, of the form `linux:3d1219…:pid:[4026531836]`. Only within one of these is a pid worth anything.
+/// Machine and PID namespace of a `pidDomain`, as in `linux:3d1219…:pid:[4026531836]`. A pid means something only within them.
 fn split_domain(domain: &str) -> Option<(&str, &str)> {
-    let (machine, _) = domain.strip_prefix("linux:")?.split_once(":pid:[")?;
-    Some((machine, &domain["linux:".len() + machine.len() + 1..]))
+    let domain = domain.strip_prefix("linux:")?;
+    let at = domain.find(":pid:[")?;
+    Some((&domain[..at], &domain[at + 1..]))
 }
 
-/// 2.1.330 writes what is in /etc/machine-id, or nothing; others were seen to write the boot id.
+/// True for the id of this machine: 2.1.330 writes /etc/machine-id, or nothing; other versions were seen to write the boot id.
 fn is_this_machine(machine: &str) -> bool {
     let id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
     machine == id.trim() || boot_id().is_some_and(|boot| machine == boot.replace('-', ""))
@@ -160,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_free_live_abandoned_or_stale_by_its_age_and_owner() {
+    fn standing_follows_from_age_and_owner() {
         let now = SystemTime::now();
         let millisecond = Duration::from_millis(1);
         for lives in [None, Some(None), Some(Some(true)), Some(Some(false))] {
@@ -179,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_lock_beside_the_newer_is_of_the_same_owner_and_as_durable() -> std::io::Result<()> {
+    fn both_locks_of_a_newer_claude_share_their_owner() -> std::io::Result<()> {
         let dir = tempfile::tempdir()?;
         let config_dir = dir.path().join("config");
         fs::create_dir(&config_dir)?;
@@ -194,11 +187,11 @@ mod tests {
         fs::write(config_dir.join(".oauth_refresh.lock.owner"), owner)?;
         assert!(matches!(standings(), [Standing::OwnerDead(_), Standing::OwnerDead(_)]));
         fs::remove_dir(config_dir.join(".oauth_refresh.lock"))?;
-        assert!(matches!(standings(), [Standing::Stale(_), Standing::Free]), "an owner's file that was left over");
+        assert!(matches!(standings(), [Standing::Stale(_), Standing::Free]), "an owner file left behind");
         Ok(())
     }
 
-    /// As 2.1.330 writes it.
+    /// `pidDomain` as 2.1.330 writes it.
     fn domain() -> String {
         let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
         format!("linux:{}:{}", machine.trim(), pid_namespace().unwrap_or_default())
@@ -210,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_lives_if_it_is_that_very_process_of_pid_namespace() {
+    fn an_owner_is_one_process_of_one_pid_namespace() {
         let us = process::id() as i32;
         let start = Stat::read(us).map(|stat| stat.start).unwrap_or_default();
         let boot = boot_id().unwrap_or_default().replace('-', "");
@@ -233,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_is_looked_for_by_pid_and_namespace_and_none_is_ruled_out_that_tells_nothing() {
+    fn an_owner_may_be_among_known_processes() {
         let processes = [(7, "pid:[1]".to_owned()), (8, "pid:[2]".to_owned())];
         let may_be = |pid, domain: &str| owner(pid, 1, domain).is_some_and(|owner| owner.may_be_among(&processes));
         assert!(may_be(7, "linux:m:pid:[1]") && may_be(8, "linux::pid:[2]"));

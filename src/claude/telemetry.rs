@@ -1,75 +1,82 @@
-//! What Claude Code writes of its token refreshes when its telemetry cannot be delivered: files
-//! `telemetry/1p_failed_events.<session>.<uuid>.json` in the config dir, one event a line, of all kinds. Only those about
-//! refreshes are looked at; files are cut short, vanish while they are read, and have lines of 100 KB.
+//! Telemetry of Claude Code about its token refreshes. When telemetry cannot be delivered, it is kept in the config dir, in files
+//! `telemetry/1p_failed_events.<session>.<uuid>.json`, one event of any kind a line. Files can be cut short or vanish while
+//! they are read, and have lines of 100 KB.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use memchr::memmem;
+use serde::de::IgnoredAny;
+use serde_json::Value;
 
-use crate::object::Members;
 use crate::sys::fs::open_to_read;
 
-/// An event of a refresh.
+/// Error of a line about a refresh that cannot be understood: cut, or of another shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// An event of a token refresh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefreshEvent {
-    /// When, by the clock of that claude.
+    /// Time by the clock of that claude.
     pub at: SystemTime,
-    /// Its name, less what all of them begin with: `lock_retry`, `race_resolved` …
+    /// Name without the prefix that all of them share: `lock_retry`, `race_resolved` …
     pub name: String,
-    /// The session of claude.
+    /// Session of claude.
     pub session: String,
-    /// Claude Code's version.
+    /// Version of Claude Code.
     pub version: String,
 }
 
-/// What an event tells of the refresh locks.
+/// Significance of an event for the refresh locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// A refresh goes its way.
+    /// A step of an undisturbed refresh.
     Routine,
-    /// The token is asked for.
+    /// The request for a new token goes out.
     Starts,
-    /// It is there.
+    /// The new token is there.
     Ends,
     /// Two wanted to refresh at once.
     Contention,
-    /// Two did, and it went well.
+    /// Two refreshed at once, without harm.
     Resolved,
-    /// The locks did not do what they are for.
+    /// The locks failed to keep two refreshes apart.
     Broken,
-    /// A refresh has failed, for whatever reason.
+    /// A refresh failed, for whatever reason.
     Failed,
 }
 
-/// What their names begin with. One name is also known, from a page for operators, with a `lock_` more than it has.
 const PREFIX: &str = "tengu_oauth_token_refresh_";
 
-/// Longer than any line.
-const LARGEST_LINE: u64 = 8 << 20;
+const MAX_LINE: u64 = 8 << 20;
 
 impl RefreshEvent {
-    /// Reads a line. None, if it is about something else; an error, if it is about a refresh and cannot be understood.
+    /// Reads a line of a telemetry file; `None` if it is about something else.
     ///
     /// # Errors
-    /// As above; there is no more to be said of it.
-    pub fn parse(line: &[u8]) -> Option<Result<Self, ()>> {
-        memmem::find(line, PREFIX.as_bytes())?;
-        let event = Members::read(line).and_then(|line| line.members("event_data"));
-        let Some(event) = event else { return Some(Err(())) };
-        // The words may stand in the data of some other event.
-        let name: String = event.get("event_name")?;
-        let name = name.strip_prefix(PREFIX)?.to_owned();
-        let at = event.get::<String>("client_timestamp").and_then(|at| humantime::parse_rfc3339_weak(at.trim()).ok());
-        let Some(at) = at else { return Some(Err(())) };
-        let version = event.members("env").and_then(|env| env.get("version")).unwrap_or_default();
-        let name = if name == "lock_race_resolved" { "race_resolved".to_owned() } else { name };
-        Some(Ok(Self { at, name, session: event.get("session_id").unwrap_or_default(), version }))
+    /// The line is about a refresh and cannot be understood.
+    pub fn parse(line: &[u8]) -> Result<Option<Self>, Malformed> {
+        if memmem::find(line, PREFIX.as_bytes()).is_none() {
+            return Ok(None);
+        }
+        let entry: Value = serde_json::from_slice(line).map_err(|_| Malformed)?;
+        let event = entry["event_data"].as_object().ok_or(Malformed)?;
+        let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+        // Another event can have the prefix in its data.
+        let name = text(event.get("event_name"));
+        let Some(name) = name.strip_prefix(PREFIX) else { return Ok(None) };
+        let at = humantime::parse_rfc3339_weak(text(event.get("client_timestamp")).trim()).map_err(|_| Malformed)?;
+        // A page for operators knows this one name with a `lock_` more than it has.
+        let name = if name == "lock_race_resolved" { "race_resolved" } else { name }.to_owned();
+        let version = text(event.get("env").and_then(|env| env.get("version")));
+        Ok(Some(Self { at, name, session: text(event.get("session_id")), version }))
     }
 
-    /// What it tells.
+    /// Significance for the refresh locks, by the name.
     pub fn meaning(&self) -> Meaning {
         match self.name.as_str() {
             "lock_retry" | "lock_dead_holder_takeover" => Meaning::Contention,
@@ -88,28 +95,28 @@ impl RefreshEvent {
 #[derive(Debug)]
 pub struct Telemetry {
     dir: PathBuf,
-    read: Vec<(PathBuf, u64)>,
-    /// Lines about a refresh that could not be understood: cut, or of another shape.
+    offsets: HashMap<PathBuf, u64>,
+    /// Number of malformed lines so far.
     pub skipped: usize,
 }
 
 impl Telemetry {
-    /// Those of `config_dir`; nothing is read yet.
+    /// The files of `config_dir`, none of them read yet.
     pub fn of(config_dir: &Path) -> Self {
-        Self { dir: config_dir.join("telemetry"), read: Vec::new(), skipped: 0 }
+        Self { dir: config_dir.join("telemetry"), offsets: HashMap::new(), skipped: 0 }
     }
 
-    /// Where they are.
+    /// Directory of the files.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// How many files were read so far.
+    /// Number of files read so far.
     pub fn files(&self) -> usize {
-        self.read.len()
+        self.offsets.len()
     }
 
-    /// What is new since the last time, the oldest first.
+    /// Reads what has been added since the last call, and returns it oldest first.
     ///
     /// # Errors
     /// The directory is there but cannot be read.
@@ -124,7 +131,7 @@ impl Telemetry {
             let path = entry?.path();
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             if name.starts_with("1p_failed_events.") && name.ends_with(".json") {
-                // Gone meanwhile, or not for our eyes: the others count all the same.
+                // Gone meanwhile, or not readable for us: the other files count all the same.
                 let _ = self.read_file(path, &mut events);
             }
         }
@@ -132,48 +139,56 @@ impl Telemetry {
         Ok(events)
     }
 
-    /// Reads on where it was left, up to the last line that is complete: one that is being written comes the next time.
+    /// Reads up to the last complete line; the line that is being written comes the next time.
     fn read_file(&mut self, path: PathBuf, events: &mut Vec<RefreshEvent>) -> io::Result<()> {
         let mut file = open_to_read(&path)?;
-        let known = self.read.iter().position(|(known, _)| *known == path);
-        let known = known.unwrap_or_else(|| {
-            self.read.push((path, 0));
-            self.read.len() - 1
-        });
-        let length = file.metadata()?.len();
+        let offset = self.offsets.entry(path).or_default();
         // Claude Code rewrites a file when it has delivered a part of it.
-        let from = if length < self.read[known].1 { 0 } else { self.read[known].1 };
-        file.seek(SeekFrom::Start(from))?;
+        if file.metadata()?.len() < *offset {
+            *offset = 0;
+        }
+        file.seek(SeekFrom::Start(*offset))?;
         let mut reader = BufReader::new(file);
-        let (mut at, mut line) = (from, Vec::new());
+        let mut line = Vec::new();
         loop {
             line.clear();
-            let read = Read::by_ref(&mut reader).take(LARGEST_LINE).read_until(b'\n', &mut line)? as u64;
-            if read == 0 {
-                break;
-            }
-            if !line.ends_with(b"\n") && Members::read(&line).is_none() {
-                break; // it may be completed yet
+            let length = Read::by_ref(&mut reader).take(MAX_LINE).read_until(b'\n', &mut line)? as u64;
+            if !line.ends_with(b"\n") && serde_json::from_slice::<HashMap<String, IgnoredAny>>(&line).is_err() {
+                return Ok(());
             }
             match RefreshEvent::parse(&line) {
-                Some(Ok(event)) => events.push(event),
-                Some(Err(())) => self.skipped += 1,
-                None => {}
+                Ok(event) => events.extend(event),
+                Err(Malformed) => self.skipped += 1,
             }
-            at += read;
+            *offset += length;
         }
-        self.read[known].1 = at;
-        Ok(())
     }
 
-    /// Counts what is cut at the end of a file as well: nobody completes it any more.
+    /// Counts the incomplete ends of files as malformed lines, once nobody completes them any more.
     pub fn count_cut(&mut self) {
-        for (path, read) in &self.read {
-            let tail = open_to_read(path).and_then(|mut file| {
-                file.seek(SeekFrom::Start(*read))?;
-                file.take(1).read_to_end(&mut Vec::new())
-            });
-            self.skipped += usize::from(tail.is_ok_and(|length| length > 0));
-        }
+        let ends = self.offsets.iter().filter_map(|(path, &offset)| Some((fs::metadata(path).ok()?, offset)));
+        self.skipped += ends.filter(|(found, offset)| found.is_file() && found.len() > *offset).count();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_about_a_refresh_malformed_or_unrelated() {
+        let line = |data: &str| RefreshEvent::parse(format!(r#"{{"event_data":{data}}}"#).as_bytes());
+        let name = format!(r#""event_name":"{PREFIX}lock_race_resolved""#);
+        let at = r#""client_timestamp":"1970-01-01T00:00:00Z""#;
+        let event = |session: &str, version: &str| {
+            let (name, session, version) = ("race_resolved".to_owned(), session.to_owned(), version.to_owned());
+            Ok(Some(RefreshEvent { at: SystemTime::UNIX_EPOCH, name, session, version }))
+        };
+        assert_eq!(line(&format!(r#"{{{name},{at},"session_id":"s","env":{{"version":"2"}}}}"#)), event("s", "2"));
+        assert_eq!(line(&format!(r#"{{{name},{at},"session_id":7,"env":[]}}"#)), event("", ""));
+        assert_eq!(line(&format!("{{{name}}}")), Err(Malformed));
+        assert_eq!(line(&format!(r#""{PREFIX}""#)), Err(Malformed));
+        assert_eq!(line(&format!(r#"{{"event_name":"other","text":"{PREFIX}"}}"#)), Ok(None));
+        assert_eq!(RefreshEvent::parse(b"{"), Ok(None));
     }
 }

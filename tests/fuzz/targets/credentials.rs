@@ -1,12 +1,12 @@
-//! Any bytes as credentials file and as file of a refresh lock's owner: never a panic; half a file says nothing of an expiry;
-//! and what is told of a file that is unclear quotes none of it.
+//! Any bytes as credentials file and as owner file of a refresh lock: never a panic; half a file has no expiry; and the message
+//! about an unclear file quotes none of it.
 #![no_main]
 
 use claude_run::claude::credentials::Login;
 use claude_run::claude::refresh_locks::Owner;
 use libfuzzer_sys::fuzz_target;
 
-/// As much of a token as nobody is to see.
+/// Length of a quote that would give a token away.
 const QUOTE: usize = 16;
 
 fuzz_target!(|bytes: &[u8]| {

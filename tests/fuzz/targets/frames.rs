@@ -1,4 +1,4 @@
-//! Any bytes, cut anywhere: the frame reader never panics, and sees the same wherever they are cut.
+//! Any bytes, cut anywhere: the frame reader never panics, and reports the same frames wherever they are cut.
 #![no_main]
 
 use claude_run::claude::frames::FrameReader;
@@ -9,9 +9,9 @@ fuzz_target!(|input: (u8, &[u8])| {
     let seen_in = |step: usize| {
         let (mut reader, mut seen) = (FrameReader::default(), Vec::new());
         for piece in bytes.chunks(step.max(1)) {
-            reader.feed(piece, |sighting| seen.push(sighting));
+            reader.feed(piece, |event| seen.push(event));
         }
-        reader.end(|sighting| seen.push(sighting));
+        reader.end(|event| seen.push(event));
         (seen, reader.last_result().cloned())
     };
     assert_eq!(seen_in(step.into()), seen_in(bytes.len()));

@@ -1,4 +1,4 @@
-//! Any text as settings file: never a panic; a refusal says which file, and in which line.
+//! Any text as settings file: never a panic; an error names the file and the line.
 #![no_main]
 
 use std::path::Path;
@@ -8,11 +8,11 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
     if let Err(error) = SettingsFile::parse(Path::new("/factory/claude-run.toml"), text) {
-        let told = format!("{error:#}");
-        let place = told.strip_prefix("/factory/claude-run.toml:").expect("the file");
+        let message = format!("{error:#}");
+        let place = message.strip_prefix("/factory/claude-run.toml:").expect("the file");
         let digits = place.split(':').next().unwrap_or_default();
         let line: usize = digits.parse().expect("a line");
-        assert!((1..=text.lines().count().max(1) + 1).contains(&line), "{told}");
-        assert!(!told.contains('\n'), "{told}");
+        assert!((1..=text.lines().count().max(1) + 1).contains(&line), "{message}");
+        assert!(!message.contains('\n'), "{message}");
     }
 });

@@ -1,5 +1,5 @@
-//! Any line as one of claude's telemetry, of our history and of a run record: never a panic, and of what is read nothing is
-//! beyond what the rest of the program can show.
+//! Any line as one of claude's telemetry, of our history and of a run record: never a panic, and nothing is read that the rest
+//! of the program cannot show.
 #![no_main]
 
 use claude_run::claude::telemetry::RefreshEvent;
@@ -7,7 +7,7 @@ use claude_run::records::{Finished, RunRecord};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|line: &[u8]| {
-    if let Some(Ok(event)) = RefreshEvent::parse(line) {
+    if let Ok(Some(event)) = RefreshEvent::parse(line) {
         let _ = event.meaning();
     }
     let _ = Finished::from_json(line);
