@@ -13,7 +13,7 @@
 //!   v
 //! Plan            the settings, in the light of config dir, terminal and PATH
 //!   |
-//!   |  lock::take: one flock(2), waited for asleep; in `refresh` mode only if a refresh is due; then, if asked for, a lock helper
+//!   |  lock::acquire: one flock(2), waited for asleep; in `refresh` mode only if a refresh is due; then, if asked for, a lock helper
 //!   v
 //! LockGuard
 //!   |
