@@ -31,17 +31,16 @@ pub fn acquire(request: &LockRequest, recorder: &mut RunRecorder, events: &mut E
     let mut wait = LockWait::new(target, recorder, events, request.ignored);
     let mut acquisition = acquire_session_lock(file, request, &mut wait)?;
     if let Some(command) = &request.helper {
-        // The other lock of an ancestor or caller that holds the session lock is theirs to tell: they may have it, or not.
+        // An ancestor or caller that holds the session lock may have its own lock helper, or none.
         let is_helped = |on| request.above.is_helped(on, wait.recorder.directory());
-        let guard = match acquisition {
-            Acquisition::Held(guard) => Ok(guard),
-            Acquisition::HeldByAncestor(on) if !is_helped(on) => Ok(LockGuard::held_by_other(Hold::RunAbove, on)),
-            Acquisition::InheritedFromCaller(on) if !is_helped(on) => Ok(LockGuard::held_by_other(Hold::Caller, on)),
-            other => Err(other),
+        let guard = match &acquisition {
+            Acquisition::HeldByAncestor(on) if !is_helped(*on) => Some(LockGuard::held_by_other(Hold::RunAbove, *on)),
+            Acquisition::InheritedFromCaller(on) if !is_helped(*on) => Some(LockGuard::held_by_other(Hold::Caller, *on)),
+            _ => None,
         };
-        acquisition = match guard {
-            Ok(guard) => acquire_helper(command, guard, request, &mut wait)?,
-            Err(other) => other,
+        acquisition = match (acquisition, guard) {
+            (Acquisition::Held(guard), _) | (_, Some(guard)) => acquire_helper(command, guard, request, &mut wait)?,
+            (other, None) => other,
         };
     }
     match &acquisition {
@@ -116,25 +115,20 @@ fn not_needed(reason: String) -> Acquisition {
 /// Waits for claude's refresh locks, then decides how long the session lock is held.
 fn prepare_for_refresh(
     refreshes: &Refreshes,
-    acquisition: Acquisition,
+    mut acquisition: Acquisition,
     refresh_only: bool,
     wait: &mut LockWait,
 ) -> Result<Acquisition> {
     let is_lost = || matches!(&acquisition, Acquisition::Held(guard) if guard.lost_reason().is_some());
     let signal = wait_for_refresh_locks(refreshes, wait, is_lost)?;
-    let mut guard = match (acquisition, signal) {
-        (Acquisition::Held(guard), _) => guard,
-        (_, Some(signal)) => {
-            wait.recorder.on_released();
-            return Ok(Acquisition::Interrupted(signal));
-        }
-        (acquisition, None) => return Ok(acquisition),
-    };
     if let Some(signal) = signal {
-        guard.shut_down_helper(wait.recorder, wait.events, Some(Instant::now()));
+        if let Acquisition::Held(guard) = &mut acquisition {
+            guard.shut_down_helper(wait.recorder, wait.events, Some(Instant::now()));
+        }
         wait.recorder.on_released();
         return Ok(Acquisition::Interrupted(signal));
     }
+    let Acquisition::Held(mut guard) = acquisition else { return Ok(acquisition) };
     if let Some(reason) = guard.lost_reason() {
         error!(name: "lock.lost", "{reason}: the lock is lost; nothing was started");
         guard.shut_down_helper(wait.recorder, wait.events, None);

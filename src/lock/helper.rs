@@ -4,7 +4,8 @@
 
 use std::borrow::Cow;
 use std::env;
-use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -14,7 +15,7 @@ use nix::unistd::Pid;
 use tracing::{info, warn};
 
 use super::helper_monitor::HelperMonitor;
-use super::helper_state::{HelperEnd, HelperState, SharedState, read_helper};
+use super::helper_state::{HelperEnd, HelperState, read_helper};
 use super::wait::{LockWait, Target, WaitEnd};
 use crate::claude::program::{Program, ProgramError};
 use crate::config::settings::{Stdin, after};
@@ -42,7 +43,9 @@ pub(super) struct Helper {
     kill_grace: Option<Duration>,
     /// Signals that do not hurry its end.
     ignored: SigSet,
-    state: Arc<SharedState>,
+    state: Arc<Mutex<HelperState>>,
+    /// Disconnected once the state is [`HelperState::Ended`].
+    end: Receiver<()>,
     /// Time at which TERM was requested.
     terminating_since: Option<Instant>,
 }
@@ -67,15 +70,19 @@ impl Helper {
         let environment: Vec<_> = env::vars_os().collect();
         let exec = Exec::new(&program.path, &program.argv, &environment, Stdin::Null).context(FAILED)?;
         let (monitor, pipes) = HelperMonitor::start(&exec, &command.signals, command.kill_grace).context(FAILED)?;
-        let state = Arc::<SharedState>::default();
-        let (name, shared) = (command.words[0].clone(), Arc::clone(&state));
-        let work = move || read_helper(&name, pipes, &shared, &sender);
+        let state = Arc::<Mutex<HelperState>>::default();
+        let (name, shared, (alive, end)) = (command.words[0].clone(), Arc::clone(&state), mpsc::sync_channel::<()>(0));
+        let work = move || {
+            read_helper(&name, pipes, &shared, &sender);
+            drop(alive);
+        };
         if let Err(error) = signal::spawn_with_signals_blocked("lock-helper", 64 * 1024, work) {
-            monitor.abandon();
+            (0..2).for_each(|_| monitor.terminate_helper());
+            monitor.reap();
             return Err(error).context(FAILED);
         }
         let (kill_grace, ignored) = (command.kill_grace, command.signals.ignored);
-        let helper = Self { program, monitor, kill_grace, ignored, state, terminating_since: None };
+        let helper = Self { program, monitor, kill_grace, ignored, state, end, terminating_since: None };
         info!(name: "lock.helper", "started the lock helper {}", helper.name());
         Ok(helper)
     }
@@ -85,7 +92,7 @@ impl Helper {
     }
 
     pub(super) fn state(&self) -> HelperState {
-        self.state.get()
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Its first line on stdout, by which it holds its lock.
@@ -146,7 +153,7 @@ impl Helper {
             wait.deadline = self.overdue_at();
             let end = wait.until(|_, events| {
                 others.extend(events.iter().filter(|event| !matches!(event, Event::Signal(..))).copied());
-                Ok(matches!(self.state.get(), HelperState::Ended { .. }).then_some(()))
+                Ok(matches!(self.state(), HelperState::Ended { .. }).then_some(()))
             });
             let Ok(WaitEnd::Interrupted(signal)) = end else { break };
             if requested_at.is_none_or(|at| at.elapsed() >= DUPLICATE_WINDOW) {
@@ -183,7 +190,8 @@ impl Drop for Helper {
         let now = Instant::now();
         let overdue_at = self.overdue_at().unwrap_or(now + MONITOR_GRACE);
         // If we were stopped for so long, it may have ended, and its thread only not learned of it.
-        if !self.state.ends_before(overdue_at.max(now + REPORT_DELAY)) {
+        let patience = overdue_at.max(now + REPORT_DELAY) - now;
+        if self.end.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
             warn!(name: "lock.helper", "the lock helper {} does not end: sending KILL to its monitor", self.name());
             self.monitor.kill();
         }

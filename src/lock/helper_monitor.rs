@@ -89,11 +89,4 @@ impl HelperMonitor {
     pub(super) fn reap(&self) {
         let _ = waitpid(self.pid, Some(WaitPidFlag::__WALL)); // nobody else reaps it
     }
-
-    /// Ends the monitor and its helper by EOF.
-    pub(super) fn abandon(self) {
-        let Self { pid, control } = self;
-        drop(control);
-        let _ = waitpid(pid, Some(WaitPidFlag::__WALL));
-    }
 }

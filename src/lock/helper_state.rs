@@ -3,8 +3,7 @@
 use std::fs::File;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -37,75 +36,40 @@ pub(super) enum HelperEnd {
     NoProcess(Errno),
 }
 
-/// State that the thread shares.
-#[derive(Debug)]
-pub(super) struct SharedState {
-    state: Mutex<HelperState>,
-    ended: Condvar,
-}
-
-impl Default for SharedState {
+impl Default for HelperState {
     fn default() -> Self {
-        Self { state: Mutex::new(HelperState::Starting { no_key_reason: None }), ended: Condvar::new() }
+        Self::Starting { no_key_reason: None }
     }
 }
 
-impl SharedState {
-    pub(super) fn get(&self) -> HelperState {
-        self.lock().clone()
-    }
-
-    /// Waits for the helper's end. True if it came before `deadline`.
-    pub(super) fn ends_before(&self, deadline: Instant) -> bool {
-        let mut state = self.lock();
-        while !matches!(*state, HelperState::Ended { .. }) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HelperState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl HelperState {
     /// Takes in what was read at once: a helper that has ended right after its first line never was running. True if the state is
     /// another one.
-    fn update(&self, line: Option<String>, no_key_reason: Option<&'static str>, end: Option<HelperEnd>) -> bool {
-        let mut state = self.lock();
-        let before = mem::replace(&mut *state, HelperState::Starting { no_key_reason });
-        let was_starting = matches!(before, HelperState::Starting { .. });
-        let key = match before {
-            HelperState::Starting { .. } => line,
-            HelperState::Running { key } => Some(key),
-            HelperState::Ended { key, .. } => key,
+    fn update(&mut self, line: Option<String>, no_key_reason: Option<&'static str>, end: Option<HelperEnd>) -> bool {
+        let (was_starting, key) = match mem::take(self) {
+            Self::Starting { .. } => (true, line),
+            Self::Running { key } => (false, Some(key)),
+            Self::Ended { key, .. } => (false, key),
         };
         let is_changed = end.is_some() || (was_starting && key.is_some());
-        match (key, end) {
-            (key, Some(end)) => {
-                *state = HelperState::Ended { key, end };
-                self.ended.notify_all();
-            }
-            (Some(key), None) => *state = HelperState::Running { key },
-            (None, None) => {}
-        }
+        *self = match (key, end) {
+            (key, Some(end)) => Self::Ended { key, end },
+            (Some(key), None) => Self::Running { key },
+            (None, None) => Self::Starting { no_key_reason },
+        };
         is_changed
     }
 }
 
 /// Reads what comes from the helper called `name` until it has ended, for a thread of its own. Sends [`Event::HelperTold`] when the
 /// helper holds its lock, and when it has ended.
-pub(super) fn read_helper(name: &str, pipes: MonitorPipes, shared: &Arc<SharedState>, sender: &EventSender) {
+pub(super) fn read_helper(name: &str, pipes: MonitorPipes, state: &Mutex<HelperState>, sender: &EventSender) {
     let (mut stdout, mut stderr) = (Lines::default(), Lines::default());
     let (mut last_stderr_line, mut start_failure) = (None, None);
     let reports = File::from(pipes.reports);
     loop {
-        // The report first: what the helper has printed before its end is there by then.
-        let report = wait(&reports, [(&pipes.stdout, &stdout), (&pipes.stderr, &stderr)])
-            .then(|| Report::read(&reports).unwrap_or(Report::Lost));
+        // Polled first: what the helper has printed before its end is there by then.
+        let is_reported = wait(&reports, [(&pipes.stdout, &stdout), (&pipes.stderr, &stderr)]);
         stderr.read(&pipes.stderr, |line| {
             info!(name: "lock.helper", "{name}: {line}");
             last_stderr_line = Some(line);
@@ -114,26 +78,30 @@ pub(super) fn read_helper(name: &str, pipes: MonitorPipes, shared: &Arc<SharedSt
         let mut line = None;
         stdout.read(&pipes.stdout, |text| _ = line.get_or_insert(text));
         let mut end = None;
-        match report {
-            None => {}
-            Some(Report::OutOfReach(errno)) => {
-                warn!(name: "lock.helper", "cannot signal the lock helper {name}: {errno}");
+        if is_reported {
+            match Report::read(&reports) {
+                Some(Report::OutOfReach(errno)) => {
+                    warn!(name: "lock.helper", "cannot signal the lock helper {name}: {errno}");
+                }
+                Some(Report::Killing) => {
+                    warn!(name: "lock.helper", "the lock helper {name} does not release its lock: sending KILL");
+                }
+                Some(Report::ProgramError(errno)) => start_failure = Some(HelperEnd::NotExecutable(errno)),
+                Some(Report::NoProcess(errno)) => start_failure = Some(HelperEnd::NoProcess(errno)),
+                Some(Report::Exited(status)) => end = Some(format!("exit status {status}")),
+                Some(Report::Killed(signal)) => end = Some(format!("ended by {}", signal::name(signal))),
+                None => end = Some("its monitor was killed".to_owned()),
             }
-            Some(Report::Killing) => {
-                warn!(name: "lock.helper", "the lock helper {name} does not release its lock: sending KILL");
-            }
-            Some(Report::ProgramError(errno)) => start_failure = Some(HelperEnd::NotExecutable(errno)),
-            Some(Report::NoProcess(errno)) => start_failure = Some(HelperEnd::NoProcess(errno)),
-            Some(Report::Exited(status)) => end = Some(format!("exit status {status}")),
-            Some(Report::Killed(signal)) => end = Some(format!("ended by {}", signal::name(signal))),
-            Some(Report::Lost) => end = Some("its monitor was killed".to_owned()),
         }
         let end = end.map(|how| {
             let last_words = last_stderr_line.take().map_or_else(String::new, |line| format!(": {line}"));
             start_failure.take().unwrap_or_else(|| HelperEnd::Ended(how + &last_words))
         });
         let has_ended = end.is_some();
-        if shared.update(line, stdout.no_line_reason(), end) {
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_changed = state.update(line, stdout.no_line_reason(), end);
+        drop(state);
+        if is_changed {
             sender.send(Event::HelperTold);
         }
         if has_ended {

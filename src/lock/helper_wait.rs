@@ -83,10 +83,7 @@ fn wait_for_key(helper: &Helper, request: &LockRequest, wait: &mut LockWait) -> 
     match end {
         WaitEnd::Met(None) => {}
         WaitEnd::Met(refusal) => return Ok(refusal),
-        WaitEnd::Interrupted(signal) => {
-            wait.log_interrupted(signal);
-            return Ok(Some(Acquisition::Interrupted(signal)));
-        }
+        WaitEnd::Interrupted(signal) => return Ok(Some(Acquisition::Interrupted(signal))),
         WaitEnd::TimedOut => {
             let reason = match helper.state() {
                 HelperState::Starting { no_key_reason: Some(reason) } => reason,
@@ -99,17 +96,14 @@ fn wait_for_key(helper: &Helper, request: &LockRequest, wait: &mut LockWait) -> 
     }
     if request.refreshes.as_ref().is_some_and(Refreshes::may_be_out_of_date) {
         wait.deadline = after(Instant::now(), Some(ATTR_CACHE_TTL));
-        wait.next_progress_at = wait.next_progress_at.filter(|_| wait.is_announced());
+        wait.next_progress_at = wait.next_progress_at.filter(|_| wait.is_announced);
         match wait.until(|_, events| refusal(helper.state(), helper, request, events))? {
             WaitEnd::Met(refusal) => return Ok(Some(refusal)),
-            WaitEnd::Interrupted(signal) => {
-                wait.log_interrupted(signal);
-                return Ok(Some(Acquisition::Interrupted(signal)));
-            }
+            WaitEnd::Interrupted(signal) => return Ok(Some(Acquisition::Interrupted(signal))),
             WaitEnd::TimedOut => {}
         }
     }
-    if wait.is_announced() {
+    if wait.is_announced {
         let waited = show(wait.started.elapsed());
         warn!(name: "lock.acquired", "the lock helper {} has its lock after {waited}", helper.name());
     }
@@ -117,12 +111,7 @@ fn wait_for_key(helper: &Helper, request: &LockRequest, wait: &mut LockWait) -> 
 }
 
 /// Reason why `helper`, which is in `state`, will not hold its lock, or need not.
-fn refusal(
-    state: HelperState,
-    helper: &Helper,
-    request: &LockRequest,
-    events: &[Event],
-) -> Result<Option<Acquisition>> {
+fn refusal(state: HelperState, helper: &Helper, request: &LockRequest, events: &[Event]) -> Result<Option<Acquisition>> {
     if let HelperState::Ended { key, end } = state {
         let how = match end {
             HelperEnd::NotExecutable(errno) => return Err(helper.exec_error(errno)).context(helper::FAILED),

@@ -1,19 +1,9 @@
-//! The session lock. [`acquire`](acquire()) is the story; each of these modules imports only those before it:
-//!
-//! | module | |
-//! |---|---|
-//! | `file` | the lock file, and flock(2) on it |
-//! | `monitor_process`, `helper_monitor` | the process that ends a lock helper in any case |
-//! | `claims` | locks that an ancestor or our caller holds for us |
-//! | `holder` | holder and waiters of a lock |
-//! | `refresh_due` | whether a refresh of claude's token is due |
-//! | `wait` | the one wait: signals, deadlines, progress |
-//! | `helper_state`, `helper` | a command that holds a lock of another engine, between hosts |
-//! | `refresh_wait` | the wait for claude's own refresh locks |
-//! | `guard` | the lock, held |
-//! | `request` | a request, and its outcome |
-//! | `queue`, `helper_wait` | the waits for the session lock and for the lock helper |
-//! | `acquire` | all of it in order |
+//! The session lock. [`acquire`](acquire()) is the story. Each of these imports only those before it: `file` (the lock file and
+//! flock(2)), `monitor_process` and `helper_monitor` (the process that ends a lock helper in any case), `claims` (locks that an
+//! ancestor or our caller holds for us), `holder` (holder and waiters of a lock), `refresh_due` (the state of claude's token), `wait`
+//! (the one wait: signals, deadlines, progress), `helper_state` and `helper` (a command that holds a lock of another engine, between
+//! hosts), `refresh_wait` (the wait for claude's own refresh locks), `guard` (the lock, held), `request` (a request and its outcome),
+//! `queue` and `helper_wait` (the waits for the session lock and for the lock helper), `acquire` (all of it in order).
 
 mod acquire;
 mod claims;

@@ -57,8 +57,6 @@ pub(super) enum Report {
     Exited(i32),
     /// The helper was ended by this signal.
     Killed(i32),
-    /// The monitor itself is gone, without a report.
-    Lost,
 }
 
 impl Report {
@@ -70,9 +68,8 @@ impl Report {
             Self::Killing => (1, 0),
             Self::Exited(status) => (2, status),
             Self::Killed(signal) => (3, signal),
-            Self::Lost => (4, 0),
-            Self::NoProcess(errno) => (5, errno as i32),
-            Self::OutOfReach(errno) => (6, errno as i32),
+            Self::NoProcess(errno) => (4, errno as i32),
+            Self::OutOfReach(errno) => (5, errno as i32),
         };
         let mut record = [kind; Self::LENGTH];
         record[4..].copy_from_slice(&number.to_ne_bytes());
@@ -90,9 +87,9 @@ impl Report {
             1 => Self::Killing,
             2 => Self::Exited(number),
             3 => Self::Killed(number),
-            5 => Self::NoProcess(Errno::from_raw(number)),
-            6 => Self::OutOfReach(Errno::from_raw(number)),
-            _ => Self::Lost,
+            4 => Self::NoProcess(Errno::from_raw(number)),
+            5 => Self::OutOfReach(Errno::from_raw(number)),
+            _ => return None,
         })
     }
 

@@ -44,7 +44,7 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
                 LockAttempt::Acquired(flock) => return Ok(Some(Acquisition::Held(LockGuard::new(flock)))),
                 LockAttempt::Busy(replacement) => {
                     wanted = replacement.identity();
-                    wait.set_file(wanted);
+                    wait.target = Target::SessionLock(request.path.clone(), wanted);
                     thread = FlockThread::start(replacement, wait.events.sender())?;
                     wait.next_progress_at = Some(Instant::now());
                 }
@@ -79,10 +79,7 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
             acquisition
         }
         WaitEnd::TimedOut => Acquisition::TimedOut,
-        WaitEnd::Interrupted(signal) => {
-            wait.log_interrupted(signal);
-            Acquisition::Interrupted(signal)
-        }
+        WaitEnd::Interrupted(signal) => Acquisition::Interrupted(signal),
     })
 }
 

@@ -41,10 +41,7 @@ pub(super) fn wait_for_refresh_locks(
     });
     wait.events.watch_files(&[]);
     match end? {
-        WaitEnd::Interrupted(signal) => {
-            wait.log_interrupted(signal);
-            return Ok(Some(signal));
-        }
+        WaitEnd::Interrupted(signal) => return Ok(Some(signal)),
         WaitEnd::TimedOut => {
             let lock = refreshes.obstacle().map_or(first, |(lock, _)| lock);
             warn!(name: "refresh.waited", "{}; going on after {}", describe(&lock), show(MAX_WAIT));

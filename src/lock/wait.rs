@@ -24,7 +24,7 @@ pub(super) struct LockWait<'a> {
     pub(super) events: &'a mut EventQueue,
     /// Signals that do not end the wait.
     ignored: SigSet,
-    target: Target,
+    pub(super) target: Target,
     pub(super) started: Instant,
     /// Longest wait, for messages.
     pub(super) limit: Option<Duration>,
@@ -34,7 +34,8 @@ pub(super) struct LockWait<'a> {
     /// Time of the first progress message; on a terminal, then the next update of the live line.
     pub(super) next_progress_at: Option<Instant>,
     live_line: Option<LiveLine>,
-    is_announced: bool,
+    /// True once the waiter was shown that it waits.
+    pub(super) is_announced: bool,
 }
 
 /// The awaited thing, as messages name it.
@@ -83,16 +84,12 @@ impl<'a> LockWait<'a> {
         (self.recheck_at, self.next_progress_at, self.is_announced) = (None, None, false);
     }
 
-    /// Replaces the lock file that messages look for the holder of.
-    pub(super) fn set_file(&mut self, file: FileId) {
-        if let Target::SessionLock(_, current) = &mut self.target {
-            *current = file;
-        }
-    }
-
     /// Sleeps until `condition`, given the events that have come, has a value; or until the deadline or a termination signal. Events
     /// that came together with the signal stay in the queue.
-    pub(super) fn until<T>(&mut self, mut condition: impl FnMut(&mut Self, &[Event]) -> Result<Option<T>>) -> Result<WaitEnd<T>> {
+    pub(super) fn until<T>(
+        &mut self,
+        mut condition: impl FnMut(&mut Self, &[Event]) -> Result<Option<T>>,
+    ) -> Result<WaitEnd<T>> {
         // The first look does not sleep, but takes the signals that are there: a TERM means that nothing is to be started.
         let mut wake_at = Some(Instant::now());
         loop {
@@ -101,6 +98,9 @@ impl<'a> LockWait<'a> {
             if let Some(signal) = self.first_termination_signal(&events) {
                 self.events.unread(events.into_iter().filter(|event| !matches!(event, Event::Signal(..))).collect());
                 self.live_line = None; // wiped before anything else is written
+                if !matches!(self.target, Target::HelperShutdown(_)) {
+                    self.log_interrupted(signal);
+                }
                 return Ok(WaitEnd::Interrupted(signal));
             }
             if let Some(value) = condition(self, &events)? {
@@ -138,11 +138,6 @@ impl<'a> LockWait<'a> {
     pub(super) fn log_interrupted(&self, signal: Signal) {
         let waited = show(self.started.elapsed());
         warn!(name: "lock.interrupted", "{signal} ended the wait for {} after {waited}; nothing was started", self.target);
-    }
-
-    /// True if the waiter was shown that it waits.
-    pub(super) fn is_announced(&self) -> bool {
-        self.is_announced
     }
 
     /// Shows one live line on a terminal, rewritten each second; elsewhere logs one message, and nothing needs to wake us again.

@@ -671,13 +671,13 @@ fn why_it_has_no_lock_is_said_as_it_is() {
     for (text, message) in [
         ("exec >&-; exec sleep 600", "did not get its lock within 500ms; it has closed its stdout without a line"),
         ("printf key; exec sleep 600", "did not get its lock within 500ms; it has printed something, but no whole line"),
-        ("kill -STOP $(cut -d \" \" -f 4 /proc/$PPID/stat); echo $$ >helper.pid; echo key", STAY),
+        ("kill -STOP $(cut -d \" \" -f 4 /proc/$PPID/stat); echo $PPID >helper.pid; echo key", STAY),
     ] {
         let helper = format!("sh -c '{text}'");
         let run = env.start(["--wait", "0.5", "--lock-helper", &helper, "touch", "started"]);
         if message == STAY {
-            let pid = helper_pid(&env); // it has stopped us, so that we hear of its first line and of its end at once
-            until("it has ended", || !is_alive(pid));
+            let monitor = helper_pid(&env); // the helper has stopped claude-run, which so reads the first line and the end at once
+            until("the monitor has reported the end, and ended", || !is_alive(monitor));
             run.signal(Signal::SIGCONT);
         }
         let ended = run.end();
