@@ -48,7 +48,7 @@
 //! | [`signals`] | our dispositions, and the child's |
 //! | `exec` | clone(2) and execve(2), with all made before |
 //! | [`records`] | what is kept of runs: a record of each live one, a history of the others |
-//! | [`lock`] | the session lock: when it is taken, who holds it, whether that is somebody above us; the lock helper and its keeper |
+//! | [`lock`] | the session lock: when it is taken, who holds it, whether that is somebody above us; the lock helper and its monitor |
 //! | [`mod@run`] | one supervised run, sole owner of the child: policy (pure), spawn, tree, refresh, output, supervise |
 //! | [`ops`] | what operators ask for: status, mode, settings, report, doctor, setup, events |
 //! | [`plan`] | the settings, seen in the light of config dir, terminal and PATH |

@@ -126,7 +126,7 @@ impl fmt::Display for Claim {
 /// True if a descriptor of `process` (its name in /proc) holds an exclusive flock on the file `identity`, by its fdinfo: an attempt
 /// to lock through an inherited descriptor that holds a shared lock could lose that lock.
 pub(super) fn is_held_by_a_descriptor_of(process: &str, identity: FileId) -> bool {
-    any_descriptor(process, identity, |kind| kind == "WRITE")
+    has_flock(process, identity, |kind| kind == "WRITE")
 }
 
 /// True if a process above us holds an exclusive flock on the file `identity`: a claude whose claude-run was killed (it passes the
@@ -144,12 +144,8 @@ pub(super) fn is_held_by_an_ancestor(identity: FileId) -> bool {
     false
 }
 
-/// True if a descriptor of `process` holds any flock on the file `identity`.
-pub(super) fn has_a_descriptor_with_flock(process: &str, identity: FileId) -> bool {
-    any_descriptor(process, identity, |_| true)
-}
-
-fn any_descriptor(process: &str, identity: FileId, counts: impl Fn(&str) -> bool) -> bool {
+/// True if a descriptor of `process` holds a flock on the file `identity` of a kind (`READ`, `WRITE`) that `counts`.
+pub(super) fn has_flock(process: &str, identity: FileId, counts: impl Fn(&str) -> bool) -> bool {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
     descriptors.flatten().any(|entry| {
         FileId::at(&entry.path()) == Some(identity)

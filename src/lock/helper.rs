@@ -106,13 +106,11 @@ impl Helper {
 
     /// How it has ended, if it has.
     pub(super) fn ended(&self) -> Option<String> {
-        match self.state() {
-            HelperState::Ended { end: HelperEnd::Ended(how), .. } => Some(how),
-            HelperState::Ended { end: HelperEnd::NotExecutable(errno) | HelperEnd::NoProcess(errno), .. } => {
-                Some(errno.to_string())
-            }
-            HelperState::Starting { .. } | HelperState::Running { .. } => None,
-        }
+        let HelperState::Ended { end, .. } = self.state() else { return None };
+        Some(match end {
+            HelperEnd::Ended(how) => how,
+            HelperEnd::NotExecutable(errno) | HelperEnd::NoProcess(errno) => errno.to_string(),
+        })
     }
 
     /// Error for an execve(2) that failed with `errno`.

@@ -94,8 +94,8 @@ pub(super) fn read_helper(name: &str, pipes: MonitorPipes, state: &Mutex<HelperS
             }
         }
         let end = end.map(|how| {
-            let last_words = last_stderr_line.take().map_or_else(String::new, |line| format!(": {line}"));
-            start_failure.take().unwrap_or_else(|| HelperEnd::Ended(how + &last_words))
+            let message = last_stderr_line.take().map_or_else(String::new, |line| format!(": {line}"));
+            start_failure.take().unwrap_or_else(|| HelperEnd::Ended(how + &message))
         });
         let has_ended = end.is_some();
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);

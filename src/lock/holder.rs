@@ -79,7 +79,7 @@ impl Holder {
 }
 
 fn has_flock(pid: i32, lock: FileId) -> bool {
-    claims::has_a_descriptor_with_flock(&pid.to_string(), lock)
+    claims::has_flock(&pid.to_string(), lock, |_| true)
 }
 
 impl Queue {
