@@ -86,10 +86,18 @@ impl<'a> LockWait<'a> {
 
     /// Sleeps until `condition`, given the events that have come, has a value; or until the deadline or a termination signal. Events
     /// that came together with the signal stay in the queue.
-    pub(super) fn until<T>(
-        &mut self,
-        mut condition: impl FnMut(&mut Self, &[Event]) -> Result<Option<T>>,
-    ) -> Result<WaitEnd<T>> {
+    pub(super) fn until<T>(&mut self, condition: impl FnMut(&mut Self, &[Event]) -> Result<Option<T>>) -> Result<WaitEnd<T>> {
+        let end = self.handle_events(condition);
+        self.live_line = None; // wiped before anything else is written
+        if let Ok(WaitEnd::Interrupted(signal)) = end
+            && !matches!(self.target, Target::HelperShutdown(_))
+        {
+            self.log_interrupted(signal);
+        }
+        end
+    }
+
+    fn handle_events<T>(&mut self, mut condition: impl FnMut(&mut Self, &[Event]) -> Result<Option<T>>) -> Result<WaitEnd<T>> {
         // The first look does not sleep, but takes the signals that are there: a TERM means that nothing is to be started.
         let mut wake_at = Some(Instant::now());
         loop {
@@ -97,19 +105,13 @@ impl<'a> LockWait<'a> {
             self.recorder.run_due();
             if let Some(signal) = self.first_termination_signal(&events) {
                 self.events.unread(events.into_iter().filter(|event| !matches!(event, Event::Signal(..))).collect());
-                self.live_line = None; // wiped before anything else is written
-                if !matches!(self.target, Target::HelperShutdown(_)) {
-                    self.log_interrupted(signal);
-                }
                 return Ok(WaitEnd::Interrupted(signal));
             }
             if let Some(value) = condition(self, &events)? {
-                self.live_line = None;
                 return Ok(WaitEnd::Met(value));
             }
             let now = Instant::now();
             if self.deadline.is_some_and(|deadline| now >= deadline) {
-                self.live_line = None;
                 return Ok(WaitEnd::TimedOut);
             }
             if self.next_progress_at.is_some_and(|at| now >= at) {
