@@ -61,9 +61,9 @@ awk -v n="$renewed" -v ticks="$ticks" -v s="$seconds" -v hz="$(getconf CLK_TCK)"
   printf "waiting: %.1f keep-alives a second (%.2f a host), %.1f %% of a core for the three members\n", n / s, n / s / hosts, 100 * ticks / hz / s }'
 memory() { awk '/^Pss:/ { sum += $2 } END { print sum + 0 }' "$@" 2>/dev/null; }
 one=${children[0]}
-keeper=$(pgrep -P "$one" || true) helper=$(pgrep -P "${keeper:-1}" || true)
-printf 'a waiting host: %s KiB for claude-run and the keeper, %s KiB for etcdctl\n' \
-  "$(memory "/proc/$one/smaps_rollup" "/proc/$keeper/smaps_rollup")" "$(memory "/proc/$helper/smaps_rollup")"
+monitor=$(pgrep -P "$one" || true) helper=$(pgrep -P "${monitor:-1}" || true)
+printf 'a waiting host: %s KiB for claude-run and the monitor, %s KiB for etcdctl\n' \
+  "$(memory "/proc/$one/smaps_rollup" "/proc/$monitor/smaps_rollup")" "$(memory "/proc/$helper/smaps_rollup")"
 
 kill "$holder"
 wait "$holder" || true

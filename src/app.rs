@@ -113,13 +113,13 @@ fn supervised(
 
     let mut holding = None;
     if let Some(lock) = lock {
-        let taken = lock::take(lock, journal, &mut events)?;
+        let taken = lock::acquire(lock, journal, &mut events)?;
         let identity = match taken {
             Acquisition::Held(lock) => holding.insert(lock).claimed(),
             Acquisition::InheritedFromCaller(identity) => Some(identity),
-            Acquisition::HeldByAncestor(_) | Acquisition::NotNeeded => None,
+            Acquisition::HeldByAncestor(_) | Acquisition::NotNeeded(_) => None,
             Acquisition::TimedOut => return Ok(Outcome::LockBusy { code: lock.conflict_exit_code }),
-            Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal)),
+            Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal as i32)),
         };
         match holding.as_ref().map(lock::LockGuard::key) {
             Some(Some(key)) => launch.set(lock::KEY_VARIABLE, &key),

@@ -1,226 +1,162 @@
-//! When to take the session lock.
+//! Acquisition of the session lock, from first to last: at once or after a wait, then the lock helper's, then nothing in the way of
+//! a refresh.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
-use nix::sys::signal::SigSet;
 use tracing::{error, info, warn};
 
-use super::claims::{self, AncestorRuns};
-use super::file::LockFile;
+use super::claims;
+use super::file::{LockAttempt, LockFile};
 use super::guard::LockGuard;
-use super::helper::HelperCommand;
-use super::helper_wait;
-use super::queue::{self, WaitOutcome};
-use super::refresh_due::{RefreshState, Refreshes, Settled};
-use crate::claude::credentials::Login;
-use crate::config::settings::{Wait, show};
+use super::helper_wait::acquire_helper;
+use super::queue::wait_for_flock;
+use super::refresh_due::{RefreshState, Refreshes};
+use super::refresh_wait::wait_for_refresh_locks;
+use super::request::{Acquisition, LockRequest};
+use super::wait::{LockWait, Target};
 use crate::events::EventQueue;
 use crate::records::{Hold, RunRecorder};
-use crate::sys::file_id::FileId;
 
-/// The session lock of a run that needs it.
-#[derive(Debug)]
-pub struct LockRequest {
-    /// The lock file.
-    pub path: PathBuf,
-    /// Whether it is only for a refresh that is due.
-    pub refresh_only: bool,
-    /// Claude's token; none, without a config dir that can be used.
-    pub refreshes: Option<Refreshes>,
-    /// What holds a lock of another engine as well.
-    pub helper: Option<HelperCommand>,
-    /// How long to wait for it.
-    pub wait: Wait,
-    /// The exit code when it is not free in time.
-    pub conflict_exit_code: u8,
-    /// What our environment says of the runs above us.
-    pub above: AncestorRuns,
-    /// Signals that ask nothing of us while we wait.
-    pub ignored: SigSet,
-}
-
-impl LockRequest {
-    /// Why the lock need not be taken, as things are.
-    pub(super) fn reason_not_needed(&self) -> Option<String> {
-        match self.refreshes.as_ref().filter(|_| self.refresh_only)?.need() {
-            RefreshState::None(why) => Some(why),
-            RefreshState::Due(_) | RefreshState::Unclear(_) => None,
-        }
-    }
-
-    /// Why the run was refused when the lock was not free in time.
-    fn refusal(&self) -> String {
-        let path = self.path.display();
-        match self.wait {
-            Wait::AtMost(bound) => format!("the session lock {path} was not free within {}; --wait waits longer", show(bound)),
-            // The latter is never refused.
-            Wait::No | Wait::Forever => format!("the session lock {path} is held by another process, and --wait is 0"),
-        }
-    }
-}
-
-/// What came of taking it.
-#[derive(Debug)]
-pub enum Acquisition {
-    /// We hold it.
-    Held(LockGuard),
-    /// No refresh is due, so nothing is held.
-    NotNeeded,
-    /// A run above us holds it for us, and lives.
-    HeldByAncestor(FileId),
-    /// A descriptor that our caller gave us holds it, as in `( flock 9; claude-run … ) 9>session.lock`.
-    InheritedFromCaller(FileId),
-    /// It was not free in time.
-    TimedOut,
-    /// This signal ended the wait.
-    Interrupted(i32),
-}
-
-/// Takes the lock: at once, or after a wait. Then nothing is in the way of a refresh, as far as that can be waited for.
+/// Acquires the lock.
 ///
 /// # Errors
-/// The lock file can be neither made nor opened, is no regular file, or its file system has no flock(2).
-pub fn take(lock: &LockRequest, journal: &mut RunRecorder, events: &mut EventQueue) -> Result<Acquisition> {
-    if let Some(reason) = lock.reason_not_needed() {
-        info!(name: "lock.unneeded", "starting without the session lock: {reason}");
-        return Ok(Acquisition::NotNeeded);
+/// The lock file cannot be opened or created, is no regular file, or its file system has no flock(2).
+pub fn acquire(request: &LockRequest, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Acquisition> {
+    if let Some(reason) = request.reason_not_needed() {
+        return Ok(not_needed(reason));
     }
-    let started = Instant::now();
-    let taken = match (take_session_lock(lock, journal, events)?, &lock.helper) {
-        (Acquisition::Held(holding), Some(helper)) => helper_wait::ask(helper, holding, started, lock, journal, events)?,
-        // Theirs is the lock of this host. That of the other engine they may have as well, or not.
-        (Acquisition::HeldByAncestor(on), Some(helper)) if !lock.above.is_helped(on, journal.directory()) => {
-            helper_wait::ask(helper, LockGuard::held_by_other(Hold::RunAbove, on), started, lock, journal, events)?
-        }
-        (Acquisition::InheritedFromCaller(on), Some(helper)) if !lock.above.is_helped(on, journal.directory()) => {
-            helper_wait::ask(helper, LockGuard::held_by_other(Hold::Caller, on), started, lock, journal, events)?
-        }
-        (taken, _) => taken,
-    };
-    match &taken {
-        Acquisition::Held(holding) => journal.on_acquired(holding.hold(), Some(holding.identity()), holding.key()),
-        Acquisition::HeldByAncestor(_) => journal.on_acquired(Hold::RunAbove, None, None),
-        Acquisition::InheritedFromCaller(on) => journal.on_acquired(Hold::Caller, Some(*on), None),
-        Acquisition::NotNeeded | Acquisition::TimedOut | Acquisition::Interrupted(_) => {
-            journal.on_waited();
-            return Ok(taken);
+    let file = LockFile::open(&request.path)?;
+    let target = Target::SessionLock(request.path.clone(), file.identity());
+    let mut wait = LockWait::new(target, recorder, events, request.ignored);
+    let mut acquisition = acquire_session_lock(file, request, &mut wait)?;
+    if let Some(command) = &request.helper {
+        // An ancestor or caller that holds the session lock may have its own lock helper, or none.
+        let is_helped = |on| request.above.is_helped(on, wait.recorder.directory());
+        let guard = match &acquisition {
+            Acquisition::HeldByAncestor(on) if !is_helped(*on) => Some(LockGuard::held_by_other(Hold::RunAbove, *on)),
+            Acquisition::InheritedFromCaller(on) if !is_helped(*on) => Some(LockGuard::held_by_other(Hold::Caller, *on)),
+            _ => None,
+        };
+        acquisition = match (acquisition, guard) {
+            (Acquisition::Held(guard), _) | (_, Some(guard)) => acquire_helper(command, guard, request, &mut wait)?,
+            (other, None) => other,
+        };
+    }
+    match &acquisition {
+        Acquisition::Held(guard) => wait.recorder.on_acquired(guard.hold(), Some(guard.identity()), guard.key()),
+        Acquisition::HeldByAncestor(_) => wait.recorder.on_acquired(Hold::RunAbove, None, None),
+        Acquisition::InheritedFromCaller(on) => wait.recorder.on_acquired(Hold::Caller, Some(*on), None),
+        Acquisition::NotNeeded(_) | Acquisition::TimedOut | Acquisition::Interrupted(_) => {
+            wait.recorder.on_waited();
+            return Ok(acquisition);
         }
     }
-    let Some(refreshes) = &lock.refreshes else { return Ok(taken) };
-    let is_lost = || matches!(&taken, Acquisition::Held(holding) if holding.loss().is_some());
-    let settled = refreshes.wait_for_refresh_locks(lock, events, || journal.waits(), is_lost)?;
-    Ok(match (settled, taken) {
-        (Settled::EndedBy(signal), mut taken) => {
-            if let Acquisition::Held(holding) = &mut taken {
-                holding.part(events, lock.ignored, Some(Instant::now()));
-            }
-            journal.on_released();
-            Acquisition::Interrupted(signal)
-        }
-        (_, Acquisition::Held(mut holding)) => match holding.loss() {
-            Some(loss) => {
-                error!(name: "lock.lost", "{loss}: the lock is lost; nothing was started");
-                holding.part(events, lock.ignored, None);
-                journal.on_released();
-                Acquisition::TimedOut
-            }
-            None if lock.refresh_only => while_due(refreshes, holding, lock, journal, events),
-            None => Acquisition::Held(holding),
-        },
-        (_, taken) => taken,
-    })
-}
-
-/// What becomes of the lock in `refresh` mode, now that it is had: the one before us may have refreshed the token.
-fn while_due(
-    refreshes: &Refreshes,
-    mut holding: LockGuard,
-    lock: &LockRequest,
-    journal: &mut RunRecorder,
-    events: &mut EventQueue,
-) -> Acquisition {
-    match refreshes.need_for_certain() {
-        RefreshState::Due(expiry) => Acquisition::Held(holding.for_a_refresh(refreshes.config_dir.clone(), expiry)),
-        RefreshState::Unclear(why) => {
-            warn!(name: "refresh.unclear", "{why}; holding the session lock for the whole run, as in exclusive mode");
-            Acquisition::Held(holding)
-        }
-        RefreshState::None(why) => {
-            let began = Instant::now();
-            let request = holding.part(events, lock.ignored, None);
-            journal.on_released();
-            drop(holding);
-            info!(name: "lock.released", "released the session lock again: {why}");
-            match request {
-                // It comes before anything is started.
-                Some(signal) => {
-                    let signal = signal as i32;
-                    queue::log_interrupted(signal, "the lock helper", &show(began.elapsed()));
-                    Acquisition::Interrupted(signal)
-                }
-                None => Acquisition::NotNeeded,
-            }
-        }
+    match &request.refreshes {
+        Some(refreshes) => prepare_for_refresh(refreshes, acquisition, request.refresh_only, &mut wait),
+        None => Ok(acquisition),
     }
 }
 
-fn take_session_lock(lock: &LockRequest, journal: &mut RunRecorder, events: &mut EventQueue) -> Result<Acquisition> {
-    let path = lock.path.display();
-    info!(name: "lock.acquiring", lock = %path, "taking the session lock");
-    let taken = match LockFile::open(&lock.path)?.try_lock()? {
-        Ok(held) => {
+/// Tries once, then looks for a holder that waiting would be a deadlock with, then waits.
+fn acquire_session_lock(file: LockFile, request: &LockRequest, wait: &mut LockWait) -> Result<Acquisition> {
+    let path = request.path.display();
+    info!(name: "lock.acquiring", lock = %path, "acquiring the session lock");
+    let acquisition = match file.try_lock()? {
+        LockAttempt::Acquired(flock) => {
             info!(name: "lock.acquired", lock = %path, "holding the session lock");
-            Acquisition::Held(LockGuard::of(held))
+            Acquisition::Held(LockGuard::new(flock))
         }
-        Err(busy) => when_busy(busy, lock, journal, events)?,
+        LockAttempt::Busy(file) => match held_for_us(&file, request, wait) {
+            Some(acquisition) => acquisition,
+            None => wait_while_needed(file, request, wait)?,
+        },
     };
-    match &taken {
+    match &acquisition {
         Acquisition::HeldByAncestor(_) => {
-            info!(name: "lock.acquired", lock = %path, "a process above this one holds the session lock for it")
+            info!(name: "lock.acquired", lock = %path, "a process above this one holds the session lock for it");
         }
         Acquisition::InheritedFromCaller(_) => {
             info!(name: "lock.acquired", lock = %path, "the caller's own descriptor holds the session lock for this run");
         }
-        Acquisition::TimedOut => error!(name: "lock.timeout", "{}", lock.refusal()),
-        Acquisition::Held(..) | Acquisition::NotNeeded | Acquisition::Interrupted(_) => {}
+        Acquisition::TimedOut => error!(name: "lock.timeout", "{}", request.timeout_message()),
+        Acquisition::Held(_) | Acquisition::NotNeeded(_) | Acquisition::Interrupted(_) => {}
     }
-    Ok(taken)
+    Ok(acquisition)
 }
 
-fn when_busy(
-    candidate: LockFile,
-    lock: &LockRequest,
-    journal: &mut RunRecorder,
-    events: &mut EventQueue,
-) -> Result<Acquisition> {
-    let identity = candidate.identity();
-    if lock.above.holds(identity, journal.directory()) {
-        return Ok(Acquisition::HeldByAncestor(identity));
+fn held_for_us(file: &LockFile, request: &LockRequest, wait: &LockWait) -> Option<Acquisition> {
+    let identity = file.identity();
+    if request.above.holds(identity, wait.recorder.directory()) {
+        return Some(Acquisition::HeldByAncestor(identity));
     }
     if claims::is_held_by_a_descriptor_of("self", identity) {
-        return Ok(Acquisition::InheritedFromCaller(identity));
+        return Some(Acquisition::InheritedFromCaller(identity));
     }
-    if claims::is_held_by_an_ancestor(identity) {
-        return Ok(Acquisition::HeldByAncestor(identity));
+    claims::is_held_by_an_ancestor(identity).then_some(Acquisition::HeldByAncestor(identity))
+}
+
+fn wait_while_needed(file: LockFile, request: &LockRequest, wait: &mut LockWait) -> Result<Acquisition> {
+    request.watch_token(wait.events);
+    // The token may have changed before it was watched.
+    let acquisition = match request.reason_not_needed() {
+        Some(reason) => Ok(not_needed(reason)),
+        None => wait_for_flock(file, request, wait),
+    };
+    wait.events.watch_files(&[]);
+    acquisition
+}
+
+fn not_needed(reason: String) -> Acquisition {
+    info!(name: "lock.unneeded", "starting without the session lock: {reason}");
+    Acquisition::NotNeeded(reason)
+}
+
+/// Waits for claude's refresh locks, then decides how long the session lock is held.
+fn prepare_for_refresh(
+    refreshes: &Refreshes,
+    mut acquisition: Acquisition,
+    refresh_only: bool,
+    wait: &mut LockWait,
+) -> Result<Acquisition> {
+    let is_lost = || matches!(&acquisition, Acquisition::Held(guard) if guard.lost_reason().is_some());
+    let signal = wait_for_refresh_locks(refreshes, wait, is_lost)?;
+    if let Some(signal) = signal {
+        if let Acquisition::Held(guard) = &mut acquisition {
+            guard.shut_down_helper(wait.recorder, wait.events, Some(Instant::now()));
+        }
+        wait.recorder.on_released();
+        return Ok(Acquisition::Interrupted(signal));
     }
-    if let Some(refreshes) = lock.refreshes.as_ref().filter(|_| lock.refresh_only) {
-        events.watch_files(&[Login::path(&refreshes.config_dir)]);
-        // It may have changed before it was followed.
-        if let Some(reason) = lock.reason_not_needed() {
-            events.watch_files(&[]);
-            info!(name: "lock.unneeded", "starting without the session lock: {reason}");
-            return Ok(Acquisition::NotNeeded);
+    let Acquisition::Held(mut guard) = acquisition else { return Ok(acquisition) };
+    if let Some(reason) = guard.lost_reason() {
+        error!(name: "lock.lost", "{reason}: the lock is lost; nothing was started");
+        guard.shut_down_helper(wait.recorder, wait.events, None);
+        wait.recorder.on_released();
+        return Ok(Acquisition::TimedOut);
+    }
+    Ok(if refresh_only { hold_while_due(refreshes, guard, wait) } else { Acquisition::Held(guard) })
+}
+
+/// Decides by the token as it is now, since the previous holder may have refreshed it.
+fn hold_while_due(refreshes: &Refreshes, mut guard: LockGuard, wait: &mut LockWait) -> Acquisition {
+    match refreshes.settled_state() {
+        RefreshState::Due(expiry) => Acquisition::Held(guard.for_refresh(refreshes.config_dir.clone(), expiry)),
+        RefreshState::Unclear(why) => {
+            warn!(name: "refresh.unclear", "{why}; holding the session lock for the whole run, as in exclusive mode");
+            Acquisition::Held(guard)
+        }
+        RefreshState::NotDue(why) => {
+            wait.started = Instant::now();
+            let signal = guard.shut_down_helper(wait.recorder, wait.events, None);
+            wait.recorder.on_released();
+            drop(guard);
+            info!(name: "lock.released", "released the session lock again: {why}");
+            // It comes before anything is started.
+            signal.map_or(Acquisition::NotNeeded(why), |signal| {
+                wait.log_interrupted(signal);
+                Acquisition::Interrupted(signal)
+            })
         }
     }
-    let waited = queue::wait(candidate, lock, journal, events)?;
-    events.watch_files(&[]);
-    Ok(match waited {
-        WaitOutcome::Acquired(held) => Acquisition::Held(LockGuard::of(held)),
-        WaitOutcome::HeldByAncestor(on) => Acquisition::HeldByAncestor(on),
-        WaitOutcome::NotNeeded(_) => Acquisition::NotNeeded,
-        WaitOutcome::TimedOut => Acquisition::TimedOut,
-        WaitOutcome::Interrupted(signal) => Acquisition::Interrupted(signal),
-    })
 }

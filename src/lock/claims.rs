@@ -1,5 +1,4 @@
-//! The lock is busy, but for us: a live run or another process above us holds it, or a descriptor that our caller left open to us.
-//! Waiting would then be waiting for ourselves.
+//! The lock is held by an ancestor, or through a descriptor inherited from our caller; waiting would deadlock.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -7,15 +6,17 @@ use std::fs;
 
 use nix::unistd::getppid;
 
-use super::helper::KEY_VARIABLE;
 use crate::config::settings::Environment;
 use crate::records::{Hold, RecordStore, RunRecord};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{self, Stat};
 
-/// What a run that holds a lock tells all below it, as `CLAUDE_RUN_HELD=<device>:<inode>:<run id>`; a run below it that
-/// holds another lock adds its own claim behind a comma.
+/// The variable that gives the child its lock helper's key.
+pub const KEY_VARIABLE: &str = "CLAUDE_RUN_LOCK_KEY";
+
+/// Claim of a run on the lock that it holds, for its descendants: `CLAUDE_RUN_HELD=<device>:<inode>:<run id>`. A descendant that
+/// holds another lock appends its own claim after a comma.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// The lock file.
@@ -24,19 +25,19 @@ pub struct Claim {
     pub run: RunId,
 }
 
-/// What our environment says of the runs that we are below of.
+/// The runs above us, by our environment.
 #[derive(Debug, Default)]
 pub struct AncestorRuns {
-    /// The locks that they hold, or held.
+    /// Locks that they hold, or held.
     pub claims: Vec<Claim>,
-    /// Their names, the outermost first.
+    /// Their ids, the outermost first.
     pub runs: Vec<String>,
-    /// Whether one has, or had, the lock of a lock helper.
+    /// True if one has, or had, the lock of a lock helper.
     has_key: bool,
 }
 
 impl AncestorRuns {
-    /// Reads it.
+    /// Reads the environment.
     pub fn of(environment: Environment) -> Self {
         let lineage = environment(RunId::LINEAGE).and_then(|lineage| lineage.into_string().ok()).unwrap_or_default();
         Self {
@@ -46,31 +47,31 @@ impl AncestorRuns {
         }
     }
 
-    /// Whether one of them may hold the lock `identity`.
+    /// True if one of them has claimed the lock `identity`.
     pub(super) fn may_hold(&self, identity: FileId) -> bool {
         self.claims.iter().any(|claim| claim.identity == identity)
     }
 
-    /// Whether one of them does hold the lock `identity`, for us.
+    /// True if one of them holds the lock `identity`.
     pub(super) fn holds(&self, identity: FileId, records: Option<&RecordStore>) -> bool {
         self.claims.iter().any(|claim| claim.holds_above_us(identity, records))
     }
 
-    /// Whether one of them, or whoever else holds the session lock `identity` for us, has the lock of a lock helper as well.
+    /// True if an ancestor, or whichever run holds the session lock `identity`, has the lock of a lock helper as well.
     pub(super) fn is_helped(&self, identity: FileId, records: Option<&RecordStore>) -> bool {
         let above = self.runs.iter().filter_map(|run| records?.live(run));
         let holder = records.and_then(|records| records.holder(identity, usize::MAX));
-        // One that relies on others itself says nothing of them.
-        let tells = |record: &RunRecord| record.key.is_some() || record.hold != Some(Hold::RunAbove);
-        let mut known = above.chain(holder).filter(|record| record.is_about(identity) && tells(record)).peekable();
+        // A run that relies on an ancestor says nothing of that one's lock helper.
+        let is_first_hand = |record: &RunRecord| record.key.is_some() || record.hold != Some(Hold::RunAbove);
+        let mut known = above.chain(holder).filter(|record| record.is_about(identity) && is_first_hand(record)).peekable();
         if known.peek().is_some() {
             return known.any(|record| record.key.is_some());
         }
-        // Where no records are kept, there is but the word of a run that has claimed this lock, and lives.
+        // Without records, the claim of a run that lives has to do.
         self.has_key && self.claims.iter().any(|claim| claim.identity == identity && claim.run.is_above_us())
     }
 
-    /// Whether the key in our environment is of a time gone by: none of them has a lock helper, as far as can be told.
+    /// True if the key in our environment is out of date: none of them has a lock helper, as far as can be found out.
     pub fn has_stale_key(&self, records: Option<&RecordStore>) -> bool {
         let may_be_helped = |run: &String| match records.and_then(|records| records.live(run)) {
             Some(record) => record.key.is_some(),
@@ -84,7 +85,7 @@ impl Claim {
     /// The variable that carries claims.
     pub const VARIABLE: &'static str = "CLAUDE_RUN_HELD";
 
-    /// Reads a list of claims; anything else in the variable is no claim.
+    /// Reads a list of claims, and skips what is none.
     pub fn parse_list(value: &OsStr) -> Vec<Self> {
         value.to_str().unwrap_or_default().split(',').filter_map(Self::parse).collect()
     }
@@ -96,9 +97,9 @@ impl Claim {
         Some(Self { identity, run: RunId::parse(run)? })
     }
 
-    /// Whether this claim is on the file `identity`, made by a run that lives above us, and still true. Words alone, and a
-    /// lock that was let go, let nobody through: the kernel says that a descriptor of that run holds the lock. In another PID
-    /// namespace than its own that cannot be asked, nor whether it is above us; there its record in `records` speaks for it.
+    /// True if this claim is on the file `identity`, and a run above us made it, lives, and holds the lock still. The variable alone
+    /// proves nothing, since the lock may have been released: a descriptor of that run has to hold it. In another PID namespace
+    /// that cannot be seen; there the run's record counts.
     pub fn holds_above_us(&self, identity: FileId, records: Option<&RecordStore>) -> bool {
         if self.identity != identity {
             return false;
@@ -122,14 +123,14 @@ impl fmt::Display for Claim {
     }
 }
 
-/// Whether a descriptor of `process` (its name in /proc) holds an exclusive flock on the file `identity`. It only looks:
-/// a try on an inherited descriptor with a shared lock could lose that lock.
+/// True if a descriptor of `process` (its name in /proc) holds an exclusive flock on the file `identity`, by its fdinfo: an attempt
+/// to lock through an inherited descriptor that holds a shared lock could lose that lock.
 pub(super) fn is_held_by_a_descriptor_of(process: &str, identity: FileId) -> bool {
-    any_descriptor(process, identity, |kind| kind == "WRITE")
+    has_flock(process, identity, |kind| kind == "WRITE")
 }
 
-/// Whether a process above us holds an exclusive flock on the file `identity`. Claude passes the lock's descriptor to none of its
-/// tools: so it is with a run whose claude-run was killed, and with an old shell block around a claude that calls us.
+/// True if a process above us holds an exclusive flock on the file `identity`: a claude whose claude-run was killed (it passes the
+/// descriptor to none of its tools), or an old shell script around a claude that calls us.
 pub(super) fn is_held_by_an_ancestor(identity: FileId) -> bool {
     let mut pid = getppid().as_raw();
     while proc::is_of_our_pid_namespace()
@@ -143,12 +144,8 @@ pub(super) fn is_held_by_an_ancestor(identity: FileId) -> bool {
     false
 }
 
-/// Whether a descriptor of `process` holds any flock on the file `identity`.
-pub(super) fn has_a_descriptor_with_flock(process: &str, identity: FileId) -> bool {
-    any_descriptor(process, identity, |_| true)
-}
-
-fn any_descriptor(process: &str, identity: FileId, counts: impl Fn(&str) -> bool) -> bool {
+/// True if a descriptor of `process` holds a flock on the file `identity` of a kind (`READ`, `WRITE`) that `counts`.
+pub(super) fn has_flock(process: &str, identity: FileId, counts: impl Fn(&str) -> bool) -> bool {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
     descriptors.flatten().any(|entry| {
         FileId::at(&entry.path()) == Some(identity)
@@ -157,8 +154,7 @@ fn any_descriptor(process: &str, identity: FileId, counts: impl Fn(&str) -> bool
     })
 }
 
-/// The kinds of flock in an fdinfo: lines as `lock: 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF` stand in that of the
-/// descriptor that holds it.
+/// Kinds of flock in an fdinfo, from lines like `lock: 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`.
 fn flocks(fdinfo: &str) -> impl Iterator<Item = &str> {
     let locks = fdinfo.lines().filter_map(|line| line.strip_prefix("lock:"));
     locks.filter_map(|lock| {
@@ -174,7 +170,7 @@ mod tests {
     const FILE: FileId = FileId { device: 2049, inode: 77 };
 
     #[test]
-    fn claims_read_as_they_were_written_and_nothing_else_is_one() {
+    fn claims_read_as_written_and_nothing_else_is_one() {
         let claims = [FILE, FileId { inode: 78, ..FILE }].map(|identity| Claim { identity, run: RunId::take() });
         let list = claims.map(|claim| claim.to_string()).join(",");
         assert_eq!(Claim::parse_list(OsStr::new(&list)), claims);
@@ -185,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_is_believed_only_on_its_file_and_only_while_the_lock_is_held() -> std::io::Result<()> {
+    fn claim_counts_on_its_file_while_the_lock_is_held() -> std::io::Result<()> {
         let file = tempfile::tempfile()?;
         let identity = FileId::of(&file.metadata()?);
         let claim = Claim { identity, run: RunId::take() };
@@ -194,12 +190,12 @@ mod tests {
         assert!(claim.holds_above_us(identity, None));
         assert!(!claim.holds_above_us(FileId { inode: identity.inode + 1, ..identity }, None));
         fs4::FileExt::unlock(&file)?;
-        assert!(!claim.holds_above_us(identity, None), "let go");
+        assert!(!claim.holds_above_us(identity, None), "released");
         Ok(())
     }
 
     #[test]
-    fn a_flock_is_told_from_other_locks() {
+    fn flocks_are_distinguished_from_other_locks() {
         let kinds = |info| flocks(info).map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(kinds("pos:\t0\nflags:\t02100002\nlock:\t1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF\n"), ["WRITE"]);
         assert_eq!(kinds("lock:\t1: FLOCK  ADVISORY  READ 0 08:01:1234 0 EOF"), ["READ"]);

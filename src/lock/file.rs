@@ -11,7 +11,7 @@ use fs4::{FileExt, TryLockError};
 
 use crate::sys::file_id::FileId;
 
-/// An open lock file that is not locked by us.
+/// An open lock file, not locked by us.
 #[derive(Debug)]
 pub(super) struct LockFile {
     path: PathBuf,
@@ -19,18 +19,25 @@ pub(super) struct LockFile {
     identity: FileId,
 }
 
-/// The session lock, held. Dropping it frees it, even while a descriptor of it lives on in some daemon.
+/// The session lock, held. Dropping it releases the lock, even while some daemon has inherited the descriptor.
 #[derive(Debug)]
 pub(super) struct FlockGuard {
     file: File,
     identity: FileId,
 }
 
+/// Result of trying to lock.
+#[derive(Debug)]
+pub(super) enum LockAttempt {
+    Acquired(FlockGuard),
+    Busy(LockFile),
+}
+
 impl LockFile {
-    /// Opens the lock file, making it if it is missing.
+    /// Opens the lock file; creates it if it is missing.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let file = open_or_make(path).map_err(|error| explain(path, error))?;
+        let file = open_or_create(path).map_err(|error| explain(path, error))?;
         let found = file.metadata().with_context(|| format!("cannot look at the lock file {shown}"))?;
         ensure_regular(path, &found)?;
         Ok(Self { path: path.to_owned(), file, identity: FileId::of(&found) })
@@ -40,53 +47,45 @@ impl LockFile {
         self.identity
     }
 
-    /// One try, at once; busy, it gives the candidate back.
-    pub(super) fn try_lock(mut self) -> Result<std::result::Result<FlockGuard, Self>> {
+    /// Tries to lock the file that has its path now, without waiting.
+    pub(super) fn try_lock(mut self) -> Result<LockAttempt> {
         loop {
             match FileExt::try_lock(&self.file) {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(Err(self)),
-                Err(TryLockError::Error(error)) => return Err(refused(&self.path, error)),
-            }
-            match self.confirm() {
-                Verified::FlockGuard(held) => return Ok(Ok(held)),
-                Verified::Replaced(path) => self = Self::open(&path)?,
+                Ok(()) if self.is_current() => return Ok(self.into_guard()),
+                Ok(()) => self = Self::open(&self.path)?,
+                Err(TryLockError::WouldBlock) => return Ok(LockAttempt::Busy(self)),
+                Err(TryLockError::Error(error)) => return Err(flock_error(&self.path, error)),
             }
         }
     }
 
-    /// flock(2) that sleeps until the lock is ours. Only for a thread that may be called back from it.
-    pub(super) fn lock_blocking(&self) -> io::Result<()> {
-        FileExt::lock(&self.file)
+    /// Sleeps in flock(2) until the lock is acquired. Only for a thread that may be called back from it.
+    pub(super) fn lock_blocking(self) -> Result<Self> {
+        FileExt::lock(&self.file).map_err(|error| flock_error(&self.path, error))?;
+        Ok(self)
     }
 
-    /// After a lock: does the path still lead to the file that we have locked? If somebody has moved or removed it,
-    /// the lock on it keeps nobody out.
-    pub(super) fn confirm(self) -> Verified {
-        match fs::metadata(&self.path) {
-            Ok(found) if FileId::of(&found) == self.identity => {
-                Verified::FlockGuard(FlockGuard { file: self.file, identity: self.identity })
-            }
-            _ => Verified::Replaced(self.path),
-        }
+    /// Re-checks the path after [`lock_blocking`](Self::lock_blocking).
+    pub(super) fn verify(self) -> Result<LockAttempt> {
+        if self.is_current() { Ok(self.into_guard()) } else { Self::open(&self.path)?.try_lock() }
     }
-}
 
-/// What a lock was worth.
-#[derive(Debug)]
-pub(super) enum Verified {
-    FlockGuard(FlockGuard),
-    /// The file was replaced; the lock on the old one is free again.
-    Replaced(PathBuf),
+    /// True if the path still leads to this file. If somebody has moved or removed it, a lock on it keeps nobody out.
+    fn is_current(&self) -> bool {
+        FileId::at(&self.path) == Some(self.identity)
+    }
+
+    fn into_guard(self) -> LockAttempt {
+        LockAttempt::Acquired(FlockGuard { file: self.file, identity: self.identity })
+    }
 }
 
 impl FlockGuard {
-    /// Which file is locked.
     pub(super) fn identity(&self) -> FileId {
         self.identity
     }
 
-    /// A descriptor that keeps the lock where it is inherited.
+    /// Descriptor whose inheritors keep the lock as well.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -94,14 +93,14 @@ impl FlockGuard {
 
 impl Drop for FlockGuard {
     fn drop(&mut self) {
-        // LOCK_UN on one descriptor frees the lock for all its duplicates; without it a leaked one would keep it.
-        // An error cannot be: the descriptor is ours and a lock is on it.
+        // LOCK_UN on one descriptor releases the lock for all its duplicates; without it a leaked one would keep it.
+        // It cannot fail: the descriptor is ours and a lock is on it.
         let _ = FileExt::unlock(&self.file);
     }
 }
 
-fn open_or_make(path: &Path) -> io::Result<File> {
-    // O_NONBLOCK and O_NOCTTY: a FIFO must not hang us, and a terminal must not become ours.
+fn open_or_create(path: &Path) -> io::Result<File> {
+    // O_NONBLOCK: a FIFO must not hang us. O_NOCTTY: a terminal must not become ours.
     let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
     let open =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o666).custom_flags(flags).open(path);
@@ -140,9 +139,9 @@ fn explain(path: &Path, error: io::Error) -> anyhow::Error {
     ))
 }
 
-/// The error of a flock(2) that neither succeeds nor waits: ENOLCK, or a file system without it. NFS answers EBADF to who asks for
-/// an exclusive one and may only read.
-pub(super) fn refused(path: &Path, error: io::Error) -> anyhow::Error {
+/// Error of a flock(2) that neither succeeds nor waits: ENOLCK, or a file system without it. NFS gives EBADF for an exclusive lock
+/// on a descriptor that may only read.
+fn flock_error(path: &Path, error: io::Error) -> anyhow::Error {
     let way_out = match error.raw_os_error() {
         Some(libc::EBADF) => "on this file system only a file that may be written can be locked; make it writable",
         _ => "its file system may not support flock; name a file on another with --lock-file",
@@ -155,9 +154,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_flock_names_the_way_out() {
-        let refused = |errno| format!("{:#}", refused(Path::new("/srv/x"), io::Error::from_raw_os_error(errno)));
-        assert!(refused(libc::EBADF).starts_with("cannot lock /srv/x: on this file system only a file that may be written"));
-        assert!(refused(libc::ENOLCK).starts_with("cannot lock /srv/x: its file system may not support flock"));
+    fn flock_error_names_the_way_out() {
+        let message = |errno| format!("{:#}", flock_error(Path::new("/srv/x"), io::Error::from_raw_os_error(errno)));
+        assert!(message(libc::EBADF).starts_with("cannot lock /srv/x: on this file system only a file that may be written"));
+        assert!(message(libc::ENOLCK).starts_with("cannot lock /srv/x: its file system may not support flock"));
     }
 }

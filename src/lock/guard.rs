@@ -1,125 +1,130 @@
-//! The session lock in a run's hands: for the whole of it, or until a refresh of claude's token is on the disk.
+//! The session lock, held: for the whole run, or until a refresh of claude's token is on the disk.
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::file::FlockGuard;
 use super::helper::Helper;
 use crate::claude::credentials::Login;
 use crate::events::EventQueue;
-use crate::records::Hold;
+use crate::records::{Hold, RunRecorder};
 use crate::sys::file_id::FileId;
 
-/// The lock, and until when. Dropping it frees the lock.
+/// The lock. Dropping it releases the lock.
 #[derive(Debug)]
 pub struct LockGuard {
-    /// What holds the lock of another engine. It ends before ours is free: who gets ours next asks for that one, too.
+    /// Holder of another engine's lock; it ends before ours is free, since the next holder of ours asks for that one, too.
     helper: Option<Box<Helper>>,
-    /// The same, once it was told to end.
-    parting: Option<Box<Helper>>,
-    /// None: others have it for us.
-    held: Option<FlockGuard>,
+    /// None if others hold the lock for us, or it is released.
+    flock: Option<FlockGuard>,
     hold: Hold,
     identity: FileId,
-    /// A config dir, and when the token in it expires: it is held until that is later.
+    /// Config dir, and expiry of the token in it: the lock is held until that is later.
     refresh: Option<(PathBuf, SystemTime)>,
 }
 
 impl LockGuard {
-    /// For the whole run.
-    pub(super) fn of(held: FlockGuard) -> Self {
-        let identity = held.identity();
-        Self { held: Some(held), ..Self::held_by_other(Hold::Own, identity) }
+    /// Our own lock, for the whole run.
+    pub(super) fn new(flock: FlockGuard) -> Self {
+        let identity = flock.identity();
+        Self { flock: Some(flock), ..Self::held_by_other(Hold::Own, identity) }
     }
 
-    /// For the whole run, on a file that others have locked for us.
+    /// A lock that others hold for us, for the whole run.
     pub(super) fn held_by_other(hold: Hold, identity: FileId) -> Self {
-        Self { helper: None, parting: None, held: None, hold, identity, refresh: None }
+        Self { helper: None, flock: None, hold, identity, refresh: None }
     }
 
-    /// The same, but only until the token in `config_dir` expires later than at `expiry`.
-    pub(super) fn for_a_refresh(self, config_dir: PathBuf, expiry: SystemTime) -> Self {
+    /// Limits it to the time until the token in `config_dir` expires later than at `expiry`.
+    pub(super) fn for_refresh(self, config_dir: PathBuf, expiry: SystemTime) -> Self {
         Self { refresh: Some((config_dir, expiry)), ..self }
     }
 
-    /// The same, with the lock of another engine that `helper` has got.
-    pub(super) fn and(self, helper: Helper) -> Self {
+    /// Adds the lock of another engine that `helper` holds.
+    pub(super) fn with_helper(self, helper: Helper) -> Self {
         Self { helper: Some(Box::new(helper)), ..self }
     }
 
-    /// What the lock helper calls its lock.
+    /// The lock helper's name for its lock.
     pub fn key(&self) -> Option<String> {
-        self.helper.as_ref()?.key()
+        self.running_helper()?.key()
     }
 
-    /// The process that ends the lock helper: a child of ours that is no part of the run.
-    pub fn keeper(&self) -> Option<Pid> {
-        self.helper.as_ref().map(|helper| helper.keeper())
+    /// Pid of the lock helper's monitor: a child of ours that is no part of the run.
+    pub fn monitor_pid(&self) -> Option<Pid> {
+        self.running_helper().map(Helper::monitor_pid)
     }
 
-    /// Whether there is a lock helper, still or for as long as it takes to let go.
+    /// True while there is a lock helper, even one that is releasing its lock.
     pub fn has_helper(&self) -> bool {
-        self.helper.is_some() || self.parting.is_some()
+        self.helper.is_some()
     }
 
-    /// How the lock helper has ended, if it has: then its lock is lost.
-    pub fn loss(&self) -> Option<String> {
-        let helper = self.helper.as_ref()?;
-        helper.ending().map(|ending| format!("the lock helper {} has ended ({ending})", helper.name()))
+    /// Reason why the lock is lost, if it is: the lock helper has ended.
+    pub fn lost_reason(&self) -> Option<String> {
+        let helper = self.running_helper()?;
+        helper.ended().map(|how| format!("the lock helper {} has ended ({how})", helper.name()))
     }
 
-    /// Frees it in mid-run, without waiting for the lock helper's end: what is started below us meanwhile must not rely on us. The
-    /// keeper's remains stay until the end of the run, so that its pid means nobody else.
+    /// Releases it in mid-run, without waiting for the lock helper's end: what is started below us meanwhile must not rely on us. The
+    /// monitor is not reaped before the end of the run, so that its pid means no other process.
     pub fn release(&mut self) {
         self.refresh = None;
-        self.parting = self.helper.take();
-        self.parting.iter_mut().for_each(|helper| helper.release());
-        self.held = None;
+        self.helper.iter_mut().for_each(|helper| helper.terminate());
+        self.flock = None;
     }
 
-    /// Waits until the lock helper has ended, before it is dropped. Gives the first signal that asks us for an end meanwhile: it ends
-    /// the kill grace at once, unless it comes right after `asked`, when we had such a request before.
-    pub fn part(&mut self, events: &mut EventQueue, ignored: SigSet, asked: Option<Instant>) -> Option<Signal> {
-        self.helper.take().or(self.parting.take())?.part(events, ignored, asked)
+    /// Ends the lock helper, and waits for that. Gives the first termination signal that comes meanwhile: it ends the kill grace at
+    /// once, unless it belongs to a request made at `requested_at`.
+    pub fn shut_down_helper(
+        &mut self,
+        recorder: &mut RunRecorder,
+        events: &mut EventQueue,
+        requested_at: Option<Instant>,
+    ) -> Option<Signal> {
+        self.helper.take()?.shut_down(recorder, events, requested_at)
     }
 
-    /// Whether it is still held.
+    /// True until it is released.
     pub fn is_held(&self) -> bool {
-        self.held.is_some() || self.helper.is_some()
+        self.flock.is_some() || self.running_helper().is_some()
     }
 
-    /// Who has the session lock, as records tell it.
+    /// Holder of the session lock, for records.
     pub(super) fn hold(&self) -> Hold {
         self.hold
     }
 
-    /// Which file is locked.
     pub(super) fn identity(&self) -> FileId {
         self.identity
     }
 
-    /// Which file is locked, by a descriptor of ours or our lock helper. For what a run above us has, that run speaks.
+    /// The lock file, if a descriptor of ours or our lock helper holds the lock. A run above us makes its own claim.
     pub fn claimed(&self) -> Option<FileId> {
         (self.hold != Hold::RunAbove || self.helper.is_some()).then_some(self.identity)
     }
 
-    /// The descriptor that the child inherits, so that the lock lives as long as it, even if we are killed.
+    /// Descriptor for the child to inherit, so that the lock is held while the child lives, even if we are killed.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.held.as_ref().map(FlockGuard::descriptor)
+        self.flock.as_ref().map(FlockGuard::descriptor)
     }
 
-    /// The file that says when it [is over](Self::refresh_done); none, if only the end of the run does.
+    /// File whose change may mean that the [refresh is done](Self::refresh_done), if the lock is held for one.
     pub fn file(&self) -> Option<PathBuf> {
         self.refresh.as_ref().map(|(config_dir, _)| Login::path(config_dir))
     }
 
-    /// Whether what it was for is done. A file that is gone, or half-written, says nothing of the kind.
+    /// True if the refresh that it is held for is done. A file that is missing or half-written does not count.
     pub fn refresh_done(&self) -> bool {
         let Some((config_dir, expiry)) = &self.refresh else { return false };
         matches!(Login::read(config_dir), Login::Expires(at) if at > *expiry)
+    }
+
+    fn running_helper(&self) -> Option<&Helper> {
+        self.helper.as_deref().filter(|helper| !helper.is_terminating())
     }
 }

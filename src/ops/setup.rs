@@ -144,9 +144,9 @@ fn keep_others_out(context: &Context, places: &Places) -> Result<Admission> {
     });
     let mut events = EventQueue::open().context("cannot make a pipe")?;
     let handlers = SignalHandlers::install(FORWARDED, &events.signal_pipe()).context("cannot install signal handlers")?;
-    let holding = match lock::take(&lock, &mut journal, &mut events)? {
+    let holding = match lock::acquire(&lock, &mut journal, &mut events)? {
         Acquisition::Held(holding) => holding,
-        Acquisition::Interrupted(signal) => return Ok(Admission::EndedBy(signal)),
+        Acquisition::Interrupted(signal) => return Ok(Admission::EndedBy(signal as i32)),
         _ => return Ok(Admission::Refused(format!("{} is in use, and --wait waits longer", places.link.display()))),
     };
     drop(handlers); // from here on a signal ends us as it would by default: the next call goes on

@@ -45,7 +45,7 @@ pub fn supervise(
         warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
     }
     let id = journal.run();
-    let descendants = ProcessTree::before_start(id, holding.as_ref().and_then(LockGuard::keeper));
+    let descendants = ProcessTree::before_start(id, holding.as_ref().and_then(LockGuard::monitor_pid));
     let (group, ignored) = (rules.group, rules.ignored);
     let _modes = (group == Group::Shared).then(TerminalModeGuard::of_stdin);
     let start = || -> Result<_> {
@@ -54,7 +54,7 @@ pub fn supervise(
         Ok((launch.spawn(group, lock, output.stdout(), output.stderr())?, output))
     };
     let (child, output) = start().inspect_err(|_| {
-        holding.as_mut().map(|holding| holding.part(events, ignored, None));
+        holding.as_mut().map(|holding| holding.shut_down_helper(journal, events, None));
         journal.retire();
     })?;
     let started = Instant::now();
@@ -83,7 +83,7 @@ pub fn supervise(
     let mut request = None;
     if let Some(holding) = run.holding.as_mut().filter(|holding| holding.has_helper()) {
         journal.stays();
-        request = holding.part(events, ignored, run.asked).filter(|signal| *signal != Signal::SIGUSR2);
+        request = holding.shut_down_helper(journal, events, run.asked).filter(|signal| *signal != Signal::SIGUSR2);
     }
     journal.retire();
     run.holding = None;
@@ -242,7 +242,7 @@ impl Run {
     }
 
     fn look_after_lock(&mut self) {
-        if self.holding.as_ref().and_then(LockGuard::loss).is_some() {
+        if self.holding.as_ref().and_then(LockGuard::lost_reason).is_some() {
             self.handle_sigchld(); // a child that has ended by itself has lost nothing
             self.dispatch(Input::LockLost);
         }
@@ -331,7 +331,7 @@ impl Run {
                 warn!(name: "run.limit", pid, "the idle limit ran out after {}: sending TERM", show(self.started.elapsed()));
             }
             Notice::Limit(Limit::Lock) => {
-                let loss = self.holding.as_ref().and_then(LockGuard::loss).unwrap_or_default();
+                let loss = self.holding.as_ref().and_then(LockGuard::lost_reason).unwrap_or_default();
                 warn!(name: "lock.lost", pid, "{loss}: the lock is lost, sending TERM");
             }
             Notice::Limit(Limit::Result { is_error }) => {

@@ -26,7 +26,7 @@ echo the/key
 while :; do sleep 0.01; done
 "#;
 
-/// A helper that does not let go.
+/// A helper that does not release its lock.
 const DEAF: &str = "#!/bin/bash\ntrap '' TERM\necho $$ >helper.pid\necho key\nwhile :; do sleep 0.01; done\n";
 
 /// A helper of its own words, in the test's directory, where everything is started.
@@ -233,7 +233,7 @@ fn in_refresh_mode_it_is_held_as_long_as_the_session_lock() {
     let pid = helper_pid(&env);
     assert!(is_alive(pid) && env.is_locked());
     fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
-    until("the helper has let go", || told(&env) == "start\nterm\n");
+    until("the helper has released its lock", || told(&env) == "start\nterm\n");
     until("the lock is free", || !env.is_locked());
     until("the helper is gone", || !is_alive(pid));
     assert!(is_alive(child), "what ends now is no loss");
@@ -294,7 +294,7 @@ fn a_helper_that_ignores_term_or_is_stopped_ends_all_the_same() {
     let started = Instant::now();
     let ended = env.start(["--kill-after", "0.3", "--lock-helper", deaf, "true"]).end();
     assert_eq!(ended.code(), 0);
-    assert!(ended.stderr_text().contains("does not let go: sending KILL"), "{ended:?}");
+    assert!(ended.stderr_text().contains("does not release its lock: sending KILL"), "{ended:?}");
     assert!(started.elapsed() >= Duration::from_millis(300) && !is_alive(helper_pid(&env)));
     fs::remove_file(env.path("helper.pid")).expect("a file");
     let telling = helper(&env, TELLING);
@@ -399,9 +399,9 @@ fn it_has_nothing_of_ours_but_the_environment() {
         let fields = stat(pid).expect("it lives");
         fields[1..4].iter().map(|field| field.parse().expect("a number")).collect()
     };
-    let [keeper, its_group, its_session] = stat(pid)[..] else { panic!("three numbers") };
+    let [monitor, its_group, its_session] = stat(pid)[..] else { panic!("three numbers") };
     assert_eq!((its_group, its_session), (pid, session), "a group of its own: a terminal's keys are not for it");
-    assert_eq!(stat(keeper)[..2], [claude_run, keeper], "nor for its keeper");
+    assert_eq!(stat(monitor)[..2], [claude_run, monitor], "nor for its monitor");
     assert_ne!(its_group, group);
     let open = |pid: i32| {
         let all = fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").flatten();
@@ -409,8 +409,8 @@ fn it_has_nothing_of_ours_but_the_environment() {
         files.collect::<Vec<_>>()
     };
     let is_pipe = |file: &Path| file.to_string_lossy().starts_with("pipe:");
-    let of_keeper = open(keeper);
-    assert!(of_keeper.len() == 2 && of_keeper.iter().all(|(_, file)| is_pipe(file)), "{of_keeper:?}");
+    let of_monitor = open(monitor);
+    assert!(of_monitor.len() == 2 && of_monitor.iter().all(|(_, file)| is_pipe(file)), "{of_monitor:?}");
     for (number, file) in open(pid) {
         match number.as_str() {
             "0" => assert_eq!(file, Path::new("/dev/null")),
@@ -458,7 +458,7 @@ fn beside_it_the_child_leaves_nothing_behind_either() {
 }
 
 #[test]
-fn however_it_ends_and_whatever_becomes_of_its_keeper_the_run_hears_of_it() {
+fn however_it_ends_and_whatever_becomes_of_its_monitor_the_run_hears_of_it() {
     let env = Env::new();
     let helper = helper(&env, TELLING);
     let start = |steps| {
@@ -482,20 +482,20 @@ fn however_it_ends_and_whatever_becomes_of_its_keeper_the_run_hears_of_it() {
         assert_eq!(ended.code(), 69, "{ended:?}");
         assert!(ended.stderr_text().contains(&format!("(ended by {name}: a warning)")), "{ended:?}");
     }
-    let (run, pid, keeper) = start("ready; hang");
-    kill_raw(keeper, libc::SIGKILL);
+    let (run, pid, monitor) = start("ready; hang");
+    kill_raw(monitor, libc::SIGKILL);
     let ended = run.end();
     assert_eq!(ended.code(), 69, "{ended:?}");
-    assert!(ended.stderr_text().contains("(its keeper was killed"), "{ended:?}");
+    assert!(ended.stderr_text().contains("(its monitor was killed"), "{ended:?}");
     until("the helper is gone", || !is_alive(pid));
-    // A keeper that somebody has stopped ends nothing, and is ended itself.
-    let (mut run, pid, keeper) = start("ready; read");
-    kill_raw(keeper, libc::SIGSTOP);
+    // A monitor that somebody has stopped ends nothing, and is ended itself.
+    let (mut run, pid, monitor) = start("ready; read");
+    kill_raw(monitor, libc::SIGSTOP);
     run.let_go();
     let ended = run.end();
     assert_eq!(ended.code(), 0, "{ended:?}");
-    assert!(ended.stderr_text().contains("does not end: sending KILL to its keeper"), "{ended:?}");
-    until("both are gone", || !is_alive(pid) && !is_alive(keeper));
+    assert!(ended.stderr_text().contains("does not end: sending KILL to its monitor"), "{ended:?}");
+    until("both are gone", || !is_alive(pid) && !is_alive(monitor));
 }
 
 #[test]
@@ -522,13 +522,13 @@ fn while_it_lets_go_signals_are_heard_and_a_killed_claude_run_ends_it() {
         assert_eq!((ended.code(), is_alive(pid), &ended.stdout[..]), (7, false, &["last words".to_owned()][..]), "{ended:?}");
         assert!(ended.stderr_text().contains("SIGTERM: sending KILL to the lock helper ./helper"), "{ended:?}");
     }
-    // Nor can its keeper be stopped for that.
+    // Nor can its monitor be stopped for that.
     let (run, pid) = start(&["true"]);
-    let keeper = parent(pid);
-    kill(Pid::from_raw(keeper), Signal::SIGSTOP).expect("it lives");
+    let monitor = parent(pid);
+    kill(Pid::from_raw(monitor), Signal::SIGSTOP).expect("it lives");
     run.signal(Signal::SIGTERM);
     assert_eq!(run.end().code(), 0);
-    until("both are gone", || !is_alive(pid) && !is_alive(keeper));
+    until("both are gone", || !is_alive(pid) && !is_alive(monitor));
     let (run, pid) = start(&["true"]);
     run.signal(Signal::SIGKILL);
     run.end();
@@ -546,7 +546,7 @@ fn what_asks_for_an_end_while_it_lets_go_is_heard_by_what_comes_next_as_well() {
     let run = env.start(["--lock", "refresh", "--kill-after", "0", "--lock-helper", silent, "touch", "started"]);
     helper_pid(&env);
     fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
-    until("it is to let go", || told(&env) == "term\n");
+    until("the helper has its TERM", || told(&env) == "term\n");
     run.signal(Signal::SIGTERM);
     let ended = run.end();
     assert_eq!((ended.code(), env.path("started").exists()), (143, false), "{ended:?}");
@@ -579,11 +579,11 @@ fn what_asks_for_an_end_while_it_lets_go_is_heard_by_what_comes_next_as_well() {
     assert_eq!(read("code"), Some(143));
 }
 
-/// Sends USR1 until it is told that the run waits for its helper to let go.
+/// Sends USR1 until the run reports that it waits for its helper to release its lock.
 fn until_letting_go(run: &Running, signal: impl Fn(Signal)) {
     while {
         signal(Signal::SIGUSR1);
-        !run.message().contains("waiting for the lock helper ./helper to let go")
+        !run.message().contains("waiting for the lock helper ./helper to release its lock")
     } {}
 }
 
@@ -671,13 +671,13 @@ fn why_it_has_no_lock_is_said_as_it_is() {
     for (text, message) in [
         ("exec >&-; exec sleep 600", "did not get its lock within 500ms; it has closed its stdout without a line"),
         ("printf key; exec sleep 600", "did not get its lock within 500ms; it has printed something, but no whole line"),
-        ("kill -STOP $(cut -d \" \" -f 4 /proc/$PPID/stat); echo $$ >helper.pid; echo key", STAY),
+        ("kill -STOP $(cut -d \" \" -f 4 /proc/$PPID/stat); echo $PPID >helper.pid; echo key", STAY),
     ] {
         let helper = format!("sh -c '{text}'");
         let run = env.start(["--wait", "0.5", "--lock-helper", &helper, "touch", "started"]);
         if message == STAY {
-            let pid = helper_pid(&env); // it has stopped us, so that we hear of its first line and of its end at once
-            until("it has ended", || !is_alive(pid));
+            let monitor = helper_pid(&env); // the helper has stopped claude-run, which so reads the first line and the end at once
+            until("the monitor has reported the end, and ended", || !is_alive(monitor));
             run.signal(Signal::SIGCONT);
         }
         let ended = run.end();

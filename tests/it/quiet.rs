@@ -35,15 +35,15 @@ fn settles(pid: Pid) -> u64 {
 }
 
 /// The one child of `claude_run` that keeps its lock helper.
-fn keeper_of(claude_run: Pid) -> Pid {
+fn monitor_of(claude_run: Pid) -> Pid {
     let children = fs::read_to_string(format!("/proc/{claude_run}/task/{claude_run}/children")).expect("children");
-    let named = |pid: &&str| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "lock-keeper\n");
-    let keeper = children.split_whitespace().find(named).expect("a keeper");
-    Pid::from_raw(keeper.parse().expect("a number"))
+    let named = |pid: &&str| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "lock-monitor\n");
+    let monitor = children.split_whitespace().find(named).expect("a monitor");
+    Pid::from_raw(monitor.parse().expect("a number"))
 }
 
 #[test]
-fn a_run_a_waiter_a_relay_and_a_keeper_are_not_woken_once_in_five_seconds_in_any_mode() {
+fn a_run_a_waiter_a_relay_and_a_monitor_are_not_woken_once_in_five_seconds_in_any_mode() {
     let env = Env::new();
     let run = env.start_fake(&[], "ready; hang");
     run.ready();
@@ -74,8 +74,8 @@ fn a_run_a_waiter_a_relay_and_a_keeper_are_not_woken_once_in_five_seconds_in_any
     let asking_run = asking.start(["--lock-helper", "sleep 600", "true"]);
     assert!(asking_run.message().contains("waiting for the lock helper"));
     let runs = [&run, &waiter, &relayed, &refreshing, &waits_for_it, &waits_for_claude, &helped_run, &asking_run];
-    let keepers = [&helped_run, &asking_run].map(|run| keeper_of(run.pid()));
-    let processes: Vec<_> = runs.map(Running::pid).into_iter().chain(keepers).collect();
+    let monitors = [&helped_run, &asking_run].map(|run| monitor_of(run.pid()));
+    let processes: Vec<_> = runs.map(Running::pid).into_iter().chain(monitors).collect();
     let before: Vec<_> = processes.iter().map(|pid| settles(*pid)).collect();
     std::thread::sleep(Duration::from_secs(5)); // the very time in which nothing may happen
     assert_eq!(processes.iter().map(|pid| switches(*pid)).collect::<Vec<_>>(), before);

@@ -1,5 +1,5 @@
-//! The lock protocol, step by step as `lock::session`, `lock::waiting`, `lock::mode`, `lock::refresh`, `lock::ours` and
-//! `run::supervise` take it, among a few processes that are killed at any step, while the lock file is replaced. The kernel's
+//! The lock protocol, step by step as `lock::file`, `lock::queue`, `lock::acquire`, `lock::refresh_due`, `lock::claims` and
+//! `supervisor::run` take it, among a few processes that are killed at any step, while the lock file is replaced. The kernel's
 //! part (flock(2), inherited descriptors) is modelled; the steps are those between which somebody else can run.
 
 use stateright::{Checker, Model, Property};
