@@ -1,65 +1,141 @@
-//! Masks secrets in a stream of bytes, in bounded memory and wherever the stream is cut into pieces: what looks like a
-//! token of Anthropic's or GitHub's, the value of a variable whose name says that it is a secret, and the values that such
-//! variables have in our own environment, as they are and as they look inside JSON strings.
+//! Masks secrets in a stream of bytes: tokens of Anthropic and GitHub, values of variables whose name says that they are
+//! secret, and the values of such variables in our own environment. Memory is bounded, and the output does not depend on
+//! where reads split. A byte is held only as long as a secret may begin with it.
 
-use std::ffi::OsString;
-use std::iter::repeat_n;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use anyhow::Result;
 use memchr::memrchr;
+use regex::bytes::{Regex, RegexBuilder};
 
-/// What stands in the place of a secret.
+/// Replacement for a secret.
 const MASK: &[u8] = b"***";
 
-/// Names of secret variables, in upper, lower or mixed case: one of these, then letters, and somewhere in them one of `KINDS`.
-const OWNERS: [&[u8]; 7] = [b"FORGE", b"VAULT", b"GH", b"GITHUB", b"CLAW", b"CLAUDE", b"ANTHROPIC"];
-const KINDS: [&[u8]; 4] = [b"TOKEN", b"PASS", b"KEY", b"SECRET"];
+/// Largest piece of the stream that is matched at once.
+const PIECE: usize = 64 << 10;
 
-/// How tokens begin that show by themselves what they are.
-const TOKENS: [&[u8]; 7] = [b"sk-ant-", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"];
+/// First words of the names of secret variables. In lower case, one needs a word boundary or `_` before it.
+const OWNERS: [&str; 7] = ["FORGE", "VAULT", "GH", "GITHUB", "CLAW", "CLAUDE", "ANTHROPIC"];
 
-/// No variable has a longer name; what is longer is no name.
+/// Rest of a name in upper case.
+const UPPER_KIND: &str = "[A-Z0-9_]*(?:TOKEN|PASS|KEY|SECRET)[A-Z0-9_]*";
+
+/// Rest of a name in lower or mixed case. It ends with the kind; `key` and `pass` are words of their own (`monkey`, `bypass`).
+const MIXED_KIND: &str = r"(?:\w*(?:(?i:TOKEN|SECRET|PASSWORD|PASSWD)|(?:_|(?i:API))(?i:KEY|PASS)|K(?i:EY)|P(?i:ASS))|(?i:KEY|PASS))_?[0-9]*";
+
+/// Length of the longest name of a variable.
 const LONGEST_NAME: usize = 128;
 
-/// Shorter values are too ordinary to be masked wherever they stand, and so are plain numbers: some variables with such
-/// names count tokens.
-const SHORTEST_VALUE: usize = 6;
+/// Length of the longest head of a secret: `_`, a name, a closing quote, `=`, an opening quote.
+const LONGEST_HEAD: usize = 1 + LONGEST_NAME + 9 + 2 + 1 + 2 + 9;
 
-/// What to mask.
+/// Prefixes of tokens.
+const TOKENS: [&str; 7] = ["sk-ant-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"];
+
+/// A secret in the stream: its head is shown, the value behind the head is masked.
+struct Rule {
+    /// Parts of a pattern. All but the first rule's follow a name.
+    head: &'static [&'static str],
+    in_text: Option<Value>,
+    /// In a line of JSON, which stays JSON. `None`: the quote ends a string.
+    in_json: Option<Value>,
+}
+
+const EQUALS: &str = r#"(?:\\{0,8}["'])? {0,2}= {0,2}"#;
+const COLON: &str = " {0,2}: {0,2}";
+const ESCAPED: &str = r#"\\""#;
+const ESCAPED_TWICE: &str = r#"\\{3}""#;
+const ESCAPED_3_TIMES: &str = r#"\\{7}""#;
+
+/// Where several match at one place, the first counts.
+#[rustfmt::skip]
+const RULES: [Rule; 14] = [
+    Rule { head: &["sk-ant-|gh[opsur]_|github_pat_"], in_text: Some(Value::Word), in_json: Some(Value::Word) },
+    Rule { head: &[EQUALS, "\""], in_text: Some(Value::Quoted), in_json: None },
+    Rule { head: &[EQUALS, ESCAPED], in_text: Some(Value::QuotedOnce), in_json: Some(Value::QuotedOnce) },
+    Rule { head: &[EQUALS, ESCAPED_TWICE], in_text: Some(Value::QuotedTwice), in_json: Some(Value::QuotedTwice) },
+    Rule { head: &[EQUALS, ESCAPED_3_TIMES], in_text: Some(Value::Quoted3Times), in_json: Some(Value::Quoted3Times) },
+    Rule { head: &[EQUALS, r"\\{0,8}'"], in_text: Some(Value::Single), in_json: Some(Value::SingleInJson) },
+    Rule { head: &[EQUALS], in_text: Some(Value::Bare), in_json: Some(Value::Bare) },
+    Rule { head: &["\"", COLON, "\""], in_text: Some(Value::Quoted), in_json: Some(Value::Quoted) },
+    Rule { head: &[ESCAPED, COLON, ESCAPED], in_text: Some(Value::QuotedOnce), in_json: Some(Value::QuotedOnce) },
+    Rule { head: &[ESCAPED_TWICE, COLON, ESCAPED_TWICE], in_text: Some(Value::QuotedTwice), in_json: Some(Value::QuotedTwice) },
+    Rule { head: &[ESCAPED_3_TIMES, COLON, ESCAPED_3_TIMES], in_text: Some(Value::Quoted3Times), in_json: Some(Value::Quoted3Times) },
+    Rule { head: &["'", COLON, "'"], in_text: Some(Value::Single), in_json: Some(Value::SingleInJson) },
+    Rule { head: &["'", COLON, "\""], in_text: Some(Value::Quoted), in_json: None },
+    Rule { head: &["\"", COLON, "'"], in_text: Some(Value::Single), in_json: None },
+];
+
+/// Form of a value, an index into `VALUES`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Value {
+    Word,
+    Bare,
+    Single,
+    SingleInJson,
+    Quoted,
+    QuotedOnce,
+    QuotedTwice,
+    Quoted3Times,
+}
+
+/// Patterns of values, without the backslashes before what ends one. A quoted value ends at its own quote and at a quote of
+/// a JSON string around it: each level of strings doubles the backslashes before a quote that belongs to the value.
+const VALUES: [&str; 8] = [
+    "[A-Za-z0-9_-]*",
+    r#"(?:[^ \t\n\x0c\r"'`\\]|\\+[^ \t\n\x0c\r"'`\\nrt])*"#,
+    r"(?:[^'\\\n]|\\+[^'\\\n])*",
+    r#"(?:[^"'\\\n]|\\+[^"'\\\n]|(?:\\{2})*\\")*"#,
+    r#"(?:[^"\\\n]|\\+[^"\\\n]|(?:\\{2})*\\")*"#,
+    r#"(?:[^"\\\n]|\\+[^"\\\n]|(?:\\{4})*\\{3}")*"#,
+    r#"(?:[^"\\\n]|\\+[^"\\\n]|(?:\\{8})*\\{7}")*"#,
+    r#"(?:[^"\\\n]|\\+[^"\\\n]|(?:\\{16})*\\{15}")*"#,
+];
+
+/// Period of the meaning of backslashes in `VALUES`, and the most of them that are shown behind a value.
+const BACKSLASHES: usize = 16;
+const MOST_BACKSLASHES: usize = 4 * BACKSLASHES;
+
+/// Compiled rules, and the values of secret variables.
 #[derive(Debug)]
 pub struct Secrets {
-    /// Finds whatever a secret can begin with.
-    finder: AhoCorasick,
-    /// Values from our own environment, the longest first.
-    values: Vec<Vec<u8>>,
+    heads: Regex,
+    /// Finds a head that may go on behind the end of a piece.
+    unfinished_head: Regex,
+    values: Vec<Regex>,
+    /// Values from the environment.
+    known: Vec<Vec<u8>>,
+    known_finder: AhoCorasick,
+    /// Length of the longest of them, or of a prefix of a head.
     longest: usize,
 }
 
-/// One stream on its way through.
+/// A stream while it is masked.
 #[derive(Debug)]
 pub struct Masker {
     secrets: Arc<Secrets>,
-    /// The end of what came, if it can be the beginning of a secret.
-    held: Vec<u8>,
-    /// The last byte before those.
-    previous: Option<u8>,
-    state: State,
+    /// Bytes that are not drained yet, behind at most one that is: a rule may look at it.
+    buffer: Vec<u8>,
+    drained: usize,
+    /// Value that the stream is in, and true if its mask is written.
+    value: Option<(Value, bool)>,
     line: Line,
 }
 
-/// What the line that we are in begins with.
+/// Kind of a line, by its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Line {
     Empty,
-    /// A brace or a bracket: it is JSON, and is to stay so.
     Json,
     Text,
 }
 
 impl Line {
-    /// The line after `bytes` of it, or of it and the next ones.
+    /// Kind of the line after `bytes`, which may contain ends of lines.
     fn after(self, bytes: &[u8]) -> Self {
         let (line, rest) = match memrchr(b'\n', bytes) {
             Some(end) => (Self::Empty, &bytes[end + 1..]),
@@ -73,350 +149,181 @@ impl Line {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Copying,
-    /// In the rest of a token.
-    Token,
-    /// In the value of a variable. Of `backslashes`, not yet written, it shows behind them what they belong to.
-    Value {
-        opened_by: Option<Quote>,
-        backslashes: usize,
-        masked: bool,
-    },
-}
-
-/// A quotation mark: plain, or escaped, as it is in a JSON string (or in one in one).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Quote {
-    mark: u8,
-    backslashes: usize,
-}
-
-impl Quote {
-    /// Whether `mark` behind so many backslashes ends what this mark has opened, or the JSON string around it.
-    fn is_closed_by(self, mark: u8, mut backslashes: usize, line: Line) -> bool {
-        match (self.mark, mark) {
-            // Nothing is escaped between single marks. In JSON, a plain double mark ends the string that they are in.
-            (b'\'', b'\'') => true,
-            (b'\'', b'"') => line == Line::Json && backslashes.is_multiple_of(2),
-            (b'"', b'"') => {
-                // Each string around takes away half of the backslashes. An even number of them is none: a plain mark.
-                let mut around = self.backslashes;
-                while !backslashes.is_multiple_of(2) && around > 0 {
-                    (backslashes, around) = (backslashes / 2, around / 2);
-                }
-                backslashes.is_multiple_of(2)
-            }
-            _ => false,
-        }
-    }
-}
-
-/// What stands at a place where a secret can begin.
-enum Found {
-    Nothing,
-    /// What comes next will tell.
-    Unfinished,
-    /// A value of ours, of this length.
-    Value(usize),
-    /// A token: this much of it is shown.
-    Token(usize),
-    /// A variable, up to its value.
-    Variable(usize, Option<Quote>),
+/// A match in a piece: a known value, or the head of the rule with this index.
+#[derive(Clone, Copy)]
+struct Match {
+    start: usize,
+    end: usize,
+    rule: Option<usize>,
 }
 
 impl Secrets {
-    /// The secrets of a process with this environment.
+    /// Compiles the rules, and collects the secrets of a process with this environment.
     ///
     /// # Errors
-    /// The values are too many or too large to be looked for.
-    pub fn new(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self, aho_corasick::BuildError> {
-        let mut values = Vec::new();
+    /// The values in the environment are too large to be compiled.
+    pub fn new(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self> {
+        let (any, capital) = (OWNERS.join("|"), OWNERS.map(|owner| format!("{}(?i:{})", &owner[..1], &owner[1..])).join("|"));
+        let owner = format!(r"(?:(?:\b|_)(?i:{any})|{capital})");
+        let name = format!("(?:(?:{any}){UPPER_KIND}|{owner}{MIXED_KIND})");
+        let [token, variables @ ..] = RULES.map(|rule| format!("({})", rule.head.concat()));
+        let heads = compile(&format!("{token}|{name}(?:{})", variables.join("|")))?;
+        let unfinished_sign = r#"(?:\\{0,8}| {0,2}(?:= {0,2}\\{0,8})?|\\{0,8}["'] {0,2}(?:[=:] {0,2}\\{0,8})?)"#;
+        let unfinished_head = compile(&format!(r"(?:{owner}\w*|{name}{unfinished_sign})\z"))?;
+        let values = VALUES.iter().map(|value| compile(&format!(r"\A{value}"))).collect::<Result<_>>()?;
+        let mut known = Vec::new();
         for (name, value) in environment {
             let value = value.as_bytes().trim_ascii();
-            let is_number = value.iter().all(u8::is_ascii_digit);
-            if is_secret_name(name.as_bytes()) && value.len() >= SHORTEST_VALUE && !is_number {
-                values.push(value.to_vec());
+            let assignment = [name.as_bytes(), b"="].concat();
+            let is_secret = heads.find(&assignment).is_some_and(|head| head.range() == (0..assignment.len()));
+            if is_secret && is_distinctive(value) {
                 // As in a JSON string, and as in one that is quoted in another.
                 let once = escaped(value);
-                values.push(escaped(&once));
-                values.push(once);
+                known.extend([value.to_vec(), escaped(&once), once]);
             }
         }
-        values.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
-        values.dedup();
-        let longest = beginnings(&values).map(<[u8]>::len).max().unwrap_or_default();
-        let finder = AhoCorasick::builder()
-            .ascii_case_insensitive(true)
-            .match_kind(MatchKind::LeftmostFirst)
-            .build(beginnings(&values))?;
-        Ok(Self { finder, longest, values })
+        known.sort();
+        known.dedup();
+        let known_finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&known)?;
+        let longest = prefixes(&known).map(<[u8]>::len).max().unwrap_or_default();
+        Ok(Self { heads, unfinished_head, values, known, known_finder, longest })
     }
 
-    /// From where on, not before `from`, `bytes` can be the first part of what a secret begins with.
-    fn beginning_at_the_end(&self, bytes: &[u8], from: usize) -> usize {
-        let first = from.max((bytes.len() + 1).saturating_sub(self.longest));
-        // As the finder does, it minds no case.
-        let is_begun = |at: &usize| {
+    /// First position, not before `from`, at which a secret may begin that goes on behind the end of `bytes`.
+    fn undecided_from(&self, bytes: &[u8], from: usize) -> usize {
+        let is_prefix = |at: &usize| {
             let end = &bytes[*at..];
-            beginnings(&self.values).any(|text| text.len() > end.len() && text[..end.len()].eq_ignore_ascii_case(end))
+            prefixes(&self.known).any(|text| text.len() > end.len() && text[..end.len()].eq_ignore_ascii_case(end))
         };
-        (first..bytes.len()).find(is_begun).unwrap_or(bytes.len())
+        let window = |length| from.max(bytes.len().saturating_sub(length));
+        let prefix = (window(self.longest)..bytes.len()).find(is_prefix).unwrap_or(bytes.len());
+        let head = self.unfinished_head.find_at(bytes, window(LONGEST_HEAD)).map_or(bytes.len(), |head| head.start());
+        let first = prefix.min(head);
+        // A `_` before an owner belongs to the match.
+        if first > from && bytes[first - 1] == b'_' { first - 1 } else { first }
     }
 
-    /// What stands at the beginning of `bytes`, behind the byte `previous`. `complete`: nothing comes behind them.
-    fn recognise(&self, previous: Option<u8>, bytes: &[u8], complete: bool, line: Line) -> Found {
-        let mut known = self.values.iter().map(Vec::as_slice).chain(TOKENS);
-        if !complete && known.any(|text| is_first_part(bytes, text)) {
-            return Found::Unfinished;
-        }
-        if let Some(value) = self.values.iter().find(|value| bytes.starts_with(value)) {
-            return Found::Value(value.len());
-        }
-        if let Some(token) = TOKENS.into_iter().find(|token| bytes.starts_with(token)) {
-            return match bytes.get(token.len()) {
-                Some(&next) if is_of_token(next) => Found::Token(token.len()),
-                None if !complete => Found::Unfinished,
-                _ => Found::Nothing,
-            };
-        }
-        // In the middle of a word in lower case, as in "highlight_keys", nobody's name begins.
-        if bytes[0].is_ascii_lowercase() && previous.is_some_and(|byte| byte.is_ascii_alphanumeric()) {
-            return Found::Nothing;
-        }
-        variable(bytes, complete, line)
+    fn find_known(&self, bytes: &[u8], from: usize) -> Option<Match> {
+        let found = self.known_finder.find(aho_corasick::Input::new(bytes).range(from..))?;
+        Some(Match { start: found.start(), end: found.end(), rule: None })
     }
+
+    fn find_head(&self, bytes: &[u8], from: usize) -> Option<Match> {
+        let groups = self.heads.captures_at(bytes, from)?;
+        let whole = groups.get(0)?;
+        let rule = (0..RULES.len()).find(|rule| groups.get(rule + 1).is_some());
+        Some(Match { start: whole.start(), end: whole.end(), rule })
+    }
+}
+
+fn compile(pattern: &str) -> Result<Regex> {
+    Ok(RegexBuilder::new(pattern).unicode(false).build()?)
 }
 
 /// All that a secret can begin with.
-fn beginnings(values: &[Vec<u8>]) -> impl Iterator<Item = &[u8]> {
-    values.iter().map(Vec::as_slice).chain(OWNERS).chain(TOKENS)
+fn prefixes(known: &[Vec<u8>]) -> impl Iterator<Item = &[u8]> {
+    known.iter().map(Vec::as_slice).chain(OWNERS.into_iter().chain(TOKENS).map(str::as_bytes))
 }
 
-/// Whether `bytes` are some of `text`, from its beginning, but not all of it.
-fn is_first_part(bytes: &[u8], text: &[u8]) -> bool {
-    text.len() > bytes.len() && text.starts_with(bytes)
-}
-
-/// Looks at `NAME=`, `NAME = "`, `"NAME":"`, also where the quotation marks are escaped.
-fn variable(bytes: &[u8], complete: bool, line: Line) -> Found {
-    let ran_out = if complete { Found::Nothing } else { Found::Unfinished };
-    let name = bytes.iter().take(LONGEST_NAME + 1).take_while(|&&byte| is_of_name(byte)).count();
-    if name > LONGEST_NAME {
-        return Found::Nothing;
-    }
-    if name < bytes.len() && !is_secret_name(&bytes[..name]) {
-        return Found::Nothing;
-    }
-    let Some((after_name, closed_by)) = quote(bytes, name) else { return ran_out };
-    let sign = after_name + spaces(&bytes[after_name..]);
-    let is_colon = match bytes.get(sign) {
-        None => return ran_out,
-        Some(b'=') => false,
-        Some(b':') if closed_by.is_some() => true,
-        Some(_) => return Found::Nothing,
-    };
-    let value = sign + 1 + spaces(&bytes[sign + 1..]);
-    let Some((value, opened_by)) = quote(bytes, value) else { return ran_out };
-    let ends_a_string = |quote: Quote| quote.mark == b'"' && quote.backslashes.is_multiple_of(2);
-    let is_value = if is_colon {
-        // Behind a name in marks, a number or null is no secret, and other marks are those of a string around.
-        opened_by.is_some() && (opened_by == closed_by || line != Line::Json)
-    } else {
-        line != Line::Json || !opened_by.is_some_and(ends_a_string)
-    };
-    if is_value { Found::Variable(value, opened_by) } else { Found::Nothing }
-}
-
-/// More backslashes escape nothing that anybody writes.
-const MOST_BACKSLASHES: usize = 8;
-
-/// What is behind a quotation mark at `at`, and the mark; or `at`, and no mark. `None`: the bytes ran out.
-fn quote(bytes: &[u8], at: usize) -> Option<(usize, Option<Quote>)> {
-    let backslashes = bytes[at..].iter().take(MOST_BACKSLASHES).take_while(|&&byte| byte == b'\\').count();
-    Some(match *bytes.get(at + backslashes)? {
-        mark @ (b'"' | b'\'') => (at + backslashes + 1, Some(Quote { mark, backslashes })),
-        _ => (at, None),
-    })
-}
-
-fn spaces(bytes: &[u8]) -> usize {
-    bytes.iter().take(2).take_while(|&&byte| byte == b' ').count()
-}
-
-fn is_secret_name(name: &[u8]) -> bool {
-    OWNERS.into_iter().any(|owner| {
-        name.split_at_checked(owner.len()).is_some_and(|(first, rest)| {
-            let says = |kind: &[u8]| rest.windows(kind.len()).any(|part| part.eq_ignore_ascii_case(kind));
-            first.eq_ignore_ascii_case(owner) && KINDS.into_iter().any(says)
-        })
-    })
-}
-
-fn is_of_name(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_'
-}
-
-fn is_of_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
+/// False if a value is too ordinary to be masked everywhere: a number, a short word such as `enabled`, an existing path.
+fn is_distinctive(value: &[u8]) -> bool {
+    let is_word = value.len() < 8 && value.iter().all(u8::is_ascii_alphabetic);
+    let is_path = || value.starts_with(b"/") && Path::new(OsStr::from_bytes(value)).exists();
+    value.len() >= 6 && !is_word && !value.iter().all(u8::is_ascii_digit) && !is_path()
 }
 
 fn escaped(value: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(value);
-    let json = serde_json::to_string(&text).unwrap_or_default();
-    json.trim_start_matches('"').strip_suffix('"').unwrap_or_default().as_bytes().to_vec()
+    let json = serde_json::Value::from(String::from_utf8_lossy(value)).to_string();
+    json[1..json.len() - 1].into()
 }
 
 impl Masker {
-    /// A stream that nothing has come through yet.
+    /// A masker at the beginning of a stream.
     pub fn new(secrets: Arc<Secrets>) -> Self {
-        Self { secrets, held: Vec::new(), previous: None, state: State::Copying, line: Line::Empty }
+        Self { secrets, buffer: Vec::new(), drained: 0, value: None, line: Line::Empty }
     }
 
-    /// Takes the next bytes, and writes what can be said of them to `out`. What it keeps back is shorter than the longest
-    /// secret, or than a name with its quotation marks.
+    /// Appends `bytes`, masked, to `out`, except for an end that may be the beginning of a secret.
     pub fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
-        if self.held.is_empty() {
-            self.held = self.run(bytes, false, out);
-        } else {
-            let mut all = std::mem::take(&mut self.held);
-            all.extend_from_slice(bytes);
-            self.held = self.run(&all, false, out);
+        for piece in bytes.chunks(PIECE) {
+            self.buffer.extend_from_slice(piece);
+            self.drain(false, out);
         }
     }
 
-    /// The stream has ended: writes what was kept back.
+    /// Appends the rest to `out`, at the end of the stream.
     pub fn end(&mut self, out: &mut Vec<u8>) {
-        let held = std::mem::take(&mut self.held);
-        self.run(&held, true, out);
-        if let State::Value { backslashes, .. } = self.state {
-            out.extend(repeat_n(b'\\', backslashes));
-        }
-        self.state = State::Copying;
+        self.drain(true, out);
     }
 
-    /// Gives back what cannot be decided yet.
-    fn run(&mut self, bytes: &[u8], complete: bool, out: &mut Vec<u8>) -> Vec<u8> {
-        let secrets = Arc::clone(&self.secrets);
-        let undecided = |from| if complete { bytes.len() } else { secrets.beginning_at_the_end(bytes, from) };
-        let mut open = undecided(0);
-        let mut at = 0; // all before is dealt with
-        while at < bytes.len() {
-            if open < at {
-                open = undecided(at);
+    fn drain(&mut self, is_last: bool, out: &mut Vec<u8>) {
+        let (secrets, mut bytes) = (Arc::clone(&self.secrets), std::mem::take(&mut self.buffer));
+        let undecided_from = |from| if is_last { bytes.len() } else { secrets.undecided_from(&bytes, from) };
+        let mut at = self.drained;
+        let (mut known, mut head) = (secrets.find_known(&bytes, at), secrets.find_head(&bytes, at));
+        let mut undecided = undecided_from(at);
+        loop {
+            if let Some((value, is_masked)) = self.value {
+                at += self.mask_value(value, is_masked, (&bytes[at..], is_last), out);
+                if self.value.is_some() {
+                    break;
+                }
             }
-            let rest = &bytes[at..];
-            let length = match self.state {
-                State::Copying => match self.copy(rest, open - at, complete, out) {
-                    Copied::Until(length) => length,
-                    Copied::AllButFrom(length) => {
-                        self.pass(&rest[..length]);
-                        return rest[length..].to_vec();
-                    }
-                },
-                State::Token => self.skip_token(rest),
-                State::Value { opened_by, backslashes, masked } => self.skip_value(rest, opened_by, backslashes, masked, out),
-            };
-            self.pass(&rest[..length]);
-            at += length;
+            if known.is_some_and(|known| known.start < at) {
+                known = secrets.find_known(&bytes, at);
+            }
+            if head.is_some_and(|head| head.start < at) {
+                head = secrets.find_head(&bytes, at);
+            }
+            if undecided < at {
+                undecided = undecided_from(at);
+            }
+            let matches = [known, head].into_iter().flatten();
+            let next = matches.filter(|found| found.start < undecided).min_by_key(|found| found.start);
+            let start = next.map_or(undecided, |found| found.start);
+            out.extend_from_slice(&bytes[at..start]);
+            self.line = self.line.after(&bytes[at..start]);
+            at = start;
+            let Some(found) = next else { break };
+            at += self.begin_value(found, &bytes[start..found.end], out);
         }
-        Vec::new()
+        self.drained = at.min(1);
+        bytes.drain(..at - self.drained);
+        self.buffer = bytes;
     }
 
-    /// `bytes` are dealt with.
-    fn pass(&mut self, bytes: &[u8]) {
-        self.line = self.line.after(bytes);
-        self.previous = bytes.last().copied().or(self.previous);
-    }
-
-    /// Copies what comes before the next place where a secret can begin, and deals with that. What begins at `open`, or
-    /// later, cannot be told yet.
-    fn copy(&mut self, bytes: &[u8], open: usize, complete: bool, out: &mut Vec<u8>) -> Copied {
-        let start = match self.secrets.finder.find(bytes).map(|found| found.start()) {
-            Some(start) if start <= open => start,
-            _ => {
-                out.extend_from_slice(&bytes[..open]);
-                return Copied::AllButFrom(open);
+    /// Masks a known value, or shows the head of a rule's value. Returns how many bytes of `text`, the match, are dealt with.
+    fn begin_value(&mut self, found: Match, text: &[u8], out: &mut Vec<u8>) -> usize {
+        let name = text.iter().take_while(|&&byte| byte.is_ascii_alphanumeric() || byte == b'_').count();
+        let line = self.line.after(&text[..1]);
+        let rule = found.rule.map(|rule| &RULES[rule]);
+        let value = rule.and_then(|rule| if line == Line::Json { rule.in_json } else { rule.in_text });
+        let length = match rule {
+            None => text.len(),
+            Some(_) if name > LONGEST_NAME => name - LONGEST_NAME,
+            Some(_) if value.is_none() => 1,
+            Some(_) => {
+                self.value = value.map(|value| (value, false));
+                text.len()
             }
         };
-        let (before, rest) = bytes.split_at(start);
-        out.extend_from_slice(before);
-        let previous = before.last().copied().or(self.previous);
-        let length = match self.secrets.recognise(previous, rest, complete, self.line.after(before)) {
-            Found::Unfinished => return Copied::AllButFrom(start),
-            Found::Nothing => {
-                out.push(rest[0]);
-                1
-            }
-            Found::Value(length) => {
-                out.extend_from_slice(MASK);
-                length
-            }
-            Found::Token(length) => {
-                out.extend_from_slice(&rest[..length]);
-                out.extend_from_slice(MASK);
-                self.state = State::Token;
-                length
-            }
-            Found::Variable(length, opened_by) => {
-                out.extend_from_slice(&rest[..length]);
-                self.state = State::Value { opened_by, backslashes: 0, masked: false };
-                length
-            }
-        };
-        Copied::Until(start + length)
-    }
-
-    fn skip_token(&mut self, bytes: &[u8]) -> usize {
-        let length = bytes.iter().take_while(|&&byte| is_of_token(byte)).count();
-        if length < bytes.len() {
-            self.state = State::Copying;
-        }
+        out.extend_from_slice(if rule.is_none() { MASK } else { &text[..length] });
+        self.line = self.line.after(&text[..length]);
         length
     }
 
-    fn skip_value(
-        &mut self,
-        bytes: &[u8],
-        opened_by: Option<Quote>,
-        mut backslashes: usize,
-        mut masked: bool,
-        out: &mut Vec<u8>,
-    ) -> usize {
-        for (at, &byte) in bytes.iter().enumerate() {
-            if byte == b'\\' {
-                backslashes += 1;
-                continue;
-            }
-            let ends = match opened_by {
-                Some(quote) => byte == b'\n' || quote.is_closed_by(byte, backslashes, self.line),
-                None => {
-                    let line_end_in_json = backslashes > 0 && matches!(byte, b'n' | b'r' | b't');
-                    byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b'`') || line_end_in_json
-                }
-            };
-            if ends {
-                out.extend(repeat_n(b'\\', backslashes));
-                self.state = State::Copying;
-                return at;
-            }
-            if !masked {
-                out.extend_from_slice(MASK);
-            }
-            (backslashes, masked) = (0, true);
+    /// Masks what of the value is in `rest`, and returns its length. Backslashes at the end wait for what follows them.
+    fn mask_value(&mut self, value: Value, is_masked: bool, (rest, is_last): (&[u8], bool), out: &mut Vec<u8>) -> usize {
+        let end = self.secrets.values[value as usize].find(rest).map_or(0, |found| found.end());
+        let backslashes = rest[end..].iter().take_while(|&&byte| byte == b'\\').count();
+        let is_open = !is_last && end + backslashes == rest.len();
+        let length = end + backslashes.saturating_sub(MOST_BACKSLASHES).next_multiple_of(BACKSLASHES);
+        if length > 0 && !is_masked {
+            out.extend_from_slice(MASK);
         }
-        self.state = State::Value { opened_by, backslashes, masked };
-        bytes.len()
+        self.value = is_open.then_some((value, is_masked || length > 0));
+        length
     }
-}
-
-/// How far a copy came.
-enum Copied {
-    /// So many bytes are dealt with; a secret may have begun behind them.
-    Until(usize),
-    /// From here on nothing can be said yet.
-    AllButFrom(usize),
 }
 
 #[cfg(test)]

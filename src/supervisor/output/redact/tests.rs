@@ -213,6 +213,10 @@ fn json_stays_json() {
     }
 }
 
+fn held(masker: &Masker) -> &[u8] {
+    &masker.buffer[masker.drained..]
+}
+
 #[test]
 fn what_is_kept_back_is_short_and_nothing_is_at_the_end_of_a_line() {
     let mut masker = Masker::new(secrets());
@@ -220,11 +224,11 @@ fn what_is_kept_back_is_short_and_nothing_is_at_the_end_of_a_line() {
     for _ in 0..1_000 {
         masker.feed(&[b'A'; 10_000], &mut out);
         masker.feed(b"GH_TOKEN_", &mut out);
-        assert!(masker.held.len() <= LONGEST_NAME + 4 * MOST_BACKSLASHES);
+        assert!(held(&masker).len() <= LONGEST_NAME + 32);
     }
     for line in ["text\n", "GH_TOKEN=abc\n", "ghp_abc\n", "\"GH_TOKEN\"\n"] {
         masker.feed(line.as_bytes(), &mut out);
-        assert_eq!(masker.held, b"", "{line}");
+        assert_eq!(held(&masker), b"", "{line}");
     }
 }
 
