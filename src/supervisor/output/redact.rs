@@ -25,49 +25,52 @@ const OWNERS: [&str; 7] = ["FORGE", "VAULT", "GH", "GITHUB", "CLAW", "CLAUDE", "
 const UPPER_KIND: &str = "[A-Z0-9_]*(?:TOKEN|PASS|KEY|SECRET)[A-Z0-9_]*";
 
 /// Rest of a name in lower or mixed case. It ends with the kind; `key` and `pass` are words of their own (`monkey`, `bypass`).
-const MIXED_KIND: &str = r"(?:\w*(?:(?i:TOKEN|SECRET|PASSWORD|PASSWD)|(?:_|(?i:API))(?i:KEY|PASS)|K(?i:EY)|P(?i:ASS))|(?i:KEY|PASS))_?[0-9]*";
+const MIXED_KIND: &str =
+    r"(?:\w*(?:(?i:TOKEN|SECRET|PASSWORD|PASSWD)|(?:_|(?i:API))(?i:KEY|PASS)|K(?i:EY)|P(?i:ASS))|(?i:KEY|PASS))_?[0-9]*";
 
 /// Length of the longest name of a variable.
 const LONGEST_NAME: usize = 128;
 
-/// Length of the longest head of a secret: `_`, a name, a closing quote, `=`, an opening quote.
+/// Length of the longest head: `_`, a name, a closing quote, `=`, an opening quote, spaces.
 const LONGEST_HEAD: usize = 1 + LONGEST_NAME + 9 + 2 + 1 + 2 + 9;
 
 /// Prefixes of tokens.
 const TOKENS: [&str; 7] = ["sk-ant-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"];
 
-/// A secret in the stream: its head is shown, the value behind the head is masked.
+/// A form in which a variable shows: the head, up to the value, is shown, and the value masked.
 struct Rule {
-    /// Parts of a pattern. All but the first rule's follow a name.
+    /// Parts of the pattern behind a name.
     head: &'static [&'static str],
-    in_text: Option<Value>,
-    /// In a line of JSON, which stays JSON. `None`: the quote ends a string.
+    value: Value,
+    /// The same in a line of JSON. `None`: the quote ends a string there, and the line is to stay JSON.
     in_json: Option<Value>,
 }
 
 const EQUALS: &str = r#"(?:\\{0,8}["'])? {0,2}= {0,2}"#;
 const COLON: &str = " {0,2}: {0,2}";
-const ESCAPED: &str = r#"\\""#;
-const ESCAPED_TWICE: &str = r#"\\{3}""#;
-const ESCAPED_3_TIMES: &str = r#"\\{7}""#;
+
+/// Quotes, plain, and escaped as in a JSON string, in one in one, and so on.
+const QUOTES: [&str; 4] = ["\"", r#"\\""#, r#"\\{3}""#, r#"\\{7}""#];
+
+/// Sign between a name and its value, as far as it can be at the end of a piece.
+const UNFINISHED_SIGN: &str = r#"(?:\\{0,8}| {0,2}(?:= {0,2}\\{0,8})?|\\{0,8}["'] {0,2}(?:[=:] {0,2}\\{0,8})?)"#;
 
 /// Where several match at one place, the first counts.
 #[rustfmt::skip]
-const RULES: [Rule; 14] = [
-    Rule { head: &["sk-ant-|gh[opsur]_|github_pat_"], in_text: Some(Value::Word), in_json: Some(Value::Word) },
-    Rule { head: &[EQUALS, "\""], in_text: Some(Value::Quoted), in_json: None },
-    Rule { head: &[EQUALS, ESCAPED], in_text: Some(Value::QuotedOnce), in_json: Some(Value::QuotedOnce) },
-    Rule { head: &[EQUALS, ESCAPED_TWICE], in_text: Some(Value::QuotedTwice), in_json: Some(Value::QuotedTwice) },
-    Rule { head: &[EQUALS, ESCAPED_3_TIMES], in_text: Some(Value::Quoted3Times), in_json: Some(Value::Quoted3Times) },
-    Rule { head: &[EQUALS, r"\\{0,8}'"], in_text: Some(Value::Single), in_json: Some(Value::SingleInJson) },
-    Rule { head: &[EQUALS], in_text: Some(Value::Bare), in_json: Some(Value::Bare) },
-    Rule { head: &["\"", COLON, "\""], in_text: Some(Value::Quoted), in_json: Some(Value::Quoted) },
-    Rule { head: &[ESCAPED, COLON, ESCAPED], in_text: Some(Value::QuotedOnce), in_json: Some(Value::QuotedOnce) },
-    Rule { head: &[ESCAPED_TWICE, COLON, ESCAPED_TWICE], in_text: Some(Value::QuotedTwice), in_json: Some(Value::QuotedTwice) },
-    Rule { head: &[ESCAPED_3_TIMES, COLON, ESCAPED_3_TIMES], in_text: Some(Value::Quoted3Times), in_json: Some(Value::Quoted3Times) },
-    Rule { head: &["'", COLON, "'"], in_text: Some(Value::Single), in_json: Some(Value::SingleInJson) },
-    Rule { head: &["'", COLON, "\""], in_text: Some(Value::Quoted), in_json: None },
-    Rule { head: &["\"", COLON, "'"], in_text: Some(Value::Single), in_json: None },
+const RULES: [Rule; 13] = [
+    Rule { head: &[EQUALS, r"(?:\\{2}){0,4}", QUOTES[0]], value: Value::Quoted, in_json: None },
+    Rule { head: &[EQUALS, QUOTES[1]], value: Value::QuotedOnce, in_json: Some(Value::QuotedOnce) },
+    Rule { head: &[EQUALS, QUOTES[2]], value: Value::QuotedTwice, in_json: Some(Value::QuotedTwice) },
+    Rule { head: &[EQUALS, QUOTES[3]], value: Value::Quoted3Times, in_json: Some(Value::Quoted3Times) },
+    Rule { head: &[EQUALS, r"\\{0,8}'"], value: Value::Single, in_json: Some(Value::SingleInJson) },
+    Rule { head: &[EQUALS], value: Value::Bare, in_json: Some(Value::Bare) },
+    Rule { head: &[QUOTES[0], COLON, QUOTES[0]], value: Value::Quoted, in_json: Some(Value::Quoted) },
+    Rule { head: &[QUOTES[1], COLON, QUOTES[1]], value: Value::QuotedOnce, in_json: Some(Value::QuotedOnce) },
+    Rule { head: &[QUOTES[2], COLON, QUOTES[2]], value: Value::QuotedTwice, in_json: Some(Value::QuotedTwice) },
+    Rule { head: &[QUOTES[3], COLON, QUOTES[3]], value: Value::Quoted3Times, in_json: Some(Value::Quoted3Times) },
+    Rule { head: &["'", COLON, "'"], value: Value::Single, in_json: Some(Value::SingleInJson) },
+    Rule { head: &["'", COLON, QUOTES[0]], value: Value::Quoted, in_json: None },
+    Rule { head: &[QUOTES[0], COLON, "'"], value: Value::Single, in_json: None },
 ];
 
 /// Form of a value, an index into `VALUES`.
@@ -103,14 +106,16 @@ const MOST_BACKSLASHES: usize = 4 * BACKSLASHES;
 /// Compiled rules, and the values of secret variables.
 #[derive(Debug)]
 pub struct Secrets {
+    /// Finds heads; its groups are those of `RULES`.
     heads: Regex,
     /// Finds a head that may go on behind the end of a piece.
     unfinished_head: Regex,
     values: Vec<Regex>,
     /// Values from the environment.
     known: Vec<Vec<u8>>,
-    known_finder: AhoCorasick,
-    /// Length of the longest of them, or of a prefix of a head.
+    /// Finds them, and `TOKENS` behind them.
+    literals: AhoCorasick,
+    /// Length of the longest of all that a secret can begin with.
     longest: usize,
 }
 
@@ -149,12 +154,22 @@ impl Line {
     }
 }
 
-/// A match in a piece: a known value, or the head of the rule with this index.
-#[derive(Clone, Copy)]
+/// What a match is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A value from the environment.
+    Known,
+    /// The prefix of a token.
+    Token,
+    /// Index in `RULES`.
+    Variable(usize),
+}
+
+#[derive(Clone, Copy, Debug)]
 struct Match {
     start: usize,
     end: usize,
-    rule: Option<usize>,
+    kind: Kind,
 }
 
 impl Secrets {
@@ -166,10 +181,9 @@ impl Secrets {
         let (any, capital) = (OWNERS.join("|"), OWNERS.map(|owner| format!("{}(?i:{})", &owner[..1], &owner[1..])).join("|"));
         let owner = format!(r"(?:(?:\b|_)(?i:{any})|{capital})");
         let name = format!("(?:(?:{any}){UPPER_KIND}|{owner}{MIXED_KIND})");
-        let [token, variables @ ..] = RULES.map(|rule| format!("({})", rule.head.concat()));
-        let heads = compile(&format!("{token}|{name}(?:{})", variables.join("|")))?;
-        let unfinished_sign = r#"(?:\\{0,8}| {0,2}(?:= {0,2}\\{0,8})?|\\{0,8}["'] {0,2}(?:[=:] {0,2}\\{0,8})?)"#;
-        let unfinished_head = compile(&format!(r"(?:{owner}\w*|{name}{unfinished_sign})\z"))?;
+        let rules = RULES.map(|rule| rule.head.concat()).join(")|(");
+        let heads = compile(&format!("{name}(?:({rules}))"))?;
+        let unfinished_head = compile(&format!(r"(?:{owner}\w*|{name}{UNFINISHED_SIGN})\z"))?;
         let values = VALUES.iter().map(|value| compile(&format!(r"\A{value}"))).collect::<Result<_>>()?;
         let mut known = Vec::new();
         for (name, value) in environment {
@@ -184,9 +198,10 @@ impl Secrets {
         }
         known.sort();
         known.dedup();
-        let known_finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&known)?;
+        let texts = known.iter().map(Vec::as_slice).chain(TOKENS.map(str::as_bytes));
+        let literals = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts)?;
         let longest = prefixes(&known).map(<[u8]>::len).max().unwrap_or_default();
-        Ok(Self { heads, unfinished_head, values, known, known_finder, longest })
+        Ok(Self { heads, unfinished_head, values, known, literals, longest })
     }
 
     /// First position, not before `from`, at which a secret may begin that goes on behind the end of `bytes`.
@@ -203,16 +218,17 @@ impl Secrets {
         if first > from && bytes[first - 1] == b'_' { first - 1 } else { first }
     }
 
-    fn find_known(&self, bytes: &[u8], from: usize) -> Option<Match> {
-        let found = self.known_finder.find(aho_corasick::Input::new(bytes).range(from..))?;
-        Some(Match { start: found.start(), end: found.end(), rule: None })
+    fn find_literal(&self, bytes: &[u8], from: usize) -> Option<Match> {
+        let found = self.literals.find(aho_corasick::Input::new(bytes).range(from..))?;
+        let kind = if found.pattern().as_usize() < self.known.len() { Kind::Known } else { Kind::Token };
+        Some(Match { start: found.start(), end: found.end(), kind })
     }
 
     fn find_head(&self, bytes: &[u8], from: usize) -> Option<Match> {
         let groups = self.heads.captures_at(bytes, from)?;
         let whole = groups.get(0)?;
-        let rule = (0..RULES.len()).find(|rule| groups.get(rule + 1).is_some());
-        Some(Match { start: whole.start(), end: whole.end(), rule })
+        let rule = groups.iter().skip(1).position(|group| group.is_some())?;
+        Some(Match { start: whole.start(), end: whole.end(), kind: Kind::Variable(rule) })
     }
 }
 
@@ -260,17 +276,15 @@ impl Masker {
         let (secrets, mut bytes) = (Arc::clone(&self.secrets), std::mem::take(&mut self.buffer));
         let undecided_from = |from| if is_last { bytes.len() } else { secrets.undecided_from(&bytes, from) };
         let mut at = self.drained;
-        let (mut known, mut head) = (secrets.find_known(&bytes, at), secrets.find_head(&bytes, at));
+        let (mut literal, mut head) = (secrets.find_literal(&bytes, at), secrets.find_head(&bytes, at));
         let mut undecided = undecided_from(at);
         loop {
-            if let Some((value, is_masked)) = self.value {
-                at += self.mask_value(value, is_masked, (&bytes[at..], is_last), out);
-                if self.value.is_some() {
-                    break;
-                }
+            at += self.mask_value(&bytes[at..], is_last, out);
+            if self.value.is_some() {
+                break;
             }
-            if known.is_some_and(|known| known.start < at) {
-                known = secrets.find_known(&bytes, at);
+            if literal.is_some_and(|literal| literal.start < at) {
+                literal = secrets.find_literal(&bytes, at);
             }
             if head.is_some_and(|head| head.start < at) {
                 head = secrets.find_head(&bytes, at);
@@ -278,42 +292,53 @@ impl Masker {
             if undecided < at {
                 undecided = undecided_from(at);
             }
-            let matches = [known, head].into_iter().flatten();
-            let next = matches.filter(|found| found.start < undecided).min_by_key(|found| found.start);
-            let start = next.map_or(undecided, |found| found.start);
-            out.extend_from_slice(&bytes[at..start]);
-            self.line = self.line.after(&bytes[at..start]);
-            at = start;
-            let Some(found) = next else { break };
-            at += self.begin_value(found, &bytes[start..found.end], out);
+            let matches = [literal, head].into_iter().flatten().filter(|found| found.start < undecided);
+            let Some(found) = matches.min_by_key(|found| found.start) else { break };
+            self.show(&bytes[at..found.start], out);
+            let text = &bytes[found.start..found.end];
+            at = found.start + self.mask(found.kind, text, out);
+            let excess = name_length(text).saturating_sub(LONGEST_NAME);
+            if excess > 0 {
+                head = secrets.find_head(&bytes, found.start + excess); // the end of a long name may be a name
+            }
+        }
+        if self.value.is_none() {
+            self.show(&bytes[at..undecided], out);
+            at = undecided;
         }
         self.drained = at.min(1);
         bytes.drain(..at - self.drained);
         self.buffer = bytes;
     }
 
-    /// Masks a known value, or shows the head of a rule's value. Returns how many bytes of `text`, the match, are dealt with.
-    fn begin_value(&mut self, found: Match, text: &[u8], out: &mut Vec<u8>) -> usize {
-        let name = text.iter().take_while(|&&byte| byte.is_ascii_alphanumeric() || byte == b'_').count();
-        let line = self.line.after(&text[..1]);
-        let rule = found.rule.map(|rule| &RULES[rule]);
-        let value = rule.and_then(|rule| if line == Line::Json { rule.in_json } else { rule.in_text });
-        let length = match rule {
-            None => text.len(),
-            Some(_) if name > LONGEST_NAME => name - LONGEST_NAME,
-            Some(_) if value.is_none() => 1,
-            Some(_) => {
-                self.value = value.map(|value| (value, false));
-                text.len()
-            }
-        };
-        out.extend_from_slice(if rule.is_none() { MASK } else { &text[..length] });
-        self.line = self.line.after(&text[..length]);
-        length
+    fn show(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(bytes);
+        self.line = self.line.after(bytes);
     }
 
-    /// Masks what of the value is in `rest`, and returns its length. Backslashes at the end wait for what follows them.
-    fn mask_value(&mut self, value: Value, is_masked: bool, (rest, is_last): (&[u8], bool), out: &mut Vec<u8>) -> usize {
+    /// Masks a known value, or shows the head of another. Returns how many bytes of `text`, the match, are dealt with.
+    fn mask(&mut self, kind: Kind, text: &[u8], out: &mut Vec<u8>) -> usize {
+        let is_json = self.line.after(&text[..1]) == Line::Json;
+        let value = match kind {
+            Kind::Known => {
+                out.extend_from_slice(MASK);
+                self.line = self.line.after(text);
+                return text.len();
+            }
+            Kind::Token => Some(Value::Word),
+            Kind::Variable(_) if name_length(text) > LONGEST_NAME => None,
+            Kind::Variable(rule) if is_json => RULES[rule].in_json,
+            Kind::Variable(rule) => Some(RULES[rule].value),
+        };
+        self.value = value.map(|value| (value, false));
+        let shown = if value.is_some() { text.len() } else { 1 };
+        self.show(&text[..shown], out);
+        shown
+    }
+
+    /// Masks what of a value is in `rest`, and returns its length. Backslashes at the end wait for what follows them.
+    fn mask_value(&mut self, rest: &[u8], is_last: bool, out: &mut Vec<u8>) -> usize {
+        let Some((value, is_masked)) = self.value else { return 0 };
         let end = self.secrets.values[value as usize].find(rest).map_or(0, |found| found.end());
         let backslashes = rest[end..].iter().take_while(|&&byte| byte == b'\\').count();
         let is_open = !is_last && end + backslashes == rest.len();
@@ -324,6 +349,10 @@ impl Masker {
         self.value = is_open.then_some((value, is_masked || length > 0));
         length
     }
+}
+
+fn name_length(text: &[u8]) -> usize {
+    text.iter().take_while(|&&byte| byte.is_ascii_alphanumeric() || byte == b'_').count()
 }
 
 #[cfg(test)]

@@ -14,6 +14,10 @@ fn secrets() -> Arc<Secrets> {
         ("VAULT_PASS", "x-CLAUDE_-yz"),
         ("FORGE_KEY", "short"),
         ("HOME", "/home/somebody"),
+        ("VAULT_KEY", "/usr/bin"),
+        ("CLAUDE_CODE_KEYBOARD", "enabled"),
+        ("claude_tokens_left", "many-and-more"),
+        ("gh_api_key", "/nonesuch-but-secret"),
     ];
     let environment = environment.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     Arc::clone(SECRETS.get_or_init(|| Arc::new(Secrets::new(environment).expect("few values"))))
@@ -105,6 +109,78 @@ fn secrets_are_masked_and_nothing_else_is() {
 }
 
 #[test]
+fn names_in_lower_case_end_with_their_kind() {
+    let secret =
+        ["claude_api_key", "gh_token2", "ghApiKey", "my_vault_password_2", "claude_apikey", "github_authtoken", "ghkey"];
+    for name in secret {
+        assert_eq!(masked(&format!("{name}=abc")), format!("{name}=***"));
+    }
+    let shown = ["claude_tokens_left", "ghost_monkey", "gh_keys_url", "claude_bypass", "gh_token_count", "Claude_Key_Id"];
+    for name in shown {
+        assert_eq!(masked(&format!("{name}=abc \"{name}\": \"abc\"")), format!("{name}=abc \"{name}\": \"abc\""));
+    }
+    assert_eq!(masked("CLAUDE_TOKENS_LEFT=abc"), "CLAUDE_TOKENS_LEFT=***");
+}
+
+#[test]
+fn ordinary_values_of_secret_variables_are_shown() {
+    let text = "/usr/bin is enabled, many-and-more";
+    assert_eq!(masked(text), text);
+    assert_eq!(masked("x /nonesuch-but-secret"), "x ***");
+}
+
+#[test]
+fn prompts_are_not_held() {
+    for prompt in ["Password: ", "Claude: ", "claude> ", "Go on? [y/N] ", "thorough work", "GITHUB_REPOSITORY = ", "the end"] {
+        let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
+        masker.feed(prompt.as_bytes(), &mut out);
+        assert_eq!(String::from_utf8_lossy(&out), prompt);
+    }
+}
+
+#[test]
+fn values_longer_than_a_piece_are_masked_to_their_end() {
+    let value = "b".repeat(3 * PIECE);
+    for (head, tail) in [("GH_TOKEN=", " x"), ("{\"t\":\"GH_TOKEN=\\\"", "\\\" x\"}"), ("ghp_", ", x")] {
+        for before in [0, 1, PIECE - 5, PIECE - 1] {
+            let padding = " ".repeat(before);
+            let text = format!("{head}{value}{tail}\n{padding}{head}{value}{tail}");
+            assert_eq!(masked(&text), format!("{head}***{tail}\n{padding}{head}***{tail}"));
+        }
+    }
+}
+
+#[test]
+fn backslashes_are_held_in_bounded_memory() {
+    for count in [63, 64, 65, 100, 1_000] {
+        let text = format!("{{\"t\":\"GH_TOKEN=\\\"{}\" x\"}}", "\\".repeat(count));
+        let whole = masked(&text);
+        assert_eq!(masked_in(&text.as_bytes().chunks(7).collect::<Vec<_>>()), whole, "{count}");
+        assert_eq!(masked_in(&text.as_bytes().chunks(1).collect::<Vec<_>>()), whole, "{count}");
+    }
+    let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
+    masker.feed(b"GH_TOKEN=\"", &mut out);
+    for _ in 0..100 {
+        masker.feed(&[b'\\'; 10_000], &mut out);
+        assert!(held(&masker).len() <= MOST_BACKSLASHES);
+    }
+    assert_eq!(out, b"GH_TOKEN=\"***");
+}
+
+#[test]
+fn names_that_are_too_long_hide_no_secret() {
+    for between in [1, 60, 128, 300] {
+        let filler = "GH".repeat(between);
+        let text = format!("GH{filler}hunter2-hunter2_{filler}ghp_abc {filler}_KEY=abc {filler}_gh_key=abc");
+        let whole = masked(&text);
+        assert!(!whole.contains("hunter2") && whole.matches("***").count() == 4, "{whole}");
+        for size in [1, 7, 100] {
+            assert_eq!(masked_in(&text.as_bytes().chunks(size).collect::<Vec<_>>()), whole);
+        }
+    }
+}
+
+#[test]
 fn it_does_not_matter_where_reads_split() {
     for text in MASKED.map(|(text, _)| text).into_iter().chain(SHOWN) {
         let bytes = text.as_bytes();
@@ -163,6 +239,11 @@ fn it_does_not_matter_where_reads_split_in_any_mixture() {
         "\\ to\nall",
         "github_pat_",
         "é",
+        "_",
+        "my_gh",
+        "\\\"",
+        "\\\\\\\"",
+        "{",
     ];
     let mut random = random(1);
     for _ in 0..20_000 {
