@@ -2,6 +2,8 @@
 //! secret, and the values of such variables in our own environment. Memory is bounded, and the output does not depend on
 //! where reads split. A byte is held only as long as a secret may begin with it.
 
+mod rules;
+
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -10,94 +12,15 @@ use std::sync::Arc;
 use aho_corasick::{AhoCorasick, MatchKind};
 use anyhow::Result;
 use memchr::memrchr;
-use regex::bytes::{Regex, RegexBuilder};
+use regex::bytes::Regex;
+
+use rules::{LONGEST_HEAD, LONGEST_NAME, OWNERS, RULES, TOKENS, Value};
 
 /// Replacement for a secret.
 const MASK: &[u8] = b"***";
 
 /// Largest piece of the stream that is matched at once.
 const PIECE: usize = 64 << 10;
-
-/// First words of the names of secret variables. In lower case, one needs a word boundary or `_` before it.
-const OWNERS: [&str; 7] = ["FORGE", "VAULT", "GH", "GITHUB", "CLAW", "CLAUDE", "ANTHROPIC"];
-
-/// Rest of a name in upper case.
-const UPPER_KIND: &str = "[A-Z0-9_]*(?:TOKEN|PASS|KEY|SECRET)[A-Z0-9_]*";
-
-/// Rest of a name in lower or mixed case. It ends with the kind; `key` and `pass` are words of their own (`monkey`, `bypass`).
-const MIXED_KIND: &str =
-    r"(?:\w*(?:(?i:TOKEN|SECRET|PASSWORD|PASSWD)|(?:_|(?i:API))(?i:KEY|PASS)|K(?i:EY)|P(?i:ASS))|(?i:KEY|PASS))_?[0-9]*";
-
-/// Length of the longest name of a variable.
-const LONGEST_NAME: usize = 128;
-
-/// Length of the longest head: `_`, a name, a closing quote, `=`, an opening quote, spaces.
-const LONGEST_HEAD: usize = 1 + LONGEST_NAME + 9 + 2 + 1 + 2 + 9;
-
-/// Prefixes of tokens.
-const TOKENS: [&str; 7] = ["sk-ant-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"];
-
-/// A form in which a variable shows: the head, up to the value, is shown, and the value masked.
-struct Rule {
-    /// Parts of the pattern behind a name.
-    head: &'static [&'static str],
-    value: Value,
-    /// The same in a line of JSON. `None`: the quote ends a string there, and the line is to stay JSON.
-    in_json: Option<Value>,
-}
-
-const EQUALS: &str = r#"(?:\\{0,8}["'])? {0,2}= {0,2}"#;
-const COLON: &str = " {0,2}: {0,2}";
-
-/// Quotes, plain, and escaped as in a JSON string, in one in one, and so on.
-const QUOTES: [&str; 4] = ["\"", r#"\\""#, r#"\\{3}""#, r#"\\{7}""#];
-
-/// Sign between a name and its value, as far as it can be at the end of a piece.
-const UNFINISHED_SIGN: &str = r#"(?:\\{0,8}| {0,2}(?:= {0,2}\\{0,8})?|\\{0,8}["'] {0,2}(?:[=:] {0,2}\\{0,8})?)"#;
-
-/// Where several match at one place, the first counts.
-#[rustfmt::skip]
-const RULES: [Rule; 13] = [
-    Rule { head: &[EQUALS, r"(?:\\{2}){0,4}", QUOTES[0]], value: Value::Quoted, in_json: None },
-    Rule { head: &[EQUALS, QUOTES[1]], value: Value::QuotedOnce, in_json: Some(Value::QuotedOnce) },
-    Rule { head: &[EQUALS, QUOTES[2]], value: Value::QuotedTwice, in_json: Some(Value::QuotedTwice) },
-    Rule { head: &[EQUALS, QUOTES[3]], value: Value::Quoted3Times, in_json: Some(Value::Quoted3Times) },
-    Rule { head: &[EQUALS, r"\\{0,8}'"], value: Value::Single, in_json: Some(Value::SingleInJson) },
-    Rule { head: &[EQUALS], value: Value::Bare, in_json: Some(Value::Bare) },
-    Rule { head: &[QUOTES[0], COLON, QUOTES[0]], value: Value::Quoted, in_json: Some(Value::Quoted) },
-    Rule { head: &[QUOTES[1], COLON, QUOTES[1]], value: Value::QuotedOnce, in_json: Some(Value::QuotedOnce) },
-    Rule { head: &[QUOTES[2], COLON, QUOTES[2]], value: Value::QuotedTwice, in_json: Some(Value::QuotedTwice) },
-    Rule { head: &[QUOTES[3], COLON, QUOTES[3]], value: Value::Quoted3Times, in_json: Some(Value::Quoted3Times) },
-    Rule { head: &["'", COLON, "'"], value: Value::Single, in_json: Some(Value::SingleInJson) },
-    Rule { head: &["'", COLON, QUOTES[0]], value: Value::Quoted, in_json: None },
-    Rule { head: &[QUOTES[0], COLON, "'"], value: Value::Single, in_json: None },
-];
-
-/// Form of a value, an index into `VALUES`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Value {
-    Word,
-    Bare,
-    Single,
-    SingleInJson,
-    Quoted,
-    QuotedOnce,
-    QuotedTwice,
-    Quoted3Times,
-}
-
-/// Patterns of values, without the backslashes before what ends one. A quoted value ends at its own quote and at a quote of
-/// a JSON string around it: each level of strings doubles the backslashes before a quote that belongs to the value.
-const VALUES: [&str; 8] = [
-    "[A-Za-z0-9_-]*",
-    r#"(?:[^ \t\n\x0c\r"'`\\]|\\+[^ \t\n\x0c\r"'`\\nrt])*"#,
-    r"(?:[^'\\\n]|\\+[^'\\\n])*",
-    r#"(?:[^"'\\\n]|\\+[^"'\\\n]|(?:\\{2})*\\")*"#,
-    r#"(?:[^"\\\n]|\\+[^"\\\n]|(?:\\{2})*\\")*"#,
-    r#"(?:[^"\\\n]|\\+[^"\\\n]|(?:\\{4})*\\{3}")*"#,
-    r#"(?:[^"\\\n]|\\+[^"\\\n]|(?:\\{8})*\\{7}")*"#,
-    r#"(?:[^"\\\n]|\\+[^"\\\n]|(?:\\{16})*\\{15}")*"#,
-];
 
 /// Period of the meaning of backslashes in `VALUES`, and the most of them that are shown behind a value.
 const BACKSLASHES: usize = 16;
@@ -113,9 +36,9 @@ pub struct Secrets {
     values: Vec<Regex>,
     /// Values from the environment.
     known: Vec<Vec<u8>>,
-    /// Finds them, and `TOKENS` behind them.
+    /// Finds `known` and, with higher pattern ids, `TOKENS`.
     literals: AhoCorasick,
-    /// Length of the longest of all that a secret can begin with.
+    /// Length of the longest of `prefixes`.
     longest: usize,
 }
 
@@ -123,7 +46,7 @@ pub struct Secrets {
 #[derive(Debug)]
 pub struct Masker {
     secrets: Arc<Secrets>,
-    /// Bytes that are not drained yet, behind at most one that is: a rule may look at it.
+    /// Bytes that are not drained yet, after at most one that is: the patterns look behind by one byte.
     buffer: Vec<u8>,
     drained: usize,
     /// Value that the stream is in, and true if its mask is written.
@@ -154,7 +77,7 @@ impl Line {
     }
 }
 
-/// What a match is of.
+/// Kind of a match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// A value from the environment.
@@ -178,13 +101,7 @@ impl Secrets {
     /// # Errors
     /// The values in the environment are too large to be compiled.
     pub fn new(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self> {
-        let (any, capital) = (OWNERS.join("|"), OWNERS.map(|owner| format!("{}(?i:{})", &owner[..1], &owner[1..])).join("|"));
-        let owner = format!(r"(?:(?:\b|_)(?i:{any})|{capital})");
-        let name = format!("(?:(?:{any}){UPPER_KIND}|{owner}{MIXED_KIND})");
-        let rules = RULES.map(|rule| rule.head.concat()).join(")|(");
-        let heads = compile(&format!("{name}(?:({rules}))"))?;
-        let unfinished_head = compile(&format!(r"(?:{owner}\w*|{name}{UNFINISHED_SIGN})\z"))?;
-        let values = VALUES.iter().map(|value| compile(&format!(r"\A{value}"))).collect::<Result<_>>()?;
+        let heads = rules::heads()?;
         let mut known = Vec::new();
         for (name, value) in environment {
             let value = value.as_bytes().trim_ascii();
@@ -201,7 +118,7 @@ impl Secrets {
         let texts = known.iter().map(Vec::as_slice).chain(TOKENS.map(str::as_bytes));
         let literals = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts)?;
         let longest = prefixes(&known).map(<[u8]>::len).max().unwrap_or_default();
-        Ok(Self { heads, unfinished_head, values, known, literals, longest })
+        Ok(Self { heads, unfinished_head: rules::unfinished_head()?, values: rules::values()?, known, literals, longest })
     }
 
     /// First position, not before `from`, at which a secret may begin that goes on behind the end of `bytes`.
@@ -232,11 +149,7 @@ impl Secrets {
     }
 }
 
-fn compile(pattern: &str) -> Result<Regex> {
-    Ok(RegexBuilder::new(pattern).unicode(false).build()?)
-}
-
-/// All that a secret can begin with.
+/// Literals that a secret can begin with.
 fn prefixes(known: &[Vec<u8>]) -> impl Iterator<Item = &[u8]> {
     known.iter().map(Vec::as_slice).chain(OWNERS.into_iter().chain(TOKENS).map(str::as_bytes))
 }
@@ -316,7 +229,7 @@ impl Masker {
         self.line = self.line.after(bytes);
     }
 
-    /// Masks a known value, or shows the head of another. Returns how many bytes of `text`, the match, are dealt with.
+    /// Masks a known value, or shows the head of another. Returns the number of bytes of `text`, the match, that are drained.
     fn mask(&mut self, kind: Kind, text: &[u8], out: &mut Vec<u8>) -> usize {
         let is_json = self.line.after(&text[..1]) == Line::Json;
         let value = match kind {
