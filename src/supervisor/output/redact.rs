@@ -14,17 +14,13 @@ use anyhow::Result;
 use memchr::memrchr;
 use regex::bytes::Regex;
 
-use rules::{LONGEST_HEAD, LONGEST_NAME, OWNERS, RULES, TOKENS, Value};
+use rules::{BACKSLASHES, LONGEST_HEAD, LONGEST_NAME, MOST_BACKSLASHES, OWNERS, RULES, TOKENS, Value, name_length};
 
 /// Replacement for a secret.
 const MASK: &[u8] = b"***";
 
 /// Largest piece of the stream that is matched at once.
 const PIECE: usize = 64 << 10;
-
-/// Period of the meaning of backslashes in `VALUES`, and the most of them that are shown behind a value.
-const BACKSLASHES: usize = 16;
-const MOST_BACKSLASHES: usize = 4 * BACKSLASHES;
 
 /// Compiled rules, and the values of secret variables.
 #[derive(Debug)]
@@ -65,14 +61,15 @@ enum Line {
 impl Line {
     /// Kind of the line after `bytes`, which may contain ends of lines.
     fn after(self, bytes: &[u8]) -> Self {
-        let (line, rest) = match memrchr(b'\n', bytes) {
-            Some(end) => (Self::Empty, &bytes[end + 1..]),
-            None => (self, bytes),
+        let rest = match memrchr(b'\n', bytes) {
+            Some(end) => &bytes[end + 1..],
+            None if self == Self::Empty => bytes,
+            None => return self,
         };
-        match (line, rest.first()) {
-            (Self::Empty, Some(b'{' | b'[')) => Self::Json,
-            (Self::Empty, Some(_)) => Self::Text,
-            _ => line,
+        match rest.first() {
+            None => Self::Empty,
+            Some(b'{' | b'[') => Self::Json,
+            Some(_) => Self::Text,
         }
     }
 }
@@ -262,10 +259,6 @@ impl Masker {
         self.value = is_open.then_some((value, is_masked || length > 0));
         length
     }
-}
-
-fn name_length(text: &[u8]) -> usize {
-    text.iter().take_while(|&&byte| byte.is_ascii_alphanumeric() || byte == b'_').count()
 }
 
 #[cfg(test)]

@@ -87,6 +87,10 @@ const VALUES: [&str; 8] = [
     r#"(?:[^"\\\n]|\\+[^"\\\n]|(?:\\{16})*\\{15}")*"#,
 ];
 
+/// Period of the meaning of backslashes in `VALUES`, and the most of them that are shown behind a value.
+pub(super) const BACKSLASHES: usize = 16;
+pub(super) const MOST_BACKSLASHES: usize = 4 * BACKSLASHES;
+
 /// Compiles the heads of all variables; its groups are those of `RULES`.
 pub(super) fn heads() -> Result<Regex> {
     compile(&format!("{}(?:({}))", name(), RULES.map(|rule| rule.head.concat()).join(")|(")))
@@ -100,6 +104,11 @@ pub(super) fn unfinished_head() -> Result<Regex> {
 /// Compiles `VALUES`.
 pub(super) fn values() -> Result<Vec<Regex>> {
     VALUES.iter().map(|value| compile(&format!(r"\A{value}"))).collect()
+}
+
+/// Length of the name at the start of `text`.
+pub(super) fn name_length(text: &[u8]) -> usize {
+    text.iter().take_while(|&&byte| byte.is_ascii_alphanumeric() || byte == b'_').count()
 }
 
 fn owner() -> String {

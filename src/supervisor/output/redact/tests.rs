@@ -1,4 +1,4 @@
-//! What is masked, what is not, and that the pieces in which a stream comes do not matter.
+//! Tests of what is masked, and that it does not depend on where reads split.
 
 use std::sync::OnceLock;
 
@@ -123,7 +123,7 @@ fn names_in_lower_case_end_with_their_kind() {
 }
 
 #[test]
-fn ordinary_values_of_secret_variables_are_shown() {
+fn ordinary_values_are_shown() {
     let text = "/usr/bin is enabled, many-and-more";
     assert_eq!(masked(text), text);
     assert_eq!(masked("x /nonesuch-but-secret"), "x ***");
@@ -139,7 +139,7 @@ fn prompts_are_not_held() {
 }
 
 #[test]
-fn values_longer_than_a_piece_are_masked_to_their_end() {
+fn long_values_are_masked_to_their_end() {
     let value = "b".repeat(3 * PIECE);
     for (head, tail) in [("GH_TOKEN=", " x"), ("{\"t\":\"GH_TOKEN=\\\"", "\\\" x\"}"), ("ghp_", ", x")] {
         for before in [0, 1, PIECE - 5, PIECE - 1] {
@@ -181,7 +181,7 @@ fn names_that_are_too_long_hide_no_secret() {
 }
 
 #[test]
-fn it_does_not_matter_where_reads_split() {
+fn split_reads_mask_alike() {
     for text in MASKED.map(|(text, _)| text).into_iter().chain(SHOWN) {
         let bytes = text.as_bytes();
         let whole = masked(text);
@@ -211,7 +211,7 @@ fn random(seed: u64) -> impl FnMut(usize) -> usize {
 
 /// Streams made of the parts that matter, in any order, cut anywhere.
 #[test]
-fn it_does_not_matter_where_reads_split_in_any_mixture() {
+fn split_reads_mask_alike_in_mixtures() {
     let parts = [
         "GH",
         "GITHUB_",
@@ -299,7 +299,7 @@ fn held(masker: &Masker) -> &[u8] {
 }
 
 #[test]
-fn what_is_kept_back_is_short_and_nothing_is_at_the_end_of_a_line() {
+fn held_bytes_are_few_and_none_at_line_end() {
     let mut masker = Masker::new(secrets());
     let mut out = Vec::new();
     for _ in 0..1_000 {
@@ -314,7 +314,7 @@ fn what_is_kept_back_is_short_and_nothing_is_at_the_end_of_a_line() {
 }
 
 #[test]
-fn a_value_with_the_beginning_of_another_secret_in_it_is_masked_wherever_it_is_cut() {
+fn values_that_contain_an_owner_are_masked() {
     let text = b"a x-CLAUDE_-yz b";
     for cut in 0..text.len() {
         assert_eq!(masked_in(&[&text[..cut], &text[cut..]]), "a *** b", "{cut}");
@@ -322,7 +322,7 @@ fn a_value_with_the_beginning_of_another_secret_in_it_is_masked_wherever_it_is_c
 }
 
 #[test]
-fn what_is_certain_is_not_kept_back() {
+fn complete_values_are_not_held() {
     let mut masker = Masker::new(secrets());
     let mut out = Vec::new();
     masker.feed(b"x hunter2-hunter2-longer", &mut out);
@@ -330,21 +330,21 @@ fn what_is_certain_is_not_kept_back() {
 }
 
 #[test]
-fn the_longest_name_is_masked_and_a_longer_one_is_no_name() {
+fn names_are_bounded_in_length() {
     let name = |length| format!("GH_TOKEN{}", "_".repeat(length - 8));
     assert_eq!(masked(&format!("{}=abc", name(LONGEST_NAME))), format!("{}=***", name(LONGEST_NAME)));
     assert_eq!(masked(&format!("{}=abc", name(LONGEST_NAME + 1))), format!("{}=abc", name(LONGEST_NAME + 1)));
 }
 
 #[test]
-fn a_line_is_what_it_begins_with_however_it_comes() {
+fn line_kind_is_that_of_its_first_byte() {
     assert_eq!(Line::Empty.after(b"x").after(b"{"), Line::Text);
     assert_eq!(Line::Empty.after(b"{").after(b"x"), Line::Json);
     assert_eq!(Line::Text.after(b"x\n").after(b"["), Line::Json);
 }
 
 #[test]
-fn a_colon_is_a_sign_only_behind_a_name_in_marks() {
+fn colon_needs_a_quoted_name() {
     // Behind a bare name it ends a sentence, or is YAML, whose values have no end that could be told.
     assert_eq!(masked("GH_TOKEN: \"abc\""), "GH_TOKEN: \"abc\"");
 }
