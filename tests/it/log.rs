@@ -1,4 +1,4 @@
-//! `--log`: what the child prints and what we say of it, line by line, as it comes, with secrets masked.
+//! `--log`: the child's output and our own messages, line by line, as they come, with secrets masked.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::env::{Env, Running, binary, fake_claude, until};
 
-/// The log's lines without their times and runs, which are looked at here.
+/// Lines of the log, without their times and runs, whose form is checked.
 fn lines(env: &Env) -> Vec<String> {
     let text = fs::read_to_string(env.path("log")).unwrap_or_default();
     let entry = |line: &str| {
@@ -21,13 +21,13 @@ fn lines(env: &Env) -> Vec<String> {
     text.lines().map(entry).collect()
 }
 
-/// Those of the child.
+/// Lines of the child.
 fn childs_lines(env: &Env) -> Vec<String> {
     lines(env).into_iter().filter(|line| !line.starts_with("claude-run: ")).collect()
 }
 
 #[test]
-fn both_streams_and_our_own_messages_are_there_with_secrets_masked() {
+fn both_streams_and_messages_are_logged_masked() {
     let env = Env::new();
     let mut command = env.command(binary());
     let script = "echo \"a $GITHUB_TOKEN b\"; sleep 0.1; echo 'KEY GH_TOKEN=abc' >&2; sleep 0.1; printf 'no newline'; exit 3";
@@ -49,7 +49,7 @@ fn both_streams_and_our_own_messages_are_there_with_secrets_masked() {
 }
 
 #[test]
-fn it_fills_as_the_child_runs() {
+fn lines_are_logged_as_they_come() {
     let env = Env::new();
     let run = env.start_fake(&["--log", "log"], "say one; hang");
     run.expect_line("one");
@@ -64,7 +64,7 @@ fn redact_off_masks_nothing() {
 }
 
 #[test]
-fn as_json_each_line_is_an_object() {
+fn json_log_has_an_object_a_line() {
     let env = Env::new();
     let script = r#"echo 'a "quoted" line'; printf '\377\n'"#;
     env.claude_run().args(["--log-format", "json", "--log", "log", "--", "sh", "-c", script]).assert().code(0);
@@ -83,7 +83,7 @@ fn as_json_each_line_is_an_object() {
 }
 
 #[test]
-fn a_line_of_any_length_is_logged_in_parts_with_bounded_memory_and_its_secret_masked() {
+fn long_line_is_logged_in_masked_parts() {
     let env = Env::new();
     let script = r#"head -c 65530 /dev/zero | tr '\0' a; printf 'GH_TOKEN=0123456789'; head -c 20000000 /dev/zero | tr '\0' ' '; printf 'GH_TOKEN='; head -c 10000000 /dev/zero | tr '\0' b; echo; grep VmHWM /proc/$PPID/status >&2"#;
     let mut command = env.command(binary());
@@ -101,7 +101,7 @@ fn a_line_of_any_length_is_logged_in_parts_with_bounded_memory_and_its_secret_ma
 }
 
 #[test]
-fn runs_that_share_a_log_never_mix_their_lines() {
+fn runs_that_share_a_log_never_mix_lines() {
     let env = Env::new();
     let runs: Vec<_> = ["a", "b", "c", "d"]
         .into_iter()
@@ -122,7 +122,7 @@ fn runs_that_share_a_log_never_mix_their_lines() {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_costs_the_log_and_not_the_run() {
+fn unwritable_log_does_not_fail_the_run() {
     let env = Env::new();
     for log in ["/nonesuch/log", "/dev/full"] {
         let ended = env.start(["--log", log, "--", "sh", "-c", "echo out; exit 3"]).end();
@@ -132,7 +132,7 @@ fn a_log_that_cannot_be_written_costs_the_log_and_not_the_run() {
 }
 
 #[test]
-fn where_stderr_is_the_log_nothing_is_written_twice() {
+fn stderr_that_is_the_log_gets_lines_once() {
     let env = Env::new();
     let mut bash = env.command("bash");
     let script = r#""$0" --log log --timeout 0.3 -- sh -c 'echo err >&2; exec sleep 600' 2>>log"#;
@@ -145,7 +145,7 @@ fn where_stderr_is_the_log_nothing_is_written_twice() {
 }
 
 #[test]
-fn what_happens_has_a_name() {
+fn events_are_logged_by_name() {
     let env = Env::new();
     let events = |file: &str| {
         let text = fs::read_to_string(env.path(file)).unwrap_or_default();

@@ -1,5 +1,4 @@
-//! The child's output on its way into the log: masked, cut into lines, and long lines into parts, so that no line needs more
-//! memory than a part.
+//! Logs the child's output by line, with secrets masked. Long lines are logged in parts, so that memory is bounded.
 
 use std::sync::Arc;
 
@@ -8,13 +7,13 @@ use memchr::memchr;
 use super::redact::Masker;
 use crate::logging::LogFile;
 
-/// A longer line is logged in parts of this length.
+/// Length of the parts in which a longer line is logged.
 const LONGEST_PART: usize = 64 << 10;
 
-/// Lines are written to the log when this much of them is there, and when the stream pauses.
+/// Bytes of formatted lines that are written to the log at once, unless the stream pauses.
 const BATCH: usize = 256 << 10;
 
-/// One stream of the child's, being logged.
+/// Logger of one of the child's streams.
 #[derive(Debug)]
 pub(super) struct Lines {
     log: Arc<LogFile>,
@@ -22,18 +21,18 @@ pub(super) struct Lines {
     masker: Option<Masker>,
     masked: Vec<u8>,
     part: Vec<u8>,
-    /// Whether a part of this line has been logged.
+    /// True if a part of this line is logged.
     continued: bool,
     batch: Vec<u8>,
 }
 
 impl Lines {
-    /// The log of `stream`; without a masker, nothing is masked.
+    /// Logger of `stream`; without a masker, nothing is masked.
     pub(super) fn new(log: Arc<LogFile>, stream: &'static str, masker: Option<Masker>) -> Self {
         Self { log, stream, masker, masked: Vec::new(), part: Vec::new(), continued: false, batch: Vec::new() }
     }
 
-    /// Logs the lines that end in `bytes`.
+    /// Logs the lines that `bytes` complete.
     pub(super) fn feed(&mut self, bytes: &[u8]) {
         match &mut self.masker {
             None => self.split(bytes),
@@ -48,7 +47,7 @@ impl Lines {
         self.write();
     }
 
-    /// Logs what is left at the end of the stream.
+    /// Logs the rest at the end of the stream.
     pub(super) fn end(&mut self) {
         if let Some(masker) = &mut self.masker {
             let mut masked = Vec::new();
@@ -72,7 +71,7 @@ impl Lines {
         self.part.extend_from_slice(rest);
     }
 
-    /// Logs as many full parts of a line as there are, and gives back the rest.
+    /// Logs as many full parts of a line as there are, and returns the rest.
     fn cut<'a>(&mut self, mut line: &'a [u8]) -> &'a [u8] {
         while self.part.len() + line.len() > LONGEST_PART {
             let (head, rest) = line.split_at(LONGEST_PART - self.part.len());

@@ -1,422 +1,264 @@
-//! Masks secrets in a stream of bytes, in bounded memory and wherever the stream is cut into pieces: what looks like a
-//! token of Anthropic's or GitHub's, the value of a variable whose name says that it is a secret, and the values that such
-//! variables have in our own environment, as they are and as they look inside JSON strings.
+//! Masks secrets in a stream of bytes: tokens of Anthropic and GitHub, values of variables whose name says that they are
+//! secret, and the values of such variables in our own environment. Memory is bounded, and the output does not depend on
+//! where reads split. A byte is held only as long as a secret may begin with it.
 
-use std::ffi::OsString;
-use std::iter::repeat_n;
+mod rules;
+
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use anyhow::Result;
 use memchr::memrchr;
+use regex::bytes::Regex;
 
-/// What stands in the place of a secret.
+use rules::{BACKSLASHES, LONGEST_HEAD, LONGEST_NAME, MOST_BACKSLASHES, OWNERS, RULES, TOKENS, Value, name_length};
+
+/// Replacement for a secret.
 const MASK: &[u8] = b"***";
 
-/// Names of secret variables, in upper, lower or mixed case: one of these, then letters, and somewhere in them one of `KINDS`.
-const OWNERS: [&[u8]; 7] = [b"FORGE", b"VAULT", b"GH", b"GITHUB", b"CLAW", b"CLAUDE", b"ANTHROPIC"];
-const KINDS: [&[u8]; 4] = [b"TOKEN", b"PASS", b"KEY", b"SECRET"];
+/// Largest piece of the stream that is matched at once.
+const PIECE: usize = 64 << 10;
 
-/// How tokens begin that show by themselves what they are.
-const TOKENS: [&[u8]; 7] = [b"sk-ant-", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"];
-
-/// No variable has a longer name; what is longer is no name.
-const LONGEST_NAME: usize = 128;
-
-/// Shorter values are too ordinary to be masked wherever they stand, and so are plain numbers: some variables with such
-/// names count tokens.
-const SHORTEST_VALUE: usize = 6;
-
-/// What to mask.
+/// Compiled rules, and the values of secret variables.
 #[derive(Debug)]
 pub struct Secrets {
-    /// Finds whatever a secret can begin with.
-    finder: AhoCorasick,
-    /// Values from our own environment, the longest first.
-    values: Vec<Vec<u8>>,
+    /// Finds heads; its groups are those of `RULES`.
+    heads: Regex,
+    /// Finds a head that may go on behind the end of a piece.
+    unfinished_head: Regex,
+    values: Vec<Regex>,
+    /// Values from the environment.
+    known: Vec<Vec<u8>>,
+    /// Finds `known` and, with higher pattern ids, `TOKENS`.
+    literals: AhoCorasick,
+    /// Length of the longest of `prefixes`.
     longest: usize,
 }
 
-/// One stream on its way through.
+/// A stream while it is masked.
 #[derive(Debug)]
 pub struct Masker {
     secrets: Arc<Secrets>,
-    /// The end of what came, if it can be the beginning of a secret.
-    held: Vec<u8>,
-    /// The last byte before those.
-    previous: Option<u8>,
-    state: State,
+    /// Bytes that are not drained yet, after at most one that is: the patterns look behind by one byte.
+    buffer: Vec<u8>,
+    drained: usize,
+    /// Value that the stream is in, and true if its mask is written.
+    value: Option<(Value, bool)>,
     line: Line,
 }
 
-/// What the line that we are in begins with.
+/// Kind of a line, by its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Line {
     Empty,
-    /// A brace or a bracket: it is JSON, and is to stay so.
     Json,
     Text,
 }
 
 impl Line {
-    /// The line after `bytes` of it, or of it and the next ones.
+    /// Kind of the line after `bytes`, which may contain ends of lines.
     fn after(self, bytes: &[u8]) -> Self {
-        let (line, rest) = match memrchr(b'\n', bytes) {
-            Some(end) => (Self::Empty, &bytes[end + 1..]),
-            None => (self, bytes),
+        let rest = match memrchr(b'\n', bytes) {
+            Some(end) => &bytes[end + 1..],
+            None if self == Self::Empty => bytes,
+            None => return self,
         };
-        match (line, rest.first()) {
-            (Self::Empty, Some(b'{' | b'[')) => Self::Json,
-            (Self::Empty, Some(_)) => Self::Text,
-            _ => line,
+        match rest.first() {
+            None => Self::Empty,
+            Some(b'{' | b'[') => Self::Json,
+            Some(_) => Self::Text,
         }
     }
 }
 
+/// Kind of a match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Copying,
-    /// In the rest of a token.
+enum Kind {
+    /// A value from the environment.
+    Known,
+    /// The prefix of a token.
     Token,
-    /// In the value of a variable. Of `backslashes`, not yet written, it shows behind them what they belong to.
-    Value {
-        opened_by: Option<Quote>,
-        backslashes: usize,
-        masked: bool,
-    },
+    /// Index in `RULES`.
+    Variable(usize),
 }
 
-/// A quotation mark: plain, or escaped, as it is in a JSON string (or in one in one).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Quote {
-    mark: u8,
-    backslashes: usize,
-}
-
-impl Quote {
-    /// Whether `mark` behind so many backslashes ends what this mark has opened, or the JSON string around it.
-    fn is_closed_by(self, mark: u8, mut backslashes: usize, line: Line) -> bool {
-        match (self.mark, mark) {
-            // Nothing is escaped between single marks. In JSON, a plain double mark ends the string that they are in.
-            (b'\'', b'\'') => true,
-            (b'\'', b'"') => line == Line::Json && backslashes.is_multiple_of(2),
-            (b'"', b'"') => {
-                // Each string around takes away half of the backslashes. An even number of them is none: a plain mark.
-                let mut around = self.backslashes;
-                while !backslashes.is_multiple_of(2) && around > 0 {
-                    (backslashes, around) = (backslashes / 2, around / 2);
-                }
-                backslashes.is_multiple_of(2)
-            }
-            _ => false,
-        }
-    }
-}
-
-/// What stands at a place where a secret can begin.
-enum Found {
-    Nothing,
-    /// What comes next will tell.
-    Unfinished,
-    /// A value of ours, of this length.
-    Value(usize),
-    /// A token: this much of it is shown.
-    Token(usize),
-    /// A variable, up to its value.
-    Variable(usize, Option<Quote>),
+#[derive(Clone, Copy, Debug)]
+struct Match {
+    start: usize,
+    end: usize,
+    kind: Kind,
 }
 
 impl Secrets {
-    /// The secrets of a process with this environment.
+    /// Compiles the rules, and collects the secrets of a process with this environment.
     ///
     /// # Errors
-    /// The values are too many or too large to be looked for.
-    pub fn new(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self, aho_corasick::BuildError> {
-        let mut values = Vec::new();
+    /// The values in the environment are too large to be compiled.
+    pub fn new(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self> {
+        let heads = rules::heads()?;
+        let mut known = Vec::new();
         for (name, value) in environment {
             let value = value.as_bytes().trim_ascii();
-            let is_number = value.iter().all(u8::is_ascii_digit);
-            if is_secret_name(name.as_bytes()) && value.len() >= SHORTEST_VALUE && !is_number {
-                values.push(value.to_vec());
+            let assignment = [name.as_bytes(), b"="].concat();
+            let is_secret = heads.find(&assignment).is_some_and(|head| head.range() == (0..assignment.len()));
+            if is_secret && is_distinctive(value) {
                 // As in a JSON string, and as in one that is quoted in another.
                 let once = escaped(value);
-                values.push(escaped(&once));
-                values.push(once);
+                known.extend([value.to_vec(), escaped(&once), once]);
             }
         }
-        values.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
-        values.dedup();
-        let longest = beginnings(&values).map(<[u8]>::len).max().unwrap_or_default();
-        let finder = AhoCorasick::builder()
-            .ascii_case_insensitive(true)
-            .match_kind(MatchKind::LeftmostFirst)
-            .build(beginnings(&values))?;
-        Ok(Self { finder, longest, values })
+        known.sort();
+        known.dedup();
+        let texts = known.iter().map(Vec::as_slice).chain(TOKENS.map(str::as_bytes));
+        let literals = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts)?;
+        let longest = prefixes(&known).map(<[u8]>::len).max().unwrap_or_default();
+        Ok(Self { heads, unfinished_head: rules::unfinished_head()?, values: rules::values()?, known, literals, longest })
     }
 
-    /// From where on, not before `from`, `bytes` can be the first part of what a secret begins with.
-    fn beginning_at_the_end(&self, bytes: &[u8], from: usize) -> usize {
-        let first = from.max((bytes.len() + 1).saturating_sub(self.longest));
-        // As the finder does, it minds no case.
-        let is_begun = |at: &usize| {
+    /// First position, not before `from`, at which a secret may begin that goes on behind the end of `bytes`.
+    fn undecided_from(&self, bytes: &[u8], from: usize) -> usize {
+        let is_prefix = |at: &usize| {
             let end = &bytes[*at..];
-            beginnings(&self.values).any(|text| text.len() > end.len() && text[..end.len()].eq_ignore_ascii_case(end))
+            prefixes(&self.known).any(|text| text.len() > end.len() && text[..end.len()].eq_ignore_ascii_case(end))
         };
-        (first..bytes.len()).find(is_begun).unwrap_or(bytes.len())
+        let window = |length| from.max(bytes.len().saturating_sub(length));
+        let prefix = (window(self.longest)..bytes.len()).find(is_prefix).unwrap_or(bytes.len());
+        let head = self.unfinished_head.find_at(bytes, window(LONGEST_HEAD)).map_or(bytes.len(), |head| head.start());
+        let first = prefix.min(head);
+        // A `_` before an owner belongs to the match.
+        if first > from && bytes[first - 1] == b'_' { first - 1 } else { first }
     }
 
-    /// What stands at the beginning of `bytes`, behind the byte `previous`. `complete`: nothing comes behind them.
-    fn recognise(&self, previous: Option<u8>, bytes: &[u8], complete: bool, line: Line) -> Found {
-        let mut known = self.values.iter().map(Vec::as_slice).chain(TOKENS);
-        if !complete && known.any(|text| is_first_part(bytes, text)) {
-            return Found::Unfinished;
-        }
-        if let Some(value) = self.values.iter().find(|value| bytes.starts_with(value)) {
-            return Found::Value(value.len());
-        }
-        if let Some(token) = TOKENS.into_iter().find(|token| bytes.starts_with(token)) {
-            return match bytes.get(token.len()) {
-                Some(&next) if is_of_token(next) => Found::Token(token.len()),
-                None if !complete => Found::Unfinished,
-                _ => Found::Nothing,
-            };
-        }
-        // In the middle of a word in lower case, as in "highlight_keys", nobody's name begins.
-        if bytes[0].is_ascii_lowercase() && previous.is_some_and(|byte| byte.is_ascii_alphanumeric()) {
-            return Found::Nothing;
-        }
-        variable(bytes, complete, line)
+    fn find_literal(&self, bytes: &[u8], from: usize) -> Option<Match> {
+        let found = self.literals.find(aho_corasick::Input::new(bytes).range(from..))?;
+        let kind = if found.pattern().as_usize() < self.known.len() { Kind::Known } else { Kind::Token };
+        Some(Match { start: found.start(), end: found.end(), kind })
+    }
+
+    fn find_head(&self, bytes: &[u8], from: usize) -> Option<Match> {
+        let groups = self.heads.captures_at(bytes, from)?;
+        let whole = groups.get(0)?;
+        let rule = groups.iter().skip(1).position(|group| group.is_some())?;
+        Some(Match { start: whole.start(), end: whole.end(), kind: Kind::Variable(rule) })
     }
 }
 
-/// All that a secret can begin with.
-fn beginnings(values: &[Vec<u8>]) -> impl Iterator<Item = &[u8]> {
-    values.iter().map(Vec::as_slice).chain(OWNERS).chain(TOKENS)
+/// Literals that a secret can begin with.
+fn prefixes(known: &[Vec<u8>]) -> impl Iterator<Item = &[u8]> {
+    known.iter().map(Vec::as_slice).chain(OWNERS.into_iter().chain(TOKENS).map(str::as_bytes))
 }
 
-/// Whether `bytes` are some of `text`, from its beginning, but not all of it.
-fn is_first_part(bytes: &[u8], text: &[u8]) -> bool {
-    text.len() > bytes.len() && text.starts_with(bytes)
-}
-
-/// Looks at `NAME=`, `NAME = "`, `"NAME":"`, also where the quotation marks are escaped.
-fn variable(bytes: &[u8], complete: bool, line: Line) -> Found {
-    let ran_out = if complete { Found::Nothing } else { Found::Unfinished };
-    let name = bytes.iter().take(LONGEST_NAME + 1).take_while(|&&byte| is_of_name(byte)).count();
-    if name > LONGEST_NAME {
-        return Found::Nothing;
-    }
-    if name < bytes.len() && !is_secret_name(&bytes[..name]) {
-        return Found::Nothing;
-    }
-    let Some((after_name, closed_by)) = quote(bytes, name) else { return ran_out };
-    let sign = after_name + spaces(&bytes[after_name..]);
-    let is_colon = match bytes.get(sign) {
-        None => return ran_out,
-        Some(b'=') => false,
-        Some(b':') if closed_by.is_some() => true,
-        Some(_) => return Found::Nothing,
-    };
-    let value = sign + 1 + spaces(&bytes[sign + 1..]);
-    let Some((value, opened_by)) = quote(bytes, value) else { return ran_out };
-    let ends_a_string = |quote: Quote| quote.mark == b'"' && quote.backslashes.is_multiple_of(2);
-    let is_value = if is_colon {
-        // Behind a name in marks, a number or null is no secret, and other marks are those of a string around.
-        opened_by.is_some() && (opened_by == closed_by || line != Line::Json)
-    } else {
-        line != Line::Json || !opened_by.is_some_and(ends_a_string)
-    };
-    if is_value { Found::Variable(value, opened_by) } else { Found::Nothing }
-}
-
-/// More backslashes escape nothing that anybody writes.
-const MOST_BACKSLASHES: usize = 8;
-
-/// What is behind a quotation mark at `at`, and the mark; or `at`, and no mark. `None`: the bytes ran out.
-fn quote(bytes: &[u8], at: usize) -> Option<(usize, Option<Quote>)> {
-    let backslashes = bytes[at..].iter().take(MOST_BACKSLASHES).take_while(|&&byte| byte == b'\\').count();
-    Some(match *bytes.get(at + backslashes)? {
-        mark @ (b'"' | b'\'') => (at + backslashes + 1, Some(Quote { mark, backslashes })),
-        _ => (at, None),
-    })
-}
-
-fn spaces(bytes: &[u8]) -> usize {
-    bytes.iter().take(2).take_while(|&&byte| byte == b' ').count()
-}
-
-fn is_secret_name(name: &[u8]) -> bool {
-    OWNERS.into_iter().any(|owner| {
-        name.split_at_checked(owner.len()).is_some_and(|(first, rest)| {
-            let says = |kind: &[u8]| rest.windows(kind.len()).any(|part| part.eq_ignore_ascii_case(kind));
-            first.eq_ignore_ascii_case(owner) && KINDS.into_iter().any(says)
-        })
-    })
-}
-
-fn is_of_name(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_'
-}
-
-fn is_of_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
+/// False if a value is too ordinary to be masked everywhere: a number, a short word such as `enabled`, an existing path.
+fn is_distinctive(value: &[u8]) -> bool {
+    let is_word = value.len() < 8 && value.iter().all(u8::is_ascii_alphabetic);
+    let is_path = || value.starts_with(b"/") && Path::new(OsStr::from_bytes(value)).exists();
+    value.len() >= 6 && !is_word && !value.iter().all(u8::is_ascii_digit) && !is_path()
 }
 
 fn escaped(value: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(value);
-    let json = serde_json::to_string(&text).unwrap_or_default();
-    json.trim_start_matches('"').strip_suffix('"').unwrap_or_default().as_bytes().to_vec()
+    let json = serde_json::Value::from(String::from_utf8_lossy(value)).to_string();
+    json[1..json.len() - 1].into()
 }
 
 impl Masker {
-    /// A stream that nothing has come through yet.
+    /// A masker at the beginning of a stream.
     pub fn new(secrets: Arc<Secrets>) -> Self {
-        Self { secrets, held: Vec::new(), previous: None, state: State::Copying, line: Line::Empty }
+        Self { secrets, buffer: Vec::new(), drained: 0, value: None, line: Line::Empty }
     }
 
-    /// Takes the next bytes, and writes what can be said of them to `out`. What it keeps back is shorter than the longest
-    /// secret, or than a name with its quotation marks.
+    /// Appends `bytes`, masked, to `out`, except for an end that may be the beginning of a secret.
     pub fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
-        if self.held.is_empty() {
-            self.held = self.run(bytes, false, out);
-        } else {
-            let mut all = std::mem::take(&mut self.held);
-            all.extend_from_slice(bytes);
-            self.held = self.run(&all, false, out);
+        for piece in bytes.chunks(PIECE) {
+            self.buffer.extend_from_slice(piece);
+            self.drain(false, out);
         }
     }
 
-    /// The stream has ended: writes what was kept back.
+    /// Appends the rest to `out`, at the end of the stream.
     pub fn end(&mut self, out: &mut Vec<u8>) {
-        let held = std::mem::take(&mut self.held);
-        self.run(&held, true, out);
-        if let State::Value { backslashes, .. } = self.state {
-            out.extend(repeat_n(b'\\', backslashes));
-        }
-        self.state = State::Copying;
+        self.drain(true, out);
     }
 
-    /// Gives back what cannot be decided yet.
-    fn run(&mut self, bytes: &[u8], complete: bool, out: &mut Vec<u8>) -> Vec<u8> {
-        let secrets = Arc::clone(&self.secrets);
-        let undecided = |from| if complete { bytes.len() } else { secrets.beginning_at_the_end(bytes, from) };
-        let mut open = undecided(0);
-        let mut at = 0; // all before is dealt with
-        while at < bytes.len() {
-            if open < at {
-                open = undecided(at);
+    fn drain(&mut self, is_last: bool, out: &mut Vec<u8>) {
+        let (secrets, mut bytes) = (Arc::clone(&self.secrets), std::mem::take(&mut self.buffer));
+        let undecided_from = |from| if is_last { bytes.len() } else { secrets.undecided_from(&bytes, from) };
+        let mut at = self.drained;
+        let (mut literal, mut head) = (secrets.find_literal(&bytes, at), secrets.find_head(&bytes, at));
+        let mut undecided = undecided_from(at);
+        loop {
+            at += self.mask_value(&bytes[at..], is_last, out);
+            if self.value.is_some() {
+                break;
             }
-            let rest = &bytes[at..];
-            let length = match self.state {
-                State::Copying => match self.copy(rest, open - at, complete, out) {
-                    Copied::Until(length) => length,
-                    Copied::AllButFrom(length) => {
-                        self.pass(&rest[..length]);
-                        return rest[length..].to_vec();
-                    }
-                },
-                State::Token => self.skip_token(rest),
-                State::Value { opened_by, backslashes, masked } => self.skip_value(rest, opened_by, backslashes, masked, out),
-            };
-            self.pass(&rest[..length]);
-            at += length;
+            if literal.is_some_and(|literal| literal.start < at) {
+                literal = secrets.find_literal(&bytes, at);
+            }
+            if head.is_some_and(|head| head.start < at) {
+                head = secrets.find_head(&bytes, at);
+            }
+            if undecided < at {
+                undecided = undecided_from(at);
+            }
+            let matches = [literal, head].into_iter().flatten().filter(|found| found.start < undecided);
+            let Some(found) = matches.min_by_key(|found| found.start) else { break };
+            self.show(&bytes[at..found.start], out);
+            let text = &bytes[found.start..found.end];
+            at = found.start + self.mask(found.kind, text, out);
+            let excess = name_length(text).saturating_sub(LONGEST_NAME);
+            if excess > 0 {
+                head = secrets.find_head(&bytes, found.start + excess); // the end of a long name may be a name
+            }
         }
-        Vec::new()
+        if self.value.is_none() {
+            self.show(&bytes[at..undecided], out);
+            at = undecided;
+        }
+        self.drained = at.min(1);
+        bytes.drain(..at - self.drained);
+        self.buffer = bytes;
     }
 
-    /// `bytes` are dealt with.
-    fn pass(&mut self, bytes: &[u8]) {
+    fn show(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(bytes);
         self.line = self.line.after(bytes);
-        self.previous = bytes.last().copied().or(self.previous);
     }
 
-    /// Copies what comes before the next place where a secret can begin, and deals with that. What begins at `open`, or
-    /// later, cannot be told yet.
-    fn copy(&mut self, bytes: &[u8], open: usize, complete: bool, out: &mut Vec<u8>) -> Copied {
-        let start = match self.secrets.finder.find(bytes).map(|found| found.start()) {
-            Some(start) if start <= open => start,
-            _ => {
-                out.extend_from_slice(&bytes[..open]);
-                return Copied::AllButFrom(open);
-            }
-        };
-        let (before, rest) = bytes.split_at(start);
-        out.extend_from_slice(before);
-        let previous = before.last().copied().or(self.previous);
-        let length = match self.secrets.recognise(previous, rest, complete, self.line.after(before)) {
-            Found::Unfinished => return Copied::AllButFrom(start),
-            Found::Nothing => {
-                out.push(rest[0]);
-                1
-            }
-            Found::Value(length) => {
+    /// Masks a known value, or shows the head of another. Returns the number of bytes of `text`, the match, that are drained.
+    fn mask(&mut self, kind: Kind, text: &[u8], out: &mut Vec<u8>) -> usize {
+        let is_json = self.line.after(&text[..1]) == Line::Json;
+        let value = match kind {
+            Kind::Known => {
                 out.extend_from_slice(MASK);
-                length
+                self.line = self.line.after(text);
+                return text.len();
             }
-            Found::Token(length) => {
-                out.extend_from_slice(&rest[..length]);
-                out.extend_from_slice(MASK);
-                self.state = State::Token;
-                length
-            }
-            Found::Variable(length, opened_by) => {
-                out.extend_from_slice(&rest[..length]);
-                self.state = State::Value { opened_by, backslashes: 0, masked: false };
-                length
-            }
+            Kind::Token => Some(Value::Word),
+            Kind::Variable(_) if name_length(text) > LONGEST_NAME => None,
+            Kind::Variable(rule) if is_json => RULES[rule].in_json,
+            Kind::Variable(rule) => Some(RULES[rule].value),
         };
-        Copied::Until(start + length)
+        self.value = value.map(|value| (value, false));
+        let shown = if value.is_some() { text.len() } else { 1 };
+        self.show(&text[..shown], out);
+        shown
     }
 
-    fn skip_token(&mut self, bytes: &[u8]) -> usize {
-        let length = bytes.iter().take_while(|&&byte| is_of_token(byte)).count();
-        if length < bytes.len() {
-            self.state = State::Copying;
+    /// Masks what of a value is in `rest`, and returns its length. Backslashes at the end wait for what follows them.
+    fn mask_value(&mut self, rest: &[u8], is_last: bool, out: &mut Vec<u8>) -> usize {
+        let Some((value, is_masked)) = self.value else { return 0 };
+        let end = self.secrets.values[value as usize].find(rest).map_or(0, |found| found.end());
+        let backslashes = rest[end..].iter().take_while(|&&byte| byte == b'\\').count();
+        let is_open = !is_last && end + backslashes == rest.len();
+        let length = end + backslashes.saturating_sub(MOST_BACKSLASHES).next_multiple_of(BACKSLASHES);
+        if length > 0 && !is_masked {
+            out.extend_from_slice(MASK);
         }
+        self.value = is_open.then_some((value, is_masked || length > 0));
         length
     }
-
-    fn skip_value(
-        &mut self,
-        bytes: &[u8],
-        opened_by: Option<Quote>,
-        mut backslashes: usize,
-        mut masked: bool,
-        out: &mut Vec<u8>,
-    ) -> usize {
-        for (at, &byte) in bytes.iter().enumerate() {
-            if byte == b'\\' {
-                backslashes += 1;
-                continue;
-            }
-            let ends = match opened_by {
-                Some(quote) => byte == b'\n' || quote.is_closed_by(byte, backslashes, self.line),
-                None => {
-                    let line_end_in_json = backslashes > 0 && matches!(byte, b'n' | b'r' | b't');
-                    byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b'`') || line_end_in_json
-                }
-            };
-            if ends {
-                out.extend(repeat_n(b'\\', backslashes));
-                self.state = State::Copying;
-                return at;
-            }
-            if !masked {
-                out.extend_from_slice(MASK);
-            }
-            (backslashes, masked) = (0, true);
-        }
-        self.state = State::Value { opened_by, backslashes, masked };
-        bytes.len()
-    }
-}
-
-/// How far a copy came.
-enum Copied {
-    /// So many bytes are dealt with; a secret may have begun behind them.
-    Until(usize),
-    /// From here on nothing can be said yet.
-    AllButFrom(usize),
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What is masked, what is not, and that the pieces in which a stream comes do not matter.
+//! Tests of what is masked, and that it does not depend on where reads split.
 
 use std::sync::OnceLock;
 
@@ -14,6 +14,10 @@ fn secrets() -> Arc<Secrets> {
         ("VAULT_PASS", "x-CLAUDE_-yz"),
         ("FORGE_KEY", "short"),
         ("HOME", "/home/somebody"),
+        ("VAULT_KEY", "/usr/bin"),
+        ("CLAUDE_CODE_KEYBOARD", "enabled"),
+        ("claude_tokens_left", "many-and-more"),
+        ("gh_api_key", "/nonesuch-but-secret"),
     ];
     let environment = environment.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     Arc::clone(SECRETS.get_or_init(|| Arc::new(Secrets::new(environment).expect("few values"))))
@@ -105,7 +109,79 @@ fn secrets_are_masked_and_nothing_else_is() {
 }
 
 #[test]
-fn it_does_not_matter_where_reads_split() {
+fn names_in_lower_case_end_with_their_kind() {
+    let secret =
+        ["claude_api_key", "gh_token2", "ghApiKey", "my_vault_password_2", "claude_apikey", "github_authtoken", "ghkey"];
+    for name in secret {
+        assert_eq!(masked(&format!("{name}=abc")), format!("{name}=***"));
+    }
+    let shown = ["claude_tokens_left", "ghost_monkey", "gh_keys_url", "claude_bypass", "gh_token_count", "Claude_Key_Id"];
+    for name in shown {
+        assert_eq!(masked(&format!("{name}=abc \"{name}\": \"abc\"")), format!("{name}=abc \"{name}\": \"abc\""));
+    }
+    assert_eq!(masked("CLAUDE_TOKENS_LEFT=abc"), "CLAUDE_TOKENS_LEFT=***");
+}
+
+#[test]
+fn ordinary_values_are_shown() {
+    let text = "/usr/bin is enabled, many-and-more";
+    assert_eq!(masked(text), text);
+    assert_eq!(masked("x /nonesuch-but-secret"), "x ***");
+}
+
+#[test]
+fn prompts_are_not_held() {
+    for prompt in ["Password: ", "Claude: ", "claude> ", "Go on? [y/N] ", "thorough work", "GITHUB_REPOSITORY = ", "the end"] {
+        let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
+        masker.feed(prompt.as_bytes(), &mut out);
+        assert_eq!(String::from_utf8_lossy(&out), prompt);
+    }
+}
+
+#[test]
+fn long_values_are_masked_to_their_end() {
+    let value = "b".repeat(3 * PIECE);
+    for (head, tail) in [("GH_TOKEN=", " x"), ("{\"t\":\"GH_TOKEN=\\\"", "\\\" x\"}"), ("ghp_", ", x")] {
+        for before in [0, 1, PIECE - 5, PIECE - 1] {
+            let padding = " ".repeat(before);
+            let text = format!("{head}{value}{tail}\n{padding}{head}{value}{tail}");
+            assert_eq!(masked(&text), format!("{head}***{tail}\n{padding}{head}***{tail}"));
+        }
+    }
+}
+
+#[test]
+fn backslashes_are_held_in_bounded_memory() {
+    for count in [63, 64, 65, 100, 1_000] {
+        let text = format!("{{\"t\":\"GH_TOKEN=\\\"{}\" x\"}}", "\\".repeat(count));
+        let whole = masked(&text);
+        assert_eq!(masked_in(&text.as_bytes().chunks(7).collect::<Vec<_>>()), whole, "{count}");
+        assert_eq!(masked_in(&text.as_bytes().chunks(1).collect::<Vec<_>>()), whole, "{count}");
+    }
+    let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
+    masker.feed(b"GH_TOKEN=\"", &mut out);
+    for _ in 0..100 {
+        masker.feed(&[b'\\'; 10_000], &mut out);
+        assert!(held(&masker).len() <= MOST_BACKSLASHES);
+    }
+    assert_eq!(out, b"GH_TOKEN=\"***");
+}
+
+#[test]
+fn names_that_are_too_long_hide_no_secret() {
+    for between in [1, 60, 128, 300] {
+        let filler = "GH".repeat(between);
+        let text = format!("GH{filler}hunter2-hunter2_{filler}ghp_abc {filler}_KEY=abc {filler}_gh_key=abc");
+        let whole = masked(&text);
+        assert!(!whole.contains("hunter2") && whole.matches("***").count() == 4, "{whole}");
+        for size in [1, 7, 100] {
+            assert_eq!(masked_in(&text.as_bytes().chunks(size).collect::<Vec<_>>()), whole);
+        }
+    }
+}
+
+#[test]
+fn split_reads_mask_alike() {
     for text in MASKED.map(|(text, _)| text).into_iter().chain(SHOWN) {
         let bytes = text.as_bytes();
         let whole = masked(text);
@@ -135,7 +211,7 @@ fn random(seed: u64) -> impl FnMut(usize) -> usize {
 
 /// Streams made of the parts that matter, in any order, cut anywhere.
 #[test]
-fn it_does_not_matter_where_reads_split_in_any_mixture() {
+fn split_reads_mask_alike_in_mixtures() {
     let parts = [
         "GH",
         "GITHUB_",
@@ -163,6 +239,11 @@ fn it_does_not_matter_where_reads_split_in_any_mixture() {
         "\\ to\nall",
         "github_pat_",
         "é",
+        "_",
+        "my_gh",
+        "\\\"",
+        "\\\\\\\"",
+        "{",
     ];
     let mut random = random(1);
     for _ in 0..20_000 {
@@ -213,23 +294,27 @@ fn json_stays_json() {
     }
 }
 
+fn held(masker: &Masker) -> &[u8] {
+    &masker.buffer[masker.drained..]
+}
+
 #[test]
-fn what_is_kept_back_is_short_and_nothing_is_at_the_end_of_a_line() {
+fn held_bytes_are_few_and_none_at_line_end() {
     let mut masker = Masker::new(secrets());
     let mut out = Vec::new();
     for _ in 0..1_000 {
         masker.feed(&[b'A'; 10_000], &mut out);
         masker.feed(b"GH_TOKEN_", &mut out);
-        assert!(masker.held.len() <= LONGEST_NAME + 4 * MOST_BACKSLASHES);
+        assert!(held(&masker).len() <= LONGEST_NAME + 32);
     }
     for line in ["text\n", "GH_TOKEN=abc\n", "ghp_abc\n", "\"GH_TOKEN\"\n"] {
         masker.feed(line.as_bytes(), &mut out);
-        assert_eq!(masker.held, b"", "{line}");
+        assert_eq!(held(&masker), b"", "{line}");
     }
 }
 
 #[test]
-fn a_value_with_the_beginning_of_another_secret_in_it_is_masked_wherever_it_is_cut() {
+fn values_that_contain_an_owner_are_masked() {
     let text = b"a x-CLAUDE_-yz b";
     for cut in 0..text.len() {
         assert_eq!(masked_in(&[&text[..cut], &text[cut..]]), "a *** b", "{cut}");
@@ -237,7 +322,7 @@ fn a_value_with_the_beginning_of_another_secret_in_it_is_masked_wherever_it_is_c
 }
 
 #[test]
-fn what_is_certain_is_not_kept_back() {
+fn complete_values_are_not_held() {
     let mut masker = Masker::new(secrets());
     let mut out = Vec::new();
     masker.feed(b"x hunter2-hunter2-longer", &mut out);
@@ -245,21 +330,21 @@ fn what_is_certain_is_not_kept_back() {
 }
 
 #[test]
-fn the_longest_name_is_masked_and_a_longer_one_is_no_name() {
+fn names_are_bounded_in_length() {
     let name = |length| format!("GH_TOKEN{}", "_".repeat(length - 8));
     assert_eq!(masked(&format!("{}=abc", name(LONGEST_NAME))), format!("{}=***", name(LONGEST_NAME)));
     assert_eq!(masked(&format!("{}=abc", name(LONGEST_NAME + 1))), format!("{}=abc", name(LONGEST_NAME + 1)));
 }
 
 #[test]
-fn a_line_is_what_it_begins_with_however_it_comes() {
+fn line_kind_is_that_of_its_first_byte() {
     assert_eq!(Line::Empty.after(b"x").after(b"{"), Line::Text);
     assert_eq!(Line::Empty.after(b"{").after(b"x"), Line::Json);
     assert_eq!(Line::Text.after(b"x\n").after(b"["), Line::Json);
 }
 
 #[test]
-fn a_colon_is_a_sign_only_behind_a_name_in_marks() {
+fn colon_needs_a_quoted_name() {
     // Behind a bare name it ends a sentence, or is YAML, whose values have no end that could be told.
     assert_eq!(masked("GH_TOKEN: \"abc\""), "GH_TOKEN: \"abc\"");
 }
