@@ -151,11 +151,10 @@ fn prefixes(known: &[Vec<u8>]) -> impl Iterator<Item = &[u8]> {
     known.iter().map(Vec::as_slice).chain(OWNERS.into_iter().chain(TOKENS).map(str::as_bytes))
 }
 
-/// False if a value is too ordinary to be masked everywhere: a number, a short word such as `enabled`, an existing path.
+/// False if a value is too ordinary to be masked everywhere: short, a number, an existing path.
 fn is_distinctive(value: &[u8]) -> bool {
-    let is_word = value.len() < 8 && value.iter().all(u8::is_ascii_alphabetic);
     let is_path = || value.starts_with(b"/") && Path::new(OsStr::from_bytes(value)).exists();
-    value.len() >= 6 && !is_word && !value.iter().all(u8::is_ascii_digit) && !is_path()
+    value.len() >= 6 && !value.iter().all(u8::is_ascii_digit) && !is_path()
 }
 
 fn escaped(value: &[u8]) -> Vec<u8> {
@@ -202,7 +201,11 @@ impl Masker {
             if undecided < at {
                 undecided = undecided_from(at);
             }
-            let matches = [literal, head].into_iter().flatten().filter(|found| found.start < undecided);
+            // `_ghp_abc_key=` is a token, not a name.
+            let is_token =
+                |head: &Match| literal.is_some_and(|found| found.kind == Kind::Token && found.start == head.start + 1);
+            let matches =
+                [literal, head.filter(|head| !is_token(head))].into_iter().flatten().filter(|found| found.start < undecided);
             let Some(found) = matches.min_by_key(|found| found.start) else { break };
             self.show(&bytes[at..found.start], out);
             let text = &bytes[found.start..found.end];

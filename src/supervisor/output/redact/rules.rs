@@ -10,9 +10,8 @@ pub(super) const OWNERS: [&str; 7] = ["FORGE", "VAULT", "GH", "GITHUB", "CLAW", 
 /// Rest of a name in upper case.
 const UPPER_KIND: &str = "[A-Z0-9_]*(?:TOKEN|PASS|KEY|SECRET)[A-Z0-9_]*";
 
-/// Rest of a name in lower or mixed case. It ends with the kind; `key` and `pass` are words of their own (`monkey`, `bypass`).
-const MIXED_KIND: &str =
-    r"(?:\w*(?:(?i:TOKEN|SECRET|PASSWORD|PASSWD)|(?:_|(?i:API))(?i:KEY|PASS)|K(?i:EY)|P(?i:ASS))|(?i:KEY|PASS))_?[0-9]*";
+/// Rest of a name in lower or mixed case. It ends with the kind.
+const MIXED_KIND: &str = r"\w*(?i:TOKEN|SECRET|PASSWORD|PASSWD|PASS|KEY)_?[0-9]*";
 
 /// Length of the longest name of a variable.
 pub(super) const LONGEST_NAME: usize = 128;

@@ -15,7 +15,6 @@ fn secrets() -> Arc<Secrets> {
         ("FORGE_KEY", "short"),
         ("HOME", "/home/somebody"),
         ("VAULT_KEY", "/usr/bin"),
-        ("CLAUDE_CODE_KEYBOARD", "enabled"),
         ("claude_tokens_left", "many-and-more"),
         ("gh_api_key", "/nonesuch-but-secret"),
     ];
@@ -110,12 +109,20 @@ fn secrets_are_masked_and_nothing_else_is() {
 
 #[test]
 fn names_in_lower_case_end_with_their_kind() {
-    let secret =
-        ["claude_api_key", "gh_token2", "ghApiKey", "my_vault_password_2", "claude_apikey", "github_authtoken", "ghkey"];
+    let secret = [
+        "claude_api_key",
+        "gh_token2",
+        "ghApiKey",
+        "my_vault_password_2",
+        "claude_apikey",
+        "github_authtoken",
+        "ghkey",
+        "gh_mypass",
+    ];
     for name in secret {
         assert_eq!(masked(&format!("{name}=abc")), format!("{name}=***"));
     }
-    let shown = ["claude_tokens_left", "ghost_monkey", "gh_keys_url", "claude_bypass", "gh_token_count", "Claude_Key_Id"];
+    let shown = ["claude_tokens_left", "gh_keys_url", "gh_token_count", "Claude_Key_Id"];
     for name in shown {
         assert_eq!(masked(&format!("{name}=abc \"{name}\": \"abc\"")), format!("{name}=abc \"{name}\": \"abc\""));
     }
@@ -124,7 +131,7 @@ fn names_in_lower_case_end_with_their_kind() {
 
 #[test]
 fn ordinary_values_are_shown() {
-    let text = "/usr/bin is enabled, many-and-more";
+    let text = "/usr/bin is there, many-and-more";
     assert_eq!(masked(text), text);
     assert_eq!(masked("x /nonesuch-but-secret"), "x ***");
 }
@@ -347,4 +354,10 @@ fn line_kind_is_that_of_its_first_byte() {
 fn colon_needs_a_quoted_name() {
     // Behind a bare name it ends a sentence, or is YAML, whose values have no end that could be told.
     assert_eq!(masked("GH_TOKEN: \"abc\""), "GH_TOKEN: \"abc\"");
+}
+
+#[test]
+fn token_behind_an_underscore_is_a_token() {
+    assert_eq!(masked("_ghp_abc_key="), "_ghp_***=");
+    assert_eq!(masked("_ghp_abc_key=x"), "_ghp_***=x");
 }
