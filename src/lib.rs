@@ -37,7 +37,7 @@
 //! # The rooms
 //!
 //! In the order of the flow; a module imports only from those above it and from the leaves (`outcome`, `diag`, `procfs`,
-//! `run_id`, `identity`, `object`, `files`, `changes`, `mounts`, `children`):
+//! `run_id`, `identity`, `files`, `changes`, `mounts`, `children`):
 //!
 //! | room | what is in it, and nowhere else |
 //! |---|---|
@@ -64,7 +64,6 @@ pub mod config;
 pub mod events;
 pub mod lock;
 pub mod logging;
-mod object;
 pub mod ops;
 pub mod outcome;
 pub mod plan;

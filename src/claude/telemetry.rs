@@ -2,6 +2,7 @@
 //! `telemetry/1p_failed_events.<session>.<uuid>.json` in the config dir, one event a line, of all kinds. Only those about
 //! refreshes are looked at; files are cut short, vanish while they are read, and have lines of 100 KB.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,9 @@ use std::time::SystemTime;
 
 use memchr::memmem;
 
-use crate::object::Members;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
 use crate::sys::fs::open_to_read;
 
 /// An event of a refresh.
@@ -57,16 +60,18 @@ impl RefreshEvent {
     /// As above; there is no more to be said of it.
     pub fn parse(line: &[u8]) -> Option<Result<Self, ()>> {
         memmem::find(line, PREFIX.as_bytes())?;
-        let event = Members::read(line).and_then(|line| line.members("event_data"));
-        let Some(event) = event else { return Some(Err(())) };
+        let line: Value = serde_json::from_slice(line).unwrap_or_default();
+        let event = &line["event_data"];
+        if !event.is_object() {
+            return Some(Err(()));
+        }
         // The words may stand in the data of some other event.
-        let name: String = event.get("event_name")?;
-        let name = name.strip_prefix(PREFIX)?.to_owned();
-        let at = event.get::<String>("client_timestamp").and_then(|at| humantime::parse_rfc3339_weak(at.trim()).ok());
+        let name = event["event_name"].as_str()?.strip_prefix(PREFIX)?;
+        let at = event["client_timestamp"].as_str().and_then(|at| humantime::parse_rfc3339_weak(at.trim()).ok());
         let Some(at) = at else { return Some(Err(())) };
-        let version = event.members("env").and_then(|env| env.get("version")).unwrap_or_default();
-        let name = if name == "lock_race_resolved" { "race_resolved".to_owned() } else { name };
-        Some(Ok(Self { at, name, session: event.get("session_id").unwrap_or_default(), version }))
+        let name = if name == "lock_race_resolved" { "race_resolved" } else { name }.to_owned();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Some(Ok(Self { at, name, session: text(&event["session_id"]), version: text(&event["env"]["version"]) }))
     }
 
     /// What it tells.
@@ -152,7 +157,7 @@ impl Telemetry {
             if read == 0 {
                 break;
             }
-            if !line.ends_with(b"\n") && Members::read(&line).is_none() {
+            if !line.ends_with(b"\n") && serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(&line).is_err() {
                 break; // it may be completed yet
             }
             match RefreshEvent::parse(&line) {
