@@ -95,7 +95,7 @@ impl Verdict {
         }
     }
 
-    /// Its colour on a terminal.
+    /// Colour on a terminal.
     fn style(self) -> Style {
         match self {
             Self::Pass => AnsiColor::Green,

@@ -14,7 +14,7 @@ use crate::claude::telemetry::{Meaning, RefreshEvent, Telemetry};
 use crate::config::settings;
 use crate::events::EventQueue;
 use crate::outcome::Outcome;
-use crate::records::{sanitize, time};
+use crate::records::{sanitize, time, timestamp};
 
 /// Longest time between two events of one contention.
 const SAME_WINDOW: Duration = Duration::from_secs(60);
@@ -87,7 +87,7 @@ struct SummaryJson<'a> {
     files: usize,
     skipped: usize,
     counts: Vec<CountJson<'a>>,
-    windows: Vec<WindowJson<'a>>,
+    windows: &'a [Window],
     other_failures: usize,
     broken: Vec<EventJson<'a>>,
 }
@@ -101,17 +101,6 @@ struct CountJson<'a> {
     sessions: &'a BTreeSet<String>,
 }
 
-/// One contention.
-#[derive(Serialize)]
-struct WindowJson<'a> {
-    from: String,
-    to: String,
-    sessions: &'a BTreeSet<String>,
-    retries: usize,
-    resolved: usize,
-    broken: usize,
-}
-
 /// One event; with `--follow`, each is a line.
 #[derive(Serialize)]
 struct EventJson<'a> {
@@ -121,9 +110,12 @@ struct EventJson<'a> {
     session: &'a str,
 }
 
-/// A time in which several sessions wanted to refresh.
+/// One contention: a time in which several sessions wanted to refresh.
+#[derive(Serialize)]
 struct Window {
+    #[serde(with = "timestamp")]
     from: SystemTime,
+    #[serde(with = "timestamp")]
     to: SystemTime,
     sessions: BTreeSet<String>,
     retries: usize,
@@ -286,18 +278,10 @@ impl Summary {
             counts: counts
                 .map(|((name, version), (count, sessions))| CountJson { name, version, count: *count, sessions })
                 .collect(),
-            windows: self.windows.iter().map(WindowJson::of).collect(),
+            windows: &self.windows,
             other_failures: self.other_failures,
             broken: self.broken.iter().map(EventJson::of).collect(),
         }
-    }
-}
-
-impl<'a> WindowJson<'a> {
-    fn of(window: &'a Window) -> Self {
-        let Window { from, to, sessions, retries, resolved, broken } = window;
-        let (from, to) = (time(*from), time(*to));
-        Self { from, to, sessions, retries: *retries, resolved: *resolved, broken: *broken }
     }
 }
 

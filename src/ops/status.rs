@@ -36,7 +36,7 @@ struct Status<'a> {
     elsewhere: Vec<RunRecord>,
     refresh_locks: [RefreshLock; 2],
     login: Login,
-    /// How a claude that is started here authenticates.
+    /// Authentication of a claude that is started here.
     auth: Auth,
     last: Vec<FinishedRun>,
 }

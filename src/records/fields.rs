@@ -22,7 +22,7 @@ pub(crate) fn time(at: SystemTime) -> String {
 }
 
 /// For `#[serde(with)]` on a `SystemTime`.
-pub(super) mod timestamp {
+pub(crate) mod timestamp {
     use super::*;
 
     pub(crate) fn serialize<S: Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {

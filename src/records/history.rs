@@ -24,61 +24,52 @@ const LARGEST: u64 = 8 * LARGE;
 /// A finished run: its line in the history, and in the file of `--record`. Fields that nothing here reads are only written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FinishedRun {
-    /// Run id.
-    pub run: String,
-    /// `--label`
+    pub(crate) run: String,
     #[serde(default, deserialize_with = "lenient")]
-    pub label: Option<String>,
-    /// Name of the outcome.
-    pub outcome: String,
-    /// Exit code.
-    pub exit_code: u8,
-    /// Start of the run.
+    pub(crate) label: Option<String>,
+    pub(crate) outcome: String,
+    pub(crate) exit_code: u8,
     #[serde(with = "timestamp")]
-    pub began: SystemTime,
-    /// Time from its start to its end.
-    pub total_ms: u64,
+    pub(crate) began: SystemTime,
+    pub(crate) total_ms: u64,
     /// Time spent waiting for the lock, if the run wanted it.
     #[serde(default, deserialize_with = "lenient")]
-    pub wait_ms: Option<u64>,
-    /// Time the lock was held.
+    pub(crate) wait_ms: Option<u64>,
     #[serde(default, deserialize_with = "lenient")]
-    pub hold_ms: Option<u64>,
+    pub(crate) hold_ms: Option<u64>,
     #[serde(skip_deserializing)]
-    pub(super) run_ms: Option<u64>,
+    pub(crate) run_ms: Option<u64>,
     #[serde(skip_deserializing)]
-    pub(super) lock: String,
+    pub(crate) lock: String,
     #[serde(skip_deserializing)]
-    pub(super) host: String,
+    pub(crate) host: String,
     #[serde(skip_deserializing)]
-    pub(super) pid: i32,
+    pub(crate) pid: i32,
     #[serde(skip_deserializing)]
-    pub(super) version: String,
+    pub(crate) version: String,
     #[serde(skip_deserializing)]
-    pub(super) program: String,
+    pub(crate) program: String,
     #[serde(skip_deserializing)]
-    pub(super) session_id: Option<String>,
+    pub(crate) session_id: Option<String>,
     #[serde(skip_deserializing)]
-    pub(super) subtype: Option<String>,
+    pub(crate) subtype: Option<String>,
     #[serde(skip_deserializing)]
-    pub(super) is_error: Option<bool>,
-    /// Turns of claude, from the result frame.
+    pub(crate) is_error: Option<bool>,
     #[serde(default, deserialize_with = "lenient")]
-    pub turns: Option<u64>,
+    pub(crate) turns: Option<u64>,
     #[serde(skip_deserializing)]
-    pub(super) claude_ms: Option<u64>,
-    /// Cost in US dollars, from the result frame.
+    pub(crate) claude_ms: Option<u64>,
     #[serde(default, deserialize_with = "lenient")]
-    pub cost_usd: Option<f64>,
+    pub(crate) cost_usd: Option<f64>,
 }
 
 /// Finished runs, as the history has them.
 #[derive(Debug, Default)]
 pub struct History {
     /// Finished runs, in the order of their ends.
-    pub finished: Vec<FinishedRun>,
+    pub(crate) finished: Vec<FinishedRun>,
     /// Number of lines that could not be understood: cut or mixed by a full disk, or from elsewhere.
-    pub skipped: usize,
+    pub(crate) skipped: usize,
 }
 
 impl RecordStore {

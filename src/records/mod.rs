@@ -8,7 +8,7 @@ mod recorder;
 mod run_record;
 mod store;
 
-pub(crate) use fields::time;
+pub(crate) use fields::{time, timestamp};
 pub use history::{FinishedRun, History};
 pub use recorder::{RunInfo, RunRecorder};
 pub(crate) use run_record::sanitize;

@@ -48,20 +48,17 @@ pub struct RunRecorder {
 /// Description of a run that begins.
 #[derive(Debug)]
 pub struct RunInfo {
-    /// Run id.
-    pub run: RunId,
+    pub(crate) run: RunId,
     /// `--label`
-    pub label: Option<String>,
-    /// Program of the child.
-    pub program: PathBuf,
-    /// Lock mode.
-    pub lock_mode: LockMode,
+    pub(crate) label: Option<String>,
+    pub(crate) program: PathBuf,
+    pub(crate) lock_mode: LockMode,
     /// Config dir, which keeps the record; without one, there is none.
-    pub config_dir: Option<PathBuf>,
+    pub(crate) config_dir: Option<PathBuf>,
     /// Lock file, if the run uses the session lock.
-    pub lock_file: Option<PathBuf>,
+    pub(crate) lock_file: Option<PathBuf>,
     /// `--record`
-    pub record_file: Option<PathBuf>,
+    pub(crate) record_file: Option<PathBuf>,
 }
 
 /// The child, from before its start to the end of its tree.
@@ -343,6 +340,7 @@ impl RunRecorder {
 
     fn finished(&mut self, outcome: Outcome) -> FinishedRun {
         let result = self.last_result.take();
+        let of_result = result.as_ref();
         let held = if let LockPhase::Released { held } = self.lock { held } else { None };
         let ran = self.ran().filter(|_| matches!(self.phase, RunPhase::Exited { .. }));
         FinishedRun {
@@ -360,11 +358,11 @@ impl RunRecorder {
             pid: self.info.run.pid,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             program: self.info.program.to_string_lossy().into_owned(),
-            is_error: result.as_ref().map(|result| result.is_error),
-            turns: result.as_ref().and_then(|result| result.turns),
-            claude_ms: result.as_ref().and_then(|result| result.duration_ms),
-            cost_usd: result.as_ref().and_then(|result| result.cost_usd),
-            session_id: result.as_ref().and_then(|result| result.session_id.clone()),
+            is_error: of_result.map(|result| result.is_error),
+            turns: of_result.and_then(|result| result.turns),
+            claude_ms: of_result.and_then(|result| result.duration_ms),
+            cost_usd: of_result.and_then(|result| result.cost_usd),
+            session_id: of_result.and_then(|result| result.session_id.clone()),
             subtype: result.map(|result| result.subtype),
         }
     }

@@ -17,7 +17,7 @@ use crate::sys::proc::{boot_id, host};
 pub enum State {
     /// Waits for the session lock.
     Waiting,
-    /// Its child runs, or is about to.
+    /// Runs its child, or is about to.
     Running,
 }
 
@@ -36,11 +36,10 @@ pub enum Hold {
 /// A file as one process sees it, to be compared with what others see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathView {
-    /// Absolute path, symbolic links included.
-    pub path: String,
+    pub(crate) path: String,
     /// Path without symbolic links, if it could be resolved.
     #[serde(default, deserialize_with = "lenient")]
-    pub real_path: Option<String>,
+    pub(crate) real_path: Option<String>,
     #[serde(default, deserialize_with = "lenient")]
     device: Option<u64>,
     #[serde(default, deserialize_with = "lenient")]
@@ -51,56 +50,43 @@ pub struct PathView {
 /// tolerantly; without one of the others, a record cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// Run id.
-    pub run: String,
-    /// `--label`
+    pub(crate) run: String,
     #[serde(default, deserialize_with = "lenient")]
-    pub label: Option<String>,
-    /// State of the run.
-    pub state: State,
-    /// Start of that state.
+    pub(crate) label: Option<String>,
+    pub(crate) state: State,
     #[serde(with = "timestamp")]
-    pub since: SystemTime,
-    /// Start of the run.
+    pub(crate) since: SystemTime,
     #[serde(with = "timestamp")]
-    pub began: SystemTime,
-    /// Lock mode, by name.
-    pub mode: String,
+    pub(crate) began: SystemTime,
+    pub(crate) mode: String,
     /// Way in which the run holds the session lock, if it does.
     #[serde(default, deserialize_with = "lenient")]
-    pub hold: Option<Hold>,
+    pub(crate) hold: Option<Hold>,
     /// The lock helper's key for its lock, while the helper holds that.
     #[serde(rename = "lock_key", default, deserialize_with = "lenient")]
-    pub key: Option<String>,
-    /// Host or container.
+    pub(crate) key: Option<String>,
     #[serde(default, deserialize_with = "lenient")]
-    pub host: String,
+    pub(crate) host: String,
     /// Pid of claude-run, in its PID namespace.
-    pub pid: i32,
+    pub(crate) pid: i32,
     /// Pid of the child, once started.
     #[serde(default, deserialize_with = "lenient")]
-    pub child: Option<i32>,
-    /// PID namespace, as /proc/self/ns/pid names it.
+    pub(crate) child: Option<i32>,
     #[serde(default, deserialize_with = "lenient")]
-    pub pid_namespace: Option<String>,
-    /// Boot id of the kernel.
+    pub(crate) pid_namespace: Option<String>,
     #[serde(default, deserialize_with = "lenient")]
-    pub boot: Option<String>,
-    /// Version of claude-run.
+    pub(crate) boot: Option<String>,
     #[serde(default, deserialize_with = "lenient")]
-    pub version: String,
-    /// Program of the child.
-    pub program: String,
-    /// Working directory.
+    pub(crate) version: String,
+    pub(crate) program: String,
     #[serde(default, deserialize_with = "lenient")]
-    pub cwd: Option<String>,
+    pub(crate) cwd: Option<String>,
     /// Lock file, if the run uses the session lock.
     #[serde(default, deserialize_with = "lenient")]
-    pub lock: Option<PathView>,
-    /// Config dir.
-    pub config_dir: PathView,
+    pub(crate) lock: Option<PathView>,
+    pub(crate) config_dir: PathView,
     /// Directory above the config dir, in which Claude Code's own lock lies as well.
-    pub parent: PathView,
+    pub(crate) parent: PathView,
 }
 
 impl PathView {
@@ -223,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn lock_is_known_by_device_and_inode_and_on_another_host_by_inode() {
+    fn lock_on_another_host_is_known_by_inode() {
         let lock = FileId { device: 2049, inode: 77 };
         let elsewhere = FileId { device: 9, ..lock };
         assert!(example().holds(lock) && !example().holds(elsewhere) && !example().holds(FileId { inode: 78, ..lock }));

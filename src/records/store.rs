@@ -41,7 +41,7 @@ pub struct Census {
 /// Record of this process' own run. Dropping removes it.
 #[derive(Debug)]
 pub(super) struct OwnRecord {
-    /// Its flock proves that the run is alive. Closing it after the removal frees an inode, which can take a millisecond.
+    /// Locked: the flock proves that the run is alive. Closing it after the removal frees an inode, which can take a millisecond.
     _locked: File,
     /// None once the record is removed or replaced.
     path: Option<PathBuf>,

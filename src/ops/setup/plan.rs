@@ -24,13 +24,13 @@ pub(super) struct SetupPaths {
     settings: PathBuf,
     /// Beside `~/.claude`: its counterpart in an exchange.
     aside: PathBuf,
-    /// The same, when it is to be removed.
+    /// Beside `~/.claude`: an original that is to be removed.
     done: PathBuf,
     /// Beside the config dir: a copy that is not yet complete.
     copy: PathBuf,
 }
 
-/// What is at a path.
+/// Kind of the file at a path.
 #[derive(Debug, PartialEq, Eq)]
 enum PathKind {
     Missing,
