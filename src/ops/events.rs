@@ -19,13 +19,32 @@ use crate::records::{sanitize, time, timestamp};
 /// Longest time between two events of one contention.
 const SAME_WINDOW: Duration = Duration::from_secs(60);
 
+/// Advice on broken locks, by the beginnings of the names of their events.
+const ADVICE: [(&[&str], &str); 4] = [
+    (
+        &["lock_retry_limit_reached"],
+        "lock_retry_limit_reached: a lock was not free for all of its retries: was its holder killed? see `claude-run status`",
+    ),
+    (&["lock_error"], "lock_error: a lock could not be made: may these agents write the directory above the config dir?"),
+    (
+        &["lock_compromised_", "compromised_"],
+        "compromised: a lock was taken from its holder: a clock that jumps, a stopped process, a slow file system",
+    ),
+    (
+        &["starting", "failure"],
+        "starting, failure: several refreshed at once, and one may have used up what another had: do all agents see the same \
+         directory above the config dir? Before 2.1.128, a config dir that is bind-mounted by itself has no lock in common; `--lock \
+         refresh` keeps them apart",
+    ),
+];
+
+const ADVICE_ON_OTHER_FAILURES: &str =
+    "refreshes failed though nobody else was at it: the network, or a login that is no longer good";
+
 /// Options of `events`.
 pub(super) struct EventsOptions<'a> {
-    /// `--since`
     pub(super) since: Option<&'a OsStr>,
-    /// `--follow`
     pub(super) follow: bool,
-    /// `--json`
     pub(super) json: bool,
 }
 
@@ -204,33 +223,10 @@ impl Summary {
 
     /// Advice on what to look at next.
     fn advice(&self) -> Vec<&'static str> {
-        let has = |begin: &str| self.broken.iter().any(|event| event.name.starts_with(begin));
-        let mut advice = Vec::new();
-        if has("lock_retry_limit_reached") {
-            advice.push(
-                "lock_retry_limit_reached: a lock was not free for all of its retries: was its holder killed? see `claude-run \
-                 status`",
-            );
-        }
-        if has("lock_error") {
-            advice.push("lock_error: a lock could not be made: may these agents write the directory above the config dir?");
-        }
-        if has("lock_compromised_") || has("compromised_") {
-            advice.push(
-                "compromised: a lock was taken from its holder: a clock that jumps, a stopped process, a slow file system",
-            );
-        }
-        if has("starting") || has("failure") {
-            advice.push(
-                "starting, failure: several refreshed at once, and one may have used up what another had: do all agents see the \
-                 same directory above the config dir? Before 2.1.128, a config dir that is bind-mounted by itself has no lock in \
-                 common; `--lock refresh` keeps them apart",
-            );
-        }
-        if self.is_healthy() && self.other_failures > 0 {
-            advice.push("refreshes failed though nobody else was at it: the network, or a login that is no longer good");
-        }
-        advice
+        let is_broken = |begin: &&str| self.broken.iter().any(|event| event.name.starts_with(begin));
+        let advice = ADVICE.iter().filter(|(begins, _)| begins.iter().any(is_broken)).map(|(_, advice)| *advice);
+        let failed = self.is_healthy() && self.other_failures > 0;
+        advice.chain(failed.then_some(ADVICE_ON_OTHER_FAILURES)).collect()
     }
 
     fn to_text(&self) -> String {

@@ -28,17 +28,11 @@ use crate::sys::signal::{FORWARDED, SignalHandlers};
 
 /// Options of `setup`.
 pub(super) struct SetupOptions<'a> {
-    /// `--shared-dir`
     pub(super) shared_dir: Option<&'a Path>,
-    /// `--env-file`
     pub(super) env_file: Option<&'a Path>,
-    /// `--home`
     pub(super) home: Option<&'a Path>,
-    /// `--dry-run`
     pub(super) dry_run: bool,
-    /// `--yes`
     pub(super) yes: bool,
-    /// `--json`
     pub(super) json: bool,
 }
 

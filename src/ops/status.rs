@@ -260,60 +260,54 @@ impl<'a> Status<'a> {
             config_dir: self.factory.config_dir.to_string_lossy(),
             lock_file: self.factory.lock_file.to_string_lossy(),
             mode: text::setting(mode, origin),
-            holders: self.holders.iter().map(|holder| HolderJson::of(holder, self.now)).collect(),
+            holders: self.holders.iter().map(|holder| holder_json(holder, self.now)).collect(),
             waiting: records(&self.waiting),
             waiting_without_record: &self.waiting_without_record,
             running: records(&self.running),
             orphaned: records(&self.orphaned),
             elsewhere: records(&self.elsewhere),
-            refresh_locks: self.refresh_locks.iter().map(|lock| RefreshLockJson::of(lock, self.now)).collect(),
+            refresh_locks: self.refresh_locks.iter().map(|lock| refresh_lock_json(lock, self.now)).collect(),
             auth: self.auth.name(),
-            token: TokenJson::of(&self.login, self.now),
-            last: self.last.iter().rev().map(LastRunJson::of).collect(),
+            token: token_json(&self.login, self.now),
+            last: self.last.iter().rev().map(last_run_json).collect(),
             trouble: self.trouble(),
         }
     }
 }
 
-impl<'a> HolderJson<'a> {
-    fn of(holder: &'a Holder, now: SystemTime) -> Self {
-        match holder {
-            Holder::Run(run) => {
-                Self { pid: run.pid, name: run.label.as_ref().unwrap_or(&run.program), record: Some(RecordJson::of(run, now)) }
-            }
-            Holder::Process { pid, name } => Self { pid: *pid, name, record: None },
+fn holder_json(holder: &Holder, now: SystemTime) -> HolderJson<'_> {
+    match holder {
+        Holder::Run(run) => {
+            let name = run.label.as_ref().unwrap_or(&run.program);
+            HolderJson { pid: run.pid, name, record: Some(RecordJson::of(run, now)) }
         }
+        Holder::Process { pid, name } => HolderJson { pid: *pid, name, record: None },
     }
 }
 
-impl<'a> RefreshLockJson<'a> {
-    fn of(lock: &'a RefreshLock, now: SystemTime) -> Self {
-        let state = match lock.standing(now) {
-            Standing::Free => "free",
-            Standing::Live | Standing::OwnerDead(_) => "live",
-            Standing::Stale(_) => "stale",
-        };
-        let age_ms = lock.touched.map(|touched| text::milliseconds(text::since(touched, now)));
-        let owner = lock.owner.as_ref().map(|owner| OwnerJson { pid: owner.pid, alive: owner.lives });
-        Self { path: lock.path.to_string_lossy(), state, age_ms, owner }
-    }
+fn refresh_lock_json(lock: &RefreshLock, now: SystemTime) -> RefreshLockJson<'_> {
+    let state = match lock.standing(now) {
+        Standing::Free => "free",
+        Standing::Live | Standing::OwnerDead(_) => "live",
+        Standing::Stale(_) => "stale",
+    };
+    let age_ms = lock.touched.map(|touched| text::milliseconds(text::since(touched, now)));
+    let owner = lock.owner.as_ref().map(|owner| OwnerJson { pid: owner.pid, alive: owner.lives });
+    RefreshLockJson { path: lock.path.to_string_lossy(), state, age_ms, owner }
 }
 
-impl TokenJson {
-    fn of(login: &Login, now: SystemTime) -> Self {
-        match login {
-            Login::Expires(at) => Self { state: if *at > now { "valid" } else { "expired" }, expires: Some(time(*at)) },
-            Login::None => Self { state: "none", expires: None },
-            Login::Unclear(_) => Self { state: "unclear", expires: None },
-        }
-    }
+fn token_json(login: &Login, now: SystemTime) -> TokenJson {
+    let (state, expires) = match login {
+        Login::Expires(at) => (if *at > now { "valid" } else { "expired" }, Some(time(*at))),
+        Login::None => ("none", None),
+        Login::Unclear(_) => ("unclear", None),
+    };
+    TokenJson { state, expires }
 }
 
-impl<'a> LastRunJson<'a> {
-    fn of(run: &'a FinishedRun) -> Self {
-        let FinishedRun { run: id, label, outcome, exit_code, .. } = run;
-        Self { run: id, label: label.as_deref(), outcome, exit_code: *exit_code, ended: time(run.ended()) }
-    }
+fn last_run_json(run: &FinishedRun) -> LastRunJson<'_> {
+    let FinishedRun { run: id, label, outcome, exit_code, .. } = run;
+    LastRunJson { run: id, label: label.as_deref(), outcome, exit_code: *exit_code, ended: time(run.ended()) }
 }
 
 fn row(name: &str, value: &str) -> String {
