@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::history::{self, FinishedRun};
 use super::run_record::{Hold, PathView, RunRecord, State};
-use super::store::{KEEP_SILENT, OwnRecord, RecordStore};
+use super::store::{OwnRecord, RecordStore, SILENT_RECORD_TTL};
 use crate::claude::frames::LastResult;
 use crate::config::settings::{LockMode, after};
 use crate::logging::open_to_append;
@@ -97,7 +97,7 @@ struct Published {
 }
 
 /// Period after which a record is touched, on file systems where its age matters.
-const TOUCH_AFTER: Duration = Duration::from_secs(KEEP_SILENT.as_secs() / 12);
+const TOUCH_AFTER: Duration = Duration::from_secs(SILENT_RECORD_TTL.as_secs() / 12);
 
 /// Delay before a record that is there already says that the child runs.
 const PUBLISH_AFTER: Duration = Duration::from_millis(20);

@@ -68,7 +68,7 @@ const RECORD: &str = "json";
 const TEMPORARY: &str = "tmp";
 
 /// Time for which the record of a run that may be alive elsewhere is kept after its last touch. A live run touches it more often.
-pub(super) const KEEP_SILENT: Duration = Duration::from_secs(2 * 60 * 60);
+pub(super) const SILENT_RECORD_TTL: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// Upper bound on the time to write a record, lock it and rename it.
 const STILL_WRITING: Duration = Duration::from_secs(60);
@@ -207,7 +207,9 @@ impl RecordStore {
         let session_lock = self.path.with_file_name("session.lock");
         for (path, record) in dead {
             match record {
-                Some(record) if !self.is_visible(&record) && !is_older(&path, KEEP_SILENT) => census.elsewhere.push(*record),
+                Some(record) if !self.is_visible(&record) && !is_older(&path, SILENT_RECORD_TTL) => {
+                    census.elsewhere.push(*record)
+                }
                 Some(record) if census.is_still_held(&record, &session_lock) => census.orphaned.push(*record),
                 // In a directory that is read-only, it stays.
                 _ => drop(fs::remove_file(path)),
