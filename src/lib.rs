@@ -135,7 +135,6 @@ pub mod config;
 pub mod events;
 pub mod lock;
 pub mod logging;
-mod object;
 pub mod ops;
 pub mod outcome;
 pub mod plan;

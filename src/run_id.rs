@@ -1,4 +1,4 @@
-//! The name of one run, which also proves who bears it.
+//! Run id, by which a process can prove that it is the run.
 
 use std::fmt;
 use std::process;
@@ -17,10 +17,10 @@ pub struct RunId {
 }
 
 impl RunId {
-    /// The variable that tells the child and all below it which run they belong to.
+    /// Variable with the id of the run that a process belongs to.
     pub const VARIABLE: &'static str = "CLAUDE_RUN_ID";
 
-    /// The variable that names all runs that a process is below of, the outermost first.
+    /// Variable with the ids of all runs above a process, the outermost first.
     pub const LINEAGE: &'static str = "CLAUDE_RUN_LINEAGE";
 
     /// A new id for this process.
@@ -32,13 +32,13 @@ impl RunId {
         Self { pid: process::id() as i32, taken_at: now }
     }
 
-    /// Reads an id; anything else is none.
+    /// Parses an id.
     pub fn parse(text: &str) -> Option<Self> {
         let (pid, taken_at) = text.split_once('-')?;
         Some(Self { pid: pid.parse().ok()?, taken_at: taken_at.parse().ok()? })
     }
 
-    /// Whether a process with this environment, in the form that /proc has it, was started below this run.
+    /// True if a process with this environment, in the form of /proc, was started below this run.
     pub(crate) fn is_above(self, environment: &[u8]) -> bool {
         let lineage = environment
             .split(|&byte| byte == 0)
@@ -47,13 +47,13 @@ impl RunId {
         lineage.is_some_and(|lineage| lineage.split(|&byte| byte == b',').any(|id| id == us))
     }
 
-    /// Whether the process that took this id, in our PID namespace, lives.
+    /// True if the process that took this id is alive, in our PID namespace.
     pub(crate) fn is_alive(self) -> bool {
         Stat::read(self.pid).is_some_and(|stat| stat.state != b'Z' && nanoseconds(stat.start) <= self.taken_at)
     }
 
-    /// Whether the process that took this id is an ancestor of ours, and so alive. It is not asked for by its pid alone:
-    /// a run is the subreaper of all below it, so while it lives the links from child to parent lead up to it.
+    /// True if the process that took this id is an ancestor of ours, and so alive. A run is the subreaper of its descendants, so
+    /// while it lives their parent links lead up to it.
     pub fn is_above_us(self) -> bool {
         let mut pid = process::id() as i32;
         while let Some(stat) = Stat::read(pid) {
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_reads_as_it_was_written() {
+    fn id_reads_back() {
         let id = RunId::take();
         assert_eq!(RunId::parse(&id.to_string()), Some(id));
         for text in ["", "1", "1-", "-1", "1-2-3", "a-b", "1-2 "] {
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_below_a_run_is_known_by_its_environment() {
+    fn descendant_is_known_by_its_environment() {
         let ours = RunId { pid: 7, taken_at: 11 };
         for below in ["CLAUDE_RUN_LINEAGE=7-11", "A=b\0CLAUDE_RUN_LINEAGE=1-2,7-11,9-12\0C=d\0"] {
             assert!(ours.is_above(below.as_bytes()), "{below:?}");
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_live_ancestor_older_than_its_id_is_believed() {
+    fn only_a_live_older_ancestor_counts() {
         let ours = RunId::take();
         assert!(ours.is_above_us());
         assert!(!RunId { taken_at: 0, ..ours }.is_above_us(), "a pid used again");

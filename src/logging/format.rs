@@ -2,12 +2,12 @@
 
 use std::fmt::Debug;
 
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 
 use super::log_file::now;
-use crate::object::Object;
 use crate::run_id::RunId;
 
 /// What an event says.
@@ -17,6 +17,23 @@ pub(super) struct Message {
     name: Option<&'static str>,
     text: String,
     fields: Vec<(&'static str, Value)>,
+}
+
+/// The JSON form of a message: its own fields follow those that every message has.
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    run: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<&'static str>,
+    timestamp: String,
+    level: &'static str,
+    message: &'a str,
+    #[serde(flatten, serialize_with = "as_members")]
+    fields: &'a [(&'static str, Value)],
+}
+
+fn as_members<S: Serializer>(fields: &&[(&'static str, Value)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(fields.iter().map(|(name, value)| (name, value)))
 }
 
 impl Message {
@@ -59,16 +76,9 @@ impl Message {
 
     /// As a JSON object.
     pub(super) fn to_json(&self, run: RunId) -> String {
-        let mut object = Object::default();
-        object.add("run", run.to_string());
-        if let Some(name) = self.name {
-            object.add("event", name);
-        }
-        object.add("timestamp", now().to_string()).add("level", self.level.as_str()).add("message", &self.text);
-        for (name, value) in &self.fields {
-            object.add(name, value);
-        }
-        format!("{}\n", object.into_text())
+        let (timestamp, level, message) = (now().to_string(), self.level.as_str(), &self.text);
+        let line = JsonLine { run: run.to_string(), event: self.name, timestamp, level, message, fields: &self.fields };
+        serde_json::to_string(&line).unwrap_or_default() + "\n"
     }
 
     fn take(&mut self, field: &Field, value: Value) {

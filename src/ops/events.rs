@@ -1,5 +1,5 @@
-//! `claude-run events`: what Claude Code's own telemetry files say of its token refreshes, and the verdict on that: do its
-//! refresh locks do what they are for? Telemetry that was delivered leaves no file, so nothing to see is no proof.
+//! `claude-run events`: the events of token refreshes in Claude Code's own telemetry files, and a verdict: do its refresh locks
+//! work? Telemetry that was delivered leaves no file, so that an empty directory proves nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -7,28 +7,51 @@ use std::io::Write;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 
-use super::{Context, cannot_read, text, write};
+use super::{Context, cannot_read, parse_since, text, write, write_json};
 use crate::claude::telemetry::{Meaning, RefreshEvent, Telemetry};
-use crate::config::settings::{DurationSetting, show};
+use crate::config::settings;
 use crate::events::EventQueue;
-use crate::object::Object;
 use crate::outcome::Outcome;
-use crate::records::time;
+use crate::records::{sanitize, time, timestamp};
 
-/// Events of a contention that are no further apart belong to one.
+/// Longest time between two events of one contention.
 const SAME_WINDOW: Duration = Duration::from_secs(60);
 
-/// Shows what there is; with `follow`, then each event as it comes.
-pub(super) fn show_all(
-    context: &Context,
-    since: Option<&OsStr>,
-    follow: bool,
-    json: bool,
-    out: &mut impl Write,
-) -> Result<Outcome> {
-    let since = since.map(DurationSetting::parse_os).transpose().context("--since")?.and_then(DurationSetting::as_limit);
-    let since = since.and_then(|since| SystemTime::now().checked_sub(since));
+/// Advice on broken locks, by the beginnings of the names of their events.
+const ADVICE: [(&[&str], &str); 4] = [
+    (
+        &["lock_retry_limit_reached"],
+        "lock_retry_limit_reached: a lock was not free for all of its retries: was its holder killed? see `claude-run status`",
+    ),
+    (&["lock_error"], "lock_error: a lock could not be made: may these agents write the directory above the config dir?"),
+    (
+        &["lock_compromised_", "compromised_"],
+        "compromised: a lock was taken from its holder: a clock that jumps, a stopped process, a slow file system",
+    ),
+    (
+        &["starting", "failure"],
+        "starting, failure: several refreshed at once, and one may have used up what another had: do all agents see the same \
+         directory above the config dir? Before 2.1.128, a config dir that is bind-mounted by itself has no lock in common; `--lock \
+         refresh` keeps them apart",
+    ),
+];
+
+const ADVICE_ON_OTHER_FAILURES: &str =
+    "refreshes failed though nobody else was at it: the network, or a login that is no longer good";
+
+/// Options of `events`.
+pub(super) struct EventsOptions<'a> {
+    pub(super) since: Option<&'a OsStr>,
+    pub(super) follow: bool,
+    pub(super) json: bool,
+}
+
+/// Shows a summary; with `follow`, each event as it comes.
+pub(super) fn show(context: &Context, options: EventsOptions, out: &mut impl Write) -> Result<Outcome> {
+    let EventsOptions { since, follow, json } = options;
+    let since = parse_since(since)?;
     let mut telemetry = Telemetry::of(&context.config_dir()?);
     let mut events = EventQueue::open().context("cannot make a pipe")?;
     if follow {
@@ -36,14 +59,13 @@ pub(super) fn show_all(
     }
     let mut read = || {
         let events = telemetry.read().with_context(|| cannot_read(telemetry.dir()))?;
-        Ok::<_, anyhow::Error>(
-            events.into_iter().filter(|event| since.is_none_or(|since| event.at >= since)).collect::<Vec<_>>(),
-        )
+        let recent = events.into_iter().filter(|event| since.is_none_or(|since| event.at >= since));
+        Ok::<Vec<_>, anyhow::Error>(recent.collect())
     };
     if follow {
         loop {
             for event in read()? {
-                write(out, &if json { format!("{}\n", to_json(&event).into_text()) } else { line(&event) })?;
+                if json { write_json(out, &EventJson::of(&event))? } else { write(out, &line(&event))? }
             }
             events.wait(None).context("cannot wait for events")?;
         }
@@ -51,27 +73,68 @@ pub(super) fn show_all(
     let events = read()?;
     telemetry.count_cut();
     let summary = Summary::of(&events, &telemetry, since);
-    write(out, &if json { format!("{}\n", summary.to_json().into_text()) } else { summary.to_text() })?;
+    if json {
+        write_json(out, &summary.to_json())?
+    } else {
+        write(out, &summary.to_text())?
+    }
     Ok(if summary.is_healthy() { Outcome::Shown } else { Outcome::Trouble })
 }
 
-/// What there was, counted.
+/// Summary of the events that were read.
 struct Summary {
     since: Option<SystemTime>,
     files: usize,
     skipped: usize,
-    /// By name and version: how many events, of which sessions.
+    /// By name and version: number of events, and their sessions.
     counts: BTreeMap<(String, String), (usize, BTreeSet<String>)>,
     windows: Vec<Window>,
-    /// What the locks did not prevent.
+    /// Events that the locks should have prevented.
     broken: Vec<RefreshEvent>,
-    /// Refreshes that failed, though nobody else was at it.
+    /// Number of refreshes that failed without contention.
     other_failures: usize,
 }
 
-/// A time in which several wanted to refresh.
+/// JSON form of the summary.
+#[derive(Serialize)]
+struct SummaryJson<'a> {
+    /// `healthy` or `bad`
+    verdict: &'static str,
+    why: String,
+    advice: Vec<&'static str>,
+    since: Option<String>,
+    files: usize,
+    skipped: usize,
+    counts: Vec<CountJson<'a>>,
+    windows: &'a [Window],
+    other_failures: usize,
+    broken: Vec<EventJson<'a>>,
+}
+
+/// Number of events of one name and version, and their sessions.
+#[derive(Serialize)]
+struct CountJson<'a> {
+    name: &'a str,
+    version: &'a str,
+    count: usize,
+    sessions: &'a BTreeSet<String>,
+}
+
+/// One event; with `--follow`, each is a line.
+#[derive(Serialize)]
+struct EventJson<'a> {
+    at: String,
+    name: &'a str,
+    version: &'a str,
+    session: &'a str,
+}
+
+/// One contention: a time in which several sessions wanted to refresh.
+#[derive(Serialize)]
 struct Window {
+    #[serde(with = "timestamp")]
     from: SystemTime,
+    #[serde(with = "timestamp")]
     to: SystemTime,
     sessions: BTreeSet<String>,
     retries: usize,
@@ -91,13 +154,13 @@ impl Summary {
         let (mut broken, mut other_failures) = (Vec::new(), 0);
         let mut refreshing = BTreeMap::<&str, SystemTime>::new();
         for event in events {
-            // A refresh that tells of no end was killed; it is over after a while.
+            // A refresh without an end event was killed; it is over after a while.
             refreshing.retain(|_, began| is_near(*began, event.at));
             let mut meaning = event.meaning();
             match meaning {
                 Meaning::Starts => {
                     refreshing.insert(&event.session, event.at);
-                    // The locks are there to keep that from happening.
+                    // The locks exist to prevent that.
                     meaning = if refreshing.len() > 1 { Meaning::Broken } else { Meaning::Routine };
                 }
                 Meaning::Ends | Meaning::Failed => drop(refreshing.remove(event.session.as_str())),
@@ -121,7 +184,7 @@ impl Summary {
                 broken.push(event.clone());
             }
         }
-        // Who has failed and then found what another had got is none the worse.
+        // A session that failed, and then used the token that another had got, has lost nothing.
         let has_recovered = |failed: &RefreshEvent| {
             let recovered = events.iter().filter(|event| event.name == "race_recovered" && event.session == failed.session);
             failed.meaning() == Meaning::Failed
@@ -158,35 +221,12 @@ impl Summary {
         }
     }
 
-    /// What to look at next.
-    fn advice(&self) -> Vec<String> {
-        let has = |begin: &str| self.broken.iter().any(|event| event.name.starts_with(begin));
-        let mut advice = Vec::new();
-        if has("lock_retry_limit_reached") {
-            advice.push(
-                "lock_retry_limit_reached: a lock was not free for all of its retries: was its holder killed? see `claude-run \
-                 status`",
-            );
-        }
-        if has("lock_error") {
-            advice.push("lock_error: a lock could not be made: may these agents write the directory above the config dir?");
-        }
-        if has("lock_compromised_") || has("compromised_") {
-            advice.push(
-                "compromised: a lock was taken from its holder: a clock that jumps, a stopped process, a slow file system",
-            );
-        }
-        if has("starting") || has("failure") {
-            advice.push(
-                "starting, failure: several refreshed at once, and one may have used up what another had: do all agents see the \
-                 same directory above the config dir? Before 2.1.128, a config dir that is bind-mounted by itself has no lock in \
-                 common; `--lock refresh` keeps them apart",
-            );
-        }
-        if self.is_healthy() && self.other_failures > 0 {
-            advice.push("refreshes failed though nobody else was at it: the network, or a login that is no longer good");
-        }
-        advice.into_iter().map(str::to_owned).collect()
+    /// Advice on what to look at next.
+    fn advice(&self) -> Vec<&'static str> {
+        let is_broken = |begin: &&str| self.broken.iter().any(|event| event.name.starts_with(begin));
+        let advice = ADVICE.iter().filter(|(begins, _)| begins.iter().any(is_broken)).map(|(_, advice)| *advice);
+        let failed = self.is_healthy() && self.other_failures > 0;
+        advice.chain(failed.then_some(ADVICE_ON_OTHER_FAILURES)).collect()
     }
 
     fn to_text(&self) -> String {
@@ -214,44 +254,37 @@ impl Summary {
             lines.extend(self.windows.iter().map(|window| {
                 let Window { from, sessions, retries, resolved, broken, .. } = window;
                 let (from, sessions) = (time(*from), sessions.len());
-                format!("{from:<27}{:>12}{sessions:>10}{retries:>9}{resolved:>10}{broken:>8}", show(window.length()))
+                format!("{from:<27}{:>12}{sessions:>10}{retries:>9}{resolved:>10}{broken:>8}", settings::show(window.length()))
             }));
         }
         lines.push(format!("\n{}", self.verdict()));
-        lines.extend(self.advice());
+        lines.extend(self.advice().into_iter().map(str::to_owned));
         lines.join("\n") + "\n"
     }
 
-    fn to_json(&self) -> Object {
-        let counts = self.counts.iter().map(|((name, version), (count, sessions))| {
-            let mut object = Object::default();
-            object.add("name", name).add("version", version).add("count", count).add("sessions", sessions);
-            object
-        });
-        let windows = self.windows.iter().map(|window| {
-            let mut object = Object::default();
-            object
-                .add("from", time(window.from))
-                .add("to", time(window.to))
-                .add("sessions", &window.sessions)
-                .add("retries", window.retries)
-                .add("resolved", window.resolved)
-                .add("broken", window.broken);
-            object
-        });
-        let mut object = Object::default();
-        object
-            .add("verdict", if self.is_healthy() { "healthy" } else { "bad" })
-            .add("why", self.verdict())
-            .add("advice", self.advice())
-            .add("since", self.since.map(time))
-            .add("files", self.files)
-            .add("skipped", self.skipped)
-            .add_list("counts", counts)
-            .add_list("windows", windows)
-            .add("other_failures", self.other_failures)
-            .add_list("broken", self.broken.iter().map(to_json));
-        object
+    fn to_json(&self) -> SummaryJson<'_> {
+        let counts = self.counts.iter();
+        SummaryJson {
+            verdict: if self.is_healthy() { "healthy" } else { "bad" },
+            why: self.verdict(),
+            advice: self.advice(),
+            since: self.since.map(time),
+            files: self.files,
+            skipped: self.skipped,
+            counts: counts
+                .map(|((name, version), (count, sessions))| CountJson { name, version, count: *count, sessions })
+                .collect(),
+            windows: &self.windows,
+            other_failures: self.other_failures,
+            broken: self.broken.iter().map(EventJson::of).collect(),
+        }
+    }
+}
+
+impl<'a> EventJson<'a> {
+    fn of(event: &'a RefreshEvent) -> Self {
+        let RefreshEvent { at, name, version, session } = event;
+        Self { at: time(*at), name, version, session }
     }
 }
 
@@ -282,11 +315,5 @@ fn is_near(earlier: SystemTime, later: SystemTime) -> bool {
 
 fn line(event: &RefreshEvent) -> String {
     let RefreshEvent { name, version, session, .. } = event;
-    format!("{}  {version:<9}  {}  {name}\n", time(event.at), text::plain(session))
-}
-
-fn to_json(event: &RefreshEvent) -> Object {
-    let mut object = Object::default();
-    object.add("at", time(event.at)).add("name", &event.name).add("version", &event.version).add("session", &event.session);
-    object
+    format!("{}  {version:<9}  {}  {name}\n", time(event.at), sanitize(session))
 }

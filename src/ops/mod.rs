@@ -1,6 +1,5 @@
-//! What operators ask for. Each operation writes text for people, or JSON for programs where `--json` asks for it, and ends
-//! with 0 when all is well, with 1 when it has found trouble. But for `mode` with a MODE, `doctor --fix` and
-//! `setup`, none changes anything.
+//! Operator commands. Each writes text for people, or JSON for programs with `--json`, and exits with 0 when all is well, with 1
+//! when it has found trouble. Only `mode` with a MODE, `doctor --fix` and `setup` change anything.
 
 mod doctor;
 mod documents;
@@ -12,30 +11,33 @@ mod setup;
 mod status;
 mod text;
 
+use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, anyhow};
+use serde::Serialize;
 
 use crate::claude::config_dir::ConfigDir;
 use crate::config::cli::{self, Cli, Operation};
 use crate::config::file::SettingsFile;
-use crate::config::settings::{Environment, Origin, Settings, explain};
+use crate::config::settings::{DurationSetting, Environment, Origin, Settings, explain};
 use crate::lock;
 use crate::outcome::Outcome;
 use crate::records::RecordStore;
 
-/// What an operation is asked in: the same that a run would start from.
+/// Input of an operation: the same that a run would start from.
 pub struct Context<'a> {
-    /// What was typed.
+    /// Parsed command line.
     pub cli: Cli,
-    /// The environment.
+    /// Environment.
     pub environment: Environment<'a>,
-    /// The settings file, if there is one.
+    /// Settings file, if there is one.
     pub file: Option<SettingsFile>,
-    /// Why there is none, though there is a file.
+    /// Error of a settings file that cannot be used.
     pub file_error: Option<String>,
-    /// The config dir, if there is one.
+    /// Config dir, if it can be resolved.
     pub config_dir: Result<ConfigDir>,
 }
 
@@ -45,33 +47,37 @@ impl Context<'_> {
     }
 }
 
-/// Does what the operator asks for.
+/// Runs an operation.
 ///
 /// # Errors
-/// What was typed, the environment or the settings file is wrong; a file cannot be read or written; or `out` cannot.
+/// Command line, environment or settings file are wrong; a file cannot be read or written, or `out` cannot be written.
 pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Result<Outcome> {
     let outcome = match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
         Operation::Mode { json, set, drain } => mode::run(context, set.as_deref(), drain.as_deref(), *json, out),
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
         Operation::Setup { json, shared_dir, env_file, home, dry_run, yes } => {
-            let wishes = setup::SetupOptions {
+            let options = setup::SetupOptions {
                 shared_dir: shared_dir.as_deref().map(Path::new),
                 env_file: env_file.as_deref().map(Path::new),
                 home: home.as_deref().map(Path::new),
                 dry_run: *dry_run,
                 yes: *yes,
+                json: *json,
             };
-            setup::run(&context, &wishes, *json, out)
+            setup::run(&context, &options, out)
         }
-        Operation::Events { json, since, follow } => events::show_all(&context, since.as_deref(), *follow, *json, out),
+        Operation::Events { json, since, follow } => {
+            let options = events::EventsOptions { since: since.as_deref(), follow: *follow, json: *json };
+            events::show(&context, options, out)
+        }
         Operation::Settings { json } => settings::show(&context, *json, out),
         Operation::Completions { shell } => write(out, documents::completions(shell)).map(|()| Outcome::Shown),
         Operation::ManPage => write(out, documents::MAN_PAGE).map(|()| Outcome::Shown),
         Operation::Report { json, since } => report::show(&context, since.as_deref(), *json, out),
     };
     match outcome {
-        // Whoever read it has seen enough, as `head` has.
+        // The reader has seen enough, as `head` has.
         Err(error) if error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == ErrorKind::BrokenPipe) => {
             Ok(Outcome::Shown)
         }
@@ -79,17 +85,17 @@ pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Res
     }
 }
 
-/// Where the factory is, for those operations that look at it.
-struct Place {
+/// The factory that an operation looks at: one config dir, and all that runs there.
+struct Factory {
     config_dir: PathBuf,
     records: RecordStore,
     lock_file: PathBuf,
     settings: Settings,
-    /// The lock mode that a run would have here, as it is written, and where.
+    /// Lock mode of a run that is started here, as written, and its origin.
     mode: (String, Origin),
 }
 
-impl Place {
+impl Factory {
     fn of(context: &Context) -> Result<Self> {
         let config_dir = context.config_dir()?;
         let all = explain(&context.cli, context.environment, context.file.as_ref());
@@ -103,6 +109,17 @@ impl Place {
 
 fn write(out: &mut impl Write, text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
+}
+
+/// Writes one line of JSON.
+fn write_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
+    write(out, &(serde_json::to_string(value).context("cannot make JSON")? + "\n"))
+}
+
+/// Time that `--since DUR` goes back to.
+fn parse_since(since: Option<&OsStr>) -> Result<Option<SystemTime>> {
+    let since = since.map(DurationSetting::parse_os).transpose().context("--since")?.and_then(DurationSetting::as_limit);
+    Ok(since.and_then(|since| SystemTime::now().checked_sub(since)))
 }
 
 fn cannot_read(path: &Path) -> String {

@@ -6,13 +6,25 @@ use std::io::Write;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 
-use super::{Context, Place, cannot_read, text, write};
+use super::{Context, Factory, cannot_read, text, write, write_json};
 use crate::config::cli;
 use crate::config::file::{self, SettingsFile};
 use crate::config::settings::{DurationSetting, LockMode, Origin, after, lock_mode};
 use crate::outcome::Outcome;
 use crate::records::RunRecord;
+
+/// JSON form of `mode`.
+#[derive(Serialize)]
+struct ModeJson<'a> {
+    #[serde(flatten)]
+    setting: text::SettingJson<'a>,
+    /// The mode that was set.
+    set: Option<&'static str>,
+    /// Runs that follow another mode.
+    others: Vec<text::RecordJson<'a>>,
+}
 
 /// Shows the mode, or sets it; with `drain`, waits so long at most until no live run follows another.
 pub(super) fn run(
@@ -24,12 +36,12 @@ pub(super) fn run(
 ) -> Result<Outcome> {
     let set = set.map(lock_mode).transpose().context("MODE")?;
     let bound = drain.map(DurationSetting::parse_os).transpose().context("--drain")?;
-    let mut place = Place::of(&context)?;
+    let mut place = Factory::of(&context)?;
     let path = place.config_dir.join(file::NAME);
     if let Some(mode) = set {
         SettingsFile::set(&path, &cli::LOCK, mode.name())?;
         context.file = SettingsFile::read(&path)?;
-        place = Place::of(&context)?;
+        place = Factory::of(&context)?;
     }
     let mode = set.unwrap_or(place.settings.lock_mode);
     let deadline = bound.map(|bound| after(Instant::now(), bound.as_limit()));
@@ -40,10 +52,8 @@ pub(super) fn run(
     let now = SystemTime::now();
     let (here, origin) = &place.mode;
     if json {
-        let mut object = text::setting(here, origin);
-        object.add("set", set.map(LockMode::name));
-        object.add_list("others", others.iter().map(|record| text::record(record, now)));
-        write(out, &format!("{}\n", object.into_text()))?;
+        let (setting, others) = (text::setting(here, origin), text::records(&others, now));
+        write_json(out, &ModeJson { setting, set: set.map(LockMode::name), others })?;
     } else {
         let mut lines = match set {
             Some(mode) => format!("{} is the lock mode now, by {}\n", mode.name(), path.display()),
@@ -73,14 +83,14 @@ fn summary(others: &[RunRecord], mode: LockMode) -> String {
 
 /// The live runs, those that claude-run has left behind, and those of hosts whose locks cannot be seen from here, which follow
 /// another mode than `mode`.
-fn followers_of_others(place: &Place, mode: LockMode) -> Result<Vec<RunRecord>> {
+fn followers_of_others(place: &Factory, mode: LockMode) -> Result<Vec<RunRecord>> {
     let census = place.records.census().with_context(|| cannot_read(&place.records.runs()))?;
     let all = census.live.into_iter().chain(census.orphaned).chain(census.elsewhere);
     Ok(all.filter(|record| record.mode != mode.name()).collect())
 }
 
 /// Waits until there are none, and gives those that are left at the deadline.
-fn drained(place: &Place, mode: LockMode, deadline: Option<Instant>) -> Result<Vec<RunRecord>> {
+fn drained(place: &Factory, mode: LockMode, deadline: Option<Instant>) -> Result<Vec<RunRecord>> {
     loop {
         let others = followers_of_others(place, mode)?;
         let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));

@@ -3,23 +3,29 @@
 use std::io::Write;
 
 use anyhow::Result;
+use serde::Serialize;
 
-use super::{Context, text, write};
+use super::{Context, text, write, write_json};
 use crate::config::settings::{Settings, explain};
-use crate::object::array;
 use crate::outcome::Outcome;
+
+/// JSON form of one setting.
+#[derive(Serialize)]
+struct NamedSettingJson<'a> {
+    #[serde(flatten)]
+    setting: text::SettingJson<'a>,
+    name: &'static str,
+}
 
 /// One line, or one object, for each. What would be refused at a run is refused here.
 pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Result<Outcome> {
     let settings = explain(&context.cli, context.environment, context.file.as_ref());
     Settings::resolve(context.cli.clone(), context.environment, context.file.as_ref())?;
     if json {
-        let objects = settings.iter().map(|(option, value, origin)| {
-            let mut setting = text::setting(&value.to_string_lossy(), origin);
-            setting.add("name", option.flag);
-            setting
-        });
-        write(out, &format!("{}\n", array(objects)))?;
+        let settings: Vec<_> =
+            settings.iter().map(|(option, value, origin)| (option.flag, value.to_string_lossy(), origin)).collect();
+        let json = |(name, value, origin)| NamedSettingJson { setting: text::setting(value, origin), name };
+        write_json(out, &settings.iter().map(|(name, value, origin)| json((*name, value, origin))).collect::<Vec<_>>())?;
         return Ok(Outcome::Shown);
     }
     let rows: Vec<_> =

@@ -1,10 +1,10 @@
-//! `claude-run setup`: makes a shared config dir, or moves the one of this home there, and leaves a link behind. At every moment
-//! there is a valid `~/.claude`; nothing is removed before it is elsewhere, on the disk and compared; and killed anywhere, the
-//! next call goes on where it was. It asks before it moves anything, and refuses while anybody works there.
+//! `claude-run setup`: makes a shared config dir, or moves that of this home there, and leaves a link behind. At every moment
+//! there is a valid `~/.claude`; nothing is removed before its copy is compared and on the disk; and when killed anywhere, the next
+//! call goes on from there. It asks before it moves anything, and refuses while a run is live there.
 
 mod environment;
+mod plan;
 mod step;
-mod survey;
 mod tree;
 
 use std::io::{self, IsTerminal, Write};
@@ -12,119 +12,128 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 
-use self::survey::{Places, SetupPlan};
-use super::{Context, Place, text, write};
+use self::plan::{SetupPaths, SetupPlan};
+use super::{Context, Factory, text, write, write_json};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::settings::{LockMode, Wait, after};
 use crate::events::EventQueue;
 use crate::lock::{self, Acquisition, AncestorRuns, LockGuard, LockRequest};
 use crate::logging;
-use crate::object::Object;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunInfo, RunRecorder};
 use crate::run_id::RunId;
 use crate::sys::signal::{FORWARDED, SignalHandlers};
 
-/// What was typed.
+/// Options of `setup`.
 pub(super) struct SetupOptions<'a> {
-    /// `--shared-dir`
     pub(super) shared_dir: Option<&'a Path>,
-    /// `--env-file`
     pub(super) env_file: Option<&'a Path>,
-    /// `--home`
     pub(super) home: Option<&'a Path>,
-    /// `--dry-run`
     pub(super) dry_run: bool,
-    /// `--yes`
     pub(super) yes: bool,
+    pub(super) json: bool,
 }
 
 const SHARED_DIR: &str = "CLAUDE_SHARED_DIR";
 const DEFAULT_SHARED_DIR: &str = "/var/lib/disinto/claude-shared";
 
-/// Does what is needed, or says what would be.
-pub(super) fn run(context: &Context, wishes: &SetupOptions, json: bool, out: &mut impl Write) -> Result<Outcome> {
-    let variable = |name: &str| (context.environment)(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let home = wishes.home.map(Path::to_owned).or_else(|| variable("HOME")).context("HOME is not set; name it with --home")?;
-    let shared = wishes.shared_dir.map(Path::to_owned).or_else(|| variable(SHARED_DIR)).unwrap_or(DEFAULT_SHARED_DIR.into());
-    let places = Places::new(&home, &shared)?;
-    let mut told = Told { json, steps: Vec::new(), notes: Vec::new() };
+/// Steps that were taken, or would be, and remarks, in the form that JSON has them.
+#[derive(Serialize)]
+struct SetupReport {
+    config_dir: String,
+    /// True if nothing is left to do.
+    done: bool,
+    steps: Vec<String>,
+    notes: Vec<String>,
+}
 
-    let survey = SetupPlan::of(&places);
-    let outcome = if !survey.refusals.is_empty() {
-        told.notes.extend(survey.refusals);
-        Outcome::Trouble
-    } else if wishes.dry_run {
-        told.steps.extend(survey.steps.iter().map(|step| format!("would {step}")));
-        Outcome::Shown
-    } else if survey.moves_content && !wishes.yes && !agreed(&places, json)? {
-        told.notes.push(format!(
-            "{} has content, and would be moved to {}; nothing was changed; --yes does it, --dry-run shows how",
-            places.link.display(),
-            places.config_dir.display()
-        ));
-        return told.show(&places, Outcome::Shown, out);
-    } else {
-        let guard = match survey.moves_content.then(|| keep_others_out(context, &places)).transpose()? {
-            Some(Admission::Refused(why)) => {
-                told.notes.push(format!("{why}; nothing was changed"));
-                return told.show(&places, Outcome::Trouble, out);
-            }
-            Some(Admission::EndedBy(signal)) => return Ok(Outcome::EndedWaiting(signal)),
-            Some(Admission::Granted(holding)) => Some(holding),
-            None => None,
-        };
-        let survey = SetupPlan::of(&places); // nobody changes it any more
-        if !survey.refusals.is_empty() {
-            told.notes.extend(survey.refusals);
-            return told.show(&places, Outcome::Trouble, out);
-        }
-        for step in &survey.steps {
-            step.take()
-                .with_context(|| format!("cannot {step}; what was done so far stands, and setup goes on when called again"))?;
-            told.steps.push(step.to_string());
-        }
-        drop(guard);
-        told.notes.extend(survey.troubles.iter().cloned());
-        if survey.troubles.is_empty() { Outcome::Shown } else { Outcome::Trouble }
-    };
-    if let (Outcome::Shown, Some(file)) = (outcome, wishes.env_file) {
-        let changed = environment::write(file, &places, wishes.dry_run)?;
-        told.steps.extend(changed.then(|| {
-            let verb = if wishes.dry_run { "would write" } else { "write" };
+/// Sets up the shared config dir, or says how.
+pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Write) -> Result<Outcome> {
+    let variable = |name: &str| (context.environment)(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = options.home.map(Path::to_owned).or_else(|| variable("HOME")).context("HOME is not set; name it with --home")?;
+    let shared = options.shared_dir.map(Path::to_owned).or_else(|| variable(SHARED_DIR)).unwrap_or(DEFAULT_SHARED_DIR.into());
+    let paths = SetupPaths::new(&home, &shared)?;
+    let config_dir = paths.config_dir.to_string_lossy().into_owned();
+    let mut report = SetupReport { config_dir, done: false, steps: Vec::new(), notes: Vec::new() };
+    let outcome = carry_out(context, options, &paths, &mut report)?;
+    if let Outcome::EndedWaiting(_) = outcome {
+        return Ok(outcome);
+    }
+    report.done = outcome == Outcome::Shown && report.notes.is_empty();
+    if let (true, Some(file)) = (report.done, options.env_file) {
+        let changed = environment::write(file, &paths, options.dry_run)?;
+        report.steps.extend(changed.then(|| {
+            let verb = if options.dry_run { "would write" } else { "write" };
             format!("{verb} {SHARED_DIR} and CLAUDE_CONFIG_DIR into {}", file.display())
         }));
     }
-    told.show(&places, outcome, out)
+    if options.json {
+        write_json(out, &report)?
+    } else {
+        write(out, &report.to_text(&paths))?
+    }
+    Ok(outcome)
 }
 
-/// Asks on a terminal; elsewhere nobody can say yes.
-fn agreed(places: &Places, json: bool) -> Result<bool> {
+fn carry_out(context: &Context, options: &SetupOptions, paths: &SetupPaths, report: &mut SetupReport) -> Result<Outcome> {
+    let plan = SetupPlan::of(paths);
+    if !plan.refusals.is_empty() {
+        report.notes.extend(plan.refusals);
+        return Ok(Outcome::Trouble);
+    }
+    if options.dry_run {
+        report.steps.extend(plan.steps.iter().map(|step| format!("would {step}")));
+        return Ok(Outcome::Shown);
+    }
+    if !plan.moves_content {
+        return report.take_steps(plan);
+    }
+    if !options.yes && !ask_consent(paths, options.json)? {
+        report.notes.push(format!(
+            "{} has content, and would be moved to {}; nothing was changed; --yes does it, --dry-run shows how",
+            paths.link.display(),
+            paths.config_dir.display()
+        ));
+        return Ok(Outcome::Shown);
+    }
+    match keep_others_out(context, paths)? {
+        Admission::Refused(why) => {
+            report.notes.push(format!("{why}; nothing was changed"));
+            Ok(Outcome::Trouble)
+        }
+        Admission::Interrupted(signal) => Ok(Outcome::EndedWaiting(signal)),
+        Admission::Granted(_guard) => report.take_steps(SetupPlan::of(paths)), // now that nobody changes it any more
+    }
+}
+
+/// Asks for consent on a terminal. Elsewhere nobody can give it.
+fn ask_consent(paths: &SetupPaths, json: bool) -> Result<bool> {
     if json || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Ok(false);
     }
-    logging::ask(&format!("move {} to {}, and leave a link? [Y/n] ", places.link.display(), places.config_dir.display()));
+    logging::ask(&format!("move {} to {}, and leave a link? [Y/n] ", paths.link.display(), paths.config_dir.display()));
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).context("cannot read the answer")?;
     Ok(!answer.is_empty() && matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
 }
 
-/// Whether something may be moved.
+/// Permission to move the config dir.
 enum Admission {
-    /// As long as this is held, nobody else works there who keeps to the lock.
+    /// While the guard lives, no other run that uses the lock starts there.
     Granted(LockGuard),
     Refused(String),
-    EndedBy(i32),
+    Interrupted(i32),
 }
 
-/// Takes the session lock of the dir that is to be moved, once no run is live there and no refresh under way.
-fn keep_others_out(context: &Context, places: &Places) -> Result<Admission> {
-    let settings = Place::of(context)?.settings;
+/// Acquires the session lock of the dir that is to be moved, then waits until no run is live there and no refresh under way.
+fn keep_others_out(context: &Context, paths: &SetupPaths) -> Result<Admission> {
+    let settings = Factory::of(context)?.settings;
     let (began, run) = (Instant::now(), RunId::take());
     logging::init(settings.verbosity, settings.log_format, None, run);
     let lock = LockRequest {
-        path: places.link.join(lock::FILE_NAME),
+        path: paths.link.join(lock::FILE_NAME),
         refresh_only: false,
         refreshes: None,
         helper: None, // a home is this host's own, or on a file system whose lock this is
@@ -146,8 +155,8 @@ fn keep_others_out(context: &Context, places: &Places) -> Result<Admission> {
     let handlers = SignalHandlers::install(FORWARDED, &events.signal_pipe()).context("cannot install signal handlers")?;
     let holding = match lock::acquire(&lock, &mut journal, &mut events)? {
         Acquisition::Held(holding) => holding,
-        Acquisition::Interrupted(signal) => return Ok(Admission::EndedBy(signal as i32)),
-        _ => return Ok(Admission::Refused(format!("{} is in use, and --wait waits longer", places.link.display()))),
+        Acquisition::Interrupted(signal) => return Ok(Admission::Interrupted(signal as i32)),
+        _ => return Ok(Admission::Refused(format!("{} is in use, and --wait waits longer", paths.link.display()))),
     };
     drop(handlers); // from here on a signal ends us as it would by default: the next call goes on
     let deadline = match settings.wait {
@@ -155,25 +164,10 @@ fn keep_others_out(context: &Context, places: &Places) -> Result<Admission> {
         Wait::AtMost(bound) => after(began, Some(bound)),
         Wait::Forever => None,
     };
-    let records = RecordStore::of(&places.link);
-    loop {
-        let census = records.census().with_context(|| super::cannot_read(&records.runs()))?;
-        let live: Vec<_> = census.live.into_iter().chain(census.elsewhere).collect();
-        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
-        let Some(first) = live.first() else { break };
-        if left.is_zero() {
-            let now = SystemTime::now();
-            let names: Vec<_> = live.iter().map(|record| text::run(record, now)).collect();
-            let verb = if live.len() == 1 { "is" } else { "are" };
-            return Ok(Admission::Refused(format!(
-                "{} {verb} live there: {}",
-                text::count(live.len(), "run"),
-                names.join("; ")
-            )));
-        }
-        records.wait_for_end(&first.run, left.min(Duration::from_secs(5)));
+    if let Some(why) = wait_for_runs(&RecordStore::of(&paths.link), deadline)? {
+        return Ok(Admission::Refused(why));
     }
-    for dir in [&places.link, &places.config_dir] {
+    for dir in [&paths.link, &paths.config_dir] {
         if let Some(lock) = RefreshLock::of(dir).iter().find(|lock| lock.standing(SystemTime::now()) == Standing::Live) {
             return Ok(Admission::Refused(format!("{} is held: a refresh is under way", lock.path.display())));
         }
@@ -181,41 +175,49 @@ fn keep_others_out(context: &Context, places: &Places) -> Result<Admission> {
     Ok(Admission::Granted(holding))
 }
 
-/// What was done, or would be.
-struct Told {
-    json: bool,
-    steps: Vec<String>,
-    notes: Vec<String>,
+/// Waits until no run is live. Names those that are at the deadline.
+fn wait_for_runs(records: &RecordStore, deadline: Option<Instant>) -> Result<Option<String>> {
+    loop {
+        let census = records.census().with_context(|| super::cannot_read(&records.runs()))?;
+        let live: Vec<_> = census.live.into_iter().chain(census.elsewhere).collect();
+        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
+        let Some(first) = live.first() else { return Ok(None) };
+        if left.is_zero() {
+            let now = SystemTime::now();
+            let names: Vec<_> = live.iter().map(|record| text::run(record, now)).collect();
+            let verb = if live.len() == 1 { "is" } else { "are" };
+            return Ok(Some(format!("{} {verb} live there: {}", text::count(live.len(), "run"), names.join("; "))));
+        }
+        records.wait_for_end(&first.run, left.min(Duration::from_secs(5)));
+    }
 }
 
-impl Told {
-    fn show(self, places: &Places, outcome: Outcome, out: &mut impl Write) -> Result<Outcome> {
-        let config_dir = places.config_dir.display();
-        if self.json {
-            let mut object = Object::default();
-            object
-                .add("config_dir", config_dir.to_string())
-                .add("done", outcome == Outcome::Shown && self.notes.is_empty())
-                .add("steps", &self.steps)
-                .add("notes", &self.notes);
-            write(out, &format!("{}\n", object.into_text()))?;
-            return Ok(outcome);
+impl SetupReport {
+    fn take_steps(&mut self, plan: SetupPlan) -> Result<Outcome> {
+        if !plan.refusals.is_empty() {
+            self.notes.extend(plan.refusals);
+            return Ok(Outcome::Trouble);
         }
-        let mut lines: Vec<String> = self.steps;
-        lines.extend(self.notes.iter().cloned());
+        for step in &plan.steps {
+            step.run()
+                .with_context(|| format!("cannot {step}; what was done so far stands, and setup goes on when called again"))?;
+            self.steps.push(step.to_string());
+        }
+        self.notes.extend(plan.troubles);
+        Ok(if self.notes.is_empty() { Outcome::Shown } else { Outcome::Trouble })
+    }
+
+    fn to_text(&self, paths: &SetupPaths) -> String {
+        let mut lines: Vec<String> = self.steps.iter().chain(&self.notes).cloned().collect();
         if lines.is_empty() {
-            lines.push(format!("nothing to do: {} is {config_dir} already", places.link.display()));
+            lines.push(format!("nothing to do: {} is {} already", paths.link.display(), self.config_dir));
         }
-        if outcome == Outcome::Shown && self.notes.is_empty() {
-            let shared = places.shared.display();
-            lines.push(format!(
-                "\nfor the shell:   export CLAUDE_CONFIG_DIR={}",
-                environment::quoted(&places.config_dir.to_string_lossy())
-            ));
+        if self.done {
+            let shared = paths.shared.display();
+            lines.push(format!("\nfor the shell:   export CLAUDE_CONFIG_DIR={}", environment::quoted(&self.config_dir)));
             lines.push(format!("for compose:     volumes: [\"{shared}:{shared}\"]"));
             lines.push(format!("for Nomad:       volumes = [\"{shared}:{shared}\"]"));
         }
-        write(out, &(lines.join("\n") + "\n"))?;
-        Ok(outcome)
+        lines.join("\n") + "\n"
     }
 }

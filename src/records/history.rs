@@ -1,58 +1,75 @@
-//! `history.jsonl`: a line for each finished run. It is appended to in single writes, and set aside as `history.1.jsonl` when
-//! it is large, over the one before it.
+//! `history.jsonl`: a line for each finished run. It is appended to in single writes, and rotated to `history.1.jsonl` when
+//! it is large, replacing the one before.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use fs4::FileExt;
+use serde::{Deserialize, Serialize};
 
-use super::run_record::read_time;
+use super::fields::{lenient, timestamp};
 use super::store::RecordStore;
 use crate::logging::open_to_append;
-use crate::object::Members;
 use crate::sys::file_id::FileId;
 use crate::sys::fs::{open_to_read, read_bounded};
 
-/// When it is set aside.
+/// Size at which the history is rotated.
 const LARGE: u64 = 8 << 20;
 
-/// More than a file of history can be: a hundred agents that end at once each add a line before one sets it aside.
+/// Upper bound on its size: a hundred runs that end at once each append a line before one rotates it.
 const LARGEST: u64 = 8 * LARGE;
 
-/// A finished run, as its line tells it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Finished {
-    /// Its name.
-    pub run: String,
-    /// What its caller called it.
-    pub label: Option<String>,
-    /// When it began.
-    pub began: SystemTime,
-    /// From its beginning to its end.
-    pub total: Duration,
-    /// How long it waited for the lock, if it wanted it.
-    pub waited: Option<Duration>,
-    /// How long it held the lock.
-    pub held: Option<Duration>,
-    /// The name of its outcome.
-    pub outcome: String,
-    /// Its exit code.
-    pub exit_code: u8,
-    /// Turns of claude, from the result frame.
-    pub turns: Option<u64>,
-    /// Cost, from the result frame, in US dollars.
-    pub cost_usd: Option<f64>,
+/// A finished run: its line in the history, and in the file of `--record`. Fields that nothing here reads are only written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FinishedRun {
+    pub(crate) run: String,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) label: Option<String>,
+    pub(crate) outcome: String,
+    pub(crate) exit_code: u8,
+    #[serde(with = "timestamp")]
+    pub(crate) began: SystemTime,
+    pub(crate) total_ms: u64,
+    /// Time spent waiting for the lock, if the run wanted it.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) wait_ms: Option<u64>,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) hold_ms: Option<u64>,
+    #[serde(skip_deserializing)]
+    pub(crate) run_ms: Option<u64>,
+    #[serde(skip_deserializing)]
+    pub(crate) lock: String,
+    #[serde(skip_deserializing)]
+    pub(crate) host: String,
+    #[serde(skip_deserializing)]
+    pub(crate) pid: i32,
+    #[serde(skip_deserializing)]
+    pub(crate) version: String,
+    #[serde(skip_deserializing)]
+    pub(crate) program: String,
+    #[serde(skip_deserializing)]
+    pub(crate) session_id: Option<String>,
+    #[serde(skip_deserializing)]
+    pub(crate) subtype: Option<String>,
+    #[serde(skip_deserializing)]
+    pub(crate) is_error: Option<bool>,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) turns: Option<u64>,
+    #[serde(skip_deserializing)]
+    pub(crate) claude_ms: Option<u64>,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) cost_usd: Option<f64>,
 }
 
-/// What the history tells.
+/// Finished runs, as the history has them.
 #[derive(Debug, Default)]
 pub struct History {
-    /// The finished runs, in the order of their ends.
-    pub finished: Vec<Finished>,
-    /// Lines that could not be understood: cut or mixed by a full disk, or from elsewhere.
-    pub skipped: usize,
+    /// Finished runs, in the order of their ends.
+    pub(crate) finished: Vec<FinishedRun>,
+    /// Number of lines that could not be understood: cut or mixed by a full disk, or from elsewhere.
+    pub(crate) skipped: usize,
 }
 
 impl RecordStore {
@@ -64,7 +81,7 @@ impl RecordStore {
         self.path().join("history.1.jsonl")
     }
 
-    /// All there is.
+    /// Reads the whole history.
     ///
     /// # Errors
     /// A file is there but cannot be read.
@@ -72,7 +89,7 @@ impl RecordStore {
         let mut history = History::default();
         for path in [self.older_history(), self.history()] {
             match read_bounded(&path, LARGEST) {
-                Ok(bytes) => history.handle_event(&bytes),
+                Ok(bytes) => history.parse(&bytes),
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
             }
@@ -80,11 +97,11 @@ impl RecordStore {
         Ok(history)
     }
 
-    /// The last `count` runs, as far as they stand near the end.
-    pub fn last_finished(&self, count: usize) -> Vec<Finished> {
+    /// The last `count` finished runs, as far as they stand near the end of the file.
+    pub fn last_finished(&self, count: usize) -> Vec<FinishedRun> {
         let mut history = History::default();
         if let Ok(bytes) = read_end(&self.history(), count as u64 * 2048) {
-            history.handle_event(&bytes);
+            history.parse(&bytes);
         }
         let first = history.finished.len().saturating_sub(count);
         history.finished.split_off(first)
@@ -92,29 +109,29 @@ impl RecordStore {
 }
 
 /// Appends a complete line.
-pub(super) fn append(directory: &RecordStore, line: &str) -> io::Result<()> {
-    let path = directory.history();
+pub(super) fn append(store: &RecordStore, line: &str) -> io::Result<()> {
+    let path = store.history();
     let open = || open_to_append(&path);
     let mut file = open().or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => directory.make().and_then(|()| open()),
+        io::ErrorKind::NotFound => store.make().and_then(|()| open()),
         _ => Err(error),
     })?;
     if file.metadata()?.len() >= LARGE {
-        rotate(directory, &file)?;
+        rotate(store, &file)?;
         file = open()?;
     }
     file.write_all(line.as_bytes())
 }
 
-/// Moves the history away, once: of all who find it large, one has the lock, and who comes after sees that it is done.
-fn rotate(directory: &RecordStore, large: &File) -> io::Result<()> {
-    if FileExt::try_lock(large).is_ok() && FileId::at(&directory.history()) == Some(FileId::of(&large.metadata()?)) {
-        fs::rename(directory.history(), directory.older_history())?;
+/// Renames the history, once: of all who find it large, one gets the lock, and a later one sees that it is done.
+fn rotate(store: &RecordStore, large: &File) -> io::Result<()> {
+    if FileExt::try_lock(large).is_ok() && FileId::at(&store.history()) == Some(FileId::of(&large.metadata()?)) {
+        fs::rename(store.history(), store.older_history())?;
     }
     Ok(())
 }
 
-fn read_end(path: &std::path::Path, length: u64) -> io::Result<Vec<u8>> {
+fn read_end(path: &Path, length: u64) -> io::Result<Vec<u8>> {
     let mut file = open_to_read(path)?;
     let size = file.metadata()?.len();
     file.seek(SeekFrom::Start(size.saturating_sub(length)))?;
@@ -124,9 +141,9 @@ fn read_end(path: &std::path::Path, length: u64) -> io::Result<Vec<u8>> {
 }
 
 impl History {
-    fn handle_event(&mut self, bytes: &[u8]) {
+    fn parse(&mut self, bytes: &[u8]) {
         for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-            match Finished::from_json(line) {
+            match FinishedRun::from_json(line) {
                 Some(run) => self.finished.push(run),
                 None => self.skipped += 1,
             }
@@ -134,22 +151,14 @@ impl History {
     }
 }
 
-impl Finished {
-    /// Reads its line.
+impl FinishedRun {
+    /// Reads a line.
     pub fn from_json(line: &[u8]) -> Option<Self> {
-        let members = Members::read(line)?;
-        let span = |name| members.get(name).map(Duration::from_millis);
-        Some(Self {
-            run: members.get("run")?,
-            label: members.get("label"),
-            began: read_time(&members, "began")?,
-            total: span("total_ms")?,
-            waited: span("wait_ms"),
-            held: span("hold_ms"),
-            outcome: members.get("outcome")?,
-            exit_code: members.get("exit_code")?,
-            turns: members.get("turns"),
-            cost_usd: members.get("cost_usd"),
-        })
+        serde_json::from_slice(line).ok()
+    }
+
+    /// End of the run.
+    pub fn ended(&self) -> SystemTime {
+        self.began.checked_add(Duration::from_millis(self.total_ms)).unwrap_or(self.began)
     }
 }

@@ -1,9 +1,9 @@
-//! One run's own books: its record while it lives, and its line in the history when it has ended. Where they cannot be kept,
-//! that is said once, and the run goes on.
+//! Bookkeeping of one run: its record while it lives, and its line in the history when it has ended. Where they cannot be
+//! kept, that is said once, and the run goes on.
 
 use std::env;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -12,13 +12,12 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::unistd::{AccessFlags, access};
 use tracing::{info, warn};
 
-use super::history;
-use super::run_record::{Hold, PathView, RunRecord, State, time};
-use super::store::{OwnRecord, RecordStore, SILENCE};
+use super::history::{self, FinishedRun};
+use super::run_record::{Hold, PathView, RunRecord, State};
+use super::store::{OwnRecord, RecordStore, SILENT_RECORD_TTL};
 use crate::claude::frames::LastResult;
 use crate::config::settings::{LockMode, after};
 use crate::logging::open_to_append;
-use crate::object::Object;
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
@@ -26,323 +25,362 @@ use crate::sys::mount::LockScope;
 use crate::sys::proc::{boot_id, host, pid_namespace};
 use crate::sys::signal;
 
-/// One run, as far as it has come.
+/// Recorder of one run.
 #[derive(Debug)]
 pub struct RunRecorder {
-    run: RunId,
-    label: Option<String>,
-    program: PathBuf,
-    lock_mode: LockMode,
-    /// The config dir, and what we keep in it; none, where there is none.
-    kept_in: Option<(PathBuf, RecordStore)>,
-    /// The lock file, if this run has to do with it.
-    lock_file: Option<PathBuf>,
-    /// `--record`
-    record_file: Option<PathBuf>,
-    own: Option<OwnRecord>,
-    /// What it says.
-    published: Option<RunRecord>,
-    /// The lock file that the lock was had on.
-    locked: Option<FileId>,
-    hold: Option<Hold>,
-    /// What a lock helper calls its lock.
-    key: Option<String>,
+    info: RunInfo,
+    /// None without a config dir.
+    store: Option<RecordStore>,
     began_at: SystemTime,
     began: Instant,
     waited: Option<Duration>,
-    acquired: Option<Instant>,
-    released: Option<Instant>,
-    child: Option<i32>,
-    started: Option<Instant>,
-    /// When the record is to say that the child runs.
-    due: Option<Instant>,
-    /// When it begins to look old to other hosts, where they see its age and not its lock.
-    aging: Option<Instant>,
-    cleared: Option<Instant>,
+    lock: LockPhase,
+    phase: RunPhase,
+    published: Option<Published>,
+    /// Time at which the record has to say that the child runs.
+    publish_at: Option<Instant>,
+    /// Time at which the record begins to look old to other hosts, where they see its age and not its lock.
+    touch_at: Option<Instant>,
     last_result: Option<LastResult>,
     has_failed: bool,
 }
 
-/// What a run is, before anything has happened in it.
+/// Description of a run that begins.
 #[derive(Debug)]
 pub struct RunInfo {
-    /// Its name.
-    pub run: RunId,
-    /// What its caller calls it.
-    pub label: Option<String>,
-    /// What it runs.
-    pub program: PathBuf,
-    /// When it holds the session lock.
-    pub lock_mode: LockMode,
-    /// Where its record is kept; without one, there is none.
-    pub config_dir: Option<PathBuf>,
-    /// The lock file, if it has to do with it.
-    pub lock_file: Option<PathBuf>,
-    /// Where its last line goes, besides the history.
-    pub record_file: Option<PathBuf>,
+    pub(crate) run: RunId,
+    /// `--label`
+    pub(crate) label: Option<String>,
+    pub(crate) program: PathBuf,
+    pub(crate) lock_mode: LockMode,
+    /// Config dir, which keeps the record; without one, there is none.
+    pub(crate) config_dir: Option<PathBuf>,
+    /// Lock file, if the run uses the session lock.
+    pub(crate) lock_file: Option<PathBuf>,
+    /// `--record`
+    pub(crate) record_file: Option<PathBuf>,
 }
 
-/// How often a record is touched where that matters.
-const FRESH: Duration = Duration::from_secs(SILENCE.as_secs() / 12);
+/// The child, from before its start to the end of its tree.
+#[derive(Clone, Copy, Debug)]
+enum RunPhase {
+    Waiting,
+    Running { child: i32, since: Instant },
+    Exited { child: i32, since: Instant, ended: Instant },
+}
 
-/// How soon a record follows what it tells.
-const SOON: Duration = Duration::from_millis(20);
+/// The lock, as far as this run has it.
+#[derive(Debug)]
+enum LockPhase {
+    NotHeld,
+    /// The session lock, but not yet the lock of the lock helper.
+    Partly {
+        hold: Hold,
+        file: FileId,
+    },
+    Held {
+        hold: Hold,
+        file: Option<FileId>,
+        key: Option<String>,
+        since: Instant,
+    },
+    /// None for a lock that the run has not acquired itself.
+    Released {
+        held: Option<Duration>,
+    },
+}
+
+#[derive(Debug)]
+struct Published {
+    own: OwnRecord,
+    record: RunRecord,
+}
+
+/// Period after which a record is touched, on file systems where its age matters.
+const TOUCH_AFTER: Duration = Duration::from_secs(SILENT_RECORD_TTL.as_secs() / 12);
+
+/// Delay before a record that is there already says that the child runs.
+const PUBLISH_AFTER: Duration = Duration::from_millis(20);
 
 impl RunRecorder {
-    /// The books of a run that begins now. Nothing is written yet.
-    pub fn open(run: RunInfo) -> Self {
-        let RunInfo { run, label, program, lock_mode, config_dir, lock_file, record_file } = run;
+    /// Recorder of a run that begins now. Nothing is written yet.
+    pub fn open(info: RunInfo) -> Self {
         Self {
-            run,
-            label,
-            program,
-            lock_mode,
-            kept_in: config_dir.map(|config_dir| (config_dir.clone(), RecordStore::of(&config_dir))),
-            lock_file,
-            record_file,
-            own: None,
-            published: None,
-            locked: None,
-            hold: None,
-            key: None,
+            store: info.config_dir.as_deref().map(RecordStore::of),
+            info,
             began_at: SystemTime::now(),
             began: Instant::now(),
             waited: None,
-            acquired: None,
-            released: None,
-            child: None,
-            started: None,
-            due: None,
-            aging: None,
-            cleared: None,
+            lock: LockPhase::NotHeld,
+            phase: RunPhase::Waiting,
+            published: None,
+            publish_at: None,
+            touch_at: None,
             last_result: None,
             has_failed: false,
         }
     }
 
-    /// The run's name.
+    /// Run id.
     pub fn run(&self) -> RunId {
-        self.run
+        self.info.run
     }
 
-    /// The config dir, if it can be used.
+    /// Config dir, if it can be used.
     pub fn config_dir(&self) -> Option<&Path> {
-        self.kept_in.as_ref().map(|(config_dir, _)| config_dir.as_path())
+        self.info.config_dir.as_deref()
     }
 
-    /// Where the records of all runs are.
+    /// Store of all run records.
     pub fn directory(&self) -> Option<&RecordStore> {
-        self.kept_in.as_ref().map(|(_, directory)| directory)
+        self.store.as_ref()
     }
 
-    /// The run is about to wait for the lock.
+    /// Publishes that the run is about to wait for the lock.
     pub fn waits(&mut self) {
         self.publish();
     }
 
-    /// The run has the session lock, but still waits for what its lock helper is to get.
-    pub fn on_session_lock(&mut self, hold: Hold, on: FileId) {
-        (self.hold, self.locked) = (Some(hold), Some(on));
+    /// Publishes that the run holds the session lock, but still waits for its lock helper.
+    pub fn on_session_lock(&mut self, hold: Hold, file: FileId) {
+        self.lock = LockPhase::Partly { hold, file };
         self.publish();
     }
 
-    /// The run has the lock: before its child is started, and before anybody else can have it.
-    pub fn on_acquired(&mut self, hold: Hold, on: Option<FileId>, key: Option<String>) {
-        (self.hold, self.locked, self.key) = (Some(hold), on, key);
+    /// Notes that the run holds the lock: before its child is started, and before anybody else can acquire it.
+    pub fn on_acquired(&mut self, hold: Hold, file: Option<FileId>, key: Option<String>) {
+        let has_key = key.is_some();
+        self.lock = LockPhase::Held { hold, file, key, since: Instant::now() };
         self.on_waited();
-        self.acquired = (hold == Hold::Own).then(Instant::now);
-        if self.key.is_some() {
+        if has_key {
             self.publish(); // the child may look for it
         }
     }
 
-    /// The wait for the lock is over, or given up.
+    /// Notes that the wait for the lock is over, or given up.
     pub fn on_waited(&mut self) {
         self.waited = Some(self.began.elapsed());
     }
 
-    /// The child is started. The record is written now, while the child is on its way, and costs nobody any time. One that is
-    /// there already, of a run that has waited, says so a little later: in a queue of short runs it never has to.
+    /// Notes that the child is started. The first record is written now, while the child is on its way, and costs nobody any
+    /// time. A record that is there already, of a run that has waited, is rewritten a little later: for a short run, never.
     pub fn on_started(&mut self, child: i32) {
         let now = Instant::now();
-        (self.started, self.child) = (Some(now), Some(child));
-        match self.own {
+        self.phase = RunPhase::Running { child, since: now };
+        match self.published {
             None => self.publish(),
-            Some(_) => self.due = Some(now + SOON),
+            Some(_) => self.publish_at = Some(now + PUBLISH_AFTER),
         }
     }
 
-    /// The run no longer has the lock. To be called before it is freed.
+    /// Publishes that the run no longer holds the lock. Call before releasing it.
     pub fn on_released(&mut self) {
-        (self.hold, self.key, self.released) = (None, None, Some(Instant::now()));
-        if self.own.is_some() {
+        self.release();
+        if self.published.is_some() {
             self.publish();
         }
     }
 
-    /// When [`run_due`](Self::run_due) has something to do.
+    /// Time at which [`run_due`](Self::run_due) has something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
-        [self.due, self.aging].into_iter().flatten().min()
+        [self.publish_at, self.touch_at].into_iter().flatten().min()
     }
 
     /// Writes what is due.
     pub fn run_due(&mut self) {
         let now = Instant::now();
-        if self.due.is_some_and(|at| now >= at) {
+        if self.publish_at.is_some_and(|at| now >= at) {
             self.publish();
         }
-        if self.aging.take_if(|at| now >= *at).is_some()
-            && let Some(record) = self.own.as_ref().and_then(OwnRecord::path)
+        if self.touch_at.take_if(|at| now >= *at).is_some()
+            && let Some(record) = self.published.as_ref().and_then(|published| published.own.path())
         {
             keep_fresh(record.to_owned());
         }
     }
 
-    /// All that the run has started has ended.
+    /// Notes that the child and all its descendants have exited.
     pub fn on_tree_exited(&mut self) {
-        self.cleared = Some(Instant::now());
+        if let RunPhase::Running { child, since } = self.phase {
+            self.phase = RunPhase::Exited { child, since, ended: Instant::now() };
+        }
     }
 
-    /// The record is needed for a while yet, and is to tell how things are.
-    pub fn stays(&mut self) {
-        if self.due.is_some() {
+    /// Writes a pending record now: others need it for a while yet.
+    pub fn flush_pending(&mut self) {
+        if self.publish_at.is_some() {
             self.publish();
         }
     }
 
-    /// The run is over. To be called before the lock is freed, so that at no time two records claim it.
+    /// Removes the record. Call before releasing the lock, or two records could claim it.
     pub fn retire(&mut self) {
-        if let Some(own) = &mut self.own {
-            own.remove();
+        if let Some(published) = &mut self.published {
+            published.own.remove();
         }
-        self.aging = None;
-        self.released = self.released.or(self.acquired.map(|_| Instant::now()));
+        self.touch_at = None;
+        self.release();
     }
 
-    /// What claude's last result frame said.
+    /// Notes claude's last result frame.
     pub fn on_result(&mut self, last_result: Option<LastResult>) {
         self.last_result = last_result;
     }
 
-    /// The run has ended with `outcome`: says so, and writes its line into the history, and where `--record` says.
+    /// Logs the end of the run, and writes its line into the history and into the file of `--record`.
     pub fn close(mut self, outcome: Outcome) {
-        self.own = None;
-        let span = |span: Option<Duration>| span.map_or(0, |span| span.as_millis() as u64);
-        let ran = self.started.map(|started| self.cleared.unwrap_or_else(Instant::now) - started);
+        self.published = None;
+        let finished = self.finished(outcome);
         info!(
-            name: "run.ended", outcome = outcome.name(), exit_code = outcome.exit_code(), run_ms = span(ran), wait_ms = span(self.waited),
-            "ended"
+            name: "run.ended", outcome = outcome.name(), exit_code = outcome.exit_code(), run_ms = self.ran().map_or(0, milliseconds),
+            wait_ms = finished.wait_ms.unwrap_or_default(), "ended"
         );
-        let line = format!("{}\n", self.to_json(outcome));
-        if let Some(file) = &self.record_file
-            && let Err(error) = open_to_append(file).and_then(|mut file| io::Write::write_all(&mut file, line.as_bytes()))
+        let Ok(mut line) = serde_json::to_string(&finished) else { return };
+        line.push('\n');
+        if let Some(file) = &self.info.record_file
+            && let Err(error) = open_to_append(file).and_then(|mut file| file.write_all(line.as_bytes()))
         {
             warn!("cannot write the record {}: {error}", file.display());
         }
-        if let Some((_, directory)) = &self.kept_in
-            && let Err(error) = history::append(directory, &line)
+        if let Some(store) = &self.store
+            && let Err(error) = history::append(store, &line)
         {
-            self.failed(&error);
+            self.warn_once(&error);
+        }
+    }
+
+    fn release(&mut self) {
+        self.lock = match mem::replace(&mut self.lock, LockPhase::NotHeld) {
+            LockPhase::Held { hold: Hold::Own, since, .. } => LockPhase::Released { held: Some(since.elapsed()) },
+            LockPhase::Released { held } => LockPhase::Released { held },
+            LockPhase::NotHeld | LockPhase::Partly { .. } | LockPhase::Held { .. } => LockPhase::Released { held: None },
+        };
+    }
+
+    fn ran(&self) -> Option<Duration> {
+        match self.phase {
+            RunPhase::Waiting => None,
+            RunPhase::Running { since, .. } => Some(since.elapsed()),
+            RunPhase::Exited { since, ended, .. } => Some(ended - since),
         }
     }
 
     /// Writes the record as things are.
     fn publish(&mut self) {
-        self.due = None;
-        let Some((config_dir, directory)) = self.kept_in.as_ref().filter(|_| !self.has_failed) else { return };
-        // What was true at the first time is still: it is not looked for again.
-        let mut record = self.published.take().unwrap_or_else(|| self.record(config_dir));
-        let since = self.started.map_or_else(SystemTime::now, |started| SystemTime::now() - started.elapsed());
-        record.state = if self.started.is_some() { State::Running } else { State::Waiting };
-        (record.since, record.hold, record.child) = (since, self.hold, self.child);
-        record.key.clone_from(&self.key);
-        if let (Some(seen), Some(_)) = (&mut record.lock, self.locked) {
-            seen.identity = self.locked; // the file may have been replaced while we waited
+        self.publish_at = None;
+        let (Some(config_dir), Some(store), false) = (&self.info.config_dir, &self.store, self.has_failed) else { return };
+        let (old, mut record) = match self.published.take() {
+            // The rest was looked up for the first record, and holds still.
+            Some(Published { own, record }) => (Some(own), record),
+            None => {
+                self.touch_at = after(Instant::now(), Some(TOUCH_AFTER));
+                (None, self.first_record(config_dir))
+            }
+        };
+        (record.state, record.child, record.since) = match self.phase {
+            RunPhase::Waiting => (State::Waiting, None, SystemTime::now()),
+            RunPhase::Running { child, since } | RunPhase::Exited { child, since, .. } => {
+                (State::Running, Some(child), SystemTime::now() - since.elapsed())
+            }
+        };
+        let (hold, file, key) = match &self.lock {
+            LockPhase::NotHeld | LockPhase::Released { .. } => (None, None, None),
+            LockPhase::Partly { hold, file } => (Some(*hold), Some(*file), None),
+            LockPhase::Held { hold, file, key, .. } => (Some(*hold), *file, key.clone()),
+        };
+        (record.hold, record.key) = (hold, key);
+        if let (Some(view), Some(_)) = (&mut record.lock, file) {
+            view.set_file_id(file); // the file may have been replaced during the wait
         }
-        if self.own.is_none() {
-            self.aging = after(Instant::now(), Some(FRESH));
+        match store.publish(&record, old.is_some()) {
+            Ok(own) => {
+                old.into_iter().for_each(OwnRecord::forget);
+                self.published = Some(Published { own, record });
+            }
+            Err(error) => {
+                self.published = old.map(|own| Published { own, record });
+                self.warn_once(&error);
+            }
         }
-        match directory.publish(&record, self.own.is_some()) {
-            Ok(own) => self.own.replace(own).iter_mut().for_each(OwnRecord::forget),
-            Err(error) => self.failed(&error),
-        }
-        self.published = Some(record);
     }
 
-    /// Says once that the books are not kept; a config dir that cannot be written was told of already.
-    fn failed(&mut self, error: &io::Error) {
-        let Some((config_dir, directory)) = &self.kept_in else { return };
-        let was_told = access(config_dir, AccessFlags::W_OK | AccessFlags::X_OK).is_err();
-        if !mem::replace(&mut self.has_failed, true) && !was_told {
-            warn!("cannot keep records in {}: {error}; going on without", directory.path().display());
+    /// Warns that nothing can be recorded, unless it was said already, as of a config dir that cannot be written.
+    fn warn_once(&mut self, error: &io::Error) {
+        let (Some(config_dir), Some(store)) = (&self.info.config_dir, &self.store) else { return };
+        let was_said = access(config_dir, AccessFlags::W_OK | AccessFlags::X_OK).is_err();
+        if !mem::replace(&mut self.has_failed, true) && !was_said {
+            warn!("cannot keep records in {}: {error}; going on without", store.path().display());
         }
     }
 
-    fn record(&self, config_dir: &Path) -> RunRecord {
+    fn first_record(&self, config_dir: &Path) -> RunRecord {
         let config_dir = std::path::absolute(config_dir).unwrap_or_else(|_| config_dir.to_owned());
         RunRecord {
-            run: self.run.to_string(),
+            run: self.info.run.to_string(),
+            label: self.info.label.clone(),
             state: State::Waiting,
-            key: self.key.clone(),
-            hold: None,
-            mode: self.lock_mode.name().to_owned(),
-            label: self.label.clone(),
-            host: host(),
-            boot: boot_id(),
-            pid: self.run.pid,
-            pid_namespace: pid_namespace(),
-            child: None,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            program: self.program.to_string_lossy().into_owned(),
-            cwd: env::current_dir().ok().map(|cwd| cwd.to_string_lossy().into_owned()),
-            began: self.began_at,
             since: self.began_at,
-            lock: self.lock_file.as_deref().map(PathView::of),
+            began: self.began_at,
+            mode: self.info.lock_mode.name().to_owned(),
+            hold: None,
+            key: None,
+            host: host(),
+            pid: self.info.run.pid,
+            child: None,
+            pid_namespace: pid_namespace(),
+            boot: boot_id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            program: self.info.program.to_string_lossy().into_owned(),
+            cwd: env::current_dir().ok().map(|cwd| cwd.to_string_lossy().into_owned()),
+            lock: self.info.lock_file.as_deref().map(PathView::of),
             parent: PathView::of(config_dir.parent().unwrap_or(&config_dir)),
             config_dir: PathView::of(&config_dir),
         }
     }
 
-    fn to_json(&self, outcome: Outcome) -> String {
-        let milliseconds = |span: Option<Duration>| span.map(|span| span.as_millis() as u64);
-        let until_cleared = |since: Option<Instant>| milliseconds(Some(self.cleared? - since?));
-        let held = || Some(self.released? - self.acquired?);
-        let result = self.last_result.as_ref();
-        let mut object = Object::default();
-        object
-            .add("run", self.run.to_string())
-            .add("label", &self.label)
-            .add("outcome", outcome.name())
-            .add("exit_code", outcome.exit_code())
-            .add("began", time(self.began_at))
-            .add("total_ms", milliseconds(Some(self.began.elapsed())))
-            .add("wait_ms", milliseconds(self.waited))
-            .add("hold_ms", milliseconds(held()))
-            .add("run_ms", until_cleared(self.started))
-            .add("lock", self.lock_mode.name())
-            .add("host", host())
-            .add("pid", self.run.pid)
-            .add("version", env!("CARGO_PKG_VERSION"))
-            .add("program", self.program.to_string_lossy())
-            .add("session_id", result.and_then(|result| result.session_id.as_deref()))
-            .add("subtype", result.map(|result| result.subtype.as_str()))
-            .add("is_error", result.map(|result| result.is_error))
-            .add("turns", result.and_then(|result| result.turns))
-            .add("claude_ms", result.and_then(|result| result.duration_ms))
-            .add("cost_usd", result.and_then(|result| result.cost_usd));
-        object.into_text()
+    fn finished(&mut self, outcome: Outcome) -> FinishedRun {
+        let result = self.last_result.take();
+        let of_result = result.as_ref();
+        let held = if let LockPhase::Released { held } = self.lock { held } else { None };
+        let ran = self.ran().filter(|_| matches!(self.phase, RunPhase::Exited { .. }));
+        FinishedRun {
+            run: self.info.run.to_string(),
+            label: self.info.label.take(),
+            outcome: outcome.name().to_owned(),
+            exit_code: outcome.exit_code(),
+            began: self.began_at,
+            total_ms: milliseconds(self.began.elapsed()),
+            wait_ms: self.waited.map(milliseconds),
+            hold_ms: held.map(milliseconds),
+            run_ms: ran.map(milliseconds),
+            lock: self.info.lock_mode.name().to_owned(),
+            host: host(),
+            pid: self.info.run.pid,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            program: self.info.program.to_string_lossy().into_owned(),
+            is_error: of_result.map(|result| result.is_error),
+            turns: of_result.and_then(|result| result.turns),
+            claude_ms: of_result.and_then(|result| result.duration_ms),
+            cost_usd: of_result.and_then(|result| result.cost_usd),
+            session_id: of_result.and_then(|result| result.session_id.clone()),
+            subtype: result.map(|result| result.subtype),
+        }
     }
 }
 
-/// Touches `record` from now on, if hosts may see it and not the lock on it, until it is gone. Such a file system may hang, so a
-/// thread does it, which ends with us.
+fn milliseconds(span: Duration) -> u64 {
+    span.as_millis() as u64
+}
+
+/// Touches `record` from now on, until it is gone, if hosts may see it and not the lock on it. Such a file system may hang, so a
+/// thread does it, which ends with the process.
 fn keep_fresh(record: PathBuf) {
     let work = move || {
         let touch = || File::options().write(true).open(&record)?.set_modified(SystemTime::now());
         if LockScope::at(&record).is_some_and(LockScope::may_end_here) {
-            // What fails for a while, as on a network, may go well the next time.
+            // An error can be of a moment, as on a network.
             while !touch().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::NotFound) {
-                thread::sleep(FRESH);
+                thread::sleep(TOUCH_AFTER);
             }
         }
     };

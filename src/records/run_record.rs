@@ -1,215 +1,143 @@
-//! What a run record says: who runs what, since when, and what that process sees as the lock. Never a prompt, never a token:
-//! of the command line it has the program alone.
+//! Run record: who runs what, since when, and what that process sees as the lock. Never a prompt, never a token: of the
+//! command line it has the program alone.
 
-use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::object::{Members, Object};
+use serde::{Deserialize, Serialize};
+
+use super::fields::{lenient, timestamp};
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{boot_id, host};
 
-/// How far a run has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// State of a live run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// It waits for the session lock.
+    /// Waits for the session lock.
     Waiting,
-    /// Its child runs, or is about to.
+    /// Runs its child, or is about to.
     Running,
 }
 
-/// In what way a run has the session lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Way in which a run holds the session lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Hold {
-    /// It has taken it.
+    /// Acquired by the run itself.
     Own,
-    /// A run above it holds it.
+    /// Held by a run above it.
     RunAbove,
-    /// A descriptor that its caller left open to it does.
+    /// Held by a descriptor inherited from its caller.
     Caller,
 }
 
 /// A file as one process sees it, to be compared with what others see.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathView {
-    /// Its path as it is used.
-    pub path: String,
-    /// Without symbolic links, if it could be found out.
-    pub real_path: Option<String>,
-    /// Which file that is, if it is there.
-    pub identity: Option<FileId>,
+    pub(crate) path: String,
+    /// Path without symbolic links, if it could be resolved.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) real_path: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
+    device: Option<u64>,
+    #[serde(default, deserialize_with = "lenient")]
+    inode: Option<u64>,
 }
 
-/// One run record. README, "Run records", tells its fields to other programs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Run record. README, "Run records", describes its fields to other programs. Fields that some version may lack are read
+/// tolerantly; without one of the others, a record cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// The run's name.
-    pub run: String,
-    /// How far it has come.
-    pub state: State,
-    /// Whether it has the session lock.
-    pub hold: Option<Hold>,
-    /// What its lock helper calls the lock of another engine, while it has that.
-    pub key: Option<String>,
-    /// Its lock mode, by name.
-    pub mode: String,
-    /// What its caller calls it.
-    pub label: Option<String>,
-    /// The host, or the container.
-    pub host: String,
-    /// Which start of the kernel it belongs to.
-    pub boot: Option<String>,
-    /// claude-run's own pid, in its PID namespace.
-    pub pid: i32,
-    /// Which namespace that is, as /proc/self/ns/pid has it.
-    pub pid_namespace: Option<String>,
-    /// The pid of the child, once it is started.
-    pub child: Option<i32>,
-    /// claude-run's version.
-    pub version: String,
-    /// What runs.
-    pub program: String,
-    /// Where.
-    pub cwd: Option<String>,
-    /// When the run began.
-    pub began: SystemTime,
-    /// When its state did.
-    pub since: SystemTime,
-    /// The session lock, if it has to do with it.
-    pub lock: Option<PathView>,
-    /// The config dir.
-    pub config_dir: PathView,
-    /// The directory that this lies in, where Claude Code's own lock does as well.
-    pub parent: PathView,
-}
-
-impl State {
-    /// Its name in records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Running => "running",
-        }
-    }
-}
-
-impl Hold {
-    /// Its name in records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Own => "own",
-            Self::RunAbove => "run-above",
-            Self::Caller => "caller",
-        }
-    }
+    pub(crate) run: String,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) label: Option<String>,
+    pub(crate) state: State,
+    #[serde(with = "timestamp")]
+    pub(crate) since: SystemTime,
+    #[serde(with = "timestamp")]
+    pub(crate) began: SystemTime,
+    pub(crate) mode: String,
+    /// Way in which the run holds the session lock, if it does.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) hold: Option<Hold>,
+    /// The lock helper's key for its lock, while the helper holds that.
+    #[serde(rename = "lock_key", default, deserialize_with = "lenient")]
+    pub(crate) key: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) host: String,
+    /// Pid of claude-run, in its PID namespace.
+    pub(crate) pid: i32,
+    /// Pid of the child, once started.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) child: Option<i32>,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) pid_namespace: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) boot: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) version: String,
+    pub(crate) program: String,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) cwd: Option<String>,
+    /// Lock file, if the run uses the session lock.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) lock: Option<PathView>,
+    pub(crate) config_dir: PathView,
+    /// Directory above the config dir, in which Claude Code's own lock lies as well.
+    pub(crate) parent: PathView,
 }
 
 impl PathView {
-    /// What this process sees at `path`.
+    /// Looks at `path` from this process.
     pub fn of(path: &Path) -> Self {
         let path = &std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let real_path = fs::canonicalize(path).ok().map(|path| path.to_string_lossy().into_owned());
-        Self { path: path.to_string_lossy().into_owned(), real_path, identity: FileId::at(path) }
+        let mut view = Self { path: path.to_string_lossy().into_owned(), real_path, device: None, inode: None };
+        view.set_file_id(FileId::at(path));
+        view
     }
 
-    fn to_json(&self) -> Object {
-        let mut object = Object::default();
-        object.add("path", &self.path).add("real_path", &self.real_path);
-        object.add("device", self.identity.map(|found| found.device)).add("inode", self.identity.map(|found| found.inode));
-        object
+    /// The file at that path, if there is one.
+    pub fn file_id(&self) -> Option<FileId> {
+        Some(FileId { device: self.device?, inode: self.inode? })
     }
 
-    fn from_json(members: &Members) -> Option<Self> {
-        let identity = || Some(FileId { device: members.get("device")?, inode: members.get("inode")? });
-        Some(Self { path: members.get("path")?, real_path: members.get("real_path"), identity: identity() })
+    pub(super) fn set_file_id(&mut self, file: Option<FileId>) {
+        (self.device, self.inode) = file.map(|file| (file.device, file.inode)).unzip();
     }
 }
 
 impl RunRecord {
-    /// Whether this run has taken the session lock `lock`. Between two hosts, device numbers tell nothing.
+    /// True if this run itself has acquired the session lock `lock`.
     pub fn holds(&self, lock: FileId) -> bool {
         self.hold == Some(Hold::Own) && self.is_about(lock)
     }
 
-    /// Whether this run has to do with the session lock `lock`.
+    /// True if `lock` is the session lock of this run. Device numbers are not comparable between hosts.
     pub fn is_about(&self, lock: FileId) -> bool {
-        let seen = self.lock.as_ref().and_then(|seen| seen.identity);
+        let seen = self.lock.as_ref().and_then(PathView::file_id);
         seen.is_some_and(|seen| seen.inode == lock.inode && (seen.device == lock.device || self.boot != boot_id()))
     }
 
-    /// Whom to ask: the label, or the program, with pid and host.
+    /// Name for people: the label, or the program, with pid and host.
     pub fn who(&self) -> String {
         let program = || Path::new(&self.program).file_name().map(|name| name.to_string_lossy().into_owned());
         let name = self.label.clone().or_else(program).unwrap_or_default();
         let elsewhere = if self.host == host() { String::new() } else { format!(" on {}", self.host) };
-        // It goes to terminals: what could steer one is shown, not obeyed.
-        format!("{name} (pid {}{elsewhere})", self.pid).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+        sanitize(&format!("{name} (pid {}{elsewhere})", self.pid))
     }
 
-    /// Its JSON object.
-    pub(crate) fn to_json(&self) -> Object {
-        let mut object = Object::default();
-        object
-            .add("run", &self.run)
-            .add("label", &self.label)
-            .add("state", self.state.name())
-            .add("since", time(self.since))
-            .add("began", time(self.began))
-            .add("mode", &self.mode)
-            .add("hold", self.hold.map(Hold::name))
-            .add("lock_key", &self.key)
-            .add("host", &self.host)
-            .add("pid", self.pid)
-            .add("child", self.child)
-            .add("pid_namespace", &self.pid_namespace)
-            .add("boot", &self.boot)
-            .add("version", &self.version)
-            .add("program", &self.program)
-            .add("cwd", &self.cwd)
-            .add_object("lock", self.lock.as_ref().map(PathView::to_json))
-            .add_object("config_dir", Some(self.config_dir.to_json()))
-            .add_object("parent", Some(self.parent.to_json()));
-        object
-    }
-
-    /// Reads its JSON object; what lacks a part that every version has written is none.
+    /// Reads a record. None if it cannot be understood.
     pub fn from_json(text: &[u8]) -> Option<Self> {
-        let members = &Members::read(text)?;
-        let text = |name| members.get::<String>(name);
-        let (state, hold) = (members.get::<Cow<str>>("state")?, members.get::<Cow<str>>("hold"));
-        let seen = |name| PathView::from_json(&members.members(name)?);
-        Some(Self {
-            run: text("run")?,
-            state: [State::Waiting, State::Running].into_iter().find(|known| state == known.name())?,
-            hold: [Hold::Own, Hold::RunAbove, Hold::Caller].into_iter().find(|known| hold.as_deref() == Some(known.name())),
-            key: text("lock_key"),
-            mode: text("mode")?,
-            label: text("label"),
-            host: text("host").unwrap_or_default(),
-            boot: text("boot"),
-            pid: members.get("pid")?,
-            pid_namespace: text("pid_namespace"),
-            child: members.get("child"),
-            version: text("version").unwrap_or_default(),
-            program: text("program")?,
-            cwd: text("cwd"),
-            began: read_time(members, "began")?,
-            since: read_time(members, "since")?,
-            lock: seen("lock"),
-            config_dir: seen("config_dir")?,
-            parent: seen("parent")?,
-        })
+        serde_json::from_slice(text).ok()
     }
 }
 
-/// A time, as all records have it: RFC 3339, UTC, milliseconds.
-pub(crate) fn time(at: SystemTime) -> String {
-    humantime::format_rfc3339_millis(at).to_string()
-}
-
-pub(super) fn read_time(members: &Members, name: &str) -> Option<SystemTime> {
-    humantime::parse_rfc3339(members.get::<Cow<str>>(name)?.as_ref()).ok()
+/// Replaces control characters in text from elsewhere: it goes to terminals, and must not steer them.
+pub(crate) fn sanitize(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -219,10 +147,10 @@ mod tests {
     use super::*;
     use crate::sys::proc::pid_namespace;
 
-    pub(crate) fn example() -> RunRecord {
+    fn example() -> RunRecord {
         let began = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123);
-        let identity = Some(FileId { device: 2049, inode: 77 });
-        let seen = |path: &str| PathView { path: path.into(), real_path: Some(path.into()), identity };
+        let seen =
+            |path: &str| PathView { path: path.into(), real_path: Some(path.into()), device: Some(2049), inode: Some(77) };
         RunRecord {
             run: "7-11".into(),
             state: State::Running,
@@ -242,17 +170,21 @@ mod tests {
             since: began,
             lock: Some(seen("/c/session.lock")),
             config_dir: seen("/c"),
-            parent: PathView { path: "/".into(), real_path: None, identity: None },
+            parent: PathView { path: "/".into(), real_path: None, device: None, inode: None },
         }
     }
 
+    fn json(record: &RunRecord) -> String {
+        serde_json::to_string(record).unwrap_or_default()
+    }
+
     #[test]
-    fn a_record_reads_as_it_was_written_and_a_cut_one_is_none() {
+    fn record_reads_back_and_a_cut_one_is_none() {
         let waiting = RunRecord { state: State::Waiting, hold: None, lock: None, ..example() };
         for record in [example(), waiting] {
-            assert_eq!(RunRecord::from_json(record.to_json().into_text().as_bytes()), Some(record));
+            assert_eq!(RunRecord::from_json(json(&record).as_bytes()), Some(record));
         }
-        let text = example().to_json().into_text();
+        let text = json(&example());
         for key in ["run", "state", "mode", "pid", "program", "began", "since", "config_dir", "parent"] {
             let lacking = text.replace(&format!("\"{key}\":"), &format!("\"no-{key}\":"));
             assert_eq!(RunRecord::from_json(lacking.as_bytes()), None, "{key}");
@@ -263,7 +195,21 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_known_by_device_and_inode_and_on_another_host_by_inode() {
+    fn wrong_type_costs_its_own_field_alone() {
+        let without_hold = RunRecord { hold: None, ..example() };
+        for hold in ["7", "null", "[]", "\"other\""] {
+            let text = json(&example()).replace("\"hold\":\"own\"", &format!("\"hold\":{hold}"));
+            assert_eq!(RunRecord::from_json(text.as_bytes()), Some(without_hold.clone()), "{hold}");
+        }
+        let text = json(&example()).replace("\"child\":8", "\"child\":99999999999999999999");
+        assert_eq!(RunRecord::from_json(text.as_bytes()), Some(RunRecord { child: None, ..example() }));
+        let text = json(&example()).replace("\"inode\":77", "\"inode\":-1");
+        let record = RunRecord::from_json(text.as_bytes());
+        assert_eq!(record.map(|record| record.config_dir.file_id()), Some(None));
+    }
+
+    #[test]
+    fn lock_on_another_host_is_known_by_inode() {
         let lock = FileId { device: 2049, inode: 77 };
         let elsewhere = FileId { device: 9, ..lock };
         assert!(example().holds(lock) && !example().holds(elsewhere) && !example().holds(FileId { inode: 78, ..lock }));

@@ -82,7 +82,7 @@ pub fn supervise(
     let was_held = run.holding.as_ref().is_some_and(LockGuard::is_held);
     let mut request = None;
     if let Some(holding) = run.holding.as_mut().filter(|holding| holding.has_helper()) {
-        journal.stays();
+        journal.flush_pending();
         request = holding.shut_down_helper(journal, events, run.asked).filter(|signal| *signal != Signal::SIGUSR2);
     }
     journal.retire();

@@ -62,7 +62,7 @@ fn expect((code, seen): (i32, Value), check: &str, verdict: &str, what: &str) {
 }
 
 #[test]
-fn where_nothing_is_wrong_everything_passes_and_nothing_is_left_behind() {
+fn sound_config_dir_passes_all_checks() {
     let env = healthy("2.1.330");
     let (code, seen) = doctor(&env, |doctor| doctor);
     assert_eq!((code, &seen["verdict"]), (0, &"pass".into()), "{seen:#}");
@@ -124,7 +124,7 @@ fn in_namespace(env: &Env, mounts: &str, config_dir: &std::path::Path) -> Option
 }
 
 #[test]
-fn a_config_dir_that_is_a_mount_point_by_what_its_claude_needs() {
+fn mount_point_is_judged_by_claude_version() {
     for (version, verdict) in
         [("2.1.84", "failure"), ("2.1.127", "failure"), ("2.1.128", "warning"), ("3.0.0", "warning"), ("new", "warning")]
     {
@@ -138,7 +138,7 @@ fn a_config_dir_that_is_a_mount_point_by_what_its_claude_needs() {
 }
 
 #[test]
-fn a_read_only_config_dir_and_a_file_system_without_news() {
+fn read_only_dir_and_no_inotify_are_found() {
     let env = healthy("2.1.330");
     let dir = env.config_dir();
     let mount = format!("mount --bind {0} {0}; mount -o remount,bind,ro {0}", dir.display());
@@ -153,7 +153,7 @@ fn a_read_only_config_dir_and_a_file_system_without_news() {
 }
 
 #[test]
-fn runs_that_see_another_lock_or_another_directory_above() {
+fn runs_with_different_views_are_found() {
     let env = healthy("2.1.330");
     let one = env.start_fake(&["--lock", "pass-through", "--label", "one"], "ready; hang");
     one.ready();

@@ -12,7 +12,7 @@ fn records(env: &Env) -> Vec<Value> {
 }
 
 #[test]
-fn each_ending_is_told_and_never_the_prompt() {
+fn record_has_the_outcome_and_never_the_prompt() {
     let env = Env::new();
     let fake = fake_claude().display().to_string();
     let framed = |steps: &str| vec!["-p".to_owned(), steps.to_owned(), "--output-format".to_owned(), "stream-json".to_owned()];
@@ -46,7 +46,7 @@ fn each_ending_is_told_and_never_the_prompt() {
 }
 
 #[test]
-fn the_last_result_and_the_times_are_told() {
+fn record_has_last_result_and_times() {
     let env = Env::new();
     let mut holder = env.hold_lock();
     let mut command = env.command(binary());
@@ -67,7 +67,7 @@ fn the_last_result_and_the_times_are_told() {
 }
 
 #[test]
-fn a_wait_that_was_in_vain_is_told_and_a_record_that_cannot_be_written_costs_nothing_else() {
+fn record_has_a_wait_that_timed_out() {
     let env = Env::new();
     let _holder = env.hold_lock();
     env.claude_run().args(["--record", "record", "--wait", "0.1", "true"]).assert().code(75);

@@ -140,7 +140,7 @@ fn expect_tidy(place: &Place) {
 }
 
 #[test]
-fn where_there_is_nothing_it_is_made_once() {
+fn missing_config_dir_is_made_once() {
     for place in Place::both() {
         let dry = place.setup(&["--dry-run"], 0);
         assert!(dry.contains("would make") && !place.shared.exists() && !place.link().exists(), "{dry}");
@@ -158,7 +158,7 @@ fn where_there_is_nothing_it_is_made_once() {
 }
 
 #[test]
-fn what_is_there_is_moved_whole_when_that_is_wanted_and_is_there_at_every_moment() {
+fn content_is_moved_and_there_at_every_moment() {
     for place in Place::both() {
         place.fill();
         let before = place.content();
@@ -192,7 +192,7 @@ fn what_is_there_is_moved_whole_when_that_is_wanted_and_is_there_at_every_moment
 }
 
 #[test]
-fn where_it_could_do_harm_it_changes_nothing_and_says_why() {
+fn setup_refuses_where_it_could_do_harm() {
     type Make = fn(&Place);
     let cases: [(Make, &str); 5] = [
         (
@@ -226,7 +226,7 @@ fn where_it_could_do_harm_it_changes_nothing_and_says_why() {
 }
 
 #[test]
-fn what_may_not_be_written_is_found_out_before_anything_is_changed() {
+fn missing_permission_is_found_before_any_change() {
     let place = Place::on_one_file_system();
     place.fill();
     let mut command = place.command(&["--yes"]);
@@ -250,7 +250,7 @@ fn what_may_not_be_written_is_found_out_before_anything_is_changed() {
 }
 
 #[test]
-fn an_empty_dir_gives_way_to_what_is_shared_already() {
+fn empty_dir_gives_way_to_a_shared_one() {
     for place in Place::both() {
         fs::create_dir_all(place.config_dir()).expect("a directory");
         fs::write(place.config_dir().join("theirs"), "x").expect("a file");
@@ -262,7 +262,7 @@ fn an_empty_dir_gives_way_to_what_is_shared_already() {
 }
 
 #[test]
-fn nobody_s_dir_is_moved_while_a_run_is_live_or_a_refresh_under_way() {
+fn live_runs_and_refreshes_keep_a_dir_in_place() {
     let place = Place::on_one_file_system();
     place.fill();
     let run = place.env.start_fake(&["--lock", "pass-through", "--label", "busy"], "ready; hang");
@@ -288,7 +288,7 @@ fn nobody_s_dir_is_moved_while_a_run_is_live_or_a_refresh_under_way() {
 }
 
 #[test]
-fn two_settings_files_are_both_kept_and_that_is_said() {
+fn two_settings_files_are_both_kept() {
     let place = Place::on_one_file_system();
     place.fill();
     fs::write(place.link().join(".claude.json"), "other").expect("a file");
@@ -303,7 +303,7 @@ fn two_settings_files_are_both_kept_and_that_is_said() {
 }
 
 #[test]
-fn the_env_file_is_written_once_with_its_other_lines_kept() {
+fn env_file_keeps_its_other_lines() {
     let env = Env::new();
     let place = Place { shared: env.path("with space"), env, _elsewhere: None };
     let file = place.env.path("agents.env");
@@ -399,11 +399,11 @@ fn kill_everywhere(make: impl Fn() -> Option<Place>) {
 }
 
 #[test]
-fn killed_at_any_system_call_nothing_is_lost_and_the_next_one_finishes() {
+fn kill_at_any_system_call_loses_nothing() {
     kill_everywhere(|| Some(Place::on_one_file_system()));
 }
 
 #[test]
-fn killed_at_any_system_call_between_two_file_systems_nothing_is_lost_either() {
+fn kill_between_two_file_systems_loses_nothing() {
     kill_everywhere(Place::on_two);
 }

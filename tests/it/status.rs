@@ -42,7 +42,7 @@ fn labels(value: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn who_holds_it_since_when_and_how_many_wait_is_told_also_after_an_old_caller_has_truncated_it() {
+fn status_lists_waiters_after_truncation() {
     let env = Env::new();
     let holder = env.start_fake(&["--label", "holder"], "ready; hang");
     holder.ready();
@@ -83,7 +83,7 @@ fn who_holds_it_since_when_and_how_many_wait_is_told_also_after_an_old_caller_ha
 }
 
 #[test]
-fn it_is_told_in_another_pid_namespace_as_well() {
+fn status_works_in_another_pid_namespace() {
     if !can_unshare("-rpf") {
         return;
     }
@@ -103,7 +103,7 @@ fn it_is_told_in_another_pid_namespace_as_well() {
 }
 
 #[test]
-fn what_is_not_there_is_not_made() {
+fn status_makes_nothing() {
     let env = Env::new();
     for made in [false, true] {
         let assert = env.claude_run().arg("status").assert().code(0);
@@ -122,7 +122,7 @@ fn what_is_not_there_is_not_made() {
 }
 
 #[test]
-fn a_config_dir_that_may_only_be_read_is_told_of_and_costs_a_run_its_records_and_one_warning() {
+fn read_only_config_dir_costs_one_warning() {
     if !can_unshare("-rm") {
         return;
     }
@@ -140,7 +140,7 @@ fn a_config_dir_that_may_only_be_read_is_told_of_and_costs_a_run_its_records_and
 }
 
 #[test]
-fn records_that_cannot_be_kept_cost_one_warning_and_never_the_run() {
+fn unwritable_records_cost_one_warning() {
     let env = Env::new();
     env.make_lock_file();
     let place = env.home().join(".claude/claude-run");
@@ -153,7 +153,7 @@ fn records_that_cannot_be_kept_cost_one_warning_and_never_the_run() {
 }
 
 #[test]
-fn a_record_says_what_runs_where_and_never_the_prompt() {
+fn record_never_has_the_prompt() {
     let env = Env::new();
     let run = env.start_fake(&["--label", "a \"b\"\n\u{1b}[31mc"], "ready; say secret-prompt; hang");
     let [child, ..] = run.ready();
@@ -178,7 +178,7 @@ fn a_record_says_what_runs_where_and_never_the_prompt() {
 }
 
 #[test]
-fn a_killed_claude_run_whose_claude_lives_on_is_told_of_until_it_ends() {
+fn orphaned_claude_is_shown_until_it_ends() {
     let env = Env::new();
     let run = env.start_fake(&["--label", "orphan"], "ignore TERM; ready; hang");
     let [child, ..] = run.ready();
@@ -198,7 +198,7 @@ fn a_killed_claude_run_whose_claude_lives_on_is_told_of_until_it_ends() {
 }
 
 #[test]
-fn a_holder_without_a_record_is_told_as_such() {
+fn holder_without_record_is_shown() {
     let env = Env::new();
     let script = "( flock 9; echo held; exec cat ) 9>\"$HOME/.claude/session.lock\"";
     env.make_lock_file();
@@ -219,7 +219,7 @@ fn a_holder_without_a_record_is_told_as_such() {
 }
 
 #[test]
-fn runs_without_the_lock_are_told_too() {
+fn runs_without_the_lock_are_shown() {
     let env = Env::new();
     let run = env.start_fake(&["--lock", "pass-through", "--label", "free"], "ready; hang");
     run.ready();
@@ -228,7 +228,7 @@ fn runs_without_the_lock_are_told_too() {
 }
 
 #[test]
-fn refresh_locks_and_the_token_are_told_of() {
+fn refresh_locks_and_token_are_shown() {
     let env = Env::new();
     env.make_lock_file();
     let config_dir = env.home().join(".claude");
@@ -257,7 +257,7 @@ fn refresh_locks_and_the_token_are_told_of() {
 }
 
 #[test]
-fn the_runs_that_ended_last_are_told_of() {
+fn last_runs_are_shown() {
     let env = Env::new();
     env.claude_run().args(["--label", "one", "sh", "-c", "exit 7"]).assert().code(7);
     env.claude_run().args(["--label", "two", "--timeout", "0.1", "sleep", "60"]).assert().code(124);
@@ -268,7 +268,7 @@ fn the_runs_that_ended_last_are_told_of() {
 }
 
 #[test]
-fn watched_it_is_shown_again() {
+fn watch_shows_it_again() {
     let env = Env::new();
     let watch = env.start(["status", "--watch", "--json"]);
     let shown: Vec<Value> = (0..2).map(|_| serde_json::from_str(&watch.line()).expect("JSON")).collect();
@@ -325,19 +325,19 @@ fn with_64_runs(wrap: &[&str]) {
 }
 
 #[test]
-fn of_64_runs_half_of_them_killed_one_holds_and_no_record_is_left() {
+fn one_of_64_runs_holds_while_half_are_killed() {
     with_64_runs(&[]);
 }
 
 #[test]
-fn of_64_runs_each_in_a_pid_namespace_one_holds_and_no_record_is_left() {
+fn one_of_64_runs_in_pid_namespaces_holds() {
     if can_unshare("-rpf") {
         with_64_runs(&["unshare", "-rpf", "--kill-child", "--mount-proc"]);
     }
 }
 
 #[test]
-fn what_is_no_record_is_left_alone_and_what_a_crash_left_is_swept() {
+fn census_removes_only_forgotten_records() {
     let env = Env::new();
     fs::create_dir_all(runs(&env)).expect("a directory");
     let (foreign, cut, forgotten) = (runs(&env).join("notes.json"), runs(&env).join("7-7.json"), runs(&env).join("8-8.tmp"));
@@ -356,7 +356,7 @@ fn what_is_no_record_is_left_alone_and_what_a_crash_left_is_swept() {
 }
 
 #[test]
-fn who_waits_sweeps_the_records_of_the_dead() {
+fn waiter_removes_dead_records() {
     let env = Env::new();
     let holder = env.start_fake(&["--label", "holder"], "ready; hang");
     holder.ready();

@@ -1,4 +1,4 @@
-//! The claude that would be started, and what its version needs.
+//! The installed claude, and what its version needs.
 
 use std::fmt;
 use std::io::{Read, Seek};
@@ -9,86 +9,87 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use wait_timeout::ChildExt;
 
-use super::Finding;
+use super::Check;
 use crate::claude::program::{NAME, Program};
 use crate::config::cli;
 use crate::ops::Context;
 
-const CHECK: &str = "claude";
-
-/// Claude Code's version.
+/// Version of Claude Code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Version(u32, u32, u32);
 
-/// The first that has a refresh lock inside the config dir.
+/// First version with a refresh lock inside the config dir.
 pub(super) const SAFE_VERSION: Version = Version(2, 1, 128);
 
-/// A claude that was found.
+/// The claude that a run would start.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct InstalledClaude {
     path: PathBuf,
-    /// What it said of itself.
-    said: String,
+    /// First line of `claude --version`.
+    answer: String,
     pub(super) version: Option<Version>,
 }
 
-/// The slowest that was measured took 0.6 s on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout for `claude --version`. The slowest that was measured took 0.6 s on an idle machine.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Asks it.
-pub(super) fn version(context: &Context) -> Result<Found> {
-    let named = context.cli.value(&cli::CLAUDE).map(PathBuf::from);
-    let named =
-        named.or_else(|| (context.environment)(cli::CLAUDE.variable).filter(|path| !path.is_empty()).map(PathBuf::from));
-    let in_file = || context.file.as_ref().and_then(|file| file.value(&cli::CLAUDE)).map(|(path, _)| PathBuf::from(path));
-    let program = Program::find(&[NAME.into()], named.or_else(in_file).as_deref()).map_err(|error| anyhow!("{error}"))?;
-    let path = program.path;
-    // A file, not a pipe: whoever it leaves behind cannot keep us waiting.
-    let mut answer = tempfile::tempfile().context("cannot make a temporary file")?;
-    let mut child = Command::new(&path)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(answer.try_clone().context("cannot share a temporary file")?)
-        .stderr(Stdio::null())
-        .spawn()
-        .with_context(|| format!("{} cannot be started", path.display()))?;
-    let ended = child.wait_timeout(PATIENCE).context("cannot wait for claude")?;
-    let Some(status) = ended else {
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(anyhow!("{} --version gave no answer within {} s", path.display(), PATIENCE.as_secs()));
-    };
-    if !status.success() {
-        return Err(anyhow!("{} --version: {status}", path.display()));
+impl InstalledClaude {
+    /// Finds claude as a run would, and asks for its version.
+    pub(super) fn find(context: &Context) -> Result<Self> {
+        let named = context.cli.value(&cli::CLAUDE).map(PathBuf::from);
+        let named =
+            named.or_else(|| (context.environment)(cli::CLAUDE.variable).filter(|path| !path.is_empty()).map(PathBuf::from));
+        let in_file = || context.file.as_ref().and_then(|file| file.value(&cli::CLAUDE)).map(|(path, _)| PathBuf::from(path));
+        let program = Program::find(&[NAME.into()], named.or_else(in_file).as_deref()).map_err(|error| anyhow!("{error}"))?;
+        Self::ask(program.path)
     }
-    let mut said = Vec::new();
-    answer.rewind().and_then(|()| answer.take(256).read_to_end(&mut said)).context("cannot read a temporary file")?;
-    let said = String::from_utf8_lossy(&said).into_owned();
-    let said = said.lines().next().unwrap_or_default().trim().to_owned();
-    Ok(Found { path, version: Version::parse(&said), said })
+
+    fn ask(path: PathBuf) -> Result<Self> {
+        // A file, not a pipe: a process that it leaves behind cannot keep us waiting.
+        let mut file = tempfile::tempfile().context("cannot make a temporary file")?;
+        let mut child = Command::new(&path)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().context("cannot share a temporary file")?)
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("{} cannot be started", path.display()))?;
+        let ended = child.wait_timeout(ANSWER_TIMEOUT).context("cannot wait for claude")?;
+        let Some(status) = ended else {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(anyhow!("{} --version gave no answer within {} s", path.display(), ANSWER_TIMEOUT.as_secs()));
+        };
+        if !status.success() {
+            return Err(anyhow!("{} --version: {status}", path.display()));
+        }
+        let mut bytes = Vec::new();
+        file.rewind().and_then(|()| file.take(256).read_to_end(&mut bytes)).context("cannot read a temporary file")?;
+        let answer = String::from_utf8_lossy(&bytes).lines().next().unwrap_or_default().trim().to_owned();
+        Ok(Self { path, version: Version::parse(&answer), answer })
+    }
 }
 
-/// Check 8.
-pub(super) fn check(found: Result<Found>) -> Vec<Finding> {
-    vec![match found {
+pub(super) fn check(claude: Result<InstalledClaude>, check: &mut Check) {
+    match claude {
         Err(error) => {
             let todo = "install Claude Code, or name it with --claude or CLAUDE_RUN_CLAUDE; a claude that is a script around claude-run \
                         calls itself for ever";
-            Finding::failure(CHECK, format!("{error:#}"), "no run of claude can start", todo)
+            check.fail(format!("{error:#}"), "no run of claude can start", todo);
         }
-        Ok(Found { path, said, version: None }) => {
-            let what = format!("{}: {said:?} is no version", path.display());
+        Ok(InstalledClaude { path, answer, version: None }) => {
+            let what = format!("{}: {answer:?} is no version", path.display());
             let todo = "see what `claude --version` prints, and whether that is Claude Code";
-            Finding::warning(CHECK, what, "what it needs cannot be told", todo)
+            check.warn(what, "what it needs cannot be told", todo);
         }
-        Ok(Found { path, version: Some(version), .. }) if version < SAFE_VERSION => {
+        Ok(InstalledClaude { path, version: Some(version), .. }) if version < SAFE_VERSION => {
             let what = format!("{}: {version}, before {SAFE_VERSION}", path.display());
             let means = "its only refresh lock is beside the config dir, and any signal in mid-refresh loses the login";
             let todo = "share the directory above the config dir, or use --lock refresh or exclusive; better, update it";
-            Finding::warning(CHECK, what, means, todo)
+            check.warn(what, means, todo);
         }
-        Ok(Found { path, version: Some(version), .. }) => Finding::pass(CHECK, format!("{}: {version}", path.display())),
-    }]
+        Ok(InstalledClaude { path, version: Some(version), .. }) => check.pass(format!("{}: {version}", path.display())),
+    }
 }
 
 impl Version {

@@ -1,19 +1,19 @@
-//! The variables that tell agents of the shared config dir, in a file of `NAME=value` lines.
+//! The variables by which agents find the shared config dir, in a file of `NAME=value` lines.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
 use super::SHARED_DIR;
-use super::survey::Places;
+use super::plan::SetupPaths;
 use crate::claude::config_dir;
 use crate::config::file;
 
-/// Writes them; all other lines stay as they are. Whether anything has changed, or would.
-pub(super) fn write(path: &Path, places: &Places, dry_run: bool) -> Result<bool> {
+/// Writes the variables; all other lines stay as they are. Returns true if anything has changed, or would.
+pub(super) fn write(path: &Path, paths: &SetupPaths, dry_run: bool) -> Result<bool> {
     let values = [
-        (SHARED_DIR, places.shared.to_string_lossy().into_owned()),
-        (config_dir::VARIABLE, places.config_dir.to_string_lossy().into_owned()),
+        (SHARED_DIR, paths.shared.to_string_lossy().into_owned()),
+        (config_dir::VARIABLE, paths.config_dir.to_string_lossy().into_owned()),
     ];
     let old = std::fs::read_to_string(path).unwrap_or_default();
     let changed = with(&old, &values) != old;
@@ -23,7 +23,7 @@ pub(super) fn write(path: &Path, places: &Places, dry_run: bool) -> Result<bool>
     Ok(changed)
 }
 
-/// `text` with these values, each in the place of the last line that has set it, or at the end.
+/// Sets these values in `text`, each in the place of the last line that has set it, or at the end.
 fn with(text: &str, values: &[(&str, String)]) -> String {
     let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
     for (name, value) in values {
@@ -48,7 +48,7 @@ fn with(text: &str, values: &[(&str, String)]) -> String {
     lines.concat()
 }
 
-/// As a shell and compose read it.
+/// Quotes a value as a shell and compose read it.
 pub(super) fn quoted(value: &str) -> String {
     let is_plain = value.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c));
     if is_plain { value.to_owned() } else { format!("'{}'", value.replace('\'', r"'\''")) }
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_replaced_in_their_place_and_others_stay_as_they_are() {
+    fn lines_are_replaced_in_place() {
         let values = [("A", "/x".to_owned()), ("B", "/with space's".to_owned())];
         let cases = [
             ("", "A=/x\nB='/with space'\\''s'\n"),

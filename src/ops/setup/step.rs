@@ -1,5 +1,4 @@
-//! One step of setup: what it is called, and how it is taken. Each is a single change that is there whole or not at all, or makes
-//! something that nobody looks at yet.
+//! One step of setup. Each is a single atomic change, or makes something that nobody uses yet.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -15,38 +14,37 @@ use super::tree;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// For its owner alone; those above it, where they are missing, as usual.
+    /// Makes a directory with mode 0700; missing ones above it get the usual mode.
     MakeDir(PathBuf),
-    /// Makes a directory one for its owner alone.
+    /// Sets a directory to mode 0700.
     MakePrivate(PathBuf),
-    /// A symlink `at` that leads `to`.
+    /// Makes a symlink `at` that leads `to`.
     Link {
         at: PathBuf,
         to: PathBuf,
     },
-    /// Puts a symlink in the place of a file that is there `to` as well, by way of `by`.
+    /// Replaces the file `at`, of which `to` is a copy, by a symlink; `by` is the temporary name.
     ReplaceByLink {
         at: PathBuf,
         to: PathBuf,
         by: PathBuf,
     },
-    /// An empty one.
+    /// Removes an empty directory.
     RemoveDir(PathBuf),
     RemoveLink(PathBuf),
-    /// A directory and all that is in it.
     RemoveTree(PathBuf),
-    /// Two names change what they are for, at once.
+    /// Swaps two names atomically.
     Exchange(PathBuf, PathBuf),
     Rename {
         from: PathBuf,
         to: PathBuf,
     },
-    /// With modes, owners, times, links and holes; compared afterwards, and on the disk.
+    /// Copies with modes, owners, times, links and holes; compares afterwards, and flushes to the disk.
     Copy {
         from: PathBuf,
         to: PathBuf,
     },
-    /// What is in the first is in the second, too.
+    /// Fails unless `new` has all that is in `old`.
     Compare {
         old: PathBuf,
         new: PathBuf,
@@ -54,7 +52,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    pub(super) fn take(&self) -> io::Result<()> {
+    pub(super) fn run(&self) -> io::Result<()> {
         match self {
             Self::MakeDir(dir) => {
                 dir.parent().map_or(Ok(()), fs::create_dir_all)?;
@@ -80,13 +78,13 @@ impl Step {
             Self::Exchange(one, other) => exchange(one, other),
             Self::Rename { from, to } => fs::rename(from, to),
             Self::Copy { from, to } => copy(from, to),
-            Self::Compare { old, new } => same(old, new),
+            Self::Compare { old, new } => ensure_same(old, new),
         }?;
-        self.places().into_iter().filter_map(Path::parent).try_for_each(|dir| File::open(dir)?.sync_all())
+        self.changed_paths().into_iter().filter_map(Path::parent).try_for_each(|dir| File::open(dir)?.sync_all())
     }
 
-    /// Where something has changed.
-    fn places(&self) -> Vec<&Path> {
+    /// Paths whose directory entries have changed, to be flushed to the disk.
+    fn changed_paths(&self) -> Vec<&Path> {
         match self {
             Self::Compare { .. } | Self::MakePrivate(_) => vec![],
             Self::MakeDir(at) | Self::RemoveDir(at) | Self::RemoveLink(at) | Self::RemoveTree(at) => vec![at],
@@ -102,19 +100,19 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     Ok(renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE).map(|_| ())?)
 }
 
-/// cp(1), which keeps what there is to keep; then both are compared.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    // cp(1) keeps what std does not: owners, times, links and holes.
     let mut cp = Command::new("cp");
     let copied = cp.args(["-a", "-T", "--"]).args([from, to]).stdin(Stdio::null()).stdout(Stdio::null()).status()?;
     if !copied.success() {
         return Err(io::Error::other(format!("cp: {copied}")));
     }
-    same(from, to)?;
+    ensure_same(from, to)?;
     let dir = to.parent().unwrap_or(to);
     Ok(syncfs(File::open(dir)?)?)
 }
 
-fn same(old: &Path, new: &Path) -> io::Result<()> {
+fn ensure_same(old: &Path, new: &Path) -> io::Result<()> {
     match tree::difference(old, new)? {
         None => Ok(()),
         Some(difference) => Err(io::Error::other(format!("{difference}; both are left as they are"))),
@@ -124,8 +122,8 @@ fn same(old: &Path, new: &Path) -> io::Result<()> {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::MakeDir(dir) => write!(f, "make {}, for its owner alone", dir.display()),
-            Self::MakePrivate(dir) => write!(f, "make {} one for its owner alone", dir.display()),
+            Self::MakeDir(dir) => write!(f, "make {}, with mode 0700", dir.display()),
+            Self::MakePrivate(dir) => write!(f, "set {} to mode 0700", dir.display()),
             Self::Link { at, to } => write!(f, "link {} to {}", at.display(), to.display()),
             Self::ReplaceByLink { at, to, .. } => write!(f, "replace {} by a link to {}", at.display(), to.display()),
             Self::RemoveDir(dir) => write!(f, "remove the empty {}", dir.display()),

@@ -1,4 +1,4 @@
-//! Whether a copy is one: names, kinds, modes, owners, times, contents, links and which files are the same.
+//! Comparison of a directory tree with its copy: names, kinds, modes, owners, times, contents, symlinks and hard links.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
@@ -8,15 +8,15 @@ use std::path::Path;
 
 use crate::sys::file_id::FileId;
 
-/// What of `old` is not in `new` as it is; none, if all is. What `new` has besides does not matter.
+/// Describes the first thing of `old` that is not in `new` as it is, if any. What `new` has besides does not matter.
 pub(super) fn difference(old: &Path, new: &Path) -> io::Result<Option<String>> {
     Comparison::default().of(old, new)
 }
 
 #[derive(Default)]
 struct Comparison {
-    /// Files that have several names: which each is in the copy.
-    twins: HashMap<FileId, FileId>,
+    /// Files with several names, and their copies.
+    hard_links: HashMap<FileId, FileId>,
 }
 
 impl Comparison {
@@ -57,8 +57,8 @@ impl Comparison {
             return Ok(None);
         }
         if one.nlink() > 1 {
-            let twin = *self.twins.entry(FileId::of(one)).or_insert(FileId::of(other));
-            if twin != FileId::of(other) {
+            let copy = *self.hard_links.entry(FileId::of(one)).or_insert(FileId::of(other));
+            if copy != FileId::of(other) {
                 return Ok(Some("which other names they have"));
             }
         }

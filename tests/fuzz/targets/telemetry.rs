@@ -3,13 +3,13 @@
 #![no_main]
 
 use claude_run::claude::telemetry::RefreshEvent;
-use claude_run::records::{Finished, RunRecord};
+use claude_run::records::{FinishedRun, RunRecord};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|line: &[u8]| {
     if let Ok(Some(event)) = RefreshEvent::parse(line) {
         let _ = event.meaning();
     }
-    let _ = Finished::from_json(line);
+    let _ = FinishedRun::from_json(line);
     let _ = RunRecord::from_json(line);
 });

@@ -1,0 +1,125 @@
+//! The config dir, and the place of Claude Code's own lock beside it.
+
+use std::fs::{self, Metadata};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use nix::unistd::{AccessFlags, access, geteuid};
+use unicode_normalization::is_nfc;
+
+use super::claude::{SAFE_VERSION, Version};
+use super::{Check, Verdict};
+use crate::claude::config_dir::{ConfigDir, ForChild, VARIABLE};
+use crate::ops::Context;
+use crate::sys::mount;
+
+/// Checks where it is, its owner and mode, and what claude makes of it.
+pub(super) fn check(context: &Context, check: &mut Check) {
+    let resolved = match &context.config_dir {
+        Ok(resolved) => resolved,
+        Err(error) => {
+            let todo = "set CLAUDE_CONFIG_DIR to the shared config dir for every agent";
+            return check.fail(format!("{error:#}"), "claude has no place for its login, and there is no lock", todo);
+        }
+    };
+    let origin = match &resolved.for_child {
+        ForChild::Set(_) => "--config-dir",
+        ForChild::AsItIs if (context.environment)(VARIABLE).is_some() => VARIABLE,
+        ForChild::AsItIs | ForChild::Unset => "HOME",
+    };
+    let shown = format!("{} ({origin})", resolved.path.display());
+    match fs::metadata(&resolved.path) {
+        Ok(found) if found.is_dir() => check_directory(resolved, &found, &shown, check),
+        Ok(_) => {
+            let means = "2.1.84 then prints nothing and exits with 0, later versions fail";
+            check.fail(format!("{shown} is not a directory"), means, "move it away, or point CLAUDE_CONFIG_DIR at one");
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let means = "the first run makes it, and nobody is logged in there";
+            check.warn(format!("{shown} is not there"), means, "log in there, or point CLAUDE_CONFIG_DIR at the right one");
+        }
+        Err(error) => {
+            let what = format!("{shown} cannot be reached: {error}");
+            check.fail(what, "no run can start here", "let the agents' user go there");
+        }
+    }
+}
+
+fn check_directory(resolved: &ConfigDir, found: &Metadata, with_origin: &str, check: &mut Check) {
+    let path = &resolved.path;
+    let shown = path.display();
+    if resolved.for_child == ForChild::Unset {
+        let means = "claude by itself would scatter its files over the working directory, logged out; under claude-run it counts as unset";
+        check.warn("CLAUDE_CONFIG_DIR is set but empty", means, "unset it, or set it to the shared config dir");
+    }
+    if path.is_relative() {
+        let means = "every working directory has a config dir and a lock of its own";
+        check.warn(format!("{shown} is relative"), means, "make CLAUDE_CONFIG_DIR absolute");
+    }
+    let (mode, owner, us) = (found.permissions().mode() & 0o7777, found.uid(), geteuid().as_raw());
+    if mode & 0o077 != 0 {
+        let means = "other users may read the names in it, or more; the login is for its owner alone";
+        check.warn(format!("{shown} has mode {mode:04o}"), means, "chmod 700 it");
+    }
+    if owner != us {
+        let means = "records and history are for their owner alone, and claude may not be able to save its login";
+        let what = format!("{shown} belongs to user {owner}, and this is user {us}");
+        check.warn(what, means, "let one user own it and run all agents");
+    }
+    if path.to_str().is_some_and(|text| !is_nfc(text)) {
+        let means = "claude looks for its credentials at the NFC form of that path and is not logged in";
+        check.fail(format!("{shown} is not in Unicode NFC"), means, "rename it");
+    }
+    if !is_writable(path) {
+        let means = "claude cannot refresh its login; 2.1.84 prints nothing and exits with 0";
+        check.fail(format!("{shown} is not writable by us"), means, "make it writable for the user of the agents");
+    }
+    if check.is_clean() {
+        let real = fs::canonicalize(path).ok().filter(|real| real != path);
+        let real = real.map_or_else(String::new, |real| format!(", really {}", real.display()));
+        check.pass(format!("{with_origin}{real}: ours, mode {mode:04o}"));
+    }
+}
+
+fn is_writable(dir: &Path) -> bool {
+    access(dir, AccessFlags::W_OK | AccessFlags::X_OK).is_ok()
+}
+
+/// Checks whether all who share the config dir share Claude Code's own lock, which lies beside the real config dir.
+pub(super) fn check_sibling(config_dir: &Path, version: Option<Version>, check: &mut Check) {
+    let Ok(real) = fs::canonicalize(config_dir) else { return };
+    let Some(parent) = real.parent() else { return };
+    let lock = format!("{}.lock", real.display());
+    if !is_writable(parent) {
+        let what = format!("{lock} cannot be made: {} is not writable by us", parent.display());
+        let (verdict, means) = if version.is_some_and(|version| version < SAFE_VERSION) {
+            (Verdict::Failure, "this claude, before 2.1.128, then never refreshes its token")
+        } else {
+            (Verdict::Warning, "claude before 2.1.128 then never refreshes its token; later ones go without this lock")
+        };
+        check.add(verdict, what, means, "make that directory writable for the user of the agents");
+    }
+    if mount::is_mount_point(&real) {
+        let what = format!("{} is a mount point: what is beside it, {lock}, is not shared with it", real.display());
+        let todo =
+            "mount the directory above it, at the same absolute path everywhere; until then, --lock refresh or exclusive";
+        let (verdict, means) = match version {
+            Some(version) if version >= SAFE_VERSION => {
+                (Verdict::Warning, "this claude has a lock inside as well; one before 2.1.128 beside it would race")
+            }
+            Some(_) => (
+                Verdict::Failure,
+                "agents refresh at once, and all but one lose: measured, 6 refreshes and 5 invalid_grant of 6 agents",
+            ),
+            None => (
+                Verdict::Warning,
+                "claude before 2.1.128 refreshes once for each agent, and all but one lose; which one is here cannot be told",
+            ),
+        };
+        check.add(verdict, what, means, todo);
+    }
+    if check.is_clean() {
+        check.pass(format!("{lock} can be made, and is on the mount of the config dir"));
+    }
+}
