@@ -115,7 +115,7 @@ fn the_version_tells_the_commit() {
 fn colours_are_for_terminals_and_for_who_wants_them() {
     let env = Env::new();
     let colours = |words: &[&str], variable: Option<(&str, &str)>| {
-        let output = env.claude_run().args(words).envs(variable).assert();
+        let output = env.claude_run().env("CLAUDE_RUN_CLAUDE", fake_claude()).args(words).envs(variable).assert();
         output.get_output().stdout.contains(&b'\x1b')
     };
     for words in [&["-h"][..], &["--help"], &["status", "--help"], &["doctor"]] {

@@ -90,7 +90,7 @@ fn one_that_is_not_writable_is_warned_of_and_used() {
     let dir = path.parent().expect("a parent").display().to_string();
     let script = format!(r#"mount --bind '{dir}' '{dir}' && mount -o remount,bind,ro '{dir}' && "$0" -- echo ran"#);
     let mut unshare = env.command("unshare");
-    unshare.args(["-rm", "bash", "-c", &script]).arg(crate::env::binary()).env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
+    unshare.args(["-rm", "bash", "-c", &script]).arg(crate::env::binary());
     let ended = crate::env::Running::start(unshare).end();
     assert_eq!((ended.code(), &ended.stdout[..]), (0, &["ran".to_owned()][..]), "{ended:?}");
     assert!(ended.stderr_text().contains("not writable"), "{ended:?}");
@@ -115,7 +115,9 @@ fn a_fifo_in_the_place_of_a_file_that_is_read_hangs_nothing() {
         assert_eq!(ended.code(), code, "{name}: {ended:?}");
         assert_eq!(code == 125, ended.stderr_text().contains("claude-run.toml: it is a FIFO"), "{name}: {ended:?}");
         for operation in ["status", "report", "doctor", "events", "settings"] {
-            let ended = env.start([operation]).end();
+            let mut command = env.command(crate::env::binary());
+            command.env("CLAUDE_RUN_CLAUDE", fake_claude()).arg(operation);
+            let ended = crate::env::Running::start(command).end();
             assert!(ended.code() <= 1 || ended.code() == 125 && ended.stderr_text().contains(name), "{name}: {ended:?}");
         }
     }

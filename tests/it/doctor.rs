@@ -287,7 +287,7 @@ fn the_login() {
 #[test]
 fn the_claude_that_would_be_started() {
     let env = healthy("2.1.330");
-    expect(doctor(&env, |doctor| doctor.env("PATH", "/usr/bin:/bin")), "claude", "failure", "not found");
+    expect(doctor(&env, |doctor| doctor.env("PATH", env.path("nowhere"))), "claude", "failure", "not found");
     for (script, verdict, what) in [
         ("echo '2.1.84 (Claude Code)'", "warning", "before 2.1.128"),
         ("echo hello", "warning", "is no version"),

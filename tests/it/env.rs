@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -71,10 +72,11 @@ impl Env {
         path
     }
 
-    /// `program` with nothing in its environment but PATH and HOME.
+    /// `program` with nothing in its environment but PATH and HOME. A claude of this machine is out of its reach.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", self.home()).current_dir(self.dir.path());
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/no_claude:/usr/bin:/bin:/usr/sbin:/sbin");
+        command.env_clear().env("PATH", path).env("HOME", self.home()).current_dir(self.dir.path());
         command.stdin(Stdio::null());
         // Where scripts/coverage.sh wants to have told what was reached.
         command.envs(std::env::var_os("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
@@ -116,6 +118,21 @@ impl Env {
         let mut flock = self.command("flock");
         flock.args(["-n", "-E", "77"]).arg(self.lock_file()).arg("true").stderr(Stdio::null());
         flock.status().expect("flock").code() == Some(77)
+    }
+
+    /// Number of waiters in the kernel's queue for the session lock.
+    pub(crate) fn waiters(&self) -> usize {
+        let inode = format!(":{} ", fs::metadata(self.lock_file()).map_or(0, |found| found.ino()));
+        let locks = fs::read_to_string("/proc/locks").expect("/proc/locks");
+        locks.lines().filter(|line| line.contains("->") && line.contains(&inode)).count()
+    }
+
+    /// Processes that have their working directory in here, zombies left out.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        let all = fs::read_dir("/proc").expect("/proc").flatten();
+        let here =
+            all.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(self.dir.path())));
+        here.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 }
 
@@ -336,6 +353,24 @@ pub(crate) fn state(pid: i32) -> Option<char> {
 pub(crate) fn stat(pid: i32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(stat.rsplit_once(") ")?.1.split(' ').map(str::to_owned).collect())
+}
+
+/// Waits until `pid` has become `program`, by the first word of its command line.
+pub(crate) fn wait_until_exec(pid: i32, program: &str) {
+    until(&format!("{pid} is {program}"), || {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).next().is_some_and(|word| word == program.as_bytes())
+    });
+}
+
+/// True for root. Where every test has to run, one that `why` only root can do may not be skipped.
+pub(crate) fn needs_root(why: &str) -> bool {
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root {
+        assert!(std::env::var_os("CI").is_none(), "every test has to run here, as root: {why}");
+        eprintln!("SKIPPED: {why}");
+    }
+    is_root
 }
 
 /// Whether `program` is there. scripts/test.sh installs it, so in CI it has to be.

@@ -60,7 +60,7 @@ fn a_program_that_cannot_be_run_is_126_and_named() {
 #[test]
 fn claude_that_is_not_installed_says_how_to_name_it() {
     let env = Env::new();
-    let assert = env.claude_run().args(["--", "-p", "hi"]).assert().code(127);
+    let assert = env.claude_run().env("PATH", env.path("nowhere")).args(["--", "-p", "hi"]).assert().code(127);
     let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     assert!(stderr.contains("--claude") && stderr.contains("CLAUDE_RUN_CLAUDE"), "{stderr}");
 }

@@ -25,7 +25,7 @@ pub(crate) fn host(env: &Env, name: &str, prepare: &str) -> Command {
     let script = r#"mount -t proc proc /proc && mount --bind "$1" /proc/sys/kernel/random/boot_id && hostname "$2" && eval "$3" &&
         shift 3 && exec "$@""#;
     command.args([NAMESPACES, "--kill-child", "sh", "-c", script, "sh"]).arg(boot).args([name, prepare]);
-    command.env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
+    command.env("CLAUDE_RUN_CLAUDE", fake_claude());
     command
 }
 

@@ -11,11 +11,11 @@ fn the_hard_limit_ends_a_child_with_124_whatever_it_says_itself() {
     let env = Env::new();
     for steps in ["ready; hang", "on TERM exit 0; ready; hang", "on TERM exit 9; ready; hang"] {
         let started = Instant::now();
-        let run = env.start_fake(&["--timeout", "0.3"], steps);
+        let run = env.start_fake(&["--timeout", "2"], steps);
         let [child, ..] = run.ready();
         let ended = run.end();
         assert_eq!(ended.code(), 124, "{steps}");
-        assert!(started.elapsed() >= Duration::from_millis(300));
+        assert!(started.elapsed() >= Duration::from_secs(2));
         assert!(ended.stderr_text().contains("hard limit"), "{ended:?}");
         assert!(!is_alive(child));
     }
@@ -26,13 +26,13 @@ fn a_child_and_a_tool_that_ignore_term_get_kill_after_the_kill_grace() {
     let env = Env::new();
     let started = Instant::now();
     let run = env.start_fake(
-        &["--timeout", "0.2", "--kill-after", "0.4"],
+        &["--timeout", "2", "--kill-after", "0.4"],
         "ignore TERM; tool& trap '' TERM && echo $$ && exec sleep 600; hang",
     );
     let tool = run.line().parse().expect("a pid");
     let ended = run.end();
     assert_eq!(ended.code(), 124);
-    assert!(started.elapsed() >= Duration::from_millis(600));
+    assert!(started.elapsed() >= Duration::from_millis(2_400));
     assert!(ended.stderr_text().contains("kill grace"), "{ended:?}");
     assert!(!is_alive(tool));
 }
@@ -77,9 +77,9 @@ fn what_is_no_duration_is_refused_and_nothing_started() {
 fn the_wait_for_the_lock_does_not_count() {
     let env = Env::new();
     let mut holder = env.hold_lock();
-    let run = env.start_fake(&["--timeout", "0.5"], "sleep 0.1; exit 3");
+    let run = env.start_fake(&["--timeout", "3"], "exit 3");
     assert!(run.message().contains("waiting for the session lock"));
-    std::thread::sleep(Duration::from_millis(700)); // longer than the limit: it is this time that must not count
+    std::thread::sleep(Duration::from_millis(3_200)); // longer than the limit: it is this time that must not count
     holder.let_go();
     assert_eq!(run.end().code(), 3);
 }
@@ -118,15 +118,17 @@ fn hup_and_quit_start_the_kill_grace_as_well_but_int_does_not() {
 #[test]
 fn the_two_terms_of_timeout_leave_the_child_its_grace() {
     let env = Env::new();
-    let script = r#"trap "sleep 0.2; echo graceful; exit 0" TERM; sleep 600 & wait"#;
+    let script = r#"trap "sleep 0.2; echo graceful; exit 0" TERM; echo ready; sleep 600 & wait"#;
     let runs: Vec<_> = (0..20)
         .map(|number| {
             let mut timeout = env.command("timeout");
-            timeout.args(["1"]).arg(binary()).args(["--lock-file", &format!("{number}.lock"), "--", "sh", "-c", script]);
+            timeout.args(["600"]).arg(binary()).args(["--lock-file", &format!("{number}.lock"), "--", "sh", "-c", script]);
             Running::start(timeout)
         })
         .collect();
     for run in runs {
+        run.expect_line("ready");
+        run.signal(Signal::SIGALRM); // as its own timer sends it
         let ended = run.end();
         assert_eq!((ended.code(), ended.stdout), (124, vec!["graceful".to_owned()]), "{:?}", ended.stderr);
     }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -181,7 +180,7 @@ fn a_waiter_ends_up_with_the_new_file_when_the_lock_file_is_replaced() {
         let path = env.lock_file();
         let run = env.start_fake(&[], "ready; hang");
         assert!(run.message().contains("waiting"));
-        until("it is in the kernel's queue", || waiters(&path) == 1);
+        until("it is in the kernel's queue", || env.waiters() == 1);
         if replace == "rm" {
             fs::remove_file(&path).expect("removed");
         } else {
@@ -201,10 +200,10 @@ fn term_to_a_waiter_ends_it_at_once_and_it_leaves_the_queue() {
     for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGHUP, 129), (Signal::SIGQUIT, 131)] {
         let run = env.start(["--wait", "none", "touch", "started"]);
         assert!(run.message().contains("waiting"));
-        until("it is in the kernel's queue", || waiters(&env.lock_file()) == 1);
+        until("it is in the kernel's queue", || env.waiters() == 1);
         run.signal(signal);
         assert_eq!(run.end().code(), code);
-        assert_eq!(waiters(&env.lock_file()), 0);
+        assert_eq!(env.waiters(), 0);
     }
     holder.let_go();
     until("the lock is free", || !env.is_locked());
@@ -240,7 +239,7 @@ fn waiters_are_served_in_the_order_of_their_arrival() {
     let mut runs = Vec::new();
     for number in 0..64 {
         runs.push(env.start(["-q".to_owned(), "sh".into(), "-c".into(), format!("echo {number} >>served")]));
-        until("it is in the kernel's queue", || waiters(&env.lock_file()) == number + 1);
+        until("it is in the kernel's queue", || env.waiters() == number + 1);
     }
     holder.let_go();
     for run in runs {
@@ -256,7 +255,7 @@ fn all_of_256_waiters_are_served() {
     let env = Env::new();
     let mut holder = env.hold_lock();
     let runs: Vec<_> = (0..256).map(|_| env.start(["-q", "true"])).collect();
-    until("all are in the kernel's queue", || waiters(&env.lock_file()) == 256);
+    until("all are in the kernel's queue", || env.waiters() == 256);
     holder.let_go();
     for run in runs {
         assert_eq!(run.end().code(), 0);
@@ -283,13 +282,6 @@ fn a_shared_flock_of_the_caller_is_not_taken_for_the_lock() {
     assert_eq!(Running::start(bash).end().code(), 75);
 }
 
-/// How many are queued in the kernel for the flock on this file.
-fn waiters(path: &std::path::Path) -> usize {
-    let inode = format!(":{} ", fs::metadata(path).map_or(0, |found| found.ino()));
-    let locks = fs::read_to_string("/proc/locks").expect("/proc/locks");
-    locks.lines().filter(|line| line.contains("->") && line.contains(&inode)).count()
-}
-
 #[test]
 fn a_full_disk_is_125_and_named() {
     if !crate::env::can_unshare("-rm") {
@@ -298,9 +290,8 @@ fn a_full_disk_is_125_and_named() {
     let env = Env::new();
     let script = r#"mkdir small && mount -t tmpfs -o size=64k,nr_inodes=2 tmpfs small && touch small/last
         "$0" --lock-file "$PWD/small/lock" -- touch started; echo "code $?""#;
-    let mut unshare = Command::new("unshare");
-    unshare.args(["-rm", "bash", "-c", script]).arg(binary()).env_clear().env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
-    unshare.env("HOME", env.home()).current_dir(env.path(""));
+    let mut unshare = env.command("unshare");
+    unshare.args(["-rm", "bash", "-c", script]).arg(binary());
     let ended = Running::start(unshare).end();
     assert_eq!(ended.stdout, ["code 125"], "{ended:?}");
     assert!(ended.stderr_text().contains("small/lock") && ended.stderr_text().contains("No space left"), "{ended:?}");

@@ -30,7 +30,8 @@ fn childs_lines(env: &Env) -> Vec<String> {
 fn both_streams_and_our_own_messages_are_there_with_secrets_masked() {
     let env = Env::new();
     let mut command = env.command(binary());
-    let script = "echo \"a $GITHUB_TOKEN b\"; sleep 0.1; echo 'KEY GH_TOKEN=abc' >&2; sleep 0.1; printf 'no newline'; exit 3";
+    let script = "logged() { until grep -q \"$1\" log; do sleep 0.01; done; }
+        echo \"a $GITHUB_TOKEN b\"; logged 'stdout: a'; echo 'KEY GH_TOKEN=abc' >&2; logged 'stderr: KEY'; printf 'no newline'; exit 3";
     command.env("GITHUB_TOKEN", "geheim!").args(["--log", "log", "--", "sh", "-c", script]);
     let ended = Running::start(command).end();
     assert_eq!(

@@ -18,7 +18,10 @@ fn a_run_below_a_holder_runs_at_once_at_any_depth() {
 #[test]
 fn a_daemon_of_the_holder_is_below_it_as_well() {
     let env = Env::new();
-    let script = format!("(setsid '{}' --wait 0 -- echo in >out 2>&1 &); sleep 0.5; cat out", binary().display());
+    let script = format!(
+        "(setsid '{}' --wait 0 -- echo in >out 2>&1 &); until [ -s out ]; do sleep 0.01; done; cat out",
+        binary().display()
+    );
     let run = env.start(["--", "bash", "-c", &script]);
     run.expect_line("in");
 }

@@ -59,8 +59,8 @@ fn a_claude_that_ends_within_the_grace_keeps_its_code() {
 #[test]
 fn later_frames_restart_the_grace_and_the_last_result_counts() {
     let env = Env::new();
-    let steps = "result old error; sleep 0.3; init; sleep 0.3; init; sleep 0.3; result new ok; hang";
-    let ended = start(&env, &["--result-grace", "0.6"], steps).end();
+    let steps = "result old error; sleep 0.8; init; sleep 0.8; init; sleep 0.8; result new ok; hang";
+    let ended = start(&env, &["--result-grace", "2"], steps).end();
     assert_eq!((ended.code(), ended.stdout.len()), (0, 4), "{ended:?}");
 }
 
@@ -69,9 +69,9 @@ fn an_open_background_task_has_the_task_grace() {
     let env = Env::new();
     let open = r#"say {"type":"system","subtype":"task_started","task_id":"a"}"#;
     let closed = r#"say {"type":"system","subtype":"task_notification","task_id":"a"}"#;
-    let options = ["--result-grace", "0.2", "--task-grace", "1h"];
-    assert_eq!(start(&env, &options, &format!("{open}; result new ok; sleep 0.6; {closed}; exit 3")).end().code(), 3);
-    assert_eq!(start(&env, &options, &format!("{open}; result new ok; sleep 0.4; {closed}; hang")).end().code(), 0);
+    let options = ["--result-grace", "1.5", "--task-grace", "1h"];
+    assert_eq!(start(&env, &options, &format!("{open}; result new ok; sleep 2; {closed}; exit 3")).end().code(), 3);
+    assert_eq!(start(&env, &options, &format!("{open}; result new ok; sleep 2; {closed}; hang")).end().code(), 0);
     let ended = start(&env, &["--task-grace", "0.2"], &format!("{open}; result new ok; hang")).end();
     assert!(ended.code() == 0 && ended.stderr_text().contains("task grace"), "{ended:?}");
 }
@@ -242,11 +242,12 @@ fn an_answer_that_a_child_writes_without_waiting_arrives_whole() {
 fn the_idle_limit_counts_from_the_last_byte_on_either_stream() {
     let env = Env::new();
     let started = Instant::now();
-    let script = "for i in 1 2 3 4; do sleep 0.2; echo $i; sleep 0.2; echo $i >&2; done; echo done; exec sleep 600";
-    let ended = env.start(["--idle-timeout", "0.8", "--", "sh", "-c", script]).end();
+    // Longer than the limit between two bytes on one of them.
+    let script = "for i in 1 2; do sleep 1.2; echo $i; sleep 1.2; echo $i >&2; done; echo done; exec sleep 600";
+    let ended = env.start(["--idle-timeout", "2", "--", "sh", "-c", script]).end();
     assert_eq!((ended.code(), ended.stdout.last().map(|line| &**line)), (124, Some("done")), "{ended:?}");
     assert!(ended.stderr_text().contains("idle limit"), "{ended:?}");
-    assert!(started.elapsed() >= Duration::from_millis(2_400));
+    assert!(started.elapsed() >= Duration::from_millis(6_800));
     assert_eq!(env.start(["--idle-timeout", "0", "--", "sh", "-c", "sleep 0.3; exit 3"]).end().code(), 3);
 }
 

@@ -98,14 +98,14 @@ fn of_timeout() {
             line("timeout -- -1 true", 125, "$CR --timeout=-1 true", 125),
             // With KILL, timeout(1) tells of the KILL; claude-run of the limit, whatever it took.
             line(
-                "timeout -k 0.2 0.2 sh -c 'trap \"\" TERM; while :; do sleep 60; done'",
+                "timeout -k 0.2 1 sh -c 'trap \"\" TERM; while :; do sleep 60; done'",
                 137,
-                "$CR -k 0.2 --timeout 0.2 -- sh -c 'trap \"\" TERM; while :; do sleep 60; done'",
+                "$CR -k 0.2 --timeout 1 -- sh -c 'trap \"\" TERM; while :; do sleep 60; done'",
                 124,
             ),
             // What it makes of its TERM is told by the message and the record alone.
             line(
-                "timeout --preserve-status 0.2 sh -c 'trap \"exit 3\" TERM; sleep 60 & wait'",
+                "timeout --preserve-status 1 sh -c 'trap \"exit 3\" TERM; sleep 60 & wait'",
                 3,
                 "$CR --timeout 0.2 -- sh -c 'trap \"exit 3\" TERM; sleep 60 & wait'",
                 124,

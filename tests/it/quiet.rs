@@ -9,6 +9,15 @@ use crate::env::{Env, Running, binary, fake_claude, until};
 use crate::oauth::EXPIRED;
 use crate::refresh_locks::lock_of;
 
+/// True if none of its threads runs, or waits for a processor.
+fn sleeps(pid: Pid) -> bool {
+    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a process").flatten();
+    threads.all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).expect("a thread");
+        stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('S'))
+    })
+}
+
 /// Context switches of all threads: a thread that sleeps through has none.
 fn switches(pid: Pid) -> u64 {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
@@ -29,7 +38,7 @@ fn settles(pid: Pid) -> u64 {
     until("it has settled", || {
         std::thread::sleep(Duration::from_millis(50));
         let now = switches(pid);
-        std::mem::replace(&mut before, now) == now
+        std::mem::replace(&mut before, now) == now && sleeps(pid)
     });
     before
 }

@@ -54,7 +54,7 @@ fn the_last_result_and_the_times_are_told() {
     command.args(["--", "-p", "result new error; result new ok; sleep 0.2; exit 3", "--output-format=json"]);
     let run = Running::start(command);
     assert!(run.message().contains("waiting"));
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    std::thread::sleep(std::time::Duration::from_millis(300)); // the wait that the record is to tell of
     holder.let_go();
     assert_eq!(run.end().code(), 3);
     let record = &records(&env)[0];

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::env::{Env, Running, binary, stat, until};
+use crate::env::{Env, Running, binary, stat};
 use crate::oauth::{EXPIRED, FRESH, StandIn, age};
 
 const NEWER: &str = ".oauth_refresh.lock";
@@ -29,7 +29,7 @@ pub(crate) fn lock_of(env: &Env, pid: u32) -> PathBuf {
 const NOBODY: u32 = 4_194_304;
 
 /// The older versions' lock.
-fn sibling(env: &Env) -> PathBuf {
+pub(crate) fn sibling(env: &Env) -> PathBuf {
     env.home().join(".claude.lock")
 }
 
@@ -54,10 +54,11 @@ fn nothing_is_started_into_a_lock_whose_owner_is_dead_until_it_is_stale_or_gone(
     }
     let env = Env::new();
     env.log_in(EXPIRED);
-    age(&lock_of(&env, NOBODY), 58);
+    let lock = lock_of(&env, NOBODY);
     let started = Instant::now();
+    age(&lock, 56);
     env.claude_run().args(["--lock", "refresh", "true"]).assert().code(0);
-    assert!(started.elapsed() >= Duration::from_millis(1_500), "not before it is stale");
+    assert!(started.elapsed() >= Duration::from_millis(3_500), "not before it is stale");
 }
 
 #[test]
@@ -65,11 +66,11 @@ fn the_older_lock_is_waited_for_until_it_is_stale_as_well() {
     let env = Env::new();
     env.log_in(EXPIRED);
     fs::create_dir(sibling(&env)).expect("a lock");
-    age(&sibling(&env), 8);
     let started = Instant::now();
+    age(&sibling(&env), 6);
     let ended = env.start(["--lock", "refresh", "true"]).end();
     assert!(ended.code() == 0 && ended.stderr_text().contains("a refresh is under way"), "{ended:?}");
-    assert!(started.elapsed() >= Duration::from_millis(1_500), "not before it is stale");
+    assert!(started.elapsed() >= Duration::from_millis(3_500), "not before it is stale");
 }
 
 #[test]
@@ -117,7 +118,7 @@ fn a_refresh_lock_is_no_obstacle_where_no_refresh_is_due_or_no_lock_is_wanted() 
 const SPARED: &str = "claude may be refreshing its token: holding signals back, at most 15s";
 
 /// Waits for that message.
-fn expect_spared(run: &Running) {
+pub(crate) fn expect_spared(run: &Running) {
     loop {
         if run.message().contains(SPARED) {
             return;
@@ -154,7 +155,7 @@ fn our_own_limit_and_the_kill_behind_it_wait_as_well() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let stand_in = StandIn::start(&env, &[]);
-    let options = ["--timeout", "1", "--kill-after", "0.5"];
+    let options = ["--timeout", "2", "--kill-after", "3"];
     let agent = env.agent(&stand_in, "exclusive", &options, "signals; refresh legacy locked");
     while agent.line() != "locked" {}
     expect_spared(&agent);
@@ -215,43 +216,4 @@ fn a_refresh_of_our_child_in_a_container_of_its_own_is_spared() {
     fs::remove_dir(env.config_dir().join(NEWER)).expect("a lock");
     fs::remove_dir(sibling(&env)).expect("a lock");
     assert!(matches!(run.end().code(), 137 | 143));
-}
-
-#[test]
-fn after_15_seconds_a_refresh_is_no_longer_spared() {
-    let env = Env::new();
-    env.log_in(FRESH);
-    let run = env.start_fake(&[], "signals; ready; hang");
-    run.ready();
-    fs::create_dir(sibling(&env)).expect("a lock");
-    age(&sibling(&env), 0);
-    let touching = sibling(&env);
-    let started = Instant::now();
-    run.signal(Signal::SIGTERM);
-    expect_spared(&run);
-    // As its holder would.
-    until("it was long enough", || {
-        age(&touching, 0);
-        started.elapsed() > Duration::from_secs(14)
-    });
-    assert!(run.message().contains("still held after 15s: going on"));
-    run.expect_line("signal TERM");
-    assert!(started.elapsed() >= Duration::from_secs(15));
-}
-
-#[test]
-fn after_70_seconds_a_refresh_lock_that_somebody_still_holds_is_no_longer_waited_for() {
-    let env = Env::new();
-    env.log_in(EXPIRED);
-    let lock = lock_of(&env, process::id());
-    let started = Instant::now();
-    let mut waiter = env.start(["-v", "--", "sh", "-c", "exit 4"]);
-    while waiter.is_running() && started.elapsed() < Duration::from_secs(200) {
-        age(&lock, 0); // as its holder does
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    assert!(started.elapsed() >= Duration::from_secs(70), "{:?}", started.elapsed());
-    let ended = waiter.end();
-    assert_eq!(ended.code(), 4, "{ended:?}");
-    assert!(ended.stderr_text().contains("going on after 1m 10s"), "{ended:?}");
 }

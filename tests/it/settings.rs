@@ -59,16 +59,18 @@ fn a_file_that_cannot_be_read_is_no_silent_default() {
     fs::create_dir_all(&path).expect("a directory in its place");
     let assert = env.claude_run().arg("true").assert().code(125);
     assert!(String::from_utf8_lossy(&assert.get_output().stderr).contains("claude-run.toml"));
+    fs::remove_dir(&path).expect("removed");
+    let path = write_file(&env, "wait = 5");
+    fs::set_permissions(env.path(""), fs::Permissions::from_mode(0o755)).expect("permissions");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).expect("permissions");
+    // Root may read it all the same: somebody else.
+    let mut command = env.command(if nix::unistd::geteuid().is_root() { "setpriv" } else { "env" });
     if nix::unistd::geteuid().is_root() {
-        fs::remove_dir(&path).expect("removed");
-        let path = write_file(&env, "wait = 5");
-        fs::set_permissions(env.path(""), fs::Permissions::from_mode(0o755)).expect("permissions");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("permissions");
-        let mut command = env.command("setpriv");
-        command.args(["--reuid", "65534", "--clear-groups"]).arg(binary()).arg("true");
-        let ended = Running::start(command).end();
-        assert!(ended.code() == 125 && ended.stderr_text().contains("claude-run.toml"), "{ended:?}");
+        command.args(["--reuid", "65534", "--clear-groups"]);
     }
+    command.arg(binary()).arg("true");
+    let ended = Running::start(command).end();
+    assert!(ended.code() == 125 && ended.stderr_text().contains("claude-run.toml"), "{ended:?}");
 }
 
 #[test]

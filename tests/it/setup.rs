@@ -110,12 +110,10 @@ fn look(dir: &Path, below: &Path, all: &mut BTreeMap<PathBuf, String>) {
     let detail = match () {
         () if kind.is_symlink() => format!("-> {:?}", fs::read_link(&path).expect("a link")),
         () if kind.is_file() => {
-            format!(
-                "{} {} {:?}",
-                found.nlink(),
-                found.mtime_nsec(),
-                fs::read(&path).expect("a file").iter().map(|&byte| u64::from(byte)).sum::<u64>()
-            )
+            let bytes = fs::read(&path).expect("a file");
+            let is_hole = bytes == vec![0; bytes.len()];
+            let text = if is_hole { format!("{} zeros", bytes.len()) } else { String::from_utf8_lossy(&bytes).into_owned() };
+            format!("{} {} {text}", found.nlink(), found.mtime_nsec())
         }
         () if kind.is_dir() && below != Path::new("") => format!("{}.{}", found.mtime(), found.mtime_nsec()),
         () => String::new(),

@@ -65,7 +65,7 @@ fn without_a_real_claude_it_is_127_and_no_loop() {
     let env = Env::new();
     let mut command = with_shim(&env);
     std::fs::remove_file(env.path("real/claude")).expect("removed");
-    command.args(["-p", "hi"]);
+    command.env("PATH", ["shim", "again", "real"].map(|dir| env.path(dir).display().to_string()).join(":")).args(["-p", "hi"]);
     assert_eq!(Running::start(command).end().code(), 127);
     env.claude_run().arg("--claude").arg(env.path("shim/claude")).args(["--", "-p", "hi"]).assert().code(126);
 }

@@ -129,12 +129,15 @@ fn what_the_caller_ignores_does_not_end_a_run() {
     let mut command = env.command("sh");
     let script = r#"trap '' HUP PIPE; exec "$0" --kill-after 0.05 --claude "$1" -- -p "$2""#;
     command.args(["-c", script]).arg(binary()).arg(fake_claude());
-    command.arg("ready; signals; say go; sleep 0.5; exit 5");
+    command.arg("ready; signals; say go; open fifo; exit 5");
+    nix::unistd::mkfifo(&env.path("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     let run = Running::start(command);
     run.ready();
     run.expect_line("go");
     run.signal(Signal::SIGHUP); // as from a terminal that nohup(1) is to outlive
     run.expect_line("signal HUP"); // this child chose to listen
+    std::thread::sleep(std::time::Duration::from_millis(300)); // a kill grace would be over
+    std::fs::write(env.path("fifo"), "").expect("a FIFO");
     assert_eq!(run.end().code(), 5);
 }
 
@@ -184,10 +187,10 @@ fn a_reader_of_stderr_that_is_stuck_stops_no_limit_and_no_signal() {
         command.arg("-vv").args(options).arg("--claude").arg(fake_claude()).args(["--", "-p", "signals; ready; hang"]);
         Running::start_with_stderr(command, writer.try_clone().expect("a descriptor").into())
     };
-    let limited = start(&["--timeout", "0.2", "--kill-after", "0.2"]);
+    let limited = start(&["--timeout", "2", "--kill-after", "0.2"]);
     limited.ready();
     assert_eq!(limited.end().code(), 124);
-    let reporting = start(&["--kill-after", "0.2"]);
+    let reporting = start(&["--kill-after", "2"]);
     reporting.ready();
     reporting.signal(Signal::SIGUSR1);
     reporting.signal(Signal::SIGTERM);

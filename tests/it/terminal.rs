@@ -1,11 +1,12 @@
 //! In a terminal: the child is signalled by the terminal itself, exactly once, and job control works.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub(crate) struct OnTerminal {
     keyboard: File,
     screen: Receiver<String>,
     seen: Vec<String>,
+    /// All that has been shown, lines that may go on included.
+    shown: Arc<Mutex<Vec<u8>>>,
 }
 
 impl OnTerminal {
@@ -39,17 +42,28 @@ impl OnTerminal {
         let child = command.spawn().expect("started");
         drop((command, pty.slave));
         let (sender, screen) = channel();
-        let reader = File::from(pty.master.try_clone().expect("a descriptor"));
+        let mut reader = File::from(pty.master.try_clone().expect("a descriptor"));
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&shown);
         thread::spawn(move || {
-            let mut lines = BufReader::new(reader).split(b'\n');
-            while let Some(Ok(line)) = lines.next() {
-                let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
-                if sender.send(line).is_err() {
-                    return;
+            let mut line = Vec::new();
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = reader.read(&mut bytes) {
+                all.lock().unwrap_or_else(PoisonError::into_inner).extend(&bytes[..length]);
+                for &byte in &bytes[..length] {
+                    if byte != b'\n' {
+                        line.push(byte);
+                        continue;
+                    }
+                    let text = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+                    line.clear();
+                    if sender.send(text).is_err() {
+                        return;
+                    }
                 }
             }
         });
-        Self { child, keyboard: pty.master.into(), screen, seen: Vec::new() }
+        Self { child, keyboard: pty.master.into(), screen, seen: Vec::new(), shown }
     }
 
     pub(crate) fn types(&mut self, keys: &str) {
@@ -66,6 +80,15 @@ impl OnTerminal {
                 return line;
             }
         }
+    }
+
+    /// Waits until a live line has counted two seconds, or more, of the hour that is left for `what`.
+    fn expect_seconds(&self, what: &str) {
+        until(&format!("the line counts seconds: {what}"), || {
+            let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+            let shown = String::from_utf8_lossy(&shown);
+            (2..60).any(|waited| shown.contains(&format!("waited {waited}s, 59m {}s left for {what}", 60 - waited)))
+        });
     }
 
     pub(crate) fn ready(&mut self) -> [i32; 4] {
@@ -272,7 +295,7 @@ fn what_is_logged_from_a_terminal_is_printed_on_one() {
         "--",
         "sh",
         "-c",
-        "[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo three && sleep 0.1 && echo two >&2",
+        "[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo three && until grep -q three log; do sleep 0.01; done && echo two >&2",
     ]);
     let mut terminal = OnTerminal::start(command);
     assert_eq!(terminal.shows("three"), "three");
@@ -300,15 +323,12 @@ fn a_waiter_shows_one_live_line_and_ctrl_c_ends_it() {
     let mut command = env.command(binary());
     command.args(["--wait", "1h", "--", "touch", "started"]);
     let mut terminal = OnTerminal::start(command);
-    until("it is in the kernel's queue", || {
-        std::fs::read_to_string("/proc/locks").expect("locks").lines().any(|line| line.contains("->"))
-    });
-    thread::sleep(Duration::from_millis(2_200)); // the line counts seconds
+    until("it is in the kernel's queue", || env.waiters() == 1);
+    terminal.expect_seconds("the session lock; place 1 of 1; held by a process");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
     terminal.count("");
     let seen = terminal.seen.join("\n");
-    assert!(seen.contains("waited 2s, 59m 58s left for the session lock; place 1 of 1; held by a process"), "{seen:?}");
     assert_eq!(seen.lines().count(), 1, "the live line is rewritten in place: {seen:?}");
     assert!(!env.path("started").exists());
 }
@@ -319,12 +339,11 @@ fn the_wait_for_a_lock_helper_is_one_live_line_too() {
     let mut command = env.command(binary());
     command.args(["--wait", "1h", "--lock-helper", "sleep 600", "--", "touch", "started"]);
     let mut terminal = OnTerminal::start(command);
-    thread::sleep(Duration::from_millis(2_300)); // the line counts seconds
+    terminal.expect_seconds("the lock helper sleep; Ctrl-C ends it");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
     terminal.count("");
     let seen = terminal.seen.join("\n");
-    assert!(seen.contains("waited 2s, 59m 58s left for the lock helper sleep; Ctrl-C ends it"), "{seen:?}");
     assert_eq!(seen.lines().count(), 1, "the live line is rewritten in place: {seen:?}");
     assert!(!env.path("started").exists());
 }
