@@ -323,7 +323,7 @@ fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
 fn drain(lines: &Receiver<String>) -> Vec<String> {
     let mut all = Vec::new();
     loop {
-        match lines.recv_timeout(Duration::from_millis(300)) {
+        match lines.recv_timeout(Duration::from_secs(3)) {
             Ok(line) => all.push(line),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return all,
         }

@@ -96,9 +96,13 @@ fn the_lock_is_free_as_soon_as_the_new_expiry_is_on_the_disk_while_the_run_goes_
                 symlink(env.path("elsewhere"), env.credentials()).expect("a link");
             }
             let stand_in = StandIn::start(&env, &["--refresh-takes", "0.2"]);
-            let agent = env.agent(&stand_in, "refresh", &["-v"], &format!("ready; refresh {kind}; ready; signals; hang"));
+            let fifo = env.path("fifo");
+            nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+            let steps = format!("ready; open fifo; refresh {kind}; ready; signals; hang");
+            let agent = env.agent(&stand_in, "refresh", &["-v"], &steps);
             agent.ready();
             assert!(env.is_locked(), "{kind}");
+            fs::write(fifo, "").expect("a FIFO"); // it goes on
             while agent.line() != "refreshed" {}
             until("the lock is free", || !env.is_locked());
             let [child, ..] = agent.ready();
