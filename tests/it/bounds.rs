@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::env::{Env, until};
+use crate::env::{Env, wait_until};
 use crate::oauth::{EXPIRED, FRESH, age};
-use crate::refresh_locks::{expect_spared, lock_of, sibling};
+use crate::refresh_locks::{expect_deferral, lock_of, sibling};
 
 #[test]
-fn after_15_seconds_a_refresh_is_no_longer_spared() {
+fn refresh_defers_signals_for_15_seconds_at_most() {
     let env = Env::new();
     env.log_in(FRESH);
     let run = env.start_fake(&[], "signals; ready; hang");
@@ -21,9 +21,9 @@ fn after_15_seconds_a_refresh_is_no_longer_spared() {
     let touching = sibling(&env);
     let started = Instant::now();
     run.signal(Signal::SIGTERM);
-    expect_spared(&run);
+    expect_deferral(&run);
     // As its holder would.
-    until("it was long enough", || {
+    wait_until("it was long enough", || {
         age(&touching, 0);
         started.elapsed() > Duration::from_secs(14)
     });
@@ -33,7 +33,7 @@ fn after_15_seconds_a_refresh_is_no_longer_spared() {
 }
 
 #[test]
-fn after_70_seconds_a_refresh_lock_that_somebody_still_holds_is_no_longer_waited_for() {
+fn refresh_lock_is_waited_for_70_seconds_at_most() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let lock = lock_of(&env, std::process::id());

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::env::{Ended, Env, Running, binary, can_unshare, fake_claude, until};
+use crate::env::{Ended, Env, Running, binary, can_unshare, fake_claude, wait_until};
 
 /// The command in a mount namespace of its own, behind `prepare`, a shell command.
 fn in_namespace(env: &Env, flags: &str, prepare: &str, words: &[&str]) -> Running {
@@ -21,7 +21,7 @@ fn namespace(env: &Env, flags: &str, prepare: &str, words: &[&str]) -> Command {
 }
 
 #[test]
-fn containers_with_their_own_pids_and_mounts_exclude_each_other_at_one_path() {
+fn pid_and_mount_namespaces_exclude_each_other() {
     if !can_unshare("-rmpf") {
         return;
     }
@@ -52,7 +52,7 @@ fn containers_with_their_own_pids_and_mounts_exclude_each_other_at_one_path() {
 }
 
 #[test]
-fn a_read_only_root_is_enough_even_for_output_that_nobody_reads() {
+fn read_only_root_is_enough_for_unread_output() {
     if !can_unshare("-rm") {
         return;
     }
@@ -76,7 +76,7 @@ fn a_read_only_root_is_enough_even_for_output_that_nobody_reads() {
     let written =
         || fs::read_to_string(format!("/proc/{child}/io")).ok()?.lines().nth(1)?.strip_prefix("wchar: ")?.parse::<u64>().ok();
     let writes = format!("{} 0x1 ", libc::SYS_write);
-    until("the child is stuck in a write to its stdout", || {
+    wait_until("the child is stuck in a write to its stdout", || {
         let before = written().expect("it lives");
         std::thread::sleep(Duration::from_millis(100));
         let call = fs::read_to_string(format!("/proc/{child}/syscall")).expect("it lives");
@@ -96,7 +96,7 @@ fn a_read_only_root_is_enough_even_for_output_that_nobody_reads() {
 }
 
 #[test]
-fn without_proc_a_run_works_and_as_pid_1_leaves_nothing() {
+fn run_without_proc_works_and_leaves_nothing() {
     for (flags, proc) in [("-rmpf", "umount -l /proc || mount -t tmpfs none /proc"), ("-rm", "mount -t tmpfs none /proc")] {
         if !can_unshare(flags) {
             return;
@@ -111,7 +111,7 @@ fn without_proc_a_run_works_and_as_pid_1_leaves_nothing() {
 }
 
 #[test]
-fn where_other_users_processes_are_hidden_a_run_works() {
+fn run_works_with_hidden_processes() {
     if !can_unshare("-rmpf") {
         return;
     }
@@ -141,7 +141,7 @@ const REFUSED: [(&str, libc::c_long); 14] = [
 ];
 
 #[test]
-fn where_seccomp_refuses_a_system_call_a_run_works_or_says_what_it_cannot_do() {
+fn refused_system_call_is_survived_or_reported() {
     for (name, number) in REFUSED {
         for errno in [libc::EPERM, libc::ENOSYS] {
             let env = Env::new();
@@ -163,7 +163,7 @@ fn where_seccomp_refuses_a_system_call_a_run_works_or_says_what_it_cannot_do() {
             }
             assert!(!env.is_locked(), "{case}");
             if name != "prctl" {
-                until(&format!("nothing is left: {case}"), || env.processes().is_empty());
+                wait_until(&format!("nothing is left: {case}"), || env.processes().is_empty());
             } else {
                 for pid in env.processes() {
                     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL); // it may have ended

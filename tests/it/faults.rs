@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use crate::env::{CEILING, binary, faults};
 
 #[test]
-fn no_promise_is_broken_whatever_is_killed_stopped_replaced_or_full() {
+fn promises_hold_under_random_faults() {
     // With the rights of root only in there, where they are needed for mounts; or as root, where that is refused.
     let Some(own) = ["-rmpf", "-mpf"].into_iter().find(|flags| can_mount(flags)) else {
         assert!(std::env::var_os("CI").is_none(), "namespaces are refused here, where every test has to run");

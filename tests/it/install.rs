@@ -54,7 +54,7 @@ fn put_claude(env: &Env, path: &str) {
 }
 
 #[test]
-fn it_installs_the_same_again_and_takes_everything_away() {
+fn install_is_repeatable_and_uninstall_complete() {
     let env = Env::new();
     for _ in 0..2 {
         succeeds(&env, &[]);
@@ -68,7 +68,7 @@ fn it_installs_the_same_again_and_takes_everything_away() {
 }
 
 #[test]
-fn the_shim_runs_the_real_claude_under_the_lock_and_never_takes_its_place() {
+fn shim_runs_the_real_claude_and_never_replaces_it() {
     let env = Env::new();
     put_claude(&env, "real/claude");
     let shim = env.path("shim");
@@ -95,7 +95,7 @@ fn the_shim_runs_the_real_claude_under_the_lock_and_never_takes_its_place() {
 }
 
 #[test]
-fn what_is_wrong_with_path_is_said() {
+fn problems_with_path_are_reported() {
     let env = Env::new();
     put_claude(&env, "prefix/bin/claude-run");
     let elsewhere = env.path("elsewhere");
@@ -109,7 +109,7 @@ fn what_is_wrong_with_path_is_said() {
 }
 
 #[test]
-fn a_prefix_that_cannot_be_written_and_a_binary_that_is_none_change_nothing() {
+fn bad_prefix_or_binary_changes_nothing() {
     let env = Env::new();
     fs::write(env.path("prefix"), "a file").expect("a file");
     assert!(refuses(&env, &[]).contains("cannot write"));

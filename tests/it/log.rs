@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use nix::sys::signal::Signal;
 
-use crate::env::{Env, Running, binary, fake_claude, until};
+use crate::env::{Env, Running, binary, fake_claude, wait_until};
 
 /// The log's lines without their times and runs, which are looked at here.
 fn lines(env: &Env) -> Vec<String> {
@@ -21,13 +21,13 @@ fn lines(env: &Env) -> Vec<String> {
     text.lines().map(entry).collect()
 }
 
-/// Those of the child.
+/// Lines of the child.
 fn childs_lines(env: &Env) -> Vec<String> {
     lines(env).into_iter().filter(|line| !line.starts_with("claude-run: ")).collect()
 }
 
 #[test]
-fn both_streams_and_our_own_messages_are_there_with_secrets_masked() {
+fn log_has_both_streams_and_messages_redacted() {
     let env = Env::new();
     let mut command = env.command(binary());
     let script = "logged() { until grep -q \"$1\" log; do sleep 0.01; done; }
@@ -50,11 +50,11 @@ fn both_streams_and_our_own_messages_are_there_with_secrets_masked() {
 }
 
 #[test]
-fn it_fills_as_the_child_runs() {
+fn log_fills_as_the_child_runs() {
     let env = Env::new();
     let run = env.start_fake(&["--log", "log"], "say one; hang");
     run.expect_line("one");
-    until("the line is in the log", || childs_lines(&env) == ["stdout: one"]);
+    wait_until("the line is in the log", || childs_lines(&env) == ["stdout: one"]);
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn redact_off_masks_nothing() {
 }
 
 #[test]
-fn as_json_each_line_is_an_object() {
+fn json_log_has_an_object_per_line() {
     let env = Env::new();
     let script = r#"echo 'a "quoted" line'; printf '\377\n'"#;
     env.claude_run().args(["--log-format", "json", "--log", "log", "--", "sh", "-c", script]).assert().code(0);
@@ -84,7 +84,7 @@ fn as_json_each_line_is_an_object() {
 }
 
 #[test]
-fn a_line_of_any_length_is_logged_in_parts_with_bounded_memory_and_its_secret_masked() {
+fn endless_line_is_logged_in_bounded_redacted_parts() {
     let env = Env::new();
     let script = r#"head -c 65530 /dev/zero | tr '\0' a; printf 'GH_TOKEN=0123456789'; head -c 20000000 /dev/zero | tr '\0' ' '; printf 'GH_TOKEN='; head -c 10000000 /dev/zero | tr '\0' b; echo; grep VmHWM /proc/$PPID/status >&2"#;
     let mut command = env.command(binary());
@@ -102,7 +102,7 @@ fn a_line_of_any_length_is_logged_in_parts_with_bounded_memory_and_its_secret_ma
 }
 
 #[test]
-fn runs_that_share_a_log_never_mix_their_lines() {
+fn shared_log_never_mixes_lines() {
     let env = Env::new();
     let runs: Vec<_> = ["a", "b", "c", "d"]
         .into_iter()
@@ -123,7 +123,7 @@ fn runs_that_share_a_log_never_mix_their_lines() {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_costs_the_log_and_not_the_run() {
+fn unwritable_log_does_not_fail_the_run() {
     let env = Env::new();
     for log in ["/nonesuch/log", "/dev/full"] {
         let ended = env.start(["--log", log, "--", "sh", "-c", "echo out; exit 3"]).end();
@@ -133,7 +133,7 @@ fn a_log_that_cannot_be_written_costs_the_log_and_not_the_run() {
 }
 
 #[test]
-fn where_stderr_is_the_log_nothing_is_written_twice() {
+fn stderr_that_is_the_log_is_written_once() {
     let env = Env::new();
     let mut bash = env.command("bash");
     let script = r#""$0" --log log --timeout 0.3 -- sh -c 'echo err >&2; exec sleep 600' 2>>log"#;
@@ -146,7 +146,7 @@ fn where_stderr_is_the_log_nothing_is_written_twice() {
 }
 
 #[test]
-fn what_happens_has_a_name() {
+fn messages_carry_event_names() {
     let env = Env::new();
     let events = |file: &str| {
         let text = fs::read_to_string(env.path(file)).unwrap_or_default();
@@ -157,7 +157,7 @@ fn what_happens_has_a_name() {
     env.claude_run().args(["--wait", "0", "--log", "busy", "true"]).assert().code(75);
     assert_eq!(events("busy"), ["lock.acquiring", "lock.timeout", "run.ended"]);
     let waiter = env.start(["--log", "term", "true"]);
-    until("it waits", || events("term").contains(&"lock.waiting".to_owned()));
+    wait_until("it waits", || events("term").contains(&"lock.waiting".to_owned()));
     waiter.signal(Signal::SIGTERM);
     assert_eq!(waiter.end().code(), 143);
     assert_eq!(events("term"), ["lock.acquiring", "lock.waiting", "lock.interrupted", "run.ended"]);
@@ -174,8 +174,8 @@ fn what_happens_has_a_name() {
         "--output-format=json",
     ]);
     let run = Running::start(command);
-    until("it waits", || events("log").contains(&"lock.waiting".to_owned()));
-    holder.let_go();
+    wait_until("it waits", || events("log").contains(&"lock.waiting".to_owned()));
+    holder.close_stdin();
     holder.end();
     assert_eq!(run.end().code(), 0);
     let expected =

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use crate::env::{Env, Running, binary, fake_claude, until};
+use crate::env::{Env, Running, binary, fake_claude, wait_until};
 use crate::oauth::EXPIRED;
 use crate::refresh_locks::lock_of;
 
 /// True if none of its threads runs, or waits for a processor.
-fn sleeps(pid: Pid) -> bool {
+fn is_asleep(pid: Pid) -> bool {
     let mut threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a process").flatten();
     threads.all(|thread| {
         let stat = fs::read_to_string(thread.path().join("stat")).expect("a thread");
@@ -33,18 +33,18 @@ fn switches(pid: Pid) -> u64 {
         .sum()
 }
 
-fn settles(pid: Pid) -> u64 {
+fn settled_switches(pid: Pid) -> u64 {
     let mut before = switches(pid);
-    until("it has settled", || {
+    wait_until("it has settled", || {
         std::thread::sleep(Duration::from_millis(50));
         let now = switches(pid);
-        std::mem::replace(&mut before, now) == now && sleeps(pid)
+        std::mem::replace(&mut before, now) == now && is_asleep(pid)
     });
     before
 }
 
 /// The one child of `claude_run` that keeps its lock helper.
-fn keeper_of(claude_run: Pid) -> Pid {
+fn monitor_of(claude_run: Pid) -> Pid {
     let children = fs::read_to_string(format!("/proc/{claude_run}/task/{claude_run}/children")).expect("children");
     let named = |pid: &&str| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "lock-keeper\n");
     let keeper = children.split_whitespace().find(named).expect("a keeper");
@@ -52,7 +52,7 @@ fn keeper_of(claude_run: Pid) -> Pid {
 }
 
 #[test]
-fn a_run_a_waiter_a_relay_and_a_keeper_are_not_woken_once_in_five_seconds_in_any_mode() {
+fn no_process_wakes_up_once_in_five_seconds() {
     let env = Env::new();
     let run = env.start_fake(&[], "ready; hang");
     run.ready();
@@ -83,9 +83,9 @@ fn a_run_a_waiter_a_relay_and_a_keeper_are_not_woken_once_in_five_seconds_in_any
     let asking_run = asking.start(["--lock-helper", "sleep 600", "true"]);
     assert!(asking_run.message().contains("waiting for the lock helper"));
     let runs = [&run, &waiter, &relayed, &refreshing, &waits_for_it, &waits_for_claude, &helped_run, &asking_run];
-    let keepers = [&helped_run, &asking_run].map(|run| keeper_of(run.pid()));
+    let keepers = [&helped_run, &asking_run].map(|run| monitor_of(run.pid()));
     let processes: Vec<_> = runs.map(Running::pid).into_iter().chain(keepers).collect();
-    let before: Vec<_> = processes.iter().map(|pid| settles(*pid)).collect();
+    let before: Vec<_> = processes.iter().map(|pid| settled_switches(*pid)).collect();
     std::thread::sleep(Duration::from_secs(5)); // the very time in which nothing may happen
     assert_eq!(processes.iter().map(|pid| switches(*pid)).collect::<Vec<_>>(), before);
 }

@@ -12,7 +12,7 @@ fn records(env: &Env) -> Vec<Value> {
 }
 
 #[test]
-fn each_ending_is_told_and_never_the_prompt() {
+fn record_has_every_outcome_and_never_the_prompt() {
     let env = Env::new();
     let fake = fake_claude().display().to_string();
     let framed = |steps: &str| vec!["-p".to_owned(), steps.to_owned(), "--output-format".to_owned(), "stream-json".to_owned()];
@@ -46,7 +46,7 @@ fn each_ending_is_told_and_never_the_prompt() {
 }
 
 #[test]
-fn the_last_result_and_the_times_are_told() {
+fn record_has_the_last_result_and_the_times() {
     let env = Env::new();
     let mut holder = env.hold_lock();
     let mut command = env.command(binary());
@@ -55,7 +55,7 @@ fn the_last_result_and_the_times_are_told() {
     let run = Running::start(command);
     assert!(run.message().contains("waiting"));
     std::thread::sleep(std::time::Duration::from_millis(300)); // the wait that the record is to tell of
-    holder.let_go();
+    holder.close_stdin();
     assert_eq!(run.end().code(), 3);
     let record = &records(&env)[0];
     let number = |key: &str| record[key].as_f64().unwrap_or_else(|| panic!("{key}: {record}"));
@@ -67,7 +67,7 @@ fn the_last_result_and_the_times_are_told() {
 }
 
 #[test]
-fn a_wait_that_was_in_vain_is_told_and_a_record_that_cannot_be_written_costs_nothing_else() {
+fn record_of_a_timed_out_wait_and_unwritable_record() {
     let env = Env::new();
     let _holder = env.hold_lock();
     env.claude_run().args(["--record", "record", "--wait", "0.1", "true"]).assert().code(75);

@@ -21,7 +21,7 @@ fn as_json(env: &Env, words: &[&str]) -> Value {
 }
 
 #[test]
-fn runs_waits_holds_and_cost_are_summed_up() {
+fn report_sums_runs_waits_holds_and_cost() {
     let env = Env::new();
     assert_eq!(report(&env, &[]), "0 finished runs\n");
     let claude = |label: &str, steps: &str| {
@@ -59,7 +59,7 @@ fn runs_waits_holds_and_cost_are_summed_up() {
 }
 
 #[test]
-fn a_cut_or_foreign_line_is_skipped_and_counted() {
+fn truncated_or_foreign_line_is_skipped_and_counted() {
     let env = Env::new();
     env.claude_run().arg("true").assert().code(0);
     let mut file = fs::File::options().append(true).open(history(&env)).expect("a history");
@@ -72,7 +72,7 @@ fn a_cut_or_foreign_line_is_skipped_and_counted() {
 }
 
 #[test]
-fn a_large_history_is_set_aside_and_still_read() {
+fn large_history_is_rotated_and_still_read() {
     let env = Env::new();
     env.claude_run().arg("true").assert().code(0);
     let line = fs::read_to_string(history(&env)).expect("a history");

@@ -8,7 +8,7 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::env::{Ended, Env, Running, binary, fake_claude, needs, until};
+use crate::env::{Ended, Env, Running, binary, fake_claude, needs, wait_until};
 
 pub(crate) const SDK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/agent-sdk.sh");
 
@@ -100,7 +100,7 @@ fn call(steps: &str) -> String {
 /// Waits for the process group that the file in CLAUDE_PGID_FILE names.
 fn group(machine: &Machine) -> Pid {
     let read = || fs::read_to_string(machine.env.path("pgid")).ok()?.trim().parse::<i32>().ok();
-    until("there is a process group", || read().is_some());
+    wait_until("there is a process group", || read().is_some());
     Pid::from_raw(-read().expect("a group"))
 }
 
@@ -299,8 +299,8 @@ fn call_sites_without_flock_exclude_the_old_ones() {
         let mut holder = machine.env.hold_lock();
         let site = r#"output=$(cd "$PWD" && CLAUDE_EXTERNAL_LOCK=1 claude_run_with_watchdog claude -p 'exit 4' 2>>"$LOGFILE") && rc=0 || rc=$?; echo "rc $rc""#;
         let run = machine.start(site);
-        until("it waits", || machine.log().contains("event=lock.waiting"));
-        holder.let_go();
+        wait_until("it waits", || machine.log().contains("event=lock.waiting"));
+        holder.close_stdin();
         run.expect_line("rc 4");
     }
 }
@@ -330,7 +330,7 @@ fn signals_to_the_group_end_claude_and_all_its_tools() {
             let script = format!("CLAUDE_PGID_FILE=$PWD/pgid; export CLAUDE_RUN_KILL_AFTER=1; {}", call(&steps));
             let run = machine.start(&script);
             let group = group(&machine);
-            until("the tools run", || machine.log().contains("stdout: deaf"));
+            wait_until("the tools run", || machine.log().contains("stdout: deaf"));
             for &signal in signals {
                 assert!(kill(group, signal).is_ok() || signal == Signal::SIGKILL);
                 std::thread::sleep(std::time::Duration::from_millis(200));
@@ -367,7 +367,7 @@ fn signals_to_the_group_spare_a_refresh() {
         let run =
             machine.start(&format!("export CLAUDE_RUN_CLAUDE='{}'; CLAUDE_PGID_FILE=$PWD/pgid; {call}", claude.display()));
         let group = group(&machine);
-        until("the refresh has begun", || machine.log().contains("stdout: begun"));
+        wait_until("the refresh has begun", || machine.log().contains("stdout: begun"));
         kill(group, Signal::SIGTERM).expect("a group");
         std::thread::sleep(std::time::Duration::from_secs(1));
         kill(group, Signal::SIGKILL).expect("a group");
@@ -385,7 +385,7 @@ fn nothing_outlives_a_killed_shell_that_has_a_group_file() {
         let [claude, claude_run, ..] = run.ready();
         let shell = crate::env::stat(claude_run).expect("it lives")[1].parse().expect("a pid");
         kill(Pid::from_raw(shell), Signal::SIGKILL).expect("it lives");
-        until("claude has ended", || !crate::env::is_alive(claude) && !crate::env::is_alive(claude_run));
+        wait_until("claude has ended", || !crate::env::is_alive(claude) && !crate::env::is_alive(claude_run));
     }
 }
 
@@ -451,7 +451,7 @@ fn ctrl_c_in_a_terminal_ends_script_and_claude() {
         let mut terminal = crate::terminal::OnTerminal::start(machine.shell(&script));
         let [claude, claude_run, ..] = terminal.ready();
         terminal.types("\x03");
-        until("both have ended", || !crate::env::is_alive(claude) && !crate::env::is_alive(claude_run));
+        wait_until("both have ended", || !crate::env::is_alive(claude) && !crate::env::is_alive(claude_run));
     }
 }
 

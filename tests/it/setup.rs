@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::env::{Env, Running, binary};
 
-/// A home, and a shared dir: on the same file system, or on another.
+/// Home and shared dir, on one file system or on two.
 struct Place {
     env: Env,
     shared: PathBuf,
@@ -30,7 +30,7 @@ impl Place {
         Self { shared: env.path("shared"), env, _elsewhere: None }
     }
 
-    /// None, where there is only one.
+    /// Places home and shared dir on two file systems, if there are two.
     fn on_two() -> Option<Self> {
         let env = Env::new();
         let elsewhere = TempDir::new_in("/dev/shm").ok();
@@ -90,7 +90,7 @@ impl Place {
         fs::write(self.env.home().join(".claude.json"), r#"{"mcpServers":{}}"#).expect("a file");
     }
 
-    /// What is in ~/.claude, but for the lock file that setup itself makes there.
+    /// Content of ~/.claude, without the files that setup itself makes there.
     fn content(&self) -> BTreeMap<PathBuf, String> {
         let mut all = BTreeMap::new();
         look(&self.link(), Path::new(""), &mut all);
@@ -138,7 +138,7 @@ fn expect_tidy(place: &Place) {
 }
 
 #[test]
-fn where_there_is_nothing_it_is_made_once() {
+fn missing_dirs_are_created_once() {
     for place in Place::both() {
         let dry = place.setup(&["--dry-run"], 0);
         assert!(dry.contains("would make") && !place.shared.exists() && !place.link().exists(), "{dry}");
@@ -156,7 +156,7 @@ fn where_there_is_nothing_it_is_made_once() {
 }
 
 #[test]
-fn what_is_there_is_moved_whole_when_that_is_wanted_and_is_there_at_every_moment() {
+fn dir_is_moved_whole_and_readable_throughout() {
     for place in Place::both() {
         place.fill();
         let before = place.content();
@@ -190,7 +190,7 @@ fn what_is_there_is_moved_whole_when_that_is_wanted_and_is_there_at_every_moment
 }
 
 #[test]
-fn where_it_could_do_harm_it_changes_nothing_and_says_why() {
+fn conflict_changes_nothing_and_says_why() {
     type Make = fn(&Place);
     let cases: [(Make, &str); 5] = [
         (
@@ -224,7 +224,7 @@ fn where_it_could_do_harm_it_changes_nothing_and_says_why() {
 }
 
 #[test]
-fn what_may_not_be_written_is_found_out_before_anything_is_changed() {
+fn missing_permission_is_found_before_any_change() {
     let place = Place::on_one_file_system();
     place.fill();
     let mut command = place.command(&["--yes"]);
@@ -248,7 +248,7 @@ fn what_may_not_be_written_is_found_out_before_anything_is_changed() {
 }
 
 #[test]
-fn an_empty_dir_gives_way_to_what_is_shared_already() {
+fn empty_dir_gives_way_to_the_shared_one() {
     for place in Place::both() {
         fs::create_dir_all(place.config_dir()).expect("a directory");
         fs::write(place.config_dir().join("theirs"), "x").expect("a file");
@@ -260,13 +260,13 @@ fn an_empty_dir_gives_way_to_what_is_shared_already() {
 }
 
 #[test]
-fn nobody_s_dir_is_moved_while_a_run_is_live_or_a_refresh_under_way() {
+fn live_run_or_refresh_blocks_the_move() {
     let place = Place::on_one_file_system();
     place.fill();
     let run = place.env.start_fake(&["--lock", "pass-through", "--label", "busy"], "ready; hang");
     run.ready();
     let records = place.link().join("claude-run/runs");
-    crate::env::until("its record is there", || fs::read_dir(&records).is_ok_and(|all| all.count() == 1));
+    crate::env::wait_until("its record is there", || fs::read_dir(&records).is_ok_and(|all| all.count() == 1));
     let text = place.setup(&["--yes", "--wait", "0"], 1);
     assert!(text.contains("1 run is live there") && text.contains("busy (pid "), "{text}");
     assert!(!place.link().is_symlink());
@@ -286,7 +286,7 @@ fn nobody_s_dir_is_moved_while_a_run_is_live_or_a_refresh_under_way() {
 }
 
 #[test]
-fn two_settings_files_are_both_kept_and_that_is_said() {
+fn two_settings_files_are_kept_and_reported() {
     let place = Place::on_one_file_system();
     place.fill();
     fs::write(place.link().join(".claude.json"), "other").expect("a file");
@@ -301,7 +301,7 @@ fn two_settings_files_are_both_kept_and_that_is_said() {
 }
 
 #[test]
-fn the_env_file_is_written_once_with_its_other_lines_kept() {
+fn env_file_is_updated_once_and_keeps_other_lines() {
     let env = Env::new();
     let place = Place { shared: env.path("with space"), env, _elsewhere: None };
     let file = place.env.path("agents.env");
@@ -323,7 +323,7 @@ fn the_env_file_is_written_once_with_its_other_lines_kept() {
 }
 
 #[test]
-fn as_json_it_tells_the_same() {
+fn json_says_the_same() {
     let place = Place::on_one_file_system();
     let seen: Value = serde_json::from_str(&place.setup(&["--json"], 0)).expect("JSON");
     assert_eq!((&seen["done"], &seen["config_dir"]), (&true.into(), &place.config_dir().to_string_lossy().as_ref().into()));
@@ -397,11 +397,11 @@ fn kill_everywhere(make: impl Fn() -> Option<Place>) {
 }
 
 #[test]
-fn killed_at_any_system_call_nothing_is_lost_and_the_next_one_finishes() {
+fn kill_at_any_system_call_loses_nothing() {
     kill_everywhere(|| Some(Place::on_one_file_system()));
 }
 
 #[test]
-fn killed_at_any_system_call_between_two_file_systems_nothing_is_lost_either() {
+fn kill_between_two_file_systems_loses_nothing() {
     kill_everywhere(Place::on_two);
 }

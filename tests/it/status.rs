@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, can_unshare, fake_claude, until};
+use crate::env::{Env, Running, binary, can_unshare, fake_claude, wait_until};
 
 fn status(env: &Env) -> Value {
     let assert = env.claude_run().args(["status", "--json"]).assert();
@@ -42,7 +42,7 @@ fn labels(value: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn who_holds_it_since_when_and_how_many_wait_is_told_also_after_an_old_caller_has_truncated_it() {
+fn status_lists_waiters_after_truncation() {
     let env = Env::new();
     let holder = env.start_fake(&["--label", "holder"], "ready; hang");
     holder.ready();
@@ -57,7 +57,7 @@ fn who_holds_it_since_when_and_how_many_wait_is_told_also_after_an_old_caller_ha
     let mut old = env.command("bash");
     old.args(["-c", "( flock 9; true ) 9>\"$HOME/.claude/session.lock\""]);
     let old = Running::start(old);
-    until("all wait", || {
+    wait_until("all wait", || {
         let status = status(&env);
         length(&status["waiting"]) == 2 && length(&status["waiting_without_record"]) == 1
     });
@@ -83,7 +83,7 @@ fn who_holds_it_since_when_and_how_many_wait_is_told_also_after_an_old_caller_ha
 }
 
 #[test]
-fn it_is_told_in_another_pid_namespace_as_well() {
+fn status_sees_runs_of_another_pid_namespace() {
     if !can_unshare("-rpf") {
         return;
     }
@@ -94,7 +94,7 @@ fn it_is_told_in_another_pid_namespace_as_well() {
     waiting.message();
     let mut elsewhere = env.command("unshare");
     elsewhere.args(["-rpf", "--mount-proc"]).arg(binary()).args(["status", "--json"]);
-    until("both are seen from there", || {
+    wait_until("both are seen from there", || {
         let seen = elsewhere.output().expect("started").stdout;
         let seen: Value = serde_json::from_slice(&seen).expect("JSON");
         let holder = &seen["holders"][0]["record"]["label"];
@@ -103,7 +103,7 @@ fn it_is_told_in_another_pid_namespace_as_well() {
 }
 
 #[test]
-fn what_is_not_there_is_not_made() {
+fn status_creates_nothing() {
     let env = Env::new();
     for made in [false, true] {
         let assert = env.claude_run().arg("status").assert().code(0);
@@ -122,7 +122,7 @@ fn what_is_not_there_is_not_made() {
 }
 
 #[test]
-fn a_config_dir_that_may_only_be_read_is_told_of_and_costs_a_run_its_records_and_one_warning() {
+fn read_only_config_dir_costs_records_and_a_warning() {
     if !can_unshare("-rm") {
         return;
     }
@@ -140,7 +140,7 @@ fn a_config_dir_that_may_only_be_read_is_told_of_and_costs_a_run_its_records_and
 }
 
 #[test]
-fn records_that_cannot_be_kept_cost_one_warning_and_never_the_run() {
+fn unwritable_records_cost_one_warning() {
     let env = Env::new();
     env.make_lock_file();
     let place = env.home().join(".claude/claude-run");
@@ -153,11 +153,11 @@ fn records_that_cannot_be_kept_cost_one_warning_and_never_the_run() {
 }
 
 #[test]
-fn a_record_says_what_runs_where_and_never_the_prompt() {
+fn record_has_program_and_dir_but_never_the_prompt() {
     let env = Env::new();
     let run = env.start_fake(&["--label", "a \"b\"\n\u{1b}[31mc"], "ready; say secret-prompt; hang");
     let [child, ..] = run.ready();
-    until("the record is there", || records(&env).len() == 1);
+    wait_until("the record is there", || records(&env).len() == 1);
     let path = records(&env).remove(0);
     let mode = |path: &std::path::Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(&runs(&env)), mode(runs(&env).parent().expect("a parent"))), (0o600, 0o700, 0o700));
@@ -178,11 +178,11 @@ fn a_record_says_what_runs_where_and_never_the_prompt() {
 }
 
 #[test]
-fn a_killed_claude_run_whose_claude_lives_on_is_told_of_until_it_ends() {
+fn orphaned_claude_is_listed_until_it_ends() {
     let env = Env::new();
     let run = env.start_fake(&["--label", "orphan"], "ignore TERM; ready; hang");
     let [child, ..] = run.ready();
-    until("it holds the lock", || length(&status(&env)["holders"]) == 1);
+    wait_until("it holds the lock", || length(&status(&env)["holders"]) == 1);
     run.signal(Signal::SIGKILL);
     run.end();
     for _ in 0..2 {
@@ -193,12 +193,14 @@ fn a_killed_claude_run_whose_claude_lives_on_is_told_of_until_it_ends() {
     }
     assert!(text(&env).contains("claude-run gone, claude still running"));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGKILL).expect("alive");
-    until("nothing is wrong any more", || env.claude_run().arg("status").output().expect("started").status.code() == Some(0));
+    wait_until("nothing is wrong any more", || {
+        env.claude_run().arg("status").output().expect("started").status.code() == Some(0)
+    });
     assert_eq!(records(&env), Vec::<PathBuf>::new());
 }
 
 #[test]
-fn a_holder_without_a_record_is_told_as_such() {
+fn holder_without_a_record_is_listed() {
     let env = Env::new();
     let script = "( flock 9; echo held; exec cat ) 9>\"$HOME/.claude/session.lock\"";
     env.make_lock_file();
@@ -213,22 +215,22 @@ fn a_holder_without_a_record_is_told_as_such() {
     let waiter = env.start(["--wait", "0.3", "--", "true"]);
     assert!(waiter.message().contains("held by a process without a run record: pid "));
     assert_eq!(waiter.end().code(), 75);
-    old.let_go();
+    old.close_stdin();
     old.end();
     assert_eq!(length(&status(&env)["holders"]), 0);
 }
 
 #[test]
-fn runs_without_the_lock_are_told_too() {
+fn runs_without_the_lock_are_listed() {
     let env = Env::new();
     let run = env.start_fake(&["--lock", "pass-through", "--label", "free"], "ready; hang");
     run.ready();
-    until("it is there", || labels(&status(&env)["running"]) == ["free"]);
+    wait_until("it is there", || labels(&status(&env)["running"]) == ["free"]);
     assert!(text(&env).contains("not holding    1 run\n"));
 }
 
 #[test]
-fn refresh_locks_and_the_token_are_told_of() {
+fn refresh_locks_and_token_are_shown() {
     let env = Env::new();
     env.make_lock_file();
     let config_dir = env.home().join(".claude");
@@ -255,7 +257,7 @@ fn refresh_locks_and_the_token_are_told_of() {
 }
 
 #[test]
-fn the_runs_that_ended_last_are_told_of() {
+fn last_runs_are_listed() {
     let env = Env::new();
     env.claude_run().args(["--label", "one", "sh", "-c", "exit 7"]).assert().code(7);
     env.claude_run().args(["--label", "two", "--timeout", "0.1", "sleep", "60"]).assert().code(124);
@@ -267,7 +269,7 @@ fn the_runs_that_ended_last_are_told_of() {
 }
 
 #[test]
-fn watched_it_is_shown_again() {
+fn status_watch_repeats() {
     let env = Env::new();
     let watch = env.start(["status", "--watch", "--json"]);
     let shown: Vec<Value> = (0..2).map(|_| serde_json::from_str(&watch.line()).expect("JSON")).collect();
@@ -317,26 +319,26 @@ fn with_64_runs(wrap: &[&str]) {
         assert!(codes.iter().step_by(2).all(|code| [0, 9].contains(code)), "{codes:?}");
         assert!(most <= 1 && answers > 1, "{most} holders in {answers} answers");
     });
-    until("no record is left", || {
+    wait_until("no record is left", || {
         status(&env);
         records(&env).is_empty()
     });
 }
 
 #[test]
-fn of_64_runs_half_of_them_killed_one_holds_and_no_record_is_left() {
+fn killed_runs_leave_no_record_and_one_holder() {
     with_64_runs(&[]);
 }
 
 #[test]
-fn of_64_runs_each_in_a_pid_namespace_one_holds_and_no_record_is_left() {
+fn runs_in_pid_namespaces_leave_no_record() {
     if can_unshare("-rpf") {
         with_64_runs(&["unshare", "-rpf", "--kill-child", "--mount-proc"]);
     }
 }
 
 #[test]
-fn what_is_no_record_is_left_alone_and_what_a_crash_left_is_swept() {
+fn stale_records_are_swept_and_other_files_kept() {
     let env = Env::new();
     fs::create_dir_all(runs(&env)).expect("a directory");
     let (foreign, cut, forgotten) = (runs(&env).join("notes.json"), runs(&env).join("7-7.json"), runs(&env).join("8-8.tmp"));
@@ -355,11 +357,11 @@ fn what_is_no_record_is_left_alone_and_what_a_crash_left_is_swept() {
 }
 
 #[test]
-fn who_waits_sweeps_the_records_of_the_dead() {
+fn waiter_sweeps_stale_records() {
     let env = Env::new();
     let holder = env.start_fake(&["--label", "holder"], "ready; hang");
     holder.ready();
-    until("its record is there", || records(&env).len() == 1);
+    wait_until("its record is there", || records(&env).len() == 1);
     let record = fs::read_to_string(&records(&env)[0]).expect("a record");
     // Older than any run on this machine: what was killed while it held the same lock, and while it waited for it.
     for (run, text) in [("7-1", record.clone()), ("7-2", record.replace("\"own\"", "null")), ("7-3", "cut".to_owned())] {

@@ -14,9 +14,9 @@ use nix::pty::openpty;
 use nix::unistd::setsid;
 use wait_timeout::ChildExt;
 
-use crate::env::{CEILING, Env, binary, fake_claude, is_alive, state, until};
+use crate::env::{CEILING, Env, binary, fake_claude, is_alive, state, wait_until};
 
-/// A process that leads a session on a pseudo-terminal, as a login shell does.
+/// Process that leads a session on a pseudo-terminal, as a login shell does.
 pub(crate) struct OnTerminal {
     child: Child,
     keyboard: File,
@@ -84,7 +84,7 @@ impl OnTerminal {
 
     /// Waits until a live line has counted two seconds, or more, of the hour that is left for `what`.
     fn expect_seconds(&self, what: &str) {
-        until(&format!("the line counts seconds: {what}"), || {
+        wait_until(&format!("the line counts seconds: {what}"), || {
             let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
             let shown = String::from_utf8_lossy(&shown);
             (2..60).any(|waited| shown.contains(&format!("waited {waited}s, 59m {}s left for {what}", 60 - waited)))
@@ -107,7 +107,7 @@ impl OnTerminal {
             .expect("an exit code")
     }
 
-    /// How often a line with `part` has been shown until now, and is shown in the next moment.
+    /// Number of lines with `part`, after a moment in which no more came.
     pub(crate) fn count(&mut self, part: &str) -> usize {
         while let Ok(line) = self.screen.recv_timeout(Duration::from_millis(300)) {
             self.seen.push(line);
@@ -129,7 +129,7 @@ fn line(steps: &str) -> String {
 }
 
 #[test]
-fn ctrl_c_reaches_the_child_exactly_once_from_a_script() {
+fn ctrl_c_from_a_script_reaches_the_child_once() {
     let env = Env::new();
     let mut command = env.command("bash");
     // A trap, or bash itself would end at the key.
@@ -144,7 +144,7 @@ fn ctrl_c_reaches_the_child_exactly_once_from_a_script() {
 }
 
 #[test]
-fn ctrl_c_ctrl_z_and_fg_work_under_an_interactive_shell() {
+fn ctrl_c_ctrl_z_and_fg_work_in_a_shell() {
     let env = Env::new();
     let mut command = env.command("bash");
     command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
@@ -156,10 +156,10 @@ fn ctrl_c_ctrl_z_and_fg_work_under_an_interactive_shell() {
     terminal.shows("signal INT");
     terminal.types("\x1a");
     terminal.shows("Stopped");
-    until("both are stopped", || [child, supervisor].into_iter().all(|pid| state(pid) == Some('T')));
+    wait_until("both are stopped", || [child, supervisor].into_iter().all(|pid| state(pid) == Some('T')));
     terminal.types("fg\n");
     terminal.shows("signal CONT");
-    until("both run", || [child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
+    wait_until("both run", || [child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
     assert_eq!((terminal.count("signal INT"), terminal.count("signal CONT")), (1, 1));
     terminal.types("\x1c");
     terminal.shows("signal QUIT");
@@ -168,31 +168,31 @@ fn ctrl_c_ctrl_z_and_fg_work_under_an_interactive_shell() {
     terminal.types("\x1a");
     terminal.shows("Stopped");
     terminal.types("kill %1; fg\n");
-    until("it has ended", || !is_alive(child) && !is_alive(supervisor));
+    wait_until("it has ended", || !is_alive(child) && !is_alive(supervisor));
     terminal.types("exit\n");
     terminal.ends();
 }
 
 #[test]
-fn a_background_job_can_be_brought_to_the_foreground() {
+fn background_job_can_be_brought_to_the_foreground() {
     let env = Env::new();
     let mut command = env.command("bash");
     command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
     let mut terminal = OnTerminal::start(command);
     terminal.types(&format!("{} &\n", line("ready; read; exit 0")));
     let [child, supervisor, ..] = terminal.ready();
-    until("it is stopped, since it reads", || state(child) == Some('T') && state(supervisor) == Some('T'));
+    wait_until("it is stopped, since it reads", || state(child) == Some('T') && state(supervisor) == Some('T'));
     terminal.types("fg\n");
-    until("both run", || state(child) != Some('T') && state(supervisor) != Some('T'));
+    wait_until("both run", || state(child) != Some('T') && state(supervisor) != Some('T'));
     terminal.types("word\n\x04");
     terminal.shows("read 5");
-    until("it has ended", || !is_alive(supervisor));
+    wait_until("it has ended", || !is_alive(supervisor));
     terminal.types("exit\n");
     terminal.ends();
 }
 
 #[test]
-fn the_stop_key_stops_nothing_where_nobody_could_continue_it() {
+fn ctrl_z_without_job_control_stops_nothing() {
     let env = Env::new();
     let mut command = env.command("sh");
     // Its stdin is elsewhere, so that the child has a group of its own; and there is no shell above.
@@ -210,7 +210,7 @@ fn the_stop_key_stops_nothing_where_nobody_could_continue_it() {
 }
 
 #[test]
-fn a_child_that_stops_itself_alone_gives_the_terminal_back_to_the_shell() {
+fn self_stopped_child_returns_the_terminal() {
     let env = Env::new();
     let mut command = env.command("bash");
     command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
@@ -220,13 +220,13 @@ fn a_child_that_stops_itself_alone_gives_the_terminal_back_to_the_shell() {
     terminal.shows("Stopped");
     terminal.types("fg\n");
     terminal.shows("back");
-    until("it has ended", || !is_alive(supervisor));
+    wait_until("it has ended", || !is_alive(supervisor));
     terminal.types("exit\n");
     terminal.ends();
 }
 
 #[test]
-fn a_terminal_that_hangs_up_ends_child_and_lock() {
+fn hangup_ends_child_and_frees_lock() {
     let env = Env::new();
     let mut command = env.command(binary());
     command.args(["--kill-after", "0.2", "--claude"]).arg(fake_claude()).args(["--", "-p", "ignore HUP; ready; hang"]);
@@ -241,7 +241,7 @@ fn a_terminal_that_hangs_up_ends_child_and_lock() {
 }
 
 #[test]
-fn no_hard_limit_and_no_killing_of_leftovers_where_a_person_sits() {
+fn attended_run_has_no_limit_and_keeps_leftovers() {
     let env = Env::new();
     let mut command = env.command(binary());
     // It must have left the session before bash ends, or the terminal hangs up on it as well.
@@ -259,7 +259,7 @@ fn no_hard_limit_and_no_killing_of_leftovers_where_a_person_sits() {
 }
 
 #[test]
-fn a_pseudo_terminal_follows_the_size_of_ours_and_our_modes_are_put_back() {
+fn pty_follows_our_size_and_modes_are_restored() {
     let env = Env::new();
     let mut command = env.command("bash");
     // bash forgets a signal that comes while its trap runs, so the child looks again and again.
@@ -286,7 +286,7 @@ fn a_pseudo_terminal_follows_the_size_of_ours_and_our_modes_are_put_back() {
 }
 
 #[test]
-fn what_is_logged_from_a_terminal_is_printed_on_one() {
+fn logged_run_on_a_terminal_gets_a_terminal() {
     let env = Env::new();
     let mut command = env.command(binary());
     command.args([
@@ -306,7 +306,7 @@ fn what_is_logged_from_a_terminal_is_printed_on_one() {
 }
 
 #[test]
-fn a_required_result_cannot_be_read_from_a_terminal() {
+fn require_result_is_refused_on_a_terminal() {
     let env = Env::new();
     let mut command = env.command(binary());
     command.args(["--require-result", "--", "touch", "started"]);
@@ -317,13 +317,13 @@ fn a_required_result_cannot_be_read_from_a_terminal() {
 }
 
 #[test]
-fn a_waiter_shows_one_live_line_and_ctrl_c_ends_it() {
+fn waiter_shows_one_live_line() {
     let env = Env::new();
     let _holder = env.hold_lock();
     let mut command = env.command(binary());
     command.args(["--wait", "1h", "--", "touch", "started"]);
     let mut terminal = OnTerminal::start(command);
-    until("it is in the kernel's queue", || env.waiters() == 1);
+    wait_until("it is in the kernel's queue", || env.waiters() == 1);
     terminal.expect_seconds("the session lock; place 1 of 1; held by a process");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
@@ -334,7 +334,7 @@ fn a_waiter_shows_one_live_line_and_ctrl_c_ends_it() {
 }
 
 #[test]
-fn the_wait_for_a_lock_helper_is_one_live_line_too() {
+fn wait_for_lock_helper_is_one_live_line() {
     let env = Env::new();
     let mut command = env.command(binary());
     command.args(["--wait", "1h", "--lock-helper", "sleep 600", "--", "touch", "started"]);
@@ -349,7 +349,7 @@ fn the_wait_for_a_lock_helper_is_one_live_line_too() {
 }
 
 #[test]
-fn setup_asks_before_it_moves_anything_and_takes_no_for_an_answer() {
+fn setup_asks_before_it_moves_anything() {
     for (answer, moves) in [("n\n", false), ("x\n", false), ("\n", true), ("y\n", true)] {
         let env = Env::new();
         env.make_lock_file();
@@ -364,7 +364,7 @@ fn setup_asks_before_it_moves_anything_and_takes_no_for_an_answer() {
 }
 
 #[test]
-fn a_lock_helper_hears_none_of_the_keys() {
+fn lock_helper_gets_no_key_signals() {
     let env = Env::new();
     env.script(
         "helper",
