@@ -36,11 +36,11 @@ fn pid_and_mount_namespaces_exclude_each_other() {
     let waiter = in_namespace(&env, "-rmpf", prepare, &["--label", "second", "true"]);
     assert!(waiter.message().contains("held by first"), "another container's record tells who holds it");
     let mut status = env.claude_run();
-    let told = status.args(["status", "--json"]).assert().success();
-    let told: serde_json::Value = serde_json::from_slice(&told.get_output().stdout).expect("JSON");
-    assert_eq!(told["holders"][0]["record"]["label"], "first", "{told:#}");
-    assert_eq!(told["waiting"][0]["label"], "second", "{told:#}");
-    assert_eq!(told["waiting_without_record"], serde_json::json!([]), "nobody is counted twice: {told:#}");
+    let seen = status.args(["status", "--json"]).assert().success();
+    let seen: serde_json::Value = serde_json::from_slice(&seen.get_output().stdout).expect("JSON");
+    assert_eq!(seen["holders"][0]["record"]["label"], "first", "{seen:#}");
+    assert_eq!(seen["waiting"][0]["label"], "second", "{seen:#}");
+    assert_eq!(seen["waiting_without_record"], serde_json::json!([]), "nobody is counted twice: {seen:#}");
     // `unshare` ignores TERM; its child, which is claude-run, does not, and is not PID 1 for us.
     let [unshare, first] = [holder.pid().as_raw(), 0];
     let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).expect("a process");

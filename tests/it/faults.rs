@@ -14,14 +14,15 @@ fn promises_hold_under_random_faults() {
     };
     let mut unshare = assert_cmd::Command::new("unshare");
     unshare.args([own, "--mount-proc", "--kill-child"]).arg(faults()).arg("--claude-run").arg(binary());
-    let told = unshare.args(["--seconds", "6", "--agents", "40"]).timeout(3 * CEILING).assert().success();
-    let told = String::from_utf8_lossy(&told.get_output().stdout).into_owned();
+    let summary = unshare.args(["--seconds", "6", "--agents", "40"]).timeout(3 * CEILING).assert().success();
+    let summary = String::from_utf8_lossy(&summary.get_output().stdout).into_owned();
     let count = |line: &str| -> u32 {
-        let rest = told.lines().find_map(|told| told.strip_prefix(line)).unwrap_or_else(|| panic!("no {line}: {told}"));
-        rest.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{told}"))
+        let rest =
+            summary.lines().find_map(|summary| summary.strip_prefix(line)).unwrap_or_else(|| panic!("no {line}: {summary}"));
+        rest.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{summary}"))
     };
-    assert_eq!(count("violations: "), 0, "{told}");
-    assert!(count("agents: ") > 40 && count("faults: ") > 20, "{told}");
+    assert_eq!(count("violations: "), 0, "{summary}");
+    assert!(count("agents: ") > 40 && count("faults: ") > 20, "{summary}");
 }
 
 fn can_mount(flags: &str) -> bool {

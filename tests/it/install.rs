@@ -74,8 +74,8 @@ fn shim_runs_the_real_claude_and_never_replaces_it() {
     let shim = env.path("shim");
     let shim = shim.to_str().expect("text");
     assert!(succeeds(&env, &["--shim"]).contains("prefix/bin/claude -> "));
-    let told = succeeds(&env, &[&format!("--shim={shim}")]);
-    assert!(told.contains(&format!("{shim} is not on PATH")), "{told}");
+    let text = succeeds(&env, &[&format!("--shim={shim}")]);
+    assert!(text.contains(&format!("{shim} is not on PATH")), "{text}");
 
     for path in [env.path("shim"), env.path("prefix/bin")] {
         let mut claude = env.command("claude");
@@ -99,13 +99,13 @@ fn problems_with_path_are_reported() {
     let env = Env::new();
     put_claude(&env, "prefix/bin/claude-run");
     let elsewhere = env.path("elsewhere");
-    let told = succeeds(&env, &["--prefix", elsewhere.to_str().expect("text")]);
-    assert!(told.contains("elsewhere/bin is not on PATH; add it: export PATH="), "{told}");
+    let text = succeeds(&env, &["--prefix", elsewhere.to_str().expect("text")]);
+    assert!(text.contains("elsewhere/bin is not on PATH; add it: export PATH="), "{text}");
     let mut script = env.command(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install.sh"));
     script.env("PATH", format!("{}:{}:/usr/bin:/bin", env.path("prefix/bin").display(), env.path("elsewhere/bin").display()));
     let output = script.arg("--prefix").arg(&elsewhere).arg("--binary").arg(binary()).output().expect("started");
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(told.contains("another claude-run comes before it on PATH"), "{told}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("another claude-run comes before it on PATH"), "{text}");
 }
 
 #[test]

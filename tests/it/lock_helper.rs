@@ -16,11 +16,11 @@ use crate::env::{Env, Running, binary, can_unshare, fake_claude, is_alive, stat,
 use crate::oauth::{EXPIRED, FRESH, StandIn, credentials};
 use crate::refresh_locks::lock_of;
 
-/// Helper that reports start and TERM in the file `told`, and holds the lock until TERM.
+/// Helper that reports start and TERM in the file `events`, and holds the lock until TERM.
 const REPORTING: &str = r#"#!/bin/bash
-trap 'echo term >>told; exit 0' TERM
+trap 'echo term >>events; exit 0' TERM
 echo "$$" >helper.pid
-echo start >>told
+echo start >>events
 echo a warning >&2
 echo the/key
 while :; do sleep 0.01; done
@@ -35,8 +35,8 @@ fn helper(env: &Env, text: &str) -> &'static str {
     "./helper"
 }
 
-fn told(env: &Env) -> String {
-    fs::read_to_string(env.path("told")).unwrap_or_default()
+fn events(env: &Env) -> String {
+    fs::read_to_string(env.path("events")).unwrap_or_default()
 }
 
 fn helper_pid(env: &Env) -> i32 {
@@ -62,10 +62,10 @@ fn helper_runs_within_the_hold_of_the_session_lock() {
     let env = Env::new();
     let helper = helper(&env, REPORTING);
     let holder = env.hold_lock();
-    let child = "echo child >>told; echo $CLAUDE_RUN_LOCK_KEY; cat ~/.claude/claude-run/runs/*; exec sleep 600";
+    let child = "echo child >>events; echo $CLAUDE_RUN_LOCK_KEY; cat ~/.claude/claude-run/runs/*; exec sleep 600";
     let run = env.start(["--lock-helper", helper, "sh", "-c", child]);
     run.message(); // it waits for the session lock
-    assert_eq!(told(&env), "", "each host sends one contender");
+    assert_eq!(events(&env), "", "each host sends one contender");
     drop(holder);
     run.expect_line("the/key");
     let record: Value = serde_json::from_str(&run.line()).expect("a record");
@@ -81,7 +81,7 @@ fn helper_runs_within_the_hold_of_the_session_lock() {
     run.signal(Signal::SIGTERM);
     assert_eq!(run.end().code(), 143);
     assert!(!is_alive(pid) && !env.is_locked());
-    assert_eq!(told(&env), "start\nchild\nterm\n");
+    assert_eq!(events(&env), "start\nchild\nterm\n");
 }
 
 #[test]
@@ -226,14 +226,14 @@ fn helper_is_released_with_the_session_lock() {
     env.log_in(FRESH);
     env.claude_run().args(["--lock", "refresh", "--lock-helper", helper, "true"]).assert().code(0);
     env.claude_run().args(["--lock", "pass-through", "--lock-helper", "nonesuch", "true"]).assert().code(0);
-    assert_eq!(told(&env), "", "no lock is needed, and none taken");
+    assert_eq!(events(&env), "", "no lock is needed, and none taken");
     env.log_in(EXPIRED);
     let run = env.start_fake(&["--lock", "refresh", "--lock-helper", helper], "ready; signals; hang");
     let [child, ..] = run.ready();
     let pid = helper_pid(&env);
     assert!(is_alive(pid) && env.is_locked());
     fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
-    wait_until("the helper has let go", || told(&env) == "start\nterm\n");
+    wait_until("the helper has let go", || events(&env) == "start\nterm\n");
     wait_until("the lock is free", || !env.is_locked());
     wait_until("the helper is gone", || !is_alive(pid));
     assert!(is_alive(child), "what ends now is no loss");
@@ -306,7 +306,7 @@ fn helper_that_ignores_term_or_is_stopped_ends() {
     assert!(run.is_running());
     fs::write(env.path("fifo"), "go\n").expect("a FIFO");
     assert_eq!(run.end().code(), 0);
-    assert!(told(&env).ends_with("term\n"));
+    assert!(events(&env).ends_with("term\n"));
 }
 
 #[test]
@@ -338,8 +338,8 @@ fn nested_run_starts_no_second_helper() {
     let run = env.start(["--lock-helper", helper, "sh", "-c", &nested]);
     run.expect_line("the/key");
     assert_eq!(run.end().code(), 0);
-    assert_eq!(told(&env), "start\nterm\n", "once");
-    fs::remove_file(env.path("told")).expect("a file");
+    assert_eq!(events(&env), "start\nterm\n", "once");
+    fs::remove_file(env.path("events")).expect("a file");
     // The old shell block has the session lock of this host, and no other.
     let block = format!("exec 9>'{}'; flock 9; {nested}", env.lock_file().display());
     let mut shell = env.command("bash");
@@ -347,7 +347,7 @@ fn nested_run_starts_no_second_helper() {
     let run = Running::start(shell);
     run.expect_line("the/key");
     assert_eq!(run.end().code(), 0);
-    assert_eq!(told(&env), "start\nterm\n");
+    assert_eq!(events(&env), "start\nterm\n");
 }
 
 #[test]
@@ -365,8 +365,8 @@ fn nested_run_acquires_only_what_is_missing() {
         shell.args(["-c", &format!("{outer} ./inner")]);
         let ended = Running::start(shell).end();
         assert_eq!((ended.code(), ended.stdout.join(",")), (0, expected.to_owned()), "{outer}: {inner}: {ended:?}");
-        let starts = told(&env).matches("start").count();
-        let _ = fs::remove_file(env.path("told"));
+        let starts = events(&env).matches("start").count();
+        let _ = fs::remove_file(env.path("events"));
         assert!(!env.is_locked(), "{outer}: {inner}");
         starts
     };
@@ -454,7 +454,7 @@ fn child_beside_a_helper_leaves_nothing() {
     assert_eq!(ended.code(), 0, "{ended:?}");
     let left = fs::read_to_string(env.path("left")).expect("a pid").trim().parse().expect("a number");
     assert!(!is_alive(left) && !is_alive(helper_pid(&env)));
-    assert_eq!(told(&env), "start\nterm\n", "and it was not taken for one of the child's");
+    assert_eq!(events(&env), "start\nterm\n", "and it was not taken for one of the child's");
 }
 
 #[test]
@@ -541,12 +541,12 @@ fn termination_during_shutdown_counts_later() {
     let env = Env::new();
     // Nothing is started any more.
     env.log_in(EXPIRED);
-    let text = "#!/bin/bash\ntrap 'echo term >>told; while :; do sleep 0.01; done' TERM\necho $$ >helper.pid\nwhile :; do sleep 0.01; done\n";
+    let text = "#!/bin/bash\ntrap 'echo term >>events; while :; do sleep 0.01; done' TERM\necho $$ >helper.pid\nwhile :; do sleep 0.01; done\n";
     let silent = helper(&env, text);
     let run = env.start(["--lock", "refresh", "--kill-after", "0", "--lock-helper", silent, "touch", "started"]);
     helper_pid(&env);
     fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
-    wait_until("it is to let go", || told(&env) == "term\n");
+    wait_until("it is to let go", || events(&env) == "term\n");
     run.signal(Signal::SIGTERM);
     let ended = run.end();
     assert_eq!((ended.code(), env.path("started").exists()), (143, false), "{ended:?}");
@@ -591,10 +591,10 @@ fn wait_until_shutting_down(run: &Running, signal: impl Fn(Signal)) {
 fn nested_run_relies_on_no_lock_being_released() {
     let env = Env::new();
     env.log_in(EXPIRED);
-    let text = "#!/bin/bash\ntrap 'echo term >>told; until [ -e done ]; do sleep 0.01; done; exit' TERM\necho outer\nwhile :; do sleep 0.01; done\n";
+    let text = "#!/bin/bash\ntrap 'echo term >>events; until [ -e done ]; do sleep 0.01; done; exit' TERM\necho outer\nwhile :; do sleep 0.01; done\n";
     let helper = helper(&env, text);
     let inner = format!(
-        "echo in; until [ -s told ]; do sleep 0.01; done
+        "echo in; until [ -s events ]; do sleep 0.01; done
          '{}' --lock exclusive --lock-helper 'sh -c \"echo inner; exec sleep 600\"' sh -c 'echo key $CLAUDE_RUN_LOCK_KEY'",
         binary().display()
     );
@@ -607,7 +607,7 @@ fn nested_run_relies_on_no_lock_being_released() {
     // And the one in between, that relies on another itself, says nothing of that one's helper.
     let other = Env::new();
     let telling = self::helper(&env, REPORTING);
-    fs::remove_file(env.path("told")).expect("a file");
+    fs::remove_file(env.path("events")).expect("a file");
     let below = format!(
         "HOME='{}' '{}' --wait 5 --lock-file '{}' --lock-helper {telling}",
         other.home().display(),
@@ -619,7 +619,7 @@ fn nested_run_relies_on_no_lock_being_released() {
     let run = env.start(["--lock-helper", telling, "./second"]);
     run.expect_line("key the/key");
     assert_eq!(run.end().code(), 0);
-    assert_eq!(told(&env), "start\nterm\n", "once");
+    assert_eq!(events(&env), "start\nterm\n", "once");
 }
 
 #[test]

@@ -96,7 +96,7 @@ fn drain_waits_only_for_runs_of_the_old_mode() {
     fs::write(env.path("go"), "").expect("a FIFO");
     let ended = drain.end();
     assert_eq!(ended.code(), 0, "{ended:?}");
-    let told: Value = serde_json::from_str(&ended.stdout[0]).expect("JSON");
-    assert_eq!((&told["value"], &told["others"]), (&"pass-through".into(), &Value::Array(Vec::new())));
+    let shown: Value = serde_json::from_str(&ended.stdout[0]).expect("JSON");
+    assert_eq!((&shown["value"], &shown["others"]), (&"pass-through".into(), &Value::Array(Vec::new())));
     assert_eq!((old.end().code(), waiter.end().code()), (0, 0));
 }

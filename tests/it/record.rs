@@ -38,9 +38,9 @@ fn record_has_every_outcome_and_never_the_prompt() {
         assert_eq!(ended.code(), code as i32, "{steps}: {ended:?}");
     }
     let records = records(&env);
-    let told: Vec<_> = records.iter().map(|record| (record["outcome"].as_str(), record["exit_code"].as_u64())).collect();
+    let outcomes: Vec<_> = records.iter().map(|record| (record["outcome"].as_str(), record["exit_code"].as_u64())).collect();
     let expected: Vec<_> = cases.iter().filter(|case| !case.2.is_empty()).map(|case| (Some(case.2), Some(case.3))).collect();
-    assert_eq!(told, expected, "a program that was not found has no run");
+    assert_eq!(outcomes, expected, "a program that was not found has no run");
     assert!(records.iter().all(|record| record["label"] == "fixer" && record["lock"] == "exclusive"));
     assert!(!fs::read_to_string(env.path("record")).expect("a record").contains("hang"), "no prompt");
 }

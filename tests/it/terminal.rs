@@ -368,7 +368,7 @@ fn lock_helper_gets_no_key_signals() {
     let env = Env::new();
     env.script(
         "helper",
-        "#!/bin/bash\ntrap 'echo term; exit' TERM\ntrap 'echo int >>told' INT\necho key\nwhile :; do sleep 0.01; done\n",
+        "#!/bin/bash\ntrap 'echo term; exit' TERM\ntrap 'echo int >>events' INT\necho key\nwhile :; do sleep 0.01; done\n",
     );
     let mut command = env.command("bash");
     let run = line("signals; ready; hang").replace(" --claude", " --lock-helper ./helper --claude");
@@ -379,5 +379,5 @@ fn lock_helper_gets_no_key_signals() {
     terminal.shows("signal INT");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).expect("it lives");
     terminal.shows("code 137");
-    assert!(!env.path("told").exists());
+    assert!(!env.path("events").exists());
 }
