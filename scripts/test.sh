@@ -34,7 +34,7 @@ cargo fmt --check --manifest-path tests/model/Cargo.toml
 say "lints"
 cargo clippy --all-targets --locked --quiet -- -D warnings
 say "scripts"
-shellcheck --external-sources scripts/*.sh tests/factory/*.sh .ci/run
+shellcheck --external-sources scripts/*.sh tests/factory/*.sh tests/no_claude/claude .ci/run
 say "docs"
 RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet
 say "dependencies"

@@ -1,4 +1,4 @@
-//! How the fake claude refreshes its token: under no lock at all, under the older versions' lock (the protocol of npm's
+//! Token refresh of the fake claude: under no lock at all, under the older versions' lock (the protocol of npm's
 //! proper-lockfile, at the real path's sibling), or under the newer ones' two, with an owner's file; as both were measured.
 
 use std::env;
@@ -13,10 +13,10 @@ use std::time::{Duration, SystemTime};
 use nix::unistd::gethostname;
 use serde_json::{Value, json};
 
-/// Where the API is, token endpoint and all: the stand-in's address.
+/// Variable with the stand-in's address.
 const API: &str = "FAKE_API";
 
-/// A refresh is due from so long before the expiry.
+/// Time before the expiry from which a refresh is due.
 const DUE: Duration = Duration::from_secs(5 * 60);
 
 /// The kinds of lock.

@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::env::{Env, binary, fake_claude};
 
 #[test]
-fn a_first_word_with_a_dash_is_claude_s_and_so_is_the_word_claude() {
+fn word_with_a_dash_is_an_argument_of_claude() {
     let env = Env::new();
     for words in [&["--", "-p", "say hi"][..], &["--", "claude", "-p", "say hi"], &["claude", "-p", "say hi"]] {
         env.claude_run().arg("--claude").arg(fake_claude()).args(words).assert().code(0).stdout("hi\n");
@@ -16,7 +16,7 @@ fn a_first_word_with_a_dash_is_claude_s_and_so_is_the_word_claude() {
 }
 
 #[test]
-fn arguments_pass_byte_for_byte_and_never_through_a_shell() {
+fn arguments_pass_byte_for_byte_without_a_shell() {
     let env = Env::new();
     let odd = OsStr::from_bytes(b"\xff\xfe $(touch started) `x` ; & \" ' \\ \n*");
     let mut expected = odd.as_bytes().to_vec();
@@ -57,7 +57,7 @@ fn usage_errors_are_125_and_name_the_word() {
 }
 
 #[test]
-fn a_bad_variable_is_125_and_named_with_its_value() {
+fn bad_variable_is_125_and_named_with_its_value() {
     let env = Env::new();
     for (variable, value) in [
         ("CLAUDE_RUN_LOCK", "x"),
@@ -96,7 +96,7 @@ fn help_and_version_go_to_stdout_with_0() {
 }
 
 #[test]
-fn the_version_tells_the_commit() {
+fn version_names_the_commit() {
     let git = |words: &[&str]| Command::new("git").args(words).current_dir(env!("CARGO_MANIFEST_DIR")).output();
     let is_ours = git(&["rev-parse", "--show-toplevel"])
         .is_ok_and(|output| output.stdout.trim_ascii_end() == env!("CARGO_MANIFEST_DIR").as_bytes());
@@ -112,10 +112,10 @@ fn the_version_tells_the_commit() {
 }
 
 #[test]
-fn colours_are_for_terminals_and_for_who_wants_them() {
+fn colours_appear_on_terminals_or_on_request() {
     let env = Env::new();
     let colours = |words: &[&str], variable: Option<(&str, &str)>| {
-        let output = env.claude_run().args(words).envs(variable).assert();
+        let output = env.claude_run().env("CLAUDE_RUN_CLAUDE", fake_claude()).args(words).envs(variable).assert();
         output.get_output().stdout.contains(&b'\x1b')
     };
     for words in [&["-h"][..], &["--help"], &["status", "--help"], &["doctor"]] {
@@ -126,7 +126,7 @@ fn colours_are_for_terminals_and_for_who_wants_them() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_of_the_help_is_no_failure() {
+fn help_cut_short_by_its_reader_is_no_failure() {
     let env = Env::new();
     let mut claude_run = env.command(binary());
     let (reader, writer) = std::io::pipe().expect("a pipe");
@@ -136,7 +136,7 @@ fn a_reader_that_has_seen_enough_of_the_help_is_no_failure() {
 }
 
 #[test]
-fn a_program_that_is_not_there_may_have_been_meant_for_an_operation() {
+fn missing_program_suggests_an_operation() {
     let env = Env::new();
     env.claude_run()
         .arg("statsu")

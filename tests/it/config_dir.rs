@@ -10,7 +10,7 @@ fn stderr(assert: &assert_cmd::assert::Assert) -> String {
 }
 
 #[test]
-fn a_missing_one_is_made_for_its_owner_alone() {
+fn missing_dir_is_created_for_its_owner_only() {
     let env = Env::new();
     let dir = env.path("deep/config");
     env.claude_run().env("CLAUDE_CONFIG_DIR", &dir).arg("true").assert().code(0).stderr("");
@@ -19,7 +19,7 @@ fn a_missing_one_is_made_for_its_owner_alone() {
 }
 
 #[test]
-fn an_empty_variable_counts_as_unset_here_and_for_the_child() {
+fn empty_variable_is_unset_for_the_child_too() {
     let env = Env::new();
     let assert = env
         .claude_run()
@@ -33,7 +33,7 @@ fn an_empty_variable_counts_as_unset_here_and_for_the_child() {
 }
 
 #[test]
-fn the_flag_moves_it_for_the_child_as_well() {
+fn flag_sets_the_dir_for_the_child_too() {
     let env = Env::new();
     let dir = env.path("config").display().to_string();
     let run = env
@@ -47,7 +47,7 @@ fn the_flag_moves_it_for_the_child_as_well() {
 }
 
 #[test]
-fn a_file_in_its_place_is_125_and_named() {
+fn file_in_its_place_is_125_and_named() {
     let env = Env::new();
     fs::write(env.path("file"), "").expect("a file");
     let assert = env.claude_run().env("CLAUDE_CONFIG_DIR", env.path("file")).args(["touch", "started"]).assert().code(125);
@@ -60,7 +60,7 @@ fn a_file_in_its_place_is_125_and_named() {
 }
 
 #[test]
-fn without_a_home_it_says_what_to_set() {
+fn missing_home_says_what_to_set() {
     let env = Env::new();
     let assert = env.claude_run().env_remove("HOME").arg("true").assert().code(125);
     assert!(stderr(&assert).contains("HOME") && stderr(&assert).contains("CLAUDE_CONFIG_DIR"));
@@ -69,7 +69,7 @@ fn without_a_home_it_says_what_to_set() {
 }
 
 #[test]
-fn oddities_that_claude_would_not_mention_are_warned_of() {
+fn odd_paths_are_warned_about() {
     let env = Env::new();
     let decomposed = env.path("cafe\u{301}");
     let assert = env.claude_run().env("CLAUDE_CONFIG_DIR", &decomposed).arg("true").assert().code(0);
@@ -80,7 +80,7 @@ fn oddities_that_claude_would_not_mention_are_warned_of() {
 }
 
 #[test]
-fn one_that_is_not_writable_is_warned_of_and_used() {
+fn read_only_dir_is_warned_about_and_used() {
     if !crate::env::can_unshare("-rm") {
         return;
     }
@@ -90,14 +90,14 @@ fn one_that_is_not_writable_is_warned_of_and_used() {
     let dir = path.parent().expect("a parent").display().to_string();
     let script = format!(r#"mount --bind '{dir}' '{dir}' && mount -o remount,bind,ro '{dir}' && "$0" -- echo ran"#);
     let mut unshare = env.command("unshare");
-    unshare.args(["-rm", "bash", "-c", &script]).arg(crate::env::binary()).env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
+    unshare.args(["-rm", "bash", "-c", &script]).arg(crate::env::binary());
     let ended = crate::env::Running::start(unshare).end();
     assert_eq!((ended.code(), &ended.stdout[..]), (0, &["ran".to_owned()][..]), "{ended:?}");
     assert!(ended.stderr_text().contains("not writable"), "{ended:?}");
 }
 
 #[test]
-fn a_fifo_in_the_place_of_a_file_that_is_read_hangs_nothing() {
+fn fifo_in_place_of_a_file_hangs_nothing() {
     for (name, code) in [
         ("claude-run.toml", 125),
         (".credentials.json", 4),
@@ -115,7 +115,9 @@ fn a_fifo_in_the_place_of_a_file_that_is_read_hangs_nothing() {
         assert_eq!(ended.code(), code, "{name}: {ended:?}");
         assert_eq!(code == 125, ended.stderr_text().contains("claude-run.toml: it is a FIFO"), "{name}: {ended:?}");
         for operation in ["status", "report", "doctor", "events", "settings"] {
-            let ended = env.start([operation]).end();
+            let mut command = env.command(crate::env::binary());
+            command.env("CLAUDE_RUN_CLAUDE", fake_claude()).arg(operation);
+            let ended = crate::env::Running::start(command).end();
             assert!(ended.code() <= 1 || ended.code() == 125 && ended.stderr_text().contains(name), "{name}: {ended:?}");
         }
     }

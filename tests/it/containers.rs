@@ -2,12 +2,12 @@
 //! it never hangs, and never keeps the lock.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::env::{Ended, Env, Running, binary, can_unshare, fake_claude, until};
+use crate::env::{Ended, Env, Running, binary, can_unshare, fake_claude, wait_until};
 
 /// The command in a mount namespace of its own, behind `prepare`, a shell command.
 fn in_namespace(env: &Env, flags: &str, prepare: &str, words: &[&str]) -> Running {
@@ -17,12 +17,11 @@ fn in_namespace(env: &Env, flags: &str, prepare: &str, words: &[&str]) -> Runnin
 fn namespace(env: &Env, flags: &str, prepare: &str, words: &[&str]) -> Command {
     let mut unshare = env.command("unshare");
     unshare.args([flags, "sh", "-c", &format!(r#"{prepare} && exec "$@""#), "sh"]).arg(binary()).args(words);
-    unshare.env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
     unshare
 }
 
 #[test]
-fn containers_with_their_own_pids_and_mounts_exclude_each_other_at_one_path() {
+fn pid_and_mount_namespaces_exclude_each_other() {
     if !can_unshare("-rmpf") {
         return;
     }
@@ -37,11 +36,11 @@ fn containers_with_their_own_pids_and_mounts_exclude_each_other_at_one_path() {
     let waiter = in_namespace(&env, "-rmpf", prepare, &["--label", "second", "true"]);
     assert!(waiter.message().contains("held by first"), "another container's record tells who holds it");
     let mut status = env.claude_run();
-    let told = status.args(["status", "--json"]).assert().success();
-    let told: serde_json::Value = serde_json::from_slice(&told.get_output().stdout).expect("JSON");
-    assert_eq!(told["holders"][0]["record"]["label"], "first", "{told:#}");
-    assert_eq!(told["waiting"][0]["label"], "second", "{told:#}");
-    assert_eq!(told["waiting_without_record"], serde_json::json!([]), "nobody is counted twice: {told:#}");
+    let seen = status.args(["status", "--json"]).assert().success();
+    let seen: serde_json::Value = serde_json::from_slice(&seen.get_output().stdout).expect("JSON");
+    assert_eq!(seen["holders"][0]["record"]["label"], "first", "{seen:#}");
+    assert_eq!(seen["waiting"][0]["label"], "second", "{seen:#}");
+    assert_eq!(seen["waiting_without_record"], serde_json::json!([]), "nobody is counted twice: {seen:#}");
     // `unshare` ignores TERM; its child, which is claude-run, does not, and is not PID 1 for us.
     let [unshare, first] = [holder.pid().as_raw(), 0];
     let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).expect("a process");
@@ -53,7 +52,7 @@ fn containers_with_their_own_pids_and_mounts_exclude_each_other_at_one_path() {
 }
 
 #[test]
-fn a_read_only_root_is_enough_even_for_output_that_nobody_reads() {
+fn read_only_root_is_enough_for_unread_output() {
     if !can_unshare("-rm") {
         return;
     }
@@ -69,13 +68,22 @@ fn a_read_only_root_is_enough_even_for_output_that_nobody_reads() {
     let mut command = namespace(&env, "-rm", prepare, &words);
     let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("unshare");
     // Nobody reads yet, and 20 MB are more than what may wait in memory: there is no file to wait in.
-    let mut stdout = run.stdout.take().expect("piped");
-    let mut first = [0; 6];
-    stdout.read_exact(&mut first).expect("a line");
-    std::thread::sleep(Duration::from_millis(700));
+    let stdout = run.stdout.take().expect("piped");
+    let mut ready = String::new();
+    let mut stdout = BufReader::new(stdout);
+    stdout.read_line(&mut ready).expect("a line");
+    let child = ready.strip_prefix("ready ").and_then(|numbers| numbers.split(' ').next()).expect("a pid");
+    let written =
+        || fs::read_to_string(format!("/proc/{child}/io")).ok()?.lines().nth(1)?.strip_prefix("wchar: ")?.parse::<u64>().ok();
+    let writes = format!("{} 0x1 ", libc::SYS_write);
+    wait_until("the child is stuck in a write to its stdout", || {
+        let before = written().expect("it lives");
+        std::thread::sleep(Duration::from_millis(100));
+        let call = fs::read_to_string(format!("/proc/{child}/syscall")).expect("it lives");
+        call.starts_with(&writes) && written() == Some(before)
+    });
     let mut rest = Vec::new();
     stdout.read_to_end(&mut rest).expect("its end");
-    assert_eq!(&first, b"ready ");
     assert!(rest.len() > 20_000_000, "{}", rest.len());
     assert!(
         rest.ends_with(b"\"type\":\"result\"}\n"),
@@ -88,7 +96,7 @@ fn a_read_only_root_is_enough_even_for_output_that_nobody_reads() {
 }
 
 #[test]
-fn without_proc_a_run_works_and_as_pid_1_leaves_nothing() {
+fn run_without_proc_works_and_leaves_nothing() {
     for (flags, proc) in [("-rmpf", "umount -l /proc || mount -t tmpfs none /proc"), ("-rm", "mount -t tmpfs none /proc")] {
         if !can_unshare(flags) {
             return;
@@ -98,19 +106,12 @@ fn without_proc_a_run_works_and_as_pid_1_leaves_nothing() {
         let ended = run.end();
         assert_eq!(ended.code(), 4, "{flags}: {ended:?}");
         assert!(!env.is_locked(), "{flags}");
-        assert!(processes_in(&env).is_empty(), "{flags}: {:?}", processes_in(&env));
+        assert_eq!(env.processes(), [0; 0], "{flags}");
     }
 }
 
-/// Who has its working directory in here.
-fn processes_in(env: &Env) -> Vec<String> {
-    let processes = fs::read_dir("/proc").expect("proc").flatten();
-    let here = processes.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(env.path(""))));
-    here.map(|entry| fs::read_to_string(entry.path().join("stat")).unwrap_or_default()).collect()
-}
-
 #[test]
-fn where_other_users_processes_are_hidden_a_run_works() {
+fn run_works_with_hidden_processes() {
     if !can_unshare("-rmpf") {
         return;
     }
@@ -118,7 +119,7 @@ fn where_other_users_processes_are_hidden_a_run_works() {
     let prepare = "mount -t proc -o hidepid=2 proc /proc";
     let ended = in_namespace(&env, "-rmpf", prepare, &["sh", "-c", "setsid sleep 600 & exit 4"]).end();
     assert_eq!(ended.code(), 4, "{ended:?}");
-    assert!(!env.is_locked() && processes_in(&env).is_empty());
+    assert!(!env.is_locked() && env.processes().is_empty());
 }
 
 /// System calls that a container's seccomp profile may refuse, and that claude-run has something to do with.
@@ -140,7 +141,7 @@ const REFUSED: [(&str, libc::c_long); 14] = [
 ];
 
 #[test]
-fn where_seccomp_refuses_a_system_call_a_run_works_or_says_what_it_cannot_do() {
+fn refused_system_call_is_survived_or_reported() {
     for (name, number) in REFUSED {
         for errno in [libc::EPERM, libc::ENOSYS] {
             let env = Env::new();
@@ -162,9 +163,11 @@ fn where_seccomp_refuses_a_system_call_a_run_works_or_says_what_it_cannot_do() {
             }
             assert!(!env.is_locked(), "{case}");
             if name != "prctl" {
-                until(&format!("nothing is left: {case}"), || processes_in(&env).is_empty());
+                wait_until(&format!("nothing is left: {case}"), || env.processes().is_empty());
             } else {
-                end_those_in(&env);
+                for pid in env.processes() {
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL); // it may have ended
+                }
             }
         }
     }
@@ -174,13 +177,6 @@ fn where_seccomp_refuses_a_system_call_a_run_works_or_says_what_it_cannot_do() {
 fn says_what(ended: &Ended, errno: i32) -> bool {
     let why = io::Error::from_raw_os_error(errno).to_string();
     ended.stderr.iter().any(|line| line.starts_with("claude-run: ") && line.contains(why.split(" (os").next().unwrap_or(&why)))
-}
-
-fn end_those_in(env: &Env) {
-    for stat in processes_in(env) {
-        let pid: i32 = stat.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL); // it may have ended
-    }
 }
 
 /// Has the kernel refuse one system call to `command` and all below it, as a container's profile does.

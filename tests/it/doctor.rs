@@ -8,10 +8,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, fake_claude, is_alive, until};
+use crate::env::{Env, Running, binary, fake_claude, is_alive, wait_until};
 use crate::oauth::{EXPIRED, FRESH, age, mount_namespace};
 
-/// A config dir in which nothing is wrong, and a claude of this version.
+/// Healthy config dir, and a claude of `version`.
 fn healthy(version: &str) -> Env {
     let env = Env::new();
     env.log_in(FRESH);
@@ -27,7 +27,7 @@ fn command(env: &Env) -> Command {
     command
 }
 
-/// What doctor says, with its exit code.
+/// Exit code and report of doctor.
 fn doctor(env: &Env, prepare: impl for<'a> FnOnce(&'a mut Command) -> &'a mut Command) -> (i32, Value) {
     let mut command = command(env);
     command.args(["doctor", "--json"]);
@@ -62,7 +62,7 @@ fn expect((code, seen): (i32, Value), check: &str, verdict: &str, what: &str) {
 }
 
 #[test]
-fn sound_config_dir_passes_all_checks() {
+fn healthy_setup_passes_and_nothing_is_left() {
     let env = healthy("2.1.330");
     let (code, seen) = doctor(&env, |doctor| doctor);
     assert_eq!((code, &seen["verdict"]), (0, &"pass".into()), "{seen:#}");
@@ -92,7 +92,7 @@ fn sound_config_dir_passes_all_checks() {
 }
 
 #[test]
-fn the_config_dir() {
+fn config_dir_is_checked() {
     let env = healthy("2.1.330");
     fs::set_permissions(env.config_dir(), Permissions::from_mode(0o755)).expect("a mode");
     expect(doctor(&env, |doctor| doctor), "config dir", "warning", "mode 0755");
@@ -124,7 +124,7 @@ fn in_namespace(env: &Env, mounts: &str, config_dir: &std::path::Path) -> Option
 }
 
 #[test]
-fn mount_point_is_judged_by_claude_version() {
+fn mount_point_is_judged_by_the_claude_version() {
     for (version, verdict) in
         [("2.1.84", "failure"), ("2.1.127", "failure"), ("2.1.128", "warning"), ("3.0.0", "warning"), ("new", "warning")]
     {
@@ -138,7 +138,7 @@ fn mount_point_is_judged_by_claude_version() {
 }
 
 #[test]
-fn read_only_dir_and_no_inotify_are_found() {
+fn read_only_dir_and_file_system_without_inotify() {
     let env = healthy("2.1.330");
     let dir = env.config_dir();
     let mount = format!("mount --bind {0} {0}; mount -o remount,bind,ro {0}", dir.display());
@@ -153,7 +153,7 @@ fn read_only_dir_and_no_inotify_are_found() {
 }
 
 #[test]
-fn runs_with_different_views_are_found() {
+fn runs_with_another_lock_or_parent_dir_are_found() {
     let env = healthy("2.1.330");
     let one = env.start_fake(&["--lock", "pass-through", "--label", "one"], "ready; hang");
     one.ready();
@@ -191,15 +191,15 @@ fn runs_with_different_views_are_found() {
     assert!(what.contains("one (pid ") && what.contains("inside (pid ") && what.contains("container"), "{what}");
 }
 
-/// A record is written while the child is on its way: `ready` may come first.
+/// Waits for the records, which may be written after `ready`.
 fn expect_records(env: &Env, count: usize) {
     let is_record = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "json");
     let records = || fs::read_dir(env.config_dir().join("claude-run/runs"));
-    until("all records are there", || records().is_ok_and(|all| all.flatten().filter(is_record).count() == count));
+    wait_until("all records are there", || records().is_ok_and(|all| all.flatten().filter(is_record).count() == count));
 }
 
 #[test]
-fn the_session_lock() {
+fn session_lock_is_checked() {
     let env = healthy("2.1.330");
     let holder = env.hold_lock();
     expect(doctor(&env, |doctor| doctor), "session lock", "warning", "without a run record");
@@ -208,13 +208,13 @@ fn the_session_lock() {
     let [child, ..] = run.ready();
     expect_records(&env, 1);
     expect(doctor(&env, |doctor| doctor), "session lock", "pass", "held by long");
-    until("it has held the lock for too long", || {
+    wait_until("it has held the lock for too long", || {
         let (code, seen) = doctor(&env, |doctor| doctor.env("CLAUDE_TIMEOUT", "0.1").env("CLAUDE_RUN_KILL_AFTER", "0.1"));
         code == 0 && worst(&seen, "session lock").1.contains("longer than the hard limit")
     });
     // Killed, with a child that outlives the kernel's TERM.
     drop(run);
-    until("the child is gone", || !is_alive(child));
+    wait_until("the child is gone", || !is_alive(child));
     let run = env.start_fake(&["--label", "killed"], "ignore TERM; ready; hang");
     let [child, ..] = run.ready();
     expect_records(&env, 1);
@@ -229,7 +229,7 @@ fn the_session_lock() {
 }
 
 #[test]
-fn the_refresh_locks_and_what_fix_removes() {
+fn refresh_locks_are_checked_and_fixed() {
     for is_newer in [false, true] {
         let env = healthy("2.1.330");
         let lock = if is_newer { env.config_dir().join(".oauth_refresh.lock") } else { env.home().join(".claude.lock") };
@@ -259,7 +259,7 @@ fn the_refresh_locks_and_what_fix_removes() {
 }
 
 #[test]
-fn the_login() {
+fn login_is_checked() {
     let env = healthy("2.1.330");
     let file = env.credentials();
     let mode = |mode| fs::set_permissions(&file, Permissions::from_mode(mode)).expect("a mode");
@@ -285,9 +285,9 @@ fn the_login() {
 }
 
 #[test]
-fn the_claude_that_would_be_started() {
+fn claude_program_is_checked() {
     let env = healthy("2.1.330");
-    expect(doctor(&env, |doctor| doctor.env("PATH", "/usr/bin:/bin")), "claude", "failure", "not found");
+    expect(doctor(&env, |doctor| doctor.env("PATH", env.path("nowhere"))), "claude", "failure", "not found");
     for (script, verdict, what) in [
         ("echo '2.1.84 (Claude Code)'", "warning", "before 2.1.128"),
         ("echo hello", "warning", "is no version"),
@@ -305,7 +305,7 @@ fn the_claude_that_would_be_started() {
 }
 
 #[test]
-fn the_settings() {
+fn settings_are_checked() {
     let env = healthy("2.1.330");
     expect(doctor(&env, |doctor| doctor.env("CLAUDE_EXTERNAL_LOCK", "1")), "settings", "warning", "CLAUDE_EXTERNAL_LOCK");
     expect(doctor(&env, |doctor| doctor.env("CLAUDE_RUN_WAIT", "x")), "settings", "failure", "CLAUDE_RUN_WAIT");
@@ -317,7 +317,7 @@ fn the_settings() {
 }
 
 #[test]
-fn live_runs_of_another_version() {
+fn live_runs_of_another_version_are_found() {
     let env = healthy("2.1.330");
     let run = env.start_fake(&["--label", "ours"], "ready; hang");
     run.ready();

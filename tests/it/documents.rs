@@ -1,4 +1,4 @@
-//! What claude-run prints for other programs to read, read by them: bash, fish and zsh complete by its scripts, and man shows
+//! Documents that other programs read: bash, fish and zsh complete by our scripts, and man shows
 //! its page.
 
 use std::collections::BTreeSet;
@@ -14,7 +14,7 @@ fn printed(env: &Env, words: &[&str]) -> String {
     String::from_utf8(assert.get_output().stdout.clone()).expect("text")
 }
 
-/// What `program` prints, which has nothing to complain of.
+/// Output of `program`, which succeeds and prints no error.
 fn output(mut program: Command) -> String {
     let output = program.output().expect("started");
     let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
@@ -22,7 +22,7 @@ fn output(mut program: Command) -> String {
     stdout
 }
 
-/// What is typed, and what may follow in its place.
+/// Typed words, and the completions offered for the last one.
 const COMPLETIONS: [(&str, &[&str]); 8] = [
     ("claude-run st", &["status"]),
     ("claude-run --lo", &["--lock", "--lock-file", "--lock-helper", "--log", "--log-format"]),
@@ -35,7 +35,7 @@ const COMPLETIONS: [(&str, &[&str]); 8] = [
 ];
 
 #[test]
-fn they_are_printed_even_where_the_settings_file_is_wrong() {
+fn documents_need_no_valid_settings_file() {
     let env = Env::new();
     fs::create_dir(env.path("config")).expect("a directory");
     fs::write(env.path("config/claude-run.toml"), "wiat = 1").expect("a file");
@@ -104,7 +104,7 @@ fn zsh_takes_its_script() {
 }
 
 #[test]
-fn the_man_page_names_every_option_variable_and_operation_and_man_finds_nothing_wrong_with_it() {
+fn man_page_is_complete_and_valid() {
     let env = Env::new();
     if !needs("man") {
         return;

@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -48,7 +49,7 @@ impl Env {
         self.path("home")
     }
 
-    /// The session lock that claude-run takes here, unless told otherwise.
+    /// The session lock that claude-run takes here, unless an option says otherwise.
     pub(crate) fn lock_file(&self) -> PathBuf {
         self.home().join(".claude/session.lock")
     }
@@ -71,12 +72,13 @@ impl Env {
         path
     }
 
-    /// `program` with nothing in its environment but PATH and HOME.
+    /// `program` with nothing in its environment but PATH and HOME. A claude of this machine is out of its reach.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", self.home()).current_dir(self.dir.path());
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/no_claude:/usr/bin:/bin:/usr/sbin:/sbin");
+        command.env_clear().env("PATH", path).env("HOME", self.home()).current_dir(self.dir.path());
         command.stdin(Stdio::null());
-        // Where scripts/coverage.sh wants to have told what was reached.
+        // Where scripts/coverage.sh collects what was reached.
         command.envs(std::env::var_os("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
         command
     }
@@ -102,7 +104,7 @@ impl Env {
         Running::start(command)
     }
 
-    /// flock(1) that holds the session lock until it is let go; returns once it holds it.
+    /// flock(1) that holds the session lock until its stdin is closed. Returns once the lock is held.
     pub(crate) fn hold_lock(&self) -> Running {
         let mut command = self.command("flock");
         command.arg(self.make_lock_file()).args(["sh", "-c", "echo held; exec cat"]).stdin(Stdio::piped());
@@ -111,11 +113,26 @@ impl Env {
         holder
     }
 
-    /// Whether somebody holds the session lock, by the judgement of flock(1).
+    /// True if flock(1) finds the session lock held.
     pub(crate) fn is_locked(&self) -> bool {
         let mut flock = self.command("flock");
         flock.args(["-n", "-E", "77"]).arg(self.lock_file()).arg("true").stderr(Stdio::null());
         flock.status().expect("flock").code() == Some(77)
+    }
+
+    /// Number of waiters in the kernel's queue for the session lock.
+    pub(crate) fn waiters(&self) -> usize {
+        let inode = format!(":{} ", fs::metadata(self.lock_file()).map_or(0, |found| found.ino()));
+        let locks = fs::read_to_string("/proc/locks").expect("/proc/locks");
+        locks.lines().filter(|line| line.contains("->") && line.contains(&inode)).count()
+    }
+
+    /// Processes that have their working directory in here, zombies left out.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        let all = fs::read_dir("/proc").expect("/proc").flatten();
+        let here =
+            all.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(self.dir.path())));
+        here.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 }
 
@@ -143,7 +160,7 @@ pub(crate) fn faults() -> &'static Path {
     PATH.get_or_init(|| example("faults", &sources))
 }
 
-/// An example target, which a plain `cargo test` has built; a narrower call builds it here.
+/// Path of an example target. A plain `cargo test` has built it; a narrower call builds it here.
 fn example(name: &str, sources: &[impl AsRef<Path>]) -> PathBuf {
     let path = binary().with_file_name("examples").join(name);
     let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -159,7 +176,7 @@ fn example(name: &str, sources: &[impl AsRef<Path>]) -> PathBuf {
     path
 }
 
-/// A process under watch: its lines as they come, its end; killed when the test is over, however that came.
+/// Process under test: its lines as they come, and its end. Ended when the test is over, however that came.
 pub(crate) struct Running {
     child: Child,
     stdout: Receiver<String>,
@@ -167,7 +184,7 @@ pub(crate) struct Running {
     about: String,
 }
 
-/// How a process ended, and what it had printed that nobody asked for.
+/// End of a process, and the lines that no test has read.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
@@ -191,7 +208,7 @@ impl Running {
         Self::start_with_stderr(command, Stdio::piped())
     }
 
-    /// The same, where its messages go elsewhere.
+    /// Starts `command` with its messages going elsewhere.
     pub(crate) fn start_with_stderr(mut command: Command, stderr: Stdio) -> Self {
         let about = format!("{command:?}");
         let mut child =
@@ -209,7 +226,7 @@ impl Running {
         kill(self.pid(), signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.about));
     }
 
-    /// Another TERM: not so soon behind the first that both would be one request.
+    /// Sends another TERM, outside the window in which two are one request.
     pub(crate) fn term_again(&self) {
         thread::sleep(Duration::from_millis(150));
         self.signal(Signal::SIGTERM);
@@ -241,8 +258,8 @@ impl Running {
         numbers.try_into().expect("four numbers")
     }
 
-    /// Closes what the process reads, for one that waits for that.
-    pub(crate) fn let_go(&mut self) {
+    /// Closes the stdin of a process that waits for its end.
+    pub(crate) fn close_stdin(&mut self) {
         self.child.stdin = None;
     }
 
@@ -301,20 +318,19 @@ fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
     receiver
 }
 
-/// What is left to read. A descendant that was kept on purpose may hold the pipe open, so the end of it is not awaited
-/// for ever.
+/// Lines left to read. A descendant that is kept on purpose may hold the pipe open, so the wait for its end is bounded.
 fn drain(lines: &Receiver<String>) -> Vec<String> {
     let mut all = Vec::new();
     loop {
-        match lines.recv_timeout(Duration::from_millis(300)) {
+        match lines.recv_timeout(Duration::from_secs(3)) {
             Ok(line) => all.push(line),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return all,
         }
     }
 }
 
-/// Waits until `what` is so.
-pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Waits until `is_so`, and fails with `what` at the ceiling.
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !is_so() {
         assert!(started.elapsed() < CEILING, "never: {what}");
@@ -322,23 +338,41 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Whether the process is there and no zombie.
+/// True if the process exists and is no zombie.
 pub(crate) fn is_alive(pid: i32) -> bool {
     state(pid).is_some_and(|state| state != 'Z')
 }
 
-/// The state letter of /proc/PID/stat.
+/// State letter in /proc/PID/stat.
 pub(crate) fn state(pid: i32) -> Option<char> {
     stat(pid)?[0].chars().next()
 }
 
-/// What /proc/PID/stat says behind the name: the state letter, the parent, the process group, the session …
+/// Fields of /proc/PID/stat after the name: state letter, parent, process group, session …
 pub(crate) fn stat(pid: i32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(stat.rsplit_once(") ")?.1.split(' ').map(str::to_owned).collect())
 }
 
-/// Whether `program` is there. scripts/test.sh installs it, so in CI it has to be.
+/// Waits until `pid` has become `program`, by the first word of its command line.
+pub(crate) fn wait_until_exec(pid: i32, program: &str) {
+    wait_until(&format!("{pid} is {program}"), || {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).next().is_some_and(|word| word == program.as_bytes())
+    });
+}
+
+/// True for root. Where every test has to run, one that `why` only root can do may not be skipped.
+pub(crate) fn needs_root(why: &str) -> bool {
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root {
+        assert!(std::env::var_os("CI").is_none(), "every test has to run here, as root: {why}");
+        eprintln!("SKIPPED: {why}");
+    }
+    is_root
+}
+
+/// True if `program` is installed. scripts/test.sh installs it, so in CI it has to be.
 pub(crate) fn needs(program: &str) -> bool {
     let is_there =
         Command::new("sh").args(["-c", "command -v \"$0\" >/dev/null", program]).status().is_ok_and(|status| status.success());
@@ -349,7 +383,7 @@ pub(crate) fn needs(program: &str) -> bool {
     is_there
 }
 
-/// Whether this machine lets us make the namespaces that a container has. Where it could, a test may not be skipped.
+/// True if this machine lets us make these namespaces. In CI a test may not be skipped for that.
 pub(crate) fn can_unshare(flags: &str) -> bool {
     let can = Command::new("unshare").args([flags, "true"]).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
     if !can {

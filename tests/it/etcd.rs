@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::env::{Env, Running, binary, fake_claude, needs, until};
+use crate::env::{Env, Running, binary, fake_claude, needs, wait_until};
 use crate::hosts::{are_possible, files_without_locks, host};
 use crate::oauth::{EXPIRED, StandIn};
 
@@ -24,7 +24,7 @@ struct Cluster {
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 impl Cluster {
-    /// None, where there is no etcd.
+    /// Starts a cluster, if there is an etcd.
     fn up(env: &Env) -> Option<Self> {
         if !needs("etcd") || !needs("etcdctl") || !are_possible() {
             return None;
@@ -73,7 +73,7 @@ impl Drop for Cluster {
     }
 }
 
-/// A host: its config dir is mounted where all have theirs.
+/// Host whose config dir is mounted where all have theirs.
 struct Host<'a> {
     env: Env,
     name: String,
@@ -115,7 +115,7 @@ fn helpers(cluster: &Cluster) -> Vec<i32> {
 }
 
 #[test]
-fn hosts_take_turns_while_a_member_stops_and_the_leader_is_killed() {
+fn hosts_take_turns_while_members_fail() {
     let place = Env::new();
     let Some(cluster) = Cluster::up(&place) else { return };
     let hosts = Host::several(&cluster, 3);
@@ -151,7 +151,7 @@ fn hosts_take_turns_while_a_member_stops_and_the_leader_is_killed() {
 }
 
 #[test]
-fn on_an_expired_token_all_hosts_together_make_one_refresh_and_then_overlap() {
+fn expired_token_is_refreshed_once_by_all_hosts() {
     let place = Env::new();
     let (Some(cluster), Some(mount)) = (Cluster::up(&place), files_without_locks(&place)) else { return };
     for (mode, together) in [("refresh", "6"), ("exclusive", "1")] {
@@ -174,11 +174,11 @@ fn on_an_expired_token_all_hosts_together_make_one_refresh_and_then_overlap() {
         assert_eq!((of("posts"), of("invalid_grant"), of("answered")), (1, 0, 6), "{mode}: {counts}");
         assert_eq!(of("most_at_once").to_string(), together, "{mode}: {counts}");
     }
-    until("no helper is left", || helpers(&cluster).is_empty());
+    wait_until("no helper is left", || helpers(&cluster).is_empty());
 }
 
 #[test]
-fn a_lease_that_runs_out_gives_the_lock_to_another_host_and_ends_the_child_with_69() {
+fn expired_lease_passes_the_lock_and_ends_with_69() {
     let place = Env::new();
     let Some(cluster) = Cluster::up(&place) else { return };
     let hosts = Host::several(&cluster, 2);
@@ -205,11 +205,11 @@ fn a_lease_that_runs_out_gives_the_lock_to_another_host_and_ends_the_child_with_
     holder.signal(Signal::SIGKILL);
     holder.end();
     assert_eq!(hosts[1].run(&place, 3, &[], &["true"]).end().code(), 0);
-    until("no helper is left", || helpers(&cluster).is_empty());
+    wait_until("no helper is left", || helpers(&cluster).is_empty());
 }
 
 #[test]
-fn a_host_that_hears_nothing_of_the_cluster_ends_its_child_by_itself() {
+fn partitioned_host_ends_its_child() {
     let place = Env::new();
     let Some(cluster) = Cluster::up(&place) else { return };
     let hosts = Host::several(&cluster, 2);
@@ -225,12 +225,12 @@ fn a_host_that_hears_nothing_of_the_cluster_ends_its_child_by_itself() {
     assert!(!place.path("started").exists());
     all(Signal::SIGCONT);
     // The engine finds itself again, and lets the lease of the one that was cut off run out.
-    until("the other host has its turn", || hosts[1].run(&place, 3, &["--wait", "20"], &["true"]).end().code() == 0);
-    until("no helper is left", || helpers(&cluster).is_empty());
+    wait_until("the other host has its turn", || hosts[1].run(&place, 3, &["--wait", "20"], &["true"]).end().code() == 0);
+    wait_until("no helper is left", || helpers(&cluster).is_empty());
 }
 
 #[test]
-fn a_cluster_that_goes_ends_the_child_and_without_one_nothing_starts() {
+fn missing_cluster_ends_the_child_and_starts_none() {
     let place = Env::new();
     let Some(cluster) = Cluster::up(&place) else { return };
     let hosts = Host::several(&cluster, 1);
@@ -245,5 +245,5 @@ fn a_cluster_that_goes_ends_the_child_and_without_one_nothing_starts() {
         assert!(ended.stderr_text().contains("nothing was started"), "{ended:?}");
     }
     assert!(!place.path("started").exists());
-    until("no helper is left", || helpers(&cluster).is_empty());
+    wait_until("no helper is left", || helpers(&cluster).is_empty());
 }

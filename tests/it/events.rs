@@ -40,7 +40,7 @@ fn seen(env: &Env, code: i32) -> Value {
 }
 
 #[test]
-fn no_events_is_healthy() {
+fn no_refresh_events_are_no_failure() {
     let env = Env::new();
     for make in [false, true] {
         if make {
@@ -70,7 +70,7 @@ fn resolved_race_is_healthy_by_either_name() {
 }
 
 #[test]
-fn failed_locks_are_bad_with_advice() {
+fn broken_locks_are_bad_and_say_what_to_check() {
     let cases: [(&[&str], &str); 7] = [
         (&["lock_retry", "lock_retry_limit_reached"], "claude-run status"),
         (&["lock_error"], "the directory above the config dir"),
@@ -92,7 +92,7 @@ fn failed_locks_are_bad_with_advice() {
 }
 
 #[test]
-fn two_refreshes_at_once_are_bad() {
+fn overlapping_refreshes_are_bad_even_if_resolved() {
     let env = Env::new();
     write(&env, "one", &[refresh("starting", 10, "one"), refresh("success", 12, "one")]);
     write(&env, "two", &["starting", "failure", "race_recovered"].map(|name| refresh(name, 11, "two")));
@@ -109,7 +109,7 @@ fn two_refreshes_at_once_are_bad() {
 }
 
 #[test]
-fn files_of_any_shape_are_read() {
+fn malformed_files_are_read_as_far_as_possible() {
     let env = Env::new();
     let long = event(&"x".repeat(100_000), 0, "s");
     let mention = event("tengu_other", 0, "tengu_oauth_token_refresh_lock_error");
@@ -128,7 +128,7 @@ fn files_of_any_shape_are_read() {
 }
 
 #[test]
-fn since_leaves_out_older_events() {
+fn events_before_the_window_do_not_count() {
     let env = Env::new();
     write(&env, "s", &[refresh("lock_error", 0, "s"), refresh("lock_retry", 3000, "s")]);
     env.claude_run().arg("events").assert().code(1);
@@ -139,7 +139,7 @@ fn since_leaves_out_older_events() {
 }
 
 #[test]
-fn follow_shows_each_event_once() {
+fn followed_events_are_shown_once() {
     for early in [true, false] {
         let env = Env::new();
         if early {

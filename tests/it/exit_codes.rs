@@ -14,7 +14,7 @@ fn all_256_statuses_pass_unchanged() {
 }
 
 #[test]
-fn a_child_ended_by_a_signal_is_128_plus_its_number() {
+fn child_ended_by_a_signal_is_128_plus_its_number() {
     let env = Env::new();
     for (name, number) in
         [("HUP", 1), ("INT", 2), ("QUIT", 3), ("ABRT", 6), ("KILL", 9), ("SEGV", 11), ("TERM", 15), ("USR1", 10)]
@@ -26,7 +26,7 @@ fn a_child_ended_by_a_signal_is_128_plus_its_number() {
 }
 
 #[test]
-fn a_program_that_is_not_there_is_127_and_named() {
+fn missing_program_is_127_and_named() {
     let env = Env::new();
     for name in ["nonesuch", "/nonesuch/claude", "./nonesuch", "/etc/passwd/claude"] {
         let assert = env.claude_run().args(["--", name]).assert().code(127).stdout("");
@@ -42,7 +42,7 @@ fn a_program_that_is_not_there_is_127_and_named() {
 }
 
 #[test]
-fn a_program_that_cannot_be_run_is_126_and_named() {
+fn program_that_cannot_run_is_126_and_named() {
     let env = Env::new();
     fs::write(env.path("plain"), "text").expect("a file");
     let headless = env.script("headless", "echo never through a shell\n");
@@ -58,15 +58,15 @@ fn a_program_that_cannot_be_run_is_126_and_named() {
 }
 
 #[test]
-fn claude_that_is_not_installed_says_how_to_name_it() {
+fn missing_claude_says_how_to_name_it() {
     let env = Env::new();
-    let assert = env.claude_run().args(["--", "-p", "hi"]).assert().code(127);
+    let assert = env.claude_run().env("PATH", env.path("nowhere")).args(["--", "-p", "hi"]).assert().code(127);
     let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     assert!(stderr.contains("--claude") && stderr.contains("CLAUDE_RUN_CLAUDE"), "{stderr}");
 }
 
 #[test]
-fn a_child_s_own_1_75_and_124_can_be_told_from_ours_by_the_message() {
+fn our_75_and_124_differ_from_the_childs_by_message() {
     let env = Env::new();
     for status in [1, 75, 124, 125, 126, 127] {
         env.claude_run().args(["sh", "-c", &format!("exit {status}")]).assert().code(status).stderr("");

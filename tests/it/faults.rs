@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use crate::env::{CEILING, binary, faults};
 
 #[test]
-fn no_promise_is_broken_whatever_is_killed_stopped_replaced_or_full() {
+fn promises_hold_under_random_faults() {
     // With the rights of root only in there, where they are needed for mounts; or as root, where that is refused.
     let Some(own) = ["-rmpf", "-mpf"].into_iter().find(|flags| can_mount(flags)) else {
         assert!(std::env::var_os("CI").is_none(), "namespaces are refused here, where every test has to run");
@@ -14,14 +14,15 @@ fn no_promise_is_broken_whatever_is_killed_stopped_replaced_or_full() {
     };
     let mut unshare = assert_cmd::Command::new("unshare");
     unshare.args([own, "--mount-proc", "--kill-child"]).arg(faults()).arg("--claude-run").arg(binary());
-    let told = unshare.args(["--seconds", "6", "--agents", "40"]).timeout(3 * CEILING).assert().success();
-    let told = String::from_utf8_lossy(&told.get_output().stdout).into_owned();
+    let summary = unshare.args(["--seconds", "6", "--agents", "40"]).timeout(3 * CEILING).assert().success();
+    let summary = String::from_utf8_lossy(&summary.get_output().stdout).into_owned();
     let count = |line: &str| -> u32 {
-        let rest = told.lines().find_map(|told| told.strip_prefix(line)).unwrap_or_else(|| panic!("no {line}: {told}"));
-        rest.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{told}"))
+        let rest =
+            summary.lines().find_map(|summary| summary.strip_prefix(line)).unwrap_or_else(|| panic!("no {line}: {summary}"));
+        rest.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{summary}"))
     };
-    assert_eq!(count("violations: "), 0, "{told}");
-    assert!(count("agents: ") > 40 && count("faults: ") > 20, "{told}");
+    assert_eq!(count("violations: "), 0, "{summary}");
+    assert!(count("agents: ") > 40 && count("faults: ") > 20, "{summary}");
 }
 
 fn can_mount(flags: &str) -> bool {

@@ -54,7 +54,7 @@ fn put_claude(env: &Env, path: &str) {
 }
 
 #[test]
-fn it_installs_the_same_again_and_takes_everything_away() {
+fn install_is_repeatable_and_uninstall_complete() {
     let env = Env::new();
     for _ in 0..2 {
         succeeds(&env, &[]);
@@ -68,14 +68,14 @@ fn it_installs_the_same_again_and_takes_everything_away() {
 }
 
 #[test]
-fn the_shim_runs_the_real_claude_under_the_lock_and_never_takes_its_place() {
+fn shim_runs_the_real_claude_and_never_replaces_it() {
     let env = Env::new();
     put_claude(&env, "real/claude");
     let shim = env.path("shim");
     let shim = shim.to_str().expect("text");
     assert!(succeeds(&env, &["--shim"]).contains("prefix/bin/claude -> "));
-    let told = succeeds(&env, &[&format!("--shim={shim}")]);
-    assert!(told.contains(&format!("{shim} is not on PATH")), "{told}");
+    let text = succeeds(&env, &[&format!("--shim={shim}")]);
+    assert!(text.contains(&format!("{shim} is not on PATH")), "{text}");
 
     for path in [env.path("shim"), env.path("prefix/bin")] {
         let mut claude = env.command("claude");
@@ -95,21 +95,21 @@ fn the_shim_runs_the_real_claude_under_the_lock_and_never_takes_its_place() {
 }
 
 #[test]
-fn what_is_wrong_with_path_is_said() {
+fn problems_with_path_are_reported() {
     let env = Env::new();
     put_claude(&env, "prefix/bin/claude-run");
     let elsewhere = env.path("elsewhere");
-    let told = succeeds(&env, &["--prefix", elsewhere.to_str().expect("text")]);
-    assert!(told.contains("elsewhere/bin is not on PATH; add it: export PATH="), "{told}");
+    let text = succeeds(&env, &["--prefix", elsewhere.to_str().expect("text")]);
+    assert!(text.contains("elsewhere/bin is not on PATH; add it: export PATH="), "{text}");
     let mut script = env.command(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install.sh"));
     script.env("PATH", format!("{}:{}:/usr/bin:/bin", env.path("prefix/bin").display(), env.path("elsewhere/bin").display()));
     let output = script.arg("--prefix").arg(&elsewhere).arg("--binary").arg(binary()).output().expect("started");
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(told.contains("another claude-run comes before it on PATH"), "{told}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("another claude-run comes before it on PATH"), "{text}");
 }
 
 #[test]
-fn a_prefix_that_cannot_be_written_and_a_binary_that_is_none_change_nothing() {
+fn bad_prefix_or_binary_changes_nothing() {
     let env = Env::new();
     fs::write(env.path("prefix"), "a file").expect("a file");
     assert!(refuses(&env, &[]).contains("cannot write"));

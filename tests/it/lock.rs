@@ -2,17 +2,16 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::env::{Env, Running, binary, until};
+use crate::env::{Env, Running, binary, wait_until};
 
 #[test]
-fn a_busy_lock_without_a_wait_is_75_at_once_and_nothing_started() {
+fn busy_lock_without_a_wait_is_75_at_once() {
     let env = Env::new();
     let _holder = env.hold_lock();
     env.claude_run().args(["--wait", "0", "touch", "started"]).assert().code(75).stdout("");
@@ -27,7 +26,7 @@ fn a_busy_lock_without_a_wait_is_75_at_once_and_nothing_started() {
 }
 
 #[test]
-fn a_wait_that_is_too_short_is_75_and_says_which_file() {
+fn wait_that_times_out_is_75_and_names_the_file() {
     let env = Env::new();
     let _holder = env.hold_lock();
     let started = Instant::now();
@@ -39,19 +38,19 @@ fn a_wait_that_is_too_short_is_75_and_says_which_file() {
 }
 
 #[test]
-fn a_wait_ends_as_soon_as_the_holder_does() {
+fn wait_ends_with_the_holder() {
     let env = Env::new();
     let mut holder = env.hold_lock();
     let run = env.start(["--wait", "50", "echo", "mine"]);
     assert!(run.message().contains("waiting for the session lock"));
-    holder.let_go();
+    holder.close_stdin();
     assert!(run.message().contains("got the session lock"));
     run.expect_line("mine");
     assert_eq!(run.end().code(), 0);
 }
 
 #[test]
-fn the_old_bash_block_and_claude_run_exclude_each_other() {
+fn bash_block_and_claude_run_exclude_each_other() {
     let env = Env::new();
     let path = env.make_lock_file();
     let mut bash = env.command("bash");
@@ -61,7 +60,7 @@ fn the_old_bash_block_and_claude_run_exclude_each_other() {
     let mut block = Running::start(bash);
     block.expect_line("held");
     env.claude_run().args(["--wait", "0", "true"]).assert().code(75);
-    block.let_go();
+    block.close_stdin();
     assert_eq!(block.end().code(), 6);
     let _run = ready(env.start_fake(&[], "ready; hang"));
     let status = env.command("bash").args(["-c", r#"( flock -n 9 || exit 77 ) 9>"$0""#]).arg(&path).status().expect("bash");
@@ -74,7 +73,7 @@ fn ready(run: Running) -> Running {
 }
 
 #[test]
-fn a_shared_holder_excludes_too() {
+fn shared_holder_excludes_too() {
     let env = Env::new();
     let mut command = env.command("flock");
     command.arg("-s").arg(env.make_lock_file()).args(["sh", "-c", "echo held; exec cat"]).stdin(std::process::Stdio::piped());
@@ -92,7 +91,7 @@ fn pass_through_runs_beside_any_holder() {
 }
 
 #[test]
-fn a_symlinked_config_dir_and_its_target_are_one_lock() {
+fn symlinked_config_dir_and_target_are_one_lock() {
     let env = Env::new();
     let _holder = env.hold_lock();
     std::os::unix::fs::symlink(env.home().join(".claude"), env.path("link")).expect("a symlink");
@@ -101,7 +100,7 @@ fn a_symlinked_config_dir_and_its_target_are_one_lock() {
 }
 
 #[test]
-fn another_user_with_a_read_only_lock_file_is_kept_out_as_well() {
+fn read_only_lock_file_excludes_another_user() {
     // Root may write any file, so the read-only case needs another user; as a user, the file is simply our own.
     let env = Env::new();
     let path = env.make_lock_file();
@@ -137,7 +136,7 @@ fn another_user_with_a_read_only_lock_file_is_kept_out_as_well() {
 }
 
 #[test]
-fn a_lock_file_that_can_be_neither_made_nor_opened_is_125_and_named() {
+fn unusable_lock_file_is_125_and_named() {
     let env = Env::new();
     let assert = env.claude_run().args(["--lock-file", "/nonesuch/dir/lock", "touch", "started"]).assert().code(125);
     let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
@@ -147,7 +146,7 @@ fn a_lock_file_that_can_be_neither_made_nor_opened_is_125_and_named() {
 }
 
 #[test]
-fn a_lock_file_that_is_none_is_refused_at_once_and_named() {
+fn lock_file_that_is_no_file_is_refused_and_named() {
     let env = Env::new();
     let (fifo, socket) = (env.path("fifo"), env.path("socket"));
     mkfifo(&fifo, Mode::S_IRWXU).expect("a FIFO");
@@ -162,7 +161,7 @@ fn a_lock_file_that_is_none_is_refused_at_once_and_named() {
 }
 
 #[test]
-fn the_content_of_the_lock_file_is_never_touched() {
+fn lock_file_content_is_never_touched() {
     let env = Env::new();
     let path = env.make_lock_file();
     fs::write(&path, "somebody's notes").expect("a file");
@@ -174,45 +173,45 @@ fn the_content_of_the_lock_file_is_never_touched() {
 }
 
 #[test]
-fn a_waiter_ends_up_with_the_new_file_when_the_lock_file_is_replaced() {
+fn waiter_locks_the_file_that_replaced_the_old() {
     for replace in ["rm", "mv"] {
         let env = Env::new();
         let mut holder = env.hold_lock();
         let path = env.lock_file();
         let run = env.start_fake(&[], "ready; hang");
         assert!(run.message().contains("waiting"));
-        until("it is in the kernel's queue", || waiters(&path) == 1);
+        wait_until("it is in the kernel's queue", || env.waiters() == 1);
         if replace == "rm" {
             fs::remove_file(&path).expect("removed");
         } else {
             fs::write(env.path("new"), "").expect("a file");
             fs::rename(env.path("new"), &path).expect("moved");
         }
-        holder.let_go();
+        holder.close_stdin();
         run.ready();
         assert!(env.is_locked(), "{replace}: the file at the path is not the one that is locked");
     }
 }
 
 #[test]
-fn term_to_a_waiter_ends_it_at_once_and_it_leaves_the_queue() {
+fn term_ends_a_waiter_and_it_leaves_the_queue() {
     let env = Env::new();
     let mut holder = env.hold_lock();
     for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGHUP, 129), (Signal::SIGQUIT, 131)] {
         let run = env.start(["--wait", "none", "touch", "started"]);
         assert!(run.message().contains("waiting"));
-        until("it is in the kernel's queue", || waiters(&env.lock_file()) == 1);
+        wait_until("it is in the kernel's queue", || env.waiters() == 1);
         run.signal(signal);
         assert_eq!(run.end().code(), code);
-        assert_eq!(waiters(&env.lock_file()), 0);
+        assert_eq!(env.waiters(), 0);
     }
-    holder.let_go();
-    until("the lock is free", || !env.is_locked());
+    holder.close_stdin();
+    wait_until("the lock is free", || !env.is_locked());
     assert!(!env.path("started").exists());
 }
 
 #[test]
-fn a_holder_that_is_killed_with_its_child_frees_the_lock() {
+fn killed_holder_and_child_free_the_lock() {
     let env = Env::new();
     let run = env.start_fake(&[], "ready; hang");
     let [child, ..] = run.ready();
@@ -224,7 +223,7 @@ fn a_holder_that_is_killed_with_its_child_frees_the_lock() {
 }
 
 #[test]
-fn no_two_are_ever_inside_at_once() {
+fn no_two_runs_hold_the_lock_at_once() {
     let env = Env::new();
     env.make_lock_file();
     let runs: Vec<_> = (0..64).map(|_| env.start(["-q", "sh", "-c", "mkdir d || exit 9; sleep .01; rmdir d"])).collect();
@@ -240,9 +239,9 @@ fn waiters_are_served_in_the_order_of_their_arrival() {
     let mut runs = Vec::new();
     for number in 0..64 {
         runs.push(env.start(["-q".to_owned(), "sh".into(), "-c".into(), format!("echo {number} >>served")]));
-        until("it is in the kernel's queue", || waiters(&env.lock_file()) == number + 1);
+        wait_until("it is in the kernel's queue", || env.waiters() == number + 1);
     }
-    holder.let_go();
+    holder.close_stdin();
     for run in runs {
         assert_eq!(run.end().code(), 0);
     }
@@ -256,15 +255,15 @@ fn all_of_256_waiters_are_served() {
     let env = Env::new();
     let mut holder = env.hold_lock();
     let runs: Vec<_> = (0..256).map(|_| env.start(["-q", "true"])).collect();
-    until("all are in the kernel's queue", || waiters(&env.lock_file()) == 256);
-    holder.let_go();
+    wait_until("all are in the kernel's queue", || env.waiters() == 256);
+    holder.close_stdin();
     for run in runs {
         assert_eq!(run.end().code(), 0);
     }
 }
 
 #[test]
-fn a_caller_s_own_flock_on_the_same_file_is_recognised() {
+fn callers_flock_on_the_same_file_is_recognised() {
     // The call site of the old bash block, with claude-run put into it and the flock forgotten.
     let env = Env::new();
     let mut bash = env.command("bash");
@@ -276,31 +275,23 @@ fn a_caller_s_own_flock_on_the_same_file_is_recognised() {
 }
 
 #[test]
-fn a_shared_flock_of_the_caller_is_not_taken_for_the_lock() {
+fn callers_shared_flock_is_not_the_lock() {
     let env = Env::new();
     let mut bash = env.command("bash");
     bash.args(["-c", r#"( flock -s 9 || exit 1; "$1" --wait 0 -- true ) 9>"$0""#]).arg(env.make_lock_file()).arg(binary());
     assert_eq!(Running::start(bash).end().code(), 75);
 }
 
-/// How many are queued in the kernel for the flock on this file.
-fn waiters(path: &std::path::Path) -> usize {
-    let inode = format!(":{} ", fs::metadata(path).map_or(0, |found| found.ino()));
-    let locks = fs::read_to_string("/proc/locks").expect("/proc/locks");
-    locks.lines().filter(|line| line.contains("->") && line.contains(&inode)).count()
-}
-
 #[test]
-fn a_full_disk_is_125_and_named() {
+fn full_disk_is_125_and_named() {
     if !crate::env::can_unshare("-rm") {
         return;
     }
     let env = Env::new();
     let script = r#"mkdir small && mount -t tmpfs -o size=64k,nr_inodes=2 tmpfs small && touch small/last
         "$0" --lock-file "$PWD/small/lock" -- touch started; echo "code $?""#;
-    let mut unshare = Command::new("unshare");
-    unshare.args(["-rm", "bash", "-c", script]).arg(binary()).env_clear().env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
-    unshare.env("HOME", env.home()).current_dir(env.path(""));
+    let mut unshare = env.command("unshare");
+    unshare.args(["-rm", "bash", "-c", script]).arg(binary());
     let ended = Running::start(unshare).end();
     assert_eq!(ended.stdout, ["code 125"], "{ended:?}");
     assert!(ended.stderr_text().contains("small/lock") && ended.stderr_text().contains("No space left"), "{ended:?}");

@@ -12,36 +12,36 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, fake_claude, is_alive, stat, until};
+use crate::env::{Env, Running, binary, can_unshare, fake_claude, is_alive, stat, wait_until};
 use crate::oauth::{EXPIRED, FRESH, StandIn, credentials};
 use crate::refresh_locks::lock_of;
 
-/// A helper that writes what happens to it, and its pid, into the file `told`, and holds the lock for ever.
-const TELLING: &str = r#"#!/bin/bash
-trap 'echo term >>told; exit 0' TERM
+/// Helper that reports start and TERM in the file `events`, and holds the lock until TERM.
+const REPORTING: &str = r#"#!/bin/bash
+trap 'echo term >>events; exit 0' TERM
 echo "$$" >helper.pid
-echo start >>told
+echo start >>events
 echo a warning >&2
 echo the/key
 while :; do sleep 0.01; done
 "#;
 
-/// A helper that does not release its lock.
-const DEAF: &str = "#!/bin/bash\ntrap '' TERM\necho $$ >helper.pid\necho key\nwhile :; do sleep 0.01; done\n";
+/// Helper that ignores TERM.
+const IGNORING_TERM: &str = "#!/bin/bash\ntrap '' TERM\necho $$ >helper.pid\necho key\nwhile :; do sleep 0.01; done\n";
 
-/// A helper of its own words, in the test's directory, where everything is started.
+/// Writes a helper script into the test's directory, where everything is started.
 fn helper(env: &Env, text: &str) -> &'static str {
     env.script("helper", text);
     "./helper"
 }
 
-fn told(env: &Env) -> String {
-    fs::read_to_string(env.path("told")).unwrap_or_default()
+fn events(env: &Env) -> String {
+    fs::read_to_string(env.path("events")).unwrap_or_default()
 }
 
 fn helper_pid(env: &Env) -> i32 {
     let read = || fs::read_to_string(env.path("helper.pid")).ok()?.trim().parse().ok();
-    until("the helper has begun", || read().is_some());
+    wait_until("the helper has begun", || read().is_some());
     read().expect("a pid")
 }
 
@@ -49,7 +49,7 @@ fn parent(pid: i32) -> i32 {
     stat(pid).expect("it lives")[1].parse().expect("a number")
 }
 
-/// Who is in the process group `group`, and no zombie.
+/// Members of the process group `group`, zombies left out.
 fn members(group: i32) -> Vec<i32> {
     let processes = fs::read_dir("/proc").expect("/proc").flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -58,14 +58,14 @@ fn members(group: i32) -> Vec<i32> {
 }
 
 #[test]
-fn it_begins_once_the_session_lock_is_had_and_ends_after_the_child_before_the_lock_is_free() {
+fn helper_runs_within_the_hold_of_the_session_lock() {
     let env = Env::new();
-    let helper = helper(&env, TELLING);
+    let helper = helper(&env, REPORTING);
     let holder = env.hold_lock();
-    let child = "echo child >>told; echo $CLAUDE_RUN_LOCK_KEY; cat ~/.claude/claude-run/runs/*; exec sleep 600";
+    let child = "echo child >>events; echo $CLAUDE_RUN_LOCK_KEY; cat ~/.claude/claude-run/runs/*; exec sleep 600";
     let run = env.start(["--lock-helper", helper, "sh", "-c", child]);
     run.message(); // it waits for the session lock
-    assert_eq!(told(&env), "", "each host sends one contender");
+    assert_eq!(events(&env), "", "each host sends one contender");
     drop(holder);
     run.expect_line("the/key");
     let record: Value = serde_json::from_str(&run.line()).expect("a record");
@@ -81,11 +81,11 @@ fn it_begins_once_the_session_lock_is_had_and_ends_after_the_child_before_the_lo
     run.signal(Signal::SIGTERM);
     assert_eq!(run.end().code(), 143);
     assert!(!is_alive(pid) && !env.is_locked());
-    assert_eq!(told(&env), "start\nchild\nterm\n");
+    assert_eq!(events(&env), "start\nchild\nterm\n");
 }
 
 #[test]
-fn hosts_that_share_the_engine_alone_run_one_after_the_other() {
+fn hosts_that_share_only_the_engine_take_turns() {
     let engine = Env::new();
     let shared = engine.path("engine");
     let hosts: Vec<_> = (0..3).map(|_| Env::new()).collect();
@@ -99,10 +99,10 @@ fn hosts_that_share_the_engine_alone_run_one_after_the_other() {
 }
 
 #[test]
-fn a_helper_that_prints_nothing_in_time_or_ends_is_a_conflict_and_frees_everything() {
+fn silent_or_ended_helper_is_a_conflict() {
     let env = Env::new();
     let silent = helper(&env, "#!/bin/sh\necho $$ >helper.pid\nprintf 'no line'\nexec sleep 600\n");
-    for (wait, at_least) in [("0.3", 300), ("0", 2000)] {
+    for (wait, at_least) in [("1.5", 1500), ("0", 2000)] {
         let started = Instant::now();
         let ended = env.start(["--wait", wait, "--lock-helper", silent, "touch", "started"]).end();
         assert_eq!(ended.code(), 75, "{ended:?}");
@@ -121,7 +121,7 @@ fn a_helper_that_prints_nothing_in_time_or_ends_is_a_conflict_and_frees_everythi
 }
 
 #[test]
-fn a_helper_that_cannot_be_run_is_126_or_127() {
+fn helper_that_cannot_run_is_126_or_127() {
     let env = Env::new();
     env.script("lost", "#!/nonesuch/shell\n");
     env.script("plain", "echo no first line\n");
@@ -154,7 +154,7 @@ fn a_helper_that_cannot_be_run_is_126_or_127() {
 }
 
 #[test]
-fn words_are_those_of_a_shell_that_expands_nothing() {
+fn helper_words_are_split_without_expansion() {
     let env = Env::new();
     env.script("words", "#!/bin/sh\nprintf '%s|' \"$@\" >words.txt\necho key\nexec sleep 600\n");
     let mut run = env.claude_run();
@@ -163,7 +163,7 @@ fn words_are_those_of_a_shell_that_expands_nothing() {
 }
 
 #[test]
-fn a_lost_lock_ends_the_child_as_a_limit_does_with_69() {
+fn lost_lock_ends_the_child_with_69() {
     let env = Env::new();
     let helper =
         helper(&env, "#!/bin/bash\necho key\nuntil [ -e lose ]; do sleep 0.01; done\necho lease expired >&2\nexit 1\n");
@@ -187,7 +187,7 @@ fn a_lost_lock_ends_the_child_as_a_limit_does_with_69() {
 }
 
 #[test]
-fn a_lost_lock_waits_for_a_refresh_that_is_under_way() {
+fn lost_lock_waits_for_a_refresh_under_way() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let helper = helper(&env, "#!/bin/bash\necho key\nuntil [ -e lose ]; do sleep 0.01; done\nexit 1\n");
@@ -204,7 +204,7 @@ fn a_lost_lock_waits_for_a_refresh_that_is_under_way() {
 }
 
 #[test]
-fn a_lock_that_is_lost_before_the_start_is_no_reason_to_start() {
+fn lock_lost_before_the_start_starts_nothing() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let refresh_lock = lock_of(&env, std::process::id());
@@ -220,22 +220,22 @@ fn a_lock_that_is_lost_before_the_start_is_no_reason_to_start() {
 }
 
 #[test]
-fn in_refresh_mode_it_is_held_as_long_as_the_session_lock() {
+fn helper_is_released_with_the_session_lock() {
     let env = Env::new();
-    let helper = helper(&env, TELLING);
+    let helper = helper(&env, REPORTING);
     env.log_in(FRESH);
     env.claude_run().args(["--lock", "refresh", "--lock-helper", helper, "true"]).assert().code(0);
     env.claude_run().args(["--lock", "pass-through", "--lock-helper", "nonesuch", "true"]).assert().code(0);
-    assert_eq!(told(&env), "", "no lock is needed, and none taken");
+    assert_eq!(events(&env), "", "no lock is needed, and none taken");
     env.log_in(EXPIRED);
     let run = env.start_fake(&["--lock", "refresh", "--lock-helper", helper], "ready; signals; hang");
     let [child, ..] = run.ready();
     let pid = helper_pid(&env);
     assert!(is_alive(pid) && env.is_locked());
     fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
-    until("the helper has released its lock", || told(&env) == "start\nterm\n");
-    until("the lock is free", || !env.is_locked());
-    until("the helper is gone", || !is_alive(pid));
+    wait_until("the helper has released its lock", || events(&env) == "start\nterm\n");
+    wait_until("the lock is free", || !env.is_locked());
+    wait_until("the helper is gone", || !is_alive(pid));
     assert!(is_alive(child), "what ends now is no loss");
     run.signal(Signal::SIGUSR2);
     run.expect_line("signal USR2");
@@ -245,7 +245,7 @@ fn in_refresh_mode_it_is_held_as_long_as_the_session_lock() {
 }
 
 #[test]
-fn who_waits_for_it_in_refresh_mode_need_not_any_more_once_the_token_is_fresh() {
+fn wait_for_helper_ends_once_the_token_is_fresh() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let silent = helper(&env, "#!/bin/sh\necho $$ >helper.pid\nexec sleep 600\n");
@@ -259,7 +259,7 @@ fn who_waits_for_it_in_refresh_mode_need_not_any_more_once_the_token_is_fresh() 
 }
 
 #[test]
-fn killed_it_leaves_neither_the_helper_nor_what_that_has_started_nor_a_lock() {
+fn killed_claude_run_leaves_no_helper_and_no_lock() {
     let env = Env::new();
     // It ignores TERM, and so does what it starts.
     let helper = helper(&env, "#!/bin/bash\ntrap '' TERM\necho $$ >helper.pid\nsleep 600 &\nsleep 600 &\necho key\nwait\n");
@@ -267,37 +267,37 @@ fn killed_it_leaves_neither_the_helper_nor_what_that_has_started_nor_a_lock() {
         let run = env.start_fake(&["--lock-helper", helper], steps);
         let [child, ..] = run.ready();
         let group = helper_pid(&env);
-        until("all of them are there", || members(group).len() == 3);
+        wait_until("all of them are there", || members(group).len() == 3);
         run.signal(Signal::SIGKILL);
         assert_eq!(run.end().code(), 137);
-        until("they are gone", || members(group).is_empty());
+        wait_until("they are gone", || members(group).is_empty());
         // One of them has ended of the kernel's TERM.
         let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
-        until("the lock is free", || !env.is_locked());
+        wait_until("the lock is free", || !env.is_locked());
         fs::remove_file(env.path("helper.pid")).expect("a file");
     }
     // Killed while it waits.
     let silent = self::helper(&env, "#!/bin/bash\necho $$ >helper.pid\nsleep 600 &\nwait\n");
     let run = env.start(["--lock-helper", silent, "true"]);
     let group = helper_pid(&env);
-    until("both are there", || members(group).len() == 2);
+    wait_until("both are there", || members(group).len() == 2);
     run.signal(Signal::SIGKILL);
     run.end();
-    until("they are gone", || members(group).is_empty());
+    wait_until("they are gone", || members(group).is_empty());
     assert!(!env.is_locked());
 }
 
 #[test]
-fn a_helper_that_ignores_term_or_is_stopped_ends_all_the_same() {
+fn helper_that_ignores_term_or_is_stopped_ends() {
     let env = Env::new();
-    let deaf = helper(&env, DEAF);
+    let ignoring = helper(&env, IGNORING_TERM);
     let started = Instant::now();
-    let ended = env.start(["--kill-after", "0.3", "--lock-helper", deaf, "true"]).end();
+    let ended = env.start(["--kill-after", "0.3", "--lock-helper", ignoring, "true"]).end();
     assert_eq!(ended.code(), 0);
     assert!(ended.stderr_text().contains("does not release its lock: sending KILL"), "{ended:?}");
     assert!(started.elapsed() >= Duration::from_millis(300) && !is_alive(helper_pid(&env)));
     fs::remove_file(env.path("helper.pid")).expect("a file");
-    let telling = helper(&env, TELLING);
+    let telling = helper(&env, REPORTING);
     let mut run = env.start(["--kill-after", "0", "--lock-helper", telling, "sh", "-c", "echo in; read line <fifo"]);
     mkfifo(&env.path("fifo"), Mode::S_IRWXU).expect("a FIFO");
     run.expect_line("in");
@@ -306,11 +306,11 @@ fn a_helper_that_ignores_term_or_is_stopped_ends_all_the_same() {
     assert!(run.is_running());
     fs::write(env.path("fifo"), "go\n").expect("a FIFO");
     assert_eq!(run.end().code(), 0);
-    assert!(told(&env).ends_with("term\n"));
+    assert!(events(&env).ends_with("term\n"));
 }
 
 #[test]
-fn a_signal_ends_the_wait_for_it() {
+fn signal_ends_the_wait_for_the_helper() {
     let env = Env::new();
     let silent = helper(&env, "#!/bin/sh\necho $$ >helper.pid\nexec sleep 600\n");
     for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGHUP, 129)] {
@@ -331,15 +331,15 @@ fn a_signal_ends_the_wait_for_it() {
 }
 
 #[test]
-fn a_run_below_asks_for_nothing_again_and_a_caller_s_lock_is_not_enough() {
+fn nested_run_starts_no_second_helper() {
     let env = Env::new();
-    let helper = helper(&env, TELLING);
+    let helper = helper(&env, REPORTING);
     let nested = format!("'{}' --lock-helper ./helper sh -c 'echo $CLAUDE_RUN_LOCK_KEY'", binary().display());
     let run = env.start(["--lock-helper", helper, "sh", "-c", &nested]);
     run.expect_line("the/key");
     assert_eq!(run.end().code(), 0);
-    assert_eq!(told(&env), "start\nterm\n", "once");
-    fs::remove_file(env.path("told")).expect("a file");
+    assert_eq!(events(&env), "start\nterm\n", "once");
+    fs::remove_file(env.path("events")).expect("a file");
     // The old shell block has the session lock of this host, and no other.
     let block = format!("exec 9>'{}'; flock 9; {nested}", env.lock_file().display());
     let mut shell = env.command("bash");
@@ -347,13 +347,13 @@ fn a_run_below_asks_for_nothing_again_and_a_caller_s_lock_is_not_enough() {
     let run = Running::start(shell);
     run.expect_line("the/key");
     assert_eq!(run.end().code(), 0);
-    assert_eq!(told(&env), "start\nterm\n");
+    assert_eq!(events(&env), "start\nterm\n");
 }
 
 #[test]
-fn a_run_below_asks_for_what_the_one_above_has_not_and_for_nothing_else() {
+fn nested_run_acquires_only_what_is_missing() {
     let env = Env::new();
-    let helper = helper(&env, TELLING);
+    let helper = helper(&env, REPORTING);
     let claude_run = binary().display();
     let key = "echo key $CLAUDE_RUN_LOCK_KEY";
     let helped = format!("'{claude_run}' --wait 5 --lock-helper {helper}");
@@ -365,8 +365,8 @@ fn a_run_below_asks_for_what_the_one_above_has_not_and_for_nothing_else() {
         shell.args(["-c", &format!("{outer} ./inner")]);
         let ended = Running::start(shell).end();
         assert_eq!((ended.code(), ended.stdout.join(",")), (0, expected.to_owned()), "{outer}: {inner}: {ended:?}");
-        let starts = told(&env).matches("start").count();
-        let _ = fs::remove_file(env.path("told"));
+        let starts = events(&env).matches("start").count();
+        let _ = fs::remove_file(env.path("events"));
         assert!(!env.is_locked(), "{outer}: {inner}");
         starts
     };
@@ -389,9 +389,9 @@ fn a_run_below_asks_for_what_the_one_above_has_not_and_for_nothing_else() {
 }
 
 #[test]
-fn it_has_nothing_of_ours_but_the_environment() {
+fn helper_inherits_only_the_environment() {
     let env = Env::new();
-    let helper = helper(&env, TELLING);
+    let helper = helper(&env, REPORTING);
     let run = env.start_fake(&["--lock-helper", helper, "--log", "log", "-v"], "ready; hang");
     let [_, claude_run, group, session] = run.ready();
     let pid = helper_pid(&env);
@@ -428,7 +428,7 @@ fn it_has_nothing_of_ours_but_the_environment() {
 }
 
 #[test]
-fn what_it_leaves_in_sessions_of_its_own_ends_with_it() {
+fn helpers_daemons_end_with_it() {
     let env = Env::new();
     // Twice removed, so that it has a parent no more, and of no real parent's group.
     let text = "#!/bin/bash\n(setsid sh -c 'echo $$ >helper.pid; exec sleep 600' &)\nuntil [ -s helper.pid ]; do sleep 0.01; done\necho key\nexec sleep 600\n";
@@ -441,26 +441,26 @@ fn what_it_leaves_in_sessions_of_its_own_ends_with_it() {
     run.signal(Signal::SIGKILL);
     run.end();
     let pid = helper_pid(&env);
-    until("it is gone", || !is_alive(pid));
+    wait_until("it is gone", || !is_alive(pid));
 }
 
 #[test]
-fn beside_it_the_child_leaves_nothing_behind_either() {
+fn child_beside_a_helper_leaves_nothing() {
     let env = Env::new();
-    let helper = helper(&env, TELLING);
+    let helper = helper(&env, REPORTING);
     // It denies where it comes from.
     let leaves = "env -i A=1 setsid sh -c 'echo $$ >left; exec sleep 600' & until [ -s left ]; do sleep 0.01; done";
     let ended = env.start(["--lock-helper", helper, "sh", "-c", leaves]).end();
     assert_eq!(ended.code(), 0, "{ended:?}");
     let left = fs::read_to_string(env.path("left")).expect("a pid").trim().parse().expect("a number");
     assert!(!is_alive(left) && !is_alive(helper_pid(&env)));
-    assert_eq!(told(&env), "start\nterm\n", "and it was not taken for one of the child's");
+    assert_eq!(events(&env), "start\nterm\n", "and it was not taken for one of the child's");
 }
 
 #[test]
-fn however_it_ends_and_whatever_becomes_of_its_monitor_the_run_hears_of_it() {
+fn run_notices_the_end_of_helper_or_monitor() {
     let env = Env::new();
-    let helper = helper(&env, TELLING);
+    let helper = helper(&env, REPORTING);
     let start = |steps| {
         let _ = fs::remove_file(env.path("helper.pid"));
         let mut command = env.command(binary());
@@ -487,26 +487,26 @@ fn however_it_ends_and_whatever_becomes_of_its_monitor_the_run_hears_of_it() {
     let ended = run.end();
     assert_eq!(ended.code(), 69, "{ended:?}");
     assert!(ended.stderr_text().contains("(its monitor was killed"), "{ended:?}");
-    until("the helper is gone", || !is_alive(pid));
+    wait_until("the helper is gone", || !is_alive(pid));
     // A monitor that somebody has stopped ends nothing, and is ended itself.
     let (mut run, pid, monitor) = start("ready; read");
     kill_raw(monitor, libc::SIGSTOP);
-    run.let_go();
+    run.close_stdin();
     let ended = run.end();
     assert_eq!(ended.code(), 0, "{ended:?}");
     assert!(ended.stderr_text().contains("does not end: sending KILL to its monitor"), "{ended:?}");
-    until("both are gone", || !is_alive(pid) && !is_alive(monitor));
+    wait_until("both are gone", || !is_alive(pid) && !is_alive(monitor));
 }
 
 #[test]
-fn while_it_lets_go_signals_are_heard_and_a_killed_claude_run_ends_it() {
+fn signals_count_while_the_helper_shuts_down() {
     let env = Env::new();
-    let deaf = helper(&env, DEAF);
+    let ignoring = helper(&env, IGNORING_TERM);
     let start = |words: &[&str]| {
         let _ = fs::remove_file(env.path("helper.pid"));
-        let run = env.start([&["--kill-after", "0", "--lock-helper", deaf], words].concat());
+        let run = env.start([&["--kill-after", "0", "--lock-helper", ignoring], words].concat());
         let pid = helper_pid(&env);
-        until_letting_go(&run, |signal| run.signal(signal));
+        wait_until_shutting_down(&run, |signal| run.signal(signal));
         assert!(is_alive(pid) && env.is_locked());
         (run, pid)
     };
@@ -528,41 +528,41 @@ fn while_it_lets_go_signals_are_heard_and_a_killed_claude_run_ends_it() {
     kill(Pid::from_raw(monitor), Signal::SIGSTOP).expect("it lives");
     run.signal(Signal::SIGTERM);
     assert_eq!(run.end().code(), 0);
-    until("both are gone", || !is_alive(pid) && !is_alive(monitor));
+    wait_until("both are gone", || !is_alive(pid) && !is_alive(monitor));
     let (run, pid) = start(&["true"]);
     run.signal(Signal::SIGKILL);
     run.end();
-    until("the helper is gone", || !is_alive(pid));
+    wait_until("the helper is gone", || !is_alive(pid));
     assert!(!env.is_locked());
 }
 
 #[test]
-fn what_asks_for_an_end_while_it_lets_go_is_heard_by_what_comes_next_as_well() {
+fn termination_during_shutdown_counts_later() {
     let env = Env::new();
     // Nothing is started any more.
     env.log_in(EXPIRED);
-    let text = "#!/bin/bash\ntrap 'echo term >>told; while :; do sleep 0.01; done' TERM\necho $$ >helper.pid\nwhile :; do sleep 0.01; done\n";
+    let text = "#!/bin/bash\ntrap 'echo term >>events; while :; do sleep 0.01; done' TERM\necho $$ >helper.pid\nwhile :; do sleep 0.01; done\n";
     let silent = helper(&env, text);
     let run = env.start(["--lock", "refresh", "--kill-after", "0", "--lock-helper", silent, "touch", "started"]);
     helper_pid(&env);
     fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
-    until("the helper has its TERM", || told(&env) == "term\n");
+    wait_until("the helper has its TERM", || events(&env) == "term\n");
     run.signal(Signal::SIGTERM);
     let ended = run.end();
     assert_eq!((ended.code(), env.path("started").exists()), (143, false), "{ended:?}");
     // What cannot be started keeps nobody from being heard.
-    let deaf = helper(&env, DEAF);
+    let ignoring = helper(&env, IGNORING_TERM);
     env.script("lost", "#!/nonesuch/shell\n");
     fs::remove_file(env.path("helper.pid")).expect("a file");
-    let run = env.start(["--kill-after", "0", "--lock-helper", deaf, "./lost"]);
+    let run = env.start(["--kill-after", "0", "--lock-helper", ignoring, "./lost"]);
     helper_pid(&env);
-    until_letting_go(&run, |signal| run.signal(signal));
+    wait_until_shutting_down(&run, |signal| run.signal(signal));
     run.signal(Signal::SIGTERM);
     assert_eq!(run.end().code(), 126);
     // Nobody reads the output: one request ends both waits.
     let claude_run = binary().display();
     let script = format!(
-        "( '{claude_run}' --kill-after 0 --log log --lock-helper {deaf} sh -c 'head -c 4000000 /dev/zero; exit 7' &
+        "( '{claude_run}' --kill-after 0 --log log --lock-helper {ignoring} sh -c 'head -c 4000000 /dev/zero; exit 7' &
            echo $! >pid; wait $!; echo $? >code ) | until [ -e code ]; do sleep 0.01; done"
     );
     fs::remove_file(env.path("helper.pid")).expect("a file");
@@ -571,16 +571,16 @@ fn what_asks_for_an_end_while_it_lets_go_is_heard_by_what_comes_next_as_well() {
     let run = Running::start(shell);
     helper_pid(&env);
     let read = |name: &str| fs::read_to_string(env.path(name)).ok()?.trim().parse::<i32>().ok();
-    until("it has begun", || read("pid").is_some());
+    wait_until("it has begun", || read("pid").is_some());
     let pid = Pid::from_raw(read("pid").expect("a pid"));
-    until_letting_go(&run, |signal| kill(pid, signal).expect("it lives"));
+    wait_until_shutting_down(&run, |signal| kill(pid, signal).expect("it lives"));
     kill(pid, Signal::SIGTERM).expect("it lives");
     run.end();
     assert_eq!(read("code"), Some(143));
 }
 
-/// Sends USR1 until the run reports that it waits for its helper to release its lock.
-fn until_letting_go(run: &Running, signal: impl Fn(Signal)) {
+/// Sends USR1 until the run says that it waits for its helper to end.
+fn wait_until_shutting_down(run: &Running, signal: impl Fn(Signal)) {
     while {
         signal(Signal::SIGUSR1);
         !run.message().contains("waiting for the lock helper ./helper to release its lock")
@@ -588,13 +588,13 @@ fn until_letting_go(run: &Running, signal: impl Fn(Signal)) {
 }
 
 #[test]
-fn a_run_below_relies_on_no_lock_that_is_let_go_of() {
+fn nested_run_relies_on_no_lock_being_released() {
     let env = Env::new();
     env.log_in(EXPIRED);
-    let text = "#!/bin/bash\ntrap 'echo term >>told; until [ -e done ]; do sleep 0.01; done; exit' TERM\necho outer\nwhile :; do sleep 0.01; done\n";
+    let text = "#!/bin/bash\ntrap 'echo term >>events; until [ -e done ]; do sleep 0.01; done; exit' TERM\necho outer\nwhile :; do sleep 0.01; done\n";
     let helper = helper(&env, text);
     let inner = format!(
-        "echo in; until [ -s told ]; do sleep 0.01; done
+        "echo in; until [ -s events ]; do sleep 0.01; done
          '{}' --lock exclusive --lock-helper 'sh -c \"echo inner; exec sleep 600\"' sh -c 'echo key $CLAUDE_RUN_LOCK_KEY'",
         binary().display()
     );
@@ -606,8 +606,8 @@ fn a_run_below_relies_on_no_lock_that_is_let_go_of() {
     assert_eq!(run.end().code(), 0);
     // And the one in between, that relies on another itself, says nothing of that one's helper.
     let other = Env::new();
-    let telling = self::helper(&env, TELLING);
-    fs::remove_file(env.path("told")).expect("a file");
+    let telling = self::helper(&env, REPORTING);
+    fs::remove_file(env.path("events")).expect("a file");
     let below = format!(
         "HOME='{}' '{}' --wait 5 --lock-file '{}' --lock-helper {telling}",
         other.home().display(),
@@ -619,14 +619,14 @@ fn a_run_below_relies_on_no_lock_that_is_let_go_of() {
     let run = env.start(["--lock-helper", telling, "./second"]);
     run.expect_line("key the/key");
     assert_eq!(run.end().code(), 0);
-    assert_eq!(told(&env), "start\nterm\n", "once");
+    assert_eq!(events(&env), "start\nterm\n", "once");
 }
 
 #[test]
-fn a_key_of_another_lock_or_of_a_run_that_is_over_is_no_lock() {
+fn stale_or_foreign_key_is_no_lock() {
     let env = Env::new();
     let other = Env::new();
-    let helper = helper(&env, TELLING);
+    let helper = helper(&env, REPORTING);
     let key = "echo \"key $CLAUDE_RUN_LOCK_KEY\"";
     let prints = |mut command: Command, expected: &str| {
         command.env("CLAUDE_RUN_LOCK_KEY", "stale");
@@ -655,7 +655,7 @@ fn a_key_of_another_lock_or_of_a_run_that_is_over_is_no_lock() {
 }
 
 #[test]
-fn a_helper_that_never_stops_talking_costs_no_memory() {
+fn endless_output_of_a_helper_costs_no_memory() {
     let env = Env::new();
     let peak = "sleep 0.5; grep VmHWM /proc/$PPID/status";
     let ended = env.start(["--lock-helper", "yes", "sh", "-c", peak]).end();
@@ -665,19 +665,19 @@ fn a_helper_that_never_stops_talking_costs_no_memory() {
 }
 
 #[test]
-fn why_it_has_no_lock_is_said_as_it_is() {
+fn reason_for_no_lock_is_reported() {
     const STAY: &str = "has ended after its first line (exit status 0), but has to stay while the lock is held";
     let env = Env::new();
     for (text, message) in [
-        ("exec >&-; exec sleep 600", "did not get its lock within 500ms; it has closed its stdout without a line"),
-        ("printf key; exec sleep 600", "did not get its lock within 500ms; it has printed something, but no whole line"),
+        ("exec >&-; exec sleep 600", "did not get its lock within 2s; it has closed its stdout without a line"),
+        ("printf key; exec sleep 600", "did not get its lock within 2s; it has printed something, but no whole line"),
         ("kill -STOP $(cut -d \" \" -f 4 /proc/$PPID/stat); echo $PPID >helper.pid; echo key", STAY),
     ] {
         let helper = format!("sh -c '{text}'");
-        let run = env.start(["--wait", "0.5", "--lock-helper", &helper, "touch", "started"]);
+        let run = env.start(["--wait", "2", "--lock-helper", &helper, "touch", "started"]);
         if message == STAY {
-            let monitor = helper_pid(&env); // the helper has stopped claude-run, which so reads the first line and the end at once
-            until("the monitor has reported the end, and ended", || !is_alive(monitor));
+            let monitor = helper_pid(&env); // it has stopped us, so that we hear of its first line and of its end at once
+            wait_until("its end was reported", || !is_alive(monitor));
             run.signal(Signal::SIGCONT);
         }
         let ended = run.end();
@@ -688,12 +688,15 @@ fn why_it_has_no_lock_is_said_as_it_is() {
 }
 
 #[test]
-fn where_there_is_no_process_for_it_that_is_no_busy_lock() {
+fn process_limit_is_125_and_no_busy_lock() {
     let env = Env::new();
-    let user = 1_000_000_000 + std::process::id(); // who has no other process
-    if !nix::unistd::geteuid().is_root() {
-        return; // root alone can be somebody else
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root && !can_unshare("-r") {
+        return;
     }
+    // Somebody who has no other process: root can be any user, and a user has none yet in a user namespace.
+    let user = format!("--reuid={}", 1_000_000_000 + std::process::id());
+    let somebody: &[&str] = if is_root { &["setpriv", &user, "--regid=65534", "--clear-groups"] } else { &["unshare", "-r"] };
     let copy = env.path("claude-run");
     fs::copy(binary(), &copy).expect("a copy");
     for dir in [env.path(""), env.home()] {
@@ -701,9 +704,8 @@ fn where_there_is_no_process_for_it_that_is_no_busy_lock() {
     }
     let mut codes = Vec::new();
     for processes in 1..=6 {
-        let mut command = env.command("setpriv");
-        command.args([&format!("--reuid={user}"), "--regid=65534", "--clear-groups", "prlimit"]);
-        command.arg(format!("--nproc={processes}")).arg(&copy);
+        let mut command = env.command(somebody[0]);
+        command.args(&somebody[1..]).arg("prlimit").arg(format!("--nproc={processes}")).arg(&copy);
         command.args(["--kill-after", "0", "--lock-helper", "sh -c 'echo key; exec sleep 600'", "true"]);
         let ended = Running::start(command).end();
         codes.push(ended.code());

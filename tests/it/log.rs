@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use nix::sys::signal::Signal;
 
-use crate::env::{Env, Running, binary, fake_claude, until};
+use crate::env::{Env, Running, binary, fake_claude, wait_until};
 
 /// Lines of the log, without their times and runs, whose form is checked.
 fn lines(env: &Env) -> Vec<String> {
@@ -27,10 +27,11 @@ fn childs_lines(env: &Env) -> Vec<String> {
 }
 
 #[test]
-fn both_streams_and_messages_are_logged_masked() {
+fn log_has_both_streams_and_messages_redacted() {
     let env = Env::new();
     let mut command = env.command(binary());
-    let script = "echo \"a $GITHUB_TOKEN b\"; sleep 0.1; echo 'KEY GH_TOKEN=abc' >&2; sleep 0.1; printf 'no newline'; exit 3";
+    let script = "logged() { until grep -q \"$1\" log; do sleep 0.01; done; }
+        echo \"a $GITHUB_TOKEN b\"; logged 'stdout: a'; echo 'KEY GH_TOKEN=abc' >&2; logged 'stderr: KEY'; printf 'no newline'; exit 3";
     command.env("GITHUB_TOKEN", "geheim!").args(["--log", "log", "--", "sh", "-c", script]);
     let ended = Running::start(command).end();
     assert_eq!(
@@ -49,11 +50,11 @@ fn both_streams_and_messages_are_logged_masked() {
 }
 
 #[test]
-fn lines_are_logged_as_they_come() {
+fn log_fills_as_the_child_runs() {
     let env = Env::new();
     let run = env.start_fake(&["--log", "log"], "say one; hang");
     run.expect_line("one");
-    until("the line is in the log", || childs_lines(&env) == ["stdout: one"]);
+    wait_until("the line is in the log", || childs_lines(&env) == ["stdout: one"]);
 }
 
 #[test]
@@ -64,7 +65,7 @@ fn redact_off_masks_nothing() {
 }
 
 #[test]
-fn json_log_has_an_object_a_line() {
+fn json_log_has_an_object_per_line() {
     let env = Env::new();
     let script = r#"echo 'a "quoted" line'; printf '\377\n'"#;
     env.claude_run().args(["--log-format", "json", "--log", "log", "--", "sh", "-c", script]).assert().code(0);
@@ -83,7 +84,7 @@ fn json_log_has_an_object_a_line() {
 }
 
 #[test]
-fn long_line_is_logged_in_masked_parts() {
+fn endless_line_is_logged_in_bounded_redacted_parts() {
     let env = Env::new();
     let script = r#"head -c 65530 /dev/zero | tr '\0' a; printf 'GH_TOKEN=0123456789'; head -c 20000000 /dev/zero | tr '\0' ' '; printf 'GH_TOKEN='; head -c 10000000 /dev/zero | tr '\0' b; echo; grep VmHWM /proc/$PPID/status >&2"#;
     let mut command = env.command(binary());
@@ -101,7 +102,7 @@ fn long_line_is_logged_in_masked_parts() {
 }
 
 #[test]
-fn runs_that_share_a_log_never_mix_lines() {
+fn shared_log_never_mixes_lines() {
     let env = Env::new();
     let runs: Vec<_> = ["a", "b", "c", "d"]
         .into_iter()
@@ -132,7 +133,7 @@ fn unwritable_log_does_not_fail_the_run() {
 }
 
 #[test]
-fn stderr_that_is_the_log_gets_lines_once() {
+fn stderr_that_is_the_log_is_written_once() {
     let env = Env::new();
     let mut bash = env.command("bash");
     let script = r#""$0" --log log --timeout 0.3 -- sh -c 'echo err >&2; exec sleep 600' 2>>log"#;
@@ -145,7 +146,7 @@ fn stderr_that_is_the_log_gets_lines_once() {
 }
 
 #[test]
-fn events_are_logged_by_name() {
+fn messages_carry_event_names() {
     let env = Env::new();
     let events = |file: &str| {
         let text = fs::read_to_string(env.path(file)).unwrap_or_default();
@@ -156,7 +157,7 @@ fn events_are_logged_by_name() {
     env.claude_run().args(["--wait", "0", "--log", "busy", "true"]).assert().code(75);
     assert_eq!(events("busy"), ["lock.acquiring", "lock.timeout", "run.ended"]);
     let waiter = env.start(["--log", "term", "true"]);
-    until("it waits", || events("term").contains(&"lock.waiting".to_owned()));
+    wait_until("it waits", || events("term").contains(&"lock.waiting".to_owned()));
     waiter.signal(Signal::SIGTERM);
     assert_eq!(waiter.end().code(), 143);
     assert_eq!(events("term"), ["lock.acquiring", "lock.waiting", "lock.interrupted", "run.ended"]);
@@ -173,8 +174,8 @@ fn events_are_logged_by_name() {
         "--output-format=json",
     ]);
     let run = Running::start(command);
-    until("it waits", || events("log").contains(&"lock.waiting".to_owned()));
-    holder.let_go();
+    wait_until("it waits", || events("log").contains(&"lock.waiting".to_owned()));
+    holder.close_stdin();
     holder.end();
     assert_eq!(run.end().code(), 0);
     let expected =

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, until};
+use crate::env::{Env, Running, binary, wait_until};
 
 fn file(env: &Env) -> std::path::PathBuf {
     env.home().join(".claude/claude-run.toml")
@@ -22,7 +22,7 @@ fn mode(env: &Env, words: &[&str]) -> assert_cmd::Command {
 }
 
 #[test]
-fn it_is_shown_with_its_origin_and_set_for_all_later_runs() {
+fn mode_is_shown_with_origin_and_set_for_later_runs() {
     let env = Env::new();
     assert_eq!(stdout(mode(&env, &[]), 0), "exclusive (default)\nno live run follows another mode than exclusive\n");
     let path = file(&env).display().to_string();
@@ -51,7 +51,7 @@ fn other_keys_and_comments_are_kept() {
 }
 
 #[test]
-fn what_goes_before_the_file_here_is_said() {
+fn overriding_flag_or_variable_is_reported() {
     let env = Env::new();
     let mut command = mode(&env, &["pass-through"]);
     command.env("CLAUDE_EXTERNAL_LOCK", "1");
@@ -60,7 +60,7 @@ fn what_goes_before_the_file_here_is_said() {
 }
 
 #[test]
-fn what_is_no_mode_or_a_broken_file_is_125_and_changes_nothing() {
+fn invalid_mode_or_file_is_125_and_changes_nothing() {
     let env = Env::new();
     for words in [&["none"][..], &["exclusive", "--drain=x"], &["--nonesuch"]] {
         let assert = mode(&env, words).assert().code(125).stdout("");
@@ -74,12 +74,12 @@ fn what_is_no_mode_or_a_broken_file_is_125_and_changes_nothing() {
 }
 
 #[test]
-fn a_drain_waits_for_those_that_follow_the_old_mode_and_for_nobody_else() {
+fn drain_waits_only_for_runs_of_the_old_mode() {
     let env = Env::new();
     assert!(std::process::Command::new("mkfifo").arg(env.path("go")).status().expect("mkfifo").success());
     let old = env.start_fake(&["--label", "old"], "ready; open go; exit 0");
     old.ready();
-    until("its record is there", || stdout(mode(&env, &["pass-through", "--json"]), 0).contains("\"old\""));
+    wait_until("its record is there", || stdout(mode(&env, &["pass-through", "--json"]), 0).contains("\"old\""));
     mode(&env, &["exclusive"]).assert().code(0);
     let waiter = env.start(["--label", "waiter", "--", "true"]);
     assert!(waiter.message().contains("waiting"));
@@ -96,7 +96,7 @@ fn a_drain_waits_for_those_that_follow_the_old_mode_and_for_nobody_else() {
     fs::write(env.path("go"), "").expect("a FIFO");
     let ended = drain.end();
     assert_eq!(ended.code(), 0, "{ended:?}");
-    let told: Value = serde_json::from_str(&ended.stdout[0]).expect("JSON");
-    assert_eq!((&told["value"], &told["others"]), (&"pass-through".into(), &Value::Array(Vec::new())));
+    let shown: Value = serde_json::from_str(&ended.stdout[0]).expect("JSON");
+    assert_eq!((&shown["value"], &shown["others"]), (&"pass-through".into(), &Value::Array(Vec::new())));
     assert_eq!((old.end().code(), waiter.end().code()), (0, 0));
 }

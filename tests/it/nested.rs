@@ -2,10 +2,10 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use crate::env::{Env, Running, binary, can_unshare, until};
+use crate::env::{Env, Running, binary, can_unshare, wait_until};
 
 #[test]
-fn a_run_below_a_holder_runs_at_once_at_any_depth() {
+fn nested_run_starts_at_once_at_any_depth() {
     let env = Env::new();
     let us = binary().display().to_string();
     env.claude_run()
@@ -16,15 +16,18 @@ fn a_run_below_a_holder_runs_at_once_at_any_depth() {
 }
 
 #[test]
-fn a_daemon_of_the_holder_is_below_it_as_well() {
+fn daemon_of_the_holder_counts_as_nested() {
     let env = Env::new();
-    let script = format!("(setsid '{}' --wait 0 -- echo in >out 2>&1 &); sleep 0.5; cat out", binary().display());
+    let script = format!(
+        "(setsid '{}' --wait 0 -- echo in >out 2>&1 &); until [ -s out ]; do sleep 0.01; done; cat out",
+        binary().display()
+    );
     let run = env.start(["--", "bash", "-c", &script]);
     run.expect_line("in");
 }
 
 #[test]
-fn a_stale_claim_lets_nobody_through() {
+fn stale_claim_lets_nobody_through() {
     let env = Env::new();
     let run = env.start_fake(&[], "env CLAUDE_RUN_HELD; exit 0");
     let stale = run.line().split_once('=').expect("a claim").1.to_owned();
@@ -38,7 +41,7 @@ fn a_stale_claim_lets_nobody_through() {
 }
 
 #[test]
-fn a_claim_that_names_an_ancestor_which_holds_nothing_lets_nobody_through() {
+fn claim_on_a_non_holder_lets_nobody_through() {
     let env = Env::new();
     let _holder = env.hold_lock();
     let file = std::fs::metadata(env.lock_file()).expect("a lock file");
@@ -49,7 +52,7 @@ fn a_claim_that_names_an_ancestor_which_holds_nothing_lets_nobody_through() {
 }
 
 #[test]
-fn a_claim_outlives_no_lock_that_was_let_go_for_a_slow_reader() {
+fn claim_ends_with_a_lock_released_early() {
     let env = Env::new();
     let us = binary().display();
     let nested =
@@ -59,11 +62,11 @@ fn a_claim_outlives_no_lock_that_was_let_go_for_a_slow_reader() {
     let mut outer = env.command(binary());
     outer.args(["--leftovers", "keep", "--claude"]).arg(claude).args(["--", "-p", "x", "--output-format=json"]);
     let mut outer = outer.stdout(std::process::Stdio::piped()).spawn().expect("started");
-    until("it holds the lock", || env.path("started").exists());
-    until("the lock is free, though nothing was read", || !env.is_locked());
+    wait_until("it holds the lock", || env.path("started").exists());
+    wait_until("the lock is free, though nothing was read", || !env.is_locked());
     let _holder = env.hold_lock();
     std::fs::write(env.path("taken"), "").expect("a file");
-    until("the nested run is done", || env.path("code").exists());
+    wait_until("the nested run is done", || env.path("code").exists());
     assert!(outer.try_wait().expect("a child").is_none(), "the outer run waits for its reader");
     assert_eq!(std::fs::read_to_string(env.path("code")).expect("a code"), "75\n");
     drop(outer.stdout.take());
@@ -71,7 +74,7 @@ fn a_claim_outlives_no_lock_that_was_let_go_for_a_slow_reader() {
 }
 
 #[test]
-fn a_run_below_two_holders_of_two_locks_waits_for_neither() {
+fn run_nested_in_two_locks_waits_for_neither() {
     let env = Env::new();
     let us = binary().display().to_string();
     // As claude, which passes none of its descriptors to its tools.
@@ -83,7 +86,7 @@ fn a_run_below_two_holders_of_two_locks_waits_for_neither() {
 }
 
 #[test]
-fn a_claim_on_another_lock_lets_nobody_through() {
+fn claim_on_another_lock_lets_nobody_through() {
     let env = Env::new();
     let _holder = env.hold_lock();
     let us = binary().display().to_string();
@@ -92,17 +95,17 @@ fn a_claim_on_another_lock_lets_nobody_through() {
 }
 
 #[test]
-fn a_run_below_pass_through_takes_the_lock() {
+fn run_below_pass_through_acquires_the_lock() {
     let env = Env::new();
     let us = binary().display().to_string();
     let run =
         env.start(["--lock", "pass-through", "--", &us, "--lock", "exclusive", "--", "sh", "-c", "echo in; exec sleep 600"]);
     run.expect_line("in");
-    until("the lock is held", || env.is_locked());
+    wait_until("the lock is held", || env.is_locked());
 }
 
 #[test]
-fn a_claude_on_path_that_calls_claude_run_again_is_found_out() {
+fn claude_that_calls_claude_run_is_detected() {
     let env = Env::new();
     env.script("bin/claude", &format!("#!/bin/sh\nexec '{}' -- claude \"$@\"\n", binary().display()));
     let path = format!("{}:/usr/bin:/bin", env.path("bin").display());
@@ -112,7 +115,7 @@ fn a_claude_on_path_that_calls_claude_run_again_is_found_out() {
 }
 
 #[test]
-fn in_another_pid_namespace_the_record_of_the_holder_speaks_for_it() {
+fn record_proves_the_holder_across_pid_namespaces() {
     if !can_unshare("-rpf") {
         return;
     }
@@ -129,7 +132,7 @@ fn in_another_pid_namespace_the_record_of_the_holder_speaks_for_it() {
 }
 
 #[test]
-fn in_another_pid_namespace_a_stale_claim_lets_nobody_through_either() {
+fn stale_claim_fails_in_another_pid_namespace_too() {
     if !can_unshare("-rpf") {
         return;
     }
@@ -144,7 +147,7 @@ fn in_another_pid_namespace_a_stale_claim_lets_nobody_through_either() {
 }
 
 #[test]
-fn a_run_below_a_killed_claude_run_s_child_that_holds_the_lock_does_not_wait_for_it() {
+fn run_below_an_orphaned_holder_does_not_wait() {
     let env = Env::new();
     // Its tools get no descriptor of claude's, as with the real one.
     let tool = "#!/bin/bash\nexec 3>&- 4>&- 5>&- 6>&- 7>&-\nuntil [ -e go ]; do sleep 0.05; done\n\"$1\" --wait 0 -- echo in\n";
@@ -153,16 +156,16 @@ fn a_run_below_a_killed_claude_run_s_child_that_holds_the_lock_does_not_wait_for
     let run = env.start_fake(&[], &steps);
     let [child, ..] = run.ready();
     run.signal(nix::sys::signal::Signal::SIGKILL);
-    until("claude-run is gone", || {
+    wait_until("claude-run is gone", || {
         std::fs::read_to_string(format!("/proc/{child}/stat")).is_ok_and(|stat| !stat.contains(&format!(") S {} ", run.pid())))
     });
     std::fs::write(env.path("go"), "").expect("a file");
     run.expect_line("in");
-    until("the child is gone, and the lock free", || !env.is_locked());
+    wait_until("the child is gone, and the lock free", || !env.is_locked());
 }
 
 #[test]
-fn a_run_below_an_old_block_s_claude_does_not_wait_for_the_block() {
+fn run_below_a_bash_block_does_not_wait_for_it() {
     let env = Env::new();
     let mut bash = env.command("bash");
     // claude closes the descriptor for its tools, and one of them calls claude.

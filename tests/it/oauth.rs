@@ -1,4 +1,4 @@
-//! What the tests about refreshes share: a login, the stand-in for the endpoint that refreshes it, and agents that do.
+//! Shared by the tests about refreshes: a login, the stand-in for the token endpoint, and agents that refresh.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use crate::env::{Env, Running, binary, fake_claude, oauth_stand_in};
 
-/// A time that has long passed: the token has expired.
+/// Lifetime, in seconds, of an expired token.
 pub(crate) const EXPIRED: i64 = -100;
-/// As long as a token lives when it is fresh.
+/// Lifetime, in seconds, of a fresh token.
 pub(crate) const FRESH: i64 = 8 * 3600;
 
 impl Env {
@@ -39,7 +39,7 @@ impl Env {
         Running::start(command)
     }
 
-    /// The same in a "container": the config dir is bind-mounted at a path of its own, which its sibling does not share.
+    /// An agent in a "container": its config dir is bind-mounted at a path of its own, whose sibling is not shared.
     pub(crate) fn agent_in_container(&self, stand_in: &StandIn, mode: &str, steps: &str, number: usize) -> Option<Running> {
         let config_dir = self.path(&format!("container-{number}/config"));
         fs::create_dir_all(&config_dir).expect("a directory");
@@ -64,7 +64,7 @@ pub(crate) fn credentials(expires_in: i64) -> String {
     )
 }
 
-/// How unshare(1) can make a mount namespace here, if it can.
+/// Flags with which unshare(1) can make a mount namespace here.
 pub(crate) fn mount_namespace() -> Option<&'static str> {
     let can = |flags: &&str| {
         let mut unshare = Command::new("unshare");
@@ -85,7 +85,7 @@ pub(crate) fn age(dir: &Path, seconds: u64) {
     fs::File::open(dir).and_then(|dir| dir.set_modified(at)).expect("a time");
 }
 
-/// A stand-in, running.
+/// Running stand-in for the token endpoint.
 pub(crate) struct StandIn {
     running: Running,
     pub(crate) address: String,
@@ -103,7 +103,7 @@ impl StandIn {
 
     /// Ends it: what it has counted.
     pub(crate) fn counts(mut self) -> Value {
-        self.running.let_go();
+        self.running.close_stdin();
         let counts = self.running.line();
         serde_json::from_str(&counts).unwrap_or_else(|error| panic!("{error}: {counts}"))
     }

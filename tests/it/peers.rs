@@ -1,4 +1,4 @@
-//! What users of flock(1), timeout(1), tini(1) and dumb-init(1) would try next: each line is run with the real tool and with
+//! Call lines of flock(1), timeout(1), tini(1) and dumb-init(1): each is run with the real tool and with
 //! what the README says to write instead, and the exit codes of both are as told there.
 
 use std::ffi::OsStr;
@@ -34,7 +34,7 @@ fn compare(env: &Env, lines: &[Line]) {
 }
 
 #[test]
-fn of_flock_while_the_lock_is_busy() {
+fn flock_is_matched_while_the_lock_is_busy() {
     let env = Env::new();
     let _holder = env.hold_lock();
     compare(
@@ -51,7 +51,7 @@ fn of_flock_while_the_lock_is_busy() {
 }
 
 #[test]
-fn of_flock_while_it_is_free() {
+fn flock_is_matched_while_the_lock_is_free() {
     let env = Env::new();
     env.make_lock_file();
     compare(
@@ -81,7 +81,7 @@ fn of_flock_while_it_is_free() {
 }
 
 #[test]
-fn of_timeout() {
+fn timeout_is_matched() {
     let env = Env::new();
     fs::write(env.path("no-program"), "x").expect("a file");
     compare(
@@ -98,14 +98,14 @@ fn of_timeout() {
             line("timeout -- -1 true", 125, "$CR --timeout=-1 true", 125),
             // With KILL, timeout(1) tells of the KILL; claude-run of the limit, whatever it took.
             line(
-                "timeout -k 0.2 0.2 sh -c 'trap \"\" TERM; while :; do sleep 60; done'",
+                "timeout -k 0.2 1 sh -c 'trap \"\" TERM; while :; do sleep 60; done'",
                 137,
-                "$CR -k 0.2 --timeout 0.2 -- sh -c 'trap \"\" TERM; while :; do sleep 60; done'",
+                "$CR -k 0.2 --timeout 1 -- sh -c 'trap \"\" TERM; while :; do sleep 60; done'",
                 124,
             ),
             // What it makes of its TERM is told by the message and the record alone.
             line(
-                "timeout --preserve-status 0.2 sh -c 'trap \"exit 3\" TERM; sleep 60 & wait'",
+                "timeout --preserve-status 1 sh -c 'trap \"exit 3\" TERM; sleep 60 & wait'",
                 3,
                 "$CR --timeout 0.2 -- sh -c 'trap \"exit 3\" TERM; sleep 60 & wait'",
                 124,
@@ -117,7 +117,7 @@ fn of_timeout() {
 }
 
 #[test]
-fn of_tini_and_dumb_init() {
+fn tini_and_dumb_init_are_matched() {
     let env = Env::new();
     compare(
         &env,
@@ -135,9 +135,9 @@ fn of_tini_and_dumb_init() {
     );
 }
 
-/// What is compared with has to be there.
+/// The peers have to be installed.
 #[test]
-fn the_tools_themselves_are_there() {
+fn peers_are_installed() {
     for tool in ["flock", "timeout", "tini", "dumb-init"] {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&path).any(|dir| dir.join(OsStr::new(tool)).exists());

@@ -34,7 +34,7 @@ fn lock(env: &Env) -> PathBuf {
     env.home().join(".claude.lock")
 }
 
-/// What claude-run takes the lock for: `free`, `live` or `stale`.
+/// State of the lock for claude-run: `free`, `live` or `stale`.
 fn state(env: &Env) -> String {
     let output = env.claude_run().args(["status", "--json"]).output().expect("a status");
     let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -43,7 +43,7 @@ fn state(env: &Env) -> String {
 }
 
 #[test]
-fn both_call_a_lock_held_or_not_at_every_age() {
+fn both_agree_on_a_lock_of_every_age() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let Some(mut check) = lockfile(&env, "check") else { return };
@@ -62,7 +62,7 @@ fn both_call_a_lock_held_or_not_at_every_age() {
 }
 
 #[test]
-fn nothing_is_started_while_it_is_held_and_everything_once_it_is_released() {
+fn lock_of_npm_is_waited_for() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let Some(hold) = lockfile(&env, "hold") else { return };
@@ -72,14 +72,14 @@ fn nothing_is_started_while_it_is_held_and_everything_once_it_is_released() {
     let mut run = env.start(["--lock", "refresh", "echo", "started"]);
     assert!(run.message().contains("a refresh is under way"));
     assert!(run.is_running());
-    holder.let_go();
+    holder.close_stdin();
     holder.expect_line("released");
     run.expect_line("started");
     assert_eq!((run.end().code(), state(&env).as_str()), (0, "free"));
 }
 
 #[test]
-fn a_killed_holder_s_lock_is_live_until_it_is_stale_and_then_taken_by_the_next() {
+fn lock_of_a_killed_holder_goes_stale() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let (Some(hold), Some(again)) = (lockfile(&env, "hold"), lockfile(&env, "hold")) else { return };
@@ -93,12 +93,12 @@ fn a_killed_holder_s_lock_is_live_until_it_is_stale_and_then_taken_by_the_next()
     let mut next = Running::start(again);
     next.expect_line("held");
     assert_eq!(state(&env), "live");
-    next.let_go();
+    next.close_stdin();
     next.expect_line("released");
 }
 
 #[test]
-fn the_fake_claude_keeps_to_the_same_protocol() {
+fn fake_claude_keeps_to_the_same_protocol() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let (Some(mut check), Some(mut hold)) = (lockfile(&env, "check"), lockfile(&env, "hold")) else { return };

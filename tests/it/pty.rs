@@ -5,7 +5,7 @@ use std::process::Stdio;
 use crate::env::{Env, Running, binary};
 
 #[test]
-fn the_child_sees_a_terminal_and_no_cr_is_added() {
+fn child_sees_a_terminal_and_no_cr_is_added() {
     let env = Env::new();
     let script = "[ -t 1 ] && [ ! -t 2 ] && printf 'a\\nb\\r\\nc \\033[?25h'; stty size <&1 >size; exit 4";
     for (option, code) in [("--pty", 4), ("--pty=on", 4)] {
@@ -19,7 +19,7 @@ fn the_child_sees_a_terminal_and_no_cr_is_added() {
 }
 
 #[test]
-fn all_of_it_arrives_also_when_the_child_exits_at_once() {
+fn output_arrives_though_the_child_exits_at_once() {
     let env = Env::new();
     for _ in 0..20 {
         let mut command = env.command(binary());
@@ -30,7 +30,7 @@ fn all_of_it_arrives_also_when_the_child_exits_at_once() {
 }
 
 #[test]
-fn frames_are_found_and_escapes_behind_the_last_line_disturb_nothing() {
+fn frames_are_found_despite_trailing_escapes() {
     let env = Env::new();
     let mut command = env.command(binary());
     let frame = r#"printf '{"type":"result","subtype":"success","is_error":false}\n\033[?25h\033[0m'; sleep 600"#;
@@ -41,7 +41,7 @@ fn frames_are_found_and_escapes_behind_the_last_line_disturb_nothing() {
 }
 
 #[test]
-fn a_descendant_that_keeps_the_terminal_does_not_hold_us() {
+fn kept_descendant_on_the_pty_is_not_waited_for() {
     let env = Env::new();
     let run = env.start(["--pty", "--leftovers", "keep", "--", "sh", "-c", "setsid sleep 600 & echo $!; exit 6"]);
     let kept: i32 = run.line().parse().expect("a pid");

@@ -12,7 +12,7 @@ fn records(env: &Env) -> Vec<Value> {
 }
 
 #[test]
-fn record_has_the_outcome_and_never_the_prompt() {
+fn record_has_every_outcome_and_never_the_prompt() {
     let env = Env::new();
     let fake = fake_claude().display().to_string();
     let framed = |steps: &str| vec!["-p".to_owned(), steps.to_owned(), "--output-format".to_owned(), "stream-json".to_owned()];
@@ -38,15 +38,15 @@ fn record_has_the_outcome_and_never_the_prompt() {
         assert_eq!(ended.code(), code as i32, "{steps}: {ended:?}");
     }
     let records = records(&env);
-    let told: Vec<_> = records.iter().map(|record| (record["outcome"].as_str(), record["exit_code"].as_u64())).collect();
+    let outcomes: Vec<_> = records.iter().map(|record| (record["outcome"].as_str(), record["exit_code"].as_u64())).collect();
     let expected: Vec<_> = cases.iter().filter(|case| !case.2.is_empty()).map(|case| (Some(case.2), Some(case.3))).collect();
-    assert_eq!(told, expected, "a program that was not found has no run");
+    assert_eq!(outcomes, expected, "a program that was not found has no run");
     assert!(records.iter().all(|record| record["label"] == "fixer" && record["lock"] == "exclusive"));
     assert!(!fs::read_to_string(env.path("record")).expect("a record").contains("hang"), "no prompt");
 }
 
 #[test]
-fn record_has_last_result_and_times() {
+fn record_has_the_last_result_and_the_times() {
     let env = Env::new();
     let mut holder = env.hold_lock();
     let mut command = env.command(binary());
@@ -54,8 +54,8 @@ fn record_has_last_result_and_times() {
     command.args(["--", "-p", "result new error; result new ok; sleep 0.2; exit 3", "--output-format=json"]);
     let run = Running::start(command);
     assert!(run.message().contains("waiting"));
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    holder.let_go();
+    std::thread::sleep(std::time::Duration::from_millis(300)); // the wait that the record is to tell of
+    holder.close_stdin();
     assert_eq!(run.end().code(), 3);
     let record = &records(&env)[0];
     let number = |key: &str| record[key].as_f64().unwrap_or_else(|| panic!("{key}: {record}"));
@@ -67,7 +67,7 @@ fn record_has_last_result_and_times() {
 }
 
 #[test]
-fn record_has_a_wait_that_timed_out() {
+fn record_of_a_timed_out_wait_and_unwritable_record() {
     let env = Env::new();
     let _holder = env.hold_lock();
     env.claude_run().args(["--record", "record", "--wait", "0.1", "true"]).assert().code(75);

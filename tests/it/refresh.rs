@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, fake_claude, is_alive, until};
+use crate::env::{Env, Running, binary, fake_claude, is_alive, wait_until};
 use crate::oauth::{EXPIRED, FRESH, StandIn, age, credentials, mount_namespace};
 
 const KINDS: [&str; 3] = ["none", "legacy", "modern"];
@@ -23,7 +23,7 @@ fn expect_one_refresh(agents: Vec<Running>, stand_in: StandIn, about: &str) -> V
 }
 
 #[test]
-fn agents_on_an_expired_token_make_one_refresh_under_every_kind_of_lock_and_then_overlap() {
+fn agents_refresh_once_and_then_overlap() {
     for kind in KINDS {
         let env = Env::new();
         env.log_in(EXPIRED);
@@ -36,7 +36,7 @@ fn agents_on_an_expired_token_make_one_refresh_under_every_kind_of_lock_and_then
 }
 
 #[test]
-fn in_containers_that_bind_mount_the_config_dir_they_make_one_refresh_as_well() {
+fn agents_with_bind_mounted_dirs_refresh_once() {
     for kind in KINDS {
         let env = Env::new();
         env.log_in(EXPIRED);
@@ -51,7 +51,7 @@ fn in_containers_that_bind_mount_the_config_dir_they_make_one_refresh_as_well() 
 }
 
 #[test]
-fn in_exclusive_mode_there_is_one_refresh_and_one_agent_at_a_time_in_either_layout() {
+fn exclusive_agents_refresh_once_and_never_overlap() {
     for kind in KINDS {
         let env = Env::new();
         env.log_in(EXPIRED);
@@ -65,7 +65,7 @@ fn in_exclusive_mode_there_is_one_refresh_and_one_agent_at_a_time_in_either_layo
 }
 
 #[test]
-fn a_fresh_token_takes_no_lock_and_waits_for_nothing() {
+fn fresh_token_needs_no_lock_and_no_wait() {
     let env = Env::new();
     env.log_in(FRESH);
     env.claude_run().args(["--lock", "refresh", "true"]).assert().code(0).stderr("");
@@ -85,7 +85,7 @@ fn a_fresh_token_takes_no_lock_and_waits_for_nothing() {
 }
 
 #[test]
-fn the_lock_is_free_as_soon_as_the_new_expiry_is_on_the_disk_while_the_run_goes_on() {
+fn lock_is_released_once_the_new_expiry_is_on_disk() {
     for kind in KINDS {
         for is_symlink in [false, true] {
             let env = Env::new();
@@ -96,11 +96,15 @@ fn the_lock_is_free_as_soon_as_the_new_expiry_is_on_the_disk_while_the_run_goes_
                 symlink(env.path("elsewhere"), env.credentials()).expect("a link");
             }
             let stand_in = StandIn::start(&env, &["--refresh-takes", "0.2"]);
-            let agent = env.agent(&stand_in, "refresh", &["-v"], &format!("ready; refresh {kind}; ready; signals; hang"));
+            let fifo = env.path("fifo");
+            nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+            let steps = format!("ready; open fifo; refresh {kind}; ready; signals; hang");
+            let agent = env.agent(&stand_in, "refresh", &["-v"], &steps);
             agent.ready();
             assert!(env.is_locked(), "{kind}");
+            fs::write(fifo, "").expect("a FIFO"); // it goes on
             while agent.line() != "refreshed" {}
-            until("the lock is free", || !env.is_locked());
+            wait_until("the lock is free", || !env.is_locked());
             let [child, ..] = agent.ready();
             assert!(is_alive(child));
             while !agent.message().contains("released the session lock: the token is refreshed") {}
@@ -113,7 +117,7 @@ fn the_lock_is_free_as_soon_as_the_new_expiry_is_on_the_disk_while_the_run_goes_
 }
 
 #[test]
-fn a_credentials_file_that_is_mounted_by_itself_is_looked_at_as_well() {
+fn credentials_mounted_by_themselves_are_watched() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let outside = env.path("outside.json");
@@ -126,11 +130,11 @@ fn a_credentials_file_that_is_mounted_by_itself_is_looked_at_as_well() {
     run.ready();
     assert!(env.is_locked());
     fs::write(&outside, credentials(FRESH)).expect("a file");
-    until("the lock is free", || !env.is_locked());
+    wait_until("the lock is free", || !env.is_locked());
 }
 
 #[test]
-fn an_expiry_that_does_not_change_or_a_file_that_goes_keeps_the_lock() {
+fn unchanged_expiry_or_missing_file_keeps_the_lock() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let mut run = env.start_fake(&["--lock", "refresh"], "ready; hang");
@@ -142,11 +146,11 @@ fn an_expiry_that_does_not_change_or_a_file_that_goes_keeps_the_lock() {
     fs::remove_file(env.credentials()).expect("credentials");
     assert!(env.is_locked() && run.is_running());
     env.log_in(EXPIRED + 10);
-    until("a later one is one, however old", || !env.is_locked());
+    wait_until("a later one is one, however old", || !env.is_locked());
 }
 
 #[test]
-fn who_waits_for_the_lock_goes_on_as_soon_as_the_token_is_fresh() {
+fn waiter_goes_on_once_the_token_is_fresh() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let _holder = env.hold_lock(); // and never lets go
@@ -160,7 +164,7 @@ fn who_waits_for_the_lock_goes_on_as_soon_as_the_token_is_fresh() {
 }
 
 #[test]
-fn who_gets_the_lock_looks_again_and_lets_go_if_the_token_is_fresh() {
+fn holder_releases_if_the_token_is_already_fresh() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let stand_in = StandIn::start(&env, &[]);
@@ -169,11 +173,11 @@ fn who_gets_the_lock_looks_again_and_lets_go_if_the_token_is_fresh() {
     while first.line() != "refreshed" {}
     let second = env.agent(&stand_in, "refresh", &["--wait", "0"], "ready; hang");
     second.ready();
-    until("the first has seen it, too", || !env.is_locked());
+    wait_until("the first has seen it, too", || !env.is_locked());
 }
 
 #[test]
-fn while_it_is_due_the_lock_is_waited_for_and_given_up_as_in_exclusive_mode() {
+fn due_refresh_waits_and_times_out_as_exclusive() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let _holder = env.hold_lock();
@@ -185,7 +189,7 @@ fn while_it_is_due_the_lock_is_waited_for_and_given_up_as_in_exclusive_mode() {
 }
 
 #[test]
-fn without_credentials_that_can_be_understood_the_lock_is_held_for_the_whole_run_with_one_warning() {
+fn unreadable_credentials_hold_the_lock_throughout() {
     let cut = credentials(FRESH);
     type Case<'a> = (&'a str, &'a dyn Fn(&Env));
     let cases: [Case; 6] = [
@@ -221,7 +225,7 @@ fn without_credentials_that_can_be_understood_the_lock_is_held_for_the_whole_run
 }
 
 #[test]
-fn a_login_that_claude_never_refreshes_or_has_none_of_needs_no_lock() {
+fn login_without_refreshes_needs_no_lock() {
     let env = Env::new();
     let _holder = env.hold_lock();
     let run = |variable: &str, value: &str| {
@@ -252,7 +256,7 @@ fn a_login_that_claude_never_refreshes_or_has_none_of_needs_no_lock() {
 }
 
 #[test]
-fn a_nested_run_goes_on_under_a_refresh_and_takes_the_lock_itself_after_it() {
+fn nested_run_acquires_the_lock_after_the_refresh() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let (binary, fake) = (binary().display(), fake_claude().display());
@@ -263,16 +267,16 @@ fn a_nested_run_goes_on_under_a_refresh_and_takes_the_lock_itself_after_it() {
     outer.expect_line("inside");
     outer.ready();
     env.log_in(FRESH);
-    until("the outer one has let go", || !env.is_locked());
+    wait_until("the outer one has let go", || !env.is_locked());
     env.log_in(EXPIRED);
     let _other = env.hold_lock();
     fs::write(env.path("fifo"), "").expect("a FIFO");
     outer.expect_line("code 75");
 }
 
-/// A crash at each step: whoever comes next neither hangs nor fails by our doing, and what was saved is used.
+/// After a crash at any step the next run neither hangs nor fails through us, and uses what was saved.
 #[test]
-fn a_crash_at_any_step_of_a_refresh_leaves_the_lock_free_and_the_next_run_able_to_go_on() {
+fn crash_at_any_refresh_step_frees_the_lock() {
     for kind in KINDS {
         for (step, posts, refused) in [("locked", 1, 0), ("posted", 2, 1), ("half", 2, 1), ("saved", 1, 0)] {
             for of_claude in [true, false] {
@@ -288,7 +292,7 @@ fn a_crash_at_any_step_of_a_refresh_leaves_the_lock_free_and_the_next_run_able_t
                 kill(victim, Signal::SIGKILL).expect("a process");
                 let ended = agent.end();
                 assert_eq!(ended.code(), 137, "{about}: {ended:?}");
-                until("the child is gone", || !is_alive(child));
+                wait_until("the child is gone", || !is_alive(child));
                 assert!(!env.is_locked(), "{about}");
                 // Time passes, as far as claude's own locks are concerned.
                 for lock in [env.config_dir().join(".oauth_refresh.lock"), env.home().join(".claude.lock")] {
@@ -311,7 +315,7 @@ fn a_crash_at_any_step_of_a_refresh_leaves_the_lock_free_and_the_next_run_able_t
 }
 
 #[test]
-fn the_mode_of_the_factory_can_be_refresh() {
+fn mode_refresh_applies_to_later_runs() {
     let env = Env::new();
     env.log_in(100);
     env.claude_run().args(["mode", "refresh"]).assert().code(0);

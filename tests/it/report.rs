@@ -59,7 +59,7 @@ fn report_sums_runs_waits_holds_and_cost() {
 }
 
 #[test]
-fn cut_or_foreign_line_is_skipped_and_counted() {
+fn truncated_or_foreign_line_is_skipped_and_counted() {
     let env = Env::new();
     env.claude_run().arg("true").assert().code(0);
     let mut file = fs::File::options().append(true).open(history(&env)).expect("a history");

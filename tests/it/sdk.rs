@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::env::{binary, is_alive, until};
+use crate::env::{binary, is_alive, wait_until};
 use crate::factory::{Machine, SDK, call, is_there, machines};
 use crate::terminal::OnTerminal;
 
@@ -197,11 +197,11 @@ fn call_from_a_terminal_has_limits_and_leaves_nothing() {
     for machine in machines() {
         let script = Machine::sourced(&call("tool& sleep 7321; ready; read; hang"));
         let mut terminal = OnTerminal::start(machine.shell(&script));
-        until("claude runs", || machine.log().contains("stdout: ready "));
+        wait_until("claude runs", || machine.log().contains("stdout: ready "));
         let line = machine.log().lines().find(|line| line.contains("stdout: ready ")).expect("a line").to_owned();
         let claude_run: i32 = line.rsplit(' ').nth(2).expect("a parent").parse().expect("a pid");
         kill(Pid::from_raw(claude_run), Signal::SIGUSR1).expect("it lives");
-        until("it says when its limit is", || machine.log().contains("next limit in 1h 59m"));
+        wait_until("it says when its limit is", || machine.log().contains("next limit in 1h 59m"));
         kill(Pid::from_raw(claude_run), Signal::SIGTERM).expect("it lives");
         terminal.shows("rc 143");
         assert_eq!(terminal.ends(), 0);
@@ -219,8 +219,8 @@ fn ctrl_c_in_a_terminal_ends_script_and_claude() {
             let mut terminal = OnTerminal::start(machine.shell(&script));
             let [claude, claude_run, ..] = terminal.ready();
             terminal.types("\x03");
-            until("both have ended", || !is_alive(claude) && !is_alive(claude_run));
-            until("the file is gone", || !machine.env.path("pgid").exists());
+            wait_until("both have ended", || !is_alive(claude) && !is_alive(claude_run));
+            wait_until("the file is gone", || !machine.env.path("pgid").exists());
         }
     }
 }

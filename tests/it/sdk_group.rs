@@ -7,13 +7,13 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::env::{is_alive, stat, until};
+use crate::env::{is_alive, stat, wait_until};
 use crate::factory::{Machine, call, is_there, machines};
 
 /// Waits for the process group that the file in CLAUDE_PGID_FILE names.
 fn group(machine: &Machine) -> Pid {
     let read = || fs::read_to_string(machine.env.path("pgid")).ok()?.trim().parse::<i32>().ok();
-    until("there is a process group", || read().is_some());
+    wait_until("there is a process group", || read().is_some());
     Pid::from_raw(-read().expect("a group"))
 }
 
@@ -49,7 +49,7 @@ fn signals_to_the_group_end_claude_and_all_its_tools() {
             let script = format!("{before}; CLAUDE_PGID_FILE=$PWD/pgid; export CLAUDE_RUN_KILL_AFTER=1; {}", call(&steps));
             let run = machine.start(&script);
             let group = group(&machine);
-            until("the tools run", || machine.log().contains("stdout: deaf"));
+            wait_until("the tools run", || machine.log().contains("stdout: deaf"));
             for &signal in signals {
                 assert!(kill(group, signal).is_ok() || signal == Signal::SIGKILL);
                 thread::sleep(Duration::from_millis(200));
@@ -76,7 +76,7 @@ fn two_runs_with_one_group_file_leave_the_last() {
         let before = group(&machine);
         let second = run("ready; hang");
         second.ready();
-        until("the file is the second's", || group(&machine) != before);
+        wait_until("the file is the second's", || group(&machine) != before);
         fs::write(machine.env.path("end"), "").expect("a reader");
         assert_eq!(first.end().code(), 0);
         assert!(is_gone(before));
@@ -100,7 +100,7 @@ fn signals_to_the_group_spare_a_refresh() {
         let run =
             machine.start(&format!("export CLAUDE_RUN_CLAUDE='{}'; CLAUDE_PGID_FILE=$PWD/pgid; {call}", claude.display()));
         let group = group(&machine);
-        until("the refresh has begun", || machine.log().contains("stdout: begun"));
+        wait_until("the refresh has begun", || machine.log().contains("stdout: begun"));
         kill(group, Signal::SIGTERM).expect("a group");
         thread::sleep(Duration::from_secs(1));
         kill(group, Signal::SIGKILL).expect("a group");
@@ -118,6 +118,6 @@ fn nothing_outlives_a_killed_shell_that_has_a_group_file() {
         let [claude, claude_run, ..] = run.ready();
         let shell = stat(claude_run).expect("it lives")[1].parse().expect("a pid");
         kill(Pid::from_raw(shell), Signal::SIGKILL).expect("it lives");
-        until("claude has ended", || !is_alive(claude) && !is_alive(claude_run));
+        wait_until("claude has ended", || !is_alive(claude) && !is_alive(claude_run));
     }
 }

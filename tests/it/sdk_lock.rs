@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::env::{Running, until};
+use crate::env::{Running, wait_until};
 use crate::factory::{SDK, call, machines};
 
 /// Whether a call takes the session lock, by who says what: the switch, the variable, the file, nobody.
@@ -67,8 +67,8 @@ fn call_sites_without_flock_exclude_the_old_ones() {
         let mut holder = machine.env.hold_lock();
         let site = r#"output=$(cd "$PWD" && CLAUDE_EXTERNAL_LOCK=1 claude_run_with_watchdog claude -p 'exit 4' 2>>"$LOGFILE") && rc=0 || rc=$?; echo "rc $rc""#;
         let run = machine.start(site);
-        until("it waits", || machine.log().contains("event=lock.waiting"));
-        holder.let_go();
+        wait_until("it waits", || machine.log().contains("event=lock.waiting"));
+        holder.close_stdin();
         run.expect_line("rc 4");
     }
 }

@@ -15,7 +15,7 @@ fn write_file(env: &Env, text: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn the_file_counts_below_flag_and_variable_also_for_the_shim() {
+fn file_ranks_below_flag_and_variable() {
     let env = Env::new();
     write_file(&env, "timeout = 0.2 # seconds\nlabel = \"from the file\"\nkill-after = \"1m\"\n");
     let sleep = ["--", "-p", "sleep 0.6; exit 3"];
@@ -32,7 +32,7 @@ fn the_file_counts_below_flag_and_variable_also_for_the_shim() {
 }
 
 #[test]
-fn a_file_that_is_wrong_is_125_with_file_line_and_key_and_nothing_is_started() {
+fn invalid_file_is_125_with_line_and_key() {
     let env = Env::new();
     for (text, parts) in [
         ("wait = 5\ntimeot = 5\n", [":2: unknown key \"timeot\"", "timeout"]),
@@ -53,26 +53,28 @@ fn a_file_that_is_wrong_is_125_with_file_line_and_key_and_nothing_is_started() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_no_silent_default() {
+fn unreadable_file_is_no_silent_default() {
     let env = Env::new();
     let path = env.home().join(".claude/claude-run.toml");
     fs::create_dir_all(&path).expect("a directory in its place");
     let assert = env.claude_run().arg("true").assert().code(125);
     assert!(String::from_utf8_lossy(&assert.get_output().stderr).contains("claude-run.toml"));
+    fs::remove_dir(&path).expect("removed");
+    let path = write_file(&env, "wait = 5");
+    fs::set_permissions(env.path(""), fs::Permissions::from_mode(0o755)).expect("permissions");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).expect("permissions");
+    // Root may read it all the same: somebody else.
+    let mut command = env.command(if nix::unistd::geteuid().is_root() { "setpriv" } else { "env" });
     if nix::unistd::geteuid().is_root() {
-        fs::remove_dir(&path).expect("removed");
-        let path = write_file(&env, "wait = 5");
-        fs::set_permissions(env.path(""), fs::Permissions::from_mode(0o755)).expect("permissions");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("permissions");
-        let mut command = env.command("setpriv");
-        command.args(["--reuid", "65534", "--clear-groups"]).arg(binary()).arg("true");
-        let ended = Running::start(command).end();
-        assert!(ended.code() == 125 && ended.stderr_text().contains("claude-run.toml"), "{ended:?}");
+        command.args(["--reuid", "65534", "--clear-groups"]);
     }
+    command.arg(binary()).arg("true");
+    let ended = Running::start(command).end();
+    assert!(ended.code() == 125 && ended.stderr_text().contains("claude-run.toml"), "{ended:?}");
 }
 
 #[test]
-fn settings_prints_each_with_its_value_and_where_it_comes_from() {
+fn settings_prints_each_value_and_origin() {
     let env = Env::new();
     let file = write_file(&env, "wait = \"20m\"\npty = false\n").display().to_string();
     let mut command = env.claude_run();
@@ -99,7 +101,7 @@ fn settings_prints_each_with_its_value_and_where_it_comes_from() {
 }
 
 #[test]
-fn a_program_called_settings_goes_behind_dashes() {
+fn program_called_settings_goes_after_dashes() {
     let env = Env::new();
     env.script("bin/settings", "#!/bin/sh\necho mine $1\n");
     let path = format!("{}:/usr/bin:/bin", env.path("bin").display());

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::env::{Env, Running, binary};
 
-/// A home, and a shared dir: on the same file system, or on another.
+/// Home and shared dir, on one file system or on two.
 struct Place {
     env: Env,
     shared: PathBuf,
@@ -30,7 +30,7 @@ impl Place {
         Self { shared: env.path("shared"), env, _elsewhere: None }
     }
 
-    /// None, where there is only one.
+    /// Places home and shared dir on two file systems, if there are two.
     fn on_two() -> Option<Self> {
         let env = Env::new();
         let elsewhere = TempDir::new_in("/dev/shm").ok();
@@ -90,7 +90,7 @@ impl Place {
         fs::write(self.env.home().join(".claude.json"), r#"{"mcpServers":{}}"#).expect("a file");
     }
 
-    /// What is in ~/.claude, but for the lock file that setup itself makes there.
+    /// Content of ~/.claude, without the files that setup itself makes there.
     fn content(&self) -> BTreeMap<PathBuf, String> {
         let mut all = BTreeMap::new();
         look(&self.link(), Path::new(""), &mut all);
@@ -110,12 +110,10 @@ fn look(dir: &Path, below: &Path, all: &mut BTreeMap<PathBuf, String>) {
     let detail = match () {
         () if kind.is_symlink() => format!("-> {:?}", fs::read_link(&path).expect("a link")),
         () if kind.is_file() => {
-            format!(
-                "{} {} {:?}",
-                found.nlink(),
-                found.mtime_nsec(),
-                fs::read(&path).expect("a file").iter().map(|&byte| u64::from(byte)).sum::<u64>()
-            )
+            let bytes = fs::read(&path).expect("a file");
+            let is_hole = bytes == vec![0; bytes.len()];
+            let text = if is_hole { format!("{} zeros", bytes.len()) } else { String::from_utf8_lossy(&bytes).into_owned() };
+            format!("{} {} {text}", found.nlink(), found.mtime_nsec())
         }
         () if kind.is_dir() && below != Path::new("") => format!("{}.{}", found.mtime(), found.mtime_nsec()),
         () => String::new(),
@@ -140,7 +138,7 @@ fn expect_tidy(place: &Place) {
 }
 
 #[test]
-fn missing_config_dir_is_made_once() {
+fn missing_dirs_are_created_once() {
     for place in Place::both() {
         let dry = place.setup(&["--dry-run"], 0);
         assert!(dry.contains("would make") && !place.shared.exists() && !place.link().exists(), "{dry}");
@@ -158,7 +156,7 @@ fn missing_config_dir_is_made_once() {
 }
 
 #[test]
-fn content_is_moved_and_there_at_every_moment() {
+fn dir_is_moved_whole_and_readable_throughout() {
     for place in Place::both() {
         place.fill();
         let before = place.content();
@@ -192,7 +190,7 @@ fn content_is_moved_and_there_at_every_moment() {
 }
 
 #[test]
-fn setup_refuses_where_it_could_do_harm() {
+fn conflict_changes_nothing_and_says_why() {
     type Make = fn(&Place);
     let cases: [(Make, &str); 5] = [
         (
@@ -250,7 +248,7 @@ fn missing_permission_is_found_before_any_change() {
 }
 
 #[test]
-fn empty_dir_gives_way_to_a_shared_one() {
+fn empty_dir_gives_way_to_the_shared_one() {
     for place in Place::both() {
         fs::create_dir_all(place.config_dir()).expect("a directory");
         fs::write(place.config_dir().join("theirs"), "x").expect("a file");
@@ -262,13 +260,13 @@ fn empty_dir_gives_way_to_a_shared_one() {
 }
 
 #[test]
-fn live_runs_and_refreshes_keep_a_dir_in_place() {
+fn live_run_or_refresh_blocks_the_move() {
     let place = Place::on_one_file_system();
     place.fill();
     let run = place.env.start_fake(&["--lock", "pass-through", "--label", "busy"], "ready; hang");
     run.ready();
     let records = place.link().join("claude-run/runs");
-    crate::env::until("its record is there", || fs::read_dir(&records).is_ok_and(|all| all.count() == 1));
+    crate::env::wait_until("its record is there", || fs::read_dir(&records).is_ok_and(|all| all.count() == 1));
     let text = place.setup(&["--yes", "--wait", "0"], 1);
     assert!(text.contains("1 run is live there") && text.contains("busy (pid "), "{text}");
     assert!(!place.link().is_symlink());
@@ -288,7 +286,7 @@ fn live_runs_and_refreshes_keep_a_dir_in_place() {
 }
 
 #[test]
-fn two_settings_files_are_both_kept() {
+fn two_settings_files_are_kept_and_reported() {
     let place = Place::on_one_file_system();
     place.fill();
     fs::write(place.link().join(".claude.json"), "other").expect("a file");
@@ -303,7 +301,7 @@ fn two_settings_files_are_both_kept() {
 }
 
 #[test]
-fn env_file_keeps_its_other_lines() {
+fn env_file_is_updated_once_and_keeps_other_lines() {
     let env = Env::new();
     let place = Place { shared: env.path("with space"), env, _elsewhere: None };
     let file = place.env.path("agents.env");
@@ -325,7 +323,7 @@ fn env_file_keeps_its_other_lines() {
 }
 
 #[test]
-fn as_json_it_tells_the_same() {
+fn json_says_the_same() {
     let place = Place::on_one_file_system();
     let seen: Value = serde_json::from_str(&place.setup(&["--json"], 0)).expect("JSON");
     assert_eq!((&seen["done"], &seen["config_dir"]), (&true.into(), &place.config_dir().to_string_lossy().as_ref().into()));

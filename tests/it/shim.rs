@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::env::{Env, Running, binary, fake_claude};
 
-/// A PATH with the shim first, another name of it second, and a real claude last.
+/// Call of the shim, with a PATH that has the shim first, another name of it second, and a real claude last.
 fn with_shim(env: &Env) -> Command {
     for dir in ["shim", "again", "real"] {
         std::fs::create_dir(env.path(dir)).expect("a directory");
@@ -21,7 +21,7 @@ fn with_shim(env: &Env) -> Command {
 }
 
 #[test]
-fn every_argument_is_claude_s() {
+fn every_argument_goes_to_claude() {
     let env = Env::new();
     let mut command = with_shim(&env);
     command.args(["--timeout", "x", "--wait", "-p", "env CLAUDE_RUN_HELD; exit 7", "--", "--help"]);
@@ -61,17 +61,17 @@ fn version_and_help_never_wait_for_the_lock() {
 }
 
 #[test]
-fn without_a_real_claude_it_is_127_and_no_loop() {
+fn missing_real_claude_is_127_and_no_loop() {
     let env = Env::new();
     let mut command = with_shim(&env);
     std::fs::remove_file(env.path("real/claude")).expect("removed");
-    command.args(["-p", "hi"]);
+    command.env("PATH", ["shim", "again", "real"].map(|dir| env.path(dir).display().to_string()).join(":")).args(["-p", "hi"]);
     assert_eq!(Running::start(command).end().code(), 127);
     env.claude_run().arg("--claude").arg(env.path("shim/claude")).args(["--", "-p", "hi"]).assert().code(126);
 }
 
 #[test]
-fn claude_run_s_own_claude_skips_the_shim_too() {
+fn claude_run_skips_the_shim_too() {
     let env = Env::new();
     let shim = with_shim(&env);
     let path = shim.get_envs().find(|(name, _)| *name == "PATH").and_then(|(_, path)| path).expect("PATH").to_owned();

@@ -3,13 +3,13 @@
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use std::os::unix::process::CommandExt;
 
-use crate::env::{Env, Running, binary, fake_claude, state, until};
+use crate::env::{Env, Running, binary, fake_claude, state, wait_until};
 
 const ALL: [Signal; 7] =
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT];
 
 #[test]
-fn each_is_forwarded_once_and_in_order() {
+fn signals_are_forwarded_once_and_in_order() {
     let env = Env::new();
     let mut run = env.start_fake(&["--kill-after", "0"], "signals; ready; hang");
     run.ready();
@@ -27,7 +27,7 @@ fn each_is_forwarded_once_and_in_order() {
 }
 
 #[test]
-fn usr1_is_ours_and_tells_the_state() {
+fn usr1_logs_the_state() {
     let env = Env::new();
     let run = env.start_fake(&["--timeout", "1h"], "signals; ready; hang");
     let [child, ..] = run.ready();
@@ -37,7 +37,7 @@ fn usr1_is_ours_and_tells_the_state() {
 }
 
 #[test]
-fn a_waiter_tells_its_state_at_usr1_and_is_stopped_and_continued_as_any_process() {
+fn waiter_answers_usr1_and_stops_and_continues() {
     let env = Env::new();
     let mut holder = env.hold_lock();
     let waiter = env.start(["--wait", "1h", "--", "sh", "-c", "exit 4"]);
@@ -45,15 +45,15 @@ fn a_waiter_tells_its_state_at_usr1_and_is_stopped_and_continued_as_any_process(
     waiter.signal(Signal::SIGUSR1);
     assert!(waiter.message().contains("waiting for the session lock"));
     waiter.signal(Signal::SIGTSTP);
-    until("it is stopped", || state(waiter.pid().as_raw()) == Some('T'));
+    wait_until("it is stopped", || state(waiter.pid().as_raw()) == Some('T'));
     waiter.signal(Signal::SIGCONT);
-    until("it goes on", || state(waiter.pid().as_raw()) == Some('S'));
-    holder.let_go();
+    wait_until("it goes on", || state(waiter.pid().as_raw()) == Some('S'));
+    holder.close_stdin();
     assert_eq!(waiter.end().code(), 4);
 }
 
 #[test]
-fn a_waiter_goes_on_at_a_signal_that_its_caller_has_ignored() {
+fn waiter_keeps_signals_ignored_by_its_caller() {
     let env = Env::new();
     let mut holder = env.hold_lock();
     let mut command = env.command("bash");
@@ -63,7 +63,7 @@ fn a_waiter_goes_on_at_a_signal_that_its_caller_has_ignored() {
     waiter.signal(Signal::SIGHUP);
     waiter.signal(Signal::SIGUSR1); // told of behind it
     assert!(waiter.message().contains("waiting for the session lock"));
-    holder.let_go();
+    holder.close_stdin();
     assert_eq!(waiter.end().code(), 4);
 }
 
@@ -75,9 +75,9 @@ fn tstp_stops_both_and_cont_resumes_both() {
     run.expect_line("go");
     let stopped = |pid| state(pid) == Some('T');
     run.signal(Signal::SIGTSTP);
-    until("both are stopped", || stopped(child) && stopped(run.pid().as_raw()));
+    wait_until("both are stopped", || stopped(child) && stopped(run.pid().as_raw()));
     run.signal(Signal::SIGCONT);
-    until("both run", || !stopped(child) && !stopped(run.pid().as_raw()));
+    wait_until("both run", || !stopped(child) && !stopped(run.pid().as_raw()));
     run.expect_line("signal CONT");
 }
 
@@ -86,13 +86,13 @@ fn term_ends_a_stopped_child() {
     let env = Env::new();
     let run = env.start_fake(&[], "ready; stop; hang");
     let [child, ..] = run.ready();
-    until("the child is stopped", || state(child) == Some('T'));
+    wait_until("the child is stopped", || state(child) == Some('T'));
     run.signal(Signal::SIGTERM);
     assert_eq!(run.end().code(), 143);
 }
 
 #[test]
-fn mask_and_dispositions_of_the_child_are_as_from_a_shell() {
+fn child_has_mask_and_dispositions_as_from_a_shell() {
     let env = Env::new();
     let mut command = env.command(binary());
     // SAFETY: sigprocmask(2) is async-signal-safe.
@@ -107,7 +107,7 @@ fn mask_and_dispositions_of_the_child_are_as_from_a_shell() {
 }
 
 #[test]
-fn what_the_caller_ignores_is_ignored_in_the_child() {
+fn child_ignores_what_the_caller_ignores() {
     let env = Env::new();
     for (options, name) in [("", "watched"), ("--lock pass-through --timeout 0 --leftovers keep", "executed")] {
         let mut command = env.command("sh");
@@ -124,22 +124,25 @@ fn what_the_caller_ignores_is_ignored_in_the_child() {
 }
 
 #[test]
-fn what_the_caller_ignores_does_not_end_a_run() {
+fn ignored_signal_does_not_end_a_run() {
     let env = Env::new();
     let mut command = env.command("sh");
     let script = r#"trap '' HUP PIPE; exec "$0" --kill-after 0.05 --claude "$1" -- -p "$2""#;
     command.args(["-c", script]).arg(binary()).arg(fake_claude());
-    command.arg("ready; signals; say go; sleep 0.5; exit 5");
+    command.arg("ready; signals; say go; open fifo; exit 5");
+    nix::unistd::mkfifo(&env.path("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     let run = Running::start(command);
     run.ready();
     run.expect_line("go");
     run.signal(Signal::SIGHUP); // as from a terminal that nohup(1) is to outlive
     run.expect_line("signal HUP"); // this child chose to listen
+    std::thread::sleep(std::time::Duration::from_millis(300)); // a kill grace would be over
+    std::fs::write(env.path("fifo"), "").expect("a FIFO");
     assert_eq!(run.end().code(), 5);
 }
 
 #[test]
-fn a_closed_stderr_ends_nothing() {
+fn closed_stderr_ends_nothing() {
     let env = Env::new();
     let mut command = env.command("bash");
     // USR1 makes claude-run write to a pipe that nobody reads any more.
@@ -158,7 +161,7 @@ fn a_closed_stderr_ends_nothing() {
 }
 
 #[test]
-fn a_caller_that_ignores_the_stop_key_is_not_stopped() {
+fn ignored_tstp_does_not_stop_a_run() {
     let env = Env::new();
     let mut command = env.command("sh");
     command
@@ -174,7 +177,7 @@ fn a_caller_that_ignores_the_stop_key_is_not_stopped() {
 }
 
 #[test]
-fn a_reader_of_stderr_that_is_stuck_stops_no_limit_and_no_signal() {
+fn stuck_stderr_delays_no_limit_and_no_signal() {
     let env = Env::new();
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let size = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_GETPIPE_SZ).expect("a pipe") as usize;
@@ -184,10 +187,10 @@ fn a_reader_of_stderr_that_is_stuck_stops_no_limit_and_no_signal() {
         command.arg("-vv").args(options).arg("--claude").arg(fake_claude()).args(["--", "-p", "signals; ready; hang"]);
         Running::start_with_stderr(command, writer.try_clone().expect("a descriptor").into())
     };
-    let limited = start(&["--timeout", "0.2", "--kill-after", "0.2"]);
+    let limited = start(&["--timeout", "2", "--kill-after", "0.2"]);
     limited.ready();
     assert_eq!(limited.end().code(), 124);
-    let reporting = start(&["--kill-after", "0.2"]);
+    let reporting = start(&["--kill-after", "2"]);
     reporting.ready();
     reporting.signal(Signal::SIGUSR1);
     reporting.signal(Signal::SIGTERM);

@@ -1,4 +1,4 @@
-//! What the child starts with: everything as its caller would have given it.
+//! Inheritance of the child: everything as its caller would have given it.
 
 use std::process::Stdio;
 
@@ -19,7 +19,7 @@ fn directory_umask_nice_and_limits_are_untouched() {
 }
 
 #[test]
-fn the_environment_gains_our_own_words_alone() {
+fn environment_gains_only_our_variables() {
     let env = Env::new();
     let mut command = env.command(binary());
     command.env("A", "1").env("B", "two\nlines").env("CLAUDE_TIMEOUT", "60").args(["--", "env", "-0"]);
@@ -32,7 +32,7 @@ fn the_environment_gains_our_own_words_alone() {
 }
 
 #[test]
-fn descriptors_are_the_caller_s_and_the_lock() {
+fn descriptors_are_the_callers_and_the_lock() {
     let env = Env::new();
     let list = "for fd in /proc/$$/fd/*; do echo ${fd##*/} $(readlink $fd | sed s/[0-9]//g); done";
     let mut bare = env.command("bash");
@@ -44,7 +44,7 @@ fn descriptors_are_the_caller_s_and_the_lock() {
 }
 
 #[test]
-fn closed_standard_descriptors_stay_closed_and_none_of_ours_takes_their_place() {
+fn closed_standard_descriptors_stay_closed() {
     let env = Env::new();
     let mut command = env.command("bash");
     let script = r#""$0" -- bash -c 'for n in 0 1 2; do [ -e /proc/$$/fd/$n ] && echo "$n open" >>seen; done; echo end >>seen' <&- >&- 2>&-"#;
@@ -55,7 +55,7 @@ fn closed_standard_descriptors_stay_closed_and_none_of_ours_takes_their_place() 
 }
 
 #[test]
-fn stdin_is_the_caller_s_or_nothing() {
+fn stdin_is_the_callers_or_null() {
     let env = Env::new();
     env.claude_run().args(["cat"]).write_stdin("as it came").assert().code(0).stdout("as it came");
     env.claude_run().args(["--stdin", "null", "cat"]).write_stdin("unread").assert().code(0).stdout("");
@@ -70,7 +70,7 @@ fn output_passes_byte_for_byte() {
 }
 
 #[test]
-fn a_child_without_a_terminal_leads_a_group_of_its_own_in_our_session() {
+fn child_without_a_terminal_leads_its_own_group() {
     let env = Env::new();
     let run = env.start_fake(&[], "ready; exit 0");
     let [pid, parent, group, session] = run.ready();
@@ -79,7 +79,7 @@ fn a_child_without_a_terminal_leads_a_group_of_its_own_in_our_session() {
 }
 
 #[test]
-fn pass_through_with_nothing_to_watch_becomes_the_program() {
+fn pass_through_without_limits_execs_the_program() {
     let env = Env::new();
     let mut command = env.command(binary());
     command.args([
@@ -102,7 +102,7 @@ fn pass_through_with_nothing_to_watch_becomes_the_program() {
 }
 
 #[test]
-fn a_word_as_long_as_the_kernel_takes_is_passed_on() {
+fn longest_possible_argument_is_passed_on() {
     let env = Env::new();
     let mut command = env.command(binary());
     command.args(["--", "true", &"x".repeat(131_000)]);

@@ -1,4 +1,4 @@
-//! What stands between our own exec and that of the child: each system call has its reason in the table of `src/run/spawn.rs`,
+//! System calls between our own exec and that of the child: each has its reason in the table of `src/supervisor/spawn.rs`,
 //! and there are no others.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ fn allowed() -> BTreeMap<(bool, String), usize> {
 
 #[test]
 #[cfg(target_arch = "x86_64")] // other machines have other names for some
-fn every_system_call_before_the_child_s_exec_has_its_reason() {
+fn system_calls_before_exec_are_in_the_table() {
     let env = Env::new();
     env.claude_run().arg("true").assert().success(); // what is made once is there
     let mut strace = env.command("strace");

@@ -1,11 +1,12 @@
 //! In a terminal: the child is signalled by the terminal itself, exactly once, and job control works.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -13,14 +14,16 @@ use nix::pty::openpty;
 use nix::unistd::setsid;
 use wait_timeout::ChildExt;
 
-use crate::env::{CEILING, Env, binary, fake_claude, is_alive, state, until};
+use crate::env::{CEILING, Env, binary, fake_claude, is_alive, state, wait_until};
 
-/// A process that leads a session on a pseudo-terminal, as a login shell does.
+/// Process that leads a session on a pseudo-terminal, as a login shell does.
 pub(crate) struct OnTerminal {
     child: Child,
     keyboard: File,
     screen: Receiver<String>,
     seen: Vec<String>,
+    /// All that has been shown, lines that may go on included.
+    shown: Arc<Mutex<Vec<u8>>>,
 }
 
 impl OnTerminal {
@@ -39,17 +42,28 @@ impl OnTerminal {
         let child = command.spawn().expect("started");
         drop((command, pty.slave));
         let (sender, screen) = channel();
-        let reader = File::from(pty.master.try_clone().expect("a descriptor"));
+        let mut reader = File::from(pty.master.try_clone().expect("a descriptor"));
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&shown);
         thread::spawn(move || {
-            let mut lines = BufReader::new(reader).split(b'\n');
-            while let Some(Ok(line)) = lines.next() {
-                let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
-                if sender.send(line).is_err() {
-                    return;
+            let mut line = Vec::new();
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = reader.read(&mut bytes) {
+                all.lock().unwrap_or_else(PoisonError::into_inner).extend(&bytes[..length]);
+                for &byte in &bytes[..length] {
+                    if byte != b'\n' {
+                        line.push(byte);
+                        continue;
+                    }
+                    let text = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+                    line.clear();
+                    if sender.send(text).is_err() {
+                        return;
+                    }
                 }
             }
         });
-        Self { child, keyboard: pty.master.into(), screen, seen: Vec::new() }
+        Self { child, keyboard: pty.master.into(), screen, seen: Vec::new(), shown }
     }
 
     pub(crate) fn types(&mut self, keys: &str) {
@@ -68,6 +82,15 @@ impl OnTerminal {
         }
     }
 
+    /// Waits until a live line has counted two seconds, or more, of the hour that is left for `what`.
+    fn expect_seconds(&self, what: &str) {
+        wait_until(&format!("the line counts seconds: {what}"), || {
+            let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+            let shown = String::from_utf8_lossy(&shown);
+            (2..60).any(|waited| shown.contains(&format!("waited {waited}s, 59m {}s left for {what}", 60 - waited)))
+        });
+    }
+
     pub(crate) fn ready(&mut self) -> [i32; 4] {
         let line = self.shows("ready ");
         let numbers: Vec<i32> =
@@ -84,7 +107,7 @@ impl OnTerminal {
             .expect("an exit code")
     }
 
-    /// How often a line with `part` has been shown until now, and is shown in the next moment.
+    /// Number of lines with `part`, after a moment in which no more came.
     pub(crate) fn count(&mut self, part: &str) -> usize {
         while let Ok(line) = self.screen.recv_timeout(Duration::from_millis(300)) {
             self.seen.push(line);
@@ -106,7 +129,7 @@ fn line(steps: &str) -> String {
 }
 
 #[test]
-fn ctrl_c_reaches_the_child_exactly_once_from_a_script() {
+fn ctrl_c_from_a_script_reaches_the_child_once() {
     let env = Env::new();
     let mut command = env.command("bash");
     // A trap, or bash itself would end at the key.
@@ -121,7 +144,7 @@ fn ctrl_c_reaches_the_child_exactly_once_from_a_script() {
 }
 
 #[test]
-fn ctrl_c_ctrl_z_and_fg_work_under_an_interactive_shell() {
+fn ctrl_c_ctrl_z_and_fg_work_in_a_shell() {
     let env = Env::new();
     let mut command = env.command("bash");
     command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
@@ -133,10 +156,10 @@ fn ctrl_c_ctrl_z_and_fg_work_under_an_interactive_shell() {
     terminal.shows("signal INT");
     terminal.types("\x1a");
     terminal.shows("Stopped");
-    until("both are stopped", || [child, supervisor].into_iter().all(|pid| state(pid) == Some('T')));
+    wait_until("both are stopped", || [child, supervisor].into_iter().all(|pid| state(pid) == Some('T')));
     terminal.types("fg\n");
     terminal.shows("signal CONT");
-    until("both run", || [child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
+    wait_until("both run", || [child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
     assert_eq!((terminal.count("signal INT"), terminal.count("signal CONT")), (1, 1));
     terminal.types("\x1c");
     terminal.shows("signal QUIT");
@@ -145,31 +168,31 @@ fn ctrl_c_ctrl_z_and_fg_work_under_an_interactive_shell() {
     terminal.types("\x1a");
     terminal.shows("Stopped");
     terminal.types("kill %1; fg\n");
-    until("it has ended", || !is_alive(child) && !is_alive(supervisor));
+    wait_until("it has ended", || !is_alive(child) && !is_alive(supervisor));
     terminal.types("exit\n");
     terminal.ends();
 }
 
 #[test]
-fn a_background_job_can_be_brought_to_the_foreground() {
+fn background_job_can_be_brought_to_the_foreground() {
     let env = Env::new();
     let mut command = env.command("bash");
     command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
     let mut terminal = OnTerminal::start(command);
     terminal.types(&format!("{} &\n", line("ready; read; exit 0")));
     let [child, supervisor, ..] = terminal.ready();
-    until("it is stopped, since it reads", || state(child) == Some('T') && state(supervisor) == Some('T'));
+    wait_until("it is stopped, since it reads", || state(child) == Some('T') && state(supervisor) == Some('T'));
     terminal.types("fg\n");
-    until("both run", || state(child) != Some('T') && state(supervisor) != Some('T'));
+    wait_until("both run", || state(child) != Some('T') && state(supervisor) != Some('T'));
     terminal.types("word\n\x04");
     terminal.shows("read 5");
-    until("it has ended", || !is_alive(supervisor));
+    wait_until("it has ended", || !is_alive(supervisor));
     terminal.types("exit\n");
     terminal.ends();
 }
 
 #[test]
-fn the_stop_key_stops_nothing_where_nobody_could_continue_it() {
+fn ctrl_z_without_job_control_stops_nothing() {
     let env = Env::new();
     let mut command = env.command("sh");
     // Its stdin is elsewhere, so that the child has a group of its own; and there is no shell above.
@@ -187,7 +210,7 @@ fn the_stop_key_stops_nothing_where_nobody_could_continue_it() {
 }
 
 #[test]
-fn a_child_that_stops_itself_alone_gives_the_terminal_back_to_the_shell() {
+fn self_stopped_child_returns_the_terminal() {
     let env = Env::new();
     let mut command = env.command("bash");
     command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
@@ -197,13 +220,13 @@ fn a_child_that_stops_itself_alone_gives_the_terminal_back_to_the_shell() {
     terminal.shows("Stopped");
     terminal.types("fg\n");
     terminal.shows("back");
-    until("it has ended", || !is_alive(supervisor));
+    wait_until("it has ended", || !is_alive(supervisor));
     terminal.types("exit\n");
     terminal.ends();
 }
 
 #[test]
-fn a_terminal_that_hangs_up_ends_child_and_lock() {
+fn hangup_ends_child_and_frees_lock() {
     let env = Env::new();
     let mut command = env.command(binary());
     command.args(["--kill-after", "0.2", "--claude"]).arg(fake_claude()).args(["--", "-p", "ignore HUP; ready; hang"]);
@@ -218,7 +241,7 @@ fn a_terminal_that_hangs_up_ends_child_and_lock() {
 }
 
 #[test]
-fn no_hard_limit_and_no_killing_of_leftovers_where_a_person_sits() {
+fn attended_run_has_no_limit_and_keeps_leftovers() {
     let env = Env::new();
     let mut command = env.command(binary());
     // It must have left the session before bash ends, or the terminal hangs up on it as well.
@@ -236,7 +259,7 @@ fn no_hard_limit_and_no_killing_of_leftovers_where_a_person_sits() {
 }
 
 #[test]
-fn a_pseudo_terminal_follows_the_size_of_ours_and_our_modes_are_put_back() {
+fn pty_follows_our_size_and_modes_are_restored() {
     let env = Env::new();
     let mut command = env.command("bash");
     // bash forgets a signal that comes while its trap runs, so the child looks again and again.
@@ -263,7 +286,7 @@ fn a_pseudo_terminal_follows_the_size_of_ours_and_our_modes_are_put_back() {
 }
 
 #[test]
-fn what_is_logged_from_a_terminal_is_printed_on_one() {
+fn logged_run_on_a_terminal_gets_a_terminal() {
     let env = Env::new();
     let mut command = env.command(binary());
     command.args([
@@ -272,7 +295,7 @@ fn what_is_logged_from_a_terminal_is_printed_on_one() {
         "--",
         "sh",
         "-c",
-        "[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo three && sleep 0.1 && echo two >&2",
+        "[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo three && until grep -q three log; do sleep 0.01; done && echo two >&2",
     ]);
     let mut terminal = OnTerminal::start(command);
     assert_eq!(terminal.shows("three"), "three");
@@ -283,7 +306,7 @@ fn what_is_logged_from_a_terminal_is_printed_on_one() {
 }
 
 #[test]
-fn a_required_result_cannot_be_read_from_a_terminal() {
+fn require_result_is_refused_on_a_terminal() {
     let env = Env::new();
     let mut command = env.command(binary());
     command.args(["--require-result", "--", "touch", "started"]);
@@ -294,43 +317,39 @@ fn a_required_result_cannot_be_read_from_a_terminal() {
 }
 
 #[test]
-fn a_waiter_shows_one_live_line_and_ctrl_c_ends_it() {
+fn waiter_shows_one_live_line() {
     let env = Env::new();
     let _holder = env.hold_lock();
     let mut command = env.command(binary());
     command.args(["--wait", "1h", "--", "touch", "started"]);
     let mut terminal = OnTerminal::start(command);
-    until("it is in the kernel's queue", || {
-        std::fs::read_to_string("/proc/locks").expect("locks").lines().any(|line| line.contains("->"))
-    });
-    thread::sleep(Duration::from_millis(2_200)); // the line counts seconds
+    wait_until("it is in the kernel's queue", || env.waiters() == 1);
+    terminal.expect_seconds("the session lock; place 1 of 1; held by a process");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
     terminal.count("");
     let seen = terminal.seen.join("\n");
-    assert!(seen.contains("waited 2s, 59m 58s left for the session lock; place 1 of 1; held by a process"), "{seen:?}");
     assert_eq!(seen.lines().count(), 1, "the live line is rewritten in place: {seen:?}");
     assert!(!env.path("started").exists());
 }
 
 #[test]
-fn the_wait_for_a_lock_helper_is_one_live_line_too() {
+fn wait_for_lock_helper_is_one_live_line() {
     let env = Env::new();
     let mut command = env.command(binary());
     command.args(["--wait", "1h", "--lock-helper", "sleep 600", "--", "touch", "started"]);
     let mut terminal = OnTerminal::start(command);
-    thread::sleep(Duration::from_millis(2_300)); // the line counts seconds
+    terminal.expect_seconds("the lock helper sleep; Ctrl-C ends it");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
     terminal.count("");
     let seen = terminal.seen.join("\n");
-    assert!(seen.contains("waited 2s, 59m 58s left for the lock helper sleep; Ctrl-C ends it"), "{seen:?}");
     assert_eq!(seen.lines().count(), 1, "the live line is rewritten in place: {seen:?}");
     assert!(!env.path("started").exists());
 }
 
 #[test]
-fn setup_asks_before_it_moves_anything_and_takes_no_for_an_answer() {
+fn setup_asks_before_it_moves_anything() {
     for (answer, moves) in [("n\n", false), ("x\n", false), ("\n", true), ("y\n", true)] {
         let env = Env::new();
         env.make_lock_file();
@@ -345,11 +364,11 @@ fn setup_asks_before_it_moves_anything_and_takes_no_for_an_answer() {
 }
 
 #[test]
-fn a_lock_helper_hears_none_of_the_keys() {
+fn lock_helper_gets_no_key_signals() {
     let env = Env::new();
     env.script(
         "helper",
-        "#!/bin/bash\ntrap 'echo term; exit' TERM\ntrap 'echo int >>told' INT\necho key\nwhile :; do sleep 0.01; done\n",
+        "#!/bin/bash\ntrap 'echo term; exit' TERM\ntrap 'echo int >>events' INT\necho key\nwhile :; do sleep 0.01; done\n",
     );
     let mut command = env.command("bash");
     let run = line("signals; ready; hang").replace(" --claude", " --lock-helper ./helper --claude");
@@ -360,5 +379,5 @@ fn a_lock_helper_hears_none_of_the_keys() {
     terminal.shows("signal INT");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).expect("it lives");
     terminal.shows("code 137");
-    assert!(!env.path("told").exists());
+    assert!(!env.path("events").exists());
 }

@@ -23,12 +23,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// How long things take, and last.
+/// Durations of the stand-in.
 struct Times {
     refresh: Duration,
     answer: Duration,
     life: Duration,
-    /// How many questions are answered at once.
+    /// Number of questions that are answered at once.
     together: u32,
 }
 
@@ -36,7 +36,7 @@ struct Times {
 struct Counts {
     /// Refreshes that were asked for.
     posts: u32,
-    /// Those of them that sent a used token.
+    /// Refreshes that sent a used token.
     invalid_grant: u32,
     /// Refreshes that were granted; also the number in the tokens that are good now.
     granted: u32,
@@ -48,7 +48,7 @@ struct Counts {
     most_at_once: u32,
 }
 
-/// How long a question waits for others.
+/// Longest wait of a question for others.
 const TOGETHER: Duration = Duration::from_secs(30);
 
 impl Counts {

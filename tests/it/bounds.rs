@@ -1,0 +1,50 @@
+//! The bounds that have to be waited for in full. Tests start in the order of their names, so these begin first, and all others
+//! run beside them.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::env::{Env, wait_until};
+use crate::oauth::{EXPIRED, FRESH, age};
+use crate::refresh_locks::{expect_deferral, lock_of, sibling};
+
+#[test]
+fn refresh_defers_signals_for_15_seconds_at_most() {
+    let env = Env::new();
+    env.log_in(FRESH);
+    let run = env.start_fake(&[], "signals; ready; hang");
+    run.ready();
+    fs::create_dir(sibling(&env)).expect("a lock");
+    age(&sibling(&env), 0);
+    let touching = sibling(&env);
+    let started = Instant::now();
+    run.signal(Signal::SIGTERM);
+    expect_deferral(&run);
+    // As its holder would.
+    wait_until("it was long enough", || {
+        age(&touching, 0);
+        started.elapsed() > Duration::from_secs(14)
+    });
+    assert!(run.message().contains("still held after 15s: going on"));
+    run.expect_line("signal TERM");
+    assert!(started.elapsed() >= Duration::from_secs(15));
+}
+
+#[test]
+fn refresh_lock_is_waited_for_70_seconds_at_most() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let lock = lock_of(&env, std::process::id());
+    let started = Instant::now();
+    let mut waiter = env.start(["-v", "--", "sh", "-c", "exit 4"]);
+    while waiter.is_running() && started.elapsed() < Duration::from_secs(200) {
+        age(&lock, 0); // as its holder does
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert!(started.elapsed() >= Duration::from_secs(70), "{:?}", started.elapsed());
+    let ended = waiter.end();
+    assert_eq!(ended.code(), 4, "{ended:?}");
+    assert!(ended.stderr_text().contains("going on after 1m 10s"), "{ended:?}");
+}
