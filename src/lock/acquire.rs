@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 use tracing::{error, info, warn};
 
 use super::claims::{self, AncestorRuns};
@@ -75,7 +75,7 @@ pub enum Acquisition {
     /// It was not free in time.
     TimedOut,
     /// This signal ended the wait.
-    Interrupted(i32),
+    Interrupted(Signal),
 }
 
 /// Takes the lock: at once, or after a wait. Then nothing is in the way of a refresh, as far as that can be waited for.
@@ -156,7 +156,6 @@ fn while_due(
             match request {
                 // It comes before anything is started.
                 Some(signal) => {
-                    let signal = signal as i32;
                     queue::log_interrupted(signal, "the lock helper", &show(began.elapsed()));
                     Acquisition::Interrupted(signal)
                 }

@@ -88,7 +88,7 @@ const A_KEEPER_S_DELAY: Duration = Duration::from_secs(5);
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(100);
 
 impl Helper {
-    /// Starts it. Whatever there is to tell comes through `sender` as [`Event::HelperTold`].
+    /// Starts it. Whatever there is to tell comes through `sender` as [`Event::HelperChanged`].
     ///
     /// # Errors
     /// There is no such program (`ProgramError`), or we are out of processes, threads or descriptors.
@@ -163,8 +163,7 @@ impl Helper {
         while self.told.state().ending.is_none() && !self.is_overdue() {
             let Ok(events) = events.wait(self.overdue_at()) else { break };
             let report = || warn!("waiting for the lock helper {} to let go, {} so far", self.name(), show(began.elapsed()));
-            let signal =
-                queue::first_termination_signal(&events, ignored, report).and_then(|signal| Signal::try_from(signal).ok());
+            let signal = queue::first_termination_signal(&events, ignored, report);
             if let Some(signal) = signal.filter(|_| asked.is_none_or(|asked| asked.elapsed() >= DUPLICATE_WINDOW)) {
                 request = request.or(Some(signal));
                 if signal != Signal::SIGUSR2 {
@@ -173,7 +172,7 @@ impl Helper {
             }
             others.extend(events.into_iter().filter(|event| !matches!(event, Event::Signal(..))));
         }
-        events.unread(others);
+        events.requeue(others);
         request
     }
 
@@ -282,7 +281,7 @@ impl Listener {
             drop(state);
             if is_key || has_ended {
                 self.told.changed.notify_all();
-                self.sender.send(Event::HelperTold);
+                self.sender.send(Event::HelperChanged);
             }
             if has_ended {
                 return;

@@ -24,10 +24,10 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, getpid, getppid, pipe2, read, setpgid};
 
 use crate::config::settings::after;
-use crate::sys::exec::{Exec, clone, put, stack};
+use crate::sys::exec::{Exec, child_stack, clone, dup_onto};
 use crate::sys::proc;
 use crate::sys::signal::InheritedDispositions;
-use crate::sys::wait::{self, ChildStatus, Whose};
+use crate::sys::wait::{self, ChildStatus, Target};
 
 /// A keeper at work. If this is dropped, or we die, it ends its helper by KILL.
 #[derive(Debug)]
@@ -84,12 +84,12 @@ impl HelperMonitor {
             nix::fcntl::fcntl(read, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
         let can_see = proc::is_of_our_pid_namespace();
-        let (mut its_stack, mut stack_of_helper) = (stack(), stack());
+        let (mut its_stack, mut stack_of_helper) = (child_stack(), child_stack());
         let keeper = || {
             let outputs = [helper_stdout.as_fd(), helper_stderr.as_fd()];
             let helper = start_helper(exec, signals, outputs, reporter.as_fd(), &mut stack_of_helper);
             // Of all our descriptors, the two that it needs; the lock's above all must not live on here.
-            let moved = put(orders.as_fd(), 0).and_then(|()| put(reporter.as_fd(), 1));
+            let moved = dup_onto(orders.as_fd(), 0).and_then(|()| dup_onto(reporter.as_fd(), 1));
             if moved.is_ok() {
                 close_from(2);
             }
@@ -210,7 +210,7 @@ fn in_helper(exec: &Exec, signals: &InheritedDispositions, keeper: Pid, outputs:
         return Errno::ECHILD;
     }
     let [stdout, stderr] = outputs;
-    let prepared = put(stdout, libc::STDOUT_FILENO).and_then(|()| put(stderr, libc::STDERR_FILENO));
+    let prepared = dup_onto(stdout, libc::STDOUT_FILENO).and_then(|()| dup_onto(stderr, libc::STDERR_FILENO));
     prepared.and_then(|()| signals.restore()).err().unwrap_or_else(|| exec.run())
 }
 
@@ -260,7 +260,7 @@ fn keep(helper: Pid, kill_grace: Option<Duration>, can_see: bool) {
     wait::reap(helper);
     // What has left its group or its session is an orphan, and so a child of ours.
     wait::reap_all();
-    while can_see && wait::are_there(libc::WSTOPPED) && kill_children() {
+    while can_see && wait::has_children(libc::WSTOPPED) && kill_children() {
         let _ = ppoll(&mut [], None, Some(asleep));
         wait::reap_all();
     }
@@ -286,7 +286,7 @@ impl Stage {
 /// How `helper` has ended, if it has. It is not reaped: while its remains are there, its process group means nobody else. Those
 /// of others are taken away.
 fn ending_of(helper: Pid) -> Option<Report> {
-    while let Ok(Some(ChildStatus { pid, code, status })) = wait::news(Whose::Anybody, libc::WEXITED | libc::WNOWAIT) {
+    while let Ok(Some(ChildStatus { pid, code, status })) = wait::next_status(Target::AnyChild, libc::WEXITED | libc::WNOWAIT) {
         if pid == helper.as_raw() {
             return Some(if code == libc::CLD_EXITED { Report::Exited(status) } else { Report::Killed(status) });
         }

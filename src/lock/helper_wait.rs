@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use tracing::{error, info, warn};
 
 use super::acquire::{Acquisition, LockRequest};
@@ -27,7 +28,7 @@ enum Answer {
     /// No refresh is due any more; and why.
     Unneeded(String),
     /// This signal ended the wait.
-    EndedBy(i32),
+    EndedBy(Signal),
 }
 
 /// Has `command` take its lock, in addition to what is in `holding`, within what is left of the wait that began at `started`. If it
@@ -66,7 +67,6 @@ pub(super) fn ask(
             match (answer, request) {
                 // It comes before anything is started.
                 (Answer::Unneeded(_), Some(signal)) => {
-                    let signal = signal as i32;
                     queue::log_interrupted(signal, "the lock helper", &show(started.elapsed()));
                     Answer::EndedBy(signal)
                 }

@@ -30,7 +30,7 @@ pub(super) enum WaitOutcome {
     /// Meanwhile nothing is due that the lock would be for.
     NotNeeded(String),
     TimedOut,
-    Interrupted(i32),
+    Interrupted(Signal),
 }
 
 /// Waits for `candidate`.
@@ -57,7 +57,7 @@ pub(super) fn wait(
         waiting.tell();
         if let Some(ending) = waiting.until_answered(events)? {
             drop(answer);
-            signal::call_back(thread);
+            signal::interrupt_thread(thread);
             waiting.end(&ending);
             return Ok(ending);
         }
@@ -79,15 +79,15 @@ pub(super) fn wait(
 }
 
 /// The first signal among `events` that ends a wait. The others are dealt with; USR1 by `report`.
-pub(super) fn first_termination_signal(events: &[Event], ignored: SigSet, report: impl Fn()) -> Option<i32> {
+pub(super) fn first_termination_signal(events: &[Event], ignored: SigSet, report: impl Fn()) -> Option<Signal> {
     for event in events {
         let Event::Signal(signal, sender) = *event else { continue };
         match signal {
             _ if ignored.contains(signal) => {}
             Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGUSR2 => {
-                return Some(signal as i32);
+                return Some(signal);
             }
-            Signal::SIGTSTP => signal::stop_if_asked(sender),
+            Signal::SIGTSTP => signal::stop_for_job_control(sender),
             Signal::SIGUSR1 => report(),
             _ => {}
         }
@@ -96,8 +96,7 @@ pub(super) fn first_termination_signal(events: &[Event], ignored: SigSet, report
 }
 
 /// Says that `signal` has ended the wait for `what`.
-pub(super) fn log_interrupted(signal: i32, what: &str, waited: &str) {
-    let signal = signal::name(signal);
+pub(super) fn log_interrupted(signal: Signal, what: &str, waited: &str) {
     warn!(name: "lock.interrupted", "{signal} ended the wait for {what} after {waited}; nothing was started");
 }
 
@@ -110,7 +109,7 @@ fn lock_in_thread(candidate: LockFile, events: EventSender) -> Result<(Answer, J
         let result = candidate.lock_blocking();
         // The receiver is gone when the wait was given up: then this drops the candidate, and with it the lock.
         let _ = sender.send((candidate, result));
-        events.send(Event::LockAnswered);
+        events.send(Event::FlockReturned);
     };
     let thread = signal::spawn_with_signals_blocked("flock", 64 * 1024, work)
         .context("cannot start the thread that waits for the lock")?;
@@ -152,7 +151,7 @@ impl Waiting<'_> {
             if let Some(signal) = first_termination_signal(&events, self.lock.ignored, || self.say()) {
                 return Ok(Some(WaitOutcome::Interrupted(signal)));
             }
-            if events.contains(&Event::LockAnswered) {
+            if events.contains(&Event::FlockReturned) {
                 return Ok(None);
             }
             if events.contains(&Event::FilesChanged)

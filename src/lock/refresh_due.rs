@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use tracing::{info, warn};
 
 use super::acquire::LockRequest;
@@ -49,7 +50,7 @@ pub(super) enum Settled {
     /// Meanwhile the lock was lost.
     LockLost,
     /// This signal ended the wait.
-    EndedBy(i32),
+    EndedBy(Signal),
 }
 
 /// How long claude's refresh locks are waited for: longer than any of them outlives its owner.
@@ -75,7 +76,7 @@ impl Refreshes {
     /// Whether claude may refresh the token when it starts, but may see less than another host has written: such file systems keep
     /// for a second, if not told otherwise, what they know of a name.
     pub(super) fn may_be_out_of_date(&self) -> bool {
-        LockScope::at(&self.config_dir).is_some_and(LockScope::may_end_here)
+        LockScope::at(&self.config_dir).is_some_and(LockScope::may_be_per_host)
             && !matches!(self.need_for_certain(), RefreshState::None(_))
     }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
 
 use self::survey::{Places, SetupPlan};
 use super::{Context, Place, text, write};
@@ -24,7 +25,8 @@ use crate::object::Object;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunInfo, RunRecorder};
 use crate::run_id::RunId;
-use crate::sys::signal::{FORWARDED, SignalHandlers};
+use crate::sys::signal::FORWARDED;
+use crate::sys::signal_pipe::SignalHandlers;
 
 /// What was typed.
 pub(super) struct SetupOptions<'a> {
@@ -115,7 +117,7 @@ enum Admission {
     /// As long as this is held, nobody else works there who keeps to the lock.
     Granted(LockGuard),
     Refused(String),
-    EndedBy(i32),
+    EndedBy(Signal),
 }
 
 /// Takes the session lock of the dir that is to be moved, once no run is live there and no refresh under way.

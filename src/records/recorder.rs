@@ -339,7 +339,7 @@ impl RunRecorder {
 fn keep_fresh(record: PathBuf) {
     let work = move || {
         let touch = || File::options().write(true).open(&record)?.set_modified(SystemTime::now());
-        if LockScope::at(&record).is_some_and(LockScope::may_end_here) {
+        if LockScope::at(&record).is_some_and(LockScope::may_be_per_host) {
             // What fails for a while, as on a network, may go well the next time.
             while !touch().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::NotFound) {
                 thread::sleep(FRESH);

@@ -239,7 +239,7 @@ impl RecordStore {
                 && RunId::parse(&record.run).is_some_and(|run| !run.is_alive())
         };
         (is_of_this_boot && (device(record.config_dir.identity) == device(here) || is_gone()))
-            || !LockScope::at(&self.path).is_some_and(LockScope::may_end_here)
+            || !LockScope::at(&self.path).is_some_and(LockScope::may_be_per_host)
     }
 
     /// Where the records are, the oldest first, and what is to become one.

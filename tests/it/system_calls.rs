@@ -1,4 +1,4 @@
-//! What stands between our own exec and that of the child: each system call has its reason in the table of `src/run/spawn.rs`,
+//! What stands between our own exec and that of the child: each system call has its reason in the table of `src/supervisor/spawn.rs`,
 //! and there are no others.
 
 use std::collections::BTreeMap;

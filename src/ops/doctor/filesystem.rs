@@ -156,7 +156,7 @@ fn mtime_is_kept(place: &Path) -> io::Result<Option<String>> {
 fn changes_are_told(place: &Path) -> io::Result<Option<String>> {
     let file = place.join("inotify");
     let mut changes = FileWatch::of(std::slice::from_ref(&file));
-    if changes.next_look().is_some() {
+    if changes.next_poll().is_some() {
         return Ok(Some(
             "the kernel does not tell of changes here, or no instance is left (fs.inotify.max_user_instances)".into(),
         ));
@@ -165,7 +165,7 @@ fn changes_are_told(place: &Path) -> io::Result<Option<String>> {
     // SAFETY: a string that ends with a NUL.
     at_once(|_| i32::from(unsafe { libc::mkdir(name.as_ptr(), 0o700) } == 0))?;
     let deadline = Instant::now() + Duration::from_secs(2);
-    while !changes.have_come() {
+    while !changes.take_changes() {
         if Instant::now() >= deadline {
             return Ok(Some("what another process has made was not told of".into()));
         }

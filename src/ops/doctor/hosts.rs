@@ -34,7 +34,7 @@ const MEANS: &str = "if agents of other hosts have the same login, two can refre
 /// The login on a file system that other hosts may have, too, and its lock on one that they cannot have.
 fn lies_apart(config_dir: &Path, lock_file: &Path) -> Option<Finding> {
     let (login, lock) = (mount_of(config_dir)?, mount_of(lock_file)?);
-    if login.reach().0 == LockScope::LocalFs || lock.reach().0 != LockScope::LocalFs {
+    if login.lock_scope().0 == LockScope::LocalFs || lock.lock_scope().0 != LockScope::LocalFs {
         return None;
     }
     let (config_dir, lock_file) = (config_dir.display(), lock_file.display());
@@ -60,7 +60,7 @@ fn of_file_system(lock_file: &Path, has_helper: bool) -> Finding {
     let Some(mount) = mount_of(lock_file) else {
         return Finding::pass(CHECK, "/proc does not tell which file system the lock file is on");
     };
-    let (reach, why) = mount.reach();
+    let (reach, why) = mount.lock_scope();
     let on = format!("{} is on {}", lock_file.display(), mount.kind);
     match reach {
         LockScope::Cluster => Finding::pass(CHECK, format!("{on}: its flock reaches all hosts that mount it ({why})")),
