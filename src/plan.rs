@@ -153,14 +153,18 @@ fn lock_request(
 }
 
 fn policy_config(settings: &Settings, terminal: Terminal, ignored: SigSet) -> PolicyConfig {
+    let (hard_limit, leftovers) = match terminal {
+        Terminal::Foreground => (DurationSetting::Endless, Leftovers::Keep),
+        Terminal::None | Terminal::Background => (HARD_LIMIT, Leftovers::Kill),
+    };
     PolicyConfig {
-        hard_limit: settings.hard_limit.unwrap_or(terminal.hard_limit()).as_limit(),
+        hard_limit: settings.hard_limit.unwrap_or(hard_limit).as_limit(),
         idle_limit: settings.idle_limit.as_limit(),
         result_grace: settings.result_grace.as_limit(),
         task_grace: settings.task_grace.as_limit(),
         kill_grace: settings.kill_grace.as_limit(),
-        leftovers: settings.leftovers.unwrap_or(terminal.leftovers()),
-        group: terminal.group(),
+        leftovers: settings.leftovers.unwrap_or(leftovers),
+        group: if terminal == Terminal::None { Group::Own } else { Group::Shared },
         ignored,
     }
 }
@@ -217,17 +221,5 @@ impl Terminal {
                 Err(_) => Self::None,
             },
         }
-    }
-
-    fn hard_limit(self) -> DurationSetting {
-        if self == Self::Foreground { DurationSetting::Endless } else { HARD_LIMIT }
-    }
-
-    fn leftovers(self) -> Leftovers {
-        if self == Self::Foreground { Leftovers::Keep } else { Leftovers::Kill }
-    }
-
-    fn group(self) -> Group {
-        if self == Self::None { Group::Own } else { Group::Shared }
     }
 }

@@ -124,7 +124,7 @@ fn ends_processes(action: Action) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::policy::tests::{SOMEBODY, case};
+    use super::super::policy::tests::{PROCESS, case};
     use super::super::policy::{Delivery, TreeState};
     use super::*;
 
@@ -164,7 +164,7 @@ mod tests {
         }
 
         fn signal(&mut self, seconds: u64, signal: Signal) -> Vec<Action> {
-            self.at(seconds, Input::Signal(signal, SOMEBODY))
+            self.at(seconds, Input::Signal(signal, PROCESS))
         }
 
         fn refresh_ends(&mut self, seconds: u64) -> Vec<Action> {

@@ -1,49 +1,7 @@
 //! Starts the child, or executes it in our place. clone(2) shares our memory until the exec, as in posix_spawn(3), which costs half
 //! of a fork(2); posix_spawn itself cannot set the parent-death signal.
 //!
-//! System calls of `claude-run PROGRAM` between its own exec and that of PROGRAM, at most so many of each (checked by
-//! `tests/it/system_calls.rs`):
-//!
-//! ```text
-//! we     1 execve           by our caller
-//! we     6 brk              the C library's start, from here
-//! we     1 arch_prctl
-//! we     1 set_tid_address
-//! we     1 set_robust_list
-//! we     1 rseq
-//! we     1 prlimit64
-//! we     1 readlink
-//! we     1 mprotect         … to here
-//! we     2 getrandom        the seeds of its allocator and of our hash tables
-//! we     3 fcntl            are descriptors 0 to 2 open?
-//! we    22 rt_sigaction     the inherited dispositions, then our handlers
-//! we     1 rt_sigprocmask   an empty mask
-//! we     2 getpid           the run's id; the parent that the child checks
-//! we     1 openat           the settings file
-//! we     4 statx            the program, twice the config dir, and once whether the kernel knows the call at all
-//! we     2 access           may it be run? may the config dir be written?
-//! we     2 ioctl            is stdin our terminal? is stdout one?
-//! we     1 pipe2            the signal pipe
-//! we     1 openat           the lock file
-//! we     2 statx            which file that is, and whether the path still names it after locking
-//! we     1 flock
-//! we     1 openat           owner of claude's refresh lock
-//! we     2 statx            … and whether there are any
-//! we     8 readlink         … one of them beside the real path of the config dir, a call for each part of that
-//! we     1 prctl            subreaper
-//! we     1 waitid           have we children from before?
-//! we     2 fcntl            a pipe as stdout is enlarged
-//! we     3 mmap             the child's first stack
-//! we     1 rt_sigprocmask   no handler may run in the child while it shares our memory
-//! we     1 clone
-//! child  1 setpgid          a group of its own
-//! child  1 prctl            TERM at our death …
-//! child  1 getppid          … which may have come before
-//! child  1 fcntl            the lock's descriptor without close-on-exec
-//! child 11 rt_sigaction     the inherited dispositions
-//! child  1 rt_sigprocmask
-//! child  1 execve
-//! ```
+//! `tests/it/system_calls.rs` lists all system calls between our own exec and the child's.
 
 use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, RawFd};

@@ -35,20 +35,11 @@ pub(crate) struct Exec {
 
 impl Exec {
     /// Prepares `path` with `argv`, whose first word is the name it is called by, and the whole `environment`.
-    ///
-    /// # Errors
-    /// A word has a NUL byte, or /dev/null cannot be opened.
     pub(crate) fn new(path: &Path, argv: &[OsString], environment: &[(OsString, OsString)], stdin: Stdin) -> Result<Self> {
         let path = c_string(path.as_os_str().as_bytes())?;
-        let mut words = Vec::with_capacity(argv.len() + environment.len());
-        let count = argv.len();
-        for word in argv {
-            words.push(c_string(word.as_bytes())?);
-        }
-        for (name, value) in environment {
-            words.push(c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat())?);
-        }
-        let (argv, environment) = words.split_at(count);
+        let variables = environment.iter().map(|(name, value)| c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
+        let words: Vec<_> = argv.iter().map(|word| c_string(word.as_bytes())).chain(variables).collect::<Result<_>>()?;
+        let (argv, environment) = words.split_at(argv.len());
         let null = match stdin {
             Stdin::Inherit => None,
             Stdin::Null => Some(File::open("/dev/null").context("cannot open /dev/null for stdin")?),

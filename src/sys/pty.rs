@@ -17,9 +17,6 @@ pub(crate) struct Pty {
 
 impl Pty {
     /// Opens a pair: the master, and the slave for the child.
-    ///
-    /// # Errors
-    /// The system is out of pseudo-terminals, or /dev/pts is missing.
     pub(crate) fn open() -> io::Result<(Self, OwnedFd)> {
         // Without a terminal: the size that programs assume.
         let size = our_size().unwrap_or(Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 });
@@ -36,9 +33,6 @@ impl Pty {
     }
 
     /// Duplicates the master, to read what the child writes.
-    ///
-    /// # Errors
-    /// The process is out of descriptors.
     pub(crate) fn reader(&self) -> io::Result<File> {
         Ok(self.master.try_clone()?.into())
     }

@@ -77,9 +77,6 @@ impl InheritedDispositions {
 }
 
 /// Starts a thread with all signals blocked: handlers run in the thread that waits for events.
-///
-/// # Errors
-/// The process is out of threads.
 pub(crate) fn spawn_with_signals_blocked(
     name: &str,
     stack: usize,

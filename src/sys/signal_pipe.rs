@@ -43,9 +43,6 @@ const FROM_KERNEL: u8 = 0;
 const FROM_PROCESS: u8 = 1;
 
 /// Makes a pipe. Neither end ever blocks.
-///
-/// # Errors
-/// The process is out of descriptors.
 pub(crate) fn signal_pipe() -> io::Result<(SignalReader, SignalPipe)> {
     let (reader, writer): (OwnedFd, OwnedFd) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     Ok((SignalReader(reader.into()), SignalPipe(Arc::new(writer.into()))))

@@ -56,9 +56,6 @@ enum Ends {
 
 impl OutputConfig {
     /// Derives it from the settings.
-    ///
-    /// # Errors
-    /// The secrets in the environment cannot be collected.
     pub(crate) fn new(settings: &Settings, requires_result: bool, frames: bool, log: Option<Arc<LogFile>>) -> Result<Self> {
         let redacts_all = settings.redact == Redact::All;
         let masks = redacts_all || (settings.redact == Redact::Log && log.is_some());
@@ -78,9 +75,6 @@ impl OutputConfig {
     }
 
     /// Makes the pipes of the captured streams. Other streams are inherited from us, and a pipe there is enlarged.
-    ///
-    /// # Errors
-    /// The process is out of descriptors, or the system of pseudo-terminals.
     pub(crate) fn prepare(&self) -> io::Result<Prepared<'_>> {
         enlarge(stdout());
         let out = self.captures().then(|| Ends::new(self.pty || stdout().is_terminal()));
@@ -121,9 +115,6 @@ impl Prepared<'_> {
     }
 
     /// Starts the relay, once the child is started; `None` if nothing is captured.
-    ///
-    /// # Errors
-    /// The process is out of descriptors or threads.
     pub(crate) fn start(mut self, sender: EventSender) -> io::Result<Option<Relay>> {
         if !self.config.captures() {
             return Ok(None);

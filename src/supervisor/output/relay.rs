@@ -67,9 +67,6 @@ const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 impl Relay {
     /// Starts copying. Frames go to `sender`; [`Event::OutputDone`] follows when the last clone of `done` is dropped.
-    ///
-    /// # Errors
-    /// The process is out of descriptors or threads.
     pub(super) fn start(
         streams: Vec<Stream>,
         terminals: Vec<Pty>,
@@ -113,9 +110,6 @@ impl Relay {
 
 /// Waits, after the child's end, until our reader has taken all output. A termination request ends the wait, as it would end a child
 /// that waits for its reader; an earlier one, `request`, ends it after [`DRAIN_GRACE`]. Returns the signal that ended it.
-///
-/// # Errors
-/// poll(2) fails.
 pub(crate) fn drain(request: Option<Signal>, events: &mut EventQueue, ignored: SigSet) -> io::Result<Option<Signal>> {
     let deadline = request.map(|_| Instant::now() + DRAIN_GRACE);
     let interrupted_by = |signal| {

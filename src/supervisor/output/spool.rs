@@ -75,9 +75,6 @@ impl Spool {
     }
 
     /// Removes the oldest piece.
-    ///
-    /// # Errors
-    /// The file cannot be read back.
     pub(super) fn pop(&mut self) -> io::Result<Option<Vec<u8>>> {
         self.popped += 1;
         if let Some(piece) = self.memory.pop_front() {

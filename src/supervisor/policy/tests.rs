@@ -6,7 +6,7 @@ use super::*;
 
 const GRACE: Duration = Duration::from_secs(5);
 const TERMINAL: SignalSource = SignalSource::Kernel;
-pub(in crate::supervisor) const SOMEBODY: SignalSource = SignalSource::Process(4711);
+pub(in crate::supervisor) const PROCESS: SignalSource = SignalSource::Process(4711);
 
 pub(in crate::supervisor) struct Case {
     pub(in crate::supervisor) policy: Policy,
@@ -39,7 +39,7 @@ impl Case {
     }
 
     fn term(&mut self, seconds: u64) -> Vec<Action> {
-        self.at(seconds, Input::Signal(Signal::SIGTERM, SOMEBODY))
+        self.at(seconds, Input::Signal(Signal::SIGTERM, PROCESS))
     }
 
     fn deadline(&self) -> Option<u64> {
@@ -283,11 +283,11 @@ fn a_stopped_child_gets_cont_with_its_term() {
 #[test]
 fn an_own_group_gets_all_signals_a_shared_one_sent_ones() {
     for signal in FORWARDED {
-        for sender in [TERMINAL, SOMEBODY] {
+        for sender in [TERMINAL, PROCESS] {
             let actions = case(|_| {}).at(1, Input::Signal(signal, sender));
             assert_eq!(actions, [Action::SignalChild(signal)], "own group, {signal}, {sender:?}");
             let actions = case(|config| config.group = Group::Shared).at(1, Input::Signal(signal, sender));
-            let forwarded = sender == SOMEBODY && signal != Signal::SIGCONT;
+            let forwarded = sender == PROCESS && signal != Signal::SIGCONT;
             assert_eq!(actions.contains(&Action::SignalChild(signal)), forwarded, "shared group, {signal}, {sender:?}");
         }
     }
@@ -297,13 +297,13 @@ fn an_own_group_gets_all_signals_a_shared_one_sent_ones() {
 fn a_shared_group_gets_cont_only_if_stopped() {
     let mut case = case(|config| config.group = Group::Shared);
     case.at(1, Input::Stopped(Signal::SIGSTOP));
-    assert_eq!(case.at(2, Input::Signal(Signal::SIGCONT, SOMEBODY)), [Action::SignalChild(Signal::SIGCONT)]);
+    assert_eq!(case.at(2, Input::Signal(Signal::SIGCONT, PROCESS)), [Action::SignalChild(Signal::SIGCONT)]);
 }
 
 #[test]
 fn termination_requests_start_the_kill_grace() {
     for group in [Group::Own, Group::Shared] {
-        for sender in [TERMINAL, SOMEBODY] {
+        for sender in [TERMINAL, PROCESS] {
             for signal in FORWARDED {
                 let mut case = case(|config| config.group = group);
                 case.at(1, Input::Signal(signal, sender));
@@ -319,7 +319,7 @@ fn termination_requests_start_the_kill_grace() {
 fn other_signals_do_nothing() {
     for signal in Signal::iterator().filter(|signal| !FORWARDED.contains(signal)) {
         if !matches!(signal, Signal::SIGUSR1 | Signal::SIGTSTP) {
-            assert_eq!(case(|_| {}).at(1, Input::Signal(signal, SOMEBODY)), [], "{signal}");
+            assert_eq!(case(|_| {}).at(1, Input::Signal(signal, PROCESS)), [], "{signal}");
         }
     }
 }
@@ -336,15 +336,15 @@ fn only_a_second_term_escalates() {
     for first in FORWARDED {
         for second in FORWARDED {
             let mut case = case(|_| {});
-            case.at(1, Input::Signal(first, SOMEBODY));
-            let actions = case.at(2, Input::Signal(second, SOMEBODY));
+            case.at(1, Input::Signal(first, PROCESS));
+            let actions = case.at(2, Input::Signal(second, PROCESS));
             let twice = first == Signal::SIGTERM && second == Signal::SIGTERM;
             assert_eq!(actions.contains(&Action::SignalTree(Signal::SIGKILL)), twice, "{first}, {second}");
         }
     }
     let mut limit = case(|_| {});
     limit.at(60, Input::Clock);
-    assert_eq!(limit.term(61), [Action::SignalChild(Signal::SIGTERM)], "the first that somebody has sent");
+    assert_eq!(limit.term(61), [Action::SignalChild(Signal::SIGTERM)], "the first that a process has sent");
     assert!(limit.term(62).contains(&Action::SignalTree(Signal::SIGKILL)));
 }
 
@@ -352,7 +352,7 @@ fn only_a_second_term_escalates() {
 fn two_terms_at_once_are_one_request() {
     let at = |case: &mut Case, milliseconds| {
         let now = case.start + Duration::from_millis(milliseconds);
-        case.policy.on(Input::Signal(Signal::SIGTERM, SOMEBODY), now)
+        case.policy.on(Input::Signal(Signal::SIGTERM, PROCESS), now)
     };
     let mut running = case(|_| {});
     assert_eq!(at(&mut running, 1_000), [Action::SignalChild(Signal::SIGTERM)]);
@@ -375,16 +375,16 @@ fn a_second_term_ends_the_grace_of_leftovers() {
     assert_eq!(case.term(2), []);
     assert_eq!(case.deadline(), Some(6));
     assert_eq!(case.term(3), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::SecondTerm)]);
-    assert_eq!(case.at(4, Input::Signal(Signal::SIGINT, SOMEBODY)), [], "its pid is that of its remains");
+    assert_eq!(case.at(4, Input::Signal(Signal::SIGINT, PROCESS)), [], "its pid is that of a zombie");
 }
 
 #[test]
 fn stop_and_report_work_in_every_phase() {
     let states: [&[Input]; 4] = [
         &[],
-        &[Input::Signal(Signal::SIGTERM, SOMEBODY)],
+        &[Input::Signal(Signal::SIGTERM, PROCESS)],
         &[Input::Ended(Ending::Exited(0), TreeState::Alive)],
-        &[Input::Ended(Ending::Exited(0), TreeState::Alive), Input::Signal(Signal::SIGTERM, SOMEBODY)],
+        &[Input::Ended(Ending::Exited(0), TreeState::Alive), Input::Signal(Signal::SIGTERM, PROCESS)],
     ];
     for ignored in [false, true] {
         for (number, inputs) in states.into_iter().enumerate() {
@@ -396,8 +396,8 @@ fn stop_and_report_work_in_every_phase() {
             for &input in inputs {
                 case.at(1, input);
             }
-            assert_eq!(case.at(2, Input::Signal(Signal::SIGUSR1, SOMEBODY)), [Action::Report]);
-            let stop = case.at(2, Input::Signal(Signal::SIGTSTP, SOMEBODY));
+            assert_eq!(case.at(2, Input::Signal(Signal::SIGUSR1, PROCESS)), [Action::Report]);
+            let stop = case.at(2, Input::Signal(Signal::SIGTSTP, PROCESS));
             assert_eq!(stop.contains(&Action::StopOurselves), !ignored);
             assert_eq!(stop.contains(&Action::SignalChild(Signal::SIGTSTP)), number < 2, "only a child that is there");
         }
@@ -411,7 +411,7 @@ fn a_child_in_our_group_that_stops_itself_stops_us() {
     {
         let mut case = case(|config| config.group = group);
         assert_eq!(case.at(1, Input::Stopped(signal)).contains(&Action::StopForShell), stops, "{group:?} {signal}");
-        assert_eq!(case.at(2, Input::Signal(Signal::SIGCONT, SOMEBODY)), [Action::SignalChild(Signal::SIGCONT)]);
+        assert_eq!(case.at(2, Input::Signal(Signal::SIGCONT, PROCESS)), [Action::SignalChild(Signal::SIGCONT)]);
     }
 }
 
@@ -421,7 +421,7 @@ fn a_child_in_our_group_that_stops_itself_stops_us() {
 fn no_order_of_inputs_breaks_an_invariant() {
     let inputs: Vec<Input> = FORWARDED
         .into_iter()
-        .map(|signal| Input::Signal(signal, SOMEBODY))
+        .map(|signal| Input::Signal(signal, PROCESS))
         .chain([
             Input::Signal(Signal::SIGINT, TERMINAL),
             FINE,
@@ -447,7 +447,7 @@ fn no_order_of_inputs_breaks_an_invariant() {
                 for (step, &input) in sequence.iter().enumerate() {
                     let about_the_end = matches!(input, Input::Ended(..));
                     if (about_the_end && ended) || case.policy.result().is_some() {
-                        break; // cannot happen: a child ends once, and a run that is over is not asked any more
+                        break; // cannot happen: a child ends once, and a run that is over gets no input
                     }
                     ended |= about_the_end;
                     let now = case.start + Duration::from_secs(70 * (step as u64 + 1));
