@@ -20,14 +20,16 @@ use crate::lock::{self, Acquisition, Claim, LockRequest};
 use crate::logging;
 use crate::ops;
 use crate::outcome::Outcome;
-use crate::plan::Plan;
+use crate::plan::{Invocation, Plan};
 use crate::records::RunRecorder;
 use crate::run_id::RunId;
-use crate::supervisor;
-use crate::supervisor::output::Watch;
+use crate::supervisor::output::OutputConfig;
 use crate::supervisor::policy::{Group, PolicyConfig};
-use crate::supervisor::spawn::{Launch, fill_standard_descriptors};
-use crate::sys::signal::{FORWARDED, InheritedDispositions, SignalHandlers};
+use crate::supervisor::spawn::Launch;
+use crate::supervisor::{self, Supervision};
+use crate::sys::exec::fill_standard_descriptors;
+use crate::sys::signal::{FORWARDED, InheritedDispositions};
+use crate::sys::signal_pipe::SignalHandlers;
 
 /// The program: runs what the process was called with, reports what went wrong, gives the exit code.
 pub fn main() -> i32 {
@@ -88,12 +90,13 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     let settings = Settings::resolve(cli, &environment, file.as_ref())?;
     let run = RunId::take();
     let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), run);
-    let mut plan = Plan::new(settings, config_dir, &environment, &inherited, run, log)?;
+    let invocation = Invocation { settings, environment: &environment, signals: &inherited, run };
+    let mut plan = Plan::new(invocation, config_dir, log)?;
     let variables = mem::take(&mut plan.environment);
     let launch = Launch { program: &plan.program, environment: variables, stdin: plan.stdin, signals: &inherited };
-    let Some(rules) = plan.watchdog else { return Err(launch.exec()) };
-    let outcome = supervised(launch, plan.lock.as_ref(), rules, &plan.watch, &mut plan.journal);
-    plan.journal.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
+    let Some(policy) = plan.policy else { return Err(launch.exec()) };
+    let outcome = supervised(launch, plan.lock.as_ref(), policy, &plan.output, &mut plan.recorder);
+    plan.recorder.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
     outcome
 }
 
@@ -101,13 +104,13 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
 fn supervised(
     mut launch: Launch,
     lock: Option<&LockRequest>,
-    rules: PolicyConfig,
-    watch: &Watch,
+    policy: PolicyConfig,
+    output: &OutputConfig,
     journal: &mut RunRecorder,
 ) -> Result<Outcome> {
     let mut events = events::EventQueue::open().context("cannot make a pipe")?;
     // In the terminal's own group, the key that stops stops us as it stops the child: by default.
-    let stop = (rules.group == Group::Own).then_some(Signal::SIGTSTP);
+    let stop = (policy.group == Group::Own).then_some(Signal::SIGTSTP);
     let handled = FORWARDED.into_iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
     let _handlers = SignalHandlers::install(handled, &events.signal_pipe()).context("cannot install signal handlers")?;
 
@@ -119,7 +122,7 @@ fn supervised(
             Acquisition::InheritedFromCaller(identity) => Some(identity),
             Acquisition::HeldByAncestor(_) | Acquisition::NotNeeded(_) => None,
             Acquisition::TimedOut => return Ok(Outcome::LockBusy { code: lock.conflict_exit_code }),
-            Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal as i32)),
+            Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal)),
         };
         match holding.as_ref().map(lock::LockGuard::key) {
             Some(Some(key)) => launch.set(lock::KEY_VARIABLE, &key),
@@ -135,7 +138,7 @@ fn supervised(
         }
     }
     launch.set(RunId::VARIABLE, &journal.run().to_string());
-    supervisor::supervise(&launch, rules, watch, holding, journal, &mut events)
+    supervisor::supervise(Supervision { launch: &launch, policy, output, lock: holding }, journal, &mut events)
 }
 
 fn understand(words: Vec<OsString>) -> Request {

@@ -1,38 +1,40 @@
 //! How an invocation ended, and THE exit-code table. Nothing else in this crate knows an exit code.
 
+use nix::sys::signal::Signal;
+
 /// How an invocation of claude-run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Help or version was asked for and printed.
+    /// Help, version or a report was printed, or an operation has succeeded.
     Shown,
-    /// What an operator asked for was done, and it found trouble.
+    /// An operation has found trouble.
     Trouble,
     /// The child ended by itself with this status.
     Exited(u8),
-    /// The child was ended by this signal.
+    /// The child was ended by a signal of this number, which may be a real-time one.
     Killed(i32),
-    /// The hard limit ran out and claude-run ended the child, whatever status that gave.
+    /// The hard limit ran out, and claude-run ended the child.
     HardLimit,
-    /// The child was silent for as long as the idle limit, and claude-run ended it.
+    /// The idle limit ran out, and claude-run ended the child.
     IdleLimit,
     /// With `--require-result`: the child exited with 0, but printed no complete, successful result frame.
     NoResult,
-    /// claude-run ended a child that hung after its result frame; what counts is what that says.
+    /// claude-run ended a child that hung after its result frame, which decides on the exit code.
     HungAfterResult {
         /// The last result frame's `is_error`.
         is_error: bool,
     },
-    /// The lock helper ended while the child ran: the lock was lost, and claude-run ended the child.
+    /// The lock helper ended, and with it the lock, and claude-run ended the child.
     LockLost,
     /// The session lock was not free within `--wait`; `code` is `--conflict-exit-code`.
     LockBusy {
         /// The exit code the caller asked for.
         code: u8,
     },
-    /// claude-run was ended by this signal while it waited for the lock; the child was never started.
-    EndedWaiting(i32),
-    /// claude-run was ended by this signal while it waited for its reader; the child had ended, and output of it is lost.
-    EndedDraining(i32),
+    /// This signal ended the wait for the lock; the child was never started.
+    EndedWaiting(Signal),
+    /// This signal ended the wait for the reader of the output; the child had ended, and some of its output is lost.
+    EndedDraining(Signal),
     /// COMMAND was found, but cannot be run.
     CannotRun,
     /// COMMAND was not found.
@@ -48,9 +50,8 @@ impl Outcome {
             Self::Shown => 0,
             Self::Trouble => 1,
             Self::Exited(status) => status,
-            Self::Killed(signal) | Self::EndedWaiting(signal) | Self::EndedDraining(signal) => {
-                u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128))
-            }
+            Self::Killed(signal) => u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128)),
+            Self::EndedWaiting(signal) | Self::EndedDraining(signal) => signal as u8 + 128,
             Self::HardLimit | Self::IdleLimit => 124,
             Self::NoResult => NO_RESULT,
             Self::LockLost => LOCK_LOST,
@@ -63,17 +64,17 @@ impl Outcome {
     }
 }
 
-/// The default of `--conflict-exit-code`: sysexits' EX_TEMPFAIL, "try again later".
+/// Default of `--conflict-exit-code`: EX_TEMPFAIL, "try again later".
 pub const CONFLICT: u8 = 75;
 
-/// sysexits' EX_DATAERR: what came is not what was to come.
+/// EX_DATAERR: no valid result frame.
 const NO_RESULT: u8 = 65;
 
-/// sysexits' EX_UNAVAILABLE: what the run depended on is gone.
+/// EX_UNAVAILABLE: the lock is gone.
 const LOCK_LOST: u8 = 69;
 
 impl Outcome {
-    /// Its name in records.
+    /// Name in records.
     pub fn name(self) -> &'static str {
         match self {
             Self::Shown => "shown",
@@ -110,8 +111,10 @@ mod tests {
     fn a_signal_is_128_plus_its_number() {
         for signal in 1..=64 {
             assert_eq!(i32::from(Outcome::Killed(signal).exit_code()), 128 + signal);
-            assert_eq!(i32::from(Outcome::EndedWaiting(signal).exit_code()), 128 + signal);
-            assert_eq!(i32::from(Outcome::EndedDraining(signal).exit_code()), 128 + signal);
+        }
+        for signal in Signal::iterator() {
+            assert_eq!(i32::from(Outcome::EndedWaiting(signal).exit_code()), 128 + signal as i32);
+            assert_eq!(i32::from(Outcome::EndedDraining(signal).exit_code()), 128 + signal as i32);
         }
     }
 

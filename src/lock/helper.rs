@@ -60,7 +60,7 @@ const MONITOR_GRACE: Duration = Duration::from_secs(5);
 const REPORT_DELAY: Duration = Duration::from_millis(100);
 
 impl Helper {
-    /// Starts `command`. [`Event::HelperTold`] comes through `sender` when the state changes.
+    /// Starts `command`. [`Event::HelperChanged`] comes through `sender` when the state changes.
     ///
     /// # Errors
     /// There is no such program (`ProgramError`), or we are out of processes, threads or descriptors.
@@ -161,7 +161,7 @@ impl Helper {
                 }
             }
         }
-        wait.events.unread(others);
+        wait.events.requeue(others);
         request
     }
 

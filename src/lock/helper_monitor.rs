@@ -13,7 +13,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, pipe2};
 
 use super::monitor_process::{self, MonitorSetup};
-use crate::sys::exec::{Exec, clone, stack};
+use crate::sys::exec::{Exec, child_stack, clone};
 use crate::sys::proc;
 use crate::sys::signal::InheritedDispositions;
 
@@ -61,7 +61,7 @@ impl HelperMonitor {
             kill_grace,
             sees_children: proc::is_of_our_pid_namespace(),
         };
-        let (mut its_stack, mut helper_stack) = (stack(), stack());
+        let (mut its_stack, mut helper_stack) = (child_stack(), child_stack());
         // It keeps this mask, so that none of our handlers ever runs in it, and no key ends or stops it.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         // SAFETY: it calls nothing but async-signal-safe functions, in memory of its own.

@@ -61,7 +61,7 @@ impl HelperState {
     }
 }
 
-/// Reads what comes from the helper called `name` until it has ended, for a thread of its own. Sends [`Event::HelperTold`] when the
+/// Reads what comes from the helper called `name` until it has ended, for a thread of its own. Sends [`Event::HelperChanged`] when the
 /// helper holds its lock, and when it has ended.
 pub(super) fn read_helper(name: &str, pipes: MonitorPipes, state: &Mutex<HelperState>, sender: &EventSender) {
     let (mut stdout, mut stderr) = (Lines::default(), Lines::default());
@@ -102,7 +102,7 @@ pub(super) fn read_helper(name: &str, pipes: MonitorPipes, state: &Mutex<HelperS
         let is_changed = state.update(line, stdout.no_line_reason(), end);
         drop(state);
         if is_changed {
-            sender.send(Event::HelperTold);
+            sender.send(Event::HelperChanged);
         }
         if has_ended {
             return;

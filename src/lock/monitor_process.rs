@@ -20,9 +20,9 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Pid, getpid, getppid, read, setpgid};
 
 use crate::config::settings::after;
-use crate::sys::exec::{Exec, clone, put};
+use crate::sys::exec::{Exec, clone, dup_onto};
 use crate::sys::signal::InheritedDispositions;
-use crate::sys::wait::{self, ChildStatus, Whose};
+use crate::sys::wait::{self, ChildStatus, Target};
 
 /// All that the process needs, made before it begins.
 pub(super) struct MonitorSetup<'a> {
@@ -105,7 +105,7 @@ impl Report {
 pub(super) fn run(setup: &MonitorSetup, stack: &mut [u8]) {
     let helper = start_helper(setup, stack);
     // Of all our descriptors, the two that it needs; above all, the lock's must not stay open here.
-    let moved = put(setup.control, 0).and_then(|()| put(setup.reports, 1));
+    let moved = dup_onto(setup.control, 0).and_then(|()| dup_onto(setup.reports, 1));
     if moved.is_ok() {
         close_from(2);
     }
@@ -143,7 +143,7 @@ fn exec_helper(setup: &MonitorSetup, monitor: Pid) -> Errno {
         return Errno::ECHILD;
     }
     let [stdout, stderr] = setup.outputs;
-    let prepared = put(stdout, libc::STDOUT_FILENO).and_then(|()| put(stderr, libc::STDERR_FILENO));
+    let prepared = dup_onto(stdout, libc::STDOUT_FILENO).and_then(|()| dup_onto(stderr, libc::STDERR_FILENO));
     prepared.and_then(|()| setup.signals.restore()).err().unwrap_or_else(|| setup.exec.run())
 }
 
@@ -192,7 +192,7 @@ fn supervise(helper: Pid, kill_grace: Option<Duration>, sees_children: bool) {
     wait::reap(helper);
     // What has left its group or its session is an orphan, and so a child of ours.
     wait::reap_all();
-    while sees_children && wait::are_there(libc::WSTOPPED) && kill_children() {
+    while sees_children && wait::has_children(libc::WSTOPPED) && kill_children() {
         let _ = ppoll(&mut [], None, Some(asleep));
         wait::reap_all();
     }
@@ -216,7 +216,7 @@ impl Stage {
 
 /// Report of `helper`'s end, if it has ended. It stays a zombie, so that its process group means no other. Others are reaped.
 fn ending_of(helper: Pid) -> Option<Report> {
-    while let Ok(Some(ChildStatus { pid, code, status })) = wait::news(Whose::Anybody, libc::WEXITED | libc::WNOWAIT) {
+    while let Ok(Some(ChildStatus { pid, code, status })) = wait::next_status(Target::AnyChild, libc::WEXITED | libc::WNOWAIT) {
         if pid == helper.as_raw() {
             return Some(if code == libc::CLD_EXITED { Report::Exited(status) } else { Report::Killed(status) });
         }

@@ -39,7 +39,7 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
     wait.next_progress_at = Some(wait.started);
     let mut checks = 0;
     let end = wait.until(|wait, events| {
-        if events.contains(&Event::LockAnswered) {
+        if events.contains(&Event::FlockReturned) {
             match thread.answer()?.verify()? {
                 LockAttempt::Acquired(flock) => return Ok(Some(Acquisition::Held(LockGuard::new(flock)))),
                 LockAttempt::Busy(replacement) => {
@@ -92,14 +92,14 @@ impl FlockThread {
         let work = move || {
             // Without a receiver the wait was given up: this drops the file, and with it the lock.
             let _ = sender.send(file.lock_blocking());
-            events.send(Event::LockAnswered);
+            events.send(Event::FlockReturned);
         };
         let thread = signal::spawn_with_signals_blocked("flock", 64 * 1024, work)
             .context("cannot start the thread that waits for the lock")?;
         Ok(Self(Some((answer, thread))))
     }
 
-    /// Takes the answer of a thread that has sent [`Event::LockAnswered`], and so is about to end.
+    /// Takes the answer of a thread that has sent [`Event::FlockReturned`], and so is about to end.
     fn answer(&mut self) -> Result<LockFile> {
         const GONE: &str = "the thread that waits for the lock is gone";
         self.0.take().context(GONE)?.0.recv().context(GONE)?
@@ -110,7 +110,7 @@ impl Drop for FlockThread {
     fn drop(&mut self) {
         if let Some((answer, thread)) = self.0.take() {
             drop(answer);
-            signal::call_back(thread);
+            signal::interrupt_thread(thread);
         }
     }
 }

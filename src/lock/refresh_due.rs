@@ -52,7 +52,7 @@ impl Refreshes {
     /// True if claude may refresh the token when it starts, but may not see yet what another host has written: such file systems
     /// cache attributes for a second by default.
     pub(super) fn may_be_out_of_date(&self) -> bool {
-        LockScope::at(&self.config_dir).is_some_and(LockScope::may_end_here)
+        LockScope::at(&self.config_dir).is_some_and(LockScope::may_be_per_host)
             && !matches!(self.settled_state(), RefreshState::NotDue(_))
     }
 

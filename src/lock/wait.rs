@@ -104,7 +104,7 @@ impl<'a> LockWait<'a> {
             let events = self.events.wait(wake_at).context("cannot wait for events")?;
             self.recorder.run_due();
             if let Some(signal) = self.first_termination_signal(&events) {
-                self.events.unread(events.into_iter().filter(|event| !matches!(event, Event::Signal(..))).collect());
+                self.events.requeue(events.into_iter().filter(|event| !matches!(event, Event::Signal(..))).collect());
                 return Ok(WaitEnd::Interrupted(signal));
             }
             if let Some(value) = condition(self, &events)? {
@@ -129,7 +129,7 @@ impl<'a> LockWait<'a> {
             match signal {
                 _ if self.ignored.contains(signal) => {}
                 Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGUSR2 => return Some(signal),
-                Signal::SIGTSTP => signal::stop_if_asked(source),
+                Signal::SIGTSTP => signal::stop_for_job_control(source),
                 Signal::SIGUSR1 => self.log_progress(),
                 _ => {}
             }

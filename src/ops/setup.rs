@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use self::plan::{SetupPaths, SetupPlan};
@@ -24,7 +25,8 @@ use crate::logging;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunInfo, RunRecorder};
 use crate::run_id::RunId;
-use crate::sys::signal::{FORWARDED, SignalHandlers};
+use crate::sys::signal::FORWARDED;
+use crate::sys::signal_pipe::SignalHandlers;
 
 /// Options of `setup`.
 pub(super) struct SetupOptions<'a> {
@@ -124,7 +126,7 @@ enum Admission {
     /// While the guard lives, no other run that uses the lock starts there.
     Granted(LockGuard),
     Refused(String),
-    Interrupted(i32),
+    Interrupted(Signal),
 }
 
 /// Acquires the session lock of the dir that is to be moved, then waits until no run is live there and no refresh under way.
@@ -155,7 +157,7 @@ fn keep_others_out(context: &Context, paths: &SetupPaths) -> Result<Admission> {
     let handlers = SignalHandlers::install(FORWARDED, &events.signal_pipe()).context("cannot install signal handlers")?;
     let holding = match lock::acquire(&lock, &mut journal, &mut events)? {
         Acquisition::Held(holding) => holding,
-        Acquisition::Interrupted(signal) => return Ok(Admission::Interrupted(signal as i32)),
+        Acquisition::Interrupted(signal) => return Ok(Admission::Interrupted(signal)),
         _ => return Ok(Admission::Refused(format!("{} is in use, and --wait waits longer", paths.link.display()))),
     };
     drop(handlers); // from here on a signal ends us as it would by default: the next call goes on

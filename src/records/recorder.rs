@@ -377,7 +377,7 @@ fn milliseconds(span: Duration) -> u64 {
 fn keep_fresh(record: PathBuf) {
     let work = move || {
         let touch = || File::options().write(true).open(&record)?.set_modified(SystemTime::now());
-        if LockScope::at(&record).is_some_and(LockScope::may_end_here) {
+        if LockScope::at(&record).is_some_and(LockScope::may_be_per_host) {
             // An error can be of a moment, as on a network.
             while !touch().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::NotFound) {
                 thread::sleep(TOUCH_AFTER);

@@ -240,7 +240,7 @@ impl RecordStore {
                 && RunId::parse(&record.run).is_some_and(|run| !run.is_alive())
         };
         (is_of_this_boot && (device(record.config_dir.file_id()) == device(here) || is_gone()))
-            || !LockScope::at(&self.path).is_some_and(LockScope::may_end_here)
+            || !LockScope::at(&self.path).is_some_and(LockScope::may_be_per_host)
     }
 
     /// Lists the records, the oldest first, and temporary files.

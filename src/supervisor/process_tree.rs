@@ -1,71 +1,66 @@
-//! The child and every descendant, in whatever session or process group: found over /proc by the links from child to
-//! parent, which all lead to us, since we are the subreaper. Claude's tools run in sessions of their own, so that a signal
-//! to a process group misses them. Signals go to processes that were looked at, never to a number that may mean another.
+//! All descendants, in whatever session or process group: found in /proc by the links from child to parent, which lead to us, the
+//! subreaper. Signals to a process group would miss claude's tools, which run in sessions of their own.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::fs;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::Mode;
 use nix::unistd::{Pid, getpid};
 use tracing::debug;
 
-use super::policy::{Ending, Group, Reach, Tree};
+use super::policy::{Delivery, Group, TreeState};
 use crate::run_id::RunId;
+use crate::sys::pidfd::pidfd_signal;
 use crate::sys::proc::{self, Stat};
-use crate::sys::wait::{self, ChildStatus, Whose};
+use crate::sys::wait;
 
-/// All that is below us.
+/// Descendants of this process that belong to a run.
 #[derive(Debug)]
 pub(super) struct ProcessTree {
     run: RunId,
-    /// Who keeps the lock for us. With all below it, it is no part of the run, and takes in whatever its helper orphans.
-    keeper: Option<Pid>,
-    /// Those that were below us before we started a child, as after `sleep 60 & exec claude-run …`. Not ours to end.
+    /// Monitor of the lock helper. It and its descendants are no part of the run.
+    monitor: Option<Pid>,
+    /// Our children from before the run, as after `sleep 60 & exec claude-run …`.
     preexisting: HashSet<Process>,
-    /// Who has had a TERM.
-    told: HashSet<Process>,
+    /// Processes that have got TERM.
+    terminated: HashSet<Process>,
 }
 
-/// A pid and a start: one process, whoever has the pid later.
+/// Pid and start.
 type Process = (i32, u64);
 
 impl ProcessTree {
-    /// Looks at what is below us before the child is started.
-    pub(super) fn before_start(run: RunId, keeper: Option<Pid>) -> Self {
-        let mut descendants = Self { run, keeper, preexisting: HashSet::new(), told: HashSet::new() };
-        if wait::are_there(libc::WEXITED) && proc::is_of_our_pid_namespace() {
-            descendants.preexisting = descendants.members().iter().map(Stat::process).collect();
+    /// Tree of a run whose child is not started yet.
+    pub(super) fn before_start(run: RunId, monitor: Option<Pid>) -> Self {
+        let mut tree = Self { run, monitor, preexisting: HashSet::new(), terminated: HashSet::new() };
+        if wait::has_children(libc::WEXITED) && proc::is_of_our_pid_namespace() {
+            tree.preexisting = tree.members().iter().map(Stat::process).collect();
         }
-        descendants
+        tree
     }
 
-    /// Who is alive below us.
-    pub(super) fn state(&self) -> Tree {
-        // Asked without WEXITED, waitid(2) answers ECHILD when all that is left is dead: one call, exact, and no /proc.
-        let alive = wait::are_there(libc::WSTOPPED);
-        let are_strangers = || !self.preexisting.is_empty() && self.members().is_empty();
-        if !alive || are_strangers() { Tree::Empty } else { Tree::Alive }
+    pub(super) fn state(&self) -> TreeState {
+        // Without WEXITED, waitid(2) fails with ECHILD if only zombies are left: exact, and without /proc.
+        let has_children = wait::has_children(libc::WSTOPPED);
+        let are_preexisting = || !self.preexisting.is_empty() && self.members().is_empty();
+        if !has_children || are_preexisting() { TreeState::Empty } else { TreeState::Alive }
     }
 
-    /// Sends `signal` to everybody below us. A TERM goes to each but once, and only the first time to those whose parent
-    /// lives: what a leftover starts to clean up after itself may finish within the kill grace.
-    pub(super) fn signal(&mut self, signal: Signal, child: Pid, group: Group) -> Reach {
+    /// Signals all members. Each gets TERM once, and after the first walk only orphans do: what a leftover starts to clean up may
+    /// finish within the kill grace.
+    pub(super) fn signal(&mut self, signal: Signal, child: Pid, group: Group) -> Delivery {
         if !proc::is_of_our_pid_namespace() {
-            return signal_blindly(signal, child, group);
+            return signal_without_proc(signal, child, group);
         }
         let us = getpid().as_raw();
-        let first = self.told.is_empty();
+        let is_first_walk = self.terminated.is_empty();
         let members = self.members();
         let mut refused = 0;
         for member in &members {
             if signal == Signal::SIGTERM {
-                let orphan = member.parent == us;
-                if !(first || orphan) || !self.told.insert(member.process()) {
+                let is_due = is_first_walk || member.parent == us;
+                if !is_due || !self.terminated.insert(member.process()) {
                     continue;
                 }
             }
@@ -79,29 +74,28 @@ impl ProcessTree {
             }
         }
         match refused {
-            _ if self.state() == Tree::Empty => Reach::All,
-            _ if refused == members.len() => Reach::Nobody,
-            0 => Reach::All,
-            _ => Reach::Some,
+            _ if self.state() == TreeState::Empty => Delivery::Complete,
+            _ if refused == members.len() => Delivery::Failed,
+            0 => Delivery::Complete,
+            _ => Delivery::Partial,
         }
     }
 
-    /// What each of the living below us calls itself, and the PID namespace in which it does; none, if that cannot be seen.
+    /// Pid and PID namespace of each member, as it sees them itself; `None` without a /proc of our own.
     pub(super) fn names(&self) -> Option<Vec<(i32, String)>> {
         let names = || self.members().iter().filter_map(|stat| proc::innermost_pid(stat.pid)).collect();
         proc::is_of_our_pid_namespace().then(names)
     }
 
-    /// The living below us, less those that were there before the child and what is below them.
+    /// Living members.
     fn members(&self) -> Vec<Stat> {
+        let us = getpid().as_raw();
         let mut rest = Stat::all();
         let mut members = Vec::new();
-        let mut parents = vec![getpid().as_raw()];
-        let us = parents[0];
+        let mut parents = vec![us];
         while let Some(parent) = parents.pop() {
             rest.retain(|stat| {
-                let is_member = stat.parent == parent && (parent != us || self.is_ours(stat));
-                if is_member {
+                if stat.parent == parent && (parent != us || self.includes(stat)) {
                     parents.push(stat.pid);
                     members.push(*stat);
                 }
@@ -112,10 +106,10 @@ impl ProcessTree {
         members
     }
 
-    /// Whether a child of this process belongs to the run. Usually every one does. Among strangers, whose orphans come to
-    /// us as well, it does if its environment says so, or nothing at all.
-    fn is_ours(&self, stat: &Stat) -> bool {
-        if self.keeper.is_some_and(|keeper| keeper.as_raw() == stat.pid) {
+    /// True if a child of ours belongs to the run. Beside preexisting children, whose orphans come to us as well, it does if its
+    /// environment names the run, or cannot be read.
+    fn includes(&self, stat: &Stat) -> bool {
+        if self.monitor.is_some_and(|monitor| monitor.as_raw() == stat.pid) {
             return false;
         }
         if self.preexisting.is_empty() {
@@ -126,7 +120,7 @@ impl ProcessTree {
                 .map_or(true, |environment| environment.is_empty() || self.run.is_above(&environment))
     }
 
-    /// Takes away the remains of all that have died below us, but not those of `child`.
+    /// Reaps all zombies but `child`.
     pub(super) fn reap_all_but(&self, child: Pid) {
         let us = getpid().as_raw();
         let dead = Stat::all().into_iter().filter(|stat| stat.parent == us && stat.is_dead() && stat.pid != child.as_raw());
@@ -134,76 +128,15 @@ impl ProcessTree {
     }
 }
 
-/// What a SIGCHLD can mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    /// Somebody below us, or nothing that matters.
-    Others,
-    /// The child was stopped by this signal.
-    Stopped(Signal),
-    /// The child was continued.
-    Continued,
-    /// The child has ended. It is not yet reaped.
-    Ended(Ending),
-}
-
-/// Finds out what a SIGCHLD means for `child`, and takes away the remains of everybody else.
-pub(super) fn look_after(child: Pid) -> Change {
-    // WNOWAIT: while the child is not reaped, its pid and its process group's number mean nobody else.
-    while let Ok(Some(news)) = wait::news(Whose::Anybody, libc::WEXITED | libc::WNOWAIT) {
-        if news.pid == child.as_raw() {
-            return Change::Ended(match news.code {
-                libc::CLD_EXITED => Ending::Exited(news.status as u8),
-                _ => Ending::Killed(news.status),
-            });
-        }
-        wait::reap(Pid::from_raw(news.pid));
-    }
-    match wait::news(Whose::Child(child), libc::WSTOPPED | libc::WCONTINUED) {
-        Ok(Some(ChildStatus { code: libc::CLD_STOPPED, status, .. })) => {
-            Change::Stopped(Signal::try_from(status).unwrap_or(Signal::SIGSTOP))
-        }
-        Ok(Some(_)) => Change::Continued,
-        _ => Change::Others,
-    }
-}
-
-/// Signals the very process that `member` was read from: the directory in /proc stays bound to it even if the pid is
-/// used again.
-fn pidfd_signal(member: &Stat, signal: Signal) -> nix::Result<()> {
-    let dir = File::open(format!("/proc/{}", member.pid)).map_err(|_| Errno::ESRCH)?;
-    let mut line = Vec::new();
-    let stat = openat(&dir, "stat", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    File::from(stat).read_to_end(&mut line).map_err(|_| Errno::ESRCH)?;
-    let now = Stat::parse(&line).filter(|now| now.start == member.start).ok_or(Errno::ESRCH)?;
-    send(dir.as_fd(), now.pid, signal)?;
-    if signal == Signal::SIGTERM && now.state == b'T' {
-        send(dir.as_fd(), now.pid, Signal::SIGCONT)?;
-    }
-    Ok(())
-}
-
-fn send(process: BorrowedFd, pid: i32, signal: Signal) -> nix::Result<()> {
-    // SAFETY: a descriptor, a number, no siginfo and no flags: nothing in memory is touched.
-    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as i32, 0, 0) };
-    match Errno::result(sent) {
-        Ok(_) => Ok(()),
-        // Before Linux 5.1, or behind a filter that does not know the call: the pid was right a moment ago.
-        Err(Errno::ENOSYS | Errno::EPERM) => kill(Pid::from_raw(pid), signal),
-        Err(error) => Err(error),
-    }
-}
-
-/// Without a /proc of our own there are only groups to signal: everybody in the container if we are its init, else the
-/// child's group, whose number its remains keep ours.
-fn signal_blindly(signal: Signal, child: Pid, group: Group) -> Reach {
+/// Signals every process of the container if we are its init, else the child's group, whose number its zombie reserves.
+fn signal_without_proc(signal: Signal, child: Pid, group: Group) -> Delivery {
     let everybody = Pid::from_raw(-1);
     let target = match group {
         _ if getpid().as_raw() == 1 => everybody,
         Group::Own => Pid::from_raw(-child.as_raw()),
         Group::Shared => child,
     };
-    // Whether anybody was reached shows in whether anybody is left.
+    // ESRCH shows in the next state of the tree.
     let _ = kill(target, signal);
-    if target == everybody { Reach::All } else { Reach::Nobody }
+    if target == everybody { Delivery::Complete } else { Delivery::Failed }
 }

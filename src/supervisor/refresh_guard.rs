@@ -1,6 +1,6 @@
-//! Never kill a refresh. A claude that is ended while its token request is under way loses the new refresh token, and somebody
-//! has to log in again. So what ends a process is held back here while a refresh may be under way below us, and everything else
-//! passes. As pure as the policy that it stands around.
+//! Never kill a refresh. A claude that is ended during its token request loses the rotated refresh token, and somebody has to log in
+//! again. So signals that end processes are deferred here while a refresh may be in progress; all other actions pass. Pure, like the
+//! policy inside.
 
 use std::time::{Duration, Instant};
 
@@ -8,39 +8,39 @@ use nix::sys::signal::Signal;
 
 use super::policy::{Action, Ending, Input, Limit, Notice, Policy};
 
-/// A policy whose signals spare refreshes.
+/// A policy whose signals spare token refreshes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RefreshGuard {
     policy: Policy,
-    /// What is held back, in its order.
-    held_back: Vec<Action>,
-    /// Since when a refresh is being spared. It stays after the patience with it has run out, until one is found over.
+    /// Deferred signals, in order.
+    deferred: Vec<Action>,
+    /// Start of the current refresh, as far as signals are concerned. It stays after [`MAX_DEFERRAL`], until the refresh is over.
     since: Option<Instant>,
 }
 
-/// How long at most: a refresh takes a second or so.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+/// Longest deferral: a refresh takes about a second.
+pub const MAX_DEFERRAL: Duration = Duration::from_secs(15);
 
 impl RefreshGuard {
-    /// Around `policy`.
+    /// Wraps `policy`.
     pub fn new(policy: Policy) -> Self {
-        Self { policy, held_back: Vec::new(), since: None }
+        Self { policy, deferred: Vec::new(), since: None }
     }
 
-    /// The policy itself.
+    /// The wrapped policy.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// Whether something is held back, so that the end of a refresh matters.
-    pub fn holds_back(&self) -> bool {
-        !self.held_back.is_empty()
+    /// True while signals are deferred, so that the end of a refresh matters.
+    pub fn is_deferring(&self) -> bool {
+        !self.deferred.is_empty()
     }
 
     /// See [`Policy::next_deadline`].
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.since {
-            Some(since) if self.holds_back() => Some(since + PATIENCE),
+            Some(since) if self.is_deferring() => Some(since + MAX_DEFERRAL),
             _ => self.policy.next_deadline(),
         }
     }
@@ -50,86 +50,86 @@ impl RefreshGuard {
         self.policy.result()
     }
 
-    /// What to do about `happening` at `now`.
-    pub fn on(&mut self, happening: Input, now: Instant) -> Vec<Action> {
-        match happening {
-            Input::Refresh { may_be_under_way } => self.on_look(may_be_under_way, now),
-            // While a signal waits, all limits and graces do: none could do more than send one.
-            Input::Clock if self.holds_back() => match self.since {
-                Some(since) if now >= since + PATIENCE => self.release(now, Some(Notice::RefreshTakesTooLong)),
+    /// Actions for `input` at `now`.
+    pub fn on(&mut self, input: Input, now: Instant) -> Vec<Action> {
+        match input {
+            Input::Refresh { in_progress } => self.on_refresh(in_progress, now),
+            // Limits and graces wait with the signals: they could only send more of them.
+            Input::Clock if self.is_deferring() => match self.since {
+                Some(since) if now >= since + MAX_DEFERRAL => self.release(now, Some(Notice::RefreshTooLong)),
                 _ => Vec::new(),
             },
             _ => {
-                if matches!(happening, Input::Ended(..)) {
-                    // Its remains feel nothing; those that it left behind may.
-                    self.held_back.retain(|action| matches!(action, Action::SignalTree(_)));
+                if matches!(input, Input::Ended(..)) {
+                    // The child is a zombie: drop the signals for it, keep those for its leftovers.
+                    self.deferred.retain(|action| matches!(action, Action::SignalTree(_)));
                 }
-                let actions = self.policy.on(happening, now);
-                self.hold_back(actions)
+                let actions = self.policy.on(input, now);
+                self.defer(actions)
             }
         }
     }
 
-    fn hold_back(&mut self, actions: Vec<Action>) -> Vec<Action> {
-        let mut others = Vec::new();
+    fn defer(&mut self, actions: Vec<Action>) -> Vec<Action> {
+        let mut passed = Vec::new();
         for action in actions {
-            if !ends_somebody(action) {
-                others.push(action);
+            if !ends_processes(action) {
+                passed.push(action);
                 continue;
             }
-            // A look is asked for with the first; those behind it wait for the answer, too.
-            if self.held_back.is_empty() {
-                others.push(Action::LookForRefresh);
+            // The first asks for a check, whose answer decides on those behind it, too.
+            if self.deferred.is_empty() {
+                passed.push(Action::CheckRefresh);
             }
-            // A signal to everybody that is already due to everybody adds nothing.
-            if !(matches!(action, Action::SignalTree(_)) && self.held_back.contains(&action)) {
-                self.held_back.push(action);
+            // The same signal to the whole tree is sent once.
+            if !(matches!(action, Action::SignalTree(_)) && self.deferred.contains(&action)) {
+                self.deferred.push(action);
             }
         }
-        others
+        passed
     }
 
-    fn on_look(&mut self, may_be_under_way: bool, now: Instant) -> Vec<Action> {
-        if !may_be_under_way {
+    fn on_refresh(&mut self, in_progress: bool, now: Instant) -> Vec<Action> {
+        if !in_progress {
             self.since = None;
             return self.release(now, None);
         }
-        if !self.holds_back() {
+        if !self.is_deferring() {
             return Vec::new();
         }
         match self.since {
             None => {
                 self.since = Some(now);
-                vec![Action::Tell(Notice::Refresh)]
+                vec![Action::Log(Notice::SignalDeferred)]
             }
-            Some(since) if now >= since + PATIENCE => self.release(now, None), // said once
+            Some(since) if now >= since + MAX_DEFERRAL => self.release(now, None), // logged before
             Some(_) => Vec::new(),
         }
     }
 
     fn release(&mut self, now: Instant, notice: Option<Notice>) -> Vec<Action> {
-        let actions: Vec<_> = notice.map(Action::Tell).into_iter().chain(self.held_back.drain(..)).collect();
+        let actions: Vec<_> = notice.map(Action::Log).into_iter().chain(self.deferred.drain(..)).collect();
         if actions.iter().any(|action| matches!(action, Action::SignalChild(_) | Action::SignalTree(Signal::SIGTERM))) {
-            self.policy.restart_kill_grace(now); // it counts from the signal that goes out
+            self.policy.restart_kill_grace(now);
         }
         actions
     }
 }
 
-/// INT as well: a claude without a terminal ends by it, in mid-refresh, too.
-fn ends_somebody(action: Action) -> bool {
+/// True for INT as well: a claude without a terminal ends by it, in mid-refresh too.
+fn ends_processes(action: Action) -> bool {
     let (Action::SignalChild(signal) | Action::SignalTree(signal)) = action else { return false };
     matches!(signal, Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGKILL)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::policy::tests::{SOMEBODY, case};
-    use super::super::policy::{Reach, Tree};
+    use super::super::policy::tests::{PROCESS, case};
+    use super::super::policy::{Delivery, TreeState};
     use super::*;
 
     struct Run {
-        sparing: RefreshGuard,
+        guard: RefreshGuard,
         start: Instant,
         refresh: bool,
     }
@@ -138,24 +138,24 @@ mod tests {
         /// A run with a hard limit of 60 s and a kill grace of 5 s.
         fn new() -> Self {
             let case = case(|_| {});
-            Self { sparing: RefreshGuard::new(case.policy), start: case.start, refresh: false }
+            Self { guard: RefreshGuard::new(case.policy), start: case.start, refresh: false }
         }
 
         fn during_refresh() -> Self {
             Self { refresh: true, ..Self::new() }
         }
 
-        /// What comes of it, a look being answered at once, as by the supervisor.
-        fn at(&mut self, seconds: u64, happening: Input) -> Vec<Action> {
+        /// Actions for `input`, a check being answered at once, as by the supervisor.
+        fn at(&mut self, seconds: u64, input: Input) -> Vec<Action> {
             let now = self.start + Duration::from_secs(seconds);
             let mut all = Vec::new();
-            let mut actions = self.sparing.on(happening, now);
+            let mut actions = self.guard.on(input, now);
             actions.reverse();
             while let Some(action) = actions.pop() {
                 match action {
-                    Action::LookForRefresh => {
-                        let answer = Input::Refresh { may_be_under_way: self.refresh };
-                        actions.extend(self.sparing.on(answer, now).into_iter().rev());
+                    Action::CheckRefresh => {
+                        let answer = Input::Refresh { in_progress: self.refresh };
+                        actions.extend(self.guard.on(answer, now).into_iter().rev());
                     }
                     _ => all.push(action),
                 }
@@ -164,64 +164,64 @@ mod tests {
         }
 
         fn signal(&mut self, seconds: u64, signal: Signal) -> Vec<Action> {
-            self.at(seconds, Input::Signal(signal, SOMEBODY))
+            self.at(seconds, Input::Signal(signal, PROCESS))
         }
 
-        fn refresh_is_over(&mut self, seconds: u64) -> Vec<Action> {
+        fn refresh_ends(&mut self, seconds: u64) -> Vec<Action> {
             self.refresh = false;
-            self.at(seconds, Input::Refresh { may_be_under_way: false })
+            self.at(seconds, Input::Refresh { in_progress: false })
         }
 
         fn deadline(&self) -> Option<u64> {
-            self.sparing.next_deadline().map(|at| (at - self.start).as_secs())
+            self.guard.next_deadline().map(|at| (at - self.start).as_secs())
         }
     }
 
     const TERM: Action = Action::SignalChild(Signal::SIGTERM);
     const KILL_TREE: Action = Action::SignalTree(Signal::SIGKILL);
-    const TOLD: Action = Action::Tell(Notice::Refresh);
+    const DEFERRED: Action = Action::Log(Notice::SignalDeferred);
 
     #[test]
-    fn without_a_refresh_nothing_is_held_back_or_out_of_order() {
+    fn without_a_refresh_no_signal_is_deferred() {
         let mut run = Run::new();
         assert_eq!(run.signal(1, Signal::SIGTERM), [TERM]);
         assert_eq!(run.deadline(), Some(6));
-        assert_eq!(run.at(6, Input::Clock), [KILL_TREE, Action::Tell(Notice::KillGrace)]);
+        assert_eq!(run.at(6, Input::Clock), [KILL_TREE, Action::Log(Notice::KillGraceExpired)]);
         let mut stopped = Run::new();
         stopped.at(1, Input::Stopped(Signal::SIGSTOP));
         assert_eq!(stopped.signal(2, Signal::SIGTERM), [TERM, Action::SignalChild(Signal::SIGCONT)]);
     }
 
     #[test]
-    fn during_a_refresh_a_request_to_end_waits_and_the_kill_grace_counts_from_its_going_out() {
+    fn a_deferred_request_restarts_the_kill_grace() {
         for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
             let mut run = Run::during_refresh();
-            assert_eq!(run.signal(1, signal), [TOLD], "{signal}");
+            assert_eq!(run.signal(1, signal), [DEFERRED], "{signal}");
             assert_eq!(run.deadline(), Some(16));
             assert_eq!(run.at(8, Input::Clock), [], "no kill grace runs meanwhile");
-            assert_eq!(run.at(9, Input::Refresh { may_be_under_way: true }), [], "told once");
-            assert_eq!(run.refresh_is_over(10), [Action::SignalChild(signal)]);
+            assert_eq!(run.at(9, Input::Refresh { in_progress: true }), [], "logged once");
+            assert_eq!(run.refresh_ends(10), [Action::SignalChild(signal)]);
             assert_eq!(run.deadline(), Some(15));
         }
     }
 
     #[test]
-    fn a_limit_waits_as_well_and_so_does_the_kill_behind_it() {
+    fn limits_and_the_kill_after_them_are_deferred() {
         let mut run = Run::during_refresh();
-        assert_eq!(run.at(60, Input::Clock), [TOLD, Action::Tell(Notice::Limit(Limit::Hard))]);
-        assert_eq!(run.refresh_is_over(61), [TERM]);
+        assert_eq!(run.at(60, Input::Clock), [DEFERRED, Action::Log(Notice::LimitExpired(Limit::Hard))]);
+        assert_eq!(run.refresh_ends(61), [TERM]);
         run.refresh = true;
-        assert_eq!(run.at(66, Input::Clock), [TOLD, Action::Tell(Notice::KillGrace)]);
-        assert_eq!(run.refresh_is_over(70), [KILL_TREE]);
+        assert_eq!(run.at(66, Input::Clock), [DEFERRED, Action::Log(Notice::KillGraceExpired)]);
+        assert_eq!(run.refresh_ends(70), [KILL_TREE]);
     }
 
     #[test]
-    fn after_15_seconds_it_goes_on_and_does_not_begin_again_with_the_same_refresh() {
+    fn one_refresh_defers_for_15_seconds_once() {
         let mut run = Run::during_refresh();
         run.signal(1, Signal::SIGTERM);
         assert_eq!(run.at(15, Input::Clock), []);
-        assert_eq!(run.at(16, Input::Clock), [Action::Tell(Notice::RefreshTakesTooLong), TERM]);
-        assert_eq!(run.at(21, Input::Clock), [KILL_TREE, Action::Tell(Notice::KillGrace)]);
+        assert_eq!(run.at(16, Input::Clock), [Action::Log(Notice::RefreshTooLong), TERM]);
+        assert_eq!(run.at(21, Input::Clock), [KILL_TREE, Action::Log(Notice::KillGraceExpired)]);
         let mut another = Run::during_refresh();
         another.signal(1, Signal::SIGINT);
         another.at(16, Input::Clock);
@@ -230,22 +230,26 @@ mod tests {
         another.refresh = false;
         assert_eq!(another.signal(31, Signal::SIGINT), [int]);
         another.refresh = true;
-        assert_eq!(another.signal(32, Signal::SIGTERM), [TOLD], "a new one has 15 s of its own");
+        assert_eq!(another.signal(32, Signal::SIGTERM), [DEFERRED], "a new one has 15 s of its own");
     }
 
     #[test]
-    fn a_second_term_waits_behind_the_first() {
+    fn a_second_term_is_deferred_behind_the_first() {
         let mut run = Run::during_refresh();
-        assert_eq!(run.signal(1, Signal::SIGTERM), [TOLD]);
-        assert_eq!(run.signal(2, Signal::SIGTERM), [Action::Tell(Notice::SecondTerm)]);
-        assert_eq!(run.refresh_is_over(3), [TERM, TERM, KILL_TREE]);
+        assert_eq!(run.signal(1, Signal::SIGTERM), [DEFERRED]);
+        assert_eq!(run.signal(2, Signal::SIGTERM), [Action::Log(Notice::SecondTerm)]);
+        assert_eq!(run.refresh_ends(3), [TERM, TERM, KILL_TREE]);
     }
 
     #[test]
-    fn what_ends_nobody_passes() {
+    fn signals_that_end_nobody_pass() {
         let mut run = Run::during_refresh();
         run.at(1, Input::Stopped(Signal::SIGSTOP));
-        assert_eq!(run.signal(2, Signal::SIGTERM), [TOLD, Action::SignalChild(Signal::SIGCONT)], "it has to go on to finish");
+        assert_eq!(
+            run.signal(2, Signal::SIGTERM),
+            [DEFERRED, Action::SignalChild(Signal::SIGCONT)],
+            "it has to go on to finish"
+        );
         for signal in [Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT] {
             assert_eq!(run.signal(3, signal), [Action::SignalChild(signal)]);
         }
@@ -253,18 +257,18 @@ mod tests {
     }
 
     #[test]
-    fn what_a_child_was_to_get_is_forgotten_with_its_end_and_those_it_leaves_are_spared_too() {
+    fn the_child_s_end_drops_its_signals_not_those_of_leftovers() {
         let mut alone = Run::during_refresh();
         alone.signal(1, Signal::SIGTERM);
-        assert_eq!(alone.at(2, Input::Ended(Ending::Exited(0), Tree::Empty)), []);
-        assert_eq!(alone.sparing.result(), Some((Ending::Exited(0), None)));
+        assert_eq!(alone.at(2, Input::Ended(Ending::Exited(0), TreeState::Empty)), []);
+        assert_eq!(alone.guard.result(), Some((Ending::Exited(0), None)));
         let mut leaving = Run::during_refresh();
         leaving.signal(1, Signal::SIGTERM);
-        let ended = Input::Ended(Ending::Exited(0), Tree::Alive);
-        assert_eq!(leaving.at(2, ended), [Action::Tell(Notice::Leftovers)]);
-        assert_eq!(leaving.at(3, Input::TreeChanged(Tree::Alive)), []);
-        assert_eq!(leaving.refresh_is_over(4), [Action::SignalTree(Signal::SIGTERM)]);
+        let ended = Input::Ended(Ending::Exited(0), TreeState::Alive);
+        assert_eq!(leaving.at(2, ended), [Action::Log(Notice::Leftovers)]);
+        assert_eq!(leaving.at(3, Input::TreeChanged(TreeState::Alive)), []);
+        assert_eq!(leaving.refresh_ends(4), [Action::SignalTree(Signal::SIGTERM)]);
         assert_eq!(leaving.deadline(), Some(9));
-        assert_eq!(leaving.at(9, Input::Killed(Reach::All)), []);
+        assert_eq!(leaving.at(9, Input::TreeKilled(Delivery::Complete)), []);
     }
 }

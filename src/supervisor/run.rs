@@ -1,103 +1,71 @@
-//! The owner of the child: turns what comes out of the event events into happenings for the policy, and the policy's
-//! actions into system calls. It decides nothing itself.
+//! The owner of the child: turns events into inputs of the policy, and the policy's actions into system calls. It decides nothing
+//! itself.
+
+mod messages;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_child_subreaper;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use tracing::{debug, error, info, warn};
 
-use super::output::{Capture, Finished, Watch};
-use super::policy::{Action, Ending, Group, Input, Limit, Notice, Policy, PolicyConfig, Reach, Tree};
-use super::process_tree::{self, Change, ProcessTree};
-use super::refresh;
-use super::refresh_guard::{self, RefreshGuard};
-use super::spawn::Launch;
+use super::child::{self, Change};
+use super::output::{OutputConfig, Relay, drain};
+use super::policy::{Action, Delivery, Ending, Group, Input, Limit, Policy, PolicyConfig, TreeState};
+use super::process_tree::ProcessTree;
+use super::refresh_guard::RefreshGuard;
+use super::spawn::{ChildSetup, Launch};
 use crate::claude::frames::{FrameEvent, LastResult};
-use crate::claude::refresh_locks::RefreshLock;
-use crate::config::settings::show;
+use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::events::{Event, EventQueue, SignalSource};
 use crate::lock::LockGuard;
 use crate::outcome::Outcome;
 use crate::records::RunRecorder;
 use crate::run_id::RunId;
 use crate::sys::termios::TerminalModeGuard;
-use crate::sys::wait;
-use crate::sys::{signal, signal_pipe};
+use crate::sys::{signal, signal_pipe, wait};
 
-/// Starts `launch` and stays until its tree is dead; then the lock is free, and only then, whatever our reader does. Of its
-/// output, what `watch` asks for is read on the way.
+/// What a supervised run is made of.
+#[derive(Debug)]
+pub struct Supervision<'a> {
+    /// Program to start.
+    pub launch: &'a Launch<'a>,
+    /// Limits of the run.
+    pub policy: PolicyConfig,
+    /// What its output is captured for.
+    pub output: &'a OutputConfig,
+    /// The session lock, if the run holds it.
+    pub lock: Option<LockGuard>,
+}
+
+/// Starts the child and waits until its tree is dead. Then it releases the lock, and waits for the reader of the output.
 ///
 /// # Errors
 /// The program cannot be executed (`ProgramError`), or the kernel refuses what supervision needs.
-pub fn supervise(
-    launch: &Launch,
-    rules: PolicyConfig,
-    watch: &Watch,
-    mut holding: Option<LockGuard>,
-    journal: &mut RunRecorder,
-    events: &mut EventQueue,
-) -> Result<Outcome> {
+pub fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Outcome> {
     if let Err(error) = set_child_subreaper(true) {
         warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
     }
-    let id = journal.run();
-    let descendants = ProcessTree::before_start(id, holding.as_ref().and_then(LockGuard::monitor_pid));
-    let (group, ignored) = (rules.group, rules.ignored);
-    let _modes = (group == Group::Shared).then(TerminalModeGuard::of_stdin);
-    let start = || -> Result<_> {
-        let output = watch.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
-        let lock = holding.as_ref().and_then(LockGuard::descriptor);
-        Ok((launch.spawn(group, lock, output.stdout(), output.stderr())?, output))
-    };
-    let (child, output) = start().inspect_err(|_| {
-        holding.as_mut().map(|holding| holding.shut_down_helper(journal, events, None));
-        journal.retire();
-    })?;
-    let started = Instant::now();
-    info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
-    let policy = RefreshGuard::new(Policy::new(rules, started));
-    let config_dir = journal.config_dir().map(Path::to_owned);
-    let mut run = Run {
-        id,
-        child,
-        group,
-        started,
-        descendants,
-        policy,
-        holding,
-        config_dir,
-        ended: false,
-        asked: None,
-        output: None,
-        output_done: false,
-    };
-    run.output = output.start(events.sender()).context("cannot start the relay")?;
-    journal.on_started(child.as_raw());
-    let (ending, limit) = run.watch(events, journal)?;
-    journal.on_tree_exited();
-    let was_held = run.holding.as_ref().is_some_and(LockGuard::is_held);
-    let mut request = None;
-    if let Some(holding) = run.holding.as_mut().filter(|holding| holding.has_helper()) {
-        journal.flush_pending();
-        request = holding.shut_down_helper(journal, events, run.asked).filter(|signal| *signal != Signal::SIGUSR2);
+    let _modes = (run.policy.group == Group::Shared).then(TerminalModeGuard::of_stdin);
+    let requires_result = run.output.requires_result;
+    let mut supervisor = Supervisor::start(run, recorder, events)?;
+    let (ending, limit) = supervisor.run(recorder, events)?;
+    let request = supervisor.release_lock(recorder, events);
+    let (relay, output_done, ignored) = (supervisor.relay.take(), supervisor.output_done, supervisor.ignored);
+    drop(supervisor);
+    let (mut interrupted_by, mut last_result) = (None, None);
+    if let Some(mut relay) = relay {
+        relay.on_child_ended();
+        if !output_done {
+            interrupted_by = drain(request, events, ignored).context("cannot wait for events")?;
+        }
+        last_result = relay.take_last_result();
     }
-    journal.retire();
-    run.holding = None;
-    if was_held {
-        info!(name: "lock.released", "released the session lock");
-    }
-    let (output, output_done) = (run.output.take(), run.output_done);
-    drop(run);
-    let finished = match output {
-        Some(output) => output.finish(output_done, request, events, ignored).context("cannot wait for events")?,
-        None => Finished::default(),
-    };
-    let outcome = match (finished.interrupted_by, limit, ending) {
-        (Some(signal), ..) => Outcome::EndedDraining(signal as i32),
+    let mut outcome = match (interrupted_by, limit, ending) {
+        (Some(signal), ..) => Outcome::EndedDraining(signal),
         (_, Some(Limit::Hard), _) => Outcome::HardLimit,
         (_, Some(Limit::Idle), _) => Outcome::IdleLimit,
         (_, Some(Limit::Lock), _) => Outcome::LockLost,
@@ -105,75 +73,110 @@ pub fn supervise(
         (_, None, Ending::Exited(status)) => Outcome::Exited(status),
         (_, None, Ending::Killed(signal)) => Outcome::Killed(signal),
     };
-    let outcome = if watch.requires_result { require_result(outcome, finished.last_result.as_ref()) } else { outcome };
-    journal.on_result(finished.last_result);
+    if requires_result && outcome.exit_code() == 0 && !has_success(last_result.as_ref()) {
+        outcome = Outcome::NoResult;
+    }
+    recorder.on_result(last_result);
     Ok(outcome)
 }
 
-/// With `--require-result`, what would be a success is one only if claude's last result frame says so.
-fn require_result(outcome: Outcome, last_result: Option<&LastResult>) -> Outcome {
-    if outcome.exit_code() != 0 || last_result.is_some_and(LastResult::is_success) {
-        return outcome;
-    }
+/// True if claude's last result frame says so; else it logs why not.
+fn has_success(last_result: Option<&LastResult>) -> bool {
     match last_result {
+        Some(result) if result.is_success() => return true,
         None => error!("the child exited with 0, but printed no result frame"),
         Some(LastResult { subtype, is_error, .. }) => {
-            error!(subtype, is_error, "the child exited with 0, but its last result frame tells of no success");
+            error!(subtype, is_error, "the child exited with 0, but its last result frame is no success");
         }
     }
-    Outcome::NoResult
+    false
 }
 
-struct Run {
+/// A started run.
+struct Supervisor {
     id: RunId,
+    /// Reaped when the run is over: until then its pid is not used again.
     child: Pid,
+    child_ended: bool,
     group: Group,
+    ignored: SigSet,
     started: Instant,
-    descendants: ProcessTree,
+    tree: ProcessTree,
     policy: RefreshGuard,
-    /// The session lock, while it is held for this run.
-    holding: Option<LockGuard>,
-    /// Where claude's refresh locks are.
+    lock: Option<LockGuard>,
     config_dir: Option<PathBuf>,
-    /// Whether the child has ended. Its remains are kept until the run is over.
-    ended: bool,
-    /// When a signal has asked us for an end at last.
-    asked: Option<Instant>,
-    /// The child's output, where it is read.
-    output: Option<Capture>,
-    /// Whether all of it is where it belongs, or our reader is gone.
+    watched_files: Vec<PathBuf>,
+    /// Time of the last termination request to us.
+    requested_at: Option<Instant>,
+    relay: Option<Relay>,
+    /// All output is written, or our reader is gone.
     output_done: bool,
 }
 
-impl Run {
-    fn watch(&mut self, events: &mut EventQueue, journal: &mut RunRecorder) -> Result<(Ending, Option<Limit>)> {
-        let mut followed = Vec::new();
-        self.look_after_lock(); // it may have been lost before there was a child
+impl Supervisor {
+    fn start(run: Supervision, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Self> {
+        let Supervision { launch, policy: config, output, mut lock } = run;
+        let (group, ignored) = (config.group, config.ignored);
+        let tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor_pid));
+        let spawn = || -> Result<_> {
+            let output = output.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
+            let lock = lock.as_ref().and_then(LockGuard::descriptor);
+            let child = launch.spawn(ChildSetup { group, lock, stdout: output.stdout(), stderr: output.stderr() })?;
+            Ok((child, output))
+        };
+        let (child, output) = spawn().inspect_err(|_| {
+            lock.as_mut().map(|lock| lock.shut_down_helper(recorder, events, None));
+            recorder.retire();
+        })?;
+        let started = Instant::now();
+        info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
+        let mut supervisor = Self {
+            id: recorder.run(),
+            child,
+            child_ended: false,
+            group,
+            ignored,
+            started,
+            tree,
+            policy: RefreshGuard::new(Policy::new(config, started)),
+            lock,
+            config_dir: recorder.config_dir().map(Path::to_owned),
+            watched_files: Vec::new(),
+            requested_at: None,
+            relay: None,
+            output_done: false,
+        };
+        supervisor.relay = output.start(events.sender()).context("cannot start the relay")?;
+        recorder.on_started(child.as_raw());
+        Ok(supervisor)
+    }
+
+    /// Handles events until the policy says that the run is over.
+    fn run(&mut self, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<(Ending, Option<Limit>)> {
+        self.check_lock(); // it may have been lost before there was a child
         loop {
-            let files = self.files_that_matter();
-            if files != followed {
+            let files = self.files_to_watch();
+            if files != self.watched_files {
                 events.watch_files(&files);
-                followed = files;
-                self.look_at_files(journal); // they may have changed before they were followed
+                self.watched_files = files;
+                self.on_files_changed(recorder); // they may have changed before they were watched
                 continue;
             }
-            let deadline = [self.policy.next_deadline(), journal.next_deadline()].into_iter().flatten().min();
+            let deadline = [self.policy.next_deadline(), recorder.next_deadline()].into_iter().flatten().min();
             let events = events.wait(deadline).context("cannot wait for events")?;
-            journal.run_due();
-            let may_have_missed_some = events.len() >= signal_pipe::CAPACITY;
+            recorder.run_due();
+            let may_have_lost_signals = events.len() >= signal_pipe::CAPACITY;
             if events.contains(&Event::FilesChanged) {
-                self.look_at_files(journal);
+                self.on_files_changed(recorder);
             }
-            for event in events {
-                self.handle_event(event);
+            events.into_iter().for_each(|event| self.handle_event(event));
+            if may_have_lost_signals {
+                self.handle_sigchld();
             }
-            if may_have_missed_some {
-                self.handle_sigchld(); // a SIGCHLD among them would not come again
+            if let Some(relay) = &self.relay {
+                self.dispatch(Input::LastOutput(relay.last_output()));
             }
-            if let Some(output) = &self.output {
-                self.dispatch(Input::LastOutput(output.last_output()));
-            }
-            // After the events: what has ended by itself at the last moment was not ended by a limit.
+            // After the events: a child that has ended by itself at the last moment was not ended by a limit.
             self.dispatch(Input::Clock);
             if let Some(result) = self.policy.result() {
                 return Ok(result);
@@ -181,87 +184,72 @@ impl Run {
         }
     }
 
+    /// Releases the lock of a dead tree. Returns a termination request that came while the lock helper ended.
+    fn release_lock(&mut self, recorder: &mut RunRecorder, events: &mut EventQueue) -> Option<Signal> {
+        recorder.on_tree_exited();
+        let was_held = self.lock.as_ref().is_some_and(LockGuard::is_held);
+        let mut request = None;
+        if let Some(lock) = self.lock.as_mut().filter(|lock| lock.has_helper()) {
+            recorder.flush_pending();
+            request = lock.shut_down_helper(recorder, events, self.requested_at).filter(|signal| *signal != Signal::SIGUSR2);
+        }
+        recorder.retire(); // before another run can acquire the lock
+        self.lock = None;
+        if was_held {
+            info!(name: "lock.released", "released the session lock");
+        }
+        request
+    }
+
     fn handle_event(&mut self, event: Event) {
         match event {
             Event::Signal(Signal::SIGCHLD, _) => self.handle_sigchld(),
-            Event::Signal(signal, sender) => {
-                debug!(?signal, ?sender, "got a signal");
-                if signal::is_termination_request(signal) || signal == Signal::SIGINT {
-                    self.asked = Some(Instant::now());
-                }
-                // A child in our group that signals the group, as claude does for Ctrl-Z, has signalled itself.
-                if self.group == Group::Shared && sender == SignalSource::Process(self.child.as_raw()) {
-                    return;
-                }
-                // A key that stops would stop us for ever where no shell would notice: the kernel, too, spares orphaned
-                // process groups, unless they have a handler, as we do.
-                if signal == Signal::SIGTSTP && sender == SignalSource::Kernel && !signal::somebody_can_continue_us() {
-                    return;
-                }
-                if signal == Signal::SIGCONT {
-                    self.handle_sigchld(); // a shell's `fg` has continued the child as well
-                }
-                let was_resized = signal == Signal::SIGWINCH && self.output.as_ref().is_some_and(Capture::resize);
-                self.dispatch(Input::Signal(signal, sender));
-                // The terminal has told a child in our group before the pseudo-terminal had its new size.
-                if was_resized && self.group == Group::Shared && !self.ended {
-                    self.act(Action::SignalChild(signal));
-                }
-            }
-            Event::Frame(sighting) => {
-                if let FrameEvent::Result { is_error } = sighting {
+            Event::Signal(signal, source) => self.handle_signal(signal, source),
+            Event::Frame(frame) => {
+                if let FrameEvent::Result { is_error } = frame {
                     info!(name: "run.result", is_error, "the child has printed a result");
                 }
-                self.dispatch(Input::Frame(sighting));
+                self.dispatch(Input::Frame(frame));
             }
             Event::OutputDone => self.output_done = true,
-            Event::HelperTold => self.look_after_lock(),
-            Event::FilesChanged => {} // dealt with before the others
-            Event::LockAnswered => {} // an answer to a wait that is over
+            Event::HelperChanged => self.check_lock(),
+            Event::FilesChanged => {}  // handled before the others
+            Event::FlockReturned => {} // of a wait that is over
         }
     }
 
-    /// The files whose changes matter just now.
-    fn files_that_matter(&self) -> Vec<PathBuf> {
-        let mut files: Vec<_> = self.holding.as_ref().and_then(LockGuard::file).into_iter().collect();
-        if let Some(config_dir) = self.config_dir.as_ref().filter(|_| self.policy.holds_back()) {
-            files.extend(RefreshLock::of(config_dir).map(|lock| lock.path));
+    fn handle_signal(&mut self, signal: Signal, source: SignalSource) {
+        debug!(?signal, ?source, "got a signal");
+        if signal::is_termination_request(signal) || signal == Signal::SIGINT {
+            self.requested_at = Some(Instant::now());
         }
-        files
-    }
-
-    fn look_at_files(&mut self, journal: &mut RunRecorder) {
-        if let Some(holding) = self.holding.as_mut().filter(|holding| holding.refresh_done()) {
-            journal.on_released();
-            holding.release();
-            info!(name: "lock.released", "released the session lock: the token is refreshed");
+        // A child that signals its group, which is ours, as claude does for Ctrl-Z, has signalled itself.
+        if self.group == Group::Shared && source == SignalSource::Process(self.child.as_raw()) {
+            return;
         }
-        if self.policy.holds_back() {
-            self.check_for_refresh();
+        // The kernel does not let a key stop an orphaned process group, but our handler gets it.
+        if signal == Signal::SIGTSTP && source == SignalSource::Kernel && !signal::has_job_control_shell() {
+            return;
         }
-    }
-
-    fn look_after_lock(&mut self) {
-        if self.holding.as_ref().and_then(LockGuard::lost_reason).is_some() {
-            self.handle_sigchld(); // a child that has ended by itself has lost nothing
-            self.dispatch(Input::LockLost);
+        if signal == Signal::SIGCONT {
+            self.handle_sigchld(); // a shell's `fg` has continued the child as well
         }
-    }
-
-    fn check_for_refresh(&mut self) {
-        let config_dir = self.config_dir.as_ref();
-        let may_be_under_way = config_dir.is_some_and(|dir| refresh::may_be_under_way(dir, &self.descendants));
-        self.dispatch(Input::Refresh { may_be_under_way });
+        let was_resized = signal == Signal::SIGWINCH && self.relay.as_ref().is_some_and(Relay::resize);
+        self.dispatch(Input::Signal(signal, source));
+        // A child in our group got its WINCH before its pseudo-terminal had the new size.
+        if was_resized && self.group == Group::Shared && !self.child_ended {
+            self.act(Action::SignalChild(signal));
+        }
     }
 
     fn handle_sigchld(&mut self) {
-        if self.ended {
-            self.descendants.reap_all_but(self.child);
-            self.dispatch(Input::TreeChanged(self.descendants.state()));
+        if self.child_ended {
+            self.tree.reap_all_but(self.child);
+            self.dispatch(Input::TreeChanged(self.tree.state()));
             return;
         }
-        match process_tree::look_after(self.child) {
-            Change::Others => {}
+        match child::next_change(self.child) {
+            Change::Unchanged => {}
             Change::Stopped(signal) => {
                 debug!(?signal, "the child is stopped");
                 if self.group == Group::Own && matches!(signal, Signal::SIGTTIN | Signal::SIGTTOU) {
@@ -273,14 +261,54 @@ impl Run {
             }
             Change::Continued => self.dispatch(Input::Continued),
             Change::Ended(ending) => {
-                self.ended = true;
-                self.dispatch(Input::Ended(ending, self.descendants.state()));
+                self.child_ended = true;
+                self.dispatch(Input::Ended(ending, self.tree.state()));
             }
         }
     }
 
-    fn dispatch(&mut self, happening: Input) {
-        for action in self.policy.on(happening, Instant::now()) {
+    fn files_to_watch(&self) -> Vec<PathBuf> {
+        let mut files: Vec<_> = self.lock.as_ref().and_then(LockGuard::file).into_iter().collect();
+        if let Some(config_dir) = self.config_dir.as_ref().filter(|_| self.policy.is_deferring()) {
+            files.extend(RefreshLock::of(config_dir).map(|lock| lock.path));
+        }
+        files
+    }
+
+    fn on_files_changed(&mut self, recorder: &mut RunRecorder) {
+        if let Some(lock) = self.lock.as_mut().filter(|lock| lock.refresh_done()) {
+            recorder.on_released();
+            lock.release();
+            info!(name: "lock.released", "released the session lock: the token is refreshed");
+        }
+        if self.policy.is_deferring() {
+            self.check_refresh();
+        }
+    }
+
+    fn check_lock(&mut self) {
+        if self.lock.as_ref().and_then(LockGuard::lost_reason).is_some() {
+            self.handle_sigchld(); // a child that has ended by itself has lost nothing
+            self.dispatch(Input::LockLost);
+        }
+    }
+
+    /// A refresh may be in progress if a refresh lock is live, and its owner is not known to be outside of the tree.
+    fn check_refresh(&mut self) {
+        let now = SystemTime::now();
+        let may_be_ours = |lock: &RefreshLock| match (&lock.owner, self.tree.names()) {
+            (Some(owner), Some(names)) => owner.may_be_among(&names),
+            _ => true,
+        };
+        let in_progress = self.config_dir.as_ref().is_some_and(|config_dir| {
+            let locks = RefreshLock::of(config_dir);
+            locks.iter().any(|lock| lock.standing(now) == Standing::Live && may_be_ours(lock))
+        });
+        self.dispatch(Input::Refresh { in_progress });
+    }
+
+    fn dispatch(&mut self, input: Input) {
+        for action in self.policy.on(input, Instant::now()) {
             self.act(action);
         }
     }
@@ -294,78 +322,33 @@ impl Run {
                 } else {
                     debug!(?signal, pid, "signalling the child");
                 }
-                // It is not reaped yet, so the pid is its own, and a signal to its remains is no error.
+                // It is not reaped yet, so the pid is its own, and to signal a zombie is no error.
                 if let Err(error) = kill(self.child, signal) {
-                    warn!(pid = self.child.as_raw(), ?signal, %error, "cannot signal the child");
+                    warn!(pid, ?signal, %error, "cannot signal the child");
                 }
             }
             Action::SignalTree(signal) => {
-                let reach = self.descendants.signal(signal, self.child, self.group);
+                let delivery = self.tree.signal(signal, self.child, self.group);
                 if signal == Signal::SIGKILL {
-                    self.dispatch(Input::Killed(reach));
+                    self.dispatch(Input::TreeKilled(delivery));
                 }
             }
-            Action::LookForRefresh => self.check_for_refresh(),
+            Action::CheckRefresh => self.check_refresh(),
             Action::StopOurselves => signal::stop_ourselves(),
-            Action::StopForShell => signal::stop_if_asked(SignalSource::Kernel),
+            Action::StopForShell => signal::stop_for_job_control(SignalSource::Kernel),
             Action::Report => warn!("{}", self.report()),
-            Action::Tell(notice) => self.tell(notice),
-        }
-    }
-
-    fn report(&self) -> String {
-        let ran = show(self.started.elapsed());
-        let deadline = self.policy.next_deadline().map(|at| show(at.saturating_duration_since(Instant::now())));
-        let state = if self.ended { "has ended, others it started have not" } else { "is running" };
-        let next = deadline.map_or_else(|| "no limit".to_owned(), |left| format!("next limit in {left}"));
-        format!("run {}: pid {} {state}, {ran} since its start, {next}", self.id, self.child)
-    }
-
-    fn tell(&self, notice: Notice) {
-        let pid = self.child.as_raw();
-        match notice {
-            Notice::Limit(Limit::Hard) => {
-                warn!(name: "run.limit", pid, "the hard limit ran out after {}: sending TERM", show(self.started.elapsed()));
-            }
-            Notice::Limit(Limit::Idle) => {
-                warn!(name: "run.limit", pid, "the idle limit ran out after {}: sending TERM", show(self.started.elapsed()));
-            }
-            Notice::Limit(Limit::Lock) => {
-                let loss = self.holding.as_ref().and_then(LockGuard::lost_reason).unwrap_or_default();
-                warn!(name: "lock.lost", pid, "{loss}: the lock is lost, sending TERM");
-            }
-            Notice::Limit(Limit::Result { is_error }) => {
-                let grace = if self.policy.policy().has_open_tasks() { "task grace" } else { "result grace" };
-                warn!(name: "run.limit", pid, is_error, "the child has printed its result and stays: the {grace} ran out, sending TERM");
-            }
-            Notice::KillGrace => warn!(name: "run.stopping", pid, "the kill grace ran out: sending KILL to the whole tree"),
-            Notice::SecondTerm => warn!(name: "run.stopping", pid, "a second TERM: sending KILL to the whole tree"),
-            Notice::Leftovers => {
-                info!(name: "run.stopping", pid, "the child has ended and left processes behind: sending them TERM")
-            }
-            Notice::OutOfReach => {
-                warn!(pid, "a process that the child left behind can be neither seen nor signalled; it stays")
-            }
-            Notice::Refresh => {
-                let patience = show(refresh_guard::PATIENCE);
-                warn!(name: "refresh.spared", pid, "claude may be refreshing its token: holding signals back, at most {patience}");
-            }
-            Notice::RefreshTakesTooLong => {
-                let patience = show(refresh_guard::PATIENCE);
-                warn!(name: "refresh.spared", pid, "claude's refresh lock is still held after {patience}: going on");
-            }
+            Action::Log(notice) => self.log(notice),
         }
     }
 }
 
-impl Drop for Run {
+impl Drop for Supervisor {
     fn drop(&mut self) {
         if self.policy.result().is_none() {
-            // An error or a panic on the way: the tree must not outlive its watchdog, nor the lock that is freed next.
-            // What cannot be signalled any more is gone.
+            // An error or a panic: the tree must not outlive its supervisor, nor the lock, which is released next.
             let _ = kill(self.child, Signal::SIGKILL);
-            while self.descendants.state() == Tree::Alive
-                && self.descendants.signal(Signal::SIGKILL, self.child, self.group) != Reach::Nobody
+            while self.tree.state() == TreeState::Alive
+                && self.tree.signal(Signal::SIGKILL, self.child, self.group) != Delivery::Failed
             {
                 std::thread::yield_now();
             }

@@ -1,10 +1,10 @@
-//! Which file it is: what tells two files of one name apart, and finds one under two names.
+//! Identity of a file: tells two files of one name apart, and finds one file under two names.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// A file, or a directory.
+/// Device and inode of a file or directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileId {
     /// `st_dev`
@@ -14,12 +14,12 @@ pub struct FileId {
 }
 
 impl FileId {
-    /// The file that `found` was read from.
-    pub fn of(found: &Metadata) -> Self {
-        Self { device: found.dev(), inode: found.ino() }
+    /// Identity of the file with this metadata.
+    pub fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
     }
 
-    /// The file that `path` leads to now, if it does to any.
+    /// Identity of the file that `path` leads to, if there is one.
     pub fn at(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().as_ref().map(Self::of)
     }

@@ -1,15 +1,14 @@
-//! Reading files that others have put there. In the place of one may be a FIFO, which must not hang us, or something that never
-//! ends, which must not fill the memory.
+//! Reading files of others: a FIFO in their place must not hang us, and an endless file must not fill the memory.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Opens `path` to read it.
+/// Opens `path` for reading, without blocking.
 ///
 /// # Errors
-/// As open(2), and it is a FIFO.
+/// As open(2); or it is a FIFO.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     if file.metadata()?.file_type().is_fifo() {
@@ -18,7 +17,7 @@ pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// The whole file `path`, of at most `most` bytes.
+/// Reads the whole file `path`, of at most `most` bytes.
 ///
 /// # Errors
 /// As open(2) and read(2); it is a FIFO, or larger.
@@ -31,10 +30,10 @@ pub(crate) fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The same, as text.
+/// Reads the whole text file `path`, of at most `most` bytes.
 ///
 /// # Errors
-/// As above; it is no UTF-8.
+/// As [`read_bounded`]; or it is not UTF-8.
 pub(crate) fn read_bounded_text(path: &Path, most: u64) -> io::Result<String> {
     String::from_utf8(read_bounded(path, most)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
 }

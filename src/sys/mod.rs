@@ -1,11 +1,11 @@
-//! Linux, and nothing of claude: system calls, /proc, files and terminals. It imports nothing of ours, and raw calls stand nowhere
-//! else.
+//! Linux, and nothing of claude: system calls, /proc, files and terminals. It imports nothing of ours. All raw calls are here.
 
 pub mod exec;
 pub mod file_id;
 pub(crate) mod file_watch;
 pub(crate) mod fs;
 pub mod mount;
+pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod proc;
 pub(crate) mod pty;

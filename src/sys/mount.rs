@@ -1,57 +1,56 @@
-//! Which file system a path is on, whether it is a mount point, and how far a lock on it reaches: from /proc/self/mountinfo, see
-//! proc(5).
+//! Mounts, from /proc/self/mountinfo (proc(5)), and the scope of an flock on each kind of file system.
 
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// A mount, as this process sees it.
+/// A mount in our mount namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// Where it is.
+    /// Mount point.
     pub point: PathBuf,
-    /// The kind of file system: `ext4`, `nfs4`, `fuse.sshfs` …
+    /// Type of the file system: `ext4`, `nfs4`, `fuse.sshfs` …
     pub kind: String,
-    /// Its options, of the mount and of the file system.
+    /// Options of the mount and of the file system.
     pub options: Vec<String>,
 }
 
-/// How far a flock(2) on a file system reaches.
+/// Scope of an flock(2) on a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockScope {
-    /// To every host that mounts it.
+    /// All hosts that mount the file system.
     Cluster,
-    /// Others do not even have this file system.
+    /// This host, and no other mounts the file system.
     LocalFs,
-    /// Others have its files, but their locks are their own.
+    /// This host, though others share the files.
     PerHost,
-    /// Nobody knows.
+    /// Not known.
     Unknown,
 }
 
-/// Those that no two hosts have mounted at once.
+/// File systems that one host mounts at a time.
 const LOCAL: [&str; 17] = [
     "bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "jfs", "ntfs3", "overlay", "ramfs", "reiserfs",
     "tmpfs", "vfat", "xfs", "zfs",
 ];
 
 impl LockScope {
-    /// That of a lock on what lies at `path`; none, if it is not there or /proc does not tell.
+    /// Scope of a lock on `path`, if `path` exists and /proc is readable.
     pub fn at(path: &Path) -> Option<Self> {
-        Some(Mount::of(&fs::canonicalize(path).ok()?)?.reach().0)
+        Some(Mount::of(&fs::canonicalize(path).ok()?)?.lock_scope().0)
     }
 
-    /// Whether hosts may share the files, but not the locks on them: then they may not even see at once what another has written.
-    pub fn may_end_here(self) -> bool {
+    /// True if hosts may share the files, but not the locks. Such hosts may also see the writes of another late.
+    pub fn may_be_per_host(self) -> bool {
         matches!(self, Self::PerHost | Self::Unknown)
     }
 }
 
 impl Mount {
-    /// The one that the path `real`, without symlinks, is on; none, if /proc does not tell.
+    /// Mount that `real`, a path without symlinks, is on, if /proc is readable.
     pub fn of(real: &Path) -> Option<Self> {
-        // Of several at one place, the last covers the others.
+        // Of several mounts on one point, the last hides the others.
         Self::all()
             .into_iter()
             .rev()
@@ -59,8 +58,8 @@ impl Mount {
             .reduce(|one, other| if other.point.as_os_str().len() > one.point.as_os_str().len() { other } else { one })
     }
 
-    /// How far a flock on it reaches, and why: by what nfs(5), flock(2), mount.lustre(8) and the documentation of the others tell.
-    pub fn reach(&self) -> (LockScope, &'static str) {
+    /// Scope of an flock on it, and why, by nfs(5), flock(2), mount.lustre(8) and the documentation of the others.
+    pub fn lock_scope(&self) -> (LockScope, &'static str) {
         let has = |option: &str| self.options.iter().any(|other| other == option);
         match self.kind.as_str() {
             kind if LOCAL.contains(&kind) => (LockScope::LocalFs, "a file system of this host"),
@@ -91,7 +90,7 @@ impl Mount {
         text.split(|&byte| byte == b'\n').filter_map(Self::parse).collect()
     }
 
-    /// Reads a line of the form `36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/root rw`.
+    /// Parses a line of the form `36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/root rw`.
     pub fn parse(line: &[u8]) -> Option<Self> {
         let mut words = line.split(|&byte| byte == b' ');
         let point = unescape(words.nth(4)?);
@@ -104,7 +103,7 @@ impl Mount {
     }
 }
 
-/// Space, tab, newline and backslash stand there as `\040` and their like.
+/// Decodes octal escapes: space, tab, newline and backslash are written as `\040` and the like.
 fn unescape(word: &[u8]) -> PathBuf {
     let mut bytes = Vec::new();
     let mut rest = word;
@@ -117,7 +116,7 @@ fn unescape(word: &[u8]) -> PathBuf {
     OsString::from_vec(bytes).into()
 }
 
-/// Whether a mount begins at `path`.
+/// True if `path` is a mount point.
 pub fn is_mount_point(path: &Path) -> bool {
     let Ok(real) = fs::canonicalize(path) else { return false };
     Mount::of(&real).is_some_and(|mount| mount.point.as_os_str().as_bytes() == real.as_os_str().as_bytes())
@@ -128,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_read_and_its_spaces_are() {
+    fn lines_are_parsed_and_unescaped() {
         let line = br"36 35 98:0 /a /mnt/with\040space\134 rw,noatime master:1 shared:2 - fuse.sshfs host:/ rw,user_id=0";
         let options = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let expected = Mount {
@@ -148,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_on_the_mount_that_is_nearest_above_it() {
+    fn a_path_is_on_the_nearest_mount_above_it() {
         assert_eq!(Mount::of(Path::new("/proc/self/stat")).map(|mount| mount.kind), Some("proc".into()));
         assert!(is_mount_point(Path::new("/proc")) && is_mount_point(Path::new("/")));
         assert!(!is_mount_point(Path::new("/proc/self")) && !is_mount_point(Path::new("/etc")));
     }
 
     #[test]
-    fn how_far_a_flock_reaches_is_told_by_kind_and_options() {
+    fn kind_and_options_decide_the_scope_of_a_flock() {
         for (line, expected) in [
             ("/srv rw - nfs4 server:/srv rw,vers=4.2,local_lock=none", LockScope::Cluster),
             ("/srv rw - nfs server:/srv rw,vers=3,local_lock=none", LockScope::Cluster),
@@ -176,7 +175,7 @@ mod tests {
             ("/srv rw - newfs x rw", LockScope::Unknown),
         ] {
             let mount = Mount::parse(format!("36 35 98:0 / {line}").as_bytes()).expect(line);
-            assert_eq!(mount.reach().0, expected, "{line}");
+            assert_eq!(mount.lock_scope().0, expected, "{line}");
         }
     }
 }

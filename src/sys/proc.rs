@@ -1,4 +1,4 @@
-//! The little of /proc that supervision needs: who is whose parent, since when, whether this /proc is about us, and where we are.
+//! Reads /proc: processes and their parents, flocks, PID namespaces.
 
 use std::fs;
 use std::path::Path;
@@ -6,9 +6,9 @@ use std::process;
 
 use nix::unistd::gethostname;
 
-use crate::sys::file_id::FileId;
+use super::file_id::FileId;
 
-/// What /proc/PID/stat says of a process.
+/// Fields of /proc/PID/stat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub(crate) pid: i32,
@@ -16,42 +16,41 @@ pub(crate) struct Stat {
     pub(crate) state: u8,
     pub(crate) parent: i32,
     threads: u32,
-    /// Clock ticks from boot to its start: with the pid, the name of one process for ever.
+    /// Clock ticks from boot to its start. With the pid, it identifies one process for ever.
     pub(crate) start: u64,
 }
 
 impl Stat {
-    /// The process `pid`, if it is there.
+    /// Reads the process `pid`, if it exists.
     pub(crate) fn read(pid: i32) -> Option<Self> {
         Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
     /// Reads a line of the form `4711 (any (name) S 1 …`.
     pub(crate) fn parse(line: &[u8]) -> Option<Self> {
-        // The name is the process' own choice and may hold anything, parentheses and newlines too; no later field does.
+        // The name may hold anything, parentheses and newlines too; later fields do not.
         let end = line.iter().rposition(|&byte| byte == b')')?;
         let pid = str::from_utf8(&line[..line.iter().position(|&byte| byte == b' ')?]).ok()?.parse().ok()?;
         let mut fields = str::from_utf8(&line[end + 1..]).ok()?.split_ascii_whitespace();
         let state = *fields.next()?.as_bytes().first()?;
         let parent = fields.next()?.parse().ok()?;
-        // Fields 20 and 22 of proc(5); four are behind us, the pid and the name among them.
+        // Fields 20 and 22 of proc(5); four are read, the pid and the name among them.
         let threads = fields.nth(15)?.parse().ok()?;
         let start = fields.nth(1)?.parse().ok()?;
         Some(Self { pid, state, parent, threads, start })
     }
 
-    /// The name of this very process, whoever has its pid later.
+    /// Identity of the process: pid and start.
     pub(crate) fn process(&self) -> (i32, u64) {
         (self.pid, self.start)
     }
 
-    /// Whether only its remains are left. A process whose first thread has ended is shown as a zombie, too, but lives on
-    /// in its other threads.
+    /// True for a zombie. A process whose first thread has ended is shown as a zombie too, but lives in its other threads.
     pub(crate) fn is_dead(&self) -> bool {
         matches!(self.state, b'Z' | b'X') && self.threads <= 1
     }
 
-    /// All processes that can be seen. Not a snapshot: some may be gone by now, some may be new.
+    /// Reads all visible processes. This is not a snapshot: processes start and end meanwhile.
     pub(crate) fn all() -> Vec<Self> {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -59,22 +58,21 @@ impl Stat {
     }
 }
 
-/// An flock(2), held or waited for.
+/// An flock(2) that is held or waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flock {
-    /// Who has asked for it: not who has it now, if that was inherited.
+    /// Pid that called flock(2); a process that inherited the descriptor may hold the lock now.
     pub(crate) pid: i32,
-    /// Whether it is not there yet.
     pub(crate) waits: bool,
 }
 
-/// The flocks on `file` that the kernel shows us: those of our PID namespace.
+/// Flocks on `file` by processes of our PID namespace; the kernel shows no others.
 pub(crate) fn flocks(file: FileId) -> Vec<Flock> {
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let inode = format!(":{} ", file.inode); // most lines are about other files, and need no closer look
+    let inode = format!(":{} ", file.inode); // skips most lines without parsing them
     let about_it = locks.lines().filter(|line| line.contains(&inode));
     let all: Vec<_> = about_it.filter_map(parse_flock).filter(|(_, at)| at.inode == file.inode).collect();
-    // Some file systems show another device number to stat(2) than to the kernel; then the inode has to do.
+    // On some file systems (btrfs, overlay) stat(2) gives another device number than /proc/locks: then the inode decides.
     let is_exact = all.iter().any(|(_, at)| *at == file);
     all.into_iter().filter(|(_, at)| !is_exact || *at == file).map(|(flock, _)| flock).collect()
 }
@@ -94,7 +92,7 @@ fn parse_flock(line: &str) -> Option<(Flock, FileId)> {
     Some((Flock { pid, waits }, FileId { device, inode }))
 }
 
-/// What the process `pid` calls itself, and the PID namespace in which it does.
+/// Pid of the process `pid` in its own PID namespace, and the name of that namespace.
 pub(crate) fn innermost_pid(pid: i32) -> Option<(i32, String)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()?;
@@ -102,28 +100,28 @@ pub(crate) fn innermost_pid(pid: i32) -> Option<(i32, String)> {
     Some((inner, namespace.to_string_lossy().into_owned()))
 }
 
-/// Our PID namespace, by the name that /proc has for it.
+/// Name of our PID namespace, as `pid:[4026531836]`.
 pub(crate) fn pid_namespace() -> Option<String> {
     fs::read_link("/proc/self/ns/pid").ok().map(|name| name.to_string_lossy().into_owned())
 }
 
-/// Which start of the kernel this is.
+/// Identifies this boot of the kernel.
 pub(crate) fn boot_id() -> Option<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
 }
 
-/// The name of this host, or container.
+/// Name of this host or container.
 pub(crate) fn host() -> String {
     gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Whether ours is the PID namespace in which every process, and every lock, can be seen.
+/// True in the initial PID namespace, which shows every process and every lock.
 pub(crate) fn is_outermost_pid_namespace() -> bool {
-    // The kernel has given it this number since there are such numbers (PROC_PID_INIT_INO).
+    // PROC_PID_INIT_INO in the kernel.
     fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name == Path::new("pid:[4026531836]"))
 }
 
-/// Whether the pids in /proc are those that we see. A container may show the /proc of the host, whose pid 7 is not ours.
+/// True if /proc is that of our PID namespace. A container may mount the /proc of its host.
 pub(crate) fn is_of_our_pid_namespace() -> bool {
     fs::read_link("/proc/self").is_ok_and(|us| us == Path::new(&process::id().to_string()))
 }

@@ -1,4 +1,4 @@
-//! A pseudo-terminal for the child to write to: it sees a terminal of our size, and what it writes comes out as it went in.
+//! A pseudo-terminal of our own terminal's size for the child to write to, without output processing.
 
 use std::fs::File;
 use std::io::{self, stderr, stdin, stdout};
@@ -9,23 +9,20 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
 
-/// Our side.
+/// Master side.
 #[derive(Debug)]
 pub(crate) struct Pty {
     master: OwnedFd,
 }
 
 impl Pty {
-    /// A new one, and the child's side of it.
-    ///
-    /// # Errors
-    /// There are no more of them, or /dev/pts is not there.
+    /// Opens a pair: the master, and the slave for the child.
     pub(crate) fn open() -> io::Result<(Self, OwnedFd)> {
-        // Where there is none to follow, the size that everybody expects.
+        // Without a terminal: the size that programs assume.
         let size = our_size().unwrap_or(Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 });
         let pty = openpty(Some(&size), None)?;
         let mut modes = tcgetattr(&pty.slave)?;
-        // With output processing, each line end would get a CR before it.
+        // Output processing would turn LF into CR LF.
         modes.output_flags.remove(OutputFlags::OPOST);
         tcsetattr(&pty.slave, SetArg::TCSANOW, &modes)?;
         for end in [&pty.master, &pty.slave] {
@@ -35,15 +32,12 @@ impl Pty {
         Ok((Self { master: pty.master }, pty.slave))
     }
 
-    /// What the child writes comes out here.
-    ///
-    /// # Errors
-    /// The process is out of descriptors.
+    /// Duplicates the master, to read what the child writes.
     pub(crate) fn reader(&self) -> io::Result<File> {
         Ok(self.master.try_clone()?.into())
     }
 
-    /// Takes over the size of our terminal.
+    /// Sets the size to that of our terminal.
     pub(crate) fn resize(&self) {
         if let Some(size) = our_size() {
             // SAFETY: TIOCSWINSZ reads one winsize, which this is. It cannot fail on a pseudo-terminal.
@@ -52,7 +46,7 @@ impl Pty {
     }
 }
 
-/// The size of the terminal that we are in, by whichever of our descriptors is one.
+/// Size of the first of stdout, stderr and stdin that is a terminal.
 fn our_size() -> Option<Winsize> {
     [stdout().as_fd(), stderr().as_fd(), stdin().as_fd()].into_iter().find_map(size_of)
 }

@@ -152,7 +152,7 @@ fn on(shown: Signal, status: Option<i32>) -> io::Result<()> {
         }
     };
     // SAFETY: the action is async-signal-safe, see there.
-    unsafe { signal_hook_registry::register(shown as i32, action) }.map(|_| ())
+    unsafe { signal_hook::low_level::register(shown as i32, action) }.map(|_| ())
 }
 
 fn tool(command: &str) -> io::Result<std::process::Child> {

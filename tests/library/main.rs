@@ -6,8 +6,11 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 
 use claude_run::outcome::Outcome;
+use nix::sys::signal::{Signal, raise};
 
 fn count(dir: &str) -> usize {
     fs::read_dir(dir).expect("/proc").count()
@@ -34,6 +37,11 @@ fn main() {
         }
         return;
     }
+    if let Some(signal) = arguments.iter().find_map(|word| word.strip_prefix("--raise=")) {
+        assert_eq!(run(&["true"]), Outcome::Exited(0));
+        raise(signal.parse().expect("a signal")).expect("raise");
+        return;
+    }
     let home = tempfile::TempDir::new().expect("a temporary directory");
     // SAFETY: no other thread is there yet.
     unsafe { std::env::set_var("HOME", home.path()) };
@@ -57,6 +65,11 @@ fn main() {
     assert_eq!((count("/proc/self/fd"), count("/proc/self/task")), before, "(descriptors, threads)");
     let children = fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).expect("children");
     assert_eq!(children, "");
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let itself = std::env::current_exe().expect("a path");
+        let status = Command::new(itself).arg(format!("--raise={signal}")).status().expect("this program");
+        assert_eq!(status.signal(), Some(signal as i32), "a run gives back the disposition of {signal}");
+    }
     // The line that a test runner's reader looks for.
     println!("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out ({runs} runs of the library entry)");
 }

@@ -1,6 +1,6 @@
 //! The product's own policy, with a world around it that does whatever a child, its leftovers, a refresh, a caller and the
 //! clock can do, in every order. A step is one thing that happens, and all that the policy wants done about it; the actions do
-//! what `run::supervise` does with them.
+//! what `supervisor::run` does with them.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use claude_run::claude::frames::FrameEvent;
 use claude_run::config::settings::Leftovers;
 use claude_run::events::SignalSource;
-use claude_run::supervisor::policy::{Action, Ending, Group, Input, Limit, Policy, PolicyConfig, Reach, Tree};
-use claude_run::supervisor::refresh_guard::{PATIENCE, RefreshGuard};
+use claude_run::supervisor::policy::{Action, Delivery, Ending, Group, Input, Limit, Policy, PolicyConfig, TreeState};
+use claude_run::supervisor::refresh_guard::{MAX_DEFERRAL, RefreshGuard};
 use nix::sys::signal::{SigSet, Signal};
 use stateright::{Checker, Model, Property};
 
@@ -29,7 +29,7 @@ const PASS: Duration = Duration::from_secs(3);
 enum Life {
     Running,
     Stopped,
-    /// Killed; the kernel has not told us yet.
+    /// Killed; its SIGCHLD has not come yet.
     Dying,
     Dead,
 }
@@ -52,15 +52,15 @@ struct World {
     below: Below,
     /// Whether the child has been sent a TERM, and when the first went out.
     term_at: Option<Duration>,
-    /// What a shell has told us that we pass on, and how often.
+    /// TERMs that were sent to us.
     terms: u8,
     /// When the child or its tree was sent KILL.
     kill_at: Option<Duration>,
     /// Since when a refresh is under way; it can be once.
     refresh_since: Option<Duration>,
     had_refresh: bool,
-    /// Since when something was held back for it. Patience runs out once: what comes behind it is not held back again.
-    held_since: Option<Duration>,
+    /// Since when signals are deferred for it: once for each refresh.
+    deferred_since: Option<Duration>,
     passed: u8,
     frames: u8,
     interrupted: bool,
@@ -96,7 +96,7 @@ struct Shape {
 
 impl World {
     fn new(shape: Shape) -> Self {
-        let rules = PolicyConfig {
+        let config = PolicyConfig {
             hard_limit: Some(HARD_LIMIT),
             idle_limit: None,
             result_grace: Some(RESULT_GRACE),
@@ -107,7 +107,7 @@ impl World {
             ignored: SigSet::empty(),
         };
         Self {
-            policy: RefreshGuard::new(Policy::new(rules, *START)),
+            policy: RefreshGuard::new(Policy::new(config, *START)),
             now: Duration::ZERO,
             child: Life::Running,
             below: shape.below,
@@ -116,7 +116,7 @@ impl World {
             kill_at: None,
             refresh_since: None,
             had_refresh: false,
-            held_since: None,
+            deferred_since: None,
             passed: 0,
             frames: 0,
             interrupted: false,
@@ -129,8 +129,8 @@ impl World {
         matches!(self.child, Life::Running | Life::Stopped)
     }
 
-    fn tree(&self) -> Tree {
-        if self.below == Below::Nobody { Tree::Empty } else { Tree::Alive }
+    fn tree(&self) -> TreeState {
+        if self.below == Below::Nobody { TreeState::Empty } else { TreeState::Alive }
     }
 
     fn ensure(&mut self, holds: bool, promise: &'static str) {
@@ -139,22 +139,22 @@ impl World {
         }
     }
 
-    fn happens(&mut self, happening: Input) {
-        for action in self.policy.on(happening, *START + self.now) {
+    fn happens(&mut self, input: Input) {
+        for action in self.policy.on(input, *START + self.now) {
             self.act(action);
         }
-        if self.policy.holds_back() && self.refresh_since.is_some() {
-            self.held_since = self.held_since.or(Some(self.now));
+        if self.policy.is_deferring() && self.refresh_since.is_some() {
+            self.deferred_since = self.deferred_since.or(Some(self.now));
         }
     }
 
     fn act(&mut self, action: Action) {
         let over = self.policy.result().is_some();
-        self.ensure(!over || matches!(action, Action::Tell(_) | Action::StopOurselves), "nothing is done after the end");
+        self.ensure(!over || matches!(action, Action::Log(_) | Action::StopOurselves), "nothing is done after the end");
         if let Action::SignalChild(signal) | Action::SignalTree(signal) = action
             && matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGKILL)
         {
-            let patient = self.held_since.is_some_and(|since| self.now >= since + PATIENCE);
+            let patient = self.deferred_since.is_some_and(|since| self.now >= since + MAX_DEFERRAL);
             self.ensure(self.refresh_since.is_none() || patient, "a refresh is spared for 15 s");
         }
         match action {
@@ -172,23 +172,23 @@ impl World {
                     self.kill_child();
                 }
                 self.kill_at = self.kill_at.or(Some(self.now));
-                let reach = if self.below == Below::OutOfReach { Reach::Nobody } else { Reach::All };
+                let delivery = if self.below == Below::OutOfReach { Delivery::Failed } else { Delivery::Complete };
                 // Whom it reaches is gone at once, and the kernel tells.
                 let had_somebody = self.below == Below::Somebody;
                 if had_somebody {
                     self.below = Below::Nobody;
                 }
-                self.happens(Input::Killed(reach));
+                self.happens(Input::TreeKilled(delivery));
                 if had_somebody && self.child == Life::Dead {
                     self.happens(Input::TreeChanged(self.tree()));
                 }
             }
             Action::SignalTree(_) => {}
-            Action::LookForRefresh => {
-                let may_be_under_way = self.refresh_since.is_some();
-                self.happens(Input::Refresh { may_be_under_way });
+            Action::CheckRefresh => {
+                let in_progress = self.refresh_since.is_some();
+                self.happens(Input::Refresh { in_progress });
             }
-            Action::StopOurselves | Action::StopForShell | Action::Report | Action::Tell(_) => {}
+            Action::StopOurselves | Action::StopForShell | Action::Report | Action::Log(_) => {}
         }
     }
 
@@ -210,7 +210,7 @@ impl World {
                 let next = self.policy.next_deadline().map(|at| at - *START);
                 self.now = next.unwrap_or(END).clamp(self.now, END);
                 self.happens(Input::Clock);
-                // What was held back has kept the limits waiting: then the loop comes back at once, and once only.
+                // Deferred signals have deferred the limits: then the loop comes back at once, and once only.
                 if self.policy.next_deadline().is_some_and(|next| next <= *START + self.now) {
                     self.happens(Input::Clock);
                 }
@@ -238,13 +238,13 @@ impl World {
             Step::ChildStops => {
                 self.child = Life::Stopped;
                 self.happens(Input::Stopped(Signal::SIGSTOP));
-                let is_asked = self.term_at.is_some() && !self.policy.holds_back();
-                self.ensure(!is_asked || self.child != Life::Stopped, "a child that was told to end is not left stopped");
+                let got_term = self.term_at.is_some() && !self.policy.is_deferring();
+                self.ensure(!got_term || self.child != Life::Stopped, "a child that got TERM is not left stopped");
             }
             Step::LeftoverEnds => {
                 self.below = Below::Nobody;
                 if self.child == Life::Dead {
-                    self.happens(Input::TreeChanged(Tree::Empty));
+                    self.happens(Input::TreeChanged(TreeState::Empty));
                 }
             }
             Step::RefreshBegins => {
@@ -260,20 +260,20 @@ impl World {
                 self.lost_lock = true;
                 self.happens(Input::LockLost);
             }
-            Step::Print(sighting) => {
+            Step::Print(frame) => {
                 self.frames += 1;
-                self.happens(Input::Frame(sighting));
+                self.happens(Input::Frame(frame));
             }
         }
-        let stopped = self.child == Life::Stopped && !self.policy.holds_back();
+        let stopped = self.child == Life::Stopped && !self.policy.is_deferring();
         self.ensure(!stopped || self.term_at.is_none(), "a stopped child gets CONT with its TERM");
     }
 
-    /// The files are followed, but only while something is held back.
+    /// The files are watched, but only while signals are deferred.
     fn look(&mut self) {
-        if self.policy.holds_back() {
-            let may_be_under_way = self.refresh_since.is_some();
-            self.happens(Input::Refresh { may_be_under_way });
+        if self.policy.is_deferring() {
+            let in_progress = self.refresh_since.is_some();
+            self.happens(Input::Refresh { in_progress });
         }
     }
 }
@@ -310,13 +310,13 @@ impl Model for Shape {
             Life::Running => {
                 steps.extend([Step::ChildEnds(Ending::Exited(3)), Step::ChildStops]);
                 if world.frames < 2 {
-                    let sightings = [
+                    let frames = [
                         FrameEvent::Result { is_error: true },
                         FrameEvent::OpenTasks(1),
                         FrameEvent::OpenTasks(0),
                         FrameEvent::Other,
                     ];
-                    steps.extend(sightings.map(Step::Print));
+                    steps.extend(frames.map(Step::Print));
                 }
                 match world.refresh_since {
                     None if !world.had_refresh => steps.push(Step::RefreshBegins),
@@ -355,14 +355,14 @@ impl Model for Shape {
             }),
             Property::<Self>::always("nobody outlives the limit, the graces and the patience", |shape, world| {
                 // Two patiences: one for the TERM, one for a refresh that begins before the KILL.
-                let last = HARD_LIMIT + 2 * PATIENCE + KILL_GRACE + Duration::from_secs(1);
+                let last = HARD_LIMIT + 2 * MAX_DEFERRAL + KILL_GRACE + Duration::from_secs(1);
                 !shape.kill_grace || world.now <= last || world.kill_at.is_some() || !world.lives()
             }),
             Property::<Self>::sometimes("a limit ends a run", |_, world| {
                 matches!(world.policy.result(), Some((_, Some(Limit::Hard))))
             }),
             Property::<Self>::sometimes("a refresh is waited for", |_, world| {
-                world.held_since.is_some_and(|since| world.now >= since + PATIENCE)
+                world.deferred_since.is_some_and(|since| world.now >= since + MAX_DEFERRAL)
             }),
         ]
     }

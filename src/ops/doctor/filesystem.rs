@@ -117,14 +117,14 @@ fn mtime_is_kept(dir: &Path) -> io::Result<Option<String>> {
 fn changes_are_reported(dir: &Path) -> io::Result<Option<String>> {
     let file = dir.join("inotify");
     let mut changes = FileWatch::of(std::slice::from_ref(&file));
-    if changes.next_look().is_some() {
+    if changes.next_poll().is_some() {
         return Ok(Some(
             "the kernel does not tell of changes here, or no instance is left (fs.inotify.max_user_instances)".into(),
         ));
     }
     at_once(|_| usize::from(fs::create_dir(&file).is_ok()))?;
     let deadline = Instant::now() + Duration::from_secs(2);
-    while !changes.have_come() {
+    while !changes.take_changes() {
         if Instant::now() >= deadline {
             return Ok(Some("what another process has made was not told of".into()));
         }

@@ -32,7 +32,7 @@ const MEANS: &str = "if agents of other hosts have the same login, two can refre
 /// Warns, and returns true, if the login is on a file system that other hosts may share, and its lock on one that they cannot.
 fn lies_apart(config_dir: &Path, lock_file: &Path, check: &mut Check) -> bool {
     let (Some(login), Some(lock)) = (mount_of(config_dir), mount_of(lock_file)) else { return false };
-    if login.reach().0 == LockScope::LocalFs || lock.reach().0 != LockScope::LocalFs {
+    if login.lock_scope().0 == LockScope::LocalFs || lock.lock_scope().0 != LockScope::LocalFs {
         return false;
     }
     let (config_dir, lock_file) = (config_dir.display(), lock_file.display());
@@ -54,7 +54,7 @@ fn check_lock_scope(lock_file: &Path, has_helper: bool, check: &mut Check) {
     let Some(mount) = mount_of(lock_file) else {
         return check.pass("/proc does not tell which file system the lock file is on");
     };
-    let (reach, why) = mount.reach();
+    let (reach, why) = mount.lock_scope();
     let on = format!("{} is on {}", lock_file.display(), mount.kind);
     match reach {
         LockScope::Cluster => check.pass(format!("{on}: its flock reaches all hosts that mount it ({why})")),

@@ -1,109 +1,96 @@
-//! Which of the child's streams are read, and all that this takes, from before its start to after its end.
+//! Decides which of the child's streams are captured, makes their pipes or pseudo-terminals, and starts the relay.
 
 use std::env;
 use std::fs::File;
 use std::io::{self, IsTerminal, PipeReader, PipeWriter, pipe, stderr, stdout};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::{SigSet, Signal};
 
 use super::line_logger::Lines;
 use super::redact::{Masker, Secrets};
-use super::relay::{Finished, Relay, Stream};
-use super::sink::{Done, Sink};
+use super::relay::{Relay, Stream};
+use super::sink::{OutputDoneGuard, Sink};
 use crate::claude::frames::FrameReader;
 use crate::config::settings::{Redact, Settings};
-use crate::events::{EventQueue, EventSender};
+use crate::events::EventSender;
 use crate::logging::LogFile;
 use crate::sys::pipe::enlarge;
 use crate::sys::pty::Pty;
 
-/// What the child's output is read for.
+/// What the child's output is captured for.
 #[derive(Clone, Debug, Default)]
-pub struct Watch {
-    /// Frames, on stdout.
+pub struct OutputConfig {
+    /// Frames on stdout.
     pub frames: bool,
-    /// Without a successful result frame, exit code 0 is none.
+    /// Exit code 0 needs a successful result frame.
     pub requires_result: bool,
-    /// How long it has been silent.
-    pub silence: bool,
-    /// stdout is to be a pseudo-terminal.
+    /// Time of the last output, for the idle limit.
+    pub tracks_idle: bool,
+    /// A pseudo-terminal as stdout.
     pub pty: bool,
-    /// Lines go there.
+    /// Log of all lines.
     pub log: Option<Arc<LogFile>>,
-    /// Masked in the log.
+    /// Secrets to mask in the log.
     pub secrets: Option<Arc<Secrets>>,
-    /// Masked on their way to our own stdout and stderr as well.
+    /// Secrets are masked on our stdout and stderr as well.
     pub redacts_all: bool,
 }
 
-/// The child's ends and ours, before it is started.
+/// Pipes or pseudo-terminals of the captured streams.
 #[derive(Debug)]
 pub(crate) struct Prepared<'a> {
-    watch: &'a Watch,
+    config: &'a OutputConfig,
     stdout: Option<Ends>,
     stderr: Option<Ends>,
 }
 
-/// What the child writes to, and what we read.
+/// Our end, and the child's.
 #[derive(Debug)]
 enum Ends {
     Pipe(PipeReader, PipeWriter),
     Pty(Pty, OwnedFd),
 }
 
-/// A child's output, being read.
-#[derive(Debug)]
-pub(crate) struct Capture {
-    relay: Relay,
-    terminals: Vec<Pty>,
-}
-
-impl Watch {
-    /// Finds out what to read output for: a result that is required, other frames, a log, secrets.
+impl OutputConfig {
+    /// Derives it from the settings.
     pub(crate) fn new(settings: &Settings, requires_result: bool, frames: bool, log: Option<Arc<LogFile>>) -> Result<Self> {
         let redacts_all = settings.redact == Redact::All;
         let masks = redacts_all || (settings.redact == Redact::Log && log.is_some());
         let secrets = masks.then(|| Secrets::new(env::vars_os()).map(Arc::new)).transpose();
         let secrets = secrets.context("cannot look for the secrets in the environment; --redact off runs without")?;
-        let (silence, pty) = (settings.idle_limit.as_limit().is_some(), settings.pty);
-        Ok(Self { frames: frames || requires_result, requires_result, silence, pty, log, secrets, redacts_all })
+        let (tracks_idle, pty) = (settings.idle_limit.as_limit().is_some(), settings.pty);
+        Ok(Self { frames: frames || requires_result, requires_result, tracks_idle, pty, log, secrets, redacts_all })
     }
 
-    fn reads_both(&self) -> bool {
-        self.silence || self.log.is_some() || self.redacts_all
+    fn captures_both(&self) -> bool {
+        self.tracks_idle || self.log.is_some() || self.redacts_all
     }
 
-    /// Whether anything has to be read.
-    pub(crate) fn reads(&self) -> bool {
-        self.frames || self.pty || self.reads_both()
+    /// True if any stream is captured.
+    pub(crate) fn captures(&self) -> bool {
+        self.frames || self.pty || self.captures_both()
     }
 
-    /// Makes what is needed for the streams that have to be read. Others go straight to where ours go, and a pipe there is
-    /// enlarged.
-    ///
-    /// # Errors
-    /// The process is out of descriptors, or the system of pseudo-terminals.
+    /// Makes the pipes of the captured streams. Other streams are inherited from us, and a pipe there is enlarged.
     pub(crate) fn prepare(&self) -> io::Result<Prepared<'_>> {
         enlarge(stdout());
-        let out = self.reads().then(|| Ends::new(self.pty || stdout().is_terminal()));
-        let err = self.reads_both().then(|| Ends::new(stderr().is_terminal()));
-        Ok(Prepared { watch: self, stdout: out.transpose()?, stderr: err.transpose()? })
+        let out = self.captures().then(|| Ends::new(self.pty || stdout().is_terminal()));
+        let err = self.captures_both().then(|| Ends::new(stderr().is_terminal()));
+        Ok(Prepared { config: self, stdout: out.transpose()?, stderr: err.transpose()? })
     }
 }
 
 impl Ends {
     fn new(pty: bool) -> io::Result<Self> {
         if pty {
-            return Pty::open().map(|(ours, childs)| Self::Pty(ours, childs));
+            return Pty::open().map(|(master, slave)| Self::Pty(master, slave));
         }
         let (reader, writer) = pipe()?;
         enlarge(&writer);
-        // The description is ours alone: the child has the other end.
+        // The child has another file description, which stays blocking.
         fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         Ok(Self::Pipe(reader, writer))
     }
@@ -117,87 +104,52 @@ impl Ends {
 }
 
 impl Prepared<'_> {
-    /// What the child gets as its stdout, if not ours.
+    /// The child's stdout, if captured.
     pub(crate) fn stdout(&self) -> Option<BorrowedFd<'_>> {
         self.stdout.as_ref().map(Ends::for_child)
     }
 
-    /// What the child gets as its stderr, if not ours.
+    /// The child's stderr, if captured.
     pub(crate) fn stderr(&self) -> Option<BorrowedFd<'_>> {
         self.stderr.as_ref().map(Ends::for_child)
     }
 
-    /// Starts reading, once the child is started. Nothing, if nothing has to be read.
-    ///
-    /// # Errors
-    /// The process is out of descriptors or threads.
-    pub(crate) fn start(self, sender: EventSender) -> io::Result<Option<Capture>> {
-        if !self.watch.reads() {
+    /// Starts the relay, once the child is started; `None` if nothing is captured.
+    pub(crate) fn start(mut self, sender: EventSender) -> io::Result<Option<Relay>> {
+        if !self.config.captures() {
             return Ok(None);
         }
-        let done = Arc::new(Done(sender.clone()));
-        let mut streams = Vec::new();
-        let mut terminals = Vec::new();
-        if let Some(ends) = self.stdout {
-            let sink = Sink::new(stdout().as_fd(), "stdout", Arc::clone(&done))?;
-            let frames = self.watch.frames.then(FrameReader::default);
-            streams.push(stream(self.watch, "stdout", ends, Some(sink), frames, &mut terminals)?);
+        let done = Arc::new(OutputDoneGuard(sender.clone()));
+        let (mut streams, mut terminals) = (Vec::new(), Vec::new());
+        if let Some(ends) = self.stdout.take() {
+            let mut stream = self.stream("stdout", ends, &mut terminals)?;
+            stream.sink = Some(Sink::new(stdout().as_fd(), "stdout", Arc::clone(&done))?);
+            stream.frames = self.config.frames.then(FrameReader::default);
+            streams.push(stream);
         }
-        if let Some(ends) = self.stderr {
-            // Where the log is our stderr, it has the lines already.
-            let is_logged = self.watch.log.as_ref().is_some_and(|log| log.is_stderr());
-            let sink = if is_logged { None } else { Some(Sink::new(stderr().as_fd(), "stderr", Arc::clone(&done))?) };
-            streams.push(stream(self.watch, "stderr", ends, sink, None, &mut terminals)?);
+        if let Some(ends) = self.stderr.take() {
+            let mut stream = self.stream("stderr", ends, &mut terminals)?;
+            // A log that is our stderr has the lines already.
+            if !self.config.log.as_ref().is_some_and(|log| log.is_stderr()) {
+                stream.sink = Some(Sink::new(stderr().as_fd(), "stderr", Arc::clone(&done))?);
+            }
+            streams.push(stream);
         }
-        Ok(Some(Capture { relay: Relay::start(streams, sender, done)?, terminals }))
-    }
-}
-
-fn stream(
-    watch: &Watch,
-    name: &'static str,
-    ends: Ends,
-    sink: Option<Sink>,
-    frames: Option<FrameReader>,
-    terminals: &mut Vec<Pty>,
-) -> io::Result<Stream> {
-    let (input, pipe) = match ends {
-        Ends::Pipe(reader, writer) => (File::from(OwnedFd::from(reader)), Some(File::from(OwnedFd::from(writer)))),
-        Ends::Pty(pty, _childs) => {
-            let input = pty.reader()?;
-            terminals.push(pty);
-            (input, None)
-        }
-    };
-    let masker = || watch.secrets.clone().map(Masker::new);
-    let lines = watch.log.clone().map(|log| Lines::new(log, name, masker()));
-    let masker = if watch.redacts_all { masker() } else { None };
-    Ok(Stream { input: Some(input), pipe, sink, masker, passed: 0, frames, lines })
-}
-
-impl Capture {
-    /// When the child has last written something.
-    pub(crate) fn last_output(&self) -> Instant {
-        self.relay.last_output()
+        Relay::start(streams, terminals, sender, done).map(Some)
     }
 
-    /// Gives the child's pseudo-terminals the size of ours. Whether there are any.
-    pub(crate) fn resize(&self) -> bool {
-        self.terminals.iter().for_each(Pty::resize);
-        !self.terminals.is_empty()
-    }
-
-    /// After the child's death: see [`Relay::finish`].
-    ///
-    /// # Errors
-    /// poll(2) fails.
-    pub(crate) fn finish(
-        self,
-        is_done: bool,
-        request: Option<Signal>,
-        events: &mut EventQueue,
-        ignored: SigSet,
-    ) -> io::Result<Finished> {
-        self.relay.finish(is_done, request, events, ignored)
+    fn stream(&self, name: &'static str, ends: Ends, terminals: &mut Vec<Pty>) -> io::Result<Stream> {
+        let (input, pipe) = match ends {
+            Ends::Pipe(reader, writer) => (File::from(OwnedFd::from(reader)), Some(File::from(OwnedFd::from(writer)))),
+            Ends::Pty(pty, _slave) => {
+                let input = pty.reader()?;
+                terminals.push(pty);
+                (input, None)
+            }
+        };
+        let masker = || self.config.secrets.clone().map(Masker::new);
+        let lines = self.config.log.clone().map(|log| Lines::new(log, name, masker()));
+        let masker = if self.config.redacts_all { masker() } else { None };
+        Ok(Stream { input: Some(input), pipe, sink: None, masker, passed: 0, frames: None, lines })
     }
 }

@@ -1,7 +1,6 @@
-//! The child's output on its way to our caller. Where nothing has to read it, it goes straight there. Else the child gets a
-//! pipe (or, where our own is a terminal or `--pty` asks for it, a pseudo-terminal), and `relay` copies what comes to a
-//! `sink`, which keeps in a `spool` what our reader has not taken yet. On the side, frames are told to the event events, and
-//! `lines` go to the log, where `redact` has masked secrets.
+//! The child's output. Streams that nothing reads are inherited from us. Others get a pipe, or a pseudo-terminal where ours is a
+//! terminal or `--pty` asks for one (`capture`); `relay` copies them to a `sink`, which keeps in a `spool` what our reader has not
+//! taken yet, sends frames to the event queue, and lines to the log (`line_logger`), with secrets masked (`redact`).
 
 mod capture;
 mod line_logger;
@@ -10,10 +9,9 @@ mod relay;
 mod sink;
 mod spool;
 
-pub(crate) use capture::Capture;
-pub use capture::Watch;
-pub(crate) use relay::Finished;
+pub use capture::OutputConfig;
+pub(crate) use relay::{Relay, drain};
 
-/// More than claude says in any run. Beyond it, throughput counts: a reader that is only somewhat slower than the child may
-/// slow it down.
+/// More than claude prints in any run. Beyond it throughput counts, and a reader that is a little slower than the child may slow the
+/// child down.
 const BULK: usize = 64 << 20;

@@ -1,5 +1,5 @@
-//! Where a stream of the child's goes: our own stdout or stderr. Writing never makes the reading wait: what our reader does
-//! not take at once is kept, and a thread of its own, which most runs never need, brings it after.
+//! Our stdout or stderr, as the end of a stream. Delivery does not block: what our reader does not take at once is spooled, and
+//! written by a thread of its own, which most runs never need.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -15,37 +15,37 @@ use super::spool::Spool;
 use crate::events::{Event, EventSender};
 use crate::sys::signal;
 
-/// How much of what our reader has not taken is kept in memory.
+/// Bytes that are spooled in memory.
 const IN_MEMORY: usize = 8 << 20;
 
-/// How long a reader of bulk output may take for the next piece before it counts as stuck.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// Time after which a reader of bulk output that takes nothing counts as stuck.
+const STUCK_AFTER: Duration = Duration::from_millis(50);
 
-/// Tells the event events, when it is dropped, that all output is where it belongs. Shared by all who write.
+/// Sends [`Event::OutputDone`] when dropped. Shared by all threads that write.
 #[derive(Debug)]
-pub(super) struct Done(pub(super) EventSender);
+pub(super) struct OutputDoneGuard(pub(super) EventSender);
 
-impl Drop for Done {
+impl Drop for OutputDoneGuard {
     fn drop(&mut self) {
         self.0.send(Event::OutputDone);
     }
 }
 
-/// One way out.
+/// Writes a stream to a descriptor of ours.
 #[derive(Debug)]
 pub(super) struct Sink {
     name: &'static str,
-    /// For writes that do not wait; not everything can be written to in that way.
+    /// For non-blocking writes, where they are possible.
     direct: Option<File>,
-    /// What the writing thread writes to, until it is started.
+    /// For the writing thread, until it is started.
     out: Option<File>,
     queue: Arc<Queue>,
-    /// So many pieces our reader had taken when it was found stuck.
+    /// Pieces that our reader had taken when it was found stuck.
     stuck_at: Option<u64>,
-    done: Arc<Done>,
+    done: Arc<OutputDoneGuard>,
 }
 
-/// What the thread that reads and the one that writes share.
+/// Shared by the thread that reads and the one that writes.
 #[derive(Debug)]
 struct Queue {
     state: Mutex<State>,
@@ -55,31 +55,31 @@ struct Queue {
 #[derive(Debug)]
 struct State {
     spool: Spool,
-    /// The writing thread is at work on something that is not in the spool any more.
+    /// The writing thread writes a piece that is no longer in the spool.
     writing: bool,
-    /// Nothing more will come.
+    /// The stream has ended.
     complete: bool,
-    /// Nothing more can be written.
+    /// Writes fail.
     reader_gone: bool,
 }
 
 impl Sink {
-    /// A way to `descriptor`, which is called `name`.
-    pub(super) fn new(descriptor: BorrowedFd, name: &'static str, done: Arc<Done>) -> io::Result<Self> {
+    /// Writes to `descriptor`, which messages call `name`.
+    pub(super) fn new(descriptor: BorrowedFd, name: &'static str, done: Arc<OutputDoneGuard>) -> io::Result<Self> {
         let out = File::from(descriptor.try_clone_to_owned()?);
         let state = State { spool: Spool::new(IN_MEMORY), writing: false, complete: false, reader_gone: false };
         let queue = Arc::new(Queue { state: Mutex::new(state), changed: Condvar::new() });
         Ok(Self { name, direct: direct(&out), out: Some(out), queue, stuck_at: None, done })
     }
 
-    /// Writes `bytes`, or keeps them; `passed` came before them. False when nobody will ever take them.
+    /// Writes `bytes`, or spools them; `passed` bytes came before. False if nobody will ever read them.
     pub(super) fn deliver(&mut self, mut bytes: &[u8], passed: usize) -> bool {
         let state = self.queue.lock();
         if state.reader_gone {
             return false;
         }
         let is_behind = state.writing || !state.spool.is_empty();
-        drop(state); // it can only get less behind: nobody else puts anything in
+        drop(state); // only this thread adds to the spool
         if let (false, Some(direct)) = (is_behind, &mut self.direct) {
             match write_some(direct, bytes) {
                 Ok(written) => bytes = &bytes[written..],
@@ -94,16 +94,16 @@ impl Sink {
         {
             return self.give_up(&error);
         }
-        self.keep(bytes, passed > super::BULK)
+        self.spool(bytes, passed > super::BULK)
     }
 
     fn give_up(&self, error: &io::Error) -> bool {
-        tell(self.name, error);
+        warn_unwritable(self.name, error);
         self.queue.lock().reader_gone = true;
         false
     }
 
-    fn keep(&mut self, bytes: &[u8], in_bulk: bool) -> bool {
+    fn spool(&mut self, bytes: &[u8], in_bulk: bool) -> bool {
         let mut state = self.queue.lock();
         loop {
             if state.reader_gone {
@@ -111,15 +111,15 @@ impl Sink {
             }
             let popped = state.spool.popped();
             if in_bulk && !state.spool.has_room_in_memory(bytes.len()) && self.stuck_at != Some(popped) {
-                state = self.queue.wait_a_moment(state);
+                state = self.queue.wait_until_stuck(state);
                 if state.spool.popped() == popped {
                     self.stuck_at = Some(popped);
                 }
-                continue; // while it reads, the detour over the disk would take longer than waiting
+                continue; // a disk would be slower than a reader that reads
             }
             match state.spool.push(bytes) {
                 Ok(()) => break,
-                // No room on the disk: better to let the child wait than to lose a byte.
+                // The disk is full: block the child rather than lose a byte.
                 Err(_) if !state.spool.is_empty() => state = self.queue.wait(state),
                 Err(error) => {
                     warn!(%error, "cannot keep the child's output in a temporary file");
@@ -136,7 +136,7 @@ impl Sink {
         let (name, queue, done) = (self.name, Arc::clone(&self.queue), Arc::clone(&self.done));
         let work = move || {
             if let Err(error) = queue.write_out(out) {
-                tell(name, &error);
+                warn_unwritable(name, &error);
             }
             drop(done);
         };
@@ -153,7 +153,7 @@ impl Drop for Sink {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The other thread has panicked between two consistent states; this one goes on.
+        // If the other thread panicked, the state is consistent all the same.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -161,11 +161,11 @@ impl Queue {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_a_moment<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner).0
+    fn wait_until_stuck<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, STUCK_AFTER).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// The writing thread: until all is written, or cannot be.
+    /// The writing thread: writes until the stream has ended or a write fails.
     fn write_out(&self, mut out: File) -> io::Result<()> {
         loop {
             let mut state = self.lock();
@@ -176,7 +176,7 @@ impl Queue {
             let piece = state.spool.pop();
             state.writing = true;
             drop(state);
-            self.changed.notify_all(); // a reading thread may wait for room
+            self.changed.notify_all(); // the reading thread may wait for room
             let written = match piece {
                 Ok(Some(piece)) => write_all(&mut out, &piece),
                 Ok(None) => return Ok(()),
@@ -191,14 +191,14 @@ impl Queue {
     }
 }
 
-fn tell(name: &str, error: &io::Error) {
+fn warn_unwritable(name: &str, error: &io::Error) {
     if error.kind() != ErrorKind::BrokenPipe {
         warn!(%error, "cannot write the child's output to {name}");
     }
 }
 
-/// `out` in a form whose writes never wait for a reader, if there is one: a file; or a pipe or a terminal, opened once more,
-/// since the flag on the description that we have inherited would be our caller's as well.
+/// `out` for non-blocking writes, if possible: a file; or a pipe or terminal, opened again, since O_NONBLOCK on the inherited file
+/// description would affect our caller.
 fn direct(out: &File) -> Option<File> {
     let kind = out.metadata().ok()?.file_type();
     if kind.is_fifo() || out.is_terminal() {
@@ -208,7 +208,7 @@ fn direct(out: &File) -> Option<File> {
     (kind.is_file() || kind.is_char_device()).then(|| out.try_clone().ok()).flatten()
 }
 
-/// As much as `out` takes now.
+/// Writes as much as `out` takes now.
 fn write_some(out: &mut File, bytes: &[u8]) -> io::Result<usize> {
     let mut written = 0;
     while written < bytes.len() {
@@ -222,13 +222,13 @@ fn write_some(out: &mut File, bytes: &[u8]) -> io::Result<usize> {
     Ok(written)
 }
 
-/// Like `Write::write_all`, also where our caller has made `out` non-blocking.
+/// `Write::write_all`, also for an `out` that our caller has made non-blocking.
 fn write_all(out: &mut File, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         bytes = &bytes[write_some(out, bytes)?..];
         if !bytes.is_empty() {
             let mut ready = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
-            // An error is a signal, and those are blocked here; the next write tells anyway.
+            // Signals are blocked here; after another error the next write shows it.
             let _ = poll(&mut ready, PollTimeout::NONE);
         }
     }

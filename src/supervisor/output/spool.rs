@@ -1,10 +1,10 @@
-//! What was read and not yet written: in memory up to a bound, beyond it in a file that has no name.
+//! A queue of bytes: in memory up to a bound, beyond it in an unnamed temporary file.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-/// A queue of bytes.
+/// Bytes that were read and not yet written.
 #[derive(Debug)]
 pub(super) struct Spool {
     memory: VecDeque<Vec<u8>>,
@@ -14,7 +14,7 @@ pub(super) struct Spool {
     popped: u64,
 }
 
-/// The part of the queue behind that in memory.
+/// The part of the queue after that in memory.
 #[derive(Debug)]
 struct Overflow {
     file: File,
@@ -22,11 +22,11 @@ struct Overflow {
     written: u64,
 }
 
-/// A piece is at most this large.
+/// Largest piece.
 const PIECE: usize = 128 << 10;
 
 impl Spool {
-    /// An empty queue that keeps up to `bound` bytes in memory.
+    /// Makes an empty queue with at most `bound` bytes in memory.
     pub(super) fn new(bound: usize) -> Self {
         Self { memory: VecDeque::new(), in_memory: 0, bound, overflow: None, popped: 0 }
     }
@@ -35,12 +35,12 @@ impl Spool {
         self.in_memory == 0 && self.overflow.is_none()
     }
 
-    /// Whether so many bytes more would stay in memory.
+    /// True if `length` more bytes would stay in memory.
     pub(super) fn has_room_in_memory(&self, length: usize) -> bool {
         self.overflow.is_none() && self.in_memory + length <= self.bound
     }
 
-    /// How many pieces have been taken out.
+    /// Number of calls of [`pop`](Self::pop).
     pub(super) fn popped(&self) -> u64 {
         self.popped
     }
@@ -48,7 +48,7 @@ impl Spool {
     /// Appends `bytes`.
     ///
     /// # Errors
-    /// They belong in the file, and it cannot be made or written: then nothing was taken.
+    /// The file cannot be made or written; nothing was appended.
     pub(super) fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.overflow.is_none() {
             if self.in_memory + bytes.len() <= self.bound {
@@ -57,7 +57,7 @@ impl Spool {
             }
             self.overflow = Some(Overflow { file: tempfile::tempfile()?, read: 0, written: 0 });
         }
-        // What comes later must stay behind what is in the file, even when memory has room again.
+        // Even when memory has room again: the order counts.
         let Some(overflow) = &mut self.overflow else { return Ok(()) };
         let pushed = overflow.push(bytes);
         if pushed.is_err() && overflow.read == overflow.written {
@@ -74,10 +74,7 @@ impl Spool {
         }
     }
 
-    /// The oldest bytes, some of them; `None` when there are none.
-    ///
-    /// # Errors
-    /// The file cannot be read back.
+    /// Removes the oldest piece.
     pub(super) fn pop(&mut self) -> io::Result<Option<Vec<u8>>> {
         self.popped += 1;
         if let Some(piece) = self.memory.pop_front() {
@@ -87,7 +84,7 @@ impl Spool {
         let Some(overflow) = &mut self.overflow else { return Ok(None) };
         let piece = overflow.pop()?;
         if overflow.read == overflow.written {
-            self.overflow = None; // and its space on the disk is free again
+            self.overflow = None; // frees its disk space
         }
         Ok(Some(piece))
     }
@@ -96,7 +93,7 @@ impl Spool {
 impl Overflow {
     fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.seek(SeekFrom::Start(self.written))?;
-        self.file.write_all(bytes)?; // half of it, when the disk is full, is overwritten by the next try
+        self.file.write_all(bytes)?; // after a partial write, the next one overwrites it
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -116,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_come_out_in_the_order_they_went_in_whatever_the_bound() -> io::Result<()> {
+    fn bytes_keep_their_order_with_any_bound() -> io::Result<()> {
         for bound in [0, 1, 1_000, 1 << 20] {
             let mut spool = Spool::new(bound);
             let (mut pushed, mut popped) = (Vec::new(), Vec::new());

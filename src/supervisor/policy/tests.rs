@@ -1,17 +1,19 @@
-//! Every state against every happening, with a clock that is only counted.
+//! Every state against every input, without a clock.
+
+use nix::sys::signal::SigSet;
 
 use super::*;
 
 const GRACE: Duration = Duration::from_secs(5);
 const TERMINAL: SignalSource = SignalSource::Kernel;
-pub(in crate::supervisor) const SOMEBODY: SignalSource = SignalSource::Process(4711);
+pub(in crate::supervisor) const PROCESS: SignalSource = SignalSource::Process(4711);
 
 pub(in crate::supervisor) struct Case {
     pub(in crate::supervisor) policy: Policy,
     pub(in crate::supervisor) start: Instant,
 }
 
-fn rules() -> PolicyConfig {
+fn config() -> PolicyConfig {
     PolicyConfig {
         hard_limit: Some(Duration::from_secs(60)),
         idle_limit: None,
@@ -25,19 +27,19 @@ fn rules() -> PolicyConfig {
 }
 
 pub(in crate::supervisor) fn case(change: impl FnOnce(&mut PolicyConfig)) -> Case {
-    let mut rules = rules();
-    change(&mut rules);
+    let mut config = config();
+    change(&mut config);
     let start = Instant::now();
-    Case { policy: Policy::new(rules, start), start }
+    Case { policy: Policy::new(config, start), start }
 }
 
 impl Case {
-    fn at(&mut self, seconds: u64, happening: Input) -> Vec<Action> {
-        self.policy.on(happening, self.start + Duration::from_secs(seconds))
+    fn at(&mut self, seconds: u64, input: Input) -> Vec<Action> {
+        self.policy.on(input, self.start + Duration::from_secs(seconds))
     }
 
     fn term(&mut self, seconds: u64) -> Vec<Action> {
-        self.at(seconds, Input::Signal(Signal::SIGTERM, SOMEBODY))
+        self.at(seconds, Input::Signal(Signal::SIGTERM, PROCESS))
     }
 
     fn deadline(&self) -> Option<u64> {
@@ -46,10 +48,10 @@ impl Case {
 }
 
 #[test]
-fn a_child_that_ends_alone_is_over_at_once() {
+fn a_child_that_ends_alone_ends_the_run() {
     let mut case = case(|_| {});
     assert_eq!(case.deadline(), Some(60));
-    assert_eq!(case.at(1, Input::Ended(Ending::Exited(3), Tree::Empty)), []);
+    assert_eq!(case.at(1, Input::Ended(Ending::Exited(3), TreeState::Empty)), []);
     assert_eq!(case.policy.result(), Some((Ending::Exited(3), None)));
 }
 
@@ -57,36 +59,42 @@ fn a_child_that_ends_alone_is_over_at_once() {
 fn the_hard_limit_is_term_then_kill_to_the_tree() {
     let mut case = case(|_| {});
     assert_eq!(case.at(59, Input::Clock), []);
-    assert_eq!(case.at(60, Input::Clock), [Action::SignalChild(Signal::SIGTERM), Action::Tell(Notice::Limit(Limit::Hard))]);
+    assert_eq!(
+        case.at(60, Input::Clock),
+        [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(Limit::Hard))]
+    );
     assert_eq!(case.deadline(), Some(65));
     assert_eq!(case.at(64, Input::Clock), []);
-    assert_eq!(case.at(65, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Tell(Notice::KillGrace)]);
+    assert_eq!(case.at(65, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)]);
     assert_eq!(case.deadline(), None);
-    case.at(66, Input::Ended(Ending::Killed(9), Tree::Empty));
+    case.at(66, Input::Ended(Ending::Killed(9), TreeState::Empty));
     assert_eq!(case.policy.result(), Some((Ending::Killed(9), Some(Limit::Hard))));
 }
 
 #[test]
-fn a_lost_lock_is_a_limit_that_has_come() {
+fn a_lost_lock_is_an_expired_limit() {
     let mut case = case(|_| {});
-    assert_eq!(case.at(7, Input::LockLost), [Action::SignalChild(Signal::SIGTERM), Action::Tell(Notice::Limit(Limit::Lock))]);
+    assert_eq!(
+        case.at(7, Input::LockLost),
+        [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(Limit::Lock))]
+    );
     assert_eq!(case.at(8, Input::LockLost), [], "once");
-    assert_eq!(case.at(12, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Tell(Notice::KillGrace)]);
-    case.at(13, Input::Ended(Ending::Killed(9), Tree::Empty));
+    assert_eq!(case.at(12, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)]);
+    case.at(13, Input::Ended(Ending::Killed(9), TreeState::Empty));
     assert_eq!(case.policy.result(), Some((Ending::Killed(9), Some(Limit::Lock))));
 }
 
 #[test]
-fn a_child_that_is_ending_anyway_is_not_told_of_a_lost_lock() {
+fn a_lost_lock_changes_nothing_for_an_ending_child() {
     let mut asked = case(|_| {});
     asked.term(1);
     assert_eq!(asked.at(2, Input::LockLost), []);
-    asked.at(3, Input::Ended(Ending::Killed(15), Tree::Empty));
+    asked.at(3, Input::Ended(Ending::Killed(15), TreeState::Empty));
     assert_eq!(asked.policy.result(), Some((Ending::Killed(15), None)));
     let mut leaving = case(|_| {});
-    leaving.at(1, Input::Ended(Ending::Exited(0), Tree::Alive));
+    leaving.at(1, Input::Ended(Ending::Exited(0), TreeState::Alive));
     assert_eq!(leaving.at(2, Input::LockLost), []);
-    leaving.at(3, Input::TreeChanged(Tree::Empty));
+    leaving.at(3, Input::TreeChanged(TreeState::Empty));
     assert_eq!(leaving.policy.result(), Some((Ending::Exited(0), None)));
     let mut stopped = case(|_| {});
     stopped.at(1, Input::Stopped(Signal::SIGSTOP));
@@ -95,39 +103,39 @@ fn a_child_that_is_ending_anyway_is_not_told_of_a_lost_lock() {
 
 #[test]
 fn limits_that_are_off_have_no_deadline() {
-    let mut case = case(|rules| (rules.hard_limit, rules.kill_grace) = (None, None));
+    let mut case = case(|config| (config.hard_limit, config.kill_grace) = (None, None));
     assert_eq!(case.deadline(), None);
     assert_eq!(case.term(1), [Action::SignalChild(Signal::SIGTERM)]);
     assert_eq!(case.deadline(), None);
     assert_eq!(
-        case.at(2, Input::Ended(Ending::Killed(15), Tree::Alive)),
-        [Action::SignalTree(Signal::SIGTERM), Action::Tell(Notice::Leftovers)]
+        case.at(2, Input::Ended(Ending::Killed(15), TreeState::Alive)),
+        [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers)]
     );
     assert_eq!(case.deadline(), None);
 }
 
 #[test]
 fn the_idle_limit_counts_from_the_last_output() {
-    let mut case = case(|rules| rules.idle_limit = Some(Duration::from_secs(10)));
+    let mut case = case(|config| config.idle_limit = Some(Duration::from_secs(10)));
     assert_eq!(case.deadline(), Some(10));
     let output = |case: &Case, second| Input::LastOutput(case.start + Duration::from_secs(second));
-    let happening = output(&case, 4);
-    assert_eq!(case.at(10, happening), []);
+    let input = output(&case, 4);
+    assert_eq!(case.at(10, input), []);
     assert_eq!((case.deadline(), case.at(10, Input::Clock)), (Some(14), vec![]));
-    let happening = output(&case, 2);
-    case.at(11, happening);
+    let input = output(&case, 2);
+    case.at(11, input);
     assert_eq!(case.deadline(), Some(14), "time does not run backwards");
-    let expected = [Action::SignalChild(Signal::SIGTERM), Action::Tell(Notice::Limit(Limit::Idle))];
+    let expected = [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(Limit::Idle))];
     assert_eq!(case.at(14, Input::Clock), expected);
-    case.at(15, Input::Ended(Ending::Exited(0), Tree::Empty));
+    case.at(15, Input::Ended(Ending::Exited(0), TreeState::Empty));
     assert_eq!(case.policy.result(), Some((Ending::Exited(0), Some(Limit::Idle))));
     // After a result the shorter of the two counts, and each says what it is.
     for (grace, limit) in [(5, Limit::Result { is_error: false }), (500, Limit::Idle)] {
-        let mut case = super::tests::case(|rules| {
-            (rules.idle_limit, rules.result_grace) = (Some(Duration::from_secs(10)), Some(Duration::from_secs(grace)));
+        let mut case = super::tests::case(|config| {
+            (config.idle_limit, config.result_grace) = (Some(Duration::from_secs(10)), Some(Duration::from_secs(grace)));
         });
         case.at(0, FINE);
-        assert!(case.at(20, Input::Clock).contains(&Action::Tell(Notice::Limit(limit))));
+        assert!(case.at(20, Input::Clock).contains(&Action::Log(Notice::LimitExpired(limit))));
     }
 }
 
@@ -135,21 +143,21 @@ const FINE: Input = Input::Frame(FrameEvent::Result { is_error: false });
 const BAD: Input = Input::Frame(FrameEvent::Result { is_error: true });
 
 #[test]
-fn a_child_that_hangs_after_its_result_is_ended_after_the_grace() {
+fn a_hang_after_a_result_ends_with_the_grace() {
     for (frame, is_error) in [(FINE, false), (BAD, true)] {
         let mut case = case(|_| {});
         case.at(1, frame);
         assert_eq!(case.at(30, Input::Clock), []);
         let limit = Limit::Result { is_error };
-        assert_eq!(case.at(31, Input::Clock), [Action::SignalChild(Signal::SIGTERM), Action::Tell(Notice::Limit(limit))]);
-        case.at(32, Input::Ended(Ending::Exited(143), Tree::Empty));
+        assert_eq!(case.at(31, Input::Clock), [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(limit))]);
+        case.at(32, Input::Ended(Ending::Exited(143), TreeState::Empty));
         assert_eq!(case.policy.result(), Some((Ending::Exited(143), Some(limit))));
     }
 }
 
 #[test]
-fn every_later_frame_restarts_the_grace_and_the_last_result_counts() {
-    let mut case = case(|rules| rules.hard_limit = None);
+fn later_frames_restart_the_result_grace() {
+    let mut case = case(|config| config.hard_limit = None);
     case.at(1, Input::Frame(FrameEvent::Other));
     assert_eq!(case.deadline(), None, "no result yet");
     case.at(2, BAD);
@@ -158,13 +166,13 @@ fn every_later_frame_restarts_the_grace_and_the_last_result_counts() {
     assert_eq!(case.deadline(), Some(50));
     case.at(40, FINE);
     case.at(70, Input::Clock);
-    case.at(71, Input::Ended(Ending::Killed(15), Tree::Empty));
+    case.at(71, Input::Ended(Ending::Killed(15), TreeState::Empty));
     assert_eq!(case.policy.result(), Some((Ending::Killed(15), Some(Limit::Result { is_error: false }))));
 }
 
 #[test]
-fn an_open_task_has_the_task_grace_and_its_end_the_result_grace() {
-    let mut case = case(|rules| rules.hard_limit = None);
+fn open_tasks_have_the_task_grace() {
+    let mut case = case(|config| config.hard_limit = None);
     case.at(1, Input::Frame(FrameEvent::OpenTasks(1)));
     assert_eq!(case.deadline(), None);
     case.at(2, FINE);
@@ -179,84 +187,84 @@ fn an_open_task_has_the_task_grace_and_its_end_the_result_grace() {
 fn the_hard_limit_counts_after_a_result_as_well() {
     let mut case = case(|_| {});
     case.at(50, FINE);
-    assert!(case.at(60, Input::Clock).contains(&Action::Tell(Notice::Limit(Limit::Hard))));
-    let mut off = super::tests::case(|rules| (rules.hard_limit, rules.result_grace) = (None, None));
+    assert!(case.at(60, Input::Clock).contains(&Action::Log(Notice::LimitExpired(Limit::Hard))));
+    let mut off = super::tests::case(|config| (config.hard_limit, config.result_grace) = (None, None));
     off.at(1, FINE);
     assert_eq!(off.deadline(), None);
 }
 
 #[test]
-fn leftovers_get_term_then_kill_and_the_run_lasts_as_long_as_they() {
+fn leftovers_get_term_then_kill() {
     let mut case = case(|_| {});
     assert_eq!(
-        case.at(10, Input::Ended(Ending::Exited(0), Tree::Alive)),
-        [Action::SignalTree(Signal::SIGTERM), Action::Tell(Notice::Leftovers)]
+        case.at(10, Input::Ended(Ending::Exited(0), TreeState::Alive)),
+        [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers)]
     );
     assert_eq!((case.policy.result(), case.deadline()), (None, Some(15)));
-    assert_eq!(case.at(11, Input::TreeChanged(Tree::Alive)), [Action::SignalTree(Signal::SIGTERM)]);
-    assert_eq!(case.at(15, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Tell(Notice::KillGrace)]);
-    assert_eq!(case.at(16, Input::TreeChanged(Tree::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
+    assert_eq!(case.at(11, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGTERM)]);
+    assert_eq!(case.at(15, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)]);
+    assert_eq!(case.at(16, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
     assert_eq!(case.policy.result(), None);
-    assert_eq!(case.at(17, Input::TreeChanged(Tree::Empty)), []);
+    assert_eq!(case.at(17, Input::TreeChanged(TreeState::Empty)), []);
     assert_eq!(case.policy.result(), Some((Ending::Exited(0), None)));
 }
 
 #[test]
 fn the_hard_limit_does_not_count_for_leftovers() {
     let mut case = case(|_| {});
-    case.at(59, Input::Ended(Ending::Exited(0), Tree::Alive));
+    case.at(59, Input::Ended(Ending::Exited(0), TreeState::Alive));
     assert_eq!(case.at(60, Input::Clock), []);
-    case.at(61, Input::TreeChanged(Tree::Empty));
+    case.at(61, Input::TreeChanged(TreeState::Empty));
     assert_eq!(case.policy.result(), Some((Ending::Exited(0), None)));
 }
 
 #[test]
-fn kept_leftovers_are_nobody_s_business() {
-    let mut case = case(|rules| rules.leftovers = Leftovers::Keep);
+fn kept_leftovers_get_no_signal() {
+    let mut case = case(|config| config.leftovers = Leftovers::Keep);
     case.term(1);
     assert_eq!(
         case.term(2),
-        [Action::SignalChild(Signal::SIGTERM), Action::SignalChild(Signal::SIGKILL), Action::Tell(Notice::SecondTerm)]
+        [Action::SignalChild(Signal::SIGTERM), Action::SignalChild(Signal::SIGKILL), Action::Log(Notice::SecondTerm)]
     );
-    assert_eq!(case.at(3, Input::Ended(Ending::Killed(9), Tree::Alive)), []);
+    assert_eq!(case.at(3, Input::Ended(Ending::Killed(9), TreeState::Alive)), []);
     assert_eq!(case.policy.result(), Some((Ending::Killed(9), None)));
 }
 
 #[test]
-fn who_is_out_of_reach_is_given_up_after_a_moment_and_not_before() {
+fn unreachable_leftovers_are_given_up_after_a_second() {
     let mut case = case(|_| {});
-    case.at(1, Input::Ended(Ending::Exited(0), Tree::Alive));
-    assert_eq!(case.at(2, Input::Killed(Reach::Nobody)), [], "only a KILL gives up");
+    case.at(1, Input::Ended(Ending::Exited(0), TreeState::Alive));
+    assert_eq!(case.at(2, Input::TreeKilled(Delivery::Failed)), [], "only a KILL gives up");
     assert_eq!(case.deadline(), Some(6));
     case.at(6, Input::Clock);
-    case.at(6, Input::Killed(Reach::Nobody));
+    case.at(6, Input::TreeKilled(Delivery::Failed));
     assert_eq!(case.deadline(), Some(7));
-    assert_eq!(case.at(6, Input::TreeChanged(Tree::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
-    case.at(6, Input::Killed(Reach::All));
+    assert_eq!(case.at(6, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
+    case.at(6, Input::TreeKilled(Delivery::Complete));
     assert_eq!(case.deadline(), None, "all were reached");
-    case.at(6, Input::Killed(Reach::Nobody));
+    case.at(6, Input::TreeKilled(Delivery::Failed));
     assert_eq!(case.at(7, Input::Clock), [Action::SignalTree(Signal::SIGKILL)]);
-    assert_eq!(case.at(7, Input::Killed(Reach::Nobody)), [Action::Tell(Notice::OutOfReach)]);
+    assert_eq!(case.at(7, Input::TreeKilled(Delivery::Failed)), [Action::Log(Notice::Unreachable)]);
     assert_eq!(case.policy.result(), Some((Ending::Exited(0), None)));
 }
 
 #[test]
-fn while_others_are_below_somebody_out_of_reach_they_are_looked_for_again() {
+fn a_partial_kill_is_repeated() {
     let mut case = case(|_| {});
-    case.at(1, Input::Ended(Ending::Exited(0), Tree::Alive));
+    case.at(1, Input::Ended(Ending::Exited(0), TreeState::Alive));
     case.at(6, Input::Clock);
     for second in 6..10 {
-        assert_eq!(case.at(second, Input::Killed(Reach::Some)), []);
+        assert_eq!(case.at(second, Input::TreeKilled(Delivery::Partial)), []);
         assert_eq!(case.deadline(), Some(second + 1));
         assert_eq!(case.at(second + 1, Input::Clock), [Action::SignalTree(Signal::SIGKILL)]);
     }
-    case.at(10, Input::Killed(Reach::Nobody));
+    case.at(10, Input::TreeKilled(Delivery::Failed));
     case.at(11, Input::Clock);
-    assert_eq!(case.at(11, Input::Killed(Reach::Nobody)), [Action::Tell(Notice::OutOfReach)]);
+    assert_eq!(case.at(11, Input::TreeKilled(Delivery::Failed)), [Action::Log(Notice::Unreachable)]);
 }
 
 #[test]
-fn a_stopped_child_gets_cont_with_its_term_whichever_is_seen_first() {
+fn a_stopped_child_gets_cont_with_its_term() {
     let mut stopped_first = case(|_| {});
     stopped_first.at(1, Input::Stopped(Signal::SIGSTOP));
     assert_eq!(stopped_first.term(2), [Action::SignalChild(Signal::SIGTERM), Action::SignalChild(Signal::SIGCONT)]);
@@ -273,31 +281,31 @@ fn a_stopped_child_gets_cont_with_its_term_whichever_is_seen_first() {
 }
 
 #[test]
-fn a_group_of_its_own_hears_everything_and_ours_only_what_was_sent_to_us() {
+fn an_own_group_gets_all_signals_a_shared_one_sent_ones() {
     for signal in FORWARDED {
-        for sender in [TERMINAL, SOMEBODY] {
+        for sender in [TERMINAL, PROCESS] {
             let actions = case(|_| {}).at(1, Input::Signal(signal, sender));
             assert_eq!(actions, [Action::SignalChild(signal)], "own group, {signal}, {sender:?}");
-            let actions = case(|rules| rules.group = Group::Shared).at(1, Input::Signal(signal, sender));
-            let forwarded = sender == SOMEBODY && signal != Signal::SIGCONT;
+            let actions = case(|config| config.group = Group::Shared).at(1, Input::Signal(signal, sender));
+            let forwarded = sender == PROCESS && signal != Signal::SIGCONT;
             assert_eq!(actions.contains(&Action::SignalChild(signal)), forwarded, "shared group, {signal}, {sender:?}");
         }
     }
 }
 
 #[test]
-fn a_continue_reaches_a_child_in_our_group_only_if_it_is_stopped() {
-    let mut case = case(|rules| rules.group = Group::Shared);
+fn a_shared_group_gets_cont_only_if_stopped() {
+    let mut case = case(|config| config.group = Group::Shared);
     case.at(1, Input::Stopped(Signal::SIGSTOP));
-    assert_eq!(case.at(2, Input::Signal(Signal::SIGCONT, SOMEBODY)), [Action::SignalChild(Signal::SIGCONT)]);
+    assert_eq!(case.at(2, Input::Signal(Signal::SIGCONT, PROCESS)), [Action::SignalChild(Signal::SIGCONT)]);
 }
 
 #[test]
-fn requests_to_end_start_the_kill_grace_where_they_are_for_us() {
+fn termination_requests_start_the_kill_grace() {
     for group in [Group::Own, Group::Shared] {
-        for sender in [TERMINAL, SOMEBODY] {
+        for sender in [TERMINAL, PROCESS] {
             for signal in FORWARDED {
-                let mut case = case(|rules| rules.group = group);
+                let mut case = case(|config| config.group = group);
                 case.at(1, Input::Signal(signal, sender));
                 let quit_key = signal == Signal::SIGQUIT && sender == TERMINAL && group == Group::Shared;
                 let started = case.deadline() == Some(6);
@@ -308,43 +316,43 @@ fn requests_to_end_start_the_kill_grace_where_they_are_for_us() {
 }
 
 #[test]
-fn a_signal_that_nobody_forwards_does_nothing() {
+fn other_signals_do_nothing() {
     for signal in Signal::iterator().filter(|signal| !FORWARDED.contains(signal)) {
         if !matches!(signal, Signal::SIGUSR1 | Signal::SIGTSTP) {
-            assert_eq!(case(|_| {}).at(1, Input::Signal(signal, SOMEBODY)), [], "{signal}");
+            assert_eq!(case(|_| {}).at(1, Input::Signal(signal, PROCESS)), [], "{signal}");
         }
     }
 }
 
 #[test]
-fn what_our_caller_ignores_is_passed_on_and_not_acted_upon() {
-    let mut case = case(|rules| rules.ignored.add(Signal::SIGHUP));
+fn ignored_signals_are_only_forwarded() {
+    let mut case = case(|config| config.ignored.add(Signal::SIGHUP));
     assert_eq!(case.at(1, Input::Signal(Signal::SIGHUP, TERMINAL)), [Action::SignalChild(Signal::SIGHUP)]);
     assert_eq!(case.deadline(), Some(60));
 }
 
 #[test]
-fn only_a_second_term_is_impatient() {
+fn only_a_second_term_escalates() {
     for first in FORWARDED {
         for second in FORWARDED {
             let mut case = case(|_| {});
-            case.at(1, Input::Signal(first, SOMEBODY));
-            let actions = case.at(2, Input::Signal(second, SOMEBODY));
+            case.at(1, Input::Signal(first, PROCESS));
+            let actions = case.at(2, Input::Signal(second, PROCESS));
             let twice = first == Signal::SIGTERM && second == Signal::SIGTERM;
             assert_eq!(actions.contains(&Action::SignalTree(Signal::SIGKILL)), twice, "{first}, {second}");
         }
     }
     let mut limit = case(|_| {});
     limit.at(60, Input::Clock);
-    assert_eq!(limit.term(61), [Action::SignalChild(Signal::SIGTERM)], "the first that somebody has sent");
+    assert_eq!(limit.term(61), [Action::SignalChild(Signal::SIGTERM)], "the first that a process has sent");
     assert!(limit.term(62).contains(&Action::SignalTree(Signal::SIGKILL)));
 }
 
 #[test]
-fn two_terms_at_once_are_one_request_as_timeout_sends_them() {
+fn two_terms_at_once_are_one_request() {
     let at = |case: &mut Case, milliseconds| {
         let now = case.start + Duration::from_millis(milliseconds);
-        case.policy.on(Input::Signal(Signal::SIGTERM, SOMEBODY), now)
+        case.policy.on(Input::Signal(Signal::SIGTERM, PROCESS), now)
     };
     let mut running = case(|_| {});
     assert_eq!(at(&mut running, 1_000), [Action::SignalChild(Signal::SIGTERM)]);
@@ -355,41 +363,41 @@ fn two_terms_at_once_are_one_request_as_timeout_sends_them() {
     // The child was quick to end, and the twin of its TERM comes while those that it left have their grace.
     let mut leaving = case(|_| {});
     at(&mut leaving, 1_000);
-    leaving.policy.on(Input::Ended(Ending::Exited(0), Tree::Alive), leaving.start + Duration::from_millis(1_010));
+    leaving.policy.on(Input::Ended(Ending::Exited(0), TreeState::Alive), leaving.start + Duration::from_millis(1_010));
     assert_eq!(at(&mut leaving, 1_020), []);
-    assert_eq!(at(&mut leaving, 1_200), [Action::SignalTree(Signal::SIGKILL), Action::Tell(Notice::SecondTerm)]);
+    assert_eq!(at(&mut leaving, 1_200), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::SecondTerm)]);
 }
 
 #[test]
-fn a_second_term_ends_the_grace_of_leftovers_and_a_first_does_not() {
+fn a_second_term_ends_the_grace_of_leftovers() {
     let mut case = case(|_| {});
-    case.at(1, Input::Ended(Ending::Exited(0), Tree::Alive));
+    case.at(1, Input::Ended(Ending::Exited(0), TreeState::Alive));
     assert_eq!(case.term(2), []);
     assert_eq!(case.deadline(), Some(6));
-    assert_eq!(case.term(3), [Action::SignalTree(Signal::SIGKILL), Action::Tell(Notice::SecondTerm)]);
-    assert_eq!(case.at(4, Input::Signal(Signal::SIGINT, SOMEBODY)), [], "its pid is that of its remains");
+    assert_eq!(case.term(3), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::SecondTerm)]);
+    assert_eq!(case.at(4, Input::Signal(Signal::SIGINT, PROCESS)), [], "its pid is that of a zombie");
 }
 
 #[test]
-fn stop_and_report_work_in_every_state() {
+fn stop_and_report_work_in_every_phase() {
     let states: [&[Input]; 4] = [
         &[],
-        &[Input::Signal(Signal::SIGTERM, SOMEBODY)],
-        &[Input::Ended(Ending::Exited(0), Tree::Alive)],
-        &[Input::Ended(Ending::Exited(0), Tree::Alive), Input::Signal(Signal::SIGTERM, SOMEBODY)],
+        &[Input::Signal(Signal::SIGTERM, PROCESS)],
+        &[Input::Ended(Ending::Exited(0), TreeState::Alive)],
+        &[Input::Ended(Ending::Exited(0), TreeState::Alive), Input::Signal(Signal::SIGTERM, PROCESS)],
     ];
     for ignored in [false, true] {
-        for (number, happenings) in states.into_iter().enumerate() {
-            let mut case = case(|rules| {
+        for (number, inputs) in states.into_iter().enumerate() {
+            let mut case = case(|config| {
                 if ignored {
-                    rules.ignored.add(Signal::SIGTSTP);
+                    config.ignored.add(Signal::SIGTSTP);
                 }
             });
-            for &happening in happenings {
-                case.at(1, happening);
+            for &input in inputs {
+                case.at(1, input);
             }
-            assert_eq!(case.at(2, Input::Signal(Signal::SIGUSR1, SOMEBODY)), [Action::Report]);
-            let stop = case.at(2, Input::Signal(Signal::SIGTSTP, SOMEBODY));
+            assert_eq!(case.at(2, Input::Signal(Signal::SIGUSR1, PROCESS)), [Action::Report]);
+            let stop = case.at(2, Input::Signal(Signal::SIGTSTP, PROCESS));
             assert_eq!(stop.contains(&Action::StopOurselves), !ignored);
             assert_eq!(stop.contains(&Action::SignalChild(Signal::SIGTSTP)), number < 2, "only a child that is there");
         }
@@ -397,53 +405,53 @@ fn stop_and_report_work_in_every_state() {
 }
 
 #[test]
-fn a_child_in_our_group_that_stops_itself_at_the_terminal_stops_us_for_the_shell() {
+fn a_child_in_our_group_that_stops_itself_stops_us() {
     for (group, signal, stops) in
         [(Group::Shared, Signal::SIGTSTP, true), (Group::Shared, Signal::SIGSTOP, false), (Group::Own, Signal::SIGTSTP, false)]
     {
-        let mut case = case(|rules| rules.group = group);
+        let mut case = case(|config| config.group = group);
         assert_eq!(case.at(1, Input::Stopped(signal)).contains(&Action::StopForShell), stops, "{group:?} {signal}");
-        assert_eq!(case.at(2, Input::Signal(Signal::SIGCONT, SOMEBODY)), [Action::SignalChild(Signal::SIGCONT)]);
+        assert_eq!(case.at(2, Input::Signal(Signal::SIGCONT, PROCESS)), [Action::SignalChild(Signal::SIGCONT)]);
     }
 }
 
-/// Whatever happens in whatever order, for sequences of four out of all happenings: a child is never signalled after its
-/// end, nothing happens after the result, and the deadline is never in the past once the clock was read.
+/// All sequences of four inputs: a child is never signalled after its end, kept leftovers never, and no deadline stays in the past
+/// after a clock input.
 #[test]
-fn no_order_of_happenings_breaks_a_promise() {
-    let happenings: Vec<Input> = FORWARDED
+fn no_order_of_inputs_breaks_an_invariant() {
+    let inputs: Vec<Input> = FORWARDED
         .into_iter()
-        .map(|signal| Input::Signal(signal, SOMEBODY))
+        .map(|signal| Input::Signal(signal, PROCESS))
         .chain([
             Input::Signal(Signal::SIGINT, TERMINAL),
             FINE,
             Input::LastOutput(Instant::now()),
             Input::Stopped(Signal::SIGTSTP),
             Input::Continued,
-            Input::Ended(Ending::Exited(7), Tree::Empty),
-            Input::Ended(Ending::Exited(7), Tree::Alive),
-            Input::TreeChanged(Tree::Alive),
-            Input::TreeChanged(Tree::Empty),
-            Input::Killed(Reach::Nobody),
-            Input::Killed(Reach::Some),
+            Input::Ended(Ending::Exited(7), TreeState::Empty),
+            Input::Ended(Ending::Exited(7), TreeState::Alive),
+            Input::TreeChanged(TreeState::Alive),
+            Input::TreeChanged(TreeState::Empty),
+            Input::TreeKilled(Delivery::Failed),
+            Input::TreeKilled(Delivery::Partial),
             Input::Clock,
         ])
         .collect();
-    let count = happenings.len();
+    let count = inputs.len();
     for leftovers in [Leftovers::Kill, Leftovers::Keep] {
         for group in [Group::Own, Group::Shared] {
             for order in 0..count.pow(4) {
-                let mut case = case(|rules| (rules.leftovers, rules.group) = (leftovers, group));
+                let mut case = case(|config| (config.leftovers, config.group) = (leftovers, group));
                 let mut ended = false;
-                let sequence: Vec<_> = (0..4).map(|place| happenings[order / count.pow(place) % count]).collect();
-                for (step, &happening) in sequence.iter().enumerate() {
-                    let about_the_end = matches!(happening, Input::Ended(..));
+                let sequence: Vec<_> = (0..4).map(|place| inputs[order / count.pow(place) % count]).collect();
+                for (step, &input) in sequence.iter().enumerate() {
+                    let about_the_end = matches!(input, Input::Ended(..));
                     if (about_the_end && ended) || case.policy.result().is_some() {
-                        break; // cannot happen: a child ends once, and a run that is over is not asked any more
+                        break; // cannot happen: a child ends once, and a run that is over gets no input
                     }
                     ended |= about_the_end;
                     let now = case.start + Duration::from_secs(70 * (step as u64 + 1));
-                    let mut actions = case.policy.on(happening, now);
+                    let mut actions = case.policy.on(input, now);
                     actions.extend(case.policy.on(Input::Clock, now));
                     if ended {
                         assert!(!actions.iter().any(|action| matches!(action, Action::SignalChild(_))), "{sequence:?}");
