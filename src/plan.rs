@@ -13,14 +13,16 @@ use crate::claude::auth::{self, Auth};
 use crate::claude::config_dir::{self, ConfigDir, ForChild};
 use crate::claude::credentials::Login;
 use crate::claude::frames;
-use crate::claude::program::Program;
-use crate::config::settings::{DurationSetting, Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Stdin};
+use crate::claude::program::{Program, ProgramError};
+use crate::config::cli::similar_operation;
+use crate::config::settings::{DurationSetting, Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings};
 use crate::lock::{self, AncestorRuns, HelperCommand, LockRequest, Refreshes};
 use crate::logging::LogFile;
 use crate::records::{RecordStore, RunInfo, RunRecorder};
 use crate::run_id::RunId;
 use crate::supervisor::output::Watch;
 use crate::supervisor::policy::{Group, PolicyConfig};
+use crate::sys::exec::Stdin;
 use crate::sys::signal::InheritedDispositions;
 
 /// One invocation, decided.
@@ -65,7 +67,8 @@ impl Plan {
                 "claude-run runs below itself {MOST_NESTED} times: is the claude on PATH a script that calls it? name the real one with CLAUDE_RUN_CLAUDE"
             );
         }
-        let program = Program::find(&settings.command, settings.claude.as_deref())?;
+        let program = Program::find(&settings.command, settings.claude.as_deref())
+            .map_err(|error| with_similar_operation(error, &settings.command))?;
         let mut child_environment: Vec<_> = env::vars_os().filter(|(name, _)| name != RunId::LINEAGE).collect();
         let lineage = [above.runs.as_slice(), &[run.to_string()]].concat().join(",");
         child_environment.push((RunId::LINEAGE.into(), lineage.into()));
@@ -102,7 +105,8 @@ impl Plan {
             above,
             ignored: signals.ignored,
         });
-        let terminal = Terminal::of(settings.stdin);
+        let stdin = Stdin::from(settings.stdin);
+        let terminal = Terminal::of(stdin);
         let rules = PolicyConfig {
             hard_limit: settings.hard_limit.unwrap_or(terminal.hard_limit()).as_limit(),
             idle_limit: settings.idle_limit.as_limit(),
@@ -129,12 +133,23 @@ impl Plan {
         Ok(Self {
             program,
             environment: child_environment,
-            stdin: settings.stdin,
+            stdin,
             lock,
             watch,
             journal,
             watchdog: (!bare && !idle).then_some(rules),
         })
+    }
+}
+
+/// Adds the operation that was meant, if COMMAND looks like one.
+fn with_similar_operation(error: ProgramError, command: &[OsString]) -> ProgramError {
+    let name = command.first().and_then(|name| name.to_str()).filter(|name| !name.contains('/'));
+    match (error, name.and_then(similar_operation)) {
+        (ProgramError::NotFound(message), Some(name)) => {
+            ProgramError::NotFound(format!("{message}; did you mean `claude-run {name}`?"))
+        }
+        (error, _) => error,
     }
 }
 

@@ -19,9 +19,9 @@ use tracing::{info, warn};
 use super::helper_monitor::{HelperMonitor, MonitorPipes, Report, read_what_is_there};
 use super::queue;
 use crate::claude::program::Program;
-use crate::config::settings::{Stdin, after, show};
+use crate::config::settings::{after, show};
 use crate::events::{Event, EventQueue, EventSender};
-use crate::sys::exec::Exec;
+use crate::sys::exec::{Exec, Stdin};
 use crate::sys::signal::{self, DUPLICATE_WINDOW, InheritedDispositions};
 
 /// The variable that tells the child what the helper calls its lock.

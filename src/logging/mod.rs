@@ -21,32 +21,11 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
+use crate::config::values::{LogFormat, Verbosity};
 use crate::run_id::RunId;
 use format::Message;
 pub use log_file::LogFile;
 pub(crate) use log_file::open_to_append;
-
-/// How much claude-run says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verbosity {
-    /// Errors alone.
-    Quiet,
-    /// What an operator should know: waiting, limits, leftovers, odd surroundings. The default.
-    Warnings,
-    /// Each step of a run.
-    Info,
-    /// Each signal and process, too.
-    Debug,
-}
-
-/// How messages look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// `claude-run: message key=value`
-    Text,
-    /// One JSON object a line, with a time.
-    Json,
-}
 
 /// Sends the messages of the whole process to stderr, and to the file `log`, which it gives back. A second call in one
 /// process changes nothing about the messages.

@@ -2,7 +2,6 @@
 //! refresh locks do what they are for? Telemetry that was delivered leaves no file, so nothing to see is no proof.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
@@ -22,12 +21,12 @@ const SAME_WINDOW: Duration = Duration::from_secs(60);
 /// Shows what there is; with `follow`, then each event as it comes.
 pub(super) fn show_all(
     context: &Context,
-    since: Option<&OsStr>,
+    since: Option<DurationSetting>,
     follow: bool,
     json: bool,
     out: &mut impl Write,
 ) -> Result<Outcome> {
-    let since = since.map(DurationSetting::parse_os).transpose().context("--since")?.and_then(DurationSetting::as_limit);
+    let since = since.and_then(DurationSetting::as_limit);
     let since = since.and_then(|since| SystemTime::now().checked_sub(since));
     let mut telemetry = Telemetry::of(&context.config_dir()?);
     let mut events = EventQueue::open().context("cannot make a pipe")?;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::claude::config_dir::ConfigDir;
-use crate::config::cli::{self, Cli, Operation};
+use crate::config::cli::{Cli, Operation};
 use crate::config::file::SettingsFile;
 use crate::config::settings::{Environment, Origin, Settings, explain};
 use crate::lock;
@@ -52,9 +52,9 @@ impl Context<'_> {
 pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Result<Outcome> {
     let outcome = match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
-        Operation::Mode { json, set, drain } => mode::run(context, set.as_deref(), drain.as_deref(), *json, out),
+        Operation::Mode { json, set, drain } => mode::run(context, *set, *drain, *json, out),
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
-        Operation::Setup { json, shared_dir, env_file, home, dry_run, yes } => {
+        Operation::Setup { json, shared_dir, env_file, home, dry_run, yes, wait: _ } => {
             let wishes = setup::SetupOptions {
                 shared_dir: shared_dir.as_deref().map(Path::new),
                 env_file: env_file.as_deref().map(Path::new),
@@ -64,11 +64,11 @@ pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Res
             };
             setup::run(&context, &wishes, *json, out)
         }
-        Operation::Events { json, since, follow } => events::show_all(&context, since.as_deref(), *follow, *json, out),
+        Operation::Events { json, since, follow } => events::show_all(&context, *since, *follow, *json, out),
         Operation::Settings { json } => settings::show(&context, *json, out),
         Operation::Completions { shell } => write(out, documents::completions(shell)).map(|()| Outcome::Shown),
         Operation::ManPage => write(out, documents::MAN_PAGE).map(|()| Outcome::Shown),
-        Operation::Report { json, since } => report::show(&context, since.as_deref(), *json, out),
+        Operation::Report { json, since } => report::show(&context, *since, *json, out),
     };
     match outcome {
         // Whoever read it has seen enough, as `head` has.
@@ -93,8 +93,8 @@ impl Place {
     fn of(context: &Context) -> Result<Self> {
         let config_dir = context.config_dir()?;
         let all = explain(&context.cli, context.environment, context.file.as_ref());
-        let mode = all.into_iter().find(|(option, ..)| option.flag == cli::LOCK.flag);
-        let mode = mode.map(|(_, value, origin)| (value.to_string_lossy().into_owned(), origin)).unwrap_or_default();
+        let mode = all.into_iter().find(|setting| setting.name == "lock");
+        let mode = mode.map(|mode| (mode.value.to_string_lossy().into_owned(), mode.origin)).unwrap_or_default();
         let settings = Settings::resolve(context.cli.clone(), context.environment, context.file.as_ref())?;
         let lock_file = settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
         Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode })

@@ -2,7 +2,6 @@
 //! from the agents, and what it cost.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
@@ -26,8 +25,8 @@ fn sum_up(history: History, since: Option<SystemTime>) -> Report {
 }
 
 /// Sums up the runs that began `since` at most ago.
-pub(super) fn show(context: &Context, since: Option<&OsStr>, json: bool, out: &mut impl Write) -> Result<Outcome> {
-    let since = since.map(DurationSetting::parse_os).transpose().context("--since")?.and_then(DurationSetting::as_limit);
+pub(super) fn show(context: &Context, since: Option<DurationSetting>, json: bool, out: &mut impl Write) -> Result<Outcome> {
+    let since = since.and_then(DurationSetting::as_limit);
     let since = since.and_then(|since| SystemTime::now().checked_sub(since));
     let records = RecordStore::of(&context.config_dir()?);
     let history = records.read_history().with_context(|| cannot_read(records.path()))?;

@@ -10,7 +10,7 @@ use crate::records::RunRecord;
 pub(super) fn origin(origin: &Origin) -> String {
     match origin {
         Origin::Flag => "flag".into(),
-        Origin::Variable(name) => (*name).into(),
+        Origin::Variable(name) => name.clone(),
         Origin::File(path, line) => format!("{}:{line}", path.display()),
         Origin::Default => "default".into(),
     }
@@ -20,7 +20,7 @@ pub(super) fn origin(origin: &Origin) -> String {
 pub(super) fn setting(value: &str, origin: &Origin) -> Object {
     let (kind, variable, file, line) = match origin {
         Origin::Flag => ("flag", None, None, None),
-        Origin::Variable(name) => ("environment", Some(*name), None, None),
+        Origin::Variable(name) => ("environment", Some(name.as_str()), None, None),
         Origin::File(path, line) => ("file", None, Some(path.to_string_lossy()), Some(*line)),
         Origin::Default => ("default", None, None, None),
     };

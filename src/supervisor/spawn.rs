@@ -61,8 +61,7 @@ use tracing::warn;
 
 use super::policy::Group;
 use crate::claude::program::Program;
-use crate::config::settings::Stdin;
-use crate::sys::exec::{Exec, clone, put, stack};
+use crate::sys::exec::{Exec, Stdin, clone, put, stack};
 use crate::sys::signal::InheritedDispositions;
 
 /// A program with all that it starts with.
