@@ -29,10 +29,10 @@ use crate::supervisor::policy::{Group, PolicyConfig};
 use crate::supervisor::spawn::{Launch, fill_standard_descriptors};
 use crate::sys::signal::{FORWARDED, InheritedDispositions, SignalHandlers};
 
-/// The program: runs what the process was called with, reports what went wrong, gives the exit code.
-pub fn main() -> i32 {
+/// The program: runs `words`, reports a failure, returns the exit code.
+pub fn main(words: Vec<OsString>) -> i32 {
     // A panic has printed itself; its guards have ended the tree and freed the lock.
-    let result = panic::catch_unwind(|| run(env::args_os().collect())).unwrap_or(Ok(Outcome::Failed));
+    let result = panic::catch_unwind(|| run(words)).unwrap_or(Ok(Outcome::Failed));
     let outcome = result.unwrap_or_else(|error| {
         logging::report(&error);
         outcome_of(&error)
