@@ -208,11 +208,7 @@ fn refuse(error: &clap::Error, operation: Option<&str>) -> Request {
         }
         None => match (option_of(error), mistake_in_value(error)) {
             (Some(option), Some(mistake)) => format!("{option}: {mistake}"),
-            _ => {
-                let text = error.to_string();
-                let text = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
-                text.split_whitespace().collect::<Vec<_>>().join(" ")
-            }
+            _ => one_line(error),
         },
     };
     Request::Refuse(match (operation, unknown) {
@@ -220,6 +216,13 @@ fn refuse(error: &clap::Error, operation: Option<&str>) -> Request {
         (None, Some(word)) => format!("{mistake} (put claude's arguments after `--`: `claude-run -- {word} …`)"),
         (None, None) => format!("{mistake} (see `claude-run --help`)"),
     })
+}
+
+/// clap's own words for `error`.
+pub(super) fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let text = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn context(error: &clap::Error, kind: ContextKind) -> Option<&str> {

@@ -56,15 +56,13 @@ impl SettingsFile {
     /// # Errors
     /// The file is broken, or cannot be read or written.
     pub fn set(path: &Path, key: &str, value: &str) -> Result<()> {
-        // A link stays a link: a mounted configuration may be one.
-        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let directory = path.parent().with_context(|| format!("{} is in no directory", path.display()))?;
         let change = || {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            let directory = directory_of(path)?;
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
             // Of two writers at once, the second changes what the first has written.
-            let guard = File::open(directory)?;
+            let guard = File::open(&directory)?;
             FileExt::lock(&guard)?;
-            replace(path, directory, |text| {
+            rewrite(path, |text| {
                 let mut document = DocumentMut::from_str(text).map_err(io::Error::other)?;
                 let mut value = Value::from(value);
                 if let Some(old) = document.get(key).and_then(Item::as_value) {
@@ -105,18 +103,23 @@ impl SettingsFile {
     }
 }
 
-/// Puts a changed copy in the place of the file `path`, or of what that leads to. Readers see the old one or the new one.
-///
-/// # Errors
-/// It cannot be read or written.
-pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> String) -> io::Result<()> {
-    let path = std::path::absolute(fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()))?;
-    let directory = path.parent().ok_or_else(|| io::Error::other("it is in no directory"))?;
-    replace(&path, directory, |text| Ok(change(text)))
+/// The file `path` itself: a link stays a link, as a mounted configuration may be one.
+fn resolve_links(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Puts a changed copy in the place of the file `path`, with its owner and mode; a new one gets the owner of `directory`.
-fn replace(path: &Path, directory: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
+fn directory_of(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(resolve_links(path))?;
+    path.parent().map(Path::to_owned).ok_or_else(|| io::Error::other("it is in no directory"))
+}
+
+/// Replaces the file `path`, or the target of that link, by a changed copy with its owner and mode; a new file gets the owner of
+/// its directory. Readers see the old file or the new one.
+///
+/// # Errors
+/// The file cannot be read or written, or `change` fails.
+pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
+    let (path, directory) = (&resolve_links(path), &directory_of(path)?);
     let text = match read_bounded_text(path, LARGEST) {
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         text => text?,
@@ -130,7 +133,7 @@ fn replace(path: &Path, directory: &Path, change: impl Fn(&str) -> io::Result<St
     let owner = old.or_else(|_| fs::metadata(directory))?;
     let ours = copy.as_file().metadata()?;
     if (ours.uid(), ours.gid()) != (owner.uid(), owner.gid()) {
-        // As root it works; else the file is ours from now on, and readable as it was.
+        // It fails unless we are root; then the file is ours from now on, with its old mode.
         let _ = fchown(copy.as_file(), Some(owner.uid()), Some(owner.gid()));
     }
     copy.as_file().sync_all()?;

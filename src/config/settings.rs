@@ -48,7 +48,7 @@ pub struct Written {
     pub name: String,
     /// Value; a default in words.
     pub value: OsString,
-    /// Where it was written.
+    /// Origin of the value.
     pub origin: Origin,
 }
 
@@ -118,7 +118,7 @@ impl Settings {
                 Some(Origin::Variable(variable)) => variable.clone(),
                 _ => option.to_owned(),
             };
-            anyhow!("{place}: {}", cli::mistake_in_value(&error).unwrap_or_else(|| error.to_string()))
+            anyhow!("{place}: {}", cli::mistake_in_value(&error).unwrap_or_else(|| cli::one_line(&error)))
         })?;
         if settings.require_result == RequireResult::OfCommand && origin("require-result") != Some(&Origin::Flag) {
             settings.require_result = RequireResult::OfClaude;

@@ -17,8 +17,8 @@ use crate::run_id::RunId;
 pub struct LogFile {
     file: File,
     path: PathBuf,
-    run: RunId,
-    format: LogFormat,
+    pub(super) run: RunId,
+    pub(super) format: LogFormat,
     is_stderr: bool,
     has_failed: AtomicBool,
 }
@@ -67,14 +67,6 @@ impl LogFile {
             }
         }
         out.push(b'\n');
-    }
-
-    pub(super) fn run(&self) -> RunId {
-        self.run
-    }
-
-    pub(super) fn format(&self) -> LogFormat {
-        self.format
     }
 }
 

@@ -57,9 +57,9 @@ impl Subscriber for Messages {
     fn event(&self, event: &Event<'_>) {
         let message = Message::of(event);
         if let Some(log) = &self.log {
-            let line = match log.format() {
-                LogFormat::Text => message.to_log_line(log.run()),
-                LogFormat::Json => message.to_json(log.run()),
+            let line = match log.format {
+                LogFormat::Text => message.to_log_line(log.run),
+                LogFormat::Json => message.to_json(log.run),
             };
             log.append(line.as_bytes());
             if log.is_stderr() {
