@@ -53,7 +53,7 @@ pub(crate) fn man_page(date: &str) -> io::Result<Vec<u8>> {
     let mut roff = Roff::new();
     roff.control("SH", ["OPERATIONS"]);
     roff.text([roman(
-        "Put a program of that name after `--`. Each knows --help; those that look into a config dir take --json, ",
+        "To run a program of such a name, put it after `--`. Each knows --help; those that look into a config dir take --json, ",
     )]);
     roff.text([roman(
         "--config-dir and --lock-file as well. They end with 0 if all is well, and with 1 if they have found trouble.",

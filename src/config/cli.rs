@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMat
 use super::help;
 use super::options::{MESSAGES, Settings, help_and_default, variable};
 pub use super::subcommands::Operation;
-use super::values::{Verbosity, none_of};
+use super::values::Verbosity;
 
 /// With the commit, if that is known; the build script, which has these parsers, too, does not know it.
 const VERSION: &str = match option_env!("CLAUDE_RUN_VERSION") {
@@ -243,7 +243,7 @@ pub(super) fn mistake_in_value(error: &clap::Error) -> Option<String> {
     match (error.kind(), error.get(ContextKind::ValidValue)) {
         (ErrorKind::ValueValidation, _) => std::error::Error::source(error).map(ToString::to_string),
         (ErrorKind::InvalidValue, Some(ContextValue::Strings(words))) if !words.is_empty() => {
-            Some(none_of(context(error, ContextKind::InvalidValue)?, words.clone()))
+            Some(format!("{:?} is none of: {}", context(error, ContextKind::InvalidValue)?, words.join(", ")))
         }
         _ => None,
     }
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_behind_the_first_word_is_its_own() {
+    fn command_keeps_all_words_after_its_first() {
         let cases: [(&[&str], &[&str]); 8] = [
             (&[], &[]),
             (&["--"], &[]),
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_option_the_parser_would_say_the_same() {
+    fn fast_path_agrees_with_the_parser() {
         let alphabet = ["--", "-p", "-v", "x", "", "claude", "status", "--wait", "-", "---", "--wait=1"];
         let mut plain = 0;
         for order in 0..alphabet.len().pow(3) {
@@ -303,14 +303,14 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_two_flags_counts() {
+    fn last_of_two_flags_counts() {
         let words = ["claude-run", "--wait", "1", "--wait=2", "x"].map(OsString::from).to_vec();
         let Request::Run(cli) = Cli::parse(words) else { panic!("refused") };
         assert_eq!(cli.value("wait"), Some(OsStr::new("2")));
     }
 
     #[test]
-    fn the_parser_is_sound_and_the_help_names_every_option_and_variable() {
+    fn help_names_every_option_and_variable() {
         untyped(described()).debug_assert();
         described().debug_assert();
         let help = described().render_long_help().to_string();

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_timeout_and_humantime_read() -> Result<()> {
+    fn reads_durations_of_timeout_and_humantime() -> Result<()> {
         for (text, millis) in [
             ("0", 0),
             ("90", 90_000),
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_duration() {
+    fn refuses_other_text() {
         for text in ["", "x", "-1", "-0.1s", "42D", "nan", "s", "1 2", "e", "1,5", "5x", "++1", "1h-"] {
             let message = format!("{:#}", DurationSetting::parse(text).expect_err(text));
             assert!(message.contains(&format!("{text:?}")), "{message}");
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_is_for_ever_and_tiny_is_not_zero() -> Result<()> {
+    fn huge_is_endless_and_tiny_is_not_zero() -> Result<()> {
         let now = Instant::now();
         for text in ["1e300", "99999999999999999999d", "1e18h", "9223372036854775807", "18446744073709551615"] {
             let DurationSetting::Finite(span) = DurationSetting::parse(text)? else { panic!("{text}") };
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn shows_what_people_write() {
+    fn shows_rounded_durations() {
         assert_eq!(show(Duration::from_millis(1_500)), "1s 500ms");
         assert_eq!(show(Duration::from_millis(725_400)), "12m 5s");
     }

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_numbers_and_switches_are_read_with_their_lines() -> Result<()> {
+    fn values_are_read_with_their_lines() -> Result<()> {
         let file = parse("# shared\nwait = \"20m\"\n\ntimeout = 1.5 # s\nconflict-exit-code = 9\npty = true\n")?;
         for (key, value, line) in [("wait", "20m", 2), ("timeout", "1.5", 4), ("conflict-exit-code", "9", 5), ("pty", "on", 6)]
         {
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_keeps_all_else_and_the_mode_of_the_file() -> Result<()> {
+    fn set_keeps_other_text_and_the_mode() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("new/claude-run.toml");
         SettingsFile::set(&path, "lock", "pass-through")?;
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_file_line_and_key_and_what_would_be_right() {
+    fn refusal_names_file_line_key_and_way_out() {
         for (text, parts) in [
             ("\ntiemout = 5\n", ["/c/claude-run.toml:2", "\"tiemout\"", "did you mean \"timeout\""]),
             ("xyz = 5", ["/c/claude-run.toml:1", "\"xyz\"", "known are lock, wait"]),

@@ -4,7 +4,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
+use clap::builder::{EnumValueParser, TypedValueParser};
 use clap::{Arg, Command, FromArgMatches};
 
 use super::cli::{self, Cli};
@@ -13,7 +14,6 @@ pub use super::duration::{DurationSetting, show, show_seconds};
 use super::file::SettingsFile;
 pub use super::options::Settings;
 use super::options::{help_and_default, variable};
-use super::values::one_of;
 pub use super::values::{Leftovers, LockMode, Redact, RequireResult, Stdin, Verbosity, Wait};
 
 /// Source of environment variables: a closure in tests, the process' own in `run`.
@@ -110,6 +110,7 @@ impl Settings {
         // The variables are among the words.
         let parser = options.mut_args(|option| option.env(None::<&str>));
         let parsed = parser.try_get_matches_from(words).and_then(|matches| Self::from_arg_matches(&matches));
+        let mistake = |error: &clap::Error| cli::mistake_in_value(error).unwrap_or_else(|| cli::one_line(error));
         let mut settings = parsed.map_err(|error| {
             let option = cli::option_of(&error).unwrap_or_default();
             let name = option.trim_start_matches("--");
@@ -118,7 +119,7 @@ impl Settings {
                 Some(Origin::Variable(variable)) => variable.clone(),
                 _ => option.to_owned(),
             };
-            anyhow!("{place}: {}", cli::mistake_in_value(&error).unwrap_or_else(|| cli::one_line(&error)))
+            anyhow!("{place}: {}", mistake(&error))
         })?;
         if settings.require_result == RequireResult::OfCommand && origin("require-result") != Some(&Origin::Flag) {
             settings.require_result = RequireResult::OfClaude;
@@ -126,7 +127,9 @@ impl Settings {
         let verbosity = environment(cli::VERBOSITY_VARIABLE).filter(|value| !value.is_empty());
         settings.verbosity = match (cli.verbosity, verbosity) {
             (Some(typed), _) => typed,
-            (None, Some(value)) => one_of(&value).context(cli::VERBOSITY_VARIABLE)?,
+            (None, Some(value)) => EnumValueParser::new()
+                .parse_ref(&Command::new(""), None, &value)
+                .map_err(|error| anyhow!("{}: {}", cli::VERBOSITY_VARIABLE, mistake(&error)))?,
             (None, None) => settings.verbosity,
         };
         settings.command = cli.command;
@@ -149,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_goes_before_its_variable_and_that_before_the_default() -> Result<()> {
+    fn flag_precedes_variable_precedes_default() -> Result<()> {
         let variables = [("CLAUDE_RUN_WAIT", "7"), ("CLAUDE_TIMEOUT", "1h")];
         let settings = resolve(&["--wait", "none"], &variables)?;
         assert_eq!(settings.wait, Wait::Forever);
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_variable_counts_as_unset() -> Result<()> {
+    fn empty_variable_counts_as_unset() -> Result<()> {
         let options = cli::options();
         let variables: Vec<_> = options.get_arguments().filter_map(variable).map(str::to_owned).collect();
         let empty: Vec<_> = variables.iter().map(|name| (name.as_str(), "")).collect();
@@ -170,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_external_lock_means_exclusive_but_does_not_overrule() -> Result<()> {
+    fn external_lock_means_exclusive() -> Result<()> {
         assert_eq!(resolve(&[], &[("CLAUDE_EXTERNAL_LOCK", "1")])?.lock_mode, LockMode::Exclusive);
         let both = [("CLAUDE_EXTERNAL_LOCK", "1"), ("CLAUDE_RUN_LOCK", "pass-through")];
         assert_eq!(resolve(&[], &both)?.lock_mode, LockMode::PassThrough);
@@ -178,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_flag_or_variable_and_the_value() {
+    fn refusal_names_place_and_value() {
         for (words, variables, parts) in [
             (&["--lock", "no"][..], &[][..], ["--lock", "\"no\"", "exclusive"]),
             (&[], &[("CLAUDE_TIMEOUT", "42D")], ["CLAUDE_TIMEOUT", "42D", "10m"]),

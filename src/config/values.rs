@@ -2,7 +2,6 @@
 //! what would be right.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -171,19 +170,4 @@ pub(super) fn words(value: &OsStr) -> Result<Vec<String>> {
         words.first().is_some_and(|program| !program.is_empty() && !program.starts_with('-'))
     });
     words.ok_or_else(|| anyhow!("{value:?} is no command; write a program and its arguments, and close every quote"))
-}
-
-/// Reads one of the words for a `T`.
-///
-/// # Errors
-/// `value` is another word.
-pub(super) fn one_of<T: ValueEnum>(value: &OsStr) -> Result<T> {
-    let known = value.to_str().and_then(|word| T::from_str(word, false).ok());
-    let words = || T::value_variants().iter().filter_map(T::to_possible_value).map(|word| word.get_name().to_owned());
-    known.ok_or_else(|| anyhow!(none_of(value.display(), words().collect())))
-}
-
-/// Message for a `value` that is not one of `words`.
-pub(super) fn none_of(value: impl Display, words: Vec<String>) -> String {
-    format!("{:?} is none of: {}", value.to_string(), words.join(", "))
 }

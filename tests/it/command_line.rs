@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::env::{Env, binary, fake_claude};
 
 #[test]
-fn a_first_word_with_a_dash_is_claude_s_and_so_is_the_word_claude() {
+fn arguments_of_claude_follow_dashes_or_claude() {
     let env = Env::new();
     for words in [&["--", "-p", "say hi"][..], &["--", "claude", "-p", "say hi"], &["claude", "-p", "say hi"]] {
         env.claude_run().arg("--claude").arg(fake_claude()).args(words).assert().code(0).stdout("hi\n");
@@ -16,7 +16,7 @@ fn a_first_word_with_a_dash_is_claude_s_and_so_is_the_word_claude() {
 }
 
 #[test]
-fn arguments_pass_byte_for_byte_and_never_through_a_shell() {
+fn arguments_pass_byte_for_byte() {
     let env = Env::new();
     let odd = OsStr::from_bytes(b"\xff\xfe $(touch started) `x` ; & \" ' \\ \n*");
     let mut expected = odd.as_bytes().to_vec();
@@ -57,7 +57,7 @@ fn usage_errors_are_125_and_name_the_word() {
 }
 
 #[test]
-fn a_bad_variable_is_125_and_named_with_its_value() {
+fn bad_variable_is_125_and_named_with_value() {
     let env = Env::new();
     for (variable, value) in [
         ("CLAUDE_RUN_LOCK", "x"),
@@ -112,7 +112,7 @@ fn the_version_tells_the_commit() {
 }
 
 #[test]
-fn colours_are_for_terminals_and_for_who_wants_them() {
+fn colours_need_a_terminal_or_a_variable() {
     let env = Env::new();
     let colours = |words: &[&str], variable: Option<(&str, &str)>| {
         let output = env.claude_run().args(words).envs(variable).assert();
@@ -126,7 +126,7 @@ fn colours_are_for_terminals_and_for_who_wants_them() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_of_the_help_is_no_failure() {
+fn closed_reader_of_help_is_no_failure() {
     let env = Env::new();
     let mut claude_run = env.command(binary());
     let (reader, writer) = std::io::pipe().expect("a pipe");
@@ -136,7 +136,7 @@ fn a_reader_that_has_seen_enough_of_the_help_is_no_failure() {
 }
 
 #[test]
-fn a_program_that_is_not_there_may_have_been_meant_for_an_operation() {
+fn missing_program_suggests_an_operation() {
     let env = Env::new();
     env.claude_run()
         .arg("statsu")

@@ -13,7 +13,7 @@ use crate::env::{Env, binary};
 const README: &str = include_str!("../../README.md");
 
 #[test]
-fn every_option_and_variable_stands_in_the_readme() {
+fn readme_names_every_option_and_variable() {
     for option in options().get_arguments() {
         let (flag, variable) = (option.get_long().expect("a flag"), variable(option).expect("a variable"));
         assert!(README.contains(&format!("`--{flag}")), "--{flag}");
@@ -23,14 +23,14 @@ fn every_option_and_variable_stands_in_the_readme() {
 }
 
 #[test]
-fn every_exit_code_of_ours_stands_in_the_readme() {
+fn readme_names_every_exit_code() {
     for code in ["65", "69", "75", "124", "125", "126", "127", "128+N"] {
         assert!(README.contains(&format!("| {code} |")), "{code}");
     }
 }
 
 #[test]
-fn every_operation_event_and_field_stands_in_the_readme() {
+fn readme_names_every_operation_event_and_field() {
     let operations = ["status", "mode", "settings", "report", "doctor", "setup", "events", "completions", "man-page"];
     let events = "lock.acquiring lock.waiting lock.acquired lock.timeout lock.interrupted lock.unneeded lock.released lock.helper lock.lost refresh.unclear refresh.waiting refresh.waited \
                   refresh.spared run.started run.result run.limit run.stopping run.ended";
@@ -63,7 +63,7 @@ fn tests(dir: &Path, names: &mut Vec<String>) {
 }
 
 #[test]
-fn every_test_that_the_readme_names_is_there() {
+fn readme_names_only_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut known = Vec::new();
     tests(&root.join("tests/it"), &mut known);
@@ -81,7 +81,7 @@ fn every_test_that_the_readme_names_is_there() {
 }
 
 #[test]
-fn every_script_stands_in_the_readme() {
+fn readme_names_every_script() {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
     for entry in fs::read_dir(scripts).expect("scripts").flatten() {
         let name = entry.file_name().into_string().expect("a name");
@@ -136,7 +136,7 @@ fn runs(env: &Env, script: &str) {
 }
 
 #[test]
-fn every_command_of_the_readme_runs() {
+fn readme_commands_run() {
     let mut count = 0;
     for block in blocks("sh") {
         let mut script = String::new();
@@ -157,7 +157,7 @@ fn every_command_of_the_readme_runs() {
 }
 
 #[test]
-fn every_example_of_another_program_s_file_runs_claude_run() {
+fn readme_files_of_other_programs_work() {
     let in_environment = "export CLAUDE_CONFIG_DIR=/srv/claude/config\n";
     let [cron, unit, compose, nomad] = ["crontab", "ini", "yaml", "hcl"].map(|kind| {
         let blocks = blocks(kind);

@@ -36,7 +36,7 @@ const COMPLETIONS: [(&str, &[&str]); 8] = [
 ];
 
 #[test]
-fn they_are_printed_even_where_the_settings_file_is_wrong() {
+fn documents_need_no_sound_settings_file() {
     let env = Env::new();
     fs::create_dir(env.path("config")).expect("a directory");
     fs::write(env.path("config/claude-run.toml"), "wiat = 1").expect("a file");
@@ -105,7 +105,7 @@ fn zsh_takes_its_script() {
 }
 
 #[test]
-fn the_man_page_names_every_option_variable_and_operation_and_man_finds_nothing_wrong_with_it() {
+fn man_page_is_complete_and_sound() {
     let env = Env::new();
     if !needs("man") {
         return;

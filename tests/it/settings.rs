@@ -15,7 +15,7 @@ fn write_file(env: &Env, text: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn the_file_counts_below_flag_and_variable_also_for_the_shim() {
+fn file_counts_below_flag_and_variable() {
     let env = Env::new();
     write_file(&env, "timeout = 0.2 # seconds\nlabel = \"from the file\"\nkill-after = \"1m\"\n");
     let sleep = ["--", "-p", "sleep 0.6; exit 3"];
@@ -32,7 +32,7 @@ fn the_file_counts_below_flag_and_variable_also_for_the_shim() {
 }
 
 #[test]
-fn a_file_that_is_wrong_is_125_with_file_line_and_key_and_nothing_is_started() {
+fn broken_file_is_125_and_starts_nothing() {
     let env = Env::new();
     for (text, parts) in [
         ("wait = 5\ntimeot = 5\n", [":2: unknown key \"timeot\"", "timeout"]),
@@ -53,7 +53,7 @@ fn a_file_that_is_wrong_is_125_with_file_line_and_key_and_nothing_is_started() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_no_silent_default() {
+fn unreadable_file_is_125() {
     let env = Env::new();
     let path = env.home().join(".claude/claude-run.toml");
     fs::create_dir_all(&path).expect("a directory in its place");
@@ -72,7 +72,7 @@ fn a_file_that_cannot_be_read_is_no_silent_default() {
 }
 
 #[test]
-fn settings_prints_each_with_its_value_and_where_it_comes_from() {
+fn settings_prints_values_and_origins() {
     let env = Env::new();
     let file = write_file(&env, "wait = \"20m\"\npty = false\n").display().to_string();
     let mut command = env.claude_run();
@@ -99,7 +99,7 @@ fn settings_prints_each_with_its_value_and_where_it_comes_from() {
 }
 
 #[test]
-fn a_program_called_settings_goes_behind_dashes() {
+fn program_called_settings_goes_after_dashes() {
     let env = Env::new();
     env.script("bin/settings", "#!/bin/sh\necho mine $1\n");
     let path = format!("{}:/usr/bin:/bin", env.path("bin").display());
