@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::claude::config_dir::ConfigDir;
 use crate::claude::program::{self, ProgramError};
-use crate::config::cli::{self, Cli, Request};
+use crate::config::cli::{Cli, Request};
 use crate::config::file::{self, SettingsFile};
 use crate::config::settings::Settings;
 use crate::events;
@@ -31,10 +31,10 @@ use crate::sys::exec::fill_standard_descriptors;
 use crate::sys::signal::{FORWARDED, InheritedDispositions};
 use crate::sys::signal_pipe::SignalHandlers;
 
-/// The program: runs what the process was called with, reports what went wrong, gives the exit code.
-pub fn main() -> i32 {
+/// The program: runs `words`, reports a failure, returns the exit code.
+pub fn main(words: Vec<OsString>) -> i32 {
     // A panic has printed itself; its guards have ended the tree and freed the lock.
-    let result = panic::catch_unwind(|| run(env::args_os().collect())).unwrap_or(Ok(Outcome::Failed));
+    let result = panic::catch_unwind(|| run(words)).unwrap_or(Ok(Outcome::Failed));
     let outcome = result.unwrap_or_else(|error| {
         logging::report(&error);
         outcome_of(&error)
@@ -58,12 +58,12 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
 pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     fill_standard_descriptors().context("cannot open /dev/null")?;
     let inherited = InheritedDispositions::take().context("cannot set signal dispositions")?;
-    let (cli, operation) = match understand(words) {
+    let (cli, operation) = match parse(words) {
         Request::Run(cli) => (cli, None),
         Request::Operate(cli, operation) => (cli, Some(operation)),
         Request::Show(text) => {
             return match anstream::stdout().write_all(text.as_bytes()) {
-                // Whoever reads has seen enough.
+                // The reader has seen enough.
                 Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
                 _ => Ok(Outcome::Shown),
             };
@@ -74,13 +74,13 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
         }
     };
     let environment = |name: &str| env::var_os(name);
-    let config_dir = ConfigDir::resolve(cli.value(&cli::CONFIG_DIR).map(Path::new), &environment);
+    let config_dir = ConfigDir::resolve(cli.value("config-dir").map(Path::new), &environment);
     // Without a config dir there is no file in it; whether one is needed is settled later.
     let file = config_dir.as_ref().ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
     let file = file.transpose().map(Option::flatten);
     if let Some(operation) = operation {
         let (file, file_error) = match file {
-            Err(error) if operation.bears_a_wrong_file() => (None, Some(format!("{error:#}"))),
+            Err(error) if operation.tolerates_broken_file() => (None, Some(format!("{error:#}"))),
             file => (file?, None),
         };
         let context = ops::Context { cli, environment: &environment, file, file_error, config_dir };
@@ -141,7 +141,8 @@ fn supervised(
     supervisor::supervise(Supervision { launch: &launch, policy, output, lock: holding }, journal, &mut events)
 }
 
-fn understand(words: Vec<OsString>) -> Request {
+/// Takes `words` apart. Under the name `claude`, all of them are claude's.
+fn parse(words: Vec<OsString>) -> Request {
     match words.split_first() {
         Some((called_as, arguments)) if program::is_shim(called_as) => {
             let command = std::iter::once(OsString::from(program::NAME)).chain(arguments.iter().cloned()).collect();

@@ -1,13 +1,15 @@
-//! The build script: from which commit this is, for `--version`, and what is made of the parsers for others to read. Made here,
-//! it costs a run no code.
+//! The build script: finds the commit, for `--version`, and makes completions and man page of the parser. Made here, they cost
+//! the binary no code.
 
-#[expect(dead_code, unreachable_pub, reason = "the library's module, of which the parsers alone are wanted here")]
+#[expect(dead_code, unreachable_pub, reason = "the library's module; only its parser is used here")]
 #[path = "config"]
 mod config {
     pub mod cli;
+    pub mod duration;
     pub mod help;
     pub mod options;
     pub mod subcommands;
+    pub mod values;
 }
 #[path = "build/documents.rs"]
 mod documents;
@@ -17,17 +19,17 @@ use std::process::Command;
 use std::{env, fs, io};
 
 fn main() -> io::Result<()> {
-    let date = tell_version();
+    let date = set_version();
     let out = env::var("OUT_DIR").map_err(io::Error::other)?;
-    for shell in config::cli::SHELLS {
+    for shell in config::subcommands::SHELLS {
         fs::write(Path::new(&out).join(shell), documents::completions(shell)?)?;
     }
     fs::write(Path::new(&out).join("claude-run.1"), documents::man_page(&date)?)
 }
 
-/// Gives `--version` its text, and the date of the commit back. Where there is no git checkout, as in an unpacked source archive,
-/// the version stands alone.
-fn tell_version() -> String {
+/// Sets the text of `--version`, and returns the date of the commit. Without a git checkout, as in an unpacked source archive, the
+/// version stands alone.
+fn set_version() -> String {
     println!("cargo:rerun-if-changed=src");
     println!("cargo:rerun-if-changed=Cargo.toml");
     println!("cargo:rerun-if-changed=Cargo.lock");
@@ -44,7 +46,7 @@ fn tell_version() -> String {
     let date = commit.as_deref().and_then(|commit| commit.split_once(' ')).map_or("", |(_, date)| date);
     let shown = match &commit {
         Some(commit) => {
-            // Tests and papers may differ: what counts is what goes into the binary.
+            // Only what goes into the binary counts.
             let is_same = git(&["status", "--porcelain", "--", "src", "Cargo.toml", "Cargo.lock", ".cargo"])
                 .is_some_and(|text| text.is_empty());
             format!("{version} ({commit}{})", if is_same { "" } else { ", modified" })
@@ -55,7 +57,7 @@ fn tell_version() -> String {
     date.to_owned()
 }
 
-/// What git prints for `words`; None, if it cannot tell.
+/// Output of git for `words`; `None` if it fails.
 fn git(words: &[&str]) -> Option<String> {
     let output = Command::new("git").args(words).output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())

@@ -2,7 +2,13 @@
 //! see what claude is to inherit.
 #![no_main]
 
+use std::ffi::{CStr, OsStr, c_char};
+use std::os::unix::ffi::OsStrExt;
+
 #[unsafe(no_mangle)]
-extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
-    claude_run::main()
+extern "C" fn main(argc: i32, argv: *const *const c_char) -> i32 {
+    // SAFETY: `argv` holds `argc` strings that end with a zero byte, and lives as long as the process.
+    let word = |at| unsafe { CStr::from_ptr(*argv.add(at)) };
+    let words = (0..usize::try_from(argc).unwrap_or_default()).map(|at| OsStr::from_bytes(word(at).to_bytes()).to_owned());
+    claude_run::main(words.collect())
 }

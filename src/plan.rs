@@ -14,7 +14,8 @@ use crate::claude::auth::{self, Auth};
 use crate::claude::config_dir::{self, ConfigDir, ForChild};
 use crate::claude::credentials::Login;
 use crate::claude::frames;
-use crate::claude::program::Program;
+use crate::claude::program::{Program, ProgramError};
+use crate::config::cli::similar_operation;
 use crate::config::settings::{DurationSetting, Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings};
 use crate::lock::{self, AncestorRuns, HelperCommand, LockRequest, Refreshes};
 use crate::logging::LogFile;
@@ -73,7 +74,8 @@ impl Plan {
                 "claude-run runs below itself {MAX_NESTING} times: is the claude on PATH a script that calls it? name the real one with CLAUDE_RUN_CLAUDE"
             );
         }
-        let program = Program::find(&settings.command, settings.claude.as_deref())?;
+        let program = Program::find(&settings.command, settings.claude.as_deref())
+            .map_err(|error| with_similar_operation(error, &settings.command))?;
         let mut environment = child_environment(&ancestors, invocation.run, config_dir.as_ref().ok());
         let is_bare = program.needs_no_lock();
         let wants_lock = !is_bare && settings.lock_mode != LockMode::PassThrough;
@@ -83,7 +85,7 @@ impl Plan {
             environment.retain(|(name, _)| name != lock::KEY_VARIABLE);
         }
         let lock = if wants_lock { lock_request(&invocation, config_dir.as_ref(), &program, ancestors) } else { None };
-        let terminal = Terminal::of(settings.stdin);
+        let terminal = Terminal::of(settings.stdin.into());
         let policy = policy_config(settings, terminal, invocation.signals.ignored);
         let output = if is_bare { OutputConfig::default() } else { output_config(settings, &program, &policy, log)? };
         let record_file = settings.record.clone().filter(|_| !is_bare);
@@ -99,7 +101,7 @@ impl Plan {
             record_file,
         });
         let policy = (!is_bare && is_needed).then_some(policy);
-        Ok(Self { program, environment, stdin: settings.stdin, lock, output, recorder, policy })
+        Ok(Self { program, environment, stdin: settings.stdin.into(), lock, output, recorder, policy })
     }
 }
 
@@ -126,6 +128,17 @@ fn usable(config_dir: Result<ConfigDir>, is_required: bool) -> Result<Option<Con
             Ok(None)
         }
         config_dir => config_dir.map(Some),
+    }
+}
+
+/// Adds the operation that was meant, if COMMAND looks like one.
+fn with_similar_operation(error: ProgramError, command: &[OsString]) -> ProgramError {
+    let name = command.first().and_then(|name| name.to_str()).filter(|name| !name.contains('/'));
+    match (error, name.and_then(similar_operation)) {
+        (ProgramError::NotFound(message), Some(name)) => {
+            ProgramError::NotFound(format!("{message}; did you mean `claude-run {name}`?"))
+        }
+        (error, _) => error,
     }
 }
 

@@ -2,25 +2,25 @@
 
 use std::io::{self, Write};
 
-use clap::builder::{PossibleValuesParser, ValueHint};
-use clap::{Arg, Command, ValueEnum};
+use clap::{Arg, Command, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
 
-use crate::config::cli::{self, LOCK_MODE, MODES, OPTIONS, Takes};
-use crate::config::help::{Body, MAN, WHATIS};
+use crate::config::cli;
+use crate::config::help::{Body, SECTIONS, WHATIS};
 
 const NAME: &str = "claude-run";
 
-/// The script by which `shell` completes a command line.
+/// Script by which `shell` completes a command line.
 pub(crate) fn completions(shell: &str) -> io::Result<String> {
     let shell = Shell::from_str(shell, false).map_err(io::Error::other)?;
-    let (command, operations) = cli::parsers();
-    // Without COMMAND, which could be anything, and would keep zsh from what is behind the name of an operation.
-    let options = command.get_arguments().filter(|arg| !arg.is_positional()).cloned().map(with_hints);
-    let operations = operations.into_iter().map(|operation| operation.mut_args(with_hints));
+    let described = cli::described();
+    // Without COMMAND, which could be anything, and would keep zsh from what follows the name of an operation.
+    let options = described.get_arguments().filter(|arg| !arg.is_positional()).cloned();
+    let operations = described.get_subcommands().cloned();
     let mut command = Command::new(NAME).disable_help_subcommand(true).version("").args(options).subcommands(operations);
+    command = command.mut_args(with_hint).mut_subcommands(|operation| operation.mut_args(with_hint));
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, NAME, &mut script);
     let script = String::from_utf8(script).map_err(io::Error::other)?;
@@ -28,27 +28,19 @@ pub(crate) fn completions(shell: &str) -> io::Result<String> {
     Ok(script.replace("claude__subcmd__run", "claude__run"))
 }
 
-/// Tells what can be the value of `arg`. The parser itself does not know, since it is `settings` that refuses a value, wherever
-/// that comes from.
-fn with_hints(arg: Arg) -> Arg {
-    let option = OPTIONS.into_iter().find(|option| arg.get_id() == option.flag);
-    match option.map(|option| option.takes) {
-        Some(Takes::Words(words)) => arg.value_parser(PossibleValuesParser::new(words)),
-        Some(Takes::Switch) => arg.value_parser(PossibleValuesParser::new(["on", "off"])),
-        Some(Takes::Directory) => arg.value_hint(ValueHint::DirPath),
-        Some(Takes::File) => arg.value_hint(ValueHint::FilePath),
-        Some(Takes::Program) => arg.value_hint(ValueHint::ExecutablePath),
-        Some(Takes::Text) => arg.value_hint(ValueHint::Other),
-        None if arg.get_id() == LOCK_MODE => arg.value_parser(PossibleValuesParser::new(MODES)),
-        None => arg,
-    }
+/// Keeps shells from completing file names where no file is wanted.
+fn with_hint(arg: Arg) -> Arg {
+    let is_text = arg.get_action().takes_values() && arg.get_possible_values().is_empty();
+    if is_text && arg.get_value_hint() == ValueHint::Unknown { arg.value_hint(ValueHint::Other) } else { arg }
 }
 
 /// claude-run(1), of `date`.
 pub(crate) fn man_page(date: &str) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
-    let (command, operations) = cli::parsers();
-    let man = Man::new(built(command.about(WHATIS)))
+    let described = cli::described();
+    let description = described.get_long_about().cloned().unwrap_or_default();
+    let command = Command::new(NAME).version("").about(WHATIS).long_about(description).args(described.get_arguments().cloned());
+    let man = Man::new(built(command))
         .title("CLAUDE-RUN")
         .source(concat!("claude-run ", env!("CARGO_PKG_VERSION")))
         .date(date)
@@ -61,16 +53,16 @@ pub(crate) fn man_page(date: &str) -> io::Result<Vec<u8>> {
     let mut roff = Roff::new();
     roff.control("SH", ["OPERATIONS"]);
     roff.text([roman(
-        "A program of that name goes behind `--`. Each knows --help; those that look into a config dir take --json, ",
+        "To run a program of such a name, put it after `--`. Each knows --help; those that look into a config dir take --json, ",
     )]);
     roff.text([roman(
         "--config-dir and --lock-file as well. They end with 0 if all is well, and with 1 if they have found trouble.",
     )]);
     roff.to_writer(&mut page)?;
-    for operation in operations {
-        let own =
-            |arg: Arg| if ["json", "config-dir", "lock-file"].contains(&arg.get_id().as_str()) { arg.hide(true) } else { arg };
-        render_operation(built(operation.disable_help_flag(true).mut_args(own)), &mut page)?;
+    for operation in described.get_subcommands().cloned() {
+        let name = format!("{NAME} {}", operation.get_name());
+        let own = |arg: Arg| if arg.get_id() == "json" { arg.hide(true) } else { arg };
+        render_operation(built(operation.bin_name(name).disable_help_flag(true).mut_args(own)), &mut page)?;
     }
     render_sections(&mut page)?;
     Ok(page)
@@ -96,8 +88,10 @@ fn render_operation(mut operation: Command, page: &mut Vec<u8>) -> io::Result<()
 
 fn render_sections(page: &mut Vec<u8>) -> io::Result<()> {
     let mut roff = Roff::new();
-    for (title, section) in MAN {
-        roff.control("SH", [title]);
+    for section in SECTIONS {
+        // man-pages(7) calls the exit codes so.
+        let title = section.title.to_uppercase().replace("EXIT CODES", "EXIT STATUS");
+        roff.control("SH", [title.as_str()]);
         match section.body {
             Body::Prose(text) => drop(roff.text([roman(text)])),
             Body::Terms(terms) => {
@@ -113,7 +107,7 @@ fn render_sections(page: &mut Vec<u8>) -> io::Result<()> {
     roff.to_writer(page)
 }
 
-/// What a parser knows of itself is settled when it is built.
+/// Settles what clap derives of a command when it builds it.
 fn built(mut command: Command) -> Command {
     command.build();
     command

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
-use crate::config::cli::similar_operation;
 use crate::sys::file_id::FileId;
 
 /// Claude Code's name on PATH, the default COMMAND and the name of the shim.
@@ -134,10 +133,7 @@ fn on_path(name: &OsStr, is_claude: bool) -> Result<PathBuf, ProgramError> {
         None if is_claude => ProgramError::NotFound(
             "claude: not found on PATH; install Claude Code, or name it with --claude or CLAUDE_RUN_CLAUDE".into(),
         ),
-        None => {
-            let similar = similar_operation(&shown.to_string()).map(|name| format!("; did you mean `claude-run {name}`?"));
-            ProgramError::NotFound(format!("{shown}: not found on PATH{}", similar.unwrap_or_default()))
-        }
+        None => ProgramError::NotFound(format!("{shown}: not found on PATH")),
     })
 }
 

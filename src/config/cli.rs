@@ -1,19 +1,18 @@
-//! What was typed: taken apart by the table of `options` and the list of `operations`; no I/O, no defaults applied: what a
-//! value means is settled in `settings`.
+//! The command line: its words, taken apart by clap. Values stay as they were typed, since `settings` reads them, from wherever
+//! they come; no I/O, no defaults.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::help;
-pub use super::options::*;
-use super::subcommands;
-pub use super::subcommands::{LOCK_MODE, Operation, SHELLS};
+use super::options::{MESSAGES, Settings, help_and_default, variable};
+pub use super::subcommands::Operation;
+use super::values::Verbosity;
 
-/// With the commit, if that is known; it is not to the build script, which has these parsers, too.
+/// With the commit, if that is known; the build script, which has these parsers, too, does not know it.
 const VERSION: &str = match option_env!("CLAUDE_RUN_VERSION") {
     Some(version) => version,
     None => env!("CARGO_PKG_VERSION"),
@@ -22,27 +21,57 @@ const VERSION: &str = match option_env!("CLAUDE_RUN_VERSION") {
 /// The variable behind `-v` and `-q`.
 pub const VERBOSITY_VARIABLE: &str = "CLAUDE_RUN_VERBOSITY";
 
+/// Width of the help on a wide terminal.
+const WIDTH: usize = 100;
+
+#[derive(Parser)]
+#[command(name = "claude-run", bin_name = "claude-run", version = VERSION, about = help::ABOUT, override_usage = help::USAGE)]
+#[command(args_override_self = true, disable_help_subcommand = true, max_term_width = WIDTH)]
+#[command(subcommand_help_heading = "Operations")]
+struct Words {
+    #[command(flatten)]
+    _settings: Settings,
+
+    /// Say more; twice: still more
+    #[arg(short, action = ArgAction::Count, help_heading = MESSAGES)]
+    #[arg(
+        long_help = "Say more; twice: still more\n[env: CLAUDE_RUN_VERBOSITY=quiet|warnings|info|debug] [default: warnings]"
+    )]
+    verbose: u8,
+
+    /// Say nothing but errors
+    #[arg(short, help_heading = MESSAGES)]
+    quiet: bool,
+
+    #[command(subcommand)]
+    _operation: Option<Operation>,
+
+    /// The program and its arguments; default: claude
+    #[arg(trailing_var_arg = true)]
+    command: Vec<OsString>,
+}
+
 /// A command line, taken apart but not yet understood.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Cli {
-    /// What stood before COMMAND, or before the name of an operation.
-    matches: Option<ArgMatches>,
-    /// What stood behind the name of an operation.
-    behind: Option<ArgMatches>,
+    /// Long names of options, and the value typed for each.
+    typed: Vec<(String, OsString)>,
+    /// By `-v` and `-q`.
+    pub(super) verbosity: Option<Verbosity>,
     /// COMMAND and its arguments, byte for byte; empty: claude alone.
     pub command: Vec<OsString>,
 }
 
-/// What the words on the command line ask for.
+/// A request, by the words of the command line.
 #[derive(Debug)]
 pub enum Request {
     /// Run something.
     Run(Cli),
-    /// Tell the operator something.
+    /// Do something for an operator.
     Operate(Cli, Operation),
-    /// Print this text, which may have colours, and be done.
+    /// Print this text, which may have colours, and exit.
     Show(String),
-    /// The words are wrong: this text says how.
+    /// The words are wrong; this text explains it.
     Refuse(String),
 }
 
@@ -52,185 +81,179 @@ impl Cli {
         if let Some(before) = words_before_command(&words) {
             return Request::Run(Self::without_options(words.split_off(before)));
         }
-        // The help texts are made only for those who will see one: every run passes here, and few of them are refused.
-        let parsed =
-            parser(Texts::None).try_get_matches_from(&words).or_else(|_| parser(Texts::All).try_get_matches_from(&words));
-        match parsed {
-            Ok(matches) => {
-                let command: Vec<OsString> =
-                    matches.get_many(COMMAND).map(|words| words.cloned().collect()).unwrap_or_default();
-                // Behind `--`, whatever its name, it is a program.
-                let is_behind_dashes = words[..words.len() - command.len()].last().is_some_and(|word| word == "--");
-                let operation = if is_behind_dashes { None } else { subcommands::parse(&command) };
-                let cli = Self { command, matches: Some(matches), behind: None };
-                match operation {
-                    None => Request::Run(cli),
-                    Some(Ok((operation, behind))) => Request::Operate(Self { behind: Some(behind), ..cli }, operation),
-                    Some(Err(error)) => refuse(&error, cli.command[0].to_str()),
-                }
-            }
-            Err(error) => refuse(&error, None),
+        // The help is made only for those who will see it.
+        let parsed = untyped(Words::command()).try_get_matches_from(&words);
+        let parsed = parsed.or_else(|_| untyped(described()).try_get_matches_from(&words));
+        let understood = parsed.and_then(|matches| {
+            let operation = matches.subcommand_name().map(|_| Operation::from_arg_matches(&matches)).transpose()?;
+            Ok((Self::of(&matches), operation))
+        });
+        match understood {
+            Ok((cli, None)) => Request::Run(cli),
+            Ok((cli, Some(operation))) => Request::Operate(cli, operation),
+            Err(error) => refuse(&error, operation_in(&words)),
         }
     }
 
     /// A command line with no option in it, as every one of the shim's.
     pub fn without_options(command: Vec<OsString>) -> Self {
-        Self { matches: None, behind: None, command }
+        Self { command, ..Self::default() }
     }
 
-    /// The value typed for `option`.
-    pub fn value(&self, option: &Opt) -> Option<&OsStr> {
-        // An operation knows only some of the options.
-        let mut places = [&self.behind, &self.matches].into_iter().flatten();
-        places.find_map(|matches| matches.try_get_one::<OsString>(option.flag).ok()?).map(OsString::as_os_str)
+    fn of(matches: &ArgMatches) -> Self {
+        let behind = matches.subcommand().map(|(_, behind)| behind);
+        let value = |option: &Arg| {
+            // An operation has only some of the options.
+            let mut places = [behind, Some(matches)].into_iter().flatten();
+            let value = places.find_map(|place| place.try_get_one::<OsString>(option.get_id().as_str()).ok()?)?;
+            Some((option.get_long()?.to_owned(), value.clone()))
+        };
+        let verbosity = match (matches.get_flag("quiet"), matches.get_count("verbose")) {
+            (true, _) => Some(Verbosity::Quiet),
+            (false, 0) => None,
+            (false, 1) => Some(Verbosity::Info),
+            (false, _) => Some(Verbosity::Debug),
+        };
+        Self {
+            typed: options().get_arguments().filter_map(value).collect(),
+            verbosity,
+            command: matches.get_many("command").map(|words| words.cloned().collect()).unwrap_or_default(),
+        }
     }
 
-    /// How often `-v` was typed.
-    pub fn verbose(&self) -> u8 {
-        self.matches.as_ref().map_or(0, |matches| matches.get_count(VERBOSE))
-    }
-
-    /// Whether `-q` was typed.
-    pub fn quiet(&self) -> bool {
-        self.matches.as_ref().is_some_and(|matches| matches.get_flag(QUIET))
+    /// The value typed for the option `--name`.
+    pub fn value(&self, name: &str) -> Option<&OsStr> {
+        self.typed.iter().find(|(typed, _)| typed == name).map(|(_, value)| value.as_os_str())
     }
 }
 
-/// How many words stand before COMMAND, if it is plain that there is no option and no operation: as in most command lines. Making
-/// the parser would be a third of all that a run does before its child starts.
+/// Number of words before COMMAND, if there is clearly neither an option nor an operation, as in most command lines. To make the
+/// parser takes 0.1 to 0.3 ms, which is a good part of the time before a child starts.
 fn words_before_command(words: &[OsString]) -> Option<usize> {
-    match words.get(1) {
+    match words.get(1).map(|word| word.to_str().unwrap_or_default()) {
         None => Some(words.len()),
-        Some(first) if first == "--" => Some(2),
-        Some(first) if first.as_bytes().starts_with(b"-") || subcommands::is_one(first) => None,
+        Some("--") => Some(2),
+        Some(first) if first.is_empty() || first.starts_with('-') || Operation::has_subcommand(first) => None,
         Some(_) => Some(1),
     }
 }
 
-/// The help or the version, where that was asked for; else what is wrong with the words behind `operation`, if they are, and a
+/// Every option with a value, as it is declared.
+pub fn options() -> Command {
+    Settings::augment_args(Command::new("options").no_binary_name(true))
+}
+
+/// The whole command line with its help.
+pub fn described() -> Command {
+    Words::command()
+        .long_about(format!("{}\n\n{}", help::ABOUT, help::MORE_ABOUT))
+        .after_help(help::after_short())
+        .after_long_help(help::after_long())
+        .mut_args(|arg| {
+            let Some(variable) = variable(&arg).map(str::to_owned) else { return arg };
+            let (help, default) = help_and_default(&arg);
+            let more = arg.get_long_help().map(ToString::to_string);
+            let more = more.as_deref().and_then(|text| text.split_once("\n\n")).map(|(_, more)| format!(". {more}"));
+            arg.help(format!("{help} [default: {default}]"))
+                .long_help(format!("{help}{}\n[env: {variable}] [default: {default}]", more.unwrap_or_default()))
+                .hide_env(true)
+                .hide_default_value(true)
+                .hide_possible_values(true)
+        })
+}
+
+/// The operation that `word` may have been meant to be.
+pub fn similar_operation(word: &str) -> Option<String> {
+    let operations = Operation::augment_subcommands(Command::new("operations"));
+    nearest(word, operations.get_subcommands().map(Command::get_name), 0.8).map(str::to_owned)
+}
+
+/// The name that is most like `word`, if it is more like it than `bound` of 1.
+pub(super) fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>, bound: f64) -> Option<&'a str> {
+    let likeness = |name: &str| strsim::jaro(name, word);
+    names.max_by(|one, other| likeness(one).total_cmp(&likeness(other))).filter(|name| likeness(name) > bound)
+}
+
+/// A parser that leaves every option's value as it is.
+fn untyped(command: Command) -> Command {
+    command.mut_args(|arg| match arg.get_env() {
+        // `--timeout -1` is a bad duration, not an unknown flag.
+        Some(_) => arg
+            .value_parser(ValueParser::os_string())
+            .allow_negative_numbers(true)
+            .env(None::<&str>)
+            .default_value(None::<&str>),
+        None => arg,
+    })
+}
+
+/// The name of the operation in `words`, if the words before it are sound.
+fn operation_in(words: &[OsString]) -> Option<&str> {
+    let at = words.iter().position(|word| word.to_str().is_some_and(Operation::has_subcommand))?;
+    untyped(Words::command()).try_get_matches_from(&words[..at]).ok()?;
+    words[at].to_str()
+}
+
+/// The help or the version, if those were asked for; else the mistake in the words of the command line or of `operation`, and a
 /// way out. One line, as all errors.
 fn refuse(error: &clap::Error, operation: Option<&str>) -> Request {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         return Request::Show(error.render().ansi().to_string());
     }
-    let context = |kind| match error.get(kind)? {
-        ContextValue::String(text) => Some(text.as_str()),
-        _ => None,
-    };
-    let unknown = context(ContextKind::InvalidArg).filter(|_| error.kind() == ErrorKind::UnknownArgument);
-    let what = match unknown.filter(|word| word.starts_with('-')) {
+    let unknown = context(error, ContextKind::InvalidArg).filter(|_| error.kind() == ErrorKind::UnknownArgument);
+    let mistake = match unknown.filter(|word| word.starts_with('-')) {
         Some(word) => {
-            let similar = context(ContextKind::SuggestedArg).map(|similar| format!("; did you mean {similar}?"));
+            let similar = context(error, ContextKind::SuggestedArg).map(|similar| format!("; did you mean {similar}?"));
             format!("there is no option {word}{}", similar.unwrap_or_default())
         }
-        None => {
-            let text = error.to_string();
-            let text = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
-            text.split_whitespace().collect::<Vec<_>>().join(" ")
-        }
+        None => match (option_of(error), mistake_in_value(error)) {
+            (Some(option), Some(mistake)) => format!("{option}: {mistake}"),
+            _ => one_line(error),
+        },
     };
     Request::Refuse(match (operation, unknown) {
-        (Some(operation), _) => format!("{operation}: {what} (see `claude-run {operation} --help`)"),
-        (None, Some(word)) => format!("{what} (what is meant for claude goes behind --: `claude-run -- {word} …`)"),
-        (None, None) => format!("{what} (see `claude-run --help`)"),
+        (Some(operation), _) => format!("{operation}: {mistake} (see `claude-run {operation} --help`)"),
+        (None, Some(word)) => format!("{mistake} (put claude's arguments after `--`: `claude-run -- {word} …`)"),
+        (None, None) => format!("{mistake} (see `claude-run --help`)"),
     })
 }
 
-const COMMAND: &str = "command";
-const VERBOSE: &str = "verbose";
-const QUIET: &str = "quiet";
-
-/// Whether a parser can explain itself.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Texts {
-    None,
-    All,
+/// clap's own words for `error`.
+pub(super) fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let text = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The operation that `word` may have been meant to be.
-pub fn similar_operation(word: &str) -> Option<&'static str> {
-    subcommands::similar(word)
-}
-
-/// The parser, and those of the operations: for who describes them.
-pub fn parsers() -> (Command, [Command; 9]) {
-    (parser(Texts::All), subcommands::parsers())
-}
-
-fn parser(texts: Texts) -> Command {
-    options(texts).arg(
-        Arg::new(COMMAND)
-            .value_name("COMMAND")
-            .help("The program and its arguments; default: claude")
-            .num_args(0..)
-            .trailing_var_arg(true)
-            .value_parser(ValueParser::os_string()),
-    )
-}
-
-/// All but COMMAND.
-fn options(texts: Texts) -> Command {
-    let command = Command::new("claude-run").bin_name("claude-run").args_override_self(true).args(OPTIONS.map(|option| {
-        let arg = Arg::new(option.flag)
-            .long(option.flag)
-            .short(option.short)
-            .value_name(option.value)
-            .value_parser(ValueParser::os_string())
-            // `--timeout -1` is a bad duration, and should be told so rather than be an unknown flag.
-            .allow_negative_numbers(true);
-        let arg = match option.takes {
-            Takes::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("on"),
-            _ => arg,
-        };
-        match texts {
-            Texts::None => arg,
-            Texts::All => explained(arg, option),
-        }
-    }));
-    let command = command
-        .version(VERSION)
-        .arg(
-            Arg::new(VERBOSE)
-                .short('v')
-                .action(ArgAction::Count)
-                .help_heading(MESSAGES_HEADING)
-                .help("Say more; twice: still more"),
-        )
-        .arg(
-            Arg::new(QUIET).short('q').action(ArgAction::SetTrue).help_heading(MESSAGES_HEADING).help("Say nothing but errors"),
-        );
-    if texts == Texts::None {
-        return command;
+fn context(error: &clap::Error, kind: ContextKind) -> Option<&str> {
+    match error.get(kind)? {
+        ContextValue::String(text) => Some(text),
+        _ => None,
     }
-    let operations = subcommands::parsers();
-    command
-        .about(help::ABOUT)
-        .long_about(format!("{}\n\n{}", help::ABOUT, help::MORE_ABOUT))
-        .override_usage(help::USAGE)
-        .after_help(help::after_short(&operations))
-        .after_long_help(help::after_long(&operations))
-        .max_term_width(WIDTH)
-        .mut_arg(VERBOSE, |arg| {
-            arg.long_help(
-                "Say more; twice: still more\n[env: CLAUDE_RUN_VERBOSITY=quiet|warnings|info|debug] [default: warnings]",
-            )
-        })
 }
 
-/// No line of help is longer, however wide the terminal.
-pub(super) const WIDTH: usize = 100;
+/// The option whose value is wrong, without the name of its value.
+pub(super) fn option_of(error: &clap::Error) -> Option<&str> {
+    let option = context(error, ContextKind::InvalidArg)?;
+    option.trim_start_matches(['<', '[']).split([' ', '=', '[', '>', ']']).next()
+}
 
-fn explained(arg: Arg, option: &Opt) -> Arg {
-    let Opt { help, more, variable, default, .. } = option;
-    let more = if more.is_empty() { String::new() } else { format!(". {more}") };
-    arg.help_heading(option.heading)
-        .help(format!("{help} [default: {default}]"))
-        .long_help(format!("{help}{more}\n[env: {variable}] [default: {default}]"))
+/// The mistake in the value of an option, in a line of ours.
+pub(super) fn mistake_in_value(error: &clap::Error) -> Option<String> {
+    match (error.kind(), error.get(ContextKind::ValidValue)) {
+        (ErrorKind::ValueValidation, _) => std::error::Error::source(error).map(ToString::to_string),
+        (ErrorKind::InvalidValue, Some(ContextValue::Strings(words))) if !words.is_empty() => {
+            Some(format!("{:?} is none of: {}", context(error, ContextKind::InvalidValue)?, words.join(", ")))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::duration::DurationSetting;
+    use crate::config::values::LockMode;
 
     fn command_of(words: &[&str]) -> Vec<OsString> {
         let words = std::iter::once("claude-run").chain(words.iter().copied()).map(OsString::from).collect();
@@ -241,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_behind_the_first_word_is_its_own() {
+    fn command_keeps_all_words_after_its_first() {
         let cases: [(&[&str], &[&str]); 8] = [
             (&[], &[]),
             (&["--"], &[]),
@@ -258,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_option_the_parser_would_say_the_same() {
+    fn fast_path_agrees_with_the_parser() {
         let alphabet = ["--", "-p", "-v", "x", "", "claude", "status", "--wait", "-", "---", "--wait=1"];
         let mut plain = 0;
         for order in 0..alphabet.len().pow(3) {
@@ -268,9 +291,10 @@ mod tests {
                     std::iter::once("claude-run").chain((0..length).map(word)).map(OsString::from).collect();
                 let Some(before) = words_before_command(&words) else { continue };
                 let matches =
-                    parser(Texts::None).try_get_matches_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+                    untyped(Words::command()).try_get_matches_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
                 let command: Vec<OsString> =
-                    matches.get_many(COMMAND).map(|words| words.cloned().collect()).unwrap_or_default();
+                    matches.get_many("command").map(|words| words.cloned().collect()).unwrap_or_default();
+                assert_eq!(matches.subcommand_name(), None, "{words:?}");
                 assert_eq!(command, words[before..], "{words:?}");
                 plain += 1;
             }
@@ -279,20 +303,47 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_two_flags_counts() {
+    fn last_of_two_flags_counts() {
         let words = ["claude-run", "--wait", "1", "--wait=2", "x"].map(OsString::from).to_vec();
         let Request::Run(cli) = Cli::parse(words) else { panic!("refused") };
-        assert_eq!(cli.value(&WAIT), Some(OsStr::new("2")));
+        assert_eq!(cli.value("wait"), Some(OsStr::new("2")));
     }
 
     #[test]
-    fn the_parser_is_sound_and_the_help_names_every_option_and_variable() {
-        parser(Texts::All).debug_assert();
-        let help = parser(Texts::All).render_long_help().to_string();
-        for option in OPTIONS {
-            assert!(help.contains(&format!("--{}", option.flag)), "{}", option.flag);
-            assert!(help.contains(option.variable), "{}", option.variable);
+    fn help_names_every_option_and_variable() {
+        untyped(described()).debug_assert();
+        described().debug_assert();
+        let help = described().render_long_help().to_string();
+        for option in options().get_arguments() {
+            let (flag, variable) = (option.get_long().unwrap_or_default(), variable(option).unwrap_or_default());
+            assert!(!flag.is_empty() && help.contains(&format!("--{flag}")), "{flag}");
+            assert!(!variable.is_empty() && help.contains(variable), "{variable}");
         }
         assert!(help.contains(VERBOSITY_VARIABLE));
+    }
+
+    #[test]
+    fn words_of_an_operation_are_understood() {
+        let parse = |words: &[&str]| {
+            let words = std::iter::once("claude-run").chain(words.iter().copied()).map(OsString::from).collect();
+            match Cli::parse(words) {
+                Request::Operate(cli, operation) => Some((operation, cli)),
+                _ => None,
+            }
+        };
+        let drain = |text: &str| DurationSetting::read(OsStr::new(text)).ok();
+        let mode = |set, drain| Some(Operation::Mode { json: false, set, drain });
+        let operation = |words: &[&str]| parse(words).map(|(operation, _)| operation);
+        assert_eq!(operation(&["status", "--json", "-w"]), Some(Operation::Status { json: true, watch: true }));
+        assert_eq!(operation(&["mode"]), mode(None, None));
+        assert_eq!(operation(&["mode", "--drain", "exclusive"]), mode(Some(LockMode::Exclusive), drain("125m")));
+        assert_eq!(operation(&["mode", "--drain=5m"]), mode(None, drain("5m")));
+        for words in [&["claude"][..], &[], &["status", "x"], &["--", "status"], &["x", "status"]] {
+            assert_eq!(operation(words), None, "{words:?}");
+        }
+        for words in [&["--config-dir", "a", "setup"][..], &["setup", "--config-dir", "a"]] {
+            let cli = parse(&[words, &["--wait", "5m"]].concat()).map(|(_, cli)| cli).unwrap_or_default();
+            assert_eq!((cli.value("config-dir"), cli.value("wait")), (Some(OsStr::new("a")), Some(OsStr::new("5m"))));
+        }
     }
 }

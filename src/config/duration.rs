@@ -1,26 +1,26 @@
-//! DUR: what timeout(1) reads (`90`, `1.5h`, `1e-3`, `infinity`), and else what humantime reads (`1h 30m`, `500ms`).
+//! DUR: the durations of timeout(1) (`90`, `1.5h`, `1e-3`, `infinity`), and else those of humantime (`1h 30m`, `500ms`).
 
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 
-/// A length of time that may have no end.
+/// A duration as a setting: it may be endless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DurationSetting {
-    /// This long; as a limit, zero means "no limit".
+    /// As a limit, zero means "no limit".
     Finite(Duration),
     /// `none`, `inf`, `infinity`
     Endless,
 }
 
 impl DurationSetting {
-    /// So many seconds.
+    /// A duration of `secs` seconds.
     pub const fn from_secs(secs: u64) -> Self {
         Self::Finite(Duration::from_secs(secs))
     }
 
-    /// This span as a limit: zero and endless switch it off.
+    /// As a limit: zero and endless switch it off.
     pub fn as_limit(self) -> Option<Duration> {
         match self {
             Self::Finite(Duration::ZERO) | Self::Endless => None,
@@ -28,7 +28,7 @@ impl DurationSetting {
         }
     }
 
-    /// This span as a length of time: zero is one, endless is none.
+    /// As a length of time: `None` if endless.
     pub fn as_span(self) -> Option<Duration> {
         match self {
             Self::Finite(span) => Some(span),
@@ -39,8 +39,8 @@ impl DurationSetting {
     /// Reads a DUR.
     ///
     /// # Errors
-    /// What is no duration, or a negative one; the message quotes it and shows right ones.
-    pub(crate) fn parse_os(value: &OsStr) -> Result<Self> {
+    /// `value` is no duration, or a negative one; the message quotes it and shows right ones.
+    pub(crate) fn read(value: &OsStr) -> Result<Self> {
         value.to_str().map_or_else(|| Err(not_a_duration(value)), Self::parse)
     }
 
@@ -55,7 +55,7 @@ impl DurationSetting {
             Some((at, 'd')) => (&text[..at], 86_400.0),
             _ => (text, 1.0),
         };
-        // Rust's float reader also takes "inf" and "nan"; a number in digits is all that is meant here.
+        // Rust's float reader also takes "inf" and "nan".
         let in_digits =
             number.contains(|c: char| c.is_ascii_digit()) && number.chars().all(|c| c.is_ascii_digit() || "+-.eE".contains(c));
         match number.parse::<f64>() {
@@ -66,7 +66,7 @@ impl DurationSetting {
     }
 }
 
-/// The instant `span` after `from`; `None` when the clock cannot count that far: it never comes.
+/// The instant `span` after `from`; `None` if that is beyond the clock's range, and so never comes.
 pub(crate) fn after(from: Instant, span: Option<Duration>) -> Option<Instant> {
     from.checked_add(span?)
 }
@@ -81,12 +81,12 @@ pub fn show(span: Duration) -> String {
     humantime::format_duration(rounded).to_string()
 }
 
-/// The same in full seconds, for what changes while it is read.
+/// `span` in full seconds, for text that changes while it is read.
 pub fn show_seconds(span: Duration) -> String {
     show(Duration::from_secs(span.as_secs()))
 }
 
-/// Too large for a Duration is as good as for ever; too small for one is its smallest, since zero would mean "no limit".
+/// Clamps to the range of a Duration; its smallest instead of zero, which would mean "no limit".
 fn seconds(seconds: f64) -> Duration {
     let span = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     if span.is_zero() && seconds > 0.0 { Duration::from_nanos(1) } else { span }
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_timeout_and_humantime_read() -> Result<()> {
+    fn reads_durations_of_timeout_and_humantime() -> Result<()> {
         for (text, millis) in [
             ("0", 0),
             ("90", 90_000),
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_duration() {
+    fn refuses_other_text() {
         for text in ["", "x", "-1", "-0.1s", "42D", "nan", "s", "1 2", "e", "1,5", "5x", "++1", "1h-"] {
             let message = format!("{:#}", DurationSetting::parse(text).expect_err(text));
             assert!(message.contains(&format!("{text:?}")), "{message}");
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_is_for_ever_and_tiny_is_not_zero() -> Result<()> {
+    fn huge_is_endless_and_tiny_is_not_zero() -> Result<()> {
         let now = Instant::now();
         for text in ["1e300", "99999999999999999999d", "1e18h", "9223372036854775807", "18446744073709551615"] {
             let DurationSetting::Finite(span) = DurationSetting::parse(text)? else { panic!("{text}") };
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn shows_what_people_write() {
+    fn shows_rounded_durations() {
         assert_eq!(show(Duration::from_millis(1_500)), "1s 500ms");
         assert_eq!(show(Duration::from_millis(725_400)), "12m 5s");
     }

@@ -1,6 +1,7 @@
-//! `claude-run.toml` in the config dir: settings that a whole factory shares. A key that nobody knows, a value that means
-//! nothing and a file that is broken are errors that name file, line and key; never a silent default.
+//! `claude-run.toml` in the config dir: settings that a whole factory shares. An unknown key, a value that means nothing and a
+//! broken file are errors that name file, line and key; never a silent default.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -9,39 +10,38 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::{Arg, Command};
 use fs4::FileExt;
 use tempfile::NamedTempFile;
 use toml_edit::{Document, DocumentMut, Item, Value};
 
-use crate::config::cli::{OPTIONS, Opt};
+use super::cli::{self, nearest};
+use super::options::variable;
 use crate::sys::fs::read_bounded_text;
 
-/// What it is called.
+/// Name of the file.
 pub const NAME: &str = "claude-run.toml";
 
-/// More than any such file.
+/// Larger than any such file.
 const LARGEST: u64 = 8 << 20;
+
+/// Options that are no keys of the file.
+const NOT_SHARED: [&str; 3] = ["config-dir", "lock-file", "log-format"];
 
 /// A settings file, read but not yet understood.
 #[derive(Debug)]
 pub struct SettingsFile {
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
-    entries: Vec<Entry>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    option: &'static Opt,
-    value: OsString,
-    line: usize,
+    /// By key: the value, and its line.
+    entries: BTreeMap<String, (OsString, usize)>,
 }
 
 impl SettingsFile {
-    /// Reads the file `path`; none, if it is not there.
+    /// Reads the file `path`; `None` if there is no such file.
     ///
     /// # Errors
-    /// It cannot be read, is no TOML, or has a key or a kind of value that does not belong there.
+    /// The file cannot be read, is no TOML, or has a key or a kind of value that does not belong there.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         match read_bounded_text(path, LARGEST) {
             Ok(text) => Self::parse(path, &text).map(Some),
@@ -50,37 +50,35 @@ impl SettingsFile {
         }
     }
 
-    /// Writes `value` for `option` into the file `path`, and leaves all else in it as it is, comments too. Readers see the
-    /// old file or the new one.
+    /// Writes `value` for `key` into the file `path`, and leaves all else in it as it is, comments too. Readers see the old file
+    /// or the new one.
     ///
     /// # Errors
-    /// It is broken, or it cannot be read or written.
-    pub fn set(path: &Path, option: &Opt, value: &str) -> Result<()> {
-        // What a link leads to, as a mounted configuration may be, stays what it is: another link, not a plain file here.
-        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let directory = path.parent().with_context(|| format!("{} is in no directory", path.display()))?;
+    /// The file is broken, or cannot be read or written.
+    pub fn set(path: &Path, key: &str, value: &str) -> Result<()> {
         let change = || {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-            // Of two who change it at once, the second changes what the first has written.
-            let guard = File::open(directory)?;
+            let directory = directory_of(path)?;
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+            // Of two writers at once, the second changes what the first has written.
+            let guard = File::open(&directory)?;
             FileExt::lock(&guard)?;
-            replace(path, directory, |text| {
+            rewrite(path, |text| {
                 let mut document = DocumentMut::from_str(text).map_err(io::Error::other)?;
                 let mut value = Value::from(value);
-                if let Some(old) = document.get(option.flag).and_then(Item::as_value) {
+                if let Some(old) = document.get(key).and_then(Item::as_value) {
                     *value.decor_mut() = old.decor().clone();
                 }
-                document[option.flag] = Item::Value(value);
+                document[key] = Item::Value(value);
                 Ok(document.to_string())
             })
         };
         change().with_context(|| format!("cannot change the settings file {}", path.display()))
     }
 
-    /// What a file at `path` with this text says.
+    /// Reads `text` as the contents of the file `path`.
     ///
     /// # Errors
-    /// It is no TOML, or has a key or a kind of value that does not belong there.
+    /// The text is no TOML, or has a key or a kind of value that does not belong there.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let place = |at: usize| format!("{}:{}", path.display(), line_of(text, at));
         let document = Document::parse(text).map_err(|error| {
@@ -88,35 +86,40 @@ impl SettingsFile {
             let line = text.lines().nth(line_of(text, at) - 1).unwrap_or_default();
             anyhow!("{}: {} in {:?}", place(at), one_line(error.message()), line.trim())
         })?;
-        let mut entries = Vec::new();
+        let options = cli::options();
+        let mut entries = BTreeMap::new();
         for (key, item) in document.iter() {
             let at = document.key(key).and_then(|key| key.span()).map_or(0, |span| span.start);
-            let option = option(key).with_context(|| place(at))?;
+            ensure_known(key, &options).with_context(|| place(at))?;
             let value = text_of(item).with_context(|| format!("{}: {key}", place(at)))?;
-            entries.push(Entry { option, value: value.into(), line: line_of(text, at) });
+            entries.insert(key.to_owned(), (value.into(), line_of(text, at)));
         }
         Ok(Self { path: path.to_owned(), entries })
     }
 
-    /// What it says of `option`, and in which line.
-    pub fn value(&self, option: &Opt) -> Option<(&OsString, usize)> {
-        let entry = self.entries.iter().find(|entry| entry.option.flag == option.flag)?;
-        Some((&entry.value, entry.line))
+    /// Value of `key`, and its line.
+    pub fn value(&self, key: &str) -> Option<(&OsString, usize)> {
+        self.entries.get(key).map(|(value, line)| (value, *line))
     }
 }
 
-/// Puts a changed copy in the place of the file `path`, or of what that leads to. Readers see the old one or the new one.
-///
-/// # Errors
-/// It cannot be read or written.
-pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> String) -> io::Result<()> {
-    let path = std::path::absolute(fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()))?;
-    let directory = path.parent().ok_or_else(|| io::Error::other("it is in no directory"))?;
-    replace(&path, directory, |text| Ok(change(text)))
+/// The file `path` itself: a link stays a link, as a mounted configuration may be one.
+fn resolve_links(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Puts a changed copy in the place of the file `path`, with its owner and mode; a new one gets the owner of `directory`.
-fn replace(path: &Path, directory: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
+fn directory_of(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(resolve_links(path))?;
+    path.parent().map(Path::to_owned).ok_or_else(|| io::Error::other("it is in no directory"))
+}
+
+/// Replaces the file `path`, or the target of that link, by a changed copy with its owner and mode; a new file gets the owner of
+/// its directory. Readers see the old file or the new one.
+///
+/// # Errors
+/// The file cannot be read or written, or `change` fails.
+pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
+    let (path, directory) = (&resolve_links(path), &directory_of(path)?);
     let text = match read_bounded_text(path, LARGEST) {
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         text => text?,
@@ -130,7 +133,7 @@ fn replace(path: &Path, directory: &Path, change: impl Fn(&str) -> io::Result<St
     let owner = old.or_else(|_| fs::metadata(directory))?;
     let ours = copy.as_file().metadata()?;
     if (ours.uid(), ours.gid()) != (owner.uid(), owner.gid()) {
-        // As root it works; else the file is ours from now on, and readable as it was.
+        // It fails unless we are root; then the file is ours from now on, with its old mode.
         let _ = fchown(copy.as_file(), Some(owner.uid()), Some(owner.gid()));
     }
     copy.as_file().sync_all()?;
@@ -138,18 +141,18 @@ fn replace(path: &Path, directory: &Path, change: impl Fn(&str) -> io::Result<St
     Ok(())
 }
 
-fn option(key: &str) -> Result<&'static Opt> {
-    let shared = || OPTIONS.into_iter().filter(|option| option.is_shared);
-    if let Some(option) = shared().find(|option| option.flag == key) {
-        return Ok(option);
-    }
-    if let Some(option) = OPTIONS.into_iter().find(|option| option.flag == key) {
-        bail!("{key} is not for a whole factory; use --{key} or {}", option.variable);
-    }
-    let nearest = shared().max_by(|a, b| strsim::jaro(a.flag, key).total_cmp(&strsim::jaro(b.flag, key)));
-    match nearest.filter(|option| strsim::jaro(option.flag, key) > 0.7) {
-        Some(option) => bail!("unknown key {key:?}; did you mean {:?}?", option.flag),
-        None => bail!("unknown key {key:?}; known are {}", shared().map(|option| option.flag).collect::<Vec<_>>().join(", ")),
+fn ensure_known(key: &str, options: &Command) -> Result<()> {
+    let option = options.get_arguments().find(|option| option.get_long() == Some(key));
+    let shared = || options.get_arguments().filter_map(Arg::get_long).filter(|name| !NOT_SHARED.contains(name));
+    match option {
+        Some(option) if NOT_SHARED.contains(&key) => {
+            bail!("{key} is not for a whole factory; use --{key} or {}", variable(option).unwrap_or_default())
+        }
+        Some(_) => Ok(()),
+        None => match nearest(key, shared(), 0.7) {
+            Some(similar) => bail!("unknown key {key:?}; did you mean {similar:?}?"),
+            None => bail!("unknown key {key:?}; known are {}", shared().collect::<Vec<_>>().join(", ")),
+        },
     }
 }
 
@@ -177,49 +180,49 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
-    use crate::config::cli::{CONFLICT_EXIT_CODE, LOCK, PTY, TIMEOUT, WAIT};
 
     fn parse(text: &str) -> Result<SettingsFile> {
         SettingsFile::parse(Path::new("/c/claude-run.toml"), text)
     }
 
     #[test]
-    fn strings_numbers_and_switches_are_read_with_their_lines() -> Result<()> {
+    fn values_are_read_with_their_lines() -> Result<()> {
         let file = parse("# shared\nwait = \"20m\"\n\ntimeout = 1.5 # s\nconflict-exit-code = 9\npty = true\n")?;
-        for (option, value, line) in [(&WAIT, "20m", 2), (&TIMEOUT, "1.5", 4), (&CONFLICT_EXIT_CODE, "9", 5), (&PTY, "on", 6)] {
-            assert_eq!(file.value(option), Some((&OsString::from(value), line)));
+        for (key, value, line) in [("wait", "20m", 2), ("timeout", "1.5", 4), ("conflict-exit-code", "9", 5), ("pty", "on", 6)]
+        {
+            assert_eq!(file.value(key), Some((&OsString::from(value), line)));
         }
-        assert_eq!(parse("")?.value(&WAIT), None);
+        assert_eq!(parse("")?.value("wait"), None);
         Ok(())
     }
 
     #[test]
-    fn a_change_keeps_all_else_and_the_mode_of_the_file() -> Result<()> {
+    fn set_keeps_other_text_and_the_mode() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("new/claude-run.toml");
-        SettingsFile::set(&path, &LOCK, "pass-through")?;
+        SettingsFile::set(&path, "lock", "pass-through")?;
         assert_eq!(fs::read_to_string(&path)?, "lock = \"pass-through\"\n");
         let before = "# factory\nwait = 5 # s\n\nlock  =  \"exclusive\"  # for now\n# end\n";
         fs::write(&path, before)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640))?;
-        SettingsFile::set(&path, &LOCK, "pass-through")?;
+        SettingsFile::set(&path, "lock", "pass-through")?;
         assert_eq!(fs::read_to_string(&path)?, before.replace("exclusive", "pass-through"));
         assert_eq!(fs::metadata(&path)?.permissions().mode() & 0o777, 0o640);
-        SettingsFile::set(&path, &TIMEOUT, "1h")?;
+        SettingsFile::set(&path, "timeout", "1h")?;
         let with_timeout =
             format!("{}timeout = \"1h\"\n# end\n", before.replace("exclusive", "pass-through").replace("# end\n", ""));
         let text = fs::read_to_string(&path)?;
         assert!(text.contains("# end") && text.contains("timeout = \"1h\"") && text.len() == with_timeout.len(), "{text}");
         let link = dir.path().join("link");
         symlink(&path, &link)?;
-        SettingsFile::set(&link, &LOCK, "exclusive")?;
+        SettingsFile::set(&link, "lock", "exclusive")?;
         assert!(fs::symlink_metadata(&link)?.is_symlink() && fs::read_to_string(&path)?.contains("\"exclusive\""));
         assert_eq!(fs::read_dir(dir.path().join("new"))?.count(), 1, "nothing is left behind");
         Ok(())
     }
 
     #[test]
-    fn a_refusal_names_file_line_and_key_and_what_would_be_right() {
+    fn refusal_names_file_line_key_and_way_out() {
         for (text, parts) in [
             ("\ntiemout = 5\n", ["/c/claude-run.toml:2", "\"tiemout\"", "did you mean \"timeout\""]),
             ("xyz = 5", ["/c/claude-run.toml:1", "\"xyz\"", "known are lock, wait"]),

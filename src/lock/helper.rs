@@ -18,10 +18,10 @@ use super::helper_monitor::HelperMonitor;
 use super::helper_state::{HelperEnd, HelperState, read_helper};
 use super::wait::{LockWait, Target, WaitEnd};
 use crate::claude::program::{Program, ProgramError};
-use crate::config::settings::{Stdin, after};
+use crate::config::settings::after;
 use crate::events::{Event, EventQueue, EventSender};
 use crate::records::RunRecorder;
-use crate::sys::exec::Exec;
+use crate::sys::exec::{Exec, Stdin};
 use crate::sys::signal::{self, DUPLICATE_WINDOW, InheritedDispositions};
 
 /// Command of a lock helper.

@@ -1,4 +1,4 @@
-//! One message, as it looks on stderr, in a log, and as JSON.
+//! One message as text on stderr, as a line of a log, and as JSON.
 
 use std::fmt::Debug;
 
@@ -10,10 +10,10 @@ use tracing::{Event, Level};
 use super::log_file::now;
 use crate::run_id::RunId;
 
-/// What an event says.
+/// An event of tracing, taken apart.
 pub(super) struct Message {
     level: Level,
-    /// What has happened, if that has a name.
+    /// Name of the event, as `lock.acquired`, if it has one.
     name: Option<&'static str>,
     text: String,
     fields: Vec<(&'static str, Value)>,
@@ -53,7 +53,7 @@ impl Message {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             line.extend([" ", name, "=", &value]);
         }
-        // What others have a hand in, a path for instance, does not move anybody's cursor.
+        // Text of others, such as a path, must not control the terminal.
         let is_harmless = |c: char| !c.is_control() || c == '\n';
         let mut line = line.chars().fold(String::new(), |mut line, c| {
             if is_harmless(c) {
@@ -67,7 +67,7 @@ impl Message {
         line
     }
 
-    /// The same in a log that several runs share: with the time, the run, and the event's name if it has one.
+    /// As a line of a log that several runs share: with time, run and name of the event.
     pub(super) fn to_log_line(&self, run: RunId) -> String {
         let text = self.to_text();
         let name = self.name.map_or_else(String::new, |name| format!(" event={name}"));

@@ -1,5 +1,5 @@
 //! The file of `--log`: lines of the child's and our own, each appended in one write(2), so that several runs can share it
-//! without mixing their lines. It never fails a run: what cannot be written is lost, which is said once.
+//! without mixing their lines. It never fails a run: a line that cannot be written is lost, which is reported once.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use super::{LogFormat, say};
+use super::stderr::say;
+use crate::config::values::LogFormat;
 use crate::run_id::RunId;
 
 /// An open log.
@@ -16,14 +17,14 @@ use crate::run_id::RunId;
 pub struct LogFile {
     file: File,
     path: PathBuf,
-    run: RunId,
-    format: LogFormat,
+    pub(super) run: RunId,
+    pub(super) format: LogFormat,
     is_stderr: bool,
     has_failed: AtomicBool,
 }
 
 impl LogFile {
-    /// Opens `path` to append the lines of `run`; a new one is for its owner alone.
+    /// Opens `path` to append the lines of `run`; a new file has mode 0600.
     ///
     /// # Errors
     /// open(2) fails.
@@ -35,7 +36,7 @@ impl LogFile {
         Ok(Self { file, path: path.to_owned(), run, format, is_stderr, has_failed: AtomicBool::new(false) })
     }
 
-    /// Whether our stderr is this very file, so that what is logged need not be written to stderr as well.
+    /// True if our stderr is this very file, and a logged line need not go to stderr as well.
     pub fn is_stderr(&self) -> bool {
         self.is_stderr
     }
@@ -49,7 +50,7 @@ impl LogFile {
         }
     }
 
-    /// Writes to `out` how a line of the child's looks in this log. `continued`: it is not the first part of a long one.
+    /// Formats a line of the child's for this log into `out`. `continued`: a later part of a long line.
     pub fn format_line(&self, stream: &str, line: &[u8], continued: bool, out: &mut Vec<u8>) {
         let (time, run) = (now(), self.run);
         match self.format {
@@ -67,24 +68,16 @@ impl LogFile {
         }
         out.push(b'\n');
     }
-
-    pub(super) fn run(&self) -> RunId {
-        self.run
-    }
-
-    pub(super) fn format(&self) -> LogFormat {
-        self.format
-    }
 }
 
-/// Opens a file that several runs append lines to; a new one is for its owner alone.
+/// Opens a file that several runs append lines to; a new one has mode 0600.
 pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
-    // O_NONBLOCK: a FIFO that nobody reads must not hang us.
+    // O_NONBLOCK: open(2) of a FIFO without a reader would block.
     let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
     File::options().append(true).create(true).mode(0o600).custom_flags(flags).open(path)
 }
 
-/// The time, as RFC 3339 has it, in UTC.
+/// Current time by RFC 3339, in UTC.
 pub(super) fn now() -> impl std::fmt::Display {
     humantime::format_rfc3339_millis(SystemTime::now())
 }

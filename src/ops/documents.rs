@@ -1,6 +1,6 @@
-//! What claude-run carries for other programs to read. The build script has made it of the parsers.
+//! Documents for other programs, which the build script has made of the parser.
 
-/// The script by which `shell` completes a command line. The parser lets none pass that there is none for.
+/// Script by which `shell` completes a command line. The parser refuses other shells.
 pub(super) fn completions(shell: &str) -> &'static str {
     match shell {
         "bash" => include_str!(concat!(env!("OUT_DIR"), "/bash")),

@@ -2,16 +2,15 @@
 //! work? Telemetry that was delivered leaves no file, so that an empty directory proves nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{Context, cannot_read, parse_since, text, write, write_json};
+use super::{Context, cannot_read, since_time, text, write, write_json};
 use crate::claude::telemetry::{Meaning, RefreshEvent, Telemetry};
-use crate::config::settings;
+use crate::config::settings::{self, DurationSetting};
 use crate::events::EventQueue;
 use crate::outcome::Outcome;
 use crate::records::{sanitize, time, timestamp};
@@ -42,8 +41,8 @@ const ADVICE_ON_OTHER_FAILURES: &str =
     "refreshes failed though nobody else was at it: the network, or a login that is no longer good";
 
 /// Options of `events`.
-pub(super) struct EventsOptions<'a> {
-    pub(super) since: Option<&'a OsStr>,
+pub(super) struct EventsOptions {
+    pub(super) since: Option<DurationSetting>,
     pub(super) follow: bool,
     pub(super) json: bool,
 }
@@ -51,7 +50,7 @@ pub(super) struct EventsOptions<'a> {
 /// Shows a summary; with `follow`, each event as it comes.
 pub(super) fn show(context: &Context, options: EventsOptions, out: &mut impl Write) -> Result<Outcome> {
     let EventsOptions { since, follow, json } = options;
-    let since = parse_since(since)?;
+    let since = since_time(since);
     let mut telemetry = Telemetry::of(&context.config_dir()?);
     let mut events = EventQueue::open().context("cannot make a pipe")?;
     if follow {

@@ -11,7 +11,6 @@ mod setup;
 mod status;
 mod text;
 
-use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -20,7 +19,7 @@ use anyhow::{Context as _, Result, anyhow};
 use serde::Serialize;
 
 use crate::claude::config_dir::ConfigDir;
-use crate::config::cli::{self, Cli, Operation};
+use crate::config::cli::{Cli, Operation};
 use crate::config::file::SettingsFile;
 use crate::config::settings::{DurationSetting, Environment, Origin, Settings, explain};
 use crate::lock;
@@ -54,9 +53,9 @@ impl Context<'_> {
 pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Result<Outcome> {
     let outcome = match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
-        Operation::Mode { json, set, drain } => mode::run(context, set.as_deref(), drain.as_deref(), *json, out),
+        Operation::Mode { json, set, drain } => mode::run(context, *set, *drain, *json, out),
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
-        Operation::Setup { json, shared_dir, env_file, home, dry_run, yes } => {
+        Operation::Setup { json, shared_dir, env_file, home, dry_run, yes, wait: _ } => {
             let options = setup::SetupOptions {
                 shared_dir: shared_dir.as_deref().map(Path::new),
                 env_file: env_file.as_deref().map(Path::new),
@@ -68,13 +67,13 @@ pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Res
             setup::run(&context, &options, out)
         }
         Operation::Events { json, since, follow } => {
-            let options = events::EventsOptions { since: since.as_deref(), follow: *follow, json: *json };
+            let options = events::EventsOptions { since: *since, follow: *follow, json: *json };
             events::show(&context, options, out)
         }
         Operation::Settings { json } => settings::show(&context, *json, out),
         Operation::Completions { shell } => write(out, documents::completions(shell)).map(|()| Outcome::Shown),
         Operation::ManPage => write(out, documents::MAN_PAGE).map(|()| Outcome::Shown),
-        Operation::Report { json, since } => report::show(&context, since.as_deref(), *json, out),
+        Operation::Report { json, since } => report::show(&context, *since, *json, out),
     };
     match outcome {
         // The reader has seen enough, as `head` has.
@@ -99,8 +98,8 @@ impl Factory {
     fn of(context: &Context) -> Result<Self> {
         let config_dir = context.config_dir()?;
         let all = explain(&context.cli, context.environment, context.file.as_ref());
-        let mode = all.into_iter().find(|(option, ..)| option.flag == cli::LOCK.flag);
-        let mode = mode.map(|(_, value, origin)| (value.to_string_lossy().into_owned(), origin)).unwrap_or_default();
+        let mode = all.into_iter().find(|setting| setting.name == "lock");
+        let mode = mode.map(|mode| (mode.value.to_string_lossy().into_owned(), mode.origin)).unwrap_or_default();
         let settings = Settings::resolve(context.cli.clone(), context.environment, context.file.as_ref())?;
         let lock_file = settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
         Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode })
@@ -117,9 +116,8 @@ fn write_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
 }
 
 /// Time that `--since DUR` goes back to.
-fn parse_since(since: Option<&OsStr>) -> Result<Option<SystemTime>> {
-    let since = since.map(DurationSetting::parse_os).transpose().context("--since")?.and_then(DurationSetting::as_limit);
-    Ok(since.and_then(|since| SystemTime::now().checked_sub(since)))
+fn since_time(since: Option<DurationSetting>) -> Option<SystemTime> {
+    SystemTime::now().checked_sub(since.and_then(DurationSetting::as_limit)?)
 }
 
 fn cannot_read(path: &Path) -> String {

@@ -1,7 +1,6 @@
 //! `claude-run mode`: the lock mode of the whole factory: what it is, who still follows another, and how to change it.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,9 +8,8 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{Context, Factory, cannot_read, text, write, write_json};
-use crate::config::cli;
 use crate::config::file::{self, SettingsFile};
-use crate::config::settings::{DurationSetting, LockMode, Origin, after, lock_mode};
+use crate::config::settings::{DurationSetting, LockMode, Origin, after};
 use crate::outcome::Outcome;
 use crate::records::RunRecord;
 
@@ -29,22 +27,20 @@ struct ModeJson<'a> {
 /// Shows the mode, or sets it; with `drain`, waits so long at most until no live run follows another.
 pub(super) fn run(
     mut context: Context,
-    set: Option<&OsStr>,
-    drain: Option<&OsStr>,
+    set: Option<LockMode>,
+    drain: Option<DurationSetting>,
     json: bool,
     out: &mut impl Write,
 ) -> Result<Outcome> {
-    let set = set.map(lock_mode).transpose().context("MODE")?;
-    let bound = drain.map(DurationSetting::parse_os).transpose().context("--drain")?;
     let mut place = Factory::of(&context)?;
     let path = place.config_dir.join(file::NAME);
     if let Some(mode) = set {
-        SettingsFile::set(&path, &cli::LOCK, mode.name())?;
+        SettingsFile::set(&path, "lock", mode.name())?;
         context.file = SettingsFile::read(&path)?;
         place = Factory::of(&context)?;
     }
     let mode = set.unwrap_or(place.settings.lock_mode);
-    let deadline = bound.map(|bound| after(Instant::now(), bound.as_limit()));
+    let deadline = drain.map(|bound| after(Instant::now(), bound.as_limit()));
     let others = match deadline {
         Some(deadline) => drained(&place, mode, deadline)?,
         None => followers_of_others(&place, mode)?,
@@ -67,7 +63,7 @@ pub(super) fn run(
         lines.extend(others.iter().map(|record| format!("  {}\n", text::run(record, now))));
         write(out, &lines)?;
     }
-    Ok(if bound.is_some() && !others.is_empty() { Outcome::Trouble } else { Outcome::Shown })
+    Ok(if drain.is_some() && !others.is_empty() { Outcome::Trouble } else { Outcome::Shown })
 }
 
 fn summary(others: &[RunRecord], mode: LockMode) -> String {

@@ -1,7 +1,6 @@
 //! `claude-run report`: outcomes, waits and holds of the finished runs, the time they lost to the lock, and their cost.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
@@ -9,14 +8,14 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Context, cannot_read, parse_since, text, write, write_json};
-use crate::config::settings;
+use super::{Context, cannot_read, since_time, text, write, write_json};
+use crate::config::settings::{self, DurationSetting};
 use crate::outcome::Outcome;
 use crate::records::{FinishedRun, History, RecordStore, time};
 
 /// Sums up the runs that began `since` at most ago.
-pub(super) fn show(context: &Context, since: Option<&OsStr>, json: bool, out: &mut impl Write) -> Result<Outcome> {
-    let since = parse_since(since)?;
+pub(super) fn show(context: &Context, since: Option<DurationSetting>, json: bool, out: &mut impl Write) -> Result<Outcome> {
+    let since = since_time(since);
     let records = RecordStore::of(&context.config_dir()?);
     let history = records.read_history().with_context(|| cannot_read(records.path()))?;
     let report = Report::of(&history, since);

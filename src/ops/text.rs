@@ -14,7 +14,7 @@ pub(super) struct SettingJson<'a> {
     value: &'a str,
     /// `flag`, `environment`, `file` or `default`
     origin: &'static str,
-    variable: Option<&'static str>,
+    variable: Option<&'a str>,
     file: Option<Cow<'a, str>>,
     line: Option<usize>,
 }
@@ -31,7 +31,7 @@ pub(super) struct RecordJson<'a> {
 pub(super) fn origin(origin: &Origin) -> String {
     match origin {
         Origin::Flag => "flag".into(),
-        Origin::Variable(name) => (*name).into(),
+        Origin::Variable(name) => name.clone(),
         Origin::File(path, line) => format!("{}:{line}", path.display()),
         Origin::Default => "default".into(),
     }
@@ -41,7 +41,7 @@ pub(super) fn origin(origin: &Origin) -> String {
 pub(super) fn setting<'a>(value: &'a str, origin: &'a Origin) -> SettingJson<'a> {
     let (origin, variable, file, line) = match origin {
         Origin::Flag => ("flag", None, None, None),
-        Origin::Variable(name) => ("environment", Some(*name), None, None),
+        Origin::Variable(name) => ("environment", Some(name.as_str()), None, None),
         Origin::File(path, line) => ("file", None, Some(path.to_string_lossy()), Some(*line)),
         Origin::Default => ("default", None, None, None),
     };

@@ -17,8 +17,7 @@ use tracing::warn;
 
 use super::policy::Group;
 use crate::claude::program::Program;
-use crate::config::settings::Stdin;
-use crate::sys::exec::{Exec, child_stack, clone, dup_onto};
+use crate::sys::exec::{Exec, Stdin, child_stack, clone, dup_onto};
 use crate::sys::signal::InheritedDispositions;
 
 /// A program with its environment.

@@ -36,7 +36,7 @@ fn usage_errors_are_125_and_name_the_word() {
     let env = Env::new();
     for (words, part) in [
         (&["--bad", "x"][..], "--bad"),
-        (&["-p", "hi"], "there is no option -p (what is meant for claude goes behind --: `claude-run -- -p …`)"),
+        (&["-p", "hi"], "there is no option -p (put claude's arguments after `--`: `claude-run -- -p …`)"),
         (&["--wiat", "1", "x"], "there is no option --wiat; did you mean --wait?"),
         (&["--wait"], "--wait"),
         (&["status", "--jsn"], "status: there is no option --jsn; did you mean --json? (see `claude-run status --help`)"),

@@ -5,7 +5,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use claude_run::config::cli::{OPTIONS, VERBOSITY_VARIABLE};
+use claude_run::config::cli::{VERBOSITY_VARIABLE, options};
+use claude_run::config::options::variable;
 
 use crate::env::{Env, binary};
 
@@ -13,9 +14,10 @@ const README: &str = include_str!("../../README.md");
 
 #[test]
 fn readme_has_every_option_and_variable() {
-    for option in OPTIONS {
-        assert!(README.contains(&format!("`--{}", option.flag)), "--{}", option.flag);
-        assert!(README.contains(&format!("`{}`", option.variable)), "{}", option.variable);
+    for option in options().get_arguments() {
+        let (flag, variable) = (option.get_long().expect("a flag"), variable(option).expect("a variable"));
+        assert!(README.contains(&format!("`--{flag}")), "--{flag}");
+        assert!(README.contains(&format!("`{variable}`")), "{variable}");
     }
     assert!(README.contains(VERBOSITY_VARIABLE));
 }

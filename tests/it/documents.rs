@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use claude_run::config::cli::{OPTIONS, VERBOSITY_VARIABLE};
+use claude_run::config::cli::{VERBOSITY_VARIABLE, options};
+use claude_run::config::options::variable;
 
 use crate::env::{Env, needs};
 
@@ -119,8 +120,9 @@ fn man_page_is_complete_and_valid() {
     ]);
     man.arg(env.path("claude-run.1"));
     let page = output(man);
-    for option in OPTIONS {
-        assert!(page.contains(&format!("--{}", option.flag)) && page.contains(option.variable), "{}", option.flag);
+    for option in options().get_arguments() {
+        let (flag, variable) = (option.get_long().expect("a flag"), variable(option).expect("a variable"));
+        assert!(page.contains(&format!("--{flag}")) && page.contains(variable), "{flag}");
     }
     for word in ["status", "mode", "settings", "report", "doctor", "setup", "events", "completions", VERBOSITY_VARIABLE] {
         assert!(page.contains(word), "{word}");

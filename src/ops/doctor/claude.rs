@@ -11,7 +11,7 @@ use wait_timeout::ChildExt;
 
 use super::Check;
 use crate::claude::program::{NAME, Program};
-use crate::config::cli;
+use crate::config::settings::{Origin, explain};
 use crate::ops::Context;
 
 /// Version of Claude Code.
@@ -36,11 +36,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 impl InstalledClaude {
     /// Finds claude as a run would, and asks for its version.
     pub(super) fn find(context: &Context) -> Result<Self> {
-        let named = context.cli.value(&cli::CLAUDE).map(PathBuf::from);
-        let named =
-            named.or_else(|| (context.environment)(cli::CLAUDE.variable).filter(|path| !path.is_empty()).map(PathBuf::from));
-        let in_file = || context.file.as_ref().and_then(|file| file.value(&cli::CLAUDE)).map(|(path, _)| PathBuf::from(path));
-        let program = Program::find(&[NAME.into()], named.or_else(in_file).as_deref()).map_err(|error| anyhow!("{error}"))?;
+        let settings = explain(&context.cli, context.environment, context.file.as_ref());
+        let named = settings.into_iter().find(|setting| setting.name == "claude" && setting.origin != Origin::Default);
+        let named = named.map(|setting| PathBuf::from(setting.value));
+        let program = Program::find(&[NAME.into()], named.as_deref()).map_err(|error| anyhow!("{error}"))?;
         Self::ask(program.path)
     }
 

@@ -18,7 +18,7 @@ pub(super) fn write(path: &Path, paths: &SetupPaths, dry_run: bool) -> Result<bo
     let old = std::fs::read_to_string(path).unwrap_or_default();
     let changed = with(&old, &values) != old;
     if changed && !dry_run {
-        file::rewrite(path, |text| with(text, &values)).with_context(|| format!("cannot write {}", path.display()))?;
+        file::rewrite(path, |text| Ok(with(text, &values))).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(changed)
 }

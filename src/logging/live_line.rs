@@ -1,0 +1,40 @@
+//! The line that a waiter shows on a terminal: rewritten in place, wiped when it is dropped.
+
+use std::io::{IsTerminal, stderr};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use terminal_size::{Width, terminal_size_of};
+
+use super::stderr::say;
+
+static IS_ALLOWED: AtomicBool = AtomicBool::new(true);
+
+/// Allows live lines or not, by the verbosity of this process.
+pub(super) fn allow(allowed: bool) {
+    IS_ALLOWED.store(allowed, Ordering::Relaxed);
+}
+
+/// Line of a waiter on a terminal.
+pub struct LiveLine(());
+
+impl LiveLine {
+    /// A live line, if stderr is a terminal and the verbosity allows it.
+    pub fn on_terminal() -> Option<Self> {
+        // Not `then_some`: dropped, it writes.
+        (IS_ALLOWED.load(Ordering::Relaxed) && stderr().is_terminal()).then(|| Self(()))
+    }
+
+    /// Shows `text` in place of the last.
+    pub fn show(&self, text: &str) {
+        // Text that does not fit would wrap to a second line, which no carriage return reaches.
+        let width = terminal_size_of(stderr()).map_or(usize::MAX, |(Width(columns), _)| usize::from(columns));
+        let text: String = format!("claude-run: {text}").chars().take(width.saturating_sub(1)).collect();
+        say(&format!("\r\x1b[K{text}"));
+    }
+}
+
+impl Drop for LiveLine {
+    fn drop(&mut self) {
+        say("\r\x1b[K");
+    }
+}

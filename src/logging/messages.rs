@@ -1,0 +1,108 @@
+//! Messages: every event of tracing goes to stderr and to the log, if its level is wanted there.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+use super::format::Message;
+use super::live_line;
+use super::log_file::LogFile;
+use super::stderr::say;
+use crate::config::values::{LogFormat, Verbosity};
+use crate::run_id::RunId;
+
+/// Sends the messages of the whole process to stderr, and to the file `log`, which it returns. A second call in one process
+/// changes nothing about the messages.
+pub fn init(verbosity: Verbosity, format: LogFormat, log: Option<&Path>, run: RunId) -> Option<Arc<LogFile>> {
+    let level = match verbosity {
+        Verbosity::Quiet => LevelFilter::ERROR,
+        Verbosity::Warnings => LevelFilter::WARN,
+        Verbosity::Info => LevelFilter::INFO,
+        Verbosity::Debug => LevelFilter::DEBUG,
+    };
+    let opened = log.map(|path| LogFile::open(path, run, format));
+    let (log_file, error) = match opened.transpose() {
+        Ok(log) => (log.map(Arc::new), None),
+        Err(error) => (None, Some(error)),
+    };
+    live_line::allow(verbosity != Verbosity::Quiet);
+    // It fails if an earlier run in this process has set it up, which is as good.
+    let _ = tracing::subscriber::set_global_default(Messages { level, format, run, log: log_file.clone() });
+    if let (Some(path), Some(error)) = (log, error) {
+        tracing::warn!("cannot open the log {}: {error}; going on without it", path.display());
+    }
+    log_file
+}
+
+/// Destinations of messages. Not tracing-subscriber's: it has no place for a run in each line, and is a tenth of all our code.
+struct Messages {
+    level: LevelFilter,
+    format: LogFormat,
+    run: RunId,
+    log: Option<Arc<LogFile>>,
+}
+
+impl Subscriber for Messages {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.max_level_hint().is_some_and(|level| *metadata.level() <= level)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(if self.log.is_some() { self.level.max(LevelFilter::INFO) } else { self.level })
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let message = Message::of(event);
+        if let Some(log) = &self.log {
+            let line = match log.format {
+                LogFormat::Text => message.to_log_line(log.run),
+                LogFormat::Json => message.to_json(log.run),
+            };
+            log.append(line.as_bytes());
+            if log.is_stderr() {
+                return;
+            }
+        }
+        if *event.metadata().level() <= self.level {
+            say(&match self.format {
+                LogFormat::Text => message.to_text(),
+                LogFormat::Json => message.to_json(self.run),
+            });
+        }
+    }
+
+    // There are no spans in this crate.
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+/// Reports the error that ends claude-run, as one line.
+pub fn report(error: &anyhow::Error) {
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!("{error:#}");
+    } else {
+        say(&format!("claude-run: {error:#}\n"));
+    }
+}
+
+/// Prints a mistake in the command line.
+pub fn usage(text: &str) {
+    say(&format!("claude-run: {}\n", text.trim_end()));
+}
+
+/// Prints a question, for the person at the terminal.
+pub fn ask(question: &str) {
+    say(&format!("claude-run: {question}"));
+}
