@@ -106,7 +106,7 @@
 //! | when claude-run is above us already, and the lock is not acquired again | `lock/claims.rs` |
 //! | how a lock helper is started and ended | `lock/helper.rs`; the process that outlives us to end it: `lock/helper_monitor.rs` |
 //! | the exit codes | `outcome.rs`, `Outcome::exit_code` |
-//! | when the record of a run is swept | `records/store.rs`, `KEEP_SILENT` |
+//! | when the record of a run is swept | `records/store.rs`, `SILENT_RECORD_TTL` |
 //! | the fields of a run record, and of a line of history | `records/run_record.rs`, `records/history.rs` |
 //! | what ends a process left over by claude | when: `supervisor/policy.rs`; how it is found and signalled: `supervisor/process_tree.rs` |
 //! | what happens to output that the caller is slow to read | in memory: `supervisor/output/sink.rs`; on disk: `supervisor/output/spool.rs` |

@@ -657,11 +657,11 @@ fn stale_or_foreign_key_is_no_lock() {
 #[test]
 fn endless_output_of_a_helper_costs_no_memory() {
     let env = Env::new();
-    let peak = "sleep 0.5; grep VmHWM /proc/$PPID/status";
+    let peak = "sleep 0.5; grep RssAnon /proc/$PPID/status"; // the pages of an unoptimised program's file are not its own
     let ended = env.start(["--lock-helper", "yes", "sh", "-c", peak]).end();
     assert_eq!(ended.code(), 0, "{ended:?}");
     let peak: u32 = ended.stdout[0].split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number");
-    assert!(peak < 8 * 1024, "{peak} KiB");
+    assert!(peak < 4 * 1024, "{peak} KiB");
 }
 
 #[test]
@@ -671,7 +671,12 @@ fn reason_for_no_lock_is_reported() {
     for (text, message) in [
         ("exec >&-; exec sleep 600", "did not get its lock within 2s; it has closed its stdout without a line"),
         ("printf key; exec sleep 600", "did not get its lock within 2s; it has printed something, but no whole line"),
-        ("kill -STOP $(cut -d \" \" -f 4 /proc/$PPID/stat); echo $PPID >helper.pid; echo key", STAY),
+        // Its thread that reads may be woken by the line before it is stopped.
+        (
+            "read _ _ _ run _ </proc/$PPID/stat; kill -STOP $run; while cat /proc/$run/task/*/stat | grep -qv \") T \"; do :; done; \
+             echo $PPID >helper.pid; echo key",
+            STAY,
+        ),
     ] {
         let helper = format!("sh -c '{text}'");
         let run = env.start(["--wait", "2", "--lock-helper", &helper, "touch", "started"]);

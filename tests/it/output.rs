@@ -142,15 +142,16 @@ fn slow_reader_loses_nothing_and_holds_no_lock() {
     });
     assert!(run.try_wait().expect("a child").is_none(), "it waits for its reader");
     let memory = std::fs::read_to_string(format!("/proc/{}/status", run.id())).expect("status");
+    // Its own pages: those of an unoptimised program's file are no cost of the output.
     let peak = memory
         .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .expect("VmHWM")
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .expect("RssAnon")
         .trim()
         .trim_end_matches(" kB")
         .parse::<usize>()
         .expect("a number");
-    assert!(peak < 24 << 10, "{peak} KiB");
+    assert!(peak < 20 << 10, "{peak} KiB");
     let mut read = Vec::new();
     run.stdout.take().expect("piped").read_to_end(&mut read).expect("read");
     assert!(read == bytes, "{} of {} bytes, or others", read.len(), bytes.len());

@@ -64,3 +64,26 @@ fn every_import_points_down() {
     }
     assert_eq!(up, [""; 0]);
 }
+/// Every file that the map names is there, and every name that follows it in a row of a table stands in that file.
+#[test]
+fn the_map_names_what_is_there() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let map = fs::read_to_string(src.join("lib.rs")).expect("the map");
+    let mut wrong = Vec::new();
+    let rooms = map.split("//! # The tests").next().unwrap_or_default();
+    for row in rooms.lines().filter(|line| line.starts_with("//! | ")) {
+        let mut text = String::new();
+        for word in row.split('`').skip(1).step_by(2) {
+            let is_name = word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':');
+            if word.ends_with(".rs") {
+                text = fs::read_to_string(src.join(word)).unwrap_or_default();
+                if text.is_empty() {
+                    wrong.push(word.to_owned());
+                }
+            } else if is_name && !text.is_empty() && !text.contains(word.rsplit(':').next().unwrap_or_default()) {
+                wrong.push(format!("{word} in {row}"));
+            }
+        }
+    }
+    assert_eq!(wrong, [""; 0]);
+}
