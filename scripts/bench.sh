@@ -350,7 +350,7 @@ json=${json:-$PWD/target/bench.json}
 mkdir -p "$(dirname "$json")"
 if [ -z "$binary" ]; then
   cargo build --release --locked
-  binary=${CARGO_TARGET_DIR:-target}/${release#"$top/target/"}/claude-run
+  binary=${CARGO_TARGET_DIR:-target}/$(rustc -vV | sed -n 's/^host: //p')/release/claude-run
 fi
 
 work=$(mktemp -d)

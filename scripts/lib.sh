@@ -4,6 +4,7 @@
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$top" || exit
 # Where cargo puts what .cargo/config.toml has it build.
+# shellcheck disable=SC2034 # for those that source this
 release=$top/target/$(rustc -vV 2>/dev/null | sed -n 's/^host: //p')/release
 
 say() { printf '\n== %s\n' "$*"; }
