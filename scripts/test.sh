@@ -44,7 +44,7 @@ cargo deny --locked check bans licenses sources
 [ -d target/npm/node_modules/proper-lockfile ] ||
   npm install --prefix target/npm --no-save --no-audit --no-fund --silent proper-lockfile@4.1.2
 say "models"
-# They bring procedural macros in, which the flags of the product (a static binary) do not allow.
+# Without the flags of a static binary, which their dependencies do not need.
 RUSTFLAGS='' CARGO_TARGET_DIR=$top/target/model cargo test --manifest-path tests/model/Cargo.toml --locked --quiet
 say "tests"
 cargo test --locked "$@"

@@ -54,18 +54,27 @@ pub struct Written {
 
 /// Every option, with the value that counts.
 pub fn explain(cli: &Cli, environment: Environment, file: Option<&SettingsFile>) -> Vec<Written> {
-    written(&cli::options(), cli, environment, file)
+    let options = cli::options();
+    let mut written = given(&options, cli, environment, file);
+    let explain = |option: &Arg| {
+        let name = option.get_long().unwrap_or_default();
+        let given = written.iter().position(|written| written.name == name).map(|at| written.swap_remove(at));
+        let default = || Written { name: name.to_owned(), value: help_and_default(option).1.into(), origin: Origin::Default };
+        given.unwrap_or_else(default)
+    };
+    options.get_arguments().map(explain).collect()
 }
 
-fn written(options: &Command, cli: &Cli, environment: Environment, file: Option<&SettingsFile>) -> Vec<Written> {
+/// The options that somebody has given a value.
+fn given(options: &Command, cli: &Cli, environment: Environment, file: Option<&SettingsFile>) -> Vec<Written> {
     // An empty variable counts as unset.
     let read = |name: &str| environment(name).filter(|value| !value.is_empty());
-    let written = |option: &Arg| {
-        let name = option.get_long().unwrap_or_default().to_owned();
-        let flag = || Some((cli.value(&name)?.to_owned(), Origin::Flag));
+    let given = |option: &Arg| {
+        let name = option.get_long().unwrap_or_default();
+        let flag = || Some((cli.value(name)?.to_owned(), Origin::Flag));
         let variable = || variable(option).and_then(|name| Some((read(name)?, Origin::Variable(name.to_owned()))));
         // Variables that were there before claude-run.
-        let older = || match &*name {
+        let older = || match name {
             "lock" => {
                 read(EXTERNAL_LOCK).map(|_| (LockMode::Exclusive.name().into(), Origin::Variable(EXTERNAL_LOCK.to_owned())))
             }
@@ -73,14 +82,13 @@ fn written(options: &Command, cli: &Cli, environment: Environment, file: Option<
             _ => None,
         };
         let in_file = || {
-            let (value, line) = file?.value(&name)?;
+            let (value, line) = file?.value(name)?;
             Some((value.clone(), Origin::File(file?.path.clone(), line)))
         };
-        let default = || (help_and_default(option).1.into(), Origin::Default);
-        let (value, origin) = flag().or_else(variable).or_else(older).or_else(in_file).unwrap_or_else(default);
-        Written { name, value, origin }
+        let (value, origin) = flag().or_else(variable).or_else(older).or_else(in_file)?;
+        Some(Written { name: name.to_owned(), value, origin })
     };
-    options.get_arguments().map(written).collect()
+    options.get_arguments().filter_map(given).collect()
 }
 
 impl From<Stdin> for crate::sys::exec::Stdin {
@@ -99,14 +107,13 @@ impl Settings {
     /// A value means nothing.
     pub fn resolve(cli: Cli, environment: Environment, file: Option<&SettingsFile>) -> Result<Self> {
         let options = cli::options();
-        let written = written(&options, &cli, environment, file);
-        let origin = |name: &str| written.iter().find(|written| written.name == name).map(|written| &written.origin);
-        let words =
-            written.iter().filter(|written| written.origin != Origin::Default).map(|Written { name, value, .. }| {
-                let mut word = OsString::from(format!("--{name}="));
-                word.push(value);
-                word
-            });
+        let given = given(&options, &cli, environment, file);
+        let origin = |name: &str| given.iter().find(|given| given.name == name).map(|given| &given.origin);
+        let words = given.iter().map(|Written { name, value, .. }| {
+            let mut word = OsString::from(format!("--{name}="));
+            word.push(value);
+            word
+        });
         // The variables are among the words.
         let parser = options.mut_args(|option| option.env(None::<&str>));
         let parsed = parser.try_get_matches_from(words).and_then(|matches| Self::from_arg_matches(&matches));
