@@ -51,7 +51,7 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
 }
 
 /// The whole story. `words` are those of the command line, the name we were called by first. It becomes the process'
-/// one supervisor: signal handlers, the subreaper attribute and every child's remains belong to it while it runs.
+/// one supervisor: signal handlers, the subreaper attribute and every zombie child belong to it while it runs.
 ///
 /// # Errors
 /// Whatever keeps it from running the child; `ProgramError` when that is the child's program.

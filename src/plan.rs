@@ -49,7 +49,7 @@ pub struct Plan {
     pub stdin: Stdin,
     /// The session lock, if the run needs it.
     pub lock: Option<LockRequest>,
-    /// What the child's output is captured for.
+    /// Purposes for which the child's output is captured.
     pub output: OutputConfig,
     /// Recorder of the run.
     pub recorder: RunRecorder,

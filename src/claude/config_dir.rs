@@ -62,7 +62,7 @@ impl ConfigDir {
     /// Creates the config dir if it is missing, and warns of faults that claude itself is silent about.
     ///
     /// # Errors
-    /// It is not a directory, or cannot be created.
+    /// The path is no directory, or cannot be created.
     pub fn usable(self) -> Result<Self> {
         let path = self.path.display();
         if self.for_child == ForChild::Unset {

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 pub enum FrameEvent {
     /// A result frame. A run can print several.
     Result {
-        /// Its `is_error`.
+        /// The frame's `is_error`.
         is_error: bool,
     },
     /// The number of open background tasks after a change.

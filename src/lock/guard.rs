@@ -19,7 +19,7 @@ use crate::sys::file_id::FileId;
 pub struct LockGuard {
     /// Holder of another engine's lock; it ends before ours is free, since the next holder of ours asks for that one, too.
     helper: Option<Box<Helper>>,
-    /// None if others hold the lock for us, or it is released.
+    /// The flock; `None` if others hold the lock for us, or after the release.
     flock: Option<FlockGuard>,
     hold: Hold,
     identity: FileId,

@@ -95,7 +95,7 @@ impl Helper {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Its first line on stdout, by which it holds its lock.
+    /// First line on stdout, by which the helper holds its lock.
     pub(super) fn key(&self) -> Option<String> {
         match self.state() {
             HelperState::Starting { .. } => None,

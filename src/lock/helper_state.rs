@@ -17,18 +17,18 @@ use crate::sys::signal;
 /// State of a lock helper.
 #[derive(Clone, Debug)]
 pub(super) enum HelperState {
-    /// It has not printed a line yet; the reason why it may never do so, if there is one.
+    /// No line printed yet; the reason why there may never be one, if known.
     Starting { no_key_reason: Option<&'static str> },
-    /// It has printed its first line on stdout, the key: it holds its lock.
+    /// First line printed on stdout, the key: the helper holds its lock.
     Running { key: String },
-    /// It has ended, with or without having held its lock.
+    /// Ended, with or without having held its lock.
     Ended { key: Option<String>, end: HelperEnd },
 }
 
 /// End of a lock helper.
 #[derive(Clone, Debug)]
 pub(super) enum HelperEnd {
-    /// It has run; its status or signal, and its last line on stderr.
+    /// End of a helper that ran: its status or signal, and its last line on stderr.
     Ended(String),
     /// execve(2) failed.
     NotExecutable(Errno),

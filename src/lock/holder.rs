@@ -51,7 +51,7 @@ impl Holder {
         let lock = queue.lock;
         match queue.owner() {
             Some(pid) if has_flock(pid, lock) => return Some(Self::of_pid(records, pid)),
-            // It changes hands at this moment: whoever was the holder has released it by now.
+            // The lock changes hands at this moment: its last holder has released it by now.
             Some(_) if Queue::look(lock).owner() != queue.owner() => return None,
             None if proc::is_outermost_pid_namespace() => return None,
             _ => {}

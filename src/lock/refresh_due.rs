@@ -1,4 +1,4 @@
-//! Whether a refresh of claude's token is due, by the credentials file, and which of claude's refresh locks is in its way.
+//! Refreshes of claude's token: is one due, by the credentials file, and which of claude's refresh locks is in its way?
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};

@@ -1,7 +1,7 @@
 //! The only writer to stderr and to the log: `messages` takes each message of the process, `format` makes text or JSON of it,
 //! `log_file` appends to the file of `--log`, `live_line` is the line that a waiter rewrites, `stderr` writes.
 //!
-//! It never writes to stdout, which is claude's, never fails a run because stderr is gone, and never waits long for the reader of
+//! Nothing here writes to stdout, which is claude's, fails a run because stderr is gone, or waits long for the reader of
 //! stderr: a watchdog that sleeps in a write watches nothing.
 
 mod format;

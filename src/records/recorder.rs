@@ -29,7 +29,7 @@ use crate::sys::signal;
 #[derive(Debug)]
 pub struct RunRecorder {
     info: RunInfo,
-    /// None without a config dir.
+    /// Store of the records; `None` without a config dir.
     store: Option<RecordStore>,
     began_at: SystemTime,
     began: Instant,
@@ -84,7 +84,7 @@ enum LockPhase {
         key: Option<String>,
         since: Instant,
     },
-    /// None for a lock that the run has not acquired itself.
+    /// `None` for a lock that the run has not acquired itself.
     Released {
         held: Option<Duration>,
     },

@@ -43,7 +43,7 @@ pub struct Census {
 pub(super) struct OwnRecord {
     /// Locked: the flock proves that the run is alive. Closing it after the removal frees an inode, which can take a millisecond.
     _locked: File,
-    /// None once the record is removed or replaced.
+    /// `None` once the record is removed or replaced.
     path: Option<PathBuf>,
 }
 

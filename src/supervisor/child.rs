@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use super::policy::Ending;
 use crate::sys::wait::{self, ChildStatus, Target};
 
-/// What a SIGCHLD says about the child.
+/// Change of the child's state, as a SIGCHLD announces it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// Nothing: it is about another process.

@@ -28,14 +28,14 @@ use crate::run_id::RunId;
 use crate::sys::termios::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, wait};
 
-/// What a supervised run is made of.
+/// Parts of a supervised run.
 #[derive(Debug)]
 pub struct Supervision<'a> {
     /// Program to start.
     pub launch: &'a Launch<'a>,
     /// Limits of the run.
     pub policy: PolicyConfig,
-    /// What its output is captured for.
+    /// Purposes for which its output is captured.
     pub output: &'a OutputConfig,
     /// The session lock, if the run holds it.
     pub lock: Option<LockGuard>,

@@ -29,7 +29,7 @@ pub struct Launch<'a> {
     pub environment: Vec<(OsString, OsString)>,
     /// Source of its stdin.
     pub stdin: Stdin,
-    /// Its signal dispositions.
+    /// Signal dispositions of the program.
     pub signals: &'a InheritedDispositions,
 }
 

@@ -20,7 +20,7 @@ use crate::logging::LogFile;
 use crate::sys::pipe::enlarge;
 use crate::sys::pty::Pty;
 
-/// What the child's output is captured for.
+/// Purposes for which the child's output is captured.
 #[derive(Clone, Debug, Default)]
 pub struct OutputConfig {
     /// Frames on stdout.

@@ -32,7 +32,7 @@ pub struct PolicyConfig {
 /// The child's process group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Group {
-    /// Its own: the terminal signals only us.
+    /// A group of its own: the terminal signals only us.
     Own,
     /// Ours: the terminal signals the child as well.
     Shared,
@@ -66,7 +66,7 @@ pub enum Delivery {
     Failed,
 }
 
-/// What happens to a run.
+/// Event in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
     /// We got a signal.
@@ -96,7 +96,7 @@ pub enum Input {
     Clock,
 }
 
-/// What the supervisor has to do.
+/// Task for the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Signal the child.
