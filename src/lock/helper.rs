@@ -155,10 +155,11 @@ impl Helper {
             });
             let Ok(WaitEnd::Interrupted(signal)) = end else { break };
             if requested_at.is_none_or(|at| at.elapsed() >= DUPLICATE_WINDOW) {
-                request = request.or(Some(signal));
                 if signal != Signal::SIGUSR2 {
                     self.escalate(signal);
                 }
+                // USR2 ends only a wait before the start, and gives way to what ends more.
+                request = request.filter(|request| *request != Signal::SIGUSR2).or(Some(signal));
             }
         }
         wait.events.requeue(others);

@@ -103,8 +103,9 @@ impl<'a> LockWait<'a> {
         loop {
             let events = self.events.wait(wake_at).context("cannot wait for events")?;
             self.recorder.run_due();
-            if let Some(signal) = self.first_termination_signal(&events) {
-                self.events.requeue(events.into_iter().filter(|event| !matches!(event, Event::Signal(..))).collect());
+            if let Some((at, signal)) = self.first_termination_signal(&events) {
+                let is_unread = |(index, event): &(usize, Event)| *index > at || !matches!(event, Event::Signal(..));
+                self.events.requeue(events.into_iter().enumerate().filter(is_unread).map(|(_, event)| event).collect());
                 return Ok(WaitEnd::Interrupted(signal));
             }
             if let Some(value) = condition(self, &events)? {
@@ -122,13 +123,15 @@ impl<'a> LockWait<'a> {
         }
     }
 
-    /// The first signal among `events` that ends the wait. Handles the others.
-    fn first_termination_signal(&self, events: &[Event]) -> Option<Signal> {
-        for event in events {
+    /// The first signal among `events` that ends the wait, and its place. Handles the signals before it.
+    fn first_termination_signal(&self, events: &[Event]) -> Option<(usize, Signal)> {
+        for (at, event) in events.iter().enumerate() {
             let Event::Signal(signal, source) = *event else { continue };
             match signal {
                 _ if self.ignored.contains(signal) => {}
-                Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGUSR2 => return Some(signal),
+                Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGUSR2 => {
+                    return Some((at, signal));
+                }
                 Signal::SIGTSTP => signal::stop_for_job_control(source),
                 Signal::SIGUSR1 => self.log_progress(),
                 _ => {}

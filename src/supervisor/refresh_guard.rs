@@ -56,7 +56,10 @@ impl RefreshGuard {
             Input::Refresh { in_progress } => self.on_refresh(in_progress, now),
             // Limits and graces wait with the signals: they could only send more of them.
             Input::Clock if self.is_deferring() => match self.since {
-                Some(since) if now >= since + MAX_DEFERRAL => self.release(now, Some(Notice::RefreshTooLong)),
+                Some(since) if now >= since + MAX_DEFERRAL => {
+                    self.restart_kill_grace(now);
+                    self.release(Some(Notice::RefreshTooLong))
+                }
                 _ => Vec::new(),
             },
             _ => {
@@ -91,8 +94,11 @@ impl RefreshGuard {
 
     fn on_refresh(&mut self, in_progress: bool, now: Instant) -> Vec<Action> {
         if !in_progress {
-            self.since = None;
-            return self.release(now, None);
+            // A signal that was only checked goes out as if there were no guard: its kill grace has begun.
+            if self.since.take().is_some() {
+                self.restart_kill_grace(now);
+            }
+            return self.release(None);
         }
         if !self.is_deferring() {
             return Vec::new();
@@ -102,17 +108,21 @@ impl RefreshGuard {
                 self.since = Some(now);
                 vec![Action::Log(Notice::SignalDeferred)]
             }
-            Some(since) if now >= since + MAX_DEFERRAL => self.release(now, None), // logged before
+            Some(since) if now >= since + MAX_DEFERRAL => self.release(None), // logged before
             Some(_) => Vec::new(),
         }
     }
 
-    fn release(&mut self, now: Instant, notice: Option<Notice>) -> Vec<Action> {
-        let actions: Vec<_> = notice.map(Action::Log).into_iter().chain(self.deferred.drain(..)).collect();
-        if actions.iter().any(|action| matches!(action, Action::SignalChild(_) | Action::SignalTree(Signal::SIGTERM))) {
+    fn release(&mut self, notice: Option<Notice>) -> Vec<Action> {
+        notice.map(Action::Log).into_iter().chain(self.deferred.drain(..)).collect()
+    }
+
+    /// Counts the kill grace from `now`, at which deferred signals go out.
+    fn restart_kill_grace(&mut self, now: Instant) {
+        let is_term = |action: &Action| matches!(action, Action::SignalChild(_) | Action::SignalTree(Signal::SIGTERM));
+        if self.deferred.iter().any(is_term) {
             self.policy.restart_kill_grace(now);
         }
-        actions
     }
 }
 
@@ -190,6 +200,22 @@ mod tests {
         let mut stopped = Run::new();
         stopped.at(1, Input::Stopped(Signal::SIGSTOP));
         assert_eq!(stopped.signal(2, Signal::SIGTERM), [TERM, Action::SignalChild(Signal::SIGCONT)]);
+    }
+
+    #[test]
+    fn orphans_and_more_requests_do_not_postpone_the_kill() {
+        let mut run = Run::new();
+        run.at(1, Input::Ended(Ending::Exited(0), TreeState::Alive));
+        for second in 2..6 {
+            assert_eq!(run.at(second, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGTERM)]);
+            assert_eq!(run.deadline(), Some(6), "{second}");
+        }
+        assert_eq!(run.at(6, Input::Clock), [KILL_TREE, Action::Log(Notice::KillGraceExpired)]);
+        let mut asked = Run::new();
+        for (second, signal) in [(1, Signal::SIGTERM), (3, Signal::SIGHUP), (5, Signal::SIGQUIT)] {
+            assert_eq!(asked.signal(second, signal), [Action::SignalChild(signal)]);
+            assert_eq!(asked.deadline(), Some(6), "{signal}");
+        }
     }
 
     #[test]

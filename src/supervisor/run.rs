@@ -176,7 +176,10 @@ impl Supervisor {
             if let Some(relay) = &self.relay {
                 self.dispatch(Input::LastOutput(relay.last_output()));
             }
-            // After the events: a child that has ended by itself at the last moment was not ended by a limit.
+            // A child that has ended by itself at the last moment is not ended by a limit.
+            if self.policy.next_deadline().is_some_and(|at| Instant::now() >= at) {
+                self.handle_sigchld();
+            }
             self.dispatch(Input::Clock);
             if let Some(result) = self.policy.result() {
                 return Ok(result);
@@ -220,9 +223,6 @@ impl Supervisor {
 
     fn handle_signal(&mut self, signal: Signal, source: SignalSource) {
         debug!(?signal, ?source, "got a signal");
-        if signal::is_termination_request(signal) || signal == Signal::SIGINT {
-            self.requested_at = Some(Instant::now());
-        }
         // A child that signals its group, which is ours, as claude does for Ctrl-Z, has signalled itself.
         if self.group == Group::Shared && source == SignalSource::Process(self.child.as_raw()) {
             return;
@@ -230,6 +230,9 @@ impl Supervisor {
         // The kernel does not let a key stop an orphaned process group, but our handler gets it.
         if signal == Signal::SIGTSTP && source == SignalSource::Kernel && !signal::has_job_control_shell() {
             return;
+        }
+        if !self.ignored.contains(signal) && (signal::is_termination_request(signal) || signal == Signal::SIGINT) {
+            self.requested_at = Some(Instant::now());
         }
         if signal == Signal::SIGCONT {
             self.handle_sigchld(); // a shell's `fg` has continued the child as well
