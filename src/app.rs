@@ -3,7 +3,6 @@
 use std::env;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
-use std::mem;
 use std::panic;
 use std::path::Path;
 
@@ -15,16 +14,15 @@ use crate::claude::program::{self, ProgramError};
 use crate::config::cli::{Cli, Request};
 use crate::config::file::{self, SettingsFile};
 use crate::config::settings::Settings;
-use crate::events;
-use crate::lock::{self, Acquisition, Claim, LockRequest};
+use crate::events::EventQueue;
+use crate::lock::{self, Acquisition, Claim, LockGuard, LockRequest};
 use crate::logging;
 use crate::ops;
 use crate::outcome::Outcome;
 use crate::plan::{Invocation, Plan};
 use crate::records::RunRecorder;
 use crate::run_id::RunId;
-use crate::supervisor::output::OutputConfig;
-use crate::supervisor::policy::{Group, PolicyConfig};
+use crate::supervisor::policy::Group;
 use crate::supervisor::spawn::Launch;
 use crate::supervisor::{self, Supervision};
 use crate::sys::exec::fill_standard_descriptors;
@@ -50,11 +48,11 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
     }
 }
 
-/// The whole story. `words` are those of the command line, the name we were called by first. It becomes the process'
-/// one supervisor: signal handlers, the subreaper attribute and every zombie child belong to it while it runs.
+/// Runs what `words` ask for: those of the command line, the name we were called by first. While it runs, the process' signal
+/// handlers, its subreaper attribute and all its zombie children belong to it.
 ///
 /// # Errors
-/// Whatever keeps it from running the child; `ProgramError` when that is the child's program.
+/// Anything that keeps it from running the child; `ProgramError` if that is the child's program.
 pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     fill_standard_descriptors().context("cannot open /dev/null")?;
     let inherited = InheritedDispositions::take().context("cannot set signal dispositions")?;
@@ -91,54 +89,49 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     let run = RunId::take();
     let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), run);
     let invocation = Invocation { settings, environment: &environment, signals: &inherited, run };
-    let mut plan = Plan::new(invocation, config_dir, log)?;
-    let variables = mem::take(&mut plan.environment);
-    let launch = Launch { program: &plan.program, environment: variables, stdin: plan.stdin, signals: &inherited };
-    let Some(policy) = plan.policy else { return Err(launch.exec()) };
-    let outcome = supervised(launch, plan.lock.as_ref(), policy, &plan.output, &mut plan.recorder);
-    plan.recorder.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
+    carry_out(Plan::new(invocation, config_dir, log)?, &inherited)
+}
+
+/// Becomes the program where nothing has to be watched; else runs it, and records the outcome.
+fn carry_out(plan: Plan, signals: &InheritedDispositions) -> Result<Outcome> {
+    let Plan { program, environment, stdin, lock, output, mut recorder, policy } = plan;
+    let launch = Launch { program: &program, environment, stdin, signals };
+    let Some(policy) = policy else { return Err(launch.exec()) };
+    let run = Supervision { launch, policy, output: &output, lock: None };
+    let outcome = run_under_lock(run, lock.as_ref(), &mut recorder);
+    recorder.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
     outcome
 }
 
-/// Takes `lock`, and stays until all that `launch` starts has ended.
-fn supervised(
-    mut launch: Launch,
-    lock: Option<&LockRequest>,
-    policy: PolicyConfig,
-    output: &OutputConfig,
-    journal: &mut RunRecorder,
-) -> Result<Outcome> {
-    let mut events = events::EventQueue::open().context("cannot make a pipe")?;
-    // In the terminal's own group, the key that stops stops us as it stops the child: by default.
-    let stop = (policy.group == Group::Own).then_some(Signal::SIGTSTP);
+/// Acquires the lock that `request` is for, then supervises `run` until all that it starts has ended.
+fn run_under_lock(mut run: Supervision, request: Option<&LockRequest>, recorder: &mut RunRecorder) -> Result<Outcome> {
+    let mut events = EventQueue::open().context("cannot make a pipe")?;
+    // In the terminal's group, its stop key stops us as it stops the child: by the default disposition.
+    let stop = (run.policy.group == Group::Own).then_some(Signal::SIGTSTP);
     let handled = FORWARDED.into_iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
     let _handlers = SignalHandlers::install(handled, &events.signal_pipe()).context("cannot install signal handlers")?;
-
-    let mut holding = None;
-    if let Some(lock) = lock {
-        let taken = lock::acquire(lock, journal, &mut events)?;
-        let identity = match taken {
-            Acquisition::Held(lock) => holding.insert(lock).claimed(),
-            Acquisition::InheritedFromCaller(identity) => Some(identity),
+    if let Some(request) = request {
+        let file = match lock::acquire(request, recorder, &mut events)? {
+            Acquisition::Held(guard) => run.lock.insert(guard).claimed(),
+            Acquisition::InheritedFromCaller(file) => Some(file),
             Acquisition::HeldByAncestor(_) | Acquisition::NotNeeded(_) => None,
-            Acquisition::TimedOut => return Ok(Outcome::LockBusy { code: lock.conflict_exit_code }),
+            Acquisition::TimedOut => return Ok(Outcome::LockBusy { code: request.conflict_exit_code }),
             Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal)),
         };
-        match holding.as_ref().map(lock::LockGuard::key) {
-            Some(Some(key)) => launch.set(lock::KEY_VARIABLE, &key),
-            Some(None) => launch.unset(lock::KEY_VARIABLE), // that of a run above is on another lock
+        match run.lock.as_ref().map(LockGuard::key) {
+            Some(Some(key)) => run.launch.set(lock::KEY_VARIABLE, &key),
+            Some(None) => run.launch.unset(lock::KEY_VARIABLE), // that of a run above is on another lock
             None => {}
         }
-        if let Some(identity) = identity {
-            // Other claims on this file are stale now, unless others hold it for us; those on other files are as true as they were.
-            let is_others = holding.as_ref().is_some_and(|holding| holding.descriptor().is_none());
-            let others = lock.above.claims.iter().filter(|claim| claim.identity != identity || is_others).copied();
-            let claims = others.chain([Claim { identity, run: journal.run() }]).map(|claim| claim.to_string());
-            launch.set(Claim::VARIABLE, &claims.collect::<Vec<_>>().join(","));
+        if let Some(file) = file {
+            // If we hold the flock ourselves, no claim from above on this file is true any more.
+            let holds_flock = run.lock.as_ref().is_none_or(|guard| guard.descriptor().is_some());
+            let claims = request.above.claims_with(Claim { identity: file, run: recorder.run() }, holds_flock);
+            run.launch.set(Claim::VARIABLE, &claims);
         }
     }
-    launch.set(RunId::VARIABLE, &journal.run().to_string());
-    supervisor::supervise(Supervision { launch: &launch, policy, output, lock: holding }, journal, &mut events)
+    run.launch.set(RunId::VARIABLE, &recorder.run().to_string());
+    supervisor::supervise(run, recorder, &mut events)
 }
 
 /// Takes `words` apart. Under the name `claude`, all of them are claude's.

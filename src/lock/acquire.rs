@@ -32,7 +32,7 @@ pub fn acquire(request: &LockRequest, recorder: &mut RunRecorder, events: &mut E
     let mut acquisition = acquire_session_lock(file, request, &mut wait)?;
     if let Some(command) = &request.helper {
         // An ancestor or caller that holds the session lock may have its own lock helper, or none.
-        let is_helped = |on| request.above.is_helped(on, wait.recorder.directory());
+        let is_helped = |on| request.above.is_helped(on, wait.recorder.store());
         let guard = match &acquisition {
             Acquisition::HeldByAncestor(on) if !is_helped(*on) => Some(LockGuard::held_by_other(Hold::RunAbove, *on)),
             Acquisition::InheritedFromCaller(on) if !is_helped(*on) => Some(LockGuard::held_by_other(Hold::Caller, *on)),
@@ -87,7 +87,7 @@ fn acquire_session_lock(file: LockFile, request: &LockRequest, wait: &mut LockWa
 
 fn held_for_us(file: &LockFile, request: &LockRequest, wait: &LockWait) -> Option<Acquisition> {
     let identity = file.identity();
-    if request.above.holds(identity, wait.recorder.directory()) {
+    if request.above.holds(identity, wait.recorder.store()) {
         return Some(Acquisition::HeldByAncestor(identity));
     }
     if claims::is_held_by_a_descriptor_of("self", identity) {

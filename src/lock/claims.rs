@@ -29,7 +29,7 @@ pub struct Claim {
 #[derive(Debug, Default)]
 pub struct AncestorRuns {
     /// Locks that they hold, or held.
-    pub claims: Vec<Claim>,
+    claims: Vec<Claim>,
     /// Their ids, the outermost first.
     pub runs: Vec<String>,
     /// True if one has, or had, the lock of a lock helper.
@@ -69,6 +69,12 @@ impl AncestorRuns {
         }
         // Without records, the claim of a run that lives has to do.
         self.has_key && self.claims.iter().any(|claim| claim.identity == identity && claim.run.is_above_us())
+    }
+
+    /// Value of [`Claim::VARIABLE`] for a child: `own`, and the claims from above, less those on the same file if they are `outdated`.
+    pub fn claims_with(&self, own: Claim, outdated: bool) -> String {
+        let others = self.claims.iter().filter(|claim| claim.identity != own.identity || !outdated);
+        others.chain([&own]).map(Claim::to_string).collect::<Vec<_>>().join(",")
     }
 
     /// True if the key in our environment is out of date: none of them has a lock helper, as far as can be found out.

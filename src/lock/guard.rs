@@ -114,7 +114,7 @@ impl LockGuard {
     }
 
     /// File whose change may mean that the [refresh is done](Self::refresh_done), if the lock is held for one.
-    pub fn file(&self) -> Option<PathBuf> {
+    pub fn token_file(&self) -> Option<PathBuf> {
         self.refresh.as_ref().map(|(config_dir, _)| Login::path(config_dir))
     }
 

@@ -33,7 +33,7 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
         Wait::Forever => None,
     };
     wait.begin(Target::SessionLock(request.path.clone(), wanted), limit);
-    wait.recorder.waits();
+    wait.recorder.on_wait_started();
     // Before we look for the holder: no later waiter is to be served first because of that.
     let mut thread = FlockThread::start(file, wait.events.sender())?;
     wait.next_progress_at = Some(wait.started);
@@ -57,7 +57,7 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
         }
         if wait.recheck_at.is_some_and(|at| Instant::now() >= at) {
             checks += 1;
-            if request.above.holds(wanted, wait.recorder.directory()) {
+            if request.above.holds(wanted, wait.recorder.store()) {
                 return Ok(Some(Acquisition::HeldByAncestor(wanted)));
             }
         }

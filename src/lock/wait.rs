@@ -166,7 +166,7 @@ impl<'a> LockWait<'a> {
             Target::SessionLock(path, _) => format!(" {}", path.display()),
             _ => String::new(),
         };
-        let records = self.recorder.directory();
+        let records = self.recorder.store();
         let holder = match self.target {
             Target::SessionLock(_, file) if records.is_some_and(|records| records.count() > CROWD) => {
                 Holder::find_at_a_glance(records, file, 1).map(|holder| holder.to_string())
@@ -183,7 +183,7 @@ impl<'a> LockWait<'a> {
         let mut holder = self.holder().map(|holder| format!("; held by {holder}"));
         let mut place = None;
         if let Target::SessionLock(path, _) = &self.target {
-            let (records, run) = (self.recorder.directory(), self.recorder.run().to_string());
+            let (records, run) = (self.recorder.store(), self.recorder.run().to_string());
             place = records.and_then(|records| place_of(&run, records)).map(|(place, of)| format!("; place {place} of {of}"));
             holder = holder.or_else(|| Some(format!("; {}", path.display())));
         }
@@ -193,7 +193,7 @@ impl<'a> LockWait<'a> {
     }
 
     fn holder(&self) -> Option<String> {
-        let records = self.recorder.directory();
+        let records = self.recorder.store();
         match self.target {
             Target::SessionLock(_, file) => Holder::find(records, file).map(|holder| holder.to_string()),
             // Where hosts share their records, but not their locks, that run may be gone by now.

@@ -132,12 +132,12 @@ impl RunRecorder {
     }
 
     /// Store of all run records.
-    pub fn directory(&self) -> Option<&RecordStore> {
+    pub fn store(&self) -> Option<&RecordStore> {
         self.store.as_ref()
     }
 
     /// Publishes that the run is about to wait for the lock.
-    pub fn waits(&mut self) {
+    pub fn on_wait_started(&mut self) {
         self.publish();
     }
 

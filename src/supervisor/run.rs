@@ -32,7 +32,7 @@ use crate::sys::{signal, signal_pipe, wait};
 #[derive(Debug)]
 pub struct Supervision<'a> {
     /// Program to start.
-    pub launch: &'a Launch<'a>,
+    pub launch: Launch<'a>,
     /// Limits of the run.
     pub policy: PolicyConfig,
     /// Purposes for which its output is captured.
@@ -271,7 +271,7 @@ impl Supervisor {
     }
 
     fn files_to_watch(&self) -> Vec<PathBuf> {
-        let mut files: Vec<_> = self.lock.as_ref().and_then(LockGuard::file).into_iter().collect();
+        let mut files: Vec<_> = self.lock.as_ref().and_then(LockGuard::token_file).into_iter().collect();
         if let Some(config_dir) = self.config_dir.as_ref().filter(|_| self.policy.is_deferring()) {
             files.extend(RefreshLock::of(config_dir).map(|lock| lock.path));
         }
