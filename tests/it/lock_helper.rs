@@ -298,8 +298,8 @@ fn helper_that_ignores_term_or_is_stopped_ends() {
     assert!(started.elapsed() >= Duration::from_millis(300) && !is_alive(helper_pid(&env)));
     fs::remove_file(env.path("helper.pid")).expect("a file");
     let telling = helper(&env, REPORTING);
-    let mut run = env.start(["--kill-after", "0", "--lock-helper", telling, "sh", "-c", "echo in; read line <fifo"]);
     mkfifo(&env.path("fifo"), Mode::S_IRWXU).expect("a FIFO");
+    let mut run = env.start(["--kill-after", "0", "--lock-helper", telling, "sh", "-c", "echo in; read line <fifo"]);
     run.expect_line("in");
     let pid = helper_pid(&env);
     kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("it lives");
