@@ -92,14 +92,15 @@ claude_run_in_subshell() {
   fi
 
   # With a mistake in its settings file it prints no settings here, and says so below.
-  _cr_options=(--stdin null) _cr_lock='' _cr_limit=${CLAUDE_TIMEOUT:-2h}
+  _cr_options=(--stdin null) _cr_lock='' _cr_redact=default _cr_limit=${CLAUDE_TIMEOUT:-2h}
   while read -r _cr_key _cr_value _cr_origin _; do
     case $_cr_key in
       lock) _cr_lock=$_cr_origin ;;
       timeout) _cr_limit=${_cr_value%;} ;;
-      redact) [ "$_cr_origin" != default ] || _cr_options+=(--redact all) ;;
+      redact) _cr_redact=$_cr_origin ;;
     esac
   done < <("$_cr_program" settings 2>/dev/null)
+  [ "$_cr_redact" != default ] || _cr_options+=(--redact all)
   if [ -n "${CLAUDE_EXTERNAL_LOCK:-}" ]; then
     _cr_options+=(--lock exclusive)
   elif [ "$_cr_lock" = default ] && [ -z "${CLAUDE_RUN_LOCK_FILE:-}" ]; then

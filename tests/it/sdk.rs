@@ -267,3 +267,14 @@ fn another_version_of_claude_run_is_said() {
         assert!(machine.log().contains(&expected), "{}", machine.log());
     }
 }
+
+/// What cannot be asked is not taken for "show everything".
+#[test]
+fn output_is_masked_where_settings_cannot_be_listed() {
+    for machine in machines() {
+        let mute = format!("#!/bin/sh\n[ \"$1\" != settings ] || exit 1\nexec '{}' \"$@\"\n", binary().display());
+        let mute = machine.env.script("mute", &mute);
+        let ended = machine.run(&format!("CLAUDE_RUN='{}'; {}", mute.display(), call("say GH_TOKEN=abc; exit 4")));
+        assert_eq!(ended.stdout, ["rc 4", "GH_TOKEN=***"], "{ended:?}\n{}", machine.log());
+    }
+}
