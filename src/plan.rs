@@ -16,14 +16,13 @@ use crate::claude::credentials::Login;
 use crate::claude::frames;
 use crate::claude::program::{Program, ProgramError};
 use crate::config::cli::similar_operation;
-use crate::config::settings::{DurationSetting, Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings};
+use crate::config::settings::{DurationSetting, Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Stdin};
 use crate::lock::{self, AncestorRuns, HelperCommand, LockRequest, Refreshes};
 use crate::logging::LogFile;
 use crate::records::{RecordStore, RunInfo, RunRecorder};
 use crate::run_id::RunId;
 use crate::supervisor::output::OutputConfig;
 use crate::supervisor::policy::{Group, PolicyConfig};
-use crate::sys::exec::Stdin;
 use crate::sys::signal::InheritedDispositions;
 
 /// An invocation that runs a program.
@@ -85,7 +84,7 @@ impl Plan {
             environment.retain(|(name, _)| name != lock::KEY_VARIABLE);
         }
         let lock = if wants_lock { lock_request(&invocation, config_dir.as_ref(), &program, ancestors) } else { None };
-        let terminal = Terminal::of(settings.stdin.into());
+        let terminal = Terminal::of(settings.stdin);
         let policy = policy_config(settings, terminal, invocation.signals.ignored);
         let output = if is_bare { OutputConfig::default() } else { output_config(settings, &program, &policy, log)? };
         let record_file = settings.record.clone().filter(|_| !is_bare);
@@ -101,7 +100,7 @@ impl Plan {
             record_file,
         });
         let policy = (!is_bare && is_needed).then_some(policy);
-        Ok(Self { program, environment, stdin: settings.stdin.into(), lock, output, recorder, policy })
+        Ok(Self { program, environment, stdin: settings.stdin, lock, output, recorder, policy })
     }
 }
 

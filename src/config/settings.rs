@@ -91,15 +91,6 @@ fn given(options: &Command, cli: &Cli, environment: Environment, file: Option<&S
     options.get_arguments().filter_map(given).collect()
 }
 
-impl From<Stdin> for crate::sys::exec::Stdin {
-    fn from(stdin: Stdin) -> Self {
-        match stdin {
-            Stdin::Inherit => Self::Inherit,
-            Stdin::Null => Self::Null,
-        }
-    }
-}
-
 impl Settings {
     /// Resolves what was typed against `environment` and `file`.
     ///

@@ -21,7 +21,7 @@ use crate::claude::program::{Program, ProgramError};
 use crate::config::settings::after;
 use crate::events::{Event, EventQueue, EventSender};
 use crate::records::RunRecorder;
-use crate::sys::exec::{Exec, Stdin};
+use crate::sys::exec::{Exec, NULL};
 use crate::sys::signal::{self, DUPLICATE_WINDOW, InheritedDispositions};
 
 /// Command of a lock helper.
@@ -68,7 +68,7 @@ impl Helper {
         let words: Vec<_> = command.words.iter().map(Into::into).collect();
         let program = Program::find(&words, None).context(FAILED)?;
         let environment: Vec<_> = env::vars_os().collect();
-        let exec = Exec::new(&program.path, &program.argv, &environment, Stdin::Null).context(FAILED)?;
+        let exec = Exec::new(&program.path, &program.argv, &environment, Some(NULL)).context(FAILED)?;
         let (monitor, pipes) = HelperMonitor::start(&exec, &command.signals, command.kill_grace).context(FAILED)?;
         let state = Arc::<Mutex<HelperState>>::default();
         let (name, shared, (alive, end)) = (command.words[0].clone(), Arc::clone(&state), mpsc::sync_channel::<()>(0));

@@ -17,7 +17,8 @@ use tracing::warn;
 
 use super::policy::Group;
 use crate::claude::program::Program;
-use crate::sys::exec::{Exec, Stdin, child_stack, clone, dup_onto};
+use crate::config::settings::Stdin;
+use crate::sys::exec::{Exec, NULL, child_stack, clone, dup_onto};
 use crate::sys::signal::InheritedDispositions;
 
 /// A program with its environment.
@@ -103,7 +104,8 @@ impl Launch<'_> {
     }
 
     fn prepare(&self) -> Result<Exec> {
-        Exec::new(&self.program.path, &self.program.argv, &self.environment, self.stdin)
+        let stdin = (self.stdin == Stdin::Null).then_some(NULL);
+        Exec::new(&self.program.path, &self.program.argv, &self.environment, stdin)
     }
 
     /// Runs in the child, up to the exec: only async-signal-safe calls. Returns only errors.

@@ -13,14 +13,8 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-/// Source of a program's stdin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stdin {
-    /// Our own stdin.
-    Inherit,
-    /// /dev/null.
-    Null,
-}
+/// File that is empty to whoever reads it.
+pub(crate) const NULL: &str = "/dev/null";
 
 /// Prepared arguments of an execve(2).
 #[derive(Debug)]
@@ -30,27 +24,30 @@ pub(crate) struct Exec {
     _words: Vec<CString>,
     argv: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
-    null: Option<File>,
+    stdin: Option<File>,
 }
 
 impl Exec {
     /// Prepares `path` with `argv`, whose first word is the name it is called by, and the whole `environment`.
-    pub(crate) fn new(path: &Path, argv: &[OsString], environment: &[(OsString, OsString)], stdin: Stdin) -> Result<Self> {
+    pub(crate) fn new(
+        path: &Path,
+        argv: &[OsString],
+        environment: &[(OsString, OsString)],
+        stdin: Option<&str>,
+    ) -> Result<Self> {
         let path = c_string(path.as_os_str().as_bytes())?;
         let variables = environment.iter().map(|(name, value)| c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
         let words: Vec<_> = argv.iter().map(|word| c_string(word.as_bytes())).chain(variables).collect::<Result<_>>()?;
         let (argv, environment) = words.split_at(argv.len());
-        let null = match stdin {
-            Stdin::Inherit => None,
-            Stdin::Null => Some(File::open("/dev/null").context("cannot open /dev/null for stdin")?),
-        };
-        Ok(Self { path, argv: pointers(argv), environment: pointers(environment), _words: words, null })
+        let open = |path| File::open(path).with_context(|| format!("cannot open {path} for stdin"));
+        let stdin = stdin.map(open).transpose()?;
+        Ok(Self { path, argv: pointers(argv), environment: pointers(environment), _words: words, stdin })
     }
 
     /// Executes the program; returns only if that fails. Async-signal-safe.
     pub(crate) fn run(&self) -> Errno {
-        if let Some(null) = &self.null
-            && let Err(error) = dup_onto(null.as_fd(), libc::STDIN_FILENO)
+        if let Some(stdin) = &self.stdin
+            && let Err(error) = dup_onto(stdin.as_fd(), libc::STDIN_FILENO)
         {
             return error;
         }
@@ -99,7 +96,7 @@ pub fn fill_standard_descriptors() -> io::Result<()> {
         // SAFETY: F_GETFD only queries, and `number` need not be open.
         if unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
             // open(2) takes the lowest free number, which is this one.
-            let _ = File::options().read(true).write(true).open("/dev/null")?.into_raw_fd();
+            let _ = File::options().read(true).write(true).open(NULL)?.into_raw_fd();
         }
     }
     Ok(())

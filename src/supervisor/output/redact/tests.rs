@@ -216,6 +216,11 @@ fn random(seed: u64) -> impl FnMut(usize) -> usize {
     }
 }
 
+/// Up to 13 of `parts`, in any order.
+fn mixture(parts: &[&str], random: &mut impl FnMut(usize) -> usize) -> String {
+    (0..random(14)).map(|_| parts[random(parts.len())]).collect()
+}
+
 /// Streams made of the parts that matter, in any order, cut anywhere.
 #[test]
 fn split_reads_mask_alike_in_mixtures() {
@@ -254,7 +259,7 @@ fn split_reads_mask_alike_in_mixtures() {
     ];
     let mut random = random(1);
     for _ in 0..20_000 {
-        let text: String = (0..random(14)).map(|_| parts[random(parts.len())]).collect();
+        let text = mixture(&parts, &mut random);
         let mut pieces = Vec::new();
         let mut rest = text.as_bytes();
         while !rest.is_empty() {
@@ -291,7 +296,7 @@ fn json_stays_json() {
     ];
     let mut random = random(7);
     for _ in 0..15_000 {
-        let text: String = (0..random(14)).map(|_| parts[random(parts.len())]).collect();
+        let text = mixture(&parts, &mut random);
         let once = serde_json::json!({ "GITHUB_TOKEN": &text, "a": [1, &text], "z": null }).to_string();
         let twice = serde_json::json!([{ "t": &once }]).to_string();
         for line in [once, twice] {
