@@ -77,7 +77,12 @@ impl Injector {
 
     /// Ends all faults that are still there.
     pub(crate) fn repair(&mut self, fleet: &mut Fleet) -> Result<()> {
-        self.undo(fleet, |_| true)
+        self.undo(fleet, |_| true)?;
+        // Last, and not optional: a login that was cut while the disk was full could not be restored before there was room.
+        self.board.note_time("login");
+        self.board.save_credentials(&self.config_dir, now_ms() + 400_000)?;
+        self.board.note_time("login");
+        Ok(())
     }
 
     pub(crate) fn told(&self) -> String {

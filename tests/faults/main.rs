@@ -55,7 +55,7 @@ fn main() -> Result<ExitCode> {
 }
 
 fn asked(words: &[String]) -> Result<Asked> {
-    let mut asked = Asked { seconds: 60, agents: 200, seed: u64::from(std::process::id()), claude_run: PathBuf::new() };
+    let mut asked = Asked { seconds: 60, agents: 200, seed: fastrand::u64(..), claude_run: PathBuf::new() };
     for pair in words.chunks(2) {
         let [option, value] = pair else { bail!("{} needs a value", pair[0]) };
         match option.as_str() {
