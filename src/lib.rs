@@ -1,5 +1,5 @@
 //! claude-run runs Claude Code under one session lock and a watchdog that leaves nothing behind. This page is the map of its code:
-//! the README has the promises to users, the map says where each of them is kept.
+//! the README and the [`guide`] have the promises to users, the map says where each of them is kept.
 //!
 //! # One run, step by step
 //!
@@ -61,7 +61,7 @@
 //!    |     +-------------------------------------------+
 //!    |     | config                                    |
 //!    |     +-------------------------------------------+
-//!    |     | run_id      | sys         | outcome       |
+//!    |     | run_id  | sys     | outcome   | guide     |
 //!    v     +-------------------------------------------+
 //! ```
 //!
@@ -80,6 +80,7 @@
 //! | `run_id` | names a run |
 //! | `sys` | calls Linux, and knows nothing of claude: processes, signals, files, mounts, pipes, terminals |
 //! | `outcome` | lists the ways in which a run ends, each with its exit code |
+//! | `guide` | has the chapters of the guide for users |
 //!
 //! `plan` stands above `supervisor` and `lock`, since it makes their `PolicyConfig`, `Watch` and `LockRequest` of the settings, which
 //! they never read. `claude` stands below them: they ask it what a frame or a refresh lock means, and never look into one.
@@ -133,6 +134,7 @@ pub mod app;
 pub mod claude;
 pub mod config;
 pub mod events;
+pub mod guide;
 pub mod lock;
 pub mod logging;
 pub mod ops;
