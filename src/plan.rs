@@ -95,7 +95,7 @@ impl Plan {
             label: settings.label.clone(),
             program: program.path.clone(),
             lock_mode: settings.lock_mode,
-            config_dir: config_dir.map(|config_dir| config_dir.path),
+            records,
             lock_file: lock.as_ref().map(|lock| lock.path.clone()),
             record_file,
         });
