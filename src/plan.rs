@@ -95,7 +95,7 @@ impl Plan {
             label: settings.label.clone(),
             program: program.path.clone(),
             lock_mode: settings.lock_mode,
-            config_dir: config_dir.map(|config_dir| config_dir.path),
+            records,
             lock_file: lock.as_ref().map(|lock| lock.path.clone()),
             record_file,
         });
@@ -109,12 +109,11 @@ fn child_environment(ancestors: &AncestorRuns, run: RunId, config_dir: Option<&C
     let mut environment: Vec<_> = env::vars_os().filter(|(name, _)| name != RunId::LINEAGE).collect();
     let lineage = [ancestors.runs.as_slice(), &[run.to_string()]].concat().join(",");
     environment.push((RunId::LINEAGE.into(), lineage.into()));
-    let for_child = config_dir.map_or(&ForChild::AsItIs, |config_dir| &config_dir.for_child);
-    if *for_child != ForChild::AsItIs {
+    if let Some(ConfigDir { path, for_child: for_child @ (ForChild::Set | ForChild::Unset) }) = config_dir {
         environment.retain(|(name, _)| name != config_dir::VARIABLE);
-    }
-    if let ForChild::Set(path) = for_child {
-        environment.push((config_dir::VARIABLE.into(), path.clone()));
+        if *for_child == ForChild::Set {
+            environment.push((config_dir::VARIABLE.into(), path.into()));
+        }
     }
     environment
 }

@@ -33,7 +33,7 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
         Wait::Forever => None,
     };
     wait.begin(Target::SessionLock(request.path.clone(), wanted), limit);
-    wait.recorder.on_wait_started();
+    wait.recorder.publish(); // the wait begins
     // Before we look for the holder: no later waiter is to be served first because of that.
     let mut thread = FlockThread::start(file, wait.events.sender())?;
     wait.next_progress_at = Some(wait.started);

@@ -27,7 +27,7 @@ pub(super) fn wait_for_refresh_locks(
     if !matches!(refreshes.settled_state(), RefreshState::Due(_)) {
         return Ok(None);
     }
-    wait.recorder.on_wait_started();
+    wait.recorder.publish(); // the wait begins
     wait.started = Instant::now();
     wait.begin(Target::RefreshLocks, Some(MAX_WAIT));
     let locks = RefreshLock::of(&refreshes.config_dir).map(|lock| lock.path);

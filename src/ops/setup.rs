@@ -149,7 +149,7 @@ fn keep_others_out(context: &Context, paths: &SetupPaths) -> Result<Admission> {
         label: None,
         program: "claude-run setup".into(),
         lock_mode: LockMode::Exclusive,
-        config_dir: None,
+        records: None,
         lock_file: None,
         record_file: None,
     });

@@ -3,7 +3,7 @@
 
 mod messages;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result};
@@ -140,7 +140,7 @@ impl Supervisor {
             tree,
             policy: RefreshGuard::new(Policy::new(config, started)),
             lock,
-            config_dir: recorder.config_dir().map(Path::to_owned),
+            config_dir: recorder.store().map(|records| records.config_dir().to_owned()),
             watched_files: Vec::new(),
             requested_at: None,
             relay: None,

@@ -18,7 +18,7 @@ pub(super) fn check_login(context: &Context, config_dir: &Path, check: &mut Chec
     let auth = Auth::of(context.environment, config_dir, &[], &login);
     let file = Login::path(config_dir);
     let shown = file.display();
-    let by = format!("claude goes by: {}", auth.describe());
+    let by = format!("claude goes by: {}", auth.description);
     let expires = match &login {
         Login::None if auth.is_no_login() => return check.pass(format!("{by}; there is no login in {shown}")),
         Login::None => {
