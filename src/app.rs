@@ -1,6 +1,5 @@
 //! One invocation from its words to its exit code: what was asked for, then an operation, or one supervised run.
 
-use std::env;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::panic;
@@ -15,15 +14,14 @@ use crate::config::cli::{Cli, Request};
 use crate::config::file::{self, SettingsFile};
 use crate::config::settings::Settings;
 use crate::events::EventQueue;
-use crate::lock::{self, Acquisition, Claim, LockGuard, LockRequest};
+use crate::lock::{self, Acquisition, Claim, LockRequest};
 use crate::logging;
 use crate::ops;
 use crate::outcome::Outcome;
-use crate::plan::{Invocation, Plan};
+use crate::plan::{ENVIRONMENT, Plan};
 use crate::records::RunRecorder;
 use crate::run_id::RunId;
 use crate::supervisor::policy::Group;
-use crate::supervisor::spawn::Launch;
 use crate::supervisor::{self, Supervision};
 use crate::sys::exec::fill_standard_descriptors;
 use crate::sys::signal::{FORWARDED, InheritedDispositions};
@@ -71,8 +69,7 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
             return Ok(Outcome::Failed);
         }
     };
-    let environment = |name: &str| env::var_os(name);
-    let config_dir = ConfigDir::resolve(cli.value("config-dir").map(Path::new), &environment);
+    let config_dir = ConfigDir::resolve(cli.value("config-dir").map(Path::new), ENVIRONMENT);
     // Without a config dir there is no file in it; whether one is needed is settled later.
     let file = config_dir.as_ref().ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
     let file = file.transpose().map(Option::flatten);
@@ -81,23 +78,16 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
             Err(error) if operation.tolerates_broken_file() => (None, Some(format!("{error:#}"))),
             file => (file?, None),
         };
-        let context = ops::Context { cli, environment: &environment, file, file_error, config_dir };
+        let context = ops::Context { cli, environment: ENVIRONMENT, file, file_error, config_dir };
         return ops::run(&operation, context, &mut anstream::stdout());
     }
-    let file = file?;
-    let settings = Settings::resolve(cli, &environment, file.as_ref())?;
-    let run = RunId::take();
-    let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), run);
-    let invocation = Invocation { settings, environment: &environment, signals: &inherited, run };
-    carry_out(Plan::new(invocation, config_dir, log)?, &inherited)
-}
-
-/// Becomes the program where nothing has to be watched; else runs it, and records the outcome.
-fn carry_out(plan: Plan, signals: &InheritedDispositions) -> Result<Outcome> {
-    let Plan { program, environment, stdin, lock, output, mut recorder, policy } = plan;
-    let launch = Launch { program: &program, environment, stdin, signals };
-    let Some(policy) = policy else { return Err(launch.exec()) };
-    let run = Supervision { launch, policy, output: &output, lock: None };
+    let settings = Settings::resolve(cli, ENVIRONMENT, file?.as_ref())?;
+    let id = RunId::take();
+    let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), id);
+    let Plan { run, lock, mut recorder, supervises } = Plan::new(settings, inherited, id, config_dir, log)?;
+    if !supervises {
+        return Err(run.launch.exec());
+    }
     let outcome = run_under_lock(run, lock.as_ref(), &mut recorder);
     recorder.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
     outcome
@@ -118,29 +108,25 @@ fn run_under_lock(mut run: Supervision, request: Option<&LockRequest>, recorder:
             Acquisition::TimedOut => return Ok(Outcome::LockBusy { code: request.conflict_exit_code }),
             Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal)),
         };
-        match run.lock.as_ref().map(LockGuard::key) {
-            Some(Some(key)) => run.launch.set(lock::KEY_VARIABLE, &key),
-            Some(None) => run.launch.unset(lock::KEY_VARIABLE), // that of a run above is on another lock
-            None => {}
+        if let Some(guard) = &run.lock {
+            run.launch.set(lock::KEY_VARIABLE, guard.key().map(Into::into)); // that of a run above is on another lock
         }
         if let Some(file) = file {
             // If we hold the flock ourselves, no claim from above on this file is true any more.
             let holds_flock = run.lock.as_ref().is_none_or(|guard| guard.descriptor().is_some());
             let claims = request.above.claims_with(Claim { identity: file, run: recorder.run() }, holds_flock);
-            run.launch.set(Claim::VARIABLE, &claims);
+            run.launch.set(Claim::VARIABLE, Some(claims.into()));
         }
     }
-    run.launch.set(RunId::VARIABLE, &recorder.run().to_string());
+    run.launch.set(RunId::VARIABLE, Some(recorder.run().to_string().into()));
     supervisor::supervise(run, recorder, &mut events)
 }
 
 /// Takes `words` apart. Under the name `claude`, all of them are claude's.
-fn parse(words: Vec<OsString>) -> Request {
-    match words.split_first() {
-        Some((called_as, arguments)) if program::is_shim(called_as) => {
-            let command = std::iter::once(OsString::from(program::NAME)).chain(arguments.iter().cloned()).collect();
-            Request::Run(Cli::without_options(command))
-        }
-        _ => Cli::parse(words),
+fn parse(mut words: Vec<OsString>) -> Request {
+    if !words.first().is_some_and(|name| program::is_shim(name)) {
+        return Cli::parse(words);
     }
+    words[0] = program::NAME.into();
+    Request::Run(Cli::without_options(words))
 }

@@ -70,7 +70,7 @@
 //! | `app` | dispatches: an operator command, or one supervised run |
 //! | `plan` | turns settings into a `Plan`: program, environment, `LockRequest`, `PolicyConfig`, `Watch` |
 //! | `ops` | prints what operators ask for: `status`, `mode`, `settings`, `report`, `doctor`, `setup`, `events`, man page, completions |
-//! | `supervisor` | owns the child: `run` (the loop), `policy` (the decisions), `refresh_guard`, `spawn`, `process_tree`, `output/` (`capture`, `relay`, `sink`, `spool`, `line_logger`, `redact`) |
+//! | `supervisor` | owns the child: `run` (the loop), `policy` (the decisions), `spawn`, `process_tree`, `output/` (`capture`, `relay`, `sink`, `spool`, `line_logger`, `redact`) |
 //! | `lock` | acquires and releases: `file` (the flock), `holder` and `claims` (who holds it), `refresh_due`, `helper`, `wait` (the one wait), `guard`, `acquire` (the story) |
 //! | `records` | keeps a record of each live run and a history of the others: `run_record`, `store`, `recorder`, `history` |
 //! | `events` | queues signals, frames, ends of threads and changes of files |
@@ -96,10 +96,10 @@
 //! | the text a waiter sees | the sentences: `lock/wait.rs`; the name of the holder: `lock/holder.rs`; the line on a terminal: `logging/live_line.rs` |
 //! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one field; a new type of value: `config/values.rs` |
 //! | an operator command | `config/subcommands.rs` for its words, `ops/` for what it does |
-//! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `Terminal` |
+//! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `policy_config` |
 //! | what is masked | `supervisor/output/redact.rs` |
 //! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::on` |
-//! | how long a refresh of claude's is spared our signals | `supervisor/refresh_guard.rs`, `MAX_DEFERRAL` |
+//! | how long a refresh of claude's is spared our signals | `supervisor/policy/refresh_guard.rs`, `MAX_DEFERRAL` |
 //! | how long a start waits for claude's refresh locks | `lock/refresh_wait.rs`, `MAX_WAIT` |
 //! | when a refresh lock of claude's counts as stale | `claude/refresh_locks.rs`, `STALE_AFTER` and `NEWER_STALE_AFTER` |
 //! | when a refresh of the token is due | `lock/refresh_due.rs`; the expiry is read in `claude/credentials.rs` |
@@ -139,7 +139,7 @@ pub mod lock;
 pub mod logging;
 pub mod ops;
 pub mod outcome;
-pub mod plan;
+mod plan;
 pub mod records;
 pub mod run_id;
 pub mod supervisor;

@@ -9,11 +9,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid};
 use tracing::debug;
 
-use super::policy::{Delivery, Group, TreeState};
+use super::policy::{Delivery, Group, Input, TreeState};
+use crate::outcome::Outcome;
 use crate::run_id::RunId;
 use crate::sys::pidfd::pidfd_signal;
 use crate::sys::proc::{self, Stat};
-use crate::sys::wait;
+use crate::sys::wait::{self, ChildStatus, Target};
 
 /// Descendants of this process that belong to a run.
 #[derive(Debug)]
@@ -31,7 +32,6 @@ pub(super) struct ProcessTree {
 type Process = (i32, u64);
 
 impl ProcessTree {
-    /// Tree of a run whose child is not started yet.
     pub(super) fn before_start(run: RunId, monitor: Option<Pid>) -> Self {
         let mut tree = Self { run, monitor, preexisting: HashSet::new(), terminated: HashSet::new() };
         if wait::has_children(libc::WEXITED) && proc::is_of_our_pid_namespace() {
@@ -64,14 +64,9 @@ impl ProcessTree {
                     continue;
                 }
             }
-            match pidfd_signal(member, signal) {
-                Ok(()) => debug!(pid = member.pid, %signal, "signalled a descendant"),
-                Err(Errno::ESRCH) => {}
-                Err(error) => {
-                    refused += 1;
-                    debug!(pid = member.pid, %signal, %error, "cannot signal a descendant");
-                }
-            }
+            let result = pidfd_signal(member, signal);
+            debug!(pid = member.pid, %signal, ?result, "signalled a descendant");
+            refused += usize::from(!matches!(result, Ok(()) | Err(Errno::ESRCH)));
         }
         match refused {
             _ if self.state() == TreeState::Empty => Delivery::Complete,
@@ -120,23 +115,44 @@ impl ProcessTree {
                 .map_or(true, |environment| environment.is_empty() || self.run.is_above(&environment))
     }
 
-    /// Reaps all zombies but `child`.
-    pub(super) fn reap_all_but(&self, child: Pid) {
+    /// Reaps all zombies but `child`, and reads a change of its state. It stays a zombie until the run is over, so that its pid and
+    /// its process group's number are not used again.
+    pub(super) fn next_change(&self, child: Pid) -> Option<Input> {
+        while let Ok(Some(status)) = wait::next_status(Target::AnyChild, libc::WEXITED | libc::WNOWAIT) {
+            if status.pid == child.as_raw() {
+                let ending = match status.code {
+                    libc::CLD_EXITED => Outcome::Exited(status.status as u8),
+                    _ => Outcome::Killed(status.status),
+                };
+                return Some(Input::Ended(ending, self.state()));
+            }
+            wait::reap(Pid::from_raw(status.pid));
+        }
+        Some(match wait::next_status(Target::Child(child), libc::WSTOPPED | libc::WCONTINUED).ok()?? {
+            ChildStatus { code: libc::CLD_STOPPED, status, .. } => {
+                Input::Stopped(Signal::try_from(status).unwrap_or(Signal::SIGSTOP))
+            }
+            _ => Input::Continued,
+        })
+    }
+
+    /// Reaps all zombies but `child`, which is one.
+    pub(super) fn next_state(&self, child: Pid) -> TreeState {
         let us = getpid().as_raw();
         let dead = Stat::all().into_iter().filter(|stat| stat.parent == us && stat.is_dead() && stat.pid != child.as_raw());
         dead.for_each(|stat| wait::reap(Pid::from_raw(stat.pid)));
+        self.state()
     }
 }
 
 /// Signals every process of the container if we are its init, else the child's group, whose number its zombie reserves.
 fn signal_without_proc(signal: Signal, child: Pid, group: Group) -> Delivery {
-    let everybody = Pid::from_raw(-1);
     let target = match group {
-        _ if getpid().as_raw() == 1 => everybody,
-        Group::Own => Pid::from_raw(-child.as_raw()),
-        Group::Shared => child,
+        _ if getpid().as_raw() == 1 => -1,
+        Group::Own => -child.as_raw(),
+        Group::Shared => child.as_raw(),
     };
     // ESRCH shows in the next state of the tree.
-    let _ = kill(target, signal);
-    if target == everybody { Delivery::Complete } else { Delivery::Failed }
+    let _ = kill(Pid::from_raw(target), signal);
+    if target == -1 { Delivery::Complete } else { Delivery::Failed }
 }
