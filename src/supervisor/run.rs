@@ -62,7 +62,7 @@ pub fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &mut Even
         if !output_done {
             interrupted_by = drain(request, events, ignored).context("cannot wait for events")?;
         }
-        last_result = relay.take_last_result();
+        last_result = relay.last_result();
     }
     let mut outcome = match (interrupted_by, limit, ending) {
         (Some(signal), ..) => Outcome::EndedDraining(signal),
@@ -119,18 +119,19 @@ impl Supervisor {
         let (group, ignored) = (config.group, config.ignored);
         let tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor_pid));
         let spawn = || -> Result<_> {
-            let output = output.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
+            let relay = output.start(events.sender()).context("cannot capture the child's output")?;
             let lock = lock.as_ref().and_then(LockGuard::descriptor);
-            let child = launch.spawn(ChildSetup { group, lock, stdout: output.stdout(), stderr: output.stderr() })?;
-            Ok((child, output))
+            let [stdout, stderr] = relay.as_ref().map_or([None; 2], Relay::child_ends);
+            let child = launch.spawn(ChildSetup { group, lock, stdout, stderr })?;
+            Ok((child, relay))
         };
-        let (child, output) = spawn().inspect_err(|_| {
+        let (child, relay) = spawn().inspect_err(|_| {
             lock.as_mut().map(|lock| lock.shut_down_helper(recorder, events, None));
             recorder.retire();
         })?;
         let started = Instant::now();
         info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
-        let mut supervisor = Self {
+        let supervisor = Self {
             id: recorder.run(),
             child,
             child_ended: false,
@@ -143,10 +144,9 @@ impl Supervisor {
             config_dir: recorder.config_dir().map(Path::to_owned),
             watched_files: Vec::new(),
             requested_at: None,
-            relay: None,
+            relay,
             output_done: false,
         };
-        supervisor.relay = output.start(events.sender()).context("cannot start the relay")?;
         recorder.on_started(child.as_raw());
         Ok(supervisor)
     }
