@@ -52,7 +52,7 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
         let interrupted_by =
             if output_done { None } else { drain(request, events, ignored).context("cannot wait for events")? };
         outcome = interrupted_by.map_or(outcome, Outcome::EndedDraining);
-        last_result = relay.take_last_result();
+        last_result = relay.last_result();
     }
     if requires_result && outcome.exit_code() == 0 && !has_success(last_result.as_ref()) {
         outcome = Outcome::NoResult;
@@ -95,18 +95,19 @@ impl<'a> Supervisor<'a> {
         let Supervision { launch, policy: config, output, mut lock } = run;
         let tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor_pid));
         let spawn = || -> Result<_> {
-            let output = output.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
+            let relay = output.start(events.sender()).context("cannot capture the child's output")?;
             let lock = lock.as_ref().and_then(LockGuard::descriptor);
-            let child = launch.spawn(config.group, lock, [output.stdout(), output.stderr()])?;
-            Ok((child, output))
+            let outputs = relay.as_ref().map_or([None; 2], Relay::child_ends);
+            let child = launch.spawn(config.group, lock, outputs)?;
+            Ok((child, relay))
         };
-        let (child, output) = spawn().inspect_err(|_| {
+        let (child, relay) = spawn().inspect_err(|_| {
             lock.as_mut().map(|lock| lock.shut_down_helper(recorder, events, None));
             recorder.retire();
         })?;
         let started = Instant::now();
         info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
-        let mut supervisor = Self {
+        let supervisor = Self {
             recorder,
             events,
             child,
@@ -116,10 +117,9 @@ impl<'a> Supervisor<'a> {
             lock,
             watched_files: Vec::new(),
             requested_at: None,
-            relay: None,
+            relay,
             output_done: false,
         };
-        supervisor.relay = output.start(supervisor.events.sender()).context("cannot start the relay")?;
         supervisor.recorder.on_started(child.as_raw());
         Ok(supervisor)
     }
