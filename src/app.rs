@@ -56,7 +56,7 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
 pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     fill_standard_descriptors().context("cannot open /dev/null")?;
     let inherited = InheritedDispositions::take().context("cannot set signal dispositions")?;
-    let (cli, operation) = match parse(words) {
+    let (cli, operation) = match parse(&words)? {
         Request::Run(cli) => (cli, None),
         Request::Operate(cli, operation) => (cli, Some(operation)),
         Request::Show(text) => {
@@ -65,10 +65,6 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
                 Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
                 _ => Ok(Outcome::Shown),
             };
-        }
-        Request::Refuse(text) => {
-            logging::usage(&text);
-            return Ok(Outcome::Failed);
         }
     };
     let environment = |name: &str| env::var_os(name);
@@ -135,11 +131,11 @@ fn run_under_lock(mut run: Supervision, request: Option<&LockRequest>, recorder:
 }
 
 /// Takes `words` apart. Under the name `claude`, all of them are claude's.
-fn parse(words: Vec<OsString>) -> Request {
+fn parse(words: &[OsString]) -> Result<Request> {
     match words.split_first() {
         Some((called_as, arguments)) if program::is_shim(called_as) => {
             let command = std::iter::once(OsString::from(program::NAME)).chain(arguments.iter().cloned()).collect();
-            Request::Run(Cli::without_options(command))
+            Ok(Request::Run(Cli::without_options(command)))
         }
         _ => Cli::parse(words),
     }

@@ -5,8 +5,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use claude_run::config::cli::{VERBOSITY_VARIABLE, options};
-use claude_run::config::options::variable;
+use claude_run::config::options::{OPTIONS, OptionSpec, VERBOSITY};
 
 use crate::env::{Env, binary};
 
@@ -14,12 +13,11 @@ const README: &str = include_str!("../../README.md");
 
 #[test]
 fn readme_has_every_option_and_variable() {
-    for option in options().get_arguments() {
-        let (flag, variable) = (option.get_long().expect("a flag"), variable(option).expect("a variable"));
+    for OptionSpec { name: flag, variable, .. } in OPTIONS {
         assert!(README.contains(&format!("`--{flag}")), "--{flag}");
         assert!(README.contains(&format!("`{variable}`")), "{variable}");
     }
-    assert!(README.contains(VERBOSITY_VARIABLE));
+    assert!(README.contains(VERBOSITY.variable));
 }
 
 #[test]

@@ -130,7 +130,7 @@ impl Prepared<'_> {
         if let Some(ends) = self.stderr.take() {
             let mut stream = self.stream("stderr", ends, &mut terminals)?;
             // A log that is our stderr has the lines already.
-            if !self.config.log.as_ref().is_some_and(|log| log.is_stderr()) {
+            if !self.config.log.as_ref().is_some_and(|log| log.is_stderr) {
                 stream.sink = Some(Sink::new(stderr().as_fd(), "stderr", Arc::clone(&done))?);
             }
             streams.push(stream);

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::super::policy::{Limit, Notice};
 use super::super::refresh_guard::MAX_DEFERRAL;
 use super::Supervisor;
-use crate::config::settings::show;
+use crate::config::duration::show;
 use crate::lock::LockGuard;
 
 impl Supervisor {
