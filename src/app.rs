@@ -54,7 +54,7 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
 pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     fill_standard_descriptors().context("cannot open /dev/null")?;
     let inherited = InheritedDispositions::take().context("cannot set signal dispositions")?;
-    let (cli, operation) = match parse(words) {
+    let (cli, operation) = match parse(words)? {
         Request::Run(cli) => (cli, None),
         Request::Operate(cli, operation) => (cli, Some(operation)),
         Request::Show(text) => {
@@ -63,10 +63,6 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
                 Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
                 _ => Ok(Outcome::Shown),
             };
-        }
-        Request::Refuse(text) => {
-            logging::usage(&text);
-            return Ok(Outcome::Failed);
         }
     };
     let config_dir = ConfigDir::resolve(cli.value("config-dir").map(Path::new), ENVIRONMENT);
@@ -123,10 +119,10 @@ fn run_under_lock(mut run: Supervision, request: Option<&LockRequest>, recorder:
 }
 
 /// Takes `words` apart. Under the name `claude`, all of them are claude's.
-fn parse(mut words: Vec<OsString>) -> Request {
+fn parse(mut words: Vec<OsString>) -> Result<Request> {
     if !words.first().is_some_and(|name| program::is_shim(name)) {
-        return Cli::parse(words);
+        return Cli::parse(&words);
     }
     words[0] = program::NAME.into();
-    Request::Run(Cli::without_options(words))
+    Ok(Request::Run(Cli::without_options(words)))
 }

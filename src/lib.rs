@@ -94,7 +94,7 @@
 //! | what counts as a result frame, or as an open background task | `claude/frames.rs`, `FrameReader::on_frame` |
 //! | what counts as success with `--require-result` | `claude/frames.rs`, `LastResult::is_success` |
 //! | the text a waiter sees | the sentences: `lock/wait.rs`; the name of the holder: `lock/holder.rs`; the line on a terminal: `logging/live_line.rs` |
-//! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one field; a new type of value: `config/values.rs` |
+//! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one row; a new type of value: `config/values.rs` |
 //! | an operator command | `config/subcommands.rs` for its words, `ops/` for what it does |
 //! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `policy_config` |
 //! | what is masked | `supervisor/output/redact.rs` |

@@ -10,13 +10,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::{Arg, Command};
 use fs4::FileExt;
 use tempfile::NamedTempFile;
 use toml_edit::{Document, DocumentMut, Item, Value};
 
-use super::cli::{self, nearest};
-use super::options::variable;
+use super::cli::nearest;
+use super::options::OPTIONS;
 use crate::sys::fs::read_bounded_text;
 
 /// Name of the file.
@@ -86,11 +85,10 @@ impl SettingsFile {
             let line = text.lines().nth(line_of(text, at) - 1).unwrap_or_default();
             anyhow!("{}: {} in {:?}", place(at), one_line(error.message()), line.trim())
         })?;
-        let options = cli::options();
         let mut entries = BTreeMap::new();
         for (key, item) in document.iter() {
             let at = document.key(key).and_then(|key| key.span()).map_or(0, |span| span.start);
-            ensure_known(key, &options).with_context(|| place(at))?;
+            ensure_known(key).with_context(|| place(at))?;
             let value = text_of(item).with_context(|| format!("{}: {key}", place(at)))?;
             entries.insert(key.to_owned(), (value.into(), line_of(text, at)));
         }
@@ -141,12 +139,11 @@ pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> io::Result<String>) 
     Ok(())
 }
 
-fn ensure_known(key: &str, options: &Command) -> Result<()> {
-    let option = options.get_arguments().find(|option| option.get_long() == Some(key));
-    let shared = || options.get_arguments().filter_map(Arg::get_long).filter(|name| !NOT_SHARED.contains(name));
-    match option {
+fn ensure_known(key: &str) -> Result<()> {
+    let shared = || OPTIONS.iter().map(|option| option.name).filter(|name| !NOT_SHARED.contains(name));
+    match OPTIONS.iter().find(|option| option.name == key) {
         Some(option) if NOT_SHARED.contains(&key) => {
-            bail!("{key} is not for a whole factory; use --{key} or {}", variable(option).unwrap_or_default())
+            bail!("{key} is not for a whole factory; use --{key} or {}", option.variable)
         }
         Some(_) => Ok(()),
         None => match nearest(key, shared(), 0.7) {

@@ -18,7 +18,7 @@ use super::helper_monitor::HelperMonitor;
 use super::helper_state::{HelperEnd, HelperState, read_helper};
 use super::wait::{LockWait, Target, WaitEnd};
 use crate::claude::program::{Program, ProgramError};
-use crate::config::settings::after;
+use crate::config::duration::after;
 use crate::events::{Event, EventQueue, EventSender};
 use crate::records::RunRecorder;
 use crate::sys::exec::{Exec, NULL};

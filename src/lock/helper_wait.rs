@@ -12,7 +12,8 @@ use super::helper_state::{HelperEnd, HelperState};
 use super::refresh_due::Refreshes;
 use super::request::{Acquisition, LockRequest};
 use super::wait::{LockWait, Target, WaitEnd};
-use crate::config::settings::{Wait, after, show};
+use crate::config::duration::{after, show};
+use crate::config::settings::Wait;
 use crate::events::Event;
 
 /// Time that a helper has where nobody wants to wait: it asks another machine.

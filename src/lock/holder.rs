@@ -6,7 +6,7 @@ use std::fs;
 use std::time::SystemTime;
 
 use super::claims;
-use crate::config::settings::show_seconds;
+use crate::config::duration::show_seconds;
 use crate::records::{RecordStore, RunRecord, State};
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{self, Flock, Stat};

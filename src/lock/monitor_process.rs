@@ -19,7 +19,7 @@ use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Pid, getpid, getppid, read, setpgid};
 
-use crate::config::settings::after;
+use crate::config::duration::after;
 use crate::sys::exec::{Exec, clone, dup_onto};
 use crate::sys::signal::InheritedDispositions;
 use crate::sys::wait::{self, ChildStatus, Target};

@@ -12,7 +12,8 @@ use super::file::{LockAttempt, LockFile};
 use super::guard::LockGuard;
 use super::request::{Acquisition, LockRequest};
 use super::wait::{LockWait, Target, WaitEnd};
-use crate::config::settings::{Wait, after, show};
+use crate::config::duration::{after, show};
+use crate::config::settings::Wait;
 use crate::events::{Event, EventSender};
 use crate::sys::signal;
 

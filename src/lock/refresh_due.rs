@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::RefreshLock;
-use crate::config::settings::show_seconds;
+use crate::config::duration::show_seconds;
 use crate::sys::mount::LockScope;
 
 /// How claude's token is refreshed in this run.

@@ -11,7 +11,7 @@ use super::refresh_due::{RefreshState, Refreshes};
 use super::wait::{LockWait, Target, WaitEnd};
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
-use crate::config::settings::{show, show_seconds};
+use crate::config::duration::{show, show_seconds};
 
 /// Longest wait for claude's refresh locks: longer than any of them outlives its owner.
 const MAX_WAIT: Duration = Duration::from_secs(70);

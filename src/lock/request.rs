@@ -9,7 +9,8 @@ use super::guard::LockGuard;
 use super::helper::HelperCommand;
 use super::refresh_due::{RefreshState, Refreshes};
 use crate::claude::credentials::Login;
-use crate::config::settings::{Wait, show};
+use crate::config::duration::show;
+use crate::config::settings::Wait;
 use crate::events::EventQueue;
 use crate::sys::file_id::FileId;
 

@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use tracing::warn;
 
 use super::holder::Holder;
-use crate::config::settings::{after, show, show_seconds};
+use crate::config::duration::{after, show, show_seconds};
 use crate::events::{Event, EventQueue};
 use crate::logging::LiveLine;
 use crate::records::{RecordStore, RunRecorder, State};

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Context, cannot_read, since_time, text, write, write_json};
 use crate::claude::telemetry::{Meaning, RefreshEvent, Telemetry};
-use crate::config::settings::{self, DurationSetting};
+use crate::config::duration::{self, DurationSetting};
 use crate::events::EventQueue;
 use crate::outcome::Outcome;
 use crate::records::{sanitize, time, timestamp};
@@ -260,7 +260,7 @@ impl Summary {
             lines.extend(self.windows.iter().map(|window| {
                 let Window { from, sessions, retries, resolved, broken, .. } = window;
                 let (from, sessions) = (time(*from), sessions.len());
-                format!("{from:<27}{:>12}{sessions:>10}{retries:>9}{resolved:>10}{broken:>8}", settings::show(window.length()))
+                format!("{from:<27}{:>12}{sessions:>10}{retries:>9}{resolved:>10}{broken:>8}", duration::show(window.length()))
             }));
         }
         lines.push(format!("\n{}", self.verdict()));

@@ -20,8 +20,9 @@ use serde::Serialize;
 
 use crate::claude::config_dir::ConfigDir;
 use crate::config::cli::{Cli, Operation};
+use crate::config::duration::DurationSetting;
 use crate::config::file::SettingsFile;
-use crate::config::settings::{DurationSetting, Environment, Origin, Settings, explain};
+use crate::config::settings::{Environment, Origin, Settings, explain};
 use crate::lock;
 use crate::outcome::Outcome;
 use crate::records::RecordStore;
@@ -71,7 +72,7 @@ pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Res
             events::show(&context, options, out)
         }
         Operation::Settings { json } => settings::show(&context, *json, out),
-        Operation::Completions { shell } => write(out, documents::completions(shell)).map(|()| Outcome::Shown),
+        Operation::Completions { shell } => write(out, documents::completions(*shell)).map(|()| Outcome::Shown),
         Operation::ManPage => write(out, documents::MAN_PAGE).map(|()| Outcome::Shown),
         Operation::Report { json, since } => report::show(&context, *since, *json, out),
     };

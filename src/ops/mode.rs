@@ -8,8 +8,9 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{Context, Factory, cannot_read, text, write, write_json};
+use crate::config::duration::{DurationSetting, after};
 use crate::config::file::{self, SettingsFile};
-use crate::config::settings::{DurationSetting, LockMode, Origin, after};
+use crate::config::settings::{LockMode, Origin};
 use crate::outcome::Outcome;
 use crate::records::RunRecord;
 

@@ -16,7 +16,7 @@ use super::process_tree::ProcessTree;
 use super::spawn::Launch;
 use crate::claude::frames::{FrameEvent, LastResult};
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
-use crate::config::settings::show;
+use crate::config::duration::show;
 use crate::events::{Event, EventQueue, SignalSource};
 use crate::lock::LockGuard;
 use crate::outcome::Outcome;

@@ -10,7 +10,8 @@ use nix::unistd::{AccessFlags, access};
 use super::Check;
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
-use crate::config::settings::{EXTERNAL_LOCK, show_seconds};
+use crate::config::duration::show_seconds;
+use crate::config::settings::EXTERNAL_LOCK;
 use crate::ops::{Context, Factory, text};
 
 pub(super) fn check_login(context: &Context, config_dir: &Path, check: &mut Check) {

@@ -82,7 +82,7 @@ impl OutputConfig {
         };
         let is_pipe = child_end.terminal.is_none();
         // A log that is our stderr has the lines already.
-        let is_logged_there = name == "stderr" && self.log.as_ref().is_some_and(|log| log.is_stderr());
+        let is_logged_there = name == "stderr" && self.log.as_ref().is_some_and(|log| log.is_stderr);
         let masks = self.redacts_all || self.log.is_some();
         let stream = Stream {
             name,

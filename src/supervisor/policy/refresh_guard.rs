@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::{Action, Input, Notice, Phase, Policy};
-use crate::config::settings::after;
+use crate::config::duration::after;
 
 /// Longest deferral: a refresh takes about a second.
 pub const MAX_DEFERRAL: Duration = Duration::from_secs(15);
