@@ -1,8 +1,8 @@
-//! Mounts, from /proc/self/mountinfo (proc(5)), and the scope of an flock on each kind of file system.
+//! Mounts, from /proc/self/mounts (fstab(5)), and the scope of an flock on each kind of file system.
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// A mount in our mount namespace.
@@ -12,8 +12,8 @@ pub struct Mount {
     pub point: PathBuf,
     /// Type of the file system: `ext4`, `nfs4`, `fuse.sshfs` …
     pub kind: String,
-    /// Options of the mount and of the file system.
-    pub options: Vec<String>,
+    /// Options of the mount and of the file system, as in mount(8).
+    options: String,
 }
 
 /// Scope of an flock(2) on a file system.
@@ -50,17 +50,16 @@ impl LockScope {
 impl Mount {
     /// Mount that `real`, a path without symlinks, is on, if /proc is readable.
     pub fn of(real: &Path) -> Option<Self> {
+        let mounts = fs::read("/proc/self/mounts").ok()?;
+        let above_it =
+            mounts.split(|&byte| byte == b'\n').filter_map(Self::parse).filter(|mount| real.starts_with(&mount.point));
         // Of several mounts on one point, the last hides the others.
-        Self::all()
-            .into_iter()
-            .rev()
-            .filter(|mount| real.starts_with(&mount.point))
-            .reduce(|one, other| if other.point.as_os_str().len() > one.point.as_os_str().len() { other } else { one })
+        above_it.max_by_key(|mount| mount.point.as_os_str().len())
     }
 
     /// Scope of an flock on it, and why, by nfs(5), flock(2), mount.lustre(8) and the documentation of the others.
     pub fn lock_scope(&self) -> (LockScope, &'static str) {
-        let has = |option: &str| self.options.iter().any(|other| other == option);
+        let has = |option: &str| self.options.split(',').any(|other| other == option);
         match self.kind.as_str() {
             kind if LOCAL.contains(&kind) => (LockScope::LocalFs, "a file system of this host"),
             "nfs" | "nfs4" if has("local_lock=all") || has("local_lock=flock") || has("nolock") => {
@@ -85,21 +84,12 @@ impl Mount {
         }
     }
 
-    fn all() -> Vec<Self> {
-        let text = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        text.split(|&byte| byte == b'\n').filter_map(Self::parse).collect()
-    }
-
-    /// Parses a line of the form `36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/root rw`.
+    /// Parses a line of the form `server:/srv /mnt/with\040space nfs4 rw,noatime,vers=4.2 0 0`.
     pub fn parse(line: &[u8]) -> Option<Self> {
-        let mut words = line.split(|&byte| byte == b' ');
-        let point = unescape(words.nth(4)?);
-        let own = words.next()?;
-        let mut behind = words.skip_while(|word| *word != b"-").skip(1);
-        let kind = String::from_utf8_lossy(behind.next()?).into_owned();
-        let all = [own, b",", behind.nth(1).unwrap_or_default()].concat();
-        let options = String::from_utf8_lossy(&all).split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
-        Some(Self { point, kind, options })
+        let mut words = line.split(|&byte| byte == b' ').skip(1);
+        let point = unescape(words.next()?);
+        let mut text = || words.next().map(|word| String::from_utf8_lossy(word).into_owned());
+        Some(Self { point, kind: text()?, options: text()? })
     }
 }
 
@@ -118,8 +108,7 @@ fn unescape(word: &[u8]) -> PathBuf {
 
 /// True if `path` is a mount point.
 pub fn is_mount_point(path: &Path) -> bool {
-    let Ok(real) = fs::canonicalize(path) else { return false };
-    Mount::of(&real).is_some_and(|mount| mount.point.as_os_str().as_bytes() == real.as_os_str().as_bytes())
+    fs::canonicalize(path).is_ok_and(|real| Mount::of(&real).is_some_and(|mount| mount.point == real))
 }
 
 #[cfg(test)]
@@ -128,20 +117,11 @@ mod tests {
 
     #[test]
     fn lines_are_parsed_and_unescaped() {
-        let line = br"36 35 98:0 /a /mnt/with\040space\134 rw,noatime master:1 shared:2 - fuse.sshfs host:/ rw,user_id=0";
-        let options = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-        let expected = Mount {
-            point: "/mnt/with space\\".into(),
-            kind: "fuse.sshfs".into(),
-            options: options(&["rw", "noatime", "rw", "user_id=0"]),
-        };
+        let line = br"host:/ /mnt/with\040space\134 fuse.sshfs rw,noatime,user_id=0 0 0";
+        let expected =
+            Mount { point: "/mnt/with space\\".into(), kind: "fuse.sshfs".into(), options: "rw,noatime,user_id=0".into() };
         assert_eq!(Mount::parse(line), Some(expected));
-        let line = b"22 27 0:21 / /proc rw,relatime - proc proc rw";
-        assert_eq!(
-            Mount::parse(line),
-            Some(Mount { point: "/proc".into(), kind: "proc".into(), options: options(&["rw", "relatime", "rw"]) })
-        );
-        for cut in 0..30 {
+        for cut in 0..41 {
             assert_eq!(Mount::parse(&line[..cut]), None, "{cut}");
         }
     }
@@ -156,25 +136,25 @@ mod tests {
     #[test]
     fn kind_and_options_decide_the_scope_of_a_flock() {
         for (line, expected) in [
-            ("/srv rw - nfs4 server:/srv rw,vers=4.2,local_lock=none", LockScope::Cluster),
-            ("/srv rw - nfs server:/srv rw,vers=3,local_lock=none", LockScope::Cluster),
-            ("/srv rw - nfs server:/srv rw,vers=3,nolock,local_lock=all", LockScope::PerHost),
-            ("/srv rw - nfs4 server:/srv rw,vers=4.0,local_lock=flock", LockScope::PerHost),
-            ("/srv rw - nfs4 server:/srv rw,local_lock=posix", LockScope::Cluster),
-            ("/srv rw - ceph 10.0.0.1:/ rw,acl", LockScope::Cluster),
-            ("/srv rw - lustre mgs:/fs rw,flock,lazystatfs", LockScope::Cluster),
-            ("/srv rw - lustre mgs:/fs rw,localflock", LockScope::PerHost),
-            ("/srv rw - cifs //server/share rw,nobrl", LockScope::PerHost),
-            ("/srv rw - smb3 //server/share rw,vers=3.1.1", LockScope::PerHost),
-            ("/srv rw - gfs2 /dev/vg/lv rw", LockScope::Cluster),
-            ("/srv rw,relatime - ocfs2 /dev/sdb rw,localflocks", LockScope::PerHost),
-            ("/srv rw - virtiofs share rw", LockScope::Unknown),
-            ("/srv rw - fuse.sshfs host:/ rw", LockScope::Unknown),
-            ("/srv rw - fuse.glusterfs host:/ rw", LockScope::Unknown),
-            ("/srv rw - ext4 /dev/sda1 rw", LockScope::LocalFs),
-            ("/srv rw - newfs x rw", LockScope::Unknown),
+            ("server:/srv /srv nfs4 rw,vers=4.2,local_lock=none", LockScope::Cluster),
+            ("server:/srv /srv nfs rw,vers=3,local_lock=none", LockScope::Cluster),
+            ("server:/srv /srv nfs rw,vers=3,nolock,local_lock=all", LockScope::PerHost),
+            ("server:/srv /srv nfs4 rw,vers=4.0,local_lock=flock", LockScope::PerHost),
+            ("server:/srv /srv nfs4 rw,local_lock=posix", LockScope::Cluster),
+            ("10.0.0.1:/ /srv ceph rw,acl", LockScope::Cluster),
+            ("mgs:/fs /srv lustre rw,flock,lazystatfs", LockScope::Cluster),
+            ("mgs:/fs /srv lustre rw,localflock", LockScope::PerHost),
+            ("//server/share /srv cifs rw,nobrl", LockScope::PerHost),
+            ("//server/share /srv smb3 rw,vers=3.1.1", LockScope::PerHost),
+            ("/dev/vg/lv /srv gfs2 rw", LockScope::Cluster),
+            ("/dev/sdb /srv ocfs2 rw,localflocks", LockScope::PerHost),
+            ("share /srv virtiofs rw", LockScope::Unknown),
+            ("host:/ /srv fuse.sshfs rw", LockScope::Unknown),
+            ("host:/ /srv fuse.glusterfs rw", LockScope::Unknown),
+            ("/dev/sda1 /srv ext4 rw", LockScope::LocalFs),
+            ("x /srv newfs rw", LockScope::Unknown),
         ] {
-            let mount = Mount::parse(format!("36 35 98:0 / {line}").as_bytes()).expect(line);
+            let mount = Mount::parse(line.as_bytes()).expect(line);
             assert_eq!(mount.lock_scope().0, expected, "{line}");
         }
     }
