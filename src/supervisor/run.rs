@@ -25,7 +25,7 @@ use crate::lock::LockGuard;
 use crate::outcome::Outcome;
 use crate::records::RunRecorder;
 use crate::run_id::RunId;
-use crate::sys::termios::TerminalModeGuard;
+use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, wait};
 
 /// Parts of a supervised run.

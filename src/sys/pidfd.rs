@@ -1,28 +1,20 @@
 //! Signals to one certain process: a pid may be used again for another.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use super::proc::Stat;
 
 /// Signals the process that `process` was read from. A directory in /proc stays bound to its process, and serves as a pidfd. A
-/// stopped process gets CONT with its TERM.
-///
-/// # Errors
-/// ESRCH if the process has ended, EPERM if we may not signal it.
+/// stopped process gets CONT with its TERM. The error is ESRCH if the process has ended, EPERM if we may not signal it.
 pub(crate) fn pidfd_signal(process: &Stat, signal: Signal) -> nix::Result<()> {
     let dir = File::open(format!("/proc/{}", process.pid)).map_err(|_| Errno::ESRCH)?;
-    let mut line = Vec::new();
-    let stat = openat(&dir, "stat", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    File::from(stat).read_to_end(&mut line).map_err(|_| Errno::ESRCH)?;
-    let now = Stat::parse(&line).filter(|now| now.start == process.start).ok_or(Errno::ESRCH)?;
+    // If the pid is that process' now, it was when the directory was opened.
+    let now = Stat::read(process.pid).filter(|now| now.start == process.start).ok_or(Errno::ESRCH)?;
     send(&dir, now.pid, signal)?;
     if signal == Signal::SIGTERM && now.state == b'T' {
         send(&dir, now.pid, Signal::SIGCONT)?;

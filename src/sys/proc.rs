@@ -1,5 +1,6 @@
 //! Reads /proc: processes and their parents, flocks, PID namespaces.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 use std::process;
@@ -69,9 +70,7 @@ pub(crate) struct Flock {
 /// Flocks on `file` by processes of our PID namespace; the kernel shows no others.
 pub(crate) fn flocks(file: FileId) -> Vec<Flock> {
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let inode = format!(":{} ", file.inode); // skips most lines without parsing them
-    let about_it = locks.lines().filter(|line| line.contains(&inode));
-    let all: Vec<_> = about_it.filter_map(parse_flock).filter(|(_, at)| at.inode == file.inode).collect();
+    let all: Vec<_> = locks.lines().filter_map(parse_flock).filter(|(_, at)| at.inode == file.inode).collect();
     // On some file systems (btrfs, overlay) stat(2) gives another device number than /proc/locks: then the inode decides.
     let is_exact = all.iter().any(|(_, at)| *at == file);
     all.into_iter().filter(|(_, at)| !is_exact || *at == file).map(|(flock, _)| flock).collect()
@@ -96,13 +95,21 @@ fn parse_flock(line: &str) -> Option<(Flock, FileId)> {
 pub(crate) fn innermost_pid(pid: i32) -> Option<(i32, String)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()?;
-    let namespace = fs::read_link(format!("/proc/{pid}/ns/pid")).ok()?;
-    Some((inner, namespace.to_string_lossy().into_owned()))
+    Some((inner, namespace_of(pid)?))
 }
 
 /// Name of our PID namespace, as `pid:[4026531836]`.
 pub(crate) fn pid_namespace() -> Option<String> {
-    fs::read_link("/proc/self/ns/pid").ok().map(|name| name.to_string_lossy().into_owned())
+    namespace_of("self")
+}
+
+fn namespace_of(process: impl Display) -> Option<String> {
+    fs::read_link(format!("/proc/{process}/ns/pid")).ok().map(|name| name.to_string_lossy().into_owned())
+}
+
+/// True in the initial PID namespace, which shows every process and every lock.
+pub(crate) fn is_outermost_pid_namespace() -> bool {
+    pid_namespace().is_some_and(|name| name == "pid:[4026531836]") // PROC_PID_INIT_INO in the kernel
 }
 
 /// Identifies this boot of the kernel.
@@ -113,12 +120,6 @@ pub(crate) fn boot_id() -> Option<String> {
 /// Name of this host or container.
 pub(crate) fn host() -> String {
     gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// True in the initial PID namespace, which shows every process and every lock.
-pub(crate) fn is_outermost_pid_namespace() -> bool {
-    // PROC_PID_INIT_INO in the kernel.
-    fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name == Path::new("pid:[4026531836]"))
 }
 
 /// True if /proc is that of our PID namespace. A container may mount the /proc of its host.

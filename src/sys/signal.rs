@@ -2,16 +2,15 @@
 //! dispositions that our caller gave us.
 
 use std::io;
-use std::mem::MaybeUninit;
+use std::mem;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::pthread::pthread_kill;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, raise, sigaction, sigprocmask};
 use nix::unistd::{getpgid, getpgrp, getppid, getsid};
-use signal_hook::low_level;
 
 use super::signal_pipe::SignalSource;
 
@@ -50,12 +49,12 @@ impl InheritedDispositions {
     pub fn take() -> io::Result<Self> {
         let mut ignored = SigSet::empty();
         for signal in changed() {
-            if is_ignored(signal)? {
+            if is_ignored(signal) {
                 ignored.add(signal);
             }
         }
         // A handler of the program that we are a library of stays.
-        if is_ignored(Signal::SIGCHLD)? {
+        if is_ignored(Signal::SIGCHLD) {
             set(Signal::SIGCHLD, SigHandler::SigDfl)?;
         }
         set(Signal::SIGPIPE, SigHandler::SigIgn)?;
@@ -118,8 +117,7 @@ pub(crate) fn interrupt_thread(thread: JoinHandle<()>) {
 
 /// Stops this process, as the default action of SIGTSTP does. Returns when the process is continued.
 pub fn stop_ourselves() {
-    // It fails only for signals without a default action.
-    let _ = low_level::emulate_default_handler(libc::SIGTSTP);
+    let _ = raise(Signal::SIGSTOP); // it fails for invalid signals only
 }
 
 /// Stops as a SIGTSTP from `source` would stop a process without a handler: for a key, the kernel does not stop an orphaned
@@ -138,7 +136,7 @@ pub fn has_job_control_shell() -> bool {
 
 /// Name of a signal, as `SIGTERM`.
 pub fn name(signal: i32) -> String {
-    low_level::signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned)
+    Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.to_string())
 }
 
 fn set(signal: Signal, handler: SigHandler) -> nix::Result<()> {
@@ -147,14 +145,11 @@ fn set(signal: Signal, handler: SigHandler) -> nix::Result<()> {
     unsafe { sigaction(signal, &action) }.map(|_| ())
 }
 
-fn is_ignored(signal: Signal) -> io::Result<bool> {
-    let mut current = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: a null new action only queries; the kernel fills in the old one, and all-zero is a valid one.
-    let current = unsafe {
-        if libc::sigaction(signal as i32, ptr::null(), current.as_mut_ptr()) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        current.assume_init()
-    };
-    Ok(current.sa_sigaction == libc::SIG_IGN)
+fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: all-zero is a valid sigaction. A null new action only queries, which cannot fail; the kernel fills in the old one.
+    unsafe {
+        let mut current: libc::sigaction = mem::zeroed();
+        libc::sigaction(signal as i32, ptr::null(), &raw mut current);
+        current.sa_sigaction == libc::SIG_IGN
+    }
 }

@@ -18,7 +18,7 @@ use crate::config::settings::{Redact, Settings};
 use crate::events::EventSender;
 use crate::logging::LogFile;
 use crate::sys::pipe::enlarge;
-use crate::sys::pty::Pty;
+use crate::sys::terminal::Pty;
 
 /// Purposes for which the child's output is captured.
 #[derive(Clone, Debug, Default)]

@@ -19,8 +19,8 @@ use super::sink::{OutputDoneGuard, Sink};
 use crate::claude::frames::{FrameReader, LastResult};
 use crate::events::{Event, EventQueue, EventSender};
 use crate::sys::pipe::PIPE_SIZE;
-use crate::sys::pty::Pty;
 use crate::sys::signal;
+use crate::sys::terminal::Pty;
 
 /// Most bytes that are copied before they are examined, while the child writes without a pause.
 const BATCH: usize = PIPE_SIZE as usize;
