@@ -11,7 +11,6 @@ use tracing::debug;
 
 use super::policy::{Delivery, Group, TreeState};
 use crate::run_id::RunId;
-use crate::sys::pidfd::pidfd_signal;
 use crate::sys::proc::{self, Stat};
 use crate::sys::wait;
 
@@ -64,7 +63,7 @@ impl ProcessTree {
                     continue;
                 }
             }
-            match pidfd_signal(member, signal) {
+            match member.signal(signal) {
                 Ok(()) => debug!(pid = member.pid, %signal, "signalled a descendant"),
                 Err(Errno::ESRCH) => {}
                 Err(error) => {

@@ -2,7 +2,6 @@
 //! does not see all changes (another host may change the files, or all instances are in use), the caller polls once a second.
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -77,19 +76,19 @@ fn watch_file(inotify: &Inotify, file: &Path) -> bool {
 
 fn watch(inotify: &Inotify, dir: &Path) -> bool {
     let flags = AddWatchFlags::IN_MODIFY
-        | AddWatchFlags::IN_CLOSE_WRITE
         | AddWatchFlags::IN_CREATE
         | AddWatchFlags::IN_DELETE
         | AddWatchFlags::IN_MOVE
         | AddWatchFlags::IN_DELETE_SELF
         | AddWatchFlags::IN_MOVE_SELF
         | AddWatchFlags::IN_ONLYDIR;
-    let mount = fs::canonicalize(dir).ok().and_then(|real| Mount::of(&real));
-    mount.is_some_and(|mount| LOCAL.contains(&&*mount.kind)) && inotify.add_watch(dir, flags).is_ok()
+    Mount::of(dir).is_some_and(|mount| LOCAL.contains(&&*mount.kind)) && inotify.add_watch(dir, flags).is_ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

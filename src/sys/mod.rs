@@ -5,7 +5,6 @@ pub mod file_id;
 pub(crate) mod file_watch;
 pub(crate) mod fs;
 pub mod mount;
-pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod proc;
 pub mod signal;

@@ -17,15 +17,14 @@ pub struct Mount {
 }
 
 /// Scope of an flock(2) on a file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LockScope {
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum LockScope {
     /// All hosts that mount the file system.
     Cluster,
     /// This host, and no other mounts the file system.
     LocalFs,
     /// This host, though others share the files.
     PerHost,
-    /// Not known.
     Unknown,
 }
 
@@ -35,30 +34,16 @@ const LOCAL: [&str; 17] = [
     "tmpfs", "vfat", "xfs", "zfs",
 ];
 
-impl LockScope {
-    /// Scope of a lock on `path`, if `path` exists and /proc is readable.
-    pub fn at(path: &Path) -> Option<Self> {
-        Some(Mount::of(&fs::canonicalize(path).ok()?)?.lock_scope().0)
-    }
-
-    /// True if hosts may share the files, but not the locks. Such hosts may also see the writes of another late.
-    pub fn may_be_per_host(self) -> bool {
-        matches!(self, Self::PerHost | Self::Unknown)
-    }
-}
-
 impl Mount {
-    /// Mount that `real`, a path without symlinks, is on, if /proc is readable.
-    pub fn of(real: &Path) -> Option<Self> {
-        let mounts = fs::read("/proc/self/mounts").ok()?;
-        let above_it =
-            mounts.split(|&byte| byte == b'\n').filter_map(Self::parse).filter(|mount| real.starts_with(&mount.point));
+    /// Mount that `path` is on, if it exists and /proc is readable.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let real = fs::canonicalize(path).ok()?;
         // Of several mounts on one point, the last hides the others.
-        above_it.max_by_key(|mount| mount.point.as_os_str().len())
+        Self::all().into_iter().filter(|mount| real.starts_with(&mount.point)).max_by_key(|mount| mount.point.as_os_str().len())
     }
 
     /// Scope of an flock on it, and why, by nfs(5), flock(2), mount.lustre(8) and the documentation of the others.
-    pub fn lock_scope(&self) -> (LockScope, &'static str) {
+    pub(crate) fn lock_scope(&self) -> (LockScope, &'static str) {
         let has = |option: &str| self.options.split(',').any(|other| other == option);
         match self.kind.as_str() {
             kind if LOCAL.contains(&kind) => (LockScope::LocalFs, "a file system of this host"),
@@ -84,31 +69,40 @@ impl Mount {
         }
     }
 
+    fn all() -> Vec<Self> {
+        let text = fs::read("/proc/self/mounts").unwrap_or_default();
+        text.split(|&byte| byte == b'\n').filter_map(Self::parse).collect()
+    }
+
     /// Parses a line of the form `server:/srv /mnt/with\040space nfs4 rw,noatime,vers=4.2 0 0`.
     pub fn parse(line: &[u8]) -> Option<Self> {
         let mut words = line.split(|&byte| byte == b' ').skip(1);
-        let point = unescape(words.next()?);
+        let point = unescape(words.next()?)?;
         let mut text = || words.next().map(|word| String::from_utf8_lossy(word).into_owned());
         Some(Self { point, kind: text()?, options: text()? })
     }
 }
 
 /// Decodes octal escapes: space, tab, newline and backslash are written as `\040` and the like.
-fn unescape(word: &[u8]) -> PathBuf {
-    let mut bytes = Vec::new();
-    let mut rest = word;
-    while let Some((&first, behind)) = rest.split_first() {
-        let code = (first == b'\\').then(|| behind.get(..3)).flatten();
-        let code = code.and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 8).ok());
-        bytes.push(code.unwrap_or(first));
-        rest = if code.is_some() { &behind[3..] } else { behind };
+fn unescape(word: &[u8]) -> Option<PathBuf> {
+    let mut parts = word.split(|&byte| byte == b'\\');
+    let mut bytes = parts.next()?.to_vec();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(3)?;
+        bytes.push(u8::from_str_radix(str::from_utf8(code).ok()?, 8).ok()?);
+        bytes.extend(rest);
     }
-    OsString::from_vec(bytes).into()
+    Some(OsString::from_vec(bytes).into())
 }
 
 /// True if `path` is a mount point.
-pub fn is_mount_point(path: &Path) -> bool {
-    fs::canonicalize(path).is_ok_and(|real| Mount::of(&real).is_some_and(|mount| mount.point == real))
+pub(crate) fn is_mount_point(path: &Path) -> bool {
+    Mount::of(path).is_some_and(|mount| fs::canonicalize(path).is_ok_and(|real| mount.point == real))
+}
+
+/// True if hosts may share what is at `path`, but not locks on it. They may also see each other's writes late.
+pub(crate) fn may_lock_per_host(path: &Path) -> bool {
+    Mount::of(path).is_some_and(|mount| matches!(mount.lock_scope().0, LockScope::PerHost | LockScope::Unknown))
 }
 
 #[cfg(test)]

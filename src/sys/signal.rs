@@ -43,16 +43,8 @@ impl InheritedDispositions {
     ///
     /// SIGCHLD gets its default, for the child too: if it is ignored, the kernel reaps our children and every wait fails.
     /// SIGPIPE is ignored in this process only: a closed stderr must not end a supervisor.
-    ///
-    /// # Errors
-    /// The kernel refuses sigaction(2).
     pub fn take() -> io::Result<Self> {
-        let mut ignored = SigSet::empty();
-        for signal in changed() {
-            if is_ignored(signal) {
-                ignored.add(signal);
-            }
-        }
+        let ignored = changed().filter(|&signal| is_ignored(signal)).collect();
         // A handler of the program that we are a library of stays.
         if is_ignored(Signal::SIGCHLD) {
             set(Signal::SIGCHLD, SigHandler::SigDfl)?;
@@ -64,9 +56,6 @@ impl InheritedDispositions {
     }
 
     /// Restores the inherited dispositions, before an exec. Async-signal-safe.
-    ///
-    /// # Errors
-    /// The kernel refuses sigaction(2).
     pub fn restore(&self) -> nix::Result<()> {
         for signal in changed().chain([Signal::SIGCHLD]) {
             set(signal, if self.ignored.contains(signal) { SigHandler::SigIgn } else { SigHandler::SigDfl })?;
@@ -97,10 +86,7 @@ const INTERRUPT: Signal = Signal::SIGURG;
 /// ended. A thread in an uninterruptible sleep, as on a dead NFS server, is left running.
 pub(crate) fn interrupt_thread(thread: JoinHandle<()>) {
     extern "C" fn nothing(_: libc::c_int) {}
-    // Without SA_RESTART.
-    let interrupting = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler does nothing.
-    let before = unsafe { sigaction(INTERRUPT, &interrupting) };
+    let before = set(INTERRUPT, SigHandler::Handler(nothing));
     for _ in 0..500 {
         // A signal that comes before the system call is lost, so it is repeated. An error means that the thread has ended.
         let _ = pthread_kill(thread.as_pthread_t(), INTERRUPT);
@@ -109,10 +95,8 @@ pub(crate) fn interrupt_thread(thread: JoinHandle<()>) {
             break;
         }
     }
-    if let Ok(before) = before {
-        // SAFETY: it restores the handler from before.
-        let _ = unsafe { sigaction(INTERRUPT, &before) };
-    }
+    // SAFETY: it restores the handler from before.
+    let _ = before.and_then(|before| unsafe { sigaction(INTERRUPT, &before) });
 }
 
 /// Stops this process, as the default action of SIGTSTP does. Returns when the process is continued.
@@ -139,10 +123,10 @@ pub fn name(signal: i32) -> String {
     Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.to_string())
 }
 
-fn set(signal: Signal, handler: SigHandler) -> nix::Result<()> {
-    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
-    // SAFETY: SIG_IGN and SIG_DFL run no code of ours.
-    unsafe { sigaction(signal, &action) }.map(|_| ())
+/// Sets a disposition, without SA_RESTART, and returns the one from before.
+fn set(signal: Signal, handler: SigHandler) -> nix::Result<SigAction> {
+    // SAFETY: SIG_IGN and SIG_DFL run no code of ours, and the one handler does nothing.
+    unsafe { sigaction(signal, &SigAction::new(handler, SaFlags::empty(), SigSet::empty())) }
 }
 
 fn is_ignored(signal: Signal) -> bool {

@@ -82,10 +82,7 @@ pub struct SignalHandlers {
 }
 
 impl SignalHandlers {
-    /// Installs handlers for `signals`.
-    ///
-    /// # Errors
-    /// The process has such handlers already, or the kernel refuses sigaction(2).
+    /// Installs handlers for `signals`, unless this process has such handlers already.
     pub fn install(signals: impl IntoIterator<Item = Signal>, pipe: Arc<SignalPipe>) -> io::Result<Self> {
         let shared = Arc::as_ptr(&pipe).cast_mut();
         if PIPE.compare_exchange(ptr::null_mut(), shared, Ordering::SeqCst, Ordering::SeqCst).is_err() {

@@ -12,7 +12,7 @@ use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 
 /// Master side of a pseudo-terminal of our own terminal's size, without output processing.
 #[derive(Debug)]
-pub(crate) struct Pty(OwnedFd);
+pub(crate) struct Pty(pub(crate) File);
 
 impl Pty {
     /// Opens a pair: the master, and the slave for the child.
@@ -29,12 +29,7 @@ impl Pty {
             fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
         }
         fcntl(&pty.master, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
-        Ok((Self(pty.master), pty.slave))
-    }
-
-    /// Duplicates the master, to read what the child writes.
-    pub(crate) fn reader(&self) -> io::Result<File> {
-        Ok(self.0.try_clone()?.into())
+        Ok((Self(pty.master.into()), pty.slave))
     }
 
     /// Sets the size to that of our terminal.
@@ -68,8 +63,7 @@ impl Drop for TerminalModeGuard {
     fn drop(&mut self) {
         let Some(before) = &self.0 else { return };
         // In the background the terminal belongs to another group, and the kernel would stop us with SIGTTOU.
-        let is_foreground = tcgetpgrp(stdin()) == Ok(getpgrp());
-        if is_foreground && tcgetattr(stdin()).is_ok_and(|now| now != *before) {
+        if tcgetpgrp(stdin()) == Ok(getpgrp()) {
             // An error means that the terminal is gone.
             let _ = tcsetattr(stdin(), SetArg::TCSANOW, before);
         }

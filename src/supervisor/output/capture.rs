@@ -142,7 +142,7 @@ impl Prepared<'_> {
         let (input, pipe) = match ends {
             Ends::Pipe(reader, writer) => (File::from(OwnedFd::from(reader)), Some(File::from(OwnedFd::from(writer)))),
             Ends::Pty(pty, _slave) => {
-                let input = pty.reader()?;
+                let input = pty.0.try_clone()?;
                 terminals.push(pty);
                 (input, None)
             }
