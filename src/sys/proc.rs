@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process;
+use std::ptr;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -76,8 +77,9 @@ impl Stat {
 }
 
 fn pidfd_send_signal(dir: &File, pid: i32, signal: Signal) -> nix::Result<()> {
+    let no_info = ptr::null::<libc::siginfo_t>();
     // SAFETY: a descriptor, a number, no siginfo and no flags: no memory is touched.
-    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, dir.as_raw_fd(), signal as i32, 0, 0) };
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, dir.as_raw_fd(), signal as i32, no_info, 0) };
     match Errno::result(sent) {
         // Before Linux 5.1, or behind a seccomp filter that does not know the call: the pid was right a moment ago.
         Err(Errno::ENOSYS | Errno::EPERM) => kill(Pid::from_raw(pid), signal),
