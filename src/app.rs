@@ -95,7 +95,7 @@ fn run_under_lock(mut run: Supervision, request: Option<&LockRequest>, recorder:
     // In the terminal's group, its stop key stops us as it stops the child: by the default disposition.
     let stop = (run.policy.group == Group::Own).then_some(Signal::SIGTSTP);
     let handled = FORWARDED.into_iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
-    let _handlers = SignalHandlers::install(handled, &events.signal_pipe()).context("cannot install signal handlers")?;
+    let _handlers = SignalHandlers::install(handled, events.signal_pipe()).context("cannot install signal handlers")?;
     if let Some(request) = request {
         let file = match lock::acquire(request, recorder, &mut events)? {
             Acquisition::Held(guard) => run.lock.insert(guard).claimed(),

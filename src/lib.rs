@@ -130,6 +130,9 @@
 //!
 //! `scripts/test.sh` runs them as CI does, `scripts/bench.sh` measures the bounds.
 
+#[cfg(not(target_os = "linux"))]
+compile_error!("claude-run needs Linux: its subreaper, /proc, inotify, clone(2) and pidfds have no counterpart elsewhere");
+
 pub mod app;
 pub mod claude;
 pub mod config;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::RefreshLock;
 use crate::config::duration::show_seconds;
-use crate::sys::mount::LockScope;
+use crate::sys::mount::may_lock_per_host;
 
 /// How claude's token is refreshed in this run.
 #[derive(Debug)]
@@ -52,8 +52,7 @@ impl Refreshes {
     /// True if claude may refresh the token when it starts, but may not see yet what another host has written: such file systems
     /// cache attributes for a second by default.
     pub(super) fn may_be_out_of_date(&self) -> bool {
-        LockScope::at(&self.config_dir).is_some_and(LockScope::may_be_per_host)
-            && !matches!(self.settled_state(), RefreshState::NotDue(_))
+        may_lock_per_host(&self.config_dir) && !matches!(self.settled_state(), RefreshState::NotDue(_))
     }
 
     fn state_of(&self, login: Login, now: SystemTime) -> RefreshState {

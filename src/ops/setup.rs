@@ -155,7 +155,7 @@ fn keep_others_out(context: &Context, paths: &SetupPaths) -> Result<Admission> {
         record_file: None,
     });
     let mut events = EventQueue::open().context("cannot make a pipe")?;
-    let handlers = SignalHandlers::install(FORWARDED, &events.signal_pipe()).context("cannot install signal handlers")?;
+    let handlers = SignalHandlers::install(FORWARDED, events.signal_pipe()).context("cannot install signal handlers")?;
     let holding = match lock::acquire(&lock, &mut journal, &mut events)? {
         Acquisition::Held(holding) => holding,
         Acquisition::Interrupted(signal) => return Ok(Admission::Interrupted(signal)),

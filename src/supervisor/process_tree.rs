@@ -12,7 +12,6 @@ use tracing::debug;
 use super::policy::{Delivery, Group, Input, TreeState};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
-use crate::sys::pidfd::pidfd_signal;
 use crate::sys::proc::{self, Stat};
 use crate::sys::wait::{self, ChildStatus, Target};
 
@@ -64,7 +63,7 @@ impl ProcessTree {
                     continue;
                 }
             }
-            let result = pidfd_signal(member, signal);
+            let result = member.signal(signal);
             debug!(pid = member.pid, %signal, ?result, "signalled a descendant");
             refused += usize::from(!matches!(result, Ok(()) | Err(Errno::ESRCH)));
         }

@@ -21,7 +21,7 @@ use crate::events::{Event, EventQueue, SignalSource};
 use crate::lock::LockGuard;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecorder};
-use crate::sys::termios::TerminalModeGuard;
+use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, wait};
 
 /// Parts of a supervised run.

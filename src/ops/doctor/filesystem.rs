@@ -117,7 +117,7 @@ fn mtime_is_kept(dir: &Path) -> io::Result<Option<String>> {
 fn changes_are_reported(dir: &Path) -> io::Result<Option<String>> {
     let file = dir.join("inotify");
     let mut changes = FileWatch::of(std::slice::from_ref(&file));
-    if changes.next_poll().is_some() {
+    if changes.poll_at.is_some() {
         return Ok(Some(
             "the kernel does not tell of changes here, or no instance is left (fs.inotify.max_user_instances)".into(),
         ));

@@ -1,6 +1,5 @@
 //! The session lock between hosts: whether it holds there, by the file system of the lock file or by a lock helper.
 
-use std::fs;
 use std::path::Path;
 
 use super::Check;
@@ -46,7 +45,7 @@ fn lies_apart(config_dir: &Path, lock_file: &Path, check: &mut Check) -> bool {
 
 /// Mount of `path`, or of the directory that it is to be made in.
 fn mount_of(path: &Path) -> Option<Mount> {
-    Mount::of(&fs::canonicalize(path).or_else(|_| fs::canonicalize(path.parent().unwrap_or(path))).ok()?)
+    path.ancestors().take(2).find_map(Mount::of)
 }
 
 /// Checks how far a flock on the lock file reaches by itself.

@@ -19,8 +19,8 @@ use super::sink::Sink;
 use crate::claude::frames::{FrameReader, LastResult};
 use crate::events::{Event, EventQueue, EventSender};
 use crate::sys::pipe::PIPE_SIZE;
-use crate::sys::pty::Pty;
 use crate::sys::signal;
+use crate::sys::terminal::Pty;
 
 /// Most bytes that are copied at once: they are still in the processor's cache when they are examined.
 const BATCH: usize = 256 << 10;
