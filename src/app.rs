@@ -31,6 +31,9 @@ use crate::sys::signal_pipe::SignalHandlers;
 
 /// The program: runs `words`, reports a failure, returns the exit code.
 pub fn main(words: Vec<OsString>) -> i32 {
+    if words.first().is_some_and(|name| name == lock::MONITOR) {
+        return i32::from(lock::run_monitor(&words).is_err());
+    }
     // A panic has printed itself; its guards have ended the tree and freed the lock.
     let result = panic::catch_unwind(|| run(words)).unwrap_or(Ok(Outcome::Failed));
     let outcome = result.unwrap_or_else(|error| {
@@ -49,7 +52,7 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
 }
 
 /// Runs what `words` ask for: those of the command line, the name we were called by first. While it runs, the process' signal
-/// handlers, its subreaper attribute and all its zombie children belong to it.
+/// handlers, its subreaper attribute and all its zombie children belong to it. A lock helper needs a program whose entry is [`main`].
 ///
 /// # Errors
 /// Anything that keeps it from running the child; `ProgramError` if that is the child's program.

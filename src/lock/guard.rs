@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 
 use super::file::FlockGuard;
 use super::helper::Helper;
@@ -51,12 +50,12 @@ impl LockGuard {
 
     /// The lock helper's name for its lock.
     pub fn key(&self) -> Option<String> {
-        self.running_helper()?.key()
+        self.running_helper()?.state().key
     }
 
-    /// Pid of the lock helper's monitor: a child of ours that is no part of the run.
-    pub fn monitor_pid(&self) -> Option<Pid> {
-        self.running_helper().map(Helper::monitor_pid)
+    /// Pid and start of the lock helper's monitor: a child of ours that is no part of the run.
+    pub fn monitor(&self) -> Option<(i32, u64)> {
+        self.helper.as_ref().map(|helper| helper.monitor_process.process())
     }
 
     /// True while there is a lock helper, even one that is releasing its lock.
@@ -67,11 +66,11 @@ impl LockGuard {
     /// Reason why the lock is lost, if it is: the lock helper has ended.
     pub fn lost_reason(&self) -> Option<String> {
         let helper = self.running_helper()?;
-        helper.ended().map(|how| format!("the lock helper {} has ended ({how})", helper.name()))
+        let how = helper.ended().unwrap_or_else(|error| Some(format!("{error:#}")))?;
+        Some(format!("the lock helper {} has ended ({how})", helper.name()))
     }
 
-    /// Releases it in mid-run, without waiting for the lock helper's end: what is started below us meanwhile must not rely on us. The
-    /// monitor is not reaped before the end of the run, so that its pid means no other process.
+    /// Releases it in mid-run, without waiting for the lock helper's end: what is started below us meanwhile must not rely on us.
     pub fn release(&mut self) {
         self.refresh = None;
         self.helper.iter_mut().for_each(|helper| helper.terminate());

@@ -3,12 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tracing::{error, info, warn};
 
 use super::guard::LockGuard;
-use super::helper::{self, Helper, HelperCommand};
-use super::helper_state::{HelperEnd, HelperState};
+use super::helper::{Helper, HelperCommand};
 use super::refresh_due::Refreshes;
 use super::request::{Acquisition, LockRequest};
 use super::wait::{LockWait, Target, WaitEnd};
@@ -40,7 +39,7 @@ pub(super) fn acquire_helper(
             let helper = Helper::start(command, wait.events.sender())?;
             let Some(refusal) = wait_for_key(&helper, request, wait)? else {
                 wait.events.watch_files(&[]);
-                info!(name: "lock.acquired", key = helper.key(), "the lock helper {} has the lock", helper.name());
+                info!(name: "lock.acquired", key = helper.state().key, "the lock helper {} has the lock", helper.name());
                 return Ok(Acquisition::Held(guard.with_helper(helper)));
             };
             let requested_at = matches!(refusal, Acquisition::Interrupted(_)).then(Instant::now);
@@ -75,9 +74,8 @@ fn wait_for_key(helper: &Helper, request: &LockRequest, wait: &mut LockWait) -> 
     }
     wait.next_progress_at = after(Instant::now(), Some(ANNOUNCE_AFTER));
     let end = wait.until(|_, events| {
-        let state = helper.state();
-        let has_key = !matches!(state, HelperState::Starting { .. });
-        let refusal = refusal(state, helper, request, events)?;
+        let has_key = helper.state().key.is_some(); // before the look for its end
+        let refusal = refusal(helper, request, events)?;
         Ok((has_key || refusal.is_some()).then_some(refusal))
     })?;
     match end {
@@ -85,10 +83,7 @@ fn wait_for_key(helper: &Helper, request: &LockRequest, wait: &mut LockWait) -> 
         WaitEnd::Met(refusal) => return Ok(refusal),
         WaitEnd::Interrupted(signal) => return Ok(Some(Acquisition::Interrupted(signal))),
         WaitEnd::TimedOut => {
-            let reason = match helper.state() {
-                HelperState::Starting { no_key_reason: Some(reason) } => reason,
-                _ => "--wait waits longer",
-            };
+            let reason = helper.state().no_key_reason.unwrap_or_else(|| "--wait waits longer".to_owned());
             let (name, limit) = (helper.name(), show(limit.unwrap_or_default()));
             error!(name: "lock.timeout", "the lock helper {name} did not get its lock within {limit}; {reason}; nothing was started");
             return Ok(Some(Acquisition::TimedOut));
@@ -97,7 +92,7 @@ fn wait_for_key(helper: &Helper, request: &LockRequest, wait: &mut LockWait) -> 
     if request.refreshes.as_ref().is_some_and(Refreshes::may_be_out_of_date) {
         wait.deadline = after(Instant::now(), Some(ATTR_CACHE_TTL));
         wait.next_progress_at = wait.next_progress_at.filter(|_| wait.is_announced);
-        match wait.until(|_, events| refusal(helper.state(), helper, request, events))? {
+        match wait.until(|_, events| refusal(helper, request, events))? {
             WaitEnd::Met(refusal) => return Ok(Some(refusal)),
             WaitEnd::Interrupted(signal) => return Ok(Some(Acquisition::Interrupted(signal))),
             WaitEnd::TimedOut => {}
@@ -110,16 +105,12 @@ fn wait_for_key(helper: &Helper, request: &LockRequest, wait: &mut LockWait) -> 
     Ok(None)
 }
 
-/// Reason why `helper`, which is in `state`, will not hold its lock, or need not.
-fn refusal(state: HelperState, helper: &Helper, request: &LockRequest, events: &[Event]) -> Result<Option<Acquisition>> {
-    if let HelperState::Ended { key, end } = state {
-        let how = match end {
-            HelperEnd::NotExecutable(errno) => return Err(helper.exec_error(errno)).context(helper::FAILED),
-            HelperEnd::NoProcess(errno) => return Err(errno).context(helper::FAILED),
-            HelperEnd::Ended(how) if key.is_some() => {
-                format!("after its first line ({how}), but has to stay while the lock is held")
-            }
-            HelperEnd::Ended(how) => format!("without a lock ({how})"),
+/// Reason why `helper` will not hold its lock, or need not.
+fn refusal(helper: &Helper, request: &LockRequest, events: &[Event]) -> Result<Option<Acquisition>> {
+    if let Some(how) = helper.ended()? {
+        let how = match helper.state().key {
+            Some(_) => format!("after its first line ({how}), but has to stay while the lock is held"),
+            None => format!("without a lock ({how})"),
         };
         error!(name: "lock.timeout", "the lock helper {} has ended {how}; nothing was started", helper.name());
         return Ok(Some(Acquisition::TimedOut));

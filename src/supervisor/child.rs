@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::policy::Ending;
-use crate::sys::wait::{self, ChildStatus, Target};
+use crate::sys::wait::{self, ChildStatus};
 
 /// Change of the child's state, as a SIGCHLD announces it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) enum Change {
 
 /// Reaps all zombies but `child`, and reads a change of its state.
 pub(super) fn next_change(child: Pid) -> Change {
-    while let Ok(Some(status)) = wait::next_status(Target::AnyChild, libc::WEXITED | libc::WNOWAIT) {
+    while let Ok(Some(status)) = wait::next_status(None, libc::WEXITED | libc::WNOWAIT) {
         if status.pid == child.as_raw() {
             return Change::Ended(match status.code {
                 libc::CLD_EXITED => Ending::Exited(status.status as u8),
@@ -28,7 +28,7 @@ pub(super) fn next_change(child: Pid) -> Change {
         }
         wait::reap(Pid::from_raw(status.pid));
     }
-    match wait::next_status(Target::Child(child), libc::WSTOPPED | libc::WCONTINUED) {
+    match wait::next_status(Some(child), libc::WSTOPPED | libc::WCONTINUED) {
         Ok(Some(ChildStatus { code: libc::CLD_STOPPED, status, .. })) => {
             Change::Stopped(Signal::try_from(status).unwrap_or(Signal::SIGSTOP))
         }

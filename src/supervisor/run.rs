@@ -117,7 +117,7 @@ impl Supervisor {
     fn start(run: Supervision, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Self> {
         let Supervision { launch, policy: config, output, mut lock } = run;
         let (group, ignored) = (config.group, config.ignored);
-        let tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor_pid));
+        let tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
             let output = output.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
             let lock = lock.as_ref().and_then(LockGuard::descriptor);

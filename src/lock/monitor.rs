@@ -1,0 +1,364 @@
+//! Monitor of a lock helper: this program once more, as a process between us and the helper, which ends the helper when we ask for
+//! it, or die. A signal at our death, as the child gets it, would reach the helper alone, and not what a helper that is a script has
+//! started; EOF on a socket whose other end only we have reaches the monitor in any case. It ends only after the helper and all that
+//! the helper has started. Nobody else reaps the helper, so its pid never means another process.
+//!
+//! It has none of our descriptors, above all not the lock's; it blocks all signals, so that no key ends or stops it; and it is a
+//! subreaper, so that no process that the helper has left becomes a child of ours, where it would pass for one of the run's.
+
+use std::ffi::OsString;
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::prctl::{set_child_subreaper, set_name, set_pdeathsig};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getpid, getppid, setpgid};
+use serde::{Deserialize, Serialize};
+
+use crate::claude::program::Program;
+use crate::config::settings::after;
+use crate::sys::exec::{Exec, NULL, child_stack, clone, dup_onto};
+use crate::sys::signal::{self, InheritedDispositions};
+use crate::sys::wait::{self, ChildStatus};
+
+/// Name under which this program is a monitor.
+pub const MONITOR: &str = "lock-monitor";
+
+/// Message of the monitor, a line of JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Report {
+    /// The helper's first line on stdout.
+    Key(String),
+    /// Reason why there may never be one.
+    NoKey(String),
+    /// A line on the helper's stderr.
+    Message(String),
+    /// The helper cannot be signalled, by this errno.
+    OutOfReach(i32),
+    /// The kill grace has expired: KILL is sent.
+    Killing,
+    End(HelperEnd),
+}
+
+/// End of a lock helper.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum HelperEnd {
+    /// End of a helper that ran: its status or signal, and its last line on stderr.
+    Ended(String),
+    /// execve(2) failed with this errno.
+    NotExecutable(i32),
+    /// There was no process for it; the reason.
+    NotStarted(String),
+}
+
+/// Starts the monitor of a helper that runs `program`. It reads control bytes from `socket`, of which the first requests TERM, and the
+/// second, or EOF when we die, an immediate KILL; and writes [`Report`]s.
+pub(super) fn start(
+    program: &Program,
+    kill_grace: Option<Duration>,
+    signals: &InheritedDispositions,
+    socket: UnixStream,
+) -> io::Result<Child> {
+    let grace = kill_grace.map_or_else(|| "none".to_owned(), |grace| grace.as_millis().to_string());
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(MONITOR).arg(grace).arg(&program.path).args(&program.argv);
+    // In a group of its own: a terminal's keys are not for it.
+    command.stdin(OwnedFd::from(socket)).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    let signals = signals.clone();
+    // SAFETY: `restore` is async-signal-safe.
+    unsafe { command.pre_exec(move || Ok(signals.restore()?)) }.spawn()
+}
+
+/// Runs the monitor that [`start`] has started with `words`.
+///
+/// # Errors
+/// There is nobody to report to.
+pub fn run_monitor(words: &[OsString]) -> Result<()> {
+    let inherited = inherited_descriptors();
+    let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let end = run(words, inherited, &mut socket).unwrap_or_else(|error| HelperEnd::NotStarted(format!("{error:#}")));
+    report(&mut socket, &Report::End(end));
+    Ok(())
+}
+
+/// Descriptors from before our exec that are no standard ones. The helper inherits them, as the child does.
+fn inherited_descriptors() -> Vec<OwnedFd> {
+    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<RawFd> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // That of the directory itself is closed by now.
+    let is_open = |number: &RawFd| *number > 2 && Path::new(&format!("/proc/self/fd/{number}")).exists();
+    // SAFETY: they are open, and nothing in this process owns them.
+    numbers.into_iter().filter(is_open).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
+}
+
+fn report(socket: &mut UnixStream, report: &Report) {
+    // An error means that nobody reads.
+    let _ = serde_json::to_string(report).map(|line| socket.write_all((line + "\n").as_bytes()));
+}
+
+/// Starts the helper, and keeps it until it and all that it has started have ended.
+fn run(words: &[OsString], inherited: Vec<OwnedFd>, socket: &mut UnixStream) -> Result<HelperEnd> {
+    let [_, grace, path, argv @ ..] = words else { anyhow::bail!("it is started by a run with a lock helper") };
+    let kill_grace = grace.to_str().and_then(|grace| grace.parse().ok()).map(Duration::from_millis);
+    let signals = InheritedDispositions::take()?;
+    let mask = SigSet::all();
+    mask.thread_block()?;
+    let changes = SignalFd::with_flags(&SigSet::from(Signal::SIGCHLD), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let _ = set_name(c"lock-monitor");
+    let _ = set_child_subreaper(true); // where that is refused, none of the helper's processes becomes a child of ours either
+    let ((stdout, its_stdout), (stderr, its_stderr)) = (io::pipe()?, io::pipe()?);
+    let environment: Vec<_> = env::vars_os().collect();
+    let exec = Exec::new(Path::new(path), argv, &environment, Some(NULL))?;
+    let helper = match start_helper(&exec, &signals, [its_stdout.as_fd(), its_stderr.as_fd()])? {
+        Ok(helper) => helper,
+        Err(errno) => return Ok(HelperEnd::NotExecutable(errno as i32)),
+    };
+    drop((its_stdout, its_stderr, exec, inherited));
+    let mut outputs = Outputs { stdout: Lines::of(stdout), stderr: Lines::of(stderr), has_key: false, last_message: None };
+    let how = supervise(helper, kill_grace, &changes, socket, &mut outputs);
+    end_descendants(helper);
+    outputs.drain(socket);
+    let message = outputs.last_message.map_or_else(String::new, |line| format!(": {line}"));
+    Ok(HelperEnd::Ended(how + &message))
+}
+
+/// Starts the helper. The inner error is that of its execve(2).
+fn start_helper(exec: &Exec, signals: &InheritedDispositions, outputs: [BorrowedFd; 2]) -> Result<Result<Pid, Errno>> {
+    let monitor = getpid();
+    let mut failure = None;
+    // SAFETY: it calls nothing but async-signal-safe functions, and we sleep until it has executed or ended.
+    let helper = unsafe {
+        clone(libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, &mut child_stack(), || {
+            failure = Some(exec_helper(exec, signals, outputs, monitor));
+        })
+    };
+    let helper = helper.context("no process for it")?;
+    Ok(failure.map_or(Ok(helper), Err))
+}
+
+/// Becomes the helper. Returns only if that fails.
+fn exec_helper(exec: &Exec, signals: &InheritedDispositions, [stdout, stderr]: [BorrowedFd; 2], monitor: Pid) -> Errno {
+    // In a group of its own, it can be ended with all that it has started.
+    let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
+    // Where that is refused, only a KILL of the monitor itself can leave the helper behind.
+    let _ = set_pdeathsig(Signal::SIGKILL);
+    if getppid() != monitor {
+        return Errno::ECHILD;
+    }
+    let prepared = dup_onto(stdout, libc::STDOUT_FILENO).and_then(|()| dup_onto(stderr, libc::STDERR_FILENO));
+    prepared.and_then(|()| signals.restore()).err().unwrap_or_else(|| exec.run())
+}
+
+/// State of the helper.
+#[derive(Clone, Copy)]
+enum Stage {
+    Running,
+    /// TERM was sent; KILL follows at this time.
+    Terminating(Option<Instant>),
+    Killed,
+}
+
+/// Serves requests from `socket` until the helper has ended. It stays a zombie, so that its process group means no other.
+fn supervise(
+    helper: Pid,
+    kill_grace: Option<Duration>,
+    changes: &SignalFd,
+    socket: &mut UnixStream,
+    outputs: &mut Outputs,
+) -> String {
+    let mut stage = Stage::Running;
+    loop {
+        if let Some(how) = end_of(helper) {
+            return how;
+        }
+        let kill_at = if let Stage::Terminating(at) = stage { at } else { None };
+        if kill_at.is_some_and(|at| Instant::now() >= at) {
+            report(socket, &Report::Killing);
+            let _ = killpg(helper, Signal::SIGKILL);
+            stage = Stage::Killed;
+            continue;
+        }
+        let control = (!matches!(stage, Stage::Killed)).then(|| socket.as_fd());
+        let sources = [Some(changes.as_fd()), control, outputs.stdout.source(), outputs.stderr.source()];
+        let [_, is_asked, has_stdout, has_stderr] = wait(kill_at, sources);
+        let _ = changes.read_signal(); // what it is about, `end_of` finds out
+        outputs.read([has_stdout, has_stderr], socket);
+        if !is_asked {
+            continue;
+        }
+        stage = match stage {
+            Stage::Running if socket.read(&mut [0]).is_ok_and(|length| length > 0) => {
+                if let Err(errno) = killpg(helper, Signal::SIGTERM) {
+                    report(socket, &Report::OutOfReach(errno as i32));
+                }
+                let _ = killpg(helper, Signal::SIGCONT); // a stopped process does not handle TERM
+                Stage::Terminating(after(Instant::now(), kill_grace))
+            }
+            // Asked again; or claude-run is dead, and the kernel sends claude a TERM at this moment. A helper that KILL ends cannot
+            // release its lock, which so, where the engine has leases, lasts for the time that claude needs to end.
+            _ => {
+                let _ = killpg(helper, Signal::SIGKILL);
+                Stage::Killed
+            }
+        };
+    }
+}
+
+/// How `helper` has ended, if it has. Others are reaped.
+fn end_of(helper: Pid) -> Option<String> {
+    while let Ok(Some(ChildStatus { pid, code, status })) = wait::next_status(None, libc::WEXITED | libc::WNOWAIT) {
+        if pid == helper.as_raw() {
+            return Some(match code {
+                libc::CLD_EXITED => format!("exit status {status}"),
+                _ => format!("ended by {}", signal::name(status)),
+            });
+        }
+        wait::reap(Pid::from_raw(pid));
+    }
+    None
+}
+
+/// Ends what is left of the group of `helper`, a zombie, and what has left the group or its session: orphans, and so children of ours.
+fn end_descendants(helper: Pid) {
+    let _ = killpg(helper, Signal::SIGKILL);
+    wait::reap(helper);
+    while wait::has_children(libc::WSTOPPED) {
+        let children = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        if pids.filter(|pid| kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok()).count() == 0 {
+            return;
+        }
+        let _ = waitpid(None::<Pid>, None); // then look again
+    }
+}
+
+/// Sleeps until one of `sources` is ready, or `deadline` has come. True for those that are.
+fn wait<const COUNT: usize>(deadline: Option<Instant>, sources: [Option<BorrowedFd>; COUNT]) -> [bool; COUNT] {
+    let timeout = deadline.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
+    let mut polled: Vec<_> = sources.iter().flatten().map(|source| PollFd::new(*source, PollFlags::POLLIN)).collect();
+    let _ = ppoll(&mut polled, timeout, None); // no signal interrupts it
+    let mut polled = polled.iter();
+    sources.map(|source| source.and_then(|_| polled.next()?.any()).unwrap_or(false))
+}
+
+/// Outputs of the helper.
+struct Outputs {
+    stdout: Lines,
+    stderr: Lines,
+    has_key: bool,
+    last_message: Option<String>,
+}
+
+impl Outputs {
+    /// Reports what has come on those of stdout and stderr that are ready.
+    fn read(&mut self, [has_stdout, has_stderr]: [bool; 2], socket: &mut UnixStream) {
+        if has_stderr {
+            for line in self.stderr.read() {
+                report(socket, &Report::Message(line.clone()));
+                self.last_message = Some(line);
+            }
+        }
+        // Lines after the first are of no interest, but must not fill the pipe.
+        let line = if has_stdout { self.stdout.read().into_iter().next() } else { return };
+        match (line, self.stdout.no_line_reason()) {
+            _ if self.has_key => {}
+            (Some(key), _) => {
+                self.has_key = true;
+                report(socket, &Report::Key(key));
+            }
+            (None, Some(reason)) => report(socket, &Report::NoKey(reason.to_owned())),
+            (None, None) => {}
+        }
+    }
+
+    /// Reports what an ended helper has printed: as much as a pipe holds.
+    fn drain(&mut self, socket: &mut UnixStream) {
+        for _ in 0..64 * 1024 / Lines::PIECE {
+            let ready = wait(Some(Instant::now()), [self.stdout.source(), self.stderr.source()]);
+            self.read(ready, socket);
+        }
+    }
+}
+
+/// One of the helper's outputs, cut into lines.
+struct Lines {
+    from: PipeReader,
+    partial: Vec<u8>,
+    at_end: bool,
+}
+
+impl Lines {
+    /// Longest key or message; the rest of a longer one is cut.
+    const LONGEST: usize = 4096;
+
+    /// Most that is read at once.
+    const PIECE: usize = 4096;
+
+    fn of(from: PipeReader) -> Self {
+        Self { from, partial: Vec::new(), at_end: false }
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        (!self.at_end).then(|| self.from.as_fd())
+    }
+
+    /// Reads once, and gives the lines that are complete, without control characters.
+    fn read(&mut self) -> Vec<String> {
+        let mut piece = [0; Self::PIECE];
+        let length = self.from.read(&mut piece).unwrap_or(0);
+        self.partial.extend_from_slice(&piece[..length]);
+        self.at_end = length == 0;
+        let is_enough = self.at_end || self.partial.len() > Self::LONGEST;
+        let end = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let lines: Vec<_> = self.partial.drain(..if is_enough { self.partial.len() } else { end }).collect();
+        let text = |line: &[u8]| {
+            let line = &line[..line.len().min(Self::LONGEST)];
+            String::from_utf8_lossy(line).chars().filter(|character| !character.is_control()).collect()
+        };
+        lines.split_inclusive(|byte| *byte == b'\n').map(text).collect()
+    }
+
+    /// Reason why the next line may never come.
+    fn no_line_reason(&self) -> Option<&'static str> {
+        match self {
+            Self { at_end: true, .. } => Some("it has closed its stdout without a line"),
+            Self { partial, .. } if !partial.is_empty() => Some("it has printed something, but no whole line"),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_whole_and_clean() -> Result<()> {
+        let (from, mut to) = io::pipe()?;
+        let mut lines = Lines::of(from);
+        to.write_all(b"factory/69")?;
+        assert!(lines.read().is_empty() && lines.no_line_reason().is_some() && !lines.at_end, "not whole yet");
+        to.write_all(b"4d\r\n\n\x1b[31mred\0\xff\nhalf")?;
+        assert_eq!(lines.read(), ["factory/694d", "", "[31mred\u{fffd}"]);
+        to.write_all(&[b'x'; Lines::LONGEST])?;
+        assert_eq!(lines.read().concat().len(), Lines::LONGEST, "cut");
+        to.write_all(b"last")?;
+        drop(to);
+        assert!(lines.read().is_empty());
+        assert_eq!(lines.read(), ["last"]);
+        assert!(lines.at_end && lines.source().is_none());
+        Ok(())
+    }
+}
