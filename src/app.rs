@@ -15,7 +15,7 @@ use crate::config::cli::{Cli, Request};
 use crate::config::file::{self, SettingsFile};
 use crate::config::settings::Settings;
 use crate::events::EventQueue;
-use crate::lock::{self, Acquisition, Claim, LockGuard, LockRequest};
+use crate::lock::{self, Acquisition, Claim, LockRequest};
 use crate::logging;
 use crate::ops;
 use crate::outcome::Outcome;
@@ -114,23 +114,21 @@ fn run_under_lock(mut run: Supervision, request: Option<&LockRequest>, recorder:
     let handled = FORWARDED.into_iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
     let _handlers = SignalHandlers::install(handled, &events.signal_pipe()).context("cannot install signal handlers")?;
     if let Some(request) = request {
-        let file = match lock::acquire(request, recorder, &mut events)? {
-            Acquisition::Held(guard) => run.lock.insert(guard).claimed(),
-            Acquisition::InheritedFromCaller(file) => Some(file),
-            Acquisition::HeldByAncestor(_) | Acquisition::NotNeeded(_) => None,
-            Acquisition::TimedOut => return Ok(Outcome::LockBusy { code: request.conflict_exit_code }),
+        match lock::acquire(request, recorder, &mut events)? {
+            Acquisition::Held(guard) => {
+                match guard.key() {
+                    Some(key) => run.launch.set(lock::KEY_VARIABLE, &key),
+                    None if guard.is_held() => run.launch.unset(lock::KEY_VARIABLE), // that of a run above is on another lock
+                    None => {}
+                }
+                if let Some(claims) = guard.claims(&request.above, recorder.run()) {
+                    run.launch.set(Claim::VARIABLE, &claims);
+                }
+                run.lock = Some(guard);
+            }
+            Acquisition::NotNeeded(_) => {}
+            Acquisition::NotAcquired => return Ok(Outcome::LockBusy { code: request.conflict_exit_code }),
             Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal)),
-        };
-        match run.lock.as_ref().map(LockGuard::key) {
-            Some(Some(key)) => run.launch.set(lock::KEY_VARIABLE, &key),
-            Some(None) => run.launch.unset(lock::KEY_VARIABLE), // that of a run above is on another lock
-            None => {}
-        }
-        if let Some(file) = file {
-            // If we hold the flock ourselves, no claim from above on this file is true any more.
-            let holds_flock = run.lock.as_ref().is_none_or(|guard| guard.descriptor().is_some());
-            let claims = request.above.claims_with(Claim { identity: file, run: recorder.run() }, holds_flock);
-            run.launch.set(Claim::VARIABLE, &claims);
         }
     }
     run.launch.set(RunId::VARIABLE, &recorder.run().to_string());

@@ -16,7 +16,7 @@ use nix::sys::signal::{SigSet, Signal};
 use tracing::{info, warn};
 
 use super::monitor::{self, HelperEnd, Report};
-use super::wait::{LockWait, Target, WaitEnd};
+use super::wait::{Awaited, LockWait, WaitEnd};
 use crate::claude::program::Program;
 use crate::config::settings::after;
 use crate::events::{Event, EventQueue, EventSender};
@@ -29,11 +29,10 @@ use crate::sys::signal::{self, DUPLICATE_WINDOW, InheritedDispositions};
 #[derive(Clone, Debug)]
 pub struct HelperCommand {
     /// The program and its arguments; never empty.
-    pub words: Vec<String>,
-    /// Time from TERM to KILL.
-    pub kill_grace: Option<Duration>,
+    pub(crate) words: Vec<String>,
+    pub(crate) kill_grace: Option<Duration>,
     /// Signal dispositions that it starts with.
-    pub signals: InheritedDispositions,
+    pub(crate) signals: InheritedDispositions,
 }
 
 /// A helper that runs. Dropping it ends it.
@@ -51,7 +50,7 @@ pub(super) struct Helper {
     /// Disconnected once the state has an end.
     end: Receiver<()>,
     /// Time at which TERM was requested.
-    terminating_since: Option<Instant>,
+    pub(super) terminating_since: Option<Instant>,
 }
 
 /// State of a lock helper.
@@ -126,13 +125,9 @@ impl Helper {
         }
     }
 
-    pub(super) fn is_terminating(&self) -> bool {
-        self.terminating_since.is_some()
-    }
-
     /// Requests its end without waiting for it: TERM, the kill grace, KILL.
     pub(super) fn terminate(&mut self) {
-        if !self.is_terminating() {
+        if self.terminating_since.is_none() {
             self.send_request();
         }
     }
@@ -153,7 +148,7 @@ impl Helper {
         self.terminate();
         let mut others = Vec::new();
         let mut request = None;
-        let mut wait = LockWait::new(Target::HelperShutdown(self.name().into_owned()), recorder, events, self.ignored);
+        let mut wait = LockWait::new(Awaited::HelperShutdown(self.name().into_owned()), recorder, events, self.ignored);
         wait.limit = self.kill_grace;
         loop {
             wait.deadline = self.overdue_at();
@@ -162,25 +157,19 @@ impl Helper {
                 Ok(self.state().end)
             });
             let Ok(WaitEnd::Interrupted(signal)) = end else { break };
-            if requested_at.is_none_or(|at| at.elapsed() >= DUPLICATE_WINDOW) {
-                if signal != Signal::SIGUSR2 {
-                    self.escalate(signal);
-                }
-                // USR2 ends only a wait before the start, and gives way to what ends more.
-                request = request.filter(|request| *request != Signal::SIGUSR2).or(Some(signal));
+            if requested_at.is_some_and(|at| at.elapsed() < DUPLICATE_WINDOW) {
+                continue;
             }
+            if signal != Signal::SIGUSR2 && self.kill_grace != Some(Duration::ZERO) {
+                warn!(name: "lock.helper", "{signal}: sending KILL to the lock helper {}", self.name());
+                self.kill_grace = Some(Duration::ZERO);
+                self.send_request();
+            }
+            // USR2 ends only a wait before the start, and gives way to what ends more.
+            request = request.filter(|request| *request != Signal::SIGUSR2).or(Some(signal));
         }
         wait.events.requeue(others);
         request
-    }
-
-    /// Ends the kill grace.
-    fn escalate(&mut self, signal: Signal) {
-        if self.kill_grace != Some(Duration::ZERO) {
-            warn!(name: "lock.helper", "{signal}: sending KILL to the lock helper {}", self.name());
-            self.kill_grace = Some(Duration::ZERO);
-            self.send_request();
-        }
     }
 
     /// Time from which on its monitor has taken too long.

@@ -1,9 +1,8 @@
 //! The session lock. [`acquire`](acquire()) is the story. Each of these imports only those before it: `file` (the lock file and
-//! flock(2)), `monitor` (the process that ends a lock helper in any case), `claims` (locks that an
-//! ancestor or our caller holds for us), `holder` (holder and waiters of a lock), `refresh_due` (the state of claude's token), `wait`
-//! (the one wait: signals, deadlines, progress), `helper` (a command that holds a lock of another engine, between
-//! hosts), `refresh_wait` (the wait for claude's own refresh locks), `guard` (the lock, held), `request` (a request and its outcome),
-//! `queue` and `helper_wait` (the waits for the session lock and for the lock helper), `acquire` (all of it in order).
+//! flock(2)), `claims` (locks that are held for us), `holder` (holder and waiters of a lock), `refresh_due` (claude's token), `wait`
+//! (the one wait, and its messages), `monitor` and `helper` (a command that holds a lock of another engine, between hosts), `guard` (the
+//! lock, held), `request` (a request and its outcome), `queue` and `helper_wait` (the waits for the session lock and the lock
+//! helper), `acquire` (all of it in order, and the wait for claude's own refresh locks).
 
 mod acquire;
 mod claims;
@@ -15,7 +14,6 @@ mod holder;
 mod monitor;
 mod queue;
 mod refresh_due;
-mod refresh_wait;
 mod request;
 mod wait;
 

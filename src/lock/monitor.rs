@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::prctl::{set_child_subreaper, set_name, set_pdeathsig};
@@ -87,9 +87,9 @@ pub(super) fn start(
 /// There is nobody to report to.
 pub fn run_monitor(words: &[OsString]) -> Result<()> {
     let inherited = inherited_descriptors();
-    let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let end = run(words, inherited, &mut socket).unwrap_or_else(|error| HelperEnd::NotStarted(format!("{error:#}")));
-    report(&mut socket, &Report::End(end));
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let end = run(words, inherited, &socket).unwrap_or_else(|error| HelperEnd::NotStarted(format!("{error:#}")));
+    report(&socket, &Report::End(end));
     Ok(())
 }
 
@@ -103,18 +103,17 @@ fn inherited_descriptors() -> Vec<OwnedFd> {
     numbers.into_iter().filter(is_open).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
 }
 
-fn report(socket: &mut UnixStream, report: &Report) {
+fn report(mut socket: &UnixStream, report: &Report) {
     // An error means that nobody reads.
     let _ = serde_json::to_string(report).map(|line| socket.write_all((line + "\n").as_bytes()));
 }
 
 /// Starts the helper, and keeps it until it and all that it has started have ended.
-fn run(words: &[OsString], inherited: Vec<OwnedFd>, socket: &mut UnixStream) -> Result<HelperEnd> {
-    let [_, grace, path, argv @ ..] = words else { anyhow::bail!("it is started by a run with a lock helper") };
+fn run(words: &[OsString], inherited: Vec<OwnedFd>, socket: &UnixStream) -> Result<HelperEnd> {
+    let [_, grace, path, argv @ ..] = words else { bail!("words are missing") };
     let kill_grace = grace.to_str().and_then(|grace| grace.parse().ok()).map(Duration::from_millis);
     let signals = InheritedDispositions::take()?;
-    let mask = SigSet::all();
-    mask.thread_block()?;
+    SigSet::all().thread_block()?;
     let changes = SignalFd::with_flags(&SigSet::from(Signal::SIGCHLD), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let _ = set_name(c"lock-monitor");
     let _ = set_child_subreaper(true); // where that is refused, none of the helper's processes becomes a child of ours either
@@ -126,12 +125,14 @@ fn run(words: &[OsString], inherited: Vec<OwnedFd>, socket: &mut UnixStream) -> 
         Err(errno) => return Ok(HelperEnd::NotExecutable(errno as i32)),
     };
     drop((its_stdout, its_stderr, exec, inherited));
-    let mut outputs = Outputs { stdout: Lines::of(stdout), stderr: Lines::of(stderr), has_key: false, last_message: None };
-    let how = supervise(helper, kill_grace, &changes, socket, &mut outputs);
-    end_descendants(helper);
-    outputs.drain(socket);
-    let message = outputs.last_message.map_or_else(String::new, |line| format!(": {line}"));
-    Ok(HelperEnd::Ended(how + &message))
+    let (stdout, stderr) = (Lines::of(stdout), Lines::of(stderr));
+    let mut monitor = Monitor { helper, socket, changes, stdout, stderr, has_key: false, last_message: String::new() };
+    let how = monitor.supervise(kill_grace);
+    monitor.end_descendants();
+    for _ in 0..64 * 1024 / Lines::LONGEST {
+        monitor.wait(Some(Instant::now()), false); // what it has printed before its end: as much as a pipe holds
+    }
+    Ok(HelperEnd::Ended(how + &monitor.last_message))
 }
 
 /// Starts the helper. The inner error is that of its execve(2).
@@ -161,8 +162,20 @@ fn exec_helper(exec: &Exec, signals: &InheritedDispositions, [stdout, stderr]: [
     prepared.and_then(|()| signals.restore()).err().unwrap_or_else(|| exec.run())
 }
 
+/// A monitor at work.
+struct Monitor<'a> {
+    helper: Pid,
+    socket: &'a UnixStream,
+    /// Readable after a SIGCHLD.
+    changes: SignalFd,
+    stdout: Lines,
+    stderr: Lines,
+    has_key: bool,
+    last_message: String,
+}
+
 /// State of the helper.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Running,
     /// TERM was sent; KILL follows at this time.
@@ -170,125 +183,92 @@ enum Stage {
     Killed,
 }
 
-/// Serves requests from `socket` until the helper has ended. It stays a zombie, so that its process group means no other.
-fn supervise(
-    helper: Pid,
-    kill_grace: Option<Duration>,
-    changes: &SignalFd,
-    socket: &mut UnixStream,
-    outputs: &mut Outputs,
-) -> String {
-    let mut stage = Stage::Running;
-    loop {
-        if let Some(how) = end_of(helper) {
-            return how;
-        }
-        let kill_at = if let Stage::Terminating(at) = stage { at } else { None };
-        if kill_at.is_some_and(|at| Instant::now() >= at) {
-            report(socket, &Report::Killing);
-            let _ = killpg(helper, Signal::SIGKILL);
-            stage = Stage::Killed;
-            continue;
-        }
-        let control = (!matches!(stage, Stage::Killed)).then(|| socket.as_fd());
-        let sources = [Some(changes.as_fd()), control, outputs.stdout.source(), outputs.stderr.source()];
-        let [_, is_asked, has_stdout, has_stderr] = wait(kill_at, sources);
-        let _ = changes.read_signal(); // what it is about, `end_of` finds out
-        outputs.read([has_stdout, has_stderr], socket);
-        if !is_asked {
-            continue;
-        }
-        stage = match stage {
-            Stage::Running if socket.read(&mut [0]).is_ok_and(|length| length > 0) => {
-                if let Err(errno) = killpg(helper, Signal::SIGTERM) {
-                    report(socket, &Report::OutOfReach(errno as i32));
-                }
-                let _ = killpg(helper, Signal::SIGCONT); // a stopped process does not handle TERM
-                Stage::Terminating(after(Instant::now(), kill_grace))
+impl Monitor<'_> {
+    /// Serves requests until the helper has ended. It stays a zombie, so that its process group means no other.
+    fn supervise(&mut self, kill_grace: Option<Duration>) -> String {
+        let mut stage = Stage::Running;
+        loop {
+            if let Some(how) = self.how_it_ended() {
+                return how;
             }
-            // Asked again; or claude-run is dead, and the kernel sends claude a TERM at this moment. A helper that KILL ends cannot
-            // release its lock, which so, where the engine has leases, lasts for the time that claude needs to end.
-            _ => {
-                let _ = killpg(helper, Signal::SIGKILL);
-                Stage::Killed
+            let kill_at = if let Stage::Terminating(at) = stage { at } else { None };
+            if kill_at.is_some_and(|at| Instant::now() >= at) {
+                report(self.socket, &Report::Killing);
+                stage = self.kill();
+            } else if self.wait(kill_at, stage != Stage::Killed) {
+                let is_request = self.socket.read(&mut [0]).is_ok_and(|length| length > 0);
+                // Else it is asked again; or claude-run is dead, and the kernel sends claude a TERM at this moment. A helper that KILL
+                // ends cannot release its lock, which so, where the engine has leases, lasts for the time that claude needs to end.
+                stage = if is_request && stage == Stage::Running { self.terminate(kill_grace) } else { self.kill() };
             }
-        };
-    }
-}
-
-/// How `helper` has ended, if it has. Others are reaped.
-fn end_of(helper: Pid) -> Option<String> {
-    while let Ok(Some(ChildStatus { pid, code, status })) = wait::next_status(None, libc::WEXITED | libc::WNOWAIT) {
-        if pid == helper.as_raw() {
-            return Some(match code {
-                libc::CLD_EXITED => format!("exit status {status}"),
-                _ => format!("ended by {}", signal::name(status)),
-            });
-        }
-        wait::reap(Pid::from_raw(pid));
-    }
-    None
-}
-
-/// Ends what is left of the group of `helper`, a zombie, and what has left the group or its session: orphans, and so children of ours.
-fn end_descendants(helper: Pid) {
-    let _ = killpg(helper, Signal::SIGKILL);
-    wait::reap(helper);
-    while wait::has_children(libc::WSTOPPED) {
-        let children = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-        if pids.filter(|pid| kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok()).count() == 0 {
-            return;
-        }
-        let _ = waitpid(None::<Pid>, None); // then look again
-    }
-}
-
-/// Sleeps until one of `sources` is ready, or `deadline` has come. True for those that are.
-fn wait<const COUNT: usize>(deadline: Option<Instant>, sources: [Option<BorrowedFd>; COUNT]) -> [bool; COUNT] {
-    let timeout = deadline.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
-    let mut polled: Vec<_> = sources.iter().flatten().map(|source| PollFd::new(*source, PollFlags::POLLIN)).collect();
-    let _ = ppoll(&mut polled, timeout, None); // no signal interrupts it
-    let mut polled = polled.iter();
-    sources.map(|source| source.and_then(|_| polled.next()?.any()).unwrap_or(false))
-}
-
-/// Outputs of the helper.
-struct Outputs {
-    stdout: Lines,
-    stderr: Lines,
-    has_key: bool,
-    last_message: Option<String>,
-}
-
-impl Outputs {
-    /// Reports what has come on those of stdout and stderr that are ready.
-    fn read(&mut self, [has_stdout, has_stderr]: [bool; 2], socket: &mut UnixStream) {
-        if has_stderr {
-            for line in self.stderr.read() {
-                report(socket, &Report::Message(line.clone()));
-                self.last_message = Some(line);
-            }
-        }
-        // Lines after the first are of no interest, but must not fill the pipe.
-        let line = if has_stdout { self.stdout.read().into_iter().next() } else { return };
-        match (line, self.stdout.no_line_reason()) {
-            _ if self.has_key => {}
-            (Some(key), _) => {
-                self.has_key = true;
-                report(socket, &Report::Key(key));
-            }
-            (None, Some(reason)) => report(socket, &Report::NoKey(reason.to_owned())),
-            (None, None) => {}
         }
     }
 
-    /// Reports what an ended helper has printed: as much as a pipe holds.
-    fn drain(&mut self, socket: &mut UnixStream) {
-        for _ in 0..64 * 1024 / Lines::PIECE {
-            let ready = wait(Some(Instant::now()), [self.stdout.source(), self.stderr.source()]);
-            self.read(ready, socket);
+    fn terminate(&self, kill_grace: Option<Duration>) -> Stage {
+        if let Err(errno) = killpg(self.helper, Signal::SIGTERM) {
+            report(self.socket, &Report::OutOfReach(errno as i32));
         }
+        let _ = killpg(self.helper, Signal::SIGCONT); // a stopped process does not handle TERM
+        Stage::Terminating(after(Instant::now(), kill_grace))
+    }
+
+    fn kill(&self) -> Stage {
+        let _ = killpg(self.helper, Signal::SIGKILL);
+        Stage::Killed
+    }
+
+    /// How the helper has ended, if it has. Other zombies are reaped.
+    fn how_it_ended(&self) -> Option<String> {
+        while let Ok(Some(ChildStatus { pid, code, status })) = wait::next_status(None, libc::WEXITED | libc::WNOWAIT) {
+            if pid == self.helper.as_raw() {
+                return Some(match code {
+                    libc::CLD_EXITED => format!("exit status {status}"),
+                    _ => format!("ended by {}", signal::name(status)),
+                });
+            }
+            wait::reap(Pid::from_raw(pid));
+        }
+        None
+    }
+
+    /// Ends what is left of the group of the helper, a zombie, and what has left that: orphans, and so children of ours.
+    fn end_descendants(&self) {
+        self.kill();
+        wait::reap(self.helper);
+        while wait::has_children(libc::WSTOPPED) {
+            let children = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+            let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+            if pids.filter(|pid| kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok()).count() == 0 {
+                return;
+            }
+            let _ = waitpid(None::<Pid>, None); // then look again
+        }
+    }
+
+    /// Sleeps until a child has changed, the helper has printed something, `deadline` has come or, if it `is_listening`, there is a
+    /// request. Reports what was printed. True if there is a request, or EOF.
+    fn wait(&mut self, deadline: Option<Instant>, is_listening: bool) -> bool {
+        let timeout = deadline.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
+        let control = is_listening.then(|| self.socket.as_fd());
+        let sources = [Some(self.changes.as_fd()), control, self.stdout.source(), self.stderr.source()];
+        let mut polled: Vec<_> = sources.iter().flatten().map(|source| PollFd::new(*source, PollFlags::POLLIN)).collect();
+        let _ = ppoll(&mut polled, timeout, None); // no signal interrupts it
+        let mut polled = polled.iter();
+        let is_ready = sources.map(|source| source.and_then(|_| polled.next()?.any()).unwrap_or(false));
+        let [_, is_asked, has_stdout, has_stderr] = is_ready;
+        let _ = self.changes.read_signal(); // the children tell the rest
+        for line in if has_stderr { self.stderr.read() } else { Vec::new() } {
+            self.last_message = format!(": {line}");
+            report(self.socket, &Report::Message(line));
+        }
+        // Later lines are of no interest, but must not fill the pipe.
+        let line = if has_stdout { self.stdout.read().into_iter().next() } else { None };
+        let no_line = self.stdout.no_line_reason().filter(|_| has_stdout);
+        if let Some(line) = line.map(Report::Key).or(no_line.map(Report::NoKey)).filter(|_| !self.has_key) {
+            self.has_key = matches!(line, Report::Key(_));
+            report(self.socket, &line);
+        }
+        is_asked
     }
 }
 
@@ -300,11 +280,8 @@ struct Lines {
 }
 
 impl Lines {
-    /// Longest key or message; the rest of a longer one is cut.
+    /// Longest key or message, of which the rest is cut; and most that is read at once.
     const LONGEST: usize = 4096;
-
-    /// Most that is read at once.
-    const PIECE: usize = 4096;
 
     fn of(from: PipeReader) -> Self {
         Self { from, partial: Vec::new(), at_end: false }
@@ -316,7 +293,7 @@ impl Lines {
 
     /// Reads once, and gives the lines that are complete, without control characters.
     fn read(&mut self) -> Vec<String> {
-        let mut piece = [0; Self::PIECE];
+        let mut piece = [0; Self::LONGEST];
         let length = self.from.read(&mut piece).unwrap_or(0);
         self.partial.extend_from_slice(&piece[..length]);
         self.at_end = length == 0;
@@ -331,10 +308,10 @@ impl Lines {
     }
 
     /// Reason why the next line may never come.
-    fn no_line_reason(&self) -> Option<&'static str> {
+    fn no_line_reason(&self) -> Option<String> {
         match self {
-            Self { at_end: true, .. } => Some("it has closed its stdout without a line"),
-            Self { partial, .. } if !partial.is_empty() => Some("it has printed something, but no whole line"),
+            Self { at_end: true, .. } => Some("it has closed its stdout without a line".to_owned()),
+            Self { partial, .. } if !partial.is_empty() => Some("it has printed something, but no whole line".to_owned()),
             _ => None,
         }
     }
