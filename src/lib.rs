@@ -100,12 +100,12 @@
 //! | what is masked | `supervisor/output/redact.rs` |
 //! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::on` |
 //! | how long a refresh of claude's is spared our signals | `supervisor/policy/refresh_guard.rs`, `MAX_DEFERRAL` |
-//! | how long a start waits for claude's refresh locks | `lock/refresh_wait.rs`, `MAX_WAIT` |
+//! | how long a start waits for claude's refresh locks | `lock/acquire.rs`, `MAX_WAIT` |
 //! | when a refresh lock of claude's counts as stale | `claude/refresh_locks.rs`, `STALE_AFTER` and `NEWER_STALE_AFTER` |
 //! | when a refresh of the token is due | `lock/refresh_due.rs`; the expiry is read in `claude/credentials.rs` |
 //! | which authentication needs no lock | `claude/auth.rs` |
 //! | when claude-run is above us already, and the lock is not acquired again | `lock/claims.rs` |
-//! | how a lock helper is started and ended | `lock/helper.rs`; the process that outlives us to end it: `lock/helper_monitor.rs` |
+//! | how a lock helper is started and ended | `lock/helper.rs`; the process that outlives us to end it: `lock/monitor.rs` |
 //! | the exit codes | `outcome.rs`, `Outcome::exit_code` |
 //! | when the record of a run is swept | `records/store.rs`, `SILENT_RECORD_TTL` |
 //! | the fields of a run record, and of a line of history | `records/run_record.rs`, `records/history.rs` |

@@ -93,7 +93,7 @@ struct Supervisor<'a> {
 impl<'a> Supervisor<'a> {
     fn start(run: Supervision, recorder: &'a mut RunRecorder, events: &'a mut EventQueue) -> Result<Self> {
         let Supervision { launch, policy: config, output, mut lock } = run;
-        let tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor_pid));
+        let tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
             let relay = output.start(events.sender()).context("cannot capture the child's output")?;
             let lock = lock.as_ref().and_then(LockGuard::descriptor);
