@@ -122,6 +122,11 @@ pub fn is_mount_point(path: &Path) -> bool {
     Mount::of(&real).is_some_and(|mount| mount.point.as_os_str().as_bytes() == real.as_os_str().as_bytes())
 }
 
+/// Mount points at `real`, a path without symlinks, and below it.
+pub(crate) fn points_below(real: &Path) -> Vec<PathBuf> {
+    Mount::all().into_iter().map(|mount| mount.point).filter(|point| point.starts_with(real)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
