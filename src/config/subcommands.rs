@@ -1,8 +1,9 @@
 //! Operations: what an operator can ask for, and the options of each.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand, ValueHint};
 
 use super::duration::DurationSetting;
 use super::values::{LockMode, Shell, parser};
@@ -77,29 +78,7 @@ pub enum Operation {
     #[command(
         after_help = "Exit codes: 0 done, or nothing to do, or nothing done without --yes; 1 refused, or something is left to do; 125 own failure"
     )]
-    Setup {
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-        /// Dir to share; the config dir is `config` in it [env: CLAUDE_SHARED_DIR] [default: /var/lib/disinto/claude-shared]
-        #[arg(long, value_name = "DIR")]
-        shared_dir: Option<OsString>,
-        /// Write CLAUDE_SHARED_DIR and CLAUDE_CONFIG_DIR into FILE; its other lines stay
-        #[arg(long, value_name = "FILE")]
-        env_file: Option<OsString>,
-        /// Home whose .claude it is [default: HOME]
-        #[arg(long, value_name = "DIR")]
-        home: Option<OsString>,
-        /// Longest wait for the session lock and for live runs, before anything is moved [default: 10m]
-        #[arg(long, value_name = "DUR")]
-        wait: Option<OsString>,
-        /// Only say what would be done
-        #[arg(long, short = 'n')]
-        dry_run: bool,
-        /// Do not ask before anything is moved
-        #[arg(long, short)]
-        yes: bool,
-    },
+    Setup(SetupOptions),
     /// Reads the token refreshes in Claude Code's own telemetry: is all well with its locks?
     #[command(after_help = EXIT_CODES)]
     Events {
@@ -132,4 +111,32 @@ impl Operation {
     pub fn tolerates_broken_file(&self) -> bool {
         matches!(self, Self::Doctor { .. } | Self::Completions { .. } | Self::ManPage)
     }
+}
+
+/// Makes a shared config dir, or moves ~/.claude there
+///
+/// A link stays behind. Nothing is lost, whenever it is killed: the next call goes on.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct SetupOptions {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Dir to share; the config dir is `config` in it [env: CLAUDE_SHARED_DIR] [default: /var/lib/disinto/claude-shared]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub shared_dir: Option<PathBuf>,
+    /// Write CLAUDE_SHARED_DIR and CLAUDE_CONFIG_DIR into FILE; its other lines stay
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub env_file: Option<PathBuf>,
+    /// Home whose .claude it is [default: HOME]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub home: Option<PathBuf>,
+    /// Longest wait for the session lock and for live runs, before anything is moved [default: 10m]
+    #[arg(long, value_name = "DUR")]
+    pub wait: Option<OsString>,
+    /// Only say what would be done
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+    /// Do not ask before anything is moved
+    #[arg(long, short)]
+    pub yes: bool,
 }
