@@ -30,4 +30,5 @@ pub use guard::LockGuard;
 pub use helper::HelperCommand;
 pub use holder::{Holder, Queue};
 pub use refresh_due::Refreshes;
+pub(crate) use refresh_wait::describe_refresh_lock;
 pub use request::{Acquisition, LockRequest};

@@ -180,13 +180,12 @@ fn keep_others_out(context: &Context, paths: &SetupPaths) -> Result<Admission> {
 /// Waits until no run is live. Names those that are at the deadline.
 fn wait_for_runs(records: &RecordStore, deadline: Option<Instant>) -> Result<Option<String>> {
     loop {
-        let census = records.census().with_context(|| super::cannot_read(&records.runs()))?;
+        let census = records.census().with_context(|| format!("cannot read {}", records.runs().display()))?;
         let live: Vec<_> = census.live.into_iter().chain(census.elsewhere).collect();
         let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
         let Some(first) = live.first() else { return Ok(None) };
         if left.is_zero() {
-            let now = SystemTime::now();
-            let names: Vec<_> = live.iter().map(|record| text::run(record, now)).collect();
+            let names: Vec<_> = live.iter().map(text::run).collect();
             let verb = if live.len() == 1 { "is" } else { "are" };
             return Ok(Some(format!("{} {verb} live there: {}", text::count(live.len(), "run"), names.join("; "))));
         }
