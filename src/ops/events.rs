@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Context, answer, text};
 use crate::claude::telemetry::{Meaning, RefreshEvent, Telemetry};
-use crate::config::settings;
+use crate::config::duration;
 use crate::events::EventQueue;
 use crate::outcome::Outcome;
 use crate::records::{sanitize, time, timestamp};
@@ -29,13 +29,12 @@ pub(super) fn show(
     let mut telemetry = Telemetry::of(&context.config_dir()?);
     let mut events = EventQueue::open().context("cannot make a pipe")?;
     if follow {
-        events.watch_directory(telemetry.dir());
+        events.watch_directory(&telemetry.dir);
     }
     loop {
-        let mut recent = telemetry.read().with_context(|| format!("cannot read {}", telemetry.dir().display()))?;
+        let mut recent = telemetry.read().with_context(|| format!("cannot read {}", telemetry.dir.display()))?;
         recent.retain(|event| since.is_none_or(|since| event.at >= since));
         if !follow {
-            telemetry.count_cut();
             let summary = Summary::of(&recent, &telemetry, since);
             return answer(out, json, summary.is_healthy(), &summary.to_text(), &summary.to_json());
         }
@@ -76,7 +75,7 @@ struct Window {
 
 impl Summary {
     fn of(events: &[RefreshEvent], telemetry: &Telemetry, since: Option<SystemTime>) -> Self {
-        let (files, skipped) = (telemetry.files(), telemetry.skipped);
+        let (files, skipped) = (telemetry.offsets.len(), telemetry.malformed + telemetry.cut);
         let (counts, windows, broken, other_failures) = Default::default();
         let mut summary = Self { since, files, skipped, counts, windows, broken, other_failures };
         let mut refreshing = BTreeMap::<&str, SystemTime>::new();
@@ -179,7 +178,7 @@ impl Summary {
             );
         }
         for Window { from, to, sessions, retries, resolved, broken } in &self.windows {
-            let (length, from) = (settings::show(to.duration_since(*from).unwrap_or_default()), time(*from));
+            let (length, from) = (duration::show(to.duration_since(*from).unwrap_or_default()), time(*from));
             text += &format!("{from:<27}{length:>12}{:>10}{retries:>9}{resolved:>10}{broken:>8}\n", sessions.len());
         }
         text += &format!("\n{}\n", self.verdict());

@@ -10,20 +10,21 @@ mod status;
 mod text;
 
 use std::io::{self, ErrorKind, Write};
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow};
-use serde::Serialize;
 use serde_json::Value;
 
 use crate::claude::config_dir::ConfigDir;
 use crate::config::cli::{Cli, Operation};
+use crate::config::duration::DurationSetting;
 use crate::config::file::SettingsFile;
-use crate::config::settings::{DurationSetting, Environment, Settings, Written, explain};
+use crate::config::settings::{Environment, Settings, Written, explain};
+use crate::config::values::Shell;
 use crate::lock;
 use crate::outcome::Outcome;
-use crate::records::{Census, RecordStore};
+use crate::records::{Census, RecordStore, RunRecord};
 
 /// Input of an operation: the same that a run would start from.
 pub(crate) struct Context<'a> {
@@ -58,26 +59,16 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
         Operation::Mode { json, set, drain } => settings::mode(context, *set, *drain, *json, out),
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
-        Operation::Setup { json, shared_dir, env_file, home, dry_run, yes, wait: _ } => {
-            let options = setup::SetupOptions {
-                shared_dir: shared_dir.as_deref().map(Path::new),
-                env_file: env_file.as_deref().map(Path::new),
-                home: home.as_deref().map(Path::new),
-                dry_run: *dry_run,
-                yes: *yes,
-                json: *json,
-            };
-            setup::run(&context, &options, out)
-        }
+        Operation::Setup(options) => setup::run(&context, options, out),
         Operation::Events { json, since, follow } => events::show(&context, since_time(*since), *follow, *json, out),
         Operation::Settings { json } => settings::show(&context, *json, out),
         // Made of the parser by the build script.
         Operation::ManPage => write(out, include_str!(concat!(env!("OUT_DIR"), "/claude-run.1"))).map(|()| Outcome::Shown),
         Operation::Completions { shell } => {
-            let script = match shell.as_str() {
-                "bash" => include_str!(concat!(env!("OUT_DIR"), "/bash")),
-                "fish" => include_str!(concat!(env!("OUT_DIR"), "/fish")),
-                _ => include_str!(concat!(env!("OUT_DIR"), "/zsh")),
+            let script = match shell {
+                Shell::Bash => include_str!(concat!(env!("OUT_DIR"), "/bash")),
+                Shell::Fish => include_str!(concat!(env!("OUT_DIR"), "/fish")),
+                Shell::Zsh => include_str!(concat!(env!("OUT_DIR"), "/zsh")),
             };
             write(out, script).map(|()| Outcome::Shown)
         }
@@ -116,14 +107,10 @@ fn write(out: &mut impl Write, text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
 }
 
-fn write_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
-    write(out, &(serde_json::to_string(value).context("cannot make JSON")? + "\n"))
-}
-
 /// Writes text for people, or a line of JSON.
 fn answer(out: &mut impl Write, json: bool, is_well: bool, text: &str, value: &Value) -> Result<Outcome> {
     if json {
-        write_json(out, value)?
+        write(out, &format!("{value}\n"))?
     } else {
         write(out, text)?
     }
@@ -133,4 +120,21 @@ fn answer(out: &mut impl Write, json: bool, is_well: bool, text: &str, value: &V
 /// Time that `--since DUR` goes back to.
 fn since_time(since: Option<DurationSetting>) -> Option<SystemTime> {
     SystemTime::now().checked_sub(since.and_then(DurationSetting::as_limit)?)
+}
+
+/// Waits until `find` finds no run, and gives those that are left at the deadline.
+fn wait_until_none(
+    records: &RecordStore,
+    deadline: Option<Instant>,
+    find: impl Fn() -> Result<Vec<RunRecord>>,
+) -> Result<Vec<RunRecord>> {
+    loop {
+        let (runs, left) = (find()?, time_left(deadline));
+        let (Some(first), false) = (runs.first(), left.is_zero()) else { return Ok(runs) };
+        records.wait_for_end(&first.run, left);
+    }
+}
+
+fn time_left(deadline: Option<Instant>) -> Duration {
+    deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()))
 }

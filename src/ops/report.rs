@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Context, answer, text};
-use crate::config::settings;
+use crate::config::duration;
 use crate::outcome::Outcome;
 use crate::records::{FinishedRun, History, RecordStore, time};
 
@@ -152,7 +152,7 @@ fn bars(spans: &[u64]) -> impl Iterator<Item = String> {
 
 /// A duration in at most two units: nobody reads the seconds of a day.
 fn short(milliseconds: u64) -> String {
-    settings::show(Duration::from_millis(milliseconds)).split(' ').take(2).collect::<Vec<_>>().join(" ")
+    duration::show(Duration::from_millis(milliseconds)).split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

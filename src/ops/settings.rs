@@ -3,14 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use serde_json::json;
 
-use super::{Context, Factory, answer, text};
+use super::{Context, Factory, answer, text, wait_until_none};
+use crate::config::duration::{DurationSetting, after};
 use crate::config::file::{self, SettingsFile};
-use crate::config::settings::{DurationSetting, LockMode, Origin, Written, after};
+use crate::config::settings::{LockMode, Origin, Written};
 use crate::outcome::Outcome;
 use crate::records::{Census, RunRecord};
 
@@ -46,7 +47,10 @@ pub(super) fn mode(
     }
     let mode = set.unwrap_or(place.settings.lock_mode);
     let others = match drain {
-        Some(bound) => drained(&place, mode, after(Instant::now(), bound.as_limit()))?,
+        Some(bound) => {
+            let deadline = after(Instant::now(), bound.as_limit());
+            wait_until_none(&place.records, deadline, || followers_of_others(&place, mode))?
+        }
         None => followers_of_others(&place, mode)?,
     };
     let Written { value: here, origin, .. } = &place.mode;
@@ -75,17 +79,7 @@ pub(super) fn mode(
 
 /// All runs that follow another mode than `mode`, orphaned ones and those of other hosts included.
 fn followers_of_others(place: &Factory, mode: LockMode) -> Result<Vec<RunRecord>> {
-    let Census { live, orphaned, elsewhere } = place.census()?;
+    let Census { live, orphaned, elsewhere, .. } = place.census()?;
     let all = live.into_iter().chain(orphaned).chain(elsewhere);
     Ok(all.filter(|record| record.mode != mode.name()).collect())
-}
-
-/// Waits until there are none, and gives those that are left at the deadline.
-fn drained(place: &Factory, mode: LockMode, deadline: Option<Instant>) -> Result<Vec<RunRecord>> {
-    loop {
-        let others = followers_of_others(place, mode)?;
-        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
-        let (Some(first), false) = (others.first(), left.is_zero()) else { return Ok(others) };
-        place.records.wait_for_end(&first.run, left);
-    }
 }

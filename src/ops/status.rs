@@ -13,7 +13,8 @@ use super::{Context, Factory, answer, text};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
-use crate::config::settings::{Environment, show_seconds};
+use crate::config::duration::show_seconds;
+use crate::config::settings::Environment;
 use crate::lock::{Holder, Queue, describe_refresh_lock};
 use crate::outcome::Outcome;
 use crate::records::{Census, FinishedRun, RunRecord, State, sanitize, time};
@@ -65,7 +66,7 @@ impl<'a> Status<'a> {
             let census = factory.census();
             (queue.and_then(|queue| queue.join().ok()), census)
         });
-        let Census { live, orphaned, elsewhere } = census?;
+        let Census { live, orphaned, elsewhere, .. } = census?;
         let waiting_without_record = queue.as_ref().map_or(Vec::new(), |queue| queue.waiting_without_record(&live));
         let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
         let (holding, mut others): (Vec<_>, Vec<_>) = live.into_iter().partition(holds);
@@ -122,7 +123,7 @@ impl<'a> Status<'a> {
         let held = self.refresh_locks.iter().filter(|lock| lock.touched.is_some()).map(describe_refresh_lock);
         let free = self.refresh_locks.iter().all(|lock| lock.touched.is_none()).then(|| "free".to_owned());
         add_list(&mut rows, "refresh locks", held.chain(free));
-        rows.push(("auth", self.auth.describe()));
+        rows.push(("auth", self.auth.description.clone()));
         rows.push(("token", self.token().2));
         add_list(&mut rows, "last runs", self.last.iter().map(finished));
         rows.extend(self.trouble().into_iter().map(|trouble| ("trouble", trouble)));
@@ -182,7 +183,7 @@ impl<'a> Status<'a> {
             "orphaned": runs(&self.orphaned),
             "elsewhere": runs(&self.elsewhere),
             "refresh_locks": self.refresh_locks.each_ref().map(refresh_lock_json),
-            "auth": self.auth.name(),
+            "auth": self.auth.name,
             "token": {"state": state, "expires": expires.map(time)},
             "last": self.last.iter().map(last_run_json).collect::<Value>(),
             "trouble": self.trouble(),

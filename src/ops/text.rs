@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::config::settings::{Origin, Written, show_seconds};
+use crate::config::duration::show_seconds;
+use crate::config::settings::{Origin, Written};
 use crate::records::{RunRecord, time};
 
 pub(super) fn setting(Written { value, origin, .. }: &Written) -> String {
@@ -14,7 +15,7 @@ pub(super) fn setting(Written { value, origin, .. }: &Written) -> String {
 pub(super) fn origin(origin: &Origin) -> String {
     match origin {
         Origin::Flag => "flag".into(),
-        Origin::Variable(name) => name.clone(),
+        Origin::Variable(name) => name.to_string(),
         Origin::File(path, line) => format!("{}:{line}", path.display()),
         Origin::Default => "default".into(),
     }

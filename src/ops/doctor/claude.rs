@@ -88,7 +88,7 @@ pub(super) fn check_login(subject: &Subject, check: &mut Check) {
     let auth = Auth::of(subject.context.environment, config_dir, &[], &login);
     let file = Login::path(config_dir);
     let shown = file.display();
-    let by = format!("claude goes by: {}", auth.describe());
+    let by = format!("claude goes by: {}", auth.description);
     let expires = match &login {
         Login::None if auth.is_no_login() => return check.pass(format!("{by}; there is no login in {shown}")),
         Login::None => {

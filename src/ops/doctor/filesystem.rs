@@ -13,7 +13,7 @@ use nix::unistd::{ForkResult, Pid, fork, pipe};
 
 use super::{Check, Subject};
 use crate::claude::program::Program;
-use crate::config::settings::show;
+use crate::config::duration::show;
 use crate::sys::file_watch::FileWatch;
 use crate::sys::mount::{LockScope, Mount};
 
@@ -114,7 +114,7 @@ fn mtime_is_kept(dir: &Path) -> io::Result<Option<String>> {
 fn changes_are_reported(dir: &Path) -> io::Result<Option<String>> {
     let file = dir.join("inotify");
     let mut changes = FileWatch::of(std::slice::from_ref(&file));
-    if changes.next_poll().is_some() {
+    if changes.poll_at.is_some() {
         let why = "the kernel does not tell of changes here, or no instance is left (fs.inotify.max_user_instances)";
         return Ok(Some(why.into()));
     }
@@ -174,7 +174,7 @@ const TWO_REFRESHES: &str =
 
 /// Mount of `path`, or of the directory that it is to be made in.
 fn mount_of(path: &Path) -> Option<Mount> {
-    Mount::of(&fs::canonicalize(path).or_else(|_| fs::canonicalize(path.parent().unwrap_or(path))).ok()?)
+    path.ancestors().take(2).find_map(Mount::of)
 }
 
 /// Checks how far a flock on the lock file reaches by itself, and whether it reaches all who may have the login.

@@ -11,7 +11,8 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{Check, Subject};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
-use crate::config::settings::{HARD_LIMIT, Settings, show_seconds};
+use crate::config::duration::show_seconds;
+use crate::config::settings::{HARD_LIMIT, Settings};
 use crate::lock::{Holder, Queue, describe_refresh_lock};
 use crate::ops::text;
 use crate::records::{PathView, RunRecord};
