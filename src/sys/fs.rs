@@ -7,6 +7,10 @@ use std::path::Path;
 
 /// Opens `path` for reading, without blocking, unless it is a FIFO.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
+    // A look first: to open a FIFO, be it for a moment, takes from its writer what it writes.
+    if std::fs::metadata(path)?.file_type().is_fifo() {
+        return Err(io::Error::other("it is a FIFO"));
+    }
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     if file.metadata()?.file_type().is_fifo() {
         return Err(io::Error::other("it is a FIFO"));
@@ -16,8 +20,13 @@ pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
 
 /// Reads the whole file `path`, of at most `most` bytes.
 pub(crate) fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    read_all(&open_to_read(path)?, most)
+}
+
+/// Reads `file` from where it stands, as [`read_bounded`] does.
+pub(crate) fn read_all(file: &File, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open_to_read(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    file.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
         return Err(io::Error::other(format!("it is larger than {most} bytes")));
     }

@@ -13,9 +13,9 @@ use super::Check;
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::config::settings::HARD_LIMIT;
-use crate::lock::{Holder, Queue};
+use crate::lock::{Holder, Queue, look_until_settled};
 use crate::ops::{Context, Factory};
-use crate::records::RecordStore;
+use crate::records::{Census, RecordStore};
 use crate::sys::file_id::FileId;
 
 pub(super) fn check_session_lock(context: &Context, config_dir: &Path, check: &mut Check) {
@@ -35,18 +35,19 @@ pub(super) fn check_session_lock(context: &Context, config_dir: &Path, check: &m
     }
     let lock = FileId::of(&found);
     let records = RecordStore::of(config_dir);
-    let census = records.census().unwrap_or_default();
-    for run in &census.orphaned {
+    let look = || {
+        let Census { live, mut orphaned, .. } = records.census().unwrap_or_default();
+        orphaned.retain(|run| run.holds(lock)); // not those of another lock file
+        let run = live.into_iter().find(|run| run.holds(lock)).map(|run| Holder::Run(Box::new(run)));
+        let find = || orphaned.is_empty().then(|| Holder::find_without_record(&Queue::look(lock), Some(&records))).flatten();
+        (run.or_else(find), orphaned)
+    };
+    let (holder, orphaned) = look_until_settled(look, |(holder, _)| !matches!(holder, Some(Holder::Process { .. })));
+    for run in &orphaned {
         let child = run.child.map_or_else(String::new, |pid| format!(" (pid {pid})"));
         let what = format!("{} was killed, and what it started{child} still holds the lock", run.who());
         check.fail(what, "everybody waits for it", "end that process; the lock is free with it");
     }
-    let holder = if census.orphaned.is_empty() {
-        let run = census.live.into_iter().find(|run| run.holds(lock));
-        run.map(|run| Holder::Run(Box::new(run))).or_else(|| Holder::find_without_record(&Queue::look(lock), Some(&records)))
-    } else {
-        None
-    };
     match holder {
         None if check.is_clean() => check.pass(format!("{shown}: nobody holds it")),
         None => {}
