@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use crate::config::duration::show_seconds;
 use crate::records::{RecordStore, RunRecord, State};
@@ -30,6 +31,23 @@ pub struct Queue {
     lock: FileId,
     flocks: Vec<Flock>,
 }
+
+/// Looks again, a little later, at what no run record accounts for: a run has the lock some milliseconds before its record, and records
+/// and queue are not read at one instant.
+pub fn look_until_settled<T>(mut look: impl FnMut() -> T, is_settled: impl Fn(&T) -> bool) -> T {
+    let mut seen = look();
+    for _ in 0..LOOKS {
+        if is_settled(&seen) {
+            break;
+        }
+        thread::sleep(BETWEEN_LOOKS);
+        seen = look();
+    }
+    seen
+}
+
+const LOOKS: usize = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// Number of records that are read before the kernel is asked.
 const GLANCE: usize = 16;

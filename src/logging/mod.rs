@@ -12,5 +12,5 @@ mod stderr;
 
 pub use live_line::LiveLine;
 pub use log_file::LogFile;
-pub(crate) use log_file::open_to_append;
+pub(crate) use log_file::{append_lines, open_to_append};
 pub use messages::{ask, init, report};
