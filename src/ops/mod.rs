@@ -24,6 +24,7 @@ use crate::config::duration::DurationSetting;
 use crate::config::file::SettingsFile;
 use crate::config::settings::{Environment, Origin, Settings, explain};
 use crate::lock;
+use crate::logging::{escaped_json, escaped_lines};
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecord};
 
@@ -62,8 +63,9 @@ pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Res
             events::show(&context, options, out)
         }
         Operation::Settings { json } => settings::show(&context, *json, out),
-        Operation::Completions { shell } => write(out, documents::completions(*shell)).map(|()| Outcome::Shown),
-        Operation::ManPage => write(out, documents::MAN_PAGE).map(|()| Outcome::Shown),
+        Operation::Help { topic } => write_own(out, &documents::help(topic.as_deref())?).map(|()| Outcome::Shown),
+        Operation::Completions { shell } => write_own(out, documents::completions(*shell)).map(|()| Outcome::Shown),
+        Operation::ManPage => write_own(out, documents::MAN_PAGE).map(|()| Outcome::Shown),
         Operation::Report { json, since } => report::show(&context, *since, *json, out),
     };
     match outcome {
@@ -97,13 +99,19 @@ impl Factory {
     }
 }
 
+/// Writes lines for people: what others have written into them does not act on the terminal.
 fn write(out: &mut impl Write, text: &str) -> Result<()> {
+    write_own(out, &escaped_lines(text))
+}
+
+/// Writes text in which all is ours.
+fn write_own(out: &mut impl Write, text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
 }
 
 /// Writes one line of JSON.
 fn write_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
-    write(out, &(serde_json::to_string(value).context("cannot make JSON")? + "\n"))
+    write_own(out, &escaped_json(&(serde_json::to_string(value).context("cannot make JSON")? + "\n")))
 }
 
 /// Time that `--since DUR` goes back to.

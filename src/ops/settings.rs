@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Context, text, write, write_json};
 use crate::config::settings::{Settings, Written, explain};
+use crate::logging::escaped;
 use crate::outcome::Outcome;
 
 /// JSON form of one setting.
@@ -28,7 +29,9 @@ pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Resul
         write_json(out, &settings.iter().map(|(name, value, origin)| json((*name, value, origin))).collect::<Vec<_>>())?;
         return Ok(Outcome::Shown);
     }
-    let row = |setting: &Written| (setting.name, setting.value.to_string_lossy().into_owned(), text::origin(&setting.origin));
+    let row = |setting: &Written| {
+        (setting.name, escaped(&setting.value.to_string_lossy()).into_owned(), text::origin(&setting.origin))
+    };
     let rows: Vec<_> = settings.iter().map(row).collect();
     let width = rows.iter().map(|(_, value, _)| value.chars().count()).max().unwrap_or_default();
     let lines = rows.iter().map(|(name, value, origin)| format!("{name:<20}{value:<width$}  {origin}\n"));

@@ -10,13 +10,14 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::text::{self, RecordJson, SettingJson};
-use super::{Context, Factory, cannot_read, write, write_json};
+use super::{Context, Factory, cannot_read, write, write_json, write_own};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::config::settings::Environment;
 use crate::lock::{Holder, Queue};
+use crate::logging::escaped_lines;
 use crate::outcome::Outcome;
 use crate::records::{Census, FinishedRun, RunRecord, State, sanitize, time};
 use crate::sys::file_id::FileId;
@@ -115,7 +116,10 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
             (true, _) => write_json(out, &status.to_json())?,
             (false, false) => write(out, &status.to_text())?,
             // Overwrites the screen: clears the rest of each line, and all below.
-            (false, true) => write(out, &format!("\x1b[H{}\x1b[J", status.to_text().replace('\n', "\x1b[K\n")))?,
+            (false, true) => {
+                let text = escaped_lines(&status.to_text()).replace('\n', "\x1b[K\n");
+                write_own(out, &format!("\x1b[H{text}\x1b[J"))?
+            }
         }
         if !watch {
             return Ok(if status.trouble().is_empty() { Outcome::Shown } else { Outcome::Trouble });

@@ -6,6 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use serde_json::Value;
 
 use crate::env::{Env, Running, binary, fake_claude};
+use crate::terminal::OnTerminal;
 
 fn write_file(env: &Env, text: &str) -> std::path::PathBuf {
     let path = env.home().join(".claude/claude-run.toml");
@@ -109,4 +110,51 @@ fn program_called_settings_goes_after_dashes() {
     env.claude_run().env("PATH", &path).args(["settings", "--bad"]).assert().code(125).stdout("");
     let help = env.claude_run().args(["settings", "--help"]).assert().code(0).get_output().clone();
     assert!(String::from_utf8_lossy(&help.stdout).contains("--json"));
+}
+
+#[test]
+fn credentials_in_place_of_the_file_are_not_printed() {
+    let env = Env::new();
+    let secret = "sk-ant-oat01-abcdefghijklmnop";
+    for text in [
+        format!("{{\"claudeAiOauth\":{{\"accessToken\":\"{secret}\"}}}}"),
+        format!("wait = \"{secret}\""),
+        format!("lock-helper = \"-x --user root:{secret}\""),
+        format!("{secret} = 1"),
+        format!("wait = {secret}"),
+        "x".repeat(7_000_000),
+        format!("wait = \"{}\"", "x".repeat(100_000)),
+    ] {
+        let path = write_file(&env, &text);
+        let assert = env.claude_run().arg("true").assert().code(125);
+        let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(!stderr.contains("abcdefgh") && stderr.len() < 5_000 && stderr.lines().count() == 1, "{stderr}");
+        assert!(stderr.contains(&path.display().to_string()), "{stderr}");
+    }
+}
+
+#[test]
+fn value_that_rounds_to_zero_is_a_limit() {
+    let env = Env::new();
+    for (text, code) in [("timeout = 1e-400\n", 124), ("timeout = \"1e-10000\"\n", 124), ("timeout = 0.0\n", 3)] {
+        write_file(&env, text);
+        env.claude_run().args(["sh", "-c", "sleep 0.5; exit 3"]).assert().code(code);
+    }
+}
+
+#[test]
+fn text_from_elsewhere_does_not_act_on_a_terminal() {
+    let env = Env::new();
+    let odd = "\u{1b}]52;c;eA==\u{7}\u{9b}31m\u{202e}\r\nnext: forged";
+    let mut command = env.command(binary());
+    command.env("CLAUDE_RUN_LABEL", odd).arg("settings");
+    let mut terminal = OnTerminal::start(command);
+    let label = terminal.shows("label ");
+    assert!(label.contains(r"\u{1b}]52;c;eA==\u{7}\u{9b}31m\u{202e}\r\nnext: forged"), "{label:?}");
+    let mut command = env.claude_run();
+    let json = command.env("CLAUDE_RUN_LABEL", odd).args(["settings", "--json"]).assert().code(0).get_output().clone();
+    let text = String::from_utf8(json.stdout).expect("text");
+    assert!(!text.trim_end().contains(|c: char| c.is_control() || c == '\u{202e}'), "{text}");
+    let all: Vec<Value> = serde_json::from_str(&text).expect("JSON");
+    assert!(all.iter().any(|setting| setting["value"] == odd));
 }
