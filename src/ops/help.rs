@@ -1,25 +1,12 @@
-//! Documents for other programs, which the build script has made of the parser.
+//! `claude-run help`: the guide, and the help of each operation.
 
 use anyhow::{Result, bail};
 
 use crate::config::cli::{command, nearest};
-use crate::config::values::Shell;
 use crate::guide::TOPICS;
 
-/// Script by which `shell` completes a command line.
-pub(super) fn completions(shell: Shell) -> &'static str {
-    match shell {
-        Shell::Bash => include_str!(concat!(env!("OUT_DIR"), "/bash")),
-        Shell::Fish => include_str!(concat!(env!("OUT_DIR"), "/fish")),
-        Shell::Zsh => include_str!(concat!(env!("OUT_DIR"), "/zsh")),
-    }
-}
-
-/// claude-run(1).
-pub(super) const MAN_PAGE: &str = include_str!(concat!(env!("OUT_DIR"), "/claude-run.1"));
-
 /// A chapter of the guide, or the help of an operation; without a topic, all of the help, and the topics.
-pub(super) fn help(topic: Option<&str>) -> Result<String> {
+pub(super) fn topic(topic: Option<&str>) -> Result<String> {
     let mut command = command();
     command.build();
     let topics = || TOPICS.iter().map(|(name, _)| *name);
