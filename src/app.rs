@@ -5,7 +5,6 @@ use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::panic;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -56,10 +55,8 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
 
 /// `text` of ours, with secrets masked as in the log.
 fn masked(text: &str) -> String {
-    static SECRETS: OnceLock<Option<Arc<Secrets>>> = OnceLock::new();
-    let secrets = SECRETS.get_or_init(|| Secrets::new(env::vars_os()).ok().map(Arc::new));
-    let Some(secrets) = secrets else { return "(not shown: its secrets cannot be masked)".to_owned() };
-    let mut masker = Masker::new(Arc::clone(secrets));
+    let Ok(secrets) = Secrets::of_environment() else { return "(not shown: its secrets cannot be masked)".to_owned() };
+    let mut masker = Masker::new(secrets);
     let mut out = Vec::new();
     masker.feed(text.as_bytes(), &mut out);
     masker.end(&mut out);

@@ -19,6 +19,7 @@ use toml_edit::{Document, DocumentMut, Item, Value};
 
 use super::cli::nearest;
 use super::options::OPTIONS;
+use super::trust::{POWERFUL, ensure_only_ours};
 use crate::sys::file_id::FileId;
 use crate::sys::fs::read_bounded_text;
 use crate::sys::proc::flocks;
@@ -51,7 +52,13 @@ impl SettingsFile {
     /// The file cannot be read, is no TOML, or has a key or a kind of value that does not belong there.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         match read_bounded_text(path, LARGEST) {
-            Ok(text) => Self::parse(path, &text).map(Some),
+            Ok(text) => {
+                let file = Self::parse(path, &text)?;
+                if let Some((key, (_, line))) = POWERFUL.into_iter().find_map(|key| Some((key, file.value(key)?))) {
+                    ensure_only_ours(path, key).with_context(|| format!("{}:{line}", path.display()))?;
+                }
+                Ok(Some(file))
+            }
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot read the settings file {}", path.display())),
         }

@@ -16,9 +16,9 @@ use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::config::settings::Environment;
 use crate::lock::{Holder, Queue, describe_refresh_lock};
-use crate::logging::escaped_lines;
+use crate::logging::{escaped, escaped_lines};
 use crate::outcome::Outcome;
-use crate::records::{Census, FinishedRun, RunRecord, State, sanitize, time};
+use crate::records::{Census, FinishedRun, RunRecord, State, time};
 use crate::sys::file_id::FileId;
 
 struct Status<'a> {
@@ -230,7 +230,7 @@ fn elsewhere(record: &RunRecord) -> String {
 
 /// Key of the lock that its lock helper holds.
 fn helper_key(record: &RunRecord) -> String {
-    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", sanitize(key)))
+    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", escaped(key)))
 }
 
 fn finished(run: &FinishedRun) -> String {

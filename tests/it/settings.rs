@@ -158,3 +158,38 @@ fn text_from_elsewhere_does_not_act_on_a_terminal() {
     let all: Vec<Value> = serde_json::from_str(&text).expect("JSON");
     assert!(all.iter().any(|setting| setting["value"] == odd));
 }
+
+#[test]
+fn file_that_others_can_write_names_no_program() {
+    let env = Env::new();
+    let marker = env.path("started");
+    let program = env.script("bin/named", &format!("#!/bin/sh\ntouch '{}'\n", marker.display()));
+    let [claude, helper] = ["claude", "lock-helper"].map(|key| format!("wait = 5\n{key} = \"{}\"\n", program.display()));
+    let texts = [&*claude, &*helper, "log = \"log\"\n", "record = \"record\"\n", "redact = \"off\"\n"];
+    let dir = env.home().join(".claude");
+    let check = |what: &std::path::Path, mode: u32, text: &str, code: i32| {
+        let file = write_file(&env, text);
+        fs::set_permissions(what, fs::Permissions::from_mode(mode)).expect("permissions");
+        let assert = env.claude_run().arg("true").assert().code(code);
+        let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        if code == 125 {
+            assert!(stderr.contains(&format!("{} has owner ", what.display())), "{stderr}");
+            assert!(stderr.contains(&format!("mode {mode:04o}")) && stderr.contains(&file.display().to_string()), "{stderr}");
+            let doctor = env.claude_run().arg("doctor").assert().code(1);
+            assert!(String::from_utf8_lossy(&doctor.get_output().stdout).contains("has owner "));
+        }
+    };
+    for text in texts {
+        let file = write_file(&env, "");
+        for mode in [0o666, 0o664] {
+            check(&file, mode, text, 125);
+        }
+        check(&file, 0o666, "wait = 5\n", 0);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("permissions");
+        check(&dir, 0o777, text, 125);
+        check(&env.home(), 0o775, text, 125);
+        fs::set_permissions(env.home(), fs::Permissions::from_mode(0o755)).expect("permissions");
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).expect("permissions");
+    }
+    assert!(!marker.exists());
+}
