@@ -9,15 +9,16 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{Context, Factory, answer, text};
+use super::{Context, Factory, answer, text, write_own};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::config::settings::Environment;
 use crate::lock::{Holder, Queue, describe_refresh_lock, look_until_settled};
+use crate::logging::{escaped, escaped_lines};
 use crate::outcome::Outcome;
-use crate::records::{Census, FinishedRun, RunRecord, State, sanitize, time};
+use crate::records::{Census, FinishedRun, RunRecord, State, time};
 use crate::sys::file_id::FileId;
 
 struct Status<'a> {
@@ -42,14 +43,15 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
     let in_place = watch && !json && io::stdout().is_terminal();
     loop {
         let status = Status::look(&factory, context.environment)?;
-        let mut text = status.to_text();
         if in_place {
             // Overwrites the screen: clears the rest of each line, and all below.
-            text = format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"));
-        }
-        let outcome = answer(out, json, status.trouble().is_empty(), &text, &status.to_json())?;
-        if !watch {
-            return Ok(outcome);
+            let text = escaped_lines(&status.to_text()).replace('\n', "\x1b[K\n");
+            write_own(out, &format!("\x1b[H{text}\x1b[J"))?;
+        } else {
+            let outcome = answer(out, json, status.trouble().is_empty(), &status.to_text(), &status.to_json())?;
+            if !watch {
+                return Ok(outcome);
+            }
         }
         // Ages change with the clock: there is no event to wait for.
         thread::sleep(Duration::from_secs(1));
@@ -237,7 +239,7 @@ fn elsewhere(record: &RunRecord) -> String {
 
 /// Key of the lock that its lock helper holds.
 fn helper_key(record: &RunRecord) -> String {
-    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", sanitize(key)))
+    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", escaped(key)))
 }
 
 fn finished(run: &FinishedRun) -> String {
