@@ -29,6 +29,7 @@ use crate::logging;
 use crate::outcome::Outcome;
 use crate::records::RecordStore;
 use crate::sys::file_id::FileId;
+use crate::sys::signal;
 
 const SHARED_DIR: &str = "CLAUDE_SHARED_DIR";
 const DEFAULT_SHARED_DIR: &str = "/var/lib/disinto/claude-shared";
@@ -50,6 +51,7 @@ pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Writ
     let shared = options.shared_dir.clone().or_else(|| variable(SHARED_DIR)).unwrap_or(DEFAULT_SHARED_DIR.into());
     let paths = SetupPaths::new(&home, &shared)?;
     become_owner(&home)?;
+    signal::end_as_by_default().context("cannot set signal dispositions")?;
     let config_dir = paths.config_dir.to_string_lossy().into_owned();
     let mut report = SetupReport { config_dir, done: false, steps: Vec::new(), notes: Vec::new() };
     let outcome = carry_out(context, options, &paths, &mut report)?;
@@ -119,7 +121,7 @@ fn ask_consent(paths: &SetupPaths, json: bool) -> Result<bool> {
 }
 
 /// Acquires the session lock of the dir that is to be moved, for `locks`, then waits until no run is live there. Returns what is in the
-/// way at last. No signal is handled meanwhile: each ends us as it does by default.
+/// way at last. Signals end us as they do by default.
 fn keep_others_out(context: &Context, paths: &SetupPaths, locks: &mut Vec<File>) -> Result<Option<String>> {
     let deadline = match Settings::resolve(context.cli.clone(), context.environment, context.file.as_ref())?.wait {
         Wait::No => Some(Instant::now()),
