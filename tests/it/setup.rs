@@ -448,6 +448,7 @@ fn other_file_system_needs_a_person() {
     place.setup(&[], 0);
     assert_eq!(place.content(), before);
     assert_eq!(fs::read_to_string(place.config_dir().join(".claude.json")).expect("a file"), r#"{"mcpServers":{}}"#);
+    assert_eq!(fs::read_link(place.json()).expect("a link"), place.config_dir().join(".claude.json"));
     assert!(place.link().with_file_name(".claude.old").is_dir() && place.json().with_file_name(".claude.json.old").is_file());
 }
 

@@ -255,10 +255,12 @@ fn ensure_links_hold(dir: &Path, depth: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// What a person may type instead of a move. Nothing is removed by it, and the next setup makes the link.
+/// What a person may type instead of a move. Nothing is removed by it.
 fn by_hand(from: &Path, to: &Path) -> String {
     let old = format!("{}.old", from.display());
     let [above, from, to, old] = [to.parent().unwrap_or(to), from, to, Path::new(&old)].map(|path| path.to_string_lossy());
     let [above, from, to, old] = [&above, &from, &to, &old].map(|word| shell_words::quote(word));
-    format!("while no claude runs: mkdir -p {above} && cp -aT {from} {to} && mv -T {from} {old}, and call setup again")
+    format!(
+        "while no claude runs: mkdir -p {above} && cp -aT {from} {to} && mv -T {from} {old} && ln -s {to} {from}, and call setup again"
+    )
 }
