@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use nix::sys::signal::SigSet;
 use nix::unistd::{getpgrp, tcgetpgrp};
 use tracing::warn;
 
@@ -75,7 +74,7 @@ impl Plan {
             launch.set(lock::KEY_VARIABLE, None);
         }
         let lock = if wants_lock { lock_request(&settings, &launch, config_dir.as_deref(), ancestors) } else { None };
-        let policy = policy_config(&settings, launch.signals.ignored);
+        let policy = policy_config(&settings, &launch);
         let output = if is_bare { OutputConfig::default() } else { output_config(&settings, &launch.program, log)? };
         let record_file = settings.record.filter(|_| !is_bare);
         let has_limits = policy.hard_limit.is_some() || policy.leftovers == Leftovers::Kill;
@@ -142,7 +141,7 @@ fn refreshes(settings: &Settings, config_dir: &Path, program: &Program) -> Refre
     }
 }
 
-fn policy_config(settings: &Settings, ignored: SigSet) -> PolicyConfig {
+fn policy_config(settings: &Settings, launch: &Launch) -> PolicyConfig {
     // Only of our controlling terminal.
     let foreground = tcgetpgrp(stdin()).ok().filter(|_| settings.stdin == Stdin::Inherit);
     let (hard_limit, leftovers) = match foreground {
@@ -158,7 +157,8 @@ fn policy_config(settings: &Settings, ignored: SigSet) -> PolicyConfig {
         leftovers: settings.leftovers.unwrap_or(leftovers),
         // Also in the background: `fg` must later reach the child as well.
         group: if foreground.is_some() { Group::Shared } else { Group::Own },
-        ignored,
+        streams_input: settings.stdin == Stdin::Inherit && frames::input_is_streamed(&launch.program.argv),
+        ignored: launch.signals.ignored,
     }
 }
 
