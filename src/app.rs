@@ -29,6 +29,9 @@ use crate::sys::signal_pipe::SignalHandlers;
 
 /// The program: runs `words`, reports a failure, returns the exit code.
 pub fn main(words: Vec<OsString>) -> i32 {
+    if words.first().is_some_and(|name| name == lock::MONITOR) {
+        return i32::from(lock::run_monitor(&words).is_err());
+    }
     // A panic has printed itself; its guards have ended the tree and freed the lock.
     let result = panic::catch_unwind(|| run(words)).unwrap_or(Ok(Outcome::Failed));
     let outcome = result.unwrap_or_else(|error| {
@@ -47,14 +50,14 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
 }
 
 /// Runs what `words` ask for: those of the command line, the name we were called by first. While it runs, the process' signal
-/// handlers, its subreaper attribute and all its zombie children belong to it.
+/// handlers, its subreaper attribute and all its zombie children belong to it. A lock helper needs a program whose entry is [`main`].
 ///
 /// # Errors
 /// Anything that keeps it from running the child; `ProgramError` if that is the child's program.
 pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     fill_standard_descriptors().context("cannot open /dev/null")?;
     let inherited = InheritedDispositions::take().context("cannot set signal dispositions")?;
-    let (cli, operation) = match parse(words) {
+    let (cli, operation) = match parse(words)? {
         Request::Run(cli) => (cli, None),
         Request::Operate(cli, operation) => (cli, Some(operation)),
         Request::Show(text) => {
@@ -63,10 +66,6 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
                 Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
                 _ => Ok(Outcome::Shown),
             };
-        }
-        Request::Refuse(text) => {
-            logging::usage(&text);
-            return Ok(Outcome::Failed);
         }
     };
     let config_dir = ConfigDir::resolve(cli.value("config-dir").map(Path::new), ENVIRONMENT);
@@ -99,23 +98,23 @@ fn run_under_lock(mut run: Supervision, request: Option<&LockRequest>, recorder:
     // In the terminal's group, its stop key stops us as it stops the child: by the default disposition.
     let stop = (run.policy.group == Group::Own).then_some(Signal::SIGTSTP);
     let handled = FORWARDED.into_iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
-    let _handlers = SignalHandlers::install(handled, &events.signal_pipe()).context("cannot install signal handlers")?;
+    let _handlers = SignalHandlers::install(handled, events.signal_pipe()).context("cannot install signal handlers")?;
     if let Some(request) = request {
-        let file = match lock::acquire(request, recorder, &mut events)? {
-            Acquisition::Held(guard) => run.lock.insert(guard).claimed(),
-            Acquisition::InheritedFromCaller(file) => Some(file),
-            Acquisition::HeldByAncestor(_) | Acquisition::NotNeeded(_) => None,
-            Acquisition::TimedOut => return Ok(Outcome::LockBusy { code: request.conflict_exit_code }),
+        match lock::acquire(request, recorder, &mut events)? {
+            Acquisition::Held(guard) => {
+                match guard.key() {
+                    Some(key) => run.launch.set(lock::KEY_VARIABLE, Some(key.into())),
+                    None if guard.is_held() => run.launch.set(lock::KEY_VARIABLE, None), // that of a run above is on another lock
+                    None => {}
+                }
+                if let Some(claims) = guard.claims(&request.above, recorder.run()) {
+                    run.launch.set(Claim::VARIABLE, Some(claims.into()));
+                }
+                run.lock = Some(guard);
+            }
+            Acquisition::NotNeeded(_) => {}
+            Acquisition::NotAcquired => return Ok(Outcome::LockBusy { code: request.conflict_exit_code }),
             Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal)),
-        };
-        if let Some(guard) = &run.lock {
-            run.launch.set(lock::KEY_VARIABLE, guard.key().map(Into::into)); // that of a run above is on another lock
-        }
-        if let Some(file) = file {
-            // If we hold the flock ourselves, no claim from above on this file is true any more.
-            let holds_flock = run.lock.as_ref().is_none_or(|guard| guard.descriptor().is_some());
-            let claims = request.above.claims_with(Claim { identity: file, run: recorder.run() }, holds_flock);
-            run.launch.set(Claim::VARIABLE, Some(claims.into()));
         }
     }
     run.launch.set(RunId::VARIABLE, Some(recorder.run().to_string().into()));
@@ -123,10 +122,10 @@ fn run_under_lock(mut run: Supervision, request: Option<&LockRequest>, recorder:
 }
 
 /// Takes `words` apart. Under the name `claude`, all of them are claude's.
-fn parse(mut words: Vec<OsString>) -> Request {
+fn parse(mut words: Vec<OsString>) -> Result<Request> {
     if !words.first().is_some_and(|name| program::is_shim(name)) {
-        return Cli::parse(words);
+        return Cli::parse(&words);
     }
     words[0] = program::NAME.into();
-    Request::Run(Cli::without_options(words))
+    Ok(Request::Run(Cli::without_options(words)))
 }

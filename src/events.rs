@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, stdin};
 use std::mem;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -16,8 +16,8 @@ use nix::sys::time::TimeSpec;
 
 use crate::claude::frames::FrameEvent;
 use crate::sys::file_watch::FileWatch;
+use crate::sys::signal_pipe::WAKE;
 pub use crate::sys::signal_pipe::{SignalPipe, SignalSource};
-use crate::sys::signal_pipe::{SignalReader, signal_pipe};
 
 /// An event of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,6 @@ pub(crate) enum Event {
 /// Receives events.
 #[derive(Debug)]
 pub struct EventQueue {
-    signals: SignalReader,
     from_threads: mpsc::Receiver<Event>,
     sender: EventSender,
     files: Option<FileWatch>,
@@ -52,21 +51,14 @@ pub struct EventQueue {
 #[derive(Clone, Debug)]
 pub(crate) struct EventSender {
     queue: mpsc::Sender<Event>,
-    pipe: SignalPipe,
+    pipe: Arc<SignalPipe>,
 }
 
 impl EventQueue {
     pub(crate) fn open() -> io::Result<Self> {
-        let (signals, pipe) = signal_pipe()?;
+        let pipe = SignalPipe::open()?;
         let (queue, from_threads) = mpsc::channel();
-        Ok(Self {
-            signals,
-            sender: EventSender { queue, pipe },
-            from_threads,
-            files: None,
-            watches_stdin: false,
-            requeued: Vec::new(),
-        })
+        Ok(Self { sender: EventSender { queue, pipe }, from_threads, files: None, watches_stdin: false, requeued: Vec::new() })
     }
 
     /// Watches `files` instead of those watched before.
@@ -86,8 +78,8 @@ impl EventQueue {
         self.watches_stdin
     }
 
-    pub(crate) fn signal_pipe(&self) -> SignalPipe {
-        self.sender.pipe.clone()
+    pub(crate) fn signal_pipe(&self) -> Arc<SignalPipe> {
+        Arc::clone(&self.sender.pipe)
     }
 
     pub(crate) fn sender(&self) -> EventSender {
@@ -104,12 +96,12 @@ impl EventQueue {
     pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> io::Result<Vec<Event>> {
         let deadline = if self.requeued.is_empty() { deadline } else { Some(Instant::now()) };
         loop {
-            let poll_at = self.files.as_ref().and_then(FileWatch::next_poll);
+            let poll_at = self.files.as_ref().and_then(|files| files.poll_at);
             let wake_at = [deadline, poll_at].into_iter().flatten().min();
             let timeout = wake_at.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
-            let mut ready = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-            let watch = self.files.as_ref().and_then(FileWatch::descriptor);
-            ready.extend(watch.map(|watch| PollFd::new(watch, PollFlags::POLLIN)));
+            let mut ready = vec![PollFd::new(self.sender.pipe.reader.as_fd(), PollFlags::POLLIN)];
+            let watch = self.files.as_ref().and_then(|files| files.inotify.as_ref());
+            ready.extend(watch.map(|watch| PollFd::new(watch.as_fd(), PollFlags::POLLIN)));
             let stdin = stdin();
             if self.watches_stdin {
                 ready.push(PollFd::new(stdin.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))); // not for what there is to read
@@ -121,7 +113,7 @@ impl EventQueue {
             };
             let stdin_ended = self.watches_stdin && ready.last().and_then(PollFd::any).unwrap_or(true);
             let mut events = mem::take(&mut self.requeued);
-            events.extend(self.signals.drain().into_iter().map(|(signal, source)| Event::Signal(signal, source)));
+            events.extend(self.sender.pipe.drain().into_iter().map(|(signal, source)| Event::Signal(signal, source)));
             // After the signals: a thread queues its event first, then wakes.
             events.extend(self.from_threads.try_iter());
             if stdin_ended {
@@ -143,7 +135,7 @@ impl EventSender {
     pub(crate) fn send(&self, event: Event) {
         // Without a receiver the run is over.
         if self.queue.send(event).is_ok() {
-            self.pipe.wake();
+            self.pipe.write(WAKE, SignalSource::Kernel);
         }
     }
 }
@@ -156,7 +148,7 @@ mod tests {
     fn events_keep_their_order() -> io::Result<()> {
         let mut queue = EventQueue::open()?;
         let sent: Vec<_> = Signal::iterator().cycle().take(500).collect();
-        sent.iter().for_each(|&signal| queue.signal_pipe().signal(signal, SignalSource::Kernel));
+        sent.iter().for_each(|&signal| queue.signal_pipe().write(signal as i32, SignalSource::Kernel));
         assert_eq!(
             queue.wait(None)?,
             sent.iter().map(|&signal| Event::Signal(signal, SignalSource::Kernel)).collect::<Vec<_>>()
@@ -175,7 +167,7 @@ mod tests {
     fn a_full_pipe_drops_the_newest_signals_only() -> io::Result<()> {
         let mut queue = EventQueue::open()?;
         let (pipe, sender) = (queue.signal_pipe(), queue.sender());
-        (0..100_000).for_each(|_| pipe.signal(Signal::SIGUSR2, SignalSource::Kernel));
+        (0..100_000).for_each(|_| pipe.write(Signal::SIGUSR2 as i32, SignalSource::Kernel));
         sender.send(Event::OutputDone);
         let events = queue.wait(None)?;
         assert!(events.len() > 4096 && events.last() == Some(&Event::OutputDone));

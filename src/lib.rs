@@ -94,24 +94,24 @@
 //! | what counts as a result frame, or as an open background task | `claude/frames.rs`, `FrameReader::on_frame` |
 //! | what counts as success with `--require-result` | `claude/frames.rs`, `LastResult::is_success` |
 //! | the text a waiter sees | the sentences: `lock/wait.rs`; the name of the holder: `lock/holder.rs`; the line on a terminal: `logging/live_line.rs` |
-//! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one field; a new type of value: `config/values.rs` |
+//! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one row; a new type of value: `config/values.rs` |
 //! | an operator command | `config/subcommands.rs` for its words, `ops/` for what it does |
 //! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `policy_config` |
 //! | what is masked | `supervisor/output/redact.rs` |
 //! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::on` |
 //! | how long a refresh of claude's is spared our signals | `supervisor/policy/refresh_guard.rs`, `MAX_DEFERRAL` |
-//! | how long a start waits for claude's refresh locks | `lock/refresh_wait.rs`, `MAX_WAIT` |
+//! | how long a start waits for claude's refresh locks | `lock/acquire.rs`, `MAX_WAIT` |
 //! | when a refresh lock of claude's counts as stale | `claude/refresh_locks.rs`, `STALE_AFTER` and `NEWER_STALE_AFTER` |
 //! | when a refresh of the token is due | `lock/refresh_due.rs`; the expiry is read in `claude/credentials.rs` |
 //! | which authentication needs no lock | `claude/auth.rs` |
 //! | when claude-run is above us already, and the lock is not acquired again | `lock/claims.rs` |
-//! | how a lock helper is started and ended | `lock/helper.rs`; the process that outlives us to end it: `lock/helper_monitor.rs` |
+//! | how a lock helper is started and ended | `lock/helper.rs`; the process that outlives us to end it: `lock/monitor.rs` |
 //! | the exit codes | `outcome.rs`, `Outcome::exit_code` |
 //! | when the record of a run is swept | `records/store.rs`, `SILENT_RECORD_TTL` |
 //! | the fields of a run record, and of a line of history | `records/run_record.rs`, `records/history.rs` |
 //! | what ends a process left over by claude | when: `supervisor/policy.rs`; how it is found and signalled: `supervisor/process_tree.rs` |
 //! | what happens to output that the caller is slow to read | `supervisor/output/spool.rs` |
-//! | a new doctor check | a function in `ops/doctor/` that returns findings, and a line in `examine` of `ops/doctor.rs` |
+//! | a new doctor check | a function in `ops/doctor/` that adds its findings, and a line in `CHECKS` of `ops/doctor.rs` |
 //! | the verdict of `claude-run events` | `claude/telemetry.rs` for the events, `ops/events.rs` for the verdict |
 //! | the form of a message on stderr or in the log | `logging/format.rs` |
 //!
@@ -129,6 +129,9 @@
 //! | `tests/library/` | 1,000 runs in one process, which must not leak descriptors |
 //!
 //! `scripts/test.sh` runs them as CI does, `scripts/bench.sh` measures the bounds.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("claude-run needs Linux: its subreaper, /proc, inotify, clone(2) and pidfds have no counterpart elsewhere");
 
 pub mod app;
 pub mod claude;

@@ -3,9 +3,8 @@
 use std::io::{IsTerminal, stderr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use terminal_size::{Width, terminal_size_of};
-
 use super::stderr::say;
+use crate::sys::terminal;
 
 static IS_ALLOWED: AtomicBool = AtomicBool::new(true);
 
@@ -27,7 +26,7 @@ impl LiveLine {
     /// Shows `text` in place of the last.
     pub fn show(&self, text: &str) {
         // Text that does not fit would wrap to a second line, which no carriage return reaches.
-        let width = terminal_size_of(stderr()).map_or(usize::MAX, |(Width(columns), _)| usize::from(columns));
+        let width = terminal::size_of(stderr()).map_or(usize::MAX, |size| usize::from(size.ws_col));
         let text: String = format!("claude-run: {text}").chars().take(width.saturating_sub(1)).collect();
         say(&format!("\r\x1b[K{text}"));
     }

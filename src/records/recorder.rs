@@ -18,12 +18,13 @@ use super::history;
 use super::run_record::{Hold, PathView, RunRecord, State};
 use super::store::{OwnRecord, RecordStore, SILENT_RECORD_TTL};
 use crate::claude::frames::LastResult;
-use crate::config::settings::{LockMode, after};
+use crate::config::duration::after;
+use crate::config::settings::LockMode;
 use crate::logging::open_to_append;
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
-use crate::sys::mount::LockScope;
+use crate::sys::mount::may_lock_per_host;
 use crate::sys::proc::{boot_id, host, pid_namespace};
 use crate::sys::signal;
 
@@ -299,7 +300,7 @@ fn milliseconds(span: Duration) -> u64 {
 fn keep_fresh(record: PathBuf) {
     let work = move || {
         let touch = || File::options().write(true).open(&record)?.set_modified(SystemTime::now());
-        if LockScope::at(&record).is_some_and(LockScope::may_be_per_host) {
+        if may_lock_per_host(&record) {
             // An error can be of a moment, as on a network.
             while !touch().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::NotFound) {
                 thread::sleep(TOUCH_AFTER);

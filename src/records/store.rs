@@ -19,7 +19,7 @@ use super::run_record::{Hold, RunRecord};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
 use crate::sys::fs::open_to_read;
-use crate::sys::mount::LockScope;
+use crate::sys::mount::may_lock_per_host;
 use crate::sys::proc::{boot_id, is_of_our_pid_namespace, pid_namespace};
 
 /// Directory of claude-run in a config dir.
@@ -228,7 +228,7 @@ impl RecordStore {
                 && RunId::parse(&record.run).is_some_and(|run| !run.is_alive())
         };
         (is_of_this_boot && (device(record.config_dir.file_id()) == device(here) || is_gone()))
-            || !LockScope::at(&self.path).is_some_and(LockScope::may_be_per_host)
+            || !may_lock_per_host(&self.path)
     }
 
     /// Lists the records, the oldest first. Removes temporary files that a killed writer has left.

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::claude::frames::FrameEvent;
-use crate::config::settings::{Leftovers, after};
+use crate::config::duration::after;
+use crate::config::settings::Leftovers;
 use crate::events::SignalSource;
 use crate::outcome::Outcome;
 use crate::sys::signal::{DUPLICATE_WINDOW, FORWARDED, is_termination_request};

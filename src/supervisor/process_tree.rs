@@ -11,16 +11,15 @@ use tracing::debug;
 use super::policy::{Group, Input, TreeState};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
-use crate::sys::pidfd::pidfd_signal;
 use crate::sys::proc::{self, Stat};
-use crate::sys::wait::{self, ChildStatus, Target};
+use crate::sys::wait::{self, ChildStatus};
 
 /// Descendants of this process that belong to a run.
 #[derive(Debug)]
 pub(super) struct ProcessTree {
     run: RunId,
-    /// Monitor of the lock helper. It and its descendants are no part of the run.
-    monitor: Option<Pid>,
+    /// Monitor of the lock helper: a child of ours, but neither it nor its descendants are part of the run.
+    monitor: Option<(i32, u64)>,
     /// Our children from before the run, as after `sleep 60 & exec claude-run …`.
     preexisting: Vec<Stat>,
     child: Option<Stat>,
@@ -34,7 +33,7 @@ pub(super) struct ProcessTree {
 const MAX_KILLS: u32 = 50;
 
 impl ProcessTree {
-    pub(super) fn before_start(run: RunId, monitor: Option<Pid>) -> Self {
+    pub(super) fn before_start(run: RunId, monitor: Option<(i32, u64)>) -> Self {
         let (preexisting, terminated) = (Vec::new(), HashSet::new());
         let mut tree = Self { run, monitor, preexisting, child: None, terminated, has_walked: false, kills: 0 };
         if wait::has_children(libc::WEXITED) && proc::is_of_our_pid_namespace() {
@@ -57,8 +56,10 @@ impl ProcessTree {
     pub(super) fn state(&self) -> TreeState {
         // Without WEXITED, waitid(2) fails with ECHILD if only zombies are left: exact, and without /proc.
         let has_children = wait::has_children(libc::WSTOPPED);
-        let are_preexisting = || !self.preexisting.is_empty() && self.members().is_empty();
-        if !has_children || are_preexisting() { TreeState::Empty } else { TreeState::Alive }
+        let has_others = self.monitor.is_some() || !self.preexisting.is_empty();
+        // A walk can miss a process whose parent ends meanwhile; a second one finds it among our own children.
+        let is_member_free = || has_others && self.members().is_empty() && self.members().is_empty();
+        if !has_children || is_member_free() { TreeState::Empty } else { TreeState::Alive }
     }
 
     /// Signals all members. Each gets TERM once, and after the first walk only orphans do: what a leftover starts to clean up may
@@ -76,7 +77,7 @@ impl ProcessTree {
                     continue;
                 }
             }
-            let result = pidfd_signal(member, signal);
+            let result = member.signal(signal);
             debug!(pid = member.pid, %signal, ?result, "signalled a descendant");
         }
         self.has_walked = true;
@@ -128,7 +129,7 @@ impl ProcessTree {
     /// True if a child of ours belongs to the run. Beside preexisting children, whose orphans come to us as well, it does if its
     /// environment names the run or cannot be read; or else if it is younger than the child, and in no process group of theirs.
     fn includes(&self, stat: &Stat) -> bool {
-        if self.monitor.is_some_and(|monitor| monitor.as_raw() == stat.pid) {
+        if self.monitor == Some(stat.process()) {
             return false;
         }
         if self.preexisting.is_empty() {
@@ -147,7 +148,7 @@ impl ProcessTree {
     /// Reaps all zombies but `child`, and reads a change of its state. It stays a zombie until the run is over, so that its pid and
     /// its process group's number are not used again.
     pub(super) fn next_change(&self, child: Pid) -> Option<Input> {
-        while let Ok(Some(status)) = wait::next_status(Target::AnyChild, libc::WEXITED | libc::WNOWAIT) {
+        while let Ok(Some(status)) = wait::next_status(None, libc::WEXITED | libc::WNOWAIT) {
             if status.pid == child.as_raw() {
                 let ending = match status.code {
                     libc::CLD_EXITED => Outcome::Exited(status.status as u8),
@@ -157,7 +158,7 @@ impl ProcessTree {
             }
             wait::reap(Pid::from_raw(status.pid));
         }
-        Some(match wait::next_status(Target::Child(child), libc::WSTOPPED | libc::WCONTINUED).ok()?? {
+        Some(match wait::next_status(Some(child), libc::WSTOPPED | libc::WCONTINUED).ok()?? {
             ChildStatus { code: libc::CLD_STOPPED, status, .. } => {
                 Input::Stopped(Signal::try_from(status).unwrap_or(Signal::SIGSTOP))
             }

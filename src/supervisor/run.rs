@@ -16,13 +16,13 @@ use super::process_tree::ProcessTree;
 use super::spawn::Launch;
 use crate::claude::frames::{FrameEvent, LastResult};
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
-use crate::config::settings::show;
+use crate::config::duration::show;
 use crate::events::{Event, EventQueue, SignalSource};
 use crate::lock::LockGuard;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecorder};
 use crate::sys::proc::Stat;
-use crate::sys::termios::TerminalModeGuard;
+use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, wait};
 
 /// Parts of a supervised run.
@@ -94,7 +94,7 @@ struct Supervisor<'a> {
 impl<'a> Supervisor<'a> {
     fn start(run: Supervision, recorder: &'a mut RunRecorder, events: &'a mut EventQueue) -> Result<Self> {
         let Supervision { launch, policy: config, output, mut lock } = run;
-        let mut tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor_pid));
+        let mut tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
             let relay = output.start(events.sender()).context("cannot capture the child's output")?;
             let lock = lock.as_ref().and_then(LockGuard::descriptor);

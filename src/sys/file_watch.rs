@@ -1,130 +1,88 @@
 //! Watches files by inotify(7) on their directories, since the files are created, removed and replaced by a rename. Where inotify
 //! does not see all changes (another host may change the files, or all instances are in use), the caller polls once a second.
 
-use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
-use nix::sys::statfs::{self, FsType, statfs};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use super::mount;
+use super::mount::{Mount, is_mount_point};
 
 /// Watched files.
 #[derive(Debug)]
 pub(crate) struct FileWatch {
-    inotify: Option<Inotify>,
-    /// Watched directories, each with the name of the file in it that matters; `None` for all.
-    watched: Vec<(WatchDescriptor, Option<OsString>)>,
-    /// Next poll, if inotify does not see all changes.
-    poll_at: Option<Instant>,
+    /// Becomes readable at a change.
+    pub(crate) inotify: Option<Inotify>,
+    /// Names that matter in the watched directories; none for all.
+    names: Vec<OsString>,
+    /// Time of the next [`take_changes`](Self::take_changes), if inotify does not see all changes.
+    pub(crate) poll_at: Option<Instant>,
 }
 
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// File systems that no other kernel changes.
-const LOCAL: [FsType; 6] = [
-    statfs::EXT4_SUPER_MAGIC, // ext2 and ext3 have the same
-    statfs::XFS_SUPER_MAGIC,
-    statfs::BTRFS_SUPER_MAGIC,
-    statfs::TMPFS_MAGIC,
-    statfs::OVERLAYFS_SUPER_MAGIC,
-    statfs::F2FS_SUPER_MAGIC,
-];
+const LOCAL: [&str; 8] = ["btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs"];
 
 impl FileWatch {
     /// Watches `files`, which need not exist; their directories must.
     pub(crate) fn of(files: &[PathBuf]) -> Self {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
-        let mut watched = Vec::new();
-        for file in files {
-            let watch =
-                inotify.as_ref().and_then(|inotify| Some((watch_for(inotify, file)?, Some(file.file_name()?.to_owned()))));
-            watched.extend(watch);
-        }
-        let all_watched = watched.len() == files.len();
-        Self { inotify, watched, poll_at: (!all_watched).then(|| Instant::now() + POLL_INTERVAL) }
+        let names = files.iter().filter_map(|file| file.file_name()).map(OsString::from).collect();
+        Self::new(names, |inotify| files.iter().filter(|file| watch_file(inotify, file)).count() == files.len())
     }
 
     /// Watches all files in `dir`. While `dir` does not exist, it is polled.
     pub(crate) fn in_directory(dir: &Path) -> Self {
-        let mut changes = Self::of(&[]);
-        let watch = changes.inotify.as_ref().and_then(|inotify| watch(inotify, dir));
-        changes.poll_at = watch.is_none().then(|| Instant::now() + POLL_INTERVAL);
-        changes.watched.extend(watch.map(|watch| (watch, None)));
-        changes
+        Self::new(Vec::new(), |inotify| watch(inotify, dir))
     }
 
-    /// Becomes readable at a change.
-    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.inotify.as_ref().map(AsFd::as_fd)
-    }
-
-    /// Time of the next [`take_changes`](Self::take_changes), though nothing has become readable.
-    pub(crate) fn next_poll(&self) -> Option<Instant> {
-        self.poll_at
+    fn new(names: Vec<OsString>, sees_all: impl FnOnce(&Inotify) -> bool) -> Self {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
+        let poll_at = (!inotify.as_ref().is_some_and(sees_all)).then(|| Instant::now() + POLL_INTERVAL);
+        Self { inotify, names, poll_at }
     }
 
     /// Consumes all notifications. True if a file may have changed since the last call.
     pub(crate) fn take_changes(&mut self) -> bool {
-        let mut changed = self.read_notifications();
-        if let Some(at) = self.poll_at
-            && Instant::now() >= at
-        {
+        let mut changed = false;
+        // EAGAIN: no more.
+        while let Some(Ok(events)) = self.inotify.as_ref().map(Inotify::read_events) {
+            for event in events {
+                changed |= match event.name {
+                    Some(name) => self.names.is_empty() || self.names.contains(&name),
+                    // The queue has overflowed; or the directory itself is moved or gone, and its successor is not watched.
+                    None => {
+                        self.poll_at.get_or_insert_with(Instant::now);
+                        true
+                    }
+                };
+            }
+        }
+        if self.poll_at.is_some_and(|at| at <= Instant::now()) {
             self.poll_at = Some(Instant::now() + POLL_INTERVAL);
             changed = true;
         }
         changed
     }
-
-    fn read_notifications(&mut self) -> bool {
-        let Some(inotify) = &self.inotify else { return false };
-        let mut changed = false;
-        // EAGAIN: no more.
-        while let Ok(events) = inotify.read_events() {
-            for event in events {
-                let is_watched = |name: &OsStr| {
-                    let matters = |file: &Option<OsString>| file.as_deref().is_none_or(|file| file == name);
-                    self.watched.iter().any(|(watch, file)| *watch == event.wd && matters(file))
-                };
-                match event.name {
-                    Some(name) => changed |= is_watched(&name),
-                    // The queue has overflowed; or the directory itself is moved or gone, and its successor is not watched.
-                    None => {
-                        changed = true;
-                        self.poll_at.get_or_insert_with(Instant::now);
-                    }
-                }
-            }
-        }
-        changed
-    }
 }
 
-/// Watches the directory of `file`, if that shows all changes of it.
-fn watch_for(inotify: &Inotify, file: &Path) -> Option<WatchDescriptor> {
-    let dir = match file.parent()? {
-        dir if dir.as_os_str().is_empty() => Path::new("."),
-        dir => dir,
-    };
+/// Watches the directory of `file`. True if that shows all changes of it.
+fn watch_file(inotify: &Inotify, file: &Path) -> bool {
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Behind a symlink or a bind mount, the file changes in another directory.
-    if file.is_symlink() || mount::is_mount_point(file) { None } else { watch(inotify, dir) }
+    !file.is_symlink() && !is_mount_point(file) && watch(inotify, dir)
 }
 
-fn watch(inotify: &Inotify, dir: &Path) -> Option<WatchDescriptor> {
-    if !LOCAL.contains(&statfs(dir).ok()?.filesystem_type()) {
-        return None;
-    }
+fn watch(inotify: &Inotify, dir: &Path) -> bool {
     let flags = AddWatchFlags::IN_MODIFY
-        | AddWatchFlags::IN_CLOSE_WRITE
         | AddWatchFlags::IN_CREATE
         | AddWatchFlags::IN_DELETE
         | AddWatchFlags::IN_MOVE
         | AddWatchFlags::IN_DELETE_SELF
         | AddWatchFlags::IN_MOVE_SELF
         | AddWatchFlags::IN_ONLYDIR;
-    inotify.add_watch(dir, flags).ok()
+    Mount::of(dir).is_some_and(|mount| LOCAL.contains(&&*mount.kind)) && inotify.add_watch(dir, flags).is_ok()
 }
 
 #[cfg(test)]
@@ -138,7 +96,7 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("file");
         let mut changes = FileWatch::of(std::slice::from_ref(&file));
-        assert_eq!(changes.next_poll(), None, "inotify sees all");
+        assert_eq!(changes.poll_at, None, "inotify sees all");
         assert!(!changes.take_changes());
         fs::write(dir.path().join("other"), "x")?;
         assert!(!changes.take_changes(), "beside it");
@@ -162,11 +120,11 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", &link)?;
         for file in [link, dir.path().join("nonesuch/file"), "/proc/self/stat".into()] {
             let mut changes = FileWatch::of(&[dir.path().join("file"), file]);
-            assert!(changes.next_poll().is_some_and(|at| at > Instant::now()));
+            assert!(changes.poll_at.is_some_and(|at| at > Instant::now()));
             assert!(!changes.take_changes(), "not yet");
             changes.poll_at = Some(Instant::now());
             assert!(changes.take_changes());
-            assert!(changes.next_poll().is_some_and(|at| at > Instant::now()), "and again later");
+            assert!(changes.poll_at.is_some_and(|at| at > Instant::now()), "and again later");
         }
         Ok(())
     }
@@ -178,7 +136,7 @@ mod tests {
         fs::create_dir(&inner)?;
         let mut changes = FileWatch::of(&[inner.join("file")]);
         fs::rename(&inner, dir.path().join("old"))?;
-        assert!(changes.take_changes() && changes.next_poll().is_some());
+        assert!(changes.take_changes() && changes.poll_at.is_some());
         Ok(())
     }
 }

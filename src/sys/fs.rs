@@ -5,10 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Opens `path` for reading, without blocking.
-///
-/// # Errors
-/// As open(2); or it is a FIFO.
+/// Opens `path` for reading, without blocking, unless it is a FIFO.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     if file.metadata()?.file_type().is_fifo() {
@@ -18,9 +15,6 @@ pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
 }
 
 /// Reads the whole file `path`, of at most `most` bytes.
-///
-/// # Errors
-/// As open(2) and read(2); it is a FIFO, or larger.
 pub(crate) fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_to_read(path)?.take(most + 1).read_to_end(&mut bytes)?;
@@ -31,11 +25,8 @@ pub(crate) fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Reads the whole text file `path`, of at most `most` bytes.
-///
-/// # Errors
-/// As [`read_bounded`]; or it is not UTF-8.
 pub(crate) fn read_bounded_text(path: &Path, most: u64) -> io::Result<String> {
-    String::from_utf8(read_bounded(path, most)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
+    String::from_utf8(read_bounded(path, most)?).map_err(io::Error::other)
 }
 
 #[cfg(test)]

@@ -4,8 +4,7 @@ use std::os::fd::AsFd;
 
 use nix::fcntl::{FcntlArg, fcntl};
 
-/// Largest pipe that an unprivileged process may make. Claude Code drops at its exit what its stdout does not take at once, and
-/// still exits 0: 2.1.84 all beyond the pipe's buffer, 2.1.330 after two seconds.
+/// Largest pipe that an unprivileged process may make. Claude Code drops at its exit what its stdout has not taken in time.
 pub(crate) const PIPE_SIZE: i32 = 1 << 20;
 
 /// Enlarges `pipe`, if it is a pipe and smaller.

@@ -1,10 +1,15 @@
-//! Reads /proc: processes and their parents, flocks, PID namespaces.
+//! /proc: processes, their parents, signals to one certain process, flocks, PID namespaces.
 
-use std::fs;
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process;
+use std::ptr;
 
-use nix::unistd::gethostname;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, gethostname};
 
 use super::file_id::FileId;
 
@@ -25,15 +30,14 @@ pub(crate) struct Stat {
 impl Stat {
     /// Reads the process `pid`, if it exists.
     pub(crate) fn read(pid: i32) -> Option<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Self::parse(pid, &fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
     /// Reads a line of the form `4711 (any (name) S 1 …`.
-    pub(crate) fn parse(line: &[u8]) -> Option<Self> {
+    fn parse(pid: i32, line: &[u8]) -> Option<Self> {
         // The name may hold anything, parentheses and newlines too; later fields do not.
-        let end = line.iter().rposition(|&byte| byte == b')')?;
-        let pid = str::from_utf8(&line[..line.iter().position(|&byte| byte == b' ')?]).ok()?.parse().ok()?;
-        let mut fields = str::from_utf8(&line[end + 1..]).ok()?.split_ascii_whitespace();
+        let line = String::from_utf8_lossy(line);
+        let mut fields = line.rsplit_once(')')?.1.split_ascii_whitespace();
         let state = *fields.next()?.as_bytes().first()?;
         let parent = fields.next()?.parse().ok()?;
         let group = fields.next()?.parse().ok()?;
@@ -53,11 +57,36 @@ impl Stat {
         matches!(self.state, b'Z' | b'X') && self.threads <= 1
     }
 
+    /// Signals this process, but none that has its pid by now. A stopped one gets CONT with its TERM. The error is ESRCH if it has
+    /// ended, EPERM if we may not signal it.
+    pub(crate) fn signal(&self, signal: Signal) -> nix::Result<()> {
+        // A directory in /proc stays bound to its process, and serves as a pidfd.
+        let dir = File::open(format!("/proc/{}", self.pid)).map_err(|_| Errno::ESRCH)?;
+        // If the pid is this process' now, it was when the directory was opened.
+        let now = Self::read(self.pid).filter(|now| now.start == self.start).ok_or(Errno::ESRCH)?;
+        pidfd_send_signal(&dir, self.pid, signal)?;
+        if signal == Signal::SIGTERM && now.state == b'T' {
+            pidfd_send_signal(&dir, self.pid, Signal::SIGCONT)?;
+        }
+        Ok(())
+    }
+
     /// Reads all visible processes. This is not a snapshot: processes start and end meanwhile.
     pub(crate) fn all() -> Vec<Self> {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         pids.filter_map(Self::read).collect()
+    }
+}
+
+fn pidfd_send_signal(dir: &File, pid: i32, signal: Signal) -> nix::Result<()> {
+    let no_info = ptr::null::<libc::siginfo_t>();
+    // SAFETY: a descriptor, a number, no siginfo and no flags: no memory is touched.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, dir.as_raw_fd(), signal as i32, no_info, 0) };
+    match Errno::result(sent) {
+        // Before Linux 5.1, or behind a seccomp filter that does not know the call: the pid was right a moment ago.
+        Err(Errno::ENOSYS | Errno::EPERM) => kill(Pid::from_raw(pid), signal),
+        sent => sent.map(|_| ()),
     }
 }
 
@@ -72,9 +101,7 @@ pub(crate) struct Flock {
 /// Flocks on `file` by processes of our PID namespace; the kernel shows no others.
 pub(crate) fn flocks(file: FileId) -> Vec<Flock> {
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let inode = format!(":{} ", file.inode); // skips most lines without parsing them
-    let about_it = locks.lines().filter(|line| line.contains(&inode));
-    let all: Vec<_> = about_it.filter_map(parse_flock).filter(|(_, at)| at.inode == file.inode).collect();
+    let all: Vec<_> = locks.lines().filter_map(parse_flock).filter(|(_, at)| at.inode == file.inode).collect();
     // On some file systems (btrfs, overlay) stat(2) gives another device number than /proc/locks: then the inode decides.
     let is_exact = all.iter().any(|(_, at)| *at == file);
     all.into_iter().filter(|(_, at)| !is_exact || *at == file).map(|(flock, _)| flock).collect()
@@ -82,30 +109,58 @@ pub(crate) fn flocks(file: FileId) -> Vec<Flock> {
 
 /// Reads a line of the form `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`, with `->` before FLOCK while it waits.
 fn parse_flock(line: &str) -> Option<(Flock, FileId)> {
-    let mut words = line.split_whitespace().skip(1).peekable();
-    let waits = words.next_if_eq(&"->").is_some();
-    if words.next()? != "FLOCK" {
-        return None;
-    }
-    let pid = words.nth(2)?.parse().ok()?;
-    let mut file = words.next()?.split(':');
-    let mut hex = || u32::from_str_radix(file.next()?, 16).ok();
-    let device = libc::makedev(hex()?, hex()?);
-    let inode = file.next()?.parse().ok()?;
-    Some((Flock { pid, waits }, FileId { device, inode }))
+    let (waits, line) = (line.contains("-> "), line.replace("-> ", ""));
+    let [_, "FLOCK", _, _, pid, file, ..] = line.split_whitespace().collect::<Vec<_>>()[..] else { return None };
+    let [major, minor, inode] = file.split(':').collect::<Vec<_>>()[..] else { return None };
+    let hex = |number| u32::from_str_radix(number, 16).ok();
+    let device = libc::makedev(hex(major)?, hex(minor)?);
+    Some((Flock { pid: pid.parse().ok()?, waits }, FileId { device, inode: inode.parse().ok()? }))
+}
+
+/// True if a descriptor of `process`, by its name in /proc, holds a flock on `file`.
+pub(crate) fn has_flock(process: &str, file: FileId) -> bool {
+    has_flock_of(process, file, &["READ", "WRITE"])
+}
+
+/// True if that flock is exclusive: an attempt to lock through an inherited descriptor with a shared lock could lose that lock.
+pub(crate) fn has_exclusive_flock(process: &str, file: FileId) -> bool {
+    has_flock_of(process, file, &["WRITE"])
+}
+
+fn has_flock_of(process: &str, file: FileId, kinds: &[&str]) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    descriptors.flatten().any(|entry| {
+        FileId::at(&entry.path()) == Some(file)
+            && fs::read_to_string(format!("/proc/{process}/fdinfo/{}", entry.file_name().display()))
+                .is_ok_and(|info| info.lines().any(|line| flock_kind(line).is_some_and(|kind| kinds.contains(&kind))))
+    })
+}
+
+/// Kind of a flock, from a line in an fdinfo like `lock: 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`.
+fn flock_kind(line: &str) -> Option<&str> {
+    let mut words = line.strip_prefix("lock:")?.split_whitespace().skip(1);
+    (words.next()? == "FLOCK").then(|| words.nth(1)).flatten()
 }
 
 /// Pid of the process `pid` in its own PID namespace, and the name of that namespace.
 pub(crate) fn innermost_pid(pid: i32) -> Option<(i32, String)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()?;
-    let namespace = fs::read_link(format!("/proc/{pid}/ns/pid")).ok()?;
-    Some((inner, namespace.to_string_lossy().into_owned()))
+    Some((inner, namespace_of(pid)?))
 }
 
 /// Name of our PID namespace, as `pid:[4026531836]`.
 pub(crate) fn pid_namespace() -> Option<String> {
-    fs::read_link("/proc/self/ns/pid").ok().map(|name| name.to_string_lossy().into_owned())
+    namespace_of("self")
+}
+
+fn namespace_of(process: impl Display) -> Option<String> {
+    fs::read_link(format!("/proc/{process}/ns/pid")).ok().map(|name| name.to_string_lossy().into_owned())
+}
+
+/// True in the initial PID namespace, which shows every process and every lock.
+pub(crate) fn is_outermost_pid_namespace() -> bool {
+    pid_namespace().is_some_and(|name| name == "pid:[4026531836]") // PROC_PID_INIT_INO in the kernel
 }
 
 /// Identifies this boot of the kernel.
@@ -116,12 +171,6 @@ pub(crate) fn boot_id() -> Option<String> {
 /// Name of this host or container.
 pub(crate) fn host() -> String {
     gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// True in the initial PID namespace, which shows every process and every lock.
-pub(crate) fn is_outermost_pid_namespace() -> bool {
-    // PROC_PID_INIT_INO in the kernel.
-    fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name == Path::new("pid:[4026531836]"))
 }
 
 /// True if /proc is that of our PID namespace. A container may mount the /proc of its host.
@@ -139,7 +188,7 @@ mod tests {
         for name in ["sh", "a) R 1 (b", "((", "))", "", "x\ny", " "] {
             let line = format!("4711 ({name}) {rest}\n");
             let expected = Stat { pid: 4711, state: b'S', parent: 17, group: 4711, threads: 1, start: 9_876_543 };
-            assert_eq!(Stat::parse(line.as_bytes()), Some(expected), "{name:?}");
+            assert_eq!(Stat::parse(4711, line.as_bytes()), Some(expected), "{name:?}");
         }
     }
 
@@ -147,7 +196,7 @@ mod tests {
     fn a_cut_line_is_no_process() {
         let line = b"4711 (sh) S 17 4711 4711 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543";
         for length in 0..line.len() - 6 {
-            assert_eq!(Stat::parse(&line[..length]), None, "{length}");
+            assert_eq!(Stat::parse(4711, &line[..length]), None, "{length}");
         }
     }
 
@@ -159,6 +208,15 @@ mod tests {
         assert_eq!(parse_flock("12: -> FLOCK  ADVISORY  READ  4711 08:21:1234 0 EOF"), flock(true));
         for other in ["", "1:", "1: POSIX  ADVISORY  WRITE 4711 08:21:1234 0 EOF", "1: FLOCK  ADVISORY  WRITE 4711 08:21"] {
             assert_eq!(parse_flock(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn flocks_in_fdinfo_are_distinguished_from_other_locks() {
+        assert_eq!(flock_kind("lock:\t1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF"), Some("WRITE"));
+        assert_eq!(flock_kind("lock:\t1: FLOCK  ADVISORY  READ 0 08:01:1234 0 EOF"), Some("READ"));
+        for other in ["", "pos:\t0", "lock:\t1: POSIX  ADVISORY  WRITE 4711 08:01:1234 0 EOF"] {
+            assert_eq!(flock_kind(other), None, "{other:?}");
         }
     }
 

@@ -2,16 +2,15 @@
 //! dispositions that our caller gave us.
 
 use std::io;
-use std::mem::MaybeUninit;
+use std::mem;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::pthread::pthread_kill;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, raise, sigaction, sigprocmask};
 use nix::unistd::{getpgid, getpgrp, getppid, getsid};
-use signal_hook::low_level;
 
 use super::signal_pipe::SignalSource;
 
@@ -44,18 +43,10 @@ impl InheritedDispositions {
     ///
     /// SIGCHLD gets its default, for the child too: if it is ignored, the kernel reaps our children and every wait fails.
     /// SIGPIPE is ignored in this process only: a closed stderr must not end a supervisor.
-    ///
-    /// # Errors
-    /// The kernel refuses sigaction(2).
     pub fn take() -> io::Result<Self> {
-        let mut ignored = SigSet::empty();
-        for signal in changed() {
-            if is_ignored(signal)? {
-                ignored.add(signal);
-            }
-        }
+        let ignored = changed().filter(|&signal| is_ignored(signal)).collect();
         // A handler of the program that we are a library of stays.
-        if is_ignored(Signal::SIGCHLD)? {
+        if is_ignored(Signal::SIGCHLD) {
             set(Signal::SIGCHLD, SigHandler::SigDfl)?;
         }
         set(Signal::SIGPIPE, SigHandler::SigIgn)?;
@@ -65,9 +56,6 @@ impl InheritedDispositions {
     }
 
     /// Restores the inherited dispositions, before an exec. Async-signal-safe.
-    ///
-    /// # Errors
-    /// The kernel refuses sigaction(2).
     pub fn restore(&self) -> nix::Result<()> {
         for signal in changed().chain([Signal::SIGCHLD]) {
             set(signal, if self.ignored.contains(signal) { SigHandler::SigIgn } else { SigHandler::SigDfl })?;
@@ -77,11 +65,11 @@ impl InheritedDispositions {
 }
 
 /// Starts a thread with all signals blocked: handlers run in the thread that waits for events.
-pub(crate) fn spawn_with_signals_blocked(
+pub(crate) fn spawn_with_signals_blocked<T: Send + 'static>(
     name: &str,
     stack: usize,
-    work: impl FnOnce() + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
     let mut blocked = SigSet::all();
     blocked.remove(INTERRUPT);
     // The thread inherits this mask; setting it in the thread itself would be too late.
@@ -96,12 +84,9 @@ const INTERRUPT: Signal = Signal::SIGURG;
 
 /// Makes the system call in which a thread of [`spawn_with_signals_blocked`] sleeps fail with EINTR, and waits until the thread has
 /// ended. A thread in an uninterruptible sleep, as on a dead NFS server, is left running.
-pub(crate) fn interrupt_thread(thread: JoinHandle<()>) {
+pub(crate) fn interrupt_thread<T>(thread: JoinHandle<T>) {
     extern "C" fn nothing(_: libc::c_int) {}
-    // Without SA_RESTART.
-    let interrupting = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler does nothing.
-    let before = unsafe { sigaction(INTERRUPT, &interrupting) };
+    let before = set(INTERRUPT, SigHandler::Handler(nothing));
     for _ in 0..500 {
         // A signal that comes before the system call is lost, so it is repeated. An error means that the thread has ended.
         let _ = pthread_kill(thread.as_pthread_t(), INTERRUPT);
@@ -110,16 +95,13 @@ pub(crate) fn interrupt_thread(thread: JoinHandle<()>) {
             break;
         }
     }
-    if let Ok(before) = before {
-        // SAFETY: it restores the handler from before.
-        let _ = unsafe { sigaction(INTERRUPT, &before) };
-    }
+    // SAFETY: it restores the handler from before.
+    let _ = before.and_then(|before| unsafe { sigaction(INTERRUPT, &before) });
 }
 
 /// Stops this process, as the default action of SIGTSTP does. Returns when the process is continued.
 pub fn stop_ourselves() {
-    // It fails only for signals without a default action.
-    let _ = low_level::emulate_default_handler(libc::SIGTSTP);
+    let _ = raise(Signal::SIGSTOP); // it fails for invalid signals only
 }
 
 /// Stops as a SIGTSTP from `source` would stop a process without a handler: for a key, the kernel does not stop an orphaned
@@ -138,23 +120,20 @@ pub fn has_job_control_shell() -> bool {
 
 /// Name of a signal, as `SIGTERM`.
 pub fn name(signal: i32) -> String {
-    low_level::signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned)
+    Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.to_string())
 }
 
-fn set(signal: Signal, handler: SigHandler) -> nix::Result<()> {
-    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
-    // SAFETY: SIG_IGN and SIG_DFL run no code of ours.
-    unsafe { sigaction(signal, &action) }.map(|_| ())
+/// Sets a disposition, without SA_RESTART, and returns the one from before.
+fn set(signal: Signal, handler: SigHandler) -> nix::Result<SigAction> {
+    // SAFETY: SIG_IGN and SIG_DFL run no code of ours, and the one handler does nothing.
+    unsafe { sigaction(signal, &SigAction::new(handler, SaFlags::empty(), SigSet::empty())) }
 }
 
-fn is_ignored(signal: Signal) -> io::Result<bool> {
-    let mut current = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: a null new action only queries; the kernel fills in the old one, and all-zero is a valid one.
-    let current = unsafe {
-        if libc::sigaction(signal as i32, ptr::null(), current.as_mut_ptr()) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        current.assume_init()
-    };
-    Ok(current.sa_sigaction == libc::SIG_IGN)
+fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: all-zero is a valid sigaction. A null new action only queries, which cannot fail; the kernel fills in the old one.
+    unsafe {
+        let mut current: libc::sigaction = mem::zeroed();
+        libc::sigaction(signal as i32, ptr::null(), &raw mut current);
+        current.sa_sigaction == libc::SIG_IGN
+    }
 }

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -23,114 +22,77 @@ pub enum SignalSource {
     Process(i32),
 }
 
-/// Write end; clones write into the same pipe.
-#[derive(Clone, Debug)]
-pub struct SignalPipe(Arc<File>);
-
-/// Read end.
+/// Both ends of the pipe. Neither ever blocks.
 #[derive(Debug)]
-pub(crate) struct SignalReader(File);
-
-/// The signal's number, the kind of its source, two unused bytes, the source's pid.
-type Record = [u8; 8];
+pub struct SignalPipe {
+    pub(crate) reader: File,
+    writer: File,
+}
 
 /// Records that any pipe takes: one page. A reader that finds as many may have lost some.
-pub(crate) const CAPACITY: usize = 4096 / size_of::<Record>();
+pub(crate) const CAPACITY: usize = 4096 / size_of::<[i32; 2]>();
 
-/// Record without a signal, which wakes the reader.
-const WAKE: Record = [0; 8];
-const FROM_KERNEL: u8 = 0;
-const FROM_PROCESS: u8 = 1;
+/// In place of a signal, it only wakes the reader.
+pub(crate) const WAKE: i32 = 0;
 
-/// Makes a pipe. Neither end ever blocks.
-pub(crate) fn signal_pipe() -> io::Result<(SignalReader, SignalPipe)> {
-    let (reader, writer): (OwnedFd, OwnedFd) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-    Ok((SignalReader(reader.into()), SignalPipe(Arc::new(writer.into()))))
-}
+/// In place of the pid of a process.
+const KERNEL: i32 = -1;
 
 impl SignalPipe {
-    pub(crate) fn wake(&self) {
-        write(&self.0, &WAKE);
+    pub(crate) fn open() -> io::Result<Arc<Self>> {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        Ok(Arc::new(Self { reader: reader.into(), writer: writer.into() }))
     }
 
-    #[cfg(test)]
-    pub(crate) fn signal(&self, signal: Signal, source: SignalSource) {
-        write(&self.0, &encode(signal as i32, source));
+    /// Writes a record. Async-signal-safe.
+    pub(crate) fn write(&self, signal: i32, source: SignalSource) {
+        let pid = if let SignalSource::Process(pid) = source { pid } else { KERNEL };
+        // A full pipe takes nothing, see CAPACITY, but wakes its reader.
+        let _ = (&self.writer).write([signal, pid].map(i32::to_ne_bytes).as_flattened());
     }
-}
 
-/// Async-signal-safe.
-fn write(mut pipe: &File, record: &Record) {
-    // A full pipe takes nothing, see CAPACITY, but wakes its reader.
-    let _ = pipe.write(record);
-}
-
-impl SignalReader {
     /// Reads all signals in the pipe, the oldest first.
-    pub(crate) fn drain(&mut self) -> Vec<(Signal, SignalSource)> {
+    pub(crate) fn drain(&self) -> Vec<(Signal, SignalSource)> {
         let mut signals = Vec::new();
-        let mut buffer = [0; 64 * size_of::<Record>()];
+        let mut buffer = [[0; 4]; 128];
         // Records are written whole, so they are read whole; an error means "empty".
-        while let Ok(length) = self.0.read(&mut buffer) {
-            let (records, _) = buffer[..length].as_chunks();
-            signals.extend(records.iter().filter_map(decode));
-            if length < buffer.len() {
-                break;
+        while let Ok(length) = (&self.reader).read(buffer.as_flattened_mut()) {
+            for record in buffer[..length / 4].as_chunks().0 {
+                let [signal, pid] = record.map(i32::from_ne_bytes);
+                let source = if pid == KERNEL { SignalSource::Kernel } else { SignalSource::Process(pid) };
+                signals.extend(Signal::try_from(signal).map(|signal| (signal, source)));
             }
         }
         signals
     }
 }
 
-impl AsFd for SignalReader {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-fn encode(signal: i32, source: SignalSource) -> Record {
-    let mut record = WAKE;
-    record[0] = signal as u8;
-    if let SignalSource::Process(pid) = source {
-        record[1] = FROM_PROCESS;
-        record[4..].copy_from_slice(&pid.to_ne_bytes());
-    }
-    record
-}
-
-fn decode(record: &Record) -> Option<(Signal, SignalSource)> {
-    let [signal, from, _, _, pid @ ..] = *record;
-    let source = if from == FROM_KERNEL { SignalSource::Kernel } else { SignalSource::Process(i32::from_ne_bytes(pid)) };
-    Signal::try_from(i32::from(signal)).ok().map(|signal| (signal, source))
-}
-
 /// Pipe that the handlers write to; null while none are installed.
-static PIPE: AtomicPtr<File> = AtomicPtr::new(ptr::null_mut());
+static PIPE: AtomicPtr<SignalPipe> = AtomicPtr::new(ptr::null_mut());
 
 /// Handlers that run at this moment, in all threads.
 static RUNNING: AtomicU32 = AtomicU32::new(0);
 
 /// Handlers that write each signal into a pipe. Dropped, they restore the dispositions from before.
 #[derive(Debug)]
-pub struct SignalHandlers(Vec<(Signal, SigAction)>);
+pub struct SignalHandlers {
+    before: Vec<(Signal, SigAction)>,
+    /// Kept for the handlers.
+    _pipe: Arc<SignalPipe>,
+}
 
 impl SignalHandlers {
-    /// Installs handlers for `signals`.
-    ///
-    /// # Errors
-    /// The process has such handlers already, or the kernel refuses sigaction(2).
-    pub fn install(signals: impl IntoIterator<Item = Signal>, pipe: &SignalPipe) -> io::Result<Self> {
-        let file = Arc::into_raw(Arc::clone(&pipe.0)).cast_mut();
-        if PIPE.compare_exchange(ptr::null_mut(), file, Ordering::SeqCst, Ordering::SeqCst).is_err() {
-            // SAFETY: from `into_raw`, and nobody else got it.
-            drop(unsafe { Arc::from_raw(file) });
+    /// Installs handlers for `signals`, unless this process has such handlers already.
+    pub fn install(signals: impl IntoIterator<Item = Signal>, pipe: Arc<SignalPipe>) -> io::Result<Self> {
+        let shared = Arc::as_ptr(&pipe).cast_mut();
+        if PIPE.compare_exchange(ptr::null_mut(), shared, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             return Err(io::Error::other("another run in this process handles them"));
         }
-        let mut handlers = Self(Vec::new());
+        let mut handlers = Self { before: Vec::new(), _pipe: pipe };
         let action = SigAction::new(SigHandler::SigAction(handle), SaFlags::SA_RESTART, SigSet::empty());
         for signal in signals {
             // SAFETY: the handler is async-signal-safe.
-            handlers.0.push((signal, unsafe { sigaction(signal, &action) }?));
+            handlers.before.push((signal, unsafe { sigaction(signal, &action) }?));
         }
         Ok(handlers)
     }
@@ -138,37 +100,28 @@ impl SignalHandlers {
 
 impl Drop for SignalHandlers {
     fn drop(&mut self) {
-        for (signal, before) in &self.0 {
+        for (signal, before) in &self.before {
             // SAFETY: this disposition was valid before. The call fails for invalid signals only.
             let _ = unsafe { sigaction(*signal, before) };
         }
-        let file = PIPE.swap(ptr::null_mut(), Ordering::SeqCst);
+        PIPE.store(ptr::null_mut(), Ordering::SeqCst);
         while RUNNING.load(Ordering::SeqCst) > 0 {
             thread::yield_now(); // another thread may have got a signal just before
         }
-        // SAFETY: from `into_raw` in `install`, and no handler uses it any more.
-        drop(unsafe { Arc::from_raw(file) });
     }
 }
 
 extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let errno = Errno::last_raw();
     RUNNING.fetch_add(1, Ordering::SeqCst);
-    // SAFETY: null, or kept until `RUNNING` is zero; the kernel passes a siginfo_t.
-    if let (Some(pipe), Some(info)) = unsafe { (PIPE.load(Ordering::SeqCst).as_ref(), info.as_ref()) } {
-        write(pipe, &encode(signal, source(info)));
+    // SAFETY: the kernel passes a siginfo_t. If a process is the cause (SI_USER, SI_QUEUE, SI_TKILL), it has a si_pid.
+    let source = unsafe { if (*info).si_code > 0 { SignalSource::Kernel } else { SignalSource::Process((*info).si_pid()) } };
+    // SAFETY: null, or kept until `RUNNING` is zero.
+    if let Some(pipe) = unsafe { PIPE.load(Ordering::SeqCst).as_ref() } {
+        pipe.write(signal, source);
     }
     RUNNING.fetch_sub(1, Ordering::SeqCst);
     Errno::set_raw(errno);
-}
-
-fn source(info: &libc::siginfo_t) -> SignalSource {
-    // SI_USER, SI_QUEUE and SI_TKILL, which processes cause, are zero or less; codes of the kernel are above.
-    if info.si_code > 0 {
-        return SignalSource::Kernel;
-    }
-    // SAFETY: with such a code the kernel has filled in si_pid.
-    SignalSource::Process(unsafe { info.si_pid() })
 }
 
 #[cfg(test)]
@@ -176,27 +129,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_signal_comes_out_as_it_went_in() {
+    fn every_signal_comes_out_as_it_went_in() -> io::Result<()> {
+        let pipe = SignalPipe::open()?;
         for signal in Signal::iterator() {
             for source in [SignalSource::Kernel, SignalSource::Process(1), SignalSource::Process(i32::MAX)] {
-                assert_eq!(decode(&encode(signal as i32, source)), Some((signal, source)));
+                pipe.write(WAKE, SignalSource::Kernel);
+                pipe.write(signal as i32, source);
+                assert_eq!(pipe.drain(), [(signal, source)]);
             }
         }
-        assert_eq!(decode(&WAKE), None);
+        Ok(())
     }
 
     #[test]
     fn dropped_handlers_restore_the_dispositions() -> io::Result<()> {
-        let (mut reader, pipe) = signal_pipe()?;
+        let pipe = SignalPipe::open()?;
         let ignored = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
         // SAFETY: to ignore them runs no code; nobody else uses these signals in this test program.
         unsafe { sigaction(Signal::SIGUSR2, &ignored) }?;
-        let handlers = SignalHandlers::install([Signal::SIGUSR2, Signal::SIGPWR], &pipe)?;
-        assert!(SignalHandlers::install([Signal::SIGUSR2], &pipe).is_err(), "one at a time");
+        let handlers = SignalHandlers::install([Signal::SIGUSR2, Signal::SIGPWR], Arc::clone(&pipe))?;
+        assert!(SignalHandlers::install([Signal::SIGUSR2], Arc::clone(&pipe)).is_err(), "one at a time");
         nix::sys::signal::raise(Signal::SIGUSR2)?;
         nix::sys::signal::raise(Signal::SIGPWR)?;
         let us = SignalSource::Process(std::process::id() as i32);
-        assert_eq!(reader.drain(), [(Signal::SIGUSR2, us), (Signal::SIGPWR, us)]);
+        assert_eq!(pipe.drain(), [(Signal::SIGUSR2, us), (Signal::SIGPWR, us)]);
         drop(handlers);
         // SAFETY: as above.
         let handler = |signal| unsafe { sigaction(signal, &ignored) }.map(|before| before.handler());

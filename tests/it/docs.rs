@@ -5,8 +5,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use claude_run::config::cli::{VERBOSITY_VARIABLE, options};
-use claude_run::config::options::variable;
+use claude_run::config::options::{OPTIONS, OptionSpec, VERBOSITY};
 use claude_run::guide::TOPICS;
 
 use crate::env::{Env, binary};
@@ -43,12 +42,11 @@ fn readme_is_short_and_links_files_that_exist() {
 #[test]
 fn guide_has_every_option_and_variable() {
     let options_chapter = chapter("options");
-    for option in options().get_arguments() {
-        let (flag, variable) = (option.get_long().expect("a flag"), variable(option).expect("a variable"));
+    for OptionSpec { name: flag, variable, .. } in OPTIONS {
         assert!(options_chapter.contains(&format!("`--{flag}")), "--{flag}");
         assert!(options_chapter.contains(&format!("`{variable}`")), "{variable}");
     }
-    assert!(options_chapter.contains(VERBOSITY_VARIABLE));
+    assert!(options_chapter.contains(VERBOSITY.variable));
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::config::settings::{Redact, Settings};
 use crate::events::EventSender;
 use crate::logging::LogFile;
 use crate::sys::pipe::enlarge;
-use crate::sys::pty::Pty;
+use crate::sys::terminal::Pty;
 
 /// Purposes for which the child's output is captured.
 #[derive(Clone, Debug, Default)]
@@ -72,7 +72,7 @@ impl OutputConfig {
     fn capture(&self, name: &'static str, ours: impl AsFd + IsTerminal, pty: bool) -> io::Result<(Stream, ChildEnd)> {
         let (input, child_end) = if pty || ours.is_terminal() {
             let (terminal, slave) = Pty::open()?;
-            (terminal.reader()?, ChildEnd { descriptor: slave, terminal: Some(terminal) })
+            (terminal.0.try_clone()?, ChildEnd { descriptor: slave, terminal: Some(terminal) })
         } else {
             let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
             enlarge(&writer);
@@ -82,7 +82,7 @@ impl OutputConfig {
         };
         let is_pipe = child_end.terminal.is_none();
         // A log that is our stderr has the lines already.
-        let is_logged_there = name == "stderr" && self.log.as_ref().is_some_and(|log| log.is_stderr());
+        let is_logged_there = name == "stderr" && self.log.as_ref().is_some_and(|log| log.is_stderr);
         let masks = self.redacts_all || self.log.is_some();
         let stream = Stream {
             name,

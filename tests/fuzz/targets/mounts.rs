@@ -1,4 +1,4 @@
-//! Any line as one of /proc/self/mountinfo: never a panic; a mount's kind is one word, and its place is no longer than it was
+//! Any line as one of /proc/self/mounts: never a panic; a mount's kind is one word, and its place is no longer than it was
 //! written.
 #![no_main]
 
