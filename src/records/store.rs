@@ -18,7 +18,7 @@ use tempfile::TempPath;
 use super::run_record::{Hold, RunRecord};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::open_to_read;
+use crate::sys::fs::{open_regular, open_to_read};
 use crate::sys::mount::may_lock_per_host;
 use crate::sys::proc::{boot_id, is_of_our_pid_namespace, pid_namespace};
 
@@ -211,8 +211,8 @@ impl RecordStore {
         let mut there = paths.filter_map(|path| Some((FileId::at(&path)?, path)));
         let Some((lock, path)) = there.find(|&(lock, _)| record.holds(lock)) else { return false };
         // From inside a container only a try can tell. It is rare and short, so it disturbs nobody.
-        let open = || File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
-        !live.iter().any(|other| other.holds(lock)) && open().is_ok_and(|file| is_locked(&file))
+        let open = || open_regular(&path, File::options().read(true), 0);
+        !live.iter().any(|other| other.holds(lock)) && open().is_ok_and(|(file, _)| is_locked(&file))
     }
 
     /// True if the flock of a live run of `record` would be visible here. On another host, or through another mount, it may not
@@ -257,10 +257,10 @@ impl RecordStore {
 /// Reads the record at `path`, as far as it is there and readable; true with that of a live run.
 fn look(path: &Path) -> Option<(bool, Option<RunRecord>)> {
     loop {
-        let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path).ok()?;
+        let (mut file, found) = open_regular(path, File::options().read(true), libc::O_NOFOLLOW).ok()?;
         let is_live = is_locked(&file);
         // Free, but replaced since: the lock is on the new file.
-        if !is_live && file.metadata().ok().map(|found| FileId::of(&found)) != FileId::at(path) {
+        if !is_live && Some(FileId::of(&found)) != FileId::at(path) {
             continue;
         }
         let mut text = Vec::with_capacity(4096); // more than most: one read(2), and one that finds the end
