@@ -107,9 +107,10 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// True if it works with a broken settings file, as `doctor` must, which reports it.
+    /// True if it works with a broken settings file, as `doctor` must, which reports it, and `setup`, since a setup that was killed
+    /// may have left a config dir in which none can be read.
     pub fn tolerates_broken_file(&self) -> bool {
-        matches!(self, Self::Doctor { .. } | Self::Completions { .. } | Self::ManPage)
+        matches!(self, Self::Doctor { .. } | Self::Setup(_) | Self::Completions { .. } | Self::ManPage)
     }
 }
 
