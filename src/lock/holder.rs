@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
+use std::io::ErrorKind;
 use std::time::SystemTime;
 
 use crate::config::duration::show_seconds;
@@ -61,6 +62,11 @@ impl Holder {
         inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid))
     }
 
+    /// True if it has no record, but may be a run.
+    pub fn may_be_a_run(&self) -> bool {
+        matches!(self, Self::Process { pid, .. } if may_be_a_run(*pid))
+    }
+
     /// The holder `pid`: a run, though its record may not say yet that it holds the lock, or another process.
     fn of_pid(records: Option<&RecordStore>, pid: i32) -> Self {
         let run = records.and_then(|records| {
@@ -75,6 +81,15 @@ impl Holder {
                 Self::Process { pid, name: name.trim_end().to_owned() }
             }
         }
+    }
+}
+
+/// True if `pid` is a claude-run, whose record comes with its child, or a process that has ended meanwhile: another look tells.
+pub fn may_be_a_run(pid: i32) -> bool {
+    let program = |process: &str| fs::read_link(format!("/proc/{process}/exe"));
+    match (program(&pid.to_string()), program("self")) {
+        (Ok(path), Ok(ours)) => path.file_name() == ours.file_name(),
+        (path, _) => path.is_err_and(|error| error.kind() == ErrorKind::NotFound),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::config::settings::Environment;
-use crate::lock::{Holder, Queue, describe_refresh_lock};
+use crate::lock::{Holder, Queue, describe_refresh_lock, may_be_a_run};
 use crate::outcome::Outcome;
 use crate::records::{Census, FinishedRun, RunRecord, State, sanitize, time};
 use crate::sys::file_id::FileId;
@@ -57,7 +57,21 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
 }
 
 impl<'a> Status<'a> {
+    /// Looks again, for a moment, while a run has the lock or waits for it and its record is not there: it comes with the child.
     fn look(factory: &'a Factory, environment: Environment) -> Result<Self> {
+        for _ in 0..20 {
+            let status = Self::look_once(factory, environment)?;
+            let has_starting = status.holders.iter().any(Holder::may_be_a_run)
+                || status.waiting_without_record.iter().any(|pid| may_be_a_run(*pid));
+            if !has_starting {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Self::look_once(factory, environment)
+    }
+
+    fn look_once(factory: &'a Factory, environment: Environment) -> Result<Self> {
         let login = Login::read_whole(&factory.config_dir);
         let lock = FileId::at(&factory.lock_file);
         // The kernel takes some 10 ms for its answer: time to read the records.
