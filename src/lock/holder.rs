@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
-use std::io::ErrorKind;
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use crate::config::duration::show_seconds;
 use crate::records::{RecordStore, RunRecord, State};
@@ -31,6 +31,23 @@ pub struct Queue {
     lock: FileId,
     flocks: Vec<Flock>,
 }
+
+/// Looks again, a little later, at what no run record accounts for: a run has the lock some milliseconds before its record, and records
+/// and queue are not read at one instant.
+pub fn look_until_settled<T>(mut look: impl FnMut() -> T, is_settled: impl Fn(&T) -> bool) -> T {
+    let mut seen = look();
+    for _ in 0..LOOKS {
+        if is_settled(&seen) {
+            break;
+        }
+        thread::sleep(BETWEEN_LOOKS);
+        seen = look();
+    }
+    seen
+}
+
+const LOOKS: usize = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// Number of records that are read before the kernel is asked.
 const GLANCE: usize = 16;
@@ -62,11 +79,6 @@ impl Holder {
         inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid))
     }
 
-    /// True if it has no record, but may be a run.
-    pub fn may_be_a_run(&self) -> bool {
-        matches!(self, Self::Process { pid, .. } if may_be_a_run(*pid))
-    }
-
     /// The holder `pid`: a run, though its record may not say yet that it holds the lock, or another process.
     fn of_pid(records: Option<&RecordStore>, pid: i32) -> Self {
         let run = records.and_then(|records| {
@@ -81,15 +93,6 @@ impl Holder {
                 Self::Process { pid, name: name.trim_end().to_owned() }
             }
         }
-    }
-}
-
-/// True if `pid` is a claude-run, whose record comes with its child, or a process that has ended meanwhile: another look tells.
-pub fn may_be_a_run(pid: i32) -> bool {
-    let program = |process: &str| fs::read_link(format!("/proc/{process}/exe"));
-    match (program(&pid.to_string()), program("self")) {
-        (Ok(path), Ok(ours)) => path.file_name() == ours.file_name(),
-        (path, _) => path.is_err_and(|error| error.kind() == ErrorKind::NotFound),
     }
 }
 

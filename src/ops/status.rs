@@ -9,15 +9,16 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{Context, Factory, answer, text};
+use super::{Context, Factory, answer, text, write_own};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::config::settings::Environment;
-use crate::lock::{Holder, Queue, describe_refresh_lock, may_be_a_run};
+use crate::lock::{Holder, Queue, describe_refresh_lock, look_until_settled};
+use crate::logging::{escaped, escaped_lines};
 use crate::outcome::Outcome;
-use crate::records::{Census, FinishedRun, RunRecord, State, sanitize, time};
+use crate::records::{Census, FinishedRun, RunRecord, State, time};
 use crate::sys::file_id::FileId;
 
 struct Status<'a> {
@@ -42,14 +43,15 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
     let in_place = watch && !json && io::stdout().is_terminal();
     loop {
         let status = Status::look(&factory, context.environment)?;
-        let mut text = status.to_text();
         if in_place {
             // Overwrites the screen: clears the rest of each line, and all below.
-            text = format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"));
-        }
-        let outcome = answer(out, json, status.trouble().is_empty(), &text, &status.to_json())?;
-        if !watch {
-            return Ok(outcome);
+            let text = escaped_lines(&status.to_text()).replace('\n', "\x1b[K\n");
+            write_own(out, &format!("\x1b[H{text}\x1b[J"))?;
+        } else {
+            let outcome = answer(out, json, status.trouble().is_empty(), &status.to_text(), &status.to_json())?;
+            if !watch {
+                return Ok(outcome);
+            }
         }
         // Ages change with the clock: there is no event to wait for.
         thread::sleep(Duration::from_secs(1));
@@ -57,41 +59,36 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
 }
 
 impl<'a> Status<'a> {
-    /// Looks again, for a moment, while a run has the lock or waits for it and its record is not there: it comes with the child.
     fn look(factory: &'a Factory, environment: Environment) -> Result<Self> {
-        for _ in 0..20 {
-            let status = Self::look_once(factory, environment)?;
-            let has_starting = status.holders.iter().any(Holder::may_be_a_run)
-                || status.waiting_without_record.iter().any(|pid| may_be_a_run(*pid));
-            if !has_starting {
-                return Ok(status);
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        Self::look_once(factory, environment)
-    }
-
-    fn look_once(factory: &'a Factory, environment: Environment) -> Result<Self> {
         let login = Login::read_whole(&factory.config_dir);
         let lock = FileId::at(&factory.lock_file);
-        // The kernel takes some 10 ms for its answer: time to read the records.
-        let (queue, census) = thread::scope(|scope| {
-            let queue = lock.map(|lock| scope.spawn(move || Queue::look(lock)));
-            let census = factory.census();
-            (queue.and_then(|queue| queue.join().ok()), census)
-        });
-        let Census { live, orphaned, elsewhere, .. } = census?;
-        let waiting_without_record = queue.as_ref().map_or(Vec::new(), |queue| queue.waiting_without_record(&live));
         let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
-        let (holding, mut others): (Vec<_>, Vec<_>) = live.into_iter().partition(holds);
-        let mut holders: Vec<_> = holding.into_iter().map(|record| Holder::Run(Box::new(record))).collect();
-        if let (true, Some(queue)) = (holders.is_empty() && orphaned.is_empty(), &queue) {
-            holders.extend(Holder::find_without_record(queue, Some(&factory.records)));
-        }
-        if let [Holder::Run(holder)] = holders.as_slice() {
-            others.retain(|record| record.run != holder.run);
-        }
-        let (mut waiting, running): (Vec<_>, Vec<_>) = others.into_iter().partition(|record| record.state == State::Waiting);
+        let look = || -> Result<_> {
+            // The kernel takes some 10 ms for its answer: time to read the records.
+            let (queue, census) = thread::scope(|scope| {
+                let queue = lock.map(|lock| scope.spawn(move || Queue::look(lock)));
+                let census = factory.census();
+                (queue.and_then(|queue| queue.join().ok()), census)
+            });
+            let Census { live, mut orphaned, elsewhere, .. } = census?;
+            orphaned.retain(holds); // not those of another lock file
+            let waiting_without_record = queue.as_ref().map_or(Vec::new(), |queue| queue.waiting_without_record(&live));
+            let (holding, others): (Vec<_>, Vec<_>) = live.into_iter().partition(holds);
+            let mut holders: Vec<_> = holding.into_iter().map(|record| Holder::Run(Box::new(record))).collect();
+            if let (true, Some(queue)) = (holders.is_empty() && orphaned.is_empty(), &queue) {
+                holders.extend(Holder::find_without_record(queue, Some(&factory.records)));
+            }
+            Ok((holders, others, orphaned, elsewhere, waiting_without_record))
+        };
+        let have_records = |holders: &[Holder]| holders.iter().all(|holder| matches!(holder, Holder::Run(_)));
+        let (holders, others, orphaned, elsewhere, waiting_without_record) = look_until_settled(look, |seen| {
+            seen.as_ref().map_or(true, |(holders, .., waiting)| waiting.is_empty() && have_records(holders))
+        })?;
+        let is_holder = |record: &RunRecord| {
+            holders.iter().any(|holder| matches!(holder, Holder::Run(holding) if holding.run == record.run))
+        };
+        let others = others.into_iter().filter(|record| !is_holder(record));
+        let (mut waiting, running): (Vec<_>, Vec<_>) = others.partition(|record| record.state == State::Waiting);
         waiting.sort_by_key(|record| record.since);
         Ok(Self {
             factory,
@@ -112,7 +109,7 @@ impl<'a> Status<'a> {
         let orphaned = self.orphaned.iter().map(|run| format!("claude-run gone, claude still running: {}", text::orphan(run)));
         let refresh_locks = self.refresh_locks.iter().filter_map(|lock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => None,
-            Standing::Stale(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
+            Standing::Stale(_) | Standing::Stuck(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
             Standing::OwnerDead(left) => {
                 let (path, left) = (lock.path.display(), show_seconds(left));
                 Some(format!(
@@ -122,7 +119,7 @@ impl<'a> Status<'a> {
         });
         let (state, _, why) = self.token();
         let file = Login::path(&self.factory.config_dir);
-        let login = (state == "unclear").then(|| format!("{} cannot be understood: {why}", file.display()));
+        let login = (state == "unclear").then(|| format!("{} {why}", file.display()));
         let holders = (self.holders.len() > 1).then(|| "several runs hold the session lock".to_owned());
         orphaned.chain(refresh_locks).chain(login).chain(holders).collect()
     }
@@ -220,6 +217,7 @@ fn refresh_lock_json(lock: &RefreshLock) -> Value {
         Standing::Free => "free",
         Standing::Live | Standing::OwnerDead(_) => "live",
         Standing::Stale(_) => "stale",
+        Standing::Stuck(_) => "stuck",
     };
     let owner = lock.owner.as_ref().map(|owner| json!({"pid": owner.pid, "alive": owner.lives}));
     json!({"path": lock.path.to_string_lossy(), "state": state, "age_ms": lock.touched.map(text::age_json), "owner": owner})
@@ -242,7 +240,7 @@ fn elsewhere(record: &RunRecord) -> String {
 
 /// Key of the lock that its lock helper holds.
 fn helper_key(record: &RunRecord) -> String {
-    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", sanitize(key)))
+    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", escaped(key)))
 }
 
 fn finished(run: &FinishedRun) -> String {
