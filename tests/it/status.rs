@@ -200,30 +200,6 @@ fn orphaned_claude_is_listed_until_it_ends() {
 }
 
 #[test]
-fn starting_runs_are_not_without_a_record() {
-    let env = Env::new();
-    // Short runs, one after the other, and one that waits meanwhile: each is shown as a run, or not at all.
-    let script = r#"while [ ! -e done ]; do "$0" true || exit; done"#;
-    let runs: Vec<_> = (0..3)
-        .map(|_| {
-            let mut shell = env.command("bash");
-            shell.args(["-c", script]).arg(binary());
-            Running::start(shell)
-        })
-        .collect();
-    for _ in 0..100 {
-        let seen = status(&env);
-        assert_eq!(length(&seen["waiting_without_record"]), 0, "{seen}");
-        let holders = seen["holders"].as_array().expect("an array");
-        assert!(holders.iter().all(|holder| !holder["record"].is_null()), "{seen}");
-    }
-    fs::write(env.path("done"), "").expect("a file");
-    for run in runs {
-        assert_eq!(run.end().code(), 0);
-    }
-}
-
-#[test]
 fn holder_without_a_record_is_listed() {
     let env = Env::new();
     let script = "( flock 9; echo held; exec cat ) 9>\"$HOME/.claude/session.lock\"";
