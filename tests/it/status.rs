@@ -212,7 +212,7 @@ fn holder_without_a_record_is_listed() {
     let seen = status(&env);
     assert_eq!((&seen["holders"][0]["record"], &seen["holders"][0]["name"]), (&Value::Null, &"cat".into()), "{seen}");
     assert!(text(&env).contains("a process without a run record: pid "));
-    let waiter = env.start(["--wait", "0.3", "--", "true"]);
+    let waiter = env.start(["--wait", "2", "--", "true"]);
     assert!(waiter.message().contains("held by a process without a run record: pid "));
     assert_eq!(waiter.end().code(), 75);
     old.close_stdin();
