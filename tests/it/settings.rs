@@ -186,10 +186,10 @@ fn file_that_others_can_write_names_no_program() {
         }
         check(&file, 0o666, "wait = 5\n", 0);
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("permissions");
-        check(&dir, 0o777, text, 125);
-        check(&env.home(), 0o775, text, 125);
-        fs::set_permissions(env.home(), fs::Permissions::from_mode(0o755)).expect("permissions");
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).expect("permissions");
+        for (dir, mode) in [(&dir, 0o777), (&env.home(), 0o775)] {
+            check(dir, mode, text, 125);
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).expect("permissions");
+        }
     }
     assert!(!marker.exists());
 }
