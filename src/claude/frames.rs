@@ -66,6 +66,7 @@ pub struct FrameReader {
     line: Vec<u8>,
     too_long: bool,
     last_result: Option<LastResult>,
+    session_id: Option<String>,
     tasks: HashSet<String>,
 }
 
@@ -98,6 +99,11 @@ impl FrameReader {
         self.last_result.as_ref()
     }
 
+    /// The session that the last turn belongs to, by the frame that begins it.
+    pub(crate) fn session_id(&self) -> Option<&str> {
+        self.session_id.as_deref()
+    }
+
     fn keep(&mut self, bytes: &[u8]) {
         self.too_long |= self.line.len() + bytes.len() > MAX_LINE;
         if self.too_long {
@@ -125,14 +131,18 @@ impl FrameReader {
                 // Other programs print results as well; those of claude have both of these, in every version.
                 let is_error = member(frame, "is_error")?;
                 self.last_result = Some(LastResult {
-                    subtype: subtype.to_owned(),
+                    subtype: clamped(subtype),
                     is_error,
-                    session_id: member(frame, "session_id"),
+                    session_id: member(frame, "session_id").map(|id: String| clamped(&id)),
                     turns: member(frame, "num_turns"),
                     duration_ms: member(frame, "duration_ms"),
                     cost_usd: member(frame, "total_cost_usd"),
                 });
                 return Some(FrameEvent::Result { is_error });
+            }
+            ("system", Some("init")) => {
+                self.session_id = member(frame, "session_id").map(|id: String| clamped(&id));
+                return self.other();
             }
             ("system", Some("task_started")) => self.tasks.extend(task),
             ("system", Some("task_notification")) => self.tasks.retain(|open| Some(open) != task.as_ref()),
@@ -169,6 +179,11 @@ fn frames_of(line: &[u8]) -> serde_json::Result<Vec<Frame<'_>>> {
         Some(b'[') => serde_json::from_slice(line),
         _ => Ok(Vec::new()),
     }
+}
+
+/// As much of `text` as is kept: others can put anything into a frame.
+fn clamped(text: &str) -> String {
+    text.chars().take(1024).collect()
 }
 
 /// The member `key`, unless it is missing or of another type.

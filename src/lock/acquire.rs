@@ -84,7 +84,8 @@ fn prepare_for_refresh(
     refresh_only: bool,
     wait: &mut LockWait,
 ) -> Result<Acquisition> {
-    if let Some(signal) = wait_for_refresh_locks(refreshes, wait, || guard.lost_reason().is_some())? {
+    let interrupted_by = wait_for_refresh_locks(refreshes, wait, || guard.lost_reason().is_some());
+    if let Some(signal) = interrupted_by.inspect_err(|_| wait.recorder.retire())? {
         return Ok(give_up(guard, Acquisition::Interrupted(signal), wait));
     }
     if let Some(reason) = guard.lost_reason() {

@@ -25,7 +25,7 @@ pub(crate) use acquire::describe_refresh_lock;
 pub use claims::{AncestorRuns, Claim, KEY_VARIABLE};
 pub use guard::LockGuard;
 pub use helper::HelperCommand;
-pub use holder::{Holder, Queue};
+pub use holder::{Holder, Queue, look_until_settled};
 pub use monitor::{MONITOR, run_monitor};
 pub use refresh_due::Refreshes;
 pub use request::{Acquisition, LockRequest};

@@ -15,7 +15,7 @@ use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::config::settings::Environment;
-use crate::lock::{Holder, Queue, describe_refresh_lock};
+use crate::lock::{Holder, Queue, describe_refresh_lock, look_until_settled};
 use crate::logging::{escaped, escaped_lines};
 use crate::outcome::Outcome;
 use crate::records::{Census, FinishedRun, RunRecord, State, time};
@@ -62,24 +62,33 @@ impl<'a> Status<'a> {
     fn look(factory: &'a Factory, environment: Environment) -> Result<Self> {
         let login = Login::read_whole(&factory.config_dir);
         let lock = FileId::at(&factory.lock_file);
-        // The kernel takes some 10 ms for its answer: time to read the records.
-        let (queue, census) = thread::scope(|scope| {
-            let queue = lock.map(|lock| scope.spawn(move || Queue::look(lock)));
-            let census = factory.census();
-            (queue.and_then(|queue| queue.join().ok()), census)
-        });
-        let Census { live, orphaned, elsewhere, .. } = census?;
-        let waiting_without_record = queue.as_ref().map_or(Vec::new(), |queue| queue.waiting_without_record(&live));
         let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
-        let (holding, mut others): (Vec<_>, Vec<_>) = live.into_iter().partition(holds);
-        let mut holders: Vec<_> = holding.into_iter().map(|record| Holder::Run(Box::new(record))).collect();
-        if let (true, Some(queue)) = (holders.is_empty() && orphaned.is_empty(), &queue) {
-            holders.extend(Holder::find_without_record(queue, Some(&factory.records)));
-        }
-        if let [Holder::Run(holder)] = holders.as_slice() {
-            others.retain(|record| record.run != holder.run);
-        }
-        let (mut waiting, running): (Vec<_>, Vec<_>) = others.into_iter().partition(|record| record.state == State::Waiting);
+        let look = || -> Result<_> {
+            // The kernel takes some 10 ms for its answer: time to read the records.
+            let (queue, census) = thread::scope(|scope| {
+                let queue = lock.map(|lock| scope.spawn(move || Queue::look(lock)));
+                let census = factory.census();
+                (queue.and_then(|queue| queue.join().ok()), census)
+            });
+            let Census { live, mut orphaned, elsewhere, .. } = census?;
+            orphaned.retain(holds); // not those of another lock file
+            let waiting_without_record = queue.as_ref().map_or(Vec::new(), |queue| queue.waiting_without_record(&live));
+            let (holding, others): (Vec<_>, Vec<_>) = live.into_iter().partition(holds);
+            let mut holders: Vec<_> = holding.into_iter().map(|record| Holder::Run(Box::new(record))).collect();
+            if let (true, Some(queue)) = (holders.is_empty() && orphaned.is_empty(), &queue) {
+                holders.extend(Holder::find_without_record(queue, Some(&factory.records)));
+            }
+            Ok((holders, others, orphaned, elsewhere, waiting_without_record))
+        };
+        let have_records = |holders: &[Holder]| holders.iter().all(|holder| matches!(holder, Holder::Run(_)));
+        let (holders, others, orphaned, elsewhere, waiting_without_record) = look_until_settled(look, |seen| {
+            seen.as_ref().map_or(true, |(holders, .., waiting)| waiting.is_empty() && have_records(holders))
+        })?;
+        let is_holder = |record: &RunRecord| {
+            holders.iter().any(|holder| matches!(holder, Holder::Run(holding) if holding.run == record.run))
+        };
+        let others = others.into_iter().filter(|record| !is_holder(record));
+        let (mut waiting, running): (Vec<_>, Vec<_>) = others.partition(|record| record.state == State::Waiting);
         waiting.sort_by_key(|record| record.since);
         Ok(Self {
             factory,

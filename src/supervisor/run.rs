@@ -46,18 +46,19 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     let request = supervisor.release_lock();
     let (relay, output_done) = (supervisor.relay.take(), supervisor.output_done);
     drop(supervisor);
-    let mut last_result = None;
+    let (mut last_result, mut session_id) = (None, None);
     if let Some(mut relay) = relay {
         relay.on_child_ended();
         let interrupted_by =
             if output_done { None } else { drain(request, events, ignored).context("cannot wait for events")? };
         outcome = interrupted_by.map_or(outcome, Outcome::EndedDraining);
         last_result = relay.last_result();
+        session_id = relay.session_id();
     }
     if requires_result && outcome.exit_code() == 0 && !has_success(last_result.as_ref()) {
         outcome = Outcome::NoResult;
     }
-    recorder.on_result(last_result);
+    recorder.on_result(last_result, session_id);
     Ok(outcome)
 }
 
@@ -234,6 +235,9 @@ impl<'a> Supervisor<'a> {
                 "the child is stopped because it wants the terminal, which its process group has not; give it stdin from there, or from /dev/null"
             );
         }
+        if let Input::Ended(ending, _) = change {
+            self.recorder.on_child_ended(ending);
+        }
         self.dispatch(change);
     }
 
@@ -361,6 +365,7 @@ impl Drop for Supervisor<'_> {
             {
                 std::thread::yield_now();
             }
+            self.recorder.retire();
         }
         wait::reap(self.child);
         wait::reap_all();

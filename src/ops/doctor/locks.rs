@@ -13,9 +13,9 @@ use super::{Check, Subject};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::config::settings::{HARD_LIMIT, Settings};
-use crate::lock::{Holder, Queue, describe_refresh_lock};
+use crate::lock::{Holder, Queue, describe_refresh_lock, look_until_settled};
 use crate::ops::text;
-use crate::records::{PathView, RunRecord};
+use crate::records::{Census, PathView, RunRecord};
 use crate::sys::file_id::FileId;
 
 pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
@@ -34,16 +34,21 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
         check.warn(format!("{shown} belongs to user {owner}, mode {mode:04o}"), means, todo);
     }
     let lock = FileId::of(&found);
-    let Ok(census) = &subject.census else { return }; // reported by the check of the fleet
-    for run in &census.orphaned {
+    let records = &factory.records;
+    let look = || {
+        let Census { live, mut orphaned, .. } = records.census().unwrap_or_default();
+        orphaned.retain(|run| run.holds(lock)); // not those of another lock file
+        let run = live.into_iter().find(|run| run.holds(lock)).map(|run| Holder::Run(Box::new(run)));
+        let find = || orphaned.is_empty().then(|| Holder::find_without_record(&Queue::look(lock), Some(records))).flatten();
+        (run.or_else(find), orphaned)
+    };
+    let (holder, orphaned) = look_until_settled(look, |(holder, _)| !matches!(holder, Some(Holder::Process { .. })));
+    for run in &orphaned {
         check.fail(text::orphan(run), "everybody waits for it", "end that process; the lock is free with it");
     }
-    if census.orphaned.is_empty() {
-        let run = census.live.iter().find(|run| run.holds(lock)).map(|run| Holder::Run(Box::new(run.clone())));
-        match run.or_else(|| Holder::find_without_record(&Queue::look(lock), Some(&factory.records))) {
-            Some(holder) => check_holder(&holder, &factory.settings, check),
-            None => check.pass_if_clean(format!("{shown}: nobody holds it")),
-        }
+    match holder {
+        Some(holder) => check_holder(&holder, &factory.settings, check),
+        None => check.pass_if_clean(format!("{shown}: nobody holds it")),
     }
 }
 
