@@ -109,7 +109,7 @@ impl<'a> Status<'a> {
         let orphaned = self.orphaned.iter().map(|run| format!("claude-run gone, claude still running: {}", text::orphan(run)));
         let refresh_locks = self.refresh_locks.iter().filter_map(|lock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => None,
-            Standing::Stale(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
+            Standing::Stale(_) | Standing::Stuck(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
             Standing::OwnerDead(left) => {
                 let (path, left) = (lock.path.display(), show_seconds(left));
                 Some(format!(
@@ -119,7 +119,7 @@ impl<'a> Status<'a> {
         });
         let (state, _, why) = self.token();
         let file = Login::path(&self.factory.config_dir);
-        let login = (state == "unclear").then(|| format!("{} cannot be understood: {why}", file.display()));
+        let login = (state == "unclear").then(|| format!("{} {why}", file.display()));
         let holders = (self.holders.len() > 1).then(|| "several runs hold the session lock".to_owned());
         orphaned.chain(refresh_locks).chain(login).chain(holders).collect()
     }
@@ -217,6 +217,7 @@ fn refresh_lock_json(lock: &RefreshLock) -> Value {
         Standing::Free => "free",
         Standing::Live | Standing::OwnerDead(_) => "live",
         Standing::Stale(_) => "stale",
+        Standing::Stuck(_) => "stuck",
     };
     let owner = lock.owner.as_ref().map(|owner| json!({"pid": owner.pid, "alive": owner.lives}));
     json!({"path": lock.path.to_string_lossy(), "state": state, "age_ms": lock.touched.map(text::age_json), "owner": owner})
