@@ -114,7 +114,7 @@ impl Drop for SignalHandlers {
 extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let errno = Errno::last_raw();
     RUNNING.fetch_add(1, Ordering::SeqCst);
-    // SAFETY: the kernel passes a siginfo_t, with a si_pid if a process is the cause: SI_USER, SI_QUEUE and SI_TKILL are not above 0.
+    // SAFETY: the kernel passes a siginfo_t. Codes up to 0 (SI_USER, SI_QUEUE, SI_TKILL) are those of processes, with a si_pid.
     let source = unsafe { if (*info).si_code > 0 { SignalSource::Kernel } else { SignalSource::Process((*info).si_pid()) } };
     // SAFETY: null, or kept until `RUNNING` is zero.
     if let Some(pipe) = unsafe { PIPE.load(Ordering::SeqCst).as_ref() } {
