@@ -1,6 +1,5 @@
 //! One invocation from its words to its exit code: what was asked for, then an operation, or one supervised run.
 
-use std::env;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::panic;
@@ -15,15 +14,14 @@ use crate::config::cli::{Cli, Request};
 use crate::config::file::{self, SettingsFile};
 use crate::config::settings::Settings;
 use crate::events::EventQueue;
-use crate::lock::{self, Acquisition, Claim, LockGuard, LockRequest};
+use crate::lock::{self, Acquisition, Claim, LockRequest};
 use crate::logging;
 use crate::ops;
 use crate::outcome::Outcome;
-use crate::plan::{Invocation, Plan};
+use crate::plan::{ENVIRONMENT, Plan};
 use crate::records::RunRecorder;
 use crate::run_id::RunId;
 use crate::supervisor::policy::Group;
-use crate::supervisor::spawn::Launch;
 use crate::supervisor::{self, Supervision};
 use crate::sys::exec::fill_standard_descriptors;
 use crate::sys::signal::{FORWARDED, InheritedDispositions};
@@ -31,6 +29,9 @@ use crate::sys::signal_pipe::SignalHandlers;
 
 /// The program: runs `words`, reports a failure, returns the exit code.
 pub fn main(words: Vec<OsString>) -> i32 {
+    if words.first().is_some_and(|name| name == lock::MONITOR) {
+        return i32::from(lock::run_monitor(&words).is_err());
+    }
     // A panic has printed itself; its guards have ended the tree and freed the lock.
     let result = panic::catch_unwind(|| run(words)).unwrap_or(Ok(Outcome::Failed));
     let outcome = result.unwrap_or_else(|error| {
@@ -49,14 +50,14 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
 }
 
 /// Runs what `words` ask for: those of the command line, the name we were called by first. While it runs, the process' signal
-/// handlers, its subreaper attribute and all its zombie children belong to it.
+/// handlers, its subreaper attribute and all its zombie children belong to it. A lock helper needs a program whose entry is [`main`].
 ///
 /// # Errors
 /// Anything that keeps it from running the child; `ProgramError` if that is the child's program.
 pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     fill_standard_descriptors().context("cannot open /dev/null")?;
     let inherited = InheritedDispositions::take().context("cannot set signal dispositions")?;
-    let (cli, operation) = match parse(words) {
+    let (cli, operation) = match parse(words)? {
         Request::Run(cli) => (cli, None),
         Request::Operate(cli, operation) => (cli, Some(operation)),
         Request::Show(text) => {
@@ -66,13 +67,8 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
                 _ => Ok(Outcome::Shown),
             };
         }
-        Request::Refuse(text) => {
-            logging::usage(&text);
-            return Ok(Outcome::Failed);
-        }
     };
-    let environment = |name: &str| env::var_os(name);
-    let config_dir = ConfigDir::resolve(cli.value("config-dir").map(Path::new), &environment);
+    let config_dir = ConfigDir::resolve(cli.value("config-dir").map(Path::new), ENVIRONMENT);
     // Without a config dir there is no file in it; whether one is needed is settled later.
     let file = config_dir.as_ref().ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
     let file = file.transpose().map(Option::flatten);
@@ -81,23 +77,16 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
             Err(error) if operation.tolerates_broken_file() => (None, Some(format!("{error:#}"))),
             file => (file?, None),
         };
-        let context = ops::Context { cli, environment: &environment, file, file_error, config_dir };
+        let context = ops::Context { cli, environment: ENVIRONMENT, file, file_error, config_dir };
         return ops::run(&operation, context, &mut anstream::stdout());
     }
-    let file = file?;
-    let settings = Settings::resolve(cli, &environment, file.as_ref())?;
-    let run = RunId::take();
-    let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), run);
-    let invocation = Invocation { settings, environment: &environment, signals: &inherited, run };
-    carry_out(Plan::new(invocation, config_dir, log)?, &inherited)
-}
-
-/// Becomes the program where nothing has to be watched; else runs it, and records the outcome.
-fn carry_out(plan: Plan, signals: &InheritedDispositions) -> Result<Outcome> {
-    let Plan { program, environment, stdin, lock, output, mut recorder, policy } = plan;
-    let launch = Launch { program: &program, environment, stdin, signals };
-    let Some(policy) = policy else { return Err(launch.exec()) };
-    let run = Supervision { launch, policy, output: &output, lock: None };
+    let settings = Settings::resolve(cli, ENVIRONMENT, file?.as_ref())?;
+    let id = RunId::take();
+    let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), id);
+    let Plan { run, lock, mut recorder, supervises } = Plan::new(settings, inherited, id, config_dir, log)?;
+    if !supervises {
+        return Err(run.launch.exec());
+    }
     let outcome = run_under_lock(run, lock.as_ref(), &mut recorder);
     recorder.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
     outcome
@@ -111,36 +100,32 @@ fn run_under_lock(mut run: Supervision, request: Option<&LockRequest>, recorder:
     let handled = FORWARDED.into_iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
     let _handlers = SignalHandlers::install(handled, events.signal_pipe()).context("cannot install signal handlers")?;
     if let Some(request) = request {
-        let file = match lock::acquire(request, recorder, &mut events)? {
-            Acquisition::Held(guard) => run.lock.insert(guard).claimed(),
-            Acquisition::InheritedFromCaller(file) => Some(file),
-            Acquisition::HeldByAncestor(_) | Acquisition::NotNeeded(_) => None,
-            Acquisition::TimedOut => return Ok(Outcome::LockBusy { code: request.conflict_exit_code }),
+        match lock::acquire(request, recorder, &mut events)? {
+            Acquisition::Held(guard) => {
+                match guard.key() {
+                    Some(key) => run.launch.set(lock::KEY_VARIABLE, Some(key.into())),
+                    None if guard.is_held() => run.launch.set(lock::KEY_VARIABLE, None), // that of a run above is on another lock
+                    None => {}
+                }
+                if let Some(claims) = guard.claims(&request.above, recorder.run()) {
+                    run.launch.set(Claim::VARIABLE, Some(claims.into()));
+                }
+                run.lock = Some(guard);
+            }
+            Acquisition::NotNeeded(_) => {}
+            Acquisition::NotAcquired => return Ok(Outcome::LockBusy { code: request.conflict_exit_code }),
             Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal)),
-        };
-        match run.lock.as_ref().map(LockGuard::key) {
-            Some(Some(key)) => run.launch.set(lock::KEY_VARIABLE, &key),
-            Some(None) => run.launch.unset(lock::KEY_VARIABLE), // that of a run above is on another lock
-            None => {}
-        }
-        if let Some(file) = file {
-            // If we hold the flock ourselves, no claim from above on this file is true any more.
-            let holds_flock = run.lock.as_ref().is_none_or(|guard| guard.descriptor().is_some());
-            let claims = request.above.claims_with(Claim { identity: file, run: recorder.run() }, holds_flock);
-            run.launch.set(Claim::VARIABLE, &claims);
         }
     }
-    run.launch.set(RunId::VARIABLE, &recorder.run().to_string());
+    run.launch.set(RunId::VARIABLE, Some(recorder.run().to_string().into()));
     supervisor::supervise(run, recorder, &mut events)
 }
 
 /// Takes `words` apart. Under the name `claude`, all of them are claude's.
-fn parse(words: Vec<OsString>) -> Request {
-    match words.split_first() {
-        Some((called_as, arguments)) if program::is_shim(called_as) => {
-            let command = std::iter::once(OsString::from(program::NAME)).chain(arguments.iter().cloned()).collect();
-            Request::Run(Cli::without_options(command))
-        }
-        _ => Cli::parse(words),
+fn parse(mut words: Vec<OsString>) -> Result<Request> {
+    if !words.first().is_some_and(|name| program::is_shim(name)) {
+        return Cli::parse(&words);
     }
+    words[0] = program::NAME.into();
+    Ok(Request::Run(Cli::without_options(words)))
 }

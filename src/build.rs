@@ -18,47 +18,45 @@ use std::path::Path;
 use std::process::Command;
 use std::{env, fs, io};
 
+use config::values::{Shell, Value};
+
 fn main() -> io::Result<()> {
     let date = set_version();
     let out = env::var("OUT_DIR").map_err(io::Error::other)?;
-    for shell in config::subcommands::SHELLS {
+    for (shell, _) in Shell::WORDS {
         fs::write(Path::new(&out).join(shell), documents::completions(shell)?)?;
     }
     fs::write(Path::new(&out).join("claude-run.1"), documents::man_page(&date)?)
 }
 
+/// What goes into the binary.
+const SOURCES: [&str; 4] = ["src", "Cargo.toml", "Cargo.lock", ".cargo"];
+
 /// Sets the text of `--version`, and returns the date of the commit. Without a git checkout, as in an unpacked source archive, the
 /// version stands alone.
 fn set_version() -> String {
-    println!("cargo:rerun-if-changed=src");
-    println!("cargo:rerun-if-changed=Cargo.toml");
-    println!("cargo:rerun-if-changed=Cargo.lock");
-    println!("cargo:rerun-if-changed=.cargo");
+    for source in SOURCES {
+        println!("cargo:rerun-if-changed={source}");
+    }
     // Its last line changes with every commit, checkout and reset.
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).exists()) {
         println!("cargo:rerun-if-changed={log}");
     }
-    let version = env!("CARGO_PKG_VERSION");
-    // Unpacked inside of another checkout, it would be that one's.
-    let is_ours =
-        git(&["rev-parse", "--show-toplevel"]).is_some_and(|top| Path::new(&top) == Path::new(env!("CARGO_MANIFEST_DIR")));
-    let commit = git(&["log", "-1", "--format=%h %cs", "--abbrev=12"]).filter(|_| is_ours);
-    let date = commit.as_deref().and_then(|commit| commit.split_once(' ')).map_or("", |(_, date)| date);
-    let shown = match &commit {
-        Some(commit) => {
-            // Only what goes into the binary counts.
-            let is_same = git(&["status", "--porcelain", "--", "src", "Cargo.toml", "Cargo.lock", ".cargo"])
-                .is_some_and(|text| text.is_empty());
-            format!("{version} ({commit}{})", if is_same { "" } else { ", modified" })
-        }
-        None => version.to_owned(),
+    let commit = git(&["log", "-1", "--format=%h %cs", "--abbrev=12"]).unwrap_or_default();
+    let changes = git(&[&["status", "--porcelain", "--"][..], &SOURCES].concat()).unwrap_or_default();
+    let commit_and_changes = match (commit.as_str(), changes.as_str()) {
+        ("", _) => String::new(),
+        (commit, "") => format!(" ({commit})"),
+        (commit, _) => format!(" ({commit}, modified)"),
     };
-    println!("cargo:rustc-env=CLAUDE_RUN_VERSION={shown}");
-    date.to_owned()
+    println!("cargo:rustc-env=CLAUDE_RUN_VERSION={}{commit_and_changes}", env!("CARGO_PKG_VERSION"));
+    commit.split_once(' ').unwrap_or_default().1.to_owned()
 }
 
 /// Output of git for `words`; `None` if it fails.
 fn git(words: &[&str]) -> Option<String> {
-    let output = Command::new("git").args(words).output().ok().filter(|output| output.status.success())?;
-    Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+    // Unpacked inside of another checkout, it would tell of that one.
+    let above = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+    let output = Command::new("git").env("GIT_CEILING_DIRECTORIES", above).args(words).output().ok()?;
+    Some(String::from_utf8(output.stdout).ok()?.trim().to_owned()).filter(|_| output.status.success())
 }

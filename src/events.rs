@@ -20,8 +20,7 @@ pub use crate::sys::signal_pipe::{SignalPipe, SignalSource};
 
 /// An event of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A signal came in.
+pub(crate) enum Event {
     Signal(Signal, SignalSource),
     /// flock(2) has returned in its thread, with or without the lock.
     FlockReturned,
@@ -41,64 +40,50 @@ pub struct EventQueue {
     from_threads: mpsc::Receiver<Event>,
     sender: EventSender,
     files: Option<FileWatch>,
-    /// Events that were put back.
     requeued: Vec<Event>,
 }
 
 /// Sends events of a thread.
 #[derive(Clone, Debug)]
-pub struct EventSender {
+pub(crate) struct EventSender {
     queue: mpsc::Sender<Event>,
     pipe: Arc<SignalPipe>,
 }
 
 impl EventQueue {
-    /// Makes an empty queue.
-    ///
-    /// # Errors
-    /// The process is out of descriptors.
-    pub fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let pipe = SignalPipe::open()?;
         let (queue, from_threads) = mpsc::channel();
         Ok(Self { sender: EventSender { queue, pipe }, from_threads, files: None, requeued: Vec::new() })
     }
 
     /// Watches `files` instead of those watched before.
-    pub fn watch_files(&mut self, files: &[PathBuf]) {
+    pub(crate) fn watch_files(&mut self, files: &[PathBuf]) {
         self.files = (!files.is_empty()).then(|| FileWatch::of(files));
     }
 
     /// Watches all files in `dir`, which need not exist yet.
-    pub fn watch_directory(&mut self, dir: &Path) {
+    pub(crate) fn watch_directory(&mut self, dir: &Path) {
         self.files = Some(FileWatch::in_directory(dir));
     }
 
-    /// Pipe for the signal handlers.
-    pub fn signal_pipe(&self) -> Arc<SignalPipe> {
+    pub(crate) fn signal_pipe(&self) -> Arc<SignalPipe> {
         Arc::clone(&self.sender.pipe)
     }
 
-    /// Sender for a thread.
-    pub fn sender(&self) -> EventSender {
+    pub(crate) fn sender(&self) -> EventSender {
         self.sender.clone()
     }
 
     /// Puts events back for the next [`wait`](Self::wait).
-    pub fn requeue(&mut self, events: Vec<Event>) {
+    pub(crate) fn requeue(&mut self, events: Vec<Event>) {
         self.requeued.extend(events);
     }
 
-    /// Sleeps until there are events or `deadline` has come. Returns all events, signals first, each kind oldest first; none at the
-    /// deadline.
-    ///
-    /// # Errors
-    /// poll(2) fails for another reason than a signal.
-    pub fn wait(&mut self, deadline: Option<Instant>) -> io::Result<Vec<Event>> {
-        if !self.requeued.is_empty() {
-            let mut events = mem::take(&mut self.requeued);
-            events.extend(self.drain());
-            return Ok(events);
-        }
+    /// Sleeps until there are events or `deadline` has come. Returns all events: those that were put back, then signals, then those of
+    /// threads, each kind oldest first; none at the deadline.
+    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> io::Result<Vec<Event>> {
+        let deadline = if self.requeued.is_empty() { deadline } else { Some(Instant::now()) };
         loop {
             let poll_at = self.files.as_ref().and_then(|files| files.poll_at);
             let wake_at = [deadline, poll_at].into_iter().flatten().min();
@@ -109,10 +94,12 @@ impl EventQueue {
             match ppoll(&mut ready, timeout, None) {
                 // The handler has written its record before it returns.
                 Err(nix::Error::EINTR) => continue,
-                Err(error) => return Err(error.into()),
-                Ok(_) => {}
-            }
-            let mut events = self.drain();
+                other => other?,
+            };
+            let mut events = mem::take(&mut self.requeued);
+            events.extend(self.sender.pipe.drain().into_iter().map(|(signal, source)| Event::Signal(signal, source)));
+            // After the signals: a thread queues its event first, then wakes.
+            events.extend(self.from_threads.try_iter());
             if self.files.as_mut().is_some_and(FileWatch::take_changes) {
                 events.push(Event::FilesChanged);
             }
@@ -122,19 +109,10 @@ impl EventQueue {
             }
         }
     }
-
-    fn drain(&mut self) -> Vec<Event> {
-        let mut events: Vec<_> =
-            self.sender.pipe.drain().into_iter().map(|(signal, source)| Event::Signal(signal, source)).collect();
-        // After the signals: a thread queues its event first, then wakes.
-        events.extend(self.from_threads.try_iter());
-        events
-    }
 }
 
 impl EventSender {
-    /// Queues `event`.
-    pub fn send(&self, event: Event) {
+    pub(crate) fn send(&self, event: Event) {
         // Without a receiver the run is over.
         if self.queue.send(event).is_ok() {
             self.pipe.write(WAKE, SignalSource::Kernel);

@@ -1,5 +1,5 @@
 //! claude-run runs Claude Code under one session lock and a watchdog that leaves nothing behind. This page is the map of its code:
-//! the README has the promises to users, the map says where each of them is kept.
+//! the README and the [`guide`] have the promises to users, the map says where each of them is kept.
 //!
 //! # One run, step by step
 //!
@@ -61,7 +61,7 @@
 //!    |     +-------------------------------------------+
 //!    |     | config                                    |
 //!    |     +-------------------------------------------+
-//!    |     | run_id      | sys         | outcome       |
+//!    |     | run_id  | sys     | outcome   | guide     |
 //!    v     +-------------------------------------------+
 //! ```
 //!
@@ -70,7 +70,7 @@
 //! | `app` | dispatches: an operator command, or one supervised run |
 //! | `plan` | turns settings into a `Plan`: program, environment, `LockRequest`, `PolicyConfig`, `Watch` |
 //! | `ops` | prints what operators ask for: `status`, `mode`, `settings`, `report`, `doctor`, `setup`, `events`, man page, completions |
-//! | `supervisor` | owns the child: `run` (the loop), `policy` (the decisions), `refresh_guard`, `spawn`, `process_tree`, `output/` (`capture`, `relay`, `sink`, `spool`, `line_logger`, `redact`) |
+//! | `supervisor` | owns the child: `run` (the loop), `policy` (the decisions), `spawn`, `process_tree`, `output/` (`capture`, `relay`, `sink`, `spool`, `line_logger`, `redact`) |
 //! | `lock` | acquires and releases: `file` (the flock), `holder` and `claims` (who holds it), `refresh_due`, `helper`, `wait` (the one wait), `guard`, `acquire` (the story) |
 //! | `records` | keeps a record of each live run and a history of the others: `run_record`, `store`, `recorder`, `history` |
 //! | `events` | queues signals, frames, ends of threads and changes of files |
@@ -80,6 +80,7 @@
 //! | `run_id` | names a run |
 //! | `sys` | calls Linux, and knows nothing of claude: processes, signals, files, mounts, pipes, terminals |
 //! | `outcome` | lists the ways in which a run ends, each with its exit code |
+//! | `guide` | has the chapters of the guide for users |
 //!
 //! `plan` stands above `supervisor` and `lock`, since it makes their `PolicyConfig`, `Watch` and `LockRequest` of the settings, which
 //! they never read. `claude` stands below them: they ask it what a frame or a refresh lock means, and never look into one.
@@ -93,23 +94,23 @@
 //! | what counts as a result frame, or as an open background task | `claude/frames.rs`, `FrameReader::on_frame` |
 //! | what counts as success with `--require-result` | `claude/frames.rs`, `LastResult::is_success` |
 //! | the text a waiter sees | the sentences: `lock/wait.rs`; the name of the holder: `lock/holder.rs`; the line on a terminal: `logging/live_line.rs` |
-//! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one field; a new type of value: `config/values.rs` |
+//! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one row; a new type of value: `config/values.rs` |
 //! | an operator command | `config/subcommands.rs` for its words, `ops/` for what it does |
-//! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `Terminal` |
+//! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `policy_config` |
 //! | what is masked | `supervisor/output/redact.rs` |
 //! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::on` |
-//! | how long a refresh of claude's is spared our signals | `supervisor/refresh_guard.rs`, `MAX_DEFERRAL` |
-//! | how long a start waits for claude's refresh locks | `lock/refresh_wait.rs`, `MAX_WAIT` |
+//! | how long a refresh of claude's is spared our signals | `supervisor/policy/refresh_guard.rs`, `MAX_DEFERRAL` |
+//! | how long a start waits for claude's refresh locks | `lock/acquire.rs`, `MAX_WAIT` |
 //! | when a refresh lock of claude's counts as stale | `claude/refresh_locks.rs`, `STALE_AFTER` and `NEWER_STALE_AFTER` |
 //! | when a refresh of the token is due | `lock/refresh_due.rs`; the expiry is read in `claude/credentials.rs` |
 //! | which authentication needs no lock | `claude/auth.rs` |
 //! | when claude-run is above us already, and the lock is not acquired again | `lock/claims.rs` |
-//! | how a lock helper is started and ended | `lock/helper.rs`; the process that outlives us to end it: `lock/helper_monitor.rs` |
+//! | how a lock helper is started and ended | `lock/helper.rs`; the process that outlives us to end it: `lock/monitor.rs` |
 //! | the exit codes | `outcome.rs`, `Outcome::exit_code` |
 //! | when the record of a run is swept | `records/store.rs`, `SILENT_RECORD_TTL` |
 //! | the fields of a run record, and of a line of history | `records/run_record.rs`, `records/history.rs` |
 //! | what ends a process left over by claude | when: `supervisor/policy.rs`; how it is found and signalled: `supervisor/process_tree.rs` |
-//! | what happens to output that the caller is slow to read | in memory: `supervisor/output/sink.rs`; on disk: `supervisor/output/spool.rs` |
+//! | what happens to output that the caller is slow to read | `supervisor/output/spool.rs` |
 //! | a new doctor check | a function in `ops/doctor/` that returns findings, and a line in `examine` of `ops/doctor.rs` |
 //! | the verdict of `claude-run events` | `claude/telemetry.rs` for the events, `ops/events.rs` for the verdict |
 //! | the form of a message on stderr or in the log | `logging/format.rs` |
@@ -136,11 +137,12 @@ pub mod app;
 pub mod claude;
 pub mod config;
 pub mod events;
+pub mod guide;
 pub mod lock;
 pub mod logging;
 pub mod ops;
 pub mod outcome;
-pub mod plan;
+mod plan;
 pub mod records;
 pub mod run_id;
 pub mod supervisor;

@@ -3,7 +3,8 @@
 use nix::sys::signal::Signal;
 
 /// How an invocation of claude-run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names say it")]
 pub enum Outcome {
     /// Help, version or a report was printed, or an operation has succeeded.
     Shown,
@@ -13,85 +14,61 @@ pub enum Outcome {
     Exited(u8),
     /// The child was ended by a signal of this number, which may be a real-time one.
     Killed(i32),
-    /// The hard limit ran out, and claude-run ended the child.
     HardLimit,
-    /// The idle limit ran out, and claude-run ended the child.
     IdleLimit,
     /// With `--require-result`: the child exited with 0, but printed no complete, successful result frame.
     NoResult,
     /// claude-run ended a child that hung after its result frame, which decides on the exit code.
     HungAfterResult {
-        /// The last result frame's `is_error`.
         is_error: bool,
     },
     /// The lock helper ended, and with it the lock, and claude-run ended the child.
     LockLost,
     /// The session lock was not free within `--wait`; `code` is `--conflict-exit-code`.
     LockBusy {
-        /// The exit code the caller asked for.
         code: u8,
     },
     /// This signal ended the wait for the lock; the child was never started.
     EndedWaiting(Signal),
     /// This signal ended the wait for the reader of the output; the child had ended, and some of its output is lost.
     EndedDraining(Signal),
-    /// COMMAND was found, but cannot be run.
     CannotRun,
-    /// COMMAND was not found.
     NotFound,
     /// claude-run itself failed, usage errors included.
     Failed,
 }
 
-impl Outcome {
-    /// The exit code: the contract with every caller.
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Self::Shown => 0,
-            Self::Trouble => 1,
-            Self::Exited(status) => status,
-            Self::Killed(signal) => u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128)),
-            Self::EndedWaiting(signal) | Self::EndedDraining(signal) => signal as u8 + 128,
-            Self::HardLimit | Self::IdleLimit => 124,
-            Self::NoResult => NO_RESULT,
-            Self::LockLost => LOCK_LOST,
-            Self::HungAfterResult { is_error } => u8::from(is_error),
-            Self::LockBusy { code } => code,
-            Self::Failed => 125,
-            Self::CannotRun => 126,
-            Self::NotFound => 127,
-        }
-    }
-}
-
 /// Default of `--conflict-exit-code`: EX_TEMPFAIL, "try again later".
 pub const CONFLICT: u8 = 75;
 
-/// EX_DATAERR: no valid result frame.
-const NO_RESULT: u8 = 65;
-
-/// EX_UNAVAILABLE: the lock is gone.
-const LOCK_LOST: u8 = 69;
-
 impl Outcome {
+    /// The exit code: the contract with every caller.
+    pub fn exit_code(self) -> u8 {
+        self.entry().0
+    }
+
     /// Name in records.
     pub fn name(self) -> &'static str {
+        self.entry().1
+    }
+
+    fn entry(self) -> (u8, &'static str) {
         match self {
-            Self::Shown => "shown",
-            Self::Trouble => "trouble",
-            Self::Exited(_) => "exited",
-            Self::Killed(_) => "killed",
-            Self::HardLimit => "hard-limit",
-            Self::IdleLimit => "idle-limit",
-            Self::NoResult => "no-result",
-            Self::HungAfterResult { .. } => "hung-after-result",
-            Self::LockLost => "lock-lost",
-            Self::LockBusy { .. } => "lock-busy",
-            Self::EndedWaiting(_) => "ended-waiting",
-            Self::EndedDraining(_) => "ended-draining",
-            Self::CannotRun => "cannot-run",
-            Self::NotFound => "not-found",
-            Self::Failed => "failed",
+            Self::Shown => (0, "shown"),
+            Self::Trouble => (1, "trouble"),
+            Self::Exited(status) => (status, "exited"),
+            Self::Killed(signal) => (u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128)), "killed"),
+            Self::EndedWaiting(signal) => (signal as u8 + 128, "ended-waiting"),
+            Self::EndedDraining(signal) => (signal as u8 + 128, "ended-draining"),
+            Self::HardLimit => (124, "hard-limit"),
+            Self::IdleLimit => (124, "idle-limit"),
+            Self::NoResult => (65, "no-result"), // EX_DATAERR
+            Self::LockLost => (69, "lock-lost"), // EX_UNAVAILABLE
+            Self::HungAfterResult { is_error } => (u8::from(is_error), "hung-after-result"),
+            Self::LockBusy { code } => (code, "lock-busy"),
+            Self::Failed => (125, "failed"),
+            Self::CannotRun => (126, "cannot-run"),
+            Self::NotFound => (127, "not-found"),
         }
     }
 }

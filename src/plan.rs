@@ -1,8 +1,8 @@
 //! Decides what an invocation does: the settings, seen in the light of config dir, terminal and PATH.
 
 use std::env;
-use std::ffi::OsString;
 use std::io::{self, IsTerminal, stdin};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
@@ -16,158 +16,139 @@ use crate::claude::credentials::Login;
 use crate::claude::frames;
 use crate::claude::program::{Program, ProgramError};
 use crate::config::cli::similar_operation;
-use crate::config::settings::{DurationSetting, Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Stdin};
+use crate::config::duration::DurationSetting;
+use crate::config::settings::{Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Stdin};
 use crate::lock::{self, AncestorRuns, HelperCommand, LockRequest, Refreshes};
 use crate::logging::LogFile;
 use crate::records::{RecordStore, RunInfo, RunRecorder};
 use crate::run_id::RunId;
 use crate::supervisor::output::OutputConfig;
 use crate::supervisor::policy::{Group, PolicyConfig};
+use crate::supervisor::{Launch, Supervision};
 use crate::sys::signal::InheritedDispositions;
 
-/// An invocation that runs a program.
-pub struct Invocation<'a> {
-    /// Resolved settings.
-    pub settings: Settings,
-    /// Our environment.
-    pub environment: Environment<'a>,
-    /// Signal dispositions at our start.
-    pub signals: &'a InheritedDispositions,
-    /// Id of the run.
-    pub run: RunId,
+/// Decisions about an invocation that runs a program.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) run: Supervision,
+    /// The session lock, if the run needs it.
+    pub(crate) lock: Option<LockRequest>,
+    pub(crate) recorder: RunRecorder,
+    /// False if nothing has to be watched: claude-run executes the program in its own place.
+    pub(crate) supervises: bool,
 }
 
-/// Decisions about an invocation.
-#[derive(Debug)]
-pub struct Plan {
-    /// Program and arguments.
-    pub program: Program,
-    /// The child's environment, without what is known only when the lock is held.
-    pub environment: Vec<(OsString, OsString)>,
-    /// Source of the child's stdin.
-    pub stdin: Stdin,
-    /// The session lock, if the run needs it.
-    pub lock: Option<LockRequest>,
-    /// Purposes for which the child's output is captured.
-    pub output: OutputConfig,
-    /// Recorder of the run.
-    pub recorder: RunRecorder,
-    /// Limits of the run; without them, claude-run executes the program in its own place.
-    pub policy: Option<PolicyConfig>,
-}
+/// Our environment.
+pub(crate) const ENVIRONMENT: Environment = &|name| env::var_os(name);
 
 /// Deepest nesting of claude-run in claude-run. Agents that call agents need a few levels; a `claude` on PATH that is a script around
 /// claude-run would nest for ever.
 const MAX_NESTING: usize = 32;
 
 impl Plan {
-    /// Decides, and checks all that can be known before anything is started.
-    ///
-    /// # Errors
-    /// The program cannot be started (`ProgramError`), or the config dir cannot be used where the mode needs it.
-    pub fn new(invocation: Invocation, config_dir: Result<ConfigDir>, log: Option<Arc<LogFile>>) -> Result<Self> {
-        let settings = &invocation.settings;
-        let ancestors = AncestorRuns::of(invocation.environment);
+    /// Decides, and checks all that can be known before anything is started. An error is a `ProgramError` if the program cannot be.
+    pub(crate) fn new(
+        settings: Settings,
+        signals: InheritedDispositions,
+        run: RunId,
+        config_dir: Result<ConfigDir>,
+        log: Option<Arc<LogFile>>,
+    ) -> Result<Self> {
+        let ancestors = AncestorRuns::of(ENVIRONMENT);
         if ancestors.runs.len() >= MAX_NESTING {
             bail!(
                 "claude-run runs below itself {MAX_NESTING} times: is the claude on PATH a script that calls it? name the real one with CLAUDE_RUN_CLAUDE"
             );
         }
-        let program = Program::find(&settings.command, settings.claude.as_deref())
-            .map_err(|error| with_similar_operation(error, &settings.command))?;
-        let mut environment = child_environment(&ancestors, invocation.run, config_dir.as_ref().ok());
+        let program = find_program(&settings)?;
         let is_bare = program.needs_no_lock();
+        let mut launch = Launch { program, environment: env::vars_os().collect(), stdin: settings.stdin, signals };
+        launch.set(RunId::LINEAGE, Some([ancestors.runs.as_slice(), &[run.to_string()]].concat().join(",").into()));
+        match &config_dir {
+            Ok(ConfigDir { path, for_child: ForChild::Set }) => launch.set(config_dir::VARIABLE, Some(path.into())),
+            Ok(ConfigDir { for_child: ForChild::Unset, .. }) => launch.set(config_dir::VARIABLE, None),
+            Ok(_) | Err(_) => {}
+        }
         let wants_lock = !is_bare && settings.lock_mode != LockMode::PassThrough;
         let config_dir = if is_bare { None } else { usable(config_dir, wants_lock && settings.lock_file.is_none())? };
-        let records = config_dir.as_ref().map(|config_dir| RecordStore::of(&config_dir.path));
+        let records = config_dir.as_deref().map(RecordStore::of);
         if ancestors.has_stale_key(records.as_ref()) {
-            environment.retain(|(name, _)| name != lock::KEY_VARIABLE);
+            launch.set(lock::KEY_VARIABLE, None);
         }
-        let lock = if wants_lock { lock_request(&invocation, config_dir.as_ref(), &program, ancestors) } else { None };
-        let terminal = Terminal::of(settings.stdin);
-        let policy = policy_config(settings, terminal, invocation.signals.ignored);
-        let output = if is_bare { OutputConfig::default() } else { output_config(settings, &program, &policy, log)? };
-        let record_file = settings.record.clone().filter(|_| !is_bare);
-        let supervises = policy.hard_limit.is_some() || policy.leftovers == Leftovers::Kill;
-        let is_needed = lock.is_some() || supervises || output.captures() || record_file.is_some();
+        let lock = if wants_lock { lock_request(&settings, &launch, config_dir.as_deref(), ancestors) } else { None };
+        let policy = policy_config(&settings, launch.signals.ignored);
+        let output = if is_bare { OutputConfig::default() } else { output_config(&settings, &launch.program, log)? };
+        let record_file = settings.record.filter(|_| !is_bare);
+        let has_limits = policy.hard_limit.is_some() || policy.leftovers == Leftovers::Kill;
+        let supervises = !is_bare && (lock.is_some() || has_limits || output.captures() || record_file.is_some());
         let recorder = RunRecorder::open(RunInfo {
-            run: invocation.run,
-            label: settings.label.clone(),
-            program: program.path.clone(),
+            run,
+            label: settings.label,
+            program: launch.program.path.clone(),
             lock_mode: settings.lock_mode,
-            config_dir: config_dir.map(|config_dir| config_dir.path),
+            records,
             lock_file: lock.as_ref().map(|lock| lock.path.clone()),
             record_file,
         });
-        let policy = (!is_bare && is_needed).then_some(policy);
-        Ok(Self { program, environment, stdin: settings.stdin, lock, output, recorder, policy })
+        Ok(Self { run: Supervision { launch, policy, output, lock: None }, lock, recorder, supervises })
     }
 }
 
-/// Our environment, with the lineage of the run, and the config dir as the child has to see it.
-fn child_environment(ancestors: &AncestorRuns, run: RunId, config_dir: Option<&ConfigDir>) -> Vec<(OsString, OsString)> {
-    let mut environment: Vec<_> = env::vars_os().filter(|(name, _)| name != RunId::LINEAGE).collect();
-    let lineage = [ancestors.runs.as_slice(), &[run.to_string()]].concat().join(",");
-    environment.push((RunId::LINEAGE.into(), lineage.into()));
-    let for_child = config_dir.map_or(&ForChild::AsItIs, |config_dir| &config_dir.for_child);
-    if *for_child != ForChild::AsItIs {
-        environment.retain(|(name, _)| name != config_dir::VARIABLE);
+/// Finds COMMAND. If it looks like an operation, the error says so.
+fn find_program(settings: &Settings) -> Result<Program, ProgramError> {
+    let mut found = Program::find(&settings.command, settings.claude.as_deref());
+    let name = settings.command.first().and_then(|name| name.to_str()).filter(|name| !name.contains('/'));
+    if let (Err(ProgramError::NotFound(message)), Some(name)) = (&mut found, name.and_then(similar_operation)) {
+        message.push_str(&format!("; did you mean `claude-run {name}`?"));
     }
-    if let ForChild::Set(path) = for_child {
-        environment.push((config_dir::VARIABLE.into(), path.clone()));
-    }
-    environment
+    found
 }
 
 /// The config dir, if it can be used. If it is not required, an error is only logged: it is claude's affair.
-fn usable(config_dir: Result<ConfigDir>, is_required: bool) -> Result<Option<ConfigDir>> {
+fn usable(config_dir: Result<ConfigDir>, is_required: bool) -> Result<Option<PathBuf>> {
     match config_dir.and_then(ConfigDir::usable) {
         Err(error) if !is_required => {
             warn!("{error:#}");
             Ok(None)
         }
-        config_dir => config_dir.map(Some),
+        config_dir => Ok(Some(config_dir?.path)),
     }
 }
 
-/// Adds the operation that was meant, if COMMAND looks like one.
-fn with_similar_operation(error: ProgramError, command: &[OsString]) -> ProgramError {
-    let name = command.first().and_then(|name| name.to_str()).filter(|name| !name.contains('/'));
-    match (error, name.and_then(similar_operation)) {
-        (ProgramError::NotFound(message), Some(name)) => {
-            ProgramError::NotFound(format!("{message}; did you mean `claude-run {name}`?"))
-        }
-        (error, _) => error,
-    }
-}
-
-fn lock_request(
-    invocation: &Invocation,
-    config_dir: Option<&ConfigDir>,
-    program: &Program,
-    ancestors: AncestorRuns,
-) -> Option<LockRequest> {
-    let Invocation { settings, environment, signals, .. } = invocation;
+fn lock_request(settings: &Settings, launch: &Launch, config_dir: Option<&Path>, above: AncestorRuns) -> Option<LockRequest> {
     Some(LockRequest {
-        path: settings.lock_file.clone().or_else(|| Some(config_dir?.path.join(lock::FILE_NAME)))?,
+        path: settings.lock_file.clone().or_else(|| Some(config_dir?.join(lock::FILE_NAME)))?,
         refresh_only: settings.lock_mode == LockMode::Refresh,
-        refreshes: config_dir.map(|config_dir| refreshes(settings, config_dir, environment, program)),
+        refreshes: config_dir.map(|config_dir| refreshes(settings, config_dir, &launch.program)),
         helper: settings.lock_helper.clone().map(|words| HelperCommand {
             words,
             kill_grace: settings.kill_grace.as_limit(),
-            signals: (*signals).clone(),
+            signals: launch.signals.clone(),
         }),
         wait: settings.wait,
         conflict_exit_code: settings.conflict_exit_code,
-        above: ancestors,
-        ignored: signals.ignored,
+        above,
+        ignored: launch.signals.ignored,
     })
 }
 
-fn policy_config(settings: &Settings, terminal: Terminal, ignored: SigSet) -> PolicyConfig {
-    let (hard_limit, leftovers) = match terminal {
-        Terminal::Foreground => (DurationSetting::Endless, Leftovers::Keep),
-        Terminal::None | Terminal::Background => (HARD_LIMIT, Leftovers::Kill),
+fn refreshes(settings: &Settings, config_dir: &Path, program: &Program) -> Refreshes {
+    // Only `refresh` mode needs it.
+    let auth = || Auth::of(ENVIRONMENT, config_dir, &program.argv, &Login::None);
+    Refreshes {
+        config_dir: config_dir.to_owned(),
+        margin: settings.refresh_margin.as_span(),
+        ruled_out_by: auth::rules_out_refreshes(ENVIRONMENT),
+        can_do_without: settings.lock_mode == LockMode::Refresh && auth().is_no_login(),
+    }
+}
+
+fn policy_config(settings: &Settings, ignored: SigSet) -> PolicyConfig {
+    // Only of our controlling terminal.
+    let foreground = tcgetpgrp(stdin()).ok().filter(|_| settings.stdin == Stdin::Inherit);
+    let (hard_limit, leftovers) = match foreground {
+        Some(group) if group == getpgrp() => (DurationSetting::Endless, Leftovers::Keep), // a person sits there
+        _ => (HARD_LIMIT, Leftovers::Kill),
     };
     PolicyConfig {
         hard_limit: settings.hard_limit.unwrap_or(hard_limit).as_limit(),
@@ -176,17 +157,13 @@ fn policy_config(settings: &Settings, terminal: Terminal, ignored: SigSet) -> Po
         task_grace: settings.task_grace.as_limit(),
         kill_grace: settings.kill_grace.as_limit(),
         leftovers: settings.leftovers.unwrap_or(leftovers),
-        group: if terminal == Terminal::None { Group::Own } else { Group::Shared },
+        // Also in the background: `fg` must later reach the child as well.
+        group: if foreground.is_some() { Group::Shared } else { Group::Own },
         ignored,
     }
 }
 
-fn output_config(
-    settings: &Settings,
-    program: &Program,
-    policy: &PolicyConfig,
-    log: Option<Arc<LogFile>>,
-) -> Result<OutputConfig> {
+fn output_config(settings: &Settings, program: &Program, log: Option<Arc<LogFile>>) -> Result<OutputConfig> {
     let on_terminal = io::stdout().is_terminal();
     let expects_frames = frames::are_expected(&program.argv);
     let requires_result = match settings.require_result {
@@ -197,41 +174,6 @@ fn output_config(
     if requires_result && on_terminal && !settings.pty {
         bail!("--require-result has to read what COMMAND prints, and that goes to a terminal; redirect stdout, or add --pty");
     }
-    let uses_frames = policy.result_grace.is_some() || settings.record.is_some();
+    let uses_frames = settings.result_grace.as_limit().is_some() || settings.record.is_some();
     OutputConfig::new(settings, requires_result, uses_frames && expects_frames && !on_terminal, log)
-}
-
-fn refreshes(settings: &Settings, config_dir: &ConfigDir, environment: Environment, program: &Program) -> Refreshes {
-    let config_dir = &config_dir.path;
-    // Only `refresh` mode needs it.
-    let auth = || Auth::of(environment, config_dir, &program.argv, &Login::None);
-    Refreshes {
-        config_dir: config_dir.clone(),
-        margin: settings.refresh_margin.as_span(),
-        ruled_out_by: auth::rules_out_refreshes(environment),
-        can_do_without: settings.lock_mode == LockMode::Refresh && auth().is_no_login(),
-    }
-}
-
-/// Our place at the terminal, by stdin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Terminal {
-    None,
-    /// Our controlling terminal, with another foreground group. `fg` must later reach the child as well.
-    Background,
-    /// Our controlling terminal, at which a person sits.
-    Foreground,
-}
-
-impl Terminal {
-    fn of(child_stdin: Stdin) -> Self {
-        match child_stdin {
-            Stdin::Null => Self::None,
-            Stdin::Inherit => match tcgetpgrp(stdin()) {
-                Ok(group) if group == getpgrp() => Self::Foreground,
-                Ok(_) => Self::Background,
-                Err(_) => Self::None,
-            },
-        }
-    }
 }

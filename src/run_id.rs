@@ -2,38 +2,34 @@
 
 use std::fmt;
 use std::process;
+use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{SysconfVar, sysconf};
 
 use crate::sys::proc::Stat;
 
 /// `<pid>-<nanoseconds since boot>`, taken while the process `pid` was alive. A process of that pid which is older than
 /// the id is the one that took it: the kernel hands out a pid again only after its owner is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RunId {
-    pub(crate) pid: i32,
     pub(crate) taken_at: u64,
+    pub(crate) pid: i32,
 }
 
 impl RunId {
     /// Variable with the id of the run that a process belongs to.
-    pub const VARIABLE: &'static str = "CLAUDE_RUN_ID";
+    pub(crate) const VARIABLE: &'static str = "CLAUDE_RUN_ID";
 
     /// Variable with the ids of all runs above a process, the outermost first.
-    pub const LINEAGE: &'static str = "CLAUDE_RUN_LINEAGE";
+    pub(crate) const LINEAGE: &'static str = "CLAUDE_RUN_LINEAGE";
 
-    /// A new id for this process.
-    pub fn take() -> Self {
-        // The clock that /proc counts a process' start in. It is there since Linux 2.6.39; without it no id of ours
-        // would be believed, which is the safe side.
-        let now =
-            clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64);
+    pub(crate) fn take() -> Self {
+        // The clock that /proc counts a process' start in. Without it, no id of ours would be believed: the safe side.
+        let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |now| Duration::from(now).as_nanos() as u64);
         Self { pid: process::id() as i32, taken_at: now }
     }
 
-    /// Parses an id.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (pid, taken_at) = text.split_once('-')?;
         Some(Self { pid: pid.parse().ok()?, taken_at: taken_at.parse().ok()? })
     }
@@ -54,7 +50,7 @@ impl RunId {
 
     /// True if the process that took this id is an ancestor of ours, and so alive. A run is the subreaper of its descendants, so
     /// while it lives their parent links lead up to it.
-    pub fn is_above_us(self) -> bool {
+    pub(crate) fn is_above_us(self) -> bool {
         let mut pid = process::id() as i32;
         while let Some(stat) = Stat::read(pid) {
             if stat.pid == self.pid {
@@ -72,9 +68,9 @@ impl fmt::Display for RunId {
     }
 }
 
+/// Nanoseconds from the clock ticks of /proc: 100 a second on every architecture that Rust's std has.
 fn nanoseconds(ticks: u64) -> u64 {
-    let a_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().map_or(100, |ticks| ticks as u64).max(1);
-    ticks.saturating_mul(1_000_000_000 / a_second)
+    ticks.saturating_mul(10_000_000)
 }
 
 #[cfg(test)]

@@ -2,20 +2,22 @@
 
 use std::io::{self, Write};
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Arg, Command, ValueEnum, ValueHint};
-use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
 
 use crate::config::cli;
-use crate::config::help::{Body, SECTIONS, WHATIS};
+use crate::config::help::{SECTIONS, WHATIS};
+use crate::config::options::OPTIONS;
+use crate::config::values::{LockMode, Shell, Value};
 
 const NAME: &str = "claude-run";
 
 /// Script by which `shell` completes a command line.
 pub(crate) fn completions(shell: &str) -> io::Result<String> {
-    let shell = Shell::from_str(shell, false).map_err(io::Error::other)?;
-    let described = cli::described();
+    let shell = clap_complete::Shell::from_str(shell, false).map_err(io::Error::other)?;
+    let described = cli::command();
     // Without COMMAND, which could be anything, and would keep zsh from what follows the name of an operation.
     let options = described.get_arguments().filter(|arg| !arg.is_positional()).cloned();
     let operations = described.get_subcommands().cloned();
@@ -28,16 +30,33 @@ pub(crate) fn completions(shell: &str) -> io::Result<String> {
     Ok(script.replace("claude__subcmd__run", "claude__run"))
 }
 
-/// Keeps shells from completing file names where no file is wanted.
+/// Tells shells what can stand behind an option, and to complete file names only where one is wanted.
 fn with_hint(arg: Arg) -> Arg {
-    let is_text = arg.get_action().takes_values() && arg.get_possible_values().is_empty();
-    if is_text && arg.get_value_hint() == ValueHint::Unknown { arg.value_hint(ValueHint::Other) } else { arg }
+    let words = match arg.get_id().as_str() {
+        "set" => LockMode::WORDS,
+        "shell" => Shell::WORDS,
+        name => OPTIONS.iter().find(|option| option.name == name).map_or(&[][..], |option| option.words),
+    };
+    if !words.is_empty() {
+        let value = |(word, meaning): &(&'static str, &'static str)| {
+            PossibleValue::new(*word).help((!meaning.is_empty()).then_some(*meaning))
+        };
+        return arg.value_parser(PossibleValuesParser::new(words.iter().map(value)));
+    }
+    let value_name = arg.get_value_names().and_then(|names| names.first()).map(|name| name.as_str());
+    let hint = match (arg.get_id().as_str(), value_name) {
+        ("claude", _) => ValueHint::ExecutablePath,
+        (_, Some("DIR")) => ValueHint::DirPath,
+        (_, Some("FILE" | "PATH")) => ValueHint::FilePath,
+        _ => ValueHint::Other,
+    };
+    if arg.get_action().takes_values() { arg.value_hint(hint) } else { arg }
 }
 
 /// claude-run(1), of `date`.
 pub(crate) fn man_page(date: &str) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
-    let described = cli::described();
+    let described = cli::command();
     let description = described.get_long_about().cloned().unwrap_or_default();
     let command = Command::new(NAME).version("").about(WHATIS).long_about(description).args(described.get_arguments().cloned());
     let man = Man::new(built(command))
@@ -92,13 +111,9 @@ fn render_sections(page: &mut Vec<u8>) -> io::Result<()> {
         // man-pages(7) calls the exit codes so.
         let title = section.title.to_uppercase().replace("EXIT CODES", "EXIT STATUS");
         roff.control("SH", [title.as_str()]);
-        match section.body {
-            Body::Prose(text) => drop(roff.text([roman(text)])),
-            Body::Terms(terms) => {
-                for (term, meaning) in terms {
-                    roff.control("TP", []).text([bold(*term)]).text([roman(*meaning)]);
-                }
-            }
+        roff.text([roman(section.text)]);
+        for (term, meaning) in section.terms {
+            roff.control("TP", []).text([bold(*term)]).text([roman(*meaning)]);
         }
     }
     roff.control("SH", ["SEE ALSO"]);

@@ -14,15 +14,15 @@ use crate::sys::fs::read_bounded;
 
 /// A method of authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Auth {
-    /// The login in the credentials file.
-    Login,
-    /// Another method, by its name and its description.
-    Other(&'static str, String),
-    /// No method was found.
-    None,
+pub(crate) struct Auth {
+    /// Name for programs.
+    pub(crate) name: &'static str,
+    /// Name for people, with the variable or file that decides.
+    pub(crate) description: String,
 }
 
+const LOGIN: &str = "login";
+const NONE: &str = "none";
 const CLOUDS: [(&str, &str); 3] =
     [("CLAUDE_CODE_USE_BEDROCK", "bedrock"), ("CLAUDE_CODE_USE_VERTEX", "vertex"), ("CLAUDE_CODE_USE_FOUNDRY", "foundry")];
 const AUTH_TOKEN: &str = "ANTHROPIC_AUTH_TOKEN";
@@ -32,10 +32,11 @@ const HELPER: &str = "apiKeyHelper";
 
 /// Settings that an administrator makes for all users of a machine.
 const MANAGED: &str = "/etc/claude-code/managed-settings.json";
+const MAX_SETTINGS: u64 = 8 << 20;
 
 impl Auth {
     /// The method that claude uses when it is started in this directory with `arguments`; `login` is read by the caller.
-    pub fn of(environment: Environment, config_dir: &Path, arguments: &[OsString], login: &Login) -> Self {
+    pub(crate) fn of(environment: Environment, config_dir: &Path, arguments: &[OsString], login: &Login) -> Self {
         let settings = read_settings(config_dir, arguments);
         // Settings can add variables to the environment.
         let variable = |name: &str| {
@@ -53,42 +54,22 @@ impl Auth {
             (_, Some(file)) => ("api-key-helper", format!("an API key by a helper ({HELPER} in {file})")),
             _ if is_set(API_KEY) => ("api-key", format!("an API key ({API_KEY})")),
             _ if is_set(OAUTH_TOKEN) => ("oauth-token", format!("an OAuth token that is not refreshed ({OAUTH_TOKEN})")),
-            _ if *login == Login::None => return Self::None,
-            _ => return Self::Login,
+            _ if *login == Login::None => (NONE, NONE.to_owned()),
+            _ => (LOGIN, "OAuth login".to_owned()),
         };
-        Self::Other(name, description)
+        Self { name, description }
     }
 
     /// True for every method but the login in the credentials file.
-    pub fn is_no_login(&self) -> bool {
-        matches!(self, Self::Other(..))
-    }
-
-    /// Name for programs.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Login => "login",
-            Self::Other(name, _) => name,
-            Self::None => "none",
-        }
-    }
-
-    /// Name for people, with the variable or file that decides.
-    pub fn describe(&self) -> String {
-        match self {
-            Self::Login => "OAuth login".to_owned(),
-            Self::Other(_, description) => description.clone(),
-            Self::None => "none".to_owned(),
-        }
+    pub(crate) fn is_no_login(&self) -> bool {
+        ![LOGIN, NONE].contains(&self.name)
     }
 }
 
 /// The variable, if it is set, because of which claude never refreshes the token of its login.
-pub fn rules_out_refreshes(environment: Environment) -> Option<&'static str> {
+pub(crate) fn rules_out_refreshes(environment: Environment) -> Option<&'static str> {
     environment(OAUTH_TOKEN).filter(|token| !token.is_empty()).map(|_| OAUTH_TOKEN)
 }
-
-const MAX_SETTINGS: u64 = 8 << 20;
 
 /// Reads those settings of claude that can be read, by precedence, each with its path.
 fn read_settings(config_dir: &Path, arguments: &[OsString]) -> Vec<(PathBuf, Value)> {
@@ -129,9 +110,9 @@ mod tests {
         let auth = Auth::of(&environment, config_dir.path(), &words, login);
         // The description names the variable or key that decides.
         let names = [OAUTH_TOKEN, AUTH_TOKEN, API_KEY, HELPER].into_iter().chain(CLOUDS.map(|(variable, _)| variable));
-        let is_named = names.into_iter().any(|name| auth.describe().contains(name));
-        assert_eq!(is_named, auth.is_no_login(), "{}", auth.describe());
-        Ok(auth.name())
+        let is_named = names.into_iter().any(|name| auth.description.contains(name));
+        assert_eq!(is_named, auth.is_no_login(), "{}", auth.description);
+        Ok(auth.name)
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The config dir as Claude Code resolves it: `CLAUDE_CONFIG_DIR` if set and not empty, else `$HOME/.claude`. It is checked
 //! before anything else, since claude itself fails over it in silence. Its contents are neither read nor changed here.
 
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
@@ -14,44 +13,37 @@ use unicode_normalization::is_nfc;
 
 use crate::config::settings::Environment;
 
-/// The variable that moves the config dir.
-pub const VARIABLE: &str = "CLAUDE_CONFIG_DIR";
+pub(crate) const VARIABLE: &str = "CLAUDE_CONFIG_DIR";
 
 /// A resolved config dir.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigDir {
-    /// Path as configured.
-    pub path: PathBuf,
-    /// Change to the child's environment, so that claude resolves the same path.
-    pub for_child: ForChild,
+    pub(crate) path: PathBuf,
+    pub(crate) for_child: ForChild,
 }
 
-/// Change to `CLAUDE_CONFIG_DIR` in the child's environment.
-#[derive(Debug, PartialEq, Eq)]
-pub enum ForChild {
-    /// Unchanged: the child resolves the same path.
-    AsItIs,
-    /// Removed: it is empty, and claude would scatter files over the working directory.
+/// Change to `CLAUDE_CONFIG_DIR` in the child's environment, so that claude resolves the same path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ForChild {
+    Unchanged,
+    /// It is empty, and claude would scatter files over the working directory.
     Unset,
-    /// Set to the value of `--config-dir`.
-    Set(OsString),
+    /// `--config-dir` was given.
+    Set,
 }
 
 impl ConfigDir {
     /// Resolves the config dir from `flag` (`--config-dir`) and the environment.
-    ///
-    /// # Errors
-    /// Neither the flag nor the environment names one.
-    pub fn resolve(flag: Option<&Path>, environment: Environment) -> Result<Self> {
+    pub(crate) fn resolve(flag: Option<&Path>, environment: Environment) -> Result<Self> {
         if let Some(path) = flag {
             // Absolute, so that it means the same to a tool of claude that has changed its directory.
             let path = std::path::absolute(path).with_context(|| format!("--config-dir {}", path.display()))?;
-            return Ok(Self { for_child: ForChild::Set(path.clone().into()), path });
+            return Ok(Self { path, for_child: ForChild::Set });
         }
         let for_child = match environment(VARIABLE) {
-            Some(path) if !path.is_empty() => return Ok(Self { path: path.into(), for_child: ForChild::AsItIs }),
+            Some(path) if !path.is_empty() => return Ok(Self { path: path.into(), for_child: ForChild::Unchanged }),
             Some(_) => ForChild::Unset,
-            None => ForChild::AsItIs,
+            None => ForChild::Unchanged,
         };
         match environment("HOME").filter(|home| !home.is_empty()) {
             Some(home) => Ok(Self { path: PathBuf::from(home).join(".claude"), for_child }),
@@ -60,10 +52,7 @@ impl ConfigDir {
     }
 
     /// Creates the config dir if it is missing, and warns of faults that claude itself is silent about.
-    ///
-    /// # Errors
-    /// The path is no directory, or cannot be created.
-    pub fn usable(self) -> Result<Self> {
+    pub(crate) fn usable(self) -> Result<Self> {
         let path = self.path.display();
         if self.for_child == ForChild::Unset {
             warn!(
@@ -84,21 +73,15 @@ impl ConfigDir {
             Ok(found) if !found.is_dir() => {
                 bail!("the config dir {path} is not a directory; move it away, or point {VARIABLE} at one")
             }
-            Ok(_) => {
-                if access(&self.path, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
-                    warn!(
-                        "the config dir {path} is not writable: claude cannot refresh its login there, and older versions print nothing and exit 0"
-                    );
-                }
-            }
+            Ok(_) if access(&self.path, AccessFlags::W_OK | AccessFlags::X_OK).is_err() => warn!(
+                "the config dir {path} is not writable: claude cannot refresh its login there, and older versions print nothing and exit 0"
+            ),
+            Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let message = format!("cannot make the config dir {path}; make it, or point {VARIABLE} at another");
                 DirBuilder::new().recursive(true).mode(0o700).create(&self.path).context(message)?;
             }
-            Err(error) => {
-                let message = format!("cannot reach the config dir {path}; point {VARIABLE} at one that can be");
-                return Err(error).context(message);
-            }
+            Err(error) => bail!("cannot reach the config dir {path}; point {VARIABLE} at one that can be: {error}"),
         }
         Ok(self)
     }
@@ -106,6 +89,8 @@ impl ConfigDir {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
 
     fn resolve(flag: Option<&str>, variables: &[(&str, &str)]) -> Result<ConfigDir> {
@@ -117,10 +102,10 @@ mod tests {
     fn resolves_as_claude_does() -> Result<()> {
         let home = ("HOME", "/home/a");
         let of = |path: &str, for_child| ConfigDir { path: path.into(), for_child };
-        assert_eq!(resolve(None, &[home])?, of("/home/a/.claude", ForChild::AsItIs));
-        assert_eq!(resolve(None, &[home, (VARIABLE, "/c")])?, of("/c", ForChild::AsItIs));
+        assert_eq!(resolve(None, &[home])?, of("/home/a/.claude", ForChild::Unchanged));
+        assert_eq!(resolve(None, &[home, (VARIABLE, "/c")])?, of("/c", ForChild::Unchanged));
         assert_eq!(resolve(None, &[home, (VARIABLE, "")])?, of("/home/a/.claude", ForChild::Unset));
-        assert_eq!(resolve(Some("/f"), &[home, (VARIABLE, "/c")])?, of("/f", ForChild::Set("/f".into())));
+        assert_eq!(resolve(Some("/f"), &[home, (VARIABLE, "/c")])?, of("/f", ForChild::Set));
         Ok(())
     }
 

@@ -23,28 +23,25 @@ pub enum Login {
 /// Number and interval of retries, which outlast the rewriting of a small file.
 const RETRIES: u32 = 20;
 const RETRY_EVERY: Duration = Duration::from_millis(10);
-
 const MAX_SIZE: u64 = 1 << 20;
 
 impl Login {
-    /// Path of the credentials file.
-    pub fn path(config_dir: &Path) -> PathBuf {
+    pub(crate) fn path(config_dir: &Path) -> PathBuf {
         config_dir.join(".credentials.json")
     }
 
     /// Reads the file; again, while it looks half-written: older versions rewrite it in place.
-    pub fn read_whole(config_dir: &Path) -> Self {
+    pub(crate) fn read_whole(config_dir: &Path) -> Self {
         for _ in 0..RETRIES {
-            match read_bounded(&Self::path(config_dir), MAX_SIZE).map(|bytes| Self::parse(&bytes)) {
-                Ok(Self::Unclear(_)) => thread::sleep(RETRY_EVERY),
-                _ => break,
+            match Self::read(config_dir) {
+                Self::Unclear(_) => thread::sleep(RETRY_EVERY),
+                login => return login,
             }
         }
         Self::read(config_dir)
     }
 
-    /// Reads the file once.
-    pub fn read(config_dir: &Path) -> Self {
+    pub(crate) fn read(config_dir: &Path) -> Self {
         match read_bounded(&Self::path(config_dir), MAX_SIZE) {
             Ok(bytes) => Self::parse(&bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => Self::None,
@@ -53,13 +50,13 @@ impl Login {
     }
 
     /// True if the file has a token to refresh the login with.
-    pub fn has_refresh_token(config_dir: &Path) -> bool {
+    pub(crate) fn has_refresh_token(config_dir: &Path) -> bool {
         let bytes = read_bounded(&Self::path(config_dir), MAX_SIZE).unwrap_or_default();
         let file: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         file["claudeAiOauth"]["refreshToken"].as_str().is_some_and(|token| !token.is_empty())
     }
 
-    /// Reads the bytes of a credentials file.
+    /// Reads the text of a credentials file.
     pub fn parse(bytes: &[u8]) -> Self {
         let file: Value = match serde_json::from_slice(bytes) {
             Ok(file) => file,

@@ -14,14 +14,12 @@ use nix::unistd::{AccessFlags, access};
 use crate::sys::file_id::FileId;
 
 /// Claude Code's name on PATH, the default COMMAND and the name of the shim.
-pub const NAME: &str = "claude";
+pub(crate) const NAME: &str = "claude";
 
 /// Reason why COMMAND cannot be started. Each has an exit code of its own.
 #[derive(Debug)]
-pub enum ProgramError {
-    /// No such program.
+pub(crate) enum ProgramError {
     NotFound(String),
-    /// The program exists, but cannot be run.
     CannotRun(String),
 }
 
@@ -38,20 +36,16 @@ impl std::error::Error for ProgramError {}
 /// COMMAND with its arguments, found and executable.
 #[derive(Debug)]
 pub struct Program {
-    /// File to execute.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Arguments, with the name as argument 0.
-    pub argv: Vec<OsString>,
+    pub(crate) argv: Vec<OsString>,
     /// True if COMMAND is claude, by its name.
-    pub is_claude: bool,
+    pub(crate) is_claude: bool,
 }
 
 impl Program {
     /// Finds the program for `command`. If that is empty or starts with `-`, the program is claude with these arguments.
-    ///
-    /// # Errors
-    /// There is no such program, or it is not executable.
-    pub fn find(command: &[OsString], claude: Option<&Path>) -> Result<Self, ProgramError> {
+    pub(crate) fn find(command: &[OsString], claude: Option<&Path>) -> Result<Self, ProgramError> {
         let mut command = command.to_vec();
         if command.first().is_none_or(|word| word.as_bytes().starts_with(b"-")) {
             command.insert(0, NAME.into());
@@ -74,28 +68,25 @@ impl Program {
     }
 
     /// Error for the `errno` of its execve(2).
-    pub fn unstartable(&self, errno: Errno) -> ProgramError {
+    pub(crate) fn unstartable(&self, errno: Errno) -> ProgramError {
         match errno {
             Errno::ENOENT if !self.path.exists() => not_found(&self.path),
             Errno::ENOENT => cannot_run(&self.path, "its interpreter or loader is not there; look at its first line"),
             Errno::ENOEXEC => cannot_run(&self.path, "neither a binary for this machine nor a script with a #! line"),
-            Errno::E2BIG => {
-                let why = "arguments and environment are larger than the kernel takes; pass them by a file or stdin";
-                cannot_run(&self.path, why)
-            }
+            Errno::E2BIG => cannot_run(&self.path, "arguments and environment are too large; pass them by a file or stdin"),
             _ => cannot_run(&self.path, &format!("cannot be run: {}", io::Error::from(errno))),
         }
     }
 
     /// True if this only prints claude's version or help, which needs no login and must not wait.
-    pub fn needs_no_lock(&self) -> bool {
+    pub(crate) fn needs_no_lock(&self) -> bool {
         let first = self.argv.get(1).map(|word| word.as_bytes());
         self.is_claude && matches!(first, Some(b"--version" | b"-v" | b"--help" | b"-h"))
     }
 }
 
 /// True if we were called under claude's own name.
-pub fn is_shim(called_as: &OsStr) -> bool {
+pub(crate) fn is_shim(called_as: &OsStr) -> bool {
     Path::new(called_as).file_name() == Some(OsStr::new(NAME))
 }
 

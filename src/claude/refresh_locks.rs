@@ -11,15 +11,13 @@ use serde_json::Value;
 use crate::sys::fs::read_bounded;
 use crate::sys::proc::{Stat, boot_id, host, pid_namespace};
 
-/// A refresh lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RefreshLock {
+pub(crate) struct RefreshLock {
     /// The directory that is the lock.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Last sign of life of its holder; `None` while nobody holds it.
-    pub touched: Option<SystemTime>,
-    /// Owner, where a file names it.
-    pub owner: Option<Owner>,
+    pub(crate) touched: Option<SystemTime>,
+    pub(crate) owner: Option<Owner>,
     /// Age at which others take the lock over.
     stale_after: Duration,
 }
@@ -28,17 +26,15 @@ pub struct RefreshLock {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// Pid in the owner's own PID namespace.
-    pub pid: i32,
+    pub(crate) pid: i32,
     /// Liveness of that process; `None` if it is of another namespace.
-    pub lives: Option<bool>,
-    /// The owner's PID namespace, if it is known.
+    pub(crate) lives: Option<bool>,
     namespace: Option<String>,
 }
 
 /// State of a refresh lock at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Nobody holds the lock.
+pub(crate) enum Standing {
     Free,
     /// A refresh is under way.
     Live,
@@ -59,7 +55,7 @@ const MAX_OWNER_FILE: u64 = 64 << 10;
 
 impl RefreshLock {
     /// Both locks of `config_dir`: that of all versions, and that of the newer ones.
-    pub fn of(config_dir: &Path) -> [Self; 2] {
+    pub(crate) fn of(config_dir: &Path) -> [Self; 2] {
         let real = fs::canonicalize(config_dir).unwrap_or_else(|_| config_dir.to_owned());
         let mut sibling = real.into_os_string();
         sibling.push(".lock");
@@ -72,8 +68,7 @@ impl RefreshLock {
         if have_one_holder { [Self { owner, stale_after: NEWER_STALE_AFTER, ..older }, newer] } else { [older, newer] }
     }
 
-    /// Path of the file that names the owner of the newer lock.
-    pub fn owner_file(config_dir: &Path) -> PathBuf {
+    pub(crate) fn owner_file(config_dir: &Path) -> PathBuf {
         config_dir.join(".oauth_refresh.lock.owner")
     }
 
@@ -83,8 +78,7 @@ impl RefreshLock {
         Self { path, touched, owner: owner.filter(|_| touched.is_some()), stale_after }
     }
 
-    /// State of the lock at `now`.
-    pub fn standing(&self, now: SystemTime) -> Standing {
+    pub(crate) fn standing(&self, now: SystemTime) -> Standing {
         let Some(touched) = self.touched else { return Standing::Free };
         match (age(touched, now), &self.owner) {
             (age, _) if age >= self.stale_after => Standing::Stale(age),
@@ -94,7 +88,7 @@ impl RefreshLock {
     }
 
     /// Longest time for which the lock keeps claude from a refresh if nobody touches it; `None` if it does not.
-    pub fn blocks_for(&self, now: SystemTime) -> Option<Duration> {
+    pub(crate) fn blocks_for(&self, now: SystemTime) -> Option<Duration> {
         let left = self.stale_after.saturating_sub(age(self.touched?, now));
         (!left.is_zero()).then_some(left)
     }
@@ -122,7 +116,7 @@ impl Owner {
 
     /// True if the owner can be one of `processes`, each given by its pid in its own PID namespace and that namespace. Hosts
     /// can share these two names, so the answer may be true for a process of another host.
-    pub fn may_be_among(&self, processes: &[(i32, String)]) -> bool {
+    pub(crate) fn may_be_among(&self, processes: &[(i32, String)]) -> bool {
         let namespace = self.namespace.as_ref();
         namespace.is_none_or(|namespace| processes.iter().any(|(pid, of)| *pid == self.pid && of == namespace))
     }

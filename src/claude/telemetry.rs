@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -22,13 +22,11 @@ pub struct Malformed;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefreshEvent {
     /// Time by the clock of that claude.
-    pub at: SystemTime,
+    pub(crate) at: SystemTime,
     /// Name without the prefix that all of them share: `lock_retry`, `race_resolved` …
-    pub name: String,
-    /// Session of claude.
-    pub session: String,
-    /// Version of Claude Code.
-    pub version: String,
+    pub(crate) name: String,
+    pub(crate) session: String,
+    pub(crate) version: String,
 }
 
 /// Significance of an event for the refresh locks.
@@ -51,8 +49,7 @@ pub enum Meaning {
 }
 
 const PREFIX: &str = "tengu_oauth_token_refresh_";
-
-const MAX_LINE: u64 = 8 << 20;
+const MAX_FILE: u64 = 256 << 20;
 
 impl RefreshEvent {
     /// Reads a line of a telemetry file; `None` if it is about something else.
@@ -64,16 +61,15 @@ impl RefreshEvent {
             return Ok(None);
         }
         let entry: Value = serde_json::from_slice(line).map_err(|_| Malformed)?;
-        let event = entry["event_data"].as_object().ok_or(Malformed)?;
-        let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+        let event = entry.get("event_data").filter(|event| event.is_object()).ok_or(Malformed)?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         // Another event can have the prefix in its data.
-        let name = text(event.get("event_name"));
+        let name = text(&event["event_name"]);
         let Some(name) = name.strip_prefix(PREFIX) else { return Ok(None) };
-        let at = humantime::parse_rfc3339_weak(text(event.get("client_timestamp")).trim()).map_err(|_| Malformed)?;
+        let at = humantime::parse_rfc3339_weak(text(&event["client_timestamp"]).trim()).map_err(|_| Malformed)?;
         // A page for operators knows this one name with a `lock_` more than it has.
         let name = if name == "lock_race_resolved" { "race_resolved" } else { name }.to_owned();
-        let version = text(event.get("env").and_then(|env| env.get("version")));
-        Ok(Some(Self { at, name, session: text(event.get("session_id")), version }))
+        Ok(Some(Self { at, name, session: text(&event["session_id"]), version: text(&event["env"]["version"]) }))
     }
 
     /// Significance for the refresh locks, by the name.
@@ -91,48 +87,39 @@ impl RefreshEvent {
     }
 }
 
-/// The telemetry files of a config dir, and how far they were read.
+/// The telemetry files of a config dir.
 #[derive(Debug)]
-pub struct Telemetry {
-    dir: PathBuf,
-    offsets: HashMap<PathBuf, u64>,
+pub(crate) struct Telemetry {
+    pub(crate) dir: PathBuf,
+    /// How far each file was read.
+    pub(crate) offsets: HashMap<PathBuf, u64>,
     /// Number of malformed lines so far.
-    pub skipped: usize,
+    pub(crate) malformed: usize,
+    /// Number of files whose end is incomplete.
+    pub(crate) cut: usize,
 }
 
 impl Telemetry {
     /// The files of `config_dir`, none of them read yet.
-    pub fn of(config_dir: &Path) -> Self {
-        Self { dir: config_dir.join("telemetry"), offsets: HashMap::new(), skipped: 0 }
-    }
-
-    /// Directory of the files.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Number of files read so far.
-    pub fn files(&self) -> usize {
-        self.offsets.len()
+    pub(crate) fn of(config_dir: &Path) -> Self {
+        Self { dir: config_dir.join("telemetry"), offsets: HashMap::new(), malformed: 0, cut: 0 }
     }
 
     /// Reads what has been added since the last call, and returns it oldest first.
-    ///
-    /// # Errors
-    /// The directory is there but cannot be read.
-    pub fn read(&mut self) -> io::Result<Vec<RefreshEvent>> {
+    pub(crate) fn read(&mut self) -> io::Result<Vec<RefreshEvent>> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
         let mut events = Vec::new();
+        self.cut = 0;
         for entry in entries {
-            let path = entry?.path();
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with("1p_failed_events.") && name.ends_with(".json") {
                 // Gone meanwhile, or not readable for us: the other files count all the same.
-                let _ = self.read_file(path, &mut events);
+                let _ = self.read_file(entry.path(), &mut events);
             }
         }
         events.sort_by_key(|event| event.at);
@@ -148,26 +135,20 @@ impl Telemetry {
             *offset = 0;
         }
         file.seek(SeekFrom::Start(*offset))?;
-        let mut reader = BufReader::new(file);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            let length = Read::by_ref(&mut reader).take(MAX_LINE).read_until(b'\n', &mut line)? as u64;
-            if !line.ends_with(b"\n") && serde_json::from_slice::<HashMap<String, IgnoredAny>>(&line).is_err() {
-                return Ok(());
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE).read_to_end(&mut bytes)?;
+        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+            if !line.ends_with(b"\n") && serde_json::from_slice::<IgnoredAny>(line).is_err() {
+                self.cut += 1;
+                break;
             }
-            match RefreshEvent::parse(&line) {
+            match RefreshEvent::parse(line) {
                 Ok(event) => events.extend(event),
-                Err(Malformed) => self.skipped += 1,
+                Err(Malformed) => self.malformed += 1,
             }
-            *offset += length;
+            *offset += line.len() as u64;
         }
-    }
-
-    /// Counts the incomplete ends of files as malformed lines, once nobody completes them any more.
-    pub fn count_cut(&mut self) {
-        let ends = self.offsets.iter().filter_map(|(path, &offset)| Some((fs::metadata(path).ok()?, offset)));
-        self.skipped += ends.filter(|(found, offset)| found.is_file() && found.len() > *offset).count();
+        Ok(())
     }
 }
 

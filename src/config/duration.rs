@@ -1,6 +1,5 @@
 //! DUR: the durations of timeout(1) (`90`, `1.5h`, `1e-3`, `infinity`), and else those of humantime (`1h 30m`, `500ms`).
 
-use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
@@ -22,10 +21,7 @@ impl DurationSetting {
 
     /// As a limit: zero and endless switch it off.
     pub fn as_limit(self) -> Option<Duration> {
-        match self {
-            Self::Finite(Duration::ZERO) | Self::Endless => None,
-            Self::Finite(limit) => Some(limit),
-        }
+        self.as_span().filter(|limit| !limit.is_zero())
     }
 
     /// As a length of time: `None` if endless.
@@ -37,31 +33,22 @@ impl DurationSetting {
     }
 
     /// Reads a DUR.
-    ///
-    /// # Errors
-    /// `value` is no duration, or a negative one; the message quotes it and shows right ones.
-    pub(crate) fn read(value: &OsStr) -> Result<Self> {
-        value.to_str().map_or_else(|| Err(not_a_duration(value)), Self::parse)
-    }
-
-    fn parse(text: &str) -> Result<Self> {
+    pub(super) fn parse(text: &str) -> Result<Self> {
         if matches!(text, "none" | "inf" | "infinity") {
             return Ok(Self::Endless);
         }
-        let (number, unit) = match text.char_indices().last() {
-            Some((at, 's')) => (&text[..at], 1.0),
-            Some((at, 'm')) => (&text[..at], 60.0),
-            Some((at, 'h')) => (&text[..at], 3_600.0),
-            Some((at, 'd')) => (&text[..at], 86_400.0),
-            _ => (text, 1.0),
-        };
+        let units = [('s', 1.0), ('m', 60.0), ('h', 3_600.0), ('d', 86_400.0)];
+        let (number, unit) =
+            units.iter().find_map(|(unit, secs)| Some((text.strip_suffix(*unit)?, *secs))).unwrap_or((text, 1.0));
         // Rust's float reader also takes "inf" and "nan".
         let in_digits =
             number.contains(|c: char| c.is_ascii_digit()) && number.chars().all(|c| c.is_ascii_digit() || "+-.eE".contains(c));
         match number.parse::<f64>() {
             Ok(number) if in_digits && number < 0.0 => bail!("{text:?} is a negative duration; 0 switches a limit off"),
             Ok(number) if in_digits => Ok(Self::Finite(seconds(number * unit))),
-            _ => humantime::parse_duration(text).map(Self::Finite).map_err(|_| not_a_duration(OsStr::new(text))),
+            _ => humantime::parse_duration(text)
+                .map(Self::Finite)
+                .map_err(|_| anyhow!("{text:?} is no duration; write 90, 90s, 1.5, 10m, 2h, 1d or none")),
         }
     }
 }
@@ -73,27 +60,21 @@ pub(crate) fn after(from: Instant, span: Option<Duration>) -> Option<Instant> {
 
 /// `span` as people write it, without fractions nobody wants to read.
 pub fn show(span: Duration) -> String {
-    let rounded = if span < Duration::from_secs(10) {
-        Duration::from_millis(span.as_millis() as u64)
-    } else {
-        Duration::from_secs(span.as_secs())
-    };
-    humantime::format_duration(rounded).to_string()
+    if span >= Duration::from_secs(10) {
+        return show_seconds(span);
+    }
+    humantime::format_duration(Duration::from_millis(span.as_millis() as u64)).to_string()
 }
 
 /// `span` in full seconds, for text that changes while it is read.
 pub fn show_seconds(span: Duration) -> String {
-    show(Duration::from_secs(span.as_secs()))
+    humantime::format_duration(Duration::from_secs(span.as_secs())).to_string()
 }
 
 /// Clamps to the range of a Duration; its smallest instead of zero, which would mean "no limit".
 fn seconds(seconds: f64) -> Duration {
     let span = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     if span.is_zero() && seconds > 0.0 { Duration::from_nanos(1) } else { span }
-}
-
-fn not_a_duration(value: &OsStr) -> anyhow::Error {
-    anyhow!("{value:?} is no duration; write 90, 90s, 1.5, 10m, 2h, 1d or none")
 }
 
 #[cfg(test)]

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::{Arg, Command};
 use fs4::FileExt;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat, geteuid};
 use tempfile::NamedTempFile;
 use toml_edit::{Document, DocumentMut, Item, Value};
 
-use super::cli::{self, nearest};
-use super::options::variable;
+use super::cli::nearest;
+use super::options::OPTIONS;
 use crate::sys::fs::read_bounded_text;
 
 /// Name of the file.
@@ -86,11 +87,10 @@ impl SettingsFile {
             let line = text.lines().nth(line_of(text, at) - 1).unwrap_or_default();
             anyhow!("{}: {} in {:?}", place(at), one_line(error.message()), line.trim())
         })?;
-        let options = cli::options();
         let mut entries = BTreeMap::new();
         for (key, item) in document.iter() {
             let at = document.key(key).and_then(|key| key.span()).map_or(0, |span| span.start);
-            ensure_known(key, &options).with_context(|| place(at))?;
+            ensure_known(key).with_context(|| place(at))?;
             let value = text_of(item).with_context(|| format!("{}: {key}", place(at)))?;
             entries.insert(key.to_owned(), (value.into(), line_of(text, at)));
         }
@@ -113,17 +113,37 @@ fn directory_of(path: &Path) -> io::Result<PathBuf> {
     path.parent().map(Path::to_owned).ok_or_else(|| io::Error::other("it is in no directory"))
 }
 
+/// Reads the text of the file `path`, empty if it is missing, after a look at what a rewrite would replace.
+///
+/// # Errors
+/// It cannot be read, is no regular file, or a link that leads nowhere or belongs to neither us nor root; its directory cannot be
+/// written.
+pub(crate) fn read_to_rewrite(path: &Path) -> io::Result<String> {
+    // A look first: opening a device can have effects of its own.
+    match (fs::symlink_metadata(path), fs::metadata(path)) {
+        (Ok(link), _) if link.is_symlink() && ![0, geteuid().as_raw()].contains(&link.uid()) => {
+            Err(io::Error::other(format!("it is a link of uid {}", link.uid())))
+        }
+        (Ok(link), Err(_)) if link.is_symlink() => Err(io::Error::other("it is a link that leads nowhere")),
+        (_, Ok(found)) if !found.is_file() => Err(io::Error::other("it is no regular file")),
+        (_, Ok(_)) => read_bounded_text(path, LARGEST),
+        (_, Err(error)) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        (_, Err(error)) => Err(error),
+    }
+    .and_then(|text| {
+        faccessat(AT_FDCWD, &directory_of(path)?, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
+        Ok(text)
+    })
+}
+
 /// Replaces the file `path`, or the target of that link, by a changed copy with its owner and mode; a new file gets the owner of
 /// its directory. Readers see the old file or the new one.
 ///
 /// # Errors
 /// The file cannot be read or written, or `change` fails.
 pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
+    let text = read_to_rewrite(path)?;
     let (path, directory) = (&resolve_links(path), &directory_of(path)?);
-    let text = match read_bounded_text(path, LARGEST) {
-        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-        text => text?,
-    };
     let mut copy = NamedTempFile::new_in(directory)?;
     copy.write_all(change(&text)?.as_bytes())?;
     let old = fs::metadata(path);
@@ -141,12 +161,11 @@ pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> io::Result<String>) 
     Ok(())
 }
 
-fn ensure_known(key: &str, options: &Command) -> Result<()> {
-    let option = options.get_arguments().find(|option| option.get_long() == Some(key));
-    let shared = || options.get_arguments().filter_map(Arg::get_long).filter(|name| !NOT_SHARED.contains(name));
-    match option {
+fn ensure_known(key: &str) -> Result<()> {
+    let shared = || OPTIONS.iter().map(|option| option.name).filter(|name| !NOT_SHARED.contains(name));
+    match OPTIONS.iter().find(|option| option.name == key) {
         Some(option) if NOT_SHARED.contains(&key) => {
-            bail!("{key} is not for a whole factory; use --{key} or {}", variable(option).unwrap_or_default())
+            bail!("{key} is not for a whole factory; use --{key} or {}", option.variable)
         }
         Some(_) => Ok(()),
         None => match nearest(key, shared(), 0.7) {

@@ -9,17 +9,10 @@ pub struct Section {
     pub title: &'static str,
     /// True if it stands in `-h` as well.
     in_short: bool,
-    /// Text.
-    pub body: Body,
-}
-
-/// Text of a section.
-#[derive(Debug)]
-pub enum Body {
-    /// A paragraph.
-    Prose(&'static str),
+    /// Paragraph.
+    pub text: &'static str,
     /// Terms, and what they mean.
-    Terms(&'static [(&'static str, &'static str)]),
+    pub terms: &'static [(&'static str, &'static str)],
 }
 
 /// First line of the help.
@@ -37,11 +30,11 @@ pub const WHATIS: &str = "run claude under one session lock and a watchdog";
 pub(super) const USAGE: &str = "claude-run [OPTIONS] [--] [COMMAND] [ARGS]...\n       claude-run [OPTIONS] OPERATION [ARGS]...";
 
 const fn prose(title: &'static str, text: &'static str) -> Section {
-    Section { title, in_short: false, body: Body::Prose(text) }
+    Section { title, in_short: false, text, terms: &[] }
 }
 
 const fn terms(title: &'static str, in_short: bool, terms: &'static [(&'static str, &'static str)]) -> Section {
-    Section { title, in_short, body: Body::Terms(terms) }
+    Section { title, in_short, text: "", terms }
 }
 
 /// Sections behind the options of `--help`, and of the man page.
@@ -114,30 +107,18 @@ pub const SECTIONS: [Section; 7] = [
     ),
 ];
 
-/// Text behind the options of `-h`.
-pub(super) fn after_short() -> String {
-    format!("{}`claude-run --help` says more, and so does `claude-run OPERATION --help`.\n", after(|section| section.in_short))
-}
-
-/// Text behind the options of `--help`.
-pub(super) fn after_long() -> String {
-    after(|_| true)
-}
-
-fn after(is_in: impl Fn(&Section) -> bool) -> String {
+/// Text behind the options of `--help`, or of `-h`.
+pub(super) fn after(in_full: bool) -> String {
     let mut text = String::new();
-    for Section { title, body, .. } in SECTIONS.iter().filter(|section| is_in(section)) {
-        text += &heading(title);
-        match body {
-            Body::Prose(prose) => text.extend([prose, "\n"]),
-            Body::Terms(list) => {
-                let width = list.iter().map(|(term, _)| term.len()).max().unwrap_or_default();
-                text.extend(list.iter().map(|(term, meaning)| format!("  {term:width$}  {meaning}\n")));
-            }
-        }
+    for section in SECTIONS.iter().filter(|section| in_full || section.in_short) {
+        text += &heading(section.title);
+        text.extend(section.text.lines().flat_map(|line| [line, "\n"]));
+        let width = section.terms.iter().map(|(term, _)| term.len()).max().unwrap_or_default();
+        text.extend(section.terms.iter().map(|(term, meaning)| format!("  {term:width$}  {meaning}\n")));
         text += "\n";
     }
-    text
+    let more = if in_full { "" } else { "`claude-run --help` says more, and so does `claude-run OPERATION --help`.\n" };
+    text + more
 }
 
 /// As the headings of clap's own look.

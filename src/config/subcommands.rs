@@ -1,15 +1,12 @@
 //! Operations: what an operator can ask for, and the options of each.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
-use clap::builder::PossibleValuesParser;
-use clap::{Subcommand, ValueHint};
+use clap::{Args, Subcommand, ValueHint};
 
 use super::duration::DurationSetting;
-use super::values::LockMode;
-
-/// Shells that there are completions for.
-pub const SHELLS: [&str; 3] = ["bash", "fish", "zsh"];
+use super::values::{LockMode, Shell, parser};
 
 const EXIT_CODES: &str = "Exit codes: 0 fine, 1 trouble found, 125 own failure";
 
@@ -38,12 +35,12 @@ pub enum Operation {
         #[arg(long)]
         json: bool,
         /// exclusive, refresh or pass-through
-        #[arg(value_name = "MODE", hide_possible_values = true)]
+        #[arg(value_name = "MODE", value_parser = parser::<LockMode>())]
         set: Option<LockMode>,
         /// Wait until no live run follows another mode, at most so long [default: 125m]
         #[arg(long, value_name = "DUR", num_args = 0..=1, require_equals = true)]
         // As long as a run may take by default, and a little.
-        #[arg(default_missing_value = "125m")]
+        #[arg(default_missing_value = "125m", value_parser = parser::<DurationSetting>())]
         drain: Option<DurationSetting>,
     },
     /// Prints every setting, its value and its origin
@@ -60,7 +57,7 @@ pub enum Operation {
         #[arg(long)]
         json: bool,
         /// Only runs that began so long ago at most: 90m, 12h, 7d [default: all there are]
-        #[arg(long, value_name = "DUR")]
+        #[arg(long, value_name = "DUR", value_parser = parser::<DurationSetting>())]
         since: Option<DurationSetting>,
     },
     /// Checks everything that a shared config dir needs
@@ -81,29 +78,7 @@ pub enum Operation {
     #[command(
         after_help = "Exit codes: 0 done, or nothing to do, or nothing done without --yes; 1 refused, or something is left to do; 125 own failure"
     )]
-    Setup {
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-        /// Dir to share; the config dir is `config` in it [env: CLAUDE_SHARED_DIR] [default: /var/lib/disinto/claude-shared]
-        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-        shared_dir: Option<OsString>,
-        /// Write CLAUDE_SHARED_DIR and CLAUDE_CONFIG_DIR into FILE; its other lines stay
-        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-        env_file: Option<OsString>,
-        /// Home whose .claude it is [default: HOME]
-        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-        home: Option<OsString>,
-        /// Longest wait for the session lock and for live runs, before anything is moved [default: 10m]
-        #[arg(long, value_name = "DUR")]
-        wait: Option<OsString>,
-        /// Only say what would be done
-        #[arg(long, short = 'n')]
-        dry_run: bool,
-        /// Do not ask before anything is moved
-        #[arg(long, short)]
-        yes: bool,
-    },
+    Setup(SetupOptions),
     /// Reads the token refreshes in Claude Code's own telemetry: is all well with its locks?
     #[command(after_help = EXIT_CODES)]
     Events {
@@ -111,7 +86,7 @@ pub enum Operation {
         #[arg(long)]
         json: bool,
         /// Only events of so long ago at most: 90m, 12h, 7d [default: all there are]
-        #[arg(long, value_name = "DUR")]
+        #[arg(long, value_name = "DUR", value_parser = parser::<DurationSetting>())]
         since: Option<DurationSetting>,
         /// Each event as it comes, until Ctrl-C
         #[arg(long, short)]
@@ -122,8 +97,8 @@ pub enum Operation {
     /// For bash: `source <(claude-run completions bash)`
     Completions {
         /// bash, fish or zsh
-        #[arg(value_parser = PossibleValuesParser::new(SHELLS), hide_possible_values = true)]
-        shell: String,
+        #[arg(value_parser = parser::<Shell>())]
+        shell: Shell,
     },
     /// Prints the man page, claude-run(1)
     ///
@@ -136,4 +111,32 @@ impl Operation {
     pub fn tolerates_broken_file(&self) -> bool {
         matches!(self, Self::Doctor { .. } | Self::Completions { .. } | Self::ManPage)
     }
+}
+
+/// Makes a shared config dir, or moves ~/.claude there
+///
+/// A link stays behind. Nothing is lost, whenever it is killed: the next call goes on.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct SetupOptions {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Dir to share; the config dir is `config` in it [env: CLAUDE_SHARED_DIR] [default: /var/lib/disinto/claude-shared]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub shared_dir: Option<PathBuf>,
+    /// Write CLAUDE_SHARED_DIR and CLAUDE_CONFIG_DIR into FILE; its other lines stay
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub env_file: Option<PathBuf>,
+    /// Home whose .claude it is [default: HOME]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub home: Option<PathBuf>,
+    /// Longest wait for the session lock and for live runs, before anything is moved [default: 10m]
+    #[arg(long, value_name = "DUR")]
+    pub wait: Option<OsString>,
+    /// Only say what would be done
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+    /// Do not ask before anything is moved
+    #[arg(long, short)]
+    pub yes: bool,
 }

@@ -6,30 +6,108 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
-use clap::ValueEnum;
-use clap::builder::{EnumValueParser, OsStringValueParser, TypedValueParser, ValueParser, ValueParserFactory};
+use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
 
 use super::duration::DurationSetting;
 
-/// When the session lock is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LockMode {
-    /// For the whole run.
-    Exclusive,
-    /// Only while a refresh of claude's token is due.
-    Refresh,
-    /// Never.
-    PassThrough,
+/// Words, and what they mean.
+pub type Words = &'static [(&'static str, &'static str)];
+
+/// A value of a setting, read alike from a flag, a variable and the settings file.
+pub trait Value: Sized {
+    /// Words that it can be, if there are only some.
+    const WORDS: Words = &[];
+
+    /// Reads the bytes as they were written, even if they are not UTF-8.
+    fn read(value: &OsStr) -> Result<Self>;
+
+    /// The value of an option that nobody has given one.
+    fn read_default(default: &str) -> Result<Self> {
+        Self::read(default.as_ref())
+    }
 }
 
-impl LockMode {
-    /// Name in settings and records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Exclusive => "exclusive",
-            Self::Refresh => "refresh",
-            Self::PassThrough => "pass-through",
+/// Of an option whose default depends on something, and is told in words.
+impl<T: Value> Value for Option<T> {
+    const WORDS: Words = T::WORDS;
+
+    fn read(value: &OsStr) -> Result<Self> {
+        T::read(value).map(Some)
+    }
+
+    fn read_default(_: &str) -> Result<Self> {
+        Ok(None)
+    }
+}
+
+macro_rules! words {
+    ($($(#[doc = $about:literal])+ $name:ident { $($variant:ident = $word:literal: $meaning:literal,)+ })+) => {
+        $($(#[doc = $about])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $(#[doc = $meaning] $variant,)+
         }
+
+        impl $name {
+            /// Name in settings and records.
+            pub fn name(self) -> &'static str {
+                Self::WORDS[self as usize].0
+            }
+        }
+
+        impl Value for $name {
+            const WORDS: Words = &[$(($word, $meaning)),+];
+
+            fn read(value: &OsStr) -> Result<Self> {
+                match value.to_str() {
+                    $(Some($word) => Ok(Self::$variant),)+
+                    _ => Err(unknown_word::<Self>(value)),
+                }
+            }
+        })+
+    };
+}
+
+words! {
+    /// When the session lock is held.
+    LockMode {
+        Exclusive = "exclusive": "For the whole run",
+        Refresh = "refresh": "Only while a refresh of claude's token is due",
+        PassThrough = "pass-through": "Never",
+    }
+    /// A shell that there are completions for.
+    Shell {
+        Bash = "bash": "Bourne-again shell",
+        Fish = "fish": "Friendly interactive shell",
+        Zsh = "zsh": "Z shell",
+    }
+    /// Treatment of descendants that outlive the child.
+    Leftovers {
+        Kill = "kill": "TERM, kill grace, KILL",
+        Keep = "keep": "They stay",
+    }
+    /// Source of the child's standard input.
+    Stdin {
+        Inherit = "inherit": "Our own stdin",
+        Null = "null": "/dev/null",
+    }
+    /// Places where secrets are masked.
+    Redact {
+        Log = "log": "The log",
+        All = "all": "The log, and the output that is passed on to our own stdout and stderr",
+        Off = "off": "Nowhere",
+    }
+    /// Amount of claude-run's own messages.
+    Verbosity {
+        Quiet = "quiet": "Errors alone",
+        Warnings = "warnings": "News for an operator: waiting, limits, leftovers, odd surroundings; the default",
+        Info = "info": "Each step of a run",
+        Debug = "debug": "Each signal and process, too",
+    }
+    /// Format of claude-run's own messages.
+    LogFormat {
+        Text = "text": "`claude-run: message key=value`",
+        Json = "json": "One JSON object a line, with a time",
     }
 }
 
@@ -44,42 +122,6 @@ pub enum Wait {
     Forever,
 }
 
-impl Wait {
-    pub(super) fn read(value: &OsStr) -> Result<Self> {
-        Ok(match DurationSetting::read(value)? {
-            DurationSetting::Finite(Duration::ZERO) => Self::No,
-            DurationSetting::Finite(bound) => Self::AtMost(bound),
-            DurationSetting::Endless => Self::Forever,
-        })
-    }
-}
-
-impl ValueParserFactory for DurationSetting {
-    type Parser = ValueParser;
-
-    fn value_parser() -> ValueParser {
-        read_by(Self::read)
-    }
-}
-
-/// Treatment of descendants that outlive the child.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
-pub enum Leftovers {
-    /// TERM, kill grace, KILL.
-    Kill,
-    /// They stay.
-    Keep,
-}
-
-/// Source of the child's standard input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Stdin {
-    /// Our own stdin.
-    Inherit,
-    /// /dev/null.
-    Null,
-}
-
 /// Programs that have to print a successful result frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequireResult {
@@ -91,83 +133,82 @@ pub enum RequireResult {
     OfCommand,
 }
 
-impl RequireResult {
-    pub(super) fn parser() -> impl TypedValueParser<Value = Self> {
-        switch().map(|on| if on { Self::OfCommand } else { Self::Off })
+impl Value for DurationSetting {
+    fn read(value: &OsStr) -> Result<Self> {
+        Self::parse(&value.to_string_lossy())
     }
 }
 
-/// Places where secrets are masked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Redact {
-    /// The log.
-    Log,
-    /// The log, and the output that is passed on to our own stdout and stderr.
-    All,
-    /// Nowhere.
-    Off,
-}
-
-/// Amount of claude-run's own messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Verbosity {
-    /// Errors alone.
-    Quiet,
-    /// News for an operator: waiting, limits, leftovers, odd surroundings. The default.
-    Warnings,
-    /// Each step of a run.
-    Info,
-    /// Each signal and process, too.
-    Debug,
-}
-
-/// Format of claude-run's own messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// `claude-run: message key=value`
-    Text,
-    /// One JSON object a line, with a time.
-    Json,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Switch {
-    #[value(aliases = ["1", "true", "yes"])]
-    On,
-    #[value(aliases = ["0", "false", "no"])]
-    Off,
-}
-
-/// Reader of `on` or `off`.
-pub(super) fn switch() -> impl TypedValueParser<Value = bool> {
-    EnumValueParser::<Switch>::new().map(|switch| switch == Switch::On)
-}
-
-/// Makes a parser of `read`. It gets the bytes as they were written, even if they are not UTF-8.
-pub(super) fn read_by<T: Clone + Send + Sync + 'static>(read: fn(&OsStr) -> Result<T>) -> ValueParser {
-    ValueParser::new(OsStringValueParser::new().try_map(move |value: OsString| read(&value)))
-}
-
-pub(super) fn exit_code(value: &OsStr) -> Result<u8> {
-    let code = value.to_str().and_then(|text| text.parse().ok());
-    code.ok_or_else(|| anyhow!("{value:?} is no exit code; write a number from 0 to 255"))
-}
-
-pub(super) fn path(value: &OsStr) -> Result<PathBuf> {
-    if value.is_empty() {
-        bail!("the path is empty; name one, or leave the option out");
+impl Value for Wait {
+    fn read(value: &OsStr) -> Result<Self> {
+        Ok(match DurationSetting::read(value)? {
+            DurationSetting::Finite(Duration::ZERO) => Self::No,
+            DurationSetting::Finite(bound) => Self::AtMost(bound),
+            DurationSetting::Endless => Self::Forever,
+        })
     }
-    Ok(PathBuf::from(value))
 }
 
-pub(super) fn text(value: &OsStr) -> Result<String> {
-    Ok(value.to_string_lossy().into_owned())
+impl Value for bool {
+    const WORDS: Words = &[("on", ""), ("off", "")];
+
+    fn read(value: &OsStr) -> Result<Self> {
+        match value.to_str() {
+            Some("on" | "1" | "true" | "yes") => Ok(true),
+            Some("off" | "0" | "false" | "no") => Ok(false),
+            _ => Err(unknown_word::<Self>(value)),
+        }
+    }
 }
 
-pub(super) fn words(value: &OsStr) -> Result<Vec<String>> {
-    let words = value.to_str().and_then(|text| shell_words::split(text).ok()).filter(|words| {
-        // In the place of COMMAND, a word that starts with `-` would be an argument of claude's.
-        words.first().is_some_and(|program| !program.is_empty() && !program.starts_with('-'))
-    });
-    words.ok_or_else(|| anyhow!("{value:?} is no command; write a program and its arguments, and close every quote"))
+impl Value for RequireResult {
+    const WORDS: Words = bool::WORDS;
+
+    fn read(value: &OsStr) -> Result<Self> {
+        bool::read(value).map(|on| if on { Self::OfCommand } else { Self::Off })
+    }
+}
+
+/// An exit code.
+impl Value for u8 {
+    fn read(value: &OsStr) -> Result<Self> {
+        let code = value.to_str().and_then(|text| text.parse().ok());
+        code.ok_or_else(|| anyhow!("{value:?} is no exit code; write a number from 0 to 255"))
+    }
+}
+
+impl Value for PathBuf {
+    fn read(value: &OsStr) -> Result<Self> {
+        if value.is_empty() {
+            bail!("the path is empty; name one, or leave the option out");
+        }
+        Ok(Self::from(value))
+    }
+}
+
+impl Value for String {
+    fn read(value: &OsStr) -> Result<Self> {
+        Ok(value.to_string_lossy().into_owned())
+    }
+}
+
+/// The words of a command.
+impl Value for Vec<String> {
+    fn read(value: &OsStr) -> Result<Self> {
+        let words = value.to_str().and_then(|text| shell_words::split(text).ok()).filter(|words| {
+            // In the place of COMMAND, a word that starts with `-` would be an argument of claude's.
+            words.first().is_some_and(|program| !program.is_empty() && !program.starts_with('-'))
+        });
+        words.ok_or_else(|| anyhow!("{value:?} is no command; write a program and its arguments, and close every quote"))
+    }
+}
+
+fn unknown_word<T: Value>(value: &OsStr) -> anyhow::Error {
+    let words: Vec<_> = T::WORDS.iter().map(|(word, _)| *word).collect();
+    anyhow!("{value:?} is none of: {}", words.join(", "))
+}
+
+/// clap's parser of the values of an operation's option.
+pub(super) fn parser<T: Value + Clone + Send + Sync + 'static>() -> ValueParser {
+    ValueParser::new(OsStringValueParser::new().try_map(|value: OsString| T::read(&value)))
 }

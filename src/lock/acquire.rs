@@ -1,22 +1,27 @@
 //! Acquisition of the session lock, from first to last: at once or after a wait, then the lock helper's, then nothing in the way of
 //! a refresh.
 
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
+use nix::sys::signal::Signal;
 use tracing::{error, info, warn};
 
-use super::claims;
 use super::file::{LockAttempt, LockFile};
 use super::guard::LockGuard;
-use super::helper_wait::acquire_helper;
+use super::helper_wait::{acquire_helper, give_up};
 use super::queue::wait_for_flock;
 use super::refresh_due::{RefreshState, Refreshes};
-use super::refresh_wait::wait_for_refresh_locks;
 use super::request::{Acquisition, LockRequest};
-use super::wait::{LockWait, Target};
+use super::wait::{Awaited, LockWait, WaitEnd};
+use crate::claude::credentials::Login;
+use crate::claude::refresh_locks::{RefreshLock, Standing};
+use crate::config::duration::{show, show_seconds};
 use crate::events::EventQueue;
 use crate::records::{Hold, RunRecorder};
+
+/// Longest wait for claude's refresh locks: longer than any of them outlives its owner.
+const MAX_WAIT: Duration = Duration::from_secs(70);
 
 /// Acquires the lock.
 ///
@@ -24,139 +29,125 @@ use crate::records::{Hold, RunRecorder};
 /// The lock file cannot be opened or created, is no regular file, or its file system has no flock(2).
 pub fn acquire(request: &LockRequest, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Acquisition> {
     if let Some(reason) = request.reason_not_needed() {
-        return Ok(not_needed(reason));
+        info!(name: "lock.unneeded", "starting without the session lock: {reason}");
+        return Ok(Acquisition::NotNeeded(reason));
     }
     let file = LockFile::open(&request.path)?;
-    let target = Target::SessionLock(request.path.clone(), file.identity());
-    let mut wait = LockWait::new(target, recorder, events, request.ignored);
-    let mut acquisition = acquire_session_lock(file, request, &mut wait)?;
-    if let Some(command) = &request.helper {
-        // An ancestor or caller that holds the session lock may have its own lock helper, or none.
-        let is_helped = |on| request.above.is_helped(on, wait.recorder.store());
-        let guard = match &acquisition {
-            Acquisition::HeldByAncestor(on) if !is_helped(*on) => Some(LockGuard::held_by_other(Hold::RunAbove, *on)),
-            Acquisition::InheritedFromCaller(on) if !is_helped(*on) => Some(LockGuard::held_by_other(Hold::Caller, *on)),
-            _ => None,
-        };
-        acquisition = match (acquisition, guard) {
-            (Acquisition::Held(guard), _) | (_, Some(guard)) => acquire_helper(command, guard, request, &mut wait)?,
-            (other, None) => other,
-        };
-    }
-    match &acquisition {
-        Acquisition::Held(guard) => wait.recorder.on_acquired(guard.hold(), Some(guard.identity()), guard.key()),
-        Acquisition::HeldByAncestor(_) => wait.recorder.on_acquired(Hold::RunAbove, None, None),
-        Acquisition::InheritedFromCaller(on) => wait.recorder.on_acquired(Hold::Caller, Some(*on), None),
-        Acquisition::NotNeeded(_) | Acquisition::TimedOut | Acquisition::Interrupted(_) => {
-            wait.recorder.on_waited();
-            return Ok(acquisition);
+    let awaited = Awaited::SessionLock(request.path.clone(), file.file_id());
+    let mut wait = LockWait::new(awaited, recorder, events, request.ignored);
+    request.watch_token(wait.events);
+    let acquisition = match (acquire_session_lock(file, request, &mut wait)?, &request.helper) {
+        (Acquisition::Held(guard), Some(command)) if !is_helped(&guard, request, &wait) => {
+            acquire_helper(command, guard, request, &mut wait)?
         }
-    }
+        (acquisition, _) => acquisition,
+    };
+    let Acquisition::Held(guard) = acquisition else {
+        wait.recorder.on_waited();
+        return Ok(acquisition);
+    };
+    wait.recorder.on_acquired(guard.hold, guard.claimed(), guard.key());
     match &request.refreshes {
-        Some(refreshes) => prepare_for_refresh(refreshes, acquisition, request.refresh_only, &mut wait),
-        None => Ok(acquisition),
+        Some(refreshes) => prepare_for_refresh(refreshes, guard, request.refresh_only, &mut wait),
+        None => Ok(Acquisition::Held(guard)),
     }
+}
+
+/// True if an ancestor or caller that holds the session lock has the lock of a lock helper as well.
+fn is_helped(guard: &LockGuard, request: &LockRequest, wait: &LockWait) -> bool {
+    guard.hold != Hold::Own && request.above.is_helped(guard.file_id, wait.recorder.store())
 }
 
 /// Tries once, then looks for a holder that waiting would be a deadlock with, then waits.
 fn acquire_session_lock(file: LockFile, request: &LockRequest, wait: &mut LockWait) -> Result<Acquisition> {
-    let path = request.path.display();
-    info!(name: "lock.acquiring", lock = %path, "acquiring the session lock");
+    info!(name: "lock.acquiring", lock = %request.path.display(), "acquiring the session lock");
     let acquisition = match file.try_lock()? {
-        LockAttempt::Acquired(flock) => {
-            info!(name: "lock.acquired", lock = %path, "holding the session lock");
-            Acquisition::Held(LockGuard::new(flock))
-        }
-        LockAttempt::Busy(file) => match held_for_us(&file, request, wait) {
-            Some(acquisition) => acquisition,
-            None => wait_while_needed(file, request, wait)?,
+        LockAttempt::Acquired(flock) => Acquisition::Held(LockGuard::own(flock)),
+        LockAttempt::Busy(file) => match request.above.hold_for_us(file.file_id(), wait.recorder.store()) {
+            Some(hold) => Acquisition::Held(LockGuard::of_another(hold, file.file_id())),
+            None => wait_for_flock(file, request, wait)?,
         },
     };
     match &acquisition {
-        Acquisition::HeldByAncestor(_) => {
-            info!(name: "lock.acquired", lock = %path, "a process above this one holds the session lock for it");
-        }
-        Acquisition::InheritedFromCaller(_) => {
-            info!(name: "lock.acquired", lock = %path, "the caller's own descriptor holds the session lock for this run");
-        }
-        Acquisition::TimedOut => error!(name: "lock.timeout", "{}", request.timeout_message()),
-        Acquisition::Held(_) | Acquisition::NotNeeded(_) | Acquisition::Interrupted(_) => {}
+        Acquisition::Held(guard) => wait.log_held(&request.path, guard.hold),
+        Acquisition::NotNeeded(reason) => wait.log_not_needed(reason),
+        Acquisition::NotAcquired => wait.log_timeout(request.wait, None),
+        Acquisition::Interrupted(_) => {}
     }
     Ok(acquisition)
-}
-
-fn held_for_us(file: &LockFile, request: &LockRequest, wait: &LockWait) -> Option<Acquisition> {
-    let identity = file.identity();
-    if request.above.holds(identity, wait.recorder.store()) {
-        return Some(Acquisition::HeldByAncestor(identity));
-    }
-    if claims::is_held_by_a_descriptor_of("self", identity) {
-        return Some(Acquisition::InheritedFromCaller(identity));
-    }
-    claims::is_held_by_an_ancestor(identity).then_some(Acquisition::HeldByAncestor(identity))
-}
-
-fn wait_while_needed(file: LockFile, request: &LockRequest, wait: &mut LockWait) -> Result<Acquisition> {
-    request.watch_token(wait.events);
-    // The token may have changed before it was watched.
-    let acquisition = match request.reason_not_needed() {
-        Some(reason) => Ok(not_needed(reason)),
-        None => wait_for_flock(file, request, wait),
-    };
-    wait.events.watch_files(&[]);
-    acquisition
-}
-
-fn not_needed(reason: String) -> Acquisition {
-    info!(name: "lock.unneeded", "starting without the session lock: {reason}");
-    Acquisition::NotNeeded(reason)
 }
 
 /// Waits for claude's refresh locks, then decides how long the session lock is held.
 fn prepare_for_refresh(
     refreshes: &Refreshes,
-    mut acquisition: Acquisition,
+    mut guard: LockGuard,
     refresh_only: bool,
     wait: &mut LockWait,
 ) -> Result<Acquisition> {
-    let is_lost = || matches!(&acquisition, Acquisition::Held(guard) if guard.lost_reason().is_some());
-    let signal = wait_for_refresh_locks(refreshes, wait, is_lost)?;
-    if let Some(signal) = signal {
-        if let Acquisition::Held(guard) = &mut acquisition {
-            guard.shut_down_helper(wait.recorder, wait.events, Some(Instant::now()));
-        }
-        wait.recorder.on_released();
-        return Ok(Acquisition::Interrupted(signal));
+    if let Some(signal) = wait_for_refresh_locks(refreshes, wait, || guard.lost_reason().is_some())? {
+        return Ok(give_up(guard, Acquisition::Interrupted(signal), wait));
     }
-    let Acquisition::Held(mut guard) = acquisition else { return Ok(acquisition) };
     if let Some(reason) = guard.lost_reason() {
         error!(name: "lock.lost", "{reason}: the lock is lost; nothing was started");
-        guard.shut_down_helper(wait.recorder, wait.events, None);
-        wait.recorder.on_released();
-        return Ok(Acquisition::TimedOut);
+        return Ok(give_up(guard, Acquisition::NotAcquired, wait));
     }
-    Ok(if refresh_only { hold_while_due(refreshes, guard, wait) } else { Acquisition::Held(guard) })
-}
-
-/// Decides by the token as it is now, since the previous holder may have refreshed it.
-fn hold_while_due(refreshes: &Refreshes, mut guard: LockGuard, wait: &mut LockWait) -> Acquisition {
+    if !refresh_only || !guard.is_held() {
+        return Ok(Acquisition::Held(guard));
+    }
+    // By the token as it is now, since the previous holder may have refreshed it.
     match refreshes.settled_state() {
-        RefreshState::Due(expiry) => Acquisition::Held(guard.for_refresh(refreshes.config_dir.clone(), expiry)),
+        RefreshState::Due(expiry) => guard.refresh = Some((refreshes.config_dir.clone(), expiry)),
         RefreshState::Unclear(why) => {
             warn!(name: "refresh.unclear", "{why}; holding the session lock for the whole run, as in exclusive mode");
-            Acquisition::Held(guard)
         }
         RefreshState::NotDue(why) => {
             wait.started = Instant::now();
-            let signal = guard.shut_down_helper(wait.recorder, wait.events, None);
-            wait.recorder.on_released();
-            drop(guard);
+            let acquisition = give_up(guard, Acquisition::NotNeeded(why.clone()), wait);
             info!(name: "lock.released", "released the session lock again: {why}");
-            // It comes before anything is started.
-            signal.map_or(Acquisition::NotNeeded(why), |signal| {
-                wait.log_interrupted(signal);
-                Acquisition::Interrupted(signal)
-            })
+            return Ok(acquisition);
         }
+    }
+    Ok(Acquisition::Held(guard))
+}
+
+/// Waits until none of claude's refresh locks, over which a claude that is started would fail, is in the way of a refresh that is due,
+/// or our own lock `is_lost`. Gives the signal that interrupted the wait, if one did.
+fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: impl Fn() -> bool) -> Result<Option<Signal>> {
+    let Some((first, _)) = refreshes.obstacle() else { return Ok(None) };
+    if !matches!(refreshes.settled_state(), RefreshState::Due(_)) {
+        return Ok(None);
+    }
+    wait.recorder.publish(); // the wait begins
+    wait.started = Instant::now();
+    wait.begin(Awaited::RefreshLocks, Some(MAX_WAIT));
+    let locks = RefreshLock::of(&refreshes.config_dir).map(|lock| lock.path);
+    wait.events.watch_files(&[&locks[..], &[Login::path(&refreshes.config_dir)]].concat());
+    warn!(name: "refresh.waiting", "{}; waiting for it, at most {}", describe(&first), show(MAX_WAIT));
+    let end = wait.until(|wait, _| {
+        let obstacle = refreshes.obstacle();
+        wait.recheck_at = obstacle.as_ref().map(|(_, left)| Instant::now() + *left);
+        let is_over = obstacle.is_none() || is_lost() || matches!(refreshes.state(), RefreshState::NotDue(_));
+        Ok(is_over.then_some(()))
+    })?;
+    match end {
+        WaitEnd::Interrupted(signal) => return Ok(Some(signal)),
+        WaitEnd::TimedOut => {
+            let lock = refreshes.obstacle().map_or(first, |(lock, _)| lock);
+            warn!(name: "refresh.waited", "{}; going on after {}", describe(&lock), show(MAX_WAIT));
+        }
+        WaitEnd::Met(()) => {}
+    }
+    info!(name: "refresh.waited", "waited {} for claude's refresh lock", show(wait.started.elapsed()));
+    Ok(None)
+}
+
+fn describe(lock: &RefreshLock) -> String {
+    let owner = lock.owner.as_ref().map_or_else(String::new, |owner| format!(" of pid {}", owner.pid));
+    let path = lock.path.display();
+    match lock.standing(SystemTime::now()) {
+        Standing::OwnerDead(left) => {
+            format!("claude's refresh lock {path}{owner}, which is dead, is not stale for another {}", show_seconds(left))
+        }
+        _ => format!("claude's refresh lock {path}{owner} is held: a refresh is under way"),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs;
+use std::iter;
 
 use nix::unistd::getppid;
 
@@ -10,7 +10,7 @@ use crate::config::settings::Environment;
 use crate::records::{Hold, RecordStore, RunRecord};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
-use crate::sys::proc::{self, Stat};
+use crate::sys::proc::{self, Stat, has_exclusive_flock};
 
 /// The variable that gives the child its lock helper's key.
 pub const KEY_VARIABLE: &str = "CLAUDE_RUN_LOCK_KEY";
@@ -19,10 +19,8 @@ pub const KEY_VARIABLE: &str = "CLAUDE_RUN_LOCK_KEY";
 /// holds another lock appends its own claim after a comma.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// The lock file.
-    pub identity: FileId,
-    /// The run that holds it.
-    pub run: RunId,
+    pub(super) lock: FileId,
+    pub(super) run: RunId,
 }
 
 /// The runs above us, by our environment.
@@ -31,7 +29,7 @@ pub struct AncestorRuns {
     /// Locks that they hold, or held.
     claims: Vec<Claim>,
     /// Their ids, the outermost first.
-    pub runs: Vec<String>,
+    pub(crate) runs: Vec<String>,
     /// True if one has, or had, the lock of a lock helper.
     has_key: bool,
 }
@@ -47,33 +45,43 @@ impl AncestorRuns {
         }
     }
 
-    /// True if one of them has claimed the lock `identity`.
-    pub(super) fn may_hold(&self, identity: FileId) -> bool {
-        self.claims.iter().any(|claim| claim.identity == identity)
+    /// True if one of them has claimed the lock `lock`.
+    pub(super) fn may_hold(&self, lock: FileId) -> bool {
+        self.claims.iter().any(|claim| claim.lock == lock)
     }
 
-    /// True if one of them holds the lock `identity`.
-    pub(super) fn holds(&self, identity: FileId, records: Option<&RecordStore>) -> bool {
-        self.claims.iter().any(|claim| claim.holds_above_us(identity, records))
+    /// Way in which the lock `lock` is held for us, if it is: to wait for it would be a deadlock.
+    pub(super) fn hold_for_us(&self, lock: FileId, records: Option<&RecordStore>) -> Option<Hold> {
+        if self.claims.iter().any(|claim| claim.holds_above_us(lock, records)) {
+            return Some(Hold::RunAbove);
+        }
+        if has_exclusive_flock("self", lock) {
+            return Some(Hold::Caller);
+        }
+        // A claude whose claude-run was killed (it passes the descriptor to none of its tools), or an old shell script around a claude
+        // that calls us.
+        let parent = Stat::read(getppid().as_raw()).filter(|_| proc::is_of_our_pid_namespace());
+        let mut ancestors = iter::successors(parent, |stat| Stat::read(stat.parent));
+        ancestors.any(|stat| has_exclusive_flock(&stat.pid.to_string(), lock)).then_some(Hold::RunAbove)
     }
 
-    /// True if an ancestor, or whichever run holds the session lock `identity`, has the lock of a lock helper as well.
-    pub(super) fn is_helped(&self, identity: FileId, records: Option<&RecordStore>) -> bool {
+    /// True if an ancestor, or whichever run holds the session lock `lock`, has the lock of a lock helper as well.
+    pub(super) fn is_helped(&self, lock: FileId, records: Option<&RecordStore>) -> bool {
         let above = self.runs.iter().filter_map(|run| records?.live(run));
-        let holder = records.and_then(|records| records.holder(identity, usize::MAX));
+        let holder = records.and_then(|records| records.holder(lock, usize::MAX));
         // A run that relies on an ancestor says nothing of that one's lock helper.
         let is_first_hand = |record: &RunRecord| record.key.is_some() || record.hold != Some(Hold::RunAbove);
-        let mut known = above.chain(holder).filter(|record| record.is_about(identity) && is_first_hand(record)).peekable();
+        let mut known = above.chain(holder).filter(|record| record.is_about(lock) && is_first_hand(record)).peekable();
         if known.peek().is_some() {
             return known.any(|record| record.key.is_some());
         }
         // Without records, the claim of a run that lives has to do.
-        self.has_key && self.claims.iter().any(|claim| claim.identity == identity && claim.run.is_above_us())
+        self.has_key && self.claims.iter().any(|claim| claim.lock == lock && claim.run.is_above_us())
     }
 
     /// Value of [`Claim::VARIABLE`] for a child: `own`, and the claims from above, less those on the same file if they are `outdated`.
-    pub fn claims_with(&self, own: Claim, outdated: bool) -> String {
-        let others = self.claims.iter().filter(|claim| claim.identity != own.identity || !outdated);
+    pub(super) fn claims_with(&self, own: Claim, outdated: bool) -> String {
+        let others = self.claims.iter().filter(|claim| claim.lock != own.lock || !outdated);
         others.chain([&own]).map(Claim::to_string).collect::<Vec<_>>().join(",")
     }
 
@@ -92,81 +100,35 @@ impl Claim {
     pub const VARIABLE: &'static str = "CLAUDE_RUN_HELD";
 
     /// Reads a list of claims, and skips what is none.
-    pub fn parse_list(value: &OsStr) -> Vec<Self> {
+    fn parse_list(value: &OsStr) -> Vec<Self> {
         value.to_str().unwrap_or_default().split(',').filter_map(Self::parse).collect()
     }
 
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, ':');
         let (device, inode, run) = (parts.next()?, parts.next()?, parts.next()?);
-        let identity = FileId { device: device.parse().ok()?, inode: inode.parse().ok()? };
-        Some(Self { identity, run: RunId::parse(run)? })
+        let lock = FileId { device: device.parse().ok()?, inode: inode.parse().ok()? };
+        Some(Self { lock, run: RunId::parse(run)? })
     }
 
-    /// True if this claim is on the file `identity`, and a run above us made it, lives, and holds the lock still. The variable alone
+    /// True if this claim is on the file `lock`, and a run above us made it, lives, and holds the lock still. The variable alone
     /// proves nothing, since the lock may have been released: a descriptor of that run has to hold it. In another PID namespace
     /// that cannot be seen; there the run's record counts.
-    pub fn holds_above_us(&self, identity: FileId, records: Option<&RecordStore>) -> bool {
-        if self.identity != identity {
-            return false;
-        }
-        if proc::is_of_our_pid_namespace()
-            && self.run.is_above_us()
-            && is_held_by_a_descriptor_of(&self.run.pid.to_string(), identity)
-        {
-            return true;
-        }
+    fn holds_above_us(&self, lock: FileId, records: Option<&RecordStore>) -> bool {
+        let is_visible = || {
+            proc::is_of_our_pid_namespace() && self.run.is_above_us() && has_exclusive_flock(&self.run.pid.to_string(), lock)
+        };
         let is_elsewhere = |record: &RunRecord| record.pid_namespace.is_some() && record.pid_namespace != proc::pid_namespace();
-        let record = records.and_then(|records| records.live(&self.run.to_string()));
-        record.is_some_and(|record| record.holds(identity) && is_elsewhere(&record))
+        let record = || records?.live(&self.run.to_string()).filter(|record| record.holds(lock) && is_elsewhere(record));
+        self.lock == lock && (is_visible() || record().is_some())
     }
 }
 
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { identity: FileId { device, inode }, run } = self;
+        let Self { lock: FileId { device, inode }, run } = self;
         write!(f, "{device}:{inode}:{run}")
     }
-}
-
-/// True if a descriptor of `process` (its name in /proc) holds an exclusive flock on the file `identity`, by its fdinfo: an attempt
-/// to lock through an inherited descriptor that holds a shared lock could lose that lock.
-pub(super) fn is_held_by_a_descriptor_of(process: &str, identity: FileId) -> bool {
-    has_flock(process, identity, |kind| kind == "WRITE")
-}
-
-/// True if a process above us holds an exclusive flock on the file `identity`: a claude whose claude-run was killed (it passes the
-/// descriptor to none of its tools), or an old shell script around a claude that calls us.
-pub(super) fn is_held_by_an_ancestor(identity: FileId) -> bool {
-    let mut pid = getppid().as_raw();
-    while proc::is_of_our_pid_namespace()
-        && let Some(stat) = Stat::read(pid)
-    {
-        if is_held_by_a_descriptor_of(&pid.to_string(), identity) {
-            return true;
-        }
-        pid = stat.parent;
-    }
-    false
-}
-
-/// True if a descriptor of `process` holds a flock on the file `identity` of a kind (`READ`, `WRITE`) that `counts`.
-pub(super) fn has_flock(process: &str, identity: FileId, counts: impl Fn(&str) -> bool) -> bool {
-    let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
-    descriptors.flatten().any(|entry| {
-        FileId::at(&entry.path()) == Some(identity)
-            && fs::read_to_string(format!("/proc/{process}/fdinfo/{}", entry.file_name().display()))
-                .is_ok_and(|info| flocks(&info).any(&counts))
-    })
-}
-
-/// Kinds of flock in an fdinfo, from lines like `lock: 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`.
-fn flocks(fdinfo: &str) -> impl Iterator<Item = &str> {
-    let locks = fdinfo.lines().filter_map(|line| line.strip_prefix("lock:"));
-    locks.filter_map(|lock| {
-        let mut words = lock.split_whitespace().skip(1);
-        (words.next()? == "FLOCK").then(|| words.nth(1)).flatten()
-    })
 }
 
 #[cfg(test)]
@@ -177,7 +139,7 @@ mod tests {
 
     #[test]
     fn claims_read_as_written_and_nothing_else_is_one() {
-        let claims = [FILE, FileId { inode: 78, ..FILE }].map(|identity| Claim { identity, run: RunId::take() });
+        let claims = [FILE, FileId { inode: 78, ..FILE }].map(|lock| Claim { lock, run: RunId::take() });
         let list = claims.map(|claim| claim.to_string()).join(",");
         assert_eq!(Claim::parse_list(OsStr::new(&list)), claims);
         assert_eq!(Claim::parse_list(OsStr::new(&format!("x,{},1:2", claims[0]))), claims[..1]);
@@ -189,24 +151,14 @@ mod tests {
     #[test]
     fn claim_counts_on_its_file_while_the_lock_is_held() -> std::io::Result<()> {
         let file = tempfile::tempfile()?;
-        let identity = FileId::of(&file.metadata()?);
-        let claim = Claim { identity, run: RunId::take() };
-        assert!(!claim.holds_above_us(identity, None), "not locked");
+        let lock = FileId::of(&file.metadata()?);
+        let claim = Claim { lock, run: RunId::take() };
+        assert!(!claim.holds_above_us(lock, None), "not locked");
         fs4::FileExt::lock(&file)?;
-        assert!(claim.holds_above_us(identity, None));
-        assert!(!claim.holds_above_us(FileId { inode: identity.inode + 1, ..identity }, None));
+        assert!(claim.holds_above_us(lock, None));
+        assert!(!claim.holds_above_us(FileId { inode: lock.inode + 1, ..lock }, None));
         fs4::FileExt::unlock(&file)?;
-        assert!(!claim.holds_above_us(identity, None), "released");
+        assert!(!claim.holds_above_us(lock, None), "released");
         Ok(())
-    }
-
-    #[test]
-    fn flocks_are_distinguished_from_other_locks() {
-        let kinds = |info| flocks(info).map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(kinds("pos:\t0\nflags:\t02100002\nlock:\t1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF\n"), ["WRITE"]);
-        assert_eq!(kinds("lock:\t1: FLOCK  ADVISORY  READ 0 08:01:1234 0 EOF"), ["READ"]);
-        for other in ["", "pos:\t0\n", "lock:\t1: POSIX  ADVISORY  WRITE 4711 08:01:1234 0 EOF"] {
-            assert!(kinds(other).is_empty(), "{other:?}");
-        }
     }
 }

@@ -11,20 +11,17 @@ use fs4::{FileExt, TryLockError};
 
 use crate::sys::file_id::FileId;
 
-/// An open lock file, not locked by us.
+/// An open lock file.
 #[derive(Debug)]
 pub(super) struct LockFile {
     path: PathBuf,
     file: File,
-    identity: FileId,
+    file_id: FileId,
 }
 
 /// The session lock, held. Dropping it releases the lock, even while some daemon has inherited the descriptor.
 #[derive(Debug)]
-pub(super) struct FlockGuard {
-    file: File,
-    identity: FileId,
-}
+pub(super) struct FlockGuard(LockFile);
 
 /// Result of trying to lock.
 #[derive(Debug)]
@@ -40,18 +37,18 @@ impl LockFile {
         let file = open_or_create(path).map_err(|error| explain(path, error))?;
         let found = file.metadata().with_context(|| format!("cannot look at the lock file {shown}"))?;
         ensure_regular(path, &found)?;
-        Ok(Self { path: path.to_owned(), file, identity: FileId::of(&found) })
+        Ok(Self { path: path.to_owned(), file, file_id: FileId::of(&found) })
     }
 
-    pub(super) fn identity(&self) -> FileId {
-        self.identity
+    pub(super) fn file_id(&self) -> FileId {
+        self.file_id
     }
 
     /// Tries to lock the file that has its path now, without waiting.
     pub(super) fn try_lock(mut self) -> Result<LockAttempt> {
         loop {
             match FileExt::try_lock(&self.file) {
-                Ok(()) if self.is_current() => return Ok(self.into_guard()),
+                Ok(()) if self.is_current() => return Ok(LockAttempt::Acquired(FlockGuard(self))),
                 Ok(()) => self = Self::open(&self.path)?,
                 Err(TryLockError::WouldBlock) => return Ok(LockAttempt::Busy(self)),
                 Err(TryLockError::Error(error)) => return Err(flock_error(&self.path, error)),
@@ -59,35 +56,27 @@ impl LockFile {
         }
     }
 
-    /// Sleeps in flock(2) until the lock is acquired. Only for a thread that may be called back from it.
-    pub(super) fn lock_blocking(self) -> Result<Self> {
+    /// Sleeps in flock(2) until the lock is acquired, or the file that has its path by then is busy. Only for a thread that may be
+    /// interrupted.
+    pub(super) fn lock_blocking(self) -> Result<LockAttempt> {
         FileExt::lock(&self.file).map_err(|error| flock_error(&self.path, error))?;
-        Ok(self)
-    }
-
-    /// Re-checks the path after [`lock_blocking`](Self::lock_blocking).
-    pub(super) fn verify(self) -> Result<LockAttempt> {
-        if self.is_current() { Ok(self.into_guard()) } else { Self::open(&self.path)?.try_lock() }
+        if self.is_current() { Ok(LockAttempt::Acquired(FlockGuard(self))) } else { Self::open(&self.path)?.try_lock() }
     }
 
     /// True if the path still leads to this file. If somebody has moved or removed it, a lock on it keeps nobody out.
     fn is_current(&self) -> bool {
-        FileId::at(&self.path) == Some(self.identity)
-    }
-
-    fn into_guard(self) -> LockAttempt {
-        LockAttempt::Acquired(FlockGuard { file: self.file, identity: self.identity })
+        FileId::at(&self.path) == Some(self.file_id)
     }
 }
 
 impl FlockGuard {
-    pub(super) fn identity(&self) -> FileId {
-        self.identity
+    pub(super) fn file_id(&self) -> FileId {
+        self.0.file_id
     }
 
     /// Descriptor whose inheritors keep the lock as well.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.0.file.as_fd()
     }
 }
 
@@ -95,7 +84,7 @@ impl Drop for FlockGuard {
     fn drop(&mut self) {
         // LOCK_UN on one descriptor releases the lock for all its duplicates; without it a leaked one would keep it.
         // It cannot fail: the descriptor is ours and a lock is on it.
-        let _ = FileExt::unlock(&self.file);
+        let _ = FileExt::unlock(&self.0.file);
     }
 }
 

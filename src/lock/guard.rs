@@ -5,58 +5,50 @@ use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 
+use super::claims::{AncestorRuns, Claim};
 use super::file::FlockGuard;
 use super::helper::Helper;
 use crate::claude::credentials::Login;
 use crate::events::EventQueue;
 use crate::records::{Hold, RunRecorder};
+use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
 
 /// The lock. Dropping it releases the lock.
 #[derive(Debug)]
 pub struct LockGuard {
     /// Holder of another engine's lock; it ends before ours is free, since the next holder of ours asks for that one, too.
-    helper: Option<Box<Helper>>,
-    /// The flock; `None` if others hold the lock for us, or after the release.
+    pub(super) helper: Option<Box<Helper>>,
+    /// The flock; `None` if another process holds it for us, or after the release.
     flock: Option<FlockGuard>,
-    hold: Hold,
-    identity: FileId,
-    /// Config dir, and expiry of the token in it: the lock is held until that is later.
-    refresh: Option<(PathBuf, SystemTime)>,
+    /// Holder of the flock.
+    pub(super) hold: Hold,
+    pub(super) file_id: FileId,
+    /// Config dir, and expiry of the token in it: the lock is held until that is later. Without one, for the whole run.
+    pub(super) refresh: Option<(PathBuf, SystemTime)>,
 }
 
 impl LockGuard {
-    /// Our own lock, for the whole run.
-    pub(super) fn new(flock: FlockGuard) -> Self {
-        let identity = flock.identity();
-        Self { flock: Some(flock), ..Self::held_by_other(Hold::Own, identity) }
+    /// Our own lock.
+    pub(super) fn own(flock: FlockGuard) -> Self {
+        let file_id = flock.file_id();
+        Self { flock: Some(flock), ..Self::of_another(Hold::Own, file_id) }
     }
 
-    /// A lock that others hold for us, for the whole run.
-    pub(super) fn held_by_other(hold: Hold, identity: FileId) -> Self {
-        Self { helper: None, flock: None, hold, identity, refresh: None }
-    }
-
-    /// Limits it to the time until the token in `config_dir` expires later than at `expiry`.
-    pub(super) fn for_refresh(self, config_dir: PathBuf, expiry: SystemTime) -> Self {
-        Self { refresh: Some((config_dir, expiry)), ..self }
-    }
-
-    /// Adds the lock of another engine that `helper` holds.
-    pub(super) fn with_helper(self, helper: Helper) -> Self {
-        Self { helper: Some(Box::new(helper)), ..self }
+    /// Lock on `file_id` that another process holds for us.
+    pub(super) fn of_another(hold: Hold, file_id: FileId) -> Self {
+        Self { helper: None, flock: None, hold, file_id, refresh: None }
     }
 
     /// The lock helper's name for its lock.
     pub fn key(&self) -> Option<String> {
-        self.running_helper()?.key()
+        self.running_helper()?.state().key
     }
 
-    /// Pid of the lock helper's monitor: a child of ours that is no part of the run.
-    pub fn monitor_pid(&self) -> Option<Pid> {
-        self.running_helper().map(Helper::monitor_pid)
+    /// Pid and start of the lock helper's monitor: a child of ours that is no part of the run.
+    pub fn monitor(&self) -> Option<(i32, u64)> {
+        self.helper.as_ref().map(|helper| helper.monitor_process.process())
     }
 
     /// True while there is a lock helper, even one that is releasing its lock.
@@ -67,11 +59,11 @@ impl LockGuard {
     /// Reason why the lock is lost, if it is: the lock helper has ended.
     pub fn lost_reason(&self) -> Option<String> {
         let helper = self.running_helper()?;
-        helper.ended().map(|how| format!("the lock helper {} has ended ({how})", helper.name()))
+        let how = helper.ended().unwrap_or_else(|error| Some(format!("{error:#}")))?;
+        Some(format!("the lock helper {} has ended ({how})", helper.name()))
     }
 
-    /// Releases it in mid-run, without waiting for the lock helper's end: what is started below us meanwhile must not rely on us. The
-    /// monitor is not reaped before the end of the run, so that its pid means no other process.
+    /// Releases it in mid-run, without waiting for the lock helper's end: what is started below us meanwhile must not rely on us.
     pub fn release(&mut self) {
         self.refresh = None;
         self.helper.iter_mut().for_each(|helper| helper.terminate());
@@ -89,23 +81,22 @@ impl LockGuard {
         self.helper.take()?.shut_down(recorder, events, requested_at)
     }
 
-    /// True until it is released.
+    /// True if we or our lock helper hold it, and have not released it.
     pub fn is_held(&self) -> bool {
         self.flock.is_some() || self.running_helper().is_some()
     }
 
-    /// Holder of the session lock, for records.
-    pub(super) fn hold(&self) -> Hold {
-        self.hold
+    /// Value of the variable by which the child of `run` knows of this lock and those of the runs `above`. A run above us that holds
+    /// the lock makes its own claim.
+    pub fn claims(&self, above: &AncestorRuns, run: RunId) -> Option<String> {
+        // If a descriptor of ours holds the flock, no claim from above on this file is true any more.
+        let is_outdated = self.hold != Hold::RunAbove;
+        Some(above.claims_with(Claim { lock: self.claimed()?, run }, is_outdated))
     }
 
-    pub(super) fn identity(&self) -> FileId {
-        self.identity
-    }
-
-    /// The lock file, if a descriptor of ours or our lock helper holds the lock. A run above us makes its own claim.
-    pub fn claimed(&self) -> Option<FileId> {
-        (self.hold != Hold::RunAbove || self.helper.is_some()).then_some(self.identity)
+    /// The lock file, if a descriptor of ours or our lock helper holds the lock.
+    pub(super) fn claimed(&self) -> Option<FileId> {
+        (self.hold != Hold::RunAbove || self.helper.is_some()).then_some(self.file_id)
     }
 
     /// Descriptor for the child to inherit, so that the lock is held while the child lives, even if we are killed.
@@ -125,6 +116,6 @@ impl LockGuard {
     }
 
     fn running_helper(&self) -> Option<&Helper> {
-        self.helper.as_deref().filter(|helper| !helper.is_terminating())
+        self.helper.as_deref().filter(|helper| helper.terminating_since.is_none())
     }
 }

@@ -3,55 +3,67 @@
 //! that the first line on stdout means "acquired", TERM means "release", and the end "lost".
 
 use std::borrow::Cow;
-use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::Child;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::Pid;
 use tracing::{info, warn};
 
-use super::helper_monitor::HelperMonitor;
-use super::helper_state::{HelperEnd, HelperState, read_helper};
-use super::wait::{LockWait, Target, WaitEnd};
-use crate::claude::program::{Program, ProgramError};
-use crate::config::settings::after;
+use super::monitor::{self, HelperEnd, Report};
+use super::wait::{Awaited, LockWait, WaitEnd};
+use crate::claude::program::Program;
+use crate::config::duration::after;
 use crate::events::{Event, EventQueue, EventSender};
 use crate::records::RunRecorder;
-use crate::sys::exec::{Exec, NULL};
+use crate::sys::proc::{self, Stat};
 use crate::sys::signal::{self, DUPLICATE_WINDOW, InheritedDispositions};
 
 /// Command of a lock helper.
 #[derive(Clone, Debug)]
 pub struct HelperCommand {
     /// The program and its arguments; never empty.
-    pub words: Vec<String>,
-    /// Time from TERM to KILL.
-    pub kill_grace: Option<Duration>,
+    pub(crate) words: Vec<String>,
+    pub(crate) kill_grace: Option<Duration>,
     /// Signal dispositions that it starts with.
-    pub signals: InheritedDispositions,
+    pub(crate) signals: InheritedDispositions,
 }
 
 /// A helper that runs. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Helper {
     program: Program,
-    monitor: HelperMonitor,
+    monitor: Child,
+    /// The monitor's process, which somebody else may reap.
+    pub(super) monitor_process: Stat,
+    control: UnixStream,
     kill_grace: Option<Duration>,
     /// Signals that do not hurry its end.
     ignored: SigSet,
     state: Arc<Mutex<HelperState>>,
-    /// Disconnected once the state is [`HelperState::Ended`].
+    /// Disconnected once the state has an end.
     end: Receiver<()>,
     /// Time at which TERM was requested.
-    terminating_since: Option<Instant>,
+    pub(super) terminating_since: Option<Instant>,
+}
+
+/// State of a lock helper.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct HelperState {
+    /// First line on stdout, by which the helper holds its lock.
+    pub(super) key: Option<String>,
+    /// Reason why there may never be one, if known.
+    pub(super) no_key_reason: Option<String>,
+    pub(super) end: Option<HelperEnd>,
 }
 
 /// Context of every error of it.
-pub(super) const FAILED: &str = "cannot start the lock helper";
+const FAILED: &str = "cannot start the lock helper";
 
 /// Time that a monitor may take beyond the kill grace. Only one that somebody has stopped takes longer.
 const MONITOR_GRACE: Duration = Duration::from_secs(5);
@@ -65,24 +77,28 @@ impl Helper {
     /// # Errors
     /// There is no such program (`ProgramError`), or we are out of processes, threads or descriptors.
     pub(super) fn start(command: &HelperCommand, sender: EventSender) -> Result<Self> {
-        let words: Vec<_> = command.words.iter().map(Into::into).collect();
-        let program = Program::find(&words, None).context(FAILED)?;
-        let environment: Vec<_> = env::vars_os().collect();
-        let exec = Exec::new(&program.path, &program.argv, &environment, Some(NULL)).context(FAILED)?;
-        let (monitor, pipes) = HelperMonitor::start(&exec, &command.signals, command.kill_grace).context(FAILED)?;
+        let HelperCommand { words, kill_grace, signals } = command;
+        // The monitor is found in /proc, and told from what the run starts.
+        if !proc::is_of_our_pid_namespace() {
+            bail!("{FAILED}: /proc is not mounted here, or is that of another PID namespace; mount one");
+        }
+        let argv: Vec<_> = words.iter().map(Into::into).collect();
+        let program = Program::find(&argv, None).context(FAILED)?;
+        let (control, its_end) = UnixStream::pair().context(FAILED)?;
+        let reports = control.try_clone().context(FAILED)?;
         let state = Arc::<Mutex<HelperState>>::default();
-        let (name, shared, (alive, end)) = (command.words[0].clone(), Arc::clone(&state), mpsc::sync_channel::<()>(0));
+        let (name, shared, (alive, end)) = (words[0].clone(), Arc::clone(&state), mpsc::sync_channel::<()>(0));
         let work = move || {
-            read_helper(&name, pipes, &shared, &sender);
+            follow(&name, reports, &shared, &sender);
             drop(alive);
         };
-        if let Err(error) = signal::spawn_with_signals_blocked("lock-helper", 64 * 1024, work) {
-            (0..2).for_each(|_| monitor.terminate_helper());
-            monitor.reap();
-            return Err(error).context(FAILED);
-        }
-        let (kill_grace, ignored) = (command.kill_grace, command.signals.ignored);
-        let helper = Self { program, monitor, kill_grace, ignored, state, end, terminating_since: None };
+        signal::spawn_with_signals_blocked("lock-helper", 64 * 1024, work).context(FAILED)?;
+        let monitor = monitor::start(&program, *kill_grace, signals, its_end);
+        let monitor = monitor.with_context(|| format!("{FAILED}: cannot start its monitor, which is /proc/self/exe"))?;
+        let monitor_process = Stat::read(monitor.id().cast_signed()).context("the lock helper's monitor is not in /proc")?;
+        let (kill_grace, ignored) = (*kill_grace, signals.ignored);
+        let helper =
+            Self { program, monitor, monitor_process, control, kill_grace, ignored, state, end, terminating_since: None };
         info!(name: "lock.helper", "started the lock helper {}", helper.name());
         Ok(helper)
     }
@@ -95,43 +111,29 @@ impl Helper {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// First line on stdout, by which the helper holds its lock.
-    pub(super) fn key(&self) -> Option<String> {
-        match self.state() {
-            HelperState::Starting { .. } => None,
-            HelperState::Running { key } => Some(key),
-            HelperState::Ended { key, .. } => key,
-        }
-    }
-
     /// How it has ended, if it has.
-    pub(super) fn ended(&self) -> Option<String> {
-        let HelperState::Ended { end, .. } = self.state() else { return None };
-        Some(match end {
-            HelperEnd::Ended(how) => how,
-            HelperEnd::NotExecutable(errno) | HelperEnd::NoProcess(errno) => errno.to_string(),
-        })
-    }
-
-    /// Error for an execve(2) that failed with `errno`.
-    pub(super) fn exec_error(&self, errno: Errno) -> ProgramError {
-        self.program.unstartable(errno)
-    }
-
-    pub(super) fn monitor_pid(&self) -> Pid {
-        self.monitor.pid()
-    }
-
-    pub(super) fn is_terminating(&self) -> bool {
-        self.terminating_since.is_some()
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub(super) fn ended(&self) -> Result<Option<String>> {
+        match self.state().end {
+            None => Ok(None),
+            Some(HelperEnd::Ended(how)) => Ok(Some(how)),
+            Some(HelperEnd::NotExecutable(errno)) => Err(self.program.unstartable(Errno::from_raw(errno))).context(FAILED),
+            Some(HelperEnd::NotStarted(why)) => bail!("{FAILED}: {why}"),
+        }
     }
 
     /// Requests its end without waiting for it: TERM, the kill grace, KILL.
     pub(super) fn terminate(&mut self) {
-        if !self.is_terminating() {
-            self.terminating_since = Some(Instant::now());
-            self.monitor.terminate_helper();
+        if self.terminating_since.is_none() {
+            self.send_request();
         }
+    }
+
+    fn send_request(&mut self) {
+        self.terminating_since = Some(Instant::now());
+        let _ = self.control.write(&[1]); // without a reader, all is done already
     }
 
     /// Ends it, and waits for that. Gives the first termination signal that comes meanwhile: it ends the kill grace at once, unless
@@ -145,34 +147,28 @@ impl Helper {
         self.terminate();
         let mut others = Vec::new();
         let mut request = None;
-        let mut wait = LockWait::new(Target::HelperShutdown(self.name().into_owned()), recorder, events, self.ignored);
+        let mut wait = LockWait::new(Awaited::HelperShutdown(self.name().into_owned()), recorder, events, self.ignored);
         wait.limit = self.kill_grace;
         loop {
             wait.deadline = self.overdue_at();
             let end = wait.until(|_, events| {
                 others.extend(events.iter().filter(|event| !matches!(event, Event::Signal(..))).copied());
-                Ok(matches!(self.state(), HelperState::Ended { .. }).then_some(()))
+                Ok(self.state().end)
             });
             let Ok(WaitEnd::Interrupted(signal)) = end else { break };
-            if requested_at.is_none_or(|at| at.elapsed() >= DUPLICATE_WINDOW) {
-                if signal != Signal::SIGUSR2 {
-                    self.escalate(signal);
-                }
-                // USR2 ends only a wait before the start, and gives way to what ends more.
-                request = request.filter(|request| *request != Signal::SIGUSR2).or(Some(signal));
+            if requested_at.is_some_and(|at| at.elapsed() < DUPLICATE_WINDOW) {
+                continue;
             }
+            if signal != Signal::SIGUSR2 && self.kill_grace != Some(Duration::ZERO) {
+                warn!(name: "lock.helper", "{signal}: sending KILL to the lock helper {}", self.name());
+                self.kill_grace = Some(Duration::ZERO);
+                self.send_request();
+            }
+            // USR2 ends only a wait before the start, and gives way to what ends more.
+            request = request.filter(|request| *request != Signal::SIGUSR2).or(Some(signal));
         }
         wait.events.requeue(others);
         request
-    }
-
-    /// Ends the kill grace.
-    fn escalate(&mut self, signal: Signal) {
-        if self.kill_grace != Some(Duration::ZERO) {
-            warn!(name: "lock.helper", "{signal}: sending KILL to the lock helper {}", self.name());
-            (self.kill_grace, self.terminating_since) = (Some(Duration::ZERO), Some(Instant::now()));
-            self.monitor.terminate_helper();
-        }
     }
 
     /// Time from which on its monitor has taken too long.
@@ -192,8 +188,41 @@ impl Drop for Helper {
         let patience = overdue_at.max(now + REPORT_DELAY) - now;
         if self.end.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
             warn!(name: "lock.helper", "the lock helper {} does not end: sending KILL to its monitor", self.name());
-            self.monitor.kill();
+            let _ = self.monitor_process.signal(Signal::SIGKILL); // or it has ended at this moment
         }
-        self.monitor.reap();
+        let _ = self.monitor.wait(); // an error means that it is reaped already
+    }
+}
+
+/// Keeps `state` of the helper called `name` up to date until it has ended, for a thread of its own.
+fn follow(name: &str, monitor: UnixStream, state: &Mutex<HelperState>, sender: &EventSender) {
+    let mut reports = BufReader::new(monitor);
+    let mut now = HelperState::default();
+    while now.end.is_none() {
+        let mut line = String::new();
+        let _ = reports.read_line(&mut line); // an error is the monitor's end, as EOF is
+        match serde_json::from_str(&line) {
+            Ok(Report::Key(key)) => now.key = Some(key),
+            Ok(Report::NoKey(reason)) => now.no_key_reason = Some(reason),
+            Ok(Report::Message(line)) => info!(name: "lock.helper", "{name}: {line}"),
+            Ok(Report::OutOfReach(errno)) => {
+                warn!(name: "lock.helper", "cannot signal the lock helper {name}: {}", Errno::from_raw(errno));
+            }
+            Ok(Report::Killing) => {
+                warn!(name: "lock.helper", "the lock helper {name} does not release its lock: sending KILL");
+            }
+            Ok(Report::End(end)) => now.end = Some(end),
+            Err(_) => now.end = Some(HelperEnd::Ended("its monitor was killed".to_owned())),
+        }
+        // What came at once counts at once: a helper that has ended right after its first line never was running.
+        if !reports.buffer().is_empty() && now.end.is_none() {
+            continue;
+        }
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state != now {
+            state.clone_from(&now);
+            drop(state);
+            sender.send(Event::HelperChanged);
+        }
     }
 }

@@ -3,17 +3,16 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use tracing::{error, info, warn};
+use anyhow::Result;
+use tracing::{error, warn};
 
 use super::guard::LockGuard;
-use super::helper::{self, Helper, HelperCommand};
-use super::helper_state::{HelperEnd, HelperState};
+use super::helper::{Helper, HelperCommand};
 use super::refresh_due::Refreshes;
 use super::request::{Acquisition, LockRequest};
-use super::wait::{LockWait, Target, WaitEnd};
-use crate::config::settings::{Wait, after, show};
-use crate::events::Event;
+use super::wait::{Awaited, LockWait, WaitEnd};
+use crate::config::duration::after;
+use crate::config::settings::Wait;
 
 /// Time that a helper has where nobody wants to wait: it asks another machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,57 +26,54 @@ const ATTR_CACHE_TTL: Duration = Duration::from_millis(1_100);
 /// Acquires the lock of `command`, in addition to `guard`. Without it, the session lock is released.
 pub(super) fn acquire_helper(
     command: &HelperCommand,
-    guard: LockGuard,
+    mut guard: LockGuard,
     request: &LockRequest,
     wait: &mut LockWait,
 ) -> Result<Acquisition> {
-    request.watch_token(wait.events);
+    wait.begin(Awaited::Helper(command.words[0].clone()), request.limit(ANSWER_TIMEOUT));
+    // The previous holder of the session lock may have refreshed the token.
     let refusal = match request.reason_not_needed() {
-        // The previous holder of the session lock has refreshed the token.
-        Some(reason) => Acquisition::NotNeeded(reason),
+        Some(reason) => Some(Acquisition::NotNeeded(reason)),
         None => {
-            wait.recorder.on_session_lock(guard.hold(), guard.identity());
+            wait.recorder.on_session_lock(guard.hold, guard.file_id);
             let helper = Helper::start(command, wait.events.sender())?;
-            let Some(refusal) = wait_for_key(&helper, request, wait)? else {
-                wait.events.watch_files(&[]);
-                info!(name: "lock.acquired", key = helper.key(), "the lock helper {} has the lock", helper.name());
-                return Ok(Acquisition::Held(guard.with_helper(helper)));
-            };
-            let requested_at = matches!(refusal, Acquisition::Interrupted(_)).then(Instant::now);
-            match (helper.shut_down(wait.recorder, wait.events, requested_at), refusal) {
-                // It comes before anything is started.
-                (Some(signal), Acquisition::NotNeeded(_)) => {
-                    wait.log_interrupted(signal);
-                    Acquisition::Interrupted(signal)
-                }
-                (_, refusal) => refusal,
-            }
+            let refusal = wait_for_key(&helper, request, wait)?;
+            guard.helper = Some(Box::new(helper));
+            refusal
         }
     };
-    wait.events.watch_files(&[]);
-    wait.recorder.on_released();
-    if let Acquisition::NotNeeded(reason) = &refusal {
-        info!(name: "lock.unneeded", "starting without the lock helper: {reason}");
+    if let Some(Acquisition::NotNeeded(reason)) = &refusal {
+        wait.log_not_needed(reason);
     }
-    Ok(refusal)
+    Ok(match refusal {
+        Some(refusal) => give_up(guard, refusal, wait),
+        None => Acquisition::Held(guard),
+    })
+}
+
+/// Ends the lock helper and releases the lock, for `refusal`. A signal that comes meanwhile comes before anything is started.
+pub(super) fn give_up(mut guard: LockGuard, refusal: Acquisition, wait: &mut LockWait) -> Acquisition {
+    let requested_at = matches!(refusal, Acquisition::Interrupted(_)).then(Instant::now);
+    let signal = guard.shut_down_helper(wait.recorder, wait.events, requested_at);
+    wait.recorder.on_released();
+    match (signal, refusal) {
+        (Some(signal), Acquisition::NotNeeded(_)) => {
+            warn!(name: "lock.interrupted", "{signal} came while the lock was released again; nothing was started");
+            Acquisition::Interrupted(signal)
+        }
+        (_, refusal) => refusal,
+    }
 }
 
 /// Waits until `helper` holds its lock, and the previous holder's writes are visible. Gives the reason if it does not.
 fn wait_for_key(helper: &Helper, request: &LockRequest, wait: &mut LockWait) -> Result<Option<Acquisition>> {
-    let limit = match request.wait {
-        Wait::Forever => None,
-        Wait::AtMost(limit) => Some(limit),
-        Wait::No => Some(ANSWER_TIMEOUT),
-    };
-    wait.begin(Target::Helper(helper.name().into_owned()), limit);
     if request.wait == Wait::No {
-        wait.deadline = after(Instant::now(), limit);
+        wait.deadline = after(Instant::now(), wait.limit);
     }
     wait.next_progress_at = after(Instant::now(), Some(ANNOUNCE_AFTER));
-    let end = wait.until(|_, events| {
-        let state = helper.state();
-        let has_key = !matches!(state, HelperState::Starting { .. });
-        let refusal = refusal(state, helper, request, events)?;
+    let end = wait.until(|_, _| {
+        let has_key = helper.state().key.is_some(); // before the look for its end
+        let refusal = refusal(helper, request)?;
         Ok((has_key || refusal.is_some()).then_some(refusal))
     })?;
     match end {
@@ -85,45 +81,30 @@ fn wait_for_key(helper: &Helper, request: &LockRequest, wait: &mut LockWait) -> 
         WaitEnd::Met(refusal) => return Ok(refusal),
         WaitEnd::Interrupted(signal) => return Ok(Some(Acquisition::Interrupted(signal))),
         WaitEnd::TimedOut => {
-            let reason = match helper.state() {
-                HelperState::Starting { no_key_reason: Some(reason) } => reason,
-                _ => "--wait waits longer",
-            };
-            let (name, limit) = (helper.name(), show(limit.unwrap_or_default()));
-            error!(name: "lock.timeout", "the lock helper {name} did not get its lock within {limit}; {reason}; nothing was started");
-            return Ok(Some(Acquisition::TimedOut));
+            wait.log_timeout(request.wait, helper.state().no_key_reason);
+            return Ok(Some(Acquisition::NotAcquired));
         }
     }
     if request.refreshes.as_ref().is_some_and(Refreshes::may_be_out_of_date) {
         wait.deadline = after(Instant::now(), Some(ATTR_CACHE_TTL));
         wait.next_progress_at = wait.next_progress_at.filter(|_| wait.is_announced);
-        match wait.until(|_, events| refusal(helper.state(), helper, request, events))? {
+        match wait.until(|_, _| refusal(helper, request))? {
             WaitEnd::Met(refusal) => return Ok(Some(refusal)),
             WaitEnd::Interrupted(signal) => return Ok(Some(Acquisition::Interrupted(signal))),
             WaitEnd::TimedOut => {}
         }
     }
-    if wait.is_announced {
-        let waited = show(wait.started.elapsed());
-        warn!(name: "lock.acquired", "the lock helper {} has its lock after {waited}", helper.name());
-    }
+    wait.log_key(helper.state().key);
     Ok(None)
 }
 
-/// Reason why `helper`, which is in `state`, will not hold its lock, or need not.
-fn refusal(state: HelperState, helper: &Helper, request: &LockRequest, events: &[Event]) -> Result<Option<Acquisition>> {
-    if let HelperState::Ended { key, end } = state {
-        let how = match end {
-            HelperEnd::NotExecutable(errno) => return Err(helper.exec_error(errno)).context(helper::FAILED),
-            HelperEnd::NoProcess(errno) => return Err(errno).context(helper::FAILED),
-            HelperEnd::Ended(how) if key.is_some() => {
-                format!("after its first line ({how}), but has to stay while the lock is held")
-            }
-            HelperEnd::Ended(how) => format!("without a lock ({how})"),
-        };
-        error!(name: "lock.timeout", "the lock helper {} has ended {how}; nothing was started", helper.name());
-        return Ok(Some(Acquisition::TimedOut));
-    }
-    let is_changed = events.contains(&Event::FilesChanged);
-    Ok(is_changed.then(|| request.reason_not_needed()).flatten().map(Acquisition::NotNeeded))
+/// Reason why `helper` will not hold its lock, or need not.
+fn refusal(helper: &Helper, request: &LockRequest) -> Result<Option<Acquisition>> {
+    let Some(how) = helper.ended()? else { return Ok(request.reason_not_needed().map(Acquisition::NotNeeded)) };
+    let how = match helper.state().key {
+        Some(_) => format!("after its first line ({how}), but has to stay while the lock is held"),
+        None => format!("without a lock ({how})"),
+    };
+    error!(name: "lock.timeout", "the lock helper {} has ended {how}; nothing was started", helper.name());
+    Ok(Some(Acquisition::NotAcquired))
 }

@@ -5,8 +5,7 @@ use std::fmt;
 use std::fs;
 use std::time::SystemTime;
 
-use super::claims;
-use crate::config::settings::show_seconds;
+use crate::config::duration::show_seconds;
 use crate::records::{RecordStore, RunRecord, State};
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{self, Flock, Stat};
@@ -50,14 +49,14 @@ impl Holder {
     pub fn find_without_record(queue: &Queue, records: Option<&RecordStore>) -> Option<Self> {
         let lock = queue.lock;
         match queue.owner() {
-            Some(pid) if has_flock(pid, lock) => return Some(Self::of_pid(records, pid)),
+            Some(pid) if proc::has_flock(&pid.to_string(), lock) => return Some(Self::of_pid(records, pid)),
             // The lock changes hands at this moment: its last holder has released it by now.
             Some(_) if Queue::look(lock).owner() != queue.owner() => return None,
             None if proc::is_outermost_pid_namespace() => return None,
             _ => {}
         }
         // The process that locked it is gone or not visible; those that inherited the descriptor hold the lock now.
-        let inheritors = Stat::all().into_iter().filter(|stat| has_flock(stat.pid, lock));
+        let inheritors = Stat::all().into_iter().filter(|stat| proc::has_flock(&stat.pid.to_string(), lock));
         inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid))
     }
 
@@ -78,10 +77,6 @@ impl Holder {
     }
 }
 
-fn has_flock(pid: i32, lock: FileId) -> bool {
-    claims::has_flock(&pid.to_string(), lock, |_| true)
-}
-
 impl Queue {
     /// Reads /proc/locks, for which the kernel halts all locking on the machine for a moment: some 10 ms, mostly asleep.
     pub fn look(lock: FileId) -> Self {
@@ -95,20 +90,15 @@ impl Queue {
 
     /// Pids of waiters that are none of the `live` runs.
     pub fn waiting_without_record(&self, live: &[RunRecord]) -> Vec<i32> {
+        let runs: HashSet<_> = live.iter().map(|record| (record.pid, record.pid_namespace.clone())).collect();
         let ours = proc::pid_namespace();
-        let (here, elsewhere): (Vec<_>, Vec<_>) = live.iter().partition(|record| record.pid_namespace == ours);
-        let here: HashSet<i32> = here.into_iter().map(|record| record.pid).collect();
-        let elsewhere: HashSet<_> =
-            elsewhere.into_iter().filter_map(|record| Some((record.pid, record.pid_namespace.clone()?))).collect();
         // A run in a container below ours records another pid.
-        let is_known = |pid: &i32| {
-            here.contains(pid)
-                || (!elsewhere.is_empty() && proc::innermost_pid(*pid).is_some_and(|name| elsewhere.contains(&name)))
-        };
+        let inner = |pid| proc::innermost_pid(pid).map(|(inner, namespace)| (inner, Some(namespace)));
+        let is_known = |pid| runs.contains(&(pid, ours.clone())) || inner(pid).is_some_and(|inner| runs.contains(&inner));
         // /proc/locks is read in pieces: a waiter that moves up in the queue meanwhile can be in two of them.
         let mut seen = HashSet::new();
         let waiting = self.flocks.iter().filter(|flock| flock.waits).map(|flock| flock.pid);
-        waiting.filter(|pid| seen.insert(*pid) && !is_known(pid)).collect()
+        waiting.filter(|pid| seen.insert(*pid) && !is_known(*pid)).collect()
     }
 }
 

@@ -5,30 +5,28 @@ use std::time::{Duration, SystemTime};
 
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::RefreshLock;
-use crate::config::settings::show_seconds;
+use crate::config::duration::show_seconds;
 use crate::sys::mount::may_lock_per_host;
 
 /// How claude's token is refreshed in this run.
 #[derive(Debug)]
 pub struct Refreshes {
-    /// Directory of the credentials file.
-    pub config_dir: PathBuf,
+    pub(crate) config_dir: PathBuf,
     /// Time before the token's expiry from which on a refresh is due; without one, it always is.
-    pub margin: Option<Duration>,
+    pub(crate) margin: Option<Duration>,
     /// The variable that rules refreshes out.
-    pub ruled_out_by: Option<&'static str>,
+    pub(crate) ruled_out_by: Option<&'static str>,
     /// True if claude needs no login in the credentials file.
-    pub can_do_without: bool,
+    pub(crate) can_do_without: bool,
 }
 
-/// State of the token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RefreshState {
     /// No refresh is due; the reason.
     NotDue(String),
     /// A refresh is due; the time at which the token expires.
     Due(SystemTime),
-    /// Unknown; the reason.
+    /// The reason.
     Unclear(String),
 }
 

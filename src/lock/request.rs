@@ -1,6 +1,7 @@
 //! Request for the session lock, and what comes of it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -9,44 +10,34 @@ use super::guard::LockGuard;
 use super::helper::HelperCommand;
 use super::refresh_due::{RefreshState, Refreshes};
 use crate::claude::credentials::Login;
-use crate::config::settings::{Wait, show};
+use crate::config::settings::Wait;
 use crate::events::EventQueue;
-use crate::sys::file_id::FileId;
 
 /// The session lock of a run that needs it.
 #[derive(Debug)]
 pub struct LockRequest {
-    /// The lock file.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// True if the lock is needed only while a refresh is due.
-    pub refresh_only: bool,
+    pub(crate) refresh_only: bool,
     /// Claude's token, if there is a config dir that can be used.
-    pub refreshes: Option<Refreshes>,
-    /// Command that holds a lock of another engine as well.
-    pub helper: Option<HelperCommand>,
-    /// Bound of the wait.
-    pub wait: Wait,
-    /// Exit code if the lock is not free in time.
-    pub conflict_exit_code: u8,
-    /// Runs above us.
-    pub above: AncestorRuns,
+    pub(crate) refreshes: Option<Refreshes>,
+    pub(crate) helper: Option<HelperCommand>,
+    pub(crate) wait: Wait,
+    pub(crate) conflict_exit_code: u8,
+    pub(crate) above: AncestorRuns,
     /// Signals that were ignored when we started; they do not end the wait.
-    pub ignored: SigSet,
+    pub(crate) ignored: SigSet,
 }
 
 /// Outcome of a request.
 #[derive(Debug)]
 pub enum Acquisition {
-    /// We hold the lock.
+    /// The lock is held, by us or for us.
     Held(LockGuard),
     /// No refresh is due, so nothing is held; the reason.
     NotNeeded(String),
-    /// A run above us holds the lock on this file, and lives.
-    HeldByAncestor(FileId),
-    /// A descriptor inherited from our caller holds it, as in `( flock 9; claude-run … ) 9>session.lock`.
-    InheritedFromCaller(FileId),
-    /// The lock was not free in time.
-    TimedOut,
+    /// The lock was not free in time, or the lock helper has ended.
+    NotAcquired,
     /// This signal ended the wait.
     Interrupted(Signal),
 }
@@ -67,13 +58,12 @@ impl LockRequest {
         }
     }
 
-    /// Message for a lock that was not free in time.
-    pub(super) fn timeout_message(&self) -> String {
-        let path = self.path.display();
+    /// Bound of the wait; where nobody wants to wait, `at_once`.
+    pub(super) fn limit(&self, at_once: Duration) -> Option<Duration> {
         match self.wait {
-            Wait::AtMost(bound) => format!("the session lock {path} was not free within {}; --wait waits longer", show(bound)),
-            // The latter never times out.
-            Wait::No | Wait::Forever => format!("the session lock {path} is held by another process, and --wait is 0"),
+            Wait::No => Some(at_once),
+            Wait::AtMost(limit) => Some(limit),
+            Wait::Forever => None,
         }
     }
 }

@@ -1,20 +1,21 @@
 //! The one wait of this room: for the session lock, for the lock helper, for claude's refresh locks, and for the helper's end. It
-//! sleeps on the event queue and handles all that may come meanwhile: signals, the recorder's deadlines, the deadline of the wait,
-//! and what the waiter is shown.
+//! sleeps on the event queue and handles all that may come meanwhile: signals, the recorder's deadlines, the deadline of the wait. And
+//! it has the sentences for what is waited for.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
-use tracing::warn;
+use tracing::{error, info, warn};
 
 use super::holder::Holder;
-use crate::config::settings::{after, show, show_seconds};
+use crate::config::duration::{after, show, show_seconds};
+use crate::config::settings::Wait;
 use crate::events::{Event, EventQueue};
 use crate::logging::LiveLine;
-use crate::records::{RecordStore, RunRecorder, State};
+use crate::records::{Hold, RecordStore, RunRecorder, State};
 use crate::sys::file_id::FileId;
 use crate::sys::signal;
 
@@ -24,7 +25,7 @@ pub(super) struct LockWait<'a> {
     pub(super) events: &'a mut EventQueue,
     /// Signals that do not end the wait.
     ignored: SigSet,
-    pub(super) target: Target,
+    pub(super) awaited: Awaited,
     pub(super) started: Instant,
     /// Longest wait, for messages.
     pub(super) limit: Option<Duration>,
@@ -39,7 +40,7 @@ pub(super) struct LockWait<'a> {
 }
 
 /// The awaited thing, as messages name it.
-pub(super) enum Target {
+pub(super) enum Awaited {
     /// The lock file's path, and the file that has it now.
     SessionLock(PathBuf, FileId),
     /// The command's name.
@@ -62,12 +63,12 @@ pub(super) enum WaitEnd<T> {
 const CROWD: usize = 64;
 
 impl<'a> LockWait<'a> {
-    pub(super) fn new(target: Target, recorder: &'a mut RunRecorder, events: &'a mut EventQueue, ignored: SigSet) -> Self {
+    pub(super) fn new(awaited: Awaited, recorder: &'a mut RunRecorder, events: &'a mut EventQueue, ignored: SigSet) -> Self {
         Self {
             recorder,
             events,
             ignored,
-            target,
+            awaited,
             started: Instant::now(),
             limit: None,
             deadline: None,
@@ -78,9 +79,9 @@ impl<'a> LockWait<'a> {
         }
     }
 
-    /// Begins a wait for `target` that ends `limit` after `started`.
-    pub(super) fn begin(&mut self, target: Target, limit: Option<Duration>) {
-        (self.target, self.limit, self.deadline) = (target, limit, after(self.started, limit));
+    /// Begins a wait for `awaited` that ends `limit` after `started`.
+    pub(super) fn begin(&mut self, awaited: Awaited, limit: Option<Duration>) {
+        (self.awaited, self.limit, self.deadline) = (awaited, limit, after(self.started, limit));
         (self.recheck_at, self.next_progress_at, self.is_announced) = (None, None, false);
     }
 
@@ -90,9 +91,10 @@ impl<'a> LockWait<'a> {
         let end = self.handle_events(condition);
         self.live_line = None; // wiped before anything else is written
         if let Ok(WaitEnd::Interrupted(signal)) = end
-            && !matches!(self.target, Target::HelperShutdown(_))
+            && !matches!(self.awaited, Awaited::HelperShutdown(_))
         {
-            self.log_interrupted(signal);
+            let waited = show(self.started.elapsed());
+            warn!(name: "lock.interrupted", "{signal} ended the wait for {} after {waited}; nothing was started", self.awaited);
         }
         end
     }
@@ -140,9 +142,52 @@ impl<'a> LockWait<'a> {
         None
     }
 
-    pub(super) fn log_interrupted(&self, signal: Signal) {
-        let waited = show(self.started.elapsed());
-        warn!(name: "lock.interrupted", "{signal} ended the wait for {} after {waited}; nothing was started", self.target);
+    /// Logs that the session lock `lock` is held, in the way `hold`.
+    pub(super) fn log_held(&self, lock: &Path, hold: Hold) {
+        let how = match hold {
+            Hold::Own if self.is_announced => {
+                let waited = show(self.started.elapsed());
+                return warn!(name: "lock.acquired", "got the session lock after {waited}");
+            }
+            Hold::Own => "holding the session lock",
+            Hold::RunAbove => "a process above this one holds the session lock for it",
+            Hold::Caller => "the caller's own descriptor holds the session lock for this run",
+        };
+        info!(name: "lock.acquired", lock = %lock.display(), "{how}");
+    }
+
+    /// Logs that the lock helper holds its lock, by `key`.
+    pub(super) fn log_key(&self, key: Option<String>) {
+        if self.is_announced {
+            warn!(name: "lock.acquired", key, "{} has its lock after {}", self.awaited, show(self.started.elapsed()));
+        } else {
+            info!(name: "lock.acquired", key, "{} has the lock", self.awaited);
+        }
+    }
+
+    pub(super) fn log_not_needed(&self, reason: &str) {
+        if self.is_announced {
+            let waited = show(self.started.elapsed());
+            warn!(name: "lock.unneeded", "need not wait for {} any more, after {waited}: {reason}", self.awaited);
+        } else {
+            info!(name: "lock.unneeded", "starting without {}: {reason}", self.awaited);
+        }
+    }
+
+    /// Logs that a lock was not free within `wait`.
+    pub(super) fn log_timeout(&self, wait: Wait, reason: Option<String>) {
+        let limit = show(self.limit.unwrap_or_default());
+        let reason = reason.as_deref().unwrap_or("--wait waits longer");
+        let what = match &self.awaited {
+            Awaited::SessionLock(path, _) if wait == Wait::No => {
+                format!("the session lock {} is held by another process, and --wait is 0", path.display())
+            }
+            Awaited::SessionLock(path, _) => {
+                format!("the session lock {} was not free within {limit}; {reason}", path.display())
+            }
+            awaited => format!("{awaited} did not get its lock within {limit}; {reason}; nothing was started"),
+        };
+        error!(name: "lock.timeout", "{what}");
     }
 
     /// Shows one live line on a terminal, rewritten each second; elsewhere logs one message, and nothing needs to wake us again.
@@ -162,19 +207,19 @@ impl<'a> LockWait<'a> {
         let limit = self.limit.map_or_else(|| "no limit".to_owned(), |limit| format!("at most {}", show(limit)));
         let waited = self.waited();
         let waited = if waited.is_zero() { String::new() } else { format!("{} of ", show(waited)) };
-        let path = match &self.target {
-            Target::SessionLock(path, _) => format!(" {}", path.display()),
+        let path = match &self.awaited {
+            Awaited::SessionLock(path, _) => format!(" {}", path.display()),
             _ => String::new(),
         };
         let records = self.recorder.store();
-        let holder = match self.target {
-            Target::SessionLock(_, file) if records.is_some_and(|records| records.count() > CROWD) => {
+        let holder = match self.awaited {
+            Awaited::SessionLock(_, file) if records.is_some_and(|records| records.count() > CROWD) => {
                 Holder::find_at_a_glance(records, file, 1).map(|holder| holder.to_string())
             }
             _ => self.holder(),
         };
         let holder = holder.map_or_else(String::new, |holder| format!(", held by {holder}"));
-        warn!(name: "lock.waiting", "waiting for {}{path} ({waited}{limit}){holder}", self.target);
+        warn!(name: "lock.waiting", "waiting for {}{path} ({waited}{limit}){holder}", self.awaited);
     }
 
     fn live_text(&self) -> String {
@@ -182,27 +227,35 @@ impl<'a> LockWait<'a> {
         let left = self.limit.map(|limit| format!(", {} left", show_seconds(limit.saturating_sub(waited))));
         let mut holder = self.holder().map(|holder| format!("; held by {holder}"));
         let mut place = None;
-        if let Target::SessionLock(path, _) = &self.target {
-            let (records, run) = (self.recorder.store(), self.recorder.run().to_string());
-            place = records.and_then(|records| place_of(&run, records)).map(|(place, of)| format!("; place {place} of {of}"));
+        if let Awaited::SessionLock(path, file) = &self.awaited {
+            place = self.place(*file).map(|(place, of)| format!("; place {place} of {of}"));
             holder = holder.or_else(|| Some(format!("; {}", path.display())));
         }
         // What changes and matters most comes first: a narrow terminal shows only that.
         let [left, place, holder] = [left, place, holder].map(Option::unwrap_or_default);
-        format!("waited {}{left} for {}{place}{holder}; Ctrl-C ends it", show(waited), self.target)
+        format!("waited {}{left} for {}{place}{holder}; Ctrl-C ends it", show(waited), self.awaited)
     }
 
     fn holder(&self) -> Option<String> {
         let records = self.recorder.store();
-        match self.target {
-            Target::SessionLock(_, file) => Holder::find(records, file).map(|holder| holder.to_string()),
+        match self.awaited {
+            Awaited::SessionLock(_, file) => Holder::find(records, file).map(|holder| holder.to_string()),
             // Where hosts share their records, but not their locks, that run may be gone by now.
-            Target::Helper(_) => records.and_then(RecordStore::helped).map(|record| {
+            Awaited::Helper(_) => records.and_then(RecordStore::helped).map(|record| {
                 let since = SystemTime::now().duration_since(record.since).unwrap_or_default();
                 format!("{} for {}, by its record", record.who(), show_seconds(since))
             }),
-            Target::HelperShutdown(_) | Target::RefreshLocks => None,
+            Awaited::HelperShutdown(_) | Awaited::RefreshLocks => None,
         }
+    }
+
+    /// Our place among those who wait for `lock`, and their number.
+    fn place(&self, lock: FileId) -> Option<(usize, usize)> {
+        let run = self.recorder.run().to_string();
+        let mut waiting = self.recorder.store()?.census().ok()?.live;
+        waiting.retain(|record| record.state == State::Waiting && record.hold.is_none() && record.is_about(lock));
+        waiting.sort_by_key(|record| record.began);
+        Some((waiting.iter().position(|record| record.run == run)? + 1, waiting.len()))
     }
 
     /// Time since the start, in full seconds.
@@ -211,7 +264,7 @@ impl<'a> LockWait<'a> {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for Awaited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SessionLock(..) => f.write_str("the session lock"),
@@ -222,10 +275,8 @@ impl fmt::Display for Target {
     }
 }
 
-/// Place of `run` among the waiters, and their number.
-fn place_of(run: &str, records: &RecordStore) -> Option<(usize, usize)> {
-    let live = records.census().ok()?.live;
-    let mut waiting: Vec<_> = live.iter().filter(|record| record.state == State::Waiting).collect();
-    waiting.sort_by_key(|record| record.since);
-    Some((waiting.iter().position(|record| record.run == run)? + 1, waiting.len()))
+impl Drop for LockWait<'_> {
+    fn drop(&mut self) {
+        self.events.watch_files(&[]);
+    }
 }

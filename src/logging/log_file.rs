@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use serde_json::json;
+
 use super::stderr::say;
 use crate::config::values::LogFormat;
 use crate::run_id::RunId;
@@ -17,9 +19,10 @@ use crate::run_id::RunId;
 pub struct LogFile {
     file: File,
     path: PathBuf,
-    pub(super) run: RunId,
-    pub(super) format: LogFormat,
-    is_stderr: bool,
+    run: RunId,
+    format: LogFormat,
+    /// True if our stderr is this very file, and a logged line need not go to stderr as well.
+    pub is_stderr: bool,
     has_failed: AtomicBool,
 }
 
@@ -36,11 +39,6 @@ impl LogFile {
         Ok(Self { file, path: path.to_owned(), run, format, is_stderr, has_failed: AtomicBool::new(false) })
     }
 
-    /// True if our stderr is this very file, and a logged line need not go to stderr as well.
-    pub fn is_stderr(&self) -> bool {
-        self.is_stderr
-    }
-
     /// Appends complete lines.
     pub fn append(&self, lines: &[u8]) {
         if let Err(error) = (&self.file).write_all(lines)
@@ -52,18 +50,19 @@ impl LogFile {
 
     /// Formats a line of the child's for this log into `out`. `continued`: a later part of a long line.
     pub fn format_line(&self, stream: &str, line: &[u8], continued: bool, out: &mut Vec<u8>) {
-        let (time, run) = (now(), self.run);
         match self.format {
             LogFormat::Text => {
                 let mark = if continued { '+' } else { ':' };
-                out.extend_from_slice(format!("{time} {run} {stream}{mark} ").as_bytes());
+                out.extend_from_slice(format!("{} {} {stream}{mark} ", now(), self.run).as_bytes());
                 out.extend_from_slice(line);
             }
             LogFormat::Json => {
-                let line = serde_json::Value::from(String::from_utf8_lossy(line)).to_string();
-                let continued = if continued { r#","continued":true"# } else { "" };
-                let entry = format!(r#"{{"run":"{run}","timestamp":"{time}","stream":"{stream}","line":{line}{continued}}}"#);
-                out.extend_from_slice(entry.as_bytes());
+                let (run, time, text) = (self.run.to_string(), now().to_string(), String::from_utf8_lossy(line));
+                let mut entry = json!({ "run": run, "timestamp": time, "stream": stream, "line": text });
+                if continued {
+                    entry["continued"] = true.into();
+                }
+                out.extend_from_slice(entry.to_string().as_bytes());
             }
         }
         out.push(b'\n');

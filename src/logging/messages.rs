@@ -7,7 +7,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-use super::format::Message;
+use super::format::{to_json, to_log_line, to_text};
 use super::live_line;
 use super::log_file::LogFile;
 use super::stderr::say;
@@ -23,15 +23,12 @@ pub fn init(verbosity: Verbosity, format: LogFormat, log: Option<&Path>, run: Ru
         Verbosity::Info => LevelFilter::INFO,
         Verbosity::Debug => LevelFilter::DEBUG,
     };
-    let opened = log.map(|path| LogFile::open(path, run, format));
-    let (log_file, error) = match opened.transpose() {
-        Ok(log) => (log.map(Arc::new), None),
-        Err(error) => (None, Some(error)),
-    };
+    let opened = log.map(|path| LogFile::open(path, run, format).map(Arc::new)).transpose();
+    let log_file = opened.as_ref().ok().cloned().flatten();
     live_line::allow(verbosity != Verbosity::Quiet);
     // It fails if an earlier run in this process has set it up, which is as good.
     let _ = tracing::subscriber::set_global_default(Messages { level, format, run, log: log_file.clone() });
-    if let (Some(path), Some(error)) = (log, error) {
+    if let (Some(path), Err(error)) = (log, opened) {
         tracing::warn!("cannot open the log {}: {error}; going on without it", path.display());
     }
     log_file
@@ -55,21 +52,17 @@ impl Subscriber for Messages {
     }
 
     fn event(&self, event: &Event<'_>) {
-        let message = Message::of(event);
         if let Some(log) = &self.log {
-            let line = match log.format {
-                LogFormat::Text => message.to_log_line(log.run),
-                LogFormat::Json => message.to_json(log.run),
+            let line = match self.format {
+                LogFormat::Text => to_log_line(event, self.run),
+                LogFormat::Json => to_json(event, self.run),
             };
             log.append(line.as_bytes());
-            if log.is_stderr() {
-                return;
-            }
         }
-        if *event.metadata().level() <= self.level {
+        if *event.metadata().level() <= self.level && !self.log.as_ref().is_some_and(|log| log.is_stderr) {
             say(&match self.format {
-                LogFormat::Text => message.to_text(),
-                LogFormat::Json => message.to_json(self.run),
+                LogFormat::Text => to_text(event),
+                LogFormat::Json => to_json(event, self.run),
             });
         }
     }
@@ -95,11 +88,6 @@ pub fn report(error: &anyhow::Error) {
     } else {
         say(&format!("claude-run: {error:#}\n"));
     }
-}
-
-/// Prints a mistake in the command line.
-pub fn usage(text: &str) {
-    say(&format!("claude-run: {}\n", text.trim_end()));
 }
 
 /// Prints a question, for the person at the terminal.

@@ -13,4 +13,4 @@ mod stderr;
 pub use live_line::LiveLine;
 pub use log_file::LogFile;
 pub(crate) use log_file::open_to_append;
-pub use messages::{ask, init, report, usage};
+pub use messages::{ask, init, report};

@@ -1,12 +1,13 @@
 //! Documents for other programs, which the build script has made of the parser.
 
-/// Script by which `shell` completes a command line. The parser refuses other shells.
-pub(super) fn completions(shell: &str) -> &'static str {
+use crate::config::values::Shell;
+
+/// Script by which `shell` completes a command line.
+pub(super) fn completions(shell: Shell) -> &'static str {
     match shell {
-        "bash" => include_str!(concat!(env!("OUT_DIR"), "/bash")),
-        "fish" => include_str!(concat!(env!("OUT_DIR"), "/fish")),
-        "zsh" => include_str!(concat!(env!("OUT_DIR"), "/zsh")),
-        _ => "",
+        Shell::Bash => include_str!(concat!(env!("OUT_DIR"), "/bash")),
+        Shell::Fish => include_str!(concat!(env!("OUT_DIR"), "/fish")),
+        Shell::Zsh => include_str!(concat!(env!("OUT_DIR"), "/zsh")),
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Context, cannot_read, since_time, text, write, write_json};
 use crate::claude::telemetry::{Meaning, RefreshEvent, Telemetry};
-use crate::config::settings::{self, DurationSetting};
+use crate::config::duration::{self, DurationSetting};
 use crate::events::EventQueue;
 use crate::outcome::Outcome;
 use crate::records::{sanitize, time, timestamp};
@@ -54,10 +54,10 @@ pub(super) fn show(context: &Context, options: EventsOptions, out: &mut impl Wri
     let mut telemetry = Telemetry::of(&context.config_dir()?);
     let mut events = EventQueue::open().context("cannot make a pipe")?;
     if follow {
-        events.watch_directory(telemetry.dir());
+        events.watch_directory(&telemetry.dir);
     }
     let mut read = || {
-        let events = telemetry.read().with_context(|| cannot_read(telemetry.dir()))?;
+        let events = telemetry.read().with_context(|| cannot_read(&telemetry.dir))?;
         let recent = events.into_iter().filter(|event| since.is_none_or(|since| event.at >= since));
         Ok::<Vec<_>, anyhow::Error>(recent.collect())
     };
@@ -70,7 +70,6 @@ pub(super) fn show(context: &Context, options: EventsOptions, out: &mut impl Wri
         }
     }
     let events = read()?;
-    telemetry.count_cut();
     let summary = Summary::of(&events, &telemetry, since);
     if json {
         write_json(out, &summary.to_json())?
@@ -190,7 +189,15 @@ impl Summary {
                 && recovered.into_iter().any(|event| event.at >= failed.at && is_near(failed.at, event.at))
         };
         broken.retain(|event| !has_recovered(event));
-        Self { since, files: telemetry.files(), skipped: telemetry.skipped, counts, windows, broken, other_failures }
+        Self {
+            since,
+            files: telemetry.offsets.len(),
+            skipped: telemetry.malformed + telemetry.cut,
+            counts,
+            windows,
+            broken,
+            other_failures,
+        }
     }
 
     fn is_healthy(&self) -> bool {
@@ -253,7 +260,7 @@ impl Summary {
             lines.extend(self.windows.iter().map(|window| {
                 let Window { from, sessions, retries, resolved, broken, .. } = window;
                 let (from, sessions) = (time(*from), sessions.len());
-                format!("{from:<27}{:>12}{sessions:>10}{retries:>9}{resolved:>10}{broken:>8}", settings::show(window.length()))
+                format!("{from:<27}{:>12}{sessions:>10}{retries:>9}{resolved:>10}{broken:>8}", duration::show(window.length()))
             }));
         }
         lines.push(format!("\n{}", self.verdict()));

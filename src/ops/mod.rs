@@ -13,18 +13,19 @@ mod text;
 
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow};
 use serde::Serialize;
 
 use crate::claude::config_dir::ConfigDir;
 use crate::config::cli::{Cli, Operation};
+use crate::config::duration::DurationSetting;
 use crate::config::file::SettingsFile;
-use crate::config::settings::{DurationSetting, Environment, Origin, Settings, explain};
+use crate::config::settings::{Environment, Origin, Settings, explain};
 use crate::lock;
 use crate::outcome::Outcome;
-use crate::records::RecordStore;
+use crate::records::{RecordStore, RunRecord};
 
 /// Input of an operation: the same that a run would start from.
 pub struct Context<'a> {
@@ -55,23 +56,13 @@ pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Res
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
         Operation::Mode { json, set, drain } => mode::run(context, *set, *drain, *json, out),
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
-        Operation::Setup { json, shared_dir, env_file, home, dry_run, yes, wait: _ } => {
-            let options = setup::SetupOptions {
-                shared_dir: shared_dir.as_deref().map(Path::new),
-                env_file: env_file.as_deref().map(Path::new),
-                home: home.as_deref().map(Path::new),
-                dry_run: *dry_run,
-                yes: *yes,
-                json: *json,
-            };
-            setup::run(&context, &options, out)
-        }
+        Operation::Setup(options) => setup::run(&context, options, out),
         Operation::Events { json, since, follow } => {
             let options = events::EventsOptions { since: *since, follow: *follow, json: *json };
             events::show(&context, options, out)
         }
         Operation::Settings { json } => settings::show(&context, *json, out),
-        Operation::Completions { shell } => write(out, documents::completions(shell)).map(|()| Outcome::Shown),
+        Operation::Completions { shell } => write(out, documents::completions(*shell)).map(|()| Outcome::Shown),
         Operation::ManPage => write(out, documents::MAN_PAGE).map(|()| Outcome::Shown),
         Operation::Report { json, since } => report::show(&context, *since, *json, out),
     };
@@ -118,6 +109,23 @@ fn write_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
 /// Time that `--since DUR` goes back to.
 fn since_time(since: Option<DurationSetting>) -> Option<SystemTime> {
     SystemTime::now().checked_sub(since.and_then(DurationSetting::as_limit)?)
+}
+
+/// Waits until `find` finds no run, and gives those that are left at the deadline.
+fn wait_until_none(
+    records: &RecordStore,
+    deadline: Option<Instant>,
+    find: impl Fn() -> Result<Vec<RunRecord>>,
+) -> Result<Vec<RunRecord>> {
+    loop {
+        let (runs, left) = (find()?, time_left(deadline));
+        let (Some(first), false) = (runs.first(), left.is_zero()) else { return Ok(runs) };
+        records.wait_for_end(&first.run, left);
+    }
+}
+
+fn time_left(deadline: Option<Instant>) -> Duration {
+    deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()))
 }
 
 fn cannot_read(path: &Path) -> String {

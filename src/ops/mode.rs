@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{Context, Factory, cannot_read, text, write, write_json};
+use super::{Context, Factory, cannot_read, text, wait_until_none, write, write_json};
+use crate::config::duration::{DurationSetting, after};
 use crate::config::file::{self, SettingsFile};
-use crate::config::settings::{DurationSetting, LockMode, Origin, after};
+use crate::config::settings::{LockMode, Origin};
 use crate::outcome::Outcome;
 use crate::records::RunRecord;
 
@@ -42,7 +43,7 @@ pub(super) fn run(
     let mode = set.unwrap_or(place.settings.lock_mode);
     let deadline = drain.map(|bound| after(Instant::now(), bound.as_limit()));
     let others = match deadline {
-        Some(deadline) => drained(&place, mode, deadline)?,
+        Some(deadline) => wait_until_none(&place.records, deadline, || followers_of_others(&place, mode))?,
         None => followers_of_others(&place, mode)?,
     };
     let now = SystemTime::now();
@@ -83,14 +84,4 @@ fn followers_of_others(place: &Factory, mode: LockMode) -> Result<Vec<RunRecord>
     let census = place.records.census().with_context(|| cannot_read(&place.records.runs()))?;
     let all = census.live.into_iter().chain(census.orphaned).chain(census.elsewhere);
     Ok(all.filter(|record| record.mode != mode.name()).collect())
-}
-
-/// Waits until there are none, and gives those that are left at the deadline.
-fn drained(place: &Factory, mode: LockMode, deadline: Option<Instant>) -> Result<Vec<RunRecord>> {
-    loop {
-        let others = followers_of_others(place, mode)?;
-        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
-        let (Some(first), false) = (others.first(), left.is_zero()) else { return Ok(others) };
-        place.records.wait_for_end(&first.run, left);
-    }
 }

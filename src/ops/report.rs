@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Context, cannot_read, since_time, text, write, write_json};
-use crate::config::settings::{self, DurationSetting};
+use crate::config::duration::{self, DurationSetting};
 use crate::outcome::Outcome;
 use crate::records::{FinishedRun, History, RecordStore, time};
 
@@ -209,7 +209,7 @@ fn bars(spans: &[Duration]) -> impl Iterator<Item = String> {
 
 /// A duration in at most two units: nobody reads the seconds of a day.
 fn short(span: Duration) -> String {
-    settings::show(span).split(' ').take(2).collect::<Vec<_>>().join(" ")
+    duration::show(span).split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

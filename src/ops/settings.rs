@@ -23,13 +23,12 @@ pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Resul
     Settings::resolve(context.cli.clone(), context.environment, context.file.as_ref())?;
     if json {
         let settings: Vec<_> =
-            settings.iter().map(|setting| (setting.name.as_ref(), setting.value.to_string_lossy(), &setting.origin)).collect();
+            settings.iter().map(|setting| (setting.name, setting.value.to_string_lossy(), &setting.origin)).collect();
         let json = |(name, value, origin)| NamedSettingJson { setting: text::setting(value, origin), name };
         write_json(out, &settings.iter().map(|(name, value, origin)| json((*name, value, origin))).collect::<Vec<_>>())?;
         return Ok(Outcome::Shown);
     }
-    let row =
-        |setting: &Written| (setting.name.clone(), setting.value.to_string_lossy().into_owned(), text::origin(&setting.origin));
+    let row = |setting: &Written| (setting.name, setting.value.to_string_lossy().into_owned(), text::origin(&setting.origin));
     let rows: Vec<_> = settings.iter().map(row).collect();
     let width = rows.iter().map(|(_, value, _)| value.chars().count()).max().unwrap_or_default();
     let lines = rows.iter().map(|(name, value, origin)| format!("{name:<20}{value:<width$}  {origin}\n"));

@@ -1,42 +1,34 @@
-//! `claude-run setup`: makes a shared config dir, or moves that of this home there, and leaves a link behind. At every moment
-//! there is a valid `~/.claude`; nothing is removed before its copy is compared and on the disk; and when killed anywhere, the next
-//! call goes on from there. It asks before it moves anything, and refuses while a run is live there.
+//! `claude-run setup`: makes a shared config dir, or moves that of this home there, and leaves a link behind. A move is one rename, so
+//! there is a whole `~/.claude` at every moment; nothing is copied, and what cannot be renamed is refused. Killed anywhere, the next
+//! call goes on. It asks before it moves anything, and refuses while a run is live there.
 
 mod environment;
 mod plan;
-mod step;
-mod tree;
 
+use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
-use nix::sys::signal::Signal;
+use fs4::FileExt;
+use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 use serde::Serialize;
 
 use self::plan::{SetupPaths, SetupPlan};
-use super::{Context, Factory, text, write, write_json};
+use super::{Context, cannot_read, text, time_left, wait_until_none, write, write_json};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
-use crate::config::settings::{LockMode, Wait, after};
-use crate::events::EventQueue;
-use crate::lock::{self, Acquisition, AncestorRuns, LockGuard, LockRequest};
+use crate::config::duration::after;
+use crate::config::settings::{Settings, Wait};
+use crate::config::subcommands::SetupOptions;
+use crate::lock;
 use crate::logging;
 use crate::outcome::Outcome;
-use crate::records::{RecordStore, RunInfo, RunRecorder};
-use crate::run_id::RunId;
-use crate::sys::signal::FORWARDED;
-use crate::sys::signal_pipe::SignalHandlers;
-
-/// Options of `setup`.
-pub(super) struct SetupOptions<'a> {
-    pub(super) shared_dir: Option<&'a Path>,
-    pub(super) env_file: Option<&'a Path>,
-    pub(super) home: Option<&'a Path>,
-    pub(super) dry_run: bool,
-    pub(super) yes: bool,
-    pub(super) json: bool,
-}
+use crate::records::RecordStore;
+use crate::sys::file_id::FileId;
 
 const SHARED_DIR: &str = "CLAUDE_SHARED_DIR";
 const DEFAULT_SHARED_DIR: &str = "/var/lib/disinto/claude-shared";
@@ -54,23 +46,14 @@ struct SetupReport {
 /// Sets up the shared config dir, or says how.
 pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Write) -> Result<Outcome> {
     let variable = |name: &str| (context.environment)(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let home = options.home.map(Path::to_owned).or_else(|| variable("HOME")).context("HOME is not set; name it with --home")?;
-    let shared = options.shared_dir.map(Path::to_owned).or_else(|| variable(SHARED_DIR)).unwrap_or(DEFAULT_SHARED_DIR.into());
+    let home = options.home.clone().or_else(|| variable("HOME")).context("HOME is not set; name it with --home")?;
+    let shared = options.shared_dir.clone().or_else(|| variable(SHARED_DIR)).unwrap_or(DEFAULT_SHARED_DIR.into());
     let paths = SetupPaths::new(&home, &shared)?;
+    become_owner(&home)?;
     let config_dir = paths.config_dir.to_string_lossy().into_owned();
     let mut report = SetupReport { config_dir, done: false, steps: Vec::new(), notes: Vec::new() };
     let outcome = carry_out(context, options, &paths, &mut report)?;
-    if let Outcome::EndedWaiting(_) = outcome {
-        return Ok(outcome);
-    }
     report.done = outcome == Outcome::Shown && report.notes.is_empty();
-    if let (true, Some(file)) = (report.done, options.env_file) {
-        let changed = environment::write(file, &paths, options.dry_run)?;
-        report.steps.extend(changed.then(|| {
-            let verb = if options.dry_run { "would write" } else { "write" };
-            format!("{verb} {SHARED_DIR} and CLAUDE_CONFIG_DIR into {}", file.display())
-        }));
-    }
     if options.json {
         write_json(out, &report)?
     } else {
@@ -79,35 +62,49 @@ pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Writ
     Ok(outcome)
 }
 
+/// Gives up root in the home of somebody else: what is made there is to be the owner's, and what the owner may not do is refused.
+fn become_owner(home: &Path) -> Result<()> {
+    let found = fs::metadata(home).with_context(|| cannot_read(home))?;
+    let (user, group) = (Uid::from_raw(found.uid()), Gid::from_raw(found.gid()));
+    if geteuid().is_root() && !user.is_root() {
+        let became = setgroups(&[group]).and_then(|()| setgid(group)).and_then(|()| setuid(user));
+        became.with_context(|| format!("cannot become the owner of {}, uid {user}", home.display()))?;
+    }
+    Ok(())
+}
+
 fn carry_out(context: &Context, options: &SetupOptions, paths: &SetupPaths, report: &mut SetupReport) -> Result<Outcome> {
-    let plan = SetupPlan::of(paths);
+    let env_file = options.env_file.as_deref();
+    let mut plan = SetupPlan::of(paths, env_file);
     if !plan.refusals.is_empty() {
-        report.notes.extend(plan.refusals);
-        return Ok(Outcome::Trouble);
+        return Ok(report.note(plan.refusals));
     }
     if options.dry_run {
-        report.steps.extend(plan.steps.iter().map(|step| format!("would {step}")));
+        report.steps.extend(plan.steps.iter().map(|(text, _)| format!("would {text}")));
         return Ok(Outcome::Shown);
     }
-    if !plan.moves_content {
-        return report.take_steps(plan);
-    }
-    if !options.yes && !ask_consent(paths, options.json)? {
-        report.notes.push(format!(
-            "{} has content, and would be moved to {}; nothing was changed; --yes does it, --dry-run shows how",
-            paths.link.display(),
-            paths.config_dir.display()
-        ));
+    if plan.moves_content && !options.yes && !ask_consent(paths, options.json)? {
+        let (from, to) = (paths.link.display(), paths.config_dir.display());
+        let how = "nothing was changed; --yes does it, --dry-run shows how";
+        report.notes.push(format!("{from} has content, and would be moved to {to}; {how}"));
         return Ok(Outcome::Shown);
     }
-    match keep_others_out(context, paths)? {
-        Admission::Refused(why) => {
-            report.notes.push(format!("{why}; nothing was changed"));
-            Ok(Outcome::Trouble)
+    let mut locks = Vec::new();
+    if plan.moves_content
+        && let Some(why) = keep_others_out(context, paths, &mut locks)?
+    {
+        return Ok(report.note(vec![format!("{why}; nothing was changed")]));
+    }
+    if !plan.steps.is_empty() {
+        fs::create_dir_all(&paths.shared).with_context(|| format!("cannot make {}", paths.shared.display()))?;
+        let shared = File::open(&paths.shared).with_context(|| cannot_read(&paths.shared))?;
+        if FileExt::try_lock(&shared).is_err_and(|error| matches!(error, fs4::TryLockError::WouldBlock)) {
+            return Ok(report.note(vec![format!("another setup is at work in {}; call again", paths.shared.display())]));
         }
-        Admission::Interrupted(signal) => Ok(Outcome::EndedWaiting(signal)),
-        Admission::Granted(_guard) => report.take_steps(SetupPlan::of(paths)), // now that nobody changes it any more
+        locks.push(shared);
+        plan = SetupPlan::of(paths, env_file); // now that nobody changes it any more
     }
+    Ok(report.take_steps(plan))
 }
 
 /// Asks for consent on a terminal. Elsewhere nobody can give it.
@@ -121,92 +118,71 @@ fn ask_consent(paths: &SetupPaths, json: bool) -> Result<bool> {
     Ok(!answer.is_empty() && matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
 }
 
-/// Permission to move the config dir.
-enum Admission {
-    /// While the guard lives, no other run that uses the lock starts there.
-    Granted(LockGuard),
-    Refused(String),
-    Interrupted(Signal),
-}
-
-/// Acquires the session lock of the dir that is to be moved, then waits until no run is live there and no refresh under way.
-fn keep_others_out(context: &Context, paths: &SetupPaths) -> Result<Admission> {
-    let settings = Factory::of(context)?.settings;
-    let (began, run) = (Instant::now(), RunId::take());
-    logging::init(settings.verbosity, settings.log_format, None, run);
-    let lock = LockRequest {
-        path: paths.link.join(lock::FILE_NAME),
-        refresh_only: false,
-        refreshes: None,
-        helper: None, // a home is this host's own, or on a file system whose lock this is
-        wait: settings.wait,
-        conflict_exit_code: settings.conflict_exit_code,
-        above: AncestorRuns::default(),
-        ignored: nix::sys::signal::SigSet::empty(),
-    };
-    let mut journal = RunRecorder::open(RunInfo {
-        run,
-        label: None,
-        program: "claude-run setup".into(),
-        lock_mode: LockMode::Exclusive,
-        config_dir: None,
-        lock_file: None,
-        record_file: None,
-    });
-    let mut events = EventQueue::open().context("cannot make a pipe")?;
-    let handlers = SignalHandlers::install(FORWARDED, events.signal_pipe()).context("cannot install signal handlers")?;
-    let holding = match lock::acquire(&lock, &mut journal, &mut events)? {
-        Acquisition::Held(holding) => holding,
-        Acquisition::Interrupted(signal) => return Ok(Admission::Interrupted(signal)),
-        _ => return Ok(Admission::Refused(format!("{} is in use, and --wait waits longer", paths.link.display()))),
-    };
-    drop(handlers); // from here on a signal ends us as it would by default: the next call goes on
-    let deadline = match settings.wait {
-        Wait::No => Some(began),
-        Wait::AtMost(bound) => after(began, Some(bound)),
+/// Acquires the session lock of the dir that is to be moved, for `locks`, then waits until no run is live there. Returns what is in the
+/// way at last. No signal is handled meanwhile: each ends us as it does by default.
+fn keep_others_out(context: &Context, paths: &SetupPaths, locks: &mut Vec<File>) -> Result<Option<String>> {
+    let deadline = match Settings::resolve(context.cli.clone(), context.environment, context.file.as_ref())?.wait {
+        Wait::No => Some(Instant::now()),
+        Wait::AtMost(bound) => after(Instant::now(), Some(bound)),
         Wait::Forever => None,
     };
-    if let Some(why) = wait_for_runs(&RecordStore::of(&paths.link), deadline)? {
-        return Ok(Admission::Refused(why));
+    let Some(lock) = lock_within(&paths.link.join(lock::FILE_NAME), deadline)? else {
+        return Ok(Some(format!("{} is in use, and --wait waits longer", paths.link.display())));
+    };
+    locks.push(lock);
+    let records = RecordStore::of(&paths.link);
+    let live = wait_until_none(&records, deadline, || {
+        let census = records.census().with_context(|| cannot_read(&records.runs()))?;
+        Ok(census.live.into_iter().chain(census.elsewhere).collect())
+    })?;
+    let now = SystemTime::now();
+    if !live.is_empty() {
+        let names: Vec<_> = live.iter().map(|record| text::run(record, now)).collect();
+        let verb = if live.len() == 1 { "is" } else { "are" };
+        return Ok(Some(format!("{} {verb} live there: {}", text::count(live.len(), "run"), names.join("; "))));
     }
-    for dir in [&paths.link, &paths.config_dir] {
-        if let Some(lock) = RefreshLock::of(dir).iter().find(|lock| lock.standing(SystemTime::now()) == Standing::Live) {
-            return Ok(Admission::Refused(format!("{} is held: a refresh is under way", lock.path.display())));
-        }
-    }
-    Ok(Admission::Granted(holding))
+    let refreshes = [&paths.link, &paths.config_dir].into_iter().flat_map(|dir| RefreshLock::of(dir));
+    let live = refreshes.into_iter().find(|lock| lock.standing(now) == Standing::Live);
+    Ok(live.map(|lock| format!("{} is held: a refresh is under way", lock.path.display())))
 }
 
-/// Waits until no run is live. Names those that are at the deadline.
-fn wait_for_runs(records: &RecordStore, deadline: Option<Instant>) -> Result<Option<String>> {
-    loop {
-        let census = records.census().with_context(|| super::cannot_read(&records.runs()))?;
-        let live: Vec<_> = census.live.into_iter().chain(census.elsewhere).collect();
-        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
-        let Some(first) = live.first() else { return Ok(None) };
-        if left.is_zero() {
-            let now = SystemTime::now();
-            let names: Vec<_> = live.iter().map(|record| text::run(record, now)).collect();
-            let verb = if live.len() == 1 { "is" } else { "are" };
-            return Ok(Some(format!("{} {verb} live there: {}", text::count(live.len(), "run"), names.join("; "))));
-        }
-        records.wait_for_end(&first.run, left.min(Duration::from_secs(5)));
+/// Locks the file `path`, if that can be done until the deadline.
+fn lock_within(path: &Path, deadline: Option<Instant>) -> Result<Option<File>> {
+    let cannot_lock = || format!("cannot lock {}", path.display());
+    let mut options = File::options();
+    options.read(true).write(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.open(path).with_context(cannot_lock)?;
+    if FileExt::try_lock(&file).is_ok() {
+        return Ok(Some(file));
     }
+    logging::ask(&format!("waiting for {}, which is in use\n", path.display()));
+    let identity = file.metadata().map(|found| FileId::of(&found)).ok();
+    let (sender, locked) = mpsc::sync_channel(1);
+    // At a timeout the thread is left behind, and ends with the process.
+    thread::spawn(move || sender.send(FileExt::lock(&file).map(|()| file)));
+    let Ok(file) = locked.recv_timeout(time_left(deadline)) else { return Ok(None) };
+    Ok(Some(file.with_context(cannot_lock)?).filter(|_| FileId::at(path) == identity))
 }
 
 impl SetupReport {
-    fn take_steps(&mut self, plan: SetupPlan) -> Result<Outcome> {
+    /// Adds what somebody has to look at.
+    fn note(&mut self, notes: Vec<String>) -> Outcome {
+        self.notes.extend(notes);
+        Outcome::Trouble
+    }
+
+    fn take_steps(&mut self, plan: SetupPlan) -> Outcome {
         if !plan.refusals.is_empty() {
-            self.notes.extend(plan.refusals);
-            return Ok(Outcome::Trouble);
+            return self.note(plan.refusals);
         }
-        for step in &plan.steps {
-            step.run()
-                .with_context(|| format!("cannot {step}; what was done so far stands, and setup goes on when called again"))?;
-            self.steps.push(step.to_string());
+        for (text, action) in plan.steps {
+            if let Err(error) = action() {
+                let rest = "what was done so far stands, and setup goes on when called again";
+                return self.note(vec![format!("cannot {text}: {error}; {rest}")]);
+            }
+            self.steps.push(text);
         }
-        self.notes.extend(plan.troubles);
-        Ok(if self.notes.is_empty() { Outcome::Shown } else { Outcome::Trouble })
+        Outcome::Shown
     }
 
     fn to_text(&self, paths: &SetupPaths) -> String {
@@ -216,7 +192,7 @@ impl SetupReport {
         }
         if self.done {
             let shared = paths.shared.display();
-            lines.push(format!("\nfor the shell:   export CLAUDE_CONFIG_DIR={}", environment::quoted(&self.config_dir)));
+            lines.push(format!("\nfor the shell:   export CLAUDE_CONFIG_DIR={}", shell_words::quote(&self.config_dir)));
             lines.push(format!("for compose:     volumes: [\"{shared}:{shared}\"]"));
             lines.push(format!("for Nomad:       volumes = [\"{shared}:{shared}\"]"));
         }

@@ -14,7 +14,8 @@ use super::{Context, Factory, cannot_read, write, write_json};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
-use crate::config::settings::{Environment, show_seconds};
+use crate::config::duration::show_seconds;
+use crate::config::settings::Environment;
 use crate::lock::{Holder, Queue};
 use crate::outcome::Outcome;
 use crate::records::{Census, FinishedRun, RunRecord, State, sanitize, time};
@@ -135,7 +136,7 @@ impl<'a> Status<'a> {
             let census = records.census();
             (queue.and_then(|queue| queue.join().ok()), census)
         });
-        let Census { live, orphaned, elsewhere } = census.with_context(|| cannot_read(&records.runs()))?;
+        let Census { live, orphaned, elsewhere, .. } = census.with_context(|| cannot_read(&records.runs()))?;
         let waiting_without_record = queue.as_ref().map_or(Vec::new(), |queue| queue.waiting_without_record(&live));
         let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
         let (holding, others): (Vec<_>, Vec<_>) = live.into_iter().partition(holds);
@@ -206,7 +207,7 @@ impl<'a> Status<'a> {
         let locks: Vec<_> = self.refresh_locks.iter().filter_map(|lock| refresh_lock(lock, self.now)).collect();
         lines.push(row("refresh locks", locks.first().map_or("free", String::as_str)));
         lines.extend(locks.iter().skip(1).map(|lock| row("", lock)));
-        lines.push(row("auth", &self.auth.describe()));
+        lines.push(row("auth", &self.auth.description));
         lines.push(row("token", &self.token()));
         for (at, run) in self.last.iter().rev().enumerate() {
             lines.push(row(if at == 0 { "last runs" } else { "" }, &finished(run, self.now)));
@@ -267,7 +268,7 @@ impl<'a> Status<'a> {
             orphaned: records(&self.orphaned),
             elsewhere: records(&self.elsewhere),
             refresh_locks: self.refresh_locks.iter().map(|lock| refresh_lock_json(lock, self.now)).collect(),
-            auth: self.auth.name(),
+            auth: self.auth.name,
             token: token_json(&self.login, self.now),
             last: self.last.iter().rev().map(last_run_json).collect(),
             trouble: self.trouble(),

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use crate::config::settings::{Origin, show_seconds};
+use crate::config::duration::show_seconds;
+use crate::config::settings::Origin;
 use crate::records::RunRecord;
 
 /// JSON form of a value and its origin.
@@ -31,7 +32,7 @@ pub(super) struct RecordJson<'a> {
 pub(super) fn origin(origin: &Origin) -> String {
     match origin {
         Origin::Flag => "flag".into(),
-        Origin::Variable(name) => name.clone(),
+        Origin::Variable(name) => name.to_string(),
         Origin::File(path, line) => format!("{}:{line}", path.display()),
         Origin::Default => "default".into(),
     }
@@ -41,7 +42,7 @@ pub(super) fn origin(origin: &Origin) -> String {
 pub(super) fn setting<'a>(value: &'a str, origin: &'a Origin) -> SettingJson<'a> {
     let (origin, variable, file, line) = match origin {
         Origin::Flag => ("flag", None, None, None),
-        Origin::Variable(name) => ("environment", Some(name.as_str()), None, None),
+        Origin::Variable(name) => ("environment", Some(*name), None, None),
         Origin::File(path, line) => ("file", None, Some(path.to_string_lossy()), Some(*line)),
         Origin::Default => ("default", None, None, None),
     };

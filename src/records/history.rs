@@ -1,19 +1,19 @@
 //! `history.jsonl`: a line for each finished run. It is appended to in single writes, and rotated to `history.1.jsonl` when
 //! it is large, replacing the one before.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use fs4::FileExt;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::fields::{lenient, timestamp};
 use super::store::RecordStore;
 use crate::logging::open_to_append;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::{open_to_read, read_bounded};
+use crate::sys::fs::read_bounded;
 
 /// Size at which the history is rotated.
 const LARGE: u64 = 8 << 20;
@@ -21,8 +21,8 @@ const LARGE: u64 = 8 << 20;
 /// Upper bound on its size: a hundred runs that end at once each append a line before one rotates it.
 const LARGEST: u64 = 8 * LARGE;
 
-/// A finished run: its line in the history, and in the file of `--record`. Fields that nothing here reads are only written.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A finished run, as far as anything here reads its line.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct FinishedRun {
     pub(crate) run: String,
     #[serde(default, deserialize_with = "lenient")]
@@ -37,118 +37,67 @@ pub struct FinishedRun {
     pub(crate) wait_ms: Option<u64>,
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) hold_ms: Option<u64>,
-    #[serde(skip_deserializing)]
-    pub(crate) run_ms: Option<u64>,
-    #[serde(skip_deserializing)]
-    pub(crate) lock: String,
-    #[serde(skip_deserializing)]
-    pub(crate) host: String,
-    #[serde(skip_deserializing)]
-    pub(crate) pid: i32,
-    #[serde(skip_deserializing)]
-    pub(crate) version: String,
-    #[serde(skip_deserializing)]
-    pub(crate) program: String,
-    #[serde(skip_deserializing)]
-    pub(crate) session_id: Option<String>,
-    #[serde(skip_deserializing)]
-    pub(crate) subtype: Option<String>,
-    #[serde(skip_deserializing)]
-    pub(crate) is_error: Option<bool>,
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) turns: Option<u64>,
-    #[serde(skip_deserializing)]
-    pub(crate) claude_ms: Option<u64>,
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) cost_usd: Option<f64>,
 }
 
-/// Finished runs, as the history has them.
 #[derive(Debug, Default)]
-pub struct History {
-    /// Finished runs, in the order of their ends.
+pub(crate) struct History {
+    /// In the order of their ends.
     pub(crate) finished: Vec<FinishedRun>,
     /// Number of lines that could not be understood: cut or mixed by a full disk, or from elsewhere.
     pub(crate) skipped: usize,
 }
 
 impl RecordStore {
-    fn history(&self) -> PathBuf {
-        self.path().join("history.jsonl")
-    }
-
-    fn older_history(&self) -> PathBuf {
-        self.path().join("history.1.jsonl")
+    /// Paths of the history before the last rotation, and of the current one.
+    fn histories(&self) -> [PathBuf; 2] {
+        ["history.1.jsonl", "history.jsonl"].map(|name| self.path().join(name))
     }
 
     /// Reads the whole history.
-    ///
-    /// # Errors
-    /// A file is there but cannot be read.
-    pub fn read_history(&self) -> io::Result<History> {
+    pub(crate) fn read_history(&self) -> io::Result<History> {
         let mut history = History::default();
-        for path in [self.older_history(), self.history()] {
-            match read_bounded(&path, LARGEST) {
-                Ok(bytes) => history.parse(&bytes),
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+        for path in self.histories() {
+            let bytes = match read_bounded(&path, LARGEST) {
+                Ok(bytes) => bytes,
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => continue,
                 Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+            };
+            for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+                match FinishedRun::from_json(line) {
+                    Some(run) => history.finished.push(run),
+                    None => history.skipped += 1,
+                }
             }
         }
         Ok(history)
     }
 
-    /// The last `count` finished runs, as far as they stand near the end of the file.
-    pub fn last_finished(&self, count: usize) -> Vec<FinishedRun> {
-        let mut history = History::default();
-        if let Ok(bytes) = read_end(&self.history(), count as u64 * 2048) {
-            history.parse(&bytes);
-        }
-        let first = history.finished.len().saturating_sub(count);
-        history.finished.split_off(first)
+    /// The last `count` finished runs since the history was rotated.
+    pub(crate) fn last_finished(&self, count: usize) -> Vec<FinishedRun> {
+        let bytes = read_bounded(&self.histories()[1], LARGEST).unwrap_or_default();
+        let mut last: Vec<_> = bytes.rsplit(|&byte| byte == b'\n').filter_map(FinishedRun::from_json).take(count).collect();
+        last.reverse();
+        last
     }
 }
 
 /// Appends a complete line.
 pub(super) fn append(store: &RecordStore, line: &str) -> io::Result<()> {
-    let path = store.history();
-    let open = || open_to_append(&path);
-    let mut file = open().or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => store.make().and_then(|()| open()),
-        _ => Err(error),
-    })?;
-    if file.metadata()?.len() >= LARGE {
-        rotate(store, &file)?;
-        file = open()?;
+    let [older, current] = store.histories();
+    let mut file = store.open(|| open_to_append(&current))?;
+    let found = file.metadata()?;
+    if found.len() >= LARGE {
+        // Of all who find it large, one gets the lock, and a later one sees that it is done.
+        if FileExt::try_lock(&file).is_ok() && FileId::at(&current) == Some(FileId::of(&found)) {
+            fs::rename(&current, older)?;
+        }
+        file = open_to_append(&current)?;
     }
     file.write_all(line.as_bytes())
-}
-
-/// Renames the history, once: of all who find it large, one gets the lock, and a later one sees that it is done.
-fn rotate(store: &RecordStore, large: &File) -> io::Result<()> {
-    if FileExt::try_lock(large).is_ok() && FileId::at(&store.history()) == Some(FileId::of(&large.metadata()?)) {
-        fs::rename(store.history(), store.older_history())?;
-    }
-    Ok(())
-}
-
-fn read_end(path: &Path, length: u64) -> io::Result<Vec<u8>> {
-    let mut file = open_to_read(path)?;
-    let size = file.metadata()?.len();
-    file.seek(SeekFrom::Start(size.saturating_sub(length)))?;
-    let mut bytes = Vec::new();
-    file.take(length).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-impl History {
-    fn parse(&mut self, bytes: &[u8]) {
-        for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-            match FinishedRun::from_json(line) {
-                Some(run) => self.finished.push(run),
-                None => self.skipped += 1,
-            }
-        }
-    }
 }
 
 impl FinishedRun {
@@ -157,8 +106,7 @@ impl FinishedRun {
         serde_json::from_slice(line).ok()
     }
 
-    /// End of the run.
-    pub fn ended(&self) -> SystemTime {
+    pub(crate) fn ended(&self) -> SystemTime {
         self.began.checked_add(Duration::from_millis(self.total_ms)).unwrap_or(self.began)
     }
 }

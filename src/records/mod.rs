@@ -8,9 +8,13 @@ mod recorder;
 mod run_record;
 mod store;
 
-pub(crate) use fields::{time, timestamp};
-pub use history::{FinishedRun, History};
+pub use history::FinishedRun;
 pub use recorder::{RunInfo, RunRecorder};
-pub(crate) use run_record::sanitize;
-pub use run_record::{Hold, PathView, RunRecord, State};
-pub use store::{Census, RecordStore};
+pub use run_record::RunRecord;
+pub use store::RecordStore;
+pub(crate) use {
+    fields::{time, timestamp},
+    history::History,
+    run_record::{Hold, PathView, State, sanitize},
+    store::Census,
+};

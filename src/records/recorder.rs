@@ -10,13 +10,16 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::{AccessFlags, access};
+use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::history::{self, FinishedRun};
+use super::fields::time;
+use super::history;
 use super::run_record::{Hold, PathView, RunRecord, State};
 use super::store::{OwnRecord, RecordStore, SILENT_RECORD_TTL};
 use crate::claude::frames::LastResult;
-use crate::config::settings::{LockMode, after};
+use crate::config::duration::after;
+use crate::config::settings::LockMode;
 use crate::logging::open_to_append;
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
@@ -29,14 +32,21 @@ use crate::sys::signal;
 #[derive(Debug)]
 pub struct RunRecorder {
     info: RunInfo,
-    /// Store of the records; `None` without a config dir.
-    store: Option<RecordStore>,
     began_at: SystemTime,
     began: Instant,
+    /// Begin of the wait for the lock, of that for its lock helper, or of the child.
+    since: SystemTime,
     waited: Option<Duration>,
-    lock: LockPhase,
-    phase: RunPhase,
-    published: Option<Published>,
+    hold: Option<Hold>,
+    /// File of the lock, which may have been replaced since.
+    locked: Option<FileId>,
+    key: Option<String>,
+    /// Begin of a hold of our own.
+    acquired: Option<Instant>,
+    held: Option<Duration>,
+    child: Option<(i32, Instant)>,
+    ran: Option<Duration>,
+    published: Option<OwnRecord>,
     /// Time at which the record has to say that the child runs.
     publish_at: Option<Instant>,
     /// Time at which the record begins to look old to other hosts, where they see its age and not its lock.
@@ -49,51 +59,14 @@ pub struct RunRecorder {
 #[derive(Debug)]
 pub struct RunInfo {
     pub(crate) run: RunId,
-    /// `--label`
     pub(crate) label: Option<String>,
     pub(crate) program: PathBuf,
     pub(crate) lock_mode: LockMode,
-    /// Config dir, which keeps the record; without one, there is none.
-    pub(crate) config_dir: Option<PathBuf>,
+    /// Store of the config dir; without one, nothing is kept.
+    pub(crate) records: Option<RecordStore>,
     /// Lock file, if the run uses the session lock.
     pub(crate) lock_file: Option<PathBuf>,
-    /// `--record`
     pub(crate) record_file: Option<PathBuf>,
-}
-
-/// The child, from before its start to the end of its tree.
-#[derive(Clone, Copy, Debug)]
-enum RunPhase {
-    Waiting,
-    Running { child: i32, since: Instant },
-    Exited { child: i32, since: Instant, ended: Instant },
-}
-
-/// The lock, as far as this run has it.
-#[derive(Debug)]
-enum LockPhase {
-    NotHeld,
-    /// The session lock, but not yet the lock of the lock helper.
-    Partly {
-        hold: Hold,
-        file: FileId,
-    },
-    Held {
-        hold: Hold,
-        file: Option<FileId>,
-        key: Option<String>,
-        since: Instant,
-    },
-    /// `None` for a lock that the run has not acquired itself.
-    Released {
-        held: Option<Duration>,
-    },
-}
-
-#[derive(Debug)]
-struct Published {
-    own: OwnRecord,
-    record: RunRecord,
 }
 
 /// Period after which a record is touched, on file systems where its age matters.
@@ -105,14 +78,20 @@ const PUBLISH_AFTER: Duration = Duration::from_millis(20);
 impl RunRecorder {
     /// Recorder of a run that begins now. Nothing is written yet.
     pub fn open(info: RunInfo) -> Self {
+        let began_at = SystemTime::now();
         Self {
-            store: info.config_dir.as_deref().map(RecordStore::of),
             info,
-            began_at: SystemTime::now(),
+            began_at,
             began: Instant::now(),
+            since: began_at,
             waited: None,
-            lock: LockPhase::NotHeld,
-            phase: RunPhase::Waiting,
+            hold: None,
+            locked: None,
+            key: None,
+            acquired: None,
+            held: None,
+            child: None,
+            ran: None,
             published: None,
             publish_at: None,
             touch_at: None,
@@ -121,52 +100,41 @@ impl RunRecorder {
         }
     }
 
-    /// Run id.
-    pub fn run(&self) -> RunId {
+    pub(crate) fn run(&self) -> RunId {
         self.info.run
     }
 
-    /// Config dir, if it can be used.
-    pub fn config_dir(&self) -> Option<&Path> {
-        self.info.config_dir.as_deref()
-    }
-
-    /// Store of all run records.
-    pub fn store(&self) -> Option<&RecordStore> {
-        self.store.as_ref()
-    }
-
-    /// Publishes that the run is about to wait for the lock.
-    pub fn on_wait_started(&mut self) {
-        self.publish();
+    /// Store of all run records, if there is a config dir.
+    pub(crate) fn store(&self) -> Option<&RecordStore> {
+        self.info.records.as_ref()
     }
 
     /// Publishes that the run holds the session lock, but still waits for its lock helper.
-    pub fn on_session_lock(&mut self, hold: Hold, file: FileId) {
-        self.lock = LockPhase::Partly { hold, file };
+    pub(crate) fn on_session_lock(&mut self, hold: Hold, file: FileId) {
+        (self.hold, self.locked, self.since) = (Some(hold), Some(file), SystemTime::now());
         self.publish();
     }
 
     /// Notes that the run holds the lock: before its child is started, and before anybody else can acquire it.
-    pub fn on_acquired(&mut self, hold: Hold, file: Option<FileId>, key: Option<String>) {
-        let has_key = key.is_some();
-        self.lock = LockPhase::Held { hold, file, key, since: Instant::now() };
+    pub(crate) fn on_acquired(&mut self, hold: Hold, file: Option<FileId>, key: Option<String>) {
+        (self.hold, self.locked, self.key) = (Some(hold), file, key);
+        self.acquired = (hold == Hold::Own).then(Instant::now);
         self.on_waited();
-        if has_key {
+        if self.key.is_some() {
             self.publish(); // the child may look for it
         }
     }
 
     /// Notes that the wait for the lock is over, or given up.
-    pub fn on_waited(&mut self) {
+    pub(crate) fn on_waited(&mut self) {
         self.waited = Some(self.began.elapsed());
     }
 
     /// Notes that the child is started. The first record is written now, while the child is on its way, and costs nobody any
     /// time. A record that is there already, of a run that has waited, is rewritten a little later: for a short run, never.
-    pub fn on_started(&mut self, child: i32) {
+    pub(crate) fn on_started(&mut self, child: i32) {
         let now = Instant::now();
-        self.phase = RunPhase::Running { child, since: now };
+        (self.child, self.since) = (Some((child, now)), SystemTime::now());
         match self.published {
             None => self.publish(),
             Some(_) => self.publish_at = Some(now + PUBLISH_AFTER),
@@ -174,7 +142,7 @@ impl RunRecorder {
     }
 
     /// Publishes that the run no longer holds the lock. Call before releasing it.
-    pub fn on_released(&mut self) {
+    pub(crate) fn on_released(&mut self) {
         self.release();
         if self.published.is_some() {
             self.publish();
@@ -182,67 +150,58 @@ impl RunRecorder {
     }
 
     /// Time at which [`run_due`](Self::run_due) has something to do.
-    pub fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
         [self.publish_at, self.touch_at].into_iter().flatten().min()
     }
 
     /// Writes what is due.
-    pub fn run_due(&mut self) {
+    pub(crate) fn run_due(&mut self) {
         let now = Instant::now();
         if self.publish_at.is_some_and(|at| now >= at) {
             self.publish();
         }
         if self.touch_at.take_if(|at| now >= *at).is_some()
-            && let Some(record) = self.published.as_ref().and_then(|published| published.own.path())
+            && let Some(path) = self.published.as_ref().and_then(|own| own.path.as_deref())
         {
-            keep_fresh(record.to_owned());
+            keep_fresh(path.to_owned());
         }
     }
 
     /// Notes that the child and all its descendants have exited.
-    pub fn on_tree_exited(&mut self) {
-        if let RunPhase::Running { child, since } = self.phase {
-            self.phase = RunPhase::Exited { child, since, ended: Instant::now() };
-        }
+    pub(crate) fn on_tree_exited(&mut self) {
+        self.ran = self.child.map(|(_, started)| started.elapsed());
     }
 
     /// Writes a pending record now: others need it for a while yet.
-    pub fn flush_pending(&mut self) {
+    pub(crate) fn flush_pending(&mut self) {
         if self.publish_at.is_some() {
             self.publish();
         }
     }
 
     /// Removes the record. Call before releasing the lock, or two records could claim it.
-    pub fn retire(&mut self) {
-        if let Some(published) = &mut self.published {
-            published.own.remove();
-        }
+    pub(crate) fn retire(&mut self) {
+        self.published.as_mut().map(|own| own.path.take());
         self.touch_at = None;
         self.release();
     }
 
-    /// Notes claude's last result frame.
-    pub fn on_result(&mut self, last_result: Option<LastResult>) {
+    pub(crate) fn on_result(&mut self, last_result: Option<LastResult>) {
         self.last_result = last_result;
     }
 
     /// Logs the end of the run, and writes its line into the history and into the file of `--record`.
     pub fn close(mut self, outcome: Outcome) {
         self.published = None;
-        let finished = self.finished(outcome);
-        info!(
-            name: "run.ended", outcome = outcome.name(), exit_code = outcome.exit_code(), run_ms = self.ran().map_or(0, milliseconds),
-            wait_ms = finished.wait_ms.unwrap_or_default(), "ended"
-        );
-        let Ok(mut line) = serde_json::to_string(&finished) else { return };
-        line.push('\n');
+        let [wait_ms, run_ms] = [self.waited, self.ran].map(|span| span.map_or(0, milliseconds));
+        info!(name: "run.ended", outcome = outcome.name(), exit_code = outcome.exit_code(), run_ms, wait_ms, "ended");
+        let line = format!("{}\n", self.finished(outcome));
         if let Some(file) = &self.info.record_file
             && let Err(error) = open_to_append(file).and_then(|mut file| file.write_all(line.as_bytes()))
         {
             warn!("cannot write the record {}: {error}", file.display());
         }
-        if let Some(store) = &self.store
+        if let Some(store) = &self.info.records
             && let Err(error) = history::append(store, &line)
         {
             self.warn_once(&error);
@@ -250,121 +209,85 @@ impl RunRecorder {
     }
 
     fn release(&mut self) {
-        self.lock = match mem::replace(&mut self.lock, LockPhase::NotHeld) {
-            LockPhase::Held { hold: Hold::Own, since, .. } => LockPhase::Released { held: Some(since.elapsed()) },
-            LockPhase::Released { held } => LockPhase::Released { held },
-            LockPhase::NotHeld | LockPhase::Partly { .. } | LockPhase::Held { .. } => LockPhase::Released { held: None },
-        };
-    }
-
-    fn ran(&self) -> Option<Duration> {
-        match self.phase {
-            RunPhase::Waiting => None,
-            RunPhase::Running { since, .. } => Some(since.elapsed()),
-            RunPhase::Exited { since, ended, .. } => Some(ended - since),
+        (self.hold, self.locked, self.key) = (None, None, None);
+        if let Some(acquired) = self.acquired.take() {
+            self.held = Some(acquired.elapsed());
         }
     }
 
     /// Writes the record as things are.
-    fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         self.publish_at = None;
-        let (Some(config_dir), Some(store), false) = (&self.info.config_dir, &self.store, self.has_failed) else { return };
-        let (old, mut record) = match self.published.take() {
-            // The rest was looked up for the first record, and holds still.
-            Some(Published { own, record }) => (Some(own), record),
-            None => {
-                self.touch_at = after(Instant::now(), Some(TOUCH_AFTER));
-                (None, self.first_record(config_dir))
-            }
-        };
-        (record.state, record.child, record.since) = match self.phase {
-            RunPhase::Waiting => (State::Waiting, None, SystemTime::now()),
-            RunPhase::Running { child, since } | RunPhase::Exited { child, since, .. } => {
-                (State::Running, Some(child), SystemTime::now() - since.elapsed())
-            }
-        };
-        let (hold, file, key) = match &self.lock {
-            LockPhase::NotHeld | LockPhase::Released { .. } => (None, None, None),
-            LockPhase::Partly { hold, file } => (Some(*hold), Some(*file), None),
-            LockPhase::Held { hold, file, key, .. } => (Some(*hold), *file, key.clone()),
-        };
-        (record.hold, record.key) = (hold, key);
-        if let (Some(view), Some(_)) = (&mut record.lock, file) {
-            view.set_file_id(file); // the file may have been replaced during the wait
-        }
-        match store.publish(&record, old.is_some()) {
-            Ok(own) => {
-                old.into_iter().for_each(OwnRecord::forget);
-                self.published = Some(Published { own, record });
-            }
-            Err(error) => {
-                self.published = old.map(|own| Published { own, record });
-                self.warn_once(&error);
-            }
+        let (Some(store), false) = (&self.info.records, self.has_failed) else { return };
+        let is_first = self.published.is_none();
+        if let Err(error) = store.publish(&self.record(store.config_dir()), &mut self.published) {
+            self.warn_once(&error);
+        } else if is_first {
+            self.touch_at = after(Instant::now(), Some(TOUCH_AFTER));
         }
     }
 
     /// Warns that nothing can be recorded, unless it was said already, as of a config dir that cannot be written.
     fn warn_once(&mut self, error: &io::Error) {
-        let (Some(config_dir), Some(store)) = (&self.info.config_dir, &self.store) else { return };
-        let was_said = access(config_dir, AccessFlags::W_OK | AccessFlags::X_OK).is_err();
+        let Some(store) = &self.info.records else { return };
+        let was_said = access(store.config_dir(), AccessFlags::W_OK | AccessFlags::X_OK).is_err();
         if !mem::replace(&mut self.has_failed, true) && !was_said {
             warn!("cannot keep records in {}: {error}; going on without", store.path().display());
         }
     }
 
-    fn first_record(&self, config_dir: &Path) -> RunRecord {
+    fn record(&self, config_dir: &Path) -> RunRecord {
         let config_dir = std::path::absolute(config_dir).unwrap_or_else(|_| config_dir.to_owned());
+        let RunInfo { run, label, program, lock_mode, lock_file, .. } = &self.info;
         RunRecord {
-            run: self.info.run.to_string(),
-            label: self.info.label.clone(),
-            state: State::Waiting,
-            since: self.began_at,
+            run: run.to_string(),
+            label: label.clone(),
+            state: if self.child.is_some() { State::Running } else { State::Waiting },
+            since: self.since,
             began: self.began_at,
-            mode: self.info.lock_mode.name().to_owned(),
-            hold: None,
-            key: None,
+            mode: lock_mode.name().to_owned(),
+            hold: self.hold,
+            key: self.key.clone(),
             host: host(),
-            pid: self.info.run.pid,
-            child: None,
+            pid: run.pid,
+            child: self.child.map(|(pid, _)| pid),
             pid_namespace: pid_namespace(),
             boot: boot_id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            program: self.info.program.to_string_lossy().into_owned(),
+            program: program.to_string_lossy().into_owned(),
             cwd: env::current_dir().ok().map(|cwd| cwd.to_string_lossy().into_owned()),
-            lock: self.info.lock_file.as_deref().map(PathView::of),
-            parent: PathView::of(config_dir.parent().unwrap_or(&config_dir)),
-            config_dir: PathView::of(&config_dir),
+            lock: lock_file.as_deref().map(|path| PathView::of(path, self.locked)),
+            parent: PathView::of(config_dir.parent().unwrap_or(&config_dir), None),
+            config_dir: PathView::of(&config_dir, None),
         }
     }
 
-    fn finished(&mut self, outcome: Outcome) -> FinishedRun {
-        let result = self.last_result.take();
-        let of_result = result.as_ref();
-        let held = if let LockPhase::Released { held } = self.lock { held } else { None };
-        let ran = self.ran().filter(|_| matches!(self.phase, RunPhase::Exited { .. }));
-        FinishedRun {
-            run: self.info.run.to_string(),
-            label: self.info.label.take(),
-            outcome: outcome.name().to_owned(),
-            exit_code: outcome.exit_code(),
-            began: self.began_at,
-            total_ms: milliseconds(self.began.elapsed()),
-            wait_ms: self.waited.map(milliseconds),
-            hold_ms: held.map(milliseconds),
-            run_ms: ran.map(milliseconds),
-            lock: self.info.lock_mode.name().to_owned(),
-            host: host(),
-            pid: self.info.run.pid,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            program: self.info.program.to_string_lossy().into_owned(),
-            is_error: of_result.map(|result| result.is_error),
-            turns: of_result.and_then(|result| result.turns),
-            claude_ms: of_result.and_then(|result| result.duration_ms),
-            cost_usd: of_result.and_then(|result| result.cost_usd),
-            session_id: of_result.and_then(|result| result.session_id.clone()),
-            subtype: result.map(|result| result.subtype),
-        }
+    /// Line of the run in the history. README, `--record`, describes its fields.
+    fn finished(&self, outcome: Outcome) -> Value {
+        let RunInfo { run, label, program, lock_mode, .. } = &self.info;
+        let result = self.last_result.as_ref();
+        json!({
+            "run": run.to_string(),
+            "label": label,
+            "outcome": outcome.name(),
+            "exit_code": outcome.exit_code(),
+            "began": time(self.began_at),
+            "total_ms": milliseconds(self.began.elapsed()),
+            "wait_ms": self.waited.map(milliseconds),
+            "hold_ms": self.held.map(milliseconds),
+            "run_ms": self.ran.map(milliseconds),
+            "lock": lock_mode.name(),
+            "host": host(),
+            "pid": run.pid,
+            "version": env!("CARGO_PKG_VERSION"),
+            "program": program.to_string_lossy(),
+            "session_id": result.map(|result| &result.session_id),
+            "subtype": result.map(|result| &result.subtype),
+            "is_error": result.map(|result| result.is_error),
+            "turns": result.map(|result| result.turns),
+            "claude_ms": result.map(|result| result.duration_ms),
+            "cost_usd": result.map(|result| result.cost_usd),
+        })
     }
 }
 

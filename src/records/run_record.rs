@@ -11,11 +11,9 @@ use super::fields::{lenient, timestamp};
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{boot_id, host};
 
-/// State of a live run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// Waits for the session lock.
+pub(crate) enum State {
     Waiting,
     /// Runs its child, or is about to.
     Running,
@@ -24,8 +22,7 @@ pub enum State {
 /// Way in which a run holds the session lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Hold {
-    /// Acquired by the run itself.
+pub(crate) enum Hold {
     Own,
     /// Held by a run above it.
     RunAbove,
@@ -35,7 +32,7 @@ pub enum Hold {
 
 /// A file as one process sees it, to be compared with what others see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PathView {
+pub(crate) struct PathView {
     pub(crate) path: String,
     /// Path without symbolic links, if it could be resolved.
     #[serde(default, deserialize_with = "lenient")]
@@ -59,7 +56,6 @@ pub struct RunRecord {
     #[serde(with = "timestamp")]
     pub(crate) began: SystemTime,
     pub(crate) mode: String,
-    /// Way in which the run holds the session lock, if it does.
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) hold: Option<Hold>,
     /// The lock helper's key for its lock, while the helper holds that.
@@ -69,7 +65,6 @@ pub struct RunRecord {
     pub(crate) host: String,
     /// Pid of claude-run, in its PID namespace.
     pub(crate) pid: i32,
-    /// Pid of the child, once started.
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) child: Option<i32>,
     #[serde(default, deserialize_with = "lenient")]
@@ -81,7 +76,6 @@ pub struct RunRecord {
     pub(crate) program: String,
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) cwd: Option<String>,
-    /// Lock file, if the run uses the session lock.
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) lock: Option<PathView>,
     pub(crate) config_dir: PathView,
@@ -90,39 +84,33 @@ pub struct RunRecord {
 }
 
 impl PathView {
-    /// Looks at `path` from this process.
-    pub fn of(path: &Path) -> Self {
-        let path = &std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    /// View of a path that leads to `file`; to whatever is there now, if that is `None`.
+    pub(super) fn of(path: &Path, file: Option<FileId>) -> Self {
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let real_path = fs::canonicalize(path).ok().map(|path| path.to_string_lossy().into_owned());
-        let mut view = Self { path: path.to_string_lossy().into_owned(), real_path, device: None, inode: None };
-        view.set_file_id(FileId::at(path));
-        view
+        let (device, inode) = file.or_else(|| FileId::at(path)).map(|file| (file.device, file.inode)).unzip();
+        Self { path: absolute.to_string_lossy().into_owned(), real_path, device, inode }
     }
 
-    /// The file at that path, if there is one.
-    pub fn file_id(&self) -> Option<FileId> {
+    pub(crate) fn file_id(&self) -> Option<FileId> {
         Some(FileId { device: self.device?, inode: self.inode? })
-    }
-
-    pub(super) fn set_file_id(&mut self, file: Option<FileId>) {
-        (self.device, self.inode) = file.map(|file| (file.device, file.inode)).unzip();
     }
 }
 
 impl RunRecord {
     /// True if this run itself has acquired the session lock `lock`.
-    pub fn holds(&self, lock: FileId) -> bool {
+    pub(crate) fn holds(&self, lock: FileId) -> bool {
         self.hold == Some(Hold::Own) && self.is_about(lock)
     }
 
     /// True if `lock` is the session lock of this run. Device numbers are not comparable between hosts.
-    pub fn is_about(&self, lock: FileId) -> bool {
+    pub(crate) fn is_about(&self, lock: FileId) -> bool {
         let seen = self.lock.as_ref().and_then(PathView::file_id);
         seen.is_some_and(|seen| seen.inode == lock.inode && (seen.device == lock.device || self.boot != boot_id()))
     }
 
     /// Name for people: the label, or the program, with pid and host.
-    pub fn who(&self) -> String {
+    pub(crate) fn who(&self) -> String {
         let program = || Path::new(&self.program).file_name().map(|name| name.to_string_lossy().into_owned());
         let name = self.label.clone().or_else(program).unwrap_or_default();
         let elsewhere = if self.host == host() { String::new() } else { format!(" on {}", self.host) };

@@ -9,17 +9,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid};
 use tracing::debug;
 
-use super::policy::{Delivery, Group, TreeState};
+use super::policy::{Delivery, Group, Input, TreeState};
+use crate::outcome::Outcome;
 use crate::run_id::RunId;
 use crate::sys::proc::{self, Stat};
-use crate::sys::wait;
+use crate::sys::wait::{self, ChildStatus};
 
 /// Descendants of this process that belong to a run.
 #[derive(Debug)]
 pub(super) struct ProcessTree {
     run: RunId,
-    /// Monitor of the lock helper. It and its descendants are no part of the run.
-    monitor: Option<Pid>,
+    /// Monitor of the lock helper: a child of ours, but neither it nor its descendants are part of the run.
+    monitor: Option<Process>,
     /// Our children from before the run, as after `sleep 60 & exec claude-run …`.
     preexisting: HashSet<Process>,
     /// Processes that have got TERM.
@@ -30,8 +31,7 @@ pub(super) struct ProcessTree {
 type Process = (i32, u64);
 
 impl ProcessTree {
-    /// Tree of a run whose child is not started yet.
-    pub(super) fn before_start(run: RunId, monitor: Option<Pid>) -> Self {
+    pub(super) fn before_start(run: RunId, monitor: Option<Process>) -> Self {
         let mut tree = Self { run, monitor, preexisting: HashSet::new(), terminated: HashSet::new() };
         if wait::has_children(libc::WEXITED) && proc::is_of_our_pid_namespace() {
             tree.preexisting = tree.members().iter().map(Stat::process).collect();
@@ -42,8 +42,10 @@ impl ProcessTree {
     pub(super) fn state(&self) -> TreeState {
         // Without WEXITED, waitid(2) fails with ECHILD if only zombies are left: exact, and without /proc.
         let has_children = wait::has_children(libc::WSTOPPED);
-        let are_preexisting = || !self.preexisting.is_empty() && self.members().is_empty();
-        if !has_children || are_preexisting() { TreeState::Empty } else { TreeState::Alive }
+        let has_others = self.monitor.is_some() || !self.preexisting.is_empty();
+        // A walk can miss a process whose parent ends meanwhile; a second one finds it among our own children.
+        let is_member_free = || has_others && self.members().is_empty() && self.members().is_empty();
+        if !has_children || is_member_free() { TreeState::Empty } else { TreeState::Alive }
     }
 
     /// Signals all members. Each gets TERM once, and after the first walk only orphans do: what a leftover starts to clean up may
@@ -63,14 +65,9 @@ impl ProcessTree {
                     continue;
                 }
             }
-            match member.signal(signal) {
-                Ok(()) => debug!(pid = member.pid, %signal, "signalled a descendant"),
-                Err(Errno::ESRCH) => {}
-                Err(error) => {
-                    refused += 1;
-                    debug!(pid = member.pid, %signal, %error, "cannot signal a descendant");
-                }
-            }
+            let result = member.signal(signal);
+            debug!(pid = member.pid, %signal, ?result, "signalled a descendant");
+            refused += usize::from(!matches!(result, Ok(()) | Err(Errno::ESRCH)));
         }
         match refused {
             _ if self.state() == TreeState::Empty => Delivery::Complete,
@@ -108,7 +105,7 @@ impl ProcessTree {
     /// True if a child of ours belongs to the run. Beside preexisting children, whose orphans come to us as well, it does if its
     /// environment names the run, or cannot be read.
     fn includes(&self, stat: &Stat) -> bool {
-        if self.monitor.is_some_and(|monitor| monitor.as_raw() == stat.pid) {
+        if self.monitor == Some(stat.process()) {
             return false;
         }
         if self.preexisting.is_empty() {
@@ -119,23 +116,44 @@ impl ProcessTree {
                 .map_or(true, |environment| environment.is_empty() || self.run.is_above(&environment))
     }
 
-    /// Reaps all zombies but `child`.
-    pub(super) fn reap_all_but(&self, child: Pid) {
+    /// Reaps all zombies but `child`, and reads a change of its state. It stays a zombie until the run is over, so that its pid and
+    /// its process group's number are not used again.
+    pub(super) fn next_change(&self, child: Pid) -> Option<Input> {
+        while let Ok(Some(status)) = wait::next_status(None, libc::WEXITED | libc::WNOWAIT) {
+            if status.pid == child.as_raw() {
+                let ending = match status.code {
+                    libc::CLD_EXITED => Outcome::Exited(status.status as u8),
+                    _ => Outcome::Killed(status.status),
+                };
+                return Some(Input::Ended(ending, self.state()));
+            }
+            wait::reap(Pid::from_raw(status.pid));
+        }
+        Some(match wait::next_status(Some(child), libc::WSTOPPED | libc::WCONTINUED).ok()?? {
+            ChildStatus { code: libc::CLD_STOPPED, status, .. } => {
+                Input::Stopped(Signal::try_from(status).unwrap_or(Signal::SIGSTOP))
+            }
+            _ => Input::Continued,
+        })
+    }
+
+    /// Reaps all zombies but `child`, which is one.
+    pub(super) fn next_state(&self, child: Pid) -> TreeState {
         let us = getpid().as_raw();
         let dead = Stat::all().into_iter().filter(|stat| stat.parent == us && stat.is_dead() && stat.pid != child.as_raw());
         dead.for_each(|stat| wait::reap(Pid::from_raw(stat.pid)));
+        self.state()
     }
 }
 
 /// Signals every process of the container if we are its init, else the child's group, whose number its zombie reserves.
 fn signal_without_proc(signal: Signal, child: Pid, group: Group) -> Delivery {
-    let everybody = Pid::from_raw(-1);
     let target = match group {
-        _ if getpid().as_raw() == 1 => everybody,
-        Group::Own => Pid::from_raw(-child.as_raw()),
-        Group::Shared => child,
+        _ if getpid().as_raw() == 1 => -1,
+        Group::Own => -child.as_raw(),
+        Group::Shared => child.as_raw(),
     };
     // ESRCH shows in the next state of the tree.
-    let _ = kill(target, signal);
-    if target == everybody { Delivery::Complete } else { Delivery::Failed }
+    let _ = kill(Pid::from_raw(target), signal);
+    if target == -1 { Delivery::Complete } else { Delivery::Failed }
 }

@@ -1,78 +1,59 @@
 //! The owner of the child: turns events into inputs of the policy, and the policy's actions into system calls. It decides nothing
 //! itself.
 
-mod messages;
-
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_child_subreaper;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tracing::{debug, error, info, warn};
 
-use super::child::{self, Change};
 use super::output::{OutputConfig, Relay, drain};
-use super::policy::{Action, Delivery, Ending, Group, Input, Limit, Policy, PolicyConfig, TreeState};
+use super::policy::{Action, Delivery, Group, Input, MAX_DEFERRAL, Notice, Policy, PolicyConfig, TreeState};
 use super::process_tree::ProcessTree;
-use super::refresh_guard::RefreshGuard;
-use super::spawn::{ChildSetup, Launch};
+use super::spawn::Launch;
 use crate::claude::frames::{FrameEvent, LastResult};
-use crate::claude::refresh_locks::{RefreshLock, Standing};
+use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
+use crate::config::duration::show;
 use crate::events::{Event, EventQueue, SignalSource};
 use crate::lock::LockGuard;
 use crate::outcome::Outcome;
-use crate::records::RunRecorder;
-use crate::run_id::RunId;
+use crate::records::{RecordStore, RunRecorder};
 use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, wait};
 
 /// Parts of a supervised run.
 #[derive(Debug)]
-pub struct Supervision<'a> {
-    /// Program to start.
-    pub launch: Launch<'a>,
-    /// Limits of the run.
-    pub policy: PolicyConfig,
-    /// Purposes for which its output is captured.
-    pub output: &'a OutputConfig,
+pub(crate) struct Supervision {
+    pub(crate) launch: Launch,
+    pub(crate) policy: PolicyConfig,
+    pub(crate) output: OutputConfig,
     /// The session lock, if the run holds it.
-    pub lock: Option<LockGuard>,
+    pub(crate) lock: Option<LockGuard>,
 }
 
 /// Starts the child and waits until its tree is dead. Then it releases the lock, and waits for the reader of the output.
-///
-/// # Errors
-/// The program cannot be executed (`ProgramError`), or the kernel refuses what supervision needs.
-pub fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Outcome> {
+pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Outcome> {
     if let Err(error) = set_child_subreaper(true) {
         warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
     }
     let _modes = (run.policy.group == Group::Shared).then(TerminalModeGuard::of_stdin);
-    let requires_result = run.output.requires_result;
+    let (ignored, requires_result) = (run.policy.ignored, run.output.requires_result);
     let mut supervisor = Supervisor::start(run, recorder, events)?;
-    let (ending, limit) = supervisor.run(recorder, events)?;
-    let request = supervisor.release_lock(recorder, events);
-    let (relay, output_done, ignored) = (supervisor.relay.take(), supervisor.output_done, supervisor.ignored);
+    let mut outcome = supervisor.run()?;
+    let request = supervisor.release_lock();
+    let (relay, output_done) = (supervisor.relay.take(), supervisor.output_done);
     drop(supervisor);
-    let (mut interrupted_by, mut last_result) = (None, None);
+    let mut last_result = None;
     if let Some(mut relay) = relay {
         relay.on_child_ended();
-        if !output_done {
-            interrupted_by = drain(request, events, ignored).context("cannot wait for events")?;
-        }
-        last_result = relay.take_last_result();
+        let interrupted_by =
+            if output_done { None } else { drain(request, events, ignored).context("cannot wait for events")? };
+        outcome = interrupted_by.map_or(outcome, Outcome::EndedDraining);
+        last_result = relay.last_result();
     }
-    let mut outcome = match (interrupted_by, limit, ending) {
-        (Some(signal), ..) => Outcome::EndedDraining(signal),
-        (_, Some(Limit::Hard), _) => Outcome::HardLimit,
-        (_, Some(Limit::Idle), _) => Outcome::IdleLimit,
-        (_, Some(Limit::Lock), _) => Outcome::LockLost,
-        (_, Some(Limit::Result { is_error }), _) => Outcome::HungAfterResult { is_error },
-        (_, None, Ending::Exited(status)) => Outcome::Exited(status),
-        (_, None, Ending::Killed(signal)) => Outcome::Killed(signal),
-    };
     if requires_result && outcome.exit_code() == 0 && !has_success(last_result.as_ref()) {
         outcome = Outcome::NoResult;
     }
@@ -92,19 +73,15 @@ fn has_success(last_result: Option<&LastResult>) -> bool {
     false
 }
 
-/// A started run.
-struct Supervisor {
-    id: RunId,
+struct Supervisor<'a> {
+    recorder: &'a mut RunRecorder,
+    events: &'a mut EventQueue,
     /// Reaped when the run is over: until then its pid is not used again.
     child: Pid,
-    child_ended: bool,
-    group: Group,
-    ignored: SigSet,
     started: Instant,
     tree: ProcessTree,
-    policy: RefreshGuard,
+    policy: Policy,
     lock: Option<LockGuard>,
-    config_dir: Option<PathBuf>,
     watched_files: Vec<PathBuf>,
     /// Time of the last termination request to us.
     requested_at: Option<Instant>,
@@ -113,61 +90,57 @@ struct Supervisor {
     output_done: bool,
 }
 
-impl Supervisor {
-    fn start(run: Supervision, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Self> {
+impl<'a> Supervisor<'a> {
+    fn start(run: Supervision, recorder: &'a mut RunRecorder, events: &'a mut EventQueue) -> Result<Self> {
         let Supervision { launch, policy: config, output, mut lock } = run;
-        let (group, ignored) = (config.group, config.ignored);
-        let tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor_pid));
+        let tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
-            let output = output.prepare().context("cannot make a pipe or a pseudo-terminal for the child's output")?;
+            let relay = output.start(events.sender()).context("cannot capture the child's output")?;
             let lock = lock.as_ref().and_then(LockGuard::descriptor);
-            let child = launch.spawn(ChildSetup { group, lock, stdout: output.stdout(), stderr: output.stderr() })?;
-            Ok((child, output))
+            let outputs = relay.as_ref().map_or([None; 2], Relay::child_ends);
+            let child = launch.spawn(config.group, lock, outputs)?;
+            Ok((child, relay))
         };
-        let (child, output) = spawn().inspect_err(|_| {
+        let (child, relay) = spawn().inspect_err(|_| {
             lock.as_mut().map(|lock| lock.shut_down_helper(recorder, events, None));
             recorder.retire();
         })?;
         let started = Instant::now();
         info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
-        let mut supervisor = Self {
-            id: recorder.run(),
+        let supervisor = Self {
+            recorder,
+            events,
             child,
-            child_ended: false,
-            group,
-            ignored,
             started,
             tree,
-            policy: RefreshGuard::new(Policy::new(config, started)),
+            policy: Policy::new(config, started),
             lock,
-            config_dir: recorder.config_dir().map(Path::to_owned),
             watched_files: Vec::new(),
             requested_at: None,
-            relay: None,
+            relay,
             output_done: false,
         };
-        supervisor.relay = output.start(events.sender()).context("cannot start the relay")?;
-        recorder.on_started(child.as_raw());
+        supervisor.recorder.on_started(child.as_raw());
         Ok(supervisor)
     }
 
     /// Handles events until the policy says that the run is over.
-    fn run(&mut self, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<(Ending, Option<Limit>)> {
+    fn run(&mut self) -> Result<Outcome> {
         self.check_lock(); // it may have been lost before there was a child
         loop {
             let files = self.files_to_watch();
             if files != self.watched_files {
-                events.watch_files(&files);
+                self.events.watch_files(&files);
                 self.watched_files = files;
-                self.on_files_changed(recorder); // they may have changed before they were watched
+                self.on_files_changed(); // they may have changed before they were watched
                 continue;
             }
-            let deadline = [self.policy.next_deadline(), recorder.next_deadline()].into_iter().flatten().min();
-            let events = events.wait(deadline).context("cannot wait for events")?;
-            recorder.run_due();
+            let deadline = [self.policy.next_deadline(), self.recorder.next_deadline()].into_iter().flatten().min();
+            let events = self.events.wait(deadline).context("cannot wait for events")?;
+            self.recorder.run_due();
             let may_have_lost_signals = events.len() >= signal_pipe::CAPACITY;
             if events.contains(&Event::FilesChanged) {
-                self.on_files_changed(recorder);
+                self.on_files_changed();
             }
             events.into_iter().for_each(|event| self.handle_event(event));
             if may_have_lost_signals {
@@ -188,15 +161,17 @@ impl Supervisor {
     }
 
     /// Releases the lock of a dead tree. Returns a termination request that came while the lock helper ended.
-    fn release_lock(&mut self, recorder: &mut RunRecorder, events: &mut EventQueue) -> Option<Signal> {
-        recorder.on_tree_exited();
+    fn release_lock(&mut self) -> Option<Signal> {
+        self.recorder.on_tree_exited();
         let was_held = self.lock.as_ref().is_some_and(LockGuard::is_held);
         let mut request = None;
         if let Some(lock) = self.lock.as_mut().filter(|lock| lock.has_helper()) {
-            recorder.flush_pending();
-            request = lock.shut_down_helper(recorder, events, self.requested_at).filter(|signal| *signal != Signal::SIGUSR2);
+            self.recorder.flush_pending();
+            request = lock
+                .shut_down_helper(self.recorder, self.events, self.requested_at)
+                .filter(|signal| *signal != Signal::SIGUSR2);
         }
-        recorder.retire(); // before another run can acquire the lock
+        self.recorder.retire(); // before another run can acquire the lock
         self.lock = None;
         if was_held {
             info!(name: "lock.released", "released the session lock");
@@ -223,15 +198,17 @@ impl Supervisor {
 
     fn handle_signal(&mut self, signal: Signal, source: SignalSource) {
         debug!(?signal, ?source, "got a signal");
+        let is_shared = self.policy.config.group == Group::Shared;
         // A child that signals its group, which is ours, as claude does for Ctrl-Z, has signalled itself.
-        if self.group == Group::Shared && source == SignalSource::Process(self.child.as_raw()) {
+        if is_shared && source == SignalSource::Process(self.child.as_raw()) {
             return;
         }
         // The kernel does not let a key stop an orphaned process group, but our handler gets it.
         if signal == Signal::SIGTSTP && source == SignalSource::Kernel && !signal::has_job_control_shell() {
             return;
         }
-        if !self.ignored.contains(signal) && (signal::is_termination_request(signal) || signal == Signal::SIGINT) {
+        let requests_end = signal::is_termination_request(signal) || signal == Signal::SIGINT;
+        if requests_end && !self.policy.config.ignored.contains(signal) {
             self.requested_at = Some(Instant::now());
         }
         if signal == Signal::SIGCONT {
@@ -240,47 +217,37 @@ impl Supervisor {
         let was_resized = signal == Signal::SIGWINCH && self.relay.as_ref().is_some_and(Relay::resize);
         self.dispatch(Input::Signal(signal, source));
         // A child in our group got its WINCH before its pseudo-terminal had the new size.
-        if was_resized && self.group == Group::Shared && !self.child_ended {
+        if was_resized && is_shared && self.policy.has_child() {
             self.act(Action::SignalChild(signal));
         }
     }
 
     fn handle_sigchld(&mut self) {
-        if self.child_ended {
-            self.tree.reap_all_but(self.child);
-            self.dispatch(Input::TreeChanged(self.tree.state()));
-            return;
+        if !self.policy.has_child() {
+            let state = self.tree.next_state(self.child);
+            return self.dispatch(Input::TreeChanged(state));
         }
-        match child::next_change(self.child) {
-            Change::Unchanged => {}
-            Change::Stopped(signal) => {
-                debug!(?signal, "the child is stopped");
-                if self.group == Group::Own && matches!(signal, Signal::SIGTTIN | Signal::SIGTTOU) {
-                    warn!(
-                        "the child is stopped because it wants the terminal, which its process group has not; give it stdin from there, or from /dev/null"
-                    );
-                }
-                self.dispatch(Input::Stopped(signal));
-            }
-            Change::Continued => self.dispatch(Input::Continued),
-            Change::Ended(ending) => {
-                self.child_ended = true;
-                self.dispatch(Input::Ended(ending, self.tree.state()));
-            }
+        let Some(change) = self.tree.next_change(self.child) else { return };
+        debug!(?change, "the child's state has changed");
+        if self.policy.config.group == Group::Own && matches!(change, Input::Stopped(Signal::SIGTTIN | Signal::SIGTTOU)) {
+            warn!(
+                "the child is stopped because it wants the terminal, which its process group has not; give it stdin from there, or from /dev/null"
+            );
         }
+        self.dispatch(change);
     }
 
     fn files_to_watch(&self) -> Vec<PathBuf> {
         let mut files: Vec<_> = self.lock.as_ref().and_then(LockGuard::token_file).into_iter().collect();
-        if let Some(config_dir) = self.config_dir.as_ref().filter(|_| self.policy.is_deferring()) {
+        if let Some(config_dir) = self.recorder.store().map(RecordStore::config_dir).filter(|_| self.policy.is_deferring()) {
             files.extend(RefreshLock::of(config_dir).map(|lock| lock.path));
         }
         files
     }
 
-    fn on_files_changed(&mut self, recorder: &mut RunRecorder) {
+    fn on_files_changed(&mut self) {
         if let Some(lock) = self.lock.as_mut().filter(|lock| lock.refresh_done()) {
-            recorder.on_released();
+            self.recorder.on_released();
             lock.release();
             info!(name: "lock.released", "released the session lock: the token is refreshed");
         }
@@ -298,15 +265,11 @@ impl Supervisor {
 
     /// A refresh may be in progress if a refresh lock is live, and its owner is not known to be outside of the tree.
     fn check_refresh(&mut self) {
-        let now = SystemTime::now();
-        let may_be_ours = |lock: &RefreshLock| match (&lock.owner, self.tree.names()) {
-            (Some(owner), Some(names)) => owner.may_be_among(&names),
-            _ => true,
-        };
-        let in_progress = self.config_dir.as_ref().is_some_and(|config_dir| {
-            let locks = RefreshLock::of(config_dir);
-            locks.iter().any(|lock| lock.standing(now) == Standing::Live && may_be_ours(lock))
-        });
+        let names = self.tree.names();
+        let may_be_ours = |owner: Owner| names.as_ref().is_none_or(|names| owner.may_be_among(names));
+        let locks = self.recorder.store().map(|records| RefreshLock::of(records.config_dir())).into_iter().flatten();
+        let mut live = locks.filter(|lock| lock.standing(SystemTime::now()) == Standing::Live);
+        let in_progress = live.any(|lock| lock.owner.is_none_or(may_be_ours));
         self.dispatch(Input::Refresh { in_progress });
     }
 
@@ -331,27 +294,70 @@ impl Supervisor {
                 }
             }
             Action::SignalTree(signal) => {
-                let delivery = self.tree.signal(signal, self.child, self.group);
+                let delivery = self.tree.signal(signal, self.child, self.policy.config.group);
                 if signal == Signal::SIGKILL {
                     self.dispatch(Input::TreeKilled(delivery));
                 }
             }
             Action::CheckRefresh => self.check_refresh(),
-            Action::StopOurselves => signal::stop_ourselves(),
-            Action::StopForShell => signal::stop_for_job_control(SignalSource::Kernel),
+            Action::Stop(source) => signal::stop_for_job_control(source),
             Action::Report => warn!("{}", self.report()),
             Action::Log(notice) => self.log(notice),
         }
     }
+
+    fn report(&self) -> String {
+        let ran = show(self.started.elapsed());
+        let deadline = self.policy.next_deadline().map(|at| show(at.saturating_duration_since(Instant::now())));
+        let state = if self.policy.has_child() { "is running" } else { "has ended, others it started have not" };
+        let next = deadline.map_or_else(|| "no limit".to_owned(), |left| format!("next limit in {left}"));
+        format!("run {}: pid {} {state}, {ran} since its start, {next}", self.recorder.run(), self.child)
+    }
+
+    fn log(&self, notice: Notice) {
+        let pid = self.child.as_raw();
+        let ran = show(self.started.elapsed());
+        let deferral = show(MAX_DEFERRAL);
+        match notice {
+            Notice::LimitExpired(Outcome::LockLost) => {
+                let reason = self.lock.as_ref().and_then(LockGuard::lost_reason).unwrap_or_default();
+                warn!(name: "lock.lost", pid, "{reason}: the lock is lost, sending TERM");
+            }
+            Notice::LimitExpired(Outcome::HungAfterResult { is_error }) => {
+                let grace = if self.policy.has_open_tasks() { "task grace" } else { "result grace" };
+                warn!(name: "run.limit", pid, is_error, "the child has printed its result and stays: the {grace} ran out, sending TERM");
+            }
+            Notice::LimitExpired(limit) => {
+                let limit = limit.name().replace('-', " ");
+                warn!(name: "run.limit", pid, "the {limit} ran out after {ran}: sending TERM");
+            }
+            Notice::KillGraceExpired => {
+                warn!(name: "run.stopping", pid, "the kill grace ran out: sending KILL to the whole tree");
+            }
+            Notice::SecondTerm => warn!(name: "run.stopping", pid, "a second TERM: sending KILL to the whole tree"),
+            Notice::Leftovers => {
+                info!(name: "run.stopping", pid, "the child has ended and left processes behind: sending them TERM");
+            }
+            Notice::Unreachable => {
+                warn!(pid, "a process that the child left behind can be neither seen nor signalled; it stays");
+            }
+            Notice::SignalDeferred => {
+                warn!(name: "refresh.spared", pid, "claude may be refreshing its token: holding signals back, at most {deferral}");
+            }
+            Notice::RefreshTooLong => {
+                warn!(name: "refresh.spared", pid, "claude's refresh lock is still held after {deferral}: going on");
+            }
+        }
+    }
 }
 
-impl Drop for Supervisor {
+impl Drop for Supervisor<'_> {
     fn drop(&mut self) {
         if self.policy.result().is_none() {
             // An error or a panic: the tree must not outlive its supervisor, nor the lock, which is released next.
             let _ = kill(self.child, Signal::SIGKILL);
             while self.tree.state() == TreeState::Alive
-                && self.tree.signal(Signal::SIGKILL, self.child, self.group) != Delivery::Failed
+                && self.tree.signal(Signal::SIGKILL, self.child, self.policy.config.group) != Delivery::Failed
             {
                 std::thread::yield_now();
             }

@@ -105,6 +105,11 @@ pub(crate) fn may_lock_per_host(path: &Path) -> bool {
     Mount::of(path).is_some_and(|mount| matches!(mount.lock_scope().0, LockScope::PerHost | LockScope::Unknown))
 }
 
+/// Mount points at `real`, a path without symlinks, and below it.
+pub(crate) fn points_below(real: &Path) -> Vec<PathBuf> {
+    Mount::all().into_iter().map(|mount| mount.point).filter(|point| point.starts_with(real)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -114,6 +114,31 @@ fn parse_flock(line: &str) -> Option<(Flock, FileId)> {
     Some((Flock { pid: pid.parse().ok()?, waits }, FileId { device, inode: inode.parse().ok()? }))
 }
 
+/// True if a descriptor of `process`, by its name in /proc, holds a flock on `file`.
+pub(crate) fn has_flock(process: &str, file: FileId) -> bool {
+    has_flock_of(process, file, &["READ", "WRITE"])
+}
+
+/// True if that flock is exclusive: an attempt to lock through an inherited descriptor with a shared lock could lose that lock.
+pub(crate) fn has_exclusive_flock(process: &str, file: FileId) -> bool {
+    has_flock_of(process, file, &["WRITE"])
+}
+
+fn has_flock_of(process: &str, file: FileId, kinds: &[&str]) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    descriptors.flatten().any(|entry| {
+        FileId::at(&entry.path()) == Some(file)
+            && fs::read_to_string(format!("/proc/{process}/fdinfo/{}", entry.file_name().display()))
+                .is_ok_and(|info| info.lines().any(|line| flock_kind(line).is_some_and(|kind| kinds.contains(&kind))))
+    })
+}
+
+/// Kind of a flock, from a line in an fdinfo like `lock: 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`.
+fn flock_kind(line: &str) -> Option<&str> {
+    let mut words = line.strip_prefix("lock:")?.split_whitespace().skip(1);
+    (words.next()? == "FLOCK").then(|| words.nth(1)).flatten()
+}
+
 /// Pid of the process `pid` in its own PID namespace, and the name of that namespace.
 pub(crate) fn innermost_pid(pid: i32) -> Option<(i32, String)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -180,6 +205,15 @@ mod tests {
         assert_eq!(parse_flock("12: -> FLOCK  ADVISORY  READ  4711 08:21:1234 0 EOF"), flock(true));
         for other in ["", "1:", "1: POSIX  ADVISORY  WRITE 4711 08:21:1234 0 EOF", "1: FLOCK  ADVISORY  WRITE 4711 08:21"] {
             assert_eq!(parse_flock(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn flocks_in_fdinfo_are_distinguished_from_other_locks() {
+        assert_eq!(flock_kind("lock:\t1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF"), Some("WRITE"));
+        assert_eq!(flock_kind("lock:\t1: FLOCK  ADVISORY  READ 0 08:01:1234 0 EOF"), Some("READ"));
+        for other in ["", "pos:\t0", "lock:\t1: POSIX  ADVISORY  WRITE 4711 08:01:1234 0 EOF"] {
+            assert_eq!(flock_kind(other), None, "{other:?}");
         }
     }
 

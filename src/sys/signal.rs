@@ -65,11 +65,11 @@ impl InheritedDispositions {
 }
 
 /// Starts a thread with all signals blocked: handlers run in the thread that waits for events.
-pub(crate) fn spawn_with_signals_blocked(
+pub(crate) fn spawn_with_signals_blocked<T: Send + 'static>(
     name: &str,
     stack: usize,
-    work: impl FnOnce() + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
     let mut blocked = SigSet::all();
     blocked.remove(INTERRUPT);
     // The thread inherits this mask; setting it in the thread itself would be too late.
@@ -84,7 +84,7 @@ const INTERRUPT: Signal = Signal::SIGURG;
 
 /// Makes the system call in which a thread of [`spawn_with_signals_blocked`] sleeps fail with EINTR, and waits until the thread has
 /// ended. A thread in an uninterruptible sleep, as on a dead NFS server, is left running.
-pub(crate) fn interrupt_thread(thread: JoinHandle<()>) {
+pub(crate) fn interrupt_thread<T>(thread: JoinHandle<T>) {
     extern "C" fn nothing(_: libc::c_int) {}
     let before = set(INTERRUPT, SigHandler::Handler(nothing));
     for _ in 0..500 {

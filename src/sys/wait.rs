@@ -1,16 +1,9 @@
-//! waitid(2) on our children, without blocking and without allocating. Unlike nix's, it works for a child that a real-time signal
-//! has ended. It does not see children that were cloned without a termination signal, as a lock helper's monitor is.
+//! waitid(2) on our children, without blocking. Unlike nix's, it works for a child that a real-time signal has ended.
 
 use std::mem;
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
-
-/// Children to wait for.
-pub(crate) enum Target {
-    AnyChild,
-    Child(Pid),
-}
 
 /// Result of waitid(2): a `CLD_` code, and an exit status or the number of a signal.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,12 +13,9 @@ pub(crate) struct ChildStatus {
     pub(crate) status: i32,
 }
 
-/// Next change of state, by `flags` of waitid(2). The error is ECHILD if there is no such child.
-pub(crate) fn next_status(target: Target, flags: i32) -> nix::Result<Option<ChildStatus>> {
-    let (kind, id) = match target {
-        Target::AnyChild => (libc::P_ALL, 0),
-        Target::Child(pid) => (libc::P_PID, pid.as_raw() as libc::id_t),
-    };
+/// Next change of state of `child`, or of any, by `flags` of waitid(2). The error is ECHILD if there is no such child.
+pub(crate) fn next_status(child: Option<Pid>, flags: i32) -> nix::Result<Option<ChildStatus>> {
+    let (kind, id) = child.map_or((libc::P_ALL, 0), |pid| (libc::P_PID, pid.as_raw() as libc::id_t));
     // SAFETY: all zero is a valid siginfo_t, and what the kernel leaves in place when nothing has changed.
     let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
     // SAFETY: the pointer is to a siginfo_t of ours.
@@ -37,16 +27,16 @@ pub(crate) fn next_status(target: Target, flags: i32) -> nix::Result<Option<Chil
 
 /// True if any child exists: dead or alive for WEXITED, alive for WSTOPPED.
 pub(crate) fn has_children(flag: i32) -> bool {
-    next_status(Target::AnyChild, flag | libc::WNOWAIT) != Err(Errno::ECHILD)
+    next_status(None, flag | libc::WNOWAIT) != Err(Errno::ECHILD)
 }
 
 /// Reaps the zombie `pid`, if it is a child of ours.
 pub(crate) fn reap(pid: Pid) {
     // An error means that it is reaped already.
-    let _ = next_status(Target::Child(pid), libc::WEXITED);
+    let _ = next_status(Some(pid), libc::WEXITED);
 }
 
 /// Reaps all zombies.
 pub(crate) fn reap_all() {
-    while let Ok(Some(_)) = next_status(Target::AnyChild, libc::WEXITED) {}
+    while let Ok(Some(_)) = next_status(None, libc::WEXITED) {}
 }

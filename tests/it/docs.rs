@@ -1,46 +1,75 @@
-//! The documents say what the code does: every option, variable and exit code stands in the README, and every command in it
-//! runs.
+//! The documents say what the code does: every option, variable and exit code stands in the guide, and every command in README
+//! and guide runs.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use claude_run::config::cli::{VERBOSITY_VARIABLE, options};
-use claude_run::config::options::variable;
+use claude_run::config::options::{OPTIONS, OptionSpec, VERBOSITY};
+use claude_run::guide::TOPICS;
 
 use crate::env::{Env, binary};
 
 const README: &str = include_str!("../../README.md");
+const PROMISES: &str = include_str!("../README.md");
+const SCRIPTS: &str = include_str!("../../scripts/README.md");
 
-#[test]
-fn readme_has_every_option_and_variable() {
-    for option in options().get_arguments() {
-        let (flag, variable) = (option.get_long().expect("a flag"), variable(option).expect("a variable"));
-        assert!(README.contains(&format!("`--{flag}")), "--{flag}");
-        assert!(README.contains(&format!("`{variable}`")), "{variable}");
-    }
-    assert!(README.contains(VERBOSITY_VARIABLE));
+/// The chapter of the guide on `topic`.
+fn chapter(topic: &str) -> &'static str {
+    TOPICS.iter().find(|(name, _)| *name == topic).expect("a chapter").1
+}
+
+/// The whole guide.
+fn guide() -> String {
+    TOPICS.iter().map(|(_, text)| *text).collect()
 }
 
 #[test]
-fn readme_has_every_exit_code() {
+fn readme_is_short_and_links_files_that_exist() {
+    assert!(README.lines().count() <= 200 && README.len() <= 16 << 10, "{} lines", README.lines().count());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pages = [("", README), ("tests/", PROMISES), ("scripts/", SCRIPTS)];
+    for (dir, text) in pages.into_iter().chain(TOPICS.iter().map(|(_, text)| ("src/guide/", *text))) {
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let path = link.split('#').next().unwrap_or_default();
+            assert!(link.starts_with("https://") || root.join(dir).join(path).exists(), "{dir}: {link}");
+        }
+    }
+    let chapters = fs::read_dir(root.join("src/guide")).expect("the guide").count();
+    assert_eq!(chapters, TOPICS.len(), "each chapter has a topic");
+}
+
+#[test]
+fn guide_has_every_option_and_variable() {
+    let options_chapter = chapter("options");
+    for OptionSpec { name: flag, variable, .. } in OPTIONS {
+        assert!(options_chapter.contains(&format!("`--{flag}")), "--{flag}");
+        assert!(options_chapter.contains(&format!("`{variable}`")), "{variable}");
+    }
+    assert!(options_chapter.contains(VERBOSITY.variable));
+}
+
+#[test]
+fn readme_and_guide_have_every_exit_code() {
     for code in ["65", "69", "75", "124", "125", "126", "127", "128+N"] {
+        assert!(chapter("options").contains(&format!("| {code} |")), "{code}");
         assert!(README.contains(&format!("| {code} |")), "{code}");
     }
 }
 
 #[test]
-fn readme_has_every_operation_event_and_field() {
+fn guide_has_every_operation_event_and_field() {
+    let guide = guide();
     let operations = ["status", "mode", "settings", "report", "doctor", "setup", "events", "completions", "man-page"];
     let events = "lock.acquiring lock.waiting lock.acquired lock.timeout lock.interrupted lock.unneeded lock.released lock.helper lock.lost refresh.unclear refresh.waiting refresh.waited \
                   refresh.spared run.started run.result run.limit run.stopping run.ended";
     let fields = "run label version state since began mode hold host boot pid_namespace pid child program cwd lock config_dir parent \
                   lock_key holders waiting waiting_without_record running orphaned refresh_locks auth token last trouble age_ms";
     for operation in operations {
-        assert!(README.contains(&format!("claude-run {operation}")), "{operation}");
+        assert!(guide.contains(&format!("claude-run {operation}")), "{operation}");
     }
     for name in events.split(' ').chain(fields.split_whitespace()) {
-        assert!(README.contains(&format!("`{name}`")), "{name}");
+        assert!(guide.contains(&format!("`{name}`")), "{name}");
     }
 }
 
@@ -63,11 +92,11 @@ fn tests(dir: &Path, names: &mut Vec<String>) {
 }
 
 #[test]
-fn readme_names_tests_that_exist() {
+fn promises_name_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut known = Vec::new();
     tests(&root.join("tests/it"), &mut known);
-    let table = README.split("## What is promised").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("the table");
+    let table = PROMISES.split("\n## ").next().expect("the table");
     let named: Vec<_> = table.split('`').skip(1).step_by(2).collect();
     let mut count = 0;
     for name in named.into_iter().filter(|name| name.contains("::") && !name.starts_with("lib ")) {
@@ -81,21 +110,23 @@ fn readme_names_tests_that_exist() {
 }
 
 #[test]
-fn readme_has_every_script() {
+fn page_of_scripts_has_every_script() {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
     for entry in fs::read_dir(scripts).expect("scripts").flatten() {
         let name = entry.file_name().into_string().expect("a name");
-        assert!(name == "lib.sh" || README.contains(&format!("scripts/{name}")), "{name}");
+        assert!(!name.ends_with(".sh") || name == "lib.sh" || SCRIPTS.contains(&format!("scripts/{name}")), "{name}");
     }
 }
 
-/// The fenced blocks of the README that are marked as `kind`.
+/// The fenced blocks of README and guide that are marked as `kind`.
 fn blocks(kind: &str) -> Vec<&'static str> {
     let fence = format!("\n```{kind}\n");
-    README.split(fence.as_str()).skip(1).filter_map(|rest| rest.split("\n```").next()).collect()
+    let pages = [README].into_iter().chain(TOPICS.iter().map(|(_, text)| *text));
+    let blocks = pages.flat_map(|text| text.split(fence.as_str()).skip(1).filter_map(|rest| rest.split("\n```").next()));
+    blocks.collect()
 }
 
-/// Machine that the README assumes: claude-run and a claude on PATH, a login.
+/// Machine that they assume: claude-run and a claude on PATH, a login.
 fn machine() -> Env {
     let env = Env::new();
     let put = |path: &str, mode: u32, text: &str| {
@@ -137,7 +168,7 @@ fn runs(env: &Env, script: &str) {
 }
 
 #[test]
-fn readme_commands_run() {
+fn commands_in_readme_and_guide_run() {
     let mut count = 0;
     for block in blocks("sh") {
         let mut script = String::new();
@@ -158,7 +189,7 @@ fn readme_commands_run() {
 }
 
 #[test]
-fn readme_files_of_other_programs_run_claude_run() {
+fn files_of_other_programs_run_claude_run() {
     let in_environment = "export CLAUDE_CONFIG_DIR=/srv/claude/config\n";
     let [cron, unit, compose, nomad] = ["crontab", "ini", "yaml", "hcl"].map(|kind| {
         let blocks = blocks(kind);

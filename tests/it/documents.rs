@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use claude_run::config::cli::{VERBOSITY_VARIABLE, options};
-use claude_run::config::options::variable;
+use claude_run::config::options::{OPTIONS, OptionSpec, VERBOSITY};
 
 use crate::env::{Env, needs};
 
@@ -120,11 +119,10 @@ fn man_page_is_complete_and_valid() {
     ]);
     man.arg(env.path("claude-run.1"));
     let page = output(man);
-    for option in options().get_arguments() {
-        let (flag, variable) = (option.get_long().expect("a flag"), variable(option).expect("a variable"));
-        assert!(page.contains(&format!("--{flag}")) && page.contains(variable), "{flag}");
+    for OptionSpec { name: flag, variable, .. } in OPTIONS {
+        assert!(page.contains(&format!("--{flag}")) && page.contains(*variable), "{flag}");
     }
-    for word in ["status", "mode", "settings", "report", "doctor", "setup", "events", "completions", VERBOSITY_VARIABLE] {
+    for word in ["status", "mode", "settings", "report", "doctor", "setup", "events", "completions", VERBOSITY.variable] {
         assert!(page.contains(word), "{word}");
     }
     for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "OPERATIONS", "EXIT STATUS", "FILES", "EXAMPLES", "SEE ALSO"]

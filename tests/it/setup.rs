@@ -16,6 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::env::{Env, Running, binary};
+use crate::oauth::mount_namespace;
 
 /// Home and shared dir, on one file system or on two.
 struct Place {
@@ -46,6 +47,45 @@ impl Place {
 
     fn both() -> impl Iterator<Item = Self> {
         [Some(Self::on_one_file_system()), Self::on_two()].into_iter().flatten()
+    }
+
+    fn json(&self) -> PathBuf {
+        self.env.home().join(".claude.json")
+    }
+
+    /// setup in a mount namespace of its own, in which `mounts` were made first, by a shell. Returns its exit code and all it says.
+    fn setup_with_mounts(&self, mounts: &str, words: &[&str]) -> Option<(i32, String)> {
+        let mut unshare = self.env.command("unshare");
+        unshare.arg(mount_namespace()?).args(["sh", "-ec", &format!("{mounts}; exec \"$@\""), "sh"]).arg(binary());
+        unshare.args(["setup", "--shared-dir"]).arg(&self.shared).args(words);
+        let ended = Running::start(unshare).end();
+        Some((ended.code(), format!("{}\n{}", ended.stdout.join("\n"), ended.stderr_text())))
+    }
+
+    /// Both setup and its dry run refuse, for the reason `why`, and nothing is changed.
+    #[track_caller]
+    fn refuses(&self, words: &[&str], why: &str) {
+        let look = || fs::read_dir(self.env.path("")).and_then(|_| fs::read_dir(self.env.home())).map(Iterator::count).ok();
+        let before = look();
+        for more in [&["--dry-run"][..], &["--yes"]] {
+            let text = self.setup(&[words, more].concat(), 1);
+            assert!(text.contains(why) && text.contains("nothing was changed"), "{why}: {text}");
+            assert_eq!(look(), before, "{text}");
+        }
+    }
+
+    /// Home of another user, with content, if we are root.
+    fn of_another_user() -> Option<Self> {
+        let place = crate::env::needs_root("the home is another user's").then(Self::on_one_file_system)?;
+        place.fill();
+        fs::set_permissions(place.env.path(""), Permissions::from_mode(0o755)).expect("a mode");
+        place.hand_over();
+        Some(place)
+    }
+
+    fn hand_over(&self) {
+        let status = self.env.command("chown").args(["-hR", "65534:65534"]).arg(self.env.home()).status().expect("chown");
+        assert!(status.success());
     }
 
     fn link(&self) -> PathBuf {
@@ -94,11 +134,7 @@ impl Place {
     fn content(&self) -> BTreeMap<PathBuf, String> {
         let mut all = BTreeMap::new();
         look(&self.link(), Path::new(""), &mut all);
-        all.retain(|path, _| {
-            !["", "session.lock", ".claude.json", ".claude.json.claude-run-copy", "claude-run"]
-                .iter()
-                .any(|name| path == Path::new(name))
-        });
+        all.retain(|path, _| !["", "session.lock", ".claude.json", "claude-run"].iter().any(|name| path == Path::new(name)));
         all
     }
 }
@@ -157,36 +193,35 @@ fn missing_dirs_are_created_once() {
 
 #[test]
 fn dir_is_moved_whole_and_readable_throughout() {
-    for place in Place::both() {
-        place.fill();
-        let before = place.content();
-        let text = place.setup(&[], 0);
-        assert!(text.contains("--yes does it") && !place.shared.exists(), "nobody was asked: {text}");
-        place.setup(&["--dry-run"], 0);
-        assert!(place.link().is_dir() && !place.link().is_symlink() && !place.shared.exists());
-        let over = Arc::new(AtomicBool::new(false));
-        let (file, is_over) = (place.link().join(".credentials.json"), Arc::clone(&over));
-        let reader = thread::spawn(move || {
-            let mut reads = 0_u64;
-            while !is_over.load(Ordering::Relaxed) {
-                assert_eq!(fs::read_to_string(&file).expect("it is there at every moment"), "secret");
-                reads += 1;
-            }
-            reads
-        });
-        place.setup(&["--yes"], 0);
-        over.store(true, Ordering::Relaxed);
-        assert!(reader.join().expect("a reader") > 0);
-        assert_eq!(place.content(), before);
-        let sparse = fs::metadata(place.config_dir().join("sparse")).expect("a file");
-        assert!(sparse.blocks() * 512 < sparse.len(), "its hole is one");
-        assert_eq!(fs::read_link(place.link()).expect("a link"), place.config_dir());
-        let json = place.env.home().join(".claude.json");
-        assert_eq!(fs::read_link(&json).expect("a link"), place.config_dir().join(".claude.json"));
-        assert_eq!(fs::read_to_string(json).expect("a file"), r#"{"mcpServers":{}}"#);
-        expect_tidy(&place);
-        assert!(place.setup(&["--yes"], 0).contains("nothing to do"));
-    }
+    let place = Place::on_one_file_system();
+    place.fill();
+    let before = place.content();
+    let text = place.setup(&[], 0);
+    assert!(text.contains("--yes does it") && !place.shared.exists(), "nobody was asked: {text}");
+    place.setup(&["--dry-run"], 0);
+    assert!(place.link().is_dir() && !place.link().is_symlink() && !place.shared.exists());
+    let over = Arc::new(AtomicBool::new(false));
+    let (file, is_over) = (place.link().join(".credentials.json"), Arc::clone(&over));
+    let reader = thread::spawn(move || {
+        let mut reads = 0_u64;
+        while !is_over.load(Ordering::Relaxed) {
+            assert_eq!(fs::read_to_string(&file).expect("it is there at every moment"), "secret");
+            reads += 1;
+        }
+        reads
+    });
+    place.setup(&["--yes"], 0);
+    over.store(true, Ordering::Relaxed);
+    assert!(reader.join().expect("a reader") > 0);
+    assert_eq!(place.content(), before);
+    let sparse = fs::metadata(place.config_dir().join("sparse")).expect("a file");
+    assert!(sparse.blocks() * 512 < sparse.len(), "its hole is one");
+    assert_eq!(fs::read_link(place.link()).expect("a link"), place.config_dir());
+    let json = place.env.home().join(".claude.json");
+    assert_eq!(fs::read_link(&json).expect("a link"), place.config_dir().join(".claude.json"));
+    assert_eq!(fs::read_to_string(json).expect("a file"), r#"{"mcpServers":{}}"#);
+    expect_tidy(&place);
+    assert!(place.setup(&["--yes"], 0).contains("nothing to do"));
 }
 
 #[test]
@@ -243,7 +278,7 @@ fn missing_permission_is_found_before_any_change() {
     let ended = Running::start(command).end();
     fs::set_permissions(place.env.home(), Permissions::from_mode(0o755)).expect("a mode");
     assert_eq!(ended.code(), 1, "{ended:?}");
-    assert!(ended.stdout.join("").contains("is not writable by us; nothing was changed"), "{ended:?}");
+    assert!(ended.stdout.join("").contains("is not writable by us (uid "), "{ended:?}");
     assert!(!place.link().is_symlink() && !place.shared.exists());
 }
 
@@ -290,14 +325,14 @@ fn two_settings_files_are_kept_and_reported() {
     let place = Place::on_one_file_system();
     place.fill();
     fs::write(place.link().join(".claude.json"), "other").expect("a file");
-    let text = place.setup(&["--yes"], 1);
-    let json = place.env.home().join(".claude.json");
-    assert!(text.contains(&format!("{} stays as it is", json.display())), "{text}");
-    assert_eq!(fs::read_to_string(&json).expect("a file"), r#"{"mcpServers":{}}"#);
-    assert_eq!(fs::read_to_string(place.config_dir().join(".claude.json")).expect("a file"), "other");
-    fs::write(place.config_dir().join(".claude.json"), r#"{"mcpServers":{}}"#).expect("a file");
-    place.setup(&[], 0);
-    assert!(json.is_symlink(), "they are the same now");
+    place.refuses(&[], "are both there");
+    assert_eq!(fs::read_to_string(place.json()).expect("a file"), r#"{"mcpServers":{}}"#);
+    fs::remove_file(place.link().join(".claude.json")).expect("one that nobody wants");
+    place.setup(&["--yes"], 0);
+    fs::remove_file(place.json()).expect("a link");
+    fs::write(place.json(), "").expect("a file that claude has made since");
+    place.refuses(&[], "are both there");
+    assert_eq!(fs::read_to_string(place.config_dir().join(".claude.json")).expect("a file"), r#"{"mcpServers":{}}"#);
 }
 
 #[test]
@@ -334,7 +369,7 @@ fn json_says_the_same() {
 }
 
 /// Every system call that can change something, or that what follows rests on.
-const CHANGES: [&str; 18] = [
+const CHANGES: [&str; 13] = [
     "openat",
     "write",
     "rename",
@@ -343,22 +378,18 @@ const CHANGES: [&str; 18] = [
     "mkdir",
     "rmdir",
     "unlink",
-    "unlinkat",
     "chmod",
-    "fchmod",
     "fchmodat",
-    "fchown",
-    "utimensat",
     "flock",
-    "fsync",
-    "syncfs",
-    "execve",
+    "getdents64",
+    "faccessat2",
 ];
 
 /// KILL at the first such call, at the second, … until it ends by itself: each time the old state stands or the new one, and the
-/// next setup gets there.
-fn kill_everywhere(make: impl Fn() -> Option<Place>) {
-    let Some(place) = make() else { return };
+/// next setup gets there, though an agent has been at work since.
+#[test]
+fn kill_at_any_system_call_loses_nothing() {
+    let place = Place::on_one_file_system();
     let strace = place.env.command("strace").arg("true").stderr(Stdio::null()).status();
     if !strace.is_ok_and(|status| status.success()) {
         assert!(std::env::var_os("CI").is_none(), "strace does not work here, where every test has to run");
@@ -369,9 +400,9 @@ fn kill_everywhere(make: impl Fn() -> Option<Place>) {
     for call in CHANGES {
         for number in 1.. {
             assert!(number < 1_000, "{call} never ends");
-            let place = make().expect("as before");
+            let place = Place::on_one_file_system();
             place.fill();
-            let before = place.content();
+            let mut before = place.content();
             let mut strace = place.env.command("strace");
             strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("inject={call}:signal=KILL:when={number}"), "-e"]);
             strace.arg(format!("trace={call}")).arg(binary()).args(["setup", "--yes", "--shared-dir"]).arg(&place.shared);
@@ -381,6 +412,8 @@ fn kill_everywhere(make: impl Fn() -> Option<Place>) {
             let json = fs::read_to_string(place.env.home().join(".claude.json"));
             assert_eq!(json.ok().as_deref(), Some(r#"{"mcpServers":{}}"#), "after {}", about());
             let was_whole = output.status.success();
+            fs::write(place.link().join(".credentials.json"), format!("{call} {number}")).expect("a refreshed token");
+            before = place.content();
             kills += u32::from(!was_whole);
             place.setup(&["--yes"], 0);
             assert_eq!(place.content(), before, "in the end, {}", about());
@@ -397,11 +430,240 @@ fn kill_everywhere(make: impl Fn() -> Option<Place>) {
 }
 
 #[test]
-fn kill_at_any_system_call_loses_nothing() {
-    kill_everywhere(|| Some(Place::on_one_file_system()));
+fn other_file_system_needs_a_person() {
+    let Some(place) = Place::on_two() else { return };
+    place.fill();
+    let before = place.content();
+    place.refuses(&[], "are on two file systems; while no claude runs: mkdir -p ");
+    let text = place.setup(&["--yes"], 1);
+    // What it says is enough.
+    let commands: Vec<_> = text.lines().filter_map(|line| line.split_once("runs: ")?.1.split_once(", and call")).collect();
+    assert_eq!(commands.len(), 2, "{text}");
+    for (command, _) in commands {
+        let status = place.env.command("sh").args(["-ec", command]).status().expect("sh");
+        assert!(status.success(), "{command}");
+    }
+    place.setup(&[], 0);
+    assert_eq!(place.content(), before);
+    assert_eq!(fs::read_to_string(place.config_dir().join(".claude.json")).expect("a file"), r#"{"mcpServers":{}}"#);
+    assert!(place.link().with_file_name(".claude.old").is_dir() && place.json().with_file_name(".claude.json.old").is_file());
 }
 
 #[test]
-fn kill_between_two_file_systems_loses_nothing() {
-    kill_everywhere(Place::on_two);
+fn mount_point_on_the_way_is_refused_by_name() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    fs::create_dir_all(place.config_dir()).expect("a directory");
+    for point in [place.link().join("projects"), place.link(), place.config_dir()] {
+        let mount = format!("mount -t tmpfs tmpfs '{0}'; : >'{0}/precious'", point.display());
+        let mount = if point == place.config_dir() { mount.replace("; :", "; test -e '") + "' || true" } else { mount };
+        let Some((code, text)) = place.setup_with_mounts(&mount, &["--yes"]) else { return };
+        assert!(code == 1 && text.contains(&format!("{} is a mount point", point.display())), "{code} {text}");
+    }
+    let mount = format!("mount --bind '{0}' '{0}'", place.json().display());
+    let Some((code, text)) = place.setup_with_mounts(&mount, &["--dry-run"]) else { return };
+    assert!(code == 1 && text.contains(".claude.json is a mount point"), "{code} {text}");
+    assert!(!place.link().is_symlink() && place.link().join("twin").exists());
+}
+
+#[test]
+fn unreadable_settings_files_are_not_equal() {
+    let Some(place) = Place::of_another_user() else { return };
+    fs::write(place.link().join(".claude.json"), "other").expect("a file");
+    place.hand_over();
+    for file in [place.json(), place.link().join(".claude.json")] {
+        fs::set_permissions(file, Permissions::from_mode(0o000)).expect("a mode");
+    }
+    place.refuses(&[], "are both there");
+    assert_eq!(fs::read_to_string(place.link().join(".claude.json")).expect("a file"), "other");
+}
+
+#[test]
+fn link_that_would_dangle_is_refused_by_name() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    let link = place.link().join("projects/a/settings.json");
+    for target in ["../../../dotfiles/x", "../../../.claude/twin", "../../link/../x", "/etc/../etc/passwd", "../.."] {
+        let _ = fs::remove_file(&link);
+        symlink(target, &link).expect("a link");
+        if target == "../.." {
+            place.setup(&["--dry-run"], 0);
+        } else {
+            place.refuses(&[], &format!("the link {} leads out of it, to {target}", link.display()));
+        }
+    }
+    symlink("../secrets/login", place.link().join(".credentials.json.new")).expect("a link");
+    place.refuses(&[], "../secrets/login");
+}
+
+#[test]
+fn shared_dir_inside_the_config_dir_is_refused() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    symlink(place.env.home(), place.env.path("alias")).expect("a link");
+    symlink(place.link(), place.env.path("inside")).expect("a link");
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    for shared in [text(&place.link()), text(&place.env.path("alias/.claude/x")), text(&place.env.path("inside/x/y"))] {
+        place.refuses(&["--shared-dir", &shared], "lie within each other");
+    }
+    place.refuses(&["--home", &text(&place.env.path("alias")), "--shared-dir", &text(&place.env.home())], "lie within");
+    let up = text(&place.env.path("x/../home/.claude/x"));
+    assert!(place.setup(&["--yes", "--shared-dir", &up], 125).contains("has `..` in it"));
+    assert!(!place.link().is_symlink() && place.link().join("twin").exists());
+}
+
+#[test]
+fn move_that_the_kernel_refuses_leaves_nothing() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    for dir in ["upper", "work", "merged"] {
+        fs::create_dir(place.env.path(dir)).expect("a directory");
+    }
+    let [lower, upper, work, merged] = ["home", "upper", "work", "merged"].map(|name| place.env.path(name));
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let mount = format!("mount -t overlay overlay -o {options} '{0}' || exit 99; export HOME='{0}'", merged.display());
+    let shared = merged.join("shared").to_string_lossy().into_owned();
+    let Some((code, text)) = place.setup_with_mounts(&mount, &["--yes", "--shared-dir", &shared]) else { return };
+    if code == 99 {
+        eprintln!("SKIPPED: no overlayfs on this machine: {text}");
+        return;
+    }
+    assert!(code == 1 && text.contains("cp -aT ") && text.contains("goes on when called again"), "{code} {text}");
+    assert!(!upper.join("shared/config").is_symlink() && place.link().join("twin").exists());
+}
+
+#[test]
+fn second_setup_on_a_shared_dir_ends_at_once() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    fs::create_dir(&place.shared).expect("a directory");
+    let mut first = place.env.command("flock");
+    first.arg(&place.shared).args(["sh", "-c", "echo held; exec cat"]).stdin(Stdio::piped());
+    let first = Running::start(first);
+    first.expect_line("held");
+    assert!(place.setup(&["--yes", "--wait", "none"], 1).contains("another setup is at work in "));
+    drop(first);
+    // Of many at once, one moves its content there, and all others keep theirs.
+    let homes: Vec<_> = (0..8).map(|number| place.env.path(&format!("home{number}"))).collect();
+    let start = |home: &PathBuf| {
+        fs::create_dir_all(home.join(".claude")).expect("a home");
+        fs::write(home.join(".claude/own"), home.to_string_lossy().as_ref()).expect("a file");
+        let mut command = place.command(&["--yes"]);
+        command.env("HOME", home);
+        Running::start(command)
+    };
+    let setups: Vec<_> = homes.iter().map(start).collect();
+    let codes: Vec<_> = setups.into_iter().map(|setup| setup.end().code()).collect();
+    assert!(codes.iter().filter(|code| **code == 0).count() == 1, "{codes:?}");
+    for home in homes {
+        let own = fs::read_to_string(home.join(".claude/own")).expect("its own file");
+        assert_eq!(own, home.to_string_lossy());
+    }
+}
+
+#[test]
+fn root_leaves_the_home_to_its_owner() {
+    let Some(place) = Place::of_another_user() else { return };
+    fs::create_dir(&place.shared).expect("a directory");
+    place.refuses(&[], "is not writable by us (uid 65534)");
+    fs::remove_dir(&place.shared).expect("a directory");
+    let owned = place.env.path("");
+    std::os::unix::fs::chown(owned, Some(65534), Some(65534)).expect("an owner");
+    place.setup(&["--yes"], 0);
+    for path in [place.link(), place.json(), place.shared.clone(), place.config_dir(), place.config_dir().join("session.lock")]
+    {
+        let found = fs::symlink_metadata(&path).expect("it is there");
+        assert_eq!((found.uid(), found.gid()), (65534, 65534), "{}", path.display());
+    }
+}
+
+#[test]
+fn file_of_another_owner_is_refused() {
+    let Some(place) = Place::of_another_user() else { return };
+    std::os::unix::fs::chown(place.env.path(""), Some(65534), Some(65534)).expect("an owner");
+    for file in [place.json(), place.link()] {
+        std::os::unix::fs::chown(&file, Some(0), Some(0)).expect("an owner");
+        place.refuses(&[], &format!("{} belongs to uid 0, and not to uid 65534", file.display()));
+        std::os::unix::fs::chown(&file, Some(65534), Some(65534)).expect("an owner");
+    }
+}
+
+#[test]
+fn fifo_as_settings_file_is_not_opened() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    let mode = nix::sys::stat::Mode::S_IRWXU;
+    nix::unistd::mkfifo(&place.link().join(".claude.json"), mode).expect("a FIFO");
+    place.refuses(&[], "are both there");
+    fs::remove_file(place.link().join(".claude.json")).expect("a FIFO");
+    fs::remove_file(place.json()).expect("a file");
+    nix::unistd::mkfifo(&place.json(), mode).expect("a FIFO");
+    place.refuses(&[], ".claude.json is no plain file");
+}
+
+#[test]
+fn env_file_is_looked_at_before_any_change() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    let file = place.env.path("agents.env");
+    let name = file.to_string_lossy().into_owned();
+    place.refuses(&["--env-file", &format!("{name}/none/x")], "No such file");
+    symlink(place.env.path("nonesuch"), &file).expect("a link");
+    place.refuses(&["--env-file", &name], "a link that leads nowhere");
+    fs::remove_file(&file).expect("a link");
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    place.refuses(&["--env-file", &name], "it is no regular file");
+    symlink(&file, place.env.path("to-fifo")).expect("a link");
+    place.refuses(&["--env-file", &place.env.path("to-fifo").to_string_lossy()], "it is no regular file");
+    let lines = place.env.path("two\nlines").to_string_lossy().into_owned();
+    fs::remove_file(&file).expect("a FIFO");
+    place.refuses(&["--shared-dir", &lines, "--env-file", &name], "cannot be written into an env file");
+    if nix::unistd::geteuid().is_root() {
+        symlink(place.env.path("plain"), &file).expect("a link");
+        fs::write(place.env.path("plain"), "").expect("a file");
+        std::os::unix::fs::lchown(&file, Some(65534), None).expect("an owner");
+        place.refuses(&["--env-file", &name], "it is a link of uid 65534");
+    }
+    // A settings file that leads to a device is not replaced, either.
+    nix::unistd::mkfifo(&place.env.path("device"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    symlink(place.env.path("device"), place.link().join("claude-run.toml")).expect("a link");
+    place.env.claude_run().args(["mode", "refresh"]).assert().code(125);
+    assert!(!fs::metadata(place.env.path("device")).expect("it is there").is_file());
+}
+
+#[test]
+fn killed_setup_goes_on_after_an_agent() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    fs::create_dir(&place.shared).expect("a directory");
+    symlink(place.config_dir(), place.config_dir()).expect("what a move leaves that is killed before its rename");
+    fs::write(place.link().join(".credentials.json"), "newer").expect("a refreshed token");
+    place.setup(&["--yes"], 0);
+    assert_eq!(fs::read_to_string(place.config_dir().join(".credentials.json")).expect("a file"), "newer");
+    // The same for ~/.claude.json, which is moved last.
+    let json = place.config_dir().join(".claude.json");
+    fs::remove_file(place.json()).and_then(|()| fs::remove_file(&json)).expect("files");
+    fs::write(place.json(), "newer").and_then(|()| symlink(&json, &json)).expect("files");
+    place.setup(&[], 0);
+    assert!(place.json().is_symlink());
+    assert_eq!(fs::read_to_string(json).expect("a file"), "newer");
+}
+
+#[test]
+fn term_ends_the_wait_and_nothing_is_moved() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    let holder = place.env.hold_lock();
+    let waiting = Running::start(place.command(&["--yes", "--wait", "none"]));
+    assert!(waiting.message().contains("waiting for "));
+    waiting.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(waiting.end().code(), 143);
+    drop(holder);
+    let run = place.env.start_fake(&["--lock", "pass-through"], "ready; hang");
+    run.ready();
+    let waiting = Running::start(place.command(&["--yes", "--wait", "none"]));
+    crate::env::wait_until("it has the lock", || place.env.is_locked());
+    waiting.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(waiting.end().code(), 143);
+    assert!(!place.link().is_symlink() && !place.shared.exists());
 }

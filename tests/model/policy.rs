@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use claude_run::claude::frames::FrameEvent;
 use claude_run::config::settings::Leftovers;
 use claude_run::events::SignalSource;
-use claude_run::supervisor::policy::{Action, Delivery, Ending, Group, Input, Limit, Policy, PolicyConfig, TreeState};
-use claude_run::supervisor::refresh_guard::{MAX_DEFERRAL, RefreshGuard};
+use claude_run::outcome::Outcome;
+use claude_run::supervisor::policy::{Action, Delivery, Group, Input, MAX_DEFERRAL, Policy, PolicyConfig, TreeState};
 use nix::sys::signal::{SigSet, Signal};
 use stateright::{Checker, Model, Property};
 
@@ -46,7 +46,7 @@ enum Below {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
-    policy: RefreshGuard,
+    policy: Policy,
     now: Duration,
     child: Life,
     below: Below,
@@ -76,7 +76,7 @@ enum Step {
     Pass,
     Term,
     Interrupt,
-    ChildEnds(Ending),
+    ChildEnds(Outcome),
     ChildStops,
     LeftoverEnds,
     RefreshBegins,
@@ -107,7 +107,7 @@ impl World {
             ignored: SigSet::empty(),
         };
         Self {
-            policy: RefreshGuard::new(Policy::new(config, *START)),
+            policy: Policy::new(config, *START),
             now: Duration::ZERO,
             child: Life::Running,
             below: shape.below,
@@ -150,7 +150,7 @@ impl World {
 
     fn act(&mut self, action: Action) {
         let over = self.policy.result().is_some();
-        self.ensure(!over || matches!(action, Action::Log(_) | Action::StopOurselves), "nothing is done after the end");
+        self.ensure(!over || matches!(action, Action::Log(_) | Action::Stop(_)), "nothing is done after the end");
         if let Action::SignalChild(signal) | Action::SignalTree(signal) = action
             && matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGKILL)
         {
@@ -188,7 +188,7 @@ impl World {
                 let in_progress = self.refresh_since.is_some();
                 self.happens(Input::Refresh { in_progress });
             }
-            Action::StopOurselves | Action::StopForShell | Action::Report | Action::Log(_) => {}
+            Action::Stop(_) | Action::Report | Action::Log(_) => {}
         }
     }
 
@@ -308,7 +308,7 @@ impl Model for Shape {
         }
         match world.child {
             Life::Running => {
-                steps.extend([Step::ChildEnds(Ending::Exited(3)), Step::ChildStops]);
+                steps.extend([Step::ChildEnds(Outcome::Exited(3)), Step::ChildStops]);
                 if world.frames < 2 {
                     let frames = [
                         FrameEvent::Result { is_error: true },
@@ -325,7 +325,7 @@ impl Model for Shape {
                 }
             }
             Life::Stopped => {}
-            Life::Dying => steps.push(Step::ChildEnds(Ending::Killed(9))),
+            Life::Dying => steps.push(Step::ChildEnds(Outcome::Killed(9))),
             Life::Dead => {}
         }
         if world.below == Below::Somebody {
@@ -347,10 +347,10 @@ impl Model for Shape {
                 world.policy.result().is_none() || (world.child == Life::Dead && nobody)
             }),
             Property::<Self>::always("a limit is blamed only after its time", |_, world| match world.policy.result() {
-                Some((_, Some(Limit::Hard))) => world.now >= HARD_LIMIT,
-                Some((_, Some(Limit::Result { .. }))) => world.now >= RESULT_GRACE && world.frames > 0,
-                Some((_, Some(Limit::Idle))) => false,
-                Some((_, Some(Limit::Lock))) => world.lost_lock,
+                Some(Outcome::HardLimit) => world.now >= HARD_LIMIT,
+                Some(Outcome::HungAfterResult { .. }) => world.now >= RESULT_GRACE && world.frames > 0,
+                Some(Outcome::IdleLimit) => false,
+                Some(Outcome::LockLost) => world.lost_lock,
                 _ => true,
             }),
             Property::<Self>::always("nobody outlives the limit, the graces and the patience", |shape, world| {
@@ -359,7 +359,7 @@ impl Model for Shape {
                 !shape.kill_grace || world.now <= last || world.kill_at.is_some() || !world.lives()
             }),
             Property::<Self>::sometimes("a limit ends a run", |_, world| {
-                matches!(world.policy.result(), Some((_, Some(Limit::Hard))))
+                matches!(world.policy.result(), Some(Outcome::HardLimit))
             }),
             Property::<Self>::sometimes("a refresh is waited for", |_, world| {
                 world.deferred_since.is_some_and(|since| world.now >= since + MAX_DEFERRAL)

@@ -24,9 +24,9 @@ pub(super) fn check(context: &Context, check: &mut Check) {
         }
     };
     let origin = match &resolved.for_child {
-        ForChild::Set(_) => "--config-dir",
-        ForChild::AsItIs if (context.environment)(VARIABLE).is_some() => VARIABLE,
-        ForChild::AsItIs | ForChild::Unset => "HOME",
+        ForChild::Set => "--config-dir",
+        ForChild::Unchanged if (context.environment)(VARIABLE).is_some() => VARIABLE,
+        ForChild::Unchanged | ForChild::Unset => "HOME",
     };
     let shown = format!("{} ({origin})", resolved.path.display());
     match fs::metadata(&resolved.path) {

@@ -11,7 +11,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 
 use super::Check;
-use crate::config::settings::show;
+use crate::config::duration::show;
 use crate::sys::file_watch::FileWatch;
 use crate::sys::mount::Mount;
 

@@ -11,7 +11,8 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::Check;
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
-use crate::config::settings::{HARD_LIMIT, show_seconds};
+use crate::config::duration::show_seconds;
+use crate::config::settings::HARD_LIMIT;
 use crate::lock::{Holder, Queue};
 use crate::ops::{Context, Factory};
 use crate::records::RecordStore;

@@ -10,7 +10,8 @@ use nix::unistd::{AccessFlags, access};
 use super::Check;
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
-use crate::config::settings::{EXTERNAL_LOCK, show_seconds};
+use crate::config::duration::show_seconds;
+use crate::config::settings::EXTERNAL_LOCK;
 use crate::ops::{Context, Factory, text};
 
 pub(super) fn check_login(context: &Context, config_dir: &Path, check: &mut Check) {
@@ -18,7 +19,7 @@ pub(super) fn check_login(context: &Context, config_dir: &Path, check: &mut Chec
     let auth = Auth::of(context.environment, config_dir, &[], &login);
     let file = Login::path(config_dir);
     let shown = file.display();
-    let by = format!("claude goes by: {}", auth.describe());
+    let by = format!("claude goes by: {}", auth.description);
     let expires = match &login {
         Login::None if auth.is_no_login() => return check.pass(format!("{by}; there is no login in {shown}")),
         Login::None => {

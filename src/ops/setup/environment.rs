@@ -2,56 +2,47 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::SHARED_DIR;
-use super::plan::SetupPaths;
+use super::plan::{SetupPaths, Step};
 use crate::claude::config_dir;
 use crate::config::file;
 
-/// Writes the variables; all other lines stay as they are. Returns true if anything has changed, or would.
-pub(super) fn write(path: &Path, paths: &SetupPaths, dry_run: bool) -> Result<bool> {
-    let values = [
-        (SHARED_DIR, paths.shared.to_string_lossy().into_owned()),
-        (config_dir::VARIABLE, paths.config_dir.to_string_lossy().into_owned()),
-    ];
-    let old = std::fs::read_to_string(path).unwrap_or_default();
-    let changed = with(&old, &values) != old;
-    if changed && !dry_run {
-        file::rewrite(path, |text| Ok(with(text, &values))).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(changed)
+/// The step that writes the variables, unless they are there; all other lines stay as they are.
+pub(super) fn step(path: &Path, paths: &SetupPaths) -> Result<Option<Step>> {
+    let value = |path: &Path| match path.to_str() {
+        Some(text) if !text.chars().any(char::is_control) => Ok(text.to_owned()),
+        _ => bail!("{path:?} cannot be written into an env file; name a plain path"),
+    };
+    let values = [(SHARED_DIR, value(&paths.shared)?), (config_dir::VARIABLE, value(&paths.config_dir)?)];
+    let old = file::read_to_rewrite(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let (text, path) = (format!("write {SHARED_DIR} and CLAUDE_CONFIG_DIR into {}", path.display()), path.to_owned());
+    let is_new = with(&old, &values) != old;
+    Ok(is_new.then(|| (text, Box::new(move || file::rewrite(&path, |text| Ok(with(text, &values)))) as _)))
 }
 
 /// Sets these values in `text`, each in the place of the last line that has set it, or at the end.
 fn with(text: &str, values: &[(&str, String)]) -> String {
     let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
     for (name, value) in values {
-        let sets = |line: &String| {
-            let line = line.trim_start();
-            let line = line.strip_prefix("export ").unwrap_or(line);
-            line.trim_start().strip_prefix(name).is_some_and(|rest| rest.starts_with('='))
+        let assignment = format!("{name}={}\n", shell_words::quote(value));
+        let unexported = |line: &str| line.trim_start().strip_prefix("export ").map(|rest| rest.trim_start().to_owned());
+        let sets = |line: &&mut String| {
+            let line = unexported(line).unwrap_or_else(|| line.trim_start().to_owned());
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with('='))
         };
-        match lines.iter().rposition(sets) {
-            Some(at) => {
-                let export = if lines[at].trim_start().starts_with("export ") { "export " } else { "" };
-                lines[at] = format!("{export}{name}={}\n", quoted(value));
-            }
-            None => {
-                if let Some(last) = lines.last_mut().filter(|last| !last.ends_with('\n')) {
-                    last.push('\n');
-                }
-                lines.push(format!("{name}={}\n", quoted(value)));
-            }
+        if let Some(line) = lines.iter_mut().rev().find(sets) {
+            let export = if unexported(line).is_some() { "export " } else { "" };
+            *line = format!("{export}{assignment}");
+            continue;
         }
+        if let Some(last) = lines.last_mut().filter(|last| !last.ends_with('\n')) {
+            last.push('\n');
+        }
+        lines.push(assignment);
     }
     lines.concat()
-}
-
-/// Quotes a value as a shell and compose read it.
-pub(super) fn quoted(value: &str) -> String {
-    let is_plain = value.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c));
-    if is_plain { value.to_owned() } else { format!("'{}'", value.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]

@@ -1,38 +1,31 @@
-//! The plan of setup: the steps that lead from what is there to a shared config dir. A setup that was killed leaves a state that
-//! this recognises, so the remaining steps follow from it, and no record of them is needed.
+//! The plan of setup: the steps that lead from what is there to a shared config dir, or all reasons not to begin. A setup that was
+//! killed leaves a state that this recognises, so the remaining steps follow from it, and no record of them is needed.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context as _, Result};
-use nix::unistd::{AccessFlags, access};
+use anyhow::{Context as _, Result, ensure};
+use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
+use nix::unistd::{AccessFlags, faccessat, geteuid};
 
-use super::step::Step;
-use super::tree;
+use super::environment;
+use crate::sys::file_id::FileId;
 use crate::sys::mount::{self, Mount};
 
 /// Paths that setup deals with.
-#[derive(Debug)]
 pub(super) struct SetupPaths {
+    pub(super) home: PathBuf,
     pub(super) shared: PathBuf,
     /// In the shared dir.
     pub(super) config_dir: PathBuf,
     /// `~/.claude`
     pub(super) link: PathBuf,
-    /// `~/.claude.json`
-    settings: PathBuf,
-    /// Beside `~/.claude`: its counterpart in an exchange.
-    aside: PathBuf,
-    /// Beside `~/.claude`: an original that is to be removed.
-    done: PathBuf,
-    /// Beside the config dir: a copy that is not yet complete.
-    copy: PathBuf,
 }
 
-/// Kind of the file at a path.
-#[derive(Debug, PartialEq, Eq)]
 enum PathKind {
+    /// Nothing, or a link that leads to itself, as a move that was killed leaves one.
     Missing,
     EmptyDir,
     FullDir,
@@ -40,62 +33,60 @@ enum PathKind {
     Other,
 }
 
-#[derive(Debug)]
-pub(super) struct SetupPlan<'a> {
-    paths: &'a SetupPaths,
+/// A single atomic change, or one that makes what nobody uses yet; and what it does, in words.
+pub(super) type Step = (String, Box<dyn FnOnce() -> io::Result<()>>);
+
+#[derive(Default)]
+pub(super) struct SetupPlan {
     pub(super) steps: Vec<Step>,
     /// True if content of `~/.claude` is moved.
     pub(super) moves_content: bool,
     /// Reasons not to begin.
     pub(super) refusals: Vec<String>,
-    /// Problems that the steps leave to somebody else.
-    pub(super) troubles: Vec<String>,
 }
 
 impl SetupPaths {
     pub(super) fn new(home: &Path, shared: &Path) -> Result<Self> {
-        let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("{}", path.display()));
-        let (home, shared) = (absolute(home)?, absolute(shared)?);
-        Ok(Self {
-            copy: shared.join("config.claude-run-copy"),
-            config_dir: shared.join("config"),
-            shared,
-            link: home.join(".claude"),
-            settings: home.join(".claude.json"),
-            aside: home.join(".claude.claude-run-aside"),
-            done: home.join(".claude.claude-run-done"),
-        })
+        for path in [home, shared] {
+            let is_plain = path.components().all(|part| part != Component::ParentDir);
+            ensure!(is_plain, "{} has `..` in it; name it without", path.display());
+        }
+        let (home, shared) = (std::path::absolute(home)?, std::path::absolute(shared).context("no shared dir")?);
+        Ok(Self { config_dir: shared.join("config"), link: home.join(".claude"), shared, home })
     }
 }
 
 impl PathKind {
     fn of(path: &Path) -> Self {
-        match fs::symlink_metadata(path) {
-            Err(_) => Self::Missing,
-            Ok(found) if found.is_symlink() => fs::read_link(path).map_or(Self::Other, Self::Link),
-            Ok(found) if found.is_dir() => {
+        match (fs::symlink_metadata(path), fs::metadata(path)) {
+            (Err(error), _) if error.kind() == ErrorKind::NotFound => Self::Missing,
+            (Ok(found), Err(error)) if found.is_symlink() && error.raw_os_error() == Some(libc::ELOOP) => Self::Missing,
+            (Ok(found), _) if found.is_symlink() => fs::read_link(path).map_or(Self::Other, Self::Link),
+            (Ok(found), _) if found.is_dir() => {
                 let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
                 if is_empty { Self::EmptyDir } else { Self::FullDir }
             }
-            Ok(_) => Self::Other,
+            _ => Self::Other,
         }
-    }
-
-    fn is_dir(&self) -> bool {
-        matches!(self, Self::EmptyDir | Self::FullDir)
     }
 }
 
-impl<'a> SetupPlan<'a> {
-    pub(super) fn of(paths: &'a SetupPaths) -> Self {
-        let (steps, refusals, troubles) = (Vec::new(), Vec::new(), Vec::new());
-        let mut plan = Self { paths, steps, moves_content: false, refusals, troubles };
-        plan.plan_directory();
-        if plan.refusals.is_empty() {
-            plan.plan_settings();
+impl SetupPlan {
+    pub(super) fn of(paths: &SetupPaths, env_file: Option<&Path>) -> Self {
+        let mut plan = Self::default();
+        plan.plan_config_dir(paths);
+        plan.plan_settings(paths);
+        let has_steps = !plan.steps.is_empty();
+        let mut dirs = vec![&*paths.home, nearest(&paths.shared), nearest(&paths.config_dir)];
+        dirs.dedup();
+        dirs.retain(|dir| faccessat(AT_FDCWD, *dir, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS).is_err());
+        for dir in dirs.into_iter().filter(|_| has_steps) {
+            plan.refuse(format!("{} is not writable by us (uid {})", dir.display(), geteuid()));
         }
-        if plan.refusals.is_empty() && !plan.steps.is_empty() {
-            plan.check_permissions();
+        match env_file.map(|file| environment::step(file, paths)) {
+            Some(Ok(step)) => plan.steps.extend(step),
+            Some(Err(error)) => plan.refuse(format!("{error:#}")),
+            None => {}
         }
         plan
     }
@@ -104,239 +95,168 @@ impl<'a> SetupPlan<'a> {
         self.refusals.push(format!("{why}; nothing was changed"));
     }
 
-    fn plan_directory(&mut self) {
-        let SetupPaths { shared, config_dir, link, aside, done, .. } = self.paths;
-        if link.starts_with(shared) || config_dir.starts_with(link) {
-            return self.refuse(format!("{} and {} lie within each other", link.display(), config_dir.display()));
-        }
-        if PathKind::of(done).is_dir() {
-            self.steps.push(Step::RemoveTree(done.clone()));
-        }
-        if leads(link, config_dir) {
-            self.complete_link();
-        } else if leads(aside, config_dir) || PathKind::of(aside) == PathKind::Missing || is_loop(aside) {
-            self.plan_link();
-        } else {
-            self.refuse(format!("{} is in the way", aside.display()));
-        }
+    fn push(&mut self, text: String, action: impl FnOnce() -> io::Result<()> + 'static) {
+        self.steps.push((text, Box::new(action)));
     }
 
-    /// `~/.claude` is the link already: adds what an earlier setup has not come to.
-    fn complete_link(&mut self) {
-        let SetupPaths { config_dir, aside, .. } = self.paths;
-        let target = PathKind::of(config_dir);
-        match (&target, PathKind::of(aside)) {
-            // The content is aside, and the config dir leads there: one exchange is missing.
-            (PathKind::Link(to), kind) if to == aside && kind.is_dir() => self.steps.extend([
-                Step::Exchange(aside.clone(), config_dir.clone()),
-                Step::RemoveLink(aside.clone()),
-                Step::MakePrivate(config_dir.clone()),
-            ]),
-            (PathKind::Missing, PathKind::Missing) => self.steps.push(Step::MakeDir(config_dir.clone())),
-            (_, PathKind::Missing) if target.is_dir() => {}
-            (_, PathKind::Link(_)) if target.is_dir() => self.steps.push(Step::RemoveLink(aside.clone())),
-            (_, PathKind::EmptyDir) if target.is_dir() => self.steps.push(Step::RemoveDir(aside.clone())),
-            // The original of a copy.
-            (_, PathKind::FullDir) if target.is_dir() => self.remove_original(),
-            _ => self.refuse(format!("{} is no directory", config_dir.display())),
-        }
-        let is_open = fs::metadata(config_dir).is_ok_and(|found| found.permissions().mode() & 0o077 != 0);
-        if is_open && target.is_dir() {
-            self.steps.push(Step::MakePrivate(config_dir.clone()));
-        }
-    }
-
-    /// Plans how `~/.claude` becomes the link.
-    fn plan_link(&mut self) {
-        let SetupPaths { shared, config_dir, link, aside, .. } = self.paths;
-        let target = PathKind::of(config_dir);
-        match (PathKind::of(link), &target) {
-            (PathKind::Link(to), _) => {
-                self.refuse(format!("{} is a link to {}, not to {}", link.display(), to.display(), config_dir.display()))
+    fn plan_config_dir(&mut self, paths: &SetupPaths) {
+        let SetupPaths { home, shared, config_dir, link } = paths;
+        let (real_link, real_shared) = (real(home).join(".claude"), real(shared));
+        let (from, to) = (link.display(), config_dir.display());
+        match (PathKind::of(link), PathKind::of(config_dir)) {
+            _ if real_link.starts_with(&real_shared) || real_shared.starts_with(&real_link) => {
+                self.refuse(format!("{from} and {to} lie within each other"));
             }
-            (PathKind::Other, _) => self.refuse(format!("{} is no directory", link.display())),
-            (_, PathKind::Other) => self.refuse(format!("{} is no directory", config_dir.display())),
-            (_, PathKind::Link(to)) if to != aside => {
-                self.refuse(format!("{} is a link to {}", config_dir.display(), to.display()))
+            (PathKind::Link(other), _) if other != *config_dir && !is_same(link, config_dir) => {
+                self.refuse(format!("{from} is a link to {}, not to {to}", other.display()));
             }
-            (PathKind::Missing, _) => {
-                self.make_target(&target);
-                self.steps.push(Step::Link { at: link.clone(), to: config_dir.clone() });
-            }
-            _ if mount::is_mount_point(&real(link)) => {
-                self.refuse(format!("{} is a mount point, and cannot be moved away", link.display()))
-            }
-            (PathKind::EmptyDir, _) => {
-                self.make_target(&target);
-                self.link_aside();
-                self.steps.extend([Step::Exchange(link.clone(), aside.clone()), Step::RemoveDir(aside.clone())]);
-            }
-            (PathKind::FullDir, PathKind::FullDir) => {
-                // A setup that was killed between the copy's rename and the exchange leaves two equal ones.
-                let is_copy = leads(aside, config_dir) && matches!(tree::difference(link, config_dir), Ok(None));
-                if !is_copy {
-                    return self.refuse(format!("{} and {} both have content", link.display(), config_dir.display()));
-                }
-                self.moves_content = true;
-                self.steps.push(Step::Exchange(link.clone(), aside.clone()));
-                self.remove_original();
-            }
+            (PathKind::Other, _) => self.refuse(format!("{from} is no directory")),
+            (_, PathKind::Link(_) | PathKind::Other) => self.refuse(format!("{to} is no directory")),
+            (PathKind::FullDir, PathKind::FullDir) => self.refuse(format!("{from} and {to} both have content")),
             (PathKind::FullDir, _) => {
                 self.moves_content = true;
-                if PathKind::of(shared) == PathKind::Missing {
-                    self.steps.push(Step::MakeDir(shared.clone()));
+                if let Err(error) = ensure_links_hold(&real_link, 0) {
+                    self.refuse(format!("{from} cannot be moved: {error}"));
                 }
-                if is_one_mount(link, shared) {
-                    self.move_content(&target)
-                } else {
-                    self.copy_content(&target)
+                self.plan_move(link, config_dir);
+                self.make_private(link, config_dir);
+            }
+            (now, target) => {
+                if let PathKind::Missing = target {
+                    self.clear(config_dir);
+                    let dir = config_dir.clone();
+                    self.push(format!("make {to}, with mode 0700"), || DirBuilder::new().mode(0o700).create(dir));
                 }
-                self.steps.push(Step::MakePrivate(config_dir.clone()));
+                self.make_private(config_dir, config_dir);
+                if !matches!(now, PathKind::Link(_)) {
+                    self.clear(link);
+                    let (at, dir) = (link.clone(), config_dir.clone());
+                    self.push(format!("link {from} to {to}"), || symlink(dir, at));
+                }
             }
         }
     }
 
-    fn make_target(&mut self, target: &PathKind) {
-        let config_dir = &self.paths.config_dir;
-        if let PathKind::Link(_) = target {
-            self.steps.push(Step::RemoveLink(config_dir.clone()));
-        }
-        if !target.is_dir() {
-            self.steps.push(Step::MakeDir(config_dir.clone()));
+    /// Plans the removal of an empty directory, or of a link that leads to itself, if there is one.
+    fn clear(&mut self, path: &Path) {
+        let (is_link, gone) = (path.is_symlink(), path.to_owned());
+        if is_link || path.is_dir() {
+            self.check_movable(path);
+            self.push(format!("remove {}, in which nothing is", path.display()), move || {
+                if is_link { fs::remove_file(gone) } else { fs::remove_dir(gone) }
+            });
         }
     }
 
-    fn link_aside(&mut self) {
-        let SetupPaths { aside, config_dir, .. } = self.paths;
-        match PathKind::of(aside) {
-            PathKind::Link(to) if to == *config_dir => return,
-            PathKind::Link(_) => self.steps.push(Step::RemoveLink(aside.clone())),
+    /// Makes `dir` private, which is at `now` as yet.
+    fn make_private(&mut self, now: &Path, dir: &Path) {
+        if fs::metadata(now).is_ok_and(|found| found.mode() & 0o077 != 0) {
+            let (text, dir) = (format!("set {} to mode 0700", dir.display()), dir.to_owned());
+            self.push(text, || fs::set_permissions(dir, Permissions::from_mode(0o700)));
+        }
+    }
+
+    /// Plans the move of a file or directory within one file system. To another it would have to be copied, and something might be
+    /// lost: that is left to a person.
+    fn plan_move(&mut self, from: &Path, to: &Path) {
+        self.check_movable(from);
+        if !is_one_file_system(from, to) {
+            self.refuse(format!("{} and {} are on two file systems; {}", from.display(), to.display(), by_hand(from, to)));
+        }
+        self.clear(to);
+        let text = format!("move {} to {}, and leave a link, in one step", from.display(), to.display());
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.push(text, move || {
+            // Killed behind this, it leaves a link that leads to itself, and `from` as it was.
+            symlink(&to, &to)?;
+            renameat2(AT_FDCWD, &from, AT_FDCWD, &to, RenameFlags::RENAME_EXCHANGE).or_else(|errno| {
+                fs::remove_file(&to)?;
+                // As on overlayfs, where what is in a lower layer cannot be renamed.
+                Err(io::Error::other(format!("{errno}; {}", by_hand(&from, &to))))
+            })
+        });
+    }
+
+    fn check_movable(&mut self, path: &Path) {
+        for mount in mount::points_below(&real(path)) {
+            self.refuse(format!("{} is a mount point, and cannot be moved away", mount.display()));
+        }
+        match fs::symlink_metadata(path) {
+            Ok(found) if found.uid() != geteuid().as_raw() => {
+                self.refuse(format!("{} belongs to uid {}, and not to uid {}", path.display(), found.uid(), geteuid()));
+            }
             _ => {}
-        }
-        self.steps.push(Step::Link { at: aside.clone(), to: config_dir.clone() });
-    }
-
-    /// Within one file system nothing is copied. `~/.claude` becomes a link that leads, over the config dir, to where the content
-    /// is aside; then that and the config dir are exchanged.
-    fn move_content(&mut self, target: &PathKind) {
-        let SetupPaths { config_dir, link, aside, .. } = self.paths;
-        if *target == PathKind::EmptyDir {
-            self.steps.push(Step::RemoveDir(config_dir.clone()));
-        }
-        if !matches!(target, PathKind::Link(_)) {
-            self.steps.push(Step::Link { at: config_dir.clone(), to: aside.clone() });
-        }
-        self.link_aside();
-        self.steps.extend([
-            Step::Exchange(link.clone(), aside.clone()),
-            Step::Exchange(aside.clone(), config_dir.clone()),
-            Step::RemoveLink(aside.clone()),
-        ]);
-    }
-
-    /// To another file system the content is copied aside, compared, and only then renamed into place.
-    fn copy_content(&mut self, target: &PathKind) {
-        let SetupPaths { config_dir, link, aside, copy, .. } = self.paths;
-        if let PathKind::Link(_) = target {
-            self.steps.push(Step::RemoveLink(config_dir.clone()));
-        }
-        if PathKind::of(copy) != PathKind::Missing {
-            self.steps.push(Step::RemoveTree(copy.clone()));
-        }
-        self.steps.push(Step::Copy { from: link.clone(), to: copy.clone() });
-        self.link_aside();
-        self.steps
-            .extend([Step::Rename { from: copy.clone(), to: config_dir.clone() }, Step::Exchange(link.clone(), aside.clone())]);
-        self.remove_original();
-    }
-
-    /// Compares the original with its copy once more, now that nobody can change it, and removes it.
-    fn remove_original(&mut self) {
-        let SetupPaths { aside, config_dir, done, .. } = self.paths;
-        self.steps.extend([
-            Step::Compare { old: aside.clone(), new: config_dir.clone() },
-            Step::Rename { from: aside.clone(), to: done.clone() },
-            Step::RemoveTree(done.clone()),
-        ]);
-    }
-
-    /// Refuses what would fail for lack of permission.
-    fn check_permissions(&mut self) {
-        let paths = self.paths;
-        let shared = paths.config_dir.ancestors().skip(1).find(|path| path.exists());
-        for dir in [paths.link.parent(), shared].into_iter().flatten() {
-            if access(dir, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
-                self.refuse(format!("{} is not writable by us", dir.display()));
-            }
         }
     }
 
     /// `~/.claude.json`: claude looks for it in the config dir once `CLAUDE_CONFIG_DIR` is set.
-    fn plan_settings(&mut self) {
-        let SetupPaths { config_dir, link, settings, .. } = self.paths;
-        let new = config_dir.join(".claude.json");
+    fn plan_settings(&mut self, paths: &SetupPaths) {
+        let SetupPaths { home, config_dir, link, .. } = paths;
+        let (old, new) = (home.join(".claude.json"), config_dir.join(".claude.json"));
         // Its present path: the content of ~/.claude may be yet to be moved.
         let now = if self.moves_content { link.join(".claude.json") } else { new.clone() };
-        let by = settings.with_file_name(".claude.json.claude-run-link");
-        let copy = config_dir.join(".claude.json.claude-run-copy");
-        let replace = Step::ReplaceByLink { at: settings.clone(), to: new.clone(), by: by.clone() };
-        match (PathKind::of(settings), PathKind::of(&now)) {
+        match (PathKind::of(&old), PathKind::of(&now)) {
             (PathKind::Missing, _) => {}
-            // A setup that was killed may leave the original.
-            (PathKind::Link(to), _) if to == new && PathKind::of(&by) == PathKind::Other => {
-                if fs::read(&by).ok() == fs::read(&new).ok() {
-                    self.steps.push(Step::RemoveLink(by));
-                } else {
-                    self.troubles.push(format!(
-                        "{} is what {} was before; remove it by hand",
-                        by.display(),
-                        settings.display()
-                    ));
-                }
-            }
-            (PathKind::Link(to), _) if to == new => {}
-            (PathKind::Other, PathKind::Missing) => {
-                if PathKind::of(&copy) != PathKind::Missing {
-                    self.steps.push(Step::RemoveLink(copy.clone()));
-                }
-                self.steps.extend([
-                    Step::Copy { from: settings.clone(), to: copy.clone() },
-                    Step::Rename { from: copy, to: new },
-                    replace,
-                ]);
-            }
-            (PathKind::Other, PathKind::Other) if fs::read(settings).ok() == fs::read(&now).ok() => self.steps.push(replace),
-            (_, kind) => {
-                let (old, new) = (settings.display(), new.display());
-                let why = if kind == PathKind::Missing { "is no plain file" } else { "is there, too" };
-                self.troubles.push(format!(
-                    "{old} stays as it is, and {new} {why}: with CLAUDE_CONFIG_DIR set, claude reads the latter"
-                ));
-            }
+            (PathKind::Link(to), _) if to == new || is_same(&old, &new) => {}
+            (PathKind::Other, PathKind::Missing) if old.is_file() => self.plan_move(&old, &new),
+            (_, PathKind::Missing) => self.refuse(format!("{} is no plain file", old.display())),
+            _ => self.refuse(format!(
+                "{} and {} are both there; with CLAUDE_CONFIG_DIR set, claude reads the latter; remove one of them",
+                old.display(),
+                now.display()
+            )),
         }
     }
 }
 
-fn leads(from: &Path, to: &Path) -> bool {
-    matches!(PathKind::of(from), PathKind::Link(target) if target == to || is_same_dir(from, to))
+fn is_same(one: &Path, other: &Path) -> bool {
+    FileId::at(one).is_some() && FileId::at(one) == FileId::at(other)
 }
 
-/// True for a link that leads to itself: the last exchange leaves one.
-fn is_loop(link: &Path) -> bool {
-    fs::read_link(link).is_ok_and(|to| to == link)
-}
-
-fn is_same_dir(one: &Path, other: &Path) -> bool {
-    fs::canonicalize(one).is_ok_and(|one| fs::canonicalize(other).is_ok_and(|other| one == other))
-}
-
+/// Real path of `path`, whose last parts may be missing.
 fn real(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+    match (fs::canonicalize(path), path.parent(), path.file_name()) {
+        (Err(_), Some(parent), Some(name)) => real(parent).join(name),
+        (result, ..) => result.unwrap_or_else(|_| path.to_owned()),
+    }
 }
 
-/// True if a rename can go from one to the other. The second need not be there yet.
-fn is_one_mount(link: &Path, shared: &Path) -> bool {
-    let there = shared.ancestors().find(|path| path.exists()).unwrap_or(shared);
-    let home = link.parent().unwrap_or(link);
-    Mount::of(&real(home)).is_some_and(|mount| Mount::of(&real(there)).as_ref() == Some(&mount))
+/// The path itself, or the nearest one above it that is there.
+fn nearest(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.exists()).unwrap_or(path)
+}
+
+fn is_one_file_system(from: &Path, to: &Path) -> bool {
+    let mount = |path: &Path| Mount::of(&real(path));
+    // Subvolumes of btrfs are on one mount, and yet nothing can be renamed from one to another.
+    let device = |path: &Path| FileId::at(path).map(|file| file.device);
+    mount(from).is_some_and(|one| mount(to) == Some(one)) && device(from) == device(nearest(to))
+}
+
+/// Fails for a link below `dir` that would lead elsewhere if what is `depth` levels above `dir` were moved. `..` is sure to stay inside
+/// only at the start of a relative target: behind another name it may follow a link.
+fn ensure_links_hold(dir: &Path, depth: usize) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let (kind, path) = entry.and_then(|entry| Ok((entry.file_type()?, entry.path())))?;
+        if kind.is_dir() {
+            ensure_links_hold(&path, depth + 1)?;
+        } else if kind.is_symlink() {
+            let target = fs::read_link(&path)?;
+            let is_up = |part: &Component| *part == Component::ParentDir;
+            let leading = target.components().take_while(is_up).count();
+            if leading > depth || target.components().skip(leading).any(|part| is_up(&part)) {
+                let (path, target) = (path.display(), target.display());
+                return Err(io::Error::other(format!("the link {path} leads out of it, to {target}; make that absolute")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a person may type instead of a move. Nothing is removed by it, and the next setup makes the link.
+fn by_hand(from: &Path, to: &Path) -> String {
+    let old = format!("{}.old", from.display());
+    let [above, from, to, old] = [to.parent().unwrap_or(to), from, to, Path::new(&old)].map(|path| path.to_string_lossy());
+    let [above, from, to, old] = [&above, &from, &to, &old].map(|word| shell_words::quote(word));
+    format!("while no claude runs: mkdir -p {above} && cp -aT {from} {to} && mv -T {from} {old}, and call setup again")
 }

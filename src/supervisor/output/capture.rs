@@ -1,18 +1,18 @@
 //! Decides which of the child's streams are captured, makes their pipes or pseudo-terminals, and starts the relay.
 
 use std::env;
-use std::fs::File;
-use std::io::{self, IsTerminal, PipeReader, PipeWriter, pipe, stderr, stdout};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, IsTerminal, Read, stderr, stdout};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::pipe2;
 
 use super::line_logger::Lines;
 use super::redact::{Masker, Secrets};
-use super::relay::{Relay, Stream};
-use super::sink::{OutputDoneGuard, Sink};
+use super::relay::{ChildEnd, Relay, Stream};
+use super::sink::Sink;
 use crate::claude::frames::FrameReader;
 use crate::config::settings::{Redact, Settings};
 use crate::events::EventSender;
@@ -23,35 +23,14 @@ use crate::sys::terminal::Pty;
 /// Purposes for which the child's output is captured.
 #[derive(Clone, Debug, Default)]
 pub struct OutputConfig {
-    /// Frames on stdout.
-    pub frames: bool,
     /// Exit code 0 needs a successful result frame.
     pub requires_result: bool,
-    /// Time of the last output, for the idle limit.
-    pub tracks_idle: bool,
-    /// A pseudo-terminal as stdout.
-    pub pty: bool,
-    /// Log of all lines.
-    pub log: Option<Arc<LogFile>>,
-    /// Secrets to mask in the log.
-    pub secrets: Option<Arc<Secrets>>,
-    /// Secrets are masked on our stdout and stderr as well.
-    pub redacts_all: bool,
-}
-
-/// Pipes or pseudo-terminals of the captured streams.
-#[derive(Debug)]
-pub(crate) struct Prepared<'a> {
-    config: &'a OutputConfig,
-    stdout: Option<Ends>,
-    stderr: Option<Ends>,
-}
-
-/// Our end, and the child's.
-#[derive(Debug)]
-enum Ends {
-    Pipe(PipeReader, PipeWriter),
-    Pty(Pty, OwnedFd),
+    frames: bool,
+    tracks_idle: bool,
+    pty: bool,
+    log: Option<Arc<LogFile>>,
+    secrets: Option<Arc<Secrets>>,
+    redacts_all: bool,
 }
 
 impl OutputConfig {
@@ -74,82 +53,47 @@ impl OutputConfig {
         self.frames || self.pty || self.captures_both()
     }
 
-    /// Makes the pipes of the captured streams. Other streams are inherited from us, and a pipe there is enlarged.
-    pub(crate) fn prepare(&self) -> io::Result<Prepared<'_>> {
+    /// Starts the relay, for a child that is started next; `None` if nothing is captured. Streams that are not captured are
+    /// inherited from us, and a pipe there is enlarged.
+    pub(crate) fn start(&self, sender: EventSender) -> io::Result<Option<Relay>> {
         enlarge(stdout());
-        let out = self.captures().then(|| Ends::new(self.pty || stdout().is_terminal()));
-        let err = self.captures_both().then(|| Ends::new(stderr().is_terminal()));
-        Ok(Prepared { config: self, stdout: out.transpose()?, stderr: err.transpose()? })
-    }
-}
-
-impl Ends {
-    fn new(pty: bool) -> io::Result<Self> {
-        if pty {
-            return Pty::open().map(|(master, slave)| Self::Pty(master, slave));
-        }
-        let (reader, writer) = pipe()?;
-        enlarge(&writer);
-        // The child has another file description, which stays blocking.
-        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self::Pipe(reader, writer))
-    }
-
-    fn for_child(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Pipe(_, writer) => writer.as_fd(),
-            Self::Pty(_, slave) => slave.as_fd(),
-        }
-    }
-}
-
-impl Prepared<'_> {
-    /// The child's stdout, if captured.
-    pub(crate) fn stdout(&self) -> Option<BorrowedFd<'_>> {
-        self.stdout.as_ref().map(Ends::for_child)
-    }
-
-    /// The child's stderr, if captured.
-    pub(crate) fn stderr(&self) -> Option<BorrowedFd<'_>> {
-        self.stderr.as_ref().map(Ends::for_child)
-    }
-
-    /// Starts the relay, once the child is started; `None` if nothing is captured.
-    pub(crate) fn start(mut self, sender: EventSender) -> io::Result<Option<Relay>> {
-        if !self.config.captures() {
+        if !self.captures() {
             return Ok(None);
         }
-        let done = Arc::new(OutputDoneGuard(sender.clone()));
-        let (mut streams, mut terminals) = (Vec::new(), Vec::new());
-        if let Some(ends) = self.stdout.take() {
-            let mut stream = self.stream("stdout", ends, &mut terminals)?;
-            stream.sink = Some(Sink::new(stdout().as_fd(), "stdout", Arc::clone(&done))?);
-            stream.frames = self.config.frames.then(FrameReader::default);
-            streams.push(stream);
+        let mut out = self.capture("stdout", stdout(), self.pty)?;
+        out.0.frames = self.frames.then(FrameReader::default);
+        let mut captured = vec![out];
+        if self.captures_both() {
+            captured.push(self.capture("stderr", stderr(), false)?);
         }
-        if let Some(ends) = self.stderr.take() {
-            let mut stream = self.stream("stderr", ends, &mut terminals)?;
-            // A log that is our stderr has the lines already.
-            if !self.config.log.as_ref().is_some_and(|log| log.is_stderr()) {
-                stream.sink = Some(Sink::new(stderr().as_fd(), "stderr", Arc::clone(&done))?);
-            }
-            streams.push(stream);
-        }
-        Relay::start(streams, terminals, sender, done).map(Some)
+        Relay::start(captured, sender).map(Some)
     }
 
-    fn stream(&self, name: &'static str, ends: Ends, terminals: &mut Vec<Pty>) -> io::Result<Stream> {
-        let (input, pipe) = match ends {
-            Ends::Pipe(reader, writer) => (File::from(OwnedFd::from(reader)), Some(File::from(OwnedFd::from(writer)))),
-            Ends::Pty(pty, _slave) => {
-                let input = pty.0.try_clone()?;
-                terminals.push(pty);
-                (input, None)
-            }
+    fn capture(&self, name: &'static str, ours: impl AsFd + IsTerminal, pty: bool) -> io::Result<(Stream, ChildEnd)> {
+        let (input, child_end) = if pty || ours.is_terminal() {
+            let (terminal, slave) = Pty::open()?;
+            (terminal.0.try_clone()?, ChildEnd { descriptor: slave, terminal: Some(terminal) })
+        } else {
+            let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+            enlarge(&writer);
+            // The child has another file description, which stays blocking.
+            fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+            (reader.into(), ChildEnd { descriptor: writer, terminal: None })
         };
-        let masker = || self.config.secrets.clone().map(Masker::new);
-        let lines = self.config.log.clone().map(|log| Lines::new(log, name, masker()));
-        let masker = if self.config.redacts_all { masker() } else { None };
-        Ok(Stream { input: Some(input), pipe, sink: None, masker, passed: 0, frames: None, lines })
+        let is_pipe = child_end.terminal.is_none();
+        // A log that is our stderr has the lines already.
+        let is_logged_there = name == "stderr" && self.log.as_ref().is_some_and(|log| log.is_stderr);
+        let masks = self.redacts_all || self.log.is_some();
+        let stream = Stream {
+            name,
+            input: Some(input.take(u64::MAX)),
+            pipe: is_pipe.then(|| child_end.descriptor.try_clone()).transpose()?,
+            sink: (!is_logged_there).then(|| Sink::new(ours.as_fd())).transpose()?,
+            masker: self.secrets.clone().filter(|_| masks).map(Masker::new),
+            masks_all: self.redacts_all,
+            frames: None,
+            lines: self.log.clone().map(|log| Lines::new(log, name)),
+        };
+        Ok((stream, child_end))
     }
 }

@@ -1,10 +1,9 @@
-//! Logs the child's output by line, with secrets masked. Long lines are logged in parts, so that memory is bounded.
+//! Logs the child's output by line. Long lines are logged in parts, so that memory is bounded.
 
 use std::sync::Arc;
 
 use memchr::memchr;
 
-use super::redact::Masker;
 use crate::logging::LogFile;
 
 /// Length of the parts in which a longer line is logged.
@@ -18,8 +17,6 @@ const BATCH: usize = 256 << 10;
 pub(super) struct Lines {
     log: Arc<LogFile>,
     stream: &'static str,
-    masker: Option<Masker>,
-    masked: Vec<u8>,
     part: Vec<u8>,
     /// True if a part of this line is logged.
     continued: bool,
@@ -27,40 +24,12 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Logger of `stream`; without a masker, nothing is masked.
-    pub(super) fn new(log: Arc<LogFile>, stream: &'static str, masker: Option<Masker>) -> Self {
-        Self { log, stream, masker, masked: Vec::new(), part: Vec::new(), continued: false, batch: Vec::new() }
+    pub(super) fn new(log: Arc<LogFile>, stream: &'static str) -> Self {
+        Self { log, stream, part: Vec::new(), continued: false, batch: Vec::new() }
     }
 
     /// Logs the lines that `bytes` complete.
-    pub(super) fn feed(&mut self, bytes: &[u8]) {
-        match &mut self.masker {
-            None => self.split(bytes),
-            Some(masker) => {
-                let mut masked = std::mem::take(&mut self.masked);
-                masker.feed(bytes, &mut masked);
-                self.split(&masked);
-                masked.clear();
-                self.masked = masked;
-            }
-        }
-        self.write();
-    }
-
-    /// Logs the rest at the end of the stream.
-    pub(super) fn end(&mut self) {
-        if let Some(masker) = &mut self.masker {
-            let mut masked = Vec::new();
-            masker.end(&mut masked);
-            self.split(&masked);
-        }
-        if !self.part.is_empty() {
-            self.line(&[]);
-        }
-        self.write();
-    }
-
-    fn split(&mut self, mut bytes: &[u8]) {
+    pub(super) fn feed(&mut self, mut bytes: &[u8]) {
         while let Some(end) = memchr(b'\n', bytes) {
             let (line, rest) = bytes.split_at(end);
             let line = self.cut(line);
@@ -69,6 +38,15 @@ impl Lines {
         }
         let rest = self.cut(bytes);
         self.part.extend_from_slice(rest);
+        self.write();
+    }
+
+    /// Logs the rest at the end of the stream.
+    pub(super) fn end(&mut self) {
+        if !self.part.is_empty() {
+            self.line(&[]);
+        }
+        self.write();
     }
 
     /// Logs as many full parts of a line as there are, and returns the rest.

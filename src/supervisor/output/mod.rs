@@ -11,7 +11,3 @@ mod spool;
 
 pub use capture::OutputConfig;
 pub(crate) use relay::{Relay, drain};
-
-/// More than claude prints in any run. Beyond it throughput counts, and a reader that is a little slower than the child may slow the
-/// child down.
-const BULK: usize = 64 << 20;

@@ -2,109 +2,84 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
+use std::mem;
+use std::os::unix::fs::FileExt;
 
-/// Bytes that were read and not yet written.
-#[derive(Debug)]
+/// Bytes that are kept in memory.
+const IN_MEMORY: usize = 8 << 20;
+
+/// Most bytes that are read from the file at once.
+const PIECE: usize = 256 << 10;
+
+/// Bytes that were read and not yet written. Oldest first: those in memory, in the file, in the tail.
+#[derive(Debug, Default)]
 pub(super) struct Spool {
-    memory: VecDeque<Vec<u8>>,
-    in_memory: usize,
-    bound: usize,
-    overflow: Option<Overflow>,
-    popped: u64,
+    memory: VecDeque<u8>,
+    overflow: Option<File>,
+    /// Range of the file that is in the queue.
+    start: u64,
+    end: u64,
+    /// What the file did not take.
+    tail: Vec<u8>,
 }
-
-/// The part of the queue after that in memory.
-#[derive(Debug)]
-struct Overflow {
-    file: File,
-    read: u64,
-    written: u64,
-}
-
-/// Largest piece.
-const PIECE: usize = 128 << 10;
 
 impl Spool {
-    /// Makes an empty queue with at most `bound` bytes in memory.
-    pub(super) fn new(bound: usize) -> Self {
-        Self { memory: VecDeque::new(), in_memory: 0, bound, overflow: None, popped: 0 }
-    }
-
     pub(super) fn is_empty(&self) -> bool {
-        self.in_memory == 0 && self.overflow.is_none()
+        self.memory.is_empty()
     }
 
-    /// True if `length` more bytes would stay in memory.
-    pub(super) fn has_room_in_memory(&self, length: usize) -> bool {
-        self.overflow.is_none() && self.in_memory + length <= self.bound
-    }
-
-    /// Number of calls of [`pop`](Self::pop).
-    pub(super) fn popped(&self) -> u64 {
-        self.popped
+    /// True if there is no room, not even in the file: more bytes are taken, but should wait.
+    pub(super) fn is_full(&self) -> bool {
+        !self.tail.is_empty()
     }
 
     /// Appends `bytes`.
-    ///
-    /// # Errors
-    /// The file cannot be made or written; nothing was appended.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.overflow.is_none() {
-            if self.in_memory + bytes.len() <= self.bound {
-                self.push_to_memory(bytes);
-                return Ok(());
-            }
-            self.overflow = Some(Overflow { file: tempfile::tempfile()?, read: 0, written: 0 });
-        }
-        // Even when memory has room again: the order counts.
-        let Some(overflow) = &mut self.overflow else { return Ok(()) };
-        let pushed = overflow.push(bytes);
-        if pushed.is_err() && overflow.read == overflow.written {
-            self.overflow = None;
-        }
-        pushed
-    }
-
-    fn push_to_memory(&mut self, bytes: &[u8]) {
-        self.in_memory += bytes.len();
-        match self.memory.back_mut() {
-            Some(last) if last.len() + bytes.len() <= PIECE => last.extend_from_slice(bytes),
-            _ => self.memory.extend(bytes.chunks(PIECE).map(<[u8]>::to_vec)),
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        if self.overflow.is_none() && self.memory.len() + bytes.len() <= IN_MEMORY {
+            self.memory.extend(bytes);
+        } else if self.is_full() || self.push_to_file(bytes).is_err() {
+            self.tail.extend_from_slice(bytes);
         }
     }
 
-    /// Removes the oldest piece.
-    pub(super) fn pop(&mut self) -> io::Result<Option<Vec<u8>>> {
-        self.popped += 1;
-        if let Some(piece) = self.memory.pop_front() {
-            self.in_memory -= piece.len();
-            return Ok(Some(piece));
-        }
-        let Some(overflow) = &mut self.overflow else { return Ok(None) };
-        let piece = overflow.pop()?;
-        if overflow.read == overflow.written {
-            self.overflow = None; // frees its disk space
-        }
-        Ok(Some(piece))
-    }
-}
-
-impl Overflow {
-    fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.seek(SeekFrom::Start(self.written))?;
-        self.file.write_all(bytes)?; // after a partial write, the next one overwrites it
-        self.written += bytes.len() as u64;
+    fn push_to_file(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let file = match self.overflow.take() {
+            Some(file) => file,
+            None => tempfile::tempfile()?,
+        };
+        self.overflow.insert(file).write_all_at(bytes, self.end)?; // after a partial write, the next one overwrites it
+        self.end += bytes.len() as u64;
         Ok(())
     }
 
-    fn pop(&mut self) -> io::Result<Vec<u8>> {
-        let length = (self.written - self.read).min(PIECE as u64);
-        let mut piece = vec![0; length as usize];
-        self.file.seek(SeekFrom::Start(self.read))?;
-        self.file.read_exact(&mut piece)?;
-        self.read += length;
-        Ok(piece)
+    /// The oldest bytes; none if the queue is empty.
+    pub(super) fn front(&self) -> &[u8] {
+        self.memory.as_slices().0
+    }
+
+    /// Removes the oldest `length` bytes, which are part of the front.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(super) fn consume(&mut self, length: usize) -> io::Result<()> {
+        self.memory.drain(..length);
+        if !self.memory.is_empty() {
+            return Ok(());
+        }
+        if let Some(file) = &self.overflow {
+            let mut piece = vec![0; PIECE.min((self.end - self.start) as usize)];
+            file.read_exact_at(&mut piece, self.start)?;
+            self.start += piece.len() as u64;
+            self.memory = piece.into();
+        }
+        if self.start == self.end {
+            (self.overflow, self.start, self.end) = (None, 0, 0); // frees its disk space
+        }
+        if self.memory.is_empty() {
+            self.memory = mem::take(&mut self.tail).into();
+        }
+        Ok(())
     }
 }
 
@@ -113,25 +88,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_keep_their_order_with_any_bound() -> io::Result<()> {
-        for bound in [0, 1, 1_000, 1 << 20] {
-            let mut spool = Spool::new(bound);
+    fn bytes_keep_their_order_beyond_the_bound() -> io::Result<()> {
+        for pushes_per_pop in [1, 3, 300] {
+            let mut spool = Spool::default();
             let (mut pushed, mut popped) = (Vec::new(), Vec::new());
-            for step in 0..2_000usize {
-                let bytes: Vec<u8> = (0..step % 700).map(|at| (step * 31 + at) as u8).collect();
-                spool.push(&bytes)?;
+            for step in 0..300usize {
+                let bytes: Vec<u8> = (0..step * 701 % 200_000).map(|at| (step * 31 + at) as u8).collect();
+                spool.push(&bytes);
                 pushed.extend_from_slice(&bytes);
-                if step % 5 == 0 {
-                    popped.extend(spool.pop()?.unwrap_or_default());
+                if step % pushes_per_pop == 0 {
+                    pop(&mut spool, &mut popped)?;
                 }
-                assert!(spool.in_memory <= bound);
+                assert!(spool.memory.len() <= IN_MEMORY && !spool.is_full());
             }
-            while let Some(piece) = spool.pop()? {
-                popped.extend(piece);
+            while !spool.is_empty() {
+                pop(&mut spool, &mut popped)?;
             }
-            assert!(spool.is_empty());
-            assert!(pushed == popped, "bound {bound}");
+            assert!(spool.overflow.is_none() && pushed == popped, "{pushes_per_pop}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn bytes_keep_their_order_on_a_full_disk() -> io::Result<()> {
+        let mut spool = Spool { overflow: Some(File::options().read(true).write(true).open("/dev/full")?), ..Spool::default() };
+        spool.memory.extend(b"oldest");
+        spool.push(b", older");
+        assert!(spool.is_full());
+        spool.push(b", old");
+        let mut popped = Vec::new();
+        while !spool.is_empty() {
+            pop(&mut spool, &mut popped)?;
+        }
+        assert_eq!(popped, b"oldest, older, old");
+        assert!(!spool.is_full() && spool.overflow.is_none());
+        Ok(())
+    }
+
+    fn pop(spool: &mut Spool, popped: &mut Vec<u8>) -> io::Result<()> {
+        let length = spool.front().len().div_ceil(2);
+        popped.extend_from_slice(&spool.front()[..length]);
+        spool.consume(length)
     }
 }

@@ -6,11 +6,11 @@ use super::*;
 
 const GRACE: Duration = Duration::from_secs(5);
 const TERMINAL: SignalSource = SignalSource::Kernel;
-pub(in crate::supervisor) const PROCESS: SignalSource = SignalSource::Process(4711);
+pub(super) const PROCESS: SignalSource = SignalSource::Process(4711);
 
-pub(in crate::supervisor) struct Case {
-    pub(in crate::supervisor) policy: Policy,
-    pub(in crate::supervisor) start: Instant,
+pub(super) struct Case {
+    pub(super) policy: Policy,
+    pub(super) start: Instant,
 }
 
 fn config() -> PolicyConfig {
@@ -26,7 +26,7 @@ fn config() -> PolicyConfig {
     }
 }
 
-pub(in crate::supervisor) fn case(change: impl FnOnce(&mut PolicyConfig)) -> Case {
+pub(super) fn case(change: impl FnOnce(&mut PolicyConfig)) -> Case {
     let mut config = config();
     change(&mut config);
     let start = Instant::now();
@@ -35,7 +35,7 @@ pub(in crate::supervisor) fn case(change: impl FnOnce(&mut PolicyConfig)) -> Cas
 
 impl Case {
     fn at(&mut self, seconds: u64, input: Input) -> Vec<Action> {
-        self.policy.on(input, self.start + Duration::from_secs(seconds))
+        self.policy.decide(input, self.start + Duration::from_secs(seconds))
     }
 
     fn term(&mut self, seconds: u64) -> Vec<Action> {
@@ -51,8 +51,8 @@ impl Case {
 fn a_child_that_ends_alone_ends_the_run() {
     let mut case = case(|_| {});
     assert_eq!(case.deadline(), Some(60));
-    assert_eq!(case.at(1, Input::Ended(Ending::Exited(3), TreeState::Empty)), []);
-    assert_eq!(case.policy.result(), Some((Ending::Exited(3), None)));
+    assert_eq!(case.at(1, Input::Ended(Outcome::Exited(3), TreeState::Empty)), []);
+    assert_eq!(case.policy.result(), Some(Outcome::Exited(3)));
 }
 
 #[test]
@@ -61,14 +61,14 @@ fn the_hard_limit_is_term_then_kill_to_the_tree() {
     assert_eq!(case.at(59, Input::Clock), []);
     assert_eq!(
         case.at(60, Input::Clock),
-        [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(Limit::Hard))]
+        [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(Outcome::HardLimit))]
     );
     assert_eq!(case.deadline(), Some(65));
     assert_eq!(case.at(64, Input::Clock), []);
     assert_eq!(case.at(65, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)]);
     assert_eq!(case.deadline(), None);
-    case.at(66, Input::Ended(Ending::Killed(9), TreeState::Empty));
-    assert_eq!(case.policy.result(), Some((Ending::Killed(9), Some(Limit::Hard))));
+    case.at(66, Input::Ended(Outcome::Killed(9), TreeState::Empty));
+    assert_eq!(case.policy.result(), Some(Outcome::HardLimit));
 }
 
 #[test]
@@ -76,12 +76,12 @@ fn a_lost_lock_is_an_expired_limit() {
     let mut case = case(|_| {});
     assert_eq!(
         case.at(7, Input::LockLost),
-        [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(Limit::Lock))]
+        [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(Outcome::LockLost))]
     );
     assert_eq!(case.at(8, Input::LockLost), [], "once");
     assert_eq!(case.at(12, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)]);
-    case.at(13, Input::Ended(Ending::Killed(9), TreeState::Empty));
-    assert_eq!(case.policy.result(), Some((Ending::Killed(9), Some(Limit::Lock))));
+    case.at(13, Input::Ended(Outcome::Killed(9), TreeState::Empty));
+    assert_eq!(case.policy.result(), Some(Outcome::LockLost));
 }
 
 #[test]
@@ -89,13 +89,13 @@ fn a_lost_lock_changes_nothing_for_an_ending_child() {
     let mut asked = case(|_| {});
     asked.term(1);
     assert_eq!(asked.at(2, Input::LockLost), []);
-    asked.at(3, Input::Ended(Ending::Killed(15), TreeState::Empty));
-    assert_eq!(asked.policy.result(), Some((Ending::Killed(15), None)));
+    asked.at(3, Input::Ended(Outcome::Killed(15), TreeState::Empty));
+    assert_eq!(asked.policy.result(), Some(Outcome::Killed(15)));
     let mut leaving = case(|_| {});
-    leaving.at(1, Input::Ended(Ending::Exited(0), TreeState::Alive));
+    leaving.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
     assert_eq!(leaving.at(2, Input::LockLost), []);
     leaving.at(3, Input::TreeChanged(TreeState::Empty));
-    assert_eq!(leaving.policy.result(), Some((Ending::Exited(0), None)));
+    assert_eq!(leaving.policy.result(), Some(Outcome::Exited(0)));
     let mut stopped = case(|_| {});
     stopped.at(1, Input::Stopped(Signal::SIGSTOP));
     assert!(stopped.at(2, Input::LockLost).contains(&Action::SignalChild(Signal::SIGCONT)));
@@ -108,7 +108,7 @@ fn limits_that_are_off_have_no_deadline() {
     assert_eq!(case.term(1), [Action::SignalChild(Signal::SIGTERM)]);
     assert_eq!(case.deadline(), None);
     assert_eq!(
-        case.at(2, Input::Ended(Ending::Killed(15), TreeState::Alive)),
+        case.at(2, Input::Ended(Outcome::Killed(15), TreeState::Alive)),
         [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers)]
     );
     assert_eq!(case.deadline(), None);
@@ -125,12 +125,12 @@ fn the_idle_limit_counts_from_the_last_output() {
     let input = output(&case, 2);
     case.at(11, input);
     assert_eq!(case.deadline(), Some(14), "time does not run backwards");
-    let expected = [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(Limit::Idle))];
+    let expected = [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(Outcome::IdleLimit))];
     assert_eq!(case.at(14, Input::Clock), expected);
-    case.at(15, Input::Ended(Ending::Exited(0), TreeState::Empty));
-    assert_eq!(case.policy.result(), Some((Ending::Exited(0), Some(Limit::Idle))));
+    case.at(15, Input::Ended(Outcome::Exited(0), TreeState::Empty));
+    assert_eq!(case.policy.result(), Some(Outcome::IdleLimit));
     // After a result the shorter of the two counts, and each says what it is.
-    for (grace, limit) in [(5, Limit::Result { is_error: false }), (500, Limit::Idle)] {
+    for (grace, limit) in [(5, Outcome::HungAfterResult { is_error: false }), (500, Outcome::IdleLimit)] {
         let mut case = super::tests::case(|config| {
             (config.idle_limit, config.result_grace) = (Some(Duration::from_secs(10)), Some(Duration::from_secs(grace)));
         });
@@ -148,10 +148,10 @@ fn a_hang_after_a_result_ends_with_the_grace() {
         let mut case = case(|_| {});
         case.at(1, frame);
         assert_eq!(case.at(30, Input::Clock), []);
-        let limit = Limit::Result { is_error };
+        let limit = Outcome::HungAfterResult { is_error };
         assert_eq!(case.at(31, Input::Clock), [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(limit))]);
-        case.at(32, Input::Ended(Ending::Exited(143), TreeState::Empty));
-        assert_eq!(case.policy.result(), Some((Ending::Exited(143), Some(limit))));
+        case.at(32, Input::Ended(Outcome::Exited(143), TreeState::Empty));
+        assert_eq!(case.policy.result(), Some(limit));
     }
 }
 
@@ -166,8 +166,8 @@ fn later_frames_restart_the_result_grace() {
     assert_eq!(case.deadline(), Some(50));
     case.at(40, FINE);
     case.at(70, Input::Clock);
-    case.at(71, Input::Ended(Ending::Killed(15), TreeState::Empty));
-    assert_eq!(case.policy.result(), Some((Ending::Killed(15), Some(Limit::Result { is_error: false }))));
+    case.at(71, Input::Ended(Outcome::Killed(15), TreeState::Empty));
+    assert_eq!(case.policy.result(), Some(Outcome::HungAfterResult { is_error: false }));
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn open_tasks_have_the_task_grace() {
 fn the_hard_limit_counts_after_a_result_as_well() {
     let mut case = case(|_| {});
     case.at(50, FINE);
-    assert!(case.at(60, Input::Clock).contains(&Action::Log(Notice::LimitExpired(Limit::Hard))));
+    assert!(case.at(60, Input::Clock).contains(&Action::Log(Notice::LimitExpired(Outcome::HardLimit))));
     let mut off = super::tests::case(|config| (config.hard_limit, config.result_grace) = (None, None));
     off.at(1, FINE);
     assert_eq!(off.deadline(), None);
@@ -197,7 +197,7 @@ fn the_hard_limit_counts_after_a_result_as_well() {
 fn leftovers_get_term_then_kill() {
     let mut case = case(|_| {});
     assert_eq!(
-        case.at(10, Input::Ended(Ending::Exited(0), TreeState::Alive)),
+        case.at(10, Input::Ended(Outcome::Exited(0), TreeState::Alive)),
         [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers)]
     );
     assert_eq!((case.policy.result(), case.deadline()), (None, Some(15)));
@@ -206,16 +206,16 @@ fn leftovers_get_term_then_kill() {
     assert_eq!(case.at(16, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
     assert_eq!(case.policy.result(), None);
     assert_eq!(case.at(17, Input::TreeChanged(TreeState::Empty)), []);
-    assert_eq!(case.policy.result(), Some((Ending::Exited(0), None)));
+    assert_eq!(case.policy.result(), Some(Outcome::Exited(0)));
 }
 
 #[test]
 fn the_hard_limit_does_not_count_for_leftovers() {
     let mut case = case(|_| {});
-    case.at(59, Input::Ended(Ending::Exited(0), TreeState::Alive));
+    case.at(59, Input::Ended(Outcome::Exited(0), TreeState::Alive));
     assert_eq!(case.at(60, Input::Clock), []);
     case.at(61, Input::TreeChanged(TreeState::Empty));
-    assert_eq!(case.policy.result(), Some((Ending::Exited(0), None)));
+    assert_eq!(case.policy.result(), Some(Outcome::Exited(0)));
 }
 
 #[test]
@@ -226,14 +226,14 @@ fn kept_leftovers_get_no_signal() {
         case.term(2),
         [Action::SignalChild(Signal::SIGTERM), Action::SignalChild(Signal::SIGKILL), Action::Log(Notice::SecondTerm)]
     );
-    assert_eq!(case.at(3, Input::Ended(Ending::Killed(9), TreeState::Alive)), []);
-    assert_eq!(case.policy.result(), Some((Ending::Killed(9), None)));
+    assert_eq!(case.at(3, Input::Ended(Outcome::Killed(9), TreeState::Alive)), []);
+    assert_eq!(case.policy.result(), Some(Outcome::Killed(9)));
 }
 
 #[test]
 fn unreachable_leftovers_are_given_up_after_a_second() {
     let mut case = case(|_| {});
-    case.at(1, Input::Ended(Ending::Exited(0), TreeState::Alive));
+    case.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
     assert_eq!(case.at(2, Input::TreeKilled(Delivery::Failed)), [], "only a KILL gives up");
     assert_eq!(case.deadline(), Some(6));
     case.at(6, Input::Clock);
@@ -245,13 +245,13 @@ fn unreachable_leftovers_are_given_up_after_a_second() {
     case.at(6, Input::TreeKilled(Delivery::Failed));
     assert_eq!(case.at(7, Input::Clock), [Action::SignalTree(Signal::SIGKILL)]);
     assert_eq!(case.at(7, Input::TreeKilled(Delivery::Failed)), [Action::Log(Notice::Unreachable)]);
-    assert_eq!(case.policy.result(), Some((Ending::Exited(0), None)));
+    assert_eq!(case.policy.result(), Some(Outcome::Exited(0)));
 }
 
 #[test]
 fn a_partial_kill_is_repeated() {
     let mut case = case(|_| {});
-    case.at(1, Input::Ended(Ending::Exited(0), TreeState::Alive));
+    case.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
     case.at(6, Input::Clock);
     for second in 6..10 {
         assert_eq!(case.at(second, Input::TreeKilled(Delivery::Partial)), []);
@@ -352,7 +352,7 @@ fn only_a_second_term_escalates() {
 fn two_terms_at_once_are_one_request() {
     let at = |case: &mut Case, milliseconds| {
         let now = case.start + Duration::from_millis(milliseconds);
-        case.policy.on(Input::Signal(Signal::SIGTERM, PROCESS), now)
+        case.policy.decide(Input::Signal(Signal::SIGTERM, PROCESS), now)
     };
     let mut running = case(|_| {});
     assert_eq!(at(&mut running, 1_000), [Action::SignalChild(Signal::SIGTERM)]);
@@ -363,7 +363,7 @@ fn two_terms_at_once_are_one_request() {
     // The child was quick to end, and the twin of its TERM comes while those that it left have their grace.
     let mut leaving = case(|_| {});
     at(&mut leaving, 1_000);
-    leaving.policy.on(Input::Ended(Ending::Exited(0), TreeState::Alive), leaving.start + Duration::from_millis(1_010));
+    leaving.policy.decide(Input::Ended(Outcome::Exited(0), TreeState::Alive), leaving.start + Duration::from_millis(1_010));
     assert_eq!(at(&mut leaving, 1_020), []);
     assert_eq!(at(&mut leaving, 1_200), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::SecondTerm)]);
 }
@@ -371,7 +371,7 @@ fn two_terms_at_once_are_one_request() {
 #[test]
 fn a_second_term_ends_the_grace_of_leftovers() {
     let mut case = case(|_| {});
-    case.at(1, Input::Ended(Ending::Exited(0), TreeState::Alive));
+    case.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
     assert_eq!(case.term(2), []);
     assert_eq!(case.deadline(), Some(6));
     assert_eq!(case.term(3), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::SecondTerm)]);
@@ -383,8 +383,8 @@ fn stop_and_report_work_in_every_phase() {
     let states: [&[Input]; 4] = [
         &[],
         &[Input::Signal(Signal::SIGTERM, PROCESS)],
-        &[Input::Ended(Ending::Exited(0), TreeState::Alive)],
-        &[Input::Ended(Ending::Exited(0), TreeState::Alive), Input::Signal(Signal::SIGTERM, PROCESS)],
+        &[Input::Ended(Outcome::Exited(0), TreeState::Alive)],
+        &[Input::Ended(Outcome::Exited(0), TreeState::Alive), Input::Signal(Signal::SIGTERM, PROCESS)],
     ];
     for ignored in [false, true] {
         for (number, inputs) in states.into_iter().enumerate() {
@@ -398,7 +398,7 @@ fn stop_and_report_work_in_every_phase() {
             }
             assert_eq!(case.at(2, Input::Signal(Signal::SIGUSR1, PROCESS)), [Action::Report]);
             let stop = case.at(2, Input::Signal(Signal::SIGTSTP, PROCESS));
-            assert_eq!(stop.contains(&Action::StopOurselves), !ignored);
+            assert_eq!(stop.contains(&Action::Stop(PROCESS)), !ignored);
             assert_eq!(stop.contains(&Action::SignalChild(Signal::SIGTSTP)), number < 2, "only a child that is there");
         }
     }
@@ -410,7 +410,7 @@ fn a_child_in_our_group_that_stops_itself_stops_us() {
         [(Group::Shared, Signal::SIGTSTP, true), (Group::Shared, Signal::SIGSTOP, false), (Group::Own, Signal::SIGTSTP, false)]
     {
         let mut case = case(|config| config.group = group);
-        assert_eq!(case.at(1, Input::Stopped(signal)).contains(&Action::StopForShell), stops, "{group:?} {signal}");
+        assert_eq!(case.at(1, Input::Stopped(signal)).contains(&Action::Stop(TERMINAL)), stops, "{group:?} {signal}");
         assert_eq!(case.at(2, Input::Signal(Signal::SIGCONT, PROCESS)), [Action::SignalChild(Signal::SIGCONT)]);
     }
 }
@@ -428,8 +428,8 @@ fn no_order_of_inputs_breaks_an_invariant() {
             Input::LastOutput(Instant::now()),
             Input::Stopped(Signal::SIGTSTP),
             Input::Continued,
-            Input::Ended(Ending::Exited(7), TreeState::Empty),
-            Input::Ended(Ending::Exited(7), TreeState::Alive),
+            Input::Ended(Outcome::Exited(7), TreeState::Empty),
+            Input::Ended(Outcome::Exited(7), TreeState::Alive),
             Input::TreeChanged(TreeState::Alive),
             Input::TreeChanged(TreeState::Empty),
             Input::TreeKilled(Delivery::Failed),
@@ -451,8 +451,8 @@ fn no_order_of_inputs_breaks_an_invariant() {
                     }
                     ended |= about_the_end;
                     let now = case.start + Duration::from_secs(70 * (step as u64 + 1));
-                    let mut actions = case.policy.on(input, now);
-                    actions.extend(case.policy.on(Input::Clock, now));
+                    let mut actions = case.policy.decide(input, now);
+                    actions.extend(case.policy.decide(Input::Clock, now));
                     if ended {
                         assert!(!actions.iter().any(|action| matches!(action, Action::SignalChild(_))), "{sequence:?}");
                     }

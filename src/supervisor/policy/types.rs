@@ -1,4 +1,5 @@
 //! Inputs and outputs of the policy.
+#![expect(missing_docs, reason = "the names say it, where nothing else does")]
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use nix::sys::signal::{SigSet, Signal};
 use crate::claude::frames::FrameEvent;
 use crate::config::settings::Leftovers;
 use crate::events::SignalSource;
+use crate::outcome::Outcome;
 
 /// Limits of a run, each `None` for "no limit", and its circumstances.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -21,9 +23,7 @@ pub struct PolicyConfig {
     pub task_grace: Option<Duration>,
     /// From a TERM to the KILL.
     pub kill_grace: Option<Duration>,
-    /// Fate of descendants that outlive the child.
     pub leftovers: Leftovers,
-    /// Process group of the child.
     pub group: Group,
     /// Signals that our caller ignores: forwarded, but not acted upon.
     pub ignored: SigSet,
@@ -38,18 +38,8 @@ pub enum Group {
     Shared,
 }
 
-/// How the child ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Ending {
-    /// By itself, with this status.
-    Exited(u8),
-    /// By a signal of this number, which may be a real-time one.
-    Killed(i32),
-}
-
 /// State of the tree, without the child's own zombie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum TreeState {
     Empty,
     Alive,
@@ -58,7 +48,6 @@ pub enum TreeState {
 /// Result of a KILL to the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// All processes got it.
     Complete,
     /// Some processes may not be signalled by us.
     Partial,
@@ -66,80 +55,50 @@ pub enum Delivery {
     Failed,
 }
 
-/// Event in a run.
+/// Event in a run. The child is the subject, where none is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// We got a signal.
     Signal(Signal, SignalSource),
-    /// The child printed a frame.
     Frame(FrameEvent),
-    /// Time of the child's last output.
     LastOutput(Instant),
-    /// The child was stopped by this signal.
     Stopped(Signal),
-    /// The child was continued.
     Continued,
-    /// The child has ended, and has left this tree.
-    Ended(Ending, TreeState),
+    Ended(Outcome, TreeState),
     /// A SIGCHLD after the child's end.
     TreeChanged(TreeState),
-    /// KILL was sent to the tree.
     TreeKilled(Delivery),
-    /// Answer to [`Action::CheckRefresh`], or a change of the refresh locks.
+    /// Answer to [`Action::CheckRefresh`], or a change of the refresh locks: a refresh may be in progress in the tree.
     Refresh {
-        /// A token refresh may be in progress in the tree.
         in_progress: bool,
     },
     /// The lock helper has ended, and with it the lock.
     LockLost,
-    /// Time has passed.
     Clock,
 }
 
-/// Task for the supervisor.
+/// Task for the supervisor. `Report` is one line on the state of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Signal the child.
     SignalChild(Signal),
     /// Signal the whole tree. No process gets a second TERM.
     SignalTree(Signal),
     /// Look at claude's refresh locks, and come back with [`Input::Refresh`].
     CheckRefresh,
-    /// Stop this process until it is continued.
-    StopOurselves,
-    /// Stop this process if a job-control shell can continue it.
-    StopForShell,
-    /// Log one line on the state of the run.
+    /// Stop this process, as a SIGTSTP from there would: for the kernel's, if a job-control shell can continue it.
+    Stop(SignalSource),
     Report,
-    /// Log a message.
     Log(Notice),
 }
 
-/// Messages of the policy.
+/// Messages of the policy. `Supervisor::log` has the text of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "`Supervisor::log` has the text of each")]
 pub enum Notice {
-    LimitExpired(Limit),
+    /// The limit is the outcome of the run.
+    LimitExpired(Outcome),
     KillGraceExpired,
     SecondTerm,
     Leftovers,
     Unreachable,
     SignalDeferred,
     RefreshTooLong,
-}
-
-/// Limits at which a run is ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Limit {
-    /// The hard limit.
-    Hard,
-    /// The idle limit.
-    Idle,
-    /// The result grace, or the task grace in its place.
-    Result {
-        /// The last result frame's `is_error`.
-        is_error: bool,
-    },
-    /// The lock was lost.
-    Lock,
 }

@@ -1,127 +1,77 @@
 //! Never kill a refresh. A claude that is ended during its token request loses the rotated refresh token, and somebody has to log in
-//! again. So signals that end processes are deferred here while a refresh may be in progress; all other actions pass. Pure, like the
-//! policy inside.
+//! again. So signals that end processes are deferred while a refresh may be in progress; all other actions pass.
 
+use std::mem;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::policy::{Action, Ending, Input, Limit, Notice, Policy};
-
-/// A policy whose signals spare token refreshes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RefreshGuard {
-    policy: Policy,
-    /// Deferred signals, in order.
-    deferred: Vec<Action>,
-    /// Start of the current refresh, as far as signals are concerned. It stays after [`MAX_DEFERRAL`], until the refresh is over.
-    since: Option<Instant>,
-}
+use super::{Action, Input, Notice, Phase, Policy};
+use crate::config::duration::after;
 
 /// Longest deferral: a refresh takes about a second.
 pub const MAX_DEFERRAL: Duration = Duration::from_secs(15);
 
-impl RefreshGuard {
-    /// Wraps `policy`.
-    pub fn new(policy: Policy) -> Self {
-        Self { policy, deferred: Vec::new(), since: None }
-    }
-
-    /// The wrapped policy.
-    pub fn policy(&self) -> &Policy {
-        &self.policy
-    }
-
+impl Policy {
     /// True while signals are deferred, so that the end of a refresh matters.
     pub fn is_deferring(&self) -> bool {
         !self.deferred.is_empty()
     }
 
-    /// See [`Policy::next_deadline`].
-    pub fn next_deadline(&self) -> Option<Instant> {
-        match self.since {
-            Some(since) if self.is_deferring() => Some(since + MAX_DEFERRAL),
-            _ => self.policy.next_deadline(),
-        }
-    }
-
-    /// See [`Policy::result`].
-    pub fn result(&self) -> Option<(Ending, Option<Limit>)> {
-        self.policy.result()
-    }
-
     /// Actions for `input` at `now`.
     pub fn on(&mut self, input: Input, now: Instant) -> Vec<Action> {
         match input {
-            Input::Refresh { in_progress } => self.on_refresh(in_progress, now),
+            Input::Refresh { in_progress } => return self.on_refresh(in_progress, now),
             // Limits and graces wait with the signals: they could only send more of them.
-            Input::Clock if self.is_deferring() => match self.since {
-                Some(since) if now >= since + MAX_DEFERRAL => {
-                    self.restart_kill_grace(now);
-                    self.release(Some(Notice::RefreshTooLong))
-                }
-                _ => Vec::new(),
-            },
-            _ => {
-                if matches!(input, Input::Ended(..)) {
-                    // The child is a zombie: drop the signals for it, keep those for its leftovers.
-                    self.deferred.retain(|action| matches!(action, Action::SignalTree(_)));
-                }
-                let actions = self.policy.on(input, now);
-                self.defer(actions)
+            Input::Clock if self.is_deferring() && !self.has_deferred_enough(now) => return Vec::new(),
+            Input::Clock if self.is_deferring() => {
+                self.restart_kill_grace(now);
+                return [vec![Action::Log(Notice::RefreshTooLong)], mem::take(&mut self.deferred)].concat();
             }
+            // The child is a zombie: drop the signals for it, keep those for its leftovers.
+            Input::Ended(..) => self.deferred.retain(|action| matches!(action, Action::SignalTree(_))),
+            _ => {}
         }
+        let mut actions = self.decide(input, now);
+        actions.retain_mut(|action| !ends_processes(*action) || self.defer(action));
+        actions
     }
 
-    fn defer(&mut self, actions: Vec<Action>) -> Vec<Action> {
-        let mut passed = Vec::new();
-        for action in actions {
-            if !ends_processes(action) {
-                passed.push(action);
-                continue;
-            }
-            // The first asks for a check, whose answer decides on those behind it, too.
-            if self.deferred.is_empty() {
-                passed.push(Action::CheckRefresh);
-            }
-            // The same signal to the whole tree is sent once.
-            if !(matches!(action, Action::SignalTree(_)) && self.deferred.contains(&action)) {
-                self.deferred.push(action);
-            }
+    /// Defers `action`. The first becomes a check, whose answer decides on those behind it, too; the others are left out.
+    fn defer(&mut self, action: &mut Action) -> bool {
+        let is_first = self.deferred.is_empty();
+        // The same signal to the whole tree is sent once.
+        if !(matches!(action, Action::SignalTree(_)) && self.deferred.contains(action)) {
+            self.deferred.push(*action);
         }
-        passed
+        *action = Action::CheckRefresh;
+        is_first
     }
 
     fn on_refresh(&mut self, in_progress: bool, now: Instant) -> Vec<Action> {
         if !in_progress {
             // A signal that was only checked goes out as if there were no guard: its kill grace has begun.
-            if self.since.take().is_some() {
+            if self.refresh_since.take().is_some() {
                 self.restart_kill_grace(now);
             }
-            return self.release(None);
+            return mem::take(&mut self.deferred);
         }
-        if !self.is_deferring() {
-            return Vec::new();
+        if self.refresh_since.is_none() && self.is_deferring() {
+            self.refresh_since = Some(now);
+            return vec![Action::Log(Notice::SignalDeferred)];
         }
-        match self.since {
-            None => {
-                self.since = Some(now);
-                vec![Action::Log(Notice::SignalDeferred)]
-            }
-            Some(since) if now >= since + MAX_DEFERRAL => self.release(None), // logged before
-            Some(_) => Vec::new(),
-        }
+        if self.has_deferred_enough(now) { mem::take(&mut self.deferred) } else { Vec::new() }
     }
 
-    fn release(&mut self, notice: Option<Notice>) -> Vec<Action> {
-        notice.map(Action::Log).into_iter().chain(self.deferred.drain(..)).collect()
+    fn has_deferred_enough(&self, now: Instant) -> bool {
+        self.refresh_since.is_some_and(|since| now >= since + MAX_DEFERRAL)
     }
 
-    /// Counts the kill grace from `now`, at which deferred signals go out.
+    /// Counts the kill grace from `now`, at which a deferred TERM goes out.
     fn restart_kill_grace(&mut self, now: Instant) {
         let is_term = |action: &Action| matches!(action, Action::SignalChild(_) | Action::SignalTree(Signal::SIGTERM));
-        if self.deferred.iter().any(is_term) {
-            self.policy.restart_kill_grace(now);
+        if self.phase == Phase::Terminating && self.deferred.iter().any(is_term) {
+            self.kill_at = after(now, self.config.kill_grace);
         }
     }
 }
@@ -134,12 +84,13 @@ fn ends_processes(action: Action) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::policy::tests::{PROCESS, case};
-    use super::super::policy::{Delivery, TreeState};
+    use super::super::tests::{PROCESS, case};
+    use super::super::{Delivery, TreeState};
     use super::*;
+    use crate::outcome::Outcome;
 
     struct Run {
-        guard: RefreshGuard,
+        policy: Policy,
         start: Instant,
         refresh: bool,
     }
@@ -148,7 +99,7 @@ mod tests {
         /// A run with a hard limit of 60 s and a kill grace of 5 s.
         fn new() -> Self {
             let case = case(|_| {});
-            Self { guard: RefreshGuard::new(case.policy), start: case.start, refresh: false }
+            Self { policy: case.policy, start: case.start, refresh: false }
         }
 
         fn during_refresh() -> Self {
@@ -159,13 +110,13 @@ mod tests {
         fn at(&mut self, seconds: u64, input: Input) -> Vec<Action> {
             let now = self.start + Duration::from_secs(seconds);
             let mut all = Vec::new();
-            let mut actions = self.guard.on(input, now);
+            let mut actions = self.policy.on(input, now);
             actions.reverse();
             while let Some(action) = actions.pop() {
                 match action {
                     Action::CheckRefresh => {
                         let answer = Input::Refresh { in_progress: self.refresh };
-                        actions.extend(self.guard.on(answer, now).into_iter().rev());
+                        actions.extend(self.policy.on(answer, now).into_iter().rev());
                     }
                     _ => all.push(action),
                 }
@@ -183,7 +134,7 @@ mod tests {
         }
 
         fn deadline(&self) -> Option<u64> {
-            self.guard.next_deadline().map(|at| (at - self.start).as_secs())
+            self.policy.next_deadline().map(|at| (at - self.start).as_secs())
         }
     }
 
@@ -205,7 +156,7 @@ mod tests {
     #[test]
     fn orphans_and_more_requests_do_not_postpone_the_kill() {
         let mut run = Run::new();
-        run.at(1, Input::Ended(Ending::Exited(0), TreeState::Alive));
+        run.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
         for second in 2..6 {
             assert_eq!(run.at(second, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGTERM)]);
             assert_eq!(run.deadline(), Some(6), "{second}");
@@ -234,7 +185,7 @@ mod tests {
     #[test]
     fn limits_and_the_kill_after_them_are_deferred() {
         let mut run = Run::during_refresh();
-        assert_eq!(run.at(60, Input::Clock), [DEFERRED, Action::Log(Notice::LimitExpired(Limit::Hard))]);
+        assert_eq!(run.at(60, Input::Clock), [DEFERRED, Action::Log(Notice::LimitExpired(Outcome::HardLimit))]);
         assert_eq!(run.refresh_ends(61), [TERM]);
         run.refresh = true;
         assert_eq!(run.at(66, Input::Clock), [DEFERRED, Action::Log(Notice::KillGraceExpired)]);
@@ -286,11 +237,11 @@ mod tests {
     fn the_child_s_end_drops_its_signals_not_those_of_leftovers() {
         let mut alone = Run::during_refresh();
         alone.signal(1, Signal::SIGTERM);
-        assert_eq!(alone.at(2, Input::Ended(Ending::Exited(0), TreeState::Empty)), []);
-        assert_eq!(alone.guard.result(), Some((Ending::Exited(0), None)));
+        assert_eq!(alone.at(2, Input::Ended(Outcome::Exited(0), TreeState::Empty)), []);
+        assert_eq!(alone.policy.result(), Some(Outcome::Exited(0)));
         let mut leaving = Run::during_refresh();
         leaving.signal(1, Signal::SIGTERM);
-        let ended = Input::Ended(Ending::Exited(0), TreeState::Alive);
+        let ended = Input::Ended(Outcome::Exited(0), TreeState::Alive);
         assert_eq!(leaving.at(2, ended), [Action::Log(Notice::Leftovers)]);
         assert_eq!(leaving.at(3, Input::TreeChanged(TreeState::Alive)), []);
         assert_eq!(leaving.refresh_ends(4), [Action::SignalTree(Signal::SIGTERM)]);
