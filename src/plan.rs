@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use nix::sys::signal::SigSet;
 use nix::unistd::{getpgrp, tcgetpgrp};
 use tracing::warn;
 
@@ -25,7 +24,7 @@ use crate::run_id::RunId;
 use crate::supervisor::output::OutputConfig;
 use crate::supervisor::policy::{Group, PolicyConfig};
 use crate::supervisor::{Launch, Supervision};
-use crate::sys::signal::InheritedDispositions;
+use crate::sys::signal::{InheritedDispositions, SigSet};
 
 /// Decisions about an invocation that runs a program.
 #[derive(Debug)]

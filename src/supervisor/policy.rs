@@ -6,14 +6,12 @@ mod types;
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-
 use crate::claude::frames::FrameEvent;
 use crate::config::duration::after;
 use crate::config::settings::Leftovers;
 use crate::events::SignalSource;
 use crate::outcome::Outcome;
-use crate::sys::signal::{DUPLICATE_WINDOW, FORWARDED, is_termination_request};
+use crate::sys::signal::{DUPLICATE_WINDOW, FORWARDED, Signal, is_termination_request};
 pub use refresh_guard::MAX_DEFERRAL;
 pub use types::{Action, Delivery, Group, Input, Notice, PolicyConfig, TreeState};
 
@@ -145,7 +143,7 @@ impl Policy {
                 }
             }
             Signal::SIGTERM if self.first_term.is_some_and(|first| now < first + DUPLICATE_WINDOW) => {}
-            _ if FORWARDED.contains(&signal) => {
+            _ if FORWARDED.contains(signal) => {
                 // A shell's `fg` sends CONT to the group.
                 let is_needed = self.config.group == Group::Own || signal != Signal::SIGCONT || self.is_stopped;
                 if self.has_child() && !is_childs_too && is_needed {
