@@ -210,7 +210,7 @@ fn ctrl_c_ends_a_shell_loop_around_claude_run() {
     for waits in [false, true] {
         let mut holder = waits.then(|| env.hold_lock());
         let mut command = env.command("bash");
-        command.args(["-c", &format!("for i in 1 2; do {run}; echo code $?; done; echo after")]);
+        command.args(["-c", &format!("for i in 1 2; do {run}; echo code $?; done; echo gone on")]);
         let mut terminal = OnTerminal::start(command);
         if waits {
             wait_until("it waits", || env.waiters() == 1);
@@ -219,7 +219,7 @@ fn ctrl_c_ends_a_shell_loop_around_claude_run() {
         }
         terminal.types("\x03");
         assert_eq!(terminal.ends(), 130, "bash itself dies of the key");
-        assert_eq!((terminal.count("code"), terminal.count("after")), (0, 0));
+        assert_eq!((terminal.count("code"), terminal.count("gone on")), (0, 0));
         holder.iter_mut().for_each(|holder| holder.close_stdin());
     }
 }
