@@ -7,7 +7,6 @@ use std::panic;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
 use tracing::warn;
 
 use crate::claude::config_dir::ConfigDir;
@@ -27,10 +26,10 @@ use crate::supervisor::output::redact::{Masker, Secrets};
 use crate::supervisor::policy::Group;
 use crate::supervisor::{self, Supervision};
 use crate::sys::exec::fill_standard_descriptors;
-use crate::sys::signal::{FORWARDED, InheritedDispositions};
+use crate::sys::signal::{self, FORWARDED, InheritedDispositions, Signal, UserSignalsBlocked};
 use crate::sys::signal_pipe::SignalHandlers;
 
-/// The program: runs `words`, reports a failure, returns the exit code.
+/// The program: runs `words`, reports a failure, returns the exit code, or ends by the signal that ended the run.
 pub fn main(words: Vec<OsString>) -> i32 {
     if words.first().is_some_and(|name| name == lock::MONITOR) {
         return i32::from(lock::run_monitor(&words).is_err());
@@ -42,6 +41,9 @@ pub fn main(words: Vec<OsString>) -> i32 {
         logging::report(&error);
         outcome_of(&error)
     });
+    if let Some(signal) = outcome.signal() {
+        signal::end_by(signal.into());
+    }
     i32::from(outcome.exit_code())
 }
 
@@ -69,12 +71,14 @@ fn masked(text: &str) -> String {
 /// # Errors
 /// Anything that keeps it from running the child; `ProgramError` if that is the child's program.
 pub fn run(words: Vec<OsString>) -> Result<Outcome> {
+    let blocked = UserSignalsBlocked::new().context("cannot set the signal mask")?;
     fill_standard_descriptors().context("cannot open /dev/null")?;
     let inherited = InheritedDispositions::take().context("cannot set signal dispositions")?;
     let (cli, operation) = match parse(words)? {
         Request::Run(cli) => (cli, None),
         Request::Operate(cli, operation) => (cli, Some(operation)),
         Request::Show(text) => {
+            drop(blocked);
             return match anstream::stdout().write_all(text.as_bytes()) {
                 // The reader has seen enough.
                 Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
@@ -87,6 +91,7 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     let file = config_dir.as_ref().ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
     let file = file.transpose().map(Option::flatten);
     if let Some(operation) = operation {
+        drop(blocked);
         let (file, file_error) = match file {
             Err(error) if operation.tolerates_broken_file() => (None, Some(format!("{error:#}"))),
             file => (file?, None),
@@ -94,6 +99,7 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
         let context = ops::Context { cli, environment: ENVIRONMENT, file, file_error, config_dir };
         return ops::run(&operation, context, &mut anstream::stdout());
     }
+    signal::ignore_terminal_stops();
     let settings = Settings::resolve(cli, ENVIRONMENT, file?.as_ref())?;
     if settings.redact != Redact::Off {
         logging::mask_with(masked);
@@ -105,18 +111,24 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     if !supervises {
         return Err(run.launch.exec());
     }
-    let outcome = run_under_lock(run, lock.as_ref(), &mut recorder);
+    let outcome = run_under_lock(run, lock.as_ref(), &mut recorder, blocked);
     recorder.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
     outcome
 }
 
 /// Acquires the lock that `request` is for, then supervises `run` until all that it starts has ended.
-fn run_under_lock(mut run: Supervision, request: Option<&LockRequest>, recorder: &mut RunRecorder) -> Result<Outcome> {
+fn run_under_lock(
+    mut run: Supervision,
+    request: Option<&LockRequest>,
+    recorder: &mut RunRecorder,
+    blocked: UserSignalsBlocked,
+) -> Result<Outcome> {
     let mut events = EventQueue::open().context("cannot make a pipe")?;
     // In the terminal's group, its stop key stops us as it stops the child: by the default disposition.
     let stop = (run.policy.group == Group::Own).then_some(Signal::SIGTSTP);
-    let handled = FORWARDED.into_iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
+    let handled = FORWARDED.iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
     let _handlers = SignalHandlers::install(handled, events.signal_pipe()).context("cannot install signal handlers")?;
+    drop(blocked);
     if let Some(request) = request {
         match lock::acquire(request, recorder, &mut events)? {
             Acquisition::Held(guard) => {
@@ -132,7 +144,7 @@ fn run_under_lock(mut run: Supervision, request: Option<&LockRequest>, recorder:
             }
             Acquisition::NotNeeded(_) => {}
             Acquisition::NotAcquired => return Ok(Outcome::LockBusy { code: request.conflict_exit_code }),
-            Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal)),
+            Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal.number())),
         }
     }
     run.launch.set(RunId::VARIABLE, Some(recorder.run().to_string().into()));

@@ -7,16 +7,17 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::signal::Signal;
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::time::TimeSpec;
 
 use crate::claude::frames::FrameEvent;
 use crate::sys::file_watch::FileWatch;
-use crate::sys::signal_pipe::WAKE;
+use crate::sys::proc;
+use crate::sys::signal::{DUPLICATE_WINDOW, Signal};
+use crate::sys::signal_pipe::{Arrival, WAKE};
 pub use crate::sys::signal_pipe::{SignalPipe, SignalSource};
 
 /// An event of a run.
@@ -45,6 +46,8 @@ pub struct EventQueue {
     files: Option<FileWatch>,
     watches_stdin: bool,
     requeued: Vec<Event>,
+    /// Last TERM that was no duplicate.
+    last_term: Option<Arrival>,
 }
 
 /// Sends events of a thread.
@@ -58,7 +61,8 @@ impl EventQueue {
     pub(crate) fn open() -> io::Result<Self> {
         let pipe = SignalPipe::open()?;
         let (queue, from_threads) = mpsc::channel();
-        Ok(Self { sender: EventSender { queue, pipe }, from_threads, files: None, watches_stdin: false, requeued: Vec::new() })
+        let (files, last_term, requeued) = (None, None, Vec::new());
+        Ok(Self { sender: EventSender { queue, pipe }, from_threads, files, watches_stdin: false, requeued, last_term })
     }
 
     /// Watches `files` instead of those watched before.
@@ -113,7 +117,11 @@ impl EventQueue {
             };
             let stdin_ended = self.watches_stdin && ready.last().and_then(PollFd::any).unwrap_or(true);
             let mut events = mem::take(&mut self.requeued);
-            events.extend(self.sender.pipe.drain().into_iter().map(|(signal, source)| Event::Signal(signal, source)));
+            for arrival in self.sender.pipe.drain() {
+                if !self.is_duplicate(arrival) {
+                    events.push(Event::Signal(arrival.0, arrival.1));
+                }
+            }
             // After the signals: a thread queues its event first, then wakes.
             events.extend(self.from_threads.try_iter());
             if stdin_ended {
@@ -128,6 +136,28 @@ impl EventQueue {
                 return Ok(events);
             }
         }
+    }
+}
+
+/// Time within which timeout(1) signals its child and then the child's group, even if it hardly gets to run.
+const TIMEOUT_WINDOW: Duration = Duration::from_secs(1);
+
+impl EventQueue {
+    /// True for a TERM that belongs to the one before it. Counted from their arrival, not from when we get to read them.
+    fn is_duplicate(&mut self, arrival @ (signal, source, at): Arrival) -> bool {
+        if signal != Signal::SIGTERM {
+            return false;
+        }
+        let since = self.last_term.map(|(_, first, first_at)| (first == source, at.saturating_sub(first_at)));
+        let is_duplicate = match (since, source) {
+            (Some((_, since)), _) if since < DUPLICATE_WINDOW => true,
+            (Some((true, since)), SignalSource::Process(pid)) => since < TIMEOUT_WINDOW && proc::is_named(pid, "timeout"),
+            _ => false,
+        };
+        if !is_duplicate {
+            self.last_term = Some(arrival);
+        }
+        is_duplicate
     }
 }
 
@@ -147,8 +177,9 @@ mod tests {
     #[test]
     fn events_keep_their_order() -> io::Result<()> {
         let mut queue = EventQueue::open()?;
-        let sent: Vec<_> = Signal::iterator().cycle().take(500).collect();
-        sent.iter().for_each(|&signal| queue.signal_pipe().write(signal as i32, SignalSource::Kernel));
+        let all: Vec<_> = Signal::iterator().filter(|&signal| signal != Signal::SIGTERM).collect();
+        let sent: Vec<_> = all.into_iter().cycle().take(500).collect();
+        sent.iter().for_each(|&signal| queue.signal_pipe().write(signal.number(), SignalSource::Kernel));
         assert_eq!(
             queue.wait(None)?,
             sent.iter().map(|&signal| Event::Signal(signal, SignalSource::Kernel)).collect::<Vec<_>>()
@@ -167,7 +198,7 @@ mod tests {
     fn a_full_pipe_drops_the_newest_signals_only() -> io::Result<()> {
         let mut queue = EventQueue::open()?;
         let (pipe, sender) = (queue.signal_pipe(), queue.sender());
-        (0..100_000).for_each(|_| pipe.write(Signal::SIGUSR2 as i32, SignalSource::Kernel));
+        (0..100_000).for_each(|_| pipe.write(Signal::SIGUSR2.number(), SignalSource::Kernel));
         sender.send(Event::OutputDone);
         let events = queue.wait(None)?;
         assert!(events.len() > 4096 && events.last() == Some(&Event::OutputDone));

@@ -90,7 +90,7 @@
 //! | to change | look in |
 //! |---|---|
 //! | how long a second TERM is taken for the first | `sys/signal.rs`, `DUPLICATE_WINDOW` |
-//! | which signals are forwarded, and which of them request an end | `sys/signal.rs`, `FORWARDED` and `is_termination_request` |
+//! | what is done with each signal | the table in `sys/signal_table.rs`: `REQUESTS`, `FORWARDED`, `TERMINAL_STOPS` |
 //! | what counts as a result frame, or as an open background task | `claude/frames.rs`, `FrameReader::on_frame` |
 //! | what counts as success with `--require-result` | `claude/frames.rs`, `LastResult::is_success` |
 //! | the text a waiter sees | the sentences: `lock/wait.rs`; the name of the holder: `lock/holder.rs`; the line on a terminal: `logging/live_line.rs` |

@@ -1,7 +1,5 @@
 //! How an invocation ended, and THE exit-code table. Nothing else in this crate knows an exit code.
 
-use nix::sys::signal::Signal;
-
 /// How an invocation of claude-run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names say it")]
@@ -29,9 +27,9 @@ pub enum Outcome {
         code: u8,
     },
     /// This signal ended the wait for the lock; the child was never started.
-    EndedWaiting(Signal),
+    EndedWaiting(i32),
     /// This signal ended the wait for the reader of the output; the child had ended, and some of its output is lost.
-    EndedDraining(Signal),
+    EndedDraining(i32),
     CannotRun,
     NotFound,
     /// claude-run itself failed, usage errors included.
@@ -47,6 +45,14 @@ impl Outcome {
         self.entry().0
     }
 
+    /// Signal by which this process is to end, too: a shell that has run it then sees the same as without it.
+    pub fn signal(self) -> Option<i32> {
+        match self {
+            Self::Killed(signal) | Self::EndedWaiting(signal) | Self::EndedDraining(signal) => Some(signal),
+            _ => None,
+        }
+    }
+
     /// Name in records.
     pub fn name(self) -> &'static str {
         self.entry().1
@@ -57,9 +63,9 @@ impl Outcome {
             Self::Shown => (0, "shown"),
             Self::Trouble => (1, "trouble"),
             Self::Exited(status) => (status, "exited"),
-            Self::Killed(signal) => (u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128)), "killed"),
-            Self::EndedWaiting(signal) => (signal as u8 + 128, "ended-waiting"),
-            Self::EndedDraining(signal) => (signal as u8 + 128, "ended-draining"),
+            Self::Killed(signal) => (of_signal(signal), "killed"),
+            Self::EndedWaiting(signal) => (of_signal(signal), "ended-waiting"),
+            Self::EndedDraining(signal) => (of_signal(signal), "ended-draining"),
             Self::HardLimit => (124, "hard-limit"),
             Self::IdleLimit => (124, "idle-limit"),
             Self::NoResult => (65, "no-result"), // EX_DATAERR
@@ -71,6 +77,10 @@ impl Outcome {
             Self::NotFound => (127, "not-found"),
         }
     }
+}
+
+fn of_signal(number: i32) -> u8 {
+    u8::try_from(number).map_or(u8::MAX, |number| number.saturating_add(128))
 }
 
 #[cfg(test)]
@@ -87,11 +97,9 @@ mod tests {
     #[test]
     fn a_signal_is_128_plus_its_number() {
         for signal in 1..=64 {
-            assert_eq!(i32::from(Outcome::Killed(signal).exit_code()), 128 + signal);
-        }
-        for signal in Signal::iterator() {
-            assert_eq!(i32::from(Outcome::EndedWaiting(signal).exit_code()), 128 + signal as i32);
-            assert_eq!(i32::from(Outcome::EndedDraining(signal).exit_code()), 128 + signal as i32);
+            for outcome in [Outcome::Killed(signal), Outcome::EndedWaiting(signal), Outcome::EndedDraining(signal)] {
+                assert_eq!((i32::from(outcome.exit_code()), outcome.signal()), (128 + signal, Some(signal)));
+            }
         }
     }
 

@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
-use nix::sys::signal::Signal;
 use tracing::{error, info, warn};
 
 use super::file::{LockAttempt, LockFile};
@@ -19,6 +18,7 @@ use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
 use crate::config::duration::{show, show_seconds};
 use crate::events::EventQueue;
 use crate::records::{Hold, RunRecorder};
+use crate::sys::signal::Signal;
 
 /// Longest wait for claude's refresh locks: longer than any of them outlives its owner.
 const MAX_WAIT: Duration = Duration::from_secs(70);

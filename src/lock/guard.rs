@@ -4,8 +4,6 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
-use nix::sys::signal::Signal;
-
 use super::claims::{AncestorRuns, Claim};
 use super::file::FlockGuard;
 use super::helper::Helper;
@@ -14,6 +12,7 @@ use crate::events::EventQueue;
 use crate::records::{Hold, RunRecorder};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
+use crate::sys::signal::Signal;
 
 /// The lock. Dropping it releases the lock.
 #[derive(Debug)]

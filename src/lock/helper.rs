@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal};
 use tracing::{info, warn};
 
 use super::monitor::{self, HelperEnd, Report};
@@ -22,7 +21,7 @@ use crate::config::duration::after;
 use crate::events::{Event, EventQueue, EventSender};
 use crate::records::RunRecorder;
 use crate::sys::proc::{self, Stat};
-use crate::sys::signal::{self, DUPLICATE_WINDOW, InheritedDispositions};
+use crate::sys::signal::{self, DUPLICATE_WINDOW, InheritedDispositions, SigSet, Signal};
 
 /// Command of a lock helper.
 #[derive(Clone, Debug)]

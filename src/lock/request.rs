@@ -3,8 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::sys::signal::{SigSet, Signal};
-
 use super::claims::AncestorRuns;
 use super::guard::LockGuard;
 use super::helper::HelperCommand;
@@ -12,6 +10,7 @@ use super::refresh_due::{RefreshState, Refreshes};
 use crate::claude::credentials::Login;
 use crate::config::settings::Wait;
 use crate::events::EventQueue;
+use crate::sys::signal::{SigSet, Signal};
 
 /// The session lock of a run that needs it.
 #[derive(Debug)]

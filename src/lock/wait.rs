@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SigSet, Signal};
 use tracing::{info, warn};
 
 use super::holder::Holder;
@@ -17,7 +16,7 @@ use crate::events::{Event, EventQueue};
 use crate::logging::LiveLine;
 use crate::records::{Hold, RecordStore, RunRecorder, State};
 use crate::sys::file_id::FileId;
-use crate::sys::signal;
+use crate::sys::signal::{self, SigSet, Signal};
 
 /// A wait, or several in a row.
 pub(super) struct LockWait<'a> {
@@ -131,9 +130,7 @@ impl<'a> LockWait<'a> {
             let Event::Signal(signal, source) = *event else { continue };
             match signal {
                 _ if self.ignored.contains(signal) => {}
-                Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGUSR2 => {
-                    return Some((at, signal));
-                }
+                _ if signal::requests_end(signal) || signal == Signal::SIGUSR2 => return Some((at, signal)),
                 Signal::SIGTSTP => signal::stop_for_job_control(source),
                 Signal::SIGUSR1 => self.log_progress(),
                 _ => {}

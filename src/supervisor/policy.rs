@@ -6,14 +6,12 @@ mod types;
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-
 use crate::claude::frames::FrameEvent;
 use crate::config::duration::after;
 use crate::config::settings::Leftovers;
 use crate::events::SignalSource;
 use crate::outcome::Outcome;
-use crate::sys::signal::{DUPLICATE_WINDOW, FORWARDED, is_termination_request};
+use crate::sys::signal::{DUPLICATE_WINDOW, FORWARDED, Signal, is_termination_request};
 pub use refresh_guard::MAX_DEFERRAL;
 pub use types::{Action, Group, Input, Notice, PolicyConfig, TreeState};
 
@@ -186,7 +184,7 @@ impl Policy {
             }
             Phase::Killed if is_due(self.give_up_at) => {
                 // Even a child: with a pending KILL, it never runs again.
-                self.ending.get_or_insert(Outcome::Killed(Signal::SIGKILL as i32));
+                self.ending.get_or_insert(Outcome::Killed(Signal::SIGKILL.number()));
                 self.phase = Phase::Finished;
                 actions.push(Action::Log(Notice::GivenUp));
             }
@@ -215,7 +213,7 @@ impl Policy {
                 }
             }
             Signal::SIGTERM if self.first_term.is_some_and(|first| now < first + DUPLICATE_WINDOW) => {}
-            _ if FORWARDED.contains(&signal) => {
+            _ if FORWARDED.contains(signal) => {
                 if signal == Signal::SIGCONT {
                     self.postpone_idle_limit(now); // we were stopped
                 }

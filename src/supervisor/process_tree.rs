@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 use std::fs;
 
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgrp, getpid};
 use tracing::debug;
 
@@ -12,6 +11,7 @@ use super::policy::{Group, Input, TreeState};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
 use crate::sys::proc::{self, Stat};
+use crate::sys::signal::{Signal, kill};
 use crate::sys::wait::{self, ChildStatus};
 
 /// Descendants of this process that belong to a run.
@@ -159,9 +159,7 @@ impl ProcessTree {
             wait::reap(Pid::from_raw(status.pid));
         }
         Some(match wait::next_status(Some(child), libc::WSTOPPED | libc::WCONTINUED).ok()?? {
-            ChildStatus { code: libc::CLD_STOPPED, status, .. } => {
-                Input::Stopped(Signal::try_from(status).unwrap_or(Signal::SIGSTOP))
-            }
+            ChildStatus { code: libc::CLD_STOPPED, status, .. } => Input::Stopped(status.into()),
             _ => Input::Continued,
         })
     }

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_child_subreaper;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, getpgid};
+use nix::unistd::{Pid, getpgid, getpid};
 use tracing::{debug, error, info, warn};
 
 use super::output::{OutputConfig, Relay, drain};
@@ -22,8 +21,9 @@ use crate::lock::LockGuard;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecorder};
 use crate::sys::proc::Stat;
+use crate::sys::signal::{Signal, kill};
 use crate::sys::terminal::TerminalModeGuard;
-use crate::sys::{signal, signal_pipe, wait};
+use crate::sys::{signal, signal_pipe, terminal, wait};
 
 /// Parts of a supervised run.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
         relay.on_child_ended();
         let interrupted_by =
             if output_done { None } else { drain(request, events, ignored).context("cannot wait for events")? };
-        outcome = interrupted_by.map_or(outcome, Outcome::EndedDraining);
+        outcome = interrupted_by.map_or(outcome, |signal| Outcome::EndedDraining(signal.number()));
         last_result = relay.last_result();
         session_id = relay.session_id();
     }
@@ -88,6 +88,8 @@ struct Supervisor<'a> {
     /// Time of the last termination request to us.
     requested_at: Option<Instant>,
     relay: Option<Relay>,
+    /// The child, in our group, is stopped until that is in the foreground. Nobody tells us when it is.
+    waits_for_terminal: bool,
     /// All output is written, or our reader is gone.
     output_done: bool,
 }
@@ -122,6 +124,7 @@ impl<'a> Supervisor<'a> {
             watched_files: Vec::new(),
             requested_at: None,
             relay,
+            waits_for_terminal: false,
             output_done: false,
         };
         supervisor.recorder.on_started(child.as_raw());
@@ -142,7 +145,8 @@ impl<'a> Supervisor<'a> {
                 self.on_files_changed(); // they may have changed before they were watched
                 continue;
             }
-            let deadline = [self.policy.next_deadline(), self.recorder.next_deadline()].into_iter().flatten().min();
+            let look_at = self.waits_for_terminal.then(|| Instant::now() + Duration::from_secs(1));
+            let deadline = [self.policy.next_deadline(), self.recorder.next_deadline(), look_at].into_iter().flatten().min();
             let mut events = self.events.wait(deadline).context("cannot wait for events")?;
             self.recorder.run_due();
             let may_have_lost_signals = events.len() >= signal_pipe::CAPACITY;
@@ -153,6 +157,7 @@ impl<'a> Supervisor<'a> {
             let is_sigchld = |event: &Event| matches!(event, Event::Signal(Signal::SIGCHLD, _));
             events.dedup_by(|next, event| is_sigchld(next) && is_sigchld(event));
             events.into_iter().for_each(|event| self.handle_event(event));
+            self.continue_in_foreground();
             if may_have_lost_signals {
                 self.handle_sigchld();
             }
@@ -211,14 +216,15 @@ impl<'a> Supervisor<'a> {
         debug!(?signal, ?source, "got a signal");
         let is_shared = self.policy.config.group == Group::Shared;
         // A child that signals its group, which is ours, as claude does for Ctrl-Z, has signalled itself.
-        if is_shared && source == SignalSource::Process(self.child.as_raw()) {
+        // Our own CONT is for the others.
+        if is_shared && [self.child, getpid()].into_iter().any(|pid| source == SignalSource::Process(pid.as_raw())) {
             return;
         }
         // The kernel does not let a key stop an orphaned process group, but our handler gets it.
         if signal == Signal::SIGTSTP && source == SignalSource::Kernel && !signal::has_job_control_shell() {
             return;
         }
-        let requests_end = signal::is_termination_request(signal) || signal == Signal::SIGINT;
+        let requests_end = signal::requests_end(signal);
         if requests_end && !self.policy.config.ignored.contains(signal) {
             self.requested_at = Some(Instant::now());
         }
@@ -240,15 +246,26 @@ impl<'a> Supervisor<'a> {
         }
         let Some(change) = self.tree.next_change(self.child) else { return };
         debug!(?change, "the child's state has changed");
-        if self.policy.config.group == Group::Own && matches!(change, Input::Stopped(Signal::SIGTTIN | Signal::SIGTTOU)) {
+        self.waits_for_terminal = matches!(change, Input::Stopped(Signal::SIGTTIN | Signal::SIGTTOU));
+        if self.waits_for_terminal {
+            self.waits_for_terminal = self.policy.config.group == Group::Shared;
+            let todo = if self.waits_for_terminal { "bring it to the foreground" } else { "give it stdin from there" };
             warn!(
-                "the child is stopped because it wants the terminal, which its process group has not; give it stdin from there, or from /dev/null"
+                "the child is stopped because it wants the terminal, which its process group has not; {todo}, or use --stdin null"
             );
         }
         if let Input::Ended(ending, _) = change {
             self.recorder.on_child_ended(ending);
         }
         self.dispatch(change);
+    }
+
+    /// A shell does not continue a job that it has not seen stopped; and we were not, since a stopped watchdog keeps no limit.
+    fn continue_in_foreground(&mut self) {
+        if self.waits_for_terminal && terminal::is_in_foreground() {
+            self.waits_for_terminal = false;
+            let _ = kill(Pid::from_raw(0), Signal::SIGCONT); // our group, in which we are at least
+        }
     }
 
     fn files_to_watch(&self) -> Vec<PathBuf> {

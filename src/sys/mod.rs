@@ -10,5 +10,6 @@ pub(crate) mod pipe;
 pub(crate) mod proc;
 pub mod signal;
 pub mod signal_pipe;
+pub mod signal_table;
 pub(crate) mod terminal;
 pub(crate) mod wait;

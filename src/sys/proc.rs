@@ -8,10 +8,10 @@ use std::process;
 use std::ptr;
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, gethostname};
 
 use super::file_id::FileId;
+use super::signal_table::{Signal, kill};
 
 /// Fields of /proc/PID/stat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl Stat {
 fn pidfd_send_signal(dir: &File, pid: i32, signal: Signal) -> nix::Result<()> {
     let no_info = ptr::null::<libc::siginfo_t>();
     // SAFETY: a descriptor, a number, no siginfo and no flags: no memory is touched.
-    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, dir.as_raw_fd(), signal as i32, no_info, 0) };
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, dir.as_raw_fd(), signal.number(), no_info, 0) };
     match Errno::result(sent) {
         // Before Linux 5.1, or behind a seccomp filter that does not know the call: the pid was right a moment ago.
         Err(Errno::ENOSYS | Errno::EPERM) => kill(Pid::from_raw(pid), signal),
@@ -163,6 +163,11 @@ pub(crate) fn is_outermost_pid_namespace() -> bool {
 /// Identifies this boot of the kernel.
 pub(crate) fn boot_id() -> Option<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+}
+
+/// True if the process `pid` runs a program of this name, of at most 15 bytes.
+pub(crate) fn is_named(pid: i32, name: &str) -> bool {
+    fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_ascii_end() == name.as_bytes())
 }
 
 /// Name of this host or container.

@@ -8,23 +8,19 @@ use std::ptr;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::prctl::set_dumpable;
 use nix::sys::pthread::pthread_kill;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, raise, sigaction, sigprocmask};
+use nix::sys::signal::{SigSet as Mask, SigmaskHow, Signal as Named, raise, sigprocmask};
 use nix::unistd::{getpgid, getpgrp, getppid, getsid};
 
 use super::signal_pipe::SignalSource;
-
-/// Signals that are forwarded to the child.
-pub const FORWARDED: [Signal; 7] =
-    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT];
+pub(crate) use super::signal_table::kill;
+use super::signal_table::{CHANGED, FAILED_WRITES, TERMINAL_STOPS};
+pub use super::signal_table::{FORWARDED, REQUESTS, SigSet, Signal, is_termination_request, requests_end};
 
 /// Time within which a second termination request is taken for the first: timeout(1) signals its child, and then the child's group.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
-
-/// True for the forwarded signals that start the kill grace.
-pub fn is_termination_request(signal: Signal) -> bool {
-    matches!(signal, Signal::SIGHUP | Signal::SIGQUIT | Signal::SIGTERM)
-}
 
 /// Dispositions at our own start, which the child gets.
 #[derive(Clone, Debug)]
@@ -33,34 +29,29 @@ pub struct InheritedDispositions {
     pub ignored: SigSet,
 }
 
-/// Signals whose disposition we change, SIGCHLD apart.
-fn changed() -> impl Iterator<Item = Signal> {
-    FORWARDED.into_iter().chain([Signal::SIGTSTP, Signal::SIGUSR1, Signal::SIGPIPE])
-}
-
 impl InheritedDispositions {
-    /// Records the dispositions, then sets SIGCHLD, SIGPIPE and the mask for a supervisor.
+    /// Records the dispositions, then sets those of SIGCHLD, SIGPIPE and SIGXFSZ.
     ///
     /// SIGCHLD gets its default, for the child too: if it is ignored, the kernel reaps our children and every wait fails.
-    /// SIGPIPE is ignored in this process only: a closed stderr must not end a supervisor.
+    /// The others are ignored in this process only: a closed stderr, or a log at its limit, must not end a supervisor.
     pub fn take() -> io::Result<Self> {
-        let ignored = changed().filter(|&signal| is_ignored(signal)).collect();
+        let mut ignored = SigSet::empty();
+        CHANGED.iter().filter(|&signal| is_ignored(signal)).for_each(|signal| ignored.add(signal));
         // A handler of the program that we are a library of stays.
         if is_ignored(Signal::SIGCHLD) {
-            set(Signal::SIGCHLD, SigHandler::SigDfl)?;
+            set(Signal::SIGCHLD, libc::SIG_DFL)?;
         }
-        set(Signal::SIGPIPE, SigHandler::SigIgn)?;
-        // A mask inherited from our caller would block TERM for us and for claude.
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        FAILED_WRITES.iter().try_for_each(|signal| set(signal, libc::SIG_IGN))?;
         Ok(Self { ignored })
     }
 
-    /// Restores the inherited dispositions, before an exec. Async-signal-safe.
+    /// Restores the inherited dispositions and an empty mask, before an exec. Async-signal-safe.
     pub fn restore(&self) -> nix::Result<()> {
-        for signal in changed().chain([Signal::SIGCHLD]) {
-            set(signal, if self.ignored.contains(signal) { SigHandler::SigIgn } else { SigHandler::SigDfl })?;
+        for signal in CHANGED.iter().chain([Signal::SIGCHLD]) {
+            let disposition = if self.ignored.contains(signal) { libc::SIG_IGN } else { libc::SIG_DFL };
+            let _ = set(signal, disposition); // musl keeps one more real-time signal for itself
         }
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&Mask::empty()), None)
     }
 }
 
@@ -72,7 +63,40 @@ pub(crate) fn end_as_by_default() -> nix::Result<()> {
     }
     let signals = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
     let is_first = std::process::id() == 1;
-    signals.into_iter().filter(|_| is_first).try_for_each(|signal| set(signal, SigHandler::Handler(end)).map(drop))
+    signals.into_iter().filter(|_| is_first).try_for_each(|signal| set(signal, end as *const () as libc::sighandler_t))
+}
+
+/// Ignores the signals by which a terminal stops a process in the background.
+pub(crate) fn ignore_terminal_stops() {
+    for signal in TERMINAL_STOPS.iter() {
+        let _ = set(signal, libc::SIG_IGN); // it fails for invalid signals only
+    }
+}
+
+/// Blocks USR1 and USR2, which nobody means to end us with, until it is dropped. Others are not blocked, whatever our caller has
+/// blocked: before there is a child, they may end us.
+pub(crate) struct UserSignalsBlocked(());
+
+impl UserSignalsBlocked {
+    pub(crate) fn new() -> io::Result<Self> {
+        let blocked = Mask::from_iter([Named::SIGUSR1, Named::SIGUSR2]);
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&blocked), None)?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for UserSignalsBlocked {
+    fn drop(&mut self) {
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&Mask::empty()), None); // it fails for invalid arguments only
+    }
+}
+
+/// Ends this process by `signal`, without a core dump. Returns if the kernel does not do so, as for PID 1.
+pub(crate) fn end_by(signal: Signal) {
+    let _ = set_dumpable(false);
+    let _ = set(signal, libc::SIG_DFL);
+    // SAFETY: it touches no memory.
+    unsafe { libc::raise(signal.number()) };
 }
 
 /// Starts a thread with all signals blocked: handlers run in the thread that waits for events.
@@ -81,7 +105,7 @@ pub(crate) fn spawn_with_signals_blocked<T: Send + 'static>(
     stack: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
-    let mut blocked = SigSet::all();
+    let mut blocked = Mask::all();
     blocked.remove(INTERRUPT);
     // The thread inherits this mask; setting it in the thread itself would be too late.
     let mask = blocked.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
@@ -91,13 +115,13 @@ pub(crate) fn spawn_with_signals_blocked<T: Send + 'static>(
 }
 
 /// Signal that interrupts a thread; its default is to do nothing.
-const INTERRUPT: Signal = Signal::SIGURG;
+const INTERRUPT: Named = Named::SIGURG;
 
 /// Makes the system call in which a thread of [`spawn_with_signals_blocked`] sleeps fail with EINTR, and waits until the thread has
 /// ended. A thread in an uninterruptible sleep, as on a dead NFS server, is left running.
 pub(crate) fn interrupt_thread<T>(thread: JoinHandle<T>) {
     extern "C" fn nothing(_: libc::c_int) {}
-    let before = set(INTERRUPT, SigHandler::Handler(nothing));
+    let before = exchange(Signal::SIGURG, Some(&disposition(nothing as *const () as usize, 0)));
     for _ in 0..500 {
         // A signal that comes before the system call is lost, so it is repeated. An error means that the thread has ended.
         let _ = pthread_kill(thread.as_pthread_t(), INTERRUPT);
@@ -106,13 +130,12 @@ pub(crate) fn interrupt_thread<T>(thread: JoinHandle<T>) {
             break;
         }
     }
-    // SAFETY: it restores the handler from before.
-    let _ = before.and_then(|before| unsafe { sigaction(INTERRUPT, &before) });
+    let _ = before.and_then(|before| exchange(Signal::SIGURG, Some(&before)));
 }
 
 /// Stops this process, as the default action of SIGTSTP does. Returns when the process is continued.
 pub fn stop_ourselves() {
-    let _ = raise(Signal::SIGSTOP); // it fails for invalid signals only
+    let _ = raise(Named::SIGSTOP); // it fails for invalid signals only
 }
 
 /// Stops as a SIGTSTP from `source` would stop a process without a handler: for a key, the kernel does not stop an orphaned
@@ -131,20 +154,29 @@ pub fn has_job_control_shell() -> bool {
 
 /// Name of a signal, as `SIGTERM`.
 pub fn name(signal: i32) -> String {
-    Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.to_string())
+    Signal::from(signal).to_string()
 }
 
-/// Sets a disposition, without SA_RESTART, and returns the one from before.
-fn set(signal: Signal, handler: SigHandler) -> nix::Result<SigAction> {
-    // SAFETY: SIG_IGN and SIG_DFL run no code of ours, and the two handlers are async-signal-safe.
-    unsafe { sigaction(signal, &SigAction::new(handler, SaFlags::empty(), SigSet::empty())) }
+fn set(signal: Signal, handler: libc::sighandler_t) -> nix::Result<()> {
+    exchange(signal, Some(&disposition(handler, 0))).map(|_| ())
 }
 
 fn is_ignored(signal: Signal) -> bool {
-    // SAFETY: all-zero is a valid sigaction. A null new action only queries, which cannot fail; the kernel fills in the old one.
-    unsafe {
-        let mut current: libc::sigaction = mem::zeroed();
-        libc::sigaction(signal as i32, ptr::null(), &raw mut current);
-        current.sa_sigaction == libc::SIG_IGN
-    }
+    exchange(signal, None).is_ok_and(|current| current.sa_sigaction == libc::SIG_IGN)
+}
+
+/// A disposition: SIG_IGN, SIG_DFL, or a function that is async-signal-safe.
+pub(super) fn disposition(handler: libc::sighandler_t, flags: libc::c_int) -> libc::sigaction {
+    // SAFETY: all-zero is a valid sigaction.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    (action.sa_sigaction, action.sa_flags) = (handler, flags);
+    action
+}
+
+/// Sets a disposition, if there is one, and gives the one from before. nix's function does not know real-time signals.
+pub(super) fn exchange(signal: Signal, action: Option<&libc::sigaction>) -> nix::Result<libc::sigaction> {
+    let mut before = disposition(libc::SIG_DFL, 0);
+    let action = action.map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: both pointers are valid or null; every handler of ours is async-signal-safe, and others were set before.
+    Errno::result(unsafe { libc::sigaction(signal.number(), action, &raw mut before) }).map(|_| before)
 }

@@ -7,18 +7,22 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::pipe2;
+
+use super::signal::{disposition, exchange};
+use super::signal_table::{OF_TERMINAL, Signal};
 
 /// Cause of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SignalSource {
-    /// The kernel: a key on the terminal, a hang-up, a new window size.
+    /// The terminal, by the kernel: a key, a hang-up, a new window size. Its whole foreground process group gets it.
     Kernel,
-    /// A process with this pid, by kill(2) or a similar call.
+    /// A process with this pid, by kill(2) or a similar call; 0 for one outside our PID namespace, and for a timer or limit of ours.
     Process(i32),
 }
 
@@ -30,10 +34,13 @@ pub struct SignalPipe {
 }
 
 /// Records that any pipe takes: one page. A reader that finds as many may have lost some.
-pub(crate) const CAPACITY: usize = 4096 / size_of::<[i32; 2]>();
+pub(crate) const CAPACITY: usize = 4096 / size_of::<[i64; 2]>();
 
 /// In place of a signal, it only wakes the reader.
 pub(crate) const WAKE: i32 = 0;
+
+/// A signal that has come, from where, and when, since the boot.
+pub(crate) type Arrival = (Signal, SignalSource, Duration);
 
 /// In place of the pid of a process.
 const KERNEL: i32 = -1;
@@ -47,20 +54,25 @@ impl SignalPipe {
     /// Writes a record. Async-signal-safe.
     pub(crate) fn write(&self, signal: i32, source: SignalSource) {
         let pid = if let SignalSource::Process(pid) = source { pid } else { KERNEL };
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
         // A full pipe takes nothing, see CAPACITY, but wakes its reader.
-        let _ = (&self.writer).write([signal, pid].map(i32::to_ne_bytes).as_flattened());
+        let _ = (&self.writer)
+            .write([i64::from(pid) << 32 | i64::from(signal), now.as_nanos() as i64].map(i64::to_ne_bytes).as_flattened());
     }
 
     /// Reads all signals in the pipe, the oldest first.
-    pub(crate) fn drain(&self) -> Vec<(Signal, SignalSource)> {
+    pub(crate) fn drain(&self) -> Vec<Arrival> {
         let mut signals = Vec::new();
-        let mut buffer = [[0; 4]; 128];
+        let mut buffer = [[0; 8]; 128];
         // Records are written whole, so they are read whole; an error means "empty".
         while let Ok(length) = (&self.reader).read(buffer.as_flattened_mut()) {
-            for record in buffer[..length / 4].as_chunks().0 {
-                let [signal, pid] = record.map(i32::from_ne_bytes);
+            for record in buffer[..length / 8].as_chunks().0 {
+                let [signal, at] = record.map(i64::from_ne_bytes);
+                let (signal, pid) = (signal as i32, (signal >> 32) as i32);
                 let source = if pid == KERNEL { SignalSource::Kernel } else { SignalSource::Process(pid) };
-                signals.extend(Signal::try_from(signal).map(|signal| (signal, source)));
+                if signal != WAKE {
+                    signals.push((signal.into(), source, Duration::from_nanos(at.unsigned_abs())));
+                }
             }
         }
         signals
@@ -74,9 +86,8 @@ static PIPE: AtomicPtr<SignalPipe> = AtomicPtr::new(ptr::null_mut());
 static RUNNING: AtomicU32 = AtomicU32::new(0);
 
 /// Handlers that write each signal into a pipe. Dropped, they restore the dispositions from before.
-#[derive(Debug)]
 pub struct SignalHandlers {
-    before: Vec<(Signal, SigAction)>,
+    before: Vec<(Signal, libc::sigaction)>,
     /// Kept for the handlers.
     _pipe: Arc<SignalPipe>,
 }
@@ -89,11 +100,9 @@ impl SignalHandlers {
             return Err(io::Error::other("another run in this process handles them"));
         }
         let mut handlers = Self { before: Vec::new(), _pipe: pipe };
-        let action = SigAction::new(SigHandler::SigAction(handle), SaFlags::SA_RESTART, SigSet::empty());
-        for signal in signals {
-            // SAFETY: the handler is async-signal-safe.
-            handlers.before.push((signal, unsafe { sigaction(signal, &action) }?));
-        }
+        let action = disposition(handle as *const () as usize, libc::SA_RESTART | libc::SA_SIGINFO);
+        // It fails for a signal that the C library keeps for itself.
+        handlers.before.extend(signals.into_iter().filter_map(|signal| Some((signal, exchange(signal, Some(&action)).ok()?))));
         Ok(handlers)
     }
 }
@@ -101,8 +110,7 @@ impl SignalHandlers {
 impl Drop for SignalHandlers {
     fn drop(&mut self) {
         for (signal, before) in &self.before {
-            // SAFETY: this disposition was valid before. The call fails for invalid signals only.
-            let _ = unsafe { sigaction(*signal, before) };
+            let _ = exchange(*signal, Some(before)); // it was valid before
         }
         PIPE.store(ptr::null_mut(), Ordering::SeqCst);
         while RUNNING.load(Ordering::SeqCst) > 0 {
@@ -114,8 +122,12 @@ impl Drop for SignalHandlers {
 extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let errno = Errno::last_raw();
     RUNNING.fetch_add(1, Ordering::SeqCst);
-    // SAFETY: the kernel passes a siginfo_t. If a process is the cause (SI_USER, SI_QUEUE, SI_TKILL), it has a si_pid.
-    let source = unsafe { if (*info).si_code > 0 { SignalSource::Kernel } else { SignalSource::Process((*info).si_pid()) } };
+    // SAFETY: the kernel passes a siginfo_t. Codes up to 0 (SI_USER, SI_QUEUE, SI_TKILL) are those of processes, with a si_pid.
+    let source = match unsafe { ((*info).si_code, (*info).si_pid()) } {
+        (..=0, pid) => SignalSource::Process(pid),
+        _ if OF_TERMINAL.contains(signal.into()) => SignalSource::Kernel,
+        _ => SignalSource::Process(0),
+    };
     // SAFETY: null, or kept until `RUNNING` is zero.
     if let Some(pipe) = unsafe { PIPE.load(Ordering::SeqCst).as_ref() } {
         pipe.write(signal, source);
@@ -128,14 +140,18 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut li
 mod tests {
     use super::*;
 
+    fn drained(pipe: &SignalPipe) -> Vec<(Signal, SignalSource)> {
+        pipe.drain().into_iter().map(|(signal, source, _)| (signal, source)).collect()
+    }
+
     #[test]
     fn every_signal_comes_out_as_it_went_in() -> io::Result<()> {
         let pipe = SignalPipe::open()?;
         for signal in Signal::iterator() {
-            for source in [SignalSource::Kernel, SignalSource::Process(1), SignalSource::Process(i32::MAX)] {
+            for source in [SignalSource::Kernel, SignalSource::Process(0), SignalSource::Process(i32::MAX)] {
                 pipe.write(WAKE, SignalSource::Kernel);
-                pipe.write(signal as i32, source);
-                assert_eq!(pipe.drain(), [(signal, source)]);
+                pipe.write(signal.number(), source);
+                assert_eq!(drained(&pipe), [(signal, source)]);
             }
         }
         Ok(())
@@ -144,20 +160,20 @@ mod tests {
     #[test]
     fn dropped_handlers_restore_the_dispositions() -> io::Result<()> {
         let pipe = SignalPipe::open()?;
-        let ignored = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
-        // SAFETY: to ignore them runs no code; nobody else uses these signals in this test program.
-        unsafe { sigaction(Signal::SIGUSR2, &ignored) }?;
-        let handlers = SignalHandlers::install([Signal::SIGUSR2, Signal::SIGPWR], Arc::clone(&pipe))?;
+        let real_time = Signal::from(60);
+        let ignored = disposition(libc::SIG_IGN, 0);
+        exchange(Signal::SIGUSR2, Some(&ignored))?; // nobody else uses these signals in this test program
+        let handlers = SignalHandlers::install([Signal::SIGUSR2, Signal::SIGPWR, real_time], Arc::clone(&pipe))?;
         assert!(SignalHandlers::install([Signal::SIGUSR2], Arc::clone(&pipe)).is_err(), "one at a time");
-        nix::sys::signal::raise(Signal::SIGUSR2)?;
-        nix::sys::signal::raise(Signal::SIGPWR)?;
         let us = SignalSource::Process(std::process::id() as i32);
-        assert_eq!(pipe.drain(), [(Signal::SIGUSR2, us), (Signal::SIGPWR, us)]);
+        for signal in [Signal::SIGUSR2, Signal::SIGPWR, real_time] {
+            // SAFETY: it touches no memory.
+            unsafe { libc::raise(signal.number()) };
+            assert_eq!(drained(&pipe), [(signal, us)]);
+        }
         drop(handlers);
-        // SAFETY: as above.
-        let handler = |signal| unsafe { sigaction(signal, &ignored) }.map(|before| before.handler());
-        assert!(matches!(handler(Signal::SIGUSR2)?, SigHandler::SigIgn));
-        assert!(matches!(handler(Signal::SIGPWR)?, SigHandler::SigDfl));
+        assert_eq!(exchange(Signal::SIGUSR2, None)?.sa_sigaction, libc::SIG_IGN);
+        assert_eq!(exchange(Signal::SIGPWR, None)?.sa_sigaction, libc::SIG_DFL);
         Ok(())
     }
 }

@@ -49,6 +49,11 @@ pub(crate) fn size_of(terminal: impl AsFd) -> Option<Winsize> {
     tcgetwinsize(terminal).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0)
 }
 
+/// True if our process group may use the terminal that is stdin.
+pub(crate) fn is_in_foreground() -> bool {
+    tcgetpgrp(stdin()) == Ok(getpgrp())
+}
+
 /// Restores the modes of stdin when dropped.
 #[derive(Debug)]
 pub(crate) struct TerminalModeGuard(Option<Termios>);
@@ -63,7 +68,7 @@ impl Drop for TerminalModeGuard {
     fn drop(&mut self) {
         let Some(before) = &self.0 else { return };
         // In the background the terminal belongs to another group, and the kernel would stop us with SIGTTOU.
-        if tcgetpgrp(stdin()) == Ok(getpgrp()) {
+        if is_in_foreground() {
             // An error means that the terminal is gone.
             let _ = tcsetattr(stdin(), SetArg::TCSANOW, before);
         }

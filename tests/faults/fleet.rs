@@ -9,7 +9,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use nix::sys::signal::Signal;
 
 use crate::agent::{MARGIN_MS, pid_of};
 use crate::board::{Board, now_ms};
@@ -31,12 +30,15 @@ pub(crate) struct Agent {
     ignores_term: bool,
     has_others: bool,
     /// The signals that it or somebody below it was sent.
-    pub(crate) signalled: Vec<Signal>,
+    pub(crate) signalled: Vec<i32>,
     /// Signals to the agent's claude-run itself.
-    pub(crate) wrapper_signalled: Vec<Signal>,
+    pub(crate) wrapper_signalled: Vec<i32>,
     pub(crate) stopped: u32,
     number: usize,
 }
+
+/// Signals that end a process, which are sent at random; the last is a real-time one.
+pub(crate) const DEADLY: [i32; 6] = [libc::SIGKILL, libc::SIGTERM, libc::SIGTERM, libc::SIGALRM, libc::SIGPWR, 40];
 
 /// All of them.
 pub(crate) struct Fleet {
@@ -192,7 +194,7 @@ impl Fleet {
         if !self.may_end_so(agent, code) || errors.contains("panicked") {
             self.board.violation(&format!("exit code {shown} of {pid}, {agent:?}: {}", errors.trim().replace('\n', " | ")));
         }
-        let was_killed = agent.wrapper_signalled.contains(&Signal::SIGKILL);
+        let was_killed = agent.wrapper_signalled.contains(&libc::SIGKILL);
         if agent.mode != "block" && !was_killed && (agent.has_others || fastrand::u32(..8) == 0) {
             for left in below(pid) {
                 let about = fs::read_to_string(format!("/proc/{left}/stat")).unwrap_or_default();
@@ -203,19 +205,19 @@ impl Fleet {
 
     /// Every exit code has a reason, and every reason was given.
     fn may_end_so(&self, agent: &Agent, code: i32) -> bool {
-        let was_sent = |signal| agent.signalled.contains(&signal) || agent.wrapper_signalled.contains(&signal);
+        let was_sent = |signal: i32| agent.signalled.contains(&signal) || agent.wrapper_signalled.contains(&signal);
         let met_file_fault = self.file_fault.is_some_and(|at| at >= agent.began);
         // Its child was killed, or was told to end and ignored it.
-        let by_kill = was_sent(Signal::SIGKILL) || (was_sent(Signal::SIGTERM) && agent.ignores_term);
+        let by_kill = was_sent(libc::SIGKILL) || (DEADLY.into_iter().any(was_sent) && agent.ignores_term);
         match code {
-            // claude-run ends by the signal that ended its wait, or its child.
-            137 | 1009 => by_kill,
-            143 | 1015 => was_sent(Signal::SIGTERM),
-            1000.. => false,
-            75 if agent.mode == "block" => was_sent(Signal::SIGTERM) || was_sent(Signal::SIGKILL), // to its flock
+            // It was killed itself, or ends by the signal that has ended its child or its wait.
+            1009 => by_kill,
+            1000.. => was_sent(code - 1000),
+            75 if agent.mode == "block" => DEADLY.into_iter().any(was_sent), // to its flock
             75 => agent.began.elapsed() >= agent.wait && agent.wait < Duration::from_secs(600),
             124 => agent.ends_by == Some(124),
             125 => met_file_fault && agent.mode != "block",
+            129.. if agent.mode == "block" => was_sent(code - 128),
             1 => agent.mode == "block" && met_file_fault,
             _ if code == agent.exit => agent.ends_by.is_none_or(|code| code == agent.exit),
             _ => agent.ends_by == Some(code),

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::board::{Board, credentials, now_ms};
-use crate::fleet::Fleet;
+use crate::fleet::{DEADLY, Fleet};
 
 /// Does them.
 pub(crate) struct Injector {
@@ -100,11 +100,11 @@ impl Injector {
         // The agent's claude-run itself, or somebody below it.
         let below = descendants(agent);
         let target = if below.is_empty() || fastrand::bool() { agent } else { below[fastrand::usize(..below.len())] };
-        let signal = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGTERM, Signal::SIGSTOP][fastrand::usize(..4)];
+        let signal = if fastrand::u32(..4) == 0 { libc::SIGSTOP } else { DEADLY[fastrand::usize(..DEADLY.len())] };
         let is_claude_run =
             fs::read_link(format!("/proc/{target}/exe")).is_ok_and(|exe| exe.to_string_lossy().contains("claude-run"));
         let Some(told) = fleet.get_mut(agent) else { return };
-        if is_claude_run && signal == Signal::SIGKILL {
+        if is_claude_run && signal == libc::SIGKILL {
             self.board.note(&format!("killed-{target}"), ""); // before: whoever finds its tools alive is to know
         }
         if target == agent {
@@ -112,20 +112,23 @@ impl Injector {
         } else {
             told.signalled.push(signal)
         }
-        if signal == Signal::SIGSTOP {
+        if signal == libc::SIGSTOP {
             told.stopped += 1;
             let at = Instant::now() + Duration::from_millis(fastrand::u64(1..800));
             self.pending.push((at, Undo::Continue { pid: target, agent }));
         }
         // Below us, pids are not used again so soon; it may have ended.
-        let _ = kill(Pid::from_raw(target), signal);
+        // SAFETY: kill(2) touches no memory.
+        unsafe { libc::kill(target, signal) };
         self.count(match (signal, is_claude_run) {
-            (Signal::SIGKILL, true) => "KILL to claude-run",
-            (Signal::SIGKILL, false) => "KILL to others",
-            (Signal::SIGSTOP, true) => "STOP and CONT to claude-run",
-            (Signal::SIGSTOP, false) => "STOP and CONT to others",
-            (_, true) => "TERM to claude-run",
-            (_, false) => "TERM to others",
+            (libc::SIGKILL, true) => "KILL to claude-run",
+            (libc::SIGKILL, false) => "KILL to others",
+            (libc::SIGSTOP, true) => "STOP and CONT to claude-run",
+            (libc::SIGSTOP, false) => "STOP and CONT to others",
+            (libc::SIGTERM, true) => "TERM to claude-run",
+            (libc::SIGTERM, false) => "TERM to others",
+            (_, true) => "ALRM, PWR or a real-time signal to claude-run",
+            (_, false) => "ALRM, PWR or a real-time signal to others",
         });
     }
 

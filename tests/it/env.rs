@@ -192,10 +192,14 @@ pub(crate) struct Ended {
     pub(crate) stderr: Vec<String>,
 }
 
+/// The exit code, as a shell would show it.
+pub(crate) fn shell_code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().expect("ended"))
+}
+
 impl Ended {
-    /// The exit code, as a shell would show it.
     pub(crate) fn code(&self) -> i32 {
-        self.status.code().unwrap_or_else(|| 128 + self.status.signal().expect("ended"))
+        shell_code(self.status)
     }
 
     pub(crate) fn stderr_text(&self) -> String {

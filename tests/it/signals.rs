@@ -1,9 +1,9 @@
 //! Signals: what claude-run gets, the child gets, once each and in order.
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 
-use crate::env::{Env, Running, binary, fake_claude, state, wait_until};
+use crate::env::{Env, Running, binary, can_unshare, fake_claude, needs, state, wait_until};
 
 const ALL: [Signal; 7] =
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT];
@@ -24,6 +24,146 @@ fn signals_are_forwarded_once_and_in_order() {
     let ended = run.end();
     assert_eq!(ended.code(), 137);
     assert!(ended.stdout.is_empty() || ended.stdout == ["signal TERM"], "nothing came twice: {ended:?}");
+}
+
+/// Signals that end a process by default, beside the common ones; the last three are real-time ones.
+const DEADLY: [i32; 13] = [
+    libc::SIGALRM,
+    libc::SIGPWR,
+    libc::SIGXCPU,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGSTKFLT,
+    libc::SIGABRT,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+    34,
+    40,
+    64,
+];
+
+fn send(pid: i32, signal: i32) {
+    // SAFETY: kill(2) touches no memory.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{signal} to {pid}");
+}
+
+#[test]
+fn deadly_signals_end_the_whole_run() {
+    let env = Env::new();
+    for signal in DEADLY {
+        let run = env.start(["sh", "-c", "setsid sleep 600 & echo ready; exec sleep 600"]);
+        run.expect_line("ready");
+        send(run.pid().as_raw(), signal);
+        let ended = run.end();
+        assert_eq!((ended.status.signal(), ended.status.core_dumped()), (Some(signal), false), "{ended:?}");
+        wait_until("nothing is left", || env.processes().is_empty());
+    }
+    let ignoring = env.start_fake(&["--kill-after", "0.2"], "ignore ALRM; ready; hang");
+    ignoring.ready();
+    send(ignoring.pid().as_raw(), libc::SIGALRM);
+    assert_eq!(ignoring.end().code(), 137, "it is a request to end");
+}
+
+#[test]
+fn deadly_signals_end_the_wait_for_the_lock() {
+    let env = Env::new();
+    let _holder = env.hold_lock();
+    for signal in DEADLY {
+        let waiter = env.start(["touch", "started"]);
+        assert!(waiter.message().contains("waiting for the session lock"));
+        send(waiter.pid().as_raw(), signal);
+        let ended = waiter.end();
+        assert_eq!(ended.status.signal(), Some(signal), "{ended:?}");
+    }
+    assert!(!env.path("started").exists());
+}
+
+#[test]
+fn deadly_signals_end_pid_1_by_its_exit_code() {
+    let flags = "-rpf";
+    if !can_unshare(flags) {
+        return;
+    }
+    let env = Env::new();
+    for signal in [libc::SIGALRM, libc::SIGPWR, 37] {
+        let mut command = env.command("unshare");
+        command.args([flags, "--mount-proc"]).arg(binary()).args(["sh", "-c", "echo ready; exec sleep 600"]);
+        let unshare = Running::start(command);
+        unshare.expect_line("ready");
+        let pid = unshare.pid().as_raw();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("a process");
+        send(children.trim().parse().expect("a pid"), signal);
+        let ended = unshare.end();
+        assert_eq!(ended.status.code(), Some(128 + signal), "{ended:?}");
+    }
+}
+
+#[test]
+fn alarm_of_the_caller_ends_the_run() {
+    if !needs("perl") {
+        return;
+    }
+    let env = Env::new();
+    let mut command = env.command("perl");
+    command.args(["-e", "alarm 1; exec @ARGV"]).arg(binary()).args(["sh", "-c", "setsid sleep 600 & exec sleep 600"]);
+    assert_eq!(Running::start(command).end().status.signal(), Some(libc::SIGALRM));
+    wait_until("nothing is left", || env.processes().is_empty());
+}
+
+#[test]
+fn file_size_limit_does_not_end_claude_run() {
+    let env = Env::new();
+    let mut command = env.command("sh");
+    command.args(["-c", r#"ulimit -f 0; exec "$0" sh -c 'exit 3'"#]).arg(binary());
+    let ended = Running::start(command).end();
+    assert_eq!(ended.status.code(), Some(3), "{ended:?}");
+}
+
+#[test]
+fn usr1_at_the_very_start_is_answered() {
+    let env = Env::new();
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2] {
+        let mut command = env.command(binary());
+        // Pending from before the exec: earlier than anybody can send it.
+        // SAFETY: both calls are async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::from(signal)), None)?;
+                Ok(nix::sys::signal::raise(signal)?)
+            })
+        };
+        let _holder = env.hold_lock();
+        let run = Running::start({
+            command.arg("true");
+            command
+        });
+        if signal == Signal::SIGUSR1 {
+            assert!(run.message().contains("waiting for the session lock"));
+        } else {
+            let ended = run.end();
+            assert!(ended.code() == 140 && ended.stderr_text().contains("nothing was started"), "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn two_terms_of_timeout_are_one_request() {
+    let env = Env::new();
+    // timeout(1) that hardly gets to run between its two calls of kill(2).
+    std::os::unix::fs::symlink("/bin/sh", env.path("timeout")).expect("a link");
+    let run = env.start_fake(&["--kill-after", "0"], "signals; ready; hang");
+    run.ready();
+    let twice = |shell: &str| {
+        let script = format!("kill -TERM {0}; sleep 0.4; kill -TERM {0}", run.pid());
+        assert!(env.command(shell).args(["-c", &script]).status().expect("a shell").success());
+    };
+    twice(&env.path("timeout").to_string_lossy());
+    run.expect_line("signal TERM");
+    run.signal(Signal::SIGWINCH);
+    run.expect_line("signal WINCH");
+    twice("sh");
+    assert_eq!(run.end().code(), 137);
 }
 
 #[test]

@@ -19,8 +19,8 @@ we     1 readlink
 we     1 mprotect         … to here
 we     2 getrandom        the seeds of its allocator and of our hash tables
 we     3 fcntl            are descriptors 0 to 2 open?
-we    22 rt_sigaction     the inherited dispositions, then our handlers
-we     1 rt_sigprocmask   an empty mask
+we   110 rt_sigaction     the inherited dispositions, then our handlers: all signals that end a process, real-time ones too
+we     2 rt_sigprocmask   USR1 and USR2 wait for the handlers
 we     2 getpid           the run's id; the parent that the child checks
 we     1 openat           the settings file
 we     4 statx            the program, twice the config dir, and once whether the kernel knows the call at all
@@ -45,7 +45,7 @@ child  1 setpgid          a group of its own
 child  1 prctl            TERM at our death …
 child  1 getppid          … which may have come before
 child  1 fcntl            the lock's descriptor without close-on-exec
-child 11 rt_sigaction     the inherited dispositions
+child 55 rt_sigaction     the inherited dispositions
 child  1 rt_sigprocmask
 child  1 execve
 ";

@@ -14,7 +14,7 @@ use nix::pty::openpty;
 use nix::unistd::setsid;
 use wait_timeout::ChildExt;
 
-use crate::env::{CEILING, Env, binary, fake_claude, is_alive, state, wait_until};
+use crate::env::{CEILING, Env, binary, fake_claude, is_alive, shell_code, state, wait_until};
 
 /// Process that leads a session on a pseudo-terminal, as a login shell does.
 pub(crate) struct OnTerminal {
@@ -99,12 +99,8 @@ impl OnTerminal {
     }
 
     pub(crate) fn ends(&mut self) -> i32 {
-        self.child
-            .wait_timeout(CEILING)
-            .expect("a child")
-            .unwrap_or_else(|| panic!("still running: {:#?}", self.seen))
-            .code()
-            .expect("an exit code")
+        let status = self.child.wait_timeout(CEILING).expect("a child");
+        shell_code(status.unwrap_or_else(|| panic!("still running: {:#?}", self.seen)))
     }
 
     /// Number of lines with `part`, after a moment in which no more came.
@@ -181,14 +177,51 @@ fn background_job_can_be_brought_to_the_foreground() {
     let mut terminal = OnTerminal::start(command);
     terminal.types(&format!("{} &\n", line("ready; read; exit 0")));
     let [child, supervisor, ..] = terminal.ready();
-    wait_until("it is stopped, since it reads", || state(child) == Some('T') && state(supervisor) == Some('T'));
+    wait_until("it is stopped, since it reads", || state(child) == Some('T'));
+    assert_ne!(state(supervisor), Some('T'), "a watchdog is not stopped");
     terminal.types("fg\n");
-    wait_until("both run", || state(child) != Some('T') && state(supervisor) != Some('T'));
+    wait_until("it runs", || state(child) != Some('T'));
     terminal.types("word\n\x04");
     terminal.shows("read 5");
     wait_until("it has ended", || !is_alive(supervisor));
     terminal.types("exit\n");
     terminal.ends();
+}
+
+#[test]
+fn background_job_that_wants_the_terminal_has_limits() {
+    let env = Env::new();
+    for (prepare, steps) in [(":", "ready; read; hang"), ("stty tostop", "hang")] {
+        let mut command = env.command("bash");
+        command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
+        let mut terminal = OnTerminal::start(command);
+        let run = line(steps).replacen(" -- ", " --timeout 1 -v -- ", 1);
+        terminal.types(&format!("{prepare}; {run} & wait $!; echo code $?\n"));
+        terminal.shows("code 124");
+        terminal.types("exit\n");
+        terminal.ends();
+    }
+}
+
+#[test]
+fn ctrl_c_ends_a_shell_loop_around_claude_run() {
+    let env = Env::new();
+    let run = format!("'{}' --claude '{}' -- -p 'ready; hang'", binary().display(), fake_claude().display());
+    for waits in [false, true] {
+        let mut holder = waits.then(|| env.hold_lock());
+        let mut command = env.command("bash");
+        command.args(["-c", &format!("for i in 1 2; do {run}; echo code $?; done; echo gone on")]);
+        let mut terminal = OnTerminal::start(command);
+        if waits {
+            wait_until("it waits", || env.waiters() == 1);
+        } else {
+            terminal.ready();
+        }
+        terminal.types("\x03");
+        assert_eq!(terminal.ends(), 130, "bash itself dies of the key");
+        assert_eq!((terminal.count("code"), terminal.count("gone on")), (0, 0));
+        holder.iter_mut().for_each(|holder| holder.close_stdin());
+    }
 }
 
 #[test]

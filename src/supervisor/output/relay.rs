@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
 use tracing::warn;
 
 use super::line_logger::Lines;
@@ -19,7 +18,7 @@ use super::sink::Sink;
 use crate::claude::frames::{FrameReader, LastResult};
 use crate::events::{Event, EventQueue, EventSender};
 use crate::sys::pipe::PIPE_SIZE;
-use crate::sys::signal;
+use crate::sys::signal::{self, SigSet, Signal};
 use crate::sys::terminal::Pty;
 
 /// Most bytes that are copied at once. They are still in the cache when they are written and examined: with 256 KiB, a byte costs
@@ -138,9 +137,7 @@ pub(crate) fn drain(request: Option<Signal>, events: &mut EventQueue, ignored: S
         for event in events {
             match event {
                 Event::Signal(signal, _) if ignored.contains(signal) => {}
-                Event::Signal(signal @ (Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM), _) => {
-                    return interrupted_by(signal);
-                }
+                Event::Signal(signal, _) if signal::requests_end(signal) => return interrupted_by(signal),
                 Event::Signal(Signal::SIGTSTP, source) => signal::stop_for_job_control(source),
                 Event::Signal(Signal::SIGUSR1, _) => warn!("the child has ended; its output waits for our reader"),
                 _ => {}

@@ -4,9 +4,8 @@
 use std::mem;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-
 use super::{Action, Input, Notice, Phase, Policy};
+use crate::sys::signal::{Signal, requests_end};
 
 /// Longest deferral: a refresh takes about a second.
 pub const MAX_DEFERRAL: Duration = Duration::from_secs(15);
@@ -80,7 +79,7 @@ impl Policy {
 /// True for INT as well: a claude without a terminal ends by it, in mid-refresh too.
 fn ends_processes(action: Action) -> bool {
     let (Action::SignalChild(signal) | Action::SignalTree(signal)) = action else { return false };
-    matches!(signal, Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGKILL)
+    requests_end(signal) || signal == Signal::SIGKILL
 }
 
 #[cfg(test)]

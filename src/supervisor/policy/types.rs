@@ -3,12 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal};
-
 use crate::claude::frames::FrameEvent;
 use crate::config::settings::Leftovers;
 use crate::events::SignalSource;
 use crate::outcome::Outcome;
+use crate::sys::signal::{SigSet, Signal};
 
 /// Limits of a run, each `None` for "no limit", and its circumstances.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
