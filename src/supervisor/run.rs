@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid};
 use tracing::{debug, error, info, warn};
 
 use super::output::{OutputConfig, Relay, drain};
@@ -46,16 +46,19 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     let request = supervisor.release_lock();
     let (relay, output_done) = (supervisor.relay.take(), supervisor.output_done);
     drop(supervisor);
-    let mut last_result = None;
+    let (mut last_result, mut lost_output) = (None, false);
     if let Some(mut relay) = relay {
         relay.on_child_ended();
         let interrupted_by =
             if output_done { None } else { drain(request, events, ignored).context("cannot wait for events")? };
         outcome = interrupted_by.map_or(outcome, Outcome::EndedDraining);
-        last_result = relay.last_result();
+        (last_result, lost_output) = (relay.last_result(), relay.lost_output());
     }
     if requires_result && outcome.exit_code() == 0 && !has_success(last_result.as_ref()) {
         outcome = Outcome::NoResult;
+    }
+    if lost_output && outcome.exit_code() == 0 {
+        outcome = Outcome::OutputLost;
     }
     recorder.on_result(last_result);
     Ok(outcome)
@@ -189,6 +192,8 @@ impl<'a> Supervisor<'a> {
                 }
                 self.dispatch(Input::Frame(frame));
             }
+            // As the kernel does for a terminal of the child's session.
+            Event::HungUp => self.handle_signal(Signal::SIGHUP, SignalSource::Process(getpid().as_raw())),
             Event::OutputDone => self.output_done = true,
             Event::HelperChanged => self.check_lock(),
             Event::FilesChanged => {}  // handled before the others

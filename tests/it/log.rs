@@ -182,3 +182,24 @@ fn messages_carry_event_names() {
         "lock.acquiring lock.waiting lock.acquired run.started run.result run.stopping run.limit lock.released run.ended";
     assert_eq!(events("log").join(" "), expected);
 }
+
+#[test]
+fn characters_of_a_long_line_stay_whole() {
+    let env = Env::new();
+    for before in 0..4 {
+        let script = r#"printf "%.$1s" xxx; yes '…é' | head -n 60000 | tr -d '\n'"#;
+        env.claude_run()
+            .args(["--log-format", "json", "--log", "log", "--", "sh", "-c", script, "sh"])
+            .arg(before.to_string())
+            .assert()
+            .code(0);
+        let text = fs::read_to_string(env.path("log")).expect("a log");
+        let entries = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        let line: String = entries
+            .filter(|entry| !entry["stream"].is_null())
+            .map(|entry| entry["line"].as_str().unwrap_or_default().to_owned())
+            .collect();
+        assert!(line == format!("{}{}", "x".repeat(before.min(3)), "…é".repeat(60_000)), "{before}");
+        fs::remove_file(env.path("log")).expect("a log");
+    }
+}
