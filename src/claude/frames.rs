@@ -54,12 +54,19 @@ const MAX_FRAME: usize = 8 << 20;
 
 /// True if claude's arguments ask for an output format that has frames.
 pub fn are_expected(arguments: &[OsString]) -> bool {
-    let framed = |format: &[u8]| matches!(format, b"json" | b"stream-json");
-    arguments.iter().enumerate().any(|(at, word)| match word.as_bytes().strip_prefix(b"--output-format") {
-        Some(b"") => arguments.get(at + 1).is_some_and(|format| framed(format.as_bytes())),
-        Some(format) => format.strip_prefix(b"=").is_some_and(framed),
-        None => false,
-    })
+    matches!(output_format(arguments), Some(b"json" | b"stream-json"))
+}
+
+/// True if claude, by its arguments, prints nothing before its end.
+pub fn come_all_at_once(arguments: &[OsString]) -> bool {
+    arguments.iter().any(|word| word == "-p" || word == "--print") && output_format(arguments) != Some(b"stream-json")
+}
+
+fn output_format(arguments: &[OsString]) -> Option<&[u8]> {
+    let mut words = arguments.iter().map(|word| word.as_bytes());
+    let value =
+        words.find_map(|word| word.strip_prefix(b"--output-format").filter(|rest| rest.is_empty() || rest[0] == b'='))?;
+    value.strip_prefix(b"=").or_else(|| words.next())
 }
 
 /// Reader of claude's stdout, in whatever pieces it comes.

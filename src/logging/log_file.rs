@@ -3,16 +3,20 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
 use super::stderr::say;
 use crate::config::values::LogFormat;
 use crate::run_id::RunId;
+
+/// How long a write of another run's may take.
+const MID_WRITE: Duration = Duration::from_millis(10);
 
 /// An open log.
 #[derive(Debug)]
@@ -23,6 +27,10 @@ pub struct LogFile {
     format: LogFormat,
     /// True if our stderr is this very file, and a logged line need not go to stderr as well.
     pub is_stderr: bool,
+    /// For a look at its last byte, if it is a regular file.
+    tail: Option<File>,
+    /// It may end in the middle of a line that a full disk has cut: from before, or by our last write.
+    may_be_cut: AtomicBool,
     has_failed: AtomicBool,
 }
 
@@ -36,12 +44,26 @@ impl LogFile {
         let found = file.metadata()?;
         let is_stderr = fs::metadata("/proc/self/fd/2")
             .is_ok_and(|stderr| (stderr.dev(), stderr.ino()) == (found.dev(), found.ino()) && stderr.is_file());
-        Ok(Self { file, path: path.to_owned(), run, format, is_stderr, has_failed: AtomicBool::new(false) })
+        let tail = if found.is_file() { File::open(path).ok() } else { None };
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            run,
+            format,
+            is_stderr,
+            tail,
+            may_be_cut: AtomicBool::new(true),
+            has_failed: AtomicBool::new(false),
+        })
     }
 
-    /// Appends complete lines.
+    /// Appends complete lines. They begin on a line of their own, also behind one that a full disk has cut.
     pub fn append(&self, lines: &[u8]) {
-        if let Err(error) = (&self.file).write_all(lines)
+        let is_cut = self.may_be_cut.load(Ordering::Relaxed) && self.tail.as_ref().is_some_and(ends_in_mid_line);
+        let fresh: &[u8] = if is_cut { b"\n" } else { b"" };
+        let written = (&self.file).write_all(&[fresh, lines].concat());
+        self.may_be_cut.store(written.is_err(), Ordering::Relaxed);
+        if let Err(error) = written
             && !self.has_failed.swap(true, Ordering::Relaxed)
         {
             say(&format!("claude-run: cannot write the log {}: {error}; lines of it are lost\n", self.path.display()));
@@ -67,6 +89,23 @@ impl LogFile {
         }
         out.push(b'\n');
     }
+}
+
+/// True if `file` ends in the middle of a line that nobody is about to end.
+fn ends_in_mid_line(file: &File) -> bool {
+    let end = || {
+        let length = file.metadata().map_or(0, |found| found.len());
+        let mut last = [b'\n'];
+        // An empty file, or one that was truncated since, does not.
+        let _ = file.read_exact_at(&mut last, length.saturating_sub(1));
+        (length, last)
+    };
+    let seen = end();
+    if seen.1 == [b'\n'] {
+        return false;
+    }
+    thread::sleep(MID_WRITE);
+    end() == seen
 }
 
 /// Opens a file that several runs append lines to; a new one has mode 0600.

@@ -124,6 +124,9 @@ impl<'a> Supervisor<'a> {
             output_done: false,
         };
         supervisor.recorder.on_started(child.as_raw());
+        if let Some(relay) = &supervisor.relay {
+            relay.on_child_started();
+        }
         Ok(supervisor)
     }
 

@@ -203,3 +203,12 @@ fn characters_of_a_long_line_stay_whole() {
         fs::remove_file(env.path("log")).expect("a log");
     }
 }
+
+#[test]
+fn line_behind_a_cut_one_starts_afresh() {
+    let env = Env::new();
+    fs::write(env.path("log"), "cut by a full d").expect("a log");
+    env.claude_run().args(["--log", "log", "--", "sh", "-c", "echo whole; exit 3"]).assert().code(3);
+    let log = fs::read_to_string(env.path("log")).expect("a log");
+    assert!(log.starts_with("cut by a full d\n20") && log.contains("stdout: whole\n") && !log.contains("\n\n"), "{log}");
+}

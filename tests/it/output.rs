@@ -387,6 +387,29 @@ fn idle_limit_counts_bytes_on_either_stream() {
 }
 
 #[test]
+fn idle_limit_that_limits_the_whole_run_is_said() {
+    let env = Env::new();
+    for (format, is_said) in [("text", true), ("json", true), ("stream-json", false)] {
+        let mut command = env.command(binary());
+        command.arg("--claude").arg(fake_claude()).args([
+            "--idle-timeout",
+            "1h",
+            "--",
+            "-p",
+            "exit 0",
+            "--output-format",
+            format,
+        ]);
+        let ended = Running::start(command).end();
+        assert_eq!(
+            (ended.code(), ended.stderr_text().contains("--idle-timeout limits the whole run")),
+            (0, is_said),
+            "{ended:?}"
+        );
+    }
+}
+
+#[test]
 fn require_result_accepts_only_a_successful_frame() {
     let env = Env::new();
     let cut = r#"say {"type":"result","subtype":"success","is_error":fal"#;

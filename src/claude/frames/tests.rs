@@ -212,3 +212,14 @@ fn frames_are_expected_by_output_format() {
         assert!(!expected(words), "{words:?}");
     }
 }
+
+#[test]
+fn output_comes_all_at_once_by_format() {
+    let at_once = |words: &[&str]| come_all_at_once(&words.iter().map(OsString::from).collect::<Vec<_>>());
+    assert!(at_once(&["claude", "-p", "x"]));
+    assert!(at_once(&["claude", "--output-format", "json", "--print"]));
+    assert!(at_once(&["claude", "-p", "x", "--output-format=text"]));
+    assert!(!at_once(&["claude", "-p", "x", "--output-format=stream-json"]));
+    assert!(!at_once(&["claude", "--output-format", "stream-json", "-p"]));
+    assert!(!at_once(&["claude"]));
+}

@@ -6,20 +6,20 @@ use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Take, pipe};
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use memchr::memrchr;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
 use tracing::{error, warn};
 
 use super::line_logger::Lines;
 use super::redact::Masker;
 use super::sink::Sink;
 use crate::claude::frames::{FrameEvent, FrameReader, LastResult};
-use crate::events::{Event, EventQueue, EventSender};
+use crate::events::{Event, EventSender};
 use crate::sys::pipe::LARGEST;
 use crate::sys::signal;
 use crate::sys::terminal::Pty;
@@ -30,9 +30,6 @@ const BATCH: usize = 64 << 10;
 
 /// Silence after which a frame without its newline counts as complete.
 const PAUSE: u16 = 200; // milliseconds
-
-/// How long a reader may take for the rest of the output after a termination request.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// Longest line that is written at once.
 const LONGEST_LINE: usize = 1 << 20;
@@ -87,6 +84,8 @@ pub(super) struct ChildEnd {
 /// Handle of the thread that copies.
 #[derive(Debug)]
 pub(crate) struct Relay {
+    /// Says that the child is started.
+    start: Sender<()>,
     /// Closed when the child has ended.
     child_is_alive: Option<PipeWriter>,
     shared: Arc<Shared>,
@@ -97,7 +96,7 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Starts copying. Frames go to `sender`, and in the end [`Event::OutputDone`]. `is_one`: the only stream is stderr as well.
+    /// Prepares to copy once the child is started. Frames go to `sender`, and in the end [`Event::OutputDone`]. `is_one`: the only stream is stderr as well.
     pub(super) fn start(captured: Vec<(Stream, ChildEnd)>, is_one: bool, sender: EventSender) -> io::Result<Self> {
         let (child_ended, child_is_alive) = pipe()?;
         let (streams, child_ends) = captured.into_iter().unzip();
@@ -109,8 +108,12 @@ impl Relay {
             lost_output: AtomicBool::new(false),
         });
         let mut copier = Copier { streams, child_ended, shared: Arc::clone(&shared) };
-        signal::spawn_with_signals_blocked("relay", 256 * 1024, move || copier.run())?;
-        Ok(Self { child_is_alive: Some(child_is_alive), shared, child_ends, is_one })
+        let (start, started) = mpsc::channel();
+        // Without a child the sender is dropped.
+        signal::spawn_with_signals_blocked("relay", 256 * 1024, move || {
+            started.recv().into_iter().for_each(|()| copier.run())
+        })?;
+        Ok(Self { start, child_is_alive: Some(child_is_alive), shared, child_ends, is_one })
     }
 
     /// The child's stdout and stderr, as far as they are captured.
@@ -129,6 +132,11 @@ impl Relay {
         self.child_ends.iter().filter_map(|end| end.terminal.upgrade()).map(|terminal| terminal.resize()).count() > 0
     }
 
+    /// Begins to copy.
+    pub(crate) fn on_child_started(&self) {
+        let _ = self.start.send(()); // the thread waits for it
+    }
+
     /// Makes the thread end once it has read what the child, which has ended, has written.
     pub(crate) fn on_child_ended(&mut self) {
         self.child_is_alive = None;
@@ -142,38 +150,6 @@ impl Relay {
     /// True if output could not be written, although our reader was there.
     pub(crate) fn lost_output(&self) -> bool {
         self.shared.lost_output.load(Ordering::Relaxed)
-    }
-}
-
-/// Waits, after the child's end, until our reader has taken all output. A termination request ends the wait, as it would end a child
-/// that waits for its reader; an earlier one, `request`, ends it after [`DRAIN_GRACE`]. Returns the signal that ended it.
-pub(crate) fn drain(request: Option<Signal>, events: &mut EventQueue, ignored: SigSet) -> io::Result<Option<Signal>> {
-    let deadline = request.map(|_| Instant::now() + DRAIN_GRACE);
-    let interrupted_by = |signal| {
-        warn!("{signal} ended the wait for the reader of the child's output; some of it is lost");
-        Ok(Some(signal))
-    };
-    loop {
-        let events = events.wait(deadline)?;
-        if events.contains(&Event::OutputDone) {
-            return Ok(None);
-        }
-        if let (Some(signal), Some(at)) = (request, deadline)
-            && Instant::now() >= at
-        {
-            return interrupted_by(signal);
-        }
-        for event in events {
-            match event {
-                Event::Signal(signal, _) if ignored.contains(signal) => {}
-                Event::Signal(signal @ (Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM), _) => {
-                    return interrupted_by(signal);
-                }
-                Event::Signal(Signal::SIGTSTP, source) => signal::stop_for_job_control(source),
-                Event::Signal(Signal::SIGUSR1, _) => warn!("the child has ended; its output waits for our reader"),
-                _ => {}
-            }
-        }
     }
 }
 
