@@ -21,7 +21,9 @@ pub enum FrameEvent {
     },
     /// The number of open background tasks after a change.
     OpenTasks(u32),
-    /// Another frame after a result: the run goes on. Not reported before the first result.
+    /// The first frame of a turn after a result: the next result is still to come.
+    TurnStarted,
+    /// Another frame between a result and the next turn.
     Other,
 }
 
@@ -54,18 +56,23 @@ const MAX_FRAME: usize = 8 << 20;
 
 /// True if claude's arguments ask for an output format that has frames.
 pub fn are_expected(arguments: &[OsString]) -> bool {
-    matches!(output_format(arguments), Some(b"json" | b"stream-json"))
+    matches!(value_of(arguments, b"--output-format"), Some(b"json" | b"stream-json"))
 }
 
 /// True if claude, by its arguments, prints nothing before its end.
 pub fn come_all_at_once(arguments: &[OsString]) -> bool {
-    arguments.iter().any(|word| word == "-p" || word == "--print") && output_format(arguments) != Some(b"stream-json")
+    let is_headless = arguments.iter().any(|word| word == "-p" || word == "--print");
+    is_headless && value_of(arguments, b"--output-format") != Some(b"stream-json")
 }
 
-fn output_format(arguments: &[OsString]) -> Option<&[u8]> {
+/// True if claude's arguments say that messages come on stdin, one after the other.
+pub fn input_is_streamed(arguments: &[OsString]) -> bool {
+    value_of(arguments, b"--input-format") == Some(b"stream-json")
+}
+
+fn value_of<'a>(arguments: &'a [OsString], option: &[u8]) -> Option<&'a [u8]> {
     let mut words = arguments.iter().map(|word| word.as_bytes());
-    let value =
-        words.find_map(|word| word.strip_prefix(b"--output-format").filter(|rest| rest.is_empty() || rest[0] == b'='))?;
+    let value = words.find_map(|word| word.strip_prefix(option).filter(|rest| rest.is_empty() || rest[0] == b'='))?;
     value.strip_prefix(b"=").or_else(|| words.next())
 }
 
@@ -79,7 +86,9 @@ pub struct FrameReader {
     /// The frame is the whole of its line so far, and reported.
     is_read: bool,
     last_result: Option<LastResult>,
+    session_id: Option<String>,
     tasks: HashSet<String>,
+    is_between_turns: bool,
 }
 
 /// What a line is, by its first byte.
@@ -175,6 +184,11 @@ impl FrameReader {
         self.last_result.as_ref()
     }
 
+    /// The session that the last turn belongs to, by the frame that begins it.
+    pub(crate) fn session_id(&self) -> Option<&str> {
+        self.session_id.as_deref()
+    }
+
     fn continue_line(&mut self, mut bytes: &[u8], report: &mut impl FnMut(FrameEvent)) {
         if self.line == Line::Empty {
             bytes = bytes.trim_ascii_start();
@@ -235,7 +249,7 @@ impl FrameReader {
 
     fn read_frame(&mut self, text: &[u8], report: &mut impl FnMut(FrameEvent)) {
         let event = match leading_type(text) {
-            Some(kind) if !matches!(kind, b"result" | b"system") => self.other(),
+            Some(kind) if !matches!(kind, b"result" | b"system") => self.other(kind, None),
             // Anything else is text: claude prints that in other formats.
             _ => serde_json::from_slice(text).ok().and_then(|frame| self.on_frame(&frame)),
         };
@@ -251,14 +265,19 @@ impl FrameReader {
                 // Other programs print results as well; those of claude have both of these, in every version.
                 let is_error = member(frame, "is_error")?;
                 self.last_result = Some(LastResult {
-                    subtype: subtype.to_owned(),
+                    subtype: clamped(subtype),
                     is_error,
-                    session_id: member(frame, "session_id"),
+                    session_id: member(frame, "session_id").map(|id: String| clamped(&id)),
                     turns: member(frame, "num_turns"),
                     duration_ms: member(frame, "duration_ms"),
                     cost_usd: member(frame, "total_cost_usd"),
                 });
+                self.is_between_turns = true;
                 return Some(FrameEvent::Result { is_error });
+            }
+            ("system", Some("init")) => {
+                self.session_id = member(frame, "session_id").map(|id: String| clamped(&id));
+                return self.other(b"system", subtype.as_deref());
             }
             ("system", Some("task_started")) => self.tasks.extend(task),
             ("system", Some("task_notification")) => self.tasks.retain(|open| Some(open) != task.as_ref()),
@@ -266,13 +285,17 @@ impl FrameReader {
                 let tasks: Vec<Frame> = member(frame, "tasks")?;
                 self.tasks = tasks.iter().filter_map(|task| member(task, "task_id")).collect();
             }
-            _ => return self.other(),
+            (kind, subtype) => return self.other(kind.as_bytes(), subtype),
         }
         Some(FrameEvent::OpenTasks(u32::try_from(self.tasks.len()).unwrap_or(u32::MAX)))
     }
 
-    fn other(&self) -> Option<FrameEvent> {
-        self.last_result.is_some().then_some(FrameEvent::Other)
+    fn other(&mut self, kind: &[u8], subtype: Option<&str>) -> Option<FrameEvent> {
+        let was_between_turns = self.is_between_turns;
+        self.is_between_turns &=
+            !matches!((kind, subtype), (b"assistant" | b"user" | b"stream_event", _) | (b"system", Some("init")));
+        let event = if self.is_between_turns { FrameEvent::Other } else { FrameEvent::TurnStarted };
+        was_between_turns.then_some(event)
     }
 }
 
@@ -287,6 +310,11 @@ fn leading_type(line: &[u8]) -> Option<&[u8]> {
 
 /// The members of a frame. Their values are not read until they are wanted: the text of a result can be large.
 type Frame<'a> = HashMap<String, &'a RawValue>;
+
+/// As much of `text` as is kept: others can put anything into a frame.
+fn clamped(text: &str) -> String {
+    text.chars().take(1024).collect()
+}
 
 /// The member `key`, unless it is missing or of another type.
 fn member<'a, T: Deserialize<'a>>(frame: &Frame<'a>, key: &str) -> Option<T> {

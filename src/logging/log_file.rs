@@ -27,10 +27,6 @@ pub struct LogFile {
     format: LogFormat,
     /// True if our stderr is this very file, and a logged line need not go to stderr as well.
     pub is_stderr: bool,
-    /// For a look at its last byte, if it is a regular file.
-    tail: Option<File>,
-    /// It may end in the middle of a line that a full disk has cut: from before, or by our last write.
-    may_be_cut: AtomicBool,
     has_failed: AtomicBool,
 }
 
@@ -44,26 +40,12 @@ impl LogFile {
         let found = file.metadata()?;
         let is_stderr = fs::metadata("/proc/self/fd/2")
             .is_ok_and(|stderr| (stderr.dev(), stderr.ino()) == (found.dev(), found.ino()) && stderr.is_file());
-        let tail = if found.is_file() { File::open(path).ok() } else { None };
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-            run,
-            format,
-            is_stderr,
-            tail,
-            may_be_cut: AtomicBool::new(true),
-            has_failed: AtomicBool::new(false),
-        })
+        Ok(Self { file, path: path.to_owned(), run, format, is_stderr, has_failed: AtomicBool::new(false) })
     }
 
-    /// Appends complete lines. They begin on a line of their own, also behind one that a full disk has cut.
+    /// Appends complete lines.
     pub fn append(&self, lines: &[u8]) {
-        let is_cut = self.may_be_cut.load(Ordering::Relaxed) && self.tail.as_ref().is_some_and(ends_in_mid_line);
-        let fresh: &[u8] = if is_cut { b"\n" } else { b"" };
-        let written = (&self.file).write_all(&[fresh, lines].concat());
-        self.may_be_cut.store(written.is_err(), Ordering::Relaxed);
-        if let Err(error) = written
+        if let Err(error) = append_lines(&self.file, lines)
             && !self.has_failed.swap(true, Ordering::Relaxed)
         {
             say(&format!("claude-run: cannot write the log {}: {error}; lines of it are lost\n", self.path.display()));
@@ -91,28 +73,42 @@ impl LogFile {
     }
 }
 
-/// True if `file` ends in the middle of a line that nobody is about to end.
-fn ends_in_mid_line(file: &File) -> bool {
-    let end = || {
-        let length = file.metadata().map_or(0, |found| found.len());
-        let mut last = [b'\n'];
-        // An empty file, or one that was truncated since, does not.
-        let _ = file.read_exact_at(&mut last, length.saturating_sub(1));
-        (length, last)
-    };
-    let seen = end();
-    if seen.1 == [b'\n'] {
-        return false;
-    }
-    thread::sleep(MID_WRITE);
-    end() == seen
-}
-
 /// Opens a file that several runs append lines to; a new one has mode 0600.
 pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
     // O_NONBLOCK: open(2) of a FIFO without a reader would block.
     let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
-    File::options().append(true).create(true).mode(0o600).custom_flags(flags).open(path)
+    let open = |reads| File::options().read(reads).append(true).create(true).mode(0o600).custom_flags(flags).open(path);
+    // Its end is read only if it is a regular file. Ours would be a reader of a FIFO.
+    let reads = fs::metadata(path).map_or(true, |found| found.is_file());
+    open(reads).or_else(|error| if reads { open(false) } else { Err(error) })
+}
+
+/// Appends complete lines to `file`, in one write(2) that begins on a line of its own: a full disk may have cut the one before.
+pub(crate) fn append_lines(mut file: &File, lines: &[u8]) -> io::Result<()> {
+    if !file.metadata()?.is_file() {
+        return file.write_all(lines);
+    }
+    let written = match ends_in_mid_line(file) {
+        false => file.write(lines)? == lines.len(),
+        true => file.write(&[b"\n", lines].concat())? > lines.len(),
+    };
+    // The rest of it would be a line of its own by now, behind that of another run.
+    if written { Ok(()) } else { Err(io::Error::new(io::ErrorKind::StorageFull, "only a part could be written")) }
+}
+
+/// True if `file` ends in the middle of a line that nobody is about to end: another run's write shows piece by piece.
+fn ends_in_mid_line(file: &File) -> bool {
+    let end = || {
+        let length = file.metadata().map_or(0, |found| found.len());
+        let mut last = *b"\n";
+        let _ = length.checked_sub(1).map(|at| file.read_exact_at(&mut last, at)); // of a file that we may only write, it is not known
+        (length, last)
+    };
+    let seen = end();
+    seen.1 != *b"\n" && {
+        thread::sleep(MID_WRITE);
+        end() == seen
+    }
 }
 
 /// Current time by RFC 3339, in UTC.

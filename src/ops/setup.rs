@@ -7,7 +7,7 @@ mod plan;
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -17,18 +17,19 @@ use anyhow::{Context as _, Result};
 use fs4::FileExt;
 use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 use serde::Serialize;
+use serde_json::json;
 
 use self::plan::{SetupPaths, SetupPlan};
-use super::{Context, cannot_read, text, time_left, wait_until_none, write, write_json};
+use super::{Context, answer, text, time_left, wait_until_none};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::after;
-use crate::config::settings::{Settings, Wait};
+use crate::config::settings::Wait;
 use crate::config::subcommands::SetupOptions;
-use crate::lock;
+use crate::lock::{self, FlockGuard, LockAttempt, LockFile};
 use crate::logging;
 use crate::outcome::Outcome;
 use crate::records::RecordStore;
-use crate::sys::file_id::FileId;
+use crate::sys::signal;
 
 const SHARED_DIR: &str = "CLAUDE_SHARED_DIR";
 const DEFAULT_SHARED_DIR: &str = "/var/lib/disinto/claude-shared";
@@ -50,21 +51,17 @@ pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Writ
     let shared = options.shared_dir.clone().or_else(|| variable(SHARED_DIR)).unwrap_or(DEFAULT_SHARED_DIR.into());
     let paths = SetupPaths::new(&home, &shared)?;
     become_owner(&home)?;
+    signal::end_as_by_default().context("cannot set signal dispositions")?;
     let config_dir = paths.config_dir.to_string_lossy().into_owned();
     let mut report = SetupReport { config_dir, done: false, steps: Vec::new(), notes: Vec::new() };
     let outcome = carry_out(context, options, &paths, &mut report)?;
     report.done = outcome == Outcome::Shown && report.notes.is_empty();
-    if options.json {
-        write_json(out, &report)?
-    } else {
-        write(out, &report.to_text(&paths))?
-    }
-    Ok(outcome)
+    answer(out, options.json, outcome == Outcome::Shown, &report.to_text(&paths), &json!(report))
 }
 
 /// Gives up root in the home of somebody else: what is made there is to be the owner's, and what the owner may not do is refused.
 fn become_owner(home: &Path) -> Result<()> {
-    let found = fs::metadata(home).with_context(|| cannot_read(home))?;
+    let found = fs::metadata(home).with_context(|| format!("cannot read {}", home.display()))?;
     let (user, group) = (Uid::from_raw(found.uid()), Gid::from_raw(found.gid()));
     if geteuid().is_root() && !user.is_root() {
         let became = setgroups(&[group]).and_then(|()| setgid(group)).and_then(|()| setuid(user));
@@ -89,19 +86,19 @@ fn carry_out(context: &Context, options: &SetupOptions, paths: &SetupPaths, repo
         report.notes.push(format!("{from} has content, and would be moved to {to}; {how}"));
         return Ok(Outcome::Shown);
     }
-    let mut locks = Vec::new();
+    let (mut session_lock, mut shared_locks) = (None, Vec::new());
     if plan.moves_content
-        && let Some(why) = keep_others_out(context, paths, &mut locks)?
+        && let Some(why) = keep_others_out(context, paths, &mut session_lock)?
     {
         return Ok(report.note(vec![format!("{why}; nothing was changed")]));
     }
     if !plan.steps.is_empty() {
         fs::create_dir_all(&paths.shared).with_context(|| format!("cannot make {}", paths.shared.display()))?;
-        let shared = File::open(&paths.shared).with_context(|| cannot_read(&paths.shared))?;
+        let shared = File::open(&paths.shared).with_context(|| format!("cannot read {}", paths.shared.display()))?;
         if FileExt::try_lock(&shared).is_err_and(|error| matches!(error, fs4::TryLockError::WouldBlock)) {
             return Ok(report.note(vec![format!("another setup is at work in {}; call again", paths.shared.display())]));
         }
-        locks.push(shared);
+        shared_locks.push(shared);
         plan = SetupPlan::of(paths, env_file); // now that nobody changes it any more
     }
     Ok(report.take_steps(plan))
@@ -118,50 +115,46 @@ fn ask_consent(paths: &SetupPaths, json: bool) -> Result<bool> {
     Ok(!answer.is_empty() && matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
 }
 
-/// Acquires the session lock of the dir that is to be moved, for `locks`, then waits until no run is live there. Returns what is in the
-/// way at last. No signal is handled meanwhile: each ends us as it does by default.
-fn keep_others_out(context: &Context, paths: &SetupPaths, locks: &mut Vec<File>) -> Result<Option<String>> {
-    let deadline = match Settings::resolve(context.cli.clone(), context.environment, context.file.as_ref())?.wait {
+/// Acquires the session lock of the dir that is to be moved, then waits until no run is live there. Returns what is in the way at last.
+/// Signals end us as they do by default.
+fn keep_others_out(context: &Context, paths: &SetupPaths, session_lock: &mut Option<FlockGuard>) -> Result<Option<String>> {
+    let deadline = match context.settings()?.wait {
         Wait::No => Some(Instant::now()),
         Wait::AtMost(bound) => after(Instant::now(), Some(bound)),
         Wait::Forever => None,
     };
-    let Some(lock) = lock_within(&paths.link.join(lock::FILE_NAME), deadline)? else {
+    *session_lock = lock_within(&paths.link.join(lock::FILE_NAME), deadline)?;
+    if session_lock.is_none() {
         return Ok(Some(format!("{} is in use, and --wait waits longer", paths.link.display())));
-    };
-    locks.push(lock);
+    }
     let records = RecordStore::of(&paths.link);
     let live = wait_until_none(&records, deadline, || {
-        let census = records.census().with_context(|| cannot_read(&records.runs()))?;
+        let census = records.census().with_context(|| format!("cannot read {}", records.runs().display()))?;
         Ok(census.live.into_iter().chain(census.elsewhere).collect())
     })?;
-    let now = SystemTime::now();
     if !live.is_empty() {
-        let names: Vec<_> = live.iter().map(|record| text::run(record, now)).collect();
+        let names: Vec<_> = live.iter().map(text::run).collect();
         let verb = if live.len() == 1 { "is" } else { "are" };
         return Ok(Some(format!("{} {verb} live there: {}", text::count(live.len(), "run"), names.join("; "))));
     }
     let refreshes = [&paths.link, &paths.config_dir].into_iter().flat_map(|dir| RefreshLock::of(dir));
-    let live = refreshes.into_iter().find(|lock| lock.standing(now) == Standing::Live);
+    let live = refreshes.into_iter().find(|lock| lock.standing(SystemTime::now()) == Standing::Live);
     Ok(live.map(|lock| format!("{} is held: a refresh is under way", lock.path.display())))
 }
 
-/// Locks the file `path`, if that can be done until the deadline.
-fn lock_within(path: &Path, deadline: Option<Instant>) -> Result<Option<File>> {
-    let cannot_lock = || format!("cannot lock {}", path.display());
-    let mut options = File::options();
-    options.read(true).write(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-    let file = options.open(path).with_context(cannot_lock)?;
-    if FileExt::try_lock(&file).is_ok() {
-        return Ok(Some(file));
-    }
+fn lock_within(path: &Path, deadline: Option<Instant>) -> Result<Option<FlockGuard>> {
+    let file = match LockFile::open(path)?.try_lock()? {
+        LockAttempt::Acquired(lock) => return Ok(Some(lock)),
+        LockAttempt::Busy(file) => file,
+    };
     logging::ask(&format!("waiting for {}, which is in use\n", path.display()));
-    let identity = file.metadata().map(|found| FileId::of(&found)).ok();
     let (sender, locked) = mpsc::sync_channel(1);
     // At a timeout the thread is left behind, and ends with the process.
-    thread::spawn(move || sender.send(FileExt::lock(&file).map(|()| file)));
-    let Ok(file) = locked.recv_timeout(time_left(deadline)) else { return Ok(None) };
-    Ok(Some(file.with_context(cannot_lock)?).filter(|_| FileId::at(path) == identity))
+    thread::spawn(move || sender.send(file.lock_blocking()));
+    Ok(match locked.recv_timeout(time_left(deadline)).ok().transpose()? {
+        Some(LockAttempt::Acquired(lock)) => Some(lock),
+        Some(LockAttempt::Busy(_)) | None => None,
+    })
 }
 
 impl SetupReport {

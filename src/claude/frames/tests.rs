@@ -80,7 +80,7 @@ fn reads_may_split_anywhere() {
     let text = format!("{NEW}\nplain text\n{OLD}\n\n [{{\"type\":\"assistant\"}} ,{NEW}] \n");
     let whole = events_of(&[text.as_bytes()]);
     let [fine, bad] = [false, true].map(|is_error| FrameEvent::Result { is_error });
-    assert_eq!(whole, [fine, bad, FrameEvent::Other, fine]);
+    assert_eq!(whole, [fine, bad, FrameEvent::TurnStarted, fine]);
     for first in 0..text.len() {
         for second in first..text.len() {
             let bytes = text.as_bytes();

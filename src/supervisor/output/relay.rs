@@ -72,6 +72,7 @@ struct Shared {
     last_output: AtomicU64,
     last_result: OnceLock<LastResult>,
     lost_output: AtomicBool,
+    session_id: OnceLock<String>,
 }
 
 /// The child's stdout or stderr.
@@ -105,6 +106,7 @@ impl Relay {
             started: Instant::now(),
             last_output: AtomicU64::new(0),
             last_result: OnceLock::new(),
+            session_id: OnceLock::new(),
             lost_output: AtomicBool::new(false),
         });
         let mut copier = Copier { streams, child_ended, shared: Arc::clone(&shared) };
@@ -147,6 +149,11 @@ impl Relay {
         self.shared.last_result.get().cloned()
     }
 
+    /// Claude's session, after [`Event::OutputDone`].
+    pub(crate) fn session_id(&self) -> Option<String> {
+        self.shared.session_id.get().cloned()
+    }
+
     /// True if output could not be written, although our reader was there.
     pub(crate) fn lost_output(&self) -> bool {
         self.shared.lost_output.load(Ordering::Relaxed)
@@ -180,6 +187,9 @@ impl Copier {
         for stream in &mut self.streams {
             if let Some(result) = stream.end(&self.shared) {
                 let _ = self.shared.last_result.set(result); // only stdout has frames
+            }
+            if let Some(id) = stream.frames.as_ref().and_then(FrameReader::session_id) {
+                let _ = self.shared.session_id.set(id.to_owned());
             }
         }
         while self.streams.iter().any(Stream::is_behind) {
