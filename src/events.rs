@@ -28,6 +28,8 @@ pub(crate) enum Event {
     FlockReturned,
     /// The relay has seen a frame in the child's output.
     Frame(FrameEvent),
+    /// Nobody reads the child's pseudo-terminal any more.
+    HungUp,
     /// All of the child's output is written, or cannot be.
     OutputDone,
     /// The lock helper has acquired its lock, or has ended.

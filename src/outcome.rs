@@ -16,6 +16,8 @@ pub enum Outcome {
     IdleLimit,
     /// With `--require-result`: the child exited with 0, but printed no complete, successful result frame.
     NoResult,
+    /// The exit code would be 0, but some of the child's output could not be written.
+    OutputLost,
     /// claude-run ended a child that hung after its result frame, which decides on the exit code.
     HungAfterResult {
         is_error: bool,
@@ -68,8 +70,9 @@ impl Outcome {
             Self::EndedDraining(signal) => (of_signal(signal), "ended-draining"),
             Self::HardLimit => (124, "hard-limit"),
             Self::IdleLimit => (124, "idle-limit"),
-            Self::NoResult => (65, "no-result"), // EX_DATAERR
-            Self::LockLost => (69, "lock-lost"), // EX_UNAVAILABLE
+            Self::NoResult => (65, "no-result"),     // EX_DATAERR
+            Self::OutputLost => (74, "output-lost"), // EX_IOERR
+            Self::LockLost => (69, "lock-lost"),     // EX_UNAVAILABLE
             Self::HungAfterResult { is_error } => (u8::from(is_error), "hung-after-result"),
             Self::LockBusy { code } => (code, "lock-busy"),
             Self::Failed => (125, "failed"),
@@ -109,11 +112,12 @@ mod tests {
             Outcome::HardLimit,
             Outcome::IdleLimit,
             Outcome::NoResult,
+            Outcome::OutputLost,
             Outcome::LockBusy { code: CONFLICT },
             Outcome::Failed,
             Outcome::CannotRun,
             Outcome::NotFound,
         ];
-        assert_eq!(ours.map(Outcome::exit_code), [124, 124, 65, 75, 125, 126, 127]);
+        assert_eq!(ours.map(Outcome::exit_code), [124, 124, 65, 74, 75, 125, 126, 127]);
     }
 }

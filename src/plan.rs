@@ -175,6 +175,11 @@ fn output_config(settings: &Settings, program: &Program, log: Option<Arc<LogFile
     if requires_result && on_terminal && !settings.pty {
         bail!("--require-result has to read what COMMAND prints, and that goes to a terminal; redirect stdout, or add --pty");
     }
+    if settings.idle_limit.as_limit().is_some() && program.is_claude && frames::come_all_at_once(&program.argv) {
+        warn!(
+            "claude prints nothing before its end in this output format, so --idle-timeout limits the whole run; --output-format stream-json prints as it works"
+        );
+    }
     let uses_frames = settings.result_grace.as_limit().is_some() || settings.record.is_some();
     OutputConfig::new(settings, requires_result, uses_frames && expects_frames && !on_terminal, log)
 }

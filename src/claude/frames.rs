@@ -1,12 +1,14 @@
 //! Frames on claude's stdout: results, and background tasks that are still open. They are found by parsing, since their keys
-//! come in any order and their text may quote other frames. Lines that are too long are skipped.
+//! come in any order and their text may quote other frames. Frames that are too long are skipped.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
+use std::mem;
 use std::os::unix::ffi::OsStrExt;
 
 use memchr::memchr;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 /// A frame, as far as the watchdog needs it.
@@ -49,60 +51,132 @@ impl LastResult {
     }
 }
 
-/// Length of the longest line that is parsed.
-const MAX_LINE: usize = 8 << 20;
+/// Length of the longest frame that is parsed.
+const MAX_FRAME: usize = 8 << 20;
 
 /// True if claude's arguments ask for an output format that has frames.
 pub fn are_expected(arguments: &[OsString]) -> bool {
-    have_format(arguments, b"--output-format", |format| matches!(format, b"json" | b"stream-json"))
+    matches!(value_of(arguments, b"--output-format"), Some(b"json" | b"stream-json"))
+}
+
+/// True if claude, by its arguments, prints nothing before its end.
+pub fn come_all_at_once(arguments: &[OsString]) -> bool {
+    let is_headless = arguments.iter().any(|word| word == "-p" || word == "--print");
+    is_headless && value_of(arguments, b"--output-format") != Some(b"stream-json")
 }
 
 /// True if claude's arguments say that messages come on stdin, one after the other.
 pub fn input_is_streamed(arguments: &[OsString]) -> bool {
-    have_format(arguments, b"--input-format", |format| format == b"stream-json")
+    value_of(arguments, b"--input-format") == Some(b"stream-json")
 }
 
-fn have_format(arguments: &[OsString], option: &[u8], is_it: impl Fn(&[u8]) -> bool) -> bool {
-    arguments.iter().enumerate().any(|(at, word)| match word.as_bytes().strip_prefix(option) {
-        Some(b"") => arguments.get(at + 1).is_some_and(|format| is_it(format.as_bytes())),
-        Some(format) => format.strip_prefix(b"=").is_some_and(&is_it),
-        None => false,
-    })
+fn value_of<'a>(arguments: &'a [OsString], option: &[u8]) -> Option<&'a [u8]> {
+    let mut words = arguments.iter().map(|word| word.as_bytes());
+    let value = words.find_map(|word| word.strip_prefix(option).filter(|rest| rest.is_empty() || rest[0] == b'='))?;
+    value.strip_prefix(b"=").or_else(|| words.next())
 }
 
 /// Reader of claude's stdout, in whatever pieces it comes.
 #[derive(Debug, Default)]
 pub struct FrameReader {
-    line: Vec<u8>,
+    line: Line,
+    /// The beginning of a frame.
+    frame: Vec<u8>,
     too_long: bool,
+    /// The frame is the whole of its line so far, and reported.
+    is_read: bool,
     last_result: Option<LastResult>,
     session_id: Option<String>,
     tasks: HashSet<String>,
     is_between_turns: bool,
 }
 
+/// What a line is, by its first byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Line {
+    #[default]
+    Empty,
+    /// One frame, in `json` and `stream-json`.
+    Frame,
+    /// An array of frames, in `json --verbose`.
+    Array(Nesting),
+    /// Text of other formats, and the rest of an array.
+    Text,
+}
+
+/// Place in an element of an array.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Nesting {
+    depth: usize,
+    in_string: bool,
+    is_escaped: bool,
+}
+
+impl Nesting {
+    /// Steps over `byte`. True if it ends the element: a comma, or the end of the array.
+    fn ends_at(&mut self, byte: u8) -> bool {
+        if self.in_string {
+            self.in_string = self.is_escaped || byte != b'"';
+            self.is_escaped = !self.is_escaped && byte == b'\\';
+            return false;
+        }
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' => self.depth += 1,
+            b',' | b']' if self.depth == 0 => return true,
+            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+        false
+    }
+}
+
 impl FrameReader {
-    /// Reads the next bytes, and reports the frames of the lines that end in them.
+    /// Reads the next bytes, and reports the frames that end in them.
     pub fn feed(&mut self, mut bytes: &[u8], mut report: impl FnMut(FrameEvent)) {
         while let Some(end) = memchr(b'\n', bytes) {
             let (head, rest) = bytes.split_at(end);
             bytes = &rest[1..];
-            if self.line.is_empty() && !self.too_long {
-                self.read_line(head, &mut report); // most lines come whole, and need no copy
+            if self.line == Line::Empty && head.starts_with(b"{") {
+                self.read_frame(head, &mut report); // most lines come whole, and need no copy
                 continue;
             }
-            self.keep(head);
-            let line = std::mem::take(&mut self.line);
-            if !std::mem::take(&mut self.too_long) {
-                self.read_line(&line, &mut report);
+            self.continue_line(head, &mut report);
+            if self.line == Line::Frame && !self.is_read {
+                self.end_frame(&mut report);
             }
+            (self.line, self.is_read, self.too_long) = (Line::Empty, false, false);
+            self.frame.clear();
         }
-        self.keep(bytes);
+        self.continue_line(bytes, &mut report);
     }
 
-    /// Ends the output: the last line may lack its newline.
-    pub fn end(&mut self, report: impl FnMut(FrameEvent)) {
+    /// True if the bytes so far end in a frame without its newline, which may have come to its end all the same.
+    pub fn may_be_complete(&self) -> bool {
+        self.line == Line::Frame && !self.is_read && !self.too_long && self.frame.trim_ascii_end().ends_with(b"}")
+    }
+
+    /// Reads such a frame: nothing has come behind it for a while.
+    pub fn pause(&mut self, mut report: impl FnMut(FrameEvent)) {
+        if self.may_be_complete() {
+            let frame = mem::take(&mut self.frame);
+            self.is_read = serde_json::from_slice::<IgnoredAny>(&frame).is_ok();
+            if self.is_read {
+                self.read_frame(&frame, &mut report);
+            }
+            self.frame = frame;
+        }
+    }
+
+    /// Ends the output: the last line may lack its newline. False if it ends in the middle of a frame.
+    pub fn end(&mut self, report: impl FnMut(FrameEvent)) -> bool {
+        let is_complete = match self.line {
+            Line::Empty | Line::Text => true,
+            Line::Frame => self.too_long || self.is_read || serde_json::from_slice::<IgnoredAny>(&self.frame).is_ok(),
+            Line::Array(_) => false,
+        };
         self.feed(b"\n", report);
+        is_complete
     }
 
     /// The last result frame so far.
@@ -115,22 +189,71 @@ impl FrameReader {
         self.session_id.as_deref()
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
-        self.too_long |= self.line.len() + bytes.len() > MAX_LINE;
-        if self.too_long {
-            self.line = Vec::new();
-        } else {
-            self.line.extend_from_slice(bytes);
+    fn continue_line(&mut self, mut bytes: &[u8], report: &mut impl FnMut(FrameEvent)) {
+        if self.line == Line::Empty {
+            bytes = bytes.trim_ascii_start();
+            self.line = match bytes.first() {
+                None => Line::Empty,
+                Some(b'{') => Line::Frame,
+                Some(b'[') => Line::Array(Nesting::default()),
+                Some(_) => Line::Text,
+            };
+            if let Line::Array(_) = self.line {
+                bytes = &bytes[1..];
+            }
+        }
+        match self.line {
+            Line::Frame => self.keep(bytes),
+            Line::Array(nesting) => self.read_array(nesting, bytes, report),
+            Line::Empty | Line::Text => {}
         }
     }
 
-    fn read_line(&mut self, line: &[u8], report: &mut impl FnMut(FrameEvent)) {
-        if let Some(kind) = leading_type(line).filter(|kind| !matches!(*kind, b"result" | b"system")) {
-            return self.other(kind, None).into_iter().for_each(report);
+    /// Reads more of an array, element by element: it may be longer than what is kept.
+    fn read_array(&mut self, mut nesting: Nesting, mut bytes: &[u8], report: &mut impl FnMut(FrameEvent)) {
+        while let Some(end) = bytes.iter().position(|&byte| nesting.ends_at(byte)) {
+            self.keep(&bytes[..end]);
+            let is_frame = self.too_long || self.frame.trim_ascii_start().starts_with(b"{");
+            if !is_frame || bytes[end] == b']' {
+                self.line = Line::Text;
+            }
+            if is_frame {
+                self.end_frame(report);
+            }
+            if self.line == Line::Text {
+                return;
+            }
+            bytes = &bytes[end + 1..];
         }
-        // Anything else is text: claude prints that in other formats.
-        let frames = frames_of(line).unwrap_or_default();
-        frames.iter().filter_map(|frame| self.on_frame(frame)).for_each(report);
+        self.keep(bytes);
+        self.line = Line::Array(nesting);
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        self.too_long |= self.frame.len() + bytes.len() > MAX_FRAME;
+        if self.too_long {
+            self.frame = Vec::new();
+        } else {
+            self.frame.extend_from_slice(bytes);
+        }
+    }
+
+    fn end_frame(&mut self, report: &mut impl FnMut(FrameEvent)) {
+        let mut frame = mem::take(&mut self.frame);
+        if !mem::take(&mut self.too_long) {
+            self.read_frame(&frame, report);
+        }
+        frame.clear();
+        self.frame = frame;
+    }
+
+    fn read_frame(&mut self, text: &[u8], report: &mut impl FnMut(FrameEvent)) {
+        let event = match leading_type(text) {
+            Some(kind) if !matches!(kind, b"result" | b"system") => self.other(kind, None),
+            // Anything else is text: claude prints that in other formats.
+            _ => serde_json::from_slice(text).ok().and_then(|frame| self.on_frame(&frame)),
+        };
+        event.into_iter().for_each(report);
     }
 
     fn on_frame(&mut self, frame: &Frame) -> Option<FrameEvent> {
@@ -188,15 +311,6 @@ fn leading_type(line: &[u8]) -> Option<&[u8]> {
 /// The members of a frame. Their values are not read until they are wanted: the text of a result can be large.
 type Frame<'a> = HashMap<String, &'a RawValue>;
 
-/// The frames of a line: one object in `stream-json` and `json`, an array of objects in `json --verbose`.
-fn frames_of(line: &[u8]) -> serde_json::Result<Vec<Frame<'_>>> {
-    match line.trim_ascii_start().first() {
-        Some(b'{') => serde_json::from_slice(line).map(|frame| vec![frame]),
-        Some(b'[') => serde_json::from_slice(line),
-        _ => Ok(Vec::new()),
-    }
-}
-
 /// As much of `text` as is kept: others can put anything into a frame.
 fn clamped(text: &str) -> String {
     text.chars().take(1024).collect()
@@ -208,165 +322,4 @@ fn member<'a, T: Deserialize<'a>>(frame: &Frame<'a>, key: &str) -> Option<T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NEW: &str =
-        r#"{"duration_api_ms":65,"result":"x","usage":{"type":"no"},"is_error":false,"subtype":"success","type":"result"}"#;
-    const OLD: &str = r#"{"type":"result","subtype":"success","is_error":true,"result":"x"}"#;
-
-    fn events_of(pieces: &[&[u8]]) -> Vec<FrameEvent> {
-        let mut reader = FrameReader::default();
-        let mut seen = Vec::new();
-        pieces.iter().for_each(|piece| reader.feed(piece, |event| seen.push(event)));
-        reader.end(|event| seen.push(event));
-        seen
-    }
-
-    #[test]
-    fn a_result_is_found_in_any_layout() {
-        let fine = FrameEvent::Result { is_error: false };
-        let bad = FrameEvent::Result { is_error: true };
-        let spaced = "  { \"is_error\" : false , \"type\" : \"result\" , \"subtype\":\"success\" }\r";
-        let escaped = r#"{"t\u0079pe":"res\u0075lt","is_error":false,"subtype":"success"}"#;
-        let array = format!("[{{\"type\":\"system\",\"subtype\":\"init\"}},{NEW}]");
-        for (line, expected) in [(NEW, fine), (OLD, bad), (spaced, fine), (escaped, fine), (&array, fine)] {
-            assert_eq!(events_of(&[line.as_bytes()]), [expected], "{line}");
-            assert_eq!(events_of(&[line.as_bytes(), b"\n"]), [expected], "{line}");
-        }
-    }
-
-    #[test]
-    fn the_last_result_is_kept_with_its_fields() {
-        let mut reader = FrameReader::default();
-        assert_eq!(reader.last_result(), None);
-        let text = format!(
-            "{NEW}\n{}\n",
-            r#"{"type":"result","subtype":"error_max_turns","is_error":false,"session_id":"s","num_turns":3,"duration_ms":5,"total_cost_usd":0.25}"#
-        );
-        reader.feed(text.as_bytes(), |_| {});
-        let expected = LastResult {
-            subtype: "error_max_turns".into(),
-            is_error: false,
-            session_id: Some("s".into()),
-            turns: Some(3),
-            duration_ms: Some(5),
-            cost_usd: Some(0.25),
-        };
-        assert_eq!(reader.last_result(), Some(&expected));
-        assert!(!expected.is_success());
-        assert!(LastResult { subtype: "success".into(), ..expected.clone() }.is_success());
-        assert!(!LastResult { subtype: "success".into(), is_error: true, ..expected }.is_success());
-    }
-
-    #[test]
-    fn quoted_and_foreign_results_do_not_count() {
-        let quoted = serde_json::to_string(NEW).unwrap_or_default();
-        for line in [
-            format!(r#"{{"type":"assistant","message":{quoted}}}"#),
-            format!(r#"{{"type":"user","content":{NEW}}}"#),
-            format!(r#"{{"type":"user","content":[{NEW}]}}"#),
-            quoted,
-            format!("x{NEW}"),
-            NEW[..NEW.len() - 1].to_owned(),
-            format!("{NEW}{NEW}"),
-            // Of other programs.
-            r#"{"type":"result","status":"success","is_error":false}"#.into(),
-            r#"{"type":"result","subtype":"success"}"#.into(),
-            r#"{"type":"result","subtype":"success","is_error":"no"}"#.into(),
-            format!("[3,{NEW}]"),
-            r#"["result","success",false]"#.into(),
-            r#"[["result","success",false]]"#.into(),
-            "{}".into(),
-            "".into(),
-        ] {
-            assert_eq!(events_of(&[line.as_bytes()]), [], "{line}");
-        }
-    }
-
-    #[test]
-    fn reads_may_split_anywhere() {
-        let text = format!("{NEW}\nplain text\n{OLD}\n\n{{\"type\":\"assistant\"}}\n");
-        let whole = events_of(&[text.as_bytes()]);
-        assert_eq!(whole, [FrameEvent::Result { is_error: false }, FrameEvent::Result { is_error: true }, FrameEvent::Other]);
-        for first in 0..text.len() {
-            for second in first..text.len() {
-                let bytes = text.as_bytes();
-                assert_eq!(events_of(&[&bytes[..first], &bytes[first..second], &bytes[second..]]), whole, "{first}, {second}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_overlong_line_is_skipped_alone() {
-        let mut reader = FrameReader::default();
-        let mut seen = Vec::new();
-        let piece = vec![b'x'; 1 << 20];
-        reader.feed(b"{\"type\":\"result\",\"is_error\":false,\"result\":\"", |event| seen.push(event));
-        for _ in 0..9 {
-            reader.feed(&piece, |event| seen.push(event));
-            assert!(reader.line.capacity() <= 2 * MAX_LINE);
-        }
-        reader.feed(format!("\"}}\n{OLD}\n").as_bytes(), |event| seen.push(event));
-        assert_eq!(seen, [FrameEvent::Result { is_error: true }]);
-        // The rest of a skipped line may look like a whole one.
-        seen.clear();
-        reader.feed(&vec![b'x'; MAX_LINE + 1], |event| seen.push(event));
-        reader.feed(format!("{OLD}\n").as_bytes(), |event| seen.push(event));
-        assert_eq!(seen, []);
-    }
-
-    #[test]
-    fn a_line_of_maximum_length_is_read() {
-        for (length, expected) in [(MAX_LINE, &[FrameEvent::Result { is_error: true }][..]), (MAX_LINE + 1, &[])] {
-            let line = format!("{}{OLD}", " ".repeat(length - OLD.len()));
-            let (first, second) = line.as_bytes().split_at(length / 2);
-            assert_eq!(events_of(&[first, second]), expected, "{length}");
-        }
-    }
-
-    #[test]
-    fn a_cut_line_is_no_frame() {
-        for line in [r#"{"type":"assistant","message":"#, r#"{"type":"assistant"#, r#"{"type":"assistant","message":"x}"#] {
-            let text = format!("{NEW}\n{line}\n");
-            assert_eq!(events_of(&[text.as_bytes()]).len(), 1 + usize::from(line.ends_with('}')), "{line}");
-        }
-    }
-
-    #[test]
-    fn open_tasks_are_counted_for_both_versions() {
-        let old = [
-            (r#"{"type":"system","subtype":"task_started","task_id":"a"}"#, 1),
-            (r#"{"type":"system","subtype":"task_started","task_id":"b"}"#, 2),
-            (r#"{"type":"system","subtype":"task_started","task_id":"c"}"#, 3),
-            (r#"{"type":"system","subtype":"task_notification","task_id":"a"}"#, 2),
-            (r#"{"type":"system","subtype":"task_notification","task_id":"a"}"#, 2),
-        ];
-        let new = [
-            (r#"{"type":"system","subtype":"background_tasks_changed","tasks":[{"task_id":"a"},{"task_id":"b"}]}"#, 2),
-            (r#"{"type":"system","subtype":"task_started","task_id":"a"}"#, 2),
-            (r#"{"type":"system","subtype":"task_notification","task_id":"a"}"#, 1),
-            (r#"{"type":"system","subtype":"background_tasks_changed","tasks":[]}"#, 0),
-        ];
-        for told in [&old[..], &new[..]] {
-            let text: String = told.iter().map(|(line, _)| format!("{line}\n")).collect();
-            let expected: Vec<_> = told.iter().map(|&(_, open)| FrameEvent::OpenTasks(open)).collect();
-            assert_eq!(events_of(&[text.as_bytes()]), expected);
-        }
-    }
-
-    #[test]
-    fn frames_are_expected_by_output_format() {
-        let expected = |words: &[&str]| are_expected(&words.iter().map(OsString::from).collect::<Vec<_>>());
-        assert!(expected(&["claude", "-p", "x", "--output-format", "json"]));
-        assert!(expected(&["claude", "--output-format=stream-json", "-p", "x"]));
-        for words in [
-            &["claude"][..],
-            &["claude", "--output-format"],
-            &["claude", "--output-format", "text"],
-            &["--output-format=jsonl"],
-        ] {
-            assert!(!expected(words), "{words:?}");
-        }
-    }
-}
+mod tests;

@@ -67,6 +67,7 @@ pub const SECTIONS: [Section; 7] = [
             ("124", "hard limit or idle limit; the message says which"),
             ("65", "with --require-result: 0, but without a successful result frame"),
             ("69", "the lock helper ended while COMMAND ran: the lock was lost"),
+            ("74", "0, but some of COMMAND's output could not be written"),
             ("75", "the lock was not free within --wait (-E changes it)"),
             ("125", "claude-run itself failed, usage errors included"),
             ("126", "COMMAND was found but cannot be run"),

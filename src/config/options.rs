@@ -165,8 +165,9 @@ settings! {
     hard_limit: Option<DurationSetting> = option(WATCHDOG, "timeout", "DUR", "CLAUDE_TIMEOUT", "2h; none when attended");
     /// Idle limit: longest time without a byte on stdout or stderr
     ///
-    /// Then as at the hard limit. Claude Code can be silent for 6 minutes while it waits for its API: below 7m it kills healthy
-    /// runs
+    /// Then as at the hard limit. With --output-format text or json Claude Code prints nothing before its end, so it limits the
+    /// whole run. With stream-json it can be silent for 6 minutes while it waits for its API, 2.1.84 also for as long as a tool
+    /// runs: below 7m it kills healthy runs
     idle_limit: DurationSetting = option(WATCHDOG, "idle-timeout", "DUR", "CLAUDE_RUN_IDLE_TIMEOUT", "none");
     /// How long claude may stay after its last result frame; 0: for ever
     ///

@@ -6,13 +6,17 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
 use super::stderr::say;
 use crate::config::values::LogFormat;
 use crate::run_id::RunId;
+
+/// How long a write of another run's may take.
+const MID_WRITE: Duration = Duration::from_millis(10);
 
 /// An open log.
 #[derive(Debug)]
@@ -81,18 +85,30 @@ pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
 
 /// Appends complete lines to `file`, in one write(2) that begins on a line of its own: a full disk may have cut the one before.
 pub(crate) fn append_lines(mut file: &File, lines: &[u8]) -> io::Result<()> {
-    let found = file.metadata()?;
-    if !found.is_file() {
+    if !file.metadata()?.is_file() {
         return file.write_all(lines);
     }
-    let mut last = *b"\n";
-    let _ = found.len().checked_sub(1).map(|at| file.read_exact_at(&mut last, at)); // of a file that we may only write, it is not known
-    let written = match last {
-        [b'\n'] => file.write(lines)? == lines.len(),
-        _ => file.write(&[b"\n", lines].concat())? > lines.len(),
+    let written = match ends_in_mid_line(file) {
+        false => file.write(lines)? == lines.len(),
+        true => file.write(&[b"\n", lines].concat())? > lines.len(),
     };
     // The rest of it would be a line of its own by now, behind that of another run.
     if written { Ok(()) } else { Err(io::Error::new(io::ErrorKind::StorageFull, "only a part could be written")) }
+}
+
+/// True if `file` ends in the middle of a line that nobody is about to end: another run's write shows piece by piece.
+fn ends_in_mid_line(file: &File) -> bool {
+    let end = || {
+        let length = file.metadata().map_or(0, |found| found.len());
+        let mut last = *b"\n";
+        let _ = length.checked_sub(1).map(|at| file.read_exact_at(&mut last, at)); // of a file that we may only write, it is not known
+        (length, last)
+    };
+    let seen = end();
+    seen.1 != *b"\n" && {
+        thread::sleep(MID_WRITE);
+        end() == seen
+    }
 }
 
 /// Current time by RFC 3339, in UTC.

@@ -47,17 +47,19 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     let request = supervisor.release_lock();
     let (relay, output_done) = (supervisor.relay.take(), supervisor.output_done);
     drop(supervisor);
-    let (mut last_result, mut session_id) = (None, None);
+    let (mut last_result, mut session_id, mut lost_output) = (None, None, false);
     if let Some(mut relay) = relay {
         relay.on_child_ended();
         let interrupted_by =
             if output_done { None } else { drain(request, events, ignored).context("cannot wait for events")? };
         outcome = interrupted_by.map_or(outcome, |signal| Outcome::EndedDraining(signal.number()));
-        last_result = relay.last_result();
-        session_id = relay.session_id();
+        (last_result, session_id, lost_output) = (relay.last_result(), relay.session_id(), relay.lost_output());
     }
     if requires_result && outcome.exit_code() == 0 && !has_success(last_result.as_ref()) {
         outcome = Outcome::NoResult;
+    }
+    if lost_output && outcome.exit_code() == 0 {
+        outcome = Outcome::OutputLost;
     }
     recorder.on_result(last_result, session_id);
     Ok(outcome)
@@ -128,6 +130,9 @@ impl<'a> Supervisor<'a> {
             output_done: false,
         };
         supervisor.recorder.on_started(child.as_raw());
+        if let Some(relay) = &supervisor.relay {
+            relay.on_child_started();
+        }
         if stdin_ended {
             supervisor.dispatch(Input::StdinEnded);
         }
@@ -204,6 +209,8 @@ impl<'a> Supervisor<'a> {
                 }
                 self.dispatch(Input::Frame(frame));
             }
+            // As the kernel does for a terminal of the child's session.
+            Event::HungUp => self.handle_signal(Signal::SIGHUP, SignalSource::Process(getpid().as_raw())),
             Event::OutputDone => self.output_done = true,
             Event::StdinEnded => self.dispatch(Input::StdinEnded),
             Event::HelperChanged => self.check_lock(),

@@ -184,6 +184,36 @@ fn messages_carry_event_names() {
 }
 
 #[test]
+fn characters_of_a_long_line_stay_whole() {
+    let env = Env::new();
+    for before in 0..4 {
+        let script = r#"printf "%.$1s" xxx; yes '…é' | head -n 60000 | tr -d '\n'"#;
+        env.claude_run()
+            .args(["--log-format", "json", "--log", "log", "--", "sh", "-c", script, "sh"])
+            .arg(before.to_string())
+            .assert()
+            .code(0);
+        let text = fs::read_to_string(env.path("log")).expect("a log");
+        let entries = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        let line: String = entries
+            .filter(|entry| !entry["stream"].is_null())
+            .map(|entry| entry["line"].as_str().unwrap_or_default().to_owned())
+            .collect();
+        assert!(line == format!("{}{}", "x".repeat(before.min(3)), "…é".repeat(60_000)), "{before}");
+        fs::remove_file(env.path("log")).expect("a log");
+    }
+}
+
+#[test]
+fn line_behind_a_cut_one_starts_afresh() {
+    let env = Env::new();
+    fs::write(env.path("log"), "cut by a full d").expect("a log");
+    env.claude_run().args(["--log", "log", "--", "sh", "-c", "echo whole; exit 3"]).assert().code(3);
+    let log = fs::read_to_string(env.path("log")).expect("a log");
+    assert!(log.starts_with("cut by a full d\n20") && log.contains("stdout: whole\n") && !log.contains("\n\n"), "{log}");
+}
+
+#[test]
 fn messages_are_masked_and_forge_no_line() {
     let env = Env::new();
     let mut command = env.claude_run();

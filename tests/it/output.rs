@@ -1,7 +1,6 @@
 //! The relay: every byte, whatever reads it; and what the frames in it set off.
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -221,15 +220,150 @@ fn kept_descendant_with_the_pipe_is_not_waited_for() {
 }
 
 #[test]
-fn full_disk_behind_stdout_does_not_hang() {
+fn full_disk_behind_stdout_is_74_after_the_run() {
     let env = Env::new();
-    let mut command = printing(&env, &[b'x'; 1 << 20]);
-    let full = File::options().write(true).open("/dev/full").expect("/dev/full");
-    let mut full_too = full.try_clone().expect("a descriptor");
-    assert!(full_too.write_all(b"x").is_err());
-    let output = command.stdout(full).stderr(Stdio::piped()).output().expect("started");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("cannot write the child's output"), "{stderr}");
+    for (options, status, code) in [(&["-q"][..], 0, 74), (&["-q", "--pty"], 0, 74), (&[], 3, 3)] {
+        let mut command = env.command("sh");
+        let script = "\"$@\" >/dev/full";
+        command.args(["-c", script, "sh"]).arg(binary()).args(options).args(["--record", "record", "--", "sh", "-c"]);
+        command.arg(format!("head -c 3000000 /dev/zero; echo more; touch done; exit {status}")).args([
+            "sh",
+            "--output-format",
+            "json",
+        ]);
+        let ended = Running::start(command).end();
+        assert_eq!(ended.code(), code, "{ended:?}");
+        assert_eq!(ended.stderr_text().matches("cannot write the child's output to stdout").count(), 1, "{ended:?}");
+        let record = std::fs::read_to_string(env.path("record")).expect("a record");
+        assert_eq!(record.contains("output-lost"), code == 74, "{record}");
+        std::fs::remove_file(env.path("record")).expect("a record");
+        std::fs::remove_file(env.path("done")).expect("the child went on to its end");
+    }
+}
+
+#[test]
+fn file_size_limit_loses_output_with_74() {
+    let env = Env::new();
+    let mut command = env.command("sh");
+    let script = r#"trap '' XFSZ; ulimit -f 100; "$0" --lock pass-through -- sh -c 'head -c 1000000 /dev/zero; exit 0' x --output-format json >out"#;
+    command.args(["-c", script]).arg(binary());
+    let ended = Running::start(command).end();
+    assert_eq!(ended.code(), 74, "{ended:?}");
+}
+
+/// Prints lines on both streams by turns.
+const BOTH: &str = "i=0; while [ $i -lt 3000 ]; do echo o$i; echo e$i >&2; i=$((i+1)); done";
+
+#[test]
+fn stdout_and_stderr_in_one_place_keep_their_order() {
+    let env = Env::new();
+    let expected: Vec<_> = (0..3000).flat_map(|at| [format!("o{at}"), format!("e{at}")]).collect();
+    for options in ["--log log", "--idle-timeout 1h", "--require-result", "--redact all", "--pty"] {
+        for place in ["2>&1 | cat", ">file 2>&1; cat file", ">>appended 2>>appended; cat appended; rm appended"] {
+            let mut shell = env.command("sh");
+            shell.args(["-c", &format!(r#""$0" {options} -- sh -c "$1" {place}"#)]).arg(binary()).arg(BOTH);
+            let mut lines = Running::start(shell).end().stdout;
+            lines.retain(|line| !line.starts_with("claude-run"));
+            assert!(lines == expected, "{options} {place}: {} lines", lines.len());
+        }
+    }
+}
+
+#[test]
+fn lines_of_runs_with_one_file_stay_whole() {
+    let env = Env::new();
+    let printing = |letter: &str| {
+        format!("i=0; while [ $i -lt 3000 ]; do echo {}; i=$((i+1)); done | dd bs=300000 2>/dev/null", letter.repeat(700))
+    };
+    let script = r#"for letter in a b c; do eval "lines=\$$letter"; "$0" --lock pass-through -- sh -c "$lines" x --output-format stream-json >>all & done; wait"#;
+    let mut shell = env.command("sh");
+    for letter in ["a", "b", "c"] {
+        shell.env(letter, printing(letter));
+    }
+    shell.args(["-c", script]).arg(binary());
+    assert_eq!(Running::start(shell).end().code(), 0);
+    let all = std::fs::read_to_string(env.path("all")).expect("a file");
+    assert_eq!(all.lines().count(), 9000);
+    let torn = all.lines().filter(|line| line.len() != 700 || line.bytes().any(|byte| byte != line.as_bytes()[0])).count();
+    assert_eq!(torn, 0);
+}
+
+#[test]
+fn lines_behind_a_slow_reader_stay_whole() {
+    let env = Env::new();
+    let script = r#"( "$0" --lock pass-through -- sh -c 'yes 1111111111111111111111111111111111111111 | head -n 60000' x --output-format stream-json &
+        yes 222222222222222222222222222222 | head -n 60000; wait ) | (sleep 1; cat)"#;
+    let mut shell = env.command("sh");
+    shell.args(["-c", script]).arg(binary());
+    let lines = Running::start(shell).end().stdout;
+    let ours: Vec<_> = lines.iter().filter(|line| line.contains('1')).collect();
+    assert_eq!(ours.len(), 60_000);
+    assert!(ours.iter().all(|line| line.trim_start_matches('2').trim_end_matches('2').len() == 40), "a line of ours is torn");
+}
+
+#[test]
+fn child_waits_when_no_more_can_be_spooled() {
+    let env = Env::new();
+    let script =
+        r#""$0" -- sh -c 'head -c 40000000 /dev/zero; touch done' x --output-format json | (read line <go; cat) | wc -c"#;
+    let mut shell = env.command("sh");
+    assert!(Command::new("mkfifo").arg(env.path("go")).status().expect("mkfifo").success());
+    shell.env("TMPDIR", "/nonexistent").args(["-c", script]).arg(binary());
+    let run = Running::start(shell);
+    let message = run.message();
+    assert!(message.contains("8 MiB behind") && message.contains("has to wait"), "{message}");
+    assert!(!env.path("done").exists(), "the child waits");
+    std::fs::write(env.path("go"), "\n").expect("a FIFO");
+    let ended = run.end();
+    assert_eq!((ended.stdout, ended.stderr), (vec!["40000000".to_owned()], vec![]));
+}
+
+#[test]
+fn output_that_ends_within_a_frame_is_reported() {
+    let env = Env::new();
+    for (text, is_reported) in [(r#"{"type":"result","res"#, true), ("an answer", false), (r#"{"type":"assistant"}"#, false)] {
+        let ended = env.start(["--", "sh", "-c", r#"printf %s "$0""#, text, "--output-format", "json"]).end();
+        assert_eq!(ended.stderr_text().contains("in the middle of a frame"), is_reported, "{text}: {ended:?}");
+    }
+}
+
+#[test]
+fn result_without_a_newline_is_found_before_the_end() {
+    let env = Env::new();
+    let script = r#"printf '{"type":"result","subtype":"success","is_error":false}'; exec sleep 600"#;
+    let ended = env.start(["--result-grace", "0.2", "--", "sh", "-c", script, "sh", "--output-format", "json"]).end();
+    assert!(ended.code() == 0 && ended.stderr_text().contains("result grace"), "{ended:?}");
+}
+
+#[test]
+fn result_in_an_array_of_any_length_counts() {
+    let env = Env::new();
+    let script = r#"printf '[{"type":"user","content":"'; head -c 7000000 /dev/zero | tr '\0' x
+        printf '"},{"type":"user","content":"'; head -c 7000000 /dev/zero | tr '\0' x
+        printf '"},{"type":"result","subtype":"success","is_error":false}]'"#;
+    let mut command = env.command(binary());
+    command.args(["--require-result", "--", "sh", "-c", script]);
+    assert_eq!(Running::start(command).end().code(), 0);
+}
+
+#[test]
+fn frames_after_a_result_cost_little() {
+    let env = Env::new();
+    let script = r#"echo '{"type":"result","subtype":"success","is_error":false}'; yes '{"type":"user"}' | head -n 300000
+        cat /proc/$PPID/stat >stat; exit 4"#;
+    let ended = env.start(["--", "sh", "-c", script, "x", "--output-format", "stream-json"]).end();
+    assert_eq!((ended.code(), ended.stdout.len()), (4, 300_001));
+    let stat = std::fs::read_to_string(env.path("stat")).expect("its times");
+    let ticks: Vec<u64> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split(' ')
+        .skip(12)
+        .take(2)
+        .map(|field| field.parse().unwrap_or_default())
+        .collect();
+    assert!(ticks.iter().sum::<u64>() < 300, "{ticks:?} hundredths of a second");
 }
 
 #[test]
@@ -250,6 +384,29 @@ fn idle_limit_counts_bytes_on_either_stream() {
     assert!(ended.stderr_text().contains("idle limit"), "{ended:?}");
     assert!(started.elapsed() >= Duration::from_millis(6_800));
     assert_eq!(env.start(["--idle-timeout", "0", "--", "sh", "-c", "sleep 0.3; exit 3"]).end().code(), 3);
+}
+
+#[test]
+fn idle_limit_that_limits_the_whole_run_is_said() {
+    let env = Env::new();
+    for (format, is_said) in [("text", true), ("json", true), ("stream-json", false)] {
+        let mut command = env.command(binary());
+        command.arg("--claude").arg(fake_claude()).args([
+            "--idle-timeout",
+            "1h",
+            "--",
+            "-p",
+            "exit 0",
+            "--output-format",
+            format,
+        ]);
+        let ended = Running::start(command).end();
+        assert_eq!(
+            (ended.code(), ended.stderr_text().contains("--idle-timeout limits the whole run")),
+            (0, is_said),
+            "{ended:?}"
+        );
+    }
 }
 
 #[test]

@@ -48,3 +48,17 @@ fn kept_descendant_on_the_pty_is_not_waited_for() {
     assert_eq!(run.end().code(), 6);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(kept), nix::sys::signal::Signal::SIGKILL).expect("it lives");
 }
+
+#[test]
+fn reader_that_goes_hangs_the_terminal_up() {
+    let env = Env::new();
+    let deaf = "trap '' PIPE; while :; do echo y; sleep 0.01; done 2>/dev/null";
+    for (endless, code) in [("while :; do echo y; done", "129"), ("exec yes 2>/dev/null", "1"), (deaf, "129")] {
+        let mut shell = env.command("sh");
+        shell.args(["-c", r#"("$0" --pty -- sh -c "$1"; echo $? >code) | head -n 1; cat code"#]).arg(binary()).arg(endless);
+        let ended = Running::start(shell).end();
+        // yes(1) may see the EIO before its HUP.
+        assert!(ended.stdout == ["y", code] || ended.stdout == ["y", "129"], "{endless}: {ended:?}");
+        assert!(!env.is_locked());
+    }
+}

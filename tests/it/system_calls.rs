@@ -37,7 +37,7 @@ we     2 statx            … and whether there are any
 we     8 readlink         … one of them beside the real path of the config dir, a call for each part of that
 we     1 prctl            subreaper
 we     1 waitid           have we children from before?
-we     2 fcntl            a pipe as stdout is enlarged
+we     3 fcntl            a pipe as stdout is enlarged, to what we may
 we     3 mmap             the child's first stack
 we     1 rt_sigprocmask   no handler may run in the child while it shares our memory
 we     1 clone

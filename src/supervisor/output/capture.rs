@@ -2,15 +2,16 @@
 
 use std::io::{self, IsTerminal, Read, stderr, stdout};
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::pipe2;
+use nix::sys::stat::fstat;
+use nix::unistd::{Whence, lseek, pipe2};
 
 use super::line_logger::Lines;
 use super::redact::{Masker, Secrets};
-use super::relay::{ChildEnd, Relay, Stream};
+use super::relay::{BUFFER, ChildEnd, Relay, Stream};
 use super::sink::Sink;
 use crate::claude::frames::FrameReader;
 use crate::config::settings::{Redact, Settings};
@@ -53,7 +54,7 @@ impl OutputConfig {
     }
 
     /// Starts the relay, for a child that is started next; `None` if nothing is captured. Streams that are not captured are
-    /// inherited from us, and a pipe there is enlarged.
+    /// inherited from us, and a pipe there is enlarged. Where our stdout and stderr are one, the child's are, so that their order holds.
     pub(crate) fn start(&self, sender: EventSender) -> io::Result<Option<Relay>> {
         enlarge(stdout());
         if !self.captures() {
@@ -62,37 +63,54 @@ impl OutputConfig {
         let mut out = self.capture("stdout", stdout(), self.pty)?;
         out.0.frames = self.frames.then(FrameReader::default);
         let mut captured = vec![out];
-        if self.captures_both() {
-            captured.push(self.capture("stderr", stderr(), false)?);
+        let log_is_stderr = self.log.as_ref().is_some_and(|log| log.is_stderr);
+        let is_one = !log_is_stderr && position(stdout()).is_some_and(|at| Some(at) == position(stderr()));
+        if self.captures_both() && !is_one {
+            let mut err = self.capture("stderr", stderr(), false)?;
+            // A log that is our stderr has the lines already.
+            err.0.sink.take_if(|_| log_is_stderr);
+            captured.push(err);
         }
-        Relay::start(captured, sender).map(Some)
+        Relay::start(captured, is_one, sender).map(Some)
     }
 
     fn capture(&self, name: &'static str, ours: impl AsFd + IsTerminal, pty: bool) -> io::Result<(Stream, ChildEnd)> {
-        let (input, child_end) = if pty || ours.is_terminal() {
+        let (input, descriptor, terminal) = if pty || ours.is_terminal() {
             let (terminal, slave) = Pty::open()?;
-            (terminal.0.try_clone()?, ChildEnd { descriptor: slave, terminal: Some(terminal) })
+            (terminal.0.try_clone()?, slave, Some(Arc::new(terminal)))
         } else {
             let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
             enlarge(&writer);
             // The child has another file description, which stays blocking.
             fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-            (reader.into(), ChildEnd { descriptor: writer, terminal: None })
+            (reader.into(), writer, None)
         };
-        let is_pipe = child_end.terminal.is_none();
-        // A log that is our stderr has the lines already.
-        let is_logged_there = name == "stderr" && self.log.as_ref().is_some_and(|log| log.is_stderr);
         let masks = self.redacts_all || self.log.is_some();
+        let weak = terminal.as_ref().map_or_else(Weak::new, Arc::downgrade);
         let stream = Stream {
             name,
             input: Some(input.take(u64::MAX)),
-            pipe: is_pipe.then(|| child_end.descriptor.try_clone()).transpose()?,
-            sink: (!is_logged_there).then(|| Sink::new(ours.as_fd())).transpose()?,
+            pipe: if terminal.is_none() { Some(descriptor.try_clone()?) } else { None },
+            terminal,
+            sink: Some(Sink::new(ours.as_fd())?),
             masker: self.secrets.clone().filter(|_| masks).map(Masker::new),
             masks_all: self.redacts_all,
             frames: None,
             lines: self.log.clone().map(|log| Lines::new(log, name)),
+            buffer: vec![0; BUFFER],
+            held: 0,
+            is_paused: false,
+            has_stalled: false,
         };
-        Ok((stream, child_end))
+        Ok((stream, ChildEnd { descriptor, terminal: weak }))
     }
+}
+
+/// Where a write to `descriptor` goes. Two of one file are one place if they append, or are at one offset: then they are one open file,
+/// or would overwrite each other.
+fn position(descriptor: impl AsFd) -> Option<(u64, u64, bool, Option<i64>)> {
+    let file = fstat(&descriptor).ok()?;
+    let appends = OFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFL).ok()?).contains(OFlag::O_APPEND);
+    let offset = if appends { None } else { lseek(&descriptor, 0, Whence::SeekCur).ok() };
+    Some((file.st_dev, file.st_ino, appends, offset))
 }

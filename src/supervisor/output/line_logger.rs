@@ -49,12 +49,17 @@ impl Lines {
         self.write();
     }
 
-    /// Logs as many full parts of a line as there are, and returns the rest.
+    /// Logs as many full parts of a line as there are, and returns the rest. No character is cut.
     fn cut<'a>(&mut self, mut line: &'a [u8]) -> &'a [u8] {
         while self.part.len() + line.len() > LONGEST_PART {
             let (head, rest) = line.split_at(LONGEST_PART - self.part.len());
-            self.entry(head);
+            self.part.extend_from_slice(head);
+            let is_boundary = |at: &usize| !matches!(self.part.get(*at).or(rest.first()), Some(0x80..=0xbf));
+            let end = (LONGEST_PART - 3..=LONGEST_PART).rfind(is_boundary).unwrap_or(LONGEST_PART);
+            let next = self.part.split_off(end);
+            self.entry(&[]);
             self.continued = true;
+            self.part = next;
             line = rest;
         }
         line

@@ -3,6 +3,7 @@
 //! taken yet, sends frames to the event queue, and lines to the log (`line_logger`), with secrets masked (`redact`).
 
 mod capture;
+mod drain;
 mod line_logger;
 pub mod redact;
 mod relay;
@@ -10,4 +11,5 @@ mod sink;
 mod spool;
 
 pub use capture::OutputConfig;
-pub(crate) use relay::{Relay, drain};
+pub(crate) use drain::drain;
+pub(crate) use relay::Relay;

@@ -3,30 +3,39 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Take, pipe};
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use memchr::memrchr;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::line_logger::Lines;
 use super::redact::Masker;
 use super::sink::Sink;
-use crate::claude::frames::{FrameReader, LastResult};
-use crate::events::{Event, EventQueue, EventSender};
-use crate::sys::pipe::PIPE_SIZE;
-use crate::sys::signal::{self, SigSet, Signal};
+use crate::claude::frames::{FrameEvent, FrameReader, LastResult};
+use crate::events::{Event, EventSender};
+use crate::sys::pipe::LARGEST;
+use crate::sys::signal;
 use crate::sys::terminal::Pty;
 
 /// Most bytes that are copied at once. They are still in the cache when they are written and examined: with 256 KiB, a byte costs
 /// half as much again.
 const BATCH: usize = 64 << 10;
 
-/// How long a reader may take for the rest of the output after a termination request.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// Silence after which a frame without its newline counts as complete.
+const PAUSE: u16 = 200; // milliseconds
+
+/// Longest line that is written at once.
+const LONGEST_LINE: usize = 1 << 20;
+
+/// Size of a stream's buffer.
+pub(super) const BUFFER: usize = BATCH + LONGEST_LINE;
 
 /// A captured stream.
 #[derive(Debug)]
@@ -36,22 +45,33 @@ pub(super) struct Stream {
     pub(super) input: Option<Take<File>>,
     /// The child's end of a pipe: see `keep_blocking`.
     pub(super) pipe: Option<OwnedFd>,
-    /// Our stdout or stderr; `None` for output that is only logged.
+    /// It is hung up when this is dropped together with `input`.
+    pub(super) terminal: Option<Arc<Pty>>,
+    /// Our stdout or stderr; `None` for output that is only logged, or lost.
     pub(super) sink: Option<Sink>,
     pub(super) masker: Option<Masker>,
     /// Secrets are masked for the sink as well as for the log.
     pub(super) masks_all: bool,
     pub(super) frames: Option<FrameReader>,
     pub(super) lines: Option<Lines>,
+    pub(super) buffer: Vec<u8>,
+    /// Bytes in the buffer: the beginning of a line whose rest is about to be read.
+    pub(super) held: usize,
+    /// True if a pause in the output has been dealt with.
+    pub(super) is_paused: bool,
+    /// It has been said that the child waits for our reader.
+    pub(super) has_stalled: bool,
 }
 
 /// Shared between the relay's thread and the supervisor.
 #[derive(Debug)]
-struct Observed {
+struct Shared {
+    sender: EventSender,
     started: Instant,
     /// Nanoseconds from `started` to the last byte.
     last_output: AtomicU64,
     last_result: OnceLock<LastResult>,
+    lost_output: AtomicBool,
     session_id: OnceLock<String>,
 }
 
@@ -59,45 +79,64 @@ struct Observed {
 #[derive(Debug)]
 pub(super) struct ChildEnd {
     pub(super) descriptor: OwnedFd,
-    pub(super) terminal: Option<Pty>,
+    pub(super) terminal: Weak<Pty>,
 }
 
 /// Handle of the thread that copies.
 #[derive(Debug)]
 pub(crate) struct Relay {
+    /// Says that the child is started.
+    start: Sender<()>,
     /// Closed when the child has ended.
     child_is_alive: Option<PipeWriter>,
-    observed: Arc<Observed>,
+    shared: Arc<Shared>,
     /// Stdout first.
     child_ends: Vec<ChildEnd>,
+    /// The child's stderr is its stdout.
+    is_one: bool,
 }
 
 impl Relay {
-    /// Starts copying. Frames go to `sender`, and in the end [`Event::OutputDone`].
-    pub(super) fn start(captured: Vec<(Stream, ChildEnd)>, sender: EventSender) -> io::Result<Self> {
+    /// Prepares to copy once the child is started. Frames go to `sender`, and in the end [`Event::OutputDone`]. `is_one`: the only stream is stderr as well.
+    pub(super) fn start(captured: Vec<(Stream, ChildEnd)>, is_one: bool, sender: EventSender) -> io::Result<Self> {
         let (child_ended, child_is_alive) = pipe()?;
         let (streams, child_ends) = captured.into_iter().unzip();
-        let last_output = AtomicU64::new(0);
-        let (last_result, session_id) = (OnceLock::new(), OnceLock::new());
-        let observed = Arc::new(Observed { started: Instant::now(), last_output, last_result, session_id });
-        let mut copier = Copier { streams, child_ended, sender, observed: Arc::clone(&observed) };
-        signal::spawn_with_signals_blocked("relay", 256 * 1024, move || copier.run())?;
-        Ok(Self { child_is_alive: Some(child_is_alive), observed, child_ends })
+        let shared = Arc::new(Shared {
+            sender,
+            started: Instant::now(),
+            last_output: AtomicU64::new(0),
+            last_result: OnceLock::new(),
+            session_id: OnceLock::new(),
+            lost_output: AtomicBool::new(false),
+        });
+        let mut copier = Copier { streams, child_ended, shared: Arc::clone(&shared) };
+        let (start, started) = mpsc::channel();
+        // Without a child the sender is dropped.
+        signal::spawn_with_signals_blocked("relay", 256 * 1024, move || {
+            started.recv().into_iter().for_each(|()| copier.run())
+        })?;
+        Ok(Self { start, child_is_alive: Some(child_is_alive), shared, child_ends, is_one })
     }
 
     /// The child's stdout and stderr, as far as they are captured.
     pub(crate) fn child_ends(&self) -> [Option<BorrowedFd<'_>>; 2] {
-        [0, 1].map(|at| self.child_ends.get(at).map(|end| end.descriptor.as_fd()))
+        let end = |at| self.child_ends.get(at).map(|end: &ChildEnd| end.descriptor.as_fd());
+        [end(0), end(if self.is_one { 0 } else { 1 })]
     }
 
     /// Time of the child's last output.
     pub(crate) fn last_output(&self) -> Instant {
-        self.observed.started + Duration::from_nanos(self.observed.last_output.load(Ordering::Relaxed))
+        self.shared.started + Duration::from_nanos(self.shared.last_output.load(Ordering::Relaxed))
     }
 
     /// Gives the child's pseudo-terminals the size of ours. False if there are none.
     pub(crate) fn resize(&self) -> bool {
-        self.child_ends.iter().filter_map(|end| end.terminal.as_ref()).map(Pty::resize).count() > 0
+        self.child_ends.iter().filter_map(|end| end.terminal.upgrade()).map(|terminal| terminal.resize()).count() > 0
+    }
+
+    /// Begins to copy.
+    pub(crate) fn on_child_started(&self) {
+        let _ = self.start.send(()); // the thread waits for it
     }
 
     /// Makes the thread end once it has read what the child, which has ended, has written.
@@ -107,42 +146,17 @@ impl Relay {
 
     /// Claude's last result frame, after [`Event::OutputDone`].
     pub(crate) fn last_result(&self) -> Option<LastResult> {
-        self.observed.last_result.get().cloned()
+        self.shared.last_result.get().cloned()
     }
 
     /// Claude's session, after [`Event::OutputDone`].
     pub(crate) fn session_id(&self) -> Option<String> {
-        self.observed.session_id.get().cloned()
+        self.shared.session_id.get().cloned()
     }
-}
 
-/// Waits, after the child's end, until our reader has taken all output. A termination request ends the wait, as it would end a child
-/// that waits for its reader; an earlier one, `request`, ends it after [`DRAIN_GRACE`]. Returns the signal that ended it.
-pub(crate) fn drain(request: Option<Signal>, events: &mut EventQueue, ignored: SigSet) -> io::Result<Option<Signal>> {
-    let deadline = request.map(|_| Instant::now() + DRAIN_GRACE);
-    let interrupted_by = |signal| {
-        warn!("{signal} ended the wait for the reader of the child's output; some of it is lost");
-        Ok(Some(signal))
-    };
-    loop {
-        let events = events.wait(deadline)?;
-        if events.contains(&Event::OutputDone) {
-            return Ok(None);
-        }
-        if let (Some(signal), Some(at)) = (request, deadline)
-            && Instant::now() >= at
-        {
-            return interrupted_by(signal);
-        }
-        for event in events {
-            match event {
-                Event::Signal(signal, _) if ignored.contains(signal) => {}
-                Event::Signal(signal, _) if signal::requests_end(signal) => return interrupted_by(signal),
-                Event::Signal(Signal::SIGTSTP, source) => signal::stop_for_job_control(source),
-                Event::Signal(Signal::SIGUSR1, _) => warn!("the child has ended; its output waits for our reader"),
-                _ => {}
-            }
-        }
+    /// True if output could not be written, although our reader was there.
+    pub(crate) fn lost_output(&self) -> bool {
+        self.shared.lost_output.load(Ordering::Relaxed)
     }
 }
 
@@ -151,58 +165,64 @@ struct Copier {
     streams: Vec<Stream>,
     /// At EOF when the child has ended.
     child_ended: PipeReader,
-    sender: EventSender,
-    observed: Arc<Observed>,
+    shared: Arc<Shared>,
 }
 
 impl Drop for Copier {
     fn drop(&mut self) {
-        self.sender.send(Event::OutputDone);
+        self.shared.sender.send(Event::OutputDone);
     }
 }
 
 impl Copier {
     /// Copies until all streams have ended, or the child has and they are empty; then waits for our reader.
     fn run(&mut self) {
-        let mut buffer = vec![0; BATCH];
         while self.streams.iter().any(|stream| stream.input.is_some()) {
             let child_ended = self.wait();
             for stream in &mut self.streams {
-                stream.deliver(&[]); // what is spooled
-                let read = stream.read(&mut buffer, child_ended);
-                if read > 0 {
-                    self.observed.last_output.store(self.observed.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
-                    stream.copy(&buffer[..read], &self.sender);
-                }
+                stream.deliver(&[], &self.shared); // what is spooled
+                stream.pump(child_ended, &self.shared);
             }
         }
         for stream in &mut self.streams {
-            if let Some(result) = stream.end(&self.sender) {
-                let _ = self.observed.last_result.set(result); // only stdout has frames
+            if let Some(result) = stream.end(&self.shared) {
+                let _ = self.shared.last_result.set(result); // only stdout has frames
             }
             if let Some(id) = stream.frames.as_ref().and_then(FrameReader::session_id) {
-                let _ = self.observed.session_id.set(id.to_owned());
+                let _ = self.shared.session_id.set(id.to_owned());
             }
         }
         while self.streams.iter().any(Stream::is_behind) {
             self.wait();
-            self.streams.iter_mut().for_each(|stream| stream.deliver(&[]));
+            self.streams.iter_mut().for_each(|stream| stream.deliver(&[], &self.shared));
         }
     }
 
     /// Sleeps until there is something to do. True if the child has ended, and what it has left may still be read.
-    fn wait(&self) -> bool {
-        let readable = self.streams.iter().filter(|stream| !stream.is_stalled()).filter_map(|stream| stream.input.as_ref());
-        let mut ready: Vec<_> = readable.map(|input| PollFd::new(input.get_ref().as_fd(), PollFlags::POLLIN)).collect();
+    fn wait(&mut self) -> bool {
+        let reading = || self.streams.iter().filter(|stream| stream.is_reading());
+        let inputs = reading().filter_map(|stream| stream.input.as_ref());
+        let mut ready: Vec<_> = inputs.map(|input| PollFd::new(input.get_ref().as_fd(), PollFlags::POLLIN)).collect();
         let reads = !ready.is_empty();
         if reads {
             ready.insert(0, PollFd::new(self.child_ended.as_fd(), PollFlags::POLLIN));
         }
         let sinks = self.streams.iter().filter_map(|stream| stream.sink.as_ref()).filter(|sink| sink.is_behind());
         ready.extend(sinks.map(|sink| PollFd::new(sink.as_fd(), PollFlags::POLLOUT)));
+        let awaits_newline =
+            |stream: &Stream| !stream.is_paused && stream.frames.as_ref().is_some_and(FrameReader::may_be_complete);
+        let timeout = match () {
+            () if reading().any(|stream| stream.held > 0) => PollTimeout::ZERO,
+            () if reading().any(awaits_newline) => PAUSE.into(),
+            () => PollTimeout::NONE,
+        };
         // Signals are blocked here, so EINTR does not come; after another error the next read shows it.
-        let _ = poll(&mut ready, PollTimeout::NONE);
-        reads && ready.first().and_then(PollFd::any).unwrap_or(false)
+        let is_pause = poll(&mut ready, timeout) == Ok(0) && timeout != PollTimeout::ZERO;
+        let child_ended = reads && ready.first().and_then(PollFd::any).unwrap_or(false);
+        if is_pause {
+            self.streams.iter_mut().for_each(|stream| stream.pause(&self.shared));
+        }
+        child_ended
     }
 }
 
@@ -211,50 +231,79 @@ impl Stream {
         self.sink.as_ref().is_some_and(Sink::is_behind)
     }
 
-    fn is_stalled(&self) -> bool {
-        self.sink.as_ref().is_some_and(Sink::is_full)
+    fn is_reading(&self) -> bool {
+        self.input.is_some() && self.sink.as_ref().and_then(Sink::excess).is_none()
     }
 
-    /// Reads what is there, and returns its length.
-    fn read(&mut self, buffer: &mut [u8], child_ended: bool) -> usize {
-        if self.is_stalled() {
-            return 0;
+    /// Copies what is there, at most a batch. If there is more, it ends with a whole line.
+    fn pump(&mut self, child_ended: bool, shared: &Shared) {
+        if !self.is_reading() {
+            return;
         }
-        let Some(input) = &mut self.input else { return 0 };
+        let Some(input) = &mut self.input else { return };
         if child_ended {
             // All that the child has written is in the pipe by now; more would be a descendant's.
-            input.set_limit(input.limit().min(PIPE_SIZE as u64));
+            input.set_limit(input.limit().min(LARGEST as u64));
         }
         keep_blocking(self.pipe.as_ref());
-        match input.read(buffer) {
-            Ok(length) if length > 0 => return length,
-            Err(error) if error.kind() == ErrorKind::WouldBlock && !child_ended => {}
+        let read = match input.read(&mut self.buffer[self.held..self.held + BATCH]) {
+            Ok(length) if length > 0 => {
+                self.is_paused = false;
+                shared.last_output.store(shared.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                length
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock && !child_ended => 0,
             // EIO: the last descriptor of a pseudo-terminal is closed.
-            _ => self.input = None,
+            _ => {
+                self.input = None;
+                0
+            }
+        };
+        let mut buffer = mem::take(&mut self.buffer);
+        let length = self.held + read;
+        let has_more = read == BATCH && length <= LONGEST_LINE;
+        let line_end = || memrchr(b'\n', &buffer[self.held..length]).map_or(0, |end| self.held + end + 1);
+        let whole = if has_more { line_end() } else { length };
+        if whole > 0 {
+            self.copy(&buffer[..whole], shared);
+            buffer.copy_within(whole..length, 0);
         }
-        0
+        (self.buffer, self.held) = (buffer, length - whole);
     }
 
-    fn copy(&mut self, bytes: &[u8], sender: &EventSender) {
+    fn copy(&mut self, bytes: &[u8], shared: &Shared) {
         if !self.masks_all {
-            self.deliver(bytes);
+            self.deliver(bytes, shared);
         }
         if let Some(frames) = &mut self.frames {
-            frames.feed(bytes, |frame| sender.send(Event::Frame(frame)));
+            // Of each kind the last: there can be a thousand in a batch.
+            let mut seen: Vec<FrameEvent> = Vec::new();
+            frames.feed(bytes, |frame| {
+                seen.retain(|other| mem::discriminant(other) != mem::discriminant(&frame));
+                seen.push(frame);
+            });
+            seen.into_iter().for_each(|frame| shared.sender.send(Event::Frame(frame)));
         }
         match &mut self.masker {
-            None => self.pass_on_masked(bytes),
+            None => self.pass_on_masked(bytes, shared),
             Some(masker) => {
                 let mut masked = Vec::with_capacity(bytes.len());
                 masker.feed(bytes, &mut masked);
-                self.pass_on_masked(&masked);
+                self.pass_on_masked(&masked, shared);
             }
         }
     }
 
-    fn pass_on_masked(&mut self, bytes: &[u8]) {
+    fn pause(&mut self, shared: &Shared) {
+        self.is_paused = true;
+        if let Some(frames) = &mut self.frames {
+            frames.pause(|frame| shared.sender.send(Event::Frame(frame)));
+        }
+    }
+
+    fn pass_on_masked(&mut self, bytes: &[u8], shared: &Shared) {
         if self.masks_all {
-            self.deliver(bytes);
+            self.deliver(bytes, shared);
         }
         if let Some(lines) = &mut self.lines {
             lines.feed(bytes);
@@ -262,29 +311,47 @@ impl Stream {
     }
 
     /// Writes or spools `bytes`, after those that are spooled already.
-    fn deliver(&mut self, bytes: &[u8]) {
-        let delivered = self.sink.as_mut().map_or(Ok(()), |sink| sink.deliver(bytes));
-        let Err(error) = delivered else { return };
+    fn deliver(&mut self, bytes: &[u8], shared: &Shared) {
+        let Some(sink) = &mut self.sink else { return };
+        let Err(error) = sink.deliver(bytes) else {
+            if let Some(length) = sink.excess().filter(|_| !mem::replace(&mut self.has_stalled, true)) {
+                let behind = length >> 20;
+                warn!("the reader of {} is {behind} MiB behind, and no more is kept for it: the child has to wait", self.name);
+            }
+            return;
+        };
+        self.sink = None;
         if error.kind() != ErrorKind::BrokenPipe {
-            warn!(%error, "cannot write the child's output to {}", self.name);
+            // The child goes on, as if all were read: it may have more to do than to print.
+            error!(%error, "cannot write the child's output to {}: from here on it is lost", self.name);
+            shared.lost_output.store(true, Ordering::Relaxed);
+            return;
         }
-        // Nobody will read more: with the pipe closed, the child gets EPIPE, as it would without us.
-        (self.input, self.sink) = (None, None);
+        // Our reader is gone: with the pipe closed, the child gets EPIPE, as it would without us.
+        self.input = None;
+        if self.terminal.take().is_some() {
+            shared.sender.send(Event::HungUp); // it would get EIO
+        }
     }
 
     /// Ends the stream, and returns the last result frame in it.
-    fn end(&mut self, sender: &EventSender) -> Option<LastResult> {
-        self.input = None;
+    fn end(&mut self, shared: &Shared) -> Option<LastResult> {
+        let buffer = mem::take(&mut self.buffer);
+        self.copy(&buffer[..self.held], shared);
         if let Some(masker) = &mut self.masker {
             let mut masked = Vec::new();
             masker.end(&mut masked);
-            self.pass_on_masked(&masked);
+            self.pass_on_masked(&masked, shared);
         }
+        self.input = None;
         if let Some(lines) = &mut self.lines {
             lines.end();
         }
         let frames = self.frames.as_mut()?;
-        frames.end(|frame| sender.send(Event::Frame(frame)));
+        let is_complete = frames.end(|frame| shared.sender.send(Event::Frame(frame)));
+        if !is_complete && self.sink.is_some() {
+            warn!("the child's {} ends in the middle of a frame: the rest is missing", self.name);
+        }
         frames.last_result().cloned()
     }
 }

@@ -5,7 +5,10 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
+use memchr::{memchr, memrchr};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::io::ioctl_fionread;
 
 use super::spool::Spool;
 
@@ -13,22 +16,38 @@ use super::spool::Spool;
 #[derive(Debug)]
 pub(super) struct Sink {
     out: File,
-    may_block: bool,
+    kind: Kind,
     spool: Spool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A pipe of this size.
+    Pipe(usize),
+    Terminal,
+    /// A write may block, unless poll(2) says that it does not.
+    Blocking,
+    Other,
 }
 
 impl Sink {
     pub(super) fn new(descriptor: BorrowedFd) -> io::Result<Self> {
         let out = File::from(descriptor.try_clone_to_owned()?);
-        let kind = out.metadata()?.file_type();
-        let mut sink = Self { out, may_block: !(kind.is_file() || kind.is_char_device()), spool: Spool::default() };
-        if kind.is_fifo() || sink.out.is_terminal() {
+        let file_type = out.metadata()?.file_type();
+        let kind = match fcntl(&out, FcntlArg::F_GETPIPE_SZ) {
+            Ok(size) => Kind::Pipe(size as usize),
+            Err(_) if out.is_terminal() => Kind::Terminal,
+            Err(_) if file_type.is_file() || file_type.is_char_device() => Kind::Other,
+            Err(_) => Kind::Blocking,
+        };
+        let mut sink = Self { out, kind, spool: Spool::default() };
+        if matches!(kind, Kind::Pipe(_) | Kind::Terminal) {
             // Opened again, since O_NONBLOCK on the inherited file description would affect our caller.
             let path = format!("/proc/self/fd/{}", sink.out.as_raw_fd());
-            let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-            let opened = File::options().write(true).custom_flags(flags).open(path);
-            sink.may_block = opened.is_err();
-            sink.out = opened.unwrap_or(sink.out);
+            match File::options().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path) {
+                Ok(opened) => sink.out = opened,
+                Err(_) => sink.kind = Kind::Blocking,
+            }
         }
         Ok(sink)
     }
@@ -38,38 +57,68 @@ impl Sink {
         !self.spool.is_empty()
     }
 
-    /// True if the disk is full of spooled bytes: more can be delivered, but should wait.
-    pub(super) fn is_full(&self) -> bool {
-        self.spool.is_full()
+    /// Bytes that are spooled, if they are too many: more can be delivered, but should wait.
+    pub(super) fn excess(&self) -> Option<usize> {
+        self.spool.is_full().then(|| self.spool.len())
     }
 
     /// Writes what is spooled and then `bytes`, as far as our reader takes them now, and spools the rest.
+    ///
+    /// # Errors
+    /// `BrokenPipe` if our reader is gone.
     pub(super) fn deliver(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while self.is_behind() {
-            match self.write(self.spool.front())? {
+            match write(&self.out, self.kind, self.spool.front())? {
                 0 => break,
                 written => self.spool.consume(written)?,
             }
         }
-        if !self.is_behind() && !bytes.is_empty() {
-            bytes = &bytes[self.write(bytes)?..];
+        while !self.is_behind() && !bytes.is_empty() {
+            match write(&self.out, self.kind, bytes)? {
+                0 => break,
+                written => bytes = &bytes[written..],
+            }
         }
-        self.spool.push(bytes);
+        if !bytes.is_empty() {
+            self.spool.push(bytes);
+        }
         Ok(())
     }
+}
 
-    fn write(&self, mut bytes: &[u8]) -> io::Result<usize> {
-        if self.may_block {
-            let mut ready = [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)];
-            if poll(&mut ready, PollTimeout::ZERO) == Ok(0) {
-                return Ok(0);
-            }
-            bytes = &bytes[..bytes.len().min(libc::PIPE_BUF)]; // so much does not block, then
+fn write(mut out: &File, kind: Kind, bytes: &[u8]) -> io::Result<usize> {
+    if kind == Kind::Blocking {
+        let mut ready = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
+        if poll(&mut ready, PollTimeout::ZERO) == Ok(0) {
+            return Ok(0);
         }
-        match (&self.out).write(bytes) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
-            result => result,
-        }
+    }
+    match out.write(&bytes[..share(out, kind, bytes)]) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Err(ErrorKind::BrokenPipe.into()),
+        // Hung up.
+        Err(error) if kind == Kind::Terminal && error.raw_os_error() == Some(libc::EIO) => Err(ErrorKind::BrokenPipe.into()),
+        result => result,
+    }
+}
+
+/// Length of the part of `bytes` to write at once. Where not all may fit, it ends at the end of a line: a pipe takes up to PIPE_BUF bytes
+/// as a whole or not at all, so that no other writer's line comes between.
+fn share(out: &File, kind: Kind, bytes: &[u8]) -> usize {
+    let room = match kind {
+        // Its pages may be half full.
+        Kind::Pipe(size) => size.saturating_sub(2 * ioctl_fionread(out).unwrap_or(u64::MAX) as usize),
+        Kind::Blocking => libc::PIPE_BUF,
+        Kind::Terminal | Kind::Other => usize::MAX,
+    };
+    if bytes.len() <= room {
+        return bytes.len();
+    }
+    let most = bytes.len().min(libc::PIPE_BUF);
+    match memrchr(b'\n', &bytes[..most]) {
+        Some(end) => end + 1,
+        None if kind == Kind::Blocking => most,
+        None => memchr(b'\n', bytes).map_or(bytes.len(), |end| end + 1),
     }
 }
 

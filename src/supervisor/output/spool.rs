@@ -2,14 +2,19 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::mem;
 use std::os::unix::fs::FileExt;
+
+use nix::sys::statvfs::fstatvfs;
 
 /// Bytes that are kept in memory.
 const IN_MEMORY: usize = 8 << 20;
 
-/// Most bytes that are read from the file at once.
+/// Most bytes in the file, unless a quarter of what is free on its disk is less.
+const IN_FILE: u64 = 256 << 20;
+
+/// Bytes that are read from the file at once. Fewer than that are in memory only at the end, so that lines are whole.
 const PIECE: usize = 256 << 10;
 
 /// Bytes that were read and not yet written. Oldest first: those in memory, in the file, in the tail.
@@ -20,6 +25,8 @@ pub(super) struct Spool {
     /// Range of the file that is in the queue.
     start: u64,
     end: u64,
+    /// Most bytes that the file may have.
+    limit: u64,
     /// What the file did not take.
     tail: Vec<u8>,
 }
@@ -29,7 +36,12 @@ impl Spool {
         self.memory.is_empty()
     }
 
-    /// True if there is no room, not even in the file: more bytes are taken, but should wait.
+    /// Bytes in the queue.
+    pub(super) fn len(&self) -> usize {
+        self.memory.len() + (self.end - self.start) as usize + self.tail.len()
+    }
+
+    /// True if there is no room, not even in the file: more bytes are taken, but should wait until the queue is shorter.
     pub(super) fn is_full(&self) -> bool {
         !self.tail.is_empty()
     }
@@ -44,18 +56,23 @@ impl Spool {
     }
 
     fn push_to_file(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let file = match self.overflow.take() {
-            Some(file) => file,
-            None => tempfile::tempfile()?,
+        if self.overflow.is_none() {
+            let file = tempfile::tempfile()?;
+            let disk = fstatvfs(&file)?;
+            self.limit = IN_FILE.min(disk.blocks_available().saturating_mul(disk.fragment_size()) / 4);
+            self.overflow = Some(file);
+        }
+        let Some(file) = self.overflow.as_ref().filter(|_| self.end + bytes.len() as u64 <= self.limit) else {
+            return Err(ErrorKind::StorageFull.into());
         };
-        self.overflow.insert(file).write_all_at(bytes, self.end)?; // after a partial write, the next one overwrites it
+        file.write_all_at(bytes, self.end)?; // after a partial write, the next one overwrites it
         self.end += bytes.len() as u64;
         Ok(())
     }
 
     /// The oldest bytes; none if the queue is empty.
-    pub(super) fn front(&self) -> &[u8] {
-        self.memory.as_slices().0
+    pub(super) fn front(&mut self) -> &[u8] {
+        self.memory.make_contiguous()
     }
 
     /// Removes the oldest `length` bytes, which are part of the front.
@@ -64,21 +81,20 @@ impl Spool {
     /// The file cannot be read.
     pub(super) fn consume(&mut self, length: usize) -> io::Result<()> {
         self.memory.drain(..length);
-        if !self.memory.is_empty() {
+        if self.memory.len() >= PIECE {
             return Ok(());
         }
         if let Some(file) = &self.overflow {
             let mut piece = vec![0; PIECE.min((self.end - self.start) as usize)];
             file.read_exact_at(&mut piece, self.start)?;
             self.start += piece.len() as u64;
-            self.memory = piece.into();
+            self.memory.extend(piece);
         }
         if self.start == self.end {
             (self.overflow, self.start, self.end) = (None, 0, 0); // frees its disk space
+            self.memory.extend(mem::take(&mut self.tail));
         }
-        if self.memory.is_empty() {
-            self.memory = mem::take(&mut self.tail).into();
-        }
+        self.memory.shrink_to(2 * PIECE);
         Ok(())
     }
 }
@@ -100,6 +116,7 @@ mod tests {
                     pop(&mut spool, &mut popped)?;
                 }
                 assert!(spool.memory.len() <= IN_MEMORY && !spool.is_full());
+                assert_eq!(spool.len(), pushed.len() - popped.len());
             }
             while !spool.is_empty() {
                 pop(&mut spool, &mut popped)?;
@@ -111,7 +128,8 @@ mod tests {
 
     #[test]
     fn bytes_keep_their_order_on_a_full_disk() -> io::Result<()> {
-        let mut spool = Spool { overflow: Some(File::options().read(true).write(true).open("/dev/full")?), ..Spool::default() };
+        let full = File::options().read(true).write(true).open("/dev/full")?;
+        let mut spool = Spool { overflow: Some(full), limit: IN_FILE, ..Spool::default() };
         spool.memory.extend(b"oldest");
         spool.push(b", older");
         assert!(spool.is_full());

@@ -11,8 +11,8 @@ fuzz_target!(|input: (u8, &[u8])| {
         for piece in bytes.chunks(step.max(1)) {
             reader.feed(piece, |event| seen.push(event));
         }
-        reader.end(|event| seen.push(event));
-        (seen, reader.last_result().cloned())
+        let is_complete = reader.end(|event| seen.push(event));
+        (seen, is_complete, reader.last_result().cloned())
     };
     assert_eq!(seen_in(step.into()), seen_in(bytes.len()));
 });
