@@ -100,6 +100,13 @@ pub enum Operation {
         #[arg(value_parser = parser::<Shell>())]
         shell: Shell,
     },
+    /// Prints a chapter of the guide, or the help of an operation
+    ///
+    /// Without TOPIC: what --help prints, and the topics.
+    Help {
+        /// A topic of the guide, or an operation
+        topic: Option<String>,
+    },
     /// Prints the man page, claude-run(1)
     ///
     /// To read it: `claude-run man-page | man -l -`

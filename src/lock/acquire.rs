@@ -149,6 +149,7 @@ pub(crate) fn describe_refresh_lock(lock: &RefreshLock) -> String {
         Standing::Free => "is free".to_owned(),
         Standing::Live => "is held: a refresh is under way".to_owned(),
         Standing::OwnerDead(left) => format!("is not stale for another {}", show_seconds(left)),
+        Standing::Stuck(why) => format!("{why}, and no claude can refresh"),
         Standing::Stale(age) => format!("is stale: not touched for {}", show_seconds(age)),
     };
     let owner = match &lock.owner {

@@ -14,7 +14,7 @@ use crate::sys::fs::{open_or_make_regular, open_regular};
 
 /// An open lock file.
 #[derive(Debug)]
-pub(super) struct LockFile {
+pub(crate) struct LockFile {
     path: PathBuf,
     file: File,
     file_id: FileId,
@@ -22,18 +22,18 @@ pub(super) struct LockFile {
 
 /// The session lock, held. Dropping it releases the lock, even while some daemon has inherited the descriptor.
 #[derive(Debug)]
-pub(super) struct FlockGuard(LockFile);
+pub(crate) struct FlockGuard(LockFile);
 
 /// Result of trying to lock.
 #[derive(Debug)]
-pub(super) enum LockAttempt {
+pub(crate) enum LockAttempt {
     Acquired(FlockGuard),
     Busy(LockFile),
 }
 
 impl LockFile {
     /// Opens the lock file; creates it if it is missing.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
         let (file, found) = open_or_create(path).map_err(|error| match error.raw_os_error() {
             Some(_) => Error::new(error).context(format!(
@@ -53,7 +53,7 @@ impl LockFile {
     }
 
     /// Tries to lock the file that has its path now, without waiting.
-    pub(super) fn try_lock(mut self) -> Result<LockAttempt> {
+    pub(crate) fn try_lock(mut self) -> Result<LockAttempt> {
         loop {
             match FileExt::try_lock(&self.file) {
                 Ok(()) if self.is_current() => return Ok(LockAttempt::Acquired(FlockGuard(self))),
@@ -66,7 +66,7 @@ impl LockFile {
 
     /// Sleeps in flock(2) until the lock is acquired, or the file that has its path by then is busy. Only for a thread that may be
     /// interrupted.
-    pub(super) fn lock_blocking(self) -> Result<LockAttempt> {
+    pub(crate) fn lock_blocking(self) -> Result<LockAttempt> {
         FileExt::lock(&self.file).map_err(|error| flock_error(&self.path, error))?;
         if self.is_current() { Ok(LockAttempt::Acquired(FlockGuard(self))) } else { Self::open(&self.path)?.try_lock() }
     }

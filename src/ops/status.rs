@@ -11,14 +11,15 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{Context, Factory, answer, text};
+use super::{Context, Factory, answer, text, write_own};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::lock::{Holder, Queue, describe_refresh_lock};
+use crate::logging::{escaped, escaped_lines};
 use crate::outcome::Outcome;
-use crate::records::{Census, FinishedRun, RunRecord, State, sanitize, time};
+use crate::records::{Census, FinishedRun, RunRecord, State, time};
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{self, Stat};
 
@@ -46,14 +47,15 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
     let in_place = watch && !json && io::stdout().is_terminal();
     loop {
         let status = Status::look_settled(&factory, context)?;
-        let mut text = status.to_text();
         if in_place {
             // Overwrites the screen: clears the rest of each line, and all below.
-            text = format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"));
-        }
-        let outcome = answer(out, json, status.trouble().is_empty(), &text, &status.to_json())?;
-        if !watch {
-            return Ok(outcome);
+            let text = escaped_lines(&status.to_text()).replace('\n', "\x1b[K\n");
+            write_own(out, &format!("\x1b[H{text}\x1b[J"))?;
+        } else {
+            let outcome = answer(out, json, status.trouble().is_empty(), &status.to_text(), &status.to_json())?;
+            if !watch {
+                return Ok(outcome);
+            }
         }
         // Ages change with the clock: there is no event to wait for.
         thread::sleep(Duration::from_secs(1));
@@ -100,10 +102,11 @@ impl<'a> Status<'a> {
             let census = factory.census();
             (queue.and_then(|queue| queue.join().ok()), census)
         });
-        let Census { live, orphaned, elsewhere, .. } = census?;
+        let Census { live, mut orphaned, elsewhere, .. } = census?;
         let places = queue.as_ref().map_or(Vec::new(), |queue| queue.waiters(&live));
         let places: Vec<_> = places.into_iter().map(|place| place.map(str::to_owned)).collect();
         let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
+        orphaned.retain(holds); // not those of another lock file
         let (holding, mut others): (Vec<_>, Vec<_>) = live.into_iter().partition(holds);
         let mut holders: Vec<_> = holding.into_iter().map(|record| Holder::Run(Box::new(record))).collect();
         if let (true, Some(queue)) = (holders.is_empty() && orphaned.is_empty(), &queue) {
@@ -133,7 +136,7 @@ impl<'a> Status<'a> {
         let orphaned = self.orphaned.iter().map(|run| format!("claude-run gone, claude still running: {}", text::orphan(run)));
         let refresh_locks = self.refresh_locks.iter().filter_map(|lock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => None,
-            Standing::Stale(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
+            Standing::Stale(_) | Standing::Stuck(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
             Standing::OwnerDead(left) => {
                 let (path, left) = (lock.path.display(), show_seconds(left));
                 Some(format!(
@@ -143,7 +146,7 @@ impl<'a> Status<'a> {
         });
         let (state, _, why) = self.token();
         let file = Login::path(&self.factory.config_dir);
-        let login = (state == "unclear").then(|| format!("{} cannot be understood: {why}", file.display()));
+        let login = (state == "unclear").then(|| format!("{} {why}", file.display()));
         let holders = (self.holders.len() > 1).then(|| "several runs hold the session lock".to_owned());
         let stopped = self.holders.iter().filter_map(|holder| {
             let pid = stopped_process(holder)?;
@@ -249,6 +252,7 @@ fn refresh_lock_json(lock: &RefreshLock) -> Value {
         Standing::Free => "free",
         Standing::Live | Standing::OwnerDead(_) => "live",
         Standing::Stale(_) => "stale",
+        Standing::Stuck(_) => "stuck",
     };
     let owner = lock.owner.as_ref().map(|owner| json!({"pid": owner.pid, "alive": owner.lives}));
     json!({"path": lock.path.to_string_lossy(), "state": state, "age_ms": lock.touched.map(text::age_json), "owner": owner})
@@ -306,7 +310,7 @@ fn elsewhere(record: &RunRecord) -> String {
 
 /// Key of the lock that its lock helper holds.
 fn helper_key(record: &RunRecord) -> String {
-    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", sanitize(key)))
+    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", escaped(key)))
 }
 
 fn finished(run: &FinishedRun) -> String {

@@ -68,8 +68,13 @@ fn name(kind: FileType) -> &'static str {
 
 /// Reads the whole file `path`, of at most `most` bytes.
 pub(crate) fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    read_all(&open_to_read(path)?, most)
+}
+
+/// Reads `file` from where it stands, as [`read_bounded`] does.
+pub(crate) fn read_all(file: &File, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open_to_read(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    file.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
         return Err(io::Error::other(format!("it is larger than {most} bytes")));
     }
