@@ -290,10 +290,12 @@ pub(super) fn stopped_process(holder: &Holder) -> Option<i32> {
     pids.into_iter().flatten().find(|&pid| Stat::read(pid).is_some_and(|stat| stat.state == b'T'))
 }
 
-/// True for a process of claude-run, under whatever name.
+/// True for a process of claude-run, under whatever name, and for one that has ended by now.
 fn is_claude_run(pid: i32) -> bool {
-    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("claude-run"))
+    match fs::read_link(format!("/proc/{pid}/exe")) {
+        Ok(program) => program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("claude-run")),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 /// Adds a row for each of `values`, the first with the name.

@@ -283,7 +283,7 @@ fn starting_run_is_never_without_a_record() {
     let mut runs = env.command("sh");
     runs.args(["-c", r#"while [ ! -e "$HOME/over" ]; do "$0" true; done"#]).arg(binary());
     let runs = Running::start(runs);
-    for _ in 0..60 {
+    for _ in 0..20 {
         let shown = text(&env);
         assert!(!shown.contains("without a run record"), "{shown}");
     }
