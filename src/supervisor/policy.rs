@@ -117,13 +117,17 @@ impl Policy {
     fn limits(&self) -> [(Option<Instant>, Outcome); 3] {
         // The key of a terminal, or a STOP, means that somebody continues the child; a TTIN does not.
         let is_paused = matches!(self.stopped_by, Some(Signal::SIGSTOP | Signal::SIGTSTP));
-        let counts = self.has_child() && self.expired_limit.is_none() && self.phase != Phase::Killed;
+        let counts = self.can_expire();
         let hung = Outcome::HungAfterResult { is_error: self.last_result.unwrap_or_default() };
         [
             (self.hard_deadline.filter(|_| counts), Outcome::HardLimit),
             (self.result_deadline.filter(|_| counts), hung),
             (self.idle_deadline.filter(|_| counts && !is_paused), Outcome::IdleLimit),
         ]
+    }
+
+    fn can_expire(&self) -> bool {
+        self.has_child() && self.expired_limit.is_none() && self.phase != Phase::Killed
     }
 
     /// True while the task grace replaces the result grace.
@@ -142,9 +146,7 @@ impl Policy {
             Input::Stopped(signal) => return self.on_stopped(signal),
             Input::Ended(ending, tree) => return self.on_ended(ending, tree, now),
             Input::TreeChanged(tree) => return self.on_tree_changed(tree),
-            Input::LockLost if self.has_child() && self.expired_limit.is_none() && self.phase != Phase::Killed => {
-                return self.expire(Outcome::LockLost, now);
-            }
+            Input::LockLost if self.can_expire() => return self.expire(Outcome::LockLost, now),
             Input::Clock if self.next_deadline().is_some_and(|deadline| now >= deadline) => return self.on_deadline(now),
             Input::Frame(frame) => self.on_frame(frame, now),
             Input::StdinEnded => {

@@ -56,6 +56,7 @@ struct World {
     /// Those below it have been sent one.
     rest_has_term: bool,
     hung_up: bool,
+    was_stopped: bool,
     /// Since when the child is silent, and not stopped.
     quiet_since: Duration,
     is_in_turn: bool,
@@ -125,6 +126,7 @@ impl World {
             term_at: None,
             rest_has_term: false,
             hung_up: false,
+            was_stopped: false,
             quiet_since: Duration::ZERO,
             is_in_turn: true,
             terms: 0,
@@ -267,7 +269,7 @@ impl World {
                 self.happens(Input::Ended(ending, self.tree()));
             }
             Step::ChildStops => {
-                self.child = Life::Stopped;
+                (self.child, self.was_stopped) = (Life::Stopped, true);
                 self.happens(Input::Stopped(Signal::SIGSTOP));
                 let got_term = self.term_at.is_some() && !self.policy.is_deferring();
                 self.ensure(!got_term || self.child != Life::Stopped, "a child that got TERM is not left stopped");
@@ -339,11 +341,8 @@ impl Model for Shape {
         if world.terms < 2 {
             steps.push(Step::Term);
         }
-        if !world.interrupted {
-            steps.push(Step::Interrupt);
-        }
-        if !world.hung_up && self.group == Group::Own {
-            steps.push(Step::HangUp);
+        if !world.interrupted && !world.hung_up {
+            steps.push(if self.group == Group::Own { Step::HangUp } else { Step::Interrupt });
         }
         // In half of the shapes with a kill grace: it doubles what there is to explore.
         if !world.lost_lock && self.kill_grace && self.group == Group::Own {
@@ -351,14 +350,16 @@ impl Model for Shape {
         }
         match world.child {
             Life::Running => {
-                steps.extend([Step::ChildEnds(Outcome::Exited(3)), Step::ChildStops]);
+                steps.push(Step::ChildEnds(Outcome::Exited(3)));
+                if !world.was_stopped {
+                    steps.push(Step::ChildStops);
+                }
                 if world.frames < 2 {
                     let frames = [
                         FrameEvent::Result { is_error: true },
                         FrameEvent::OpenTasks(1),
                         FrameEvent::OpenTasks(0),
-                        FrameEvent::Other,
-                        FrameEvent::TurnStarted,
+                        if world.is_in_turn { FrameEvent::Other } else { FrameEvent::TurnStarted },
                     ];
                     steps.extend(frames.map(Step::Print));
                 }

@@ -273,7 +273,10 @@ fn leftovers_that_kill_does_not_end_are_given_up() {
 #[test]
 fn a_term_ends_the_wait_for_the_unkillable() {
     for leftovers in [Leftovers::Kill, Leftovers::Keep] {
-        let mut case = case(|config| (config.kill_grace, config.leftovers) = (Some(Duration::from_secs(600)), leftovers));
+        let mut case = case(|config| {
+            (config.hard_limit, config.kill_grace) = (None, Some(Duration::from_secs(600)));
+            config.leftovers = leftovers;
+        });
         case.term(1);
         case.at(301, Input::Clock);
         case.at(601, Input::Clock);
