@@ -15,7 +15,7 @@ use super::refresh_due::{RefreshState, Refreshes};
 use super::request::{Acquisition, LockRequest};
 use super::wait::{Awaited, LockWait, WaitEnd};
 use crate::claude::credentials::Login;
-use crate::claude::refresh_locks::{RefreshLock, Standing};
+use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
 use crate::config::duration::{show, show_seconds};
 use crate::events::EventQueue;
 use crate::records::{Hold, RunRecorder};
@@ -122,7 +122,8 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
     wait.begin(Awaited::RefreshLocks, Some(MAX_WAIT));
     let locks = RefreshLock::of(&refreshes.config_dir).map(|lock| lock.path);
     wait.events.watch_files(&[&locks[..], &[Login::path(&refreshes.config_dir)]].concat());
-    warn!(name: "refresh.waiting", "{}; waiting for it, at most {}", describe(&first), show(MAX_WAIT));
+    let lock = describe_refresh_lock(&first);
+    warn!(name: "refresh.waiting", "claude's refresh lock {lock}; waiting for it, at most {}", show(MAX_WAIT));
     let end = wait.until(|wait, _| {
         let obstacle = refreshes.obstacle();
         wait.recheck_at = obstacle.as_ref().map(|(_, left)| Instant::now() + *left);
@@ -132,8 +133,8 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
     match end {
         WaitEnd::Interrupted(signal) => return Ok(Some(signal)),
         WaitEnd::TimedOut => {
-            let lock = refreshes.obstacle().map_or(first, |(lock, _)| lock);
-            warn!(name: "refresh.waited", "{}; going on after {}", describe(&lock), show(MAX_WAIT));
+            let lock = describe_refresh_lock(&refreshes.obstacle().map_or(first, |(lock, _)| lock));
+            warn!(name: "refresh.waited", "claude's refresh lock {lock}; going on after {}", show(MAX_WAIT));
         }
         WaitEnd::Met(()) => {}
     }
@@ -141,13 +142,18 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
     Ok(None)
 }
 
-fn describe(lock: &RefreshLock) -> String {
-    let owner = lock.owner.as_ref().map_or_else(String::new, |owner| format!(" of pid {}", owner.pid));
-    let path = lock.path.display();
-    match lock.standing(SystemTime::now()) {
-        Standing::OwnerDead(left) => {
-            format!("claude's refresh lock {path}{owner}, which is dead, is not stale for another {}", show_seconds(left))
-        }
-        _ => format!("claude's refresh lock {path}{owner} is held: a refresh is under way"),
-    }
+/// Describes a refresh lock: its state and its owner.
+pub(crate) fn describe_refresh_lock(lock: &RefreshLock) -> String {
+    let state = match lock.standing(SystemTime::now()) {
+        Standing::Free => "is free".to_owned(),
+        Standing::Live => "is held: a refresh is under way".to_owned(),
+        Standing::OwnerDead(left) => format!("is not stale for another {}", show_seconds(left)),
+        Standing::Stale(age) => format!("is stale: not touched for {}", show_seconds(age)),
+    };
+    let owner = match &lock.owner {
+        None => String::new(),
+        Some(Owner { pid, lives: Some(false), .. }) => format!(", of pid {pid}, which is dead"),
+        Some(Owner { pid, .. }) => format!(", of pid {pid}"),
+    };
+    format!("{} {state}{owner}", lock.path.display())
 }

@@ -34,6 +34,10 @@ impl LockFile {
     /// Opens the lock file; creates it if it is missing.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
+        // A look first: to open a FIFO, be it for a moment, takes from its writer what it writes.
+        if let Ok(found) = fs::metadata(path) {
+            ensure_regular(path, &found)?;
+        }
         let file = open_or_create(path).map_err(|error| explain(path, error))?;
         let found = file.metadata().with_context(|| format!("cannot look at the lock file {shown}"))?;
         ensure_regular(path, &found)?;

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -55,7 +56,9 @@ const GLANCE: usize = 16;
 impl Holder {
     /// Finds the holder of `lock` among the live runs in `records` and the visible processes.
     pub fn find(records: Option<&RecordStore>, lock: FileId) -> Option<Self> {
-        Self::find_at_a_glance(records, lock, GLANCE).or_else(|| Self::find_without_record(&Queue::look(lock), records))
+        let look =
+            || Self::find_at_a_glance(records, lock, GLANCE).or_else(|| Self::find_without_record(&Queue::look(lock), records));
+        look_until_settled(look, |holder| !holder.as_ref().is_some_and(Self::is_starting_run))
     }
 
     /// Finds the holder of `lock` among the oldest live runs, reading `at_most` so many records.
@@ -76,6 +79,12 @@ impl Holder {
         // The process that locked it is gone or not visible; those that inherited the descriptor hold the lock now.
         let inheritors = Stat::all().into_iter().filter(|stat| proc::has_flock(&stat.pid.to_string(), lock));
         inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid))
+    }
+
+    /// True for a claude-run whose record is not there yet.
+    fn is_starting_run(&self) -> bool {
+        let us = FileId::at(Path::new("/proc/self/exe"));
+        matches!(self, Self::Process { pid, .. } if us.is_some() && FileId::at(Path::new(&format!("/proc/{pid}/exe"))) == us)
     }
 
     /// The holder `pid`: a run, though its record may not say yet that it holds the lock, or another process.

@@ -21,6 +21,7 @@ mod wait;
 pub const FILE_NAME: &str = "session.lock";
 
 pub use acquire::acquire;
+pub(crate) use acquire::describe_refresh_lock;
 pub use claims::{AncestorRuns, Claim, KEY_VARIABLE};
 pub use guard::LockGuard;
 pub use helper::HelperCommand;

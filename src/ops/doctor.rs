@@ -4,21 +4,21 @@
 mod claude;
 mod config_dir;
 mod filesystem;
-mod fleet;
-mod hosts;
 mod locks;
-mod settings;
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::builder::styling::{AnsiColor, Style};
+use clap::builder::styling::AnsiColor;
 use serde::Serialize;
+use serde_json::json;
 
-use super::{Context, text, write, write_json};
+use super::{Context, Factory, answer, text};
+use crate::config::settings::EXTERNAL_LOCK;
 use crate::outcome::Outcome;
+use crate::records::{Census, RecordStore};
 
-/// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
@@ -33,84 +33,77 @@ struct Finding {
     check: &'static str,
     verdict: Verdict,
     what: String,
-    /// Consequence for the factory; null for a pass.
+    /// Consequence; null for a pass.
     means: Option<&'static str>,
     #[serde(rename = "do")]
     todo: Option<&'static str>,
 }
 
-/// JSON form of all findings.
-#[derive(Serialize)]
-struct ReportJson {
-    /// The worst of all.
-    verdict: Verdict,
-    failures: usize,
-    warnings: usize,
-    checks: Vec<Finding>,
-}
-
-/// A check in progress.
+#[derive(Default)]
 struct Check {
     name: &'static str,
     findings: Vec<Finding>,
 }
 
+struct Subject<'a> {
+    context: &'a Context<'a>,
+    config_dir: PathBuf,
+    /// Path, and answer to `--version`.
+    claude: Result<(PathBuf, String)>,
+    factory: Result<Factory>,
+    census: io::Result<Census>,
+    fix: bool,
+}
+
+type Work = fn(&Subject, &mut Check);
+/// Checks of a config dir that can be resolved.
+const CHECKS: [(&str, Work); 10] = [
+    ("sibling lock", config_dir::check_sibling),
+    ("file system", filesystem::check),
+    ("several hosts", filesystem::check_hosts),
+    ("fleet", locks::check_views),
+    ("session lock", locks::check_session_lock),
+    ("refresh locks", locks::check_refresh_locks),
+    ("login", claude::check_login),
+    ("claude", claude::check),
+    ("settings", check_settings),
+    ("claude-run", locks::check_versions),
+];
+
 impl Check {
-    /// Runs one check.
-    fn run(name: &'static str, work: impl FnOnce(&mut Self)) -> Vec<Finding> {
-        let mut check = Self { name, findings: Vec::new() };
-        work(&mut check);
-        check.findings
-    }
-
-    fn is_clean(&self) -> bool {
-        self.findings.is_empty()
-    }
-
     fn pass(&mut self, what: impl Into<String>) {
-        let (check, verdict) = (self.name, Verdict::Pass);
-        self.findings.push(Finding { check, verdict, what: what.into(), means: None, todo: None });
+        self.add(Verdict::Pass, what, None, None);
+    }
+
+    fn pass_if_clean(&mut self, what: impl Into<String>) {
+        if self.findings.iter().all(|finding| finding.check != self.name) {
+            self.pass(what);
+        }
     }
 
     fn warn(&mut self, what: impl Into<String>, means: &'static str, todo: &'static str) {
-        self.add(Verdict::Warning, what, means, todo);
+        self.add(Verdict::Warning, what, Some(means), Some(todo));
     }
 
     fn fail(&mut self, what: impl Into<String>, means: &'static str, todo: &'static str) {
-        self.add(Verdict::Failure, what, means, todo);
+        self.add(Verdict::Failure, what, Some(means), Some(todo));
     }
 
-    fn add(&mut self, verdict: Verdict, what: impl Into<String>, means: &'static str, todo: &'static str) {
-        let check = self.name;
-        self.findings.push(Finding { check, verdict, what: what.into(), means: Some(means), todo: Some(todo) });
-    }
-}
-
-impl Verdict {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Pass => "pass",
-            Self::Warning => "warning",
-            Self::Failure => "failure",
-        }
-    }
-
-    /// Colour on a terminal.
-    fn style(self) -> Style {
-        match self {
-            Self::Pass => AnsiColor::Green,
-            Self::Warning => AnsiColor::Yellow,
-            Self::Failure => AnsiColor::Red,
-        }
-        .on_default()
+    fn add(&mut self, verdict: Verdict, what: impl Into<String>, means: Option<&'static str>, todo: Option<&'static str>) {
+        self.findings.push(Finding { check: self.name, verdict, what: what.into(), means, todo });
     }
 }
 
 impl Finding {
     fn to_text(&self) -> String {
         let Self { check, verdict, what, means, todo } = self;
-        let style = verdict.style();
-        let mut text = format!("{style}{:<9}{style:#}{check:<16}{what}\n", verdict.name());
+        let (verdict, colour) = match verdict {
+            Verdict::Pass => ("pass", AnsiColor::Green),
+            Verdict::Warning => ("warning", AnsiColor::Yellow),
+            Verdict::Failure => ("failure", AnsiColor::Red),
+        };
+        let style = colour.on_default();
+        let mut text = format!("{style}{verdict:<9}{style:#}{check:<16}{what}\n");
         for (name, line) in [("means", means), ("do", todo)] {
             text.extend(line.map(|line| format!("{:<25}{name}: {line}\n", "")));
         }
@@ -120,30 +113,39 @@ impl Finding {
 
 /// Runs all checks. With `fix`, refresh locks without a live holder are removed.
 pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl Write) -> Result<Outcome> {
-    let mut findings = Check::run("config dir", |check| config_dir::check(context, check));
-    if let Ok(dir) = &context.config_dir() {
-        let claude = claude::InstalledClaude::find(context);
-        let version = claude.as_ref().ok().and_then(|claude| claude.version);
-        findings.extend(Check::run("sibling lock", |check| config_dir::check_sibling(dir, version, check)));
-        findings.extend(Check::run("file system", |check| filesystem::check(dir, check)));
-        findings.extend(Check::run("several hosts", |check| hosts::check(context, check)));
-        findings.extend(Check::run("fleet", |check| fleet::check_views(dir, check)));
-        findings.extend(Check::run("session lock", |check| locks::check_session_lock(context, dir, check)));
-        findings.extend(Check::run("refresh locks", |check| locks::check_refresh_locks(dir, fix, check)));
-        findings.extend(Check::run("login", |check| settings::check_login(context, dir, check)));
-        findings.extend(Check::run("claude", |check| claude::check(claude, check)));
-        findings.extend(Check::run("settings", |check| settings::check(context, check)));
-        findings.extend(Check::run("claude-run", |check| fleet::check_versions(dir, check)));
+    let mut check = Check { name: "config dir", ..Check::default() };
+    config_dir::check(context, &mut check);
+    if let Ok(config_dir) = context.config_dir() {
+        let claude = claude::find(context);
+        let census = RecordStore::of(&config_dir).census();
+        let subject = Subject { context, config_dir, claude, factory: Factory::of(context), census, fix };
+        for (name, work) in CHECKS {
+            check.name = name;
+            work(&subject, &mut check);
+        }
     }
+    let findings = check.findings;
     let worst = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Pass);
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (failures, warnings) = (count(Verdict::Failure), count(Verdict::Warning));
-    if json {
-        write_json(out, &ReportJson { verdict: worst, failures, warnings, checks: findings })?;
-    } else {
-        let lines: String = findings.iter().map(Finding::to_text).collect();
-        let (failures, warnings) = (text::count(failures, "failure"), text::count(warnings, "warning"));
-        write(out, &format!("{lines}\n{failures}, {warnings} in {}\n", text::count(findings.len(), "check")))?;
+    let json_form = json!({"verdict": worst, "failures": failures, "warnings": warnings, "checks": findings});
+    let lines: String = findings.iter().map(Finding::to_text).collect();
+    let (failures, warnings) = (text::count(failures, "failure"), text::count(warnings, "warning"));
+    let text = format!("{lines}\n{failures}, {warnings} in {}\n", text::count(findings.len(), "check"));
+    answer(out, json, worst != Verdict::Failure, &text, &json_form)
+}
+
+fn check_settings(subject: &Subject, check: &mut Check) {
+    let means = "no run starts: each ends with 125 and this message";
+    if let Some(error) = &subject.context.file_error {
+        return check.fail(error, means, "mend that line, or move the file away");
     }
-    Ok(if worst == Verdict::Failure { Outcome::Trouble } else { Outcome::Shown })
+    match &subject.factory {
+        Ok(factory) => check.pass(format!("the lock mode is {}", text::setting(&factory.mode))),
+        Err(error) => return check.fail(format!("{error:#}"), means, "mend that value where it is said"),
+    }
+    if (subject.context.environment)(EXTERNAL_LOCK).is_some_and(|value| !value.is_empty()) {
+        let means = "it means exclusive here, whatever the settings file says; CLAUDE_RUN_LOCK goes before it";
+        check.warn(format!("{EXTERNAL_LOCK} is set"), means, "take it out of the environment once no old script needs it");
+    }
 }

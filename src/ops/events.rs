@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
+use serde_json::{Value, json};
 
-use super::{Context, cannot_read, since_time, text, write, write_json};
+use super::{Context, answer, text};
 use crate::claude::telemetry::{Meaning, RefreshEvent, Telemetry};
-use crate::config::duration::{self, DurationSetting};
+use crate::config::duration;
 use crate::events::EventQueue;
 use crate::outcome::Outcome;
 use crate::records::{sanitize, time, timestamp};
@@ -18,113 +19,45 @@ use crate::records::{sanitize, time, timestamp};
 /// Longest time between two events of one contention.
 const SAME_WINDOW: Duration = Duration::from_secs(60);
 
-/// Advice on broken locks, by the beginnings of the names of their events.
-const ADVICE: [(&[&str], &str); 4] = [
-    (
-        &["lock_retry_limit_reached"],
-        "lock_retry_limit_reached: a lock was not free for all of its retries: was its holder killed? see `claude-run status`",
-    ),
-    (&["lock_error"], "lock_error: a lock could not be made: may these agents write the directory above the config dir?"),
-    (
-        &["lock_compromised_", "compromised_"],
-        "compromised: a lock was taken from its holder: a clock that jumps, a stopped process, a slow file system",
-    ),
-    (
-        &["starting", "failure"],
-        "starting, failure: several refreshed at once, and one may have used up what another had: do all agents see the same \
-         directory above the config dir? Before 2.1.128, a config dir that is bind-mounted by itself has no lock in common; `--lock \
-         refresh` keeps them apart",
-    ),
-];
-
-const ADVICE_ON_OTHER_FAILURES: &str =
-    "refreshes failed though nobody else was at it: the network, or a login that is no longer good";
-
-/// Options of `events`.
-pub(super) struct EventsOptions {
-    pub(super) since: Option<DurationSetting>,
-    pub(super) follow: bool,
-    pub(super) json: bool,
-}
-
-/// Shows a summary; with `follow`, each event as it comes.
-pub(super) fn show(context: &Context, options: EventsOptions, out: &mut impl Write) -> Result<Outcome> {
-    let EventsOptions { since, follow, json } = options;
-    let since = since_time(since);
+pub(super) fn show(
+    context: &Context,
+    since: Option<SystemTime>,
+    follow: bool,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<Outcome> {
     let mut telemetry = Telemetry::of(&context.config_dir()?);
     let mut events = EventQueue::open().context("cannot make a pipe")?;
     if follow {
         events.watch_directory(&telemetry.dir);
     }
-    let mut read = || {
-        let events = telemetry.read().with_context(|| cannot_read(&telemetry.dir))?;
-        let recent = events.into_iter().filter(|event| since.is_none_or(|since| event.at >= since));
-        Ok::<Vec<_>, anyhow::Error>(recent.collect())
-    };
-    if follow {
-        loop {
-            for event in read()? {
-                if json { write_json(out, &EventJson::of(&event))? } else { write(out, &line(&event))? }
-            }
-            events.wait(None).context("cannot wait for events")?;
+    loop {
+        let mut recent = telemetry.read().with_context(|| format!("cannot read {}", telemetry.dir.display()))?;
+        recent.retain(|event| since.is_none_or(|since| event.at >= since));
+        if !follow {
+            let summary = Summary::of(&recent, &telemetry, since);
+            return answer(out, json, summary.is_healthy(), &summary.to_text(), &summary.to_json());
         }
+        for event in &recent {
+            let RefreshEvent { at, name, version, session } = event;
+            let line = format!("{}  {version:<9}  {}  {name}\n", time(*at), sanitize(session));
+            answer(out, json, true, &line, &event_json(event))?;
+        }
+        events.wait(None).context("cannot wait for events")?;
     }
-    let events = read()?;
-    let summary = Summary::of(&events, &telemetry, since);
-    if json {
-        write_json(out, &summary.to_json())?
-    } else {
-        write(out, &summary.to_text())?
-    }
-    Ok(if summary.is_healthy() { Outcome::Shown } else { Outcome::Trouble })
 }
 
-/// Summary of the events that were read.
 struct Summary {
     since: Option<SystemTime>,
     files: usize,
     skipped: usize,
-    /// By name and version: number of events, and their sessions.
+    /// Number of events and their sessions, by name and version.
     counts: BTreeMap<(String, String), (usize, BTreeSet<String>)>,
     windows: Vec<Window>,
     /// Events that the locks should have prevented.
     broken: Vec<RefreshEvent>,
     /// Number of refreshes that failed without contention.
     other_failures: usize,
-}
-
-/// JSON form of the summary.
-#[derive(Serialize)]
-struct SummaryJson<'a> {
-    /// `healthy` or `bad`
-    verdict: &'static str,
-    why: String,
-    advice: Vec<&'static str>,
-    since: Option<String>,
-    files: usize,
-    skipped: usize,
-    counts: Vec<CountJson<'a>>,
-    windows: &'a [Window],
-    other_failures: usize,
-    broken: Vec<EventJson<'a>>,
-}
-
-/// Number of events of one name and version, and their sessions.
-#[derive(Serialize)]
-struct CountJson<'a> {
-    name: &'a str,
-    version: &'a str,
-    count: usize,
-    sessions: &'a BTreeSet<String>,
-}
-
-/// One event; with `--follow`, each is a line.
-#[derive(Serialize)]
-struct EventJson<'a> {
-    at: String,
-    name: &'a str,
-    version: &'a str,
-    session: &'a str,
 }
 
 /// One contention: a time in which several sessions wanted to refresh.
@@ -142,16 +75,14 @@ struct Window {
 
 impl Summary {
     fn of(events: &[RefreshEvent], telemetry: &Telemetry, since: Option<SystemTime>) -> Self {
-        let mut counts = BTreeMap::<_, (usize, BTreeSet<String>)>::new();
-        for event in events {
-            let (count, sessions) = counts.entry((event.name.clone(), event.version.clone())).or_default();
-            *count += 1;
-            sessions.insert(event.session.clone());
-        }
-        let mut windows: Vec<Window> = Vec::new();
-        let (mut broken, mut other_failures) = (Vec::new(), 0);
+        let (files, skipped) = (telemetry.offsets.len(), telemetry.malformed + telemetry.cut);
+        let (counts, windows, broken, other_failures) = Default::default();
+        let mut summary = Self { since, files, skipped, counts, windows, broken, other_failures };
         let mut refreshing = BTreeMap::<&str, SystemTime>::new();
         for event in events {
+            let (count, sessions) = summary.counts.entry((event.name.clone(), event.version.clone())).or_default();
+            *count += 1;
+            sessions.insert(event.session.clone());
             // A refresh without an end event was killed; it is over after a while.
             refreshing.retain(|_, began| is_near(*began, event.at));
             let mut meaning = event.meaning();
@@ -164,39 +95,36 @@ impl Summary {
                 Meaning::Ends | Meaning::Failed => drop(refreshing.remove(event.session.as_str())),
                 _ => {}
             }
-            let open = windows.last_mut().filter(|window| is_near(window.to, event.at));
-            match (meaning, open) {
-                (Meaning::Routine | Meaning::Starts | Meaning::Ends, _) => continue,
-                (Meaning::Failed, None) => {
-                    other_failures += 1;
-                    continue;
-                }
-                (_, Some(window)) => window.add(event, meaning),
-                (_, None) => {
-                    let mut window = Window::at(event.at);
-                    window.add(event, meaning);
-                    windows.push(window);
-                }
-            }
-            if matches!(meaning, Meaning::Broken | Meaning::Failed) {
-                broken.push(event.clone());
-            }
+            summary.add(event, meaning);
         }
         // A session that failed, and then used the token that another had got, has lost nothing.
         let has_recovered = |failed: &RefreshEvent| {
-            let recovered = events.iter().filter(|event| event.name == "race_recovered" && event.session == failed.session);
-            failed.meaning() == Meaning::Failed
-                && recovered.into_iter().any(|event| event.at >= failed.at && is_near(failed.at, event.at))
+            let mut recovered = events.iter().filter(|event| event.name == "race_recovered" && event.session == failed.session);
+            failed.meaning() == Meaning::Failed && recovered.any(|event| event.at >= failed.at && is_near(failed.at, event.at))
         };
-        broken.retain(|event| !has_recovered(event));
-        Self {
-            since,
-            files: telemetry.offsets.len(),
-            skipped: telemetry.malformed + telemetry.cut,
-            counts,
-            windows,
-            broken,
-            other_failures,
+        summary.broken.retain(|event| !has_recovered(event));
+        summary
+    }
+
+    fn add(&mut self, event: &RefreshEvent, meaning: Meaning) {
+        let is_contended = self.windows.last().is_some_and(|window| is_near(window.to, event.at));
+        match meaning {
+            Meaning::Routine | Meaning::Starts | Meaning::Ends => return,
+            Meaning::Failed if !is_contended => return self.other_failures += 1,
+            Meaning::Broken | Meaning::Failed => self.broken.push(event.clone()),
+            Meaning::Contention | Meaning::Resolved => {}
+        }
+        if !is_contended {
+            let (from, sessions) = (event.at, BTreeSet::new());
+            self.windows.push(Window { from, to: from, sessions, retries: 0, resolved: 0, broken: 0 });
+        }
+        let Some(window) = self.windows.last_mut() else { return };
+        window.to = event.at;
+        window.sessions.insert(event.session.clone());
+        match meaning {
+            Meaning::Contention => window.retries += 1,
+            Meaning::Resolved => window.resolved += 1,
+            _ => window.broken += 1,
         }
     }
 
@@ -205,121 +133,98 @@ impl Summary {
     }
 
     fn verdict(&self) -> String {
-        let sessions: BTreeSet<_> = self.broken.iter().map(|event| event.session.as_str()).collect();
-        let resolved: usize = self.windows.iter().map(|window| window.resolved).sum();
-        match () {
-            () if !self.is_healthy() => {
-                let names: BTreeSet<_> = self.broken.iter().map(|event| event.name.as_str()).collect();
-                let names = names.into_iter().collect::<Vec<_>>().join(", ");
-                format!("bad: the refresh locks did not hold for {} ({names})", text::count(sessions.len(), "session"))
-            }
-            () if self.counts.is_empty() => {
-                "healthy, as far as can be seen: no event of a refresh is here; telemetry that was \
-                                             delivered leaves none"
-                    .to_owned()
-            }
-            () if self.windows.is_empty() => "healthy: refreshes, and no two at once".to_owned(),
-            () if resolved > 0 => {
-                let windows = text::count(self.windows.len(), "time");
-                format!("healthy: {windows}, several wanted to refresh at once, and the others took over what one had got")
-            }
-            () => "healthy: several wanted to refresh at once, and none failed over it".to_owned(),
+        if !self.is_healthy() {
+            let sessions: BTreeSet<_> = self.broken.iter().map(|event| event.session.as_str()).collect();
+            let names: BTreeSet<_> = self.broken.iter().map(|event| event.name.as_str()).collect();
+            let names = names.into_iter().collect::<Vec<_>>().join(", ");
+            return format!("bad: the refresh locks did not hold for {} ({names})", text::count(sessions.len(), "session"));
         }
+        if self.windows.iter().any(|window| window.resolved > 0) {
+            let windows = text::count(self.windows.len(), "time");
+            return format!("healthy: {windows}, several wanted to refresh at once, and the others took over what one had got");
+        }
+        let healthy = match (self.counts.is_empty(), self.windows.is_empty()) {
+            (true, _) => ", as far as can be seen: no event of a refresh is here; telemetry that was delivered leaves none",
+            (_, true) => ": refreshes, and no two at once",
+            _ => ": several wanted to refresh at once, and none failed over it",
+        };
+        format!("healthy{healthy}")
     }
 
-    /// Advice on what to look at next.
-    fn advice(&self) -> Vec<&'static str> {
-        let is_broken = |begin: &&str| self.broken.iter().any(|event| event.name.starts_with(begin));
-        let advice = ADVICE.iter().filter(|(begins, _)| begins.iter().any(is_broken)).map(|(_, advice)| *advice);
-        let failed = self.is_healthy() && self.other_failures > 0;
-        advice.chain(failed.then_some(ADVICE_ON_OTHER_FAILURES)).collect()
+    fn advice(&self) -> BTreeSet<&'static str> {
+        if self.is_healthy() && self.other_failures > 0 {
+            return ["refreshes failed though nobody else was at it: the network, or a login that is no longer good"].into();
+        }
+        self.broken.iter().map(advice_on).collect()
     }
 
     fn to_text(&self) -> String {
-        let since = self.since.map_or_else(String::new, |since| format!(" since {}", time(since)));
-        let total: usize = self.counts.values().map(|(count, _)| count).sum();
-        let mut lines = vec![format!(
-            "{} of refreshes in {}{since}",
-            text::count(total, "event"),
-            text::count(self.files, "telemetry file")
-        )];
+        let total = text::count(self.counts.values().map(|(count, _)| count).sum(), "event");
+        let (files, since) = (text::count(self.files, "telemetry file"), text::since(self.since));
+        let mut text = format!("{total} of refreshes in {files}{since}\n");
         if self.skipped > 0 {
-            lines.push(format!("{} skipped: cut, or of another shape", text::count(self.skipped, "line")));
+            text += &format!("{} skipped: cut, or of another shape\n", text::count(self.skipped, "line"));
         }
         if !self.counts.is_empty() {
-            lines.push(format!("\n{:<34}{:<12}{:>7}{:>10}", "event", "version", "count", "sessions"));
-            lines.extend(self.counts.iter().map(|((name, version), (count, sessions))| {
-                format!("{name:<34}{version:<12}{count:>7}{:>10}", sessions.len())
-            }));
+            text += &format!("\n{:<34}{:<12}{:>7}{:>10}\n", "event", "version", "count", "sessions");
+        }
+        for ((name, version), (count, sessions)) in &self.counts {
+            text += &format!("{name:<34}{version:<12}{count:>7}{:>10}\n", sessions.len());
         }
         if !self.windows.is_empty() {
-            lines.push(format!(
-                "\n{:<27}{:>12}{:>10}{:>9}{:>10}{:>8}",
+            text += &format!(
+                "\n{:<27}{:>12}{:>10}{:>9}{:>10}{:>8}\n",
                 "contention", "for", "sessions", "retries", "resolved", "broken"
-            ));
-            lines.extend(self.windows.iter().map(|window| {
-                let Window { from, sessions, retries, resolved, broken, .. } = window;
-                let (from, sessions) = (time(*from), sessions.len());
-                format!("{from:<27}{:>12}{sessions:>10}{retries:>9}{resolved:>10}{broken:>8}", duration::show(window.length()))
-            }));
+            );
         }
-        lines.push(format!("\n{}", self.verdict()));
-        lines.extend(self.advice().into_iter().map(str::to_owned));
-        lines.join("\n") + "\n"
+        for Window { from, to, sessions, retries, resolved, broken } in &self.windows {
+            let (length, from) = (duration::show(to.duration_since(*from).unwrap_or_default()), time(*from));
+            text += &format!("{from:<27}{length:>12}{:>10}{retries:>9}{resolved:>10}{broken:>8}\n", sessions.len());
+        }
+        text += &format!("\n{}\n", self.verdict());
+        text.extend(self.advice().into_iter().map(|advice| format!("{advice}\n")));
+        text
     }
 
-    fn to_json(&self) -> SummaryJson<'_> {
-        let counts = self.counts.iter();
-        SummaryJson {
-            verdict: if self.is_healthy() { "healthy" } else { "bad" },
-            why: self.verdict(),
-            advice: self.advice(),
-            since: self.since.map(time),
-            files: self.files,
-            skipped: self.skipped,
-            counts: counts
-                .map(|((name, version), (count, sessions))| CountJson { name, version, count: *count, sessions })
-                .collect(),
-            windows: &self.windows,
-            other_failures: self.other_failures,
-            broken: self.broken.iter().map(EventJson::of).collect(),
-        }
+    fn to_json(&self) -> Value {
+        let counts = self.counts.iter().map(|((name, version), (count, sessions))| {
+            json!({"name": name, "version": version, "count": count, "sessions": sessions})
+        });
+        json!({
+            "verdict": if self.is_healthy() { "healthy" } else { "bad" },
+            "why": self.verdict(),
+            "advice": self.advice(),
+            "since": self.since.map(time),
+            "files": self.files,
+            "skipped": self.skipped,
+            "counts": counts.collect::<Value>(),
+            "windows": self.windows,
+            "other_failures": self.other_failures,
+            "broken": self.broken.iter().map(event_json).collect::<Value>(),
+        })
     }
 }
 
-impl<'a> EventJson<'a> {
-    fn of(event: &'a RefreshEvent) -> Self {
-        let RefreshEvent { at, name, version, session } = event;
-        Self { at: time(*at), name, version, session }
+/// Advice on an event that the locks should have prevented.
+fn advice_on(event: &RefreshEvent) -> &'static str {
+    match event.name.as_str() {
+        "lock_retry_limit_reached" => {
+            "lock_retry_limit_reached: a lock was not free for all of its retries: was its holder killed? see `claude-run status`"
+        }
+        "lock_error" => "lock_error: a lock could not be made: may these agents write the directory above the config dir?",
+        "starting" | "failure" => {
+            "starting, failure: several refreshed at once, and one may have used up what another had: do all agents see the same \
+             directory above the config dir? Before 2.1.128, a config dir that is bind-mounted by itself has no lock in common; `--lock \
+             refresh` keeps them apart"
+        }
+        _ => "compromised: a lock was taken from its holder: a clock that jumps, a stopped process, a slow file system",
     }
 }
 
-impl Window {
-    fn at(from: SystemTime) -> Self {
-        Self { from, to: from, sessions: BTreeSet::new(), retries: 0, resolved: 0, broken: 0 }
-    }
-
-    fn add(&mut self, event: &RefreshEvent, meaning: Meaning) {
-        self.to = event.at;
-        self.sessions.insert(event.session.clone());
-        match meaning {
-            Meaning::Routine | Meaning::Starts | Meaning::Ends => {}
-            Meaning::Contention => self.retries += 1,
-            Meaning::Resolved => self.resolved += 1,
-            Meaning::Broken | Meaning::Failed => self.broken += 1,
-        }
-    }
-
-    fn length(&self) -> Duration {
-        self.to.duration_since(self.from).unwrap_or_default()
-    }
+fn event_json(RefreshEvent { at, name, version, session }: &RefreshEvent) -> Value {
+    json!({"at": time(*at), "name": name, "version": version, "session": session})
 }
 
 fn is_near(earlier: SystemTime, later: SystemTime) -> bool {
     later.duration_since(earlier).unwrap_or_default() <= SAME_WINDOW
-}
-
-fn line(event: &RefreshEvent) -> String {
-    let RefreshEvent { name, version, session, .. } = event;
-    format!("{}  {version:<9}  {}  {name}\n", time(event.at), sanitize(session))
 }

@@ -2,9 +2,7 @@
 //! when it has found trouble. Only `mode` with a MODE, `doctor --fix` and `setup` change anything.
 
 mod doctor;
-mod documents;
 mod events;
-mod mode;
 mod report;
 mod settings;
 mod setup;
@@ -12,67 +10,73 @@ mod status;
 mod text;
 
 use std::io::{self, ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow};
-use serde::Serialize;
+use serde_json::Value;
 
 use crate::claude::config_dir::ConfigDir;
 use crate::config::cli::{Cli, Operation};
 use crate::config::duration::DurationSetting;
 use crate::config::file::SettingsFile;
-use crate::config::settings::{Environment, Origin, Settings, explain};
+use crate::config::settings::{Environment, Settings, Written, explain};
+use crate::config::values::Shell;
 use crate::lock;
 use crate::outcome::Outcome;
-use crate::records::{RecordStore, RunRecord};
+use crate::records::{Census, RecordStore, RunRecord};
 
 /// Input of an operation: the same that a run would start from.
-pub struct Context<'a> {
-    /// Parsed command line.
-    pub cli: Cli,
-    /// Environment.
-    pub environment: Environment<'a>,
-    /// Settings file, if there is one.
-    pub file: Option<SettingsFile>,
+pub(crate) struct Context<'a> {
+    pub(crate) cli: Cli,
+    pub(crate) environment: Environment<'a>,
+    pub(crate) file: Option<SettingsFile>,
     /// Error of a settings file that cannot be used.
-    pub file_error: Option<String>,
-    /// Config dir, if it can be resolved.
-    pub config_dir: Result<ConfigDir>,
+    pub(crate) file_error: Option<String>,
+    pub(crate) config_dir: Result<ConfigDir>,
 }
 
 impl Context<'_> {
     fn config_dir(&self) -> Result<PathBuf> {
         self.config_dir.as_ref().map(|config_dir| config_dir.path.clone()).map_err(|error| anyhow!("{error:#}"))
     }
+
+    fn settings(&self) -> Result<Settings> {
+        Settings::resolve(self.cli.clone(), self.environment, self.file.as_ref())
+    }
+
+    fn written(&self) -> Vec<Written> {
+        explain(&self.cli, self.environment, self.file.as_ref())
+    }
+
+    fn setting(&self, name: &str) -> Option<Written> {
+        self.written().into_iter().find(|setting| setting.name == name)
+    }
 }
 
-/// Runs an operation.
-///
-/// # Errors
-/// Command line, environment or settings file are wrong; a file cannot be read or written, or `out` cannot be written.
-pub fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Result<Outcome> {
+pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Result<Outcome> {
     let outcome = match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
-        Operation::Mode { json, set, drain } => mode::run(context, *set, *drain, *json, out),
+        Operation::Mode { json, set, drain } => settings::mode(context, *set, *drain, *json, out),
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
         Operation::Setup(options) => setup::run(&context, options, out),
-        Operation::Events { json, since, follow } => {
-            let options = events::EventsOptions { since: *since, follow: *follow, json: *json };
-            events::show(&context, options, out)
-        }
+        Operation::Events { json, since, follow } => events::show(&context, since_time(*since), *follow, *json, out),
         Operation::Settings { json } => settings::show(&context, *json, out),
-        Operation::Completions { shell } => write(out, documents::completions(*shell)).map(|()| Outcome::Shown),
-        Operation::ManPage => write(out, documents::MAN_PAGE).map(|()| Outcome::Shown),
-        Operation::Report { json, since } => report::show(&context, *since, *json, out),
-    };
-    match outcome {
-        // The reader has seen enough, as `head` has.
-        Err(error) if error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == ErrorKind::BrokenPipe) => {
-            Ok(Outcome::Shown)
+        // Made of the parser by the build script.
+        Operation::ManPage => write(out, include_str!(concat!(env!("OUT_DIR"), "/claude-run.1"))).map(|()| Outcome::Shown),
+        Operation::Completions { shell } => {
+            let script = match shell {
+                Shell::Bash => include_str!(concat!(env!("OUT_DIR"), "/bash")),
+                Shell::Fish => include_str!(concat!(env!("OUT_DIR"), "/fish")),
+                Shell::Zsh => include_str!(concat!(env!("OUT_DIR"), "/zsh")),
+            };
+            write(out, script).map(|()| Outcome::Shown)
         }
-        outcome => outcome,
-    }
+        Operation::Report { json, since } => report::show(&context, since_time(*since), *json, out),
+    };
+    // The reader has seen enough, as `head` has.
+    let is_enough = |error: &anyhow::Error| error.downcast_ref().is_some_and(|e: &io::Error| e.kind() == ErrorKind::BrokenPipe);
+    outcome.or_else(|error| if is_enough(&error) { Ok(Outcome::Shown) } else { Err(error) })
 }
 
 /// The factory that an operation looks at: one config dir, and all that runs there.
@@ -81,19 +85,21 @@ struct Factory {
     records: RecordStore,
     lock_file: PathBuf,
     settings: Settings,
-    /// Lock mode of a run that is started here, as written, and its origin.
-    mode: (String, Origin),
+    /// Lock mode of a run that is started here.
+    mode: Written,
 }
 
 impl Factory {
     fn of(context: &Context) -> Result<Self> {
         let config_dir = context.config_dir()?;
-        let all = explain(&context.cli, context.environment, context.file.as_ref());
-        let mode = all.into_iter().find(|setting| setting.name == "lock");
-        let mode = mode.map(|mode| (mode.value.to_string_lossy().into_owned(), mode.origin)).unwrap_or_default();
-        let settings = Settings::resolve(context.cli.clone(), context.environment, context.file.as_ref())?;
+        let settings = context.settings()?;
         let lock_file = settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
+        let mode = context.setting("lock").context("no lock mode")?;
         Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode })
+    }
+
+    fn census(&self) -> Result<Census> {
+        self.records.census().with_context(|| format!("cannot read {}", self.records.runs().display()))
     }
 }
 
@@ -101,9 +107,14 @@ fn write(out: &mut impl Write, text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
 }
 
-/// Writes one line of JSON.
-fn write_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
-    write(out, &(serde_json::to_string(value).context("cannot make JSON")? + "\n"))
+/// Writes text for people, or a line of JSON.
+fn answer(out: &mut impl Write, json: bool, is_well: bool, text: &str, value: &Value) -> Result<Outcome> {
+    if json {
+        write(out, &format!("{value}\n"))?
+    } else {
+        write(out, text)?
+    }
+    Ok(if is_well { Outcome::Shown } else { Outcome::Trouble })
 }
 
 /// Time that `--since DUR` goes back to.
@@ -126,8 +137,4 @@ fn wait_until_none(
 
 fn time_left(deadline: Option<Instant>) -> Duration {
     deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()))
-}
-
-fn cannot_read(path: &Path) -> String {
-    format!("cannot read {}", path.display())
 }

@@ -17,12 +17,13 @@ use anyhow::{Context as _, Result};
 use fs4::FileExt;
 use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 use serde::Serialize;
+use serde_json::json;
 
 use self::plan::{SetupPaths, SetupPlan};
-use super::{Context, cannot_read, text, time_left, wait_until_none, write, write_json};
+use super::{Context, answer, text, time_left, wait_until_none};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::after;
-use crate::config::settings::{Settings, Wait};
+use crate::config::settings::Wait;
 use crate::config::subcommands::SetupOptions;
 use crate::lock;
 use crate::logging;
@@ -54,17 +55,12 @@ pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Writ
     let mut report = SetupReport { config_dir, done: false, steps: Vec::new(), notes: Vec::new() };
     let outcome = carry_out(context, options, &paths, &mut report)?;
     report.done = outcome == Outcome::Shown && report.notes.is_empty();
-    if options.json {
-        write_json(out, &report)?
-    } else {
-        write(out, &report.to_text(&paths))?
-    }
-    Ok(outcome)
+    answer(out, options.json, outcome == Outcome::Shown, &report.to_text(&paths), &json!(report))
 }
 
 /// Gives up root in the home of somebody else: what is made there is to be the owner's, and what the owner may not do is refused.
 fn become_owner(home: &Path) -> Result<()> {
-    let found = fs::metadata(home).with_context(|| cannot_read(home))?;
+    let found = fs::metadata(home).with_context(|| format!("cannot read {}", home.display()))?;
     let (user, group) = (Uid::from_raw(found.uid()), Gid::from_raw(found.gid()));
     if geteuid().is_root() && !user.is_root() {
         let became = setgroups(&[group]).and_then(|()| setgid(group)).and_then(|()| setuid(user));
@@ -97,7 +93,7 @@ fn carry_out(context: &Context, options: &SetupOptions, paths: &SetupPaths, repo
     }
     if !plan.steps.is_empty() {
         fs::create_dir_all(&paths.shared).with_context(|| format!("cannot make {}", paths.shared.display()))?;
-        let shared = File::open(&paths.shared).with_context(|| cannot_read(&paths.shared))?;
+        let shared = File::open(&paths.shared).with_context(|| format!("cannot read {}", paths.shared.display()))?;
         if FileExt::try_lock(&shared).is_err_and(|error| matches!(error, fs4::TryLockError::WouldBlock)) {
             return Ok(report.note(vec![format!("another setup is at work in {}; call again", paths.shared.display())]));
         }
@@ -121,7 +117,7 @@ fn ask_consent(paths: &SetupPaths, json: bool) -> Result<bool> {
 /// Acquires the session lock of the dir that is to be moved, for `locks`, then waits until no run is live there. Returns what is in the
 /// way at last. No signal is handled meanwhile: each ends us as it does by default.
 fn keep_others_out(context: &Context, paths: &SetupPaths, locks: &mut Vec<File>) -> Result<Option<String>> {
-    let deadline = match Settings::resolve(context.cli.clone(), context.environment, context.file.as_ref())?.wait {
+    let deadline = match context.settings()?.wait {
         Wait::No => Some(Instant::now()),
         Wait::AtMost(bound) => after(Instant::now(), Some(bound)),
         Wait::Forever => None,
@@ -132,17 +128,16 @@ fn keep_others_out(context: &Context, paths: &SetupPaths, locks: &mut Vec<File>)
     locks.push(lock);
     let records = RecordStore::of(&paths.link);
     let live = wait_until_none(&records, deadline, || {
-        let census = records.census().with_context(|| cannot_read(&records.runs()))?;
+        let census = records.census().with_context(|| format!("cannot read {}", records.runs().display()))?;
         Ok(census.live.into_iter().chain(census.elsewhere).collect())
     })?;
-    let now = SystemTime::now();
     if !live.is_empty() {
-        let names: Vec<_> = live.iter().map(|record| text::run(record, now)).collect();
+        let names: Vec<_> = live.iter().map(text::run).collect();
         let verb = if live.len() == 1 { "is" } else { "are" };
         return Ok(Some(format!("{} {verb} live there: {}", text::count(live.len(), "run"), names.join("; "))));
     }
     let refreshes = [&paths.link, &paths.config_dir].into_iter().flat_map(|dir| RefreshLock::of(dir));
-    let live = refreshes.into_iter().find(|lock| lock.standing(now) == Standing::Live);
+    let live = refreshes.into_iter().find(|lock| lock.standing(SystemTime::now()) == Standing::Live);
     Ok(live.map(|lock| format!("{} is held: a refresh is under way", lock.path.display())))
 }
 

@@ -1,34 +1,17 @@
 //! Forms that several operations share: in text for people, in JSON for programs.
 
-use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::config::duration::show_seconds;
-use crate::config::settings::Origin;
-use crate::records::RunRecord;
+use crate::config::settings::{Origin, Written};
+use crate::records::{RunRecord, time};
 
-/// JSON form of a value and its origin.
-#[derive(Serialize)]
-pub(super) struct SettingJson<'a> {
-    value: &'a str,
-    /// `flag`, `environment`, `file` or `default`
-    origin: &'static str,
-    variable: Option<&'a str>,
-    file: Option<Cow<'a, str>>,
-    line: Option<usize>,
+pub(super) fn setting(Written { value, origin, .. }: &Written) -> String {
+    format!("{} ({})", value.display(), self::origin(origin))
 }
 
-/// JSON form of a run record: its own fields, and how long the run has been in its state.
-#[derive(Serialize)]
-pub(super) struct RecordJson<'a> {
-    #[serde(flatten)]
-    record: &'a RunRecord,
-    age_ms: u64,
-}
-
-/// An origin, for people.
 pub(super) fn origin(origin: &Origin) -> String {
     match origin {
         Origin::Flag => "flag".into(),
@@ -38,49 +21,55 @@ pub(super) fn origin(origin: &Origin) -> String {
     }
 }
 
-/// A value and its origin, for programs.
-pub(super) fn setting<'a>(value: &'a str, origin: &'a Origin) -> SettingJson<'a> {
-    let (origin, variable, file, line) = match origin {
-        Origin::Flag => ("flag", None, None, None),
-        Origin::Variable(name) => ("environment", Some(*name), None, None),
-        Origin::File(path, line) => ("file", None, Some(path.to_string_lossy()), Some(*line)),
-        Origin::Default => ("default", None, None, None),
+pub(super) fn setting_json(Written { name, value, origin }: &Written) -> Value {
+    let (kind, variable, place) = match origin {
+        Origin::Flag => ("flag", None, None),
+        Origin::Variable(name) => ("environment", Some(name), None),
+        Origin::File(path, line) => ("file", None, Some((path.to_string_lossy(), line))),
+        Origin::Default => ("default", None, None),
     };
-    SettingJson { value, origin, variable, file, line }
+    let (value, (file, line)) = (value.to_string_lossy(), place.unzip());
+    json!({"name": name, "value": value, "origin": kind, "variable": variable, "file": file, "line": line})
 }
 
-/// Run records, for programs.
-pub(super) fn records<'a>(records: impl IntoIterator<Item = &'a RunRecord>, now: SystemTime) -> Vec<RecordJson<'a>> {
-    records.into_iter().map(|record| RecordJson::of(record, now)).collect()
+pub(super) fn run(record: &RunRecord) -> String {
+    format!("{}, {}, {}", record.who(), record.mode, show_seconds(age(record.since)))
 }
 
-impl<'a> RecordJson<'a> {
-    pub(super) fn of(record: &'a RunRecord, now: SystemTime) -> Self {
-        Self { record, age_ms: milliseconds(since(record.since, now)) }
+/// A run, for programs: the fields of its record, and how long it has been in its state.
+pub(super) fn run_json(record: &RunRecord) -> Value {
+    let mut value = json!(record);
+    value["age_ms"] = age_json(record.since);
+    value
+}
+
+/// A run whose claude-run was killed, while what it started holds the lock.
+pub(super) fn orphan(run: &RunRecord) -> String {
+    let child = run.child.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+    format!("{} was killed, and what it started{child} still holds the lock", run.who())
+}
+
+pub(super) fn expiry(expiry: SystemTime) -> String {
+    match expiry.duration_since(SystemTime::now()) {
+        Ok(left) => format!("expires in {}", show_seconds(left)),
+        Err(error) => format!("expired {} ago; the next claude refreshes it", show_seconds(error.duration())),
     }
 }
 
-/// Name, mode and age of a run.
-pub(super) fn run(record: &RunRecord, now: SystemTime) -> String {
-    format!("{}, {}, {}", record.who(), record.mode, ago(record.since, now))
-}
-
-/// Time since `at`, for people.
-pub(super) fn ago(at: SystemTime, now: SystemTime) -> String {
-    show_seconds(since(at, now))
-}
-
 /// Time since `at`; zero if that is yet to come.
-pub(super) fn since(at: SystemTime, now: SystemTime) -> Duration {
-    now.duration_since(at).unwrap_or_default()
+pub(super) fn age(at: SystemTime) -> Duration {
+    SystemTime::now().duration_since(at).unwrap_or_default()
+}
+
+pub(super) fn age_json(at: SystemTime) -> Value {
+    json!(age(at).as_millis() as u64)
+}
+
+pub(super) fn since(since: Option<SystemTime>) -> String {
+    since.map_or_else(String::new, |since| format!(" since {}", time(since)))
 }
 
 /// `1 run`, `2 runs`
 pub(super) fn count(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
-}
-
-/// A duration, for programs.
-pub(super) fn milliseconds(span: Duration) -> u64 {
-    span.as_millis() as u64
 }

@@ -1,106 +1,126 @@
-//! The installed claude, and what its version needs.
+//! The installed claude, what its version needs, and its login.
 
-use std::fmt;
+use std::fs;
 use std::io::{Read, Seek};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::{AccessFlags, access};
 use wait_timeout::ChildExt;
 
-use super::Check;
+use super::{Check, Subject};
+use crate::claude::auth::Auth;
+use crate::claude::credentials::Login;
 use crate::claude::program::{NAME, Program};
-use crate::config::settings::{Origin, explain};
-use crate::ops::Context;
-
-/// Version of Claude Code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Version(u32, u32, u32);
-
-/// First version with a refresh lock inside the config dir.
-pub(super) const SAFE_VERSION: Version = Version(2, 1, 128);
-
-/// The claude that a run would start.
-#[derive(Debug)]
-pub(super) struct InstalledClaude {
-    path: PathBuf,
-    /// First line of `claude --version`.
-    answer: String,
-    pub(super) version: Option<Version>,
-}
+use crate::config::settings::Origin;
+use crate::ops::{Context, text};
 
 /// Timeout for `claude --version`. The slowest that was measured took 0.6 s on an idle machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-impl InstalledClaude {
-    /// Finds claude as a run would, and asks for its version.
-    pub(super) fn find(context: &Context) -> Result<Self> {
-        let settings = explain(&context.cli, context.environment, context.file.as_ref());
-        let named = settings.into_iter().find(|setting| setting.name == "claude" && setting.origin != Origin::Default);
-        let named = named.map(|setting| PathBuf::from(setting.value));
-        let program = Program::find(&[NAME.into()], named.as_deref()).map_err(|error| anyhow!("{error}"))?;
-        Self::ask(program.path)
-    }
-
-    fn ask(path: PathBuf) -> Result<Self> {
-        // A file, not a pipe: a process that it leaves behind cannot keep us waiting.
-        let mut file = tempfile::tempfile().context("cannot make a temporary file")?;
-        let mut child = Command::new(&path)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().context("cannot share a temporary file")?)
-            .stderr(Stdio::null())
-            .spawn()
-            .with_context(|| format!("{} cannot be started", path.display()))?;
-        let ended = child.wait_timeout(ANSWER_TIMEOUT).context("cannot wait for claude")?;
-        let Some(status) = ended else {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(anyhow!("{} --version gave no answer within {} s", path.display(), ANSWER_TIMEOUT.as_secs()));
-        };
-        if !status.success() {
-            return Err(anyhow!("{} --version: {status}", path.display()));
-        }
-        let mut bytes = Vec::new();
-        file.rewind().and_then(|()| file.take(256).read_to_end(&mut bytes)).context("cannot read a temporary file")?;
-        let answer = String::from_utf8_lossy(&bytes).lines().next().unwrap_or_default().trim().to_owned();
-        Ok(Self { path, version: Version::parse(&answer), answer })
-    }
+/// Finds claude as a run would, and asks for its version: its path, and the first line of its answer.
+pub(super) fn find(context: &Context) -> Result<(PathBuf, String)> {
+    let named = context.setting("claude").filter(|setting| setting.origin != Origin::Default);
+    let named = named.map(|setting| PathBuf::from(setting.value));
+    let path = Program::find(&[NAME.into()], named.as_deref())?.path;
+    let answer = ask_version(&path).with_context(|| format!("{} --version", path.display()))?;
+    Ok((path, answer))
 }
 
-pub(super) fn check(claude: Result<InstalledClaude>, check: &mut Check) {
-    match claude {
+fn ask_version(claude: &Path) -> Result<String> {
+    // A file, not a pipe: a process that it leaves behind cannot keep us waiting.
+    let mut file = tempfile::tempfile()?;
+    let mut command = Command::new(claude);
+    command.arg("--version").stdin(Stdio::null()).stdout(file.try_clone()?).stderr(Stdio::null());
+    let mut child = command.spawn().context("cannot be started")?;
+    match child.wait_timeout(ANSWER_TIMEOUT)? {
+        Some(status) if status.success() => {}
+        Some(status) => bail!(status),
+        None => {
+            let _ = child.kill();
+            let _ = child.wait();
+            bail!("no answer within {} s", ANSWER_TIMEOUT.as_secs());
+        }
+    }
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.take(256).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).lines().next().unwrap_or_default().trim().to_owned())
+}
+
+pub(super) fn check(subject: &Subject, check: &mut Check) {
+    let (path, answer) = match &subject.claude {
+        Ok(claude) => claude,
         Err(error) => {
             let todo = "install Claude Code, or name it with --claude or CLAUDE_RUN_CLAUDE; a claude that is a script around claude-run \
                         calls itself for ever";
-            check.fail(format!("{error:#}"), "no run of claude can start", todo);
+            return check.fail(format!("{error:#}"), "no run of claude can start", todo);
         }
-        Ok(InstalledClaude { path, answer, version: None }) => {
-            let what = format!("{}: {answer:?} is no version", path.display());
-            let todo = "see what `claude --version` prints, and whether that is Claude Code";
-            check.warn(what, "what it needs cannot be told", todo);
-        }
-        Ok(InstalledClaude { path, version: Some(version), .. }) if version < SAFE_VERSION => {
-            let what = format!("{}: {version}, before {SAFE_VERSION}", path.display());
+    };
+    let (path, version) = (path.display(), answer.split_whitespace().next().unwrap_or_default());
+    match has_inner_lock(answer) {
+        Some(true) => check.pass(format!("{path}: {version}")),
+        Some(false) => {
             let means = "its only refresh lock is beside the config dir, and any signal in mid-refresh loses the login";
             let todo = "share the directory above the config dir, or use --lock refresh or exclusive; better, update it";
-            check.warn(what, means, todo);
+            check.warn(format!("{path}: {version}, before 2.1.128"), means, todo);
         }
-        Ok(InstalledClaude { path, version: Some(version), .. }) => check.pass(format!("{}: {version}", path.display())),
+        None => {
+            let todo = "see what `claude --version` prints, and whether that is Claude Code";
+            check.warn(format!("{path}: {answer:?} is no version"), "what it needs cannot be told", todo);
+        }
     }
 }
 
-impl Version {
-    /// Reads `2.1.330 (Claude Code)`.
-    fn parse(text: &str) -> Option<Self> {
-        let mut numbers = text.split_whitespace().next()?.split('.').map(|number| number.parse().ok());
-        Some(Self(numbers.next()??, numbers.next()??, numbers.next()??))
-    }
+/// True from 2.1.128 on, if claude has a refresh lock inside the config dir. None if `answer` is no version.
+pub(super) fn has_inner_lock(answer: &str) -> Option<bool> {
+    let numbers = answer.split_whitespace().next()?.split('.').take(3).map(|number| number.parse().ok());
+    let numbers: [u32; 3] = numbers.collect::<Option<Vec<_>>>()?.try_into().ok()?;
+    Some(numbers >= [2, 1, 128])
 }
 
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+pub(super) fn check_login(subject: &Subject, check: &mut Check) {
+    let config_dir = &subject.config_dir;
+    let login = Login::read_whole(config_dir);
+    let auth = Auth::of(subject.context.environment, config_dir, &[], &login);
+    let file = Login::path(config_dir);
+    let shown = file.display();
+    let by = format!("claude goes by: {}", auth.description);
+    let expires = match &login {
+        Login::None if auth.is_no_login() => return check.pass(format!("{by}; there is no login in {shown}")),
+        Login::None => {
+            let what = format!("there is no login in {shown}, and no key or token in the environment");
+            let todo = "log in once with this config dir (claude, then /login), or give the agents an API key";
+            return check.fail(what, "no agent can work", todo);
+        }
+        Login::Unclear(why) => {
+            let means = "claude is not logged in, and in refresh mode every run holds the lock for as long as it lasts";
+            return check.fail(format!("{shown}: {why}"), means, "log in again");
+        }
+        Login::Expires(at) => *at,
+    };
+    if file.is_symlink() {
+        let means = "newer versions replace it by a plain file at the next refresh: what it leads to is then out of date";
+        check.warn(format!("{shown} is a symlink"), means, "share the directory, not the file");
     }
+    if let Ok(found) = fs::metadata(&file) {
+        let mode = found.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            check.warn(format!("{shown} has mode {mode:04o}"), "others may read the tokens in it", "chmod 600 it");
+        }
+        // access(2) lets root write everything.
+        if access(&file, AccessFlags::W_OK).is_err() || mode & 0o200 == 0 {
+            let what = format!("{shown} is not writable (user {}, mode {mode:04o})", found.uid());
+            let means = "2.1.84 refreshes the token and cannot save it: the login is lost";
+            check.fail(what, means, "make it writable for its owner, who runs the agents");
+        }
+    }
+    if !Login::has_refresh_token(config_dir) {
+        let means = "when the token expires, nobody can refresh it";
+        check.warn(format!("there is no refresh token in {shown}"), means, "log in again");
+    }
+    check.pass_if_clean(format!("{by}; the token {}", text::expiry(expires)));
 }

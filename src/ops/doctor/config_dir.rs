@@ -2,14 +2,14 @@
 
 use std::fs::{self, Metadata};
 use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::unistd::{AccessFlags, access, geteuid};
 use unicode_normalization::is_nfc;
 
-use super::claude::{SAFE_VERSION, Version};
-use super::{Check, Verdict};
+use super::claude::has_inner_lock;
+use super::{Check, Subject};
 use crate::claude::config_dir::{ConfigDir, ForChild, VARIABLE};
 use crate::ops::Context;
 use crate::sys::mount;
@@ -57,7 +57,7 @@ fn check_directory(resolved: &ConfigDir, found: &Metadata, with_origin: &str, ch
         let means = "every working directory has a config dir and a lock of its own";
         check.warn(format!("{shown} is relative"), means, "make CLAUDE_CONFIG_DIR absolute");
     }
-    let (mode, owner, us) = (found.permissions().mode() & 0o7777, found.uid(), geteuid().as_raw());
+    let (mode, owner, us) = (found.mode() & 0o7777, found.uid(), geteuid().as_raw());
     if mode & 0o077 != 0 {
         let means = "other users may read the names in it, or more; the login is for its owner alone";
         check.warn(format!("{shown} has mode {mode:04o}"), means, "chmod 700 it");
@@ -75,11 +75,9 @@ fn check_directory(resolved: &ConfigDir, found: &Metadata, with_origin: &str, ch
         let means = "claude cannot refresh its login; 2.1.84 prints nothing and exits with 0";
         check.fail(format!("{shown} is not writable by us"), means, "make it writable for the user of the agents");
     }
-    if check.is_clean() {
-        let real = fs::canonicalize(path).ok().filter(|real| real != path);
-        let real = real.map_or_else(String::new, |real| format!(", really {}", real.display()));
-        check.pass(format!("{with_origin}{real}: ours, mode {mode:04o}"));
-    }
+    let real = fs::canonicalize(path).ok().filter(|real| real != path);
+    let real = real.map_or_else(String::new, |real| format!(", really {}", real.display()));
+    check.pass_if_clean(format!("{with_origin}{real}: ours, mode {mode:04o}"));
 }
 
 fn is_writable(dir: &Path) -> bool {
@@ -87,39 +85,34 @@ fn is_writable(dir: &Path) -> bool {
 }
 
 /// Checks whether all who share the config dir share Claude Code's own lock, which lies beside the real config dir.
-pub(super) fn check_sibling(config_dir: &Path, version: Option<Version>, check: &mut Check) {
-    let Ok(real) = fs::canonicalize(config_dir) else { return };
+pub(super) fn check_sibling(subject: &Subject, check: &mut Check) {
+    let Ok(real) = fs::canonicalize(&subject.config_dir) else { return };
     let Some(parent) = real.parent() else { return };
     let lock = format!("{}.lock", real.display());
+    let is_newer = subject.claude.as_ref().ok().and_then(|(_, answer)| has_inner_lock(answer));
+    let severity = if is_newer == Some(false) { Check::fail } else { Check::warn };
     if !is_writable(parent) {
         let what = format!("{lock} cannot be made: {} is not writable by us", parent.display());
-        let (verdict, means) = if version.is_some_and(|version| version < SAFE_VERSION) {
-            (Verdict::Failure, "this claude, before 2.1.128, then never refreshes its token")
-        } else {
-            (Verdict::Warning, "claude before 2.1.128 then never refreshes its token; later ones go without this lock")
+        let means = match is_newer {
+            Some(false) => "this claude, before 2.1.128, then never refreshes its token",
+            _ => "claude before 2.1.128 then never refreshes its token; later ones go without this lock",
         };
-        check.add(verdict, what, means, "make that directory writable for the user of the agents");
+        severity(check, what, means, "make that directory writable for the user of the agents");
     }
     if mount::is_mount_point(&real) {
         let what = format!("{} is a mount point: what is beside it, {lock}, is not shared with it", real.display());
         let todo =
             "mount the directory above it, at the same absolute path everywhere; until then, --lock refresh or exclusive";
-        let (verdict, means) = match version {
-            Some(version) if version >= SAFE_VERSION => {
-                (Verdict::Warning, "this claude has a lock inside as well; one before 2.1.128 beside it would race")
+        let means = match is_newer {
+            Some(true) => "this claude has a lock inside as well; one before 2.1.128 beside it would race",
+            Some(false) => {
+                "agents refresh at once, and all but one lose: measured, 6 refreshes and 5 invalid_grant of 6 agents"
             }
-            Some(_) => (
-                Verdict::Failure,
-                "agents refresh at once, and all but one lose: measured, 6 refreshes and 5 invalid_grant of 6 agents",
-            ),
-            None => (
-                Verdict::Warning,
-                "claude before 2.1.128 refreshes once for each agent, and all but one lose; which one is here cannot be told",
-            ),
+            None => {
+                "claude before 2.1.128 refreshes once for each agent, and all but one lose; which one is here cannot be told"
+            }
         };
-        check.add(verdict, what, means, todo);
+        severity(check, what, means, todo);
     }
-    if check.is_clean() {
-        check.pass(format!("{lock} can be made, and is on the mount of the config dir"));
-    }
+    check.pass_if_clean(format!("{lock} can be made, and is on the mount of the config dir"));
 }

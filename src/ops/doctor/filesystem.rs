@@ -1,27 +1,27 @@
-//! The file system of the config dir: whether it keeps the promises that locks depend on. Several processes at once try each, in
-//! a temporary directory.
+//! The file system of the config dir: whether it keeps the promises that locks depend on, which several processes at once try in a
+//! temporary directory; and whether the session lock holds between hosts, by the file system of the lock file or by a lock helper.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use fs4::FileExt;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 
-use super::Check;
+use super::{Check, Subject};
+use crate::claude::program::Program;
 use crate::config::duration::show;
 use crate::sys::file_watch::FileWatch;
-use crate::sys::mount::Mount;
+use crate::sys::mount::{LockScope, Mount};
 
-/// Number of processes that try at once, and of their attempts.
 const PROCESSES: usize = 4;
 const ROUNDS: usize = 50;
 
-/// A test of one promise. Returns what is wrong, if anything is.
+/// Test of one promise. Returns what is wrong, if anything is.
 type Probe = fn(&Path) -> io::Result<Option<String>>;
-
 const PROBES: [(&str, Probe, &str); 5] = [
     ("mkdir", mkdir_is_exclusive, "claude's refresh locks are directories: two agents could have one at once"),
     ("flock", flock_excludes, "the session lock keeps nobody out"),
@@ -30,8 +30,8 @@ const PROBES: [(&str, Probe, &str); 5] = [
     ("inotify", changes_are_reported, "refresh mode looks at the credentials once a second instead"),
 ];
 
-pub(super) fn check(config_dir: &Path, check: &mut Check) {
-    let Ok(real) = fs::canonicalize(config_dir) else { return };
+pub(super) fn check(subject: &Subject, check: &mut Check) {
+    let Ok(real) = fs::canonicalize(&subject.config_dir) else { return };
     let dir = match tempfile::Builder::new().prefix(".claude-run-probe.").tempdir_in(&real) {
         Ok(dir) => dir,
         Err(error) => {
@@ -46,10 +46,7 @@ pub(super) fn check(config_dir: &Path, check: &mut Check) {
             Ok(Some(what)) if name == "inotify" => {
                 check.warn(format!("{name}: {what}"), means, "nothing, unless that second matters");
             }
-            Ok(Some(what)) => {
-                let todo = "put the config dir on a local file system, or on one that all hosts lock alike";
-                check.fail(format!("{name}: {what}"), means, todo);
-            }
+            Ok(Some(what)) => check.fail(format!("{name}: {what}"), means, "put the config dir where all hosts lock alike"),
             Err(error) => {
                 let todo = "see that there are processes, descriptors and room left";
                 check.warn(format!("{name} cannot be tried: {error}"), means, todo);
@@ -118,57 +115,107 @@ fn changes_are_reported(dir: &Path) -> io::Result<Option<String>> {
     let file = dir.join("inotify");
     let mut changes = FileWatch::of(std::slice::from_ref(&file));
     if changes.poll_at.is_some() {
-        return Ok(Some(
-            "the kernel does not tell of changes here, or no instance is left (fs.inotify.max_user_instances)".into(),
-        ));
+        let why = "the kernel does not tell of changes here, or no instance is left (fs.inotify.max_user_instances)";
+        return Ok(Some(why.into()));
     }
     at_once(|_| usize::from(fs::create_dir(&file).is_ok()))?;
-    let deadline = Instant::now() + Duration::from_secs(2);
-    while !changes.take_changes() {
-        if Instant::now() >= deadline {
-            return Ok(Some("what another process has made was not told of".into()));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(None)
+    let is_told = (0..200).any(|_| {
+        thread::sleep(Duration::from_millis(10));
+        changes.take_changes()
+    });
+    Ok((!is_told).then(|| "what another process has made was not told of".into()))
 }
 
 /// Runs `work` in several processes that begin at the same moment; each gets its number and returns a count, at most 255. Returns
 /// their sum.
 fn at_once(work: impl Fn(usize) -> usize) -> io::Result<usize> {
     let (start, go) = pipe()?;
-    let mut go = Some(go);
-    let mut children: Vec<Pid> = Vec::new();
+    let mut children = Vec::new();
     for number in 0..PROCESSES {
         // SAFETY: doctor has no other thread, so the child may do whatever this process may; it ends without running our guards.
         match unsafe { fork() } {
-            Ok(ForkResult::Parent { child }) => children.push(child),
+            Ok(ForkResult::Parent { child }) => children.push(Ok(child)),
             Ok(ForkResult::Child) => {
-                drop(go.take());
+                drop(go);
                 let _ = File::from(start).read(&mut [0]); // EOF, once all processes have closed the other end
                 let count = work(number).min(255);
                 // SAFETY: _exit(2) only ends the process.
                 unsafe { libc::_exit(count as i32) };
             }
-            Err(error) => {
-                drop(go);
-                for child in children {
-                    let _ = waitpid(child, None);
-                }
-                return Err(error.into());
-            }
+            Err(error) => children.push(Err(error)),
         }
     }
     drop(go);
-    let counts = children.into_iter().map(|child| match waitpid(child, None) {
-        Ok(WaitStatus::Exited(_, count)) => Ok(count as usize),
+    let count = |child: nix::Result<Pid>| match waitpid(child?, None)? {
+        WaitStatus::Exited(_, count) => Ok(count as usize),
         other => Err(io::Error::other(format!("a probe ended with {other:?}"))),
-    });
-    counts.sum()
+    };
+    // All are waited for, whatever one says.
+    let counts: Vec<_> = children.into_iter().map(count).collect();
+    counts.into_iter().sum()
+}
+
+pub(super) fn check_hosts(subject: &Subject, check: &mut Check) {
+    let Ok(factory) = &subject.factory else { return }; // reported by the check of the settings
+    let helper = factory.settings.lock_helper.as_deref().unwrap_or_default().first();
+    match helper.map(|name| Program::find(&[name.into()], None)) {
+        None => {}
+        Some(Ok(program)) => check.pass(format!("the lock helper {} holds a lock between hosts", program.path.display())),
+        Some(Err(error)) => {
+            let todo = "install it for every agent, or correct lock-helper";
+            check.fail(format!("lock helper: {error}"), "a run that needs the session lock does not start", todo);
+        }
+    }
+    check_lock_scope(&factory.config_dir, &factory.lock_file, helper.is_some(), check);
+}
+
+const TWO_REFRESHES: &str =
+    "if agents of other hosts have the same login, two can refresh its token at once: the login is lost";
+
+/// Mount of `path`, or of the directory that it is to be made in.
+fn mount_of(path: &Path) -> Option<Mount> {
+    path.ancestors().take(2).find_map(Mount::of)
+}
+
+/// Checks how far a flock on the lock file reaches by itself, and whether it reaches all who may have the login.
+fn check_lock_scope(config_dir: &Path, lock_file: &Path, has_helper: bool, check: &mut Check) {
+    let Some(mount) = mount_of(lock_file) else {
+        return check.pass("/proc does not tell which file system the lock file is on");
+    };
+    let shared = mount_of(config_dir).filter(|login| !has_helper && login.lock_scope().0 != LockScope::LocalFs);
+    let (reach, why) = mount.lock_scope();
+    let on = format!("{} is on {}", lock_file.display(), mount.kind);
+    match (reach, shared) {
+        (LockScope::Cluster, _) => check.pass(format!("{on}: its flock reaches all hosts that mount it ({why})")),
+        (LockScope::LocalFs, Some(login)) => {
+            let (dir, kind) = (config_dir.display(), login.kind);
+            let what = format!("{dir} is on {kind}, which other hosts may share, but {on}, which none does");
+            check.warn(
+                what,
+                TWO_REFRESHES,
+                "leave the lock file in the config dir, or set lock-helper (README, \"Several hosts\")",
+            );
+        }
+        (LockScope::LocalFs, None) => {
+            check.pass(format!("{on}, {why}: its flock keeps apart what runs here, and nothing elsewhere"));
+        }
+        (LockScope::PerHost | LockScope::Unknown, _) if has_helper => {
+            check.pass(format!("{on}: its flock may not reach other hosts ({why}), and need not"));
+        }
+        (LockScope::PerHost, _) => {
+            let todo = "mount it with locks, use NFSv4 or CephFS, or set lock-helper (README, \"Several hosts\")";
+            check.warn(format!("{on}: its flock does not reach other hosts: {why}"), TWO_REFRESHES, todo);
+        }
+        (LockScope::Unknown, _) => {
+            let todo = "try it: `flock FILE sleep 60` there on one host, `flock -n FILE true` on another; or set lock-helper";
+            check.warn(format!("{on}: whether its flock reaches other hosts is not known: {why}"), TWO_REFRESHES, todo);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Verdict;
     use super::*;
 
     #[test]
@@ -176,6 +223,16 @@ mod tests {
         for (name, probe, _) in PROBES {
             let found = probe(Path::new("/nonesuch/place"));
             assert!(!matches!(found, Ok(None)), "{name}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_scope_matters_only_without_a_helper() {
+        for (has_helper, verdict, part) in [(true, Verdict::Pass, "need not"), (false, Verdict::Warning, "not known")] {
+            let mut check = Check::default();
+            check_lock_scope(Path::new("/proc"), Path::new("/proc/session.lock"), has_helper, &mut check);
+            let [finding] = check.findings.as_slice() else { panic!("{:?}", check.findings) };
+            assert!(finding.verdict == verdict && finding.what.contains(part), "{finding:?}");
         }
     }
 }

@@ -1,25 +1,25 @@
-//! The session lock, and claude's own refresh locks.
+//! The session lock, claude's own refresh locks, and the live runs: whether they see the same lock, and have one version.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use super::Check;
-use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
+use super::{Check, Subject};
+use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
-use crate::config::settings::HARD_LIMIT;
-use crate::lock::{Holder, Queue, look_until_settled};
-use crate::ops::{Context, Factory};
-use crate::records::{Census, RecordStore};
+use crate::config::settings::{HARD_LIMIT, Settings};
+use crate::lock::{Holder, Queue, describe_refresh_lock, look_until_settled};
+use crate::ops::text;
+use crate::records::{Census, PathView, RunRecord};
 use crate::sys::file_id::FileId;
 
-pub(super) fn check_session_lock(context: &Context, config_dir: &Path, check: &mut Check) {
-    let Ok(factory) = Factory::of(context) else { return }; // reported by the check of the settings
+pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
+    let Ok(factory) = &subject.factory else { return }; // reported by the check of the settings
     let shown = factory.lock_file.display();
     let Ok(found) = fs::metadata(&factory.lock_file) else {
         return check.pass(format!("{shown} is not there yet; nobody holds it"));
@@ -27,88 +27,77 @@ pub(super) fn check_session_lock(context: &Context, config_dir: &Path, check: &m
     if !found.is_file() {
         return check.fail(format!("{shown} is no regular file"), "no run that needs the lock can start", "move it away");
     }
-    let (owner, mode) = (found.uid(), found.permissions().mode() & 0o7777);
-    if fs::metadata(config_dir).is_ok_and(|dir| dir.uid() != owner) || mode & 0o400 == 0 {
+    let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+    if fs::metadata(&factory.config_dir).is_ok_and(|dir| dir.uid() != owner) || mode & 0o400 == 0 {
         let means = "who may not even read it cannot take the lock, and does not start";
         let todo = "let the owner of the config dir own it, readable for all agents";
         check.warn(format!("{shown} belongs to user {owner}, mode {mode:04o}"), means, todo);
     }
     let lock = FileId::of(&found);
-    let records = RecordStore::of(config_dir);
+    if subject.census.is_err() {
+        return; // reported by the check of the fleet
+    }
     let look = || {
-        let Census { live, mut orphaned, .. } = records.census().unwrap_or_default();
+        let Census { live, mut orphaned, .. } = factory.records.census().unwrap_or_default();
         orphaned.retain(|run| run.holds(lock)); // not those of another lock file
         let run = live.into_iter().find(|run| run.holds(lock)).map(|run| Holder::Run(Box::new(run)));
-        let find = || orphaned.is_empty().then(|| Holder::find_without_record(&Queue::look(lock), Some(&records))).flatten();
+        let find = || Holder::find_without_record(&Queue::look(lock), Some(&factory.records)).filter(|_| orphaned.is_empty());
         (run.or_else(find), orphaned)
     };
     let (holder, orphaned) = look_until_settled(look, |(holder, _)| !matches!(holder, Some(Holder::Process { .. })));
     for run in &orphaned {
-        let child = run.child.map_or_else(String::new, |pid| format!(" (pid {pid})"));
-        let what = format!("{} was killed, and what it started{child} still holds the lock", run.who());
-        check.fail(what, "everybody waits for it", "end that process; the lock is free with it");
+        check.fail(text::orphan(run), "everybody waits for it", "end that process; the lock is free with it");
     }
     match holder {
-        None if check.is_clean() => check.pass(format!("{shown}: nobody holds it")),
-        None => {}
-        Some(Holder::Run(run)) => {
-            let held = SystemTime::now().duration_since(run.since).unwrap_or_default();
-            let limit = factory.settings.hard_limit.unwrap_or(HARD_LIMIT).as_limit();
-            let grace = factory.settings.kill_grace.as_limit().unwrap_or_default() + Duration::from_secs(1);
-            if limit.is_some_and(|limit| held > limit.saturating_add(grace)) {
-                let what = format!("{} has held it for {}, longer than the hard limit", run.who(), show_seconds(held));
-                let means = "everybody waits for it; interactive runs have no limit";
-                check.warn(what, means, "see what it does: USR1 to claude-run makes it tell");
-            } else {
-                check.pass(format!("held by {}", Holder::Run(run)));
-            }
-        }
-        Some(holder @ Holder::Process { .. }) => {
-            let means = "an old caller, or a user whose records cannot be kept here: how long it has had it is not known";
-            check.warn(format!("held by {holder}"), means, "let it go through claude-run as well");
-        }
+        Some(holder) => check_holder(&holder, &factory.settings, check),
+        None => check.pass_if_clean(format!("{shown}: nobody holds it")),
     }
 }
 
-pub(super) fn check_refresh_locks(config_dir: &Path, fix: bool, check: &mut Check) {
-    let now = SystemTime::now();
-    let locks = RefreshLock::of(config_dir);
-    for lock in &locks {
-        check_refresh_lock(lock, now, fix, check);
-    }
-    let all_gone = RefreshLock::of(config_dir).iter().all(|lock| lock.touched.is_none());
-    if fix && all_gone && locks.iter().any(|lock| lock.owner.is_some() && lock.standing(now) != Standing::Live) {
-        // The owner file of a lock that is gone; the next holder writes a new one.
-        let _ = fs::remove_file(RefreshLock::owner_file(config_dir));
-    }
-    if check.is_clean() {
-        check.pass("free");
-    }
-}
-
-fn check_refresh_lock(lock: &RefreshLock, now: SystemTime, fix: bool, check: &mut Check) {
-    let path = lock.path.display();
-    let owner = lock.owner.as_ref().map_or_else(String::new, |Owner { pid, .. }| format!(", of pid {pid}"));
-    let (what, means) = match lock.standing(now) {
-        Standing::Free => return,
-        Standing::Live => return check.pass(format!("{path}{owner}: a refresh is under way")),
-        Standing::OwnerDead(left) => (
-            format!("{path}{owner}, which is dead; not stale for another {}", show_seconds(left)),
-            "until then, claude from 2.1.128 on mostly fails when it has to refresh",
-        ),
-        Standing::Stale(age) => (
-            format!("{path}{owner} is stale: not touched for {}", show_seconds(age)),
-            "its holder was killed in mid-refresh, and the login may be lost; the next claude takes the lock",
-        ),
+fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
+    let Holder::Run(run) = holder else {
+        let means = "an old caller, or a user whose records cannot be kept here: how long it has had it is not known";
+        return check.warn(format!("held by {holder}"), means, "let it go through claude-run as well");
     };
-    if !fix {
-        let todo = "claude-run doctor --fix removes it; then see whether claude is still logged in";
-        return check.warn(what, means, todo);
+    let held = text::age(run.since);
+    let limit = settings.hard_limit.unwrap_or(HARD_LIMIT).as_limit();
+    let grace = settings.kill_grace.as_limit().unwrap_or_default() + Duration::from_secs(1);
+    if limit.is_none_or(|limit| held <= limit.saturating_add(grace)) {
+        return check.pass(format!("held by {holder}"));
     }
-    match remove(lock) {
-        Ok(()) => check.pass(format!("{what}: removed")),
-        Err(error) => check.fail(format!("{what}: cannot be removed: {error}"), means, "remove it by hand"),
+    let what = format!("{} has held it for {}, longer than the hard limit", run.who(), show_seconds(held));
+    let means = "everybody waits for it; interactive runs have no limit";
+    check.warn(what, means, "see what it does: USR1 to claude-run makes it tell");
+}
+
+pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
+    let now = SystemTime::now();
+    let locks = RefreshLock::of(&subject.config_dir);
+    for lock in &locks {
+        let what = describe_refresh_lock(lock);
+        let means = match lock.standing(now) {
+            Standing::Free => continue,
+            Standing::Live => {
+                check.pass(what);
+                continue;
+            }
+            Standing::OwnerDead(_) => "until then, claude from 2.1.128 on mostly fails when it has to refresh",
+            Standing::Stale(_) => {
+                "its holder was killed in mid-refresh, and the login may be lost; the next claude takes the lock"
+            }
+        };
+        match subject.fix.then(|| remove(lock)) {
+            Some(Ok(())) => check.pass(format!("{what}: removed")),
+            Some(Err(error)) => check.fail(format!("{what}: cannot be removed: {error}"), means, "remove it by hand"),
+            None => check.warn(what, means, "claude-run doctor --fix removes it; then see whether claude is still logged in"),
+        }
     }
+    let all_gone = RefreshLock::of(&subject.config_dir).iter().all(|lock| lock.touched.is_none());
+    if subject.fix && all_gone && locks.iter().any(|lock| lock.owner.is_some() && lock.standing(now) != Standing::Live) {
+        // The owner file of a lock that is gone; the next holder writes a new one.
+        let _ = fs::remove_file(RefreshLock::owner_file(&subject.config_dir));
+    }
+    check.pass_if_clean("free");
 }
 
 /// Removes exactly this lock: a process that has acquired it meanwhile gets it back.
@@ -122,4 +111,79 @@ fn remove(lock: &RefreshLock) -> io::Result<()> {
         return Err(io::Error::other("somebody has taken it just now"));
     }
     fs::remove_dir(aside)
+}
+
+type View = fn(&RunRecord) -> Option<&PathView>;
+/// Paths that have to be the same file for all runs: name, consequence if they are not, and what to do.
+const SHARED_PATHS: [(&str, View, &str, &str); 3] = [
+    (
+        "lock file",
+        |run| run.lock.as_ref(),
+        "the session lock does not keep them apart",
+        "give both the same config dir, and no --lock-file of their own",
+    ),
+    (
+        "config dir",
+        |run| Some(&run.config_dir),
+        "each has a login of its own, though they share these records",
+        "give both the same CLAUDE_CONFIG_DIR, mounted from the same place",
+    ),
+    (
+        "directory above the config dir",
+        |run| Some(&run.parent),
+        "claude before 2.1.128 has its lock there: two refreshes at once, and one of them loses",
+        "mount the directory above the config dir, at the same absolute path everywhere",
+    ),
+];
+
+pub(super) fn check_views(subject: &Subject, check: &mut Check) {
+    let live = match &subject.census {
+        Ok(census) => &census.live,
+        Err(error) => {
+            let what = format!("the run records cannot be read: {error}");
+            return check.fail(what, "who runs cannot be told", "see who owns them");
+        }
+    };
+    for (name, view, means, todo) in SHARED_PATHS {
+        // Each view once, that of the oldest run first.
+        let mut known: Vec<(&RunRecord, &PathView)> = Vec::new();
+        for (run, seen) in live.iter().filter_map(|run| Some((run, view(run)?))) {
+            if known.iter().all(|(other, view)| !is_same(view, seen, other.boot == run.boot)) {
+                known.push((run, seen));
+            }
+        }
+        for other in known.iter().skip(1) {
+            let what = format!("two runs see another {name}: {}; {}", describe(&known[0]), describe(other));
+            check.fail(what, means, todo);
+        }
+    }
+    check.pass_if_clean(match live.len() {
+        0 => "no live run to compare".to_owned(),
+        runs => format!("{}, and no two see another lock", text::count(runs, "live run")),
+    });
+}
+
+fn describe((run, seen): &(&RunRecord, &PathView)) -> String {
+    let file = seen.file_id().map_or_else(|| "not there".into(), |id| format!("device {}, inode {}", id.device, id.inode));
+    format!("{} in {} sees {} ({file})", run.who(), run.host, seen.path)
+}
+
+/// True if both are the same file. Device numbers are not comparable between hosts; paths count only where there is no file yet.
+fn is_same(one: &PathView, other: &PathView, same_host: bool) -> bool {
+    match (one.file_id(), other.file_id()) {
+        (Some(one), Some(other)) => one.inode == other.inode && (one.device == other.device || !same_host),
+        _ => one.path == other.path,
+    }
+}
+
+pub(super) fn check_versions(subject: &Subject, check: &mut Check) {
+    let ours = env!("CARGO_PKG_VERSION");
+    let live = subject.census.iter().flat_map(|census| &census.live);
+    let others: Vec<_> =
+        live.filter(|run| run.version != ours).map(|run| format!("{} has {}", run.who(), run.version)).collect();
+    if others.is_empty() {
+        return check.pass(format!("{ours}; no live run has another version"));
+    }
+    let means = "they lock alike, but may not understand each other's records and settings in full";
+    check.warn(format!("this is {ours}, but {}", others.join(", ")), means, "install one version everywhere");
 }

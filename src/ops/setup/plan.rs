@@ -227,7 +227,7 @@ fn nearest(path: &Path) -> &Path {
 }
 
 fn is_one_file_system(from: &Path, to: &Path) -> bool {
-    let mount = |path: &Path| Mount::of(&real(path));
+    let mount = |path: &Path| Mount::of(nearest(&real(path)));
     // Subvolumes of btrfs are on one mount, and yet nothing can be renamed from one to another.
     let device = |path: &Path| FileId::at(path).map(|file| file.device);
     mount(from).is_some_and(|one| mount(to) == Some(one)) && device(from) == device(nearest(to))
