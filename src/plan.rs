@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use nix::sys::signal::SigSet;
 use nix::unistd::{getpgrp, tcgetpgrp};
 use tracing::warn;
 
@@ -76,7 +75,7 @@ impl Plan {
             launch.set(lock::KEY_VARIABLE, None);
         }
         let lock = if wants_lock { lock_request(&settings, &launch, config_dir.as_deref(), ancestors) } else { None };
-        let policy = policy_config(&settings, launch.signals.ignored);
+        let policy = policy_config(&settings, &launch);
         let output = if is_bare { OutputConfig::default() } else { output_config(&settings, &launch.program, log)? };
         let record_file = settings.record.filter(|_| !is_bare);
         let has_limits = policy.hard_limit.is_some() || policy.leftovers == Leftovers::Kill;
@@ -143,11 +142,12 @@ fn refreshes(settings: &Settings, config_dir: &Path, program: &Program) -> Refre
     }
 }
 
-fn policy_config(settings: &Settings, ignored: SigSet) -> PolicyConfig {
+fn policy_config(settings: &Settings, launch: &Launch) -> PolicyConfig {
     // Only of our controlling terminal.
     let foreground = tcgetpgrp(stdin()).ok().filter(|_| settings.stdin == Stdin::Inherit);
     let (hard_limit, leftovers) = match foreground {
-        Some(group) if group == getpgrp() => (DurationSetting::Endless, Leftovers::Keep), // a person sits there
+        // Attended: a person sits there, and talks to it.
+        Some(group) if group == getpgrp() && !launch.program.is_headless() => (DurationSetting::Endless, Leftovers::Keep),
         _ => (HARD_LIMIT, Leftovers::Kill),
     };
     PolicyConfig {
@@ -159,7 +159,7 @@ fn policy_config(settings: &Settings, ignored: SigSet) -> PolicyConfig {
         leftovers: settings.leftovers.unwrap_or(leftovers),
         // Also in the background: `fg` must later reach the child as well.
         group: if foreground.is_some() { Group::Shared } else { Group::Own },
-        ignored,
+        ignored: launch.signals.ignored,
     }
 }
 

@@ -181,8 +181,8 @@ fn frames_of(line: &[u8]) -> serde_json::Result<Vec<Frame<'_>>> {
     }
 }
 
-/// As much of `text` as is kept: others can put anything into a frame.
-fn clamped(text: &str) -> String {
+/// As much of `text` as is kept of what others can write at any length.
+pub(crate) fn clamped(text: &str) -> String {
     text.chars().take(1024).collect()
 }
 

@@ -100,6 +100,13 @@ pub enum Operation {
         #[arg(value_parser = parser::<Shell>())]
         shell: Shell,
     },
+    /// Prints a chapter of the guide, or the help of an operation
+    ///
+    /// Without TOPIC: what --help prints, and the topics.
+    Help {
+        /// A topic of the guide, or an operation
+        topic: Option<String>,
+    },
     /// Prints the man page, claude-run(1)
     ///
     /// To read it: `claude-run man-page | man -l -`
@@ -109,7 +116,7 @@ pub enum Operation {
 impl Operation {
     /// True if it works with a broken settings file, as `doctor` must, which reports it.
     pub fn tolerates_broken_file(&self) -> bool {
-        matches!(self, Self::Doctor { .. } | Self::Completions { .. } | Self::ManPage)
+        matches!(self, Self::Doctor { .. } | Self::Completions { .. } | Self::Help { .. } | Self::ManPage)
     }
 }
 

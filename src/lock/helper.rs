@@ -59,6 +59,8 @@ pub(super) struct HelperState {
     pub(super) key: Option<String>,
     /// Reason why there may never be one, if known.
     pub(super) no_key_reason: Option<String>,
+    /// True if there will never be one.
+    pub(super) is_hopeless: bool,
     pub(super) end: Option<HelperEnd>,
 }
 
@@ -204,6 +206,7 @@ fn follow(name: &str, monitor: UnixStream, state: &Mutex<HelperState>, sender: &
         match serde_json::from_str(&line) {
             Ok(Report::Key(key)) => now.key = Some(key),
             Ok(Report::NoKey(reason)) => now.no_key_reason = Some(reason),
+            Ok(Report::NeverKey(reason)) => (now.no_key_reason, now.is_hopeless) = (Some(reason), true),
             Ok(Report::Message(line)) => info!(name: "lock.helper", "{name}: {line}"),
             Ok(Report::OutOfReach(errno)) => {
                 warn!(name: "lock.helper", "cannot signal the lock helper {name}: {}", Errno::from_raw(errno));

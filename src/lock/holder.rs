@@ -69,15 +69,16 @@ impl Holder {
     /// Finds a holder whose record does not say so, or that has no record.
     pub fn find_without_record(queue: &Queue, records: Option<&RecordStore>) -> Option<Self> {
         let lock = queue.lock;
-        match queue.owner() {
-            Some(pid) if proc::has_flock(&pid.to_string(), lock) => return Some(Self::of_pid(records, pid)),
+        // /proc/locks is read in pieces: while others come and go, an entry may be missed.
+        match queue.owner().or_else(|| Queue::look(lock).owner()) {
+            Some(pid) if proc::flock_of(pid, lock).is_some() => return Some(Self::of_pid(records, pid)),
             // The lock changes hands at this moment: its last holder has released it by now.
-            Some(_) if Queue::look(lock).owner() != queue.owner() => return None,
+            Some(pid) if Queue::look(lock).owner().is_some_and(|now| now != pid) => return None,
             None if proc::is_outermost_pid_namespace() => return None,
             _ => {}
         }
         // The process that locked it is gone or not visible; those that inherited the descriptor hold the lock now.
-        let inheritors = Stat::all().into_iter().filter(|stat| proc::has_flock(&stat.pid.to_string(), lock));
+        let inheritors = Stat::all().into_iter().filter(|stat| proc::flock_of(stat.pid, lock).is_some());
         inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid))
     }
 
@@ -149,9 +150,9 @@ mod tests {
 
     #[test]
     fn a_waiter_is_counted_once() {
-        let waits = |pid| Flock { pid, waits: true };
+        let waits = |pid| Flock { pid, waits: true, is_exclusive: true };
         let lock = FileId { device: 1, inode: 2 };
-        let queue = Queue { lock, flocks: vec![Flock { pid: 4711, waits: false }, waits(7), waits(8), waits(7)] };
+        let queue = Queue { lock, flocks: vec![Flock { waits: false, ..waits(4711) }, waits(7), waits(8), waits(7)] };
         assert_eq!(queue.waiting_without_record(&[]), [7, 8]);
     }
 }

@@ -9,15 +9,16 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{Context, Factory, answer, text};
+use super::{Context, Factory, answer, text, write_own};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::config::settings::Environment;
 use crate::lock::{Holder, Queue, describe_refresh_lock, look_until_settled};
+use crate::logging::{escaped, escaped_lines};
 use crate::outcome::Outcome;
-use crate::records::{Census, FinishedRun, RunRecord, State, sanitize, time};
+use crate::records::{Census, FinishedRun, RunRecord, State, time};
 use crate::sys::file_id::FileId;
 
 struct Status<'a> {
@@ -42,14 +43,15 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
     let in_place = watch && !json && io::stdout().is_terminal();
     loop {
         let status = Status::look(&factory, context.environment)?;
-        let mut text = status.to_text();
         if in_place {
             // Overwrites the screen: clears the rest of each line, and all below.
-            text = format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"));
-        }
-        let outcome = answer(out, json, status.trouble().is_empty(), &text, &status.to_json())?;
-        if !watch {
-            return Ok(outcome);
+            let text = escaped_lines(&status.to_text()).replace('\n', "\x1b[K\n");
+            write_own(out, &format!("\x1b[H{text}\x1b[J"))?;
+        } else {
+            let outcome = answer(out, json, status.trouble().is_empty(), &status.to_text(), &status.to_json())?;
+            if !watch {
+                return Ok(outcome);
+            }
         }
         // Ages change with the clock: there is no event to wait for.
         thread::sleep(Duration::from_secs(1));
@@ -106,7 +108,7 @@ impl<'a> Status<'a> {
         let orphaned = self.orphaned.iter().map(|run| format!("claude-run gone, claude still running: {}", text::orphan(run)));
         let refresh_locks = self.refresh_locks.iter().filter_map(|lock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => None,
-            Standing::Stale(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
+            Standing::Stale(_) | Standing::Stuck(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
             Standing::OwnerDead(left) => {
                 let (path, left) = (lock.path.display(), show_seconds(left));
                 Some(format!(
@@ -116,7 +118,7 @@ impl<'a> Status<'a> {
         });
         let (state, _, why) = self.token();
         let file = Login::path(&self.factory.config_dir);
-        let login = (state == "unclear").then(|| format!("{} cannot be understood: {why}", file.display()));
+        let login = (state == "unclear").then(|| format!("{} {why}", file.display()));
         let holders = (self.holders.len() > 1).then(|| "several runs hold the session lock".to_owned());
         orphaned.chain(refresh_locks).chain(login).chain(holders).collect()
     }
@@ -214,6 +216,7 @@ fn refresh_lock_json(lock: &RefreshLock) -> Value {
         Standing::Free => "free",
         Standing::Live | Standing::OwnerDead(_) => "live",
         Standing::Stale(_) => "stale",
+        Standing::Stuck(_) => "stuck",
     };
     let owner = lock.owner.as_ref().map(|owner| json!({"pid": owner.pid, "alive": owner.lives}));
     json!({"path": lock.path.to_string_lossy(), "state": state, "age_ms": lock.touched.map(text::age_json), "owner": owner})
@@ -236,7 +239,7 @@ fn elsewhere(record: &RunRecord) -> String {
 
 /// Key of the lock that its lock helper holds.
 fn helper_key(record: &RunRecord) -> String {
-    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", sanitize(key)))
+    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", escaped(key)))
 }
 
 fn finished(run: &FinishedRun) -> String {

@@ -17,9 +17,9 @@ use super::run_record::{Hold, RunRecord};
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::open_to_read;
+use crate::sys::fs::open_regular;
 use crate::sys::mount::may_lock_per_host;
-use crate::sys::proc::{boot_id, has_flock, is_of_our_pid_namespace, pid_namespace};
+use crate::sys::proc::{boot_id, flock_of, is_of_our_pid_namespace, pid_namespace};
 
 /// Directory of claude-run in a config dir.
 #[derive(Clone, Debug)]
@@ -220,10 +220,10 @@ impl RecordStore {
         let mut there = paths.filter_map(|path| Some((FileId::at(&path)?, path)));
         let (lock, path) = there.find(|&(lock, _)| record.holds(lock))?;
         // From inside a container only a try can tell. It is rare and short, so it disturbs nobody.
-        let is_held = || open_to_read(&path).is_ok_and(|file| is_locked(&file));
+        let is_held = || open_regular(&path, File::options().read(true), 0).is_ok_and(|(file, _)| is_locked(&file));
         let is_orphaned = !live.iter().any(|other| other.holds(lock)) && is_held();
         let is_visible = record.pid_namespace == pid_namespace();
-        record.child = record.child.filter(|child| is_visible && has_flock(&child.to_string(), lock));
+        record.child = record.child.filter(|child| is_visible && flock_of(child, lock).is_some());
         is_orphaned.then_some(record)
     }
 

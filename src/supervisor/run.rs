@@ -365,6 +365,7 @@ impl Drop for Supervisor<'_> {
             {
                 std::thread::yield_now();
             }
+            self.recorder.retire();
         }
         wait::reap(self.child);
         wait::reap_all();

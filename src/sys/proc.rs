@@ -93,6 +93,7 @@ pub(crate) struct Flock {
     /// Pid that called flock(2); a process that inherited the descriptor may hold the lock now.
     pub(crate) pid: i32,
     pub(crate) waits: bool,
+    pub(crate) is_exclusive: bool,
 }
 
 /// Flocks on `file` by processes of our PID namespace; the kernel shows no others.
@@ -107,36 +108,32 @@ pub(crate) fn flocks(file: FileId) -> Vec<Flock> {
 /// Reads a line of the form `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`, with `->` before FLOCK while it waits.
 fn parse_flock(line: &str) -> Option<(Flock, FileId)> {
     let (waits, line) = (line.contains("-> "), line.replace("-> ", ""));
-    let [_, "FLOCK", _, _, pid, file, ..] = line.split_whitespace().collect::<Vec<_>>()[..] else { return None };
+    let [_, "FLOCK", _, kind, pid, file, ..] = line.split_whitespace().collect::<Vec<_>>()[..] else { return None };
     let [major, minor, inode] = file.split(':').collect::<Vec<_>>()[..] else { return None };
     let hex = |number| u32::from_str_radix(number, 16).ok();
     let device = libc::makedev(hex(major)?, hex(minor)?);
-    Some((Flock { pid: pid.parse().ok()?, waits }, FileId { device, inode: inode.parse().ok()? }))
+    Some((
+        Flock { pid: pid.parse().ok()?, waits, is_exclusive: kind == "WRITE" },
+        FileId { device, inode: inode.parse().ok()? },
+    ))
 }
 
-/// True if a descriptor of `process`, by its name in /proc, holds a flock on `file`.
-pub(crate) fn has_flock(process: &str, file: FileId) -> bool {
-    has_flock_of(process, file, &["READ", "WRITE"])
-}
-
-/// True if that flock is exclusive: an attempt to lock through an inherited descriptor with a shared lock could lose that lock.
-pub(crate) fn has_exclusive_flock(process: &str, file: FileId) -> bool {
-    has_flock_of(process, file, &["WRITE"])
-}
-
-fn has_flock_of(process: &str, file: FileId, kinds: &[&str]) -> bool {
-    let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
-    descriptors.flatten().any(|entry| {
-        FileId::at(&entry.path()) == Some(file)
-            && fs::read_to_string(format!("/proc/{process}/fdinfo/{}", entry.file_name().display()))
-                .is_ok_and(|info| info.lines().any(|line| flock_kind(line).is_some_and(|kind| kinds.contains(&kind))))
+/// The flock on `file` that a descriptor of `process`, by its name in /proc, holds. Reads fdinfo alone: stat(2) of a descriptor hangs
+/// with the file system of a file that has nothing to do with us.
+pub(crate) fn flock_of(process: impl Display, file: FileId) -> Option<Flock> {
+    let descriptors = fs::read_dir(format!("/proc/{process}/fdinfo")).ok()?;
+    let infos = descriptors.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    infos.into_iter().find_map(|info| {
+        let flocks = info.lines().filter_map(|line| parse_flock(line.strip_prefix("lock:")?));
+        flocks.into_iter().find_map(|(flock, at)| is_of(at, file).then_some(flock))
     })
 }
 
-/// Kind of a flock, from a line in an fdinfo like `lock: 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`.
-fn flock_kind(line: &str) -> Option<&str> {
-    let mut words = line.strip_prefix("lock:")?.split_whitespace().skip(1);
-    (words.next()? == "FLOCK").then(|| words.nth(1)).flatten()
+/// True if the kernel may mean `file` by `at`. On some file systems (btrfs, overlay) stat(2) gives another device number, both without a
+/// device: then the inode decides.
+fn is_of(at: FileId, file: FileId) -> bool {
+    let is_anonymous = |file: FileId| libc::major(file.device) == 0;
+    at.inode == file.inode && (at.device == file.device || (is_anonymous(at) && is_anonymous(file)))
 }
 
 /// Pid of the process `pid` in its own PID namespace, and the name of that namespace.
@@ -200,20 +197,11 @@ mod tests {
     #[test]
     fn flocks_are_told_from_other_locks() {
         let file = FileId { device: libc::makedev(8, 0x21), inode: 1234 };
-        let flock = |waits| Some((Flock { pid: 4711, waits }, file));
+        let flock = |waits| Some((Flock { pid: 4711, waits, is_exclusive: !waits }, file));
         assert_eq!(parse_flock("1: FLOCK  ADVISORY  WRITE 4711 08:21:1234 0 EOF"), flock(false));
         assert_eq!(parse_flock("12: -> FLOCK  ADVISORY  READ  4711 08:21:1234 0 EOF"), flock(true));
         for other in ["", "1:", "1: POSIX  ADVISORY  WRITE 4711 08:21:1234 0 EOF", "1: FLOCK  ADVISORY  WRITE 4711 08:21"] {
             assert_eq!(parse_flock(other), None, "{other:?}");
-        }
-    }
-
-    #[test]
-    fn flocks_in_fdinfo_are_distinguished_from_other_locks() {
-        assert_eq!(flock_kind("lock:\t1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF"), Some("WRITE"));
-        assert_eq!(flock_kind("lock:\t1: FLOCK  ADVISORY  READ 0 08:01:1234 0 EOF"), Some("READ"));
-        for other in ["", "pos:\t0", "lock:\t1: POSIX  ADVISORY  WRITE 4711 08:01:1234 0 EOF"] {
-            assert_eq!(flock_kind(other), None, "{other:?}");
         }
     }
 

@@ -64,6 +64,17 @@ impl InheritedDispositions {
     }
 }
 
+/// Ends this process at a termination signal, as PID 1 too, for which the kernel has no default action.
+pub(crate) fn end_as_by_default() -> nix::Result<()> {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: it is async-signal-safe.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    let signals = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+    let is_first = std::process::id() == 1;
+    signals.into_iter().filter(|_| is_first).try_for_each(|signal| set(signal, SigHandler::Handler(end)).map(drop))
+}
+
 /// Starts a thread with all signals blocked: handlers run in the thread that waits for events.
 pub(crate) fn spawn_with_signals_blocked<T: Send + 'static>(
     name: &str,
@@ -125,7 +136,7 @@ pub fn name(signal: i32) -> String {
 
 /// Sets a disposition, without SA_RESTART, and returns the one from before.
 fn set(signal: Signal, handler: SigHandler) -> nix::Result<SigAction> {
-    // SAFETY: SIG_IGN and SIG_DFL run no code of ours, and the one handler does nothing.
+    // SAFETY: SIG_IGN and SIG_DFL run no code of ours, and the two handlers are async-signal-safe.
     unsafe { sigaction(signal, &SigAction::new(handler, SaFlags::empty(), SigSet::empty())) }
 }
 

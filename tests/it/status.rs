@@ -174,7 +174,10 @@ fn record_has_program_and_dir_but_never_the_prompt() {
         assert!(record[seen]["device"].is_u64() && record[seen]["inode"].is_u64() && record[seen]["real_path"].is_string());
     }
     let shown = String::from_utf8(env.claude_run().arg("status").output().expect("started").stdout).expect("text");
-    assert!(shown.contains("a \"b\"??[31mc (pid ") && !shown.contains('\u{1b}'), "what could steer a terminal: {shown:?}");
+    assert!(
+        shown.contains("a \"b\"\\n\\u{1b}[31mc (pid ") && !shown.contains('\u{1b}'),
+        "what could steer a terminal: {shown:?}"
+    );
 }
 
 #[test]

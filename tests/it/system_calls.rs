@@ -22,15 +22,17 @@ we     3 fcntl            are descriptors 0 to 2 open?
 we    22 rt_sigaction     the inherited dispositions, then our handlers
 we     1 rt_sigprocmask   an empty mask
 we     2 getpid           the run's id; the parent that the child checks
-we     1 statx            the settings file
+we     1 openat           the settings file
 we     4 statx            the program, twice the config dir, and once whether the kernel knows the call at all
 we     2 access           may it be run? may the config dir be written?
 we     2 ioctl            is stdin our terminal? is stdout one?
 we     1 pipe2            the signal pipe
-we     1 openat           the lock file
-we     3 statx            what is there before it is opened, which file that is, and whether the path still names it after locking
+we     2 openat           the lock file: a look at what it is, then that very file
+we     1 close            … that look
+we     1 fcntl            … std's debug build looks before it closes
+we     2 statx            which file that is, and whether the path still names it after locking
 we     1 flock
-we     1 statx            owner of claude's refresh lock
+we     1 openat           owner of claude's refresh lock
 we     2 statx            … and whether there are any
 we     8 readlink         … one of them beside the real path of the config dir, a call for each part of that
 we     1 prctl            subreaper

@@ -81,6 +81,10 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
                 check.pass(what);
                 continue;
             }
+            Standing::Stuck(_) => {
+                check.fail(what, "no version of claude takes it over, and none can refresh", "remove it by hand");
+                continue;
+            }
             Standing::OwnerDead(_) => "until then, claude from 2.1.128 on mostly fails when it has to refresh",
             Standing::Stale(_) => {
                 "its holder was killed in mid-refresh, and the login may be lost; the next claude takes the lock"
