@@ -159,6 +159,7 @@ fn policy_config(settings: &Settings, launch: &Launch) -> PolicyConfig {
         leftovers: settings.leftovers.unwrap_or(leftovers),
         // Also in the background: `fg` must later reach the child as well.
         group: if foreground.is_some() { Group::Shared } else { Group::Own },
+        streams_input: settings.stdin == Stdin::Inherit && frames::input_is_streamed(&launch.program.argv),
         ignored: launch.signals.ignored,
     }
 }

@@ -114,9 +114,10 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// True if it works with a broken settings file, as `doctor` must, which reports it.
+    /// True if it works with a broken settings file: it reports it, as `doctor` must, or has no use for it. A `setup` that was killed may
+    /// have left a config dir in which none can be read.
     pub fn tolerates_broken_file(&self) -> bool {
-        matches!(self, Self::Doctor { .. } | Self::Completions { .. } | Self::Help { .. } | Self::ManPage)
+        !matches!(self, Self::Mode { .. } | Self::Settings { .. })
     }
 }
 

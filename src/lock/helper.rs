@@ -94,7 +94,7 @@ impl Helper {
             follow(&name, reports, &shared, &sender);
             drop(alive);
         };
-        signal::spawn_with_signals_blocked("lock-helper", 64 * 1024, work).context(FAILED)?;
+        signal::spawn_with_signals_blocked("lock-helper", 512 * 1024, work).context(FAILED)?;
         let monitor = monitor::start(&program, *kill_grace, signals, its_end);
         let monitor = monitor.with_context(|| format!("{FAILED}: cannot start its monitor, which is /proc/self/exe"))?;
         let monitor_process = Stat::read(monitor.id().cast_signed()).context("the lock helper's monitor is not in /proc")?;

@@ -1,11 +1,9 @@
 //! Holder and waiters of a lock: by run records, and for those without one, such as old shell scripts, by what the kernel lists.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
-use std::path::Path;
-use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::config::duration::show_seconds;
 use crate::records::{RecordStore, RunRecord, State};
@@ -33,32 +31,13 @@ pub struct Queue {
     flocks: Vec<Flock>,
 }
 
-/// Looks again, a little later, at what no run record accounts for: a run has the lock some milliseconds before its record, and records
-/// and queue are not read at one instant.
-pub fn look_until_settled<T>(mut look: impl FnMut() -> T, is_settled: impl Fn(&T) -> bool) -> T {
-    let mut seen = look();
-    for _ in 0..LOOKS {
-        if is_settled(&seen) {
-            break;
-        }
-        thread::sleep(BETWEEN_LOOKS);
-        seen = look();
-    }
-    seen
-}
-
-const LOOKS: usize = 5;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
-
 /// Number of records that are read before the kernel is asked.
 const GLANCE: usize = 16;
 
 impl Holder {
     /// Finds the holder of `lock` among the live runs in `records` and the visible processes.
     pub fn find(records: Option<&RecordStore>, lock: FileId) -> Option<Self> {
-        let look =
-            || Self::find_at_a_glance(records, lock, GLANCE).or_else(|| Self::find_without_record(&Queue::look(lock), records));
-        look_until_settled(look, |holder| !holder.as_ref().is_some_and(Self::is_starting_run))
+        Self::find_at_a_glance(records, lock, GLANCE).or_else(|| Self::find_without_record(&Queue::look(lock), records))
     }
 
     /// Finds the holder of `lock` among the oldest live runs, reading `at_most` so many records.
@@ -80,12 +59,6 @@ impl Holder {
         // The process that locked it is gone or not visible; those that inherited the descriptor hold the lock now.
         let inheritors = Stat::all().into_iter().filter(|stat| proc::flock_of(stat.pid, lock).is_some());
         inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid))
-    }
-
-    /// True for a claude-run whose record is not there yet.
-    fn is_starting_run(&self) -> bool {
-        let us = FileId::at(Path::new("/proc/self/exe"));
-        matches!(self, Self::Process { pid, .. } if us.is_some() && FileId::at(Path::new(&format!("/proc/{pid}/exe"))) == us)
     }
 
     /// The holder `pid`: a run, though its record may not say yet that it holds the lock, or another process.
@@ -116,17 +89,18 @@ impl Queue {
         self.flocks.iter().find(|flock| !flock.waits).map(|flock| flock.pid)
     }
 
-    /// Pids of waiters that are none of the `live` runs.
-    pub fn waiting_without_record(&self, live: &[RunRecord]) -> Vec<i32> {
-        let runs: HashSet<_> = live.iter().map(|record| (record.pid, record.pid_namespace.clone())).collect();
+    /// Waiters in the order of the queue: the id of one of the `live` runs, or the pid of another process.
+    pub(crate) fn waiters<'a>(&self, live: &'a [RunRecord]) -> Vec<Result<&'a str, i32>> {
+        let key = |record: &'a RunRecord| ((record.pid, record.pid_namespace.clone()), record.run.as_str());
+        let runs: HashMap<_, _> = live.iter().map(key).collect();
         let ours = proc::pid_namespace();
         // A run in a container below ours records another pid.
         let inner = |pid| proc::innermost_pid(pid).map(|(inner, namespace)| (inner, Some(namespace)));
-        let is_known = |pid| runs.contains(&(pid, ours.clone())) || inner(pid).is_some_and(|inner| runs.contains(&inner));
+        let run = |pid| runs.get(&(pid, ours.clone())).or_else(|| runs.get(&inner(pid)?)).copied();
         // /proc/locks is read in pieces: a waiter that moves up in the queue meanwhile can be in two of them.
         let mut seen = HashSet::new();
         let waiting = self.flocks.iter().filter(|flock| flock.waits).map(|flock| flock.pid);
-        waiting.filter(|pid| seen.insert(*pid) && !is_known(*pid)).collect()
+        waiting.filter(|pid| seen.insert(*pid)).map(|pid| run(pid).ok_or(pid)).collect()
     }
 }
 
@@ -153,6 +127,6 @@ mod tests {
         let waits = |pid| Flock { pid, waits: true, is_exclusive: true };
         let lock = FileId { device: 1, inode: 2 };
         let queue = Queue { lock, flocks: vec![Flock { waits: false, ..waits(4711) }, waits(7), waits(8), waits(7)] };
-        assert_eq!(queue.waiting_without_record(&[]), [7, 8]);
+        assert_eq!(queue.waiters(&[]), [Err(7), Err(8)]);
     }
 }

@@ -26,7 +26,7 @@ pub use claims::{AncestorRuns, Claim, KEY_VARIABLE};
 pub(crate) use file::{FlockGuard, LockAttempt, LockFile};
 pub use guard::LockGuard;
 pub use helper::HelperCommand;
-pub use holder::{Holder, Queue, look_until_settled};
+pub use holder::{Holder, Queue};
 pub use monitor::{MONITOR, run_monitor};
 pub use refresh_due::Refreshes;
 pub use request::{Acquisition, LockRequest};

@@ -42,8 +42,8 @@ fn open_if(
     // That very file, whatever has its path by now.
     let same = format!("/proc/self/fd/{}", looked_at.as_raw_fd());
     match options.clone().custom_flags(SAFELY).open(same) {
-        // There is no /proc.
-        Err(error) if error.kind() == ErrorKind::NotFound => {
+        // There is no /proc, or it is not ours to use, as where our own program may not be read.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
             check(options.clone().custom_flags(flags | SAFELY).open(path)?, is_wanted)
         }
         opened => Ok((opened?, found)),

@@ -20,6 +20,8 @@ pub(crate) struct Stat {
     /// `R`, `S`, `T` (stopped), `Z` (zombie) …
     pub(crate) state: u8,
     pub(crate) parent: i32,
+    /// Process group.
+    pub(crate) group: i32,
     threads: u32,
     /// Clock ticks from boot to its start. With the pid, it identifies one process for ever.
     pub(crate) start: u64,
@@ -38,10 +40,11 @@ impl Stat {
         let mut fields = line.rsplit_once(')')?.1.split_ascii_whitespace();
         let state = *fields.next()?.as_bytes().first()?;
         let parent = fields.next()?.parse().ok()?;
-        // Fields 20 and 22 of proc(5); four are read, the pid and the name among them.
-        let threads = fields.nth(15)?.parse().ok()?;
+        let group = fields.next()?.parse().ok()?;
+        // Fields 20 and 22 of proc(5); five are read, the pid and the name among them.
+        let threads = fields.nth(14)?.parse().ok()?;
         let start = fields.nth(1)?.parse().ok()?;
-        Some(Self { pid, state, parent, threads, start })
+        Some(Self { pid, state, parent, group, threads, start })
     }
 
     /// Identity of the process: pid and start.
@@ -181,7 +184,7 @@ mod tests {
         let rest = "S 17 4711 4711 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543 5832704";
         for name in ["sh", "a) R 1 (b", "((", "))", "", "x\ny", " "] {
             let line = format!("4711 ({name}) {rest}\n");
-            let expected = Stat { pid: 4711, state: b'S', parent: 17, threads: 1, start: 9_876_543 };
+            let expected = Stat { pid: 4711, state: b'S', parent: 17, group: 4711, threads: 1, start: 9_876_543 };
             assert_eq!(Stat::parse(4711, line.as_bytes()), Some(expected), "{name:?}");
         }
     }

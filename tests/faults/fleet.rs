@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 
 use crate::agent::{MARGIN_MS, pid_of};
 use crate::board::{Board, now_ms};
+use crate::cases::Cases;
 
 /// A wait that is long, a wait that is none, and one in between.
 const WAITS: [(&str, Duration); 3] =
@@ -168,20 +167,23 @@ impl Fleet {
     }
 
     /// Takes in whoever has ended, orphans among them.
-    pub(crate) fn reap(&mut self) {
-        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            let (pid, code) = match status {
-                WaitStatus::Exited(pid, code) => (pid, code),
-                WaitStatus::Signaled(pid, signal, _) => (pid, 1000 + signal as i32),
-                _ => return,
-            };
-            if let Some(agent) = self.agents.remove(&pid.as_raw()) {
-                self.has_ended(pid, &agent, code);
+    pub(crate) fn reap(&mut self, cases: &mut Cases) {
+        let mut status = 0;
+        loop {
+            // SAFETY: the pointer is to a valid integer. nix does not know the real-time signals that a case may die of.
+            let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+            if pid <= 0 {
+                return;
+            }
+            let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 1000 + libc::WTERMSIG(status) };
+            match self.agents.remove(&pid) {
+                Some(agent) => self.has_ended(pid, &agent, code),
+                None => cases.has_ended(pid, code),
             }
         }
     }
 
-    fn has_ended(&mut self, pid: Pid, agent: &Agent, code: i32) {
+    fn has_ended(&mut self, pid: i32, agent: &Agent, code: i32) {
         let shown = if code >= 1000 { format!("signal {}", code - 1000) } else { code.to_string() };
         *self.ends.entry(shown.clone()).or_default() += 1;
         let errors_file = self.board.path(&format!("stderr-{}", agent.number));
@@ -192,7 +194,7 @@ impl Fleet {
         }
         let was_killed = agent.wrapper_signalled.contains(&Signal::SIGKILL);
         if agent.mode != "block" && !was_killed && (agent.has_others || fastrand::u32(..8) == 0) {
-            for left in below(pid.as_raw()) {
+            for left in below(pid) {
                 let about = fs::read_to_string(format!("/proc/{left}/stat")).unwrap_or_default();
                 self.board.violation(&format!("pid {left} is left of {pid}, {agent:?}: {about}"));
             }
@@ -206,17 +208,14 @@ impl Fleet {
         // Its child was killed, or was told to end and ignored it.
         let by_kill = was_sent(Signal::SIGKILL) || (was_sent(Signal::SIGTERM) && agent.ignores_term);
         match code {
-            // The wrapper itself: only if it was killed, or is an old block, which has no handlers.
-            1009 => agent.wrapper_signalled.contains(&Signal::SIGKILL) || (agent.mode == "block" && was_sent(Signal::SIGKILL)),
-            // In its first millisecond, before it has handlers: as it would be without them.
-            1015 => agent.wrapper_signalled.contains(&Signal::SIGTERM) || (agent.mode == "block" && was_sent(Signal::SIGTERM)),
+            // claude-run ends by the signal that ended its wait, or its child.
+            137 | 1009 => by_kill,
+            143 | 1015 => was_sent(Signal::SIGTERM),
             1000.. => false,
             75 if agent.mode == "block" => was_sent(Signal::SIGTERM) || was_sent(Signal::SIGKILL), // to its flock
             75 => agent.began.elapsed() >= agent.wait && agent.wait < Duration::from_secs(600),
             124 => agent.ends_by == Some(124),
             125 => met_file_fault && agent.mode != "block",
-            137 => by_kill,
-            143 => was_sent(Signal::SIGTERM),
             1 => agent.mode == "block" && met_file_fault,
             _ if code == agent.exit => agent.ends_by.is_none_or(|code| code == agent.exit),
             _ => agent.ends_by == Some(code),
@@ -235,7 +234,7 @@ impl Fleet {
 }
 
 /// Who lives and says that it is below the run of the claude-run `pid`.
-fn below(pid: i32) -> Vec<i32> {
+pub(crate) fn below(pid: i32) -> Vec<i32> {
     let is_below = |process: &i32| {
         let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
         let mut variables = environment.split(|&byte| byte == 0).map(String::from_utf8_lossy);

@@ -144,10 +144,7 @@ fn helper_that_cannot_run_is_126_or_127() {
         run.args([&format!("--lock-helper={helper}"), "touch", "started"]);
         let run = run.assert().code(125);
         let said = String::from_utf8_lossy(&run.get_output().stderr);
-        assert!(
-            said.contains(&format!("--lock-helper: {helper:?} is no command; write a program and its arguments")),
-            "{said}"
-        );
+        assert!(said.contains("--lock-helper: it is no command; write a program and its arguments"), "{said}");
     }
     let mut unset = env.claude_run();
     unset.env("CLAUDE_RUN_LOCK_HELPER", "").arg("true").assert().code(0);

@@ -1,6 +1,7 @@
 //! `claude-run.toml` and `claude-run settings`.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use serde_json::Value;
@@ -186,10 +187,28 @@ fn file_that_others_can_write_names_no_program() {
         }
         check(&file, 0o666, "wait = 5\n", 0);
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("permissions");
-        check(&dir, 0o777, text, 125);
-        check(&env.home(), 0o775, text, 125);
-        fs::set_permissions(env.home(), fs::Permissions::from_mode(0o755)).expect("permissions");
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).expect("permissions");
+        for (dir, mode) in [(&dir, 0o777), (&env.home(), 0o775)] {
+            check(dir, mode, text, 125);
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).expect("permissions");
+        }
     }
     assert!(!marker.exists());
+}
+
+#[test]
+fn fifo_in_place_of_the_file_keeps_its_data() {
+    let env = Env::new();
+    let path = write_file(&env, "");
+    fs::remove_file(&path).expect("removed");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let mut fifo = fs::File::options().read(true).write(true).open(&path).expect("both ends");
+    fifo.write_all(b"wait = 5\n").expect("written");
+    for words in [&["true"][..], &["settings"], &["mode", "refresh"]] {
+        let assert = env.claude_run().args(words).assert().code(125);
+        let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(stderr.contains(&path.display().to_string()), "{stderr}");
+    }
+    let mut bytes = [0; 9];
+    fifo.read_exact(&mut bytes).expect("still there");
+    assert_eq!(&bytes, b"wait = 5\n");
 }

@@ -229,7 +229,14 @@ fn dir_is_moved_whole_and_readable_throughout() {
 #[test]
 fn conflict_changes_nothing_and_says_why() {
     type Make = fn(&Place);
-    let cases: [(Make, &str); 5] = [
+    let cases: [(Make, &str); 6] = [
+        (
+            |place| {
+                let other = place.env.home().join("other");
+                symlink(&other, place.link()).and_then(|()| symlink(place.link(), other)).expect("two links that lead nowhere");
+            },
+            "is a link to ",
+        ),
         (
             |place| {
                 fs::create_dir_all(place.config_dir()).expect("a directory");
@@ -651,7 +658,9 @@ fn killed_setup_goes_on_after_an_agent() {
     fs::create_dir(&place.shared).expect("a directory");
     symlink(place.config_dir(), place.config_dir()).expect("what a move leaves that is killed before its rename");
     fs::write(place.link().join(".credentials.json"), "newer").expect("a refreshed token");
-    place.setup(&["--yes"], 0);
+    let mut command = place.command(&["--yes"]);
+    command.env("CLAUDE_CONFIG_DIR", place.config_dir()); // as in the containers that follow
+    assert_eq!(Running::start(command).end().code(), 0);
     assert_eq!(fs::read_to_string(place.config_dir().join(".credentials.json")).expect("a file"), "newer");
     // The same for ~/.claude.json, which is moved last.
     let json = place.config_dir().join(".claude.json");

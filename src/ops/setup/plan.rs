@@ -58,11 +58,13 @@ impl SetupPaths {
 
 impl PathKind {
     fn of(path: &Path) -> Self {
-        match (fs::symlink_metadata(path), fs::metadata(path)) {
-            (Err(error), _) if error.kind() == ErrorKind::NotFound => Self::Missing,
-            (Ok(found), Err(error)) if found.is_symlink() && error.raw_os_error() == Some(libc::ELOOP) => Self::Missing,
-            (Ok(found), _) if found.is_symlink() => fs::read_link(path).map_or(Self::Other, Self::Link),
-            (Ok(found), _) if found.is_dir() => {
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Self::Missing,
+            Ok(found) if found.is_symlink() => match fs::read_link(path) {
+                Ok(to) if to == path => Self::Missing,
+                to => to.map_or(Self::Other, Self::Link),
+            },
+            Ok(found) if found.is_dir() => {
                 let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
                 if is_empty { Self::EmptyDir } else { Self::FullDir }
             }
