@@ -311,8 +311,8 @@ fn leading_type(line: &[u8]) -> Option<&[u8]> {
 /// The members of a frame. Their values are not read until they are wanted: the text of a result can be large.
 type Frame<'a> = HashMap<String, &'a RawValue>;
 
-/// As much of `text` as is kept: others can put anything into a frame.
-fn clamped(text: &str) -> String {
+/// As much of `text` as is kept of what others can write at any length.
+pub(crate) fn clamped(text: &str) -> String {
     text.chars().take(1024).collect()
 }
 

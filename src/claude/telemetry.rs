@@ -12,6 +12,7 @@ use memchr::memmem;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use super::frames::clamped;
 use crate::sys::fs::open_to_read;
 
 /// Error of a line about a refresh that cannot be understood: cut, or of another shape.
@@ -50,8 +51,6 @@ pub enum Meaning {
 
 const PREFIX: &str = "tengu_oauth_token_refresh_";
 const MAX_FILE: u64 = 256 << 20;
-/// Number of characters of a value that are kept.
-const LONGEST: usize = 1024;
 
 impl RefreshEvent {
     /// Reads a line of a telemetry file; `None` if it is about something else.
@@ -64,7 +63,7 @@ impl RefreshEvent {
         }
         let entry: Value = serde_json::from_slice(line).map_err(|_| Malformed)?;
         let event = entry.get("event_data").filter(|event| event.is_object()).ok_or(Malformed)?;
-        let text = |value: &Value| value.as_str().unwrap_or_default().chars().take(LONGEST).collect::<String>();
+        let text = |value: &Value| clamped(value.as_str().unwrap_or_default());
         // Another event can have the prefix in its data.
         let name = text(&event["event_name"]);
         let Some(name) = name.strip_prefix(PREFIX) else { return Ok(None) };

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::fields::{lenient, timestamp};
 use super::store::RecordStore;
+use crate::claude::frames::clamped;
 use crate::logging::append_lines;
 use crate::sys::fs::read_all;
 
@@ -24,9 +25,8 @@ const LARGE: u64 = 8 << 20;
 /// Upper bound on its size: a hundred runs that end at once each append a line before one rotates it.
 const LARGEST: u64 = 8 * LARGE;
 
-/// Bounds of what a line may say, so that sums of it stay numbers, and a list of it stays a list.
+/// Upper bound of what a line may say, so that sums stay numbers.
 const LARGEST_NUMBER: u64 = 1_000_000_000_000;
-const LONGEST: usize = 1024;
 
 /// A finished run, as far as anything here reads its line.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -114,7 +114,7 @@ impl FinishedRun {
     pub fn from_json(line: &[u8]) -> Option<Self> {
         let mut run: Self = serde_json::from_slice(line).ok()?;
         for text in [&mut run.run, &mut run.outcome].into_iter().chain(&mut run.label) {
-            *text = text.chars().take(LONGEST).collect();
+            *text = clamped(text);
         }
         let counts = [&mut run.wait_ms, &mut run.hold_ms, &mut run.turns].into_iter().flatten();
         counts.chain([&mut run.total_ms]).for_each(|count| *count = (*count).min(LARGEST_NUMBER));

@@ -16,7 +16,7 @@ use super::fields::time;
 use super::history;
 use super::run_record::{Hold, PathView, RunRecord, State};
 use super::store::{OwnRecord, RecordStore, SILENT_RECORD_TTL};
-use crate::claude::frames::LastResult;
+use crate::claude::frames::{LastResult, clamped};
 use crate::config::duration::after;
 use crate::config::settings::LockMode;
 use crate::logging::{append_lines, open_to_append};
@@ -80,7 +80,8 @@ const PUBLISH_AFTER: Duration = Duration::from_millis(20);
 
 impl RunRecorder {
     /// Recorder of a run that begins now. Nothing is written yet.
-    pub fn open(info: RunInfo) -> Self {
+    pub fn open(mut info: RunInfo) -> Self {
+        info.label = info.label.as_deref().map(clamped);
         let began_at = SystemTime::now();
         Self {
             info,

@@ -119,7 +119,10 @@ impl RecordStore {
     /// Record of the live run `run`.
     pub(crate) fn live(&self, run: &str) -> Option<RunRecord> {
         let run = RunId::parse(run)?.to_string();
-        look(&self.open_runs().ok()?, &run, &record_name(&run)).filter(|seen| seen.is_live)?.record
+        look(&self.open_runs().ok()?, &run, &record_name(&run))
+            .filter(|seen| seen.is_live)?
+            .record
+            .filter(|record| record.run == run)
     }
 
     /// Approximate number of records.
@@ -297,7 +300,8 @@ fn survey(runs: &Dir, at_most: usize, is_wanted: impl Fn(&RunRecord) -> bool) ->
     Ok(census)
 }
 
-/// Reads the file `name`, if it is what `run` has written, or begins like that. Others can put files there, which are left alone.
+/// Reads the file `name`, if it is locked, or is what `run` has written or the beginning of that. Others can put files there, which are
+/// left alone.
 fn look(runs: &Dir, run: &str, name: &str) -> Option<Seen> {
     loop {
         let file = runs.open_file(name, OFlag::O_RDONLY).ok()?;
@@ -310,8 +314,8 @@ fn look(runs: &Dir, run: &str, name: &str) -> Option<Seen> {
         let mut text = Vec::with_capacity(4096); // more than most: one read(2), and one that finds the end
         file.take(1 << 20).read_to_end(&mut text).ok()?;
         let begin = format!(r#"{{"run":"{run}""#).into_bytes();
-        let record = RunRecord::from_json(&text).filter(|record| record.run == run);
-        let is_ours = record.is_some() || text.starts_with(&begin) || begin.starts_with(&text);
+        let record = RunRecord::from_json(&text).filter(|record| is_live || record.run == run);
+        let is_ours = is_live || record.is_some() || text.starts_with(&begin) || begin.starts_with(&text);
         return is_ours.then_some(Seen { is_live, record, modified: found.modified().ok()? });
     }
 }

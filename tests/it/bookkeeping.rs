@@ -19,6 +19,12 @@ fn runs(env: &Env) -> PathBuf {
     dir(env).join("runs")
 }
 
+/// The record of the one run.
+fn record(env: &Env) -> Option<PathBuf> {
+    let mut paths = fs::read_dir(runs(env)).ok()?.flatten().map(|entry| entry.path());
+    paths.find(|path| path.extension().is_some_and(|extension| extension == "json"))
+}
+
 fn seen_by(env: &Env, operation: &str) -> Value {
     let output = env.claude_run().args([operation, "--json"]).output().expect("started");
     serde_json::from_slice(&output.stdout).expect("JSON")
@@ -116,9 +122,14 @@ fn foreign_files_beside_records_are_kept() {
 
 #[test]
 fn fifo_keeps_what_its_writer_writes() {
-    for name in
-        ["claude-run.toml", ".credentials.json", "settings.json", "claude-run/history.jsonl", "claude-run/runs/1-1.json"]
-    {
+    for name in [
+        "session.lock",
+        "claude-run.toml",
+        ".credentials.json",
+        "settings.json",
+        "claude-run/history.jsonl",
+        "claude-run/runs/1-1.json",
+    ] {
         let env = Env::new();
         let fifo = env.home().join(".claude").join(name);
         fs::create_dir_all(fifo.parent().expect("a parent")).expect("a directory");
@@ -176,9 +187,9 @@ fn forged_record_names_no_process() {
     let env = Env::new();
     let run = env.start_fake(&["--label", "real"], "ready; hang");
     run.ready();
-    wait_until("its record is there", || fs::read_dir(runs(&env)).is_ok_and(|all| all.count() == 1));
-    let path = fs::read_dir(runs(&env)).expect("records").flatten().next().expect("one").path();
-    let mut forged: Value = serde_json::from_slice(&fs::read(path).expect("a record")).expect("JSON");
+    wait_until("its record is there", || record(&env).is_some());
+    let text = fs::read(record(&env).expect("one")).expect("a record");
+    let mut forged: Value = serde_json::from_slice(&text).expect("JSON");
     run.signal(Signal::SIGTERM);
     run.end();
     let victim = std::process::id();
@@ -198,7 +209,7 @@ fn orphan_on_another_lock_file_is_not_this_ones() {
     let other = env.path("other.lock").display().to_string();
     let run = env.start_fake(&["--label", "orphan", "--lock-file", &other], "ignore TERM; ready; hang");
     let [child, ..] = run.ready();
-    wait_until("its record is there", || fs::read_dir(runs(&env)).is_ok_and(|all| all.count() == 1));
+    wait_until("its record is there", || record(&env).is_some());
     run.signal(Signal::SIGKILL);
     run.end();
     let seen = seen_by(&env, "status");
