@@ -48,8 +48,7 @@ impl Holder {
     /// Finds a holder whose record does not say so, or that has no record.
     pub fn find_without_record(queue: &Queue, records: Option<&RecordStore>) -> Option<Self> {
         let lock = queue.lock;
-        // /proc/locks is read in pieces: while others come and go, an entry may be missed.
-        match queue.owner().or_else(|| Queue::look(lock).owner()) {
+        match queue.owner() {
             Some(pid) if proc::flock_of(pid, lock).is_some() => return Some(Self::of_pid(records, pid)),
             // The lock changes hands at this moment: its last holder has released it by now.
             Some(pid) if Queue::look(lock).owner().is_some_and(|now| now != pid) => return None,

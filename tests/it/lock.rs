@@ -192,7 +192,7 @@ fn quiet_run_says_nothing_of_a_busy_lock() {
 fn search_for_a_holder_touches_no_file_of_others() {
     let env = Env::new();
     // stat(2) of a descriptor hangs with its file system.
-    let script = r#"exec 8<"$1"; exec 9>"$0"; flock 9; "${@:2}" 9>&- 8<&-; true"#;
+    let script = r#"exec 8<"$1"; flock -o "$0" "${@:2}" 8<&-; true"#;
     for words in [&["--wait", "0", "true"][..], &["status", "--json"]] {
         let mut shell = env.command("bash");
         shell.args(["-c", script]).arg(env.make_lock_file()).arg(env.home());
