@@ -5,6 +5,9 @@
 #
 #   scripts/faults.sh [--seconds N] [--agents N] [--seed N]     60 s, 200 agents, a new seed
 #
+# Beside them there are runs that have one fault each, and one way to end: a second turn, a stop under an idle limit, output that
+# cannot be written, uncommon signals, a file size limit, a request that the child ignores, a fork chain, a TERM that it keeps to itself.
+#
 # What must hold: never two agents inside one lock, never the lock free while its agent lives or passed on while a tool of it
 # does, never two refreshes at once, never a wait for a lock that is free, every exit code one of the table's and with its
 # reason, never a process left by a claude-run that has returned, and when all is over no record, no process, and a free lock.

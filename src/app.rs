@@ -1,17 +1,19 @@
 //! One invocation from its words to its exit code: what was asked for, then an operation, or one supervised run.
 
+use std::env;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::panic;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use tracing::warn;
 
 use crate::claude::config_dir::ConfigDir;
 use crate::claude::program::{self, ProgramError};
 use crate::config::cli::{Cli, Request};
 use crate::config::file::{self, SettingsFile};
-use crate::config::settings::Settings;
+use crate::config::settings::{self, Redact, Settings};
 use crate::events::EventQueue;
 use crate::lock::{self, Acquisition, Claim, LockRequest};
 use crate::logging;
@@ -20,6 +22,7 @@ use crate::outcome::Outcome;
 use crate::plan::{ENVIRONMENT, Plan};
 use crate::records::RunRecorder;
 use crate::run_id::RunId;
+use crate::supervisor::output::redact::{Masker, Secrets};
 use crate::supervisor::policy::Group;
 use crate::supervisor::{self, Supervision};
 use crate::sys::exec::fill_standard_descriptors;
@@ -34,6 +37,7 @@ pub fn main(words: Vec<OsString>) -> i32 {
     // A panic has printed itself; its guards have ended the tree and freed the lock.
     let result = panic::catch_unwind(|| run(words)).unwrap_or(Ok(Outcome::Failed));
     let outcome = result.unwrap_or_else(|error| {
+        logging::mask_with(masked);
         logging::report(&error);
         outcome_of(&error)
     });
@@ -49,6 +53,16 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
         Some(ProgramError::CannotRun(_)) => Outcome::CannotRun,
         None => Outcome::Failed,
     }
+}
+
+/// `text` of ours, with secrets masked as in the log.
+fn masked(text: &str) -> String {
+    let Ok(secrets) = Secrets::of_environment() else { return "(not shown: its secrets cannot be masked)".to_owned() };
+    let mut masker = Masker::new(secrets);
+    let mut out = Vec::new();
+    masker.feed(text.as_bytes(), &mut out);
+    masker.end(&mut out);
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Runs what `words` ask for: those of the command line, the name we were called by first. While it runs, the process' signal
@@ -87,8 +101,12 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     }
     signal::ignore_terminal_stops();
     let settings = Settings::resolve(cli, ENVIRONMENT, file?.as_ref())?;
+    if settings.redact != Redact::Off {
+        logging::mask_with(masked);
+    }
     let id = RunId::take();
     let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), id);
+    settings::unknown_variables(env::vars_os().map(|(name, _)| name)).for_each(|warning| warn!("{warning}"));
     let Plan { run, lock, mut recorder, supervises } = Plan::new(settings, inherited, id, config_dir, log)?;
     if !supervises {
         return Err(run.launch.exec());

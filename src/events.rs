@@ -2,7 +2,7 @@
 //! [`SignalPipe`]; threads queue their events in memory, where none is lost, and wake the queue by the same pipe. Changes of watched
 //! files wake it, too.
 
-use std::io;
+use std::io::{self, IsTerminal, stdin};
 use std::mem;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::stat::{SFlag, fstat};
 use nix::sys::time::TimeSpec;
 
 use crate::claude::frames::FrameEvent;
@@ -31,6 +32,8 @@ pub(crate) enum Event {
     OutputDone,
     /// The lock helper has acquired its lock, or has ended.
     HelperChanged,
+    /// Nobody can write to our stdin any more.
+    StdinEnded,
     /// A watched file may have changed, or been created or removed.
     FilesChanged,
 }
@@ -41,6 +44,7 @@ pub struct EventQueue {
     from_threads: mpsc::Receiver<Event>,
     sender: EventSender,
     files: Option<FileWatch>,
+    watches_stdin: bool,
     requeued: Vec<Event>,
     /// Last TERM that was no duplicate.
     last_term: Option<Arrival>,
@@ -57,7 +61,8 @@ impl EventQueue {
     pub(crate) fn open() -> io::Result<Self> {
         let pipe = SignalPipe::open()?;
         let (queue, from_threads) = mpsc::channel();
-        Ok(Self { sender: EventSender { queue, pipe }, from_threads, files: None, requeued: Vec::new(), last_term: None })
+        let (files, last_term, requeued) = (None, None, Vec::new());
+        Ok(Self { sender: EventSender { queue, pipe }, from_threads, files, watches_stdin: false, requeued, last_term })
     }
 
     /// Watches `files` instead of those watched before.
@@ -68,6 +73,13 @@ impl EventQueue {
     /// Watches all files in `dir`, which need not exist yet.
     pub(crate) fn watch_directory(&mut self, dir: &Path) {
         self.files = Some(FileWatch::in_directory(dir));
+    }
+
+    /// Makes the end of stdin an event. False if it is at its end already, or will never be seen there: a file or a device.
+    pub(crate) fn watch_stdin(&mut self) -> bool {
+        let kind = fstat(stdin()).map_or(SFlag::empty(), |stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+        self.watches_stdin = matches!(kind, SFlag::S_IFIFO | SFlag::S_IFSOCK) || stdin().is_terminal();
+        self.watches_stdin
     }
 
     pub(crate) fn signal_pipe(&self) -> Arc<SignalPipe> {
@@ -94,11 +106,16 @@ impl EventQueue {
             let mut ready = vec![PollFd::new(self.sender.pipe.reader.as_fd(), PollFlags::POLLIN)];
             let watch = self.files.as_ref().and_then(|files| files.inotify.as_ref());
             ready.extend(watch.map(|watch| PollFd::new(watch.as_fd(), PollFlags::POLLIN)));
+            let stdin = stdin();
+            if self.watches_stdin {
+                ready.push(PollFd::new(stdin.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))); // not for what there is to read
+            }
             match ppoll(&mut ready, timeout, None) {
                 // The handler has written its record before it returns.
                 Err(nix::Error::EINTR) => continue,
                 other => other?,
             };
+            let stdin_ended = self.watches_stdin && ready.last().and_then(PollFd::any).unwrap_or(true);
             let mut events = mem::take(&mut self.requeued);
             for arrival in self.sender.pipe.drain() {
                 if !self.is_duplicate(arrival) {
@@ -107,6 +124,10 @@ impl EventQueue {
             }
             // After the signals: a thread queues its event first, then wakes.
             events.extend(self.from_threads.try_iter());
+            if stdin_ended {
+                self.watches_stdin = false;
+                events.push(Event::StdinEnded);
+            }
             if self.files.as_mut().is_some_and(FileWatch::take_changes) {
                 events.push(Event::FilesChanged);
             }

@@ -24,7 +24,7 @@ use crate::run_id::RunId;
 use crate::supervisor::output::OutputConfig;
 use crate::supervisor::policy::{Group, PolicyConfig};
 use crate::supervisor::{Launch, Supervision};
-use crate::sys::signal::{InheritedDispositions, SigSet};
+use crate::sys::signal::InheritedDispositions;
 
 /// Decisions about an invocation that runs a program.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Plan {
             launch.set(lock::KEY_VARIABLE, None);
         }
         let lock = if wants_lock { lock_request(&settings, &launch, config_dir.as_deref(), ancestors) } else { None };
-        let policy = policy_config(&settings, launch.signals.ignored);
+        let policy = policy_config(&settings, &launch);
         let output = if is_bare { OutputConfig::default() } else { output_config(&settings, &launch.program, log)? };
         let record_file = settings.record.filter(|_| !is_bare);
         let has_limits = policy.hard_limit.is_some() || policy.leftovers == Leftovers::Kill;
@@ -142,11 +142,12 @@ fn refreshes(settings: &Settings, config_dir: &Path, program: &Program) -> Refre
     }
 }
 
-fn policy_config(settings: &Settings, ignored: SigSet) -> PolicyConfig {
+fn policy_config(settings: &Settings, launch: &Launch) -> PolicyConfig {
     // Only of our controlling terminal.
     let foreground = tcgetpgrp(stdin()).ok().filter(|_| settings.stdin == Stdin::Inherit);
     let (hard_limit, leftovers) = match foreground {
-        Some(group) if group == getpgrp() => (DurationSetting::Endless, Leftovers::Keep), // a person sits there
+        // Attended: a person sits there, and talks to it.
+        Some(group) if group == getpgrp() && !launch.program.is_headless() => (DurationSetting::Endless, Leftovers::Keep),
         _ => (HARD_LIMIT, Leftovers::Kill),
     };
     PolicyConfig {
@@ -158,7 +159,8 @@ fn policy_config(settings: &Settings, ignored: SigSet) -> PolicyConfig {
         leftovers: settings.leftovers.unwrap_or(leftovers),
         // Also in the background: `fg` must later reach the child as well.
         group: if foreground.is_some() { Group::Shared } else { Group::Own },
-        ignored,
+        streams_input: settings.stdin == Stdin::Inherit && frames::input_is_streamed(&launch.program.argv),
+        ignored: launch.signals.ignored,
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::sys::fs::read_bounded;
@@ -16,14 +17,14 @@ pub enum Login {
     Expires(SystemTime),
     /// No file, or no OAuth login in it.
     None,
-    /// The file cannot be read or understood, for this reason.
+    /// The file cannot be read or understood, or what is in it serves no agent; as a sentence about the file.
     Unclear(String),
 }
 
 /// Number and interval of retries, which outlast the rewriting of a small file.
 const RETRIES: u32 = 20;
 const RETRY_EVERY: Duration = Duration::from_millis(10);
-const MAX_SIZE: u64 = 1 << 20;
+const MAX_SIZE: u64 = 8 << 20;
 
 impl Login {
     pub(crate) fn path(config_dir: &Path) -> PathBuf {
@@ -45,32 +46,55 @@ impl Login {
         match read_bounded(&Self::path(config_dir), MAX_SIZE) {
             Ok(bytes) => Self::parse(&bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => Self::None,
-            Err(error) => Self::Unclear(error.to_string()),
+            Err(error) => Self::Unclear(format!("cannot be read: {error}")),
         }
     }
 
     /// True if the file has a token to refresh the login with.
     pub(crate) fn has_refresh_token(config_dir: &Path) -> bool {
         let bytes = read_bounded(&Self::path(config_dir), MAX_SIZE).unwrap_or_default();
-        let file: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        file["claudeAiOauth"]["refreshToken"].as_str().is_some_and(|token| !token.is_empty())
+        let file: Option<CredentialsFile> = serde_json::from_slice(&bytes).ok();
+        file.and_then(|file| file.oauth).is_some_and(|oauth| is_token(&oauth["refreshToken"]))
     }
 
     /// Reads the text of a credentials file.
     pub fn parse(bytes: &[u8]) -> Self {
-        let file: Value = match serde_json::from_slice(bytes) {
-            Ok(file) => file,
+        let oauth = match serde_json::from_slice(bytes) {
+            Ok(CredentialsFile { oauth }) => oauth,
             // serde_json's message names a place, and quotes nothing of a string.
-            Err(error) => return Self::Unclear(format!("no JSON: {error}")),
+            Err(error) => return Self::Unclear(format!("cannot be understood: no JSON of claude's: {error}")),
         };
-        let Some(oauth) = file.get("claudeAiOauth") else { return Self::None };
+        let Some(oauth) = oauth else { return Self::None };
         // A number of JavaScript's: it may have a fraction.
-        let milliseconds = oauth["expiresAt"].as_f64().filter(|at| *at >= 0.0).map(|at| at as u64);
-        match milliseconds.and_then(|at| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at))) {
+        let milliseconds = oauth["expiresAt"].as_f64().map(|at| at as u64);
+        let expiry = milliseconds.and_then(|at| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at)));
+        let lacks_inference = |scopes: &Vec<Value>| !scopes.is_empty() && !scopes.iter().any(|scope| scope == "user:inference");
+        match expiry {
+            // From 2.1.128 on, claude does that when a refresh token is refused.
+            _ if oauth["accessToken"].as_str().is_some_and(|token| token.trim().is_empty()) => {
+                Self::Unclear("has a dead login, with its tokens emptied: log in again".to_owned())
+            }
+            Some(at) if at <= SystemTime::now() && !is_token(&oauth["refreshToken"]) => {
+                Self::Unclear("has a dead login, expired and with no refresh token: log in again".to_owned())
+            }
+            _ if oauth["scopes"].as_array().is_some_and(lacks_inference) => {
+                Self::Unclear("has a login without the scope user:inference: log in again".to_owned())
+            }
             Some(at) => Self::Expires(at),
-            None => Self::Unclear("no expiresAt".to_owned()),
+            None => Self::Unclear("cannot be understood: no expiresAt".to_owned()),
         }
     }
+}
+
+fn is_token(value: &Value) -> bool {
+    value.as_str().is_some_and(|token| !token.trim().is_empty())
+}
+
+/// What else is in the file may be of any shape.
+#[derive(Deserialize)]
+struct CredentialsFile {
+    #[serde(rename = "claudeAiOauth")]
+    oauth: Option<Value>,
 }
 
 #[cfg(test)]
@@ -83,7 +107,7 @@ mod tests {
     fn a_half_written_file_is_read_again() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
         let file = Login::path(dir.path());
-        let text = r#"{"claudeAiOauth":{"expiresAt":1000}}"#;
+        let text = r#"{"claudeAiOauth":{"expiresAt":1000,"refreshToken":"y"}}"#;
         std::fs::write(&file, &text[..9])?;
         let rewriting = thread::spawn(move || {
             thread::sleep(RETRY_EVERY * 3);
@@ -103,8 +127,8 @@ mod tests {
             br#"{"claudeAiOauth":{"accessToken":"sk-ant-oat01-x","refreshToken":"y","expiresAt":1790000000123,"scopes":[]}}"#;
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123);
         assert_eq!(Login::parse(file), Login::Expires(at));
-        for (number, milliseconds) in [("1.5", 1), ("1e3", 1000), ("0", 0), ("1e30", u64::MAX)] {
-            let file = format!(r#"{{"claudeAiOauth":{{"expiresAt":{number}}}}}"#);
+        for (number, milliseconds) in [("1.5", 1), ("1e3", 1000), ("0", 0), ("-5", 0), ("1e30", u64::MAX)] {
+            let file = format!(r#"{{"claudeAiOauth":{{"expiresAt":{number},"refreshToken":"y"}}}}"#);
             let at = SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds);
             assert_eq!(Login::parse(file.as_bytes()), Login::Expires(at), "{number}");
         }
@@ -113,10 +137,44 @@ mod tests {
             assert!(!why.contains("sk-ant"), "{why}");
         }
         assert_eq!(Login::parse(b"{}"), Login::None);
-        assert!(matches!(Login::parse(br#"{"claudeAiOauth":{"expiresAt":"soon"}}"#), Login::Unclear(_)));
-        for other in ["null", "[1790000000123]", "\"x\""] {
+        assert_eq!(Login::parse(br#"{"claudeAiOauth":null}"#), Login::None);
+        for other in
+            ["[1790000000123]", "\"x\"", "{}", r#"{"expiresAt":"soon"}"#, r#"{"expiresAt":null}"#, r#"{"expiresAt":true}"#]
+        {
             let file = format!(r#"{{"claudeAiOauth":{other}}}"#);
-            assert_eq!(Login::parse(file.as_bytes()), Login::Unclear("no expiresAt".to_owned()), "{other}");
+            assert_eq!(
+                Login::parse(file.as_bytes()),
+                Login::Unclear("cannot be understood: no expiresAt".to_owned()),
+                "{other}"
+            );
         }
+    }
+
+    #[test]
+    fn rest_of_the_file_may_be_of_any_shape() {
+        let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+        let login = r#""claudeAiOauth":{"accessToken":"x","refreshToken":"y","expiresAt":1000}"#;
+        for other in [&b"\xff"[..], br"\ud800"] {
+            let file = [b"{\"mcpOAuth\":{\"x\":\"", other, b"\"},", login.as_bytes(), b"}"].concat();
+            assert!(matches!(Login::parse(&file), Login::Expires(_)), "{other:?}");
+        }
+        assert!(matches!(Login::parse(format!(r#"{{"mcpOAuth":{deep},{login}}}"#).as_bytes()), Login::Expires(_)));
+        assert!(matches!(Login::parse(format!(r#"{{"claudeAiOauth":{deep}}}"#).as_bytes()), Login::Unclear(_)));
+    }
+
+    #[test]
+    fn dead_login_is_no_login() {
+        let dead = |oauth: &str| match Login::parse(format!(r#"{{"claudeAiOauth":{{{oauth}}}}}"#).as_bytes()) {
+            Login::Unclear(why) => why.ends_with(": log in again"),
+            _ => false,
+        };
+        assert!(dead(r#""accessToken":"","refreshToken":"","expiresAt":0"#));
+        assert!(dead(r#""accessToken":" ","refreshToken":"y","expiresAt":4102444800000"#));
+        assert!(
+            dead(r#""accessToken":"x","expiresAt":1000"#) && dead(r#""accessToken":"x","refreshToken":null,"expiresAt":0"#)
+        );
+        assert!(dead(r#""accessToken":"x","refreshToken":"y","expiresAt":4102444800000,"scopes":["user:profile"]"#));
+        assert!(!dead(r#""accessToken":"x","expiresAt":4102444800000,"scopes":["user:inference"]"#));
+        assert!(!dead(r#""accessToken":"x","refreshToken":"y","expiresAt":0,"scopes":[]"#));
     }
 }

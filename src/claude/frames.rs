@@ -19,7 +19,9 @@ pub enum FrameEvent {
     },
     /// The number of open background tasks after a change.
     OpenTasks(u32),
-    /// Another frame after a result: the run goes on. Not reported before the first result.
+    /// The first frame of a turn after a result: the next result is still to come.
+    TurnStarted,
+    /// Another frame between a result and the next turn.
     Other,
 }
 
@@ -52,10 +54,18 @@ const MAX_LINE: usize = 8 << 20;
 
 /// True if claude's arguments ask for an output format that has frames.
 pub fn are_expected(arguments: &[OsString]) -> bool {
-    let framed = |format: &[u8]| matches!(format, b"json" | b"stream-json");
-    arguments.iter().enumerate().any(|(at, word)| match word.as_bytes().strip_prefix(b"--output-format") {
-        Some(b"") => arguments.get(at + 1).is_some_and(|format| framed(format.as_bytes())),
-        Some(format) => format.strip_prefix(b"=").is_some_and(framed),
+    have_format(arguments, b"--output-format", |format| matches!(format, b"json" | b"stream-json"))
+}
+
+/// True if claude's arguments say that messages come on stdin, one after the other.
+pub fn input_is_streamed(arguments: &[OsString]) -> bool {
+    have_format(arguments, b"--input-format", |format| format == b"stream-json")
+}
+
+fn have_format(arguments: &[OsString], option: &[u8], is_it: impl Fn(&[u8]) -> bool) -> bool {
+    arguments.iter().enumerate().any(|(at, word)| match word.as_bytes().strip_prefix(option) {
+        Some(b"") => arguments.get(at + 1).is_some_and(|format| is_it(format.as_bytes())),
+        Some(format) => format.strip_prefix(b"=").is_some_and(&is_it),
         None => false,
     })
 }
@@ -66,7 +76,9 @@ pub struct FrameReader {
     line: Vec<u8>,
     too_long: bool,
     last_result: Option<LastResult>,
+    session_id: Option<String>,
     tasks: HashSet<String>,
+    is_between_turns: bool,
 }
 
 impl FrameReader {
@@ -98,6 +110,11 @@ impl FrameReader {
         self.last_result.as_ref()
     }
 
+    /// The session that the last turn belongs to, by the frame that begins it.
+    pub(crate) fn session_id(&self) -> Option<&str> {
+        self.session_id.as_deref()
+    }
+
     fn keep(&mut self, bytes: &[u8]) {
         self.too_long |= self.line.len() + bytes.len() > MAX_LINE;
         if self.too_long {
@@ -108,8 +125,8 @@ impl FrameReader {
     }
 
     fn read_line(&mut self, line: &[u8], report: &mut impl FnMut(FrameEvent)) {
-        if leading_type(line).is_some_and(|kind| !matches!(kind, b"result" | b"system")) {
-            return self.other().into_iter().for_each(report);
+        if let Some(kind) = leading_type(line).filter(|kind| !matches!(*kind, b"result" | b"system")) {
+            return self.other(kind, None).into_iter().for_each(report);
         }
         // Anything else is text: claude prints that in other formats.
         let frames = frames_of(line).unwrap_or_default();
@@ -125,14 +142,19 @@ impl FrameReader {
                 // Other programs print results as well; those of claude have both of these, in every version.
                 let is_error = member(frame, "is_error")?;
                 self.last_result = Some(LastResult {
-                    subtype: subtype.to_owned(),
+                    subtype: clamped(subtype),
                     is_error,
-                    session_id: member(frame, "session_id"),
+                    session_id: member(frame, "session_id").map(|id: String| clamped(&id)),
                     turns: member(frame, "num_turns"),
                     duration_ms: member(frame, "duration_ms"),
                     cost_usd: member(frame, "total_cost_usd"),
                 });
+                self.is_between_turns = true;
                 return Some(FrameEvent::Result { is_error });
+            }
+            ("system", Some("init")) => {
+                self.session_id = member(frame, "session_id").map(|id: String| clamped(&id));
+                return self.other(b"system", subtype.as_deref());
             }
             ("system", Some("task_started")) => self.tasks.extend(task),
             ("system", Some("task_notification")) => self.tasks.retain(|open| Some(open) != task.as_ref()),
@@ -140,13 +162,17 @@ impl FrameReader {
                 let tasks: Vec<Frame> = member(frame, "tasks")?;
                 self.tasks = tasks.iter().filter_map(|task| member(task, "task_id")).collect();
             }
-            _ => return self.other(),
+            (kind, subtype) => return self.other(kind.as_bytes(), subtype),
         }
         Some(FrameEvent::OpenTasks(u32::try_from(self.tasks.len()).unwrap_or(u32::MAX)))
     }
 
-    fn other(&self) -> Option<FrameEvent> {
-        self.last_result.is_some().then_some(FrameEvent::Other)
+    fn other(&mut self, kind: &[u8], subtype: Option<&str>) -> Option<FrameEvent> {
+        let was_between_turns = self.is_between_turns;
+        self.is_between_turns &=
+            !matches!((kind, subtype), (b"assistant" | b"user" | b"stream_event", _) | (b"system", Some("init")));
+        let event = if self.is_between_turns { FrameEvent::Other } else { FrameEvent::TurnStarted };
+        was_between_turns.then_some(event)
     }
 }
 
@@ -169,6 +195,11 @@ fn frames_of(line: &[u8]) -> serde_json::Result<Vec<Frame<'_>>> {
         Some(b'[') => serde_json::from_slice(line),
         _ => Ok(Vec::new()),
     }
+}
+
+/// As much of `text` as is kept: others can put anything into a frame.
+fn clamped(text: &str) -> String {
+    text.chars().take(1024).collect()
 }
 
 /// The member `key`, unless it is missing or of another type.

@@ -78,6 +78,19 @@ impl Program {
         }
     }
 
+    /// True if it is claude without a person who talks to it: a run with `-p`, also among other letters, or `--print`.
+    pub(crate) fn is_headless(&self) -> bool {
+        let is_print = |word: &OsString| {
+            let word = word.as_bytes();
+            let letters = word.strip_prefix(b"-").and_then(|letters| letters.split(|&letter| letter == b'p').next());
+            // Letters of other options may take the rest of the word as their value.
+            word == b"--print"
+                || letters.is_some_and(|letters| 1 + letters.len() < word.len() && letters.iter().all(|l| b"chv".contains(l)))
+        };
+        let is_claude = self.is_claude || Path::new(&self.argv[0]).file_name() == Some(OsStr::new(NAME));
+        is_claude && self.argv[1..].iter().take_while(|word| *word != "--").any(is_print)
+    }
+
     /// True if this only prints claude's version or help, which needs no login and must not wait.
     pub(crate) fn needs_no_lock(&self) -> bool {
         let first = self.argv.get(1).map(|word| word.as_bytes());
@@ -108,24 +121,25 @@ fn executable(path: &Path) -> Result<PathBuf, ProgramError> {
     }
 }
 
-/// Finds the first executable `name` on PATH. For claude, skips this very program under claude's name.
+/// Finds the first program `name` on PATH; if there is none, the first that cannot be run. For claude, skips this very program
+/// under claude's name.
 fn on_path(name: &OsStr, is_claude: bool) -> Result<PathBuf, ProgramError> {
     let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/bin:/usr/bin".into());
-    let dirs = env::split_paths(&path).map(|dir| if dir.as_os_str().is_empty() { ".".into() } else { dir });
-    let is_file = |path: &PathBuf| fs::metadata(path).is_ok_and(|found| !found.is_dir());
-    let is_other = |path: &PathBuf| !(is_claude && is_ourselves(path));
-    let candidates: Vec<_> = dirs.map(|dir| dir.join(name)).filter(is_file).filter(is_other).collect();
-    if let Some(path) = candidates.iter().find(|path| is_executable(path)) {
-        return Ok(path.clone());
+    let mut refusal = ProgramError::NotFound(if is_claude {
+        "claude: not found on PATH; install Claude Code, or name it with --claude or CLAUDE_RUN_CLAUDE".into()
+    } else {
+        format!("{}: not found on PATH", name.display())
+    });
+    for dir in env::split_paths(&path) {
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { &dir };
+        match executable(&dir.join(name)) {
+            Ok(path) if is_claude && is_ourselves(&path) => {}
+            Ok(path) => return Ok(path),
+            Err(error @ ProgramError::CannotRun(_)) if matches!(refusal, ProgramError::NotFound(_)) => refusal = error,
+            Err(_) => {}
+        }
     }
-    let shown = name.display();
-    Err(match candidates.first() {
-        Some(path) => cannot_run(path, &format!("is not executable, and there is no other {shown} on PATH")),
-        None if is_claude => ProgramError::NotFound(
-            "claude: not found on PATH; install Claude Code, or name it with --claude or CLAUDE_RUN_CLAUDE".into(),
-        ),
-        None => ProgramError::NotFound(format!("{shown}: not found on PATH")),
-    })
+    Err(refusal)
 }
 
 fn is_executable(path: &Path) -> bool {

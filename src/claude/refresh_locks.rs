@@ -20,6 +20,8 @@ pub(crate) struct RefreshLock {
     pub(crate) owner: Option<Owner>,
     /// Age at which others take the lock over.
     stale_after: Duration,
+    /// What keeps everybody from taking it over, ever.
+    flaw: Option<&'static str>,
 }
 
 /// Owner of a refresh lock.
@@ -40,6 +42,8 @@ pub(crate) enum Standing {
     Live,
     /// The owner is dead, but every new claude respects the lock for this long.
     OwnerDead(Duration),
+    /// Nobody takes it over, and so no claude can refresh; the reason.
+    Stuck(&'static str),
     /// The holder was killed or is stuck: it is silent for this long, and the next claude takes the lock over.
     Stale(Duration),
 }
@@ -50,6 +54,9 @@ const STALE_AFTER: Duration = Duration::from_secs(10);
 /// Age at which Claude Code from 2.1.128 on takes a lock over (measured: the next refresh is 60.2 to 61.4 s after the last
 /// touch). Until then every new claude fails, after 8 s.
 const NEWER_STALE_AFTER: Duration = Duration::from_secs(60);
+
+/// A lock that is so far ahead of our clock is no work of a holder whose clock differs a bit.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(120);
 
 const MAX_OWNER_FILE: u64 = 64 << 10;
 
@@ -73,13 +80,24 @@ impl RefreshLock {
     }
 
     fn at(path: PathBuf, owner: Option<Owner>, stale_after: Duration) -> Self {
-        let touched = fs::metadata(&path).and_then(|found| found.modified()).ok();
+        let found = fs::symlink_metadata(&path).ok();
+        let touched = found.as_ref().and_then(|found| found.modified().ok());
+        // It is taken over by rmdir(2).
+        let flaw = match &found {
+            Some(found) if !found.is_dir() => Some("is no directory"),
+            Some(_) if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some()) => Some("has something in it"),
+            _ => None,
+        };
         // Without a lock, the file is left over from an earlier one.
-        Self { path, touched, owner: owner.filter(|_| touched.is_some()), stale_after }
+        Self { path, touched, owner: owner.filter(|_| touched.is_some()), stale_after, flaw }
     }
 
     pub(crate) fn standing(&self, now: SystemTime) -> Standing {
         let Some(touched) = self.touched else { return Standing::Free };
+        let is_ahead = touched.duration_since(now).is_ok_and(|ahead| ahead > MAX_CLOCK_SKEW);
+        if let Some(flaw) = self.flaw.or(is_ahead.then_some("has a time that is yet to come")) {
+            return Standing::Stuck(flaw);
+        }
         match (age(touched, now), &self.owner) {
             (age, _) if age >= self.stale_after => Standing::Stale(age),
             (age, Some(Owner { lives: Some(false), .. })) => Standing::OwnerDead(self.stale_after - age),
@@ -90,7 +108,8 @@ impl RefreshLock {
     /// Longest time for which the lock keeps claude from a refresh if nobody touches it; `None` if it does not.
     pub(crate) fn blocks_for(&self, now: SystemTime) -> Option<Duration> {
         let left = self.stale_after.saturating_sub(age(self.touched?, now));
-        (!left.is_zero()).then_some(left)
+        // There is no end of a stuck one to wait for.
+        (!left.is_zero() && !matches!(self.standing(now), Standing::Stuck(_))).then_some(left)
     }
 }
 
@@ -143,7 +162,7 @@ mod tests {
 
     fn lock(touched: Option<SystemTime>, lives: Option<Option<bool>>) -> RefreshLock {
         let owner = lives.map(|lives| Owner { pid: 1, lives, namespace: None });
-        RefreshLock { path: PathBuf::new(), touched, owner, stale_after: STALE_AFTER }
+        RefreshLock { path: PathBuf::new(), touched, owner, stale_after: STALE_AFTER, flaw: None }
     }
 
     #[test]
@@ -157,6 +176,8 @@ mod tests {
             assert_eq!(standing(None), Standing::Free);
             assert_eq!(standing(Some(now)), live(STALE_AFTER));
             assert_eq!(standing(Some(now + Duration::from_secs(99))), live(STALE_AFTER), "a clock that was set back");
+            let ahead = Some(now + MAX_CLOCK_SKEW + millisecond);
+            assert!(matches!(standing(ahead), Standing::Stuck(_)) && lock(ahead, lives).blocks_for(now).is_none());
             assert_eq!(standing(Some(now - STALE_AFTER + millisecond)), live(millisecond));
             assert_eq!(standing(Some(now - STALE_AFTER)), Standing::Stale(STALE_AFTER));
             let blocks = |touched| lock(touched, lives).blocks_for(now);

@@ -50,6 +50,8 @@ pub enum Meaning {
 
 const PREFIX: &str = "tengu_oauth_token_refresh_";
 const MAX_FILE: u64 = 256 << 20;
+/// Number of characters of a value that are kept.
+const LONGEST: usize = 1024;
 
 impl RefreshEvent {
     /// Reads a line of a telemetry file; `None` if it is about something else.
@@ -62,7 +64,7 @@ impl RefreshEvent {
         }
         let entry: Value = serde_json::from_slice(line).map_err(|_| Malformed)?;
         let event = entry.get("event_data").filter(|event| event.is_object()).ok_or(Malformed)?;
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let text = |value: &Value| value.as_str().unwrap_or_default().chars().take(LONGEST).collect::<String>();
         // Another event can have the prefix in its data.
         let name = text(&event["event_name"]);
         let Some(name) = name.strip_prefix(PREFIX) else { return Ok(None) };

@@ -139,11 +139,12 @@ pub fn command() -> Command {
         .arg(
             Arg::new("verbose")
                 .short('v')
+                .long("verbose")
                 .action(ArgAction::Count)
                 .help("Say more; twice: still more")
                 .long_help(verbosity_help),
         )
-        .arg(Arg::new("quiet").short('q').action(ArgAction::SetTrue).help("Say nothing but errors"))
+        .arg(Arg::new("quiet").short('q').long("quiet").action(ArgAction::SetTrue).help("Say nothing but errors"))
         .next_help_heading(None)
         .arg(
             Arg::new("command")
@@ -182,7 +183,7 @@ pub fn similar_operation(word: &str) -> Option<String> {
 }
 
 /// The name that is most like `word`, if it is more like it than `bound` of 1.
-pub(super) fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>, bound: f64) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>, bound: f64) -> Option<&'a str> {
     let likeness = |name: &str| strsim::jaro(name, word);
     names.max_by(|one, other| likeness(one).total_cmp(&likeness(other))).filter(|name| likeness(name) > bound)
 }

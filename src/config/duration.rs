@@ -43,13 +43,18 @@ impl DurationSetting {
         // Rust's float reader also takes "inf" and "nan".
         let in_digits =
             number.contains(|c: char| c.is_ascii_digit()) && number.chars().all(|c| c.is_ascii_digit() || "+-.eE".contains(c));
-        match number.parse::<f64>() {
-            Ok(number) if in_digits && number < 0.0 => bail!("{text:?} is a negative duration; 0 switches a limit off"),
-            Ok(number) if in_digits => Ok(Self::Finite(seconds(number * unit))),
+        let mantissa = if in_digits { number.split(['e', 'E']).next().unwrap_or_default() } else { text };
+        let is_zero = !mantissa.contains(|c| matches!(c, '1'..='9'));
+        let span = match number.parse::<f64>() {
+            Ok(_) if in_digits && number.starts_with('-') && !is_zero => {
+                bail!("{text:?} is a negative duration; 0 switches a limit off")
+            }
+            Ok(number) if in_digits => Duration::try_from_secs_f64(number.abs() * unit).unwrap_or(Duration::MAX),
             _ => humantime::parse_duration(text)
-                .map(Self::Finite)
-                .map_err(|_| anyhow!("{text:?} is no duration; write 90, 90s, 1.5, 10m, 2h, 1d or none")),
-        }
+                .map_err(|_| anyhow!("{text:?} is no duration; write 90, 90s, 1.5, 10m, 2h, 1d or none"))?,
+        };
+        // What only rounds to zero is no "no limit".
+        Ok(Self::Finite(if is_zero { span } else { span.max(Duration::from_nanos(1)) }))
     }
 }
 
@@ -69,12 +74,6 @@ pub fn show(span: Duration) -> String {
 /// `span` in full seconds, for text that changes while it is read.
 pub fn show_seconds(span: Duration) -> String {
     humantime::format_duration(Duration::from_secs(span.as_secs())).to_string()
-}
-
-/// Clamps to the range of a Duration; its smallest instead of zero, which would mean "no limit".
-fn seconds(seconds: f64) -> Duration {
-    let span = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-    if span.is_zero() && seconds > 0.0 { Duration::from_nanos(1) } else { span }
 }
 
 #[cfg(test)]
@@ -109,7 +108,26 @@ mod tests {
 
     #[test]
     fn refuses_other_text() {
-        for text in ["", "x", "-1", "-0.1s", "42D", "nan", "s", "1 2", "e", "1,5", "5x", "++1", "1h-"] {
+        for text in [
+            "",
+            "x",
+            "-1",
+            "-0.1s",
+            "42D",
+            "nan",
+            "s",
+            "1 2",
+            "e",
+            "-1e-10000",
+            "0x0",
+            "0x1p-2000",
+            "NaN",
+            "1e",
+            "1,5",
+            "5x",
+            "++1",
+            "1h-",
+        ] {
             let message = format!("{:#}", DurationSetting::parse(text).expect_err(text));
             assert!(message.contains(&format!("{text:?}")), "{message}");
         }
@@ -122,7 +140,12 @@ mod tests {
             let DurationSetting::Finite(span) = DurationSetting::parse(text)? else { panic!("{text}") };
             assert!(after(now, Some(span)).is_none_or(|at| at > now + Duration::from_secs(1 << 30)), "{text}");
         }
-        assert_eq!(DurationSetting::parse("1e-30")?, DurationSetting::Finite(Duration::from_nanos(1)));
+        for text in ["1e-30", "1e-10000", "0.0000000001s", "1e-9999d", "+1e-400", "000.1e-20", "1e-1000000000"] {
+            assert_eq!(DurationSetting::parse(text)?, DurationSetting::Finite(Duration::from_nanos(1)), "{text}");
+        }
+        for text in ["0", "0e5", "0.0", "-0", "0e-10000", "0ms", "0h 0m", "00s"] {
+            assert_eq!(DurationSetting::parse(text)?, DurationSetting::Finite(Duration::ZERO), "{text}");
+        }
         assert_eq!(DurationSetting::parse("none")?.as_limit(), None);
         assert_eq!(DurationSetting::parse("0")?.as_limit(), None);
         Ok(())

@@ -3,25 +3,32 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use fs4::FileExt;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
-use tempfile::NamedTempFile;
 use toml_edit::{Document, DocumentMut, Item, Value};
 
 use super::cli::nearest;
 use super::options::OPTIONS;
+use super::trust::{POWERFUL, ensure_only_ours};
+use crate::sys::file_id::FileId;
 use crate::sys::fs::read_bounded_text;
+use crate::sys::proc::flocks;
 
 /// Name of the file.
 pub const NAME: &str = "claude-run.toml";
+
+/// For another that changes the file: it takes milliseconds.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// Larger than any such file.
 const LARGEST: u64 = 8 << 20;
@@ -45,7 +52,13 @@ impl SettingsFile {
     /// The file cannot be read, is no TOML, or has a key or a kind of value that does not belong there.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         match read_bounded_text(path, LARGEST) {
-            Ok(text) => Self::parse(path, &text).map(Some),
+            Ok(text) => {
+                let file = Self::parse(path, &text)?;
+                if let Some((key, (_, line))) = POWERFUL.into_iter().find_map(|key| Some((key, file.value(key)?))) {
+                    ensure_only_ours(path, key).with_context(|| format!("{}:{line}", path.display()))?;
+                }
+                Ok(Some(file))
+            }
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot read the settings file {}", path.display())),
         }
@@ -57,13 +70,12 @@ impl SettingsFile {
     /// # Errors
     /// The file is broken, or cannot be read or written.
     pub fn set(path: &Path, key: &str, value: &str) -> Result<()> {
-        let change = || {
+        let change = || -> Result<()> {
             let directory = directory_of(path)?;
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
             // Of two writers at once, the second changes what the first has written.
-            let guard = File::open(&directory)?;
-            FileExt::lock(&guard)?;
-            rewrite(path, |text| {
+            let _guard = lock_directory(&directory)?;
+            Ok(rewrite(path, |text| {
                 let mut document = DocumentMut::from_str(text).map_err(io::Error::other)?;
                 let mut value = Value::from(value);
                 if let Some(old) = document.get(key).and_then(Item::as_value) {
@@ -71,7 +83,7 @@ impl SettingsFile {
                 }
                 document[key] = Item::Value(value);
                 Ok(document.to_string())
-            })
+            })?)
         };
         change().with_context(|| format!("cannot change the settings file {}", path.display()))
     }
@@ -85,13 +97,16 @@ impl SettingsFile {
         let document = Document::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
             let line = text.lines().nth(line_of(text, at) - 1).unwrap_or_default();
-            anyhow!("{}: {} in {:?}", place(at), one_line(error.message()), line.trim())
+            // Not the line itself: a link to credentials may be in the file's place.
+            let key = OPTIONS.iter().find(|option| line.split('=').next().is_some_and(|key| key.trim() == option.name));
+            let key = key.map(|option| format!("{}: ", option.name)).unwrap_or_default();
+            anyhow!("{}: {key}{}", place(at), one_line(error.message()))
         })?;
         let mut entries = BTreeMap::new();
         for (key, item) in document.iter() {
             let at = document.key(key).and_then(|key| key.span()).map_or(0, |span| span.start);
             ensure_known(key).with_context(|| place(at))?;
-            let value = text_of(item).with_context(|| format!("{}: {key}", place(at)))?;
+            let value = text_of(item, text).with_context(|| format!("{}: {key}", place(at)))?;
             entries.insert(key.to_owned(), (value.into(), line_of(text, at)));
         }
         Ok(Self { path: path.to_owned(), entries })
@@ -101,6 +116,21 @@ impl SettingsFile {
     pub fn value(&self, key: &str) -> Option<(&OsString, usize)> {
         self.entries.get(key).map(|(value, line)| (value, *line))
     }
+}
+
+/// Takes an flock on `directory`, which anybody can hold, and for ever.
+fn lock_directory(directory: &Path) -> Result<File> {
+    let guard = File::open(directory)?;
+    let deadline = Instant::now() + LONGEST_WAIT;
+    while FileExt::try_lock(&guard).is_err() {
+        if Instant::now() >= deadline {
+            let holders = flocks(FileId::of(&guard.metadata()?));
+            let pids: Vec<_> = holders.iter().map(|flock| format!("pid {}", flock.pid)).collect();
+            bail!("{} is locked by another process ({})", directory.display(), pids.join(", "));
+        }
+        thread::sleep(LONGEST_WAIT / 100);
+    }
+    Ok(guard)
 }
 
 /// The file `path` itself: a link stays a link, as a mounted configuration may be one.
@@ -144,11 +174,13 @@ pub(crate) fn read_to_rewrite(path: &Path) -> io::Result<String> {
 pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
     let text = read_to_rewrite(path)?;
     let (path, directory) = (&resolve_links(path), &directory_of(path)?);
-    let mut copy = NamedTempFile::new_in(directory)?;
-    copy.write_all(change(&text)?.as_bytes())?;
     let old = fs::metadata(path);
-    if let Ok(old) = &old {
-        copy.as_file().set_permissions(old.permissions())?;
+    // A new file, less the umask: whoever shares the directory reads it.
+    let mode = old.as_ref().map_or_else(|_| Permissions::from_mode(0o666), Metadata::permissions);
+    let mut copy = tempfile::Builder::new().permissions(mode.clone()).tempfile_in(directory)?;
+    copy.write_all(change(&text)?.as_bytes())?;
+    if old.is_ok() {
+        copy.as_file().set_permissions(mode)?;
     }
     let owner = old.or_else(|_| fs::metadata(directory))?;
     let ours = copy.as_file().metadata()?;
@@ -175,11 +207,15 @@ fn ensure_known(key: &str) -> Result<()> {
     }
 }
 
-/// A value as it would be typed behind a flag.
-fn text_of(item: &Item) -> Result<String> {
+/// A value in `text` as it would be typed behind a flag.
+fn text_of(item: &Item, text: &str) -> Result<String> {
     match item.as_value() {
-        Some(Value::String(text)) => Ok(text.value().clone()),
+        Some(Value::String(word)) => Ok(word.value().clone()),
         Some(Value::Integer(number)) => Ok(number.value().to_string()),
+        // As it is written: 1e-400 is not "off".
+        Some(Value::Float(number)) if *number.value() == 0.0 => {
+            Ok(number.span().and_then(|span| text.get(span)).unwrap_or_default().replace('_', ""))
+        }
         Some(Value::Float(number)) => Ok(number.value().to_string()),
         Some(Value::Boolean(switch)) => Ok(if *switch.value() { "on" } else { "off" }.to_owned()),
         _ => bail!("a string, a number, true or false is wanted, not {}", item.type_name()),

@@ -15,4 +15,5 @@ pub mod help;
 pub mod options;
 pub mod settings;
 pub mod subcommands;
+mod trust;
 pub mod values;

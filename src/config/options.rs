@@ -138,9 +138,9 @@ settings! {
     wait: Wait = option(LOCK, "wait", "DUR", "CLAUDE_RUN_WAIT", "10m"), short: Some('w');
     /// With --lock refresh: how long before the token expires a refresh counts as due
     ///
-    /// Claude Code refreshes it from 5m before; the default adds a minute for clocks and slow starts. At or above the hard
+    /// Claude Code refreshes it from 5m before; the default adds 10s for a slow start. At or above the hard
     /// limit, refreshes in mid-run are covered, too. 0: once it has expired, none: always
-    refresh_margin: DurationSetting = option(LOCK, "refresh-margin", "DUR", "CLAUDE_RUN_REFRESH_MARGIN", "6m");
+    refresh_margin: DurationSetting = option(LOCK, "refresh-margin", "DUR", "CLAUDE_RUN_REFRESH_MARGIN", "5m10s");
     /// Exit code when the lock was not free in time, 0 to 255
     conflict_exit_code: u8 = option(LOCK, "conflict-exit-code", "N", "CLAUDE_RUN_CONFLICT_EXIT_CODE", "75"), short: Some('E');
     /// Claude Code's config dir, for the lock and for claude itself
@@ -160,8 +160,9 @@ settings! {
     claude: Option<PathBuf> = option(WATCHDOG, "claude", "PATH", "CLAUDE_RUN_CLAUDE", "claude on PATH");
     /// Hard limit, counted from the start of COMMAND; 0: none
     ///
-    /// Then TERM, the kill grace, KILL to its whole tree, exit code 124
-    hard_limit: Option<DurationSetting> = option(WATCHDOG, "timeout", "DUR", "CLAUDE_TIMEOUT", "2h; none when interactive");
+    /// Then TERM, the kill grace, KILL to its whole tree, exit code 124. A run is attended if stdin is its terminal, in the
+    /// foreground, and it is not claude with -p or --print
+    hard_limit: Option<DurationSetting> = option(WATCHDOG, "timeout", "DUR", "CLAUDE_TIMEOUT", "2h; none when attended");
     /// Idle limit: longest time without a byte on stdout or stderr
     ///
     /// Then as at the hard limit. Claude Code can be silent for 6 minutes while it waits for its API: below 7m it kills healthy
@@ -180,7 +181,7 @@ settings! {
     ///
     /// In whatever session or process group they are
     leftovers: Option<Leftovers> =
-        option(WATCHDOG, "leftovers", "kill|keep", "CLAUDE_RUN_LEFTOVERS", "kill; keep when interactive");
+        option(WATCHDOG, "leftovers", "kill|keep", "CLAUDE_RUN_LEFTOVERS", "kill; keep when attended");
     /// Exit code 65 for a COMMAND that exits with 0 without a successful result frame
     ///
     /// The frame is missing, cut off, or reports no success. From the variable or the settings file, it counts for claude and

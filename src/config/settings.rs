@@ -5,10 +5,11 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
-use super::cli::Cli;
+use super::cli::{Cli, nearest};
 use super::duration::DurationSetting;
 use super::file::SettingsFile;
-use super::options::{OPTIONS, OptionSpec};
+use super::help::SECTIONS;
+use super::options::{OPTIONS, OptionSpec, VERBOSITY};
 pub use super::options::{Origin, Settings, Written};
 pub use super::values::{Leftovers, LockMode, Redact, RequireResult, Stdin, Verbosity, Wait};
 
@@ -20,7 +21,7 @@ pub const EXTERNAL_LOCK: &str = "CLAUDE_EXTERNAL_LOCK";
 /// Variable in which the factory names its agent.
 const LOG_AGENT: &str = "LOG_AGENT";
 
-/// Hard limit of a run that is not interactive.
+/// Hard limit of a run that is not attended.
 pub const HARD_LIMIT: DurationSetting = DurationSetting::from_secs(2 * 60 * 60);
 
 /// Every option, with the value that counts.
@@ -47,6 +48,23 @@ fn given(option: &OptionSpec, cli: &Cli, environment: Environment, file: Option<
     let typed = cli.value(name).map(|value| (value.to_owned(), Origin::Flag));
     let (value, origin) = typed.or_else(|| read(option.variable)).or_else(older).or_else(in_file)?;
     Some(Written { name, value, origin })
+}
+
+/// A warning for each variable among `names` that looks like one of ours, and is none.
+pub fn unknown_variables(names: impl Iterator<Item = OsString>) -> impl Iterator<Item = String> {
+    let options = || OPTIONS.iter().chain([&VERBOSITY]).map(|option| option.variable);
+    let of_children = || SECTIONS.iter().flat_map(|section| section.terms).map(|(term, _)| *term);
+    names.filter_map(move |name| {
+        let name = name.to_str()?;
+        let own = name.strip_prefix("CLAUDE_RUN_")?;
+        // Those of the scripts are no concern of ours.
+        let of_scripts = ["BIN", "SDK", "GROUP"].iter().any(|word| own.starts_with(word));
+        if of_scripts || options().chain(of_children()).any(|known| known == name) {
+            return None;
+        }
+        let similar = nearest(name, options(), 0.8).map(|similar| format!("; did you mean {similar}?"));
+        Some(format!("there is no variable {name}{}", similar.unwrap_or_default()))
+    })
 }
 
 impl Settings {

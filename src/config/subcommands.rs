@@ -100,6 +100,13 @@ pub enum Operation {
         #[arg(value_parser = parser::<Shell>())]
         shell: Shell,
     },
+    /// Prints a chapter of the guide, or the help of an operation
+    ///
+    /// Without TOPIC: what --help prints, and the topics.
+    Help {
+        /// A topic of the guide, or an operation
+        topic: Option<String>,
+    },
     /// Prints the man page, claude-run(1)
     ///
     /// To read it: `claude-run man-page | man -l -`
@@ -107,9 +114,10 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// True if it works with a broken settings file, as `doctor` must, which reports it.
+    /// True if it works with a broken settings file: it reports it, as `doctor` must, or has no use for it. A `setup` that was killed may
+    /// have left a config dir in which none can be read.
     pub fn tolerates_broken_file(&self) -> bool {
-        matches!(self, Self::Doctor { .. } | Self::Completions { .. } | Self::ManPage)
+        !matches!(self, Self::Mode { .. } | Self::Settings { .. })
     }
 }
 

@@ -199,7 +199,7 @@ impl Value for Vec<String> {
             // In the place of COMMAND, a word that starts with `-` would be an argument of claude's.
             words.first().is_some_and(|program| !program.is_empty() && !program.starts_with('-'))
         });
-        words.ok_or_else(|| anyhow!("{value:?} is no command; write a program and its arguments, and close every quote"))
+        words.ok_or_else(|| anyhow!("it is no command; write a program and its arguments, and close every quote"))
     }
 }
 

@@ -84,7 +84,8 @@ fn prepare_for_refresh(
     refresh_only: bool,
     wait: &mut LockWait,
 ) -> Result<Acquisition> {
-    if let Some(signal) = wait_for_refresh_locks(refreshes, wait, || guard.lost_reason().is_some())? {
+    let interrupted_by = wait_for_refresh_locks(refreshes, wait, || guard.lost_reason().is_some());
+    if let Some(signal) = interrupted_by.inspect_err(|_| wait.recorder.retire())? {
         return Ok(give_up(guard, Acquisition::Interrupted(signal), wait));
     }
     if let Some(reason) = guard.lost_reason() {
@@ -148,6 +149,7 @@ pub(crate) fn describe_refresh_lock(lock: &RefreshLock) -> String {
         Standing::Free => "is free".to_owned(),
         Standing::Live => "is held: a refresh is under way".to_owned(),
         Standing::OwnerDead(left) => format!("is not stale for another {}", show_seconds(left)),
+        Standing::Stuck(why) => format!("{why}, and no claude can refresh"),
         Standing::Stale(age) => format!("is stale: not touched for {}", show_seconds(age)),
     };
     let owner = match &lock.owner {

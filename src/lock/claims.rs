@@ -1,7 +1,8 @@
 //! The lock is held by an ancestor, or through a descriptor inherited from our caller; waiting would deadlock.
 
 use std::ffi::OsStr;
-use std::fmt;
+use std::fmt::{self, Display};
+use std::fs;
 use std::iter;
 
 use nix::unistd::getppid;
@@ -10,7 +11,7 @@ use crate::config::settings::Environment;
 use crate::records::{Hold, RecordStore, RunRecord};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
-use crate::sys::proc::{self, Stat, has_exclusive_flock};
+use crate::sys::proc::{self, Stat};
 
 /// The variable that gives the child its lock helper's key.
 pub const KEY_VARIABLE: &str = "CLAUDE_RUN_LOCK_KEY";
@@ -58,11 +59,19 @@ impl AncestorRuns {
         if has_exclusive_flock("self", lock) {
             return Some(Hold::Caller);
         }
-        // A claude whose claude-run was killed (it passes the descriptor to none of its tools), or an old shell script around a claude
-        // that calls us.
         let parent = Stat::read(getppid().as_raw()).filter(|_| proc::is_of_our_pid_namespace());
-        let mut ancestors = iter::successors(parent, |stat| Stat::read(stat.parent));
-        ancestors.any(|stat| has_exclusive_flock(&stat.pid.to_string(), lock)).then_some(Hold::RunAbove)
+        let ancestors = iter::successors(parent, |stat| Stat::read(stat.parent)).map(|stat| stat.pid);
+        let mut holders = ancestors.filter(|pid| has_exclusive_flock(pid, lock));
+        let nearest = holders.next()?;
+        // An ancestor may hold it for somebody else. It was passed down to us if a process between its holder and us has it as well, as
+        // the claude in an old shell block has; if a run whose claim we have has started the holder: a claude whose claude-run was killed;
+        // or if the holder is flock(1), which has no other command. None of them need pass it to its tools.
+        let is_below = |claim: &Claim| {
+            claim.lock == lock && fs::read(format!("/proc/{nearest}/environ")).is_ok_and(|all| claim.run.is_above(&all))
+        };
+        let is_flock = || fs::read_to_string(format!("/proc/{nearest}/comm")).is_ok_and(|name| name == "flock\n");
+        let is_passed_down = self.claims.iter().any(is_below) || holders.next().is_some() || is_flock();
+        is_passed_down.then_some(Hold::RunAbove)
     }
 
     /// True if an ancestor, or whichever run holds the session lock `lock`, has the lock of a lock helper as well.
@@ -115,9 +124,8 @@ impl Claim {
     /// proves nothing, since the lock may have been released: a descriptor of that run has to hold it. In another PID namespace
     /// that cannot be seen; there the run's record counts.
     fn holds_above_us(&self, lock: FileId, records: Option<&RecordStore>) -> bool {
-        let is_visible = || {
-            proc::is_of_our_pid_namespace() && self.run.is_above_us() && has_exclusive_flock(&self.run.pid.to_string(), lock)
-        };
+        let is_visible =
+            || proc::is_of_our_pid_namespace() && self.run.is_above_us() && has_exclusive_flock(self.run.pid, lock);
         let is_elsewhere = |record: &RunRecord| record.pid_namespace.is_some() && record.pid_namespace != proc::pid_namespace();
         let record = || records?.live(&self.run.to_string()).filter(|record| record.holds(lock) && is_elsewhere(record));
         self.lock == lock && (is_visible() || record().is_some())
@@ -129,6 +137,12 @@ impl fmt::Display for Claim {
         let Self { lock: FileId { device, inode }, run } = self;
         write!(f, "{device}:{inode}:{run}")
     }
+}
+
+/// True if a descriptor of `process` holds an exclusive flock on `lock`: an attempt to lock through an inherited descriptor that holds
+/// a shared one could lose that.
+fn has_exclusive_flock(process: impl Display, lock: FileId) -> bool {
+    proc::flock_of(process, lock).is_some_and(|flock| flock.is_exclusive)
 }
 
 #[cfg(test)]

@@ -1,19 +1,20 @@
 //! flock(2) on the lock file. Never truncates, writes or removes it: old callers open the same file with `9>`.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Error, Result, anyhow};
 use fs4::{FileExt, TryLockError};
 
 use crate::sys::file_id::FileId;
+use crate::sys::fs::{open_or_make_regular, open_regular};
 
 /// An open lock file.
 #[derive(Debug)]
-pub(super) struct LockFile {
+pub(crate) struct LockFile {
     path: PathBuf,
     file: File,
     file_id: FileId,
@@ -21,22 +22,29 @@ pub(super) struct LockFile {
 
 /// The session lock, held. Dropping it releases the lock, even while some daemon has inherited the descriptor.
 #[derive(Debug)]
-pub(super) struct FlockGuard(LockFile);
+pub(crate) struct FlockGuard(LockFile);
 
 /// Result of trying to lock.
 #[derive(Debug)]
-pub(super) enum LockAttempt {
+pub(crate) enum LockAttempt {
     Acquired(FlockGuard),
     Busy(LockFile),
 }
 
 impl LockFile {
     /// Opens the lock file; creates it if it is missing.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let file = open_or_create(path).map_err(|error| explain(path, error))?;
-        let found = file.metadata().with_context(|| format!("cannot look at the lock file {shown}"))?;
-        ensure_regular(path, &found)?;
+        let (file, found) = open_or_create(path).map_err(|error| match error.raw_os_error() {
+            Some(_) => Error::new(error).context(format!(
+                "cannot make or open the lock file {shown}; make its directory writable, or name another with --lock-file"
+            )),
+            None => {
+                let what = error.to_string();
+                let what = what.trim_start_matches("it ");
+                anyhow!("the lock file {shown} {what}; move it away, or name another with --lock-file")
+            }
+        })?;
         Ok(Self { path: path.to_owned(), file, file_id: FileId::of(&found) })
     }
 
@@ -45,7 +53,7 @@ impl LockFile {
     }
 
     /// Tries to lock the file that has its path now, without waiting.
-    pub(super) fn try_lock(mut self) -> Result<LockAttempt> {
+    pub(crate) fn try_lock(mut self) -> Result<LockAttempt> {
         loop {
             match FileExt::try_lock(&self.file) {
                 Ok(()) if self.is_current() => return Ok(LockAttempt::Acquired(FlockGuard(self))),
@@ -58,7 +66,7 @@ impl LockFile {
 
     /// Sleeps in flock(2) until the lock is acquired, or the file that has its path by then is busy. Only for a thread that may be
     /// interrupted.
-    pub(super) fn lock_blocking(self) -> Result<LockAttempt> {
+    pub(crate) fn lock_blocking(self) -> Result<LockAttempt> {
         FileExt::lock(&self.file).map_err(|error| flock_error(&self.path, error))?;
         if self.is_current() { Ok(LockAttempt::Acquired(FlockGuard(self))) } else { Self::open(&self.path)?.try_lock() }
     }
@@ -88,54 +96,26 @@ impl Drop for FlockGuard {
     }
 }
 
-fn open_or_create(path: &Path) -> io::Result<File> {
-    // O_NONBLOCK: a FIFO must not hang us. O_NOCTTY: a terminal must not become ours.
-    let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
-    let open =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o666).custom_flags(flags).open(path);
-    match open {
+fn open_or_create(path: &Path) -> io::Result<(File, Metadata)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o666);
+    match open_or_make_regular(path, &options) {
         // Another owner's file, or a read-only file system: flock(2) is content with a descriptor for reading.
         Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
-            OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|_| error)
+            open_regular(path, OpenOptions::new().read(true), 0).map_err(|_| error)
         }
         other => other,
     }
 }
 
-fn ensure_regular(path: &Path, found: &fs::Metadata) -> Result<()> {
-    let kind = found.file_type();
-    let kind = match () {
-        () if kind.is_file() => return Ok(()),
-        () if kind.is_fifo() => "a FIFO",
-        () if kind.is_socket() => "a socket",
-        () if kind.is_block_device() || kind.is_char_device() => "a device",
-        () if kind.is_dir() => "a directory",
-        () => "no regular file",
-    };
-    bail!("the lock file {} is {kind}; move it away, or name another with --lock-file", path.display())
-}
-
-fn explain(path: &Path, error: io::Error) -> anyhow::Error {
-    // open(2) itself refuses sockets (ENXIO) and directories (EISDIR): say what they are, as for a FIFO.
-    if let Ok(found) = fs::metadata(path)
-        && let Err(refusal) = ensure_regular(path, &found)
-    {
-        return refusal;
-    }
-    anyhow::Error::new(error).context(format!(
-        "cannot make or open the lock file {}; make its directory writable, or name another with --lock-file",
-        path.display()
-    ))
-}
-
 /// Error of a flock(2) that neither succeeds nor waits: ENOLCK, or a file system without it. NFS gives EBADF for an exclusive lock
 /// on a descriptor that may only read.
-fn flock_error(path: &Path, error: io::Error) -> anyhow::Error {
+fn flock_error(path: &Path, error: io::Error) -> Error {
     let way_out = match error.raw_os_error() {
         Some(libc::EBADF) => "on this file system only a file that may be written can be locked; make it writable",
         _ => "its file system may not support flock; name a file on another with --lock-file",
     };
-    anyhow::Error::new(error).context(format!("cannot lock {}: {way_out}", path.display()))
+    Error::new(error).context(format!("cannot lock {}: {way_out}", path.display()))
 }
 
 #[cfg(test)]

@@ -58,6 +58,8 @@ pub(super) struct HelperState {
     pub(super) key: Option<String>,
     /// Reason why there may never be one, if known.
     pub(super) no_key_reason: Option<String>,
+    /// True if there will never be one.
+    pub(super) is_hopeless: bool,
     pub(super) end: Option<HelperEnd>,
 }
 
@@ -91,7 +93,7 @@ impl Helper {
             follow(&name, reports, &shared, &sender);
             drop(alive);
         };
-        signal::spawn_with_signals_blocked("lock-helper", 64 * 1024, work).context(FAILED)?;
+        signal::spawn_with_signals_blocked("lock-helper", 512 * 1024, work).context(FAILED)?;
         let monitor = monitor::start(&program, *kill_grace, signals, its_end);
         let monitor = monitor.with_context(|| format!("{FAILED}: cannot start its monitor, which is /proc/self/exe"))?;
         let monitor_process = Stat::read(monitor.id().cast_signed()).context("the lock helper's monitor is not in /proc")?;
@@ -203,6 +205,7 @@ fn follow(name: &str, monitor: UnixStream, state: &Mutex<HelperState>, sender: &
         match serde_json::from_str(&line) {
             Ok(Report::Key(key)) => now.key = Some(key),
             Ok(Report::NoKey(reason)) => now.no_key_reason = Some(reason),
+            Ok(Report::NeverKey(reason)) => (now.no_key_reason, now.is_hopeless) = (Some(reason), true),
             Ok(Report::Message(line)) => info!(name: "lock.helper", "{name}: {line}"),
             Ok(Report::OutOfReach(errno)) => {
                 warn!(name: "lock.helper", "cannot signal the lock helper {name}: {}", Errno::from_raw(errno));

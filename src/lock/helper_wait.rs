@@ -36,8 +36,8 @@ pub(super) fn acquire_helper(
         Some(reason) => Some(Acquisition::NotNeeded(reason)),
         None => {
             wait.recorder.on_session_lock(guard.hold, guard.file_id);
-            let helper = Helper::start(command, wait.events.sender())?;
-            let refusal = wait_for_key(&helper, request, wait)?;
+            let helper = Helper::start(command, wait.events.sender()).inspect_err(|_| wait.recorder.retire())?;
+            let refusal = wait_for_key(&helper, request, wait).inspect_err(|_| wait.recorder.retire())?;
             guard.helper = Some(Box::new(helper));
             refusal
         }
@@ -55,7 +55,11 @@ pub(super) fn acquire_helper(
 pub(super) fn give_up(mut guard: LockGuard, refusal: Acquisition, wait: &mut LockWait) -> Acquisition {
     let requested_at = matches!(refusal, Acquisition::Interrupted(_)).then(Instant::now);
     let signal = guard.shut_down_helper(wait.recorder, wait.events, requested_at);
-    wait.recorder.on_released();
+    // Before the lock: two records could claim it else.
+    match refusal {
+        Acquisition::NotNeeded(_) if signal.is_none() => wait.recorder.on_released(),
+        _ => wait.recorder.retire(),
+    }
     match (signal, refusal) {
         (Some(signal), Acquisition::NotNeeded(_)) => {
             warn!(name: "lock.interrupted", "{signal} came while the lock was released again; nothing was started");
@@ -100,7 +104,14 @@ fn wait_for_key(helper: &Helper, request: &LockRequest, wait: &mut LockWait) -> 
 
 /// Reason why `helper` will not hold its lock, or need not.
 fn refusal(helper: &Helper, request: &LockRequest) -> Result<Option<Acquisition>> {
-    let Some(how) = helper.ended()? else { return Ok(request.reason_not_needed().map(Acquisition::NotNeeded)) };
+    let state = helper.state();
+    let Some(how) = helper.ended()? else {
+        if let Some(reason) = state.no_key_reason.filter(|_| state.is_hopeless) {
+            error!(name: "lock.timeout", "the lock helper {} does not say that it has its lock: {reason}; nothing was started", helper.name());
+            return Ok(Some(Acquisition::NotAcquired));
+        }
+        return Ok(request.reason_not_needed().map(Acquisition::NotNeeded));
+    };
     let how = match helper.state().key {
         Some(_) => format!("after its first line ({how}), but has to stay while the lock is held"),
         None => format!("without a lock ({how})"),

@@ -1,6 +1,6 @@
 //! Holder and waiters of a lock: by run records, and for those without one, such as old shell scripts, by what the kernel lists.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::time::SystemTime;
@@ -48,15 +48,16 @@ impl Holder {
     /// Finds a holder whose record does not say so, or that has no record.
     pub fn find_without_record(queue: &Queue, records: Option<&RecordStore>) -> Option<Self> {
         let lock = queue.lock;
-        match queue.owner() {
-            Some(pid) if proc::has_flock(&pid.to_string(), lock) => return Some(Self::of_pid(records, pid)),
+        // /proc/locks is read in pieces: while others come and go, an entry may be missed.
+        match queue.owner().or_else(|| Queue::look(lock).owner()) {
+            Some(pid) if proc::flock_of(pid, lock).is_some() => return Some(Self::of_pid(records, pid)),
             // The lock changes hands at this moment: its last holder has released it by now.
-            Some(_) if Queue::look(lock).owner() != queue.owner() => return None,
+            Some(pid) if Queue::look(lock).owner().is_some_and(|now| now != pid) => return None,
             None if proc::is_outermost_pid_namespace() => return None,
             _ => {}
         }
         // The process that locked it is gone or not visible; those that inherited the descriptor hold the lock now.
-        let inheritors = Stat::all().into_iter().filter(|stat| proc::has_flock(&stat.pid.to_string(), lock));
+        let inheritors = Stat::all().into_iter().filter(|stat| proc::flock_of(stat.pid, lock).is_some());
         inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid))
     }
 
@@ -88,17 +89,18 @@ impl Queue {
         self.flocks.iter().find(|flock| !flock.waits).map(|flock| flock.pid)
     }
 
-    /// Pids of waiters that are none of the `live` runs.
-    pub fn waiting_without_record(&self, live: &[RunRecord]) -> Vec<i32> {
-        let runs: HashSet<_> = live.iter().map(|record| (record.pid, record.pid_namespace.clone())).collect();
+    /// Waiters in the order of the queue: the id of one of the `live` runs, or the pid of another process.
+    pub(crate) fn waiters<'a>(&self, live: &'a [RunRecord]) -> Vec<Result<&'a str, i32>> {
+        let key = |record: &'a RunRecord| ((record.pid, record.pid_namespace.clone()), record.run.as_str());
+        let runs: HashMap<_, _> = live.iter().map(key).collect();
         let ours = proc::pid_namespace();
         // A run in a container below ours records another pid.
         let inner = |pid| proc::innermost_pid(pid).map(|(inner, namespace)| (inner, Some(namespace)));
-        let is_known = |pid| runs.contains(&(pid, ours.clone())) || inner(pid).is_some_and(|inner| runs.contains(&inner));
+        let run = |pid| runs.get(&(pid, ours.clone())).or_else(|| runs.get(&inner(pid)?)).copied();
         // /proc/locks is read in pieces: a waiter that moves up in the queue meanwhile can be in two of them.
         let mut seen = HashSet::new();
         let waiting = self.flocks.iter().filter(|flock| flock.waits).map(|flock| flock.pid);
-        waiting.filter(|pid| seen.insert(*pid) && !is_known(*pid)).collect()
+        waiting.filter(|pid| seen.insert(*pid)).map(|pid| run(pid).ok_or(pid)).collect()
     }
 }
 
@@ -122,9 +124,9 @@ mod tests {
 
     #[test]
     fn a_waiter_is_counted_once() {
-        let waits = |pid| Flock { pid, waits: true };
+        let waits = |pid| Flock { pid, waits: true, is_exclusive: true };
         let lock = FileId { device: 1, inode: 2 };
-        let queue = Queue { lock, flocks: vec![Flock { pid: 4711, waits: false }, waits(7), waits(8), waits(7)] };
-        assert_eq!(queue.waiting_without_record(&[]), [7, 8]);
+        let queue = Queue { lock, flocks: vec![Flock { waits: false, ..waits(4711) }, waits(7), waits(8), waits(7)] };
+        assert_eq!(queue.waiters(&[]), [Err(7), Err(8)]);
     }
 }

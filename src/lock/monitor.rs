@@ -43,6 +43,8 @@ pub(super) enum Report {
     Key(String),
     /// Reason why there may never be one.
     NoKey(String),
+    /// Reason why there will never be one.
+    NeverKey(String),
     /// A line on the helper's stderr.
     Message(String),
     /// The helper cannot be signalled, by this errno.
@@ -126,7 +128,7 @@ fn run(words: &[OsString], inherited: Vec<OwnedFd>, socket: &UnixStream) -> Resu
     };
     drop((its_stdout, its_stderr, exec, inherited));
     let (stdout, stderr) = (Lines::of(stdout), Lines::of(stderr));
-    let mut monitor = Monitor { helper, socket, changes, stdout, stderr, has_key: false, last_message: String::new() };
+    let mut monitor = Monitor { helper, socket, changes, stdout, stderr, has_answer: false, last_message: String::new() };
     let how = monitor.supervise(kill_grace);
     monitor.end_descendants();
     for _ in 0..64 * 1024 / Lines::LONGEST {
@@ -170,7 +172,7 @@ struct Monitor<'a> {
     changes: SignalFd,
     stdout: Lines,
     stderr: Lines,
-    has_key: bool,
+    has_answer: bool,
     last_message: String,
 }
 
@@ -257,16 +259,22 @@ impl Monitor<'_> {
         let is_ready = sources.map(|source| source.and_then(|_| polled.next()?.any()).unwrap_or(false));
         let [_, is_asked, has_stdout, has_stderr] = is_ready;
         let _ = self.changes.read_signal(); // the children tell the rest
-        for line in if has_stderr { self.stderr.read() } else { Vec::new() } {
-            self.last_message = format!(": {line}");
-            report(self.socket, &Report::Message(line));
+        if has_stderr {
+            self.stderr.fill();
+            for line in self.stderr.take_lines() {
+                self.last_message = format!(": {line}");
+                report(self.socket, &Report::Message(line));
+            }
         }
-        // Later lines are of no interest, but must not fill the pipe.
-        let line = if has_stdout { self.stdout.read().into_iter().next() } else { None };
-        let no_line = self.stdout.no_line_reason().filter(|_| has_stdout);
-        if let Some(line) = line.map(Report::Key).or(no_line.map(Report::NoKey)).filter(|_| !self.has_key) {
-            self.has_key = matches!(line, Report::Key(_));
-            report(self.socket, &line);
+        if has_stdout {
+            self.stdout.fill();
+            if let Some(answer) = self.stdout.first_line().filter(|_| !self.has_answer) {
+                self.has_answer = matches!(answer, Report::Key(_) | Report::NeverKey(_));
+                report(self.socket, &answer);
+            }
+            if self.has_answer {
+                self.stdout.partial.clear(); // later lines are of no interest, but must not fill the pipe
+            }
         }
         is_asked
     }
@@ -291,30 +299,40 @@ impl Lines {
         (!self.at_end).then(|| self.from.as_fd())
     }
 
-    /// Reads once, and gives the lines that are complete, without control characters.
-    fn read(&mut self) -> Vec<String> {
+    /// Reads once.
+    fn fill(&mut self) {
         let mut piece = [0; Self::LONGEST];
         let length = self.from.read(&mut piece).unwrap_or(0);
         self.partial.extend_from_slice(&piece[..length]);
         self.at_end = length == 0;
+    }
+
+    /// Lines that are complete, or too long to wait for their end.
+    fn take_lines(&mut self) -> Vec<String> {
         let is_enough = self.at_end || self.partial.len() > Self::LONGEST;
         let end = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let lines: Vec<_> = self.partial.drain(..if is_enough { self.partial.len() } else { end }).collect();
-        let text = |line: &[u8]| {
-            let line = &line[..line.len().min(Self::LONGEST)];
-            String::from_utf8_lossy(line).chars().filter(|character| !character.is_control()).collect()
-        };
         lines.split_inclusive(|byte| *byte == b'\n').map(text).collect()
     }
 
-    /// Reason why the next line may never come.
-    fn no_line_reason(&self) -> Option<String> {
-        match self {
-            Self { at_end: true, .. } => Some("it has closed its stdout without a line".to_owned()),
-            Self { partial, .. } if !partial.is_empty() => Some("it has printed something, but no whole line".to_owned()),
-            _ => None,
-        }
+    /// The first line, or the reason why there is none: one that is cut or has no end says nothing.
+    fn first_line(&self) -> Option<Report> {
+        let end = self.partial.iter().position(|byte| *byte == b'\n');
+        Some(match end {
+            Some(end) if end <= Self::LONGEST => Report::Key(text(&self.partial[..end])),
+            _ if self.partial.len() > Self::LONGEST => Report::NeverKey("its first line is longer than 4 KiB".to_owned()),
+            _ if self.partial.is_empty() && self.at_end => Report::NoKey("it has closed its stdout without a line".to_owned()),
+            _ if self.partial.is_empty() => return None,
+            _ if self.at_end => Report::NeverKey("it has closed its stdout before the end of its first line".to_owned()),
+            _ => Report::NoKey("it has printed something, but no whole line".to_owned()),
+        })
     }
+}
+
+/// `line` without control characters, cut if it is too long.
+fn text(line: &[u8]) -> String {
+    let line = &line[..line.len().min(Lines::LONGEST)];
+    String::from_utf8_lossy(line).chars().filter(|character| !character.is_control()).collect()
 }
 
 #[cfg(test)]
@@ -325,17 +343,53 @@ mod tests {
     fn lines_are_whole_and_clean() -> Result<()> {
         let (from, mut to) = io::pipe()?;
         let mut lines = Lines::of(from);
+        let read = |lines: &mut Lines| {
+            lines.fill();
+            lines.take_lines()
+        };
         to.write_all(b"factory/69")?;
-        assert!(lines.read().is_empty() && lines.no_line_reason().is_some() && !lines.at_end, "not whole yet");
+        assert!(read(&mut lines).is_empty() && !lines.at_end, "not whole yet");
         to.write_all(b"4d\r\n\n\x1b[31mred\0\xff\nhalf")?;
-        assert_eq!(lines.read(), ["factory/694d", "", "[31mred\u{fffd}"]);
+        assert_eq!(read(&mut lines), ["factory/694d", "", "[31mred\u{fffd}"]);
         to.write_all(&[b'x'; Lines::LONGEST])?;
-        assert_eq!(lines.read().concat().len(), Lines::LONGEST, "cut");
+        assert_eq!(read(&mut lines).concat().len(), Lines::LONGEST, "cut");
         to.write_all(b"last")?;
         drop(to);
-        assert!(lines.read().is_empty());
-        assert_eq!(lines.read(), ["last"]);
+        assert!(read(&mut lines).is_empty());
+        assert_eq!(read(&mut lines), ["last"]);
         assert!(lines.at_end && lines.source().is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn first_line_counts_only_with_its_end() -> Result<()> {
+        let first = |text: &[u8], is_closed: bool| -> Result<Option<String>> {
+            let (from, mut to) = io::pipe()?;
+            let mut lines = Lines::of(from);
+            to.write_all(text)?;
+            for _ in 0..text.len().div_ceil(Lines::LONGEST) {
+                lines.fill();
+            }
+            let _open = (!is_closed).then_some(to);
+            if is_closed {
+                lines.fill();
+            }
+            Ok(lines.first_line().map(|report| format!("{report:?}").split('(').next().unwrap_or_default().to_owned()))
+        };
+        let long = [vec![b'x'; Lines::LONGEST + 1], vec![b'\n']].concat();
+        let longest = &long[1..];
+        for (text, is_closed, expected) in [
+            (&b"key\nmore"[..], false, Some("Key")),
+            (b"key\n", true, Some("Key")),
+            (longest, false, Some("Key")),
+            (&long, false, Some("NeverKey")),
+            (&long[..long.len() - 1], false, Some("NeverKey")),
+            (b"key", true, Some("NeverKey")),
+            (b"key", false, Some("NoKey")),
+            (b"", true, Some("NoKey")),
+        ] {
+            assert_eq!(first(text, is_closed)?.as_deref(), expected, "{} bytes, {is_closed}", text.len());
+        }
         Ok(())
     }
 }

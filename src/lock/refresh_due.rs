@@ -67,7 +67,7 @@ impl Refreshes {
                 RefreshState::NotDue(format!("there is no login in {file}, and none is needed"))
             }
             Login::None => RefreshState::Unclear(format!("there is no login in {file}")),
-            Login::Unclear(why) => RefreshState::Unclear(format!("{file} cannot be understood: {why}")),
+            Login::Unclear(why) => RefreshState::Unclear(format!("{file} {why}")),
         }
     }
 

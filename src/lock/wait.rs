@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::holder::Holder;
 use crate::config::duration::{after, show, show_seconds};
@@ -171,20 +171,21 @@ impl<'a> LockWait<'a> {
         }
     }
 
-    /// Logs that a lock was not free within `wait`.
+    /// Logs that a lock was not free within `wait`, as a warning: with `-q`, the exit code alone tells.
     pub(super) fn log_timeout(&self, wait: Wait, reason: Option<String>) {
         let limit = show(self.limit.unwrap_or_default());
         let reason = reason.as_deref().unwrap_or("--wait waits longer");
+        let holder = || self.holder_at_a_glance().map_or_else(|| "another process".to_owned(), |holder| holder.to_string());
         let what = match &self.awaited {
             Awaited::SessionLock(path, _) if wait == Wait::No => {
-                format!("the session lock {} is held by another process, and --wait is 0", path.display())
+                format!("the session lock {} is held by {}, and --wait is 0", path.display(), holder())
             }
             Awaited::SessionLock(path, _) => {
                 format!("the session lock {} was not free within {limit}; {reason}", path.display())
             }
             awaited => format!("{awaited} did not get its lock within {limit}; {reason}; nothing was started"),
         };
-        error!(name: "lock.timeout", "{what}");
+        warn!(name: "lock.timeout", "{what}");
     }
 
     /// Shows one live line on a terminal, rewritten each second; elsewhere logs one message, and nothing needs to wake us again.
@@ -208,14 +209,7 @@ impl<'a> LockWait<'a> {
             Awaited::SessionLock(path, _) => format!(" {}", path.display()),
             _ => String::new(),
         };
-        let records = self.recorder.store();
-        let holder = match self.awaited {
-            Awaited::SessionLock(_, file) if records.is_some_and(|records| records.count() > CROWD) => {
-                Holder::find_at_a_glance(records, file, 1).map(|holder| holder.to_string())
-            }
-            _ => self.holder(),
-        };
-        let holder = holder.map_or_else(String::new, |holder| format!(", held by {holder}"));
+        let holder = self.holder_at_a_glance().map_or_else(String::new, |holder| format!(", held by {holder}"));
         warn!(name: "lock.waiting", "waiting for {}{path} ({waited}{limit}){holder}", self.awaited);
     }
 
@@ -231,6 +225,16 @@ impl<'a> LockWait<'a> {
         // What changes and matters most comes first: a narrow terminal shows only that.
         let [left, place, holder] = [left, place, holder].map(Option::unwrap_or_default);
         format!("waited {}{left} for {}{place}{holder}; Ctrl-C ends it", show(waited), self.awaited)
+    }
+
+    fn holder_at_a_glance(&self) -> Option<String> {
+        let records = self.recorder.store();
+        match self.awaited {
+            Awaited::SessionLock(_, file) if records.is_some_and(|records| records.count() > CROWD) => {
+                Holder::find_at_a_glance(records, file, 1).map(|holder| holder.to_string())
+            }
+            _ => self.holder(),
+        }
     }
 
     fn holder(&self) -> Option<String> {

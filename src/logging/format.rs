@@ -3,27 +3,20 @@
 use std::fmt::Debug;
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 use tracing::Event;
 use tracing::field::{Field, Visit};
 use tracing_serde::fields::AsMap;
 
 use super::log_file::now;
+use super::words::{clamped, escaped, escaped_json, masked};
 use crate::run_id::RunId;
 
 /// `claude-run: message key=value`, the form of every message in a terminal.
 pub(super) fn to_text(event: &Event<'_>) -> String {
     let mut text = Text { message: String::new(), fields: String::new() };
     event.record(&mut text);
-    let mut line = String::new();
-    for c in format!("claude-run: {}{}\n", text.message, text.fields).chars() {
-        // Text of others, such as a path, must not control the terminal.
-        if c.is_control() && c != '\n' {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    line
+    format!("claude-run: {}\n", escaped(&masked(&format!("{}{}", text.message, text.fields))))
 }
 
 /// As a line of a log that several runs share: with time, run and name of the event.
@@ -35,19 +28,27 @@ pub(super) fn to_log_line(event: &Event<'_>, run: RunId) -> String {
 /// As a JSON object: the fields of the message follow those that every message has.
 pub(super) fn to_json(event: &Event<'_>, run: RunId) -> String {
     #[derive(Serialize)]
-    struct JsonLine<F> {
+    struct JsonLine {
         run: String,
         #[serde(skip_serializing_if = "Option::is_none")]
         event: Option<&'static str>,
         timestamp: String,
         level: &'static str,
         #[serde(flatten)]
-        fields: F,
+        fields: Map<String, Value>,
     }
 
+    let fields = match serde_json::to_value(event.field_map()) {
+        Ok(Value::Object(fields)) => fields.into_iter().map(|(name, value)| (name, clamped_value(value))).collect(),
+        _ => Map::new(),
+    };
     let (timestamp, level) = (now().to_string(), event.metadata().level().as_str());
-    let line = JsonLine { run: run.to_string(), event: name(event), timestamp, level, fields: event.field_map() };
-    serde_json::to_string(&line).unwrap_or_default() + "\n"
+    let line = JsonLine { run: run.to_string(), event: name(event), timestamp, level, fields };
+    escaped_json(&masked(&serde_json::to_string(&line).unwrap_or_default())) + "\n"
+}
+
+fn clamped_value(value: Value) -> Value {
+    value.as_str().map(|text| clamped(text).into_owned().into()).unwrap_or(value)
 }
 
 /// Name of the event, as `lock.acquired`. Without one, tracing calls it by the place it comes from.
@@ -68,8 +69,8 @@ impl Visit for Text {
 
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
-            "message" => self.message = value.to_owned(),
-            name => self.fields.extend([" ", name, "=", value]),
+            "message" => self.message = clamped(value).into_owned(),
+            name => self.fields.extend([" ", name, "=", &clamped(value)]),
         }
     }
 }

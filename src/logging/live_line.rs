@@ -4,6 +4,7 @@ use std::io::{IsTerminal, stderr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::stderr::say;
+use super::words::escaped;
 use crate::sys::terminal;
 
 static IS_ALLOWED: AtomicBool = AtomicBool::new(true);
@@ -27,7 +28,7 @@ impl LiveLine {
     pub fn show(&self, text: &str) {
         // Text that does not fit would wrap to a second line, which no carriage return reaches.
         let width = terminal::size_of(stderr()).map_or(usize::MAX, |size| usize::from(size.ws_col));
-        let text: String = format!("claude-run: {text}").chars().take(width.saturating_sub(1)).collect();
+        let text: String = format!("claude-run: {}", escaped(text)).chars().take(width.saturating_sub(1)).collect();
         say(&format!("\r\x1b[K{text}"));
     }
 }

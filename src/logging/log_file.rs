@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -41,7 +41,7 @@ impl LogFile {
 
     /// Appends complete lines.
     pub fn append(&self, lines: &[u8]) {
-        if let Err(error) = (&self.file).write_all(lines)
+        if let Err(error) = append_lines(&self.file, lines)
             && !self.has_failed.swap(true, Ordering::Relaxed)
         {
             say(&format!("claude-run: cannot write the log {}: {error}; lines of it are lost\n", self.path.display()));
@@ -73,7 +73,26 @@ impl LogFile {
 pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
     // O_NONBLOCK: open(2) of a FIFO without a reader would block.
     let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
-    File::options().append(true).create(true).mode(0o600).custom_flags(flags).open(path)
+    let open = |reads| File::options().read(reads).append(true).create(true).mode(0o600).custom_flags(flags).open(path);
+    // Its end is read only if it is a regular file. Ours would be a reader of a FIFO.
+    let reads = fs::metadata(path).map_or(true, |found| found.is_file());
+    open(reads).or_else(|error| if reads { open(false) } else { Err(error) })
+}
+
+/// Appends complete lines to `file`, in one write(2) that begins on a line of its own: a full disk may have cut the one before.
+pub(crate) fn append_lines(mut file: &File, lines: &[u8]) -> io::Result<()> {
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return file.write_all(lines);
+    }
+    let mut last = *b"\n";
+    let _ = found.len().checked_sub(1).map(|at| file.read_exact_at(&mut last, at)); // of a file that we may only write, it is not known
+    let written = match last {
+        [b'\n'] => file.write(lines)? == lines.len(),
+        _ => file.write(&[b"\n", lines].concat())? > lines.len(),
+    };
+    // The rest of it would be a line of its own by now, behind that of another run.
+    if written { Ok(()) } else { Err(io::Error::new(io::ErrorKind::StorageFull, "only a part could be written")) }
 }
 
 /// Current time by RFC 3339, in UTC.

@@ -11,6 +11,7 @@ use super::format::{to_json, to_log_line, to_text};
 use super::live_line;
 use super::log_file::LogFile;
 use super::stderr::say;
+use super::words::{clamped, escaped, escaped_lines, masked};
 use crate::config::values::{LogFormat, Verbosity};
 use crate::run_id::RunId;
 
@@ -86,11 +87,11 @@ pub fn report(error: &anyhow::Error) {
     if tracing::dispatcher::has_been_set() {
         tracing::error!("{error:#}");
     } else {
-        say(&format!("claude-run: {error:#}\n"));
+        say(&format!("claude-run: {}\n", escaped(&masked(&clamped(&format!("{error:#}"))))));
     }
 }
 
 /// Prints a question, for the person at the terminal.
 pub fn ask(question: &str) {
-    say(&format!("claude-run: {question}"));
+    say(&format!("claude-run: {}", escaped_lines(question)));
 }

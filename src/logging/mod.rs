@@ -1,5 +1,6 @@
 //! The only writer to stderr and to the log: `messages` takes each message of the process, `format` makes text or JSON of it,
-//! `log_file` appends to the file of `--log`, `live_line` is the line that a waiter rewrites, `stderr` writes.
+//! `log_file` appends to the file of `--log`, `live_line` is the line that a waiter rewrites, `stderr` writes,
+//! `words` has what every text from elsewhere passes.
 //!
 //! Nothing here writes to stdout, which is claude's, fails a run because stderr is gone, or waits long for the reader of
 //! stderr: a watchdog that sleeps in a write watches nothing.
@@ -9,8 +10,10 @@ mod live_line;
 mod log_file;
 mod messages;
 mod stderr;
+mod words;
 
 pub use live_line::LiveLine;
 pub use log_file::LogFile;
-pub(crate) use log_file::open_to_append;
+pub(crate) use log_file::{append_lines, open_to_append};
 pub use messages::{ask, init, report};
+pub(crate) use words::{escaped, escaped_json, escaped_lines, mask_with};

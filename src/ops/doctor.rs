@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::{Context, Factory, answer, text};
 use crate::config::settings::EXTERNAL_LOCK;
+use crate::logging::escaped;
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore};
 
@@ -103,7 +104,7 @@ impl Finding {
             Verdict::Failure => ("failure", AnsiColor::Red),
         };
         let style = colour.on_default();
-        let mut text = format!("{style}{verdict:<9}{style:#}{check:<16}{what}\n");
+        let mut text = format!("{style}{verdict:<9}{style:#}{check:<16}{}\n", escaped(what));
         for (name, line) in [("means", means), ("do", todo)] {
             text.extend(line.map(|line| format!("{:<25}{name}: {line}\n", "")));
         }

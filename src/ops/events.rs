@@ -13,8 +13,9 @@ use super::{Context, answer, text};
 use crate::claude::telemetry::{Meaning, RefreshEvent, Telemetry};
 use crate::config::duration;
 use crate::events::EventQueue;
+use crate::logging::escaped;
 use crate::outcome::Outcome;
-use crate::records::{sanitize, time, timestamp};
+use crate::records::{time, timestamp};
 
 /// Longest time between two events of one contention.
 const SAME_WINDOW: Duration = Duration::from_secs(60);
@@ -40,8 +41,8 @@ pub(super) fn show(
         }
         for event in &recent {
             let RefreshEvent { at, name, version, session } = event;
-            let line = format!("{}  {version:<9}  {}  {name}\n", time(*at), sanitize(session));
-            answer(out, json, true, &line, &event_json(event))?;
+            let line = format!("{}  {version:<9}  {session}  {name}", time(*at));
+            answer(out, json, true, &format!("{}\n", escaped(&line)), &event_json(event))?;
         }
         events.wait(None).context("cannot wait for events")?;
     }

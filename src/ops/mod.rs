@@ -3,6 +3,7 @@
 
 mod doctor;
 mod events;
+mod help;
 mod report;
 mod settings;
 mod setup;
@@ -23,6 +24,7 @@ use crate::config::file::SettingsFile;
 use crate::config::settings::{Environment, Settings, Written, explain};
 use crate::config::values::Shell;
 use crate::lock;
+use crate::logging::{escaped_json, escaped_lines};
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore, RunRecord};
 
@@ -63,14 +65,15 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
         Operation::Events { json, since, follow } => events::show(&context, since_time(*since), *follow, *json, out),
         Operation::Settings { json } => settings::show(&context, *json, out),
         // Made of the parser by the build script.
-        Operation::ManPage => write(out, include_str!(concat!(env!("OUT_DIR"), "/claude-run.1"))).map(|()| Outcome::Shown),
+        Operation::Help { topic } => write_own(out, &help::topic(topic.as_deref())?).map(|()| Outcome::Shown),
+        Operation::ManPage => write_own(out, include_str!(concat!(env!("OUT_DIR"), "/claude-run.1"))).map(|()| Outcome::Shown),
         Operation::Completions { shell } => {
             let script = match shell {
                 Shell::Bash => include_str!(concat!(env!("OUT_DIR"), "/bash")),
                 Shell::Fish => include_str!(concat!(env!("OUT_DIR"), "/fish")),
                 Shell::Zsh => include_str!(concat!(env!("OUT_DIR"), "/zsh")),
             };
-            write(out, script).map(|()| Outcome::Shown)
+            write_own(out, script).map(|()| Outcome::Shown)
         }
         Operation::Report { json, since } => report::show(&context, since_time(*since), *json, out),
     };
@@ -103,14 +106,20 @@ impl Factory {
     }
 }
 
+/// Writes lines for people: what others have written into them does not act on the terminal.
 fn write(out: &mut impl Write, text: &str) -> Result<()> {
+    write_own(out, &escaped_lines(text))
+}
+
+/// Writes text in which all is ours.
+fn write_own(out: &mut impl Write, text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
 }
 
 /// Writes text for people, or a line of JSON.
 fn answer(out: &mut impl Write, json: bool, is_well: bool, text: &str, value: &Value) -> Result<Outcome> {
     if json {
-        write(out, &format!("{value}\n"))?
+        write_own(out, &escaped_json(&format!("{value}\n")))?
     } else {
         write(out, text)?
     }

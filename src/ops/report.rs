@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Context, answer, text};
 use crate::config::duration;
+use crate::logging::escaped;
 use crate::outcome::Outcome;
 use crate::records::{FinishedRun, History, RecordStore, time};
 
@@ -86,11 +87,11 @@ impl Report {
             return text;
         }
         text += "\n";
-        text.extend(self.outcomes.iter().map(|(outcome, count)| format!("{outcome:<20}{count:>7}\n")));
+        text.extend(self.outcomes.iter().map(|(outcome, count)| format!("{:<20}{count:>7}\n", escaped(outcome))));
         text += &format!("\n{:<20}{:>7}{:>8}{:>12}{:>9}{:>12}\n", "label", "runs", "failed", "waited", "turns", "cost");
         for (label, totals) in self.labels.iter().chain([(&Some("all".to_owned()), &self.total)]) {
             let Totals { runs, failed, waited_ms, turns, cost_usd, .. } = totals;
-            let label = label.as_deref().unwrap_or("(no label)").escape_debug().to_string();
+            let label = escaped(label.as_deref().unwrap_or("(no label)"));
             let waited = short(*waited_ms);
             text += &format!("{label:<20}{runs:>7}{failed:>8}{waited:>12}{turns:>9}{cost_usd:>8.2} USD\n");
         }

@@ -12,6 +12,7 @@ use super::{Context, Factory, answer, text, wait_until_none};
 use crate::config::duration::{DurationSetting, after};
 use crate::config::file::{self, SettingsFile};
 use crate::config::settings::{LockMode, Origin, Written};
+use crate::logging::escaped;
 use crate::outcome::Outcome;
 use crate::records::{Census, RunRecord};
 
@@ -23,11 +24,12 @@ pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Resul
 }
 
 fn to_text(settings: &[Written]) -> String {
-    let width = settings.iter().map(|setting| setting.value.display().to_string().chars().count()).max().unwrap_or_default();
-    let row = |Written { name, value, origin }: &Written| {
-        format!("{name:<20}{:<width$}  {}\n", value.to_string_lossy(), text::origin(origin))
+    let values: Vec<_> = settings.iter().map(|setting| escaped(&setting.value.to_string_lossy()).into_owned()).collect();
+    let width = values.iter().map(|value| value.chars().count()).max().unwrap_or_default();
+    let row = |(Written { name, origin, .. }, value): (&Written, &String)| {
+        format!("{name:<20}{value:<width$}  {}\n", text::origin(origin))
     };
-    settings.iter().map(row).collect()
+    settings.iter().zip(&values).map(row).collect()
 }
 
 /// Shows the mode, or sets it; with `drain`, waits so long at most until no live run follows another.

@@ -7,7 +7,7 @@ mod plan;
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -25,11 +25,11 @@ use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::after;
 use crate::config::settings::Wait;
 use crate::config::subcommands::SetupOptions;
-use crate::lock;
+use crate::lock::{self, FlockGuard, LockAttempt, LockFile};
 use crate::logging;
 use crate::outcome::Outcome;
 use crate::records::RecordStore;
-use crate::sys::file_id::FileId;
+use crate::sys::signal;
 
 const SHARED_DIR: &str = "CLAUDE_SHARED_DIR";
 const DEFAULT_SHARED_DIR: &str = "/var/lib/disinto/claude-shared";
@@ -51,6 +51,7 @@ pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Writ
     let shared = options.shared_dir.clone().or_else(|| variable(SHARED_DIR)).unwrap_or(DEFAULT_SHARED_DIR.into());
     let paths = SetupPaths::new(&home, &shared)?;
     become_owner(&home)?;
+    signal::end_as_by_default().context("cannot set signal dispositions")?;
     let config_dir = paths.config_dir.to_string_lossy().into_owned();
     let mut report = SetupReport { config_dir, done: false, steps: Vec::new(), notes: Vec::new() };
     let outcome = carry_out(context, options, &paths, &mut report)?;
@@ -85,9 +86,9 @@ fn carry_out(context: &Context, options: &SetupOptions, paths: &SetupPaths, repo
         report.notes.push(format!("{from} has content, and would be moved to {to}; {how}"));
         return Ok(Outcome::Shown);
     }
-    let mut locks = Vec::new();
+    let (mut session_lock, mut shared_locks) = (None, Vec::new());
     if plan.moves_content
-        && let Some(why) = keep_others_out(context, paths, &mut locks)?
+        && let Some(why) = keep_others_out(context, paths, &mut session_lock)?
     {
         return Ok(report.note(vec![format!("{why}; nothing was changed")]));
     }
@@ -97,7 +98,7 @@ fn carry_out(context: &Context, options: &SetupOptions, paths: &SetupPaths, repo
         if FileExt::try_lock(&shared).is_err_and(|error| matches!(error, fs4::TryLockError::WouldBlock)) {
             return Ok(report.note(vec![format!("another setup is at work in {}; call again", paths.shared.display())]));
         }
-        locks.push(shared);
+        shared_locks.push(shared);
         plan = SetupPlan::of(paths, env_file); // now that nobody changes it any more
     }
     Ok(report.take_steps(plan))
@@ -114,18 +115,18 @@ fn ask_consent(paths: &SetupPaths, json: bool) -> Result<bool> {
     Ok(!answer.is_empty() && matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
 }
 
-/// Acquires the session lock of the dir that is to be moved, for `locks`, then waits until no run is live there. Returns what is in the
-/// way at last. No signal is handled meanwhile: each ends us as it does by default.
-fn keep_others_out(context: &Context, paths: &SetupPaths, locks: &mut Vec<File>) -> Result<Option<String>> {
+/// Acquires the session lock of the dir that is to be moved, then waits until no run is live there. Returns what is in the way at last.
+/// Signals end us as they do by default.
+fn keep_others_out(context: &Context, paths: &SetupPaths, session_lock: &mut Option<FlockGuard>) -> Result<Option<String>> {
     let deadline = match context.settings()?.wait {
         Wait::No => Some(Instant::now()),
         Wait::AtMost(bound) => after(Instant::now(), Some(bound)),
         Wait::Forever => None,
     };
-    let Some(lock) = lock_within(&paths.link.join(lock::FILE_NAME), deadline)? else {
+    *session_lock = lock_within(&paths.link.join(lock::FILE_NAME), deadline)?;
+    if session_lock.is_none() {
         return Ok(Some(format!("{} is in use, and --wait waits longer", paths.link.display())));
-    };
-    locks.push(lock);
+    }
     let records = RecordStore::of(&paths.link);
     let live = wait_until_none(&records, deadline, || {
         let census = records.census().with_context(|| format!("cannot read {}", records.runs().display()))?;
@@ -141,22 +142,19 @@ fn keep_others_out(context: &Context, paths: &SetupPaths, locks: &mut Vec<File>)
     Ok(live.map(|lock| format!("{} is held: a refresh is under way", lock.path.display())))
 }
 
-/// Locks the file `path`, if that can be done until the deadline.
-fn lock_within(path: &Path, deadline: Option<Instant>) -> Result<Option<File>> {
-    let cannot_lock = || format!("cannot lock {}", path.display());
-    let mut options = File::options();
-    options.read(true).write(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-    let file = options.open(path).with_context(cannot_lock)?;
-    if FileExt::try_lock(&file).is_ok() {
-        return Ok(Some(file));
-    }
+fn lock_within(path: &Path, deadline: Option<Instant>) -> Result<Option<FlockGuard>> {
+    let file = match LockFile::open(path)?.try_lock()? {
+        LockAttempt::Acquired(lock) => return Ok(Some(lock)),
+        LockAttempt::Busy(file) => file,
+    };
     logging::ask(&format!("waiting for {}, which is in use\n", path.display()));
-    let identity = file.metadata().map(|found| FileId::of(&found)).ok();
     let (sender, locked) = mpsc::sync_channel(1);
     // At a timeout the thread is left behind, and ends with the process.
-    thread::spawn(move || sender.send(FileExt::lock(&file).map(|()| file)));
-    let Ok(file) = locked.recv_timeout(time_left(deadline)) else { return Ok(None) };
-    Ok(Some(file.with_context(cannot_lock)?).filter(|_| FileId::at(path) == identity))
+    thread::spawn(move || sender.send(file.lock_blocking()));
+    Ok(match locked.recv_timeout(time_left(deadline)).ok().transpose()? {
+        Some(LockAttempt::Acquired(lock)) => Some(lock),
+        Some(LockAttempt::Busy(_)) | None => None,
+    })
 }
 
 impl SetupReport {

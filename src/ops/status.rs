@@ -1,6 +1,8 @@
 //! `claude-run status`: holder of the session lock, waiters, other runs, refresh locks, login and last runs. It only looks, and
 //! works in a config dir that is empty or read-only.
 
+use std::collections::HashMap;
+use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::iter;
 use std::thread;
@@ -9,25 +11,28 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{Context, Factory, answer, text};
+use super::{Context, Factory, answer, text, write_own};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
-use crate::config::settings::Environment;
 use crate::lock::{Holder, Queue, describe_refresh_lock};
+use crate::logging::{escaped, escaped_lines};
 use crate::outcome::Outcome;
-use crate::records::{Census, FinishedRun, RunRecord, State, sanitize, time};
+use crate::records::{Census, FinishedRun, RunRecord, State, time};
 use crate::sys::file_id::FileId;
+use crate::sys::proc::{self, Stat};
 
-struct Status<'a> {
+pub(super) struct Status<'a> {
     factory: &'a Factory,
+    /// With it, no run starts, and the lock mode is not known.
+    file_error: Option<&'a str>,
     /// More than one only if the lock file was replaced under the first.
-    holders: Vec<Holder>,
-    waiting: Vec<RunRecord>,
-    waiting_without_record: Vec<i32>,
+    pub(super) holders: Vec<Holder>,
+    /// In the order of the queue; in it, a process without a record has its pid alone.
+    waiting: Vec<Result<RunRecord, i32>>,
     running: Vec<RunRecord>,
-    orphaned: Vec<RunRecord>,
+    pub(super) orphaned: Vec<RunRecord>,
     /// Runs of other hosts, whose locks cannot be seen here.
     elsewhere: Vec<RunRecord>,
     refresh_locks: [RefreshLock; 2],
@@ -41,15 +46,16 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
     let factory = Factory::of(context)?;
     let in_place = watch && !json && io::stdout().is_terminal();
     loop {
-        let status = Status::look(&factory, context.environment)?;
-        let mut text = status.to_text();
+        let status = Status::look_settled(&factory, context)?;
         if in_place {
             // Overwrites the screen: clears the rest of each line, and all below.
-            text = format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"));
-        }
-        let outcome = answer(out, json, status.trouble().is_empty(), &text, &status.to_json())?;
-        if !watch {
-            return Ok(outcome);
+            let text = escaped_lines(&status.to_text()).replace('\n', "\x1b[K\n");
+            write_own(out, &format!("\x1b[H{text}\x1b[J"))?;
+        } else {
+            let outcome = answer(out, json, status.trouble().is_empty(), &status.to_text(), &status.to_json())?;
+            if !watch {
+                return Ok(outcome);
+            }
         }
         // Ages change with the clock: there is no event to wait for.
         thread::sleep(Duration::from_secs(1));
@@ -57,7 +63,37 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
 }
 
 impl<'a> Status<'a> {
-    fn look(factory: &'a Factory, environment: Environment) -> Result<Self> {
+    /// Leaves out a claude-run that is just starting, whose record comes a moment after its flock. One that stays without a record
+    /// cannot keep any.
+    pub(super) fn look_settled(factory: &'a Factory, context: &'a Context) -> Result<Self> {
+        let mut status = Self::look(factory, context)?;
+        let mut strangers = status.strangers();
+        for _ in 0..10 {
+            if strangers.is_empty() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+            status = Self::look(factory, context)?;
+            let now = status.strangers();
+            strangers.retain(|pid| now.contains(pid));
+        }
+        let is_starting = |pid: i32| !strangers.contains(&pid) && is_claude_run(pid);
+        status.holders.retain(|holder| !matches!(holder, Holder::Process { pid, .. } if is_starting(*pid)));
+        status.waiting.retain(|waiter| !matches!(waiter, Err(pid) if is_starting(*pid)));
+        Ok(status)
+    }
+
+    /// Processes of claude-run that hold the lock, or wait for it, and have no record.
+    fn strangers(&self) -> Vec<i32> {
+        let holders = self.holders.iter().filter_map(|holder| match holder {
+            Holder::Run(_) => None,
+            Holder::Process { pid, .. } => Some(*pid),
+        });
+        let waiting = self.waiting.iter().filter_map(|waiter| waiter.as_ref().err().copied());
+        holders.chain(waiting).filter(|&pid| is_claude_run(pid)).collect()
+    }
+
+    fn look(factory: &'a Factory, context: &'a Context) -> Result<Self> {
         let login = Login::read_whole(&factory.config_dir);
         let lock = FileId::at(&factory.lock_file);
         // The kernel takes some 10 ms for its answer: time to read the records.
@@ -66,9 +102,11 @@ impl<'a> Status<'a> {
             let census = factory.census();
             (queue.and_then(|queue| queue.join().ok()), census)
         });
-        let Census { live, orphaned, elsewhere, .. } = census?;
-        let waiting_without_record = queue.as_ref().map_or(Vec::new(), |queue| queue.waiting_without_record(&live));
+        let Census { live, mut orphaned, elsewhere, .. } = census?;
+        let places = queue.as_ref().map_or(Vec::new(), |queue| queue.waiters(&live));
+        let places: Vec<_> = places.into_iter().map(|place| place.map(str::to_owned)).collect();
         let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
+        orphaned.retain(holds); // not those of another lock file
         let (holding, mut others): (Vec<_>, Vec<_>) = live.into_iter().partition(holds);
         let mut holders: Vec<_> = holding.into_iter().map(|record| Holder::Run(Box::new(record))).collect();
         if let (true, Some(queue)) = (holders.is_empty() && orphaned.is_empty(), &queue) {
@@ -77,18 +115,18 @@ impl<'a> Status<'a> {
         if let [Holder::Run(holder)] = holders.as_slice() {
             others.retain(|record| record.run != holder.run);
         }
-        let (mut waiting, running): (Vec<_>, Vec<_>) = others.into_iter().partition(|record| record.state == State::Waiting);
-        waiting.sort_by_key(|record| record.since);
+        let (waiting, running): (Vec<_>, Vec<_>) = others.into_iter().partition(|record| record.state == State::Waiting);
+        let waiting = in_order(waiting, places);
         Ok(Self {
             factory,
+            file_error: context.file_error.as_deref(),
             holders,
             waiting,
-            waiting_without_record,
             running,
             orphaned,
             elsewhere,
             refresh_locks: RefreshLock::of(&factory.config_dir),
-            auth: Auth::of(environment, &factory.config_dir, &[], &login),
+            auth: Auth::of(context.environment, &factory.config_dir, &[], &login),
             login,
             last: factory.records.last_finished(5).into_iter().rev().collect(),
         })
@@ -98,7 +136,7 @@ impl<'a> Status<'a> {
         let orphaned = self.orphaned.iter().map(|run| format!("claude-run gone, claude still running: {}", text::orphan(run)));
         let refresh_locks = self.refresh_locks.iter().filter_map(|lock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => None,
-            Standing::Stale(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
+            Standing::Stale(_) | Standing::Stuck(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
             Standing::OwnerDead(left) => {
                 let (path, left) = (lock.path.display(), show_seconds(left));
                 Some(format!(
@@ -108,15 +146,20 @@ impl<'a> Status<'a> {
         });
         let (state, _, why) = self.token();
         let file = Login::path(&self.factory.config_dir);
-        let login = (state == "unclear").then(|| format!("{} cannot be understood: {why}", file.display()));
+        let login = (state == "unclear").then(|| format!("{} {why}", file.display()));
         let holders = (self.holders.len() > 1).then(|| "several runs hold the session lock".to_owned());
-        orphaned.chain(refresh_locks).chain(login).chain(holders).collect()
+        let stopped = self.holders.iter().filter_map(|holder| {
+            let pid = stopped_process(holder)?;
+            Some(format!("the session lock is held by a stopped process; kill -CONT {pid} lets it go on"))
+        });
+        let settings = self.file_error.map(|error| format!("no run starts: {error}"));
+        orphaned.chain(refresh_locks).chain(login).chain(holders).chain(stopped).chain(settings).collect()
     }
 
     fn to_text(&self) -> String {
         let mut rows = vec![
             ("config dir", self.factory.config_dir.display().to_string()),
-            ("lock mode", text::setting(&self.factory.mode)),
+            ("lock mode", self.file_error.map_or_else(|| text::setting(&self.factory.mode), |_| "not known".to_owned())),
             ("lock file", self.factory.lock_file.display().to_string()),
         ];
         self.add_runs(&mut rows);
@@ -132,19 +175,22 @@ impl<'a> Status<'a> {
 
     fn add_runs(&self, rows: &mut Vec<(&'static str, String)>) {
         if self.holders.is_empty() {
-            rows.push(("held by", if self.orphaned.is_empty() { "nobody" } else { "see below" }.to_owned()));
+            let nobody = self.orphaned.is_empty().then(|| "nobody".to_owned());
+            rows.extend(nobody.into_iter().chain(self.orphaned.iter().map(text::orphan)).map(|holder| ("held by", holder)));
         }
         for holder in &self.holders {
             let key = if let Holder::Run(record) = holder { helper_key(record) } else { String::new() };
             rows.push(("held by", format!("{holder}{key}")));
         }
-        let waiting = match self.waiting.len() + self.waiting_without_record.len() {
+        let waiting = match self.waiting.len() {
             0 => "nobody".to_owned(),
             count => count.to_string(),
         };
-        let runs = self.waiting.iter().zip(1..).map(|(run, place)| format!("{place}. {}", text::run(run)));
-        let others = self.waiting_without_record.iter().map(|pid| format!("pid {pid}, without a run record"));
-        add_list(rows, "waiting", iter::once(waiting).chain(runs).chain(others));
+        let places = self.waiting.iter().zip(1..).map(|(waiter, place)| match waiter {
+            Ok(run) => format!("{place}. {}", text::run(run)),
+            Err(pid) => format!("{place}. pid {pid}, without a run record"),
+        });
+        add_list(rows, "waiting", iter::once(waiting).chain(places));
         let running: Vec<_> = self.running.iter().map(text::run).collect();
         let elsewhere: Vec<_> = self.elsewhere.iter().map(elsewhere).collect();
         let note = ", on hosts whose locks cannot be seen from here, by their records";
@@ -175,10 +221,10 @@ impl<'a> Status<'a> {
         json!({
             "config_dir": self.factory.config_dir.to_string_lossy(),
             "lock_file": self.factory.lock_file.to_string_lossy(),
-            "mode": text::setting_json(&self.factory.mode),
+            "mode": self.file_error.map_or_else(|| text::setting_json(&self.factory.mode), |_| Value::Null),
             "holders": self.holders.iter().map(holder_json).collect::<Value>(),
-            "waiting": runs(&self.waiting),
-            "waiting_without_record": self.waiting_without_record,
+            "waiting": self.waiting.iter().flatten().map(text::run_json).collect::<Value>(),
+            "waiting_without_record": self.waiting.iter().filter_map(|waiter| waiter.as_ref().err()).collect::<Vec<_>>(),
             "running": runs(&self.running),
             "orphaned": runs(&self.orphaned),
             "elsewhere": runs(&self.elsewhere),
@@ -206,6 +252,7 @@ fn refresh_lock_json(lock: &RefreshLock) -> Value {
         Standing::Free => "free",
         Standing::Live | Standing::OwnerDead(_) => "live",
         Standing::Stale(_) => "stale",
+        Standing::Stuck(_) => "stuck",
     };
     let owner = lock.owner.as_ref().map(|owner| json!({"pid": owner.pid, "alive": owner.lives}));
     json!({"path": lock.path.to_string_lossy(), "state": state, "age_ms": lock.touched.map(text::age_json), "owner": owner})
@@ -214,6 +261,39 @@ fn refresh_lock_json(lock: &RefreshLock) -> Value {
 fn last_run_json(run: &FinishedRun) -> Value {
     let FinishedRun { run: id, label, outcome, exit_code, .. } = run;
     json!({"run": id, "label": label, "outcome": outcome, "exit_code": exit_code, "ended": time(run.ended())})
+}
+
+/// Merges the runs that wait into the `places` of the queue: run ids and pids. Those that wait for something else come last.
+fn in_order(mut waiting: Vec<RunRecord>, places: Vec<Result<String, i32>>) -> Vec<Result<RunRecord, i32>> {
+    waiting.sort_by_key(|record| record.since);
+    let mut queue = Vec::new();
+    let mut runs: HashMap<_, _> = waiting.iter().map(|record| (record.run.clone(), record.clone())).collect();
+    for place in places {
+        match place {
+            Ok(run) => queue.extend(runs.remove(&run).map(Ok)),
+            Err(pid) => queue.push(Err(pid)),
+        }
+    }
+    queue.extend(waiting.into_iter().filter(|record| runs.contains_key(&record.run)).map(Ok));
+    queue
+}
+
+/// Pid of the holder's process that is stopped, if one is, as far as that can be seen here.
+pub(super) fn stopped_process(holder: &Holder) -> Option<i32> {
+    let pids = match holder {
+        Holder::Process { pid, .. } => [Some(*pid), None],
+        Holder::Run(run) if run.boot == proc::boot_id() && run.pid_namespace == proc::pid_namespace() => {
+            [Some(run.pid), run.child]
+        }
+        Holder::Run(_) => return None,
+    };
+    pids.into_iter().flatten().find(|&pid| Stat::read(pid).is_some_and(|stat| stat.state == b'T'))
+}
+
+/// True for a process of claude-run, under whatever name.
+fn is_claude_run(pid: i32) -> bool {
+    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("claude-run"))
 }
 
 /// Adds a row for each of `values`, the first with the name.
@@ -228,7 +308,7 @@ fn elsewhere(record: &RunRecord) -> String {
 
 /// Key of the lock that its lock helper holds.
 fn helper_key(record: &RunRecord) -> String {
-    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", sanitize(key)))
+    record.key.as_ref().map_or_else(String::new, |key| format!(", with the lock helper's lock {}", escaped(key)))
 }
 
 fn finished(run: &FinishedRun) -> String {

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 
 use crate::config::duration::show_seconds;
 use crate::config::settings::{Origin, Written};
+use crate::logging::escaped;
 use crate::records::{RunRecord, time};
 
 pub(super) fn setting(Written { value, origin, .. }: &Written) -> String {
-    format!("{} ({})", value.display(), self::origin(origin))
+    format!("{} ({})", escaped(&value.to_string_lossy()), self::origin(origin))
 }
 
 pub(super) fn origin(origin: &Origin) -> String {
@@ -33,7 +34,7 @@ pub(super) fn setting_json(Written { name, value, origin }: &Written) -> Value {
 }
 
 pub(super) fn run(record: &RunRecord) -> String {
-    format!("{}, {}, {}", record.who(), record.mode, show_seconds(age(record.since)))
+    format!("{}, {}, {}", record.who(), escaped(&record.mode), show_seconds(age(record.since)))
 }
 
 /// A run, for programs: the fields of its record, and how long it has been in its state.

@@ -1,25 +1,32 @@
 //! `history.jsonl`: a line for each finished run. It is appended to in single writes, and rotated to `history.1.jsonl` when
 //! it is large, replacing the one before.
 
-use std::fs;
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::io;
 use std::time::{Duration, SystemTime};
 
 use fs4::FileExt;
+use nix::fcntl::OFlag;
 use serde::Deserialize;
 
 use super::fields::{lenient, timestamp};
 use super::store::RecordStore;
-use crate::logging::open_to_append;
-use crate::sys::file_id::FileId;
-use crate::sys::fs::read_bounded;
+use crate::logging::append_lines;
+use crate::sys::fs::read_all;
+
+const CURRENT: &str = "history.jsonl";
+
+/// The history before the last rotation.
+const OLDER: &str = "history.1.jsonl";
 
 /// Size at which the history is rotated.
 const LARGE: u64 = 8 << 20;
 
 /// Upper bound on its size: a hundred runs that end at once each append a line before one rotates it.
 const LARGEST: u64 = 8 * LARGE;
+
+/// Bounds of what a line may say, so that sums of it stay numbers, and a list of it stays a list.
+const LARGEST_NUMBER: u64 = 1_000_000_000_000;
+const LONGEST: usize = 1024;
 
 /// A finished run, as far as anything here reads its line.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -52,19 +59,16 @@ pub(crate) struct History {
 }
 
 impl RecordStore {
-    /// Paths of the history before the last rotation, and of the current one.
-    fn histories(&self) -> [PathBuf; 2] {
-        ["history.1.jsonl", "history.jsonl"].map(|name| self.path().join(name))
-    }
-
     /// Reads the whole history.
     pub(crate) fn read_history(&self) -> io::Result<History> {
         let mut history = History::default();
-        for path in self.histories() {
-            let bytes = match read_bounded(&path, LARGEST) {
+        for name in [OLDER, CURRENT] {
+            let bytes = match self.read_lines(name) {
                 Ok(bytes) => bytes,
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => continue,
-                Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+                Err(error) => {
+                    return Err(io::Error::new(error.kind(), format!("{}: {error}", self.path().join(name).display())));
+                }
             };
             for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
                 match FinishedRun::from_json(line) {
@@ -78,32 +82,44 @@ impl RecordStore {
 
     /// The last `count` finished runs since the history was rotated.
     pub(crate) fn last_finished(&self, count: usize) -> Vec<FinishedRun> {
-        let bytes = read_bounded(&self.histories()[1], LARGEST).unwrap_or_default();
+        let bytes = self.read_lines(CURRENT).unwrap_or_default();
         let mut last: Vec<_> = bytes.rsplit(|&byte| byte == b'\n').filter_map(FinishedRun::from_json).take(count).collect();
         last.reverse();
         last
+    }
+
+    fn read_lines(&self, name: &str) -> io::Result<Vec<u8>> {
+        read_all(&self.open()?.open_file(name, OFlag::O_RDONLY)?, LARGEST)
     }
 }
 
 /// Appends a complete line.
 pub(super) fn append(store: &RecordStore, line: &str) -> io::Result<()> {
-    let [older, current] = store.histories();
-    let mut file = store.open(|| open_to_append(&current))?;
+    let dir = store.make()?;
+    let open = || dir.open_file(CURRENT, OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_CREAT);
+    let mut file = open()?;
     let found = file.metadata()?;
     if found.len() >= LARGE {
         // Of all who find it large, one gets the lock, and a later one sees that it is done.
-        if FileExt::try_lock(&file).is_ok() && FileId::at(&current) == Some(FileId::of(&found)) {
-            fs::rename(&current, older)?;
+        if FileExt::try_lock(&file).is_ok() && dir.has(CURRENT, &found) {
+            dir.rename(CURRENT, OLDER)?;
         }
-        file = open_to_append(&current)?;
+        file = open()?;
     }
-    file.write_all(line.as_bytes())
+    append_lines(&file, line.as_bytes())
 }
 
 impl FinishedRun {
     /// Reads a line.
     pub fn from_json(line: &[u8]) -> Option<Self> {
-        serde_json::from_slice(line).ok()
+        let mut run: Self = serde_json::from_slice(line).ok()?;
+        for text in [&mut run.run, &mut run.outcome].into_iter().chain(&mut run.label) {
+            *text = text.chars().take(LONGEST).collect();
+        }
+        let counts = [&mut run.wait_ms, &mut run.hold_ms, &mut run.turns].into_iter().flatten();
+        counts.chain([&mut run.total_ms]).for_each(|count| *count = (*count).min(LARGEST_NUMBER));
+        run.cost_usd = run.cost_usd.map(|cost| cost.clamp(0.0, LARGEST_NUMBER as f64));
+        Some(run)
     }
 
     pub(crate) fn ended(&self) -> SystemTime {

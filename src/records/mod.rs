@@ -15,6 +15,6 @@ pub use store::RecordStore;
 pub(crate) use {
     fields::{time, timestamp},
     history::History,
-    run_record::{Hold, PathView, State, sanitize},
+    run_record::{Hold, PathView, State},
     store::Census,
 };

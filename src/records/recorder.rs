@@ -2,8 +2,7 @@
 //! kept, that is said once, and the run goes on.
 
 use std::env;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -20,9 +19,10 @@ use super::store::{OwnRecord, RecordStore, SILENT_RECORD_TTL};
 use crate::claude::frames::LastResult;
 use crate::config::duration::after;
 use crate::config::settings::LockMode;
-use crate::logging::open_to_append;
+use crate::logging::{append_lines, open_to_append};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
+use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
 use crate::sys::mount::may_lock_per_host;
 use crate::sys::proc::{boot_id, host, pid_namespace};
@@ -51,7 +51,10 @@ pub struct RunRecorder {
     publish_at: Option<Instant>,
     /// Time at which the record begins to look old to other hosts, where they see its age and not its lock.
     touch_at: Option<Instant>,
+    /// How the child itself has ended.
+    ending: Option<Outcome>,
     last_result: Option<LastResult>,
+    session_id: Option<String>,
     has_failed: bool,
 }
 
@@ -95,7 +98,9 @@ impl RunRecorder {
             published: None,
             publish_at: None,
             touch_at: None,
+            ending: None,
             last_result: None,
+            session_id: None,
             has_failed: false,
         }
     }
@@ -161,9 +166,9 @@ impl RunRecorder {
             self.publish();
         }
         if self.touch_at.take_if(|at| now >= *at).is_some()
-            && let Some(path) = self.published.as_ref().and_then(|own| own.path.as_deref())
+            && let (Some(own), Some(store)) = (&self.published, &self.info.records)
         {
-            keep_fresh(path.to_owned());
+            keep_fresh(own.runs.clone(), own.name.clone(), store.runs());
         }
     }
 
@@ -181,12 +186,20 @@ impl RunRecorder {
 
     /// Removes the record. Call before releasing the lock, or two records could claim it.
     pub(crate) fn retire(&mut self) {
-        self.published.as_mut().map(|own| own.path.take());
+        if let Some(own) = &self.published {
+            own.remove();
+        }
         self.touch_at = None;
         self.release();
     }
 
-    pub(crate) fn on_result(&mut self, last_result: Option<LastResult>) {
+    pub(crate) fn on_child_ended(&mut self, ending: Outcome) {
+        self.ending = Some(ending);
+    }
+
+    /// Notes claude's last result frame, and its session, which is known without one.
+    pub(crate) fn on_result(&mut self, last_result: Option<LastResult>, session_id: Option<String>) {
+        self.session_id = last_result.as_ref().and_then(|result| result.session_id.clone()).or(session_id);
         self.last_result = last_result;
     }
 
@@ -197,7 +210,7 @@ impl RunRecorder {
         info!(name: "run.ended", outcome = outcome.name(), exit_code = outcome.exit_code(), run_ms, wait_ms, "ended");
         let line = format!("{}\n", self.finished(outcome));
         if let Some(file) = &self.info.record_file
-            && let Err(error) = open_to_append(file).and_then(|mut file| file.write_all(line.as_bytes()))
+            && let Err(error) = open_to_append(file).and_then(|file| append_lines(&file, line.as_bytes()))
         {
             warn!("cannot write the record {}: {error}", file.display());
         }
@@ -230,7 +243,8 @@ impl RunRecorder {
     /// Warns that nothing can be recorded, unless it was said already, as of a config dir that cannot be written.
     fn warn_once(&mut self, error: &io::Error) {
         let Some(store) = &self.info.records else { return };
-        let was_said = access(store.config_dir(), AccessFlags::W_OK | AccessFlags::X_OK).is_err();
+        let was_said = error.kind() != io::ErrorKind::NotFound
+            && access(store.config_dir(), AccessFlags::W_OK | AccessFlags::X_OK).is_err();
         if !mem::replace(&mut self.has_failed, true) && !was_said {
             warn!("cannot keep records in {}: {error}; going on without", store.path().display());
         }
@@ -266,11 +280,18 @@ impl RunRecorder {
     fn finished(&self, outcome: Outcome) -> Value {
         let RunInfo { run, label, program, lock_mode, .. } = &self.info;
         let result = self.last_result.as_ref();
+        let (child_exit_code, child_signal) = match self.ending {
+            Some(Outcome::Exited(status)) => (Some(status), None),
+            Some(Outcome::Killed(signal)) => (None, Some(signal)),
+            _ => (None, None),
+        };
         json!({
             "run": run.to_string(),
             "label": label,
             "outcome": outcome.name(),
             "exit_code": outcome.exit_code(),
+            "child_exit_code": child_exit_code,
+            "child_signal": child_signal,
             "began": time(self.began_at),
             "total_ms": milliseconds(self.began.elapsed()),
             "wait_ms": self.waited.map(milliseconds),
@@ -281,7 +302,7 @@ impl RunRecorder {
             "pid": run.pid,
             "version": env!("CARGO_PKG_VERSION"),
             "program": program.to_string_lossy(),
-            "session_id": result.map(|result| &result.session_id),
+            "session_id": self.session_id,
             "subtype": result.map(|result| &result.subtype),
             "is_error": result.map(|result| result.is_error),
             "turns": result.map(|result| result.turns),
@@ -295,14 +316,13 @@ fn milliseconds(span: Duration) -> u64 {
     span.as_millis() as u64
 }
 
-/// Touches `record` from now on, until it is gone, if hosts may see it and not the lock on it. Such a file system may hang, so a
-/// thread does it, which ends with the process.
-fn keep_fresh(record: PathBuf) {
+/// Touches the record `name` from now on, until it is gone, if hosts may see it and not the lock on it. Such a file system may hang,
+/// so a thread does it, which ends with the process.
+fn keep_fresh(runs: Dir, name: String, path: PathBuf) {
     let work = move || {
-        let touch = || File::options().write(true).open(&record)?.set_modified(SystemTime::now());
-        if may_lock_per_host(&record) {
+        if may_lock_per_host(&path) {
             // An error can be of a moment, as on a network.
-            while !touch().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::NotFound) {
+            while !runs.touch(&name).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
                 thread::sleep(TOUCH_AFTER);
             }
         }

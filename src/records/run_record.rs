@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::fields::{lenient, timestamp};
+use crate::logging::escaped;
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{boot_id, host};
 
@@ -114,18 +115,13 @@ impl RunRecord {
         let program = || Path::new(&self.program).file_name().map(|name| name.to_string_lossy().into_owned());
         let name = self.label.clone().or_else(program).unwrap_or_default();
         let elsewhere = if self.host == host() { String::new() } else { format!(" on {}", self.host) };
-        sanitize(&format!("{name} (pid {}{elsewhere})", self.pid))
+        escaped(&format!("{name} (pid {}{elsewhere})", self.pid)).into_owned()
     }
 
     /// Reads a record. None if it cannot be understood.
     pub fn from_json(text: &[u8]) -> Option<Self> {
         serde_json::from_slice(text).ok()
     }
-}
-
-/// Replaces control characters in text from elsewhere: it goes to terminals, and must not steer them.
-pub(crate) fn sanitize(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]

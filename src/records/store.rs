@@ -2,25 +2,24 @@
 //! whose lock is free is dead, whatever its pid says, in any container, and on any host that shares the file system with its
 //! locks. Where hosts share files without locks, each judges its own records.
 
-use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use fs4::{FileExt, TryLockError};
-use tempfile::TempPath;
+use nix::fcntl::OFlag;
 
 use super::run_record::{Hold, RunRecord};
 use crate::run_id::RunId;
+use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::open_to_read;
+use crate::sys::fs::open_regular;
 use crate::sys::mount::may_lock_per_host;
-use crate::sys::proc::{boot_id, is_of_our_pid_namespace, pid_namespace};
+use crate::sys::proc::{boot_id, flock_of, is_of_our_pid_namespace, pid_namespace};
 
 /// Directory of claude-run in a config dir.
 #[derive(Clone, Debug)]
@@ -36,21 +35,29 @@ pub(crate) struct Census {
     pub(crate) orphaned: Vec<RunRecord>,
     /// Runs on other hosts, whose locks cannot be seen from here: alive, or dead for not too long.
     pub(crate) elsewhere: Vec<RunRecord>,
-    /// Records of other dead runs, as far as they can be read.
-    dead: Vec<(PathBuf, Option<RunRecord>)>,
+    dead: Vec<(RunId, Seen)>,
 }
 
-/// Record of this process' own run.
+/// Record of this process' own run. Dropping it removes it.
 #[derive(Debug)]
 pub(super) struct OwnRecord {
-    /// Dropping it removes the record. If that fails, it is dead with the process, and a later census removes it.
-    pub(super) path: Option<TempPath>,
+    pub(super) runs: Dir,
+    pub(super) name: String,
     /// Locked: the flock proves that the run is alive. Closing it after the removal frees an inode, which can take a millisecond.
     _locked: File,
 }
 
-const RECORD: &str = "json";
-const TEMPORARY: &str = "tmp";
+/// A file in `runs/` that a run has written.
+#[derive(Debug)]
+struct Seen {
+    is_live: bool,
+    /// `None` if it is cut.
+    record: Option<RunRecord>,
+    modified: SystemTime,
+}
+
+const NAME: &str = "claude-run";
+const RUNS: &str = "runs";
 
 /// Time for which the record of a run that may be alive elsewhere is kept after its last touch. A live run touches it more often.
 pub(super) const SILENT_RECORD_TTL: Duration = Duration::from_secs(2 * 60 * 60);
@@ -61,7 +68,7 @@ const STILL_WRITING: Duration = Duration::from_secs(60);
 impl RecordStore {
     /// Store of `config_dir`.
     pub fn of(config_dir: &Path) -> Self {
-        Self { path: config_dir.join("claude-run") }
+        Self { path: config_dir.join(NAME) }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -73,43 +80,46 @@ impl RecordStore {
     }
 
     pub(crate) fn runs(&self) -> PathBuf {
-        self.path.join("runs")
+        self.path.join(RUNS)
     }
 
-    /// Opens a file by `open`; makes the directory first if it is missing.
-    pub(super) fn open(&self, open: impl Fn() -> io::Result<File>) -> io::Result<File> {
-        match open() {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                DirBuilder::new().recursive(true).mode(0o700).create(self.runs())?;
-                open()
-            }
-            opened => opened,
-        }
+    pub(super) fn open(&self) -> io::Result<Dir> {
+        Dir::open(self.config_dir())?.open_dir(NAME)
+    }
+
+    /// Opens the directory; makes it first if it is missing. The config dir itself is not made: it may have been moved.
+    pub(super) fn make(&self) -> io::Result<Dir> {
+        Dir::open(self.config_dir())?.make_dir(NAME)
+    }
+
+    fn open_runs(&self) -> io::Result<Dir> {
+        self.open()?.open_dir(RUNS)
     }
 
     /// Writes `record`, that of our run, in the place of `own` if there is one: complete and locked, or not at all.
     pub(super) fn publish(&self, record: &RunRecord, own: &mut Option<OwnRecord>) -> io::Result<()> {
         let text = serde_json::to_string(record)? + "\n";
-        let path = self.path_of(&record.run);
-        let temporary = TempPath::try_from_path(path.with_extension(TEMPORARY))?;
-        let mut file = self.open(|| File::options().write(true).create_new(true).mode(0o600).open(&temporary))?;
-        file.write_all(text.as_bytes())?;
-        FileExt::try_lock(&file)?;
-        temporary.persist(&path)?;
-        match own {
-            Some(own) => own._locked = file,
-            None => *own = Some(OwnRecord { path: Some(TempPath::try_from_path(path)?), _locked: file }),
+        let runs = self.make()?.make_dir(RUNS)?;
+        let (name, temporary) = (record_name(&record.run), temporary_name(&record.run));
+        let mut file = runs.open_file(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)?;
+        let published = file
+            .write_all(text.as_bytes())
+            .and_then(|()| FileExt::try_lock(&file).map_err(io::Error::from))
+            .and_then(|()| runs.rename(&temporary, &name));
+        if published.is_err() {
+            let _ = runs.remove(&temporary); // else a later census removes it
+        } else if let Some(own) = own {
+            own._locked = file;
+        } else {
+            *own = Some(OwnRecord { runs, name, _locked: file });
         }
-        Ok(())
-    }
-
-    fn path_of(&self, run: &str) -> PathBuf {
-        self.runs().join(run).with_extension(RECORD)
+        published
     }
 
     /// Record of the live run `run`.
     pub(crate) fn live(&self, run: &str) -> Option<RunRecord> {
-        look(&self.path_of(run)).and_then(|(is_live, record)| record.filter(|_| is_live))
+        let run = RunId::parse(run)?.to_string();
+        look(&self.open_runs().ok()?, &run, &record_name(&run)).filter(|seen| seen.is_live)?.record
     }
 
     /// Approximate number of records.
@@ -119,47 +129,33 @@ impl RecordStore {
 
     /// Live runs whose claude-run has the pid `pid` in its own PID namespace.
     pub(crate) fn live_with_pid(&self, pid: i32) -> Vec<RunRecord> {
-        let records = self.records().unwrap_or_default().into_iter().filter(|(run, _)| run.pid == pid);
-        records.filter_map(|(run, _)| self.live(&run.to_string())).collect()
+        let runs = self.open_runs().and_then(|runs| list(&runs)).unwrap_or_default();
+        runs.into_iter().filter(|run| run.pid == pid).filter_map(|run| self.live(&run.to_string())).collect()
     }
 
     /// Live run that has acquired `lock`. Reads records, the oldest first and `at_most` so many, until one says so: mostly the
     /// first does. Removes records of dead runs that it meets, unless they may still be needed.
     pub(crate) fn holder(&self, lock: FileId, at_most: usize) -> Option<RunRecord> {
-        let Census { mut live, dead, .. } = self.survey(at_most, |record| record.holds(lock)).ok()?;
+        let runs = self.open_runs().ok()?;
+        let Census { mut live, dead, .. } = survey(&runs, at_most, |record| record.holds(lock)).ok()?;
         let holder = live.pop_if(|record| record.holds(lock));
-        for (path, record) in dead {
+        for (run, seen) in dead {
             // What a dead run has started may still hold its lock: `lock`, if nobody else holds that.
-            let is_needed = record.is_some_and(|record| {
+            let is_needed = seen.record.is_some_and(|record| {
                 (record.hold == Some(Hold::Own) && (holder.is_none() || !record.holds(lock))) || !self.is_visible(&record)
             });
             if !is_needed {
-                let _ = fs::remove_file(path);
+                let _ = runs.remove(&record_name(&run.to_string()));
             }
         }
         holder
     }
 
-    /// Reads `at_most` so many records, the oldest first, up to that of a live run that `is_wanted`.
-    fn survey(&self, at_most: usize, is_wanted: impl Fn(&RunRecord) -> bool) -> io::Result<Census> {
-        let mut census = Census::default();
-        for (_, path) in self.records()?.into_iter().take(at_most) {
-            match look(&path) {
-                Some((true, Some(record))) => census.live.push(record),
-                Some((false, record)) => census.dead.push((path, record)),
-                Some((true, None)) | None => {}
-            }
-            if census.live.last().is_some_and(&is_wanted) {
-                break;
-            }
-        }
-        Ok(census)
-    }
-
     /// Sleeps until the run `run` has ended or changed its record, or for `bound`. Where the kernel cannot report that, as of a
     /// run that was killed or is on another host, sleeps for a second at most.
     pub(crate) fn wait_for_end(&self, run: &str, bound: Duration) {
-        let Ok(file) = open_to_read(&self.path_of(run)) else { return };
+        let open = || self.open_runs()?.open_file(&record_name(run), OFlag::O_RDONLY);
+        let Ok(file) = open() else { return };
         if is_locked(&file) {
             let (sender, ended) = mpsc::sync_channel(1);
             // At a timeout the thread is left behind: it holds nothing, and ends with the process.
@@ -174,21 +170,30 @@ impl RecordStore {
 
     /// Reads all records, and removes those of dead runs.
     pub(crate) fn census(&self) -> io::Result<Census> {
-        let mut census = self.survey(usize::MAX, |_| false)?;
+        let runs = match self.open_runs() {
+            Ok(runs) => runs,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Census::default());
+            }
+            Err(error) => return Err(error),
+        };
+        let mut census = survey(&runs, usize::MAX, |_| false)?;
         // One run may release the lock and the next acquire it while we read. A run removes its record before it releases the lock,
         // so a second look tells.
         let holds = |record: &RunRecord| record.hold == Some(Hold::Own);
         if census.live.iter().filter(|record| holds(record)).count() > 1 {
             census.live.retain(|record| !holds(record) || self.live(&record.run).is_some());
         }
-        for (path, record) in mem::take(&mut census.dead) {
+        for (run, Seen { record, modified, .. }) in mem::take(&mut census.dead) {
             match record {
-                Some(record) if !self.is_visible(&record) && !is_older(&path, SILENT_RECORD_TTL) => {
+                Some(record) if !self.is_visible(&record) && !is_older(modified, SILENT_RECORD_TTL) => {
                     census.elsewhere.push(record)
                 }
-                Some(record) if self.is_still_held(&record, &census.live) => census.orphaned.push(record),
-                // In a directory that is read-only, it stays.
-                _ => drop(fs::remove_file(path)),
+                record => match record.and_then(|record| self.orphaned(record, &census.live)) {
+                    Some(record) => census.orphaned.push(record),
+                    // In a directory that is read-only, it stays.
+                    None => drop(runs.remove(&record_name(&run.to_string()))),
+                },
             }
         }
         for runs in [&mut census.live, &mut census.elsewhere] {
@@ -203,16 +208,20 @@ impl RecordStore {
         census.live.into_iter().chain(census.elsewhere).find(|record| record.key.is_some())
     }
 
-    /// True if the lock that the dead run `record` held is still held, by none of the `live` runs. Its path may be another file here;
-    /// then the session lock of this config dir may be the lock.
-    fn is_still_held(&self, record: &RunRecord, live: &[RunRecord]) -> bool {
+    /// The dead run `record`, if the lock that it held is still held, by none of the `live` runs. Its path may be another file here;
+    /// then the session lock of this config dir may be the lock. The child is named only if it is seen to hold the lock: anybody can
+    /// write a record.
+    fn orphaned(&self, mut record: RunRecord, live: &[RunRecord]) -> Option<RunRecord> {
         let recorded = record.lock.as_ref().map(|view| PathBuf::from(&view.path));
         let paths = recorded.into_iter().chain([self.path.with_file_name("session.lock")]);
         let mut there = paths.filter_map(|path| Some((FileId::at(&path)?, path)));
-        let Some((lock, path)) = there.find(|&(lock, _)| record.holds(lock)) else { return false };
+        let (lock, path) = there.find(|&(lock, _)| record.holds(lock))?;
         // From inside a container only a try can tell. It is rare and short, so it disturbs nobody.
-        let open = || File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
-        !live.iter().any(|other| other.holds(lock)) && open().is_ok_and(|file| is_locked(&file))
+        let is_held = || open_regular(&path, File::options().read(true), 0).is_ok_and(|(file, _)| is_locked(&file));
+        let is_orphaned = !live.iter().any(|other| other.holds(lock)) && is_held();
+        let is_visible = record.pid_namespace == pid_namespace();
+        record.child = record.child.filter(|child| is_visible && flock_of(child, lock).is_some());
+        is_orphaned.then_some(record)
     }
 
     /// True if the flock of a live run of `record` would be visible here. On another host, or through another mount, it may not
@@ -230,42 +239,80 @@ impl RecordStore {
         (is_of_this_boot && (device(record.config_dir.file_id()) == device(here) || is_gone()))
             || !may_lock_per_host(&self.path)
     }
+}
 
-    /// Lists the records, the oldest first. Removes temporary files that a killed writer has left.
-    fn records(&self) -> io::Result<Vec<(RunId, PathBuf)>> {
-        let mut records = Vec::new();
-        let entries = match fs::read_dir(self.runs()) {
-            Ok(entries) => entries,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(records),
-            Err(error) => return Err(error),
-        };
-        for entry in entries {
-            let path = entry?.path();
-            let Some(run) = path.file_stem().and_then(|stem| RunId::parse(stem.to_str()?)) else { continue };
-            match path.extension().and_then(OsStr::to_str) {
-                Some(RECORD) => records.push((run, path)),
-                Some(TEMPORARY) if is_older(&path, STILL_WRITING) => drop(fs::remove_file(path)),
-                _ => {}
-            }
-        }
-        records.sort_unstable();
-        records.dedup(); // while records come and go, an entry may be read twice
-        Ok(records)
+impl OwnRecord {
+    pub(super) fn remove(&self) {
+        let _ = self.runs.remove(&self.name); // else it is dead with the process, and a later census removes it
     }
 }
 
-/// Reads the record at `path`, as far as it is there and readable; true with that of a live run.
-fn look(path: &Path) -> Option<(bool, Option<RunRecord>)> {
+impl Drop for OwnRecord {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+fn record_name(run: &str) -> String {
+    format!("{run}.json")
+}
+
+fn temporary_name(run: &str) -> String {
+    format!("{run}.tmp")
+}
+
+/// Lists the runs that have a record, the oldest first. Removes temporary files that a killed writer has left.
+fn list(runs: &Dir) -> io::Result<Vec<RunId>> {
+    let mut listed = Vec::new();
+    for name in runs.names()? {
+        let Some(id) = name.split('.').next().and_then(RunId::parse) else { continue };
+        let run = id.to_string();
+        if name == record_name(&run) {
+            listed.push(id);
+        } else if name == temporary_name(&run)
+            && look(runs, &run, &name).is_some_and(|seen| !seen.is_live && is_older(seen.modified, STILL_WRITING))
+        {
+            let _ = runs.remove(&name);
+        }
+    }
+    listed.sort_unstable();
+    listed.dedup(); // while records come and go, an entry may be read twice
+    Ok(listed)
+}
+
+/// Reads `at_most` so many records, the oldest first, up to that of a live run that `is_wanted`.
+fn survey(runs: &Dir, at_most: usize, is_wanted: impl Fn(&RunRecord) -> bool) -> io::Result<Census> {
+    let mut census = Census::default();
+    for run in list(runs)?.into_iter().take(at_most) {
+        let name = run.to_string();
+        match look(runs, &name, &record_name(&name)) {
+            Some(Seen { is_live: true, record, .. }) => census.live.extend(record),
+            Some(seen) => census.dead.push((run, seen)),
+            None => {}
+        }
+        if census.live.last().is_some_and(&is_wanted) {
+            break;
+        }
+    }
+    Ok(census)
+}
+
+/// Reads the file `name`, if it is what `run` has written, or begins like that. Others can put files there, which are left alone.
+fn look(runs: &Dir, run: &str, name: &str) -> Option<Seen> {
     loop {
-        let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path).ok()?;
+        let file = runs.open_file(name, OFlag::O_RDONLY).ok()?;
         let is_live = is_locked(&file);
+        let found = file.metadata().ok()?;
         // Free, but replaced since: the lock is on the new file.
-        if !is_live && file.metadata().ok().map(|found| FileId::of(&found)) != FileId::at(path) {
+        if !is_live && !runs.has(name, &found) {
             continue;
         }
         let mut text = Vec::with_capacity(4096); // more than most: one read(2), and one that finds the end
-        let read = Read::by_ref(&mut file).take(1 << 20).read_to_end(&mut text);
-        return Some((is_live, read.ok().and_then(|_| RunRecord::from_json(&text))));
+        file.take(1 << 20).read_to_end(&mut text).ok()?;
+        let begin = format!(r#"{{"run":"{run}""#).into_bytes();
+        let record = RunRecord::from_json(&text).filter(|record| record.run == run);
+        let is_ours = record.is_some() || text.starts_with(&begin) || begin.starts_with(&text);
+        return is_ours.then_some(Seen { is_live, record, modified: found.modified().ok()? });
     }
 }
 
@@ -274,7 +321,6 @@ fn is_locked(file: &File) -> bool {
     matches!(FileExt::try_lock_shared(file), Err(TryLockError::WouldBlock))
 }
 
-fn is_older(path: &Path, age: Duration) -> bool {
-    let modified = fs::metadata(path).and_then(|found| found.modified());
-    modified.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|passed| passed > age))
+fn is_older(modified: SystemTime, age: Duration) -> bool {
+    SystemTime::now().duration_since(modified).is_ok_and(|passed| passed > age)
 }

@@ -13,7 +13,7 @@ use crate::events::SignalSource;
 use crate::outcome::Outcome;
 use crate::sys::signal::{DUPLICATE_WINDOW, FORWARDED, Signal, is_termination_request};
 pub use refresh_guard::MAX_DEFERRAL;
-pub use types::{Action, Delivery, Group, Input, Notice, PolicyConfig, TreeState};
+pub use types::{Action, Group, Input, Notice, PolicyConfig, TreeState};
 
 /// State of a run. Tests compare and copy it, to try all that can happen: see `tests/model`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -23,16 +23,24 @@ pub struct Policy {
     /// How the child ended. From then on the phase is about its leftovers.
     ending: Option<Outcome>,
     expired_limit: Option<Outcome>,
-    is_stopped: bool,
+    stopped_by: Option<Signal>,
     hard_deadline: Option<Instant>,
     idle_deadline: Option<Instant>,
     result_deadline: Option<Instant>,
-    /// End of the kill grace, then time of another KILL to leftovers that the last one did not reach.
+    /// The relay had a moment to read what had arrived when we woke too late.
+    has_caught_up: bool,
+    /// Half of the kill grace, at which those get TERM who have had none.
+    rest_term_at: Option<Instant>,
+    /// Everybody whom a KILL would reach has had TERM.
+    rest_has_term: bool,
+    /// End of the kill grace, then time of the next KILL.
     kill_at: Option<Instant>,
     give_up_at: Option<Instant>,
-    /// `is_error` of the last result frame.
+    /// `is_error` of the last result frame, while no new turn has started.
     last_result: Option<bool>,
     open_tasks: u32,
+    /// More messages may come, so that claude waits for them after a result.
+    expects_input: bool,
     /// Time of the first TERM that was sent to us.
     first_term: Option<Instant>,
     /// Signals that are deferred for the sake of a refresh, in order.
@@ -44,16 +52,28 @@ pub struct Policy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     Running,
-    /// The child, or its leftovers, have got TERM.
+    /// The child was asked to end, or its leftovers have got TERM.
     Terminating,
     /// They have got KILL.
     Killed,
-    /// The tree is empty, or what is left of it is kept.
+    /// The tree is empty, or what is left of it is kept, or given up.
     Finished,
 }
 
-/// How long leftovers that we can neither see nor signal may take to end.
-const UNREACHABLE_GRACE: Duration = Duration::from_secs(1);
+/// Kill grace of those that get TERM only when somebody cannot wait any longer.
+const SHORT_GRACE: Duration = Duration::from_secs(1);
+
+/// How long those that have got KILL may take to end, at least: state D, a frozen cgroup or another user can keep them.
+const MIN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Period of the KILL: a process may be forked while the tree is walked.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+
+/// A clock input that comes later than this finds output that the relay has not seen yet.
+const LATE: Duration = Duration::from_millis(100);
+
+/// Time for the relay to read what has arrived.
+const CATCH_UP: Duration = Duration::from_secs(1);
 
 impl Policy {
     /// A run whose child was started at `now`.
@@ -62,13 +82,17 @@ impl Policy {
             hard_deadline: after(now, config.hard_limit),
             idle_deadline: after(now, config.idle_limit),
             result_deadline: None,
+            has_caught_up: false,
+            rest_term_at: None,
+            rest_has_term: false,
             kill_at: None,
             give_up_at: None,
+            expects_input: config.streams_input,
             config,
             phase: Phase::Running,
             ending: None,
             expired_limit: None,
-            is_stopped: false,
+            stopped_by: None,
             last_result: None,
             open_tasks: 0,
             first_term: None,
@@ -81,10 +105,25 @@ impl Policy {
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.phase {
             _ if self.is_deferring() => self.refresh_since.map(|since| since + MAX_DEFERRAL),
-            Phase::Running => [self.hard_deadline, self.idle_deadline, self.result_deadline].into_iter().flatten().min(),
-            Phase::Terminating | Phase::Killed => self.kill_at,
             Phase::Finished => None,
+            _ => {
+                let limits = self.limits().into_iter().map(|(at, _)| at);
+                limits.chain([self.rest_term_at, self.kill_at, self.give_up_at]).flatten().min()
+            }
         }
+    }
+
+    /// Limits that count, each with its outcome. A request to end removes none of them.
+    fn limits(&self) -> [(Option<Instant>, Outcome); 3] {
+        // The key of a terminal, or a STOP, means that somebody continues the child; a TTIN does not.
+        let is_paused = matches!(self.stopped_by, Some(Signal::SIGSTOP | Signal::SIGTSTP));
+        let counts = self.has_child() && self.expired_limit.is_none() && self.phase != Phase::Killed;
+        let hung = Outcome::HungAfterResult { is_error: self.last_result.unwrap_or_default() };
+        [
+            (self.hard_deadline.filter(|_| counts), Outcome::HardLimit),
+            (self.result_deadline.filter(|_| counts), hung),
+            (self.idle_deadline.filter(|_| counts && !is_paused), Outcome::IdleLimit),
+        ]
     }
 
     /// True while the task grace replaces the result grace.
@@ -103,28 +142,59 @@ impl Policy {
             Input::Stopped(signal) => return self.on_stopped(signal),
             Input::Ended(ending, tree) => return self.on_ended(ending, tree, now),
             Input::TreeChanged(tree) => return self.on_tree_changed(tree),
-            Input::TreeKilled(delivery) => return self.on_tree_killed(delivery, now),
-            Input::LockLost if self.phase == Phase::Running => return self.expire(Outcome::LockLost, now),
+            Input::LockLost if self.has_child() && self.expired_limit.is_none() && self.phase != Phase::Killed => {
+                return self.expire(Outcome::LockLost, now);
+            }
             Input::Clock if self.next_deadline().is_some_and(|deadline| now >= deadline) => return self.on_deadline(now),
             Input::Frame(frame) => self.on_frame(frame, now),
-            Input::LastOutput(at) => self.idle_deadline = after(at, self.config.idle_limit).max(self.idle_deadline),
-            Input::Continued => self.is_stopped = false,
+            Input::StdinEnded => {
+                self.expects_input = false;
+                self.restart_result_grace(now);
+            }
+            Input::LastOutput(at) => self.postpone_idle_limit(at),
+            Input::Continued => {
+                self.stopped_by = None;
+                self.postpone_idle_limit(now);
+            }
             Input::LockLost | Input::Clock | Input::Refresh { .. } => {}
         }
         Vec::new()
     }
 
     fn on_deadline(&mut self, now: Instant) -> Vec<Action> {
-        let has_come = |deadline: Option<Instant>| deadline.is_some_and(|deadline| now >= deadline);
-        match (self.phase, self.last_result) {
-            (Phase::Running, _) if has_come(self.hard_deadline) => self.expire(Outcome::HardLimit, now),
-            (Phase::Running, Some(is_error)) if has_come(self.result_deadline) => {
-                self.expire(Outcome::HungAfterResult { is_error }, now)
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
+        let mut actions = match self.limits().into_iter().find(|&(at, _)| is_due(at)) {
+            Some((at, Outcome::IdleLimit | Outcome::HungAfterResult { .. }))
+                if !self.has_caught_up && is_due(at.map(|at| at + LATE)) =>
+            {
+                self.has_caught_up = true;
+                let later = |at: Instant| at.max(now + CATCH_UP);
+                self.idle_deadline = self.idle_deadline.map(later);
+                self.result_deadline = self.result_deadline.map(later);
+                Vec::new()
             }
-            (Phase::Running, _) => self.expire(Outcome::IdleLimit, now),
-            (Phase::Terminating, _) => self.escalate(Notice::KillGraceExpired),
-            _ => vec![self.kill_tree()],
+            Some((_, limit)) => self.expire(limit, now),
+            None => Vec::new(),
+        };
+        match self.phase {
+            Phase::Terminating if is_due(self.kill_at) => actions.extend(self.escalate(Notice::KillGraceExpired, now)),
+            Phase::Terminating if is_due(self.rest_term_at) => {
+                actions.extend(self.terminate_rest());
+                actions.push(Action::Log(Notice::ChildStays));
+            }
+            Phase::Killed if is_due(self.give_up_at) => {
+                // Even a child: with a pending KILL, it never runs again.
+                self.ending.get_or_insert(Outcome::Killed(Signal::SIGKILL.number()));
+                self.phase = Phase::Finished;
+                actions.push(Action::Log(Notice::GivenUp));
+            }
+            Phase::Killed => {
+                self.kill_at = after(now, Some(KILL_AGAIN));
+                actions.push(self.kill());
+            }
+            _ => {}
         }
+        actions
     }
 
     fn on_signal(&mut self, signal: Signal, source: SignalSource, now: Instant) -> Vec<Action> {
@@ -144,9 +214,15 @@ impl Policy {
             }
             Signal::SIGTERM if self.first_term.is_some_and(|first| now < first + DUPLICATE_WINDOW) => {}
             _ if FORWARDED.contains(signal) => {
+                if signal == Signal::SIGCONT {
+                    self.postpone_idle_limit(now); // we were stopped
+                }
                 // A shell's `fg` sends CONT to the group.
-                let is_needed = self.config.group == Group::Own || signal != Signal::SIGCONT || self.is_stopped;
+                let is_needed = self.config.group == Group::Own || signal != Signal::SIGCONT || self.stopped_by.is_some();
                 if self.has_child() && !is_childs_too && is_needed {
+                    if signal == Signal::SIGTERM {
+                        self.on_child_terminated();
+                    }
                     actions.push(Action::SignalChild(signal));
                 }
                 // Neither one that our caller ignores, as with nohup(1), nor the QUIT key, which is for the child.
@@ -163,7 +239,11 @@ impl Policy {
         let is_second_term = signal == Signal::SIGTERM && *self.first_term.get_or_insert(now) != now;
         match self.phase {
             Phase::Running => self.terminate(now),
-            Phase::Terminating if is_second_term => self.escalate(Notice::SecondTerm),
+            Phase::Terminating if is_second_term => self.escalate(Notice::SecondTerm, now),
+            Phase::Killed if is_second_term => {
+                self.give_up_at = self.give_up_at.min(after(now, Some(SHORT_GRACE)));
+                Vec::new()
+            }
             _ => Vec::new(),
         }
     }
@@ -171,17 +251,30 @@ impl Policy {
     fn on_frame(&mut self, frame: FrameEvent, now: Instant) {
         match frame {
             FrameEvent::Result { is_error } => self.last_result = Some(is_error),
+            FrameEvent::TurnStarted => self.last_result = None,
             FrameEvent::OpenTasks(count) => self.open_tasks = count,
             FrameEvent::Other => {}
         }
-        if self.last_result.is_some() {
-            let grace = if self.has_open_tasks() { self.config.task_grace } else { self.config.result_grace };
-            self.result_deadline = after(now, grace);
+        self.restart_result_grace(now);
+    }
+
+    /// The grace counts between a result and the next turn.
+    fn restart_result_grace(&mut self, now: Instant) {
+        let grace = if self.has_open_tasks() { self.config.task_grace } else { self.config.result_grace };
+        let is_over = self.last_result.is_some() && !self.expects_input;
+        self.result_deadline = after(now, grace.filter(|_| is_over));
+        self.has_caught_up = false;
+    }
+
+    fn postpone_idle_limit(&mut self, last_sign: Instant) {
+        let deadline = after(last_sign, self.config.idle_limit);
+        if deadline > self.idle_deadline {
+            (self.idle_deadline, self.has_caught_up) = (deadline, false);
         }
     }
 
     fn on_stopped(&mut self, signal: Signal) -> Vec<Action> {
-        self.is_stopped = true;
+        self.stopped_by = Some(signal);
         match self.phase {
             // It was stopped just before its TERM.
             Phase::Terminating => self.continue_if_stopped(),
@@ -195,31 +288,69 @@ impl Policy {
 
     fn expire(&mut self, limit: Outcome, now: Instant) -> Vec<Action> {
         self.expired_limit = Some(limit);
+        self.on_child_terminated();
         [vec![Action::SignalChild(Signal::SIGTERM)], self.terminate(now), vec![Action::Log(Notice::LimitExpired(limit))]]
             .concat()
     }
 
-    /// Starts the kill grace. The actions follow the signal.
+    /// Starts the kill grace, or lets the one that runs run on. The actions follow the signal.
     fn terminate(&mut self, now: Instant) -> Vec<Action> {
-        self.phase = Phase::Terminating;
-        self.kill_at = after(now, self.config.kill_grace);
+        if self.phase == Phase::Running {
+            self.phase = Phase::Terminating;
+            self.restart_kill_grace(now);
+        }
         self.continue_if_stopped()
     }
 
-    /// Goes from TERM to KILL.
-    fn escalate(&mut self, reason: Notice) -> Vec<Action> {
-        let kill_tree = self.kill_tree();
-        let keeps = self.config.leftovers == Leftovers::Keep;
-        vec![if keeps { Action::SignalChild(Signal::SIGKILL) } else { kill_tree }, Action::Log(reason)]
+    fn on_child_terminated(&mut self) {
+        if self.config.leftovers == Leftovers::Keep {
+            (self.rest_has_term, self.rest_term_at) = (true, None);
+        }
     }
 
-    fn kill_tree(&mut self) -> Action {
-        (self.phase, self.kill_at) = (Phase::Killed, None);
-        Action::SignalTree(Signal::SIGKILL)
+    fn restart_kill_grace(&mut self, now: Instant) {
+        self.kill_at = after(now, self.config.kill_grace);
+        let half = self.config.kill_grace.map(|grace| grace / 2);
+        self.rest_term_at = after(now, half.filter(|_| !self.rest_has_term));
+    }
+
+    /// Sends TERM to all whom a KILL would reach and who have had none.
+    fn terminate_rest(&mut self) -> Vec<Action> {
+        (self.rest_has_term, self.rest_term_at) = (true, None);
+        match self.config.leftovers {
+            Leftovers::Kill => vec![Action::SignalTree(Signal::SIGTERM)],
+            Leftovers::Keep => [vec![Action::SignalChild(Signal::SIGTERM)], self.continue_if_stopped()].concat(),
+        }
+    }
+
+    /// Goes from TERM to KILL. Nobody gets a KILL who has not had a TERM, and a moment to follow it.
+    fn escalate(&mut self, reason: Notice, now: Instant) -> Vec<Action> {
+        let mut actions = if self.rest_has_term {
+            self.phase = Phase::Killed;
+            self.restart_patience(now);
+            vec![self.kill()]
+        } else {
+            self.kill_at = after(now, self.config.kill_grace.unwrap_or(SHORT_GRACE).min(SHORT_GRACE).into());
+            self.terminate_rest()
+        };
+        actions.push(Action::Log(reason));
+        actions
+    }
+
+    fn restart_patience(&mut self, now: Instant) {
+        self.kill_at = after(now, Some(KILL_AGAIN));
+        self.give_up_at = after(now, self.config.kill_grace.max(Some(MIN_PATIENCE)));
+    }
+
+    fn kill(&self) -> Action {
+        match self.config.leftovers {
+            Leftovers::Kill => Action::SignalTree(Signal::SIGKILL),
+            Leftovers::Keep => Action::SignalChild(Signal::SIGKILL),
+        }
     }
 
     fn continue_if_stopped(&self) -> Vec<Action> {
-        let is_stopped = self.is_stopped && self.has_child();
+        let is_stopped = self.stopped_by.is_some() && self.has_child();
         if is_stopped { vec![Action::SignalChild(Signal::SIGCONT)] } else { Vec::new() }
     }
 
@@ -234,9 +365,10 @@ impl Policy {
             return Vec::new();
         }
         if self.phase == Phase::Killed {
-            return vec![self.kill_tree()];
+            return vec![self.kill()];
         }
-        self.terminate(now);
+        (self.phase, self.rest_has_term) = (Phase::Terminating, true);
+        self.restart_kill_grace(now);
         vec![Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers)]
     }
 
@@ -248,21 +380,6 @@ impl Policy {
             Phase::Terminating => return vec![Action::SignalTree(Signal::SIGTERM)],
             Phase::Killed => return vec![Action::SignalTree(Signal::SIGKILL)],
             Phase::Running | Phase::Finished => {}
-        }
-        Vec::new()
-    }
-
-    fn on_tree_killed(&mut self, delivery: Delivery, now: Instant) -> Vec<Action> {
-        if self.has_child() || self.phase != Phase::Killed {
-            return Vec::new();
-        }
-        let later = after(now, Some(UNREACHABLE_GRACE));
-        // The end of a process whose parent we cannot signal causes no SIGCHLD here: we have to look again.
-        self.kill_at = if delivery == Delivery::Complete { None } else { later };
-        self.give_up_at = if delivery == Delivery::Failed { self.give_up_at.or(later) } else { None };
-        if self.give_up_at.is_some_and(|give_up_at| now >= give_up_at) {
-            self.phase = Phase::Finished;
-            return vec![Action::Log(Notice::Unreachable)];
         }
         Vec::new()
     }

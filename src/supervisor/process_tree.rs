@@ -4,11 +4,10 @@
 use std::collections::HashSet;
 use std::fs;
 
-use nix::errno::Errno;
-use nix::unistd::{Pid, getpid};
+use nix::unistd::{Pid, getpgrp, getpid};
 use tracing::debug;
 
-use super::policy::{Delivery, Group, Input, TreeState};
+use super::policy::{Group, Input, TreeState};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
 use crate::sys::proc::{self, Stat};
@@ -20,23 +19,38 @@ use crate::sys::wait::{self, ChildStatus};
 pub(super) struct ProcessTree {
     run: RunId,
     /// Monitor of the lock helper: a child of ours, but neither it nor its descendants are part of the run.
-    monitor: Option<Process>,
+    monitor: Option<(i32, u64)>,
     /// Our children from before the run, as after `sleep 60 & exec claude-run …`.
-    preexisting: HashSet<Process>,
+    preexisting: Vec<Stat>,
+    child: Option<Stat>,
     /// Processes that have got TERM.
-    terminated: HashSet<Process>,
+    terminated: HashSet<(i32, u64)>,
+    has_walked: bool,
+    kills: u32,
 }
 
-/// Pid and start.
-type Process = (i32, u64);
+/// KILLs after which those that we start as PID 1 are faster than we look: all get one at once.
+const MAX_KILLS: u32 = 50;
 
 impl ProcessTree {
-    pub(super) fn before_start(run: RunId, monitor: Option<Process>) -> Self {
-        let mut tree = Self { run, monitor, preexisting: HashSet::new(), terminated: HashSet::new() };
+    pub(super) fn before_start(run: RunId, monitor: Option<(i32, u64)>) -> Self {
+        let (preexisting, terminated) = (Vec::new(), HashSet::new());
+        let mut tree = Self { run, monitor, preexisting, child: None, terminated, has_walked: false, kills: 0 };
         if wait::has_children(libc::WEXITED) && proc::is_of_our_pid_namespace() {
-            tree.preexisting = tree.members().iter().map(Stat::process).collect();
+            tree.preexisting = tree.members();
         }
         tree
+    }
+
+    pub(super) fn on_started(&mut self, child: Pid) {
+        if !self.preexisting.is_empty() {
+            self.child = Stat::read(child.as_raw());
+        }
+    }
+
+    /// Notes that the child has got TERM, and needs no second one.
+    pub(super) fn on_terminated(&mut self, child: Pid) {
+        self.terminated.extend(Stat::read(child.as_raw()).map(|stat| stat.process()));
     }
 
     pub(super) fn state(&self) -> TreeState {
@@ -50,30 +64,40 @@ impl ProcessTree {
 
     /// Signals all members. Each gets TERM once, and after the first walk only orphans do: what a leftover starts to clean up may
     /// finish within the kill grace.
-    pub(super) fn signal(&mut self, signal: Signal, child: Pid, group: Group) -> Delivery {
+    pub(super) fn signal(&mut self, signal: Signal, child: Pid, group: Group) {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(signal, child, group);
         }
         let us = getpid().as_raw();
-        let is_first_walk = self.terminated.is_empty();
         let members = self.members();
-        let mut refused = 0;
         for member in &members {
             if signal == Signal::SIGTERM {
-                let is_due = is_first_walk || member.parent == us;
+                let is_due = !self.has_walked || member.parent == us;
                 if !is_due || !self.terminated.insert(member.process()) {
                     continue;
                 }
             }
             let result = member.signal(signal);
             debug!(pid = member.pid, %signal, ?result, "signalled a descendant");
-            refused += usize::from(!matches!(result, Ok(()) | Err(Errno::ESRCH)));
         }
-        match refused {
-            _ if self.state() == TreeState::Empty => Delivery::Complete,
-            _ if refused == members.len() => Delivery::Failed,
-            0 => Delivery::Complete,
-            _ => Delivery::Partial,
+        self.has_walked = true;
+        if signal == Signal::SIGKILL {
+            self.kill_groups(&members, (group == Group::Own).then_some(child.as_raw()));
+        }
+    }
+
+    /// Sends KILL to the process groups of `members`, and to that of the child, whose number its zombie reserves: whoever forks and exits
+    /// is not faster than that.
+    fn kill_groups(&mut self, members: &[Stat], child: Option<i32>) {
+        let is_foreign = |group: &i32| *group == getpgrp().as_raw() || self.preexisting.iter().any(|stat| stat.group == *group);
+        let groups: HashSet<_> = members.iter().map(|member| member.group).chain(child).collect();
+        for group in groups.into_iter().filter(|group| !is_foreign(group)) {
+            // ESRCH and EPERM show in the next state of the tree.
+            let _ = kill(Pid::from_raw(-group), Signal::SIGKILL);
+        }
+        self.kills += 1;
+        if self.kills > MAX_KILLS && getpid().as_raw() == 1 && self.monitor.is_none() && self.preexisting.is_empty() {
+            let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
         }
     }
 
@@ -84,7 +108,7 @@ impl ProcessTree {
     }
 
     /// Living members.
-    fn members(&self) -> Vec<Stat> {
+    pub(super) fn members(&self) -> Vec<Stat> {
         let us = getpid().as_raw();
         let mut rest = Stat::all();
         let mut members = Vec::new();
@@ -103,7 +127,7 @@ impl ProcessTree {
     }
 
     /// True if a child of ours belongs to the run. Beside preexisting children, whose orphans come to us as well, it does if its
-    /// environment names the run, or cannot be read.
+    /// environment names the run or cannot be read; or else if it is younger than the child, and in no process group of theirs.
     fn includes(&self, stat: &Stat) -> bool {
         if self.monitor == Some(stat.process()) {
             return false;
@@ -111,9 +135,14 @@ impl ProcessTree {
         if self.preexisting.is_empty() {
             return true;
         }
-        !self.preexisting.contains(&stat.process())
-            && fs::read(format!("/proc/{}/environ", stat.pid))
+        let is_preexisting = self.preexisting.iter().any(|other| other.process() == stat.process());
+        let names_the_run = || {
+            fs::read(format!("/proc/{}/environ", stat.pid))
                 .map_or(true, |environment| environment.is_empty() || self.run.is_above(&environment))
+        };
+        let is_younger = self.child.is_some_and(|child| stat.start >= child.start);
+        let shares_a_group = self.preexisting.iter().any(|other| other.group == stat.group);
+        !is_preexisting && (names_the_run() || (is_younger && !shares_a_group))
     }
 
     /// Reaps all zombies but `child`, and reads a change of its state. It stays a zombie until the run is over, so that its pid and
@@ -145,7 +174,7 @@ impl ProcessTree {
 }
 
 /// Signals every process of the container if we are its init, else the child's group, whose number its zombie reserves.
-fn signal_without_proc(signal: Signal, child: Pid, group: Group) -> Delivery {
+fn signal_without_proc(signal: Signal, child: Pid, group: Group) {
     let target = match group {
         _ if getpid().as_raw() == 1 => -1,
         Group::Own => -child.as_raw(),
@@ -153,5 +182,4 @@ fn signal_without_proc(signal: Signal, child: Pid, group: Group) -> Delivery {
     };
     // ESRCH shows in the next state of the tree.
     let _ = kill(Pid::from_raw(target), signal);
-    if target == -1 { Delivery::Complete } else { Delivery::Failed }
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_child_subreaper;
-use nix::unistd::{Pid, getpid};
+use nix::unistd::{Pid, getpgid, getpid};
 use tracing::{debug, error, info, warn};
 
 use super::output::{OutputConfig, Relay, drain};
-use super::policy::{Action, Delivery, Group, Input, MAX_DEFERRAL, Notice, Policy, PolicyConfig, TreeState};
+use super::policy::{Action, Group, Input, MAX_DEFERRAL, Notice, Policy, PolicyConfig, TreeState};
 use super::process_tree::ProcessTree;
 use super::spawn::Launch;
 use crate::claude::frames::{FrameEvent, LastResult};
@@ -20,6 +20,7 @@ use crate::events::{Event, EventQueue, SignalSource};
 use crate::lock::LockGuard;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecorder};
+use crate::sys::proc::Stat;
 use crate::sys::signal::{Signal, kill};
 use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, terminal, wait};
@@ -46,18 +47,19 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     let request = supervisor.release_lock();
     let (relay, output_done) = (supervisor.relay.take(), supervisor.output_done);
     drop(supervisor);
-    let mut last_result = None;
+    let (mut last_result, mut session_id) = (None, None);
     if let Some(mut relay) = relay {
         relay.on_child_ended();
         let interrupted_by =
             if output_done { None } else { drain(request, events, ignored).context("cannot wait for events")? };
         outcome = interrupted_by.map_or(outcome, |signal| Outcome::EndedDraining(signal.number()));
         last_result = relay.last_result();
+        session_id = relay.session_id();
     }
     if requires_result && outcome.exit_code() == 0 && !has_success(last_result.as_ref()) {
         outcome = Outcome::NoResult;
     }
-    recorder.on_result(last_result);
+    recorder.on_result(last_result, session_id);
     Ok(outcome)
 }
 
@@ -95,7 +97,7 @@ struct Supervisor<'a> {
 impl<'a> Supervisor<'a> {
     fn start(run: Supervision, recorder: &'a mut RunRecorder, events: &'a mut EventQueue) -> Result<Self> {
         let Supervision { launch, policy: config, output, mut lock } = run;
-        let tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
+        let mut tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
             let relay = output.start(events.sender()).context("cannot capture the child's output")?;
             let lock = lock.as_ref().and_then(LockGuard::descriptor);
@@ -109,7 +111,9 @@ impl<'a> Supervisor<'a> {
         })?;
         let started = Instant::now();
         info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
-        let supervisor = Self {
+        tree.on_started(child);
+        let stdin_ended = !(config.streams_input && events.watch_stdin());
+        let mut supervisor = Self {
             recorder,
             events,
             child,
@@ -124,6 +128,9 @@ impl<'a> Supervisor<'a> {
             output_done: false,
         };
         supervisor.recorder.on_started(child.as_raw());
+        if stdin_ended {
+            supervisor.dispatch(Input::StdinEnded);
+        }
         Ok(supervisor)
     }
 
@@ -140,12 +147,15 @@ impl<'a> Supervisor<'a> {
             }
             let look_at = self.waits_for_terminal.then(|| Instant::now() + Duration::from_secs(1));
             let deadline = [self.policy.next_deadline(), self.recorder.next_deadline(), look_at].into_iter().flatten().min();
-            let events = self.events.wait(deadline).context("cannot wait for events")?;
+            let mut events = self.events.wait(deadline).context("cannot wait for events")?;
             self.recorder.run_due();
             let may_have_lost_signals = events.len() >= signal_pipe::CAPACITY;
             if events.contains(&Event::FilesChanged) {
                 self.on_files_changed();
             }
+            // One look shows what many a SIGCHLD is about, as those of a chain that forks and exits.
+            let is_sigchld = |event: &Event| matches!(event, Event::Signal(Signal::SIGCHLD, _));
+            events.dedup_by(|next, event| is_sigchld(next) && is_sigchld(event));
             events.into_iter().for_each(|event| self.handle_event(event));
             self.continue_in_foreground();
             if may_have_lost_signals {
@@ -195,6 +205,7 @@ impl<'a> Supervisor<'a> {
                 self.dispatch(Input::Frame(frame));
             }
             Event::OutputDone => self.output_done = true,
+            Event::StdinEnded => self.dispatch(Input::StdinEnded),
             Event::HelperChanged => self.check_lock(),
             Event::FilesChanged => {}  // handled before the others
             Event::FlockReturned => {} // of a wait that is over
@@ -242,6 +253,9 @@ impl<'a> Supervisor<'a> {
             warn!(
                 "the child is stopped because it wants the terminal, which its process group has not; {todo}, or use --stdin null"
             );
+        }
+        if let Input::Ended(ending, _) = change {
+            self.recorder.on_child_ended(ending);
         }
         self.dispatch(change);
     }
@@ -305,16 +319,18 @@ impl<'a> Supervisor<'a> {
                 } else {
                     debug!(?signal, pid, "signalling the child");
                 }
+                // INT goes to its process group, as that of a terminal does: a shell heeds it only if its own child died of it.
+                let is_for_group = signal == Signal::SIGINT && self.policy.config.group == Group::Own;
+                let target = if is_for_group && getpgid(Some(self.child)) == Ok(self.child) { -pid } else { pid };
                 // It is not reaped yet, so the pid is its own, and to signal a zombie is no error.
-                if let Err(error) = kill(self.child, signal) {
-                    warn!(pid, ?signal, %error, "cannot signal the child");
+                match kill(Pid::from_raw(target), signal) {
+                    Ok(()) if signal == Signal::SIGTERM => self.tree.on_terminated(self.child),
+                    Ok(()) => {}
+                    Err(error) => warn!(pid, ?signal, %error, "cannot signal the child"),
                 }
             }
             Action::SignalTree(signal) => {
-                let delivery = self.tree.signal(signal, self.child, self.policy.config.group);
-                if signal == Signal::SIGKILL {
-                    self.dispatch(Input::TreeKilled(delivery));
-                }
+                self.tree.signal(signal, self.child, self.policy.config.group);
             }
             Action::CheckRefresh => self.check_refresh(),
             Action::Stop(source) => signal::stop_for_job_control(source),
@@ -351,12 +367,18 @@ impl<'a> Supervisor<'a> {
             Notice::KillGraceExpired => {
                 warn!(name: "run.stopping", pid, "the kill grace ran out: sending KILL to the whole tree");
             }
-            Notice::SecondTerm => warn!(name: "run.stopping", pid, "a second TERM: sending KILL to the whole tree"),
+            Notice::SecondTerm => warn!(name: "run.stopping", pid, "a second TERM: ending the whole tree"),
+            Notice::ChildStays => {
+                info!(name: "run.stopping", pid, "half of the kill grace is over: sending TERM to the rest of the tree");
+            }
             Notice::Leftovers => {
                 info!(name: "run.stopping", pid, "the child has ended and left processes behind: sending them TERM");
             }
-            Notice::Unreachable => {
-                warn!(pid, "a process that the child left behind can be neither seen nor signalled; it stays");
+            Notice::GivenUp => {
+                let show = |stat: &Stat| format!("{} (state {})", stat.pid, char::from(stat.state));
+                let members: Vec<_> = self.tree.members().iter().map(show).collect();
+                let who = if members.is_empty() { "a process that cannot be seen".to_owned() } else { members.join(", ") };
+                warn!(pid, "KILL does not end what the child left behind: {who}; it stays, and the lock is released");
             }
             Notice::SignalDeferred => {
                 warn!(name: "refresh.spared", pid, "claude may be refreshing its token: holding signals back, at most {deferral}");
@@ -373,11 +395,12 @@ impl Drop for Supervisor<'_> {
         if self.policy.result().is_none() {
             // An error or a panic: the tree must not outlive its supervisor, nor the lock, which is released next.
             let _ = kill(self.child, Signal::SIGKILL);
-            while self.tree.state() == TreeState::Alive
-                && self.tree.signal(Signal::SIGKILL, self.child, self.policy.config.group) != Delivery::Failed
-            {
+            let give_up_at = Instant::now() + Duration::from_secs(5);
+            while self.tree.state() == TreeState::Alive && Instant::now() < give_up_at {
+                self.tree.signal(Signal::SIGKILL, self.child, self.policy.config.group);
                 std::thread::yield_now();
             }
+            self.recorder.retire();
         }
         wait::reap(self.child);
         wait::reap_all();

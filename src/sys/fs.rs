@@ -1,23 +1,80 @@
-//! Reading files of others: a FIFO in their place must not hang us, and an endless file must not fill the memory.
+//! Opening files in places where others may have put something else: a FIFO must neither hang us nor lose what its writer writes, and
+//! an endless file must not fill the memory.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Opens `path` for reading, without blocking, unless it is a FIFO.
+/// Opens `path` for reading, unless it is a FIFO or a socket.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    if file.metadata()?.file_type().is_fifo() {
-        return Err(io::Error::other("it is a FIFO"));
+    Ok(open_if(path, File::options().read(true), 0, |kind| !kind.is_fifo() && !kind.is_socket())?.0)
+}
+
+/// Opens the regular file `path` by `options`, and `flags` of open(2), which are 0 or `O_NOFOLLOW`.
+pub(crate) fn open_regular(path: &Path, options: &OpenOptions, flags: i32) -> io::Result<(File, Metadata)> {
+    open_if(path, options, flags, FileType::is_file)
+}
+
+/// Opens the regular file `path` by `options`. If nothing is there, it is made.
+pub(crate) fn open_or_make_regular(path: &Path, options: &OpenOptions) -> io::Result<(File, Metadata)> {
+    match open_regular(path, options, 0) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            check(options.clone().create(true).custom_flags(SAFELY).open(path)?, FileType::is_file)
+        }
+        opened => opened,
     }
-    Ok(file)
+}
+
+/// Never hangs, and no terminal becomes ours.
+const SAFELY: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
+
+/// Looks first: opening a FIFO lets its writer go on, and opening a device can have effects of its own.
+fn open_if(
+    path: &Path,
+    options: &OpenOptions,
+    flags: i32,
+    is_wanted: impl Fn(&FileType) -> bool,
+) -> io::Result<(File, Metadata)> {
+    let looked_at = File::options().read(true).custom_flags(flags | libc::O_PATH).open(path)?;
+    let (looked_at, found) = check(looked_at, &is_wanted)?;
+    // That very file, whatever has its path by now.
+    let same = format!("/proc/self/fd/{}", looked_at.as_raw_fd());
+    match options.clone().custom_flags(SAFELY).open(same) {
+        // There is no /proc, or it is not ours to use, as where our own program may not be read.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+            check(options.clone().custom_flags(flags | SAFELY).open(path)?, is_wanted)
+        }
+        opened => Ok((opened?, found)),
+    }
+}
+
+fn check(file: File, is_wanted: impl Fn(&FileType) -> bool) -> io::Result<(File, Metadata)> {
+    let found = file.metadata()?;
+    let kind = found.file_type();
+    if is_wanted(&kind) { Ok((file, found)) } else { Err(io::Error::other(format!("it is {}", name(kind)))) }
+}
+
+fn name(kind: FileType) -> &'static str {
+    match () {
+        () if kind.is_fifo() => "a FIFO",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_block_device() || kind.is_char_device() => "a device",
+        () if kind.is_dir() => "a directory",
+        () => "no regular file",
+    }
 }
 
 /// Reads the whole file `path`, of at most `most` bytes.
 pub(crate) fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    read_all(&open_to_read(path)?, most)
+}
+
+/// Reads `file` from where it stands, as [`read_bounded`] does.
+pub(crate) fn read_all(file: &File, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open_to_read(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    file.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
         return Err(io::Error::other(format!("it is larger than {most} bytes")));
     }
@@ -46,6 +103,12 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "123456789")?;
         assert_eq!(read_bounded_text(&file, 9)?, "123456789");
+        // The writer of a FIFO still waits for a reader, and a link is none where none is to be followed.
+        let writes = || File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&fifo);
+        assert!(open_regular(&fifo, File::options().read(true).write(true), 0).is_err() && writes().is_err());
+        std::os::unix::fs::symlink(&file, dir.path().join("link"))?;
+        assert!(open_regular(&dir.path().join("link"), File::options().read(true), 0).is_ok());
+        assert!(open_regular(&dir.path().join("link"), File::options().read(true), libc::O_NOFOLLOW).is_err());
         assert!(read_bounded(&file, 8).is_err() && read_bounded(&dir.path().join("none"), 8).is_err());
         Ok(())
     }

@@ -20,6 +20,8 @@ pub(crate) struct Stat {
     /// `R`, `S`, `T` (stopped), `Z` (zombie) …
     pub(crate) state: u8,
     pub(crate) parent: i32,
+    /// Process group.
+    pub(crate) group: i32,
     threads: u32,
     /// Clock ticks from boot to its start. With the pid, it identifies one process for ever.
     pub(crate) start: u64,
@@ -38,10 +40,11 @@ impl Stat {
         let mut fields = line.rsplit_once(')')?.1.split_ascii_whitespace();
         let state = *fields.next()?.as_bytes().first()?;
         let parent = fields.next()?.parse().ok()?;
-        // Fields 20 and 22 of proc(5); four are read, the pid and the name among them.
-        let threads = fields.nth(15)?.parse().ok()?;
+        let group = fields.next()?.parse().ok()?;
+        // Fields 20 and 22 of proc(5); five are read, the pid and the name among them.
+        let threads = fields.nth(14)?.parse().ok()?;
         let start = fields.nth(1)?.parse().ok()?;
-        Some(Self { pid, state, parent, threads, start })
+        Some(Self { pid, state, parent, group, threads, start })
     }
 
     /// Identity of the process: pid and start.
@@ -93,6 +96,7 @@ pub(crate) struct Flock {
     /// Pid that called flock(2); a process that inherited the descriptor may hold the lock now.
     pub(crate) pid: i32,
     pub(crate) waits: bool,
+    pub(crate) is_exclusive: bool,
 }
 
 /// Flocks on `file` by processes of our PID namespace; the kernel shows no others.
@@ -107,36 +111,32 @@ pub(crate) fn flocks(file: FileId) -> Vec<Flock> {
 /// Reads a line of the form `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`, with `->` before FLOCK while it waits.
 fn parse_flock(line: &str) -> Option<(Flock, FileId)> {
     let (waits, line) = (line.contains("-> "), line.replace("-> ", ""));
-    let [_, "FLOCK", _, _, pid, file, ..] = line.split_whitespace().collect::<Vec<_>>()[..] else { return None };
+    let [_, "FLOCK", _, kind, pid, file, ..] = line.split_whitespace().collect::<Vec<_>>()[..] else { return None };
     let [major, minor, inode] = file.split(':').collect::<Vec<_>>()[..] else { return None };
     let hex = |number| u32::from_str_radix(number, 16).ok();
     let device = libc::makedev(hex(major)?, hex(minor)?);
-    Some((Flock { pid: pid.parse().ok()?, waits }, FileId { device, inode: inode.parse().ok()? }))
+    Some((
+        Flock { pid: pid.parse().ok()?, waits, is_exclusive: kind == "WRITE" },
+        FileId { device, inode: inode.parse().ok()? },
+    ))
 }
 
-/// True if a descriptor of `process`, by its name in /proc, holds a flock on `file`.
-pub(crate) fn has_flock(process: &str, file: FileId) -> bool {
-    has_flock_of(process, file, &["READ", "WRITE"])
-}
-
-/// True if that flock is exclusive: an attempt to lock through an inherited descriptor with a shared lock could lose that lock.
-pub(crate) fn has_exclusive_flock(process: &str, file: FileId) -> bool {
-    has_flock_of(process, file, &["WRITE"])
-}
-
-fn has_flock_of(process: &str, file: FileId, kinds: &[&str]) -> bool {
-    let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
-    descriptors.flatten().any(|entry| {
-        FileId::at(&entry.path()) == Some(file)
-            && fs::read_to_string(format!("/proc/{process}/fdinfo/{}", entry.file_name().display()))
-                .is_ok_and(|info| info.lines().any(|line| flock_kind(line).is_some_and(|kind| kinds.contains(&kind))))
+/// The flock on `file` that a descriptor of `process`, by its name in /proc, holds. Reads fdinfo alone: stat(2) of a descriptor hangs
+/// with the file system of a file that has nothing to do with us.
+pub(crate) fn flock_of(process: impl Display, file: FileId) -> Option<Flock> {
+    let descriptors = fs::read_dir(format!("/proc/{process}/fdinfo")).ok()?;
+    let infos = descriptors.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    infos.into_iter().find_map(|info| {
+        let flocks = info.lines().filter_map(|line| parse_flock(line.strip_prefix("lock:")?));
+        flocks.into_iter().find_map(|(flock, at)| is_of(at, file).then_some(flock))
     })
 }
 
-/// Kind of a flock, from a line in an fdinfo like `lock: 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`.
-fn flock_kind(line: &str) -> Option<&str> {
-    let mut words = line.strip_prefix("lock:")?.split_whitespace().skip(1);
-    (words.next()? == "FLOCK").then(|| words.nth(1)).flatten()
+/// True if the kernel may mean `file` by `at`. On some file systems (btrfs, overlay) stat(2) gives another device number, both without a
+/// device: then the inode decides.
+fn is_of(at: FileId, file: FileId) -> bool {
+    let is_anonymous = |file: FileId| libc::major(file.device) == 0;
+    at.inode == file.inode && (at.device == file.device || (is_anonymous(at) && is_anonymous(file)))
 }
 
 /// Pid of the process `pid` in its own PID namespace, and the name of that namespace.
@@ -189,7 +189,7 @@ mod tests {
         let rest = "S 17 4711 4711 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543 5832704";
         for name in ["sh", "a) R 1 (b", "((", "))", "", "x\ny", " "] {
             let line = format!("4711 ({name}) {rest}\n");
-            let expected = Stat { pid: 4711, state: b'S', parent: 17, threads: 1, start: 9_876_543 };
+            let expected = Stat { pid: 4711, state: b'S', parent: 17, group: 4711, threads: 1, start: 9_876_543 };
             assert_eq!(Stat::parse(4711, line.as_bytes()), Some(expected), "{name:?}");
         }
     }
@@ -205,20 +205,11 @@ mod tests {
     #[test]
     fn flocks_are_told_from_other_locks() {
         let file = FileId { device: libc::makedev(8, 0x21), inode: 1234 };
-        let flock = |waits| Some((Flock { pid: 4711, waits }, file));
+        let flock = |waits| Some((Flock { pid: 4711, waits, is_exclusive: !waits }, file));
         assert_eq!(parse_flock("1: FLOCK  ADVISORY  WRITE 4711 08:21:1234 0 EOF"), flock(false));
         assert_eq!(parse_flock("12: -> FLOCK  ADVISORY  READ  4711 08:21:1234 0 EOF"), flock(true));
         for other in ["", "1:", "1: POSIX  ADVISORY  WRITE 4711 08:21:1234 0 EOF", "1: FLOCK  ADVISORY  WRITE 4711 08:21"] {
             assert_eq!(parse_flock(other), None, "{other:?}");
-        }
-    }
-
-    #[test]
-    fn flocks_in_fdinfo_are_distinguished_from_other_locks() {
-        assert_eq!(flock_kind("lock:\t1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF"), Some("WRITE"));
-        assert_eq!(flock_kind("lock:\t1: FLOCK  ADVISORY  READ 0 08:01:1234 0 EOF"), Some("READ"));
-        for other in ["", "pos:\t0", "lock:\t1: POSIX  ADVISORY  WRITE 4711 08:01:1234 0 EOF"] {
-            assert_eq!(flock_kind(other), None, "{other:?}");
         }
     }
 

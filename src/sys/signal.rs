@@ -55,6 +55,17 @@ impl InheritedDispositions {
     }
 }
 
+/// Ends this process at a termination signal, as PID 1 too, for which the kernel has no default action.
+pub(crate) fn end_as_by_default() -> nix::Result<()> {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: it is async-signal-safe.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    let signals = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+    let is_first = std::process::id() == 1;
+    signals.into_iter().filter(|_| is_first).try_for_each(|signal| set(signal, end as *const () as libc::sighandler_t))
+}
+
 /// Ignores the signals by which a terminal stops a process in the background.
 pub(crate) fn ignore_terminal_stops() {
     for signal in TERMINAL_STOPS.iter() {

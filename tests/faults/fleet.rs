@@ -9,10 +9,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use nix::unistd::Pid;
 
 use crate::agent::{MARGIN_MS, pid_of};
 use crate::board::{Board, now_ms};
+use crate::cases::Cases;
 
 /// A wait that is long, a wait that is none, and one in between.
 const WAITS: [(&str, Duration); 3] =
@@ -169,22 +169,23 @@ impl Fleet {
     }
 
     /// Takes in whoever has ended, orphans among them.
-    pub(crate) fn reap(&mut self) {
+    pub(crate) fn reap(&mut self, cases: &mut Cases) {
+        let mut status = 0;
         loop {
-            let mut status = 0;
-            // SAFETY: it writes the status, which may tell of a real-time signal, for which nix has no name.
-            let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+            // SAFETY: the pointer is to a valid integer. nix does not know the real-time signals that a case may die of.
+            let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
             if pid <= 0 {
                 return;
             }
             let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 1000 + libc::WTERMSIG(status) };
-            if let Some(agent) = self.agents.remove(&pid) {
-                self.has_ended(Pid::from_raw(pid), &agent, code);
+            match self.agents.remove(&pid) {
+                Some(agent) => self.has_ended(pid, &agent, code),
+                None => cases.has_ended(pid, code),
             }
         }
     }
 
-    fn has_ended(&mut self, pid: Pid, agent: &Agent, code: i32) {
+    fn has_ended(&mut self, pid: i32, agent: &Agent, code: i32) {
         let shown = if code >= 1000 { format!("signal {}", code - 1000) } else { code.to_string() };
         *self.ends.entry(shown.clone()).or_default() += 1;
         let errors_file = self.board.path(&format!("stderr-{}", agent.number));
@@ -195,7 +196,7 @@ impl Fleet {
         }
         let was_killed = agent.wrapper_signalled.contains(&libc::SIGKILL);
         if agent.mode != "block" && !was_killed && (agent.has_others || fastrand::u32(..8) == 0) {
-            for left in below(pid.as_raw()) {
+            for left in below(pid) {
                 let about = fs::read_to_string(format!("/proc/{left}/stat")).unwrap_or_default();
                 self.board.violation(&format!("pid {left} is left of {pid}, {agent:?}: {about}"));
             }
@@ -235,7 +236,7 @@ impl Fleet {
 }
 
 /// Who lives and says that it is below the run of the claude-run `pid`.
-fn below(pid: i32) -> Vec<i32> {
+pub(crate) fn below(pid: i32) -> Vec<i32> {
     let is_below = |process: &i32| {
         let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
         let mut variables = environment.split(|&byte| byte == 0).map(String::from_utf8_lossy);

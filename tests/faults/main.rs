@@ -1,7 +1,8 @@
 //! Faults: hundreds of agents at once on one config dir, old `flock` callers among them, while claude-run, what it runs and
 //! what stands below that are killed, told to end and stopped at random, the lock file is replaced and removed, the disk is
 //! full, the config dir is read-only, the credentials are cut, and the clock is stepped. All the time the promises are
-//! checked: by the agents themselves (`agent.rs`) and from outside (`watch.rs`).
+//! checked: by the agents themselves (`agent.rs`), from outside (`watch.rs`), and on runs that have each one fault of their own, and
+//! one way to end (`cases.rs`).
 //!
 //!     faults [--seconds N] [--agents N] [--seed N] --claude-run PATH
 //!
@@ -19,6 +20,7 @@
 
 mod agent;
 mod board;
+mod cases;
 mod fleet;
 mod inject;
 mod watch;
@@ -33,6 +35,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::getpid;
 
 use board::Board;
+use cases::Cases;
 use fleet::Fleet;
 use inject::Injector;
 use watch::Watch;
@@ -50,6 +53,7 @@ fn main() -> Result<ExitCode> {
     match words.first().map(String::as_str) {
         Some("agent") => agent::agent(&words[1..]),
         Some("tool") => agent::tool(&words[1..]),
+        Some("chain") => cases::chain(&words[1..]),
         _ => run(&asked(&words)?),
     }
 }
@@ -76,9 +80,11 @@ fn run(asked: &Asked) -> Result<ExitCode> {
     // In a mount namespace of our own: nobody else sees these, and they go with us.
     let (config_dir, boards) = (Path::new("/mnt/config"), Path::new("/mnt/board"));
     mount("/mnt", "size=1g")?;
-    for dir in [config_dir, boards] {
+    let (calm, full) = (Path::new("/mnt/calm"), Path::new(cases::FULL));
+    for dir in [config_dir, boards, calm, full] {
         std::fs::create_dir(dir)?;
     }
+    mount(cases::FULL, "size=64k")?;
     mount("/mnt/config", "size=32m,nr_inodes=4k,mode=0700")?; // small enough to be filled up at once
     let board = Board::new(boards);
     board.save_credentials(config_dir, board::now_ms() + 400_000)?;
@@ -87,6 +93,7 @@ fn run(asked: &Asked) -> Result<ExitCode> {
     let mut fleet = Fleet::new(&asked.claude_run, config_dir, &board);
     let mut injector = Injector::new(config_dir, &board);
     let mut watch = Watch::new(&board);
+    let mut cases = Cases::new(&asked.claude_run, calm, &board);
     let end = Instant::now() + Duration::from_secs(asked.seconds);
     while Instant::now() < end {
         for _ in 0..8 {
@@ -95,17 +102,20 @@ fn run(asked: &Asked) -> Result<ExitCode> {
             }
         }
         injector.act(&mut fleet)?;
+        cases.start()?;
+        cases.act();
         watch.look(&fleet);
-        fleet.reap();
+        fleet.reap(&mut cases);
         sleep(Duration::from_millis(2));
     }
     // From here on everything is in order again, so everybody gets the lock in the end, and ends.
     injector.repair(&mut fleet)?;
     let patience = Instant::now() + Duration::from_secs(120);
     // Those below whoever was killed, too: they have their turn, or end by themselves.
-    while (fleet.len() > 0 || !fleet::processes().is_empty()) && Instant::now() < patience {
+    while (fleet.len() + cases.len() > 0 || !fleet::processes().is_empty()) && Instant::now() < patience {
+        cases.act();
         watch.look(&fleet);
-        fleet.reap();
+        fleet.reap(&mut cases);
         sleep(Duration::from_millis(2));
     }
     watch.after_all(&fleet, &asked.claude_run, config_dir)?;
@@ -114,6 +124,7 @@ fn run(asked: &Asked) -> Result<ExitCode> {
     println!("ended: {}", fleet.ends());
     println!("refreshes: {}", board.refreshes());
     println!("faults: {}", injector.told());
+    println!("cases: {}", cases.told());
     let violations = board.violations();
     for violation in violations.iter().take(50) {
         println!("VIOLATION: {violation}");

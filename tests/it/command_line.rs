@@ -177,3 +177,76 @@ fn messages_can_be_json_lines() {
     let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     assert!(text.contains(r#""message":"nonesuch: not found on PATH""#), "{text}");
 }
+
+#[test]
+fn what_is_no_program_is_126_and_what_is_missing_127() {
+    let env = Env::new();
+    env.script("bin/runs", "#!/bin/sh\nexit 9\n");
+    std::fs::create_dir_all(env.path("other/runs")).expect("a directory");
+    std::fs::create_dir(env.path("other/dir")).expect("a directory");
+    std::fs::write(env.path("other/text"), "text").expect("a file");
+    let path = [env.path("other"), env.path("bin")].map(|dir| dir.display().to_string()).join(":");
+    for (word, code) in [
+        (".", 126),
+        ("..", 126),
+        ("./", 126),
+        ("dir", 126),
+        ("text", 126),
+        ("./other/text", 126),
+        ("none", 127),
+        ("./none", 127),
+        ("runs", 9),
+    ] {
+        env.claude_run().env("PATH", &path).args(["--", word]).assert().code(code);
+        // As its peers.
+        let mut peer = env.command("/usr/bin/env");
+        assert_eq!(peer.env("PATH", &path).arg(word).output().expect("env").status.code(), Some(code), "{word}");
+    }
+}
+
+#[test]
+fn help_prints_chapters_and_operations() {
+    let env = Env::new();
+    let help = |words: &[&str], code: i32| {
+        // As in an empty container.
+        let mut command = env.claude_run();
+        let assert = command.env_remove("HOME").arg("help").args(words).assert().code(code);
+        String::from_utf8_lossy(&[&assert.get_output().stdout[..], &assert.get_output().stderr].concat()).into_owned()
+    };
+    for (topic, chapter) in claude_run::guide::TOPICS {
+        assert_eq!(help(&[topic], 0), *chapter, "{topic}");
+        assert!(help(&[], 0).contains(topic), "{topic}");
+    }
+    assert!(help(&[], 0).contains("--refresh-margin"));
+    assert!(help(&["status"], 0).contains("--watch"));
+    let refusal = help(&["watchdgo"], 125);
+    assert!(refusal.contains("did you mean \"watchdog\"?") && refusal.lines().count() == 1, "{refusal}");
+}
+
+#[test]
+fn long_names_of_verbosity_count() {
+    let env = Env::new();
+    let messages = |words: &[&str]| {
+        let assert = env.claude_run().args(words).args(["--timeout", "0.1", "sleep", "600"]).assert().code(124);
+        String::from_utf8_lossy(&assert.get_output().stderr).lines().count()
+    };
+    let [quiet, warnings, info] = [&["--quiet"][..], &[], &["--verbose"]].map(messages);
+    assert!(quiet == 0 && warnings > 0 && info > warnings, "{quiet} {warnings} {info}");
+}
+
+#[test]
+fn unknown_variable_is_one_warning() {
+    let env = Env::new();
+    let messages = |name: &str| {
+        let assert = env.claude_run().env(name, "1").arg("true").assert().code(0);
+        String::from_utf8_lossy(&assert.get_output().stderr).into_owned()
+    };
+    assert_eq!(
+        messages("CLAUDE_RUN_WIAT"),
+        "claude-run: there is no variable CLAUDE_RUN_WIAT; did you mean CLAUDE_RUN_WAIT?\n"
+    );
+    assert_eq!(messages("CLAUDE_RUN_XYZXYZ").lines().count(), 1);
+    for name in ["CLAUDE_RUN_LABEL", "CLAUDE_RUN_ID", "CLAUDE_RUN_BIN", "CLAUDE_RUNNER"] {
+        assert_eq!(messages(name), "", "{name}");
+    }
+}

@@ -3,6 +3,7 @@
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -278,10 +279,75 @@ fn login_is_checked() {
     mode(0o600);
     expect(doctor(&env, |doctor| doctor), "login", "failure", "no JSON");
     fs::write(&file, r#"{"claudeAiOauth":{"accessToken":"at-0","expiresAt":1000}}"#).expect("a file");
+    expect(doctor(&env, |doctor| doctor), "login", "failure", "no refresh token");
+    fs::write(&file, r#"{"claudeAiOauth":{"accessToken":"at-0","expiresAt":4102444800000}}"#).expect("a file");
     expect(doctor(&env, |doctor| doctor), "login", "warning", "no refresh token");
     env.log_in(EXPIRED);
     mode(0o600);
     expect(doctor(&env, |doctor| doctor), "login", "pass", "OAuth login; the token expired");
+}
+
+#[test]
+fn dead_login_is_said_alike_by_all() {
+    let env = healthy("2.1.330");
+    let file = env.config_dir().join(".credentials.json");
+    for (login, why) in [
+        (r#"{"accessToken":"","refreshToken":"","expiresAt":0}"#, "a dead login, with its tokens emptied: log in again"),
+        (r#"{"accessToken":"a","expiresAt":1000}"#, "a dead login, expired and with no refresh token: log in again"),
+        (
+            r#"{"accessToken":"a","refreshToken":"r","expiresAt":4102444800000,"scopes":["user:profile"]}"#,
+            "a login without the scope user:inference: log in again",
+        ),
+        (r#"{"accessToken":"a","refreshToken":"r","expiresAt":"2030-01-01"}"#, "cannot be understood: no expiresAt"),
+        (r#"{"accessToken":"a","refreshToken":"r","expiresAt":null}"#, "cannot be understood: no expiresAt"),
+        (r#"{"accessToken":"\ud800","refreshToken":"r","expiresAt":1}"#, "cannot be understood: no JSON of claude's"),
+    ] {
+        fs::write(&file, format!(r#"{{"claudeAiOauth":{login}}}"#)).expect("a file");
+        expect(doctor(&env, |doctor| doctor), "login", "failure", why);
+        let mut status = command(&env);
+        status.arg("status");
+        let status = Running::start(status).end();
+        let trouble = status.stdout.iter().any(|line| line.starts_with("trouble") && line.contains(why));
+        assert!(status.code() == 1 && trouble, "{status:?}");
+        let mut run = command(&env);
+        run.args(["--lock", "refresh", "--", "claude", "-p", "x"]);
+        let run = Running::start(run).end();
+        assert!(run.stderr_text().contains(why) && run.stderr_text().contains("as in exclusive mode"), "{run:?}");
+    }
+}
+
+#[test]
+fn refresh_lock_that_never_ends_is_a_failure() {
+    let env = healthy("2.1.330");
+    env.log_in(EXPIRED);
+    let lock = env.config_dir().join(".oauth_refresh.lock");
+    let target = env.path("elsewhere");
+    fs::create_dir(&target).expect("a directory");
+    let make: [(&str, &dyn Fn()); 4] = [
+        ("has a time that is yet to come", &|| {
+            fs::create_dir(&lock).expect("a lock");
+            let later = SystemTime::now() + Duration::from_secs(3600);
+            File::open(&lock).and_then(|lock| lock.set_modified(later)).expect("a time");
+        }),
+        ("has something in it", &|| fs::create_dir_all(lock.join("x")).expect("a lock")),
+        ("is no directory", &|| fs::write(&lock, "").expect("a file")),
+        ("is no directory", &|| symlink(&target, &lock).expect("a link")),
+    ];
+    for (why, make) in make {
+        make();
+        expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "failure", why);
+        let mut status = command(&env);
+        status.arg("status");
+        let status = Running::start(status).end();
+        let trouble = status.stdout.iter().any(|line| line.starts_with("trouble") && line.contains(why));
+        assert!(status.code() == 1 && trouble, "{status:?}");
+        // There is no end to wait for.
+        let mut run = command(&env);
+        run.args(["--lock", "refresh", "--", "claude", "-p", "x"]);
+        let run = Running::start(run).end();
+        assert!(!run.stderr_text().contains("waiting"), "{run:?}");
+        let _ = fs::remove_dir_all(&lock).or_else(|_| fs::remove_file(&lock));
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::env::{Env, Running, binary, is_alive};
+use crate::env::{Env, Running, binary, is_alive, state, wait_until};
 
 #[test]
 fn hard_limit_is_124_whatever_the_child_exits_with() {
@@ -131,5 +131,34 @@ fn two_terms_of_timeout_leave_the_child_its_grace() {
         run.signal(Signal::SIGALRM); // as its own timer sends it
         let ended = run.end();
         assert_eq!((ended.code(), ended.stdout), (124, vec!["graceful".to_owned()]), "{:?}", ended.stderr);
+    }
+}
+
+#[test]
+fn request_to_end_removes_no_limit() {
+    let env = Env::new();
+    for kill_after in ["0", "1h"] {
+        let run = env.start_fake(&["--kill-after", kill_after, "--timeout", "2"], "ignore HUP; ready; hang");
+        run.ready();
+        run.signal(Signal::SIGHUP);
+        assert_eq!(run.end().code(), 124, "{kill_after}");
+    }
+}
+
+#[test]
+fn idle_limit_excludes_time_in_which_we_are_stopped() {
+    let env = Env::new();
+    for by in [Signal::SIGSTOP, Signal::SIGTSTP] {
+        let run = env.start_fake(&["--idle-timeout", "2"], "ready; open go; exit 3");
+        nix::unistd::mkfifo(&env.path("go"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+        let [child, ..] = run.ready();
+        run.signal(by);
+        wait_until("claude-run is stopped", || state(run.pid().as_raw()) == Some('T'));
+        std::thread::sleep(Duration::from_secs(3)); // longer than the limit: it is this time that must not count
+        run.signal(Signal::SIGCONT);
+        wait_until("the child runs", || state(child) != Some('T'));
+        std::fs::write(env.path("go"), "").expect("a FIFO");
+        assert_eq!(run.end().code(), 3, "{by}");
+        std::fs::remove_file(env.path("go")).expect("a FIFO");
     }
 }

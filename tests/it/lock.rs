@@ -161,6 +161,51 @@ fn lock_file_that_is_no_file_is_refused_and_named() {
 }
 
 #[test]
+fn fifo_as_lock_file_keeps_what_is_written() {
+    let env = Env::new();
+    mkfifo(&env.path("fifo"), Mode::S_IRWXU).expect("a FIFO");
+    let mut shell = env.command("sh");
+    shell.args(["-c", "echo begun; echo data >fifo; echo written"]);
+    let writer = Running::start(shell);
+    writer.expect_line("begun");
+    for _ in 0..20 {
+        env.claude_run().args(["--lock-file", "fifo", "true"]).assert().code(125);
+    }
+    assert_eq!(fs::read_to_string(env.path("fifo")).expect("a FIFO"), "data\n");
+    writer.expect_line("written");
+}
+
+#[test]
+fn quiet_run_says_nothing_of_a_busy_lock() {
+    let env = Env::new();
+    let _holder = env.hold_lock();
+    for wait in ["0", "0.1"] {
+        let ended = env.start(["-q", "--wait", wait, "touch", "started"]).end();
+        assert_eq!((ended.code(), ended.stdout.len(), ended.stderr.len()), (75, 0, 0), "{ended:?}");
+    }
+    let ended = env.start(["--wait", "0", "touch", "started"]).end();
+    assert!(ended.stderr_text().contains("is held by a process without a run record: pid "), "{ended:?}");
+    assert!(!env.path("started").exists());
+}
+
+#[test]
+fn search_for_a_holder_touches_no_file_of_others() {
+    let env = Env::new();
+    // stat(2) of a descriptor hangs with its file system.
+    let script = r#"exec 8<"$1"; exec 9>"$0"; flock 9; "${@:2}" 9>&- 8<&-; true"#;
+    for words in [&["--wait", "0", "true"][..], &["status", "--json"]] {
+        let mut shell = env.command("bash");
+        shell.args(["-c", script]).arg(env.make_lock_file()).arg(env.home());
+        shell.args(["strace", "-f", "-e", "trace=%stat,%statfs,readlink,openat", "-o", "calls"]).arg(binary()).args(words);
+        assert_eq!(Running::start(shell).end().code(), 0);
+        let calls = fs::read_to_string(env.path("calls")).expect("calls");
+        assert!(calls.contains("/fdinfo"), "{calls}");
+        let touches = |line: &&str| line.contains("/proc/") && line.contains("/fd/") && !line.contains("/proc/self/fd/");
+        assert_eq!(calls.lines().filter(touches).collect::<Vec<_>>(), [""; 0]);
+    }
+}
+
+#[test]
 fn lock_file_content_is_never_touched() {
     let env = Env::new();
     let path = env.make_lock_file();

@@ -144,10 +144,7 @@ fn helper_that_cannot_run_is_126_or_127() {
         run.args([&format!("--lock-helper={helper}"), "touch", "started"]);
         let run = run.assert().code(125);
         let said = String::from_utf8_lossy(&run.get_output().stderr);
-        assert!(
-            said.contains(&format!("--lock-helper: {helper:?} is no command; write a program and its arguments")),
-            "{said}"
-        );
+        assert!(said.contains("--lock-helper: it is no command; write a program and its arguments"), "{said}");
     }
     let mut unset = env.claude_run();
     unset.env("CLAUDE_RUN_LOCK_HELPER", "").arg("true").assert().code(0);
@@ -691,6 +688,38 @@ fn reason_for_no_lock_is_reported() {
         assert_eq!(ended.code(), 75, "{ended:?}");
         assert!(ended.stderr_text().contains(message), "{ended:?}");
         assert!(!env.path("started").exists() && !env.is_locked());
+    }
+}
+
+#[test]
+fn first_line_without_an_end_is_no_lock() {
+    let env = Env::new();
+    for (text, reason) in [
+        ("head -c 5000 /dev/zero | tr '\\0' x; echo; exec sleep 600", "its first line is longer than 4 KiB"),
+        ("yes | tr -d '\\n'", "its first line is longer than 4 KiB"),
+        ("printf key; exec >&-; exec sleep 600", "it has closed its stdout before the end of its first line"),
+    ] {
+        let helper = helper(&env, &format!("#!/bin/sh\n{text}\n"));
+        let ended = env.start(["--wait", "none", "--lock-helper", helper, "touch", "started"]).end();
+        assert_eq!(ended.code(), 75, "{ended:?}");
+        assert!(ended.stderr_text().contains(reason), "{ended:?}");
+        assert!(!env.path("started").exists() && !env.is_locked());
+    }
+}
+
+#[test]
+fn record_goes_before_the_lock_on_errors() {
+    let env = Env::new();
+    env.script("lost", "#!/nonesuch/shell\n");
+    for (words, code) in
+        [(&["--lock-helper", "./lost", "true"][..], 126), (&["--lock-helper", "true", "true"], 75), (&["./lost"], 126)]
+    {
+        let mut strace = env.command("strace");
+        strace.args(["-f", "-e", "trace=unlink,unlinkat,flock", "-o", "calls"]).arg(binary()).args(words);
+        assert_eq!(Running::start(strace).end().code(), code);
+        let calls = fs::read_to_string(env.path("calls")).expect("calls");
+        let released = calls.find("LOCK_UN").expect("a lock that is released");
+        assert!(!calls[released..].contains("claude-run/runs"), "{calls}");
     }
 }
 

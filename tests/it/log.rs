@@ -40,7 +40,7 @@ fn log_has_both_streams_and_messages_redacted() {
     );
     assert_eq!(childs_lines(&env), ["stdout: a *** b", "stderr: KEY GH_TOKEN=***", "stdout: no newline"]);
     let all = lines(&env);
-    assert!(all[2].starts_with("claude-run: started pid="), "{all:?}");
+    assert!(all.iter().any(|line| line.starts_with("claude-run: started pid=")), "{all:?}");
     assert!(all.last().is_some_and(|line| line.starts_with("claude-run: ended outcome=exited exit_code=3 run_ms=")), "{all:?}");
     let events =
         all.iter().filter_map(|line| line.strip_prefix("claude-run: ")?.rsplit_once(" event=")).map(|(_, event)| event);
@@ -181,4 +181,28 @@ fn messages_carry_event_names() {
     let expected =
         "lock.acquiring lock.waiting lock.acquired run.started run.result run.stopping run.limit lock.released run.ended";
     assert_eq!(events("log").join(" "), expected);
+}
+
+#[test]
+fn messages_are_masked_and_forge_no_line() {
+    let env = Env::new();
+    let mut command = env.claude_run();
+    command.env("GH_TOKEN", "geheim!").args(["--log", "log", "-v"]);
+    command.args(["--lock-helper", "sh -c 'echo key; exec sleep 600'", "--label", "x"]);
+    let odd = "none\nclaude-run: forged geheim! ghp_0123456789abcdefghij \u{9b}31m\u{202e}";
+    let assert = command.args(["--", odd]).assert().code(127);
+    let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    for text in [&stderr, &fs::read_to_string(env.path("log")).expect("a log")] {
+        assert!(!text.contains("geheim!") && !text.contains("0123456789") && !text.contains("\nclaude-run: forged"), "{text}");
+        assert!(
+            text.contains(r"none\nclaude-run: forged *** ghp_***") && !text.contains('\u{9b}') && !text.contains('\u{202e}'),
+            "{text}"
+        );
+    }
+    let mut command = env.claude_run();
+    command.env("GH_TOKEN", "geheim!").args(["--log-format", "json", "--", odd]);
+    let json = command.assert().code(127).get_output().stderr.clone();
+    let line: serde_json::Value = serde_json::from_slice(&json).expect("one object");
+    assert!(line["message"].as_str().is_some_and(|text| !text.contains("geheim!") && text.contains('\u{202e}')), "{line}");
+    assert!(!String::from_utf8_lossy(&json).contains('\u{202e}'));
 }

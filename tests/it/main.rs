@@ -3,6 +3,7 @@
 
 #![expect(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test says what is wrong by ending")]
 
+mod bookkeeping;
 mod bounds;
 mod command_line;
 mod config_dir;

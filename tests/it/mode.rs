@@ -1,6 +1,7 @@
 //! `claude-run mode`: the lock mode of the whole factory.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 
@@ -99,4 +100,30 @@ fn drain_waits_only_for_runs_of_the_old_mode() {
     let shown: Value = serde_json::from_str(&ended.stdout[0]).expect("JSON");
     assert_eq!((&shown["value"], &shown["others"]), (&"pass-through".into(), &Value::Array(Vec::new())));
     assert_eq!((old.end().code(), waiter.end().code()), (0, 0));
+}
+
+#[test]
+fn lock_on_the_config_dir_is_not_waited_for_without_end() {
+    let env = Env::new();
+    let dir = file(&env).parent().expect("a parent").to_owned();
+    fs::create_dir_all(&dir).expect("a config dir");
+    let holder = fs::File::open(&dir).expect("a directory");
+    holder.lock().expect("locked");
+    let assert = mode(&env, &["refresh"]).assert().code(125);
+    let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(stderr.contains("is locked by another process (pid ") && !file(&env).exists(), "{stderr}");
+    drop(holder);
+    mode(&env, &["refresh"]).assert().code(0);
+}
+
+#[test]
+fn new_file_is_for_all_who_share_the_dir() {
+    let env = Env::new();
+    for (umask, bits) in [("022", 0o644), ("002", 0o664), ("077", 0o600)] {
+        let mut command = env.command("sh");
+        command.args(["-c", &format!("umask {umask}; exec '{}' mode refresh", binary().display())]);
+        assert_eq!(Running::start(command).end().code(), 0);
+        assert_eq!(fs::metadata(file(&env)).expect("a file").permissions().mode() & 0o777, bits, "{umask}");
+        fs::remove_file(file(&env)).expect("removed");
+    }
 }

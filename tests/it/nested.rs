@@ -167,13 +167,24 @@ fn run_below_an_orphaned_holder_does_not_wait() {
 #[test]
 fn run_below_a_bash_block_does_not_wait_for_it() {
     let env = Env::new();
+    // claude has the descriptor, closes it for its tools, and one of them calls claude.
+    let claude = env.script("claude", "#!/bin/sh\n\"$1\" --wait 0 -- sh -c 'echo in; exit 4' 9>&-\nexit $?\n");
     let mut bash = env.command("bash");
-    // claude closes the descriptor for its tools, and one of them calls claude.
-    bash.args([
-        "-c",
-        r#"( flock -w 600 9 || exit 1; sh -c '"$0" --wait 0 -- sh -c "echo in; exit 4"' "$1" 9>&-; exit $? ) 9>"$0""#,
-    ]);
-    bash.arg(env.make_lock_file()).arg(binary());
+    bash.args(["-c", r#"( flock -w 600 9 || exit 1; "$1" "$2"; exit $? ) 9>"$0""#]);
+    bash.arg(env.make_lock_file()).arg(claude).arg(binary());
     let ended = Running::start(bash).end();
     assert_eq!((ended.code(), ended.stdout), (4, vec!["in".to_owned()]), "{:?}", ended.stderr);
+}
+
+#[test]
+fn lock_an_ancestor_holds_for_another_is_waited_for() {
+    let env = Env::new();
+    // It holds the lock for an agent of its own, and passes the descriptor to none of us.
+    let script =
+        r#"exec 9>"$0"; flock 9; "$1" --wait 0 -- touch started 9>&-; echo $?; flock -u 9; "$1" --wait 0 -- echo in 9>&-"#;
+    let mut supervisor = env.command("bash");
+    supervisor.args(["-c", script]).arg(env.make_lock_file()).arg(binary());
+    let ended = Running::start(supervisor).end();
+    assert_eq!(ended.stdout, ["75", "in"], "{ended:?}");
+    assert!(!env.path("started").exists());
 }

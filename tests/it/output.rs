@@ -291,3 +291,26 @@ fn stdout_and_stderr_are_redacted_only_on_request() {
         assert_eq!((ended.stdout, ended.stderr), (vec![out.to_owned()], vec![err.to_owned()]), "{redact}");
     }
 }
+
+#[test]
+fn new_turn_ends_the_result_grace() {
+    let env = Env::new();
+    let run = start(&env, &["--result-grace", "1"], "result old; init; sleep 3; result old; exit 4");
+    assert_eq!(run.end().code(), 4);
+}
+
+#[test]
+fn result_grace_begins_at_the_end_of_streamed_input() {
+    let env = Env::new();
+    let mut command = framed(&env, &["--result-grace", "1"], "result old; hang");
+    command.args(["--input-format", "stream-json"]).stdin(std::process::Stdio::piped());
+    let mut run = Running::start(command);
+    run.line();
+    std::thread::sleep(std::time::Duration::from_secs(3)); // longer than the grace, and the next message may come
+    assert!(run.is_running());
+    run.close_stdin();
+    assert_eq!(run.end().code(), 0);
+    let mut at_end = framed(&env, &["--result-grace", "1"], "result old; hang");
+    at_end.args(["--input-format=stream-json"]).stdin(std::process::Stdio::null());
+    assert_eq!(Running::start(at_end).end().code(), 0, "a file or a device is at its end");
+}

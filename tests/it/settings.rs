@@ -1,11 +1,13 @@
 //! `claude-run.toml` and `claude-run settings`.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use serde_json::Value;
 
 use crate::env::{Env, Running, binary, fake_claude};
+use crate::terminal::OnTerminal;
 
 fn write_file(env: &Env, text: &str) -> std::path::PathBuf {
     let path = env.home().join(".claude/claude-run.toml");
@@ -109,4 +111,104 @@ fn program_called_settings_goes_after_dashes() {
     env.claude_run().env("PATH", &path).args(["settings", "--bad"]).assert().code(125).stdout("");
     let help = env.claude_run().args(["settings", "--help"]).assert().code(0).get_output().clone();
     assert!(String::from_utf8_lossy(&help.stdout).contains("--json"));
+}
+
+#[test]
+fn credentials_in_place_of_the_file_are_not_printed() {
+    let env = Env::new();
+    let secret = "sk-ant-oat01-abcdefghijklmnop";
+    for text in [
+        format!("{{\"claudeAiOauth\":{{\"accessToken\":\"{secret}\"}}}}"),
+        format!("wait = \"{secret}\""),
+        format!("lock-helper = \"-x --user root:{secret}\""),
+        format!("{secret} = 1"),
+        format!("wait = {secret}"),
+        "x".repeat(7_000_000),
+        format!("wait = \"{}\"", "x".repeat(100_000)),
+    ] {
+        let path = write_file(&env, &text);
+        let assert = env.claude_run().arg("true").assert().code(125);
+        let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(!stderr.contains("abcdefgh") && stderr.len() < 5_000 && stderr.lines().count() == 1, "{stderr}");
+        assert!(stderr.contains(&path.display().to_string()), "{stderr}");
+    }
+}
+
+#[test]
+fn value_that_rounds_to_zero_is_a_limit() {
+    let env = Env::new();
+    for (text, code) in [("timeout = 1e-400\n", 124), ("timeout = \"1e-10000\"\n", 124), ("timeout = 0.0\n", 3)] {
+        write_file(&env, text);
+        env.claude_run().args(["sh", "-c", "sleep 0.5; exit 3"]).assert().code(code);
+    }
+}
+
+#[test]
+fn text_from_elsewhere_does_not_act_on_a_terminal() {
+    let env = Env::new();
+    let odd = "\u{1b}]52;c;eA==\u{7}\u{9b}31m\u{202e}\r\nnext: forged";
+    let mut command = env.command(binary());
+    command.env("CLAUDE_RUN_LABEL", odd).arg("settings");
+    let mut terminal = OnTerminal::start(command);
+    let label = terminal.shows("label ");
+    assert!(label.contains(r"\u{1b}]52;c;eA==\u{7}\u{9b}31m\u{202e}\r\nnext: forged"), "{label:?}");
+    let mut command = env.claude_run();
+    let json = command.env("CLAUDE_RUN_LABEL", odd).args(["settings", "--json"]).assert().code(0).get_output().clone();
+    let text = String::from_utf8(json.stdout).expect("text");
+    assert!(!text.trim_end().contains(|c: char| c.is_control() || c == '\u{202e}'), "{text}");
+    let all: Vec<Value> = serde_json::from_str(&text).expect("JSON");
+    assert!(all.iter().any(|setting| setting["value"] == odd));
+}
+
+#[test]
+fn file_that_others_can_write_names_no_program() {
+    let env = Env::new();
+    let marker = env.path("started");
+    let program = env.script("bin/named", &format!("#!/bin/sh\ntouch '{}'\n", marker.display()));
+    let [claude, helper] = ["claude", "lock-helper"].map(|key| format!("wait = 5\n{key} = \"{}\"\n", program.display()));
+    let texts = [&*claude, &*helper, "log = \"log\"\n", "record = \"record\"\n", "redact = \"off\"\n"];
+    let dir = env.home().join(".claude");
+    let check = |what: &std::path::Path, mode: u32, text: &str, code: i32| {
+        let file = write_file(&env, text);
+        fs::set_permissions(what, fs::Permissions::from_mode(mode)).expect("permissions");
+        let assert = env.claude_run().arg("true").assert().code(code);
+        let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        if code == 125 {
+            assert!(stderr.contains(&format!("{} has owner ", what.display())), "{stderr}");
+            assert!(stderr.contains(&format!("mode {mode:04o}")) && stderr.contains(&file.display().to_string()), "{stderr}");
+            let doctor = env.claude_run().arg("doctor").assert().code(1);
+            assert!(String::from_utf8_lossy(&doctor.get_output().stdout).contains("has owner "));
+        }
+    };
+    for text in texts {
+        let file = write_file(&env, "");
+        for mode in [0o666, 0o664] {
+            check(&file, mode, text, 125);
+        }
+        check(&file, 0o666, "wait = 5\n", 0);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("permissions");
+        for (dir, mode) in [(&dir, 0o777), (&env.home(), 0o775)] {
+            check(dir, mode, text, 125);
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).expect("permissions");
+        }
+    }
+    assert!(!marker.exists());
+}
+
+#[test]
+fn fifo_in_place_of_the_file_keeps_its_data() {
+    let env = Env::new();
+    let path = write_file(&env, "");
+    fs::remove_file(&path).expect("removed");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let mut fifo = fs::File::options().read(true).write(true).open(&path).expect("both ends");
+    fifo.write_all(b"wait = 5\n").expect("written");
+    for words in [&["true"][..], &["settings"], &["mode", "refresh"]] {
+        let assert = env.claude_run().args(words).assert().code(125);
+        let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(stderr.contains(&path.display().to_string()), "{stderr}");
+    }
+    let mut bytes = [0; 9];
+    fifo.read_exact(&mut bytes).expect("still there");
+    assert_eq!(&bytes, b"wait = 5\n");
 }

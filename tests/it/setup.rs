@@ -12,10 +12,12 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::env::{Env, Running, binary};
+use crate::env::{Env, Running, binary, can_unshare};
 use crate::oauth::mount_namespace;
 
 /// Home and shared dir, on one file system or on two.
@@ -227,7 +229,14 @@ fn dir_is_moved_whole_and_readable_throughout() {
 #[test]
 fn conflict_changes_nothing_and_says_why() {
     type Make = fn(&Place);
-    let cases: [(Make, &str); 5] = [
+    let cases: [(Make, &str); 6] = [
+        (
+            |place| {
+                let other = place.env.home().join("other");
+                symlink(&other, place.link()).and_then(|()| symlink(place.link(), other)).expect("two links that lead nowhere");
+            },
+            "is a link to ",
+        ),
         (
             |place| {
                 fs::create_dir_all(place.config_dir()).expect("a directory");
@@ -446,6 +455,7 @@ fn other_file_system_needs_a_person() {
     place.setup(&[], 0);
     assert_eq!(place.content(), before);
     assert_eq!(fs::read_to_string(place.config_dir().join(".claude.json")).expect("a file"), r#"{"mcpServers":{}}"#);
+    assert_eq!(fs::read_link(place.json()).expect("a link"), place.config_dir().join(".claude.json"));
     assert!(place.link().with_file_name(".claude.old").is_dir() && place.json().with_file_name(".claude.json.old").is_file());
 }
 
@@ -507,9 +517,19 @@ fn shared_dir_inside_the_config_dir_is_refused() {
         place.refuses(&["--shared-dir", &shared], "lie within each other");
     }
     place.refuses(&["--home", &text(&place.env.path("alias")), "--shared-dir", &text(&place.env.home())], "lie within");
-    let up = text(&place.env.path("x/../home/.claude/x"));
-    assert!(place.setup(&["--yes", "--shared-dir", &up], 125).contains("has `..` in it"));
+    let up = text(&place.env.path("home/../home/.claude/x"));
+    place.refuses(&["--shared-dir", &up], "lie within each other");
+    let up = text(&place.env.path("none/../home/.claude/x"));
+    assert!(place.setup(&["--yes", "--shared-dir", &up], 125).contains("has `..` behind what is missing"));
+    symlink(place.env.path("nonesuch"), place.env.path("dangling")).expect("a link");
+    place.refuses(&["--shared-dir", &text(&place.env.path("dangling/x"))], "lies behind a link that leads nowhere");
     assert!(!place.link().is_symlink() && place.link().join("twin").exists());
+    // One that is reached through ~/.claude, but lies elsewhere.
+    fs::create_dir(&place.shared).expect("a directory");
+    symlink(&place.shared, place.link().join("through")).expect("a link");
+    symlink(place.link().join("through"), place.env.path("x")).expect("a link");
+    place.setup(&["--yes", "--shared-dir", &text(&place.env.path("x"))], 0);
+    assert_eq!(fs::canonicalize(place.link()).expect("no endless link"), place.config_dir());
 }
 
 #[test]
@@ -638,7 +658,9 @@ fn killed_setup_goes_on_after_an_agent() {
     fs::create_dir(&place.shared).expect("a directory");
     symlink(place.config_dir(), place.config_dir()).expect("what a move leaves that is killed before its rename");
     fs::write(place.link().join(".credentials.json"), "newer").expect("a refreshed token");
-    place.setup(&["--yes"], 0);
+    let mut command = place.command(&["--yes"]);
+    command.env("CLAUDE_CONFIG_DIR", place.config_dir()); // as in the containers that follow
+    assert_eq!(Running::start(command).end().code(), 0);
     assert_eq!(fs::read_to_string(place.config_dir().join(".credentials.json")).expect("a file"), "newer");
     // The same for ~/.claude.json, which is moved last.
     let json = place.config_dir().join(".claude.json");
@@ -656,14 +678,30 @@ fn term_ends_the_wait_and_nothing_is_moved() {
     let holder = place.env.hold_lock();
     let waiting = Running::start(place.command(&["--yes", "--wait", "none"]));
     assert!(waiting.message().contains("waiting for "));
-    waiting.signal(nix::sys::signal::Signal::SIGTERM);
+    waiting.signal(Signal::SIGTERM);
     assert_eq!(waiting.end().code(), 143);
     drop(holder);
     let run = place.env.start_fake(&["--lock", "pass-through"], "ready; hang");
     run.ready();
+    let records = place.link().join("claude-run/runs");
+    crate::env::wait_until("its record is there", || fs::read_dir(&records).is_ok_and(|all| all.count() == 1));
     let waiting = Running::start(place.command(&["--yes", "--wait", "none"]));
     crate::env::wait_until("it has the lock", || place.env.is_locked());
-    waiting.signal(nix::sys::signal::Signal::SIGTERM);
+    waiting.signal(Signal::SIGTERM);
     assert_eq!(waiting.end().code(), 143);
     assert!(!place.link().is_symlink() && !place.shared.exists());
+    drop(run);
+    // So does it as PID 1 of a container, which has no default action.
+    if !can_unshare("-rpf") {
+        return;
+    }
+    let _holder = place.env.hold_lock();
+    let mut unshare = place.env.command("unshare");
+    unshare.args(["-rpf"]).arg(binary()).args(["setup", "--yes", "--wait", "none", "--shared-dir"]).arg(&place.shared);
+    let waiting = Running::start(unshare);
+    assert!(waiting.message().contains("waiting for "));
+    let parent = waiting.pid();
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).expect("a process");
+    kill(children.trim().parse().map(Pid::from_raw).expect("a child"), Signal::SIGTERM).expect("a signal");
+    assert_eq!(waiting.end().code(), 143);
 }

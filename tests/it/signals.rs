@@ -343,3 +343,14 @@ fn stuck_stderr_delays_no_limit_and_no_signal() {
     assert_eq!(flags & libc::O_NONBLOCK, 0, "the caller's own descriptor blocks as before");
     drop(reader);
 }
+
+#[test]
+fn int_reaches_the_process_group_of_the_child() {
+    let env = Env::new();
+    // bash ends by INT only if the child that it waits for did.
+    let run = env.start(["--", "bash", "-c", "(echo ready; exec sleep 600); echo after"]);
+    run.expect_line("ready");
+    run.signal(Signal::SIGINT);
+    let ended = run.end();
+    assert_eq!((ended.code(), &ended.stdout[..]), (130, &[][..]), "{ended:?}");
+}

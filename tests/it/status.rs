@@ -174,7 +174,10 @@ fn record_has_program_and_dir_but_never_the_prompt() {
         assert!(record[seen]["device"].is_u64() && record[seen]["inode"].is_u64() && record[seen]["real_path"].is_string());
     }
     let shown = String::from_utf8(env.claude_run().arg("status").output().expect("started").stdout).expect("text");
-    assert!(shown.contains("a \"b\"??[31mc (pid ") && !shown.contains('\u{1b}'), "what could steer a terminal: {shown:?}");
+    assert!(
+        shown.contains(r#"a "b"\n\u{1b}[31mc (pid "#) && !shown.contains('\u{1b}'),
+        "what could steer a terminal: {shown:?}"
+    );
 }
 
 #[test]
@@ -212,12 +215,80 @@ fn holder_without_a_record_is_listed() {
     let seen = status(&env);
     assert_eq!((&seen["holders"][0]["record"], &seen["holders"][0]["name"]), (&Value::Null, &"cat".into()), "{seen}");
     assert!(text(&env).contains("a process without a run record: pid "));
-    let waiter = env.start(["--wait", "0.3", "--", "true"]);
+    let waiter = env.start(["--wait", "2", "--", "true"]);
     assert!(waiter.message().contains("held by a process without a run record: pid "));
     assert_eq!(waiter.end().code(), 75);
     old.close_stdin();
     old.end();
     assert_eq!(length(&status(&env)["holders"]), 0);
+}
+
+#[test]
+fn waiters_are_listed_in_the_kernel_order() {
+    let env = Env::new();
+    let holder = env.start_fake(&["--label", "holder"], "ready; hang");
+    holder.ready();
+    let first = env.start(["--label", "first", "--", "true"]);
+    wait_until("one waits", || env.waiters() == 1);
+    let mut old = env.command("flock");
+    old.arg(env.lock_file()).arg("true");
+    let old = Running::start(old);
+    wait_until("two wait", || env.waiters() == 2);
+    let third = env.start(["--label", "third", "--", "true"]);
+    wait_until("three wait", || env.waiters() == 3);
+    let (shown, seen) = (text(&env), status(&env));
+    let old_caller = format!(" 2. pid {}, without a run record", old.pid());
+    for part in [" 1. first (pid ", old_caller.as_str(), " 3. third (pid "] {
+        assert!(shown.contains(part), "{part:?}: {shown}");
+    }
+    assert_eq!(labels(&seen["waiting"]), ["first", "third"]);
+    holder.signal(Signal::SIGTERM);
+    for run in [holder, first, old, third] {
+        run.end();
+    }
+}
+
+#[test]
+fn stopped_holder_is_trouble() {
+    let env = Env::new();
+    let holder = env.start_fake(&["--label", "holder"], "ready; hang");
+    holder.ready();
+    wait_until("its record is there", || status(&env)["holders"][0]["record"]["state"] == "running");
+    holder.signal(Signal::SIGSTOP);
+    let hint = format!("kill -CONT {}", holder.pid());
+    wait_until("it is stopped, and status says so", || text(&env).contains(&hint));
+    env.claude_run().arg("status").assert().code(1);
+    holder.signal(Signal::SIGCONT);
+    wait_until("it goes on", || !text(&env).contains("kill -CONT"));
+}
+
+#[test]
+fn broken_settings_file_is_shown_by_status() {
+    let env = Env::new();
+    env.make_lock_file();
+    fs::write(env.home().join(".claude/claude-run.toml"), "wait = 5\nlokc = \"refresh\"\n").expect("a file");
+    let assert = env.claude_run().arg("status").assert().code(1);
+    let shown = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
+    assert!(shown.contains("trouble        no run starts: ") && shown.contains("claude-run.toml:2"), "{shown}");
+    assert!(shown.contains("lock mode      not known\n") && shown.contains("held by        nobody\n"), "{shown}");
+    assert_eq!(status(&env)["mode"], Value::Null);
+    env.claude_run().arg("report").assert().code(0);
+    env.claude_run().arg("events").assert().code(0);
+}
+
+#[test]
+fn starting_run_is_never_without_a_record() {
+    let env = Env::new();
+    env.make_lock_file();
+    let mut runs = env.command("sh");
+    runs.args(["-c", r#"while [ ! -e "$HOME/over" ]; do "$0" true; done"#]).arg(binary());
+    let runs = Running::start(runs);
+    for _ in 0..60 {
+        let shown = text(&env);
+        assert!(!shown.contains("without a run record"), "{shown}");
+    }
+    fs::write(env.home().join("over"), "").expect("a file");
+    runs.end();
 }
 
 #[test]
@@ -364,7 +435,9 @@ fn waiter_sweeps_stale_records() {
     wait_until("its record is there", || records(&env).len() == 1);
     let record = fs::read_to_string(&records(&env)[0]).expect("a record");
     // Older than any run on this machine: what was killed while it held the same lock, and while it waited for it.
-    for (run, text) in [("7-1", record.clone()), ("7-2", record.replace("\"own\"", "null")), ("7-3", "cut".to_owned())] {
+    let held = records(&env)[0].file_stem().expect("a name").to_string_lossy().into_owned();
+    for (run, text) in [("7-1", record.clone()), ("7-2", record.replace("\"own\"", "null")), ("7-3", record[..30].to_owned())] {
+        let text = text.replace(&held, run);
         fs::write(runs(&env).join(run).with_extension("json"), text).expect("a file");
     }
     let becoming = runs(&env).join("7-4.tmp"); // written, and about to be locked and put in place

@@ -27,7 +27,9 @@ we     4 statx            the program, twice the config dir, and once whether th
 we     2 access           may it be run? may the config dir be written?
 we     2 ioctl            is stdin our terminal? is stdout one?
 we     1 pipe2            the signal pipe
-we     1 openat           the lock file
+we     2 openat           the lock file: a look at what it is, then that very file
+we     1 close            … that look
+we     1 fcntl            … std's debug build looks before it closes
 we     2 statx            which file that is, and whether the path still names it after locking
 we     1 flock
 we     1 openat           owner of claude's refresh lock

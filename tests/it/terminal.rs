@@ -269,7 +269,7 @@ fn hangup_ends_child_and_frees_lock() {
     terminal.keyboard = File::open("/dev/null").expect("/dev/null"); // the reader thread holds the other copy
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(terminal.child.id() as i32), nix::sys::signal::Signal::SIGHUP)
         .expect("it lives");
-    assert_eq!(terminal.ends(), 137);
+    assert_eq!(terminal.ends(), 143, "it gets a TERM before the KILL");
     assert!(!is_alive(child) && !env.is_locked());
 }
 
@@ -413,4 +413,40 @@ fn lock_helper_gets_no_key_signals() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).expect("it lives");
     terminal.shows("code 137");
     assert!(!env.path("events").exists());
+}
+
+/// Steps of a fake whose tool, in a session of its own, writes its pid into the file `tool`.
+const WITH_TOOL: &str = "tool& echo $$ >tool && exec sleep 600; ready";
+
+fn pid_of_tool(env: &Env) -> i32 {
+    let text = || std::fs::read_to_string(env.path("tool")).unwrap_or_default();
+    wait_until("the tool is there", || text().ends_with('\n'));
+    text().trim().parse().expect("a pid")
+}
+
+#[test]
+fn headless_claude_leaves_no_tool_on_a_terminal() {
+    let env = Env::new();
+    let mut command = env.command(binary());
+    command.arg("--claude").arg(fake_claude()).args(["--", "-p", &format!("{WITH_TOOL}; open go; exit 3")]);
+    nix::unistd::mkfifo(&env.path("go"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let mut terminal = OnTerminal::start(command);
+    terminal.ready();
+    let tool = pid_of_tool(&env);
+    drop(File::options().write(true).open(env.path("go")).expect("the fake reads"));
+    assert_eq!(terminal.ends(), 3);
+    assert!(!is_alive(tool));
+}
+
+#[test]
+fn hangup_ends_the_tools_of_headless_claude() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    command.args(["-c", &format!("{}; true", line(&format!("{WITH_TOOL}; hang")))]);
+    let mut terminal = OnTerminal::start(command);
+    terminal.ready();
+    let tool = pid_of_tool(&env);
+    // The kernel hangs up when the leader of the session is gone.
+    terminal.child.kill().expect("killed");
+    wait_until("the tool has ended", || !is_alive(tool));
 }

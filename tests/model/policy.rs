@@ -9,12 +9,13 @@ use claude_run::claude::frames::FrameEvent;
 use claude_run::config::settings::Leftovers;
 use claude_run::events::SignalSource;
 use claude_run::outcome::Outcome;
-use claude_run::supervisor::policy::{Action, Delivery, Group, Input, MAX_DEFERRAL, Policy, PolicyConfig, TreeState};
+use claude_run::supervisor::policy::{Action, Group, Input, MAX_DEFERRAL, Notice, Policy, PolicyConfig, TreeState};
 use claude_run::sys::signal::{SigSet, Signal};
 use stateright::{Checker, Model, Property};
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
+const IDLE_LIMIT: Duration = Duration::from_secs(15);
 const HARD_LIMIT: Duration = Duration::from_secs(20);
 const RESULT_GRACE: Duration = Duration::from_secs(5);
 const TASK_GRACE: Duration = Duration::from_secs(10);
@@ -52,6 +53,12 @@ struct World {
     below: Below,
     /// Whether the child has been sent a TERM, and when the first went out.
     term_at: Option<Duration>,
+    /// Those below it have been sent one.
+    rest_has_term: bool,
+    hung_up: bool,
+    /// Since when the child is silent, and not stopped.
+    quiet_since: Duration,
+    is_in_turn: bool,
     /// TERMs that were sent to us.
     terms: u8,
     /// When the child or its tree was sent KILL.
@@ -75,9 +82,12 @@ enum Step {
     /// For three seconds before it.
     Pass,
     Term,
+    /// A HUP, which the child ignores.
+    HangUp,
     Interrupt,
     ChildEnds(Outcome),
     ChildStops,
+    ChildContinues,
     LeftoverEnds,
     RefreshBegins,
     RefreshEnds,
@@ -98,11 +108,12 @@ impl World {
     fn new(shape: Shape) -> Self {
         let config = PolicyConfig {
             hard_limit: Some(HARD_LIMIT),
-            idle_limit: None,
+            idle_limit: (shape.group == Group::Shared).then_some(IDLE_LIMIT),
             result_grace: Some(RESULT_GRACE),
             task_grace: Some(TASK_GRACE),
             kill_grace: shape.kill_grace.then_some(KILL_GRACE),
             leftovers: shape.leftovers,
+            streams_input: false,
             group: shape.group,
             ignored: SigSet::empty(),
         };
@@ -112,6 +123,10 @@ impl World {
             child: Life::Running,
             below: shape.below,
             term_at: None,
+            rest_has_term: false,
+            hung_up: false,
+            quiet_since: Duration::ZERO,
+            is_in_turn: true,
             terms: 0,
             kill_at: None,
             refresh_since: None,
@@ -171,19 +186,30 @@ impl World {
                 if self.lives() {
                     self.kill_child();
                 }
+                self.ensure(self.below == Below::Nobody || self.rest_has_term, "nobody gets KILL without a TERM before it");
                 self.kill_at = self.kill_at.or(Some(self.now));
-                let delivery = if self.below == Below::OutOfReach { Delivery::Failed } else { Delivery::Complete };
                 // Whom it reaches is gone at once, and the kernel tells.
                 let had_somebody = self.below == Below::Somebody;
                 if had_somebody {
                     self.below = Below::Nobody;
                 }
-                self.happens(Input::TreeKilled(delivery));
                 if had_somebody && self.child == Life::Dead {
                     self.happens(Input::TreeChanged(self.tree()));
                 }
             }
-            Action::SignalTree(_) => {}
+            Action::SignalTree(_) => {
+                self.rest_has_term = true;
+                if self.lives() {
+                    (self.term_at, self.child) = (self.term_at.or(Some(self.now)), Life::Running);
+                }
+            }
+            Action::Log(Notice::LimitExpired(Outcome::IdleLimit)) => {
+                let quiet = self.child != Life::Stopped && self.now >= self.quiet_since + IDLE_LIMIT;
+                self.ensure(quiet, "the idle limit counts from the last sign of life");
+            }
+            Action::Log(Notice::LimitExpired(Outcome::HungAfterResult { .. })) => {
+                self.ensure(!self.is_in_turn, "a turn that works is no claude that hangs");
+            }
             Action::CheckRefresh => {
                 let in_progress = self.refresh_since.is_some();
                 self.happens(Input::Refresh { in_progress });
@@ -199,9 +225,10 @@ impl World {
         self.kill_at = self.kill_at.or(Some(self.now));
         // A killed one refreshes nothing any more.
         self.refresh_since = None;
-        // Never without a TERM before it, and the grace from that TERM; but a second TERM ends the grace.
-        let grace = self.term_at.is_some_and(|at| self.now >= at + KILL_GRACE);
-        self.ensure(grace || self.terms > 1, "KILL comes the kill grace after the TERM");
+        // Never without a TERM before it. One that ignored a HUP gets its TERM half the grace later; a second TERM ends the grace.
+        let grace = if self.hung_up { KILL_GRACE / 2 } else { KILL_GRACE };
+        let is_over = self.term_at.is_some_and(|at| self.now >= at + grace || self.terms > 1);
+        self.ensure(is_over, "KILL comes the kill grace after the TERM");
     }
 
     fn take(&mut self, step: Step) {
@@ -226,6 +253,10 @@ impl World {
                 self.now += Duration::from_millis(200); // not the pair that timeout(1) sends
                 self.happens(Input::Signal(Signal::SIGTERM, SignalSource::Process(4711)));
             }
+            Step::HangUp => {
+                self.hung_up = true;
+                self.happens(Input::Signal(Signal::SIGHUP, SignalSource::Process(4711)));
+            }
             Step::Interrupt => {
                 self.interrupted = true;
                 self.happens(Input::Signal(Signal::SIGINT, SignalSource::Process(4711)));
@@ -240,6 +271,10 @@ impl World {
                 self.happens(Input::Stopped(Signal::SIGSTOP));
                 let got_term = self.term_at.is_some() && !self.policy.is_deferring();
                 self.ensure(!got_term || self.child != Life::Stopped, "a child that got TERM is not left stopped");
+            }
+            Step::ChildContinues => {
+                (self.child, self.quiet_since) = (Life::Running, self.now);
+                self.happens(Input::Continued);
             }
             Step::LeftoverEnds => {
                 self.below = Below::Nobody;
@@ -262,6 +297,11 @@ impl World {
             }
             Step::Print(frame) => {
                 self.frames += 1;
+                match frame {
+                    FrameEvent::Result { .. } => self.is_in_turn = false,
+                    FrameEvent::TurnStarted => self.is_in_turn = true,
+                    _ => {}
+                }
                 self.happens(Input::Frame(frame));
             }
         }
@@ -302,6 +342,9 @@ impl Model for Shape {
         if !world.interrupted {
             steps.push(Step::Interrupt);
         }
+        if !world.hung_up && self.group == Group::Own {
+            steps.push(Step::HangUp);
+        }
         // In half of the shapes with a kill grace: it doubles what there is to explore.
         if !world.lost_lock && self.kill_grace && self.group == Group::Own {
             steps.push(Step::LoseLock);
@@ -315,6 +358,7 @@ impl Model for Shape {
                         FrameEvent::OpenTasks(1),
                         FrameEvent::OpenTasks(0),
                         FrameEvent::Other,
+                        FrameEvent::TurnStarted,
                     ];
                     steps.extend(frames.map(Step::Print));
                 }
@@ -324,7 +368,7 @@ impl Model for Shape {
                     Some(_) => steps.push(Step::RefreshEnds),
                 }
             }
-            Life::Stopped => {}
+            Life::Stopped => steps.push(Step::ChildContinues),
             Life::Dying => steps.push(Step::ChildEnds(Outcome::Killed(9))),
             Life::Dead => {}
         }
@@ -349,7 +393,7 @@ impl Model for Shape {
             Property::<Self>::always("a limit is blamed only after its time", |_, world| match world.policy.result() {
                 Some(Outcome::HardLimit) => world.now >= HARD_LIMIT,
                 Some(Outcome::HungAfterResult { .. }) => world.now >= RESULT_GRACE && world.frames > 0,
-                Some(Outcome::IdleLimit) => false,
+                Some(Outcome::IdleLimit) => world.now >= IDLE_LIMIT,
                 Some(Outcome::LockLost) => world.lost_lock,
                 _ => true,
             }),
@@ -357,6 +401,9 @@ impl Model for Shape {
                 // Two patiences: one for the TERM, one for a refresh that begins before the KILL.
                 let last = HARD_LIMIT + 2 * MAX_DEFERRAL + KILL_GRACE + Duration::from_secs(1);
                 !shape.kill_grace || world.now <= last || world.kill_at.is_some() || !world.lives()
+            }),
+            Property::<Self>::always("every run is over in time, whatever KILL does not end", |shape, world| {
+                !shape.kill_grace || world.now < END || world.policy.result().is_some() || world.child == Life::Dying
             }),
             Property::<Self>::sometimes("a limit ends a run", |_, world| {
                 matches!(world.policy.result(), Some(Outcome::HardLimit))

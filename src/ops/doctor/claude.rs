@@ -97,8 +97,8 @@ pub(super) fn check_login(subject: &Subject, check: &mut Check) {
             return check.fail(what, "no agent can work", todo);
         }
         Login::Unclear(why) => {
-            let means = "claude is not logged in, and in refresh mode every run holds the lock for as long as it lasts";
-            return check.fail(format!("{shown}: {why}"), means, "log in again");
+            let means = "agents may fail, and in refresh mode every run holds the lock for as long as it lasts";
+            return check.fail(format!("{shown} {why}"), means, "log in again");
         }
         Login::Expires(at) => *at,
     };

@@ -193,7 +193,7 @@ fn check_lock_scope(config_dir: &Path, lock_file: &Path, has_helper: bool, check
             check.warn(
                 what,
                 TWO_REFRESHES,
-                "leave the lock file in the config dir, or set lock-helper (README, \"Several hosts\")",
+                "leave the lock file in the config dir, or set lock-helper (claude-run help hosts)",
             );
         }
         (LockScope::LocalFs, None) => {
@@ -203,7 +203,7 @@ fn check_lock_scope(config_dir: &Path, lock_file: &Path, has_helper: bool, check
             check.pass(format!("{on}: its flock may not reach other hosts ({why}), and need not"));
         }
         (LockScope::PerHost, _) => {
-            let todo = "mount it with locks, use NFSv4 or CephFS, or set lock-helper (README, \"Several hosts\")";
+            let todo = "mount it with locks, use NFSv4 or CephFS, or set lock-helper (claude-run help hosts)";
             check.warn(format!("{on}: its flock does not reach other hosts: {why}"), TWO_REFRESHES, todo);
         }
         (LockScope::Unknown, _) => {

@@ -13,10 +13,10 @@ use super::{Check, Subject};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::config::settings::{HARD_LIMIT, Settings};
-use crate::lock::{Holder, Queue, describe_refresh_lock};
+use crate::lock::{Holder, describe_refresh_lock};
+use crate::ops::status::{Status, stopped_process};
 use crate::ops::text;
 use crate::records::{PathView, RunRecord};
-use crate::sys::file_id::FileId;
 
 pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
     let Ok(factory) = &subject.factory else { return }; // reported by the check of the settings
@@ -33,21 +33,22 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
         let todo = "let the owner of the config dir own it, readable for all agents";
         check.warn(format!("{shown} belongs to user {owner}, mode {mode:04o}"), means, todo);
     }
-    let lock = FileId::of(&found);
-    let Ok(census) = &subject.census else { return }; // reported by the check of the fleet
-    for run in &census.orphaned {
+    let Ok(status) = Status::look_settled(factory, subject.context) else { return }; // reported by the check of the fleet
+    for run in &status.orphaned {
         check.fail(text::orphan(run), "everybody waits for it", "end that process; the lock is free with it");
     }
-    if census.orphaned.is_empty() {
-        let run = census.live.iter().find(|run| run.holds(lock)).map(|run| Holder::Run(Box::new(run.clone())));
-        match run.or_else(|| Holder::find_without_record(&Queue::look(lock), Some(&factory.records))) {
-            Some(holder) => check_holder(&holder, &factory.settings, check),
-            None => check.pass_if_clean(format!("{shown}: nobody holds it")),
-        }
+    match status.holders.first() {
+        _ if !status.orphaned.is_empty() => {}
+        Some(holder) => check_holder(holder, &factory.settings, check),
+        None => check.pass_if_clean(format!("{shown}: nobody holds it")),
     }
 }
 
 fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
+    if let Some(pid) = stopped_process(holder) {
+        let what = format!("held by {holder}, whose process {pid} is stopped");
+        return check.warn(what, "everybody waits for it", "let it go on (kill -CONT and that pid), or end it");
+    }
     let Holder::Run(run) = holder else {
         let means = "an old caller, or a user whose records cannot be kept here: how long it has had it is not known";
         return check.warn(format!("held by {holder}"), means, "let it go through claude-run as well");
@@ -72,6 +73,10 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
             Standing::Free => continue,
             Standing::Live => {
                 check.pass(what);
+                continue;
+            }
+            Standing::Stuck(_) => {
+                check.fail(what, "no version of claude takes it over, and none can refresh", "remove it by hand");
                 continue;
             }
             Standing::OwnerDead(_) => "until then, claude from 2.1.128 on mostly fails when it has to refresh",

@@ -47,22 +47,24 @@ pub(super) struct SetupPlan {
 
 impl SetupPaths {
     pub(super) fn new(home: &Path, shared: &Path) -> Result<Self> {
-        for path in [home, shared] {
-            let is_plain = path.components().all(|part| part != Component::ParentDir);
-            ensure!(is_plain, "{} has `..` in it; name it without", path.display());
-        }
-        let (home, shared) = (std::path::absolute(home)?, std::path::absolute(shared).context("no shared dir")?);
+        let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("{path:?}"));
+        // By another name of it, a link could lead through itself.
+        let (home, shared) = (absolute(home)?, real(&absolute(shared)?));
+        let is_plain = shared.components().all(|part| part != Component::ParentDir);
+        ensure!(is_plain, "{} has `..` behind what is missing; name it without", shared.display());
         Ok(Self { config_dir: shared.join("config"), link: home.join(".claude"), shared, home })
     }
 }
 
 impl PathKind {
     fn of(path: &Path) -> Self {
-        match (fs::symlink_metadata(path), fs::metadata(path)) {
-            (Err(error), _) if error.kind() == ErrorKind::NotFound => Self::Missing,
-            (Ok(found), Err(error)) if found.is_symlink() && error.raw_os_error() == Some(libc::ELOOP) => Self::Missing,
-            (Ok(found), _) if found.is_symlink() => fs::read_link(path).map_or(Self::Other, Self::Link),
-            (Ok(found), _) if found.is_dir() => {
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Self::Missing,
+            Ok(found) if found.is_symlink() => match fs::read_link(path) {
+                Ok(to) if to == path => Self::Missing,
+                to => to.map_or(Self::Other, Self::Link),
+            },
+            Ok(found) if found.is_dir() => {
                 let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
                 if is_empty { Self::EmptyDir } else { Self::FullDir }
             }
@@ -101,11 +103,14 @@ impl SetupPlan {
 
     fn plan_config_dir(&mut self, paths: &SetupPaths) {
         let SetupPaths { home, shared, config_dir, link } = paths;
-        let (real_link, real_shared) = (real(home).join(".claude"), real(shared));
+        let real_link = real(home).join(".claude");
         let (from, to) = (link.display(), config_dir.display());
         match (PathKind::of(link), PathKind::of(config_dir)) {
-            _ if real_link.starts_with(&real_shared) || real_shared.starts_with(&real_link) => {
+            _ if real_link.starts_with(shared) || shared.starts_with(&real_link) => {
                 self.refuse(format!("{from} and {to} lie within each other"));
+            }
+            _ if shared.ancestors().any(Path::is_symlink) => {
+                self.refuse(format!("{} lies behind a link that leads nowhere", shared.display()));
             }
             (PathKind::Link(other), _) if other != *config_dir && !is_same(link, config_dir) => {
                 self.refuse(format!("{from} is a link to {}, not to {to}", other.display()));
@@ -227,10 +232,9 @@ fn nearest(path: &Path) -> &Path {
 }
 
 fn is_one_file_system(from: &Path, to: &Path) -> bool {
-    let mount = |path: &Path| Mount::of(nearest(&real(path)));
     // Subvolumes of btrfs are on one mount, and yet nothing can be renamed from one to another.
-    let device = |path: &Path| FileId::at(path).map(|file| file.device);
-    mount(from).is_some_and(|one| mount(to) == Some(one)) && device(from) == device(nearest(to))
+    let place = |path: &Path| Some((Mount::of(path)?, FileId::at(path)?.device));
+    place(from).is_some_and(|one| place(nearest(to)) == Some(one))
 }
 
 /// Fails for a link below `dir` that would lead elsewhere if what is `depth` levels above `dir` were moved. `..` is sure to stay inside
@@ -253,10 +257,12 @@ fn ensure_links_hold(dir: &Path, depth: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// What a person may type instead of a move. Nothing is removed by it, and the next setup makes the link.
+/// What a person may type instead of a move. Nothing is removed by it.
 fn by_hand(from: &Path, to: &Path) -> String {
     let old = format!("{}.old", from.display());
     let [above, from, to, old] = [to.parent().unwrap_or(to), from, to, Path::new(&old)].map(|path| path.to_string_lossy());
     let [above, from, to, old] = [&above, &from, &to, &old].map(|word| shell_words::quote(word));
-    format!("while no claude runs: mkdir -p {above} && cp -aT {from} {to} && mv -T {from} {old}, and call setup again")
+    format!(
+        "while no claude runs: mkdir -p {above} && cp -aT {from} {to} && mv -T {from} {old} && ln -s {to} {from}, and call setup again"
+    )
 }

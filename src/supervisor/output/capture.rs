@@ -1,6 +1,5 @@
 //! Decides which of the child's streams are captured, makes their pipes or pseudo-terminals, and starts the relay.
 
-use std::env;
 use std::io::{self, IsTerminal, Read, stderr, stdout};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -38,7 +37,7 @@ impl OutputConfig {
     pub(crate) fn new(settings: &Settings, requires_result: bool, frames: bool, log: Option<Arc<LogFile>>) -> Result<Self> {
         let redacts_all = settings.redact == Redact::All;
         let masks = redacts_all || (settings.redact == Redact::Log && log.is_some());
-        let secrets = masks.then(|| Secrets::new(env::vars_os()).map(Arc::new)).transpose();
+        let secrets = masks.then(Secrets::of_environment).transpose();
         let secrets = secrets.context("cannot look for the secrets in the environment; --redact off runs without")?;
         let (tracks_idle, pty) = (settings.idle_limit.as_limit().is_some(), settings.pty);
         Ok(Self { frames: frames || requires_result, requires_result, tracks_idle, pty, log, secrets, redacts_all })

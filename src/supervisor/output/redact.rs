@@ -7,7 +7,7 @@ mod rules;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use anyhow::Result;
@@ -93,6 +93,18 @@ struct Match {
 }
 
 impl Secrets {
+    /// Those of our own environment, compiled once.
+    ///
+    /// # Errors
+    /// As [`Secrets::new`].
+    pub(crate) fn of_environment() -> Result<Arc<Self>> {
+        static OURS: OnceLock<Arc<Secrets>> = OnceLock::new();
+        match OURS.get() {
+            Some(secrets) => Ok(Arc::clone(secrets)),
+            None => Self::new(std::env::vars_os()).map(|secrets| Arc::clone(OURS.get_or_init(|| Arc::new(secrets)))),
+        }
+    }
+
     /// Compiles the rules, and collects the secrets of a process with this environment.
     ///
     /// # Errors

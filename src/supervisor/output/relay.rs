@@ -52,6 +52,7 @@ struct Observed {
     /// Nanoseconds from `started` to the last byte.
     last_output: AtomicU64,
     last_result: OnceLock<LastResult>,
+    session_id: OnceLock<String>,
 }
 
 /// The child's stdout or stderr.
@@ -77,7 +78,8 @@ impl Relay {
         let (child_ended, child_is_alive) = pipe()?;
         let (streams, child_ends) = captured.into_iter().unzip();
         let last_output = AtomicU64::new(0);
-        let observed = Arc::new(Observed { started: Instant::now(), last_output, last_result: OnceLock::new() });
+        let (last_result, session_id) = (OnceLock::new(), OnceLock::new());
+        let observed = Arc::new(Observed { started: Instant::now(), last_output, last_result, session_id });
         let mut copier = Copier { streams, child_ended, sender, observed: Arc::clone(&observed) };
         signal::spawn_with_signals_blocked("relay", 256 * 1024, move || copier.run())?;
         Ok(Self { child_is_alive: Some(child_is_alive), observed, child_ends })
@@ -106,6 +108,11 @@ impl Relay {
     /// Claude's last result frame, after [`Event::OutputDone`].
     pub(crate) fn last_result(&self) -> Option<LastResult> {
         self.observed.last_result.get().cloned()
+    }
+
+    /// Claude's session, after [`Event::OutputDone`].
+    pub(crate) fn session_id(&self) -> Option<String> {
+        self.observed.session_id.get().cloned()
     }
 }
 
@@ -172,6 +179,9 @@ impl Copier {
         for stream in &mut self.streams {
             if let Some(result) = stream.end(&self.sender) {
                 let _ = self.observed.last_result.set(result); // only stdout has frames
+            }
+            if let Some(id) = stream.frames.as_ref().and_then(FrameReader::session_id) {
+                let _ = self.observed.session_id.set(id.to_owned());
             }
         }
         while self.streams.iter().any(Stream::is_behind) {

@@ -5,7 +5,6 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::{Action, Input, Notice, Phase, Policy};
-use crate::config::duration::after;
 use crate::sys::signal::{Signal, requests_end};
 
 /// Longest deferral: a refresh takes about a second.
@@ -24,7 +23,7 @@ impl Policy {
             // Limits and graces wait with the signals: they could only send more of them.
             Input::Clock if self.is_deferring() && !self.has_deferred_enough(now) => return Vec::new(),
             Input::Clock if self.is_deferring() => {
-                self.restart_kill_grace(now);
+                self.restart_grace(now);
                 return [vec![Action::Log(Notice::RefreshTooLong)], mem::take(&mut self.deferred)].concat();
             }
             // The child is a zombie: drop the signals for it, keep those for its leftovers.
@@ -51,7 +50,7 @@ impl Policy {
         if !in_progress {
             // A signal that was only checked goes out as if there were no guard: its kill grace has begun.
             if self.refresh_since.take().is_some() {
-                self.restart_kill_grace(now);
+                self.restart_grace(now);
             }
             return mem::take(&mut self.deferred);
         }
@@ -66,11 +65,13 @@ impl Policy {
         self.refresh_since.is_some_and(|since| now >= since + MAX_DEFERRAL)
     }
 
-    /// Counts the kill grace from `now`, at which a deferred TERM goes out.
-    fn restart_kill_grace(&mut self, now: Instant) {
+    /// Counts the grace of what is deferred from `now`, at which it goes out.
+    fn restart_grace(&mut self, now: Instant) {
         let is_term = |action: &Action| matches!(action, Action::SignalChild(_) | Action::SignalTree(Signal::SIGTERM));
-        if self.phase == Phase::Terminating && self.deferred.iter().any(is_term) {
-            self.kill_at = after(now, self.config.kill_grace);
+        match self.phase {
+            Phase::Terminating if self.deferred.iter().any(is_term) => self.restart_kill_grace(now),
+            Phase::Killed if self.is_deferring() => self.restart_patience(now),
+            _ => {}
         }
     }
 }
@@ -83,8 +84,8 @@ fn ends_processes(action: Action) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::TreeState;
     use super::super::tests::{PROCESS, case};
-    use super::super::{Delivery, TreeState};
     use super::*;
     use crate::outcome::Outcome;
 
@@ -138,6 +139,8 @@ mod tests {
     }
 
     const TERM: Action = Action::SignalChild(Signal::SIGTERM);
+    const TERM_TREE: Action = Action::SignalTree(Signal::SIGTERM);
+    const REST: [Action; 2] = [TERM_TREE, Action::Log(Notice::ChildStays)];
     const KILL_TREE: Action = Action::SignalTree(Signal::SIGKILL);
     const DEFERRED: Action = Action::Log(Notice::SignalDeferred);
 
@@ -145,7 +148,8 @@ mod tests {
     fn without_a_refresh_no_signal_is_deferred() {
         let mut run = Run::new();
         assert_eq!(run.signal(1, Signal::SIGTERM), [TERM]);
-        assert_eq!(run.deadline(), Some(6));
+        assert_eq!(run.deadline(), Some(3));
+        assert_eq!(run.at(4, Input::Clock), REST);
         assert_eq!(run.at(6, Input::Clock), [KILL_TREE, Action::Log(Notice::KillGraceExpired)]);
         let mut stopped = Run::new();
         stopped.at(1, Input::Stopped(Signal::SIGSTOP));
@@ -164,7 +168,8 @@ mod tests {
         let mut asked = Run::new();
         for (second, signal) in [(1, Signal::SIGTERM), (3, Signal::SIGHUP), (5, Signal::SIGQUIT)] {
             assert_eq!(asked.signal(second, signal), [Action::SignalChild(signal)]);
-            assert_eq!(asked.deadline(), Some(6), "{signal}");
+            asked.at(4, Input::Clock);
+            assert!(asked.deadline().is_some_and(|at| at <= 6), "{signal}");
         }
     }
 
@@ -177,6 +182,8 @@ mod tests {
             assert_eq!(run.at(8, Input::Clock), [], "no kill grace runs meanwhile");
             assert_eq!(run.at(9, Input::Refresh { in_progress: true }), [], "logged once");
             assert_eq!(run.refresh_ends(10), [Action::SignalChild(signal)]);
+            assert_eq!(run.deadline(), Some(12));
+            run.at(13, Input::Clock);
             assert_eq!(run.deadline(), Some(15));
         }
     }
@@ -186,6 +193,7 @@ mod tests {
         let mut run = Run::during_refresh();
         assert_eq!(run.at(60, Input::Clock), [DEFERRED, Action::Log(Notice::LimitExpired(Outcome::HardLimit))]);
         assert_eq!(run.refresh_ends(61), [TERM]);
+        run.at(64, Input::Clock);
         run.refresh = true;
         assert_eq!(run.at(66, Input::Clock), [DEFERRED, Action::Log(Notice::KillGraceExpired)]);
         assert_eq!(run.refresh_ends(70), [KILL_TREE]);
@@ -197,6 +205,7 @@ mod tests {
         run.signal(1, Signal::SIGTERM);
         assert_eq!(run.at(15, Input::Clock), []);
         assert_eq!(run.at(16, Input::Clock), [Action::Log(Notice::RefreshTooLong), TERM]);
+        assert_eq!(run.at(20, Input::Clock), REST);
         assert_eq!(run.at(21, Input::Clock), [KILL_TREE, Action::Log(Notice::KillGraceExpired)]);
         let mut another = Run::during_refresh();
         another.signal(1, Signal::SIGINT);
@@ -214,7 +223,7 @@ mod tests {
         let mut run = Run::during_refresh();
         assert_eq!(run.signal(1, Signal::SIGTERM), [DEFERRED]);
         assert_eq!(run.signal(2, Signal::SIGTERM), [Action::Log(Notice::SecondTerm)]);
-        assert_eq!(run.refresh_ends(3), [TERM, TERM, KILL_TREE]);
+        assert_eq!(run.refresh_ends(3), [TERM, TERM, TERM_TREE]);
     }
 
     #[test]
@@ -245,6 +254,6 @@ mod tests {
         assert_eq!(leaving.at(3, Input::TreeChanged(TreeState::Alive)), []);
         assert_eq!(leaving.refresh_ends(4), [Action::SignalTree(Signal::SIGTERM)]);
         assert_eq!(leaving.deadline(), Some(9));
-        assert_eq!(leaving.at(9, Input::TreeKilled(Delivery::Complete)), []);
+        assert_eq!(leaving.at(9, Input::TreeChanged(TreeState::Empty)), []);
     }
 }

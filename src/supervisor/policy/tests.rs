@@ -21,6 +21,7 @@ fn config() -> PolicyConfig {
         task_grace: Some(Duration::from_secs(600)),
         kill_grace: Some(GRACE),
         leftovers: Leftovers::Kill,
+        streams_input: false,
         group: Group::Own,
         ignored: SigSet::empty(),
     }
@@ -63,10 +64,12 @@ fn the_hard_limit_is_term_then_kill_to_the_tree() {
         case.at(60, Input::Clock),
         [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(Outcome::HardLimit))]
     );
+    assert_eq!(case.deadline(), Some(62), "half of the kill grace");
+    assert_eq!(case.at(63, Input::Clock), [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::ChildStays)]);
     assert_eq!(case.deadline(), Some(65));
     assert_eq!(case.at(64, Input::Clock), []);
     assert_eq!(case.at(65, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)]);
-    assert_eq!(case.deadline(), None);
+    assert_eq!(case.deadline(), Some(66));
     case.at(66, Input::Ended(Outcome::Killed(9), TreeState::Empty));
     assert_eq!(case.policy.result(), Some(Outcome::HardLimit));
 }
@@ -79,18 +82,41 @@ fn a_lost_lock_is_an_expired_limit() {
         [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(Outcome::LockLost))]
     );
     assert_eq!(case.at(8, Input::LockLost), [], "once");
+    case.at(10, Input::Clock);
     assert_eq!(case.at(12, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)]);
     case.at(13, Input::Ended(Outcome::Killed(9), TreeState::Empty));
     assert_eq!(case.policy.result(), Some(Outcome::LockLost));
 }
 
 #[test]
-fn a_lost_lock_changes_nothing_for_an_ending_child() {
-    let mut asked = case(|_| {});
-    asked.term(1);
-    assert_eq!(asked.at(2, Input::LockLost), []);
-    asked.at(3, Input::Ended(Outcome::Killed(15), TreeState::Empty));
-    assert_eq!(asked.policy.result(), Some(Outcome::Killed(15)));
+fn a_request_to_end_removes_no_limit() {
+    let hung = Outcome::HungAfterResult { is_error: false };
+    for signal in [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTERM] {
+        for kill_grace in [None, Some(Duration::from_secs(600))] {
+            for (input, at, limit) in [
+                (Input::LockLost, 2, Outcome::LockLost),
+                (Input::Clock, 5, hung),
+                (Input::Clock, 10, Outcome::IdleLimit),
+                (Input::Clock, 60, Outcome::HardLimit),
+            ] {
+                let mut asked = case(|config| {
+                    config.kill_grace = kill_grace;
+                    config.idle_limit = (limit == Outcome::IdleLimit).then_some(Duration::from_secs(10));
+                    config.result_grace = (limit == hung).then_some(Duration::from_secs(5));
+                });
+                asked.at(0, FINE);
+                asked.at(1, Input::Signal(signal, PROCESS));
+                let expected = [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(limit))];
+                assert_eq!(asked.at(at, input), expected, "{signal} {limit:?}");
+                asked.at(at + 1, Input::Ended(Outcome::Killed(15), TreeState::Empty));
+                assert_eq!(asked.policy.result(), Some(limit));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lost_lock_changes_nothing_for_an_ended_child() {
     let mut leaving = case(|_| {});
     leaving.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
     assert_eq!(leaving.at(2, Input::LockLost), []);
@@ -135,7 +161,8 @@ fn the_idle_limit_counts_from_the_last_output() {
             (config.idle_limit, config.result_grace) = (Some(Duration::from_secs(10)), Some(Duration::from_secs(grace)));
         });
         case.at(0, FINE);
-        assert!(case.at(20, Input::Clock).contains(&Action::Log(Notice::LimitExpired(limit))));
+        let at = grace.min(10);
+        assert!(case.at(at, Input::Clock).contains(&Action::Log(Notice::LimitExpired(limit))));
     }
 }
 
@@ -205,6 +232,7 @@ fn leftovers_get_term_then_kill() {
     assert_eq!(case.at(15, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)]);
     assert_eq!(case.at(16, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
     assert_eq!(case.policy.result(), None);
+    assert_eq!(case.at(16, Input::Clock), [Action::SignalTree(Signal::SIGKILL)], "again");
     assert_eq!(case.at(17, Input::TreeChanged(TreeState::Empty)), []);
     assert_eq!(case.policy.result(), Some(Outcome::Exited(0)));
 }
@@ -231,36 +259,114 @@ fn kept_leftovers_get_no_signal() {
 }
 
 #[test]
-fn unreachable_leftovers_are_given_up_after_a_second() {
+fn leftovers_that_kill_does_not_end_are_given_up() {
     let mut case = case(|_| {});
     case.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
-    assert_eq!(case.at(2, Input::TreeKilled(Delivery::Failed)), [], "only a KILL gives up");
-    assert_eq!(case.deadline(), Some(6));
     case.at(6, Input::Clock);
-    case.at(6, Input::TreeKilled(Delivery::Failed));
-    assert_eq!(case.deadline(), Some(7));
-    assert_eq!(case.at(6, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
-    case.at(6, Input::TreeKilled(Delivery::Complete));
-    assert_eq!(case.deadline(), None, "all were reached");
-    case.at(6, Input::TreeKilled(Delivery::Failed));
-    assert_eq!(case.at(7, Input::Clock), [Action::SignalTree(Signal::SIGKILL)]);
-    assert_eq!(case.at(7, Input::TreeKilled(Delivery::Failed)), [Action::Log(Notice::Unreachable)]);
+    for second in 7..11 {
+        assert_eq!(case.at(second, Input::Clock), [Action::SignalTree(Signal::SIGKILL)]);
+    }
+    assert_eq!(case.at(11, Input::Clock), [Action::Log(Notice::GivenUp)]);
     assert_eq!(case.policy.result(), Some(Outcome::Exited(0)));
 }
 
 #[test]
-fn a_partial_kill_is_repeated() {
-    let mut case = case(|_| {});
-    case.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
-    case.at(6, Input::Clock);
-    for second in 6..10 {
-        assert_eq!(case.at(second, Input::TreeKilled(Delivery::Partial)), []);
-        assert_eq!(case.deadline(), Some(second + 1));
-        assert_eq!(case.at(second + 1, Input::Clock), [Action::SignalTree(Signal::SIGKILL)]);
+fn a_term_ends_the_wait_for_the_unkillable() {
+    for leftovers in [Leftovers::Kill, Leftovers::Keep] {
+        let mut case = case(|config| (config.kill_grace, config.leftovers) = (Some(Duration::from_secs(600)), leftovers));
+        case.term(1);
+        case.at(301, Input::Clock);
+        case.at(601, Input::Clock);
+        case.term(602);
+        assert_eq!(case.at(603, Input::Clock), [Action::Log(Notice::GivenUp)], "not even the child has ended");
+        assert_eq!(case.policy.result(), Some(Outcome::Killed(9)));
     }
-    case.at(10, Input::TreeKilled(Delivery::Failed));
-    case.at(11, Input::Clock);
-    assert_eq!(case.at(11, Input::TreeKilled(Delivery::Failed)), [Action::Log(Notice::Unreachable)]);
+}
+
+#[test]
+fn nobody_gets_kill_without_a_term_before_it() {
+    let term_to_all = Action::SignalTree(Signal::SIGTERM);
+    let kill = [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)];
+    let mut second = case(|_| {});
+    second.term(1);
+    assert_eq!(second.term(2)[1..], [term_to_all, Action::Log(Notice::SecondTerm)]);
+    assert_eq!(second.at(3, Input::Clock), kill);
+    let mut without_grace = case(|config| config.kill_grace = None);
+    without_grace.term(1);
+    assert!(without_grace.term(2).contains(&term_to_all));
+    assert_eq!(without_grace.at(3, Input::Clock), kill);
+    let mut impatient = case(|_| {});
+    impatient.term(1);
+    impatient.term(2);
+    assert!(impatient.at(2, Input::Clock).is_empty());
+    let mut late = case(|_| {});
+    late.term(1);
+    assert!(late.at(100, Input::Clock).contains(&term_to_all), "we were stopped meanwhile");
+    assert_eq!(late.at(101, Input::Clock), kill);
+    let mut kept = case(|config| config.leftovers = Leftovers::Keep);
+    kept.at(1, Input::Signal(Signal::SIGHUP, PROCESS));
+    assert_eq!(kept.at(4, Input::Clock), [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::ChildStays)]);
+    assert_eq!(kept.at(6, Input::Clock)[0], Action::SignalChild(Signal::SIGKILL));
+}
+
+#[test]
+fn a_new_turn_ends_the_result_grace() {
+    let mut case = case(|config| config.hard_limit = None);
+    case.at(1, FINE);
+    assert_eq!(case.at(2, Input::Frame(FrameEvent::TurnStarted)), []);
+    case.at(3, Input::Frame(FrameEvent::Other));
+    case.at(4, Input::Frame(FrameEvent::OpenTasks(0)));
+    assert_eq!(case.deadline(), None, "it works");
+    case.at(100, BAD);
+    assert_eq!(case.deadline(), Some(130));
+}
+
+#[test]
+fn the_result_grace_begins_at_the_end_of_stdin() {
+    let mut case = case(|config| (config.hard_limit, config.streams_input) = (None, true));
+    case.at(1, FINE);
+    case.at(2, Input::Frame(FrameEvent::Other));
+    assert_eq!(case.deadline(), None, "the next message may come");
+    case.at(100, Input::StdinEnded);
+    assert_eq!(case.deadline(), Some(130));
+}
+
+#[test]
+fn stopped_time_is_no_idle_time() {
+    let idle = |config: &mut PolicyConfig| (config.idle_limit, config.hard_limit) = (Some(Duration::from_secs(10)), None);
+    let mut child = case(idle);
+    child.at(4, Input::Stopped(Signal::SIGSTOP));
+    assert_eq!(child.deadline(), None);
+    child.at(50, Input::Continued);
+    assert_eq!(child.deadline(), Some(60));
+    let mut ours = case(idle);
+    ours.at(50, Input::Signal(Signal::SIGCONT, PROCESS));
+    assert_eq!(ours.deadline(), Some(60));
+    let mut waits_for_terminal = case(idle);
+    waits_for_terminal.at(4, Input::Stopped(Signal::SIGTTIN));
+    assert_eq!(waits_for_terminal.deadline(), Some(10), "nobody continues it");
+}
+
+#[test]
+fn a_late_clock_lets_the_relay_catch_up_once() {
+    for result in [false, true] {
+        let mut case = case(|config| {
+            config.idle_limit = (!result).then_some(Duration::from_secs(10));
+            config.result_grace = Some(Duration::from_secs(10));
+        });
+        if result {
+            case.at(0, FINE);
+        }
+        assert_eq!(case.at(20, Input::Clock), []);
+        assert_eq!(case.deadline(), Some(21));
+        let mut silent = case.policy.clone();
+        let limit = if result { Outcome::HungAfterResult { is_error: false } } else { Outcome::IdleLimit };
+        let actions = silent.decide(Input::Clock, case.start + Duration::from_secs(30));
+        assert!(actions.contains(&Action::Log(Notice::LimitExpired(limit))));
+        let arrived = if result { FINE } else { Input::LastOutput(case.start + Duration::from_secs(20)) };
+        case.at(20, arrived);
+        assert_eq!(case.deadline(), Some(30));
+    }
 }
 
 #[test]
@@ -308,7 +414,7 @@ fn termination_requests_start_the_kill_grace() {
                 let mut case = case(|config| config.group = group);
                 case.at(1, Input::Signal(signal, sender));
                 let quit_key = signal == Signal::SIGQUIT && sender == TERMINAL && group == Group::Shared;
-                let started = case.deadline() == Some(6);
+                let started = case.deadline() == Some(3);
                 assert_eq!(started, is_termination_request(signal) && !quit_key, "{group:?}, {signal}, {sender:?}");
             }
         }
@@ -339,13 +445,13 @@ fn only_a_second_term_escalates() {
             case.at(1, Input::Signal(first, PROCESS));
             let actions = case.at(2, Input::Signal(second, PROCESS));
             let twice = first == Signal::SIGTERM && second == Signal::SIGTERM;
-            assert_eq!(actions.contains(&Action::SignalTree(Signal::SIGKILL)), twice, "{first}, {second}");
+            assert_eq!(actions.contains(&Action::Log(Notice::SecondTerm)), twice, "{first}, {second}");
         }
     }
     let mut limit = case(|_| {});
     limit.at(60, Input::Clock);
     assert_eq!(limit.term(61), [Action::SignalChild(Signal::SIGTERM)], "the first that a process has sent");
-    assert!(limit.term(62).contains(&Action::SignalTree(Signal::SIGKILL)));
+    assert!(limit.term(62).contains(&Action::Log(Notice::SecondTerm)));
 }
 
 #[test]
@@ -358,8 +464,8 @@ fn two_terms_at_once_are_one_request() {
     assert_eq!(at(&mut running, 1_000), [Action::SignalChild(Signal::SIGTERM)]);
     assert_eq!(at(&mut running, 1_000), []);
     assert_eq!(at(&mut running, 1_099), []);
-    assert_eq!(running.deadline(), Some(6));
-    assert!(at(&mut running, 1_100).contains(&Action::SignalTree(Signal::SIGKILL)));
+    assert_eq!(running.deadline(), Some(3));
+    assert!(at(&mut running, 1_100).contains(&Action::Log(Notice::SecondTerm)));
     // The child was quick to end, and the twin of its TERM comes while those that it left have their grace.
     let mut leaving = case(|_| {});
     at(&mut leaving, 1_000);
@@ -433,8 +539,8 @@ fn no_order_of_inputs_breaks_an_invariant() {
             Input::Ended(Outcome::Exited(7), TreeState::Alive),
             Input::TreeChanged(TreeState::Alive),
             Input::TreeChanged(TreeState::Empty),
-            Input::TreeKilled(Delivery::Failed),
-            Input::TreeKilled(Delivery::Partial),
+            Input::LockLost,
+            Input::Frame(FrameEvent::TurnStarted),
             Input::Clock,
         ])
         .collect();

@@ -23,6 +23,8 @@ pub struct PolicyConfig {
     /// From a TERM to the KILL.
     pub kill_grace: Option<Duration>,
     pub leftovers: Leftovers,
+    /// Messages come on stdin, so that the result grace begins only at its end.
+    pub streams_input: bool,
     pub group: Group,
     /// Signals that our caller ignores: forwarded, but not acted upon.
     pub ignored: SigSet,
@@ -44,16 +46,6 @@ pub enum TreeState {
     Alive,
 }
 
-/// Result of a KILL to the tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    Complete,
-    /// Some processes may not be signalled by us.
-    Partial,
-    /// There are processes, but none that we can see or may signal.
-    Failed,
-}
-
 /// Event in a run. The child is the subject, where none is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
@@ -65,11 +57,12 @@ pub enum Input {
     Ended(Outcome, TreeState),
     /// A SIGCHLD after the child's end.
     TreeChanged(TreeState),
-    TreeKilled(Delivery),
     /// Answer to [`Action::CheckRefresh`], or a change of the refresh locks: a refresh may be in progress in the tree.
     Refresh {
         in_progress: bool,
     },
+    /// Nobody can write to our stdin any more.
+    StdinEnded,
     /// The lock helper has ended, and with it the lock.
     LockLost,
     Clock,
@@ -97,7 +90,10 @@ pub enum Notice {
     KillGraceExpired,
     SecondTerm,
     Leftovers,
-    Unreachable,
+    /// Half of the kill grace is over.
+    ChildStays,
+    /// KILL has not ended all.
+    GivenUp,
     SignalDeferred,
     RefreshTooLong,
 }

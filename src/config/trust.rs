@@ -1,0 +1,33 @@
+//! Whose settings file counts. The config dir belongs to the agents, and what runs in them may write there: a key that has a program
+//! started, a file written or secrets shown is obeyed only if nobody but root and our user could have set it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, absolute};
+
+use anyhow::{Result, bail};
+use nix::unistd::geteuid;
+
+/// Keys that have a program started, a file written, or secrets shown.
+pub(super) const POWERFUL: [&str; 5] = ["claude", "lock-helper", "log", "record", "redact"];
+
+/// Refuses the file `path` with its `key` if somebody else can write it, or put another in its place.
+pub(super) fn ensure_only_ours(path: &Path, key: &str) -> Result<()> {
+    let (named, real) = (absolute(path)?, fs::canonicalize(path)?);
+    for (file, at) in [&named, &real].into_iter().flat_map(|file| file.ancestors().map(move |at| (file, at))) {
+        let found = fs::metadata(at)?;
+        let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+        // In a directory with the sticky bit, only owners rename and remove.
+        let is_open = mode & 0o022 != 0 && !(found.is_dir() && mode & 0o1000 != 0);
+        if is_open || ![0, geteuid().as_raw()].contains(&owner) {
+            bail!(
+                "{key} counts only in a file that nobody but root and uid {} can write, but {} has owner {owner} and mode {mode:04o}; \
+                 change that, take {key} out of {}, or use --{key}",
+                geteuid(),
+                at.display(),
+                file.display()
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! Text from elsewhere on its way to a terminal, a log or a program: no character of it acts on the reader, none of it is a secret
+//! in clear, and it has an end.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::sync::OnceLock;
+
+/// Longest text of one message or field; behind it comes a mark.
+const LONGEST: usize = 4096; // bytes
+
+static MASK: OnceLock<fn(&str) -> String> = OnceLock::new();
+
+/// Has `mask` take the secrets out of all messages of this process. The first call counts.
+pub(crate) fn mask_with(mask: fn(&str) -> String) {
+    let _ = MASK.set(mask);
+}
+
+/// Takes the secrets out of `text`.
+pub(super) fn masked(text: &str) -> String {
+    MASK.get().map_or_else(|| text.to_owned(), |mask| mask(text))
+}
+
+/// The beginning of `text`, if it is too long for a message.
+pub(super) fn clamped(text: &str) -> Cow<'_, str> {
+    if text.len() <= LONGEST {
+        return text.into();
+    }
+    let end = (0..=LONGEST).rfind(|&at| text.is_char_boundary(at)).unwrap_or_default();
+    format!("{}… ({} bytes)", &text[..end], text.len()).into()
+}
+
+/// `text` as one line, without a character that acts on a terminal.
+pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(acts) {
+        return text.into();
+    }
+    let escape = |c: char| if acts(c) { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect::<String>().into()
+}
+
+/// Lines of ours for a terminal, in which nothing acts but their ends and their colours.
+pub(crate) fn escaped_lines(text: &str) -> String {
+    let mut safe = String::new();
+    for part in text.split_inclusive('\n') {
+        let (line, end) = part.strip_suffix('\n').map_or((part, ""), |line| (line, "\n"));
+        let mut pieces = line.split("\x1b[");
+        safe += &escaped(pieces.next().unwrap_or_default());
+        for piece in pieces {
+            match piece.split_once('m') {
+                Some((colour, rest)) if colour.bytes().all(|byte| byte.is_ascii_digit() || byte == b';') => {
+                    safe.extend(["\x1b[", colour, "m", &escaped(rest)]);
+                }
+                _ => safe.extend(["\\u{1b}[", &escaped(piece)]),
+            }
+        }
+        safe += end;
+    }
+    safe
+}
+
+/// Finished JSON, in which serde_json has left the characters beyond ASCII as they are.
+pub(crate) fn escaped_json(json: &str) -> String {
+    json.chars().fold(String::with_capacity(json.len()), |mut safe, c| {
+        if acts(c) && c != '\n' {
+            let _ = write!(safe, "\\u{:04x}", u32::from(c)); // into memory
+        } else {
+            safe.push(c);
+        }
+        safe
+    })
+}
+
+/// True for controls, and for characters that change the order or the look of others.
+fn acts(c: char) -> bool {
+    let changes_order = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || changes_order || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200b}'..='\u{200d}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_acts_but_our_own_colours() {
+        let text = "\x1b[1mbold\x1b[0m \x1b]52;c;x\x07 \u{9b}31m \u{202e}txt\nnext\x1b[2J\r";
+        let safe = escaped_lines(text);
+        assert_eq!(safe, "\x1b[1mbold\x1b[0m \\u{1b}]52;c;x\\u{7} \\u{9b}31m \\u{202e}txt\nnext\\u{1b}[2J\\r");
+        assert_eq!(escaped("a\nb\u{85}"), "a\\nb\\u{85}");
+        assert_eq!(escaped_json("{\"a\":\"\u{9b}é\u{2066}\"}\n"), "{\"a\":\"\\u009bé\\u2066\"}\n");
+    }
+
+    #[test]
+    fn long_text_ends() {
+        let text = "é".repeat(LONGEST);
+        assert!(clamped(&text).len() < LONGEST + 30 && clamped(&text).ends_with("… (8192 bytes)"));
+        assert_eq!(clamped("short"), "short");
+    }
+}

@@ -1,0 +1,91 @@
+//! A directory by its descriptor: what is done in it stays in it, wherever its path leads by then. No link in it is followed, and
+//! only regular files of its owner, or our own, are opened: others can write there.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fstat, fstatat, mkdirat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+
+/// An open directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Dir(Arc<OwnedFd>);
+
+const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+
+impl Dir {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self(Arc::new(open(path, DIRECTORY, Mode::empty())?)))
+    }
+
+    pub(crate) fn open_dir(&self, name: &str) -> io::Result<Self> {
+        Ok(Self(Arc::new(openat(&self.0, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?)))
+    }
+
+    /// Opens the directory `name`; makes it, with mode 0700, if it is missing.
+    pub(crate) fn make_dir(&self, name: &str) -> io::Result<Self> {
+        match mkdirat(&self.0, name, Mode::S_IRWXU) {
+            Ok(()) | Err(Errno::EEXIST) => self.open_dir(name),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens the file `name`; with `O_CREAT`, one with mode 0600.
+    pub(crate) fn open_file(&self, name: &str, flags: OFlag) -> io::Result<File> {
+        // A look first: to open a FIFO, be it for a moment, takes from its writer what it writes.
+        match fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(found) => ensure_regular(&found)?,
+            Err(Errno::ENOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let file = openat(&self.0, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let found = fstat(&file)?;
+        ensure_regular(&found)?;
+        if found.st_nlink > 1 || ![geteuid().as_raw(), fstat(&self.0)?.st_uid].contains(&found.st_uid) {
+            return Err(io::Error::other(format!("{name} is another user's, or has another name elsewhere")));
+        }
+        Ok(file.into())
+    }
+
+    /// Names of all files in it.
+    pub(crate) fn names(&self) -> io::Result<Vec<String>> {
+        let mut dir = dir::Dir::openat(&self.0, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let entries = dir.iter().collect::<nix::Result<Vec<_>>>()?;
+        Ok(entries.iter().filter_map(|entry| Some(entry.file_name().to_str().ok()?.to_owned())).collect())
+    }
+
+    /// True if `name` leads to `file`.
+    pub(crate) fn has(&self, name: &str, file: &Metadata) -> bool {
+        let found = fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        found.is_ok_and(|found| (found.st_dev, found.st_ino) == (file.dev(), file.ino()))
+    }
+
+    pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(renameat(&self.0, from, &self.0, to)?)
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        Ok(unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir)?)
+    }
+
+    /// Sets the times of `name` to now.
+    pub(crate) fn touch(&self, name: &str) -> io::Result<()> {
+        Ok(utimensat(&self.0, name, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW, UtimensatFlags::NoFollowSymlink)?)
+    }
+}
+
+fn ensure_regular(found: &FileStat) -> io::Result<()> {
+    match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFREG => Ok(()),
+        _ => Err(io::Error::other("it is no regular file")),
+    }
+}

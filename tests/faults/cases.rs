@@ -1,0 +1,311 @@
+//! Runs that nobody else meddles with: each has one fault of its own, amid all the others, and one way in which it has to end. A check
+//! is a function here that returns a `Case`, and a line in `CASES`.
+//!
+//! None of them depends on how fast the machine is: where a child could be too slow, it says so itself (`late`).
+
+use std::collections::{BTreeMap, HashMap};
+use std::env;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use fs4::FileExt;
+use nix::unistd::{ForkResult, fork};
+
+use crate::board::Board;
+use crate::fleet::below;
+
+/// True if the end is as it has to be: the exit code (1000 more for a signal), and what the directory of the run has.
+type IsKept = dyn Fn(i32, &Path) -> bool;
+
+/// A run, and what has to come of it.
+struct Case {
+    name: &'static str,
+    options: Vec<String>,
+    /// For bash; `$D` is the directory of the run.
+    script: String,
+    /// Signals to claude-run, each so long after the one before; the first after the run is ready.
+    signals: Vec<(Duration, i32)>,
+    /// What stderr says, or else the file of that name that the child has made, once the run is ready.
+    ready: &'static str,
+    stdout: Option<PathBuf>,
+    /// True if a limit allows no file to grow (`ulimit -f 0`).
+    no_file_grows: bool,
+    is_kept: Box<IsKept>,
+}
+
+/// A case under way.
+struct Running {
+    case: Case,
+    dir: PathBuf,
+    /// Holds the lock that it waits for.
+    holder: Option<Child>,
+    next_signal: usize,
+    /// Since it is ready, or since the last signal.
+    since: Option<Instant>,
+}
+
+pub(crate) struct Cases {
+    claude_run: PathBuf,
+    config_dir: PathBuf,
+    board: Board,
+    running: HashMap<i32, Running>,
+    started: usize,
+    counts: BTreeMap<&'static str, u32>,
+    next: Instant,
+}
+
+const CASES: [fn() -> Case; 10] = [
+    second_turn,
+    stopped_while_idle,
+    full_disk,
+    uncommon_signal,
+    file_size_limit,
+    ignored_request,
+    fork_chain,
+    cleanup_before_kill,
+    signal_ends_the_wait,
+    child_dies_of_a_signal,
+];
+
+/// A tmpfs that has no room.
+pub(crate) const FULL: &str = "/mnt/full";
+const RESULT: &str = r#"{"type":"result","subtype":"success","is_error":false}"#;
+
+impl Case {
+    fn new(name: &'static str, options: &[&str], script: &str, is_kept: impl Fn(i32, &Path) -> bool + 'static) -> Self {
+        let options = options.iter().map(|&option| option.to_owned()).collect();
+        let (script, is_kept) = (script.to_owned(), Box::new(is_kept));
+        Self { name, options, script, signals: Vec::new(), ready: "ready", stdout: None, no_file_grows: false, is_kept }
+    }
+}
+
+/// A turn that works, quietly and for longer than the grace, is no claude that hangs after its result.
+fn second_turn() -> Case {
+    let turn = [
+        r#"{"type":"system","subtype":"init"}"#,
+        r#"{"type":"assistant","message":{}}"#,
+        r#"{"type":"user","message":{}}"#,
+        r#"{"type":"stream_event","event":{}}"#,
+    ][fastrand::usize(..4)];
+    let script = format!("printf '%s\\n' '{RESULT}' '{turn}'; sleep 4; exec printf '%s\\n' '{RESULT}'");
+    let has_both = |code, dir: &Path| {
+        code == 0 && fs::read_to_string(dir.join("stdout")).is_ok_and(|text| text.matches(RESULT).count() == 2)
+    };
+    Case::new("second turn", &["--result-grace", "2"], &script, has_both)
+}
+
+/// The idle limit counts no time in which claude-run, or both, were stopped.
+fn stopped_while_idle() -> Case {
+    let (stop, slow) = [(libc::SIGSTOP, 2_500_000), (libc::SIGTSTP, 7_000_000)][fastrand::usize(..2)];
+    let script = format!(
+        ": >$D/ready; last=${{EPOCHREALTIME/./}}
+         for i in {{1..80}}; do
+           echo .; sleep 0.1; now=${{EPOCHREALTIME/./}}; ((now - last < {slow})) || : >$D/late; last=$now
+         done; exit 5"
+    );
+    let signals = vec![(Duration::from_millis(500), stop), (Duration::from_millis(4500), libc::SIGCONT)];
+    let is_kept = |code, dir: &Path| code == 5 || dir.join("late").exists();
+    Case { signals, ..Case::new("stopped while idle", &["--idle-timeout", "3"], &script, is_kept) }
+}
+
+/// Output that cannot be written is said by the exit code, unless the child's says more, and is no fault of the child's.
+fn full_disk() -> Case {
+    let exit = [0, 3][fastrand::usize(..2)];
+    let script = format!("head -c 300000 /dev/zero | tr '\\0' x; [ \"${{PIPESTATUS[*]}}\" = '0 0' ] || exit 9; exit {exit}");
+    let is_kept = move |code, _: &Path| code == if exit == 0 { 74 } else { exit };
+    let stdout = Some(Path::new(FULL).join(format!("stdout-{}", fastrand::u64(..))));
+    Case { stdout, ..Case::new("full disk", &["--idle-timeout", "60"], &script, is_kept) }
+}
+
+/// Every signal that ends a process by default is forwarded, and nothing stays behind.
+fn uncommon_signal() -> Case {
+    let common = [
+        libc::SIGALRM,
+        libc::SIGPWR,
+        libc::SIGXCPU,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGIO,
+        libc::SIGSTKFLT,
+        libc::SIGRTMIN(),
+        libc::SIGRTMIN() + 7,
+        libc::SIGRTMAX(),
+    ];
+    let signal = common[fastrand::usize(..common.len())];
+    let script = "setsid sleep 60 & : >$D/ready; exec sleep 60";
+    let is_kept = move |code, _: &Path| code == 128 + signal || code == 1000 + signal;
+    Case { signals: vec![(Duration::ZERO, signal)], ..Case::new("uncommon signal", &[], script, is_kept) }
+}
+
+/// A limit on the size of files ends neither claude-run nor what it runs.
+fn file_size_limit() -> Case {
+    let signals = vec![(Duration::ZERO, libc::SIGXFSZ)];
+    let case = Case::new("file size limit", &[], ": >$D/ready; sleep 0.3; exit 3", |code, _| code == 3);
+    Case { signals, no_file_grows: true, ..case }
+}
+
+/// A request to end that the child ignores takes no limit away.
+fn ignored_request() -> Case {
+    let (signal, grace) = ([libc::SIGHUP, libc::SIGQUIT][fastrand::usize(..2)], ["0", "60"][fastrand::usize(..2)]);
+    let script = "trap '' HUP QUIT; : >$D/ready; exec sleep 30";
+    let case = Case::new("ignored request", &["--timeout", "2", "--kill-after", grace], script, |code, _| code == 124);
+    Case { signals: vec![(Duration::ZERO, signal)], ..case }
+}
+
+/// Who forks and exits for ever does not outrun the end of its run.
+fn fork_chain() -> Case {
+    let is_kept = |code, dir: &Path| code == 0 && !dir.join("outlived").exists();
+    Case::new("fork chain", &["--kill-after", "0.2"], r#"exec "$FAULTS" chain "$D""#, is_kept)
+}
+
+/// Nobody is killed who has not had a TERM, though the child waits for it and passes none on.
+fn cleanup_before_kill() -> Case {
+    let script = r#"trap ': >$D/cleanup; exit 3' TERM
+        bash -c 'trap ": >$D/term; exit" TERM; : >$D/ready; while :; do sleep 0.1; done'; true"#;
+    let has_both = |code, dir: &Path| code == 124 && dir.join("term").exists() && dir.join("cleanup").exists();
+    Case::new("cleanup before KILL", &["--timeout", "1", "--kill-after", "10"], script, has_both)
+}
+
+/// Whose wait a signal ends dies of it, so that a shell's loop around it ends as well.
+fn signal_ends_the_wait() -> Case {
+    let signal = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP][fastrand::usize(..3)];
+    let options = ["--lock", "exclusive", "--wait", "10m"];
+    let case = Case::new("signal ends the wait", &options, "exit 9", move |code, _| code == 1000 + signal);
+    Case { signals: vec![(Duration::ZERO, signal)], ready: "waiting for", ..case }
+}
+
+fn child_dies_of_a_signal() -> Case {
+    let signal = [libc::SIGTERM, libc::SIGKILL, libc::SIGSEGV, libc::SIGUSR1, libc::SIGPIPE][fastrand::usize(..5)];
+    let script = format!("kill -{signal} $$");
+    Case::new("child dies of a signal", &[], &script, move |code, _| code == 1000 + signal)
+}
+
+impl Cases {
+    pub(crate) fn new(claude_run: &Path, config_dir: &Path, board: &Board) -> Self {
+        let (claude_run, config_dir, board) = (claude_run.to_owned(), config_dir.to_owned(), board.clone());
+        let (running, counts, next) = (HashMap::new(), BTreeMap::new(), Instant::now());
+        Self { claude_run, config_dir, board, running, started: 0, counts, next }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Starts the next one, now and then.
+    pub(crate) fn start(&mut self) -> Result<()> {
+        if Instant::now() < self.next || self.running.len() >= CASES.len() {
+            return Ok(());
+        }
+        self.next = Instant::now() + Duration::from_millis(400);
+        let case = CASES[self.started % CASES.len()]();
+        let dir = self.board.path(&format!("case-{}", self.started));
+        fs::create_dir(&dir)?;
+        let lock = dir.join("lock");
+        let waits = case.ready == "waiting for";
+        let holder = if waits { Some(hold(&lock)?) } else { None };
+        let mut command = Command::new(&self.claude_run);
+        if !waits {
+            command.args(["--lock", "pass-through"]);
+        }
+        command.args(&case.options).arg("--lock-file").arg(&lock).args(["bash", "-c", &case.script, "agent"]);
+        command.args(["-p", "--output-format", "stream-json"]);
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonesuch").env("CLAUDE_CONFIG_DIR", &self.config_dir);
+        command.env("D", &dir).env("FAULTS", env::current_exe()?);
+        let stdout = File::create(case.stdout.clone().unwrap_or_else(|| dir.join("stdout")))?;
+        command.stdin(Stdio::null()).stdout(stdout).stderr(File::create(dir.join("stderr"))?);
+        let no_file_grows = case.no_file_grows;
+        // SAFETY: setrlimit(2) is async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+                if no_file_grows {
+                    libc::setrlimit(libc::RLIMIT_FSIZE, &none);
+                }
+                libc::setrlimit(libc::RLIMIT_CORE, &none);
+                Ok(())
+            });
+        }
+        let child = command.spawn()?;
+        self.started += 1;
+        *self.counts.entry(case.name).or_default() += 1;
+        self.running.insert(child.id() as i32, Running { case, dir, holder, next_signal: 0, since: None });
+        Ok(())
+    }
+
+    /// Sends the signals that are due.
+    pub(crate) fn act(&mut self) {
+        for (&pid, running) in &mut self.running {
+            let Running { case, dir, next_signal, since, .. } = running;
+            let Some(&(delay, signal)) = case.signals.get(*next_signal) else { continue };
+            let is_ready = || {
+                let errors = fs::read_to_string(dir.join("stderr")).unwrap_or_default();
+                dir.join(case.ready).exists() || errors.contains(case.ready)
+            };
+            if since.is_none() && is_ready() {
+                *since = Some(Instant::now());
+            }
+            if since.is_some_and(|since| since.elapsed() >= delay) {
+                // SAFETY: kill(2) of a child that is not reaped yet; real-time signals have no name in nix.
+                unsafe { libc::kill(pid, signal) };
+                (*next_signal, *since) = (*next_signal + 1, Some(Instant::now()));
+            }
+        }
+    }
+
+    /// Judges the end of `pid`, if it is one of these.
+    pub(crate) fn has_ended(&mut self, pid: i32, code: i32) {
+        let Some(Running { case, dir, holder, .. }) = self.running.remove(&pid) else { return };
+        if let Some(mut holder) = holder {
+            let _ = holder.kill(); // it may be gone
+        }
+        let errors = fs::read_to_string(dir.join("stderr")).unwrap_or_default();
+        let about = format!("{} ({}): {}", case.name, case.script.replace('\n', " "), errors.trim());
+        if !(case.is_kept)(code, &dir) || errors.contains("panicked") {
+            self.board.violation(&format!("case ended with {code}, signals {:?}: {about}", case.signals));
+        }
+        for left in below(pid) {
+            self.board.violation(&format!("pid {left} is left of the case {about}"));
+        }
+        if let Some(stdout) = case.stdout {
+            let _ = fs::remove_file(stdout); // it may be gone with its file system
+        }
+    }
+
+    pub(crate) fn told(&self) -> String {
+        let counts: Vec<_> = self.counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        format!("{} ({})", self.started, counts.join(", "))
+    }
+}
+
+/// Somebody who is none of ours, and holds the lock from now on.
+fn hold(lock: &Path) -> Result<Child> {
+    let file = File::create(lock)?;
+    let holder = Command::new("flock").arg("--no-fork").arg(lock).args(["sleep", "600"]).spawn()?;
+    while FileExt::try_lock(&file).is_ok() {
+        FileExt::unlock(&file)?;
+        sleep(Duration::from_millis(5));
+    }
+    Ok(holder)
+}
+
+/// `chain DIR`: leaves behind a process that forks and exits, again and again, for ten seconds at most.
+pub(crate) fn chain(words: &[String]) -> Result<ExitCode> {
+    let dir = Path::new(words.first().context("chain DIR")?);
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        // SAFETY: this process has one thread.
+        match unsafe { fork() }? {
+            ForkResult::Parent { .. } => return Ok(ExitCode::SUCCESS),
+            ForkResult::Child if Instant::now() < end => {}
+            ForkResult::Child => {
+                fs::write(dir.join("outlived"), "")?;
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+}
