@@ -1,4 +1,4 @@
-//! The one event queue. The wait for the lock, then the run, sleeps in [`EventQueue::wait`]. Signal handlers write into a
+//! The one event queue. The wait for the lock, then the run, sleeps in `EventQueue::wait`. Signal handlers write into a
 //! [`SignalPipe`]; threads queue their events in memory, where none is lost, and wake the queue by the same pipe. Changes of watched
 //! files wake it, too.
 

@@ -83,7 +83,7 @@ pub(super) fn start(
     unsafe { command.pre_exec(move || Ok(signals.restore()?)) }.spawn()
 }
 
-/// Runs the monitor that [`start`] has started with `words`.
+/// Runs the monitor that `start` has started with `words`.
 ///
 /// # Errors
 /// There is nobody to report to.
