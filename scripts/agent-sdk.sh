@@ -108,17 +108,21 @@ claude_run_in_subshell() {
   fi
 
   SECONDS=0 _cr_code=0
+  # claude-run ends by the signal that ended COMMAND; bash's own word on that is for nobody.
+  exec {_cr_err}>&2
   if [ -z "$_cr_group_file" ]; then
-    "$_cr_program" "${_cr_options[@]}" -- "$@" </dev/null || _cr_code=$?
+    { "$_cr_program" "${_cr_options[@]}" -- "$@" </dev/null 2>&"$_cr_err" {_cr_err}>&-; } 2>/dev/null || _cr_code=$?
   else
     { coproc CLAUDE_RUN_GROUP { claude_run_process_group; }; } 2>/dev/null
     _cr_group=$CLAUDE_RUN_GROUP_PID
     exec {_cr_to}>&"${CLAUDE_RUN_GROUP[1]}" {_cr_from}<&"${CLAUDE_RUN_GROUP[0]}"
-    (
-      echo "$BASHPID" >&"$_cr_to"
-      read -r _ <&"$_cr_from"
-      exec "$_cr_program" "${_cr_options[@]}" -- "$@" </dev/null {_cr_to}>&- {_cr_from}<&-
-    ) || _cr_code=$?
+    {
+      (
+        echo "$BASHPID" >&"$_cr_to"
+        read -r _ <&"$_cr_from"
+        exec "$_cr_program" "${_cr_options[@]}" -- "$@" </dev/null 2>&"$_cr_err" {_cr_err}>&- {_cr_to}>&- {_cr_from}<&-
+      )
+    } 2>/dev/null || _cr_code=$?
     (trap '' PIPE && echo ended >&"$_cr_to") 2>/dev/null
     wait "$_cr_group"
   fi

@@ -22,6 +22,18 @@ fn output_and_exit_code_are_those_of_claude() {
 }
 
 #[test]
+fn signal_that_ends_claude_is_no_news_of_bash() {
+    for machine in machines() {
+        for prepare in ["", "CLAUDE_PGID_FILE=$PWD/pgid; "] {
+            let ended = machine.run(&format!("{prepare}{}", call("die KILL")));
+            assert_eq!(ended.stdout, ["rc 137", ""], "{ended:?}");
+            let said = ended.stderr_text() + &machine.log();
+            assert!(said.contains("exit=137") && !said.contains("Killed"), "{said}");
+        }
+    }
+}
+
+#[test]
 fn session_id_is_read_by_jq_from_the_captured_output() {
     for machine in machines() {
         let site = call("init; say {}; result old ok; result new ok");
