@@ -100,6 +100,16 @@ pub(crate) fn is_mount_point(path: &Path) -> bool {
     Mount::of(path).is_some_and(|mount| fs::canonicalize(path).is_ok_and(|real| mount.point == real))
 }
 
+/// True if the kernel's `device` is a file system on which stat(2) gives files other device numbers: each subvolume or layer its own.
+pub(crate) fn has_own_device_numbers(device: u64) -> bool {
+    let id = format!("{}:{}", libc::major(device), libc::minor(device));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().filter(|line| line.split(' ').nth(2) == Some(&id)).any(|line| {
+        let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
+        kind.is_some_and(|kind| matches!(kind, "btrfs" | "overlay" | "bcachefs"))
+    })
+}
+
 /// True if hosts may share what is at `path`, but not locks on it. They may also see each other's writes late.
 pub(crate) fn may_lock_per_host(path: &Path) -> bool {
     Mount::of(path).is_some_and(|mount| matches!(mount.lock_scope().0, LockScope::PerHost | LockScope::Unknown))

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::unistd::{Pid, gethostname};
 
 use super::file_id::FileId;
+use super::mount;
 use super::signal_table::{Signal, kill};
 
 /// Fields of /proc/PID/stat.
@@ -114,10 +115,7 @@ pub(crate) fn flocks(file: FileId) -> Vec<Flock> {
 /// Also true if all locks of the machine were on one page.
 fn look_for_flocks(file: FileId) -> (Vec<Flock>, bool) {
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let all: Vec<_> = locks.lines().filter_map(parse_flock).filter(|(_, at)| at.inode == file.inode).collect();
-    // On some file systems (btrfs, overlay) stat(2) gives another device number than /proc/locks: then the inode decides.
-    let is_exact = all.iter().any(|(_, at)| *at == file);
-    let flocks = all.into_iter().filter(|(_, at)| !is_exact || *at == file).map(|(flock, _)| flock);
+    let flocks = locks.lines().filter_map(parse_flock).filter(|(_, at)| is_of(*at, file)).map(|(flock, _)| flock);
     (flocks.collect(), locks.len() < 4096 - 128)
 }
 
@@ -145,11 +143,9 @@ pub(crate) fn flock_of(process: impl Display, file: FileId) -> Option<Flock> {
     })
 }
 
-/// True if the kernel may mean `file` by `at`. On some file systems (btrfs, overlay) stat(2) gives another device number, both without a
-/// device: then the inode decides.
+/// True if the kernel means `file` by `at`. Where stat(2) gives another device number than the kernel's own, the inode decides.
 fn is_of(at: FileId, file: FileId) -> bool {
-    let is_anonymous = |file: FileId| libc::major(file.device) == 0;
-    at.inode == file.inode && (at.device == file.device || (is_anonymous(at) && is_anonymous(file)))
+    at == file || (at.inode == file.inode && mount::has_own_device_numbers(at.device))
 }
 
 /// Pid of the process `pid` in its own PID namespace, and the name of that namespace.

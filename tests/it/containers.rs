@@ -91,7 +91,9 @@ fn read_only_root_is_enough_for_unread_output() {
         rest.last_chunk::<100>().map(|end| String::from_utf8_lossy(end))
     );
     let ended = run.wait_with_output().expect("a child");
-    assert_eq!((ended.status.code(), &*String::from_utf8_lossy(&ended.stderr)), (Some(4), ""));
+    let errors = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!((ended.status.code(), errors.lines().count()), (Some(4), 1), "{errors}");
+    assert!(errors.contains("the child has to wait"), "{errors}");
     assert!(!env.is_locked() && env.home().join(".claude/claude-run/history.jsonl").exists());
 }
 

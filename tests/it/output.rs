@@ -291,8 +291,9 @@ fn lines_of_runs_with_one_file_stay_whole() {
 #[test]
 fn lines_behind_a_slow_reader_stay_whole() {
     let env = Env::new();
-    let script = r#"( "$0" --lock pass-through -- sh -c 'yes 1111111111111111111111111111111111111111 | head -n 60000' x --output-format stream-json &
-        yes 222222222222222222222222222222 | head -n 60000; wait ) | (sleep 1; cat)"#;
+    // Each writes a line at a time, as claude does.
+    let script = r#"( "$0" --lock pass-through -- sh -c 'yes 1111111111111111111111111111111111111111 | head -n 60000 | dd bs=41 iflag=fullblock 2>/dev/null' x --output-format stream-json &
+        yes 222222222222222222222222222222 | head -n 60000 | dd bs=31 iflag=fullblock 2>/dev/null; wait ) | (sleep 1; cat)"#;
     let mut shell = env.command("sh");
     shell.args(["-c", script]).arg(binary());
     let lines = Running::start(shell).end().stdout;

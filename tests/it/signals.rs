@@ -59,7 +59,7 @@ fn deadly_signals_end_the_whole_run() {
         assert_eq!((ended.status.signal(), ended.status.core_dumped()), (Some(signal), false), "{ended:?}");
         wait_until("nothing is left", || env.processes().is_empty());
     }
-    let ignoring = env.start_fake(&["--kill-after", "0.2"], "ignore ALRM; ready; hang");
+    let ignoring = env.start_fake(&["--kill-after", "0.2"], "ignore ALRM; ignore TERM; ready; hang");
     ignoring.ready();
     send(ignoring.pid().as_raw(), libc::SIGALRM);
     assert_eq!(ignoring.end().code(), 137, "it is a request to end");
@@ -155,7 +155,8 @@ fn two_terms_of_timeout_are_one_request() {
     let run = env.start_fake(&["--kill-after", "0"], "signals; ready; hang");
     run.ready();
     let twice = |shell: &str| {
-        let script = format!("kill -TERM {0}; sleep 0.4; kill -TERM {0}", run.pid());
+        // Like timeout(1), it is still there when its signal is looked at.
+        let script = format!("kill -TERM {0}; sleep 0.4; kill -TERM {0}; sleep 1", run.pid());
         assert!(env.command(shell).args(["-c", &script]).status().expect("a shell").success());
     };
     twice(&env.path("timeout").to_string_lossy());

@@ -106,8 +106,9 @@ fn write(mut out: &File, kind: Kind, bytes: &[u8]) -> io::Result<usize> {
 /// as a whole or not at all, so that no other writer's line comes between.
 fn share(out: &File, kind: Kind, bytes: &[u8]) -> usize {
     let room = match kind {
-        // Its pages may be half full.
-        Kind::Pipe(size) => size.saturating_sub(2 * ioctl_fionread(out).unwrap_or(u64::MAX) as usize),
+        // Others may write to it as well: what fits now may not fit a moment later, but for an empty pipe.
+        Kind::Pipe(size) if ioctl_fionread(out) == Ok(0) => size,
+        Kind::Pipe(_) => libc::PIPE_BUF,
         Kind::Blocking => libc::PIPE_BUF,
         Kind::Terminal | Kind::Other => usize::MAX,
     };
