@@ -35,7 +35,7 @@
 //! deadlines ----------'                                            '--> the outcome
 //! ```
 //!
-//! Nothing polls, no handler sleeps, and only the relay's thread touches claude's output.
+//! Nothing polls where the kernel can wake, no handler sleeps, and only the relay's thread touches claude's output.
 //!
 //! # The rooms, from top to bottom
 //!
@@ -68,7 +68,7 @@
 //! | room | what it does |
 //! |---|---|
 //! | `app` | dispatches: an operator command, or one supervised run |
-//! | `plan` | turns settings into a `Plan`: program, environment, `LockRequest`, `PolicyConfig`, `Watch` |
+//! | `plan` | turns settings into a `Plan`: program, environment, `LockRequest`, `PolicyConfig` |
 //! | `ops` | prints what operators ask for: `status`, `mode`, `settings`, `report`, `doctor`, `setup`, `events`, man page, completions |
 //! | `supervisor` | owns the child: `run` (the loop), `policy` (the decisions), `spawn`, `process_tree`, `output/` (`capture`, `relay`, `sink`, `spool`, `line_logger`, `redact`) |
 //! | `lock` | acquires and releases: `file` (the flock), `holder` and `claims` (who holds it), `refresh_due`, `helper`, `wait` (the one wait), `guard`, `acquire` (the story) |
@@ -82,23 +82,23 @@
 //! | `outcome` | lists the ways in which a run ends, each with its exit code |
 //! | `guide` | has the chapters of the guide for users |
 //!
-//! `plan` stands above `supervisor` and `lock`, since it makes their `PolicyConfig`, `Watch` and `LockRequest` of the settings, which
-//! they never read. `claude` stands below them: they ask it what a frame or a refresh lock means, and never look into one.
+//! `plan` stands above `supervisor` and `lock`, since it makes their `PolicyConfig`, `OutputConfig` and `LockRequest` of the settings.
+//! `claude` stands below them: they ask it what a frame or a refresh lock means, and never look into one.
 //!
 //! # Where to change what
 //!
 //! | to change | look in |
 //! |---|---|
-//! | how long a second TERM is taken for the first | `sys/signal.rs`, `DUPLICATE_WINDOW` |
+//! | how long a second TERM is taken for the first | `sys/signal.rs`, `DUPLICATE_WINDOW`; from one timeout(1): `events.rs`, `TIMEOUT_WINDOW` |
 //! | what is done with each signal | the table in `sys/signal_table.rs`: `REQUESTS`, `FORWARDED`, `TERMINAL_STOPS` |
 //! | what counts as a result frame, or as an open background task | `claude/frames.rs`, `FrameReader::on_frame` |
 //! | what counts as success with `--require-result` | `claude/frames.rs`, `LastResult::is_success` |
-//! | the text a waiter sees | the sentences: `lock/wait.rs`; the name of the holder: `lock/holder.rs`; the line on a terminal: `logging/live_line.rs` |
+//! | the text a waiter sees | the sentences: `lock/wait.rs`, of claude's refresh locks: `lock/acquire.rs`; the name of the holder: `lock/holder.rs` and `records/run_record.rs`, `who`; the line on a terminal: `logging/live_line.rs` |
 //! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one row; a new type of value: `config/values.rs` |
 //! | an operator command | `config/subcommands.rs` for its words, `ops/` for what it does |
-//! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `policy_config` |
+//! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `policy_config`; the hard limit: `config/settings.rs`, `HARD_LIMIT` |
 //! | what is masked | `supervisor/output/redact.rs` |
-//! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::on` |
+//! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::decide` |
 //! | how long a refresh of claude's is spared our signals | `supervisor/policy/refresh_guard.rs`, `MAX_DEFERRAL` |
 //! | how long a start waits for claude's refresh locks | `lock/acquire.rs`, `MAX_WAIT` |
 //! | when a refresh lock of claude's counts as stale | `claude/refresh_locks.rs`, `STALE_AFTER` and `NEWER_STALE_AFTER` |

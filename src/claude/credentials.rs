@@ -61,8 +61,11 @@ impl Login {
     pub fn parse(bytes: &[u8]) -> Self {
         let oauth = match serde_json::from_slice(bytes) {
             Ok(CredentialsFile { oauth }) => oauth,
-            // serde_json's message names a place, and quotes nothing of a string.
-            Err(error) => return Self::Unclear(format!("cannot be understood: no JSON of claude's: {error}")),
+            // The place alone: serde_json's message may quote a string, which may be a token.
+            Err(error) => {
+                let (line, column) = (error.line(), error.column());
+                return Self::Unclear(format!("cannot be understood: no JSON of claude's, at line {line}, column {column}"));
+            }
         };
         let Some(oauth) = oauth else { return Self::None };
         // A number of JavaScript's: it may have a fraction.
@@ -102,6 +105,15 @@ mod tests {
     use std::io;
 
     use super::*;
+
+    #[test]
+    fn message_about_a_broken_file_quotes_nothing_of_it() {
+        for text in [r#""sk-ant-secret""#, r#"{"claudeAiOauth":"sk-ant-secret"}"#, r#"["sk-ant-secret"]"#, "sk-ant-secret"] {
+            if let Login::Unclear(why) = Login::parse(text.as_bytes()) {
+                assert!(!why.contains("secret"), "{text}: {why}");
+            }
+        }
+    }
 
     #[test]
     fn a_half_written_file_is_read_again() -> io::Result<()> {

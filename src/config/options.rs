@@ -2,7 +2,7 @@
 //! file, and the struct of their values. It costs a run nothing but the reading of its values.
 //!
 //! The first paragraph of a row's comment is its line in `-h`, all of it stands in `--help`. An option that is an `Option` has a
-//! default in words. A new row also needs a place where its value is used, and a row in the README, on which a test insists.
+//! default in words. A new row also needs a place where its value is used, and a row in `guide/options.md`, on which a test insists.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

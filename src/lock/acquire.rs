@@ -63,7 +63,7 @@ fn acquire_session_lock(file: LockFile, request: &LockRequest, wait: &mut LockWa
     info!(name: "lock.acquiring", lock = %request.path.display(), "acquiring the session lock");
     let acquisition = match file.try_lock()? {
         LockAttempt::Acquired(flock) => Acquisition::Held(LockGuard::own(flock)),
-        LockAttempt::Busy(file) => match request.above.hold_for_us(file.file_id(), wait.recorder.store()) {
+        LockAttempt::Busy(file) => match request.above.hold_for_us(file.file_id(), wait.recorder.store(), false) {
             Some(hold) => Acquisition::Held(LockGuard::of_another(hold, file.file_id())),
             None => wait_for_flock(file, request, wait)?,
         },

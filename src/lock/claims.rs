@@ -51,12 +51,13 @@ impl AncestorRuns {
         self.claims.iter().any(|claim| claim.lock == lock)
     }
 
-    /// Way in which the lock `lock` is held for us, if it is: to wait for it would be a deadlock.
-    pub(super) fn hold_for_us(&self, lock: FileId, records: Option<&RecordStore>) -> Option<Hold> {
+    /// Way in which the lock `lock` is held for us, if it is: to wait for it would be a deadlock. While a thread of ours waits for the lock,
+    /// our own descriptors tell nothing: what it has just acquired looks like one that we have inherited.
+    pub(super) fn hold_for_us(&self, lock: FileId, records: Option<&RecordStore>, we_wait: bool) -> Option<Hold> {
         if self.claims.iter().any(|claim| claim.holds_above_us(lock, records)) {
             return Some(Hold::RunAbove);
         }
-        if has_exclusive_flock("self", lock) {
+        if !we_wait && has_exclusive_flock("self", lock) {
             return Some(Hold::Caller);
         }
         let parent = Stat::read(getppid().as_raw()).filter(|_| proc::is_of_our_pid_namespace());
@@ -67,7 +68,9 @@ impl AncestorRuns {
         // the claude in an old shell block has; if a run whose claim we have has started the holder: a claude whose claude-run was killed;
         // or if the holder is flock(1), which has no other command. None of them need pass it to its tools.
         let is_below = |claim: &Claim| {
-            claim.lock == lock && fs::read(format!("/proc/{nearest}/environ")).is_ok_and(|all| claim.run.is_above(&all))
+            claim.lock == lock
+                && !claim.run.is_alive()
+                && fs::read(format!("/proc/{nearest}/environ")).is_ok_and(|all| claim.run.is_above(&all))
         };
         let is_flock = || fs::read_to_string(format!("/proc/{nearest}/comm")).is_ok_and(|name| name == "flock\n");
         let is_passed_down = self.claims.iter().any(is_below) || holders.next().is_some() || is_flock();

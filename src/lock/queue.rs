@@ -41,10 +41,13 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
                 LockAttempt::Acquired(flock) => return Ok(Some(Acquisition::Held(LockGuard::own(flock)))),
                 LockAttempt::Busy(replacement) => {
                     wanted = replacement.file_id();
+                    if let Some(hold) = request.above.hold_for_us(wanted, wait.recorder.store(), false) {
+                        return Ok(Some(Acquisition::Held(LockGuard::of_another(hold, wanted))));
+                    }
                     wait.awaited = Awaited::SessionLock(request.path.clone(), wanted);
                     thread = FlockThread::start(replacement, wait.events.sender())?;
                     wait.next_progress_at = Some(Instant::now());
-                    (wanted_since, checks, is_check_due) = (Instant::now(), 0, true);
+                    (wanted_since, checks, is_check_due) = (Instant::now(), 0, false);
                 }
             }
         }
@@ -53,7 +56,7 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
         }
         if is_check_due {
             checks += 1;
-            if let Some(hold) = request.above.hold_for_us(wanted, wait.recorder.store()) {
+            if let Some(hold) = request.above.hold_for_us(wanted, wait.recorder.store(), true) {
                 return Ok(Some(Acquisition::Held(LockGuard::of_another(hold, wanted))));
             }
         }

@@ -273,7 +273,8 @@ fn list(runs: &Dir) -> io::Result<Vec<RunId>> {
         if name == record_name(&run) {
             listed.push(id);
         } else if name == temporary_name(&run)
-            && look(runs, &run, &name).is_some_and(|seen| !seen.is_live && is_older(seen.modified, STILL_WRITING))
+            && runs.modified(&name).is_ok_and(|modified| is_older(modified, STILL_WRITING)) // a look may be in the writer's way
+            && look(runs, &run, &name).is_some_and(|seen| !seen.is_live)
         {
             let _ = runs.remove(&name);
         }

@@ -89,6 +89,8 @@ struct Supervisor<'a> {
     watched_files: Vec<PathBuf>,
     /// Time of the last termination request to us.
     requested_at: Option<Instant>,
+    /// That request; later it bounds the wait for our reader.
+    request: Option<Signal>,
     relay: Option<Relay>,
     /// The child, in our group, is stopped until that is in the foreground. Nobody tells us when it is.
     waits_for_terminal: bool,
@@ -125,6 +127,7 @@ impl<'a> Supervisor<'a> {
             lock,
             watched_files: Vec::new(),
             requested_at: None,
+            request: None,
             relay,
             waits_for_terminal: false,
             output_done: false,
@@ -180,16 +183,15 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Releases the lock of a dead tree. Returns a termination request that came while the lock helper ended.
+    /// Releases the lock of a dead tree. Returns the last termination request, which may have come while the lock helper ended.
     fn release_lock(&mut self) -> Option<Signal> {
         self.recorder.on_tree_exited();
         let was_held = self.lock.as_ref().is_some_and(LockGuard::is_held);
-        let mut request = None;
+        let mut request = self.request;
         if let Some(lock) = self.lock.as_mut().filter(|lock| lock.has_helper()) {
             self.recorder.flush_pending();
-            request = lock
-                .shut_down_helper(self.recorder, self.events, self.requested_at)
-                .filter(|signal| *signal != Signal::SIGUSR2);
+            let later = lock.shut_down_helper(self.recorder, self.events, self.requested_at);
+            request = later.filter(|signal| *signal != Signal::SIGUSR2).or(request);
         }
         self.recorder.retire(); // before another run can acquire the lock
         self.lock = None;
@@ -210,7 +212,7 @@ impl<'a> Supervisor<'a> {
                 self.dispatch(Input::Frame(frame));
             }
             // As the kernel does for a terminal of the child's session.
-            Event::HungUp => self.handle_signal(Signal::SIGHUP, SignalSource::Process(getpid().as_raw())),
+            Event::HungUp => self.handle_signal(Signal::SIGHUP, SignalSource::Process(0)),
             Event::OutputDone => self.output_done = true,
             Event::StdinEnded => self.dispatch(Input::StdinEnded),
             Event::HelperChanged => self.check_lock(),
@@ -233,7 +235,7 @@ impl<'a> Supervisor<'a> {
         }
         let requests_end = signal::requests_end(signal);
         if requests_end && !self.policy.config.ignored.contains(signal) {
-            self.requested_at = Some(Instant::now());
+            (self.requested_at, self.request) = (Some(Instant::now()), Some(signal));
         }
         if signal == Signal::SIGCONT {
             self.handle_sigchld(); // a shell's `fg` has continued the child as well

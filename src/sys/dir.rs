@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use nix::dir;
 use nix::errno::Errno;
@@ -67,6 +68,13 @@ impl Dir {
     pub(crate) fn has(&self, name: &str, file: &Metadata) -> bool {
         let found = fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW);
         found.is_ok_and(|found| (found.st_dev, found.st_ino) == (file.dev(), file.ino()))
+    }
+
+    /// Time of the last change of `name`, of whatever kind it is.
+    pub(crate) fn modified(&self, name: &str) -> io::Result<SystemTime> {
+        let found = fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let since = Duration::from_secs(found.st_mtime.try_into().unwrap_or(0));
+        SystemTime::UNIX_EPOCH.checked_add(since).ok_or_else(|| io::Error::other("its time is beyond all times"))
     }
 
     pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {

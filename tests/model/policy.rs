@@ -355,13 +355,12 @@ impl Model for Shape {
                     steps.push(Step::ChildStops);
                 }
                 if world.frames < 2 {
-                    let frames = [
-                        FrameEvent::Result { is_error: true },
-                        FrameEvent::OpenTasks(1),
-                        FrameEvent::OpenTasks(0),
-                        if world.is_in_turn { FrameEvent::Other } else { FrameEvent::TurnStarted },
-                    ];
-                    steps.extend(frames.map(Step::Print));
+                    let turn = if world.is_in_turn { FrameEvent::Other } else { FrameEvent::TurnStarted };
+                    steps.extend([FrameEvent::Result { is_error: true }, turn].map(Step::Print));
+                    // What a task changes, the length of a grace, has nothing to do with who is below.
+                    if world.below == Below::Nobody {
+                        steps.extend([FrameEvent::OpenTasks(1), FrameEvent::OpenTasks(0)].map(Step::Print));
+                    }
                 }
                 match world.refresh_since {
                     None if !world.had_refresh => steps.push(Step::RefreshBegins),

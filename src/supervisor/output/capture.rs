@@ -99,6 +99,7 @@ impl OutputConfig {
             lines: self.log.clone().map(|log| Lines::new(log, name)),
             buffer: vec![0; BUFFER],
             held: 0,
+            last_read: None,
             is_paused: false,
             has_stalled: false,
         };

@@ -29,7 +29,7 @@ use crate::sys::terminal::Pty;
 const BATCH: usize = 64 << 10;
 
 /// Silence after which a frame without its newline counts as complete.
-const PAUSE: u16 = 200; // milliseconds
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Longest line that is written at once.
 const LONGEST_LINE: usize = 1 << 20;
@@ -57,6 +57,7 @@ pub(super) struct Stream {
     pub(super) buffer: Vec<u8>,
     /// Bytes in the buffer: the beginning of a line whose rest is about to be read.
     pub(super) held: usize,
+    pub(super) last_read: Option<Instant>,
     /// True if a pause in the output has been dealt with.
     pub(super) is_paused: bool,
     /// It has been said that the child waits for our reader.
@@ -209,18 +210,18 @@ impl Copier {
         }
         let sinks = self.streams.iter().filter_map(|stream| stream.sink.as_ref()).filter(|sink| sink.is_behind());
         ready.extend(sinks.map(|sink| PollFd::new(sink.as_fd(), PollFlags::POLLOUT)));
-        let awaits_newline =
-            |stream: &Stream| !stream.is_paused && stream.frames.as_ref().is_some_and(FrameReader::may_be_complete);
-        let timeout = match () {
-            () if reading().any(|stream| stream.held > 0) => PollTimeout::ZERO,
-            () if reading().any(awaits_newline) => PAUSE.into(),
-            () => PollTimeout::NONE,
+        let timeout = match reading().filter_map(Stream::pause_at).min() {
+            _ if reading().any(|stream| stream.held > 0) => PollTimeout::ZERO,
+            // Rounded up, or it would wake a little too early.
+            Some(at) => (at.saturating_duration_since(Instant::now()).as_millis() as u16 + 1).into(),
+            None => PollTimeout::NONE,
         };
         // Signals are blocked here, so EINTR does not come; after another error the next read shows it.
-        let is_pause = poll(&mut ready, timeout) == Ok(0) && timeout != PollTimeout::ZERO;
+        let _ = poll(&mut ready, timeout);
         let child_ended = reads && ready.first().and_then(PollFd::any).unwrap_or(false);
-        if is_pause {
-            self.streams.iter_mut().for_each(|stream| stream.pause(&self.shared));
+        let now = Instant::now();
+        for stream in self.streams.iter_mut().filter(|stream| stream.pause_at().is_some_and(|at| now >= at)) {
+            stream.pause(&self.shared);
         }
         child_ended
     }
@@ -233,6 +234,12 @@ impl Stream {
 
     fn is_reading(&self) -> bool {
         self.input.is_some() && self.sink.as_ref().and_then(Sink::excess).is_none()
+    }
+
+    /// Time at which a last line without its newline is taken for whole.
+    fn pause_at(&self) -> Option<Instant> {
+        let awaits_newline = !self.is_paused && self.frames.as_ref().is_some_and(FrameReader::may_be_complete);
+        self.last_read.filter(|_| awaits_newline).map(|at| at + PAUSE)
     }
 
     /// Copies what is there, at most a batch. If there is more, it ends with a whole line.
@@ -248,7 +255,7 @@ impl Stream {
         keep_blocking(self.pipe.as_ref());
         let read = match input.read(&mut self.buffer[self.held..self.held + BATCH]) {
             Ok(length) if length > 0 => {
-                self.is_paused = false;
+                (self.is_paused, self.last_read) = (false, Some(Instant::now()));
                 shared.last_output.store(shared.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
                 length
             }

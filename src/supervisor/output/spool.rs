@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use std::mem;
 use std::os::unix::fs::FileExt;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::fstatvfs;
 
 /// Bytes that are kept in memory.
@@ -62,7 +63,7 @@ impl Spool {
             self.limit = IN_FILE.min(disk.blocks_available().saturating_mul(disk.fragment_size()) / 4);
             self.overflow = Some(file);
         }
-        let Some(file) = self.overflow.as_ref().filter(|_| self.end + bytes.len() as u64 <= self.limit) else {
+        let Some(file) = self.overflow.as_ref().filter(|_| self.end - self.start + bytes.len() as u64 <= self.limit) else {
             return Err(ErrorKind::StorageFull.into());
         };
         file.write_all_at(bytes, self.end)?; // after a partial write, the next one overwrites it
@@ -87,6 +88,9 @@ impl Spool {
         if let Some(file) = &self.overflow {
             let mut piece = vec![0; PIECE.min((self.end - self.start) as usize)];
             file.read_exact_at(&mut piece, self.start)?;
+            let (at, length) = (self.start as i64, piece.len() as i64);
+            // Frees the space; without, on some file systems, it is freed at the end.
+            let _ = fallocate(file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, at, length);
             self.start += piece.len() as u64;
             self.memory.extend(piece);
         }
