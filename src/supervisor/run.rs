@@ -1,6 +1,8 @@
 //! The owner of the child: turns events into inputs of the policy, and the policy's actions into system calls. It decides nothing
 //! itself.
 
+mod messages;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,17 +12,15 @@ use nix::unistd::{Pid, getpgid, getpid};
 use tracing::{debug, error, info, warn};
 
 use super::output::{OutputConfig, Relay, drain};
-use super::policy::{Action, Group, Input, MAX_DEFERRAL, Notice, Policy, PolicyConfig, TreeState};
+use super::policy::{Action, Group, Input, Policy, PolicyConfig, TreeState};
 use super::process_tree::ProcessTree;
 use super::spawn::Launch;
 use crate::claude::frames::{FrameEvent, LastResult};
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
-use crate::config::duration::show;
 use crate::events::{Event, EventQueue, SignalSource};
 use crate::lock::LockGuard;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecorder};
-use crate::sys::proc::Stat;
 use crate::sys::signal::{Signal, kill};
 use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, terminal, wait};
@@ -345,56 +345,6 @@ impl<'a> Supervisor<'a> {
             Action::Stop(source) => signal::stop_for_job_control(source),
             Action::Report => warn!("{}", self.report()),
             Action::Log(notice) => self.log(notice),
-        }
-    }
-
-    fn report(&self) -> String {
-        let ran = show(self.started.elapsed());
-        let deadline = self.policy.next_deadline().map(|at| show(at.saturating_duration_since(Instant::now())));
-        let state = if self.policy.has_child() { "is running" } else { "has ended, others it started have not" };
-        let next = deadline.map_or_else(|| "no limit".to_owned(), |left| format!("next limit in {left}"));
-        format!("run {}: pid {} {state}, {ran} since its start, {next}", self.recorder.run(), self.child)
-    }
-
-    fn log(&self, notice: Notice) {
-        let pid = self.child.as_raw();
-        let ran = show(self.started.elapsed());
-        let deferral = show(MAX_DEFERRAL);
-        match notice {
-            Notice::LimitExpired(Outcome::LockLost) => {
-                let reason = self.lock.as_ref().and_then(LockGuard::lost_reason).unwrap_or_default();
-                warn!(name: "lock.lost", pid, "{reason}: the lock is lost, sending TERM");
-            }
-            Notice::LimitExpired(Outcome::HungAfterResult { is_error }) => {
-                let grace = if self.policy.has_open_tasks() { "task grace" } else { "result grace" };
-                warn!(name: "run.limit", pid, is_error, "the child has printed its result and stays: the {grace} ran out, sending TERM");
-            }
-            Notice::LimitExpired(limit) => {
-                let limit = limit.name().replace('-', " ");
-                warn!(name: "run.limit", pid, "the {limit} ran out after {ran}: sending TERM");
-            }
-            Notice::KillGraceExpired => {
-                warn!(name: "run.stopping", pid, "the kill grace ran out: sending KILL to the whole tree");
-            }
-            Notice::SecondTerm => warn!(name: "run.stopping", pid, "a second TERM: ending the whole tree"),
-            Notice::ChildStays => {
-                info!(name: "run.stopping", pid, "half of the kill grace is over: sending TERM to the rest of the tree");
-            }
-            Notice::Leftovers => {
-                info!(name: "run.stopping", pid, "the child has ended and left processes behind: sending them TERM");
-            }
-            Notice::GivenUp => {
-                let show = |stat: &Stat| format!("{} (state {})", stat.pid, char::from(stat.state));
-                let members: Vec<_> = self.tree.members().iter().map(show).collect();
-                let who = if members.is_empty() { "a process that cannot be seen".to_owned() } else { members.join(", ") };
-                warn!(pid, "KILL does not end what the child left behind: {who}; it stays, and the lock is released");
-            }
-            Notice::SignalDeferred => {
-                warn!(name: "refresh.spared", pid, "claude may be refreshing its token: holding signals back, at most {deferral}");
-            }
-            Notice::RefreshTooLong => {
-                warn!(name: "refresh.spared", pid, "claude's refresh lock is still held after {deferral}: going on");
-            }
         }
     }
 }
