@@ -40,7 +40,7 @@ fn log_has_both_streams_and_messages_redacted() {
     );
     assert_eq!(childs_lines(&env), ["stdout: a *** b", "stderr: KEY GH_TOKEN=***", "stdout: no newline"]);
     let all = lines(&env);
-    assert!(all.iter().any(|line| line.starts_with("claude-run: started pid=")), "{all:?}");
+    assert!(all[2].starts_with("claude-run: started pid="), "{all:?}");
     assert!(all.last().is_some_and(|line| line.starts_with("claude-run: ended outcome=exited exit_code=3 run_ms=")), "{all:?}");
     let events =
         all.iter().filter_map(|line| line.strip_prefix("claude-run: ")?.rsplit_once(" event=")).map(|(_, event)| event);
