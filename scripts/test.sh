@@ -20,6 +20,7 @@ need dumb-init dumb-init
 need npm npm
 for shell in fish zsh; do need "$shell" "$shell"; done # that complete by our scripts
 need man man-db
+need systemd-analyze systemd # whose units scripts/examples has
 need etcd etcd-server # an engine with a lock, for lock helpers
 need etcdctl etcd-client
 need bindfs bindfs # a file system that hosts share without its locks
@@ -40,9 +41,10 @@ RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet
 say "dependencies"
 # The advisory database is fetched from elsewhere, so it is left to `cargo deny check advisories`, by hand.
 cargo deny --locked check bans licenses sources
-# The other party of claude's own lock. It is no part of claude-run, and stays below target/.
-[ -d target/npm/node_modules/proper-lockfile ] ||
-  npm install --prefix target/npm --no-save --no-audit --no-fund --silent proper-lockfile@4.1.2
+# The other party of claude's own lock, and the parsers of what scripts/examples is for. They are no part of claude-run, and stay
+# below target/.
+[ -d target/npm/node_modules/proper-lockfile ] && [ -d target/npm/node_modules/yaml ] && [ -d target/npm/node_modules/hcl2-parser ] ||
+  npm install --prefix target/npm --no-save --no-audit --no-fund --silent proper-lockfile@4.1.2 yaml@2.8.1 hcl2-parser@1.0.3
 say "models"
 # Without the flags of a static binary, which their dependencies do not need.
 RUSTFLAGS='' CARGO_TARGET_DIR=$top/target/model cargo test --manifest-path tests/model/Cargo.toml --locked --quiet

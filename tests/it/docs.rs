@@ -119,7 +119,7 @@ fn page_of_scripts_has_every_script() {
 }
 
 /// The fenced blocks of README and guide that are marked as `kind`.
-fn blocks(kind: &str) -> Vec<&'static str> {
+pub(crate) fn blocks(kind: &str) -> Vec<&'static str> {
     let fence = format!("\n```{kind}\n");
     let pages = [README].into_iter().chain(TOPICS.iter().map(|(_, text)| *text));
     let blocks = pages.flat_map(|text| text.split(fence.as_str()).skip(1).filter_map(|rest| rest.split("\n```").next()));
@@ -127,7 +127,7 @@ fn blocks(kind: &str) -> Vec<&'static str> {
 }
 
 /// Machine that they assume: claude-run and a claude on PATH, a login.
-fn machine() -> Env {
+pub(crate) fn machine() -> Env {
     let env = Env::new();
     let put = |path: &str, mode: u32, text: &str| {
         let path = env.path(path);
@@ -157,7 +157,7 @@ esac
 }
 
 /// Runs `script` there, where /srv and /usr/local are the test's own.
-fn runs(env: &Env, script: &str) {
+pub(crate) fn runs(env: &Env, script: &str) {
     let here = |path: &str| env.path(path).display().to_string();
     let script =
         script.replace("/srv/claude", &here("srv/claude")).replace("/usr/local/bin/claude-run", &here("bin/claude-run"));
@@ -189,34 +189,7 @@ fn commands_in_readme_and_guide_run() {
 }
 
 #[test]
-fn files_of_other_programs_run_claude_run() {
-    let in_environment = "export CLAUDE_CONFIG_DIR=/srv/claude/config\n";
-    let [cron, unit, compose, nomad] = ["crontab", "ini", "yaml", "hcl"].map(|kind| {
-        let blocks = blocks(kind);
-        for block in &blocks {
-            assert!(block.contains("CLAUDE_CONFIG_DIR") && block.contains("/srv/claude/config"), "{block}");
-        }
-        blocks
-    });
-    let ([cron], [unit]) = (&cron[..], &unit[..]) else { panic!("one block of each") };
-    let job = cron.lines().last().and_then(|line| line.strip_prefix("*/30 * * * * ")).expect("a job");
-    runs(&machine(), &format!("{in_environment}{job}"));
-    let job = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("a command");
-    runs(&machine(), &format!("{in_environment}{job}"));
-    // Words in a JSON array, the program first or on a line of its own.
-    let compose = compose.into_iter().map(|block| (block, "command: ", ""));
-    let nomad = nomad.into_iter().map(|block| (block, "args    = ", "claude-run "));
-    for (block, key, program) in compose.chain(nomad) {
-        assert!(block.contains("/srv/claude:/srv/claude"), "the parent, at the same path: {block}");
-        let words = block.lines().find_map(|line| line.trim().strip_prefix(key)).expect("words");
-        let words: Vec<String> = serde_json::from_str(words).expect("an array");
-        let helper = block.lines().find_map(|line| line.trim().strip_prefix("CLAUDE_RUN_LOCK_HELPER")).unwrap_or_default();
-        let helper = helper.trim_start_matches([' ', ':', '=']).trim_matches('"');
-        assert!(helper.is_empty() || helper.starts_with("etcdctl lock "), "{helper}");
-        // Its token is fresh: to have the lock taken, it takes the other mode.
-        let words = words.join(" ").replace("refresh", if helper.is_empty() { "refresh" } else { "exclusive" });
-        runs(&machine(), &format!("{in_environment}export CLAUDE_RUN_LOCK_HELPER='{helper}'\n{program}{words}"));
-    }
+fn settings_file_of_the_guide_is_read() {
     let env = machine();
     let [settings] = blocks("toml")[..] else { panic!("one block of settings") };
     fs::write(env.home().join(".claude/claude-run.toml"), settings).expect("a file");

@@ -14,6 +14,7 @@ mod documents;
 mod env;
 mod etcd;
 mod events;
+mod examples;
 mod exit_codes;
 mod factory;
 mod faults;
