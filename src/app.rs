@@ -79,7 +79,7 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
         Request::Operate(cli, operation) => (cli, Some(operation)),
         Request::Show(text) => {
             drop(blocked);
-            return match anstream::stdout().write_all(text.as_bytes()) {
+            return match anstream::stdout().write_all(logging::in_locale(&text).as_bytes()) {
                 // The reader has seen enough.
                 Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
                 _ => Ok(Outcome::Shown),
@@ -92,9 +92,10 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     let file = file.transpose().map(Option::flatten);
     if let Some(operation) = operation {
         drop(blocked);
+        // No operation refuses a broken settings file: they are needed most when there is one.
         let (file, file_error) = match file {
-            Err(error) if operation.tolerates_broken_file() => (None, Some(format!("{error:#}"))),
-            file => (file?, None),
+            Ok(file) => (file, None),
+            Err(error) => (None, Some(format!("{error:#}"))),
         };
         let context = ops::Context { cli, environment: ENVIRONMENT, file, file_error, config_dir };
         return ops::run(&operation, context, &mut anstream::stdout());

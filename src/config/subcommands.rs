@@ -1,14 +1,39 @@
 //! Operations: what an operator can ask for, and the options of each.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use anyhow::Result;
 use clap::{Args, Subcommand, ValueHint};
 
 use super::duration::DurationSetting;
-use super::values::{LockMode, Shell, parser};
+use super::values::{LockMode, Shell, Value, parser};
 
 const EXIT_CODES: &str = "Exit codes: 0 fine, 1 trouble found, 125 own failure";
+
+/// Value of `--drain`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    /// Longest wait.
+    AtMost(DurationSetting),
+    /// None; the MODE that stands behind it.
+    ByDefault(Option<LockMode>),
+}
+
+impl Drain {
+    /// As long as a run may take by default, and a little.
+    pub const DEFAULT: DurationSetting = DurationSetting::from_secs(125 * 60);
+}
+
+impl Value for Drain {
+    fn read(value: &OsStr) -> Result<Self> {
+        Ok(match LockMode::read(value) {
+            Ok(mode) => Self::ByDefault(Some(mode)),
+            Err(_) if value.is_empty() => Self::ByDefault(None),
+            Err(_) => Self::AtMost(DurationSetting::read(value)?),
+        })
+    }
+}
 
 /// An operation and its options.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
@@ -37,11 +62,9 @@ pub enum Operation {
         /// exclusive, refresh or pass-through
         #[arg(value_name = "MODE", value_parser = parser::<LockMode>())]
         set: Option<LockMode>,
-        /// Wait until no live run follows another mode, at most so long [default: 125m]
-        #[arg(long, value_name = "DUR", num_args = 0..=1, require_equals = true)]
-        // As long as a run may take by default, and a little.
-        #[arg(default_missing_value = "125m", value_parser = parser::<DurationSetting>())]
-        drain: Option<DurationSetting>,
+        /// Wait until all live runs follow the new mode, at most DUR [default: 125m]
+        #[arg(long, value_name = "DUR", num_args = 0..=1, default_missing_value = "", value_parser = parser::<Drain>())]
+        drain: Option<Drain>,
     },
     /// Prints every setting, its value and its origin
     ///
@@ -51,12 +74,15 @@ pub enum Operation {
         #[arg(long)]
         json: bool,
     },
-    /// Sums up finished runs: outcomes, waits, holds, the time lost to the lock, and the cost
+    /// Sums up finished runs: outcomes, waits, holds, the last day, the time lost to the lock, and the cost
     Report {
         /// As JSON
         #[arg(long)]
         json: bool,
-        /// Only runs that began so long ago at most: 90m, 12h, 7d [default: all there are]
+        /// As gauges for node_exporter's textfile collector
+        #[arg(long, conflicts_with = "json")]
+        prometheus: bool,
+        /// Only runs begun within DUR (90m, 12h, 7d) [default: all there are]
         #[arg(long, value_name = "DUR", value_parser = parser::<DurationSetting>())]
         since: Option<DurationSetting>,
     },
@@ -85,7 +111,7 @@ pub enum Operation {
         /// As JSON
         #[arg(long)]
         json: bool,
-        /// Only events of so long ago at most: 90m, 12h, 7d [default: all there are]
+        /// Only events within DUR (90m, 12h, 7d) [default: all there are]
         #[arg(long, value_name = "DUR", value_parser = parser::<DurationSetting>())]
         since: Option<DurationSetting>,
         /// Each event as it comes, until Ctrl-C
@@ -111,14 +137,6 @@ pub enum Operation {
     ///
     /// To read it: `claude-run man-page | man -l -`
     ManPage,
-}
-
-impl Operation {
-    /// True if it works with a broken settings file: it reports it, as `doctor` must, or has no use for it. A `setup` that was killed may
-    /// have left a config dir in which none can be read.
-    pub fn tolerates_broken_file(&self) -> bool {
-        !matches!(self, Self::Mode { .. } | Self::Settings { .. })
-    }
 }
 
 /// Makes a shared config dir, or moves ~/.claude there

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
+use std::iter;
 use std::time::SystemTime;
 
 use crate::config::duration::show_seconds;
@@ -48,16 +49,39 @@ impl Holder {
     /// Finds a holder whose record does not say so, or that has no record.
     pub fn find_without_record(queue: &Queue, records: Option<&RecordStore>) -> Option<Self> {
         let lock = queue.lock;
+        let mut locked_by = None;
         match queue.owner() {
-            Some(pid) if proc::flock_of(pid, lock).is_some() => return Some(Self::of_pid(records, pid)),
-            // The lock changes hands at this moment: its last holder has released it by now.
-            Some(pid) if Queue::look(lock).owner().is_some_and(|now| now != pid) => return None,
+            Some(pid) if proc::flock_of(pid, lock).is_some() || proc::is_hidden(pid) => {
+                return Some(Self::of_pid(records, pid));
+            }
+            Some(pid) => {
+                locked_by = Queue::look(lock).owner();
+                // The lock changes hands at this moment: its last holder has released it by now.
+                if locked_by.is_some_and(|now| now != pid) {
+                    return None;
+                }
+            }
             None if proc::is_outermost_pid_namespace() => return None,
-            _ => {}
+            None => {}
         }
         // The process that locked it is gone or not visible; those that inherited the descriptor hold the lock now.
         let inheritors = Stat::all().into_iter().filter(|stat| proc::flock_of(stat.pid, lock).is_some());
-        inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid))
+        let inheritor = inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid));
+        inheritor.or_else(|| Some(Self::Process { pid: locked_by?, name: "gone; who inherited it cannot be seen".to_owned() }))
+    }
+
+    /// Name and time, for a line that has little room.
+    pub(crate) fn short(&self) -> String {
+        match self {
+            Self::Run(record) => {
+                format!(
+                    "{}, {}",
+                    record.who(),
+                    show_seconds(SystemTime::now().duration_since(record.since).unwrap_or_default())
+                )
+            }
+            Self::Process { pid, name } => format!("pid {pid} ({name}), without a run record"),
+        }
     }
 
     /// The holder `pid`: a run, though its record may not say yet that it holds the lock, or another process.
@@ -88,8 +112,46 @@ impl Queue {
         self.flocks.iter().find(|flock| !flock.waits).map(|flock| flock.pid)
     }
 
+    /// Processes that hold it or wait for it, and are none of the `live` runs.
+    pub(crate) fn without_record(&self, live: &[RunRecord]) -> Vec<i32> {
+        Self::runs(live, self.flocks.iter()).into_iter().filter_map(Result::err).collect()
+    }
+
     /// Waiters in the order of the queue: the id of one of the `live` runs, or the pid of another process.
-    pub(crate) fn waiters<'a>(&self, live: &'a [RunRecord]) -> Vec<Result<&'a str, i32>> {
+    fn waiters<'a>(&self, live: &'a [RunRecord]) -> Vec<Result<&'a str, i32>> {
+        Self::runs(live, self.flocks.iter().filter(|flock| flock.waits))
+    }
+
+    /// All who wait: those of the `live` runs that are `waiting`, and the pids of processes without a record, less those that `is_left_out`.
+    /// A run that the kernel does not show here, as one of another container, has its place by the time since which it waits.
+    pub(crate) fn in_order(
+        &self,
+        live: &[RunRecord],
+        mut waiting: Vec<RunRecord>,
+        is_left_out: impl Fn(i32) -> bool,
+    ) -> Vec<Result<RunRecord, i32>> {
+        let places = self.waiters(live);
+        waiting.sort_by_key(|record| record.since);
+        let shown: HashSet<_> = places.iter().flatten().copied().collect();
+        let (in_queue, elsewhere): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|record| shown.contains(&*record.run));
+        let mut in_queue: HashMap<_, _> = in_queue.into_iter().map(|record| (record.run.clone(), record)).collect();
+        let mut elsewhere = elsewhere.into_iter().peekable();
+        let mut queue = Vec::new();
+        for place in places {
+            match place.map(|run| in_queue.remove(run)) {
+                Ok(Some(record)) => {
+                    queue.extend(iter::from_fn(|| elsewhere.next_if(|other| other.since < record.since)).map(Ok));
+                    queue.push(Ok(record));
+                }
+                Ok(None) => {} // it has the lock by now
+                Err(pid) => queue.extend((!is_left_out(pid)).then_some(Err(pid))),
+            }
+        }
+        queue.extend(elsewhere.map(Ok));
+        queue
+    }
+
+    fn runs<'a, 'f>(live: &'a [RunRecord], flocks: impl Iterator<Item = &'f Flock>) -> Vec<Result<&'a str, i32>> {
         let key = |record: &'a RunRecord| ((record.pid, record.pid_namespace.clone()), record.run.as_str());
         let runs: HashMap<_, _> = live.iter().map(key).collect();
         let ours = proc::pid_namespace();
@@ -98,8 +160,7 @@ impl Queue {
         let run = |pid| runs.get(&(pid, ours.clone())).or_else(|| runs.get(&inner(pid)?)).copied();
         // /proc/locks is read in pieces: a waiter that moves up in the queue meanwhile can be in two of them.
         let mut seen = HashSet::new();
-        let waiting = self.flocks.iter().filter(|flock| flock.waits).map(|flock| flock.pid);
-        waiting.filter(|pid| seen.insert(*pid)).map(|pid| run(pid).ok_or(pid)).collect()
+        flocks.map(|flock| flock.pid).filter(|pid| seen.insert(*pid)).map(|pid| run(pid).ok_or(pid)).collect()
     }
 }
 

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use tracing::{info, warn};
 
-use super::holder::Holder;
+use super::holder::{Holder, Queue};
 use crate::config::duration::{after, show, show_seconds};
 use crate::config::settings::Wait;
 use crate::events::{Event, EventQueue};
 use crate::logging::LiveLine;
-use crate::records::{Hold, RecordStore, RunRecorder, State};
+use crate::records::{Hold, RecordStore, RunRecorder};
 use crate::sys::file_id::FileId;
 use crate::sys::signal::{self, SigSet, Signal};
 
@@ -213,18 +213,19 @@ impl<'a> LockWait<'a> {
         warn!(name: "lock.waiting", "waiting for {}{path} ({waited}{limit}){holder}", self.awaited);
     }
 
+    /// What changes and matters most comes first: a narrow terminal shows only that.
     fn live_text(&self) -> String {
         let waited = self.waited();
-        let left = self.limit.map(|limit| format!(", {} left", show_seconds(limit.saturating_sub(waited))));
-        let mut holder = self.holder().map(|holder| format!("; held by {holder}"));
-        let mut place = None;
-        if let Awaited::SessionLock(path, file) = &self.awaited {
-            place = self.place(*file).map(|(place, of)| format!("; place {place} of {of}"));
-            holder = holder.or_else(|| Some(format!("; {}", path.display())));
-        }
-        // What changes and matters most comes first: a narrow terminal shows only that.
-        let [left, place, holder] = [left, place, holder].map(Option::unwrap_or_default);
-        format!("waited {}{left} for {}{place}{holder}; Ctrl-C ends it", show(waited), self.awaited)
+        let of = self.limit.map_or_else(String::new, |limit| format!(" of {}", show_seconds(limit)));
+        let (what, place) = match &self.awaited {
+            Awaited::SessionLock(_, file) => {
+                let place = self.place(*file).map_or_else(String::new, |(place, of)| format!(", {} of {of}", ordinal(place)));
+                (String::new(), place)
+            }
+            awaited => (format!(" for {awaited}"), String::new()),
+        };
+        let holder = self.holder_with(Holder::short).map_or_else(String::new, |holder| format!("; held by {holder}"));
+        format!("waited {}{of}{what}{place}{holder}; Ctrl-C ends it", show(waited))
     }
 
     fn holder_at_a_glance(&self) -> Option<String> {
@@ -238,9 +239,13 @@ impl<'a> LockWait<'a> {
     }
 
     fn holder(&self) -> Option<String> {
+        self.holder_with(Holder::to_string)
+    }
+
+    fn holder_with(&self, name: impl Fn(&Holder) -> String) -> Option<String> {
         let records = self.recorder.store();
         match self.awaited {
-            Awaited::SessionLock(_, file) => Holder::find(records, file).map(|holder| holder.to_string()),
+            Awaited::SessionLock(_, file) => Holder::find(records, file).as_ref().map(name),
             // Where hosts share their records, but not their locks, that run may be gone by now.
             Awaited::Helper(_) => records.and_then(RecordStore::helped).map(|record| {
                 let since = SystemTime::now().duration_since(record.since).unwrap_or_default();
@@ -250,19 +255,32 @@ impl<'a> LockWait<'a> {
         }
     }
 
-    /// Our place among those who wait for `lock`, and their number.
+    /// Our place among those who wait for `lock`, old callers of flock(1) included, and their number.
     fn place(&self, lock: FileId) -> Option<(usize, usize)> {
         let run = self.recorder.run().to_string();
-        let mut waiting = self.recorder.store()?.census().ok()?.live;
-        waiting.retain(|record| record.state == State::Waiting && record.hold.is_none() && record.is_about(lock));
-        waiting.sort_by_key(|record| record.began);
-        Some((waiting.iter().position(|record| record.run == run)? + 1, waiting.len()))
+        let live = self.recorder.store()?.census().ok()?.live;
+        let waiting = live.iter().filter(|record| record.waits() && record.is_about(lock)).cloned().collect();
+        let queue = Queue::look(lock).in_order(&live, waiting, |_| false);
+        let place = queue.iter().position(|waiter| waiter.as_ref().is_ok_and(|record| record.run == run))?;
+        Some((place + 1, queue.len()))
     }
 
     /// Time since the start, in full seconds.
     fn waited(&self) -> Duration {
         Duration::from_secs(self.started.elapsed().as_secs())
     }
+}
+
+/// `1st`, `2nd`, `11th`
+fn ordinal(number: usize) -> String {
+    let end = match (number % 10, number % 100) {
+        (_, 11..=13) => "th",
+        (1, _) => "st",
+        (2, _) => "nd",
+        (3, _) => "rd",
+        _ => "th",
+    };
+    format!("{number}{end}")
 }
 
 impl fmt::Display for Awaited {

@@ -16,4 +16,4 @@ pub use live_line::LiveLine;
 pub use log_file::LogFile;
 pub(crate) use log_file::{append_lines, open_to_append};
 pub use messages::{ask, init, report};
-pub(crate) use words::{escaped, escaped_json, escaped_lines, mask_with};
+pub(crate) use words::{escaped, escaped_json, escaped_lines, in_locale, mask_with};

@@ -2,6 +2,7 @@
 //! in clear, and it has an end.
 
 use std::borrow::Cow;
+use std::env;
 use std::fmt::Write;
 use std::sync::OnceLock;
 
@@ -56,6 +57,24 @@ pub(crate) fn escaped_lines(text: &str) -> String {
         safe += end;
     }
     safe
+}
+
+/// `text` with our own marks in ASCII, if the locale has no others.
+pub(crate) fn in_locale(text: &str) -> Cow<'_, str> {
+    let variables = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().filter_map(env::var_os);
+    let locale = variables.into_iter().find(|value| !value.is_empty()).unwrap_or_default();
+    let locale = locale.to_string_lossy().to_ascii_lowercase();
+    if text.is_ascii() || locale.contains("utf-8") || locale.contains("utf8") {
+        return text.into();
+    }
+    // A level of a bar has one column, as the end of a text that is cut.
+    let mark = |c| match c {
+        '\u{2581}'..='\u{2588}' => b".:-=+*#@"[c as usize - 0x2581].into(),
+        '…' => '~',
+        '·' => '-',
+        c => c,
+    };
+    text.replace("… ", "... ").chars().map(mark).collect::<String>().into()
 }
 
 /// Finished JSON, in which serde_json has left the characters beyond ASCII as they are.

@@ -136,14 +136,29 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
     answer(out, json, worst != Verdict::Failure, &text, &json_form)
 }
 
+/// What speaks against a mode without the session lock, or with less of it: trouble with claude's own lock.
+pub(super) fn sibling_trouble(context: &Context) -> Vec<String> {
+    let Ok(config_dir) = context.config_dir() else { return Vec::new() };
+    let (claude, census) = (claude::find(context), RecordStore::of(&config_dir).census());
+    let subject = Subject { context, config_dir, claude, factory: Factory::of(context), census, fix: false };
+    let mut check = Check { name: "sibling lock", ..Check::default() };
+    config_dir::check_sibling(&subject, &mut check);
+    let trouble = check.findings.into_iter().filter(|finding| finding.verdict != Verdict::Pass);
+    let text = |Finding { what, means, todo, .. }: Finding| {
+        format!("but {what}: {}; {}", means.unwrap_or_default(), todo.unwrap_or_default())
+    };
+    trouble.map(text).collect()
+}
+
 fn check_settings(subject: &Subject, check: &mut Check) {
     let means = "no run starts: each ends with 125 and this message";
-    if let Some(error) = &subject.context.file_error {
-        return check.fail(error, means, "mend that line, or move the file away");
+    let mistake = subject.factory.as_ref().map_or(&subject.context.file_error, |factory| &factory.file_error);
+    if let Some(error) = mistake {
+        return check.fail(error, means, "fix that line, or move the file away");
     }
     match &subject.factory {
         Ok(factory) => check.pass(format!("the lock mode is {}", text::setting(&factory.mode))),
-        Err(error) => return check.fail(format!("{error:#}"), means, "mend that value where it is said"),
+        Err(error) => return check.fail(format!("{error:#}"), means, "fix that value where it is set"),
     }
     if (subject.context.environment)(EXTERNAL_LOCK).is_some_and(|value| !value.is_empty()) {
         let means = "it means exclusive here, whatever the settings file says; CLAUDE_RUN_LOCK goes before it";

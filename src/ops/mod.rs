@@ -4,6 +4,8 @@
 mod doctor;
 mod events;
 mod help;
+mod layout;
+mod mode;
 mod report;
 mod settings;
 mod setup;
@@ -24,7 +26,7 @@ use crate::config::file::SettingsFile;
 use crate::config::settings::{Environment, Settings, Written, explain};
 use crate::config::values::Shell;
 use crate::lock;
-use crate::logging::{escaped_json, escaped_lines};
+use crate::logging::{escaped_json, escaped_lines, in_locale};
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore, RunRecord};
 
@@ -59,13 +61,13 @@ impl Context<'_> {
 pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Result<Outcome> {
     let outcome = match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
-        Operation::Mode { json, set, drain } => settings::mode(context, *set, *drain, *json, out),
+        Operation::Mode { json, set, drain } => mode::run(context, *set, *drain, *json, out),
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
         Operation::Setup(options) => setup::run(&context, options, out),
         Operation::Events { json, since, follow } => events::show(&context, since_time(*since), *follow, *json, out),
         Operation::Settings { json } => settings::show(&context, *json, out),
         // Made of the parser by the build script.
-        Operation::Help { topic } => write_own(out, &help::topic(topic.as_deref())?).map(|()| Outcome::Shown),
+        Operation::Help { topic } => write_own(out, &in_locale(&help::topic(topic.as_deref())?)).map(|()| Outcome::Shown),
         Operation::ManPage => write_own(out, include_str!(concat!(env!("OUT_DIR"), "/claude-run.1"))).map(|()| Outcome::Shown),
         Operation::Completions { shell } => {
             let script = match shell {
@@ -75,7 +77,14 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
             };
             write_own(out, script).map(|()| Outcome::Shown)
         }
-        Operation::Report { json, since } => report::show(&context, since_time(*since), *json, out),
+        Operation::Report { json, prometheus, since } => {
+            let form = match (json, prometheus) {
+                (true, _) => report::Form::Json,
+                (_, true) => report::Form::Prometheus,
+                _ => report::Form::Text,
+            };
+            report::show(&context, since_time(*since), form, out)
+        }
     };
     // The reader has seen enough, as `head` has.
     let is_enough = |error: &anyhow::Error| error.downcast_ref().is_some_and(|e: &io::Error| e.kind() == ErrorKind::BrokenPipe);
@@ -87,28 +96,52 @@ struct Factory {
     config_dir: PathBuf,
     records: RecordStore,
     lock_file: PathBuf,
+    /// Those that count; without those of a settings file that cannot be used.
     settings: Settings,
     /// Lock mode of a run that is started here.
     mode: Written,
+    /// Mistake in the settings file: no run starts.
+    file_error: Option<String>,
 }
 
 impl Factory {
     fn of(context: &Context) -> Result<Self> {
         let config_dir = context.config_dir()?;
-        let settings = context.settings()?;
+        let (settings, file_error) = match context.settings() {
+            Ok(settings) => (settings, context.file_error.clone()),
+            // If it is a flag or a variable that is wrong, this fails as well.
+            Err(error) => {
+                let settings = Settings::resolve(context.cli.clone(), context.environment, None)?;
+                (settings, Some(format!("{error:#}")))
+            }
+        };
         let lock_file = settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
         let mode = context.setting("lock").context("no lock mode")?;
-        Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode })
+        Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode, file_error })
     }
 
     fn census(&self) -> Result<Census> {
         self.records.census().with_context(|| format!("cannot read {}", self.records.runs().display()))
     }
+
+    /// The census, and the reason why it is empty where the records are another user's.
+    fn census_if_readable(&self) -> (Census, Option<String>) {
+        self.census().map_or_else(|error| (Census::default(), Some(format!("{error:#}"))), |census| (census, None))
+    }
+
+    /// Lock mode and its origin; not known where no run starts.
+    fn mode_text(&self) -> String {
+        self.file_error.as_ref().map_or_else(|| text::setting(&self.mode), |_| "not known".to_owned())
+    }
+
+    fn mode_json(&self) -> Value {
+        self.file_error.as_ref().map_or_else(|| text::setting_json(&self.mode), |_| Value::Null)
+    }
 }
 
 /// Writes lines for people: what others have written into them does not act on the terminal.
 fn write(out: &mut impl Write, text: &str) -> Result<()> {
-    write_own(out, &escaped_lines(text))
+    write_own(out, &in_locale(&escaped_lines(text)))
 }
 
 /// Writes text in which all is ours.

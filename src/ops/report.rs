@@ -1,43 +1,72 @@
-//! `claude-run report`: outcomes, waits and holds of the finished runs, the time they lost to the lock, and their cost.
+//! `claude-run report`: outcomes, waits and holds of the finished runs, the last day hour by hour, the time lost to the lock, and the
+//! cost.
+
+mod prometheus;
+mod screen;
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Context, answer, text};
-use crate::config::duration;
-use crate::logging::escaped;
+use super::{Context, answer, write_own};
 use crate::outcome::Outcome;
-use crate::records::{FinishedRun, History, RecordStore, time};
+use crate::records::{FinishedRun, RecordStore, time, timestamp};
 
-pub(super) fn show(context: &Context, since: Option<SystemTime>, json: bool, out: &mut impl Write) -> Result<Outcome> {
-    let records = RecordStore::of(&context.config_dir()?);
-    let history = records.read_history().with_context(|| format!("cannot read {}", records.path().display()))?;
-    let report = Report::of(&history, since);
-    answer(out, json, true, &report.to_text(), &report.to_json())
+/// Form of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Text,
+    Json,
+    Prometheus,
 }
 
-#[derive(Debug, Default)]
+pub(super) fn show(context: &Context, since: Option<SystemTime>, form: Form, out: &mut impl Write) -> Result<Outcome> {
+    let records = RecordStore::of(&context.config_dir()?);
+    let mut report = Report::new(since, SystemTime::now());
+    let read = records.read_history(|run| report.add(run));
+    match read {
+        Ok(skipped) => report.skipped = skipped,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            report.unreadable = Some(format!("the history in {} cannot be read: {error}", records.path().display()));
+        }
+        Err(error) => anyhow::bail!("cannot read {}: {error}", records.path().display()),
+    }
+    report.finish();
+    let is_well = report.unreadable.is_none();
+    match form {
+        Form::Prometheus => {
+            write_own(out, &report.to_prometheus())?;
+            Ok(if is_well { Outcome::Shown } else { Outcome::Trouble })
+        }
+        form => answer(out, form == Form::Json, is_well, &report.to_text(), &report.to_json()),
+    }
+}
+
+#[derive(Debug)]
 struct Report {
     since: Option<SystemTime>,
     skipped: usize,
+    unreadable: Option<String>,
     total: Totals,
-    outcomes: BTreeMap<String, usize>,
+    /// Number of runs by outcome and exit code.
+    endings: BTreeMap<(String, Option<u8>), usize>,
     labels: BTreeMap<Option<String>, Totals>,
-    /// Milliseconds, sorted, as are the `holds`.
+    /// Milliseconds, sorted in the end, as are the `holds`.
     waits: Vec<u64>,
     holds: Vec<u64>,
+    /// The last day, the latest hour last.
+    hours: Vec<Hour>,
 }
 
 /// Totals over runs, in the form that JSON has them.
 #[derive(Debug, Default, Serialize)]
 struct Totals {
     runs: usize,
-    /// Runs with another exit code than 0.
+    /// Runs with another exit code than 0, or with none.
     failed: usize,
     waited_ms: u64,
     total_ms: u64,
@@ -45,17 +74,27 @@ struct Totals {
     cost_usd: f64,
 }
 
-const BAR_WIDTH: usize = 40;
+/// An hour, by the runs that began in it.
+#[derive(Debug, Serialize)]
+struct Hour {
+    #[serde(with = "timestamp")]
+    from: SystemTime,
+    runs: u64,
+    failed: u64,
+    waited_ms: u64,
+    /// Runs that held the lock for a refresh, in mode `refresh`.
+    refreshes: u64,
+}
+
 /// Percentiles that are shown; the last is the maximum.
 const PERCENTS: [usize; 4] = [50, 90, 99, 100];
-/// Upper ends of the bars, in seconds; the last has none.
-const STEPS: [(&str, u64); 7] =
-    [("< 1s", 1), ("< 10s", 10), ("< 1m", 60), ("< 5m", 300), ("< 10m", 600), ("< 1h", 3600), (">= 1h", u64::MAX)];
+const HOURS: u32 = 24;
+const HOUR: Duration = Duration::from_secs(3600);
 
 impl Totals {
     fn add(&mut self, run: &FinishedRun) {
         self.runs += 1;
-        self.failed += usize::from(run.exit_code != 0);
+        self.failed += usize::from(run.exit_code != Some(0));
         self.waited_ms = self.waited_ms.saturating_add(run.wait_ms.unwrap_or_default());
         self.total_ms = self.total_ms.saturating_add(run.total_ms);
         self.turns = self.turns.saturating_add(run.turns.unwrap_or_default());
@@ -64,65 +103,65 @@ impl Totals {
 }
 
 impl Report {
-    fn of(history: &History, since: Option<SystemTime>) -> Self {
-        let mut report = Self { skipped: history.skipped, since, ..Self::default() };
-        for run in history.finished.iter().filter(|run| since.is_none_or(|since| run.began >= since)) {
-            report.total.add(run);
-            *report.outcomes.entry(run.outcome.clone()).or_default() += 1;
-            report.labels.entry(run.label.clone()).or_default().add(run);
-            report.waits.extend(run.wait_ms);
-            report.holds.extend(run.hold_ms);
+    fn new(since: Option<SystemTime>, now: SystemTime) -> Self {
+        let from = |back: u32| now.checked_sub(HOUR * back).unwrap_or(SystemTime::UNIX_EPOCH);
+        let hour = |back| Hour { from: from(back), runs: 0, failed: 0, waited_ms: 0, refreshes: 0 };
+        Self {
+            since,
+            skipped: 0,
+            unreadable: None,
+            total: Totals::default(),
+            endings: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            waits: Vec::new(),
+            holds: Vec::new(),
+            hours: (1..=HOURS).rev().map(hour).collect(),
         }
-        report.waits.sort_unstable();
-        report.holds.sort_unstable();
-        report
     }
 
-    fn to_text(&self) -> String {
-        let mut text = format!("{}{}\n", text::count(self.total.runs, "finished run"), text::since(self.since));
-        if self.skipped > 0 {
-            text += &format!("{} of the history skipped: cut, or not ours\n", text::count(self.skipped, "line"));
+    fn add(&mut self, run: FinishedRun) {
+        if self.since.is_some_and(|since| run.began < since) {
+            return;
         }
-        if self.total.runs == 0 {
-            return text;
+        self.total.add(&run);
+        if let Some(hour) = self.hours.iter_mut().rfind(|hour| hour.from <= run.began) {
+            hour.runs += 1;
+            hour.failed += u64::from(run.exit_code != Some(0));
+            hour.waited_ms = hour.waited_ms.saturating_add(run.wait_ms.unwrap_or_default());
+            hour.refreshes += u64::from(run.lock.as_deref() == Some("refresh") && run.hold_ms.is_some());
         }
-        text += "\n";
-        text.extend(self.outcomes.iter().map(|(outcome, count)| format!("{:<20}{count:>7}\n", escaped(outcome))));
-        text += &format!("\n{:<20}{:>7}{:>8}{:>12}{:>9}{:>12}\n", "label", "runs", "failed", "waited", "turns", "cost");
-        for (label, totals) in self.labels.iter().chain([(&Some("all".to_owned()), &self.total)]) {
-            let Totals { runs, failed, waited_ms, turns, cost_usd, .. } = totals;
-            let label = escaped(label.as_deref().unwrap_or("(no label)"));
-            let waited = short(*waited_ms);
-            text += &format!("{label:<20}{runs:>7}{failed:>8}{waited:>12}{turns:>9}{cost_usd:>8.2} USD\n");
-        }
-        text += &format!("\n{:<20}{:>11}{:>11}{:>11}{:>11}\n", "session lock", "p50", "p90", "p99", "max");
-        let kinds = [("wait", &self.waits), ("hold", &self.holds)];
-        for (name, spans) in kinds {
-            let points = PERCENTS.map(|percent| percentile(spans, percent).map_or_else(|| "-".into(), short));
-            text += &format!("{name:<20}{:>11}{:>11}{:>11}{:>11}\n", points[0], points[1], points[2], points[3]);
-        }
-        for (name, spans) in kinds {
-            text += &format!("\n{name}, {}\n", text::count(spans.len(), "run"));
-            text.extend(bars(spans));
-        }
-        let Totals { waited_ms, total_ms, .. } = self.total;
-        let share = 100.0 * waited_ms as f64 / total_ms.max(1) as f64;
-        text + &format!("\nlost to the lock: {} of {}, {share:.0} %\n", short(waited_ms), short(total_ms))
+        self.waits.extend(run.wait_ms);
+        self.holds.extend(run.hold_ms);
+        self.labels.entry(run.label.clone()).or_default().add(&run);
+        *self.endings.entry((run.outcome, run.exit_code)).or_default() += 1;
     }
 
+    fn finish(&mut self) {
+        self.waits.sort_unstable();
+        self.holds.sort_unstable();
+    }
+
+    /// The form that `schema/report.json` describes.
     fn to_json(&self) -> Value {
         let labels = self.labels.iter().map(|(label, totals)| {
             let mut value = json!(totals);
             value["label"] = json!(label);
             value
         });
+        let mut outcomes = BTreeMap::<_, usize>::new();
+        self.endings.iter().for_each(|((outcome, _), runs)| *outcomes.entry(outcome).or_default() += runs);
+        let endings = self.endings.iter();
+        let endings = endings.map(|((outcome, code), runs)| json!({"outcome": outcome, "exit_code": code, "runs": runs}));
         let mut value = json!(self.total);
         value["since"] = json!(self.since.map(time));
         value["skipped_lines"] = json!(self.skipped);
-        value["outcomes"] = json!(self.outcomes);
+        value["unreadable"] = json!(self.unreadable);
+        value["outcomes"] = json!(outcomes);
+        value["endings"] = endings.collect();
         value["labels"] = labels.collect();
         value["wait_ms"] = percentiles_json(&self.waits);
         value["hold_ms"] = percentiles_json(&self.holds);
+        value["last_day"] = json!(self.hours);
         value
     }
 }
@@ -139,33 +178,22 @@ fn percentile(sorted: &[u64], percent: usize) -> Option<u64> {
     sorted.get(rank - 1).copied()
 }
 
-/// A line for each step, as long as its share.
-fn bars(spans: &[u64]) -> impl Iterator<Item = String> {
-    let mut counts = STEPS.map(|_| 0_usize);
-    let steps = spans.iter().filter_map(|span| STEPS.iter().position(|(_, end)| span / 1000 < *end));
-    steps.for_each(|step| counts[step] += 1);
-    let most = counts.into_iter().max().unwrap_or_default().max(1);
-    STEPS.into_iter().zip(counts).map(move |((name, _), count)| {
-        let bar = "#".repeat((count * BAR_WIDTH).div_ceil(most));
-        format!("{}\n", format!("  {name:<7}{count:>7}  {bar}").trim_end())
-    })
-}
-
-/// A duration in at most two units: nobody reads the seconds of a day.
-fn short(milliseconds: u64) -> String {
-    duration::show(Duration::from_millis(milliseconds)).split(' ').take(2).collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn run(label: Option<&str>, waited: u64, code: u8) -> Option<FinishedRun> {
-        let line = json!({
-            "run": "1-2", "label": label, "began": "1970-01-01T00:00:01.000Z", "total_ms": waited * 1000 + 2000,
-            "wait_ms": waited * 1000, "hold_ms": 1000, "outcome": "exited", "exit_code": code, "turns": 3, "cost_usd": 0.25
-        });
-        FinishedRun::from_json(line.to_string().as_bytes())
+    pub(super) fn report(runs: &[(Option<&str>, u64, u8)]) -> Report {
+        let now = SystemTime::UNIX_EPOCH + HOUR * 48;
+        let mut report = Report::new(None, now);
+        for (label, waited, code) in runs {
+            let line = json!({
+                "run": "1-2", "label": label, "began": "1970-01-02T23:30:00.000Z", "total_ms": waited * 1000 + 2000, "lock": "refresh",
+                "wait_ms": waited * 1000, "hold_ms": 1000, "outcome": "exited", "exit_code": code, "turns": 3, "cost_usd": 0.25
+            });
+            report.add(FinishedRun::from_json(line.to_string().as_bytes()).expect("a run"));
+        }
+        report.finish();
+        report
     }
 
     #[test]
@@ -181,34 +209,17 @@ mod tests {
     }
 
     #[test]
-    fn each_span_counts_in_one_bar() {
-        let spans: Vec<_> = [0, 0, 0, 1, 9, 10, 3599, 3600, 99_999].map(|seconds| seconds * 1000).to_vec();
-        let bars: Vec<_> = bars(&spans).collect();
-        let counts: Vec<_> = bars.iter().map(|bar| bar[9..16].trim().to_owned()).collect();
-        assert_eq!(counts, ["3", "2", "1", "0", "0", "1", "2"]);
-        assert_eq!(bars[0].matches('#').count(), BAR_WIDTH);
-        assert!(bars[3].ends_with("0\n"));
-    }
-
-    #[test]
-    fn runs_are_summed_up_by_label() {
-        let finished = [run(Some("a"), 0, 0), run(Some("a"), 4, 1), run(None, 6, 75)];
-        let history = History { finished: finished.into_iter().flatten().collect(), skipped: 2 };
-        let report = Report::of(&history, None).to_json();
+    fn runs_are_summed_up_by_label_and_hour() {
+        let report = report(&[(Some("a"), 0, 0), (Some("a"), 4, 1), (None, 6, 75)]).to_json();
         assert_eq!((&report["runs"], &report["failed"], &report["waited_ms"]), (&json!(3), &json!(2), &json!(10_000)));
         assert_eq!(
             report["labels"][1],
-            json!({"label": "a", "runs": 2, "failed": 1, "waited_ms": 4000, "total_ms": 8000, "turns": 6, "cost_usd": 0.5})
+            json!({"runs": 2, "failed": 1, "waited_ms": 4000, "total_ms": 8000, "turns": 6, "cost_usd": 0.5, "label": "a"})
         );
         assert_eq!(report["labels"][0]["label"], Value::Null);
         assert_eq!(report["wait_ms"], json!({"count": 3, "p50": 4000, "p90": 6000, "p99": 6000, "max": 6000}));
-        assert_eq!((&report["skipped_lines"], &report["outcomes"]["exited"]), (&json!(2), &json!(3)));
-        let text = Report::of(&history, None).to_text();
-        assert!(
-            text.contains("lost to the lock: 10s of 16s, 62 %") && text.contains("2 lines of the history skipped"),
-            "{text}"
-        );
-        let late = SystemTime::UNIX_EPOCH + Duration::from_secs(2);
-        assert_eq!(Report::of(&history, Some(late)).to_json()["runs"], json!(0));
+        assert_eq!((&report["outcomes"]["exited"], report["endings"].as_array().map(Vec::len)), (&json!(3), Some(3)));
+        let hour = &report["last_day"][23];
+        assert_eq!((&hour["runs"], &hour["failed"], &hour["refreshes"]), (&json!(3), &json!(2), &json!(3)));
     }
 }

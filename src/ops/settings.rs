@@ -1,87 +1,37 @@
-//! `claude-run settings`: every setting, its value, and its origin. `claude-run mode`: the lock mode of the whole factory, who still
-//! follows another, and how to change it.
+//! `claude-run settings`: every setting, its value, and its origin.
 
-use std::collections::BTreeMap;
 use std::io::Write;
-use std::time::Instant;
 
 use anyhow::Result;
-use serde_json::json;
 
-use super::{Context, Factory, answer, text, wait_until_none};
-use crate::config::duration::{DurationSetting, after};
-use crate::config::file::{self, SettingsFile};
-use crate::config::settings::{LockMode, Origin, Written};
-use crate::logging::escaped;
+use super::layout::{columns, fitted};
+use super::{Context, Factory, answer, text};
+use crate::config::settings::Written;
+use crate::logging::{self, escaped};
 use crate::outcome::Outcome;
-use crate::records::{Census, RunRecord};
 
-/// One line, or one object, for each. Refuses what a run would refuse.
+/// One line, or one object, for each. A mistake that a run would refuse is said on stderr.
 pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Result<Outcome> {
-    context.settings()?;
     let settings = context.written();
-    answer(out, json, true, &to_text(&settings), &settings.iter().map(text::setting_json).collect())
+    let mistake = match Factory::of(context) {
+        Ok(factory) => factory.file_error,
+        // Without a config dir, there is no settings file either.
+        Err(_) if context.config_dir.is_err() => context.settings().err().map(|error| format!("{error:#}")),
+        Err(error) => return Err(error),
+    };
+    if let Some(mistake) = &mistake {
+        logging::ask(&format!("{mistake}; no run starts\n"));
+    }
+    answer(out, json, mistake.is_none(), &to_text(&settings), &settings.iter().map(text::setting_json).collect())
 }
 
 fn to_text(settings: &[Written]) -> String {
     let values: Vec<_> = settings.iter().map(|setting| escaped(&setting.value.to_string_lossy()).into_owned()).collect();
-    let width = values.iter().map(|value| value.chars().count()).max().unwrap_or_default();
+    // One long value is not to push all origins off the screen.
+    let width = values.iter().map(|value| columns(value)).filter(|width| *width <= 40).max().unwrap_or_default();
     let row = |(Written { name, origin, .. }, value): (&Written, &String)| {
-        format!("{name:<20}{value:<width$}  {}\n", text::origin(origin))
+        let value = if columns(value) > width { value.clone() } else { fitted(value, width) };
+        format!("{name:<20}{value}  {}\n", text::origin(origin))
     };
     settings.iter().zip(&values).map(row).collect()
-}
-
-/// Shows the mode, or sets it; with `drain`, waits so long at most until no live run follows another.
-pub(super) fn mode(
-    mut context: Context,
-    set: Option<LockMode>,
-    drain: Option<DurationSetting>,
-    json: bool,
-    out: &mut impl Write,
-) -> Result<Outcome> {
-    let mut place = Factory::of(&context)?;
-    let path = place.config_dir.join(file::NAME);
-    if let Some(mode) = set {
-        SettingsFile::set(&path, "lock", mode.name())?;
-        context.file = SettingsFile::read(&path)?;
-        place = Factory::of(&context)?;
-    }
-    let mode = set.unwrap_or(place.settings.lock_mode);
-    let others = match drain {
-        Some(bound) => {
-            let deadline = after(Instant::now(), bound.as_limit());
-            wait_until_none(&place.records, deadline, || followers_of_others(&place, mode))?
-        }
-        None => followers_of_others(&place, mode)?,
-    };
-    let Written { value: here, origin, .. } = &place.mode;
-    let mut lines = match set {
-        Some(mode) => format!("{} is the lock mode now, by {}\n", mode.name(), path.display()),
-        None => text::setting(&place.mode) + "\n",
-    };
-    // What was said here goes before the file, and may be said elsewhere, too.
-    if set.is_some_and(|set| here != set.name()) && matches!(origin, Origin::Flag | Origin::Variable(_)) {
-        lines += &format!("but here {} says {}, and goes before the file\n", text::origin(origin), here.display());
-    }
-    let mut by_mode = BTreeMap::<_, usize>::new();
-    others.iter().for_each(|record| *by_mode.entry(&record.mode).or_default() += 1);
-    let modes: Vec<_> = by_mode.iter().map(|(mode, count)| format!("{count} {mode}")).collect();
-    lines += &match others.len() {
-        0 => format!("no live run follows another mode than {}\n", mode.name()),
-        1 => format!("1 live run still follows another mode: {}\n", modes.join(", ")),
-        count => format!("{count} live runs still follow another mode: {}\n", modes.join(", ")),
-    };
-    lines.extend(others.iter().map(|record| format!("  {}\n", text::run(record))));
-    let mut value = text::setting_json(&place.mode);
-    value["set"] = json!(set.map(LockMode::name));
-    value["others"] = others.iter().map(text::run_json).collect();
-    answer(out, json, drain.is_none() || others.is_empty(), &lines, &value)
-}
-
-/// All runs that follow another mode than `mode`, orphaned ones and those of other hosts included.
-fn followers_of_others(place: &Factory, mode: LockMode) -> Result<Vec<RunRecord>> {
-    let Census { live, orphaned, elsewhere, .. } = place.census()?;
-    let all = live.into_iter().chain(orphaned).chain(elsewhere);
-    Ok(all.filter(|record| record.mode != mode.name()).collect())
 }

@@ -50,6 +50,12 @@ pub(super) fn orphan(run: &RunRecord) -> String {
     format!("{} was killed, and what it started{child} still holds the lock", run.who())
 }
 
+/// How a run ended: `lock busy (75)`.
+pub(super) fn ending(outcome: &str, exit_code: Option<u8>) -> String {
+    let code = exit_code.map_or_else(String::new, |code| format!(" ({code})"));
+    format!("{}{code}", outcome.replace('-', " "))
+}
+
 pub(super) fn expiry(expiry: SystemTime) -> String {
     match expiry.duration_since(SystemTime::now()) {
         Ok(left) => format!("expires in {}", show_seconds(left)),

@@ -1,18 +1,19 @@
 //! `history.jsonl`: a line for each finished run. It is appended to in single writes, and rotated to `history.1.jsonl` when
 //! it is large, replacing the one before.
 
-use std::io;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::time::{Duration, SystemTime};
 
 use fs4::FileExt;
 use nix::fcntl::OFlag;
 use serde::Deserialize;
+use serde_json::{Value, json};
 
-use super::fields::{lenient, timestamp};
+use super::fields::{lenient, time, timestamp};
+use super::run_record::RunRecord;
 use super::store::RecordStore;
 use crate::claude::frames::clamped;
 use crate::logging::append_lines;
-use crate::sys::fs::read_all;
 
 const CURRENT: &str = "history.jsonl";
 
@@ -22,8 +23,14 @@ const OLDER: &str = "history.1.jsonl";
 /// Size at which the history is rotated.
 const LARGE: u64 = 8 << 20;
 
-/// Upper bound on its size: a hundred runs that end at once each append a line before one rotates it.
-const LARGEST: u64 = 8 * LARGE;
+/// Outcome of a run that could not write its own line.
+const VANISHED: &str = "vanished";
+
+/// Longer than any line that a run writes.
+const LONGEST_LINE: u64 = 1 << 20;
+
+/// Longest part of a history that is searched for its last runs.
+const LARGEST_TAIL: u64 = 4 << 20;
 
 /// Upper bound of what a line may say, so that sums stay numbers.
 const LARGEST_NUMBER: u64 = 1_000_000_000_000;
@@ -35,7 +42,14 @@ pub struct FinishedRun {
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) label: Option<String>,
     pub(crate) outcome: String,
-    pub(crate) exit_code: u8,
+    /// `None` for a run that vanished.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) exit_code: Option<u8>,
+    /// Lock mode.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) lock: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) program: Option<String>,
     #[serde(with = "timestamp")]
     pub(crate) began: SystemTime,
     pub(crate) total_ms: u64,
@@ -50,46 +64,80 @@ pub struct FinishedRun {
     pub(crate) cost_usd: Option<f64>,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct History {
-    /// In the order of their ends.
-    pub(crate) finished: Vec<FinishedRun>,
-    /// Number of lines that could not be understood: cut or mixed by a full disk, or from elsewhere.
-    pub(crate) skipped: usize,
-}
-
 impl RecordStore {
-    /// Reads the whole history.
-    pub(crate) fn read_history(&self) -> io::Result<History> {
-        let mut history = History::default();
+    /// Gives each run of the whole history to `take`, in the order of their ends. Returns the number of lines that could not be
+    /// understood: cut or mixed by a full disk, or from elsewhere.
+    pub(crate) fn read_history(&self, mut take: impl FnMut(FinishedRun)) -> io::Result<usize> {
+        let mut skipped = 0;
         for name in [OLDER, CURRENT] {
-            let bytes = match self.read_lines(name) {
-                Ok(bytes) => bytes,
+            let file = match self.open().and_then(|dir| dir.open_file(name, OFlag::O_RDONLY)) {
+                Ok(file) => file,
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => continue,
                 Err(error) => {
                     return Err(io::Error::new(error.kind(), format!("{}: {error}", self.path().join(name).display())));
                 }
             };
-            for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-                match FinishedRun::from_json(line) {
-                    Some(run) => history.finished.push(run),
-                    None => history.skipped += 1,
-                }
-            }
+            for_each_line(BufReader::new(file), |line| match FinishedRun::from_json(line) {
+                Some(run) => take(run),
+                None => skipped += 1,
+            })?;
         }
-        Ok(history)
+        Ok(skipped)
     }
 
     /// The last `count` finished runs since the history was rotated.
     pub(crate) fn last_finished(&self, count: usize) -> Vec<FinishedRun> {
-        let bytes = self.read_lines(CURRENT).unwrap_or_default();
-        let mut last: Vec<_> = bytes.rsplit(|&byte| byte == b'\n').filter_map(FinishedRun::from_json).take(count).collect();
-        last.reverse();
-        last
+        let Ok(file) = self.open().and_then(|dir| dir.open_file(CURRENT, OFlag::O_RDONLY)) else { return Vec::new() };
+        let length = file.metadata().map_or(0, |found| found.len());
+        let mut tail = 16 << 10;
+        loop {
+            let mut bytes = Vec::new();
+            let begin = length.saturating_sub(tail);
+            let _ = (&file).seek(SeekFrom::Start(begin)).and_then(|_| (&file).take(tail).read_to_end(&mut bytes));
+            let mut last: Vec<_> = bytes.rsplit(|&byte| byte == b'\n').filter_map(FinishedRun::from_json).take(count).collect();
+            if last.len() == count || begin == 0 || tail >= LARGEST_TAIL {
+                last.reverse();
+                return last;
+            }
+            tail *= 16;
+        }
     }
+}
 
-    fn read_lines(&self, name: &str) -> io::Result<Vec<u8>> {
-        read_all(&self.open()?.open_file(name, OFlag::O_RDONLY)?, LARGEST)
+/// Line of a run that was killed, or went down with its machine: how it ended is not known, nor when, but for the time of this line.
+pub(super) fn vanished(record: &RunRecord) -> Value {
+    let passed = SystemTime::now().duration_since(record.began).unwrap_or_default();
+    json!({
+        "run": record.run,
+        "label": record.label,
+        "outcome": VANISHED,
+        "exit_code": null,
+        "began": time(record.began),
+        "total_ms": passed.as_millis() as u64,
+        "lock": record.mode,
+        "host": record.host,
+        "pid": record.pid,
+        "version": record.version,
+        "program": record.program,
+    })
+}
+
+/// Gives each line to `take`, without its end, and those beyond a bound in memory as an empty one.
+fn for_each_line(mut file: impl BufRead, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let length = (&mut file).take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+        if length == 0 {
+            return Ok(());
+        }
+        if line.pop_if(|last| *last == b'\n').is_none() && length as u64 == LONGEST_LINE {
+            line.clear();
+            file.skip_until(b'\n')?;
+            take(&line);
+        } else if !line.is_empty() {
+            take(&line);
+        }
     }
 }
 
@@ -113,7 +161,8 @@ impl FinishedRun {
     /// Reads a line.
     pub fn from_json(line: &[u8]) -> Option<Self> {
         let mut run: Self = serde_json::from_slice(line).ok()?;
-        for text in [&mut run.run, &mut run.outcome].into_iter().chain(&mut run.label) {
+        let optional = [&mut run.label, &mut run.lock, &mut run.program].into_iter().flatten();
+        for text in [&mut run.run, &mut run.outcome].into_iter().chain(optional) {
             *text = clamped(text);
         }
         let counts = [&mut run.wait_ms, &mut run.hold_ms, &mut run.turns].into_iter().flatten();

@@ -14,7 +14,6 @@ pub use run_record::RunRecord;
 pub use store::RecordStore;
 pub(crate) use {
     fields::{time, timestamp},
-    history::History,
     run_record::{Hold, PathView, State},
     store::Census,
 };

@@ -104,6 +104,11 @@ impl RunRecord {
         self.hold == Some(Hold::Own) && self.is_about(lock)
     }
 
+    /// True if this run waits for its session lock.
+    pub(crate) fn waits(&self) -> bool {
+        self.state == State::Waiting && self.hold.is_none()
+    }
+
     /// True if `lock` is the session lock of this run. Device numbers are not comparable between hosts.
     pub(crate) fn is_about(&self, lock: FileId) -> bool {
         let seen = self.lock.as_ref().and_then(PathView::file_id);

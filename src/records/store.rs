@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use fs4::{FileExt, TryLockError};
 use nix::fcntl::OFlag;
 
+use super::history;
 use super::run_record::{Hold, RunRecord};
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
@@ -144,11 +145,11 @@ impl RecordStore {
         let holder = live.pop_if(|record| record.holds(lock));
         for (run, seen) in dead {
             // What a dead run has started may still hold its lock: `lock`, if nobody else holds that.
-            let is_needed = seen.record.is_some_and(|record| {
-                (record.hold == Some(Hold::Own) && (holder.is_none() || !record.holds(lock))) || !self.is_visible(&record)
+            let is_needed = seen.record.as_ref().is_some_and(|record| {
+                (record.hold == Some(Hold::Own) && (holder.is_none() || !record.holds(lock))) || !self.is_visible(record)
             });
             if !is_needed {
-                let _ = runs.remove(&record_name(&run.to_string()));
+                self.sweep(&runs, run, seen.record.as_ref());
             }
         }
         holder
@@ -192,10 +193,9 @@ impl RecordStore {
                 Some(record) if !self.is_visible(&record) && !is_older(modified, SILENT_RECORD_TTL) => {
                     census.elsewhere.push(record)
                 }
-                record => match record.and_then(|record| self.orphaned(record, &census.live)) {
+                record => match record.clone().and_then(|record| self.orphaned(record, &census.live)) {
                     Some(record) => census.orphaned.push(record),
-                    // In a directory that is read-only, it stays.
-                    None => drop(runs.remove(&record_name(&run.to_string()))),
+                    None => self.sweep(&runs, run, record.as_ref()),
                 },
             }
         }
@@ -203,6 +203,16 @@ impl RecordStore {
             runs.sort_by_key(|record| record.began);
         }
         Ok(census)
+    }
+
+    /// Removes the record of a dead run, unless its directory is read-only. Whoever has done so writes the line of history for which the
+    /// run did not live long enough.
+    fn sweep(&self, runs: &Dir, run: RunId, record: Option<&RunRecord>) {
+        if runs.remove(&record_name(&run.to_string())).is_ok()
+            && let Some(record) = record
+        {
+            let _ = history::append(self, &format!("{}\n", history::vanished(record))); // the run had no better luck
+        }
     }
 
     /// Run whose lock helper holds its lock, by its last record.

@@ -2,12 +2,15 @@
 
 use std::fmt::Display;
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process;
 use std::ptr;
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, gethostname};
 
 use super::file_id::FileId;
@@ -143,6 +146,11 @@ pub(crate) fn flock_of(process: impl Display, file: FileId) -> Option<Flock> {
     })
 }
 
+/// True if the descriptors of the process `pid` are hidden from us, as those of another user.
+pub(crate) fn is_hidden(pid: i32) -> bool {
+    fs::read_dir(format!("/proc/{pid}/fdinfo")).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
 /// True if the kernel means `file` by `at`. Where stat(2) gives another device number than the kernel's own, the inode decides.
 fn is_of(at: FileId, file: FileId) -> bool {
     at == file || (at.inode == file.inode && mount::has_own_device_numbers(at.device))
@@ -177,6 +185,12 @@ pub(crate) fn boot_id() -> Option<String> {
 /// True if the process `pid` runs a program of this name, of at most 15 bytes.
 pub(crate) fn is_named(pid: i32, name: &str) -> bool {
     fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_ascii_end() == name.as_bytes())
+}
+
+/// Time since the start of the process `pid`.
+pub(crate) fn age(pid: i32) -> Option<Duration> {
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
+    now.checked_sub(Duration::from_millis(Stat::read(pid)?.start.saturating_mul(10)))
 }
 
 /// Name of this host or container.

@@ -1,14 +1,20 @@
-//! Terminals: their sizes, their modes, which claude changes and may not live to restore, and a pseudo-terminal for it to write to.
+//! Terminals: their sizes, their modes, which claude changes and may not live to restore, a pseudo-terminal for it to write to, and the
+//! alternate screen for ourselves.
 
 use std::fs::File;
-use std::io::{self, stderr, stdin, stdout};
+use std::io::{self, Write, stderr, stdin, stdout};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::pty::openpty;
-use nix::sys::termios::{OutputFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::termios::{LocalFlags, OutputFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
+
+use super::signal::end_by;
 
 /// Master side of a pseudo-terminal of our own terminal's size, without output processing.
 #[derive(Debug)]
@@ -73,4 +79,68 @@ impl Drop for TerminalModeGuard {
             let _ = tcsetattr(stdin(), SetArg::TCSANOW, before);
         }
     }
+}
+
+/// Alternate screen of the terminal that is stdout, with its keys as they come. It is left when dropped, and before a signal ends or
+/// stops this process.
+#[derive(Debug)]
+pub(crate) struct FullScreen(Arc<Mutex<ModesBefore>>);
+
+type ModesBefore = Option<Termios>;
+
+const ENTER: &str = "\x1b[?1049h\x1b[?25l";
+const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
+
+impl FullScreen {
+    pub(crate) fn enter() -> io::Result<Self> {
+        let handled = SigSet::from_iter([Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGTSTP]);
+        handled.thread_block()?;
+        let screen = Arc::new(Mutex::new(tcgetattr(stdin()).ok()));
+        let seen = Arc::clone(&screen);
+        thread::Builder::new().stack_size(64 * 1024).spawn(move || {
+            while let Ok(signal) = handled.wait() {
+                let modes = locked(&seen);
+                show(LEAVE, &modes, false);
+                if signal == Signal::SIGTSTP {
+                    let _ = raise(Signal::SIGSTOP); // it fails for invalid signals only
+                    show(ENTER, &modes, true);
+                    continue;
+                }
+                let _ = handled.thread_unblock(); // it fails for invalid arguments only
+                end_by((signal as i32).into());
+                // SAFETY: it ends this process, as PID 1, too, for which a signal has no default action.
+                unsafe { libc::_exit(128 + signal as i32) }
+            }
+        })?;
+        show(ENTER, &locked(&screen), true);
+        Ok(Self(screen))
+    }
+
+    /// Shows `text`.
+    pub(crate) fn write(&self, text: &str) -> io::Result<()> {
+        let _shown = locked(&self.0);
+        stdout().write_all(text.as_bytes())?;
+        stdout().flush()
+    }
+}
+
+impl Drop for FullScreen {
+    fn drop(&mut self) {
+        show(LEAVE, &locked(&self.0), false);
+    }
+}
+
+fn locked(screen: &Mutex<ModesBefore>) -> MutexGuard<'_, ModesBefore> {
+    screen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes `sequence`, and has the terminal pass keys at once and without echo, or as `before`. An error means that it is gone.
+fn show(sequence: &str, before: &ModesBefore, key_by_key: bool) {
+    if let Some(mut modes) = before.clone() {
+        if key_by_key {
+            modes.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
+        }
+        let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, &modes);
+    }
+    let _ = stdout().write_all(sequence.as_bytes()).and_then(|()| stdout().flush());
 }

@@ -38,6 +38,8 @@ mod refresh;
 mod refresh_locks;
 mod report;
 mod rooms;
+mod schema;
+mod screens;
 mod sdk;
 mod sdk_group;
 mod sdk_lock;

@@ -69,8 +69,10 @@ fn invalid_mode_or_file_is_125_and_changes_nothing() {
     }
     assert!(!file(&env).exists());
     env.make_lock_file();
+    mode(&env, &["exclusive", "--drain", "refresh"]).assert().code(125);
     fs::write(file(&env), "lock = [").expect("a file");
     mode(&env, &["pass-through"]).assert().code(125);
+    assert!(stdout(mode(&env, &[]), 1).starts_with("not known\nno run starts: "));
     assert_eq!(fs::read_to_string(file(&env)).expect("a file"), "lock = [");
 }
 
@@ -100,6 +102,68 @@ fn drain_waits_only_for_runs_of_the_old_mode() {
     let shown: Value = serde_json::from_str(&ended.stdout[0]).expect("JSON");
     assert_eq!((&shown["value"], &shown["others"]), (&"pass-through".into(), &Value::Array(Vec::new())));
     assert_eq!((old.end().code(), waiter.end().code()), (0, 0));
+}
+
+#[test]
+fn drain_takes_its_bound_as_every_option_does() {
+    let env = Env::new();
+    let _holder = env.start_fake(&["--label", "old"], "ready; hang");
+    wait_until("it holds", || env.is_locked());
+    for words in [
+        &["pass-through", "--drain", "0.1"][..],
+        &["pass-through", "--drain=0.1"],
+        &["--drain", "100ms", "pass-through"],
+        &["--drain", "0.1"],
+    ] {
+        let assert = mode(&env, words).assert().code(1);
+        let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(
+            stderr.starts_with("claude-run: waiting for 1 who follow another mode, at most 100ms: "),
+            "{words:?}: {stderr}"
+        );
+    }
+    let assert = mode(&env, &["exclusive", "--drain"]).assert().code(0).stderr("");
+    drop(assert);
+    mode(&env, &["--drain", "exclusive"]).assert().code(0).stderr("");
+}
+
+#[test]
+fn holder_without_a_record_follows_no_new_mode() {
+    let env = Env::new();
+    let holder = env.hold_lock();
+    let mut waiter = env.command("flock");
+    let waiter = Running::start({
+        waiter.arg(env.lock_file()).arg("true");
+        waiter
+    });
+    wait_until("it waits", || env.waiters() == 1);
+    let shown = stdout(mode(&env, &["pass-through", "--drain", "0.1"]), 1);
+    for part in ["2 live runs still follow another mode: 2 without a run record\n", ", holds the session lock\n", ", waits for"]
+    {
+        assert!(shown.contains(part), "{part:?}: {shown}");
+    }
+    let seen: Value = serde_json::from_str(&stdout(mode(&env, &["--json"]), 0)).expect("JSON");
+    assert_eq!(seen["without_record"].as_array().map(Vec::len), Some(2), "{seen}");
+    assert!(stdout(mode(&env, &["exclusive"]), 0).contains("no live run follows another mode than exclusive\n"));
+    let drain = env.start(["mode", "refresh", "--drain"]);
+    assert!(drain.message().contains("waiting for 2 who follow another mode, at most 2h 5m: pid "));
+    drop((holder, waiter));
+    assert_eq!(drain.end().code(), 0);
+}
+
+#[test]
+fn mode_without_the_lock_warns_of_the_sibling_lock() {
+    if !crate::env::can_unshare("-rm") {
+        return;
+    }
+    let env = Env::new();
+    env.make_lock_file();
+    let script = r#"mount --bind "$HOME/.claude" "$HOME/.claude" && "$0" mode pass-through && "$0" mode exclusive"#;
+    let mut unshare = env.command("unshare");
+    unshare.args(["-rm", "bash", "-c", script]).arg(binary());
+    let ended = Running::start(unshare).end();
+    let warned: Vec<_> = ended.stdout.iter().filter(|line| line.contains("is a mount point")).collect();
+    assert!(ended.code() == 0 && warned.len() == 1 && warned[0].starts_with("but "), "{ended:?}");
 }
 
 #[test]

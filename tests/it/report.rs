@@ -5,7 +5,7 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
-use crate::env::{Env, Running, binary, fake_claude};
+use crate::env::{Env, Running, binary, fake_claude, is_alive, wait_until};
 
 fn history(env: &Env) -> std::path::PathBuf {
     env.home().join(".claude/claude-run/history.jsonl")
@@ -43,12 +43,17 @@ fn report_sums_runs_waits_holds_and_cost() {
     let seen = as_json(&env, &[]);
     assert_eq!((&seen["runs"], &seen["failed"], &seen["skipped_lines"]), (&json!(3), &json!(2), &json!(0)));
     assert_eq!(seen["outcomes"], json!({"exited": 2, "lock-busy": 1}));
+    let endings = [("exited", 0), ("exited", 3), ("lock-busy", 75)];
+    let endings = endings.map(|(outcome, code)| json!({"outcome": outcome, "exit_code": code, "runs": 1}));
+    assert_eq!(seen["endings"], Value::Array(endings.to_vec()));
+    let hour = &seen["last_day"][23];
+    assert_eq!((&hour["runs"], &hour["failed"], &hour["refreshes"]), (&json!(3), &json!(2), &json!(0)));
     assert_eq!((&seen["labels"][1]["label"], &seen["labels"][1]["runs"]), (&json!("review"), &json!(2)));
     assert!(seen["cost_usd"].as_f64() > Some(0.0) && seen["turns"].as_u64() > Some(0), "{seen}");
     assert_eq!((&seen["wait_ms"]["count"], &seen["hold_ms"]["count"]), (&json!(3), &json!(2)));
     assert!(seen["wait_ms"]["max"].as_u64() >= Some(1100), "{seen}");
     let text = report(&env, &[]);
-    for part in ["3 finished runs\n", "lock-busy                 1\n", "  < 10s        1  ###", "lost to the lock: 1s "] {
+    for part in ["3 finished runs\n", "lock busy (75)            1\n", "exited (3) ", "\n< 10s ", "lost to the lock: 1s "] {
         assert!(text.contains(part), "{part:?}: {text}");
     }
     let review = text.lines().find(|line| line.starts_with("review")).expect("a line");
@@ -69,6 +74,63 @@ fn truncated_or_foreign_line_is_skipped_and_counted() {
     let seen = as_json(&env, &[]);
     assert_eq!((&seen["runs"], &seen["skipped_lines"]), (&json!(2), &json!(4)));
     assert!(report(&env, &[]).contains("4 lines of the history skipped"));
+}
+
+#[test]
+fn report_reads_a_history_of_any_size() {
+    let env = Env::new();
+    env.claude_run().arg("true").assert().code(0);
+    let line = fs::read_to_string(history(&env)).expect("a history");
+    let count = (66 << 20) / line.len() + 1;
+    fs::write(history(&env), line.repeat(count) + &"x".repeat(3 << 20) + "\n").expect("written");
+    let seen = as_json(&env, &[]);
+    assert_eq!((&seen["runs"], &seen["skipped_lines"]), (&json!(count), &json!(1)));
+    let status = env.claude_run().args(["status", "--json"]).assert().code(0).get_output().stdout.clone();
+    let status: Value = serde_json::from_slice(&status).expect("JSON");
+    assert_eq!(status["last"].as_array().map(Vec::len), Some(5), "behind a line that is none");
+}
+
+#[test]
+fn prometheus_gets_gauges() {
+    let env = Env::new();
+    env.claude_run().args(["--label", "a\"b", "sh", "-c", "exit 3"]).assert().code(3);
+    let text = report(&env, &["--prometheus"]);
+    for part in [
+        "# TYPE claude_run_runs gauge\n",
+        "claude_run_runs{outcome=\"exited\",exit_code=\"3\"} 1\n",
+        "claude_run_failed_runs{label=\"a\\\"b\"} 1\n",
+        "claude_run_wait_seconds{quantile=\"0.5\"} ",
+    ] {
+        assert!(text.contains(part), "{part:?}: {text}");
+    }
+    let is_metric = |line: &str| {
+        let value = line.rsplit_once(' ').and_then(|(_, value)| value.parse::<f64>().ok());
+        line.starts_with("# ") || (line.starts_with("claude_run_") && value.is_some())
+    };
+    assert_eq!(text.lines().find(|line| !is_metric(line)), None);
+    env.claude_run().args(["report", "--json", "--prometheus"]).assert().code(125);
+}
+
+#[test]
+fn killed_run_has_a_line_of_history() {
+    let env = Env::new();
+    let run = env.start_fake(&["--label", "lost"], "ready; hang");
+    let [child, ..] = run.ready();
+    let records = env.home().join(".claude/claude-run/runs");
+    wait_until("its record is there", || fs::read_dir(&records).is_ok_and(|entries| entries.count() == 1));
+    run.signal(nix::sys::signal::Signal::SIGKILL);
+    run.end();
+    wait_until("its child has ended", || !is_alive(child));
+    // Many look at once, and one of them sweeps.
+    let looks: Vec<_> = (0..8).map(|_| env.start(["status", "--json"])).collect();
+    looks.into_iter().for_each(|look| drop(look.end()));
+    let seen = as_json(&env, &[]);
+    assert_eq!(seen["endings"], json!([{"outcome": "vanished", "exit_code": null, "runs": 1}]));
+    let line = fs::read_to_string(history(&env)).expect("a history");
+    let line: Value = serde_json::from_str(&line).expect("one line");
+    assert_eq!((&line["label"], &line["lock"], &line["exit_code"]), (&json!("lost"), &json!("exclusive"), &Value::Null));
+    let shown = env.claude_run().arg("status").assert().code(0).get_output().stdout.clone();
+    assert!(String::from_utf8_lossy(&shown).contains("last runs      lost: vanished after "));
 }
 
 #[test]

@@ -44,9 +44,11 @@ fn invalid_file_is_125_with_line_and_key() {
         ("wait = { x = 1 }", [":1: wait", "inline table"]),
     ] {
         let path = write_file(&env, text).display().to_string();
-        for words in [&["touch", "started"][..], &["settings"]] {
-            let assert = env.claude_run().args(words).assert().code(125).stdout("");
+        for (words, code) in [(&["touch", "started"][..], 125), (&["settings"], 1)] {
+            let assert = env.claude_run().args(words).assert().code(code);
             let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+            let is_shown = String::from_utf8_lossy(&assert.get_output().stdout).contains("kill-after ");
+            assert_eq!(is_shown, code == 1, "settings shows what it can");
             assert!(stderr.starts_with("claude-run: ") && stderr.lines().count() == 1, "{stderr}");
             assert!(stderr.contains(&path) && parts.iter().all(|part| stderr.contains(part)), "{text:?}: {stderr}");
         }
@@ -203,8 +205,8 @@ fn fifo_in_place_of_the_file_keeps_its_data() {
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     let mut fifo = fs::File::options().read(true).write(true).open(&path).expect("both ends");
     fifo.write_all(b"wait = 5\n").expect("written");
-    for words in [&["true"][..], &["settings"], &["mode", "refresh"]] {
-        let assert = env.claude_run().args(words).assert().code(125);
+    for (words, code) in [(&["true"][..], 125), (&["settings"], 1), (&["mode", "refresh"], 125)] {
+        let assert = env.claude_run().args(words).assert().code(code);
         let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
         assert!(stderr.contains(&path.display().to_string()), "{stderr}");
     }

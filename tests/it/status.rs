@@ -242,6 +242,8 @@ fn waiters_are_listed_in_the_kernel_order() {
         assert!(shown.contains(part), "{part:?}: {shown}");
     }
     assert_eq!(labels(&seen["waiting"]), ["first", "third"]);
+    let pids: Vec<_> = seen["queue"].as_array().expect("an array").iter().map(|place| place["pid"].as_i64()).collect();
+    assert_eq!(pids, [&first, &old, &third].map(|run| Some(run.pid().as_raw().into())));
     holder.signal(Signal::SIGTERM);
     for run in [holder, first, old, third] {
         run.end();
@@ -274,6 +276,74 @@ fn broken_settings_file_is_shown_by_status() {
     assert_eq!(status(&env)["mode"], Value::Null);
     env.claude_run().arg("report").assert().code(0);
     env.claude_run().arg("events").assert().code(0);
+}
+
+#[test]
+fn bad_value_in_the_settings_file_hides_nothing() {
+    let env = Env::new();
+    env.make_lock_file();
+    let file = env.home().join(".claude/claude-run.toml");
+    fs::write(&file, "wait = \"42D\"\nlock = \"refresh\"\n").expect("a file");
+    for (operation, code) in [("status", 1), ("mode", 1), ("settings", 1), ("report", 0), ("doctor", 1)] {
+        let assert = env.claude_run().arg(operation).assert().code(code);
+        let output = assert.get_output();
+        let text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
+        assert!(!output.stdout.is_empty() && (code == 0 || text.contains("claude-run.toml:1: wait: ")), "{operation}: {text}");
+    }
+    // The way back is open.
+    let assert = env.claude_run().args(["mode", "exclusive"]).assert().code(1);
+    let text = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
+    assert!(text.starts_with("exclusive is the lock mode now, by ") && text.contains("no run starts: "), "{text}");
+    assert!(fs::read_to_string(&file).expect("a file").contains("lock = \"exclusive\""));
+    env.claude_run().env("CLAUDE_TIMEOUT", "soon").arg("status").assert().code(125);
+}
+
+#[test]
+fn records_of_another_user_cost_the_records_alone() {
+    if !crate::env::needs_root("to be two users") {
+        return;
+    }
+    let env = Env::new();
+    env.claude_run().arg("true").assert().code(0);
+    for dir in ["", "home", "home/.claude"] {
+        fs::set_permissions(env.path(dir), fs::Permissions::from_mode(0o755)).expect("permissions");
+    }
+    let _holder = env.hold_lock();
+    for (operation, code, part) in [
+        ("status", 1, "cannot read"),
+        ("report", 1, "cannot be read"),
+        ("mode", 0, "cannot read"),
+        ("settings", 0, "exclusive"),
+    ] {
+        let mut command = env.command("setpriv");
+        command.args(["--reuid", "65534", "--clear-groups"]).arg(binary()).arg(operation);
+        let ended = Running::start(command).end();
+        let text = ended.stdout.join("\n");
+        assert!(ended.code() == code && text.contains(part), "{operation}: {ended:?}");
+        assert!(operation != "status" || text.contains("held by        a process without a run record: pid "), "{text}");
+    }
+}
+
+#[test]
+fn run_on_another_lock_file_is_not_in_this_queue() {
+    let env = Env::new();
+    env.make_lock_file();
+    let other = env.path("other.lock");
+    let other = other.to_str().expect("text");
+    let holder = env.start_fake(&["--lock-file", other, "--label", "far"], "ready; hang");
+    holder.ready();
+    let waiter = env.start(["--lock-file", other, "--label", "far-waiter", "--", "true"]);
+    waiter.message();
+    wait_until("both are listed", || labels(&status(&env)["running"]).len() == 2);
+    let seen = status(&env);
+    assert_eq!((length(&seen["holders"]), length(&seen["waiting"]), length(&seen["queue"])), (0, 0, 0), "{seen}");
+    let shown = text(&env);
+    for part in ["held by        nobody\n", ", with the lock file ", ", waiting for the lock file "] {
+        assert!(shown.contains(part), "{part:?}: {shown}");
+    }
+    holder.signal(Signal::SIGKILL);
+    wait_until("its claude is no orphan of this lock", || labels(&status(&env)["running"]) != ["far", "far-waiter"]);
+    assert_eq!(length(&status(&env)["orphaned"]), 0);
 }
 
 #[test]
@@ -336,7 +406,7 @@ fn last_runs_are_listed() {
     assert_eq!(labels(&seen["last"]), ["two", "one"]);
     assert_eq!((&seen["last"][0]["outcome"], &seen["last"][1]["exit_code"]), (&"hard-limit".into(), &7.into()));
     let shown = text(&env);
-    assert!((0..60).any(|seconds| shown.contains(&format!("ago: one exited with 7 after {seconds}s\n"))), "{shown}");
+    assert!((0..60).any(|seconds| shown.contains(&format!("one: exited (7) after {seconds}s, "))), "{shown}");
 }
 
 #[test]

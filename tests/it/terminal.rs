@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use nix::pty::openpty;
+use nix::pty::{Winsize, openpty};
 use nix::unistd::setsid;
 use wait_timeout::ChildExt;
 
@@ -27,8 +27,17 @@ pub(crate) struct OnTerminal {
 }
 
 impl OnTerminal {
-    pub(crate) fn start(mut command: Command) -> Self {
-        let pty = openpty(None, None).expect("a pseudo-terminal");
+    pub(crate) fn start(command: Command) -> Self {
+        Self::of_size(command, None)
+    }
+
+    /// On a terminal of so many columns and rows.
+    pub(crate) fn sized(command: Command, columns: u16, rows: u16) -> Self {
+        Self::of_size(command, Some(Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }))
+    }
+
+    fn of_size(mut command: Command, size: Option<Winsize>) -> Self {
+        let pty = openpty(size.as_ref(), None).expect("a pseudo-terminal");
         let stdio = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
         command.stdin(stdio(&pty.slave)).stdout(stdio(&pty.slave)).stderr(stdio(&pty.slave));
         // SAFETY: setsid(2) and ioctl(2) are async-signal-safe.
@@ -82,13 +91,18 @@ impl OnTerminal {
         }
     }
 
-    /// Waits until a live line has counted two seconds, or more, of the hour that is left for `what`.
+    /// Waits until a live line has counted two seconds, or more, of an hour, with `what` behind.
     fn expect_seconds(&self, what: &str) {
         wait_until(&format!("the line counts seconds: {what}"), || {
             let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
             let shown = String::from_utf8_lossy(&shown);
-            (2..60).any(|waited| shown.contains(&format!("waited {waited}s, 59m {}s left for {what}", 60 - waited)))
+            (2..60).any(|waited| shown.contains(&format!("waited {waited}s of 1h{what}")))
         });
+    }
+
+    /// All that has been shown so far.
+    pub(crate) fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.shown.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
     pub(crate) fn ready(&mut self) -> [i32; 4] {
@@ -358,7 +372,7 @@ fn waiter_shows_one_live_line() {
     command.args(["--wait", "1h", "--", "touch", "started"]);
     let mut terminal = OnTerminal::start(command);
     wait_until("it is in the kernel's queue", || env.waiters() == 1);
-    terminal.expect_seconds("the session lock; place 1 of 1; held by a process");
+    terminal.expect_seconds(", 1st of 1; held by pid ");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
     terminal.count("");
@@ -373,7 +387,7 @@ fn wait_for_lock_helper_is_one_live_line() {
     let mut command = env.command(binary());
     command.args(["--wait", "1h", "--lock-helper", "sleep 600", "--", "touch", "started"]);
     let mut terminal = OnTerminal::start(command);
-    terminal.expect_seconds("the lock helper sleep; Ctrl-C ends it");
+    terminal.expect_seconds(" for the lock helper sleep; Ctrl-C ends it");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
     terminal.count("");

@@ -33,7 +33,7 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
         let todo = "let the owner of the config dir own it, readable for all agents";
         check.warn(format!("{shown} belongs to user {owner}, mode {mode:04o}"), means, todo);
     }
-    let Ok(status) = Status::look_settled(factory, subject.context) else { return }; // reported by the check of the fleet
+    let Ok(status) = Status::look(factory, subject.context) else { return }; // reported by the check of the fleet
     for run in &status.orphaned {
         check.fail(text::orphan(run), "everybody waits for it", "end that process; the lock is free with it");
     }

@@ -1,0 +1,241 @@
+//! `claude-run mode`: the lock mode of the whole factory, who still follows another, and how to change it.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::iter;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+
+use super::layout::{self, Look, Row};
+use super::status::Status;
+use super::{Context, Factory, answer, doctor, text, time_left, write};
+use crate::config::duration::{DurationSetting, after, show, show_seconds};
+use crate::config::file::{self, SettingsFile};
+use crate::config::settings::{LockMode, Origin, Written};
+use crate::config::subcommands::Drain;
+use crate::lock::Holder;
+use crate::logging::{self, LiveLine};
+use crate::outcome::Outcome;
+use crate::records::{RecordStore, RunRecord};
+
+/// Shows the mode, or sets it; with `drain`, waits then until no live run follows another.
+pub(super) fn run(
+    mut context: Context,
+    set: Option<LockMode>,
+    drain: Option<Drain>,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<Outcome> {
+    let (set, bound) = modes_and_bound(set, drain)?;
+    if let Some(mode) = set {
+        let path = context.config_dir()?.join(file::NAME);
+        SettingsFile::set(&path, "lock", mode.name())?;
+        (context.file, context.file_error) = match SettingsFile::read(&path) {
+            Ok(file) => (file, None),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
+    }
+    let factory = Factory::of(&context)?;
+    let head = head(&factory, &context, set);
+    // It is set by now, however long the rest takes.
+    if !json {
+        write(out, &lines(head.iter()))?;
+    }
+    let mode = set.or_else(|| factory.file_error.is_none().then_some(factory.settings.lock_mode));
+    let others = match bound {
+        Some(bound) => drain_others(&factory, &context, mode, bound)?,
+        None => Others::find(&factory, &context, mode)?,
+    };
+    let mut value = text::setting_json(&factory.mode);
+    if factory.file_error.is_some() {
+        value["value"] = Value::Null;
+    }
+    value["error"] = json!(factory.file_error);
+    value["set"] = json!(set.map(LockMode::name));
+    value["others"] = others.runs.iter().map(text::run_json).collect();
+    value["without_record"] = others.without_record.iter().map(|(pid, _)| *pid).collect();
+    let is_well = factory.file_error.is_none() && (bound.is_none() || others.is_empty());
+    answer(out, json, is_well, &lines(others.rows(mode).iter()), &value)
+}
+
+/// The mode to set and the bound of `--drain`, behind which a MODE may stand.
+fn modes_and_bound(set: Option<LockMode>, drain: Option<Drain>) -> Result<(Option<LockMode>, Option<DurationSetting>)> {
+    Ok(match (set, drain) {
+        (Some(_), Some(Drain::ByDefault(Some(_)))) => bail!("two modes; name one (see `claude-run mode --help`)"),
+        (set, Some(Drain::ByDefault(mode))) => (mode.or(set), Some(Drain::DEFAULT)),
+        (set, Some(Drain::AtMost(bound))) => (set, Some(bound)),
+        (set, None) => (set, None),
+    })
+}
+
+fn lines<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
+    let line = |row: &Row| {
+        let style = row.look.style();
+        let wrapped = layout::wrapped(&logging::escaped(&row.value), layout::width(), row.hang);
+        wrapped.iter().map(|line| format!("{style}{line}{style:#}\n")).collect::<String>()
+    };
+    rows.map(line).collect()
+}
+
+fn line(value: impl Into<String>, look: Look) -> Row {
+    Row { hang: 2, ..Row::new("", value).looks(look) }
+}
+
+/// What is set, and what speaks against it.
+fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row> {
+    let path = factory.config_dir.join(file::NAME);
+    let mut rows = vec![match set {
+        Some(mode) => line(format!("{} is the lock mode now, by {}", mode.name(), path.display()), Look::Plain),
+        None => line(factory.mode_text(), Look::Plain),
+    }];
+    rows.extend(factory.file_error.iter().map(|error| line(format!("no run starts: {error}"), Look::Bad)));
+    // What was said here goes before the file, and may be said elsewhere, too.
+    let Written { value: here, origin, .. } = &factory.mode;
+    if set.is_some_and(|set| here != set.name()) && matches!(origin, Origin::Flag | Origin::Variable(_)) {
+        let text = format!("but here {} says {}, and goes before the file", text::origin(origin), here.display());
+        rows.push(line(text, Look::Odd));
+    }
+    if set.is_some_and(|mode| mode != LockMode::Exclusive) {
+        rows.extend(doctor::sibling_trouble(context).into_iter().map(|trouble| line(trouble, Look::Odd)));
+    }
+    rows
+}
+
+/// Those who follow another mode.
+#[derive(Default)]
+struct Others {
+    /// Orphaned ones and those of other hosts included.
+    runs: Vec<RunRecord>,
+    /// Pids and names of processes that hold the session lock or wait for it, as in `exclusive` mode.
+    without_record: Vec<(i32, String)>,
+    unreadable: Option<String>,
+}
+
+impl Others {
+    /// Finds those who do not follow `mode`; all, if that is not known.
+    fn find(factory: &Factory, context: &Context, mode: Option<LockMode>) -> Result<Self> {
+        let Status { holders, waiting, running, orphaned, elsewhere, unreadable, .. } = Status::look(factory, context)?;
+        let mut others = Self { unreadable, ..Self::default() };
+        for holder in holders {
+            match holder {
+                Holder::Run(run) => others.runs.push(*run),
+                Holder::Process { pid, name } => others.without_record.push((pid, format!("{name}, holds the session lock"))),
+            }
+        }
+        for waiter in waiting {
+            match waiter {
+                Ok(run) => others.runs.push(run),
+                Err(pid) => others.without_record.push((pid, "waits for the session lock".to_owned())),
+            }
+        }
+        others.runs.extend(running.into_iter().chain(orphaned).chain(elsewhere));
+        others.runs.retain(|run| mode.is_none_or(|mode| run.mode != mode.name()));
+        others.runs.sort_by_key(|run| run.began);
+        if mode == Some(LockMode::Exclusive) {
+            others.without_record.clear();
+        }
+        Ok(others)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.without_record.is_empty()
+    }
+
+    fn count(&self) -> usize {
+        self.runs.len() + self.without_record.len()
+    }
+
+    fn rows(&self, mode: Option<LockMode>) -> Vec<Row> {
+        let mut by_mode = BTreeMap::<_, usize>::new();
+        self.runs.iter().for_each(|record| *by_mode.entry(&*record.mode).or_default() += 1);
+        by_mode.extend((!self.without_record.is_empty()).then_some(("without a run record", self.without_record.len())));
+        let modes: Vec<_> = by_mode.iter().map(|(mode, count)| format!("{count} {mode}")).collect();
+        let head = match (self.count(), mode) {
+            (0, Some(mode)) => format!("no live run follows another mode than {}", mode.name()),
+            (0, None) => "no run is live".to_owned(),
+            (1, Some(_)) => format!("1 live run still follows another mode: {}", modes.join(", ")),
+            (count, Some(_)) => format!("{count} live runs still follow another mode: {}", modes.join(", ")),
+            (count, None) => format!("{count} live: {}", modes.join(", ")),
+        };
+        let unreadable = self.unreadable.iter().map(|why| line(format!("{why}: who runs is not known"), Look::Odd));
+        let runs = self.runs.iter().map(|record| line(format!("  {}", text::run(record)), Look::Plain));
+        let others = self.without_record.iter().map(|(pid, what)| line(format!("  pid {pid}, {what}"), Look::Plain));
+        unreadable.chain(iter::once(line(head, Look::Plain))).chain(runs).chain(others).collect()
+    }
+
+    fn names(&self) -> String {
+        let runs = self.runs.iter().map(RunRecord::who);
+        let others = self.without_record.iter().map(|(pid, _)| format!("pid {pid}, without a run record"));
+        runs.chain(others).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Waits until nobody follows another mode than `mode`, and gives those that are left at the bound. Meanwhile it shows who they are.
+fn drain_others(factory: &Factory, context: &Context, mode: Option<LockMode>, bound: DurationSetting) -> Result<Others> {
+    let (started, limit) = (Instant::now(), bound.as_limit());
+    let deadline = after(started, limit);
+    let limit = limit.map_or_else(|| "without a limit".to_owned(), |limit| format!("at most {}", show(limit)));
+    let mut live_line = None;
+    let mut awaited: Option<AwaitedRun> = None;
+    for turn in 0.. {
+        let (others, left) = (Others::find(factory, context, mode)?, time_left(deadline));
+        if others.is_empty() || left.is_zero() {
+            return Ok(others);
+        }
+        let (count, names) = (others.count(), others.names());
+        if turn == 0 {
+            live_line = LiveLine::on_terminal();
+        }
+        match &live_line {
+            Some(line) => {
+                let waited = show_seconds(started.elapsed());
+                line.show(&format!("waited {waited}, {limit}, for {count}: {names}; Ctrl-C stops the wait, not the mode"));
+            }
+            None if turn == 0 => logging::ask(&format!("waiting for {count} who follow another mode, {limit}: {names}\n")),
+            None => {}
+        }
+        // Only of those with a record the kernel can tell the end.
+        let needs_looks = live_line.is_some() || others.runs.is_empty();
+        let bound = if needs_looks { left.min(Duration::from_secs(1)) } else { left };
+        awaited = others.runs.first().map(|run| AwaitedRun::of(run, &factory.records, awaited));
+        match &awaited {
+            Some(awaited) => drop(awaited.ended.recv_timeout(bound)),
+            None => thread::sleep(bound),
+        }
+    }
+    Ok(Others::default())
+}
+
+/// A run whose end a thread waits for.
+struct AwaitedRun {
+    run: String,
+    ended: Receiver<()>,
+}
+
+impl AwaitedRun {
+    /// Waits for `run`, unless `before` does so already.
+    fn of(run: &RunRecord, records: &RecordStore, before: Option<Self>) -> Self {
+        if let Some(before) = before.filter(|before| before.run == run.run && before.is_waiting()) {
+            return before;
+        }
+        let (sender, ended) = channel();
+        let (id, records) = (run.run.clone(), records.clone());
+        let work = move || {
+            records.wait_for_end(&id, Duration::MAX);
+            let _ = sender.send(()); // nobody may wait any more
+        };
+        // Without the thread, the receiver gives up at once; then the next look is soon.
+        if thread::Builder::new().stack_size(64 * 1024).spawn(work).is_err() {
+            thread::sleep(Duration::from_secs(1));
+        }
+        Self { run: run.run.clone(), ended }
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.ended.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty)
+    }
+}

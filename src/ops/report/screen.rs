@@ -1,0 +1,172 @@
+//! A report for people: outcomes, labels, the lock, and the last day, in as many columns as there are.
+
+use std::io::{IsTerminal, stdout};
+use std::time::Duration;
+
+use super::super::layout::{self, Look, columns, fitted};
+use super::super::text;
+use super::{Hour, PERCENTS, Report, Totals, percentile};
+use crate::config::duration;
+use crate::logging::escaped;
+
+/// Upper ends of the bars, in seconds; the last has none.
+const STEPS: [(&str, u64); 7] =
+    [("< 1s", 1), ("< 10s", 10), ("< 1m", 60), ("< 5m", 300), ("< 10m", 600), ("< 1h", 3600), (">= 1h", u64::MAX)];
+
+/// Levels of a timeline, from nothing to the most.
+const LEVELS: [&str; 9] = [" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
+
+/// Columns of all that stands behind a name or label.
+const NUMBERS: usize = 48;
+
+/// Labels that a terminal shows; the others are summed up in a line.
+const MOST_LABELS: usize = 12;
+
+impl Report {
+    pub(super) fn to_text(&self) -> String {
+        let width = layout::width();
+        let mut text = format!("{}{}\n", text::count(self.total.runs, "finished run"), text::since(self.since));
+        if let Some(why) = &self.unreadable {
+            let style = Look::Bad.style();
+            text += &format!("{style}{why}{style:#}\n");
+        }
+        if self.skipped > 0 {
+            text += &format!("{} of the history skipped: cut, or not ours\n", text::count(self.skipped, "line"));
+        }
+        if self.total.runs == 0 {
+            return text;
+        }
+        // A name is cut where the terminal has no room, and never where it has.
+        let longest = self.labels.keys().flatten().map(|label| columns(&escaped(label))).max().unwrap_or_default();
+        let names = longest.clamp(19, 40).min(width.saturating_sub(NUMBERS + 1).max(12)) + 1;
+        self.add_endings(&mut text, names);
+        self.add_labels(&mut text, names);
+        self.add_lock(&mut text, names);
+        text += &last_day(&self.hours, names, width);
+        let Totals { waited_ms, total_ms, .. } = self.total;
+        let share = 100.0 * waited_ms as f64 / total_ms.max(1) as f64;
+        text + &format!("\nlost to the lock: {} of {}, {share:.0} %\n", short(waited_ms), short(total_ms))
+    }
+
+    fn add_endings(&self, text: &mut String, names: usize) {
+        text.push('\n');
+        for ((outcome, code), count) in &self.endings {
+            let look = if *code == Some(0) { Look::Good } else { Look::Odd }.style();
+            let ending = fitted(&escaped(&text::ending(outcome, *code)), names);
+            *text += &format!("{look}{ending}{look:#}{count:>7}\n");
+        }
+    }
+
+    fn add_labels(&self, text: &mut String, names: usize) {
+        *text += &heading("label", names, &format!("{:>7}{:>8}{:>12}{:>9}{:>12}", "runs", "failed", "waited", "turns", "cost"));
+        let mut labels: Vec<_> = self.labels.iter().collect();
+        let most = if stdout().is_terminal() { MOST_LABELS } else { usize::MAX };
+        let hidden = labels.len().saturating_sub(most);
+        if hidden > 0 {
+            labels.sort_by_key(|(_, totals)| std::cmp::Reverse(totals.runs));
+            labels.truncate(most);
+        }
+        let row = |name: &str, totals: &Totals| {
+            let Totals { runs, failed, waited_ms, turns, cost_usd, .. } = totals;
+            let (name, waited) = (fitted(&escaped(name), names), short(*waited_ms));
+            let look = if *failed > 0 { Look::Odd } else { Look::Plain }.style();
+            format!("{name}{runs:>7}{look}{failed:>8}{look:#}{waited:>12}{turns:>9}{cost_usd:>8.2} USD\n")
+        };
+        text.extend(labels.iter().map(|(label, totals)| row(label.as_deref().unwrap_or("(no label)"), totals)));
+        if hidden > 0 {
+            let look = Look::Faint.style();
+            *text += &format!("{look}… and {hidden} more, with fewer runs each{look:#}\n");
+        }
+        *text += &row("all", &self.total);
+    }
+
+    fn add_lock(&self, text: &mut String, names: usize) {
+        let head = ["p50", "p90", "p99", "max"].map(|name| format!("{name:>12}")).concat();
+        *text += &heading("session lock", names, &head);
+        for (name, spans) in [("wait", &self.waits), ("hold", &self.holds)] {
+            let points = PERCENTS.map(|percent| percentile(spans, percent).map_or_else(|| "-".into(), short));
+            *text += &format!("{name:<names$}{}\n", points.map(|point| format!("{point:>12}")).concat());
+        }
+        let head =
+            format!("{:<24}{:<24}", format!("    wait ({})", self.waits.len()), format!("    hold ({})", self.holds.len()));
+        *text += &heading("how long", names, head.trim_end());
+        let (waits, holds) = (bars(&self.waits), bars(&self.holds));
+        for ((name, _), (wait, hold)) in STEPS.iter().zip(waits.iter().zip(&holds)) {
+            *text += &format!("{}\n", format!("{name:<names$}{wait:<24}{hold}").trim_end());
+        }
+    }
+}
+
+fn heading(name: &str, names: usize, rest: &str) -> String {
+    let bold = clap::builder::styling::Style::new().bold();
+    format!("\n{bold}{name:<names$}{rest}{bold:#}\n")
+}
+
+/// Number and bar of each step, in 24 columns.
+fn bars(spans: &[u64]) -> [String; STEPS.len()] {
+    const ROOM: usize = 14;
+    let mut counts = STEPS.map(|_| 0_usize);
+    let steps = spans.iter().filter_map(|span| STEPS.iter().position(|(_, end)| span / 1000 < *end));
+    steps.for_each(|step| counts[step] += 1);
+    let most = counts.into_iter().max().unwrap_or_default().max(1);
+    counts.map(|count| format!("{count:>7}  {}", "#".repeat((count * ROOM).div_ceil(most))))
+}
+
+/// The last day, a column or two for each hour.
+fn last_day(hours: &[Hour], names: usize, width: usize) -> String {
+    let rows: [(&str, &dyn Fn(&Hour) -> u64); 4] = [
+        ("runs", &|hour| hour.runs),
+        ("failed", &|hour| hour.failed),
+        ("waited", &|hour| hour.waited_ms),
+        ("refreshes", &|hour| hour.refreshes),
+    ];
+    if hours.iter().all(|hour| hour.runs == 0) {
+        return String::new();
+    }
+    let of_each = if names + 48 + 14 <= width { 2 } else { 1 };
+    let axis = ["-24h", "-18h", "-12h", "-6h"].map(|name| fitted(name, 6 * of_each)).concat();
+    let mut text = heading("last day", names, &format!("{axis}now"));
+    for (name, count) in rows {
+        let most = hours.iter().map(count).max().unwrap_or_default();
+        let level = |hour| count(hour).saturating_mul(8).div_ceil(most.max(1)) as usize;
+        let line: String = hours.iter().map(|hour| LEVELS[level(hour).min(8)].repeat(of_each)).collect();
+        let look = if name == "failed" { Look::Odd } else { Look::Plain }.style();
+        let most = if name == "waited" { short(most) } else { most.to_string() };
+        text += &format!("{name:<names$}{look}{line}{look:#}  most {most}\n");
+    }
+    text
+}
+
+/// A duration in at most two units: nobody reads the seconds of a day.
+fn short(milliseconds: u64) -> String {
+    duration::show(Duration::from_millis(milliseconds)).split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::report;
+    use super::*;
+
+    #[test]
+    fn each_span_counts_in_one_bar() {
+        let spans: Vec<_> = [0, 0, 0, 1, 9, 10, 3599, 3600, 99_999].map(|seconds| seconds * 1000).to_vec();
+        let counts = bars(&spans).map(|bar| bar[..7].trim().to_owned());
+        assert_eq!(counts, ["3", "2", "1", "0", "0", "1", "2"]);
+        assert_eq!(bars(&spans)[0].matches('#').count(), 14);
+    }
+
+    #[test]
+    fn report_fits_its_terminal() {
+        let mut report = report(&[(Some(&"long".repeat(20)), 0, 0), (Some("a"), 4, 1), (None, 6, 75)]);
+        report.skipped = 2;
+        let text = report.to_text();
+        assert!(
+            text.contains("lost to the lock: 10s of 16s, 62 %") && text.contains("2 lines of the history skipped"),
+            "{text}"
+        );
+        for width in [61, 79, 199] {
+            let text = anstream::adapter::strip_str(&last_day(&report.hours, 12, width)).to_string();
+            assert!(text.lines().all(|line| columns(line) <= width) && text.contains("most 3"), "{width}: {text}");
+        }
+    }
+}

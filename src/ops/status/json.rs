@@ -1,0 +1,63 @@
+//! A status for programs. `schema/status.json` describes it.
+
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::super::text;
+use super::{Status, stopped_process};
+use crate::claude::refresh_locks::{RefreshLock, Standing};
+use crate::lock::Holder;
+use crate::records::{FinishedRun, RunRecord, time};
+
+impl Status<'_> {
+    pub(super) fn to_json(&self) -> Value {
+        let runs = |records: &[RunRecord]| records.iter().map(text::run_json).collect::<Value>();
+        let (state, expires, _) = self.token();
+        json!({
+            "config_dir": self.factory.config_dir.to_string_lossy(),
+            "lock_file": self.factory.lock_file.to_string_lossy(),
+            "mode": self.factory.mode_json(),
+            "holders": self.holders.iter().map(holder_json).collect::<Value>(),
+            "waiting": self.waiting.iter().flatten().map(text::run_json).collect::<Value>(),
+            "waiting_without_record": self.waiting.iter().filter_map(|waiter| waiter.as_ref().err()).collect::<Vec<_>>(),
+            "queue": self.waiting.iter().map(|waiter| waiter.as_ref().map_or_else(|pid| json!({"pid": pid, "run": null}),
+                |run| json!({"pid": run.pid, "run": run.run}))).collect::<Value>(),
+            "running": runs(&self.running),
+            "orphaned": runs(&self.orphaned),
+            "elsewhere": runs(&self.elsewhere),
+            "refresh_locks": self.refresh_locks.each_ref().map(refresh_lock_json),
+            "auth": self.auth.name,
+            "token": {"state": state, "expires": expires.map(time)},
+            "last": self.last.iter().map(last_run_json).collect::<Value>(),
+            "trouble": self.trouble(),
+        })
+    }
+}
+
+fn holder_json(holder: &Holder) -> Value {
+    let stopped = stopped_process(holder).is_some();
+    match holder {
+        Holder::Run(run) => {
+            let name = run.label.as_ref().unwrap_or(&run.program);
+            json!({"pid": run.pid, "name": name, "stopped": stopped, "record": text::run_json(run)})
+        }
+        Holder::Process { pid, name } => json!({"pid": pid, "name": name, "stopped": stopped, "record": null}),
+    }
+}
+
+fn refresh_lock_json(lock: &RefreshLock) -> Value {
+    let state = match lock.standing(SystemTime::now()) {
+        Standing::Free => "free",
+        Standing::Live | Standing::OwnerDead(_) => "live",
+        Standing::Stale(_) => "stale",
+        Standing::Stuck(_) => "stuck",
+    };
+    let owner = lock.owner.as_ref().map(|owner| json!({"pid": owner.pid, "alive": owner.lives}));
+    json!({"path": lock.path.to_string_lossy(), "state": state, "age_ms": lock.touched.map(text::age_json), "owner": owner})
+}
+
+fn last_run_json(run: &FinishedRun) -> Value {
+    let FinishedRun { run: id, label, outcome, exit_code, .. } = run;
+    json!({"run": id, "label": label, "outcome": outcome, "exit_code": exit_code, "ended": time(run.ended())})
+}

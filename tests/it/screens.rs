@@ -1,0 +1,170 @@
+//! What an operator sees on terminals of both sizes, 80x24 and 200x50.
+
+use std::fs;
+
+use crate::env::{Env, Running, binary, wait_until};
+use crate::terminal::OnTerminal;
+
+const SIZES: [(u16, u16); 2] = [(80, 24), (200, 50)];
+
+/// `text` without its escape sequences.
+fn plain(text: &str) -> String {
+    let mut pieces = text.split('\x1b');
+    let mut plain = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let end = piece.find(|c: char| c.is_ascii_alphabetic()).map_or(piece.len(), |at| at + 1);
+        plain.push_str(&piece[end..]);
+    }
+    plain.replace('\r', "")
+}
+
+fn command(env: &Env, words: &[&str]) -> std::process::Command {
+    let mut command = env.command(binary());
+    command.env("TERM", "xterm-256color").env("LANG", "C.UTF-8").args(words);
+    command
+}
+
+/// Text that `words` print on a terminal of that size.
+fn printed(env: &Env, words: &[&str], (columns, rows): (u16, u16)) -> String {
+    let mut terminal = OnTerminal::sized(command(env, words), columns, rows);
+    terminal.ends();
+    terminal.count("");
+    plain(&terminal.shown())
+}
+
+fn assert_fits(text: &str, columns: u16) {
+    let too_long = text.lines().find(|line| line.chars().count() > usize::from(columns));
+    assert_eq!(too_long, None, "{text}");
+}
+
+/// A holder, and `count` waiters with long names.
+fn crowd(env: &Env, count: usize) -> Vec<Running> {
+    let holder = env.start_fake(&["--label", "dev-agent"], "ready; hang");
+    holder.ready();
+    let label = |index| format!("agent-{index}-of-a-branch-with-a-very-long-name-that-no-terminal-of-80-columns-has-room-for");
+    let mut all: Vec<_> = (0..count).map(|index| env.start(["--label", &label(index), "--", "true"])).collect();
+    all.iter().for_each(|waiter| drop(waiter.message()));
+    wait_until("all wait", || env.waiters() == count);
+    all.push(holder);
+    all
+}
+
+#[test]
+fn status_is_wrapped_with_a_hanging_indent() {
+    let env = Env::new();
+    let _all = crowd(&env, 2);
+    fs::write(env.home().join(".claude/claude-run.toml"), format!("{} = 1\n", "k".repeat(60))).expect("a file");
+    for size in SIZES {
+        let text = printed(&env, &["status"], size);
+        assert_fits(&text, size.0);
+        assert!(text.contains("held by        dev-agent (pid "), "{text}");
+        assert!(text.starts_with("trouble        no run starts: "), "trouble comes first: {text}");
+        let indented = |line: &str| line.starts_with("               ") || !line.starts_with(' ');
+        assert!(text.lines().all(indented), "{text}");
+    }
+    let narrow = printed(&env, &["status"], (30, 24));
+    assert_fits(&narrow, 30);
+    assert!(narrow.contains("\nheld by\n  dev-agent (pid "), "{narrow}");
+}
+
+#[test]
+fn watch_fits_the_screen_and_leaves_it_as_it_was() {
+    let env = Env::new();
+    let _all = crowd(&env, 30);
+    for ((columns, rows), key, code) in [(SIZES[0], "q", 0), (SIZES[1], "\x03", 130)] {
+        let mut terminal = OnTerminal::sized(command(&env, &["status", "--watch"]), columns, rows);
+        wait_until("two screens were shown", || terminal.shown().matches("\x1b[J").count() > 1);
+        let shown = terminal.shown();
+        assert!(shown.starts_with("\x1b[?1049h"), "the alternate screen: {shown:?}");
+        let screen = shown.split("\x1b[H").nth(1).expect("a screen").to_owned();
+        let screen = plain(&screen);
+        assert!(screen.lines().count() <= usize::from(rows), "{screen}");
+        assert_fits(&screen, columns);
+        for part in
+            ["claude-run status  20", "held by        dev-agent (pid ", "lock mode      exclusive", "waiting        30\n"]
+        {
+            assert!(screen.contains(part), "{part:?}: {screen}");
+        }
+        let mut numbers = screen.lines().filter_map(|line| line.trim().strip_prefix("… and ")?.strip_suffix(" more"));
+        let hidden: usize = numbers.next().map_or(0, |number| number.parse().expect("a number"));
+        let listed = screen.lines().filter(|line| line.contains(". agent-")).count();
+        assert_eq!(hidden + listed, 30, "{screen}");
+        assert!((rows == 24) == (hidden > 0) && listed > 1, "{screen}");
+        terminal.types(key);
+        assert_eq!(terminal.ends(), code);
+        wait_until("the screen is left", || terminal.shown().ends_with("\x1b[?25h\x1b[?1049l"));
+    }
+}
+
+#[test]
+fn piped_watch_tells_one_look_from_the_next() {
+    let env = Env::new();
+    let watch = env.start(["status", "--watch"]);
+    let line = watch.line();
+    assert!(line.starts_with("claude-run status  20") && line.ends_with(" UTC"), "{line}");
+    while !watch.line().is_empty() {}
+    assert!(watch.line().starts_with("claude-run status  20"));
+}
+
+#[test]
+fn report_fits_the_terminal() {
+    let env = Env::new();
+    let label = "l".repeat(90);
+    env.claude_run().args(["--label", &label, "true"]).assert().code(0);
+    env.claude_run().args(["--label", "short", "sh", "-c", "exit 3"]).assert().code(3);
+    for (columns, rows) in SIZES {
+        let text = printed(&env, &["report"], (columns, rows));
+        assert_fits(&text, columns);
+        for part in ["exited (0) ", "exited (3) ", "lll…", "short ", "last day ", "refreshes ", "most 2", "lost to the lock: "]
+        {
+            assert!(text.contains(part), "{part:?}: {text}");
+        }
+    }
+}
+
+#[test]
+fn waiting_line_shows_the_holder_in_80_columns() {
+    let env = Env::new();
+    let holder = env.start_fake(&["--label", "dev-agent"], "ready; hang");
+    holder.ready();
+    let mut old = env.command("flock");
+    old.arg(env.lock_file()).arg("true");
+    let _old = Running::start(old);
+    wait_until("the old caller waits", || env.waiters() == 1);
+    let waiter = OnTerminal::sized(command(&env, &["--", "true"]), 80, 24);
+    wait_until("it waits", || env.waiters() == 2);
+    let _third = env.start(["--", "true"]);
+    wait_until("a third one waits", || env.waiters() == 3);
+    let holder = format!("s of 10m, 2nd of 3; held by dev-agent (pid {}), ", holder.pid());
+    wait_until("place and holder are shown", || waiter.shown().contains(&holder));
+    let lines = waiter.shown();
+    assert_fits(&lines.split('\r').map(plain).collect::<Vec<_>>().join("\n"), 79);
+}
+
+#[test]
+fn drain_says_first_what_is_set_then_who_is_waited_for() {
+    let env = Env::new();
+    let _all = crowd(&env, 1);
+    let mut drain = OnTerminal::sized(command(&env, &["mode", "pass-through", "--drain", "10m"]), 80, 24);
+    drain.shows("pass-through is the lock mode now, by");
+    wait_until("it is shown who is waited for", || drain.shown().contains(", at most 10m, for 2: dev-agent (pid "));
+    drain.types("\x03");
+    assert_eq!(drain.ends(), 130);
+    env.claude_run().arg("mode").assert().code(0);
+    let file = fs::read_to_string(env.home().join(".claude/claude-run.toml")).expect("a file");
+    assert_eq!(file, "lock = \"pass-through\"\n", "Ctrl-C stops the wait, not the mode");
+}
+
+#[test]
+fn marks_are_ascii_where_the_locale_is() {
+    let env = Env::new();
+    env.claude_run().args(["--label", &"l".repeat(90), "true"]).assert().code(0);
+    for words in [&["report"][..], &["status"], &["-h"], &["--help"], &["help"]] {
+        let mut command = command(&env, words);
+        command.env("LANG", "C");
+        let mut terminal = OnTerminal::sized(command, 80, 24);
+        assert_eq!(terminal.ends(), 0);
+        terminal.count("");
+        assert!(terminal.shown().is_ascii(), "{words:?}: {}", terminal.shown());
+    }
+}
