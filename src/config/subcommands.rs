@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueHint};
 
 use super::duration::DurationSetting;
-use super::values::{LockMode, Shell, parser};
+use super::values::{LockMode, Shell, Slots, parser};
 
 const EXIT_CODES: &str = "Exit codes: 0 fine, 1 trouble found, 125 own failure";
 
@@ -42,6 +42,19 @@ pub enum Operation {
         // As long as a run may take by default, and a little.
         #[arg(default_missing_value = "125m", value_parser = parser::<DurationSetting>())]
         drain: Option<DurationSetting>,
+    },
+    /// Shows how many runs may be at once, or sets that for the whole factory
+    ///
+    /// Shows where the bound is set, which slots are in use and who waits for one; or sets it in claude-run.toml in the config
+    /// dir. That counts at once, for those who wait, too.
+    #[command(after_help = EXIT_CODES)]
+    Slots {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// 1 to 1000, or none
+        #[arg(value_name = "N", value_parser = parser::<Slots>())]
+        set: Option<Slots>,
     },
     /// Prints every setting, its value and its origin
     ///
@@ -117,7 +130,7 @@ impl Operation {
     /// True if it works with a broken settings file: it reports it, as `doctor` must, or has no use for it. A `setup` that was killed may
     /// have left a config dir in which none can be read.
     pub fn tolerates_broken_file(&self) -> bool {
-        !matches!(self, Self::Mode { .. } | Self::Settings { .. })
+        !matches!(self, Self::Mode { .. } | Self::Slots { .. } | Self::Settings { .. })
     }
 }
 

@@ -1,5 +1,5 @@
 //! Operator commands. Each writes text for people, or JSON for programs with `--json`, and exits with 0 when all is well, with 1
-//! when it has found trouble. Only `mode` with a MODE, `doctor --fix` and `setup` change anything.
+//! when it has found trouble. Only `mode` with a MODE, `slots` with an N, `doctor --fix` and `setup` change anything.
 
 mod doctor;
 mod events;
@@ -7,6 +7,7 @@ mod help;
 mod report;
 mod settings;
 mod setup;
+mod slots;
 mod status;
 mod text;
 
@@ -21,6 +22,7 @@ use crate::claude::config_dir::ConfigDir;
 use crate::config::cli::{Cli, Operation};
 use crate::config::duration::DurationSetting;
 use crate::config::file::SettingsFile;
+use crate::config::options::SLOTS;
 use crate::config::settings::{Environment, Settings, Written, explain};
 use crate::config::values::Shell;
 use crate::lock;
@@ -60,6 +62,7 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
     let outcome = match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
         Operation::Mode { json, set, drain } => settings::mode(context, *set, *drain, *json, out),
+        Operation::Slots { json, set } => slots::slots(context, *set, *json, out),
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
         Operation::Setup(options) => setup::run(&context, options, out),
         Operation::Events { json, since, follow } => events::show(&context, since_time(*since), *follow, *json, out),
@@ -90,6 +93,8 @@ struct Factory {
     settings: Settings,
     /// Lock mode of a run that is started here.
     mode: Written,
+    /// Bound on the runs at once, likewise.
+    slots: Written,
 }
 
 impl Factory {
@@ -98,7 +103,8 @@ impl Factory {
         let settings = context.settings()?;
         let lock_file = settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
         let mode = context.setting("lock").context("no lock mode")?;
-        Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode })
+        let slots = context.setting(SLOTS).context("no bound")?;
+        Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode, slots })
     }
 
     fn census(&self) -> Result<Census> {

@@ -28,8 +28,9 @@ struct Report {
     total: Totals,
     outcomes: BTreeMap<String, usize>,
     labels: BTreeMap<Option<String>, Totals>,
-    /// Milliseconds, sorted, as are the `holds`.
+    /// Milliseconds, sorted, as are the others.
     waits: Vec<u64>,
+    slot_waits: Vec<u64>,
     holds: Vec<u64>,
 }
 
@@ -40,6 +41,7 @@ struct Totals {
     /// Runs with another exit code than 0.
     failed: usize,
     waited_ms: u64,
+    slot_waited_ms: u64,
     total_ms: u64,
     turns: u64,
     cost_usd: f64,
@@ -57,6 +59,7 @@ impl Totals {
         self.runs += 1;
         self.failed += usize::from(run.exit_code != 0);
         self.waited_ms = self.waited_ms.saturating_add(run.wait_ms.unwrap_or_default());
+        self.slot_waited_ms = self.slot_waited_ms.saturating_add(run.slot_wait_ms.unwrap_or_default());
         self.total_ms = self.total_ms.saturating_add(run.total_ms);
         self.turns = self.turns.saturating_add(run.turns.unwrap_or_default());
         self.cost_usd += run.cost_usd.unwrap_or_default();
@@ -71,9 +74,11 @@ impl Report {
             *report.outcomes.entry(run.outcome.clone()).or_default() += 1;
             report.labels.entry(run.label.clone()).or_default().add(run);
             report.waits.extend(run.wait_ms);
+            report.slot_waits.extend(run.slot_wait_ms);
             report.holds.extend(run.hold_ms);
         }
         report.waits.sort_unstable();
+        report.slot_waits.sort_unstable();
         report.holds.sort_unstable();
         report
     }
@@ -96,18 +101,23 @@ impl Report {
             text += &format!("{label:<20}{runs:>7}{failed:>8}{waited:>12}{turns:>9}{cost_usd:>8.2} USD\n");
         }
         text += &format!("\n{:<20}{:>11}{:>11}{:>11}{:>11}\n", "session lock", "p50", "p90", "p99", "max");
-        let kinds = [("wait", &self.waits), ("hold", &self.holds)];
-        for (name, spans) in kinds {
+        let slots = (!self.slot_waits.is_empty()).then_some(("wait for slot", &self.slot_waits));
+        let kinds = || [("wait", &self.waits), ("hold", &self.holds)].into_iter().chain(slots);
+        for (name, spans) in kinds() {
             let points = PERCENTS.map(|percent| percentile(spans, percent).map_or_else(|| "-".into(), short));
             text += &format!("{name:<20}{:>11}{:>11}{:>11}{:>11}\n", points[0], points[1], points[2], points[3]);
         }
-        for (name, spans) in kinds {
+        for (name, spans) in kinds() {
             text += &format!("\n{name}, {}\n", text::count(spans.len(), "run"));
             text.extend(bars(spans));
         }
-        let Totals { waited_ms, total_ms, .. } = self.total;
-        let share = 100.0 * waited_ms as f64 / total_ms.max(1) as f64;
-        text + &format!("\nlost to the lock: {} of {}, {share:.0} %\n", short(waited_ms), short(total_ms))
+        let Totals { waited_ms, slot_waited_ms, total_ms, .. } = self.total;
+        let lost = |to: &str, lost: u64| {
+            let share = 100.0 * lost as f64 / total_ms.max(1) as f64;
+            format!("lost to {to}: {} of {}, {share:.0} %\n", short(lost), short(total_ms))
+        };
+        text += &format!("\n{}", lost("the lock", waited_ms));
+        text + &slots.map_or_else(String::new, |_| lost("slots", slot_waited_ms))
     }
 
     fn to_json(&self) -> Value {
@@ -122,6 +132,7 @@ impl Report {
         value["outcomes"] = json!(self.outcomes);
         value["labels"] = labels.collect();
         value["wait_ms"] = percentiles_json(&self.waits);
+        value["slot_wait_ms"] = percentiles_json(&self.slot_waits);
         value["hold_ms"] = percentiles_json(&self.holds);
         value
     }
@@ -163,7 +174,7 @@ mod tests {
     fn run(label: Option<&str>, waited: u64, code: u8) -> Option<FinishedRun> {
         let line = json!({
             "run": "1-2", "label": label, "began": "1970-01-01T00:00:01.000Z", "total_ms": waited * 1000 + 2000,
-            "wait_ms": waited * 1000, "hold_ms": 1000, "outcome": "exited", "exit_code": code, "turns": 3, "cost_usd": 0.25
+            "wait_ms": waited * 1000, "slot_wait_ms": waited * 500, "hold_ms": 1000, "outcome": "exited", "exit_code": code, "turns": 3, "cost_usd": 0.25
         });
         FinishedRun::from_json(line.to_string().as_bytes())
     }
@@ -198,14 +209,15 @@ mod tests {
         assert_eq!((&report["runs"], &report["failed"], &report["waited_ms"]), (&json!(3), &json!(2), &json!(10_000)));
         assert_eq!(
             report["labels"][1],
-            json!({"label": "a", "runs": 2, "failed": 1, "waited_ms": 4000, "total_ms": 8000, "turns": 6, "cost_usd": 0.5})
+            json!({"label": "a", "runs": 2, "failed": 1, "waited_ms": 4000, "slot_waited_ms": 2000, "total_ms": 8000, "turns": 6, "cost_usd": 0.5})
         );
         assert_eq!(report["labels"][0]["label"], Value::Null);
         assert_eq!(report["wait_ms"], json!({"count": 3, "p50": 4000, "p90": 6000, "p99": 6000, "max": 6000}));
         assert_eq!((&report["skipped_lines"], &report["outcomes"]["exited"]), (&json!(2), &json!(3)));
         let text = Report::of(&history, None).to_text();
         assert!(
-            text.contains("lost to the lock: 10s of 16s, 62 %") && text.contains("2 lines of the history skipped"),
+            text.contains("lost to the lock: 10s of 16s, 62 %\nlost to slots: 5s of 16s, 31 %\n")
+                && text.contains("2 lines of the history skipped"),
             "{text}"
         );
         let late = SystemTime::UNIX_EPOCH + Duration::from_secs(2);

@@ -60,6 +60,9 @@ pub(super) fn mode(
         Some(mode) => format!("{} is the lock mode now, by {}\n", mode.name(), path.display()),
         None => text::setting(&place.mode) + "\n",
     };
+    if place.slots.value != "none" {
+        lines += &format!("slots: {}\n", text::setting(&place.slots));
+    }
     // What was said here goes before the file, and may be said elsewhere, too.
     if set.is_some_and(|set| here != set.name()) && matches!(origin, Origin::Flag | Origin::Variable(_)) {
         lines += &format!("but here {} says {}, and goes before the file\n", text::origin(origin), here.display());
@@ -75,6 +78,7 @@ pub(super) fn mode(
     lines.extend(others.iter().map(|record| format!("  {}\n", text::run(record))));
     let mut value = text::setting_json(&place.mode);
     value["set"] = json!(set.map(LockMode::name));
+    value["slots"] = text::setting_json(&place.slots);
     value["others"] = others.iter().map(text::run_json).collect();
     answer(out, json, drain.is_none() || others.is_empty(), &lines, &value)
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::slots::SlotsInUse;
 use super::{Context, Factory, answer, text, write_own};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
@@ -32,6 +33,7 @@ pub(super) struct Status<'a> {
     /// In the order of the queue; in it, a process without a record has its pid alone.
     waiting: Vec<Result<RunRecord, i32>>,
     running: Vec<RunRecord>,
+    slots: SlotsInUse,
     pub(super) orphaned: Vec<RunRecord>,
     /// Runs of other hosts, whose locks cannot be seen here.
     elsewhere: Vec<RunRecord>,
@@ -103,6 +105,7 @@ impl<'a> Status<'a> {
             (queue.and_then(|queue| queue.join().ok()), census)
         });
         let Census { live, mut orphaned, elsewhere, .. } = census?;
+        let slots = SlotsInUse::look(&factory.records, &live);
         let places = queue.as_ref().map_or(Vec::new(), |queue| queue.waiters(&live));
         let places: Vec<_> = places.into_iter().map(|place| place.map(str::to_owned)).collect();
         let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
@@ -123,6 +126,7 @@ impl<'a> Status<'a> {
             holders,
             waiting,
             running,
+            slots,
             orphaned,
             elsewhere,
             refresh_locks: RefreshLock::of(&factory.config_dir),
@@ -163,6 +167,10 @@ impl<'a> Status<'a> {
             ("lock file", self.factory.lock_file.display().to_string()),
         ];
         self.add_runs(&mut rows);
+        let (bound, in_use) = (&self.factory.slots, self.slots.summary());
+        if bound.value != "none" || !self.slots.held.is_empty() {
+            rows.push(("slots", format!("{}, {in_use}", text::setting(bound))));
+        }
         let held = self.refresh_locks.iter().filter(|lock| lock.touched.is_some()).map(describe_refresh_lock);
         let free = self.refresh_locks.iter().all(|lock| lock.touched.is_none()).then(|| "free".to_owned());
         add_list(&mut rows, "refresh locks", held.chain(free));
@@ -215,6 +223,12 @@ impl<'a> Status<'a> {
         }
     }
 
+    fn slots_json(&self) -> Value {
+        let mut value = self.slots.to_json();
+        value["bound"] = text::setting_json(&self.factory.slots);
+        value
+    }
+
     fn to_json(&self) -> Value {
         let runs = |records: &[RunRecord]| records.iter().map(text::run_json).collect::<Value>();
         let (state, expires, _) = self.token();
@@ -226,6 +240,7 @@ impl<'a> Status<'a> {
             "waiting": self.waiting.iter().flatten().map(text::run_json).collect::<Value>(),
             "waiting_without_record": self.waiting.iter().filter_map(|waiter| waiter.as_ref().err()).collect::<Vec<_>>(),
             "running": runs(&self.running),
+            "slots": self.slots_json(),
             "orphaned": runs(&self.orphaned),
             "elsewhere": runs(&self.elsewhere),
             "refresh_locks": self.refresh_locks.each_ref().map(refresh_lock_json),

@@ -15,6 +15,6 @@ pub use store::RecordStore;
 pub(crate) use {
     fields::{time, timestamp},
     history::History,
-    run_record::{Hold, PathView, State},
-    store::Census,
+    run_record::{Hold, PathView, State, WaitsFor},
+    store::{Census, is_locked},
 };
