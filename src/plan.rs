@@ -16,8 +16,8 @@ use crate::claude::frames;
 use crate::claude::program::{Program, ProgramError};
 use crate::config::cli::similar_operation;
 use crate::config::duration::DurationSetting;
-use crate::config::settings::{Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Stdin};
-use crate::lock::{self, AncestorRuns, HelperCommand, LockRequest, Refreshes};
+use crate::config::settings::{Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Slots, Stdin};
+use crate::lock::{self, AncestorRuns, HelperCommand, LockRequest, Refreshes, SlotRequest};
 use crate::logging::LogFile;
 use crate::records::{RecordStore, RunInfo, RunRecorder};
 use crate::run_id::RunId;
@@ -30,6 +30,8 @@ use crate::sys::signal::InheritedDispositions;
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) run: Supervision,
+    /// A slot, if the run needs one.
+    pub(crate) slot: Option<SlotRequest>,
     /// The session lock, if the run needs it.
     pub(crate) lock: Option<LockRequest>,
     pub(crate) recorder: RunRecorder,
@@ -69,17 +71,21 @@ impl Plan {
             Ok(_) | Err(_) => {}
         }
         let wants_lock = !is_bare && settings.lock_mode != LockMode::PassThrough;
-        let config_dir = if is_bare { None } else { usable(config_dir, wants_lock && settings.lock_file.is_none())? };
+        let wants_slot = !is_bare && settings.slots != Slots::Unlimited;
+        let is_required = wants_slot || (wants_lock && settings.lock_file.is_none());
+        let config_dir = if is_bare { None } else { usable(config_dir, is_required)? };
         let records = config_dir.as_deref().map(RecordStore::of);
         if ancestors.has_stale_key(records.as_ref()) {
             launch.set(lock::KEY_VARIABLE, None);
         }
+        let slot = config_dir.as_deref().and_then(|config_dir| slot_request(&settings, &launch, config_dir, &ancestors));
         let lock = if wants_lock { lock_request(&settings, &launch, config_dir.as_deref(), ancestors) } else { None };
         let policy = policy_config(&settings, &launch);
         let output = if is_bare { OutputConfig::default() } else { output_config(&settings, &launch.program, log)? };
         let record_file = settings.record.filter(|_| !is_bare);
         let has_limits = policy.hard_limit.is_some() || policy.leftovers == Leftovers::Kill;
-        let supervises = !is_bare && (lock.is_some() || has_limits || output.captures() || record_file.is_some());
+        let supervises =
+            !is_bare && (slot.is_some() || lock.is_some() || has_limits || output.captures() || record_file.is_some());
         let recorder = RunRecorder::open(RunInfo {
             run,
             label: settings.label,
@@ -89,7 +95,7 @@ impl Plan {
             lock_file: lock.as_ref().map(|lock| lock.path.clone()),
             record_file,
         });
-        Ok(Self { run: Supervision { launch, policy, output, lock: None }, lock, recorder, supervises })
+        Ok(Self { run: Supervision { launch, policy, output, slot: None, lock: None }, slot, lock, recorder, supervises })
     }
 }
 
@@ -112,6 +118,20 @@ fn usable(config_dir: Result<ConfigDir>, is_required: bool) -> Result<Option<Pat
         }
         config_dir => Ok(Some(config_dir?.path)),
     }
+}
+
+fn slot_request(settings: &Settings, launch: &Launch, config_dir: &Path, above: &AncestorRuns) -> Option<SlotRequest> {
+    let Slots::AtMost(of) = settings.slots else { return None };
+    Some(SlotRequest {
+        store: RecordStore::of(config_dir),
+        of,
+        file: settings.slots_file.clone(),
+        session_lock: settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME)),
+        wait: settings.wait,
+        conflict_exit_code: settings.conflict_exit_code,
+        above: above.clone(),
+        ignored: launch.signals.ignored,
+    })
 }
 
 fn lock_request(settings: &Settings, launch: &Launch, config_dir: Option<&Path>, above: AncestorRuns) -> Option<LockRequest> {

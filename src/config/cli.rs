@@ -238,6 +238,7 @@ fn context(error: &clap::Error, kind: ContextKind) -> Option<&str> {
 mod tests {
     use super::*;
     use crate::config::duration::DurationSetting;
+    use crate::config::subcommands::Drain;
     use crate::config::values::LockMode;
 
     fn command_of(words: &[&str]) -> Vec<OsString> {
@@ -313,13 +314,12 @@ mod tests {
                 _ => None,
             }
         };
-        let drain = |text: &str| DurationSetting::parse(text).ok();
         let mode = |set, drain| Some(Operation::Mode { json: false, set, drain });
         let operation = |words: &[&str]| parse(words).map(|(operation, _)| operation);
         assert_eq!(operation(&["status", "--json", "-w"]), Some(Operation::Status { json: true, watch: true }));
         assert_eq!(operation(&["mode"]), mode(None, None));
-        assert_eq!(operation(&["mode", "--drain", "exclusive"]), mode(Some(LockMode::Exclusive), drain("125m")));
-        assert_eq!(operation(&["mode", "--drain=5m"]), mode(None, drain("5m")));
+        assert_eq!(operation(&["mode", "--drain", "exclusive"]), mode(None, Some(Drain::ByDefault(Some(LockMode::Exclusive)))));
+        assert_eq!(operation(&["mode", "--drain=5m"]), mode(None, DurationSetting::parse("5m").ok().map(Drain::AtMost)));
         for words in [&["claude"][..], &[], &["status", "x"], &["--", "status"], &["x", "status"]] {
             assert_eq!(operation(words), None, "{words:?}");
         }

@@ -20,21 +20,26 @@ use crate::events::EventQueue;
 use crate::records::{Hold, RunRecorder};
 use crate::sys::signal::Signal;
 
-/// Longest wait for claude's refresh locks: longer than any of them outlives its owner.
-const MAX_WAIT: Duration = Duration::from_secs(70);
+/// Longest wait for claude's own refresh locks: longer than any of them outlives its owner.
+const MAX_REFRESH_LOCK_WAIT: Duration = Duration::from_secs(70);
 
-/// Acquires the lock.
+/// Acquires the lock, in a wait that is bounded from `started` on.
 ///
 /// # Errors
 /// The lock file cannot be opened or created, is no regular file, or its file system has no flock(2).
-pub fn acquire(request: &LockRequest, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Acquisition> {
+pub fn acquire(
+    request: &LockRequest,
+    started: Instant,
+    recorder: &mut RunRecorder,
+    events: &mut EventQueue,
+) -> Result<Acquisition> {
     if let Some(reason) = request.reason_not_needed() {
         info!(name: "lock.unneeded", "starting without the session lock: {reason}");
         return Ok(Acquisition::NotNeeded(reason));
     }
     let file = LockFile::open(&request.path)?;
     let awaited = Awaited::SessionLock(request.path.clone(), file.file_id());
-    let mut wait = LockWait::new(awaited, recorder, events, request.ignored);
+    let mut wait = LockWait::new(awaited, started, recorder, events, request.ignored);
     request.watch_token(wait.events);
     let acquisition = match (acquire_session_lock(file, request, &mut wait)?, &request.helper) {
         (Acquisition::Held(guard), Some(command)) if !is_helped(&guard, request, &wait) => {
@@ -120,11 +125,11 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
     }
     wait.recorder.publish(); // the wait begins
     wait.started = Instant::now();
-    wait.begin(Awaited::RefreshLocks, Some(MAX_WAIT));
+    wait.begin(Awaited::RefreshLocks, Some(MAX_REFRESH_LOCK_WAIT));
     let locks = RefreshLock::of(&refreshes.config_dir).map(|lock| lock.path);
     wait.events.watch_files(&[&locks[..], &[Login::path(&refreshes.config_dir)]].concat());
     let lock = describe_refresh_lock(&first);
-    warn!(name: "refresh.waiting", "claude's refresh lock {lock}; waiting for it, at most {}", show(MAX_WAIT));
+    warn!(name: "refresh.waiting", "claude's refresh lock {lock}; waiting for it, at most {}", show(MAX_REFRESH_LOCK_WAIT));
     let end = wait.until(|wait, _| {
         let obstacle = refreshes.obstacle();
         wait.recheck_at = obstacle.as_ref().map(|(_, left)| Instant::now() + *left);
@@ -135,7 +140,7 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
         WaitEnd::Interrupted(signal) => return Ok(Some(signal)),
         WaitEnd::TimedOut => {
             let lock = describe_refresh_lock(&refreshes.obstacle().map_or(first, |(lock, _)| lock));
-            warn!(name: "refresh.waited", "claude's refresh lock {lock}; going on after {}", show(MAX_WAIT));
+            warn!(name: "refresh.waited", "claude's refresh lock {lock}; going on after {}", show(MAX_REFRESH_LOCK_WAIT));
         }
         WaitEnd::Met(()) => {}
     }

@@ -28,12 +28,12 @@ pub struct LockRequest {
     pub(crate) ignored: SigSet,
 }
 
-/// Outcome of a request.
+/// Outcome of a request for the lock, or for a slot.
 #[derive(Debug)]
-pub enum Acquisition {
+pub enum Acquisition<G = LockGuard> {
     /// The lock is held, by us or for us.
-    Held(LockGuard),
-    /// No refresh is due, so nothing is held; the reason.
+    Held(G),
+    /// It is not needed, as the lock is not while no refresh is due, so nothing is held; the reason.
     NotNeeded(String),
     /// The lock was not free in time, or the lock helper has ended.
     NotAcquired,
@@ -59,10 +59,15 @@ impl LockRequest {
 
     /// Bound of the wait; where nobody wants to wait, `at_once`.
     pub(super) fn limit(&self, at_once: Duration) -> Option<Duration> {
-        match self.wait {
-            Wait::No => Some(at_once),
-            Wait::AtMost(limit) => Some(limit),
-            Wait::Forever => None,
-        }
+        limit(self.wait, at_once)
+    }
+}
+
+/// Bound of a wait; where nobody wants to wait, `at_once`.
+pub(super) fn limit(wait: Wait, at_once: Duration) -> Option<Duration> {
+    match wait {
+        Wait::No => Some(at_once),
+        Wait::AtMost(limit) => Some(limit),
+        Wait::Forever => None,
     }
 }

@@ -1,5 +1,5 @@
 //! Operator commands. Each writes text for people, or JSON for programs with `--json`, and exits with 0 when all is well, with 1
-//! when it has found trouble. Only `mode` with a MODE, `doctor --fix` and `setup` change anything.
+//! when it has found trouble. Only `mode` with a MODE, `slots` with an N, `doctor --fix` and `setup` change anything.
 
 mod doctor;
 mod events;
@@ -9,6 +9,7 @@ mod mode;
 mod report;
 mod settings;
 mod setup;
+mod slots;
 mod status;
 mod text;
 
@@ -23,6 +24,7 @@ use crate::claude::config_dir::ConfigDir;
 use crate::config::cli::{Cli, Operation};
 use crate::config::duration::DurationSetting;
 use crate::config::file::SettingsFile;
+use crate::config::options::SLOTS;
 use crate::config::settings::{Environment, Settings, Written, explain};
 use crate::config::values::Shell;
 use crate::lock;
@@ -62,6 +64,7 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
     let outcome = match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
         Operation::Mode { json, set, drain } => mode::run(context, *set, *drain, *json, out),
+        Operation::Slots { json, set } => slots::slots(context, *set, *json, out),
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
         Operation::Setup(options) => setup::run(&context, options, out),
         Operation::Events { json, since, follow } => events::show(&context, since_time(*since), *follow, *json, out),
@@ -102,6 +105,8 @@ struct Factory {
     mode: Written,
     /// Mistake in the settings file: no run starts.
     file_error: Option<String>,
+    /// Bound on the runs at once, likewise.
+    slots: Written,
 }
 
 impl Factory {
@@ -117,7 +122,8 @@ impl Factory {
         };
         let lock_file = settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
         let mode = context.setting("lock").context("no lock mode")?;
-        Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode, file_error })
+        let slots = context.setting(SLOTS).context("no bound")?;
+        Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode, slots, file_error })
     }
 
     fn census(&self) -> Result<Census> {

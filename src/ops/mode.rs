@@ -93,6 +93,9 @@ fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row>
         None => line(factory.mode_text(), Look::Plain),
     }];
     rows.extend(factory.file_error.iter().map(|error| line(format!("no run starts: {error}"), Look::Bad)));
+    if factory.slots.value != "none" {
+        rows.push(line(format!("slots: {}", text::setting(&factory.slots)), Look::Plain));
+    }
     // What was said here goes before the file, and may be said elsewhere, too.
     let Written { value: here, origin, .. } = &factory.mode;
     if set.is_some_and(|set| here != set.name()) && matches!(origin, Origin::Flag | Origin::Variable(_)) {

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
+use super::slots::SlotsInUse;
 use super::{Context, Factory, answer, layout, text};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
@@ -31,6 +32,7 @@ pub(super) struct Status<'a> {
     pub(super) waiting: Vec<Result<RunRecord, i32>>,
     /// Runs that want this lock not, or no more, those of another lock file included.
     pub(super) running: Vec<RunRecord>,
+    slots: SlotsInUse,
     pub(super) orphaned: Vec<RunRecord>,
     /// Runs of other hosts, whose locks cannot be seen here.
     pub(super) elsewhere: Vec<RunRecord>,
@@ -91,6 +93,7 @@ impl<'a> Status<'a> {
         // One that has ended by now, or has begun since.
         let is_no_stranger = |pid: i32| !without_record.contains(&pid) && (is_claude_run(pid) || is_gone(pid));
         let Census { live, mut orphaned, elsewhere, .. } = census;
+        let slots = SlotsInUse::look(&factory.records, &live);
         let waits = |record: &RunRecord| record.waits() && lock.is_some_and(|lock| record.is_about(lock));
         let waiting = live.iter().filter(|record| waits(record)).cloned().collect();
         let mut waiting = queue.as_ref().map_or(Vec::new(), |queue| queue.in_order(&live, waiting, is_no_stranger));
@@ -112,6 +115,7 @@ impl<'a> Status<'a> {
             holders,
             waiting,
             running,
+            slots,
             orphaned,
             elsewhere,
             unreadable,

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::fields::time;
 use super::history;
-use super::run_record::{Hold, PathView, RunRecord, State};
+use super::run_record::{Hold, PathView, RunRecord, State, WaitsFor};
 use super::store::{OwnRecord, RecordStore, SILENT_RECORD_TTL};
 use crate::claude::frames::{LastResult, clamped};
 use crate::config::duration::after;
@@ -36,6 +36,11 @@ pub struct RunRecorder {
     began: Instant,
     /// Begin of the wait for the lock, of that for its lock helper, or of the child.
     since: SystemTime,
+    waits_for: WaitsFor,
+    /// Time that the wait for a slot took.
+    slot_waited: Option<Duration>,
+    /// Path of its slot, and the file.
+    slot: Option<(PathBuf, FileId)>,
     waited: Option<Duration>,
     hold: Option<Hold>,
     /// File of the lock, which may have been replaced since.
@@ -88,6 +93,9 @@ impl RunRecorder {
             began_at,
             began: Instant::now(),
             since: began_at,
+            waits_for: WaitsFor::Lock,
+            slot_waited: None,
+            slot: None,
             waited: None,
             hold: None,
             locked: None,
@@ -115,6 +123,20 @@ impl RunRecorder {
         self.info.records.as_ref()
     }
 
+    /// Publishes that the run waits from now on.
+    pub(crate) fn on_wait(&mut self, waits_for: WaitsFor) {
+        self.waits_for = waits_for;
+        if self.slot.is_some() {
+            self.since = SystemTime::now(); // a second wait
+        }
+        self.publish();
+    }
+
+    /// Notes that the wait for a slot is over: the run has this one now, or gives up.
+    pub(crate) fn on_slot(&mut self, slot: Option<(PathBuf, FileId)>) {
+        (self.slot, self.slot_waited) = (slot, Some(self.began.elapsed()));
+    }
+
     /// Publishes that the run holds the session lock, but still waits for its lock helper.
     pub(crate) fn on_session_lock(&mut self, hold: Hold, file: FileId) {
         (self.hold, self.locked, self.since) = (Some(hold), Some(file), SystemTime::now());
@@ -133,7 +155,7 @@ impl RunRecorder {
 
     /// Notes that the wait for the lock is over, or given up.
     pub(crate) fn on_waited(&mut self) {
-        self.waited = Some(self.began.elapsed());
+        self.waited = Some(self.began.elapsed().saturating_sub(self.slot_waited.unwrap_or_default()));
     }
 
     /// Notes that the child is started. The first record is written now, while the child is on its way, and costs nobody any
@@ -258,6 +280,7 @@ impl RunRecorder {
             run: run.to_string(),
             label: label.clone(),
             state: if self.child.is_some() { State::Running } else { State::Waiting },
+            waits_for: self.child.is_none().then_some(self.waits_for),
             since: self.since,
             began: self.began_at,
             mode: lock_mode.name().to_owned(),
@@ -272,6 +295,7 @@ impl RunRecorder {
             program: program.to_string_lossy().into_owned(),
             cwd: env::current_dir().ok().map(|cwd| cwd.to_string_lossy().into_owned()),
             lock: lock_file.as_deref().map(|path| PathView::of(path, self.locked)),
+            slot: self.slot.as_ref().map(|(path, file)| PathView::of(path, Some(*file))),
             parent: PathView::of(config_dir.parent().unwrap_or(&config_dir), None),
             config_dir: PathView::of(&config_dir, None),
         }
@@ -295,6 +319,7 @@ impl RunRecorder {
             "child_signal": child_signal,
             "began": time(self.began_at),
             "total_ms": milliseconds(self.began.elapsed()),
+            "slot_wait_ms": self.slot_waited.map(milliseconds),
             "wait_ms": self.waited.map(milliseconds),
             "hold_ms": self.held.map(milliseconds),
             "run_ms": self.ran.map(milliseconds),

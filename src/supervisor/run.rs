@@ -18,7 +18,7 @@ use super::spawn::Launch;
 use crate::claude::frames::{FrameEvent, LastResult};
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
 use crate::events::{Event, EventQueue, SignalSource};
-use crate::lock::LockGuard;
+use crate::lock::{LockGuard, SlotGuard};
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecorder};
 use crate::sys::signal::{Signal, kill};
@@ -31,6 +31,8 @@ pub(crate) struct Supervision {
     pub(crate) launch: Launch,
     pub(crate) policy: PolicyConfig,
     pub(crate) output: OutputConfig,
+    /// Its slot, if it has one.
+    pub(crate) slot: Option<SlotGuard>,
     /// The session lock, if the run holds it.
     pub(crate) lock: Option<LockGuard>,
 }
@@ -85,6 +87,7 @@ struct Supervisor<'a> {
     started: Instant,
     tree: ProcessTree,
     policy: Policy,
+    slot: Option<SlotGuard>,
     lock: Option<LockGuard>,
     watched_files: Vec<PathBuf>,
     /// Time of the last termination request to us.
@@ -100,13 +103,13 @@ struct Supervisor<'a> {
 
 impl<'a> Supervisor<'a> {
     fn start(run: Supervision, recorder: &'a mut RunRecorder, events: &'a mut EventQueue) -> Result<Self> {
-        let Supervision { launch, policy: config, output, mut lock } = run;
+        let Supervision { launch, policy: config, output, slot, mut lock } = run;
         let mut tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
             let relay = output.start(events.sender()).context("cannot capture the child's output")?;
-            let lock = lock.as_ref().and_then(LockGuard::descriptor);
+            let locks = [slot.as_ref().map(SlotGuard::descriptor), lock.as_ref().and_then(LockGuard::descriptor)];
             let outputs = relay.as_ref().map_or([None; 2], Relay::child_ends);
-            let child = launch.spawn(config.group, lock, outputs)?;
+            let child = launch.spawn(config.group, locks, outputs)?;
             Ok((child, relay))
         };
         let (child, relay) = spawn().inspect_err(|_| {
@@ -124,6 +127,7 @@ impl<'a> Supervisor<'a> {
             started,
             tree,
             policy: Policy::new(config, started),
+            slot,
             lock,
             watched_files: Vec::new(),
             requested_at: None,
@@ -197,6 +201,9 @@ impl<'a> Supervisor<'a> {
         self.lock = None;
         if was_held {
             info!(name: "lock.released", "released the session lock");
+        }
+        if self.slot.take().is_some() {
+            info!(name: "slot.released", "released the slot");
         }
         request
     }

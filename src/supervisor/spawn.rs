@@ -38,9 +38,9 @@ impl Launch {
         self.environment.extend(value.map(|value| (name.into(), value)));
     }
 
-    /// Starts the child with the session lock, and with `outputs` in place of our stdout and stderr. An error is a `ProgramError` if the
-    /// program cannot be executed.
-    pub(super) fn spawn(&self, group: Group, lock: Option<BorrowedFd>, outputs: [Option<BorrowedFd>; 2]) -> Result<Pid> {
+    /// Starts the child with slot and session lock, and with `outputs` in place of our stdout and stderr. An error is a `ProgramError` if
+    /// the program cannot be executed.
+    pub(super) fn spawn(&self, group: Group, locks: [Option<BorrowedFd>; 2], outputs: [Option<BorrowedFd>; 2]) -> Result<Pid> {
         let exec = self.prepare()?;
         let us = getpid();
         let mut stack = child_stack();
@@ -54,7 +54,7 @@ impl Launch {
             if getppid() != us {
                 return Err(Errno::ECHILD); // we were killed before the prctl
             }
-            if let Some(lock) = lock {
+            for lock in locks.into_iter().flatten() {
                 fcntl(lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
             }
             for (output, number) in outputs.into_iter().zip([libc::STDOUT_FILENO, libc::STDERR_FILENO]) {

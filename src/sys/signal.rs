@@ -117,16 +117,22 @@ pub(crate) fn spawn_with_signals_blocked<T: Send + 'static>(
 /// Signal that interrupts a thread; its default is to do nothing.
 const INTERRUPT: Named = Named::SIGURG;
 
-/// Makes the system call in which a thread of [`spawn_with_signals_blocked`] sleeps fail with EINTR, and waits until the thread has
-/// ended. A thread in an uninterruptible sleep, as on a dead NFS server, is left running.
-pub(crate) fn interrupt_thread<T>(thread: JoinHandle<T>) {
+/// Makes the system call in which threads of [`spawn_with_signals_blocked`] sleep fail with EINTR, and waits until they have ended.
+/// A thread in an uninterruptible sleep, as on a dead NFS server, is left running.
+pub(crate) fn interrupt_threads<T>(mut threads: Vec<JoinHandle<T>>) {
     extern "C" fn nothing(_: libc::c_int) {}
+    if threads.is_empty() {
+        return;
+    }
     let before = exchange(Signal::SIGURG, Some(&disposition(nothing as *const () as usize, 0)));
     for _ in 0..500 {
         // A signal that comes before the system call is lost, so it is repeated. An error means that the thread has ended.
-        let _ = pthread_kill(thread.as_pthread_t(), INTERRUPT);
+        for thread in &threads {
+            let _ = pthread_kill(thread.as_pthread_t(), INTERRUPT);
+        }
         thread::sleep(Duration::from_micros(200));
-        if thread.is_finished() {
+        threads.retain(|thread| !thread.is_finished());
+        if threads.is_empty() {
             break;
         }
     }

@@ -43,9 +43,14 @@ impl Report {
         self.add_labels(&mut text, names);
         self.add_lock(&mut text, names);
         text += &last_day(&self.hours, names, width);
-        let Totals { waited_ms, total_ms, .. } = self.total;
-        let share = 100.0 * waited_ms as f64 / total_ms.max(1) as f64;
-        text + &format!("\nlost to the lock: {} of {}, {share:.0} %\n", short(waited_ms), short(total_ms))
+        let Totals { waited_ms, slot_waited_ms, total_ms, .. } = self.total;
+        let lost = |to: &str, lost: u64| {
+            let share = 100.0 * lost as f64 / total_ms.max(1) as f64;
+            format!("lost to {to}: {} of {}, {share:.0} %\n", short(lost), short(total_ms))
+        };
+        text += &format!("\n{}", lost("the lock", waited_ms));
+        let has_slots = !self.slot_waits.is_empty();
+        text + &if has_slots { lost("slots", slot_waited_ms) } else { String::new() }
     }
 
     fn add_endings(&self, text: &mut String, names: usize) {
@@ -83,7 +88,8 @@ impl Report {
     fn add_lock(&self, text: &mut String, names: usize) {
         let head = ["p50", "p90", "p99", "max"].map(|name| format!("{name:>12}")).concat();
         *text += &heading("session lock", names, &head);
-        for (name, spans) in [("wait", &self.waits), ("hold", &self.holds)] {
+        let slots = (!self.slot_waits.is_empty()).then_some(("wait for slot", &self.slot_waits));
+        for (name, spans) in [("wait", &self.waits), ("hold", &self.holds)].into_iter().chain(slots) {
             let points = PERCENTS.map(|percent| percentile(spans, percent).map_or_else(|| "-".into(), short));
             *text += &format!("{name:<names$}{}\n", points.map(|point| format!("{point:>12}")).concat());
         }
@@ -161,7 +167,8 @@ mod tests {
         report.skipped = 2;
         let text = report.to_text();
         assert!(
-            text.contains("lost to the lock: 10s of 16s, 62 %") && text.contains("2 lines of the history skipped"),
+            text.contains("lost to the lock: 10s of 16s, 62 %\nlost to slots: 5s of 16s, 31 %\n")
+                && text.contains("2 lines of the history skipped"),
             "{text}"
         );
         for width in [61, 79, 199] {
