@@ -80,6 +80,26 @@ impl Stat {
     }
 }
 
+/// Links from parents to children: the lists of the kernel or, where it has none (CONFIG_PROC_CHILDREN), a look at all processes.
+#[derive(Debug)]
+pub(crate) struct Links(Option<Vec<Stat>>);
+
+impl Links {
+    pub(crate) fn read() -> Self {
+        Self((!Path::new("/proc/thread-self/children").exists()).then(Stat::all))
+    }
+
+    /// Pids of the children of `parent`, if it exists.
+    pub(crate) fn children(&self, parent: i32) -> Vec<i32> {
+        if let Some(all) = &self.0 {
+            return all.iter().filter(|stat| stat.parent == parent).map(|stat| stat.pid).collect();
+        }
+        let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+        let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+        lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+    }
+}
+
 fn pidfd_send_signal(dir: &File, pid: i32, signal: Signal) -> nix::Result<()> {
     let no_info = ptr::null::<libc::siginfo_t>();
     // SAFETY: a descriptor, a number, no siginfo and no flags: no memory is touched.

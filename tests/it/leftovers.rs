@@ -87,7 +87,7 @@ fn kept_leftovers_live_and_hold_no_lock() {
 fn fork_bomb_of_leftovers_is_ended() {
     let env = Env::new();
     // Each one starts its successor and dies, faster than one look at /proc: only a second look finds the last.
-    let script = "hop() { local n=$1; echo >>hops; [ $n -gt 0 ] && (trap '' TERM; hop $((n-1)) &) ; }; for i in 1 2 3 4; do hop 200 & done; setsid sleep 600 & echo $!; exit 0";
+    let script = "hop() { local n=$1; echo >>hops; [ $n -gt 0 ] && (trap '' TERM; hop $((n-1)) &) ; }; for i in 1 2 3 4; do hop 200 & done; setsid sleep 600 & echo $!; until [ -s hops ]; do sleep 0.01; done; exit 0";
     let run = shell(&env, &["--kill-after", "0.3"], script);
     let left = pid(&run);
     let ended = run.end();
@@ -315,6 +315,66 @@ fn descendants_get_term_before_any_kill() {
         run.expect_line("cleanup");
         assert_eq!(run.end().code(), 3, "{second}");
     }
+}
+
+#[test]
+fn rest_of_the_tree_gets_term_whatever_the_kill_grace() {
+    let env = Env::new();
+    for kill_after in ["0", "1h"] {
+        let script = "trap 'echo cleanup; exit 3' TERM; (echo ready; exec sleep 600); true";
+        let run = shell(&env, &["--kill-after", kill_after], script);
+        run.expect_line("ready");
+        run.signal(Signal::SIGTERM);
+        run.expect_line("cleanup");
+        assert_eq!(run.end().code(), 3, "{kill_after}");
+    }
+}
+
+/// Waits until claude-run, with `-v`, says that it has sent TERM to the leftovers.
+fn expect_leftovers(run: &Running) {
+    while !run.message().contains("sending them TERM") {}
+}
+
+#[test]
+fn process_started_after_the_term_gets_one_too() {
+    let env = Env::new();
+    let newcomer = format!("'{}' -p 'on TERM exit 0; ready; hang'", fake_claude().display());
+    let left = format!("(trap '' TERM; echo up; until [ -e later ]; do sleep 0.01; done; {newcomer}; true)");
+    let run = shell(&env, &["-v", "--kill-after", "1h"], &format!("{left} & {UNTIL_GO}; exit 4"));
+    run.expect_line("up");
+    go(&env);
+    expect_leftovers(&run);
+    std::fs::write(env.path("later"), "").expect("a file");
+    run.ready();
+    run.signal(Signal::SIGTERM);
+    run.expect_line("signal TERM");
+    assert_eq!(run.end().code(), 4);
+}
+
+#[test]
+fn term_after_the_end_shortens_the_kill_grace() {
+    let env = Env::new();
+    let script = format!("(trap '' TERM; echo $BASHPID; exec sleep 600) & {UNTIL_GO}; exit 4");
+    let run = shell(&env, &["-v", "--kill-after", "1h"], &script);
+    let left = pid(&run);
+    go(&env);
+    expect_leftovers(&run);
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.end().code(), 4);
+    assert!(!is_alive(left));
+}
+
+#[test]
+fn second_term_counts_on_when_the_child_ends() {
+    let env = Env::new();
+    let script = "trap 'echo got; [ $((++terms)) = 1 ] || exit 4' TERM; (trap '' TERM; exec sleep 600) & echo ready; while :; do sleep 0.01; done";
+    let run = shell(&env, &["--kill-after", "1h"], script);
+    run.expect_line("ready");
+    run.signal(Signal::SIGTERM);
+    run.expect_line("got");
+    run.term_again();
+    run.end();
+    assert!(env.processes().is_empty());
 }
 
 #[test]

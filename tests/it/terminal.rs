@@ -243,6 +243,66 @@ fn ctrl_z_without_job_control_stops_nothing() {
 }
 
 #[test]
+fn ctrl_z_on_a_script_stops_its_claude_run() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
+    let mut terminal = OnTerminal::start(command);
+    env.script("script", &format!("#!/bin/bash\n{} </dev/null\n", line("signals; ready; hang")));
+    terminal.types("./script\n");
+    let [child, supervisor, group, _] = terminal.ready();
+    assert_ne!(group, supervisor);
+    terminal.types("\x1a");
+    terminal.shows("Stopped");
+    wait_until("both are stopped", || [child, supervisor].into_iter().all(|pid| state(pid) == Some('T')));
+    terminal.types("fg\n");
+    terminal.shows("signal CONT");
+    wait_until("both run", || [child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).expect("it lives");
+    wait_until("it has ended", || !is_alive(supervisor));
+    terminal.types("exit\n");
+    terminal.ends();
+}
+
+#[test]
+fn child_that_wants_the_terminal_is_not_woken_in_a_loop() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
+    let mut terminal = OnTerminal::start(command);
+    let run = line("signals; ready; read; hang").replacen(" -- ", " --kill-after 2 -- ", 1);
+    terminal.types(&format!("{run} &\n"));
+    let [child, supervisor, ..] = terminal.ready();
+    wait_until("it is stopped, since it reads", || state(child) == Some('T'));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor), nix::sys::signal::Signal::SIGTERM).expect("it lives");
+    terminal.shows("signal TERM");
+    wait_until("it has ended", || !is_alive(supervisor));
+    assert_eq!(terminal.count("wants the terminal"), 1);
+    assert!(terminal.count("signal CONT") <= 4, "{:#?}", terminal.seen);
+    terminal.types("exit\n");
+    terminal.ends();
+}
+
+#[test]
+fn int_to_claude_run_alone_reaches_the_whole_job() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
+    let mut terminal = OnTerminal::start(command);
+    // The backslashes tell what is printed from what is typed.
+    terminal
+        .types(&format!("'{}' -- bash -c '(echo r\\eady $PPID $$ 0 0; exec sleep 600); echo af\\ter'\n", binary().display()));
+    let [supervisor, ..] = terminal.ready();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor), nix::sys::signal::Signal::SIGINT).expect("it lives");
+    wait_until("it has ended", || !is_alive(supervisor));
+    terminal.types("echo co\\de $?\n");
+    terminal.shows("code 130");
+    assert_eq!(terminal.count("after"), 0);
+    terminal.types("exit\n");
+    terminal.ends();
+}
+
+#[test]
 fn self_stopped_child_returns_the_terminal() {
     let env = Env::new();
     let mut command = env.command("bash");

@@ -42,7 +42,7 @@ impl Supervisor<'_> {
             }
             Notice::SecondTerm => warn!(name: "run.stopping", pid, "a second TERM: ending the whole tree"),
             Notice::ChildStays => {
-                info!(name: "run.stopping", pid, "half of the kill grace is over: sending TERM to the rest of the tree");
+                info!(name: "run.stopping", pid, "the child has not ended: sending TERM to the rest of its tree");
             }
             Notice::Leftovers => {
                 info!(name: "run.stopping", pid, "the child has ended and left processes behind: sending them TERM");
