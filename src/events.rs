@@ -153,7 +153,9 @@ impl EventQueue {
         let since = self.last_term.map(|(_, first, first_at)| (first == source, at.saturating_sub(first_at)));
         let is_duplicate = match (since, source) {
             (Some((_, since)), _) if since < DUPLICATE_WINDOW => true,
-            (Some((true, since)), SignalSource::Process(pid)) => since < TIMEOUT_WINDOW && proc::is_named(pid, "timeout"),
+            (Some((true, since)), SignalSource::Process(pid)) => {
+                since < TIMEOUT_WINDOW && proc::name(pid).is_some_and(|name| name == "timeout")
+            }
             _ => false,
         };
         if !is_duplicate {

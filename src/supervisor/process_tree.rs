@@ -41,7 +41,7 @@ impl ProcessTree {
     pub(super) fn before_start(run: RunId, monitor: Option<(i32, u64)>) -> Self {
         let (preexisting, terminated, newcomers) = (Vec::new(), HashSet::new(), HashSet::new());
         let mut tree = Self { run, monitor, preexisting, child: None, terminated, newcomers, has_walked: false, kills: 0 };
-        if wait::has_children(libc::WEXITED) && proc::is_of_our_pid_namespace() {
+        if wait::has_children(libc::WEXITED) {
             tree.preexisting = tree.members();
         }
         tree
@@ -140,8 +140,7 @@ impl ProcessTree {
         // It is our own group, in which our caller may be as well.
         kill(child, Signal::SIGINT)?;
         let is_due = |member: &&Stat| member.group == group.as_raw() && member.pid != child.as_raw();
-        let members = if proc::is_of_our_pid_namespace() { self.members() } else { Vec::new() };
-        members.iter().filter(is_due).for_each(|member| signal_one(member, Signal::SIGINT));
+        self.members().iter().filter(is_due).for_each(|member| signal_one(member, Signal::SIGINT));
         Ok(())
     }
 
@@ -151,8 +150,11 @@ impl ProcessTree {
         proc::is_of_our_pid_namespace().then(names)
     }
 
-    /// Living members, parents before their children.
+    /// Living members, parents before their children; none without a /proc of our own.
     pub(super) fn members(&self) -> Vec<Stat> {
+        if !proc::is_of_our_pid_namespace() {
+            return Vec::new();
+        }
         let links = Links::read();
         let mut members = self.children(&links, getpid().as_raw());
         let mut next = 0;

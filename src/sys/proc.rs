@@ -194,9 +194,10 @@ pub(crate) fn boot_id() -> Option<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
 }
 
-/// True if the process `pid` runs a program of this name, of at most 15 bytes.
-pub(crate) fn is_named(pid: i32, name: &str) -> bool {
-    fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_ascii_end() == name.as_bytes())
+/// Name of the program of the process `pid`, of at most 15 bytes.
+pub(crate) fn name(pid: i32) -> Option<String> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned())
 }
 
 /// Name of this host or container.

@@ -141,9 +141,10 @@ impl Policy {
 
     pub(super) fn on_ended(&mut self, ending: Outcome, tree: TreeState, now: Instant) -> Vec<Action> {
         self.ending = Some(ending);
+        let notice = Action::Log(Notice::Leftovers(self.config.leftovers));
         if tree == TreeState::Empty || self.config.leftovers == Leftovers::Keep {
             self.phase = Phase::Finished;
-            return Vec::new();
+            return if tree == TreeState::Empty { Vec::new() } else { vec![notice] };
         }
         if matches!(self.phase, Phase::Killing | Phase::Killed) {
             return vec![self.kill()];
@@ -152,7 +153,7 @@ impl Policy {
         if !self.is_hurried {
             self.restart_kill_grace(now);
         }
-        vec![Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers)]
+        vec![notice, Action::SignalTree(Signal::SIGTERM)] // while they are there to be named
     }
 
     pub(super) fn on_tree_changed(&mut self, tree: TreeState) -> Vec<Action> {

@@ -90,8 +90,8 @@ fn is_for_tree(action: Action) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::TreeState;
     use super::super::tests::{PROCESS, case};
+    use super::super::{Leftovers, TreeState};
     use super::*;
     use crate::outcome::Outcome;
 
@@ -256,7 +256,7 @@ mod tests {
         let mut leaving = Run::during_refresh();
         leaving.signal(1, Signal::SIGTERM);
         let ended = Input::Ended(Outcome::Exited(0), TreeState::Alive);
-        assert_eq!(leaving.at(2, ended), [Action::Log(Notice::Leftovers)]);
+        assert_eq!(leaving.at(2, ended), [Action::Log(Notice::Leftovers(Leftovers::Kill))]);
         assert_eq!(leaving.at(3, Input::TreeChanged(TreeState::Alive)), []);
         assert_eq!(leaving.refresh_ends(4), [Action::SignalTree(Signal::SIGTERM)]);
         assert_eq!(leaving.deadline(), Some(9));

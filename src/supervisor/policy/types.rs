@@ -91,7 +91,8 @@ pub enum Notice {
     LimitExpired(Outcome),
     KillGraceExpired,
     SecondTerm,
-    Leftovers,
+    /// Processes that the child has left are ended, or kept.
+    Leftovers(Leftovers),
     /// The rest of the tree has waited for the child for long enough.
     ChildStays,
     /// KILL has not ended all.
