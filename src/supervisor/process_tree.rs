@@ -10,6 +10,7 @@ use tracing::debug;
 use super::policy::{Group, Input, TreeState};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
+use crate::sys::priority::Urgency;
 use crate::sys::proc::{self, Links, Stat};
 use crate::sys::signal::{Signal, kill};
 use crate::sys::wait::{self, ChildStatus};
@@ -73,7 +74,8 @@ impl ProcessTree {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(Signal::SIGTERM, child, group);
         }
-        let members = if self.has_walked { self.children(&Links::read(), getpid().as_raw()) } else { self.members() };
+        let _urgent = Urgency::new();
+        let members = if self.has_walked { self.children(&Links::read(), us(), false) } else { self.members() };
         for member in members.iter().filter(|member| !member.is_dead()) {
             if self.terminated.insert(member.process()) {
                 signal_one(member, Signal::SIGTERM);
@@ -87,8 +89,15 @@ impl ProcessTree {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(Signal::SIGKILL, child, group);
         }
-        for member in self.members() {
-            if self.terminated.contains(&member.process()) {
+        let _urgent = Urgency::new();
+        let has_had_term = |member: &Stat| self.terminated.contains(&member.process());
+        let stop = |member: &Stat| {
+            if has_had_term(member) {
+                signal_one(member, Signal::SIGSTOP);
+            }
+        };
+        for member in self.walk(stop) {
+            if has_had_term(&member) {
                 signal_one(&member, Signal::SIGKILL);
             } else if self.newcomers.insert(member.process()) {
                 signal_one(&member, Signal::SIGTERM);
@@ -101,34 +110,35 @@ impl ProcessTree {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(Signal::SIGKILL, child, group);
         }
-        let mut members = Vec::new();
-        let mut stopped = HashSet::new();
+        let _urgent = Urgency::new();
+        let is_foreign = |group: i32| group == getpgrp().as_raw() || self.preexisting.iter().any(|stat| stat.group == group);
+        let (mut members, mut known, mut groups) = (Vec::new(), HashSet::new(), HashSet::new());
         for _ in 0..MAX_LOOKS {
-            members = self.members();
-            let new: Vec<_> = members.iter().filter(|member| stopped.insert(member.process())).copied().collect();
-            if new.is_empty() {
+            let mut has_new = false;
+            members = self.walk(|member| {
+                if known.insert(member.process()) {
+                    has_new = true;
+                    if !is_foreign(member.group) && groups.insert(member.group) {
+                        let _ = kill(Pid::from_raw(-member.group), Signal::SIGSTOP); // nobody in it can fork meanwhile
+                    }
+                    signal_one(member, Signal::SIGSTOP);
+                }
+            });
+            if !has_new {
                 break;
             }
-            self.signal_groups(&new, None, Signal::SIGSTOP);
         }
         // The child's zombie reserves the number of its group.
-        self.signal_groups(&members, (group == Group::Own).then_some(child.as_raw()), Signal::SIGKILL);
-        self.kills += 1;
-        if self.kills > MAX_KILLS && getpid().as_raw() == 1 && self.monitor.is_none() && self.preexisting.is_empty() {
-            let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
-        }
-    }
-
-    /// Signals `members` and all others of their process groups, and of `group`: nobody in it can fork meanwhile.
-    fn signal_groups(&self, members: &[Stat], group: Option<i32>, signal: Signal) {
-        let is_foreign = |group: i32| group == getpgrp().as_raw() || self.preexisting.iter().any(|stat| stat.group == group);
-        let groups: HashSet<_> =
-            members.iter().map(|member| member.group).chain(group).filter(|&group| !is_foreign(group)).collect();
+        groups.extend((group == Group::Own).then_some(child.as_raw()));
         for group in groups {
             // ESRCH and EPERM show in the next state of the tree.
-            let _ = kill(Pid::from_raw(-group), signal);
+            let _ = kill(Pid::from_raw(-group), Signal::SIGKILL);
         }
-        members.iter().for_each(|member| signal_one(member, signal));
+        members.iter().for_each(|member| signal_one(member, Signal::SIGKILL));
+        self.kills += 1;
+        if self.kills > MAX_KILLS && us() == 1 && self.monitor.is_none() && self.preexisting.is_empty() {
+            let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+        }
     }
 
     /// Sends INT to the members of the child's process group, as a terminal does: a shell heeds it only if its own child died of it.
@@ -150,16 +160,21 @@ impl ProcessTree {
         proc::is_of_our_pid_namespace().then(names)
     }
 
-    /// Living members, parents before their children; none without a /proc of our own.
+    /// Living members; none without a /proc of our own.
     pub(super) fn members(&self) -> Vec<Stat> {
-        if !proc::is_of_our_pid_namespace() {
-            return Vec::new();
-        }
+        if proc::is_of_our_pid_namespace() { self.walk(|_| ()) } else { Vec::new() }
+    }
+
+    /// Finds the living members, parents before their children, and visits each before its children are looked for.
+    fn walk(&self, mut visit: impl FnMut(&Stat)) -> Vec<Stat> {
         let links = Links::read();
-        let mut members = self.children(&links, getpid().as_raw());
+        let mut members = self.children(&links, us(), false);
         let mut next = 0;
         while let Some(parent) = members.get(next) {
-            members.extend(self.children(&links, parent.pid));
+            if !parent.is_dead() {
+                visit(parent);
+            }
+            members.extend(self.children(&links, parent.pid, parent.threads == 1));
             next += 1;
         }
         members.retain(|stat| !stat.is_dead());
@@ -167,10 +182,9 @@ impl ProcessTree {
     }
 
     /// Members among the children of `parent`, dead ones too. One that has become an orphan meanwhile is a child of ours.
-    fn children(&self, links: &Links, parent: i32) -> Vec<Stat> {
-        let us = getpid().as_raw();
-        let is_member = |stat: &Stat| if stat.parent == us { self.includes(stat) } else { stat.parent == parent };
-        links.children(parent).into_iter().filter_map(Stat::read).filter(is_member).collect()
+    fn children(&self, links: &Links, parent: i32, has_one_thread: bool) -> Vec<Stat> {
+        let is_member = |stat: &Stat| if stat.parent == us() { self.includes(stat) } else { stat.parent == parent };
+        links.children(parent, has_one_thread).into_iter().filter_map(Stat::read).filter(is_member).collect()
     }
 
     /// True if a child of ours belongs to the run. Beside preexisting children, whose orphans come to us as well, it does if its
@@ -213,10 +227,14 @@ impl ProcessTree {
 
     /// Reaps all zombies but `child`, which is one.
     pub(super) fn next_state(&self, child: Pid) -> TreeState {
-        let others = Links::read().children(getpid().as_raw()).into_iter().filter(|pid| *pid != child.as_raw());
+        let others = Links::read().children(us(), false).into_iter().filter(|pid| *pid != child.as_raw());
         others.for_each(|pid| wait::reap(Pid::from_raw(pid)));
         self.state()
     }
+}
+
+fn us() -> i32 {
+    getpid().as_raw()
 }
 
 fn signal_one(member: &Stat, signal: Signal) {
@@ -227,7 +245,7 @@ fn signal_one(member: &Stat, signal: Signal) {
 /// Signals every process of the container if we are its init, else the child's group, whose number its zombie reserves.
 fn signal_without_proc(signal: Signal, child: Pid, group: Group) {
     let target = match group {
-        _ if getpid().as_raw() == 1 => -1,
+        _ if us() == 1 => -1,
         Group::Own => -child.as_raw(),
         Group::Shared => child.as_raw(),
     };

@@ -12,7 +12,7 @@ use crate::config::duration::show;
 use crate::config::settings::Leftovers;
 use crate::lock::LockGuard;
 use crate::outcome::Outcome;
-use crate::sys::proc::{self, Stat};
+use crate::sys::proc::Stat;
 
 impl Supervisor<'_> {
     pub(super) fn report(&self) -> String {
@@ -49,8 +49,7 @@ impl Supervisor<'_> {
             }
             Notice::Leftovers(leftovers) => self.log_leftovers(leftovers),
             Notice::GivenUp => {
-                let name = |stat: &Stat| proc::name(stat.pid).unwrap_or_default();
-                let show = |stat: &Stat| format!("{} {} (state {})", name(stat), stat.pid, char::from(stat.state));
+                let show = |stat: &Stat| format!("{} {} (state {})", stat.name(), stat.pid, char::from(stat.state));
                 let who = some_of(self.tree.members().iter().map(show).collect());
                 warn!(pid, "KILL does not end what the child left behind: {who}; it stays, and the lock is released");
             }
@@ -66,8 +65,8 @@ impl Supervisor<'_> {
     /// Says how many leftovers there are, and of which programs: claude's session in the background may be one.
     fn log_leftovers(&self, leftovers: Leftovers) {
         let mut programs = BTreeMap::new();
-        for name in self.tree.members().iter().filter_map(|stat| proc::name(stat.pid)) {
-            *programs.entry(name).or_insert(0) += 1;
+        for member in self.tree.members() {
+            *programs.entry(member.name()).or_insert(0) += 1;
         }
         let pid = self.child.as_raw();
         let has_claude = programs.contains_key(program::NAME);
