@@ -15,7 +15,7 @@ use nix::sys::time::TimeSpec;
 
 use crate::claude::frames::FrameEvent;
 use crate::sys::file_watch::FileWatch;
-use crate::sys::proc;
+use crate::sys::proc::Stat;
 use crate::sys::signal::{DUPLICATE_WINDOW, Signal};
 use crate::sys::signal_pipe::{Arrival, WAKE};
 pub use crate::sys::signal_pipe::{SignalPipe, SignalSource};
@@ -153,7 +153,9 @@ impl EventQueue {
         let since = self.last_term.map(|(_, first, first_at)| (first == source, at.saturating_sub(first_at)));
         let is_duplicate = match (since, source) {
             (Some((_, since)), _) if since < DUPLICATE_WINDOW => true,
-            (Some((true, since)), SignalSource::Process(pid)) => since < TIMEOUT_WINDOW && proc::is_named(pid, "timeout"),
+            (Some((true, since)), SignalSource::Process(pid)) => {
+                since < TIMEOUT_WINDOW && Stat::read(pid).is_some_and(|stat| stat.name() == "timeout")
+            }
             _ => false,
         };
         if !is_duplicate {

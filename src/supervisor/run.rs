@@ -3,12 +3,13 @@
 
 mod messages;
 
+use std::mem;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_child_subreaper;
-use nix::unistd::{Pid, getpgid, getpid};
+use nix::unistd::{Pid, getpid};
 use tracing::{debug, error, info, warn};
 
 use super::output::{OutputConfig, Relay, drain};
@@ -97,6 +98,8 @@ struct Supervisor<'a> {
     relay: Option<Relay>,
     /// The child, in our group, is stopped until that is in the foreground. Nobody tells us when it is.
     waits_for_terminal: bool,
+    /// It was said that the child wants the terminal, as it may again and again.
+    has_said_so: bool,
     /// All output is written, or our reader is gone.
     output_done: bool,
 }
@@ -134,6 +137,7 @@ impl<'a> Supervisor<'a> {
             request: None,
             relay,
             waits_for_terminal: false,
+            has_said_so: false,
             output_done: false,
         };
         supervisor.recorder.on_started(child.as_raw());
@@ -262,9 +266,9 @@ impl<'a> Supervisor<'a> {
         }
         let Some(change) = self.tree.next_change(self.child) else { return };
         debug!(?change, "the child's state has changed");
-        self.waits_for_terminal = matches!(change, Input::Stopped(Signal::SIGTTIN | Signal::SIGTTOU));
-        if self.waits_for_terminal {
-            self.waits_for_terminal = self.policy.config.group == Group::Shared;
+        let wants_terminal = matches!(change, Input::Stopped(Signal::SIGTTIN | Signal::SIGTTOU));
+        self.waits_for_terminal = wants_terminal && self.policy.config.group == Group::Shared;
+        if wants_terminal && !mem::replace(&mut self.has_said_so, true) {
             let todo = if self.waits_for_terminal { "bring it to the foreground" } else { "give it stdin from there" };
             warn!(
                 "the child is stopped because it wants the terminal, which its process group has not; {todo}, or use --stdin null"
@@ -335,19 +339,17 @@ impl<'a> Supervisor<'a> {
                 } else {
                     debug!(?signal, pid, "signalling the child");
                 }
-                // INT goes to its process group, as that of a terminal does: a shell heeds it only if its own child died of it.
-                let is_for_group = signal == Signal::SIGINT && self.policy.config.group == Group::Own;
-                let target = if is_for_group && getpgid(Some(self.child)) == Ok(self.child) { -pid } else { pid };
                 // It is not reaped yet, so the pid is its own, and to signal a zombie is no error.
-                match kill(Pid::from_raw(target), signal) {
+                let sent = if signal == Signal::SIGINT { self.tree.interrupt(self.child) } else { kill(self.child, signal) };
+                match sent {
                     Ok(()) if signal == Signal::SIGTERM => self.tree.on_terminated(self.child),
                     Ok(()) => {}
                     Err(error) => warn!(pid, ?signal, %error, "cannot signal the child"),
                 }
             }
-            Action::SignalTree(signal) => {
-                self.tree.signal(signal, self.child, self.policy.config.group);
-            }
+            Action::SignalTree(Signal::SIGKILL) => self.tree.kill(self.child, self.policy.config.group),
+            Action::SignalTree(_) => self.tree.terminate(self.child, self.policy.config.group),
+            Action::KillTerminated => self.tree.kill_terminated(self.child, self.policy.config.group),
             Action::CheckRefresh => self.check_refresh(),
             Action::Stop(source) => signal::stop_for_job_control(source),
             Action::Report => warn!("{}", self.report()),
@@ -363,7 +365,7 @@ impl Drop for Supervisor<'_> {
             let _ = kill(self.child, Signal::SIGKILL);
             let give_up_at = Instant::now() + Duration::from_secs(5);
             while self.tree.state() == TreeState::Alive && Instant::now() < give_up_at {
-                self.tree.signal(Signal::SIGKILL, self.child, self.policy.config.group);
+                self.tree.kill(self.child, self.policy.config.group);
                 std::thread::yield_now();
             }
             self.recorder.retire();

@@ -12,8 +12,9 @@ use nix::errno::Errno;
 use nix::sys::prctl::set_dumpable;
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{SigSet as Mask, SigmaskHow, Signal as Named, raise, sigprocmask};
-use nix::unistd::{getpgid, getpgrp, getppid, getsid};
+use nix::unistd::{Pid, getpgid, getpgrp, getppid, getsid};
 
+use super::proc::{self, Stat};
 use super::signal_pipe::SignalSource;
 pub(crate) use super::signal_table::kill;
 use super::signal_table::{CHANGED, FAILED_WRITES, TERMINAL_STOPS};
@@ -152,10 +153,13 @@ pub fn stop_for_job_control(source: SignalSource) {
     }
 }
 
-/// True if our parent is in our session and in another process group, as a shell that can continue us is.
+/// True if our process group is not orphaned: the parent of a process in it is in our session and in another group, as a shell is that
+/// can continue us. It need not be our own parent, where a script has started us.
 pub fn has_job_control_shell() -> bool {
-    let parent = getppid();
-    getsid(Some(parent)) == getsid(None) && getpgid(Some(parent)) != Ok(getpgrp())
+    let (group, session) = (getpgrp(), getsid(None));
+    let is_shell = |parent| getsid(Some(parent)) == session && getpgid(Some(parent)) != Ok(group);
+    let is_below_shell = |stat: &Stat| stat.group == group.as_raw() && !stat.is_dead() && is_shell(Pid::from_raw(stat.parent));
+    is_shell(getppid()) || (proc::is_of_our_pid_namespace() && Stat::all().iter().any(is_below_shell))
 }
 
 /// Name of a signal, as `SIGTERM`.
