@@ -5,6 +5,7 @@ mod claude;
 mod config_dir;
 mod filesystem;
 mod locks;
+mod storage;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -15,6 +16,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Context, Factory, answer, text};
+use crate::claude::storage::ClaudeStorage;
+use crate::claude::version::Version;
 use crate::config::settings::EXTERNAL_LOCK;
 use crate::logging::escaped;
 use crate::outcome::Outcome;
@@ -49,6 +52,7 @@ struct Check {
 struct Subject<'a> {
     context: &'a Context<'a>,
     config_dir: PathBuf,
+    storage: ClaudeStorage,
     /// Path, and answer to `--version`.
     claude: Result<(PathBuf, String)>,
     factory: Result<Factory>,
@@ -58,18 +62,26 @@ struct Subject<'a> {
 
 type Work = fn(&Subject, &mut Check);
 /// Checks of a config dir that can be resolved.
-const CHECKS: [(&str, Work); 10] = [
+const CHECKS: [(&str, Work); 11] = [
     ("sibling lock", config_dir::check_sibling),
     ("file system", filesystem::check),
     ("several hosts", filesystem::check_hosts),
     ("fleet", locks::check_views),
     ("session lock", locks::check_session_lock),
     ("refresh locks", locks::check_refresh_locks),
+    ("storage", storage::check),
     ("login", claude::check_login),
     ("claude", claude::check),
     ("settings", check_settings),
     ("claude-run", locks::check_versions),
 ];
+
+impl Subject<'_> {
+    /// True if the claude here has a refresh lock inside its storage; `None` if its version is not known.
+    fn has_inner_lock(&self) -> Option<bool> {
+        Version::parse(&self.claude.as_ref().ok()?.1).map(|version| version >= Version::INNER_LOCK)
+    }
+}
 
 impl Check {
     fn pass(&mut self, what: impl Into<String>) {
@@ -119,7 +131,8 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
     if let Ok(config_dir) = context.config_dir() {
         let claude = claude::find(context);
         let census = RecordStore::of(&config_dir).census();
-        let subject = Subject { context, config_dir, claude, factory: Factory::of(context), census, fix };
+        let storage = context.claude_storage(&config_dir);
+        let subject = Subject { context, config_dir, storage, claude, factory: Factory::of(context), census, fix };
         for (name, work) in CHECKS {
             check.name = name;
             work(&subject, &mut check);

@@ -11,13 +11,17 @@ mod status;
 mod text;
 
 use std::io::{self, ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
 
+use crate::claude::auth::{Auth, AuthSources};
 use crate::claude::config_dir::ConfigDir;
+use crate::claude::credentials::Login;
+use crate::claude::settings::ClaudeSettings;
+use crate::claude::storage::ClaudeStorage;
 use crate::config::cli::{Cli, Operation};
 use crate::config::duration::DurationSetting;
 use crate::config::file::SettingsFile;
@@ -41,6 +45,16 @@ pub(crate) struct Context<'a> {
 impl Context<'_> {
     fn config_dir(&self) -> Result<PathBuf> {
         self.config_dir.as_ref().map(|config_dir| config_dir.path.clone()).map_err(|error| anyhow!("{error:#}"))
+    }
+
+    fn claude_storage(&self, config_dir: &Path) -> ClaudeStorage {
+        ClaudeStorage::of(self.environment, &ClaudeSettings::read(config_dir, &[]), None, config_dir)
+    }
+
+    /// How a claude authenticates that is started in `config_dir`.
+    fn auth(&self, config_dir: &Path, login: &Login) -> Auth {
+        let settings = ClaudeSettings::read(config_dir, &[]);
+        AuthSources { environment: self.environment, settings, arguments: &[], version: None }.auth(config_dir, login)
     }
 
     fn settings(&self) -> Result<Settings> {
@@ -85,6 +99,7 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
 /// The factory that an operation looks at: one config dir, and all that runs there.
 struct Factory {
     config_dir: PathBuf,
+    storage: ClaudeStorage,
     records: RecordStore,
     lock_file: PathBuf,
     settings: Settings,
@@ -98,7 +113,8 @@ impl Factory {
         let settings = context.settings()?;
         let lock_file = settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
         let mode = context.setting("lock").context("no lock mode")?;
-        Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode })
+        let storage = context.claude_storage(&config_dir);
+        Ok(Self { records: RecordStore::of(&config_dir), config_dir, storage, lock_file, settings, mode })
     }
 
     fn census(&self) -> Result<Census> {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{Context, Factory, answer, text, write_own};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
-use crate::claude::refresh_locks::{RefreshLock, Standing};
+use crate::claude::refresh_locks::{CutRefresh, RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::lock::{Holder, Queue, describe_refresh_lock};
 use crate::logging::{escaped, escaped_lines};
@@ -94,7 +94,7 @@ impl<'a> Status<'a> {
     }
 
     fn look(factory: &'a Factory, context: &'a Context) -> Result<Self> {
-        let login = Login::read_whole(&factory.config_dir);
+        let login = Login::read_whole(&factory.storage.credentials());
         let lock = FileId::at(&factory.lock_file);
         // The kernel takes some 10 ms for its answer: time to read the records.
         let (queue, census) = thread::scope(|scope| {
@@ -125,8 +125,8 @@ impl<'a> Status<'a> {
             running,
             orphaned,
             elsewhere,
-            refresh_locks: RefreshLock::of(&factory.config_dir),
-            auth: Auth::of(context.environment, &factory.config_dir, &[], &login),
+            refresh_locks: RefreshLock::of(&factory.storage),
+            auth: context.auth(&factory.config_dir, &login),
             login,
             last: factory.records.last_finished(5).into_iter().rev().collect(),
         })
@@ -145,15 +145,18 @@ impl<'a> Status<'a> {
             }
         });
         let (state, _, why) = self.token();
-        let file = Login::path(&self.factory.config_dir);
+        let file = self.factory.storage.credentials();
         let login = (state == "unclear").then(|| format!("{} {why}", file.display()));
         let holders = (self.holders.len() > 1).then(|| "several runs hold the session lock".to_owned());
         let stopped = self.holders.iter().filter_map(|holder| {
             let pid = stopped_process(holder)?;
             Some(format!("the session lock is held by a stopped process; kill -CONT {pid} lets it go on"))
         });
+        let cut = CutRefresh::last(&self.factory.storage).map(|cut| {
+            format!("claude (pid {}) has ended in the midst of a refresh: the login is probably lost; log in again if the next run fails", cut.pid)
+        });
         let settings = self.file_error.map(|error| format!("no run starts: {error}"));
-        orphaned.chain(refresh_locks).chain(login).chain(holders).chain(stopped).chain(settings).collect()
+        orphaned.chain(refresh_locks).chain(login).chain(cut).chain(holders).chain(stopped).chain(settings).collect()
     }
 
     fn to_text(&self) -> String {

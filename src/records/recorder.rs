@@ -55,6 +55,7 @@ pub struct RunRecorder {
     ending: Option<Outcome>,
     last_result: Option<LastResult>,
     session_id: Option<String>,
+    cut_refresh: bool,
     has_failed: bool,
 }
 
@@ -102,6 +103,7 @@ impl RunRecorder {
             ending: None,
             last_result: None,
             session_id: None,
+            cut_refresh: false,
             has_failed: false,
         }
     }
@@ -204,6 +206,11 @@ impl RunRecorder {
         self.last_result = last_result;
     }
 
+    /// Notes that claude has ended in the midst of a refresh of its token.
+    pub(crate) fn on_cut_refresh(&mut self) {
+        self.cut_refresh = true;
+    }
+
     /// Logs the end of the run, and writes its line into the history and into the file of `--record`.
     pub fn close(mut self, outcome: Outcome) {
         self.published = None;
@@ -303,6 +310,7 @@ impl RunRecorder {
             "pid": run.pid,
             "version": env!("CARGO_PKG_VERSION"),
             "program": program.to_string_lossy(),
+            "cut_refresh": self.cut_refresh,
             "session_id": self.session_id,
             "subtype": result.map(|result| &result.subtype),
             "is_error": result.map(|result| result.is_error),

@@ -75,6 +75,7 @@ fn healthy_setup_passes_and_nothing_is_left() {
         "fleet",
         "session lock",
         "refresh locks",
+        "storage",
         "login",
         "claude",
         "settings",
@@ -88,7 +89,7 @@ fn healthy_setup_passes_and_nothing_is_left() {
     let mut text = command(&env);
     text.arg("doctor");
     let ended = Running::start(text).end();
-    assert_eq!(ended.stdout.last().map(String::as_str), Some("0 failures, 0 warnings in 11 checks"));
+    assert_eq!(ended.stdout.last().map(String::as_str), Some("0 failures, 0 warnings in 12 checks"));
     assert!(!ended.stdout.join("").contains("at-0") && !seen.to_string().contains("rt-0"), "never a token");
 }
 
@@ -271,7 +272,7 @@ fn login_is_checked() {
     mode(0o600);
     fs::rename(&file, env.path("elsewhere")).expect("a file");
     symlink(env.path("elsewhere"), &file).expect("a link");
-    expect(doctor(&env, |doctor| doctor), "login", "warning", "is a symlink");
+    expect(doctor(&env, |doctor| doctor), "storage", "failure", "is a symlink");
     fs::remove_file(&file).expect("a link");
     expect(doctor(&env, |doctor| doctor), "login", "failure", "there is no login");
     expect(doctor(&env, |doctor| doctor.env("ANTHROPIC_API_KEY", "sk-x")), "login", "pass", "an API key");

@@ -46,5 +46,6 @@ mod shim;
 mod signals;
 mod start;
 mod status;
+mod storage;
 mod system_calls;
 mod terminal;

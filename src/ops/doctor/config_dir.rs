@@ -8,7 +8,6 @@ use std::path::Path;
 use nix::unistd::{AccessFlags, access, geteuid};
 use unicode_normalization::is_nfc;
 
-use super::claude::has_inner_lock;
 use super::{Check, Subject};
 use crate::claude::config_dir::{ConfigDir, ForChild, VARIABLE};
 use crate::ops::Context;
@@ -86,10 +85,10 @@ fn is_writable(dir: &Path) -> bool {
 
 /// Checks whether all who share the config dir share Claude Code's own lock, which lies beside the real config dir.
 pub(super) fn check_sibling(subject: &Subject, check: &mut Check) {
-    let Ok(real) = fs::canonicalize(&subject.config_dir) else { return };
+    let Ok(real) = fs::canonicalize(&subject.storage.dir) else { return };
     let Some(parent) = real.parent() else { return };
     let lock = format!("{}.lock", real.display());
-    let is_newer = subject.claude.as_ref().ok().and_then(|(_, answer)| has_inner_lock(answer));
+    let is_newer = subject.has_inner_lock();
     let severity = if is_newer == Some(false) { Check::fail } else { Check::warn };
     if !is_writable(parent) {
         let what = format!("{lock} cannot be made: {} is not writable by us", parent.display());

@@ -66,7 +66,7 @@ fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
 
 pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
     let now = SystemTime::now();
-    let locks = RefreshLock::of(&subject.config_dir);
+    let locks = RefreshLock::of(&subject.storage);
     for lock in &locks {
         let what = describe_refresh_lock(lock);
         let means = match lock.standing(now) {
@@ -90,10 +90,10 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
             None => check.warn(what, means, "claude-run doctor --fix removes it; then see whether claude is still logged in"),
         }
     }
-    let all_gone = RefreshLock::of(&subject.config_dir).iter().all(|lock| lock.touched.is_none());
+    let all_gone = RefreshLock::of(&subject.storage).iter().all(|lock| lock.touched.is_none());
     if subject.fix && all_gone && locks.iter().any(|lock| lock.owner.is_some() && lock.standing(now) != Standing::Live) {
-        // The owner file of a lock that is gone; the next holder writes a new one.
-        let _ = fs::remove_file(RefreshLock::owner_file(&subject.config_dir));
+        // The owner files of locks that are gone; the next holder writes new ones.
+        locks.iter().for_each(|lock| drop(fs::remove_file(lock.owner_file())));
     }
     check.pass_if_clean("free");
 }
