@@ -42,7 +42,9 @@ fn storage_is_followed_wherever_it_is_moved() {
         let Move { about, variable, settings, words } = moves(&storage).remove(number);
         env.log_in(FRESH); // of no use to anybody
         fs::write(storage.join(".credentials.json"), credentials(EXPIRED)).expect("a login");
-        settings.map(|text| fs::write(env.config_dir().join("settings.json"), text).expect("settings"));
+        if let Some(text) = settings {
+            fs::write(env.config_dir().join("settings.json"), text).expect("settings");
+        }
         let stand_in = StandIn::start(&env, &[]);
         let mut command = env.command(binary());
         command.env("FAKE_API", &stand_in.address).envs(variable.clone());
