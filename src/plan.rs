@@ -79,6 +79,7 @@ impl Plan {
         }
         let claude = config_dir.as_deref().map(|config_dir| Claude::look(config_dir, &launch.program));
         let lock = if wants_lock { lock_request(&settings, &launch, claude.as_ref(), ancestors) } else { None };
+        let claude_version = claude.as_ref().and_then(|claude| claude.sources.version);
         let storage = claude.map(|claude| claude.storage);
         let policy = policy_config(&settings, &launch);
         let output = if is_bare { OutputConfig::default() } else { output_config(&settings, &launch.program, log)? };
@@ -89,6 +90,7 @@ impl Plan {
             run,
             label: settings.label,
             program: launch.program.path.clone(),
+            claude_version,
             lock_mode: settings.lock_mode,
             records,
             lock_file: lock.as_ref().map(|lock| lock.path.clone()),
@@ -156,6 +158,7 @@ fn refreshes(settings: &Settings, Claude { config_dir, sources, storage }: &Clau
     Refreshes {
         storage: storage.clone(),
         margin: settings.refresh_margin.as_span(),
+        version: sources.version,
         ruled_out: sources.rules_out_refreshes(),
         // Only `refresh` mode needs it.
         can_do_without: settings.lock_mode == LockMode::Refresh && sources.auth(config_dir, &Login::None).is_no_login(),

@@ -102,6 +102,11 @@ impl RefreshLock {
         login.into_iter().chain(others.into_iter().filter(|lock| lock.touched.is_some() && lock.flaw.is_none())).collect()
     }
 
+    /// The lock as claude from 2.1.128 on sees it, which takes none over earlier.
+    pub(crate) fn for_newer(self) -> Self {
+        Self { stale_after: NEWER_STALE_AFTER, ..self }
+    }
+
     /// The file that names its owner.
     pub(crate) fn owner_file(&self) -> PathBuf {
         with_suffix(&self.path, ".owner")

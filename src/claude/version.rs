@@ -1,5 +1,6 @@
 //! Versions of Claude Code, and what they changed.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -35,6 +36,13 @@ impl Version {
         let package: Value = serde_json::from_slice(&read_bounded(&dir.join("package.json"), 1 << 20).ok()?).ok()?;
         package["name"].as_str().filter(|name| name.starts_with("@anthropic-ai/claude-code"))?;
         Self::parse(package["version"].as_str()?)
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self([major, minor, patch]) = self;
+        write!(f, "{major}.{minor}.{patch}")
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::claude::storage::ClaudeStorage;
+use crate::claude::version::Version;
 use crate::config::duration::{after, show_seconds};
-use crate::sys::mount::may_lock_per_host;
+use crate::sys::mount::{is_mount_point, may_lock_per_host};
 
 /// How claude's token is refreshed in this run.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct Refreshes {
     pub(crate) storage: ClaudeStorage,
     /// Time before the token's expiry from which on a refresh is due; without one, it always is.
     pub(crate) margin: Option<Duration>,
+    /// Version of claude, if it is known.
+    pub(crate) version: Option<Version>,
     /// Reason why claude never refreshes its login.
     pub(crate) ruled_out: Option<String>,
     /// True if claude needs no login in the credentials file.
@@ -76,6 +79,10 @@ impl Refreshes {
         let file = self.storage.credentials();
         let file = file.display();
         match login {
+            Login::Expires(_) if self.lacks_common_lock() => RefreshState::Unclear(format!(
+                "{} is a mount point, and claude before 2.1.128 has no lock inside it around a refresh in mid-run",
+                self.storage.dir.display()
+            )),
             Login::Expires(at) => match (at.duration_since(now), self.margin) {
                 (Ok(left), Some(margin)) if left > margin => {
                     RefreshState::NotDue(format!("the token expires in {}", show_seconds(left)))
@@ -90,10 +97,21 @@ impl Refreshes {
         }
     }
 
+    /// True if claude's only lock lies beside the storage, and other agents have theirs elsewhere.
+    fn lacks_common_lock(&self) -> bool {
+        self.is_older() == Some(true) && is_mount_point(&self.storage.dir)
+    }
+
+    fn is_older(&self) -> Option<bool> {
+        Some(self.version? < Version::INNER_LOCK)
+    }
+
     /// The refresh lock that is in the way for longest, and for how long at most if nobody touches it.
     pub(super) fn obstacle(&self) -> Option<(RefreshLock, Duration)> {
         let now = SystemTime::now();
         let locks = RefreshLock::of(&self.storage);
+        let is_older = self.is_older() == Some(true);
+        let locks = locks.map(|lock| if is_older { lock } else { lock.for_newer() });
         let blocking = locks.into_iter().filter_map(|lock| lock.blocks_for(now).map(|left| (lock, left)));
         blocking.max_by_key(|&(_, left)| left)
     }
@@ -141,7 +159,7 @@ mod tests {
     fn refreshes(margin: Option<u64>) -> Refreshes {
         let margin = margin.map(Duration::from_secs);
         let storage = ClaudeStorage::at(Path::new("/nonesuch"));
-        Refreshes { storage, margin, ruled_out: None, can_do_without: false }
+        Refreshes { storage, margin, version: None, ruled_out: None, can_do_without: false }
     }
 
     #[test]

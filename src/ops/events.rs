@@ -216,7 +216,7 @@ fn advice_on(event: &RefreshEvent) -> &'static str {
         "starting" | "failure" => {
             "starting, failure: several refreshed at once, and one may have used up what another had: do all agents see the same \
              directory above the config dir? Before 2.1.128, a config dir that is bind-mounted by itself has no lock in common; `--lock \
-             refresh` keeps them apart"
+             exclusive` keeps them apart"
         }
         _ => "compromised: a lock was taken from its holder: a clock that jumps, a stopped process, a slow file system",
     }

@@ -17,6 +17,7 @@ use super::history;
 use super::run_record::{Hold, PathView, RunRecord, State};
 use super::store::{OwnRecord, RecordStore, SILENT_RECORD_TTL};
 use crate::claude::frames::{LastResult, clamped};
+use crate::claude::version::Version;
 use crate::config::duration::after;
 use crate::config::settings::LockMode;
 use crate::logging::{append_lines, open_to_append};
@@ -65,6 +66,7 @@ pub struct RunInfo {
     pub(crate) run: RunId,
     pub(crate) label: Option<String>,
     pub(crate) program: PathBuf,
+    pub(crate) claude_version: Option<Version>,
     pub(crate) lock_mode: LockMode,
     /// Store of the config dir; without one, nothing is kept.
     pub(crate) records: Option<RecordStore>,
@@ -277,6 +279,7 @@ impl RunRecorder {
             boot: boot_id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             program: program.to_string_lossy().into_owned(),
+            claude_version: self.info.claude_version.map(|version| version.to_string()),
             cwd: env::current_dir().ok().map(|cwd| cwd.to_string_lossy().into_owned()),
             lock: lock_file.as_deref().map(|path| PathView::of(path, self.locked)),
             parent: PathView::of(config_dir.parent().unwrap_or(&config_dir), None),

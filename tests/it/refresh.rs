@@ -50,6 +50,28 @@ fn agents_with_bind_mounted_dirs_refresh_once() {
     }
 }
 
+/// Without a lock in common, they would refresh at once in mid-run, or when a token is refused.
+#[test]
+fn old_claude_in_a_mounted_dir_holds_the_lock_throughout() {
+    for (version, is_held) in [("2.1.126", true), ("2.1.128", false)] {
+        let env = Env::new();
+        env.log_in(FRESH);
+        let Some(flags) = mount_namespace() else { return };
+        let claude =
+            env.script(&format!("versions/{version}"), &format!("#!/bin/sh\nexec {} \"$@\"\n", fake_claude().display()));
+        let mut container = env.command("unshare");
+        container.args([flags, "sh", "-ec", r#"mount --bind "$0" "$0"; exec "$@""#]).arg(env.config_dir()).arg(binary());
+        container.args(["--lock", "refresh", "--claude"]).arg(claude).args(["--", "-p", "ready; on TERM exit 0; hang"]);
+        let run = Running::start(container);
+        run.ready();
+        assert_eq!(env.is_locked(), is_held, "{version}");
+        if is_held {
+            let message = run.message();
+            assert!(message.contains("is a mount point") && message.contains("as in exclusive mode"), "{message}");
+        }
+    }
+}
+
 #[test]
 fn exclusive_agents_refresh_once_and_never_overlap() {
     for kind in KINDS {

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::doctor::{doctor, expect, expect_records, healthy, in_namespace};
 use crate::env::{Env, Running, binary, fake_claude};
-use crate::oauth::{EXPIRED, FRESH, StandIn, credentials};
-use crate::refresh_locks::expect_deferral;
+use crate::oauth::{EXPIRED, FRESH, StandIn, age, credentials, mount_namespace};
+use crate::refresh_locks::{expect_deferral, lock_of};
 
 const STORAGE: &str = "CLAUDE_SECURESTORAGE_CONFIG_DIR";
 
@@ -149,4 +150,75 @@ fn claude_that_ends_in_mid_refresh_is_reported() {
     }
     env.log_in(FRESH);
     env.claude_run().arg("status").assert().code(0);
+}
+
+/// Locks lie beside the file: who shares it alone has others, and newer versions replace it.
+#[test]
+fn login_that_is_shared_as_a_file_is_a_failure() {
+    let env = healthy("2.1.330");
+    let file = env.credentials();
+    fs::hard_link(&file, env.path("other-name")).expect("a link");
+    expect(doctor(&env, |doctor| doctor), "storage", "failure", "has another name elsewhere");
+    fs::remove_file(env.path("other-name")).expect("a link");
+    let inner = env.config_dir().join("inner.json");
+    fs::rename(&file, &inner).expect("a file");
+    std::os::unix::fs::symlink("inner.json", &file).expect("a link");
+    expect(doctor(&env, |doctor| doctor), "storage", "pass", "the config dir, is claude's storage");
+    fs::rename(&inner, &file).expect("a file");
+    let mount = format!("mount --bind {0} {0}", file.display());
+    let Some(found) = in_namespace(&env, &mount, &env.config_dir()) else { return };
+    expect(found, "storage", "failure", "is a mount point");
+    let mount = format!("touch {0}; mount --bind {0} {0}", env.lock_file().display());
+    let Some(found) = in_namespace(&env, &mount, &env.config_dir()) else { return };
+    expect(found, "session lock", "failure", "is a mount point");
+    let env = healthy("2.1.84");
+    expect(doctor(&env, |doctor| doctor.env(STORAGE, env.path(""))), "storage", "warning", "does not know it");
+}
+
+#[test]
+fn mixed_versions_without_a_common_lock_are_a_failure() {
+    let env = healthy("2.1.330");
+    let Some(flags) = mount_namespace() else { return };
+    let start = |version: &str, mount: &str| {
+        let fake = format!("#!/bin/sh\nexec {} \"$@\"\n", fake_claude().display());
+        let claude = env.script(&format!("versions/{version}"), &fake);
+        let dir = env.path(mount);
+        fs::create_dir_all(&dir).expect("a directory");
+        let mut container = env.command("unshare");
+        container.args([flags, "sh", "-ec", r#"mount --bind "$0" "$1"; export CLAUDE_CONFIG_DIR="$1"; shift; exec "$@""#]);
+        container.args([&env.config_dir(), &dir]).arg(binary()).args(["--lock", "pass-through", "--claude"]).arg(claude);
+        let run = Running::start({
+            container.args(["--", "-p", "ready; hang"]);
+            container
+        });
+        run.ready();
+        run
+    };
+    let _older = start("2.1.84", "one/config");
+    expect_records(&env, 1);
+    let other = start("2.1.126", "two/config");
+    expect_records(&env, 2);
+    let (_, seen) = doctor(&env, |doctor| doctor);
+    assert!(!seen.to_string().contains("without a lock in common"), "{seen:#}");
+    drop(other);
+    let _newer = start("2.1.330", "three/config");
+    expect_records(&env, 2);
+    let (code, seen) = doctor(&env, |doctor| doctor);
+    let text = seen.to_string();
+    assert!(code == 1 && text.contains("has claude 2.1.84, and") && text.contains("without a lock in common"), "{seen:#}");
+}
+
+/// claude makes the directory first, and the owner's file behind it.
+#[test]
+fn owner_file_of_an_earlier_lock_proves_nothing() {
+    let env = healthy("2.1.330");
+    let lock = lock_of(&env, 4_194_304);
+    expect(doctor(&env, |doctor| doctor), "refresh locks", "warning", "which is dead");
+    fs::remove_dir(&lock).expect("a lock");
+    std::thread::sleep(std::time::Duration::from_millis(30)); // the grain of a file system's clock
+    fs::create_dir(&lock).expect("a lock");
+    expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "pass", "a refresh is under way");
+    assert!(lock.exists());
+    age(&lock, 100);
+    expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "pass", "removed");
 }

@@ -64,7 +64,7 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
         Some(true) => check.pass(format!("{path}: {version}")),
         Some(false) => {
             let means = "its only refresh lock is beside the config dir, and any signal in mid-refresh loses the login";
-            let todo = "share the directory above the config dir, or use --lock refresh or exclusive; better, update it";
+            let todo = "share the directory above the config dir, or use --lock exclusive; better, update it";
             check.warn(format!("{path}: {version}, before 2.1.128"), means, todo);
         }
         None => {

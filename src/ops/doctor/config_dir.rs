@@ -100,8 +100,8 @@ pub(super) fn check_sibling(subject: &Subject, check: &mut Check) {
     }
     if mount::is_mount_point(&real) {
         let what = format!("{} is a mount point: what is beside it, {lock}, is not shared with it", real.display());
-        let todo =
-            "mount the directory above it, at the same absolute path everywhere; until then, --lock refresh or exclusive";
+        let todo = "mount the directory above it, at the same absolute path everywhere; until then, --lock exclusive: refresh mode does not \
+                    cover refreshes in mid-run, unless --refresh-margin is the hard limit and 5 minutes";
         let means = match is_newer {
             Some(true) => "this claude has a lock inside as well; one before 2.1.128 beside it would race",
             Some(false) => {
