@@ -83,14 +83,15 @@ impl AuthSources<'_> {
     /// Reason why claude never refreshes its login, if it does not. A variable that is blank counts as empty, as it does from 2.1.330
     /// on: 2.1.126 takes it for a token.
     pub(crate) fn rules_out_refreshes(&self) -> Option<String> {
-        let is_token = |name: &&str| self.variable(name).is_some_and(|token| !token.to_string_lossy().trim().is_empty());
+        let is_token = |name: &&str| self.is_settled(name, |token| !token.to_string_lossy().trim().is_empty());
         if self.is_bare() {
             return Some("a bare claude never refreshes its login".to_owned());
         }
         if let Some(name) = OAUTH_TOKENS.into_iter().find(is_token) {
             return Some(format!("{name} is set, and that token is never refreshed"));
         }
-        let (name, _) = self.provider().filter(|_| self.version.is_some_and(|version| version >= Version::NO_IDLE_REFRESH))?;
+        self.version.filter(|version| *version >= Version::NO_IDLE_REFRESH)?;
+        let (name, _) = PROVIDERS.into_iter().find(|(variable, _)| self.is_settled(variable, is_true))?;
         Some(format!("{name} is set, and this version of claude then never refreshes its login"))
     }
 
@@ -101,12 +102,18 @@ impl AuthSources<'_> {
 
     fn is_bare(&self) -> bool {
         let is_typed = self.arguments.iter().take_while(|word| *word != "--").any(|word| word == "--bare");
-        is_typed || self.variable(SIMPLE).is_some_and(|value| is_true(&value))
+        is_typed || self.is_settled(SIMPLE, is_true)
     }
 
     fn has_headers(&self) -> bool {
         let headers = self.variable(HEADERS).unwrap_or_default().to_string_lossy().to_ascii_lowercase();
         headers.lines().any(|line| ["x-api-key:", "authorization:"].iter().any(|name| line.trim_start().starts_with(name)))
+    }
+
+    /// True if `is_so` of a variable from the start on, whatever settings of the project make of it.
+    fn is_settled(&self, name: &str, is_so: impl Fn(&OsStr) -> bool) -> bool {
+        let early = self.settings.early_variable(self.environment, name);
+        [early, self.variable(name)].into_iter().all(|value| value.is_some_and(|value| is_so(&value)))
     }
 
     fn has(&self, name: &str) -> bool {

@@ -12,7 +12,15 @@ use crate::sys::fs::read_bounded;
 
 /// The settings that can be read, by precedence.
 #[derive(Debug)]
-pub(crate) struct ClaudeSettings(Vec<(PathBuf, Value)>);
+pub(crate) struct ClaudeSettings(Vec<Layer>);
+
+#[derive(Debug)]
+struct Layer {
+    path: PathBuf,
+    settings: Value,
+    /// True for settings of the project: from 2.1.330 on they come too late for the storage and for the first refresh.
+    is_late: bool,
+}
 
 /// Directory of the settings that an administrator makes for all users of a machine.
 const MANAGED: &str = "/etc/claude-code";
@@ -23,34 +31,47 @@ impl ClaudeSettings {
     pub(crate) fn read(config_dir: &Path, arguments: &[OsString]) -> Self {
         let typed = argument(arguments, "--settings");
         let inline = typed.as_ref().and_then(|word| parse(word.as_bytes())).filter(Value::is_object);
-        let files = [
-            typed.filter(|_| inline.is_none()).map(PathBuf::from),
-            Some(".claude/settings.local.json".into()),
-            Some(".claude/settings.json".into()),
-            Some(config_dir.join("settings.json")),
-        ];
-        let inline = inline.map(|settings| ("--settings".into(), settings));
-        let files = files.into_iter().flatten().filter_map(read_file);
-        Self(managed(Path::new(MANAGED)).into_iter().chain(inline).chain(files).collect())
+        let typed = match inline {
+            Some(settings) => Some(("--settings".into(), settings)),
+            None => typed.map(PathBuf::from).and_then(read_file),
+        };
+        let project =
+            [".claude/settings.local.json", ".claude/settings.json"].into_iter().filter_map(|path| read_file(path.into()));
+        let layer = |is_late| move |(path, settings)| Layer { path, settings, is_late };
+        let early = managed(Path::new(MANAGED)).into_iter().chain(typed).map(layer(false));
+        let user = read_file(config_dir.join("settings.json")).map(layer(false));
+        Self(early.chain(project.map(layer(true))).chain(user).collect())
     }
 
     /// A value that is no null, and the file that has it.
     pub(crate) fn value(&self, key: &str) -> Option<(&Path, &Value)> {
-        self.0.iter().map(|(path, settings)| (path.as_path(), &settings[key])).find(|(_, value)| !value.is_null())
+        self.0.iter().map(|layer| (layer.path.as_path(), &layer.settings[key])).find(|(_, value)| !value.is_null())
     }
 
-    /// A variable as claude sees it.
+    /// A variable as claude sees it in the end.
     pub(crate) fn variable(&self, environment: Environment, name: &str) -> Option<OsString> {
-        self.own_variable(name).or_else(|| environment(name))
+        self.0.iter().find_map(|layer| layer.variable(name)).or_else(|| environment(name))
     }
 
-    /// A variable that the settings have. Numbers and booleans count as their text.
-    pub(crate) fn own_variable(&self, name: &str) -> Option<OsString> {
-        self.0.iter().find_map(|(_, settings)| match &settings["env"][name] {
+    /// A variable as claude sees it when it looks for its login.
+    pub(crate) fn early_variable(&self, environment: Environment, name: &str) -> Option<OsString> {
+        self.own_early_variable(name).or_else(|| environment(name))
+    }
+
+    /// A variable that settings set before claude looks for its login.
+    pub(crate) fn own_early_variable(&self, name: &str) -> Option<OsString> {
+        self.0.iter().filter(|layer| !layer.is_late).find_map(|layer| layer.variable(name))
+    }
+}
+
+impl Layer {
+    /// A variable that it sets. Numbers and booleans count as their text.
+    fn variable(&self, name: &str) -> Option<OsString> {
+        match &self.settings["env"][name] {
             Value::String(text) => Some(text.into()),
             value @ (Value::Number(_) | Value::Bool(_)) => Some(value.to_string().into()),
             _ => None,
-        })
+        }
     }
 }
 

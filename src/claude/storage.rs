@@ -29,8 +29,8 @@ impl ClaudeStorage {
         let is_path = |path: &OsString| !path.is_empty();
         let home = environment("HOME").filter(is_path).map(PathBuf::from);
         let is_known = version.is_none_or(|version| version >= Version::INNER_LOCK);
-        let variable = settings.variable(environment, VARIABLE).filter(|_| is_known);
-        let by_settings = || settings.own_variable(config_dir::VARIABLE).filter(is_path);
+        let variable = settings.early_variable(environment, VARIABLE).filter(|_| is_known);
+        let by_settings = || settings.own_early_variable(config_dir::VARIABLE).filter(is_path);
         let (dir, moved_by) = match (variable, &home) {
             (Some(path), _) if is_path(&path) => (path.into(), Some(VARIABLE)),
             (Some(_), Some(home)) => (home.join(".claude"), Some(VARIABLE)),

@@ -20,12 +20,13 @@ use serde_json::Value;
 use crate::claude::auth::{Auth, AuthSources};
 use crate::claude::config_dir::ConfigDir;
 use crate::claude::credentials::Login;
+use crate::claude::program::{NAME, Program};
 use crate::claude::settings::ClaudeSettings;
 use crate::claude::storage::ClaudeStorage;
 use crate::config::cli::{Cli, Operation};
 use crate::config::duration::DurationSetting;
 use crate::config::file::SettingsFile;
-use crate::config::settings::{Environment, Settings, Written, explain};
+use crate::config::settings::{Environment, Origin, Settings, Written, explain};
 use crate::config::values::Shell;
 use crate::lock;
 use crate::logging::{escaped_json, escaped_lines};
@@ -55,6 +56,13 @@ impl Context<'_> {
     fn auth(&self, config_dir: &Path, login: &Login) -> Auth {
         let settings = ClaudeSettings::read(config_dir, &[]);
         AuthSources { environment: self.environment, settings, arguments: &[], version: None }.auth(config_dir, login)
+    }
+
+    /// The claude that a run would start.
+    fn claude(&self) -> Result<Program> {
+        let named = self.setting("claude").filter(|setting| setting.origin != Origin::Default);
+        let named = named.map(|setting| PathBuf::from(setting.value));
+        Ok(Program::find(&[NAME.into()], named.as_deref())?)
     }
 
     fn settings(&self) -> Result<Settings> {
@@ -119,6 +127,24 @@ impl Factory {
 
     fn census(&self) -> Result<Census> {
         self.records.census().with_context(|| format!("cannot read {}", self.records.runs().display()))
+    }
+
+    /// All runs; if their records are another user's, none, and what to do about it.
+    fn visible_census(&self) -> Result<(Census, Option<String>)> {
+        let is_denied = |error: &anyhow::Error| {
+            error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == ErrorKind::PermissionDenied)
+        };
+        match self.census() {
+            Ok(census) => Ok((census, None)),
+            Err(error) if is_denied(&error) => {
+                let path = self.records.path().display();
+                let what = format!(
+                    "{error:#}: a run of another user, as root, has made {path}; chown -R it to the config dir's owner"
+                );
+                Ok((Census::default(), Some(what)))
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -9,12 +9,14 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{Context, Factory, answer, text, wait_until_none};
+use crate::claude::version::Version;
 use crate::config::duration::{DurationSetting, after};
 use crate::config::file::{self, SettingsFile};
 use crate::config::settings::{LockMode, Origin, Written};
 use crate::logging::escaped;
 use crate::outcome::Outcome;
 use crate::records::{Census, RunRecord};
+use crate::sys::mount::is_mount_point;
 
 /// One line, or one object, for each. Refuses what a run would refuse.
 pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Result<Outcome> {
@@ -48,6 +50,7 @@ pub(super) fn mode(
         place = Factory::of(&context)?;
     }
     let mode = set.unwrap_or(place.settings.lock_mode);
+    let (_, unseen) = place.visible_census()?;
     let others = match drain {
         Some(bound) => {
             let deadline = after(Instant::now(), bound.as_limit());
@@ -64,10 +67,12 @@ pub(super) fn mode(
     if set.is_some_and(|set| here != set.name()) && matches!(origin, Origin::Flag | Origin::Variable(_)) {
         lines += &format!("but here {} says {}, and goes before the file\n", text::origin(origin), here.display());
     }
+    lines += advice(&context, &place, mode).unwrap_or_default();
     let mut by_mode = BTreeMap::<_, usize>::new();
     others.iter().for_each(|record| *by_mode.entry(&record.mode).or_default() += 1);
     let modes: Vec<_> = by_mode.iter().map(|(mode, count)| format!("{count} {mode}")).collect();
     lines += &match others.len() {
+        _ if let Some(why) = &unseen => format!("who follows another mode cannot be told: {why}\n"),
         0 => format!("no live run follows another mode than {}\n", mode.name()),
         1 => format!("1 live run still follows another mode: {}\n", modes.join(", ")),
         count => format!("{count} live runs still follow another mode: {}\n", modes.join(", ")),
@@ -76,12 +81,22 @@ pub(super) fn mode(
     let mut value = text::setting_json(&place.mode);
     value["set"] = json!(set.map(LockMode::name));
     value["others"] = others.iter().map(text::run_json).collect();
-    answer(out, json, drain.is_none() || others.is_empty(), &lines, &value)
+    answer(out, json, unseen.is_none() && (drain.is_none() || others.is_empty()), &lines, &value)
+}
+
+/// Advice on `mode` where claude's own lock, that of its older versions alone, is not shared with the config dir.
+fn advice(context: &Context, place: &Factory, mode: LockMode) -> Option<&'static str> {
+    let has_inner_lock = || Some(Version::of_program(&context.claude().ok()?.path)? >= Version::INNER_LOCK);
+    let is_split = mode == LockMode::Refresh && is_mount_point(&place.storage.dir);
+    (is_split && has_inner_lock() != Some(true)).then_some(
+        "but the config dir is a mount point, and claude before 2.1.128 then has no lock around a refresh in mid-run: with that, better \
+         exclusive, or a refresh-margin of the hard limit and 5 minutes\n",
+    )
 }
 
 /// All runs that follow another mode than `mode`, orphaned ones and those of other hosts included.
 fn followers_of_others(place: &Factory, mode: LockMode) -> Result<Vec<RunRecord>> {
-    let Census { live, orphaned, elsewhere, .. } = place.census()?;
+    let (Census { live, orphaned, elsewhere, .. }, _) = place.visible_census()?;
     let all = live.into_iter().chain(orphaned).chain(elsewhere);
     Ok(all.filter(|record| record.mode != mode.name()).collect())
 }

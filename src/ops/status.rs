@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::iter;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -19,7 +20,7 @@ use crate::config::duration::show_seconds;
 use crate::lock::{Holder, Queue, describe_refresh_lock};
 use crate::logging::{escaped, escaped_lines};
 use crate::outcome::Outcome;
-use crate::records::{Census, FinishedRun, RunRecord, State, time};
+use crate::records::{Census, FinishedRun, Hold, RunRecord, State, time};
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{self, Stat};
 
@@ -33,6 +34,8 @@ pub(super) struct Status<'a> {
     waiting: Vec<Result<RunRecord, i32>>,
     running: Vec<RunRecord>,
     pub(super) orphaned: Vec<RunRecord>,
+    /// Reason why records of runs cannot be read.
+    unseen: Option<String>,
     /// Runs of other hosts, whose locks cannot be seen here.
     elsewhere: Vec<RunRecord>,
     refresh_locks: [RefreshLock; 2],
@@ -99,10 +102,10 @@ impl<'a> Status<'a> {
         // The kernel takes some 10 ms for its answer: time to read the records.
         let (queue, census) = thread::scope(|scope| {
             let queue = lock.map(|lock| scope.spawn(move || Queue::look(lock)));
-            let census = factory.census();
+            let census = factory.visible_census();
             (queue.and_then(|queue| queue.join().ok()), census)
         });
-        let Census { live, mut orphaned, elsewhere, .. } = census?;
+        let (Census { live, mut orphaned, elsewhere, .. }, unseen) = census?;
         let places = queue.as_ref().map_or(Vec::new(), |queue| queue.waiters(&live));
         let places: Vec<_> = places.into_iter().map(|place| place.map(str::to_owned)).collect();
         let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
@@ -124,6 +127,7 @@ impl<'a> Status<'a> {
             waiting,
             running,
             orphaned,
+            unseen,
             elsewhere,
             refresh_locks: RefreshLock::of(&factory.storage),
             auth: context.auth(&factory.config_dir, &login),
@@ -155,8 +159,29 @@ impl<'a> Status<'a> {
         let cut = CutRefresh::last(&self.factory.storage).map(|cut| {
             format!("claude (pid {}) has ended in the midst of a refresh: the login is probably lost; log in again if the next run fails", cut.pid)
         });
+        let lock = FileId::at(&self.factory.lock_file);
+        // By its name, the file that they hold is another one's by now, or nobody's.
+        let replaced = self.running.iter().filter(|run| {
+            let has_our_path = run.lock.as_ref().is_some_and(|seen| Path::new(&seen.path) == self.factory.lock_file);
+            run.hold == Some(Hold::Own) && has_our_path && !lock.is_some_and(|lock| run.is_about(lock))
+        });
+        let replaced = replaced.map(|run| {
+            format!(
+                "the session lock was removed or replaced under {}: it keeps apart from nobody who came later; let it end",
+                run.who()
+            )
+        });
         let settings = self.file_error.map(|error| format!("no run starts: {error}"));
-        orphaned.chain(refresh_locks).chain(login).chain(cut).chain(holders).chain(stopped).chain(settings).collect()
+        orphaned
+            .chain(refresh_locks)
+            .chain(login)
+            .chain(cut)
+            .chain(replaced)
+            .chain(self.unseen.clone())
+            .chain(holders)
+            .chain(stopped)
+            .chain(settings)
+            .collect()
     }
 
     fn to_text(&self) -> String {

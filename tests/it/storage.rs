@@ -222,3 +222,26 @@ fn owner_file_of_an_earlier_lock_proves_nothing() {
     age(&lock, 100);
     expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "pass", "removed");
 }
+
+#[test]
+fn mode_refresh_in_a_mounted_dir_advises_by_version() {
+    let env = healthy("unknown");
+    let Some(flags) = mount_namespace() else { return };
+    let set = |version: &str, mode: &str| {
+        let claude = env.script(&format!("versions/{version}"), "#!/bin/sh\n");
+        let mut container = env.command("unshare");
+        container.args([flags, "sh", "-ec", r#"mount --bind "$0" "$0"; exec "$@""#]).arg(env.config_dir()).arg(binary());
+        container.env("CLAUDE_RUN_CLAUDE", claude).args(["mode", mode]);
+        Running::start(container).end().stdout.join(" ")
+    };
+    for (version, mode, is_advised) in [
+        ("2.1.126", "refresh", true),
+        ("unknown", "refresh", true),
+        ("2.1.128", "refresh", false),
+        ("2.1.126", "exclusive", false),
+    ] {
+        let lines = set(version, mode);
+        assert!(lines.contains(&format!("{mode} is the lock mode now")), "{lines}");
+        assert_eq!(lines.contains("but the config dir is a mount point"), is_advised, "{version}: {lines}");
+    }
+}

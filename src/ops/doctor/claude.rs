@@ -13,8 +13,6 @@ use wait_timeout::ChildExt;
 
 use super::{Check, Subject};
 use crate::claude::credentials::Login;
-use crate::claude::program::{NAME, Program};
-use crate::config::settings::Origin;
 use crate::ops::{Context, text};
 
 /// Timeout for `claude --version`. The slowest that was measured took 0.6 s on an idle machine.
@@ -22,9 +20,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Finds claude as a run would, and asks for its version: its path, and the first line of its answer.
 pub(super) fn find(context: &Context) -> Result<(PathBuf, String)> {
-    let named = context.setting("claude").filter(|setting| setting.origin != Origin::Default);
-    let named = named.map(|setting| PathBuf::from(setting.value));
-    let path = Program::find(&[NAME.into()], named.as_deref())?.path;
+    let path = context.claude()?.path;
     let answer = ask_version(&path).with_context(|| format!("{} --version", path.display()))?;
     Ok((path, answer))
 }
