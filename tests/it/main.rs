@@ -17,6 +17,7 @@ mod events;
 mod exit_codes;
 mod factory;
 mod faults;
+mod fleet;
 mod hosts;
 mod install;
 mod leftovers;

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::doctor::{doctor, expect, expect_records, healthy, in_namespace};
+use crate::doctor::{doctor, expect, healthy, in_namespace};
 use crate::env::{Env, Running, binary, fake_claude};
-use crate::oauth::{EXPIRED, FRESH, StandIn, age, credentials, mount_namespace};
+use crate::oauth::{EXPIRED, FRESH, StandIn, age, credentials};
 use crate::refresh_locks::{expect_deferral, lock_of};
 
 const STORAGE: &str = "CLAUDE_SECURESTORAGE_CONFIG_DIR";
@@ -175,39 +175,6 @@ fn login_that_is_shared_as_a_file_is_a_failure() {
     expect(doctor(&env, |doctor| doctor.env(STORAGE, env.path(""))), "storage", "warning", "does not know it");
 }
 
-#[test]
-fn mixed_versions_without_a_common_lock_are_a_failure() {
-    let env = healthy("2.1.330");
-    let Some(flags) = mount_namespace() else { return };
-    let start = |version: &str, mount: &str| {
-        let fake = format!("#!/bin/sh\nexec {} \"$@\"\n", fake_claude().display());
-        let claude = env.script(&format!("versions/{version}"), &fake);
-        let dir = env.path(mount);
-        fs::create_dir_all(&dir).expect("a directory");
-        let mut container = env.command("unshare");
-        container.args([flags, "sh", "-ec", r#"mount --bind "$0" "$1"; export CLAUDE_CONFIG_DIR="$1"; shift; exec "$@""#]);
-        container.args([&env.config_dir(), &dir]).arg(binary()).args(["--lock", "pass-through", "--claude"]).arg(claude);
-        let run = Running::start({
-            container.args(["--", "-p", "ready; hang"]);
-            container
-        });
-        run.ready();
-        run
-    };
-    let _older = start("2.1.84", "one/config");
-    expect_records(&env, 1);
-    let other = start("2.1.126", "two/config");
-    expect_records(&env, 2);
-    let (_, seen) = doctor(&env, |doctor| doctor);
-    assert!(!seen.to_string().contains("without a lock in common"), "{seen:#}");
-    drop(other);
-    let _newer = start("2.1.330", "three/config");
-    expect_records(&env, 2);
-    let (code, seen) = doctor(&env, |doctor| doctor);
-    let text = seen.to_string();
-    assert!(code == 1 && text.contains("has claude 2.1.84, and") && text.contains("without a lock in common"), "{seen:#}");
-}
-
 /// claude makes the directory first, and the owner's file behind it.
 #[test]
 fn owner_file_of_an_earlier_lock_proves_nothing() {
@@ -221,27 +188,4 @@ fn owner_file_of_an_earlier_lock_proves_nothing() {
     assert!(lock.exists());
     age(&lock, 100);
     expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "pass", "removed");
-}
-
-#[test]
-fn mode_refresh_in_a_mounted_dir_advises_by_version() {
-    let env = healthy("unknown");
-    let Some(flags) = mount_namespace() else { return };
-    let set = |version: &str, mode: &str| {
-        let claude = env.script(&format!("versions/{version}"), "#!/bin/sh\n");
-        let mut container = env.command("unshare");
-        container.args([flags, "sh", "-ec", r#"mount --bind "$0" "$0"; exec "$@""#]).arg(env.config_dir()).arg(binary());
-        container.env("CLAUDE_RUN_CLAUDE", claude).args(["mode", mode]);
-        Running::start(container).end().stdout.join(" ")
-    };
-    for (version, mode, is_advised) in [
-        ("2.1.126", "refresh", true),
-        ("unknown", "refresh", true),
-        ("2.1.128", "refresh", false),
-        ("2.1.126", "exclusive", false),
-    ] {
-        let lines = set(version, mode);
-        assert!(lines.contains(&format!("{mode} is the lock mode now")), "{lines}");
-        assert_eq!(lines.contains("but the config dir is a mount point"), is_advised, "{version}: {lines}");
-    }
 }

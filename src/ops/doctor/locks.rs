@@ -1,10 +1,10 @@
 //! The session lock, claude's own refresh locks, and the live runs: whether they see the same lock, and have one version.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -106,8 +106,9 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
 
 /// Removes exactly this lock: a process that has acquired it meanwhile gets it back.
 fn remove(lock: &RefreshLock) -> io::Result<()> {
-    let mut aside = lock.path.clone().into_os_string();
-    aside.push(format!(".claude-run-{}", process::id()));
+    // In a directory of our own, whose name nobody can have guessed.
+    let dir = tempfile::Builder::new().prefix(".claude-run-").tempdir_in(lock.path.parent().unwrap_or(Path::new(".")))?;
+    let aside = dir.path().join("aside");
     fs::rename(&lock.path, &aside)?;
     let touched = fs::metadata(&aside).and_then(|found| found.modified());
     let removed = match touched {
@@ -117,7 +118,7 @@ fn remove(lock: &RefreshLock) -> io::Result<()> {
     };
     removed.inspect_err(|_| {
         // If another one is there by now, this one is nobody's.
-        let _ = renameat2(AT_FDCWD, Path::new(&aside), AT_FDCWD, &lock.path, RenameFlags::RENAME_NOREPLACE);
+        let _ = renameat2(AT_FDCWD, &aside, AT_FDCWD, &lock.path, RenameFlags::RENAME_NOREPLACE);
     })
 }
 
@@ -166,10 +167,33 @@ pub(super) fn check_views(subject: &Subject, check: &mut Check) {
         }
     }
     check_mixed_versions(live, check);
+    let elsewhere = subject.census.iter().flat_map(|census| &census.elsewhere);
+    check_clocks(live.iter().chain(elsewhere), check);
     check.pass_if_clean(match live.len() {
         0 => "no live run to compare".to_owned(),
         runs => format!("{}, and no two see another lock", text::count(runs, "live run")),
     });
+}
+
+/// A clock that is so far ahead takes a refresh lock for stale that is held.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+fn check_clocks<'a>(runs: impl Iterator<Item = &'a RunRecord>, check: &mut Check) {
+    let now = SystemTime::now();
+    let ahead = |run: &RunRecord| run.since.duration_since(now).ok().filter(|ahead| *ahead > MAX_CLOCK_SKEW);
+    let mut hosts = BTreeMap::new();
+    for (run, ahead) in runs.filter_map(|run| Some((run, ahead(run)?))) {
+        hosts.entry(&run.host).or_insert(ahead);
+    }
+    for (host, ahead) in hosts {
+        let means =
+            "claude there takes a refresh lock that is held for stale: two refresh at once, and the login is lost for all";
+        check.fail(
+            format!("the clock of {host} is {} ahead of this one", show_seconds(ahead)),
+            means,
+            "set the clocks by NTP on every host",
+        );
+    }
 }
 
 /// Older and newer versions of claude have but one lock in common, which a mount of the config dir alone does not share.
