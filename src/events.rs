@@ -102,11 +102,11 @@ impl EventQueue {
     pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> io::Result<Vec<Event>> {
         let deadline = if self.requeued.is_empty() { deadline } else { Some(Instant::now()) };
         loop {
-            let poll_at = self.files.as_ref().and_then(|files| files.poll_at);
+            let poll_at = self.files.as_ref().and_then(FileWatch::wake_at);
             let wake_at = [deadline, poll_at].into_iter().flatten().min();
             let timeout = wake_at.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
             let mut ready = vec![PollFd::new(self.sender.pipe.reader.as_fd(), PollFlags::POLLIN)];
-            let watch = self.files.as_ref().and_then(|files| files.inotify.as_ref());
+            let watch = self.files.as_ref().and_then(FileWatch::inotify);
             ready.extend(watch.map(|watch| PollFd::new(watch.as_fd(), PollFlags::POLLIN)));
             let stdin = stdin();
             if self.watches_stdin {

@@ -158,8 +158,8 @@ settings! {
     slots: Slots = option(LOCK, SLOTS, "N", "CLAUDE_RUN_SLOTS", "none");
     /// With --lock refresh: how long before the token expires a refresh counts as due
     ///
-    /// Claude Code refreshes it from 5m before; the default adds 10s for a slow start. At or above the hard
-    /// limit, refreshes in mid-run are covered, too. 0: once it has expired, none: always
+    /// Claude Code refreshes it from 5m before; the default adds 10s for a slow start. From the hard limit and 5m
+    /// on, refreshes in mid-run are covered, too. 0: once it has expired, none: always
     refresh_margin: DurationSetting = option(LOCK, "refresh-margin", "DUR", "CLAUDE_RUN_REFRESH_MARGIN", "5m10s");
     /// Exit code when the lock was not free in time, 0 to 255
     conflict_exit_code: u8 = option(LOCK, "conflict-exit-code", "N", "CLAUDE_RUN_CONFLICT_EXIT_CODE", "75"), short: Some('E');

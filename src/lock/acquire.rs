@@ -10,10 +10,9 @@ use super::file::{LockAttempt, LockFile};
 use super::guard::LockGuard;
 use super::helper_wait::{acquire_helper, give_up};
 use super::queue::wait_for_flock;
-use super::refresh_due::{RefreshState, Refreshes};
+use super::refresh_due::{AwaitedRefresh, RefreshState, Refreshes};
 use super::request::{Acquisition, LockRequest};
 use super::wait::{Awaited, LockWait, WaitEnd};
-use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
 use crate::config::duration::{show, show_seconds};
 use crate::events::EventQueue;
@@ -102,7 +101,7 @@ fn prepare_for_refresh(
     }
     // By the token as it is now, since the previous holder may have refreshed it.
     match refreshes.settled_state() {
-        RefreshState::Due(expiry) => guard.refresh = Some((refreshes.config_dir.clone(), expiry)),
+        RefreshState::Due(expiry) => guard.refresh = Some(AwaitedRefresh::new(refreshes, expiry)),
         RefreshState::Unclear(why) => {
             warn!(name: "refresh.unclear", "{why}; holding the session lock for the whole run, as in exclusive mode");
         }
@@ -126,8 +125,8 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
     wait.recorder.publish(); // the wait begins
     wait.started = Instant::now();
     wait.begin(Awaited::RefreshLocks, Some(MAX_REFRESH_LOCK_WAIT));
-    let locks = RefreshLock::of(&refreshes.config_dir).map(|lock| lock.path);
-    wait.events.watch_files(&[&locks[..], &[Login::path(&refreshes.config_dir)]].concat());
+    let locks = RefreshLock::of(&refreshes.storage).map(|lock| lock.path);
+    wait.events.watch_files(&[&locks[..], &[refreshes.storage.credentials()]].concat());
     let lock = describe_refresh_lock(&first);
     warn!(name: "refresh.waiting", "claude's refresh lock {lock}; waiting for it, at most {}", show(MAX_REFRESH_LOCK_WAIT));
     let end = wait.until(|wait, _| {

@@ -7,7 +7,6 @@ use super::claims::AncestorRuns;
 use super::guard::LockGuard;
 use super::helper::HelperCommand;
 use super::refresh_due::{RefreshState, Refreshes};
-use crate::claude::credentials::Login;
 use crate::config::settings::Wait;
 use crate::events::EventQueue;
 use crate::sys::signal::{SigSet, Signal};
@@ -53,7 +52,7 @@ impl LockRequest {
     /// Makes a change of the token an event, if that can make the lock unnecessary.
     pub(super) fn watch_token(&self, events: &mut EventQueue) {
         if let Some(refreshes) = self.refreshes.as_ref().filter(|_| self.refresh_only) {
-            events.watch_files(&[Login::path(&refreshes.config_dir)]);
+            events.watch_files(&[refreshes.storage.credentials()]);
         }
     }
 

@@ -14,18 +14,23 @@ mod status;
 mod text;
 
 use std::io::{self, ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
 
+use crate::claude::auth::{Auth, AuthSources};
 use crate::claude::config_dir::ConfigDir;
+use crate::claude::credentials::Login;
+use crate::claude::program::{NAME, Program};
+use crate::claude::settings::ClaudeSettings;
+use crate::claude::storage::ClaudeStorage;
 use crate::config::cli::{Cli, Operation};
 use crate::config::duration::DurationSetting;
 use crate::config::file::SettingsFile;
 use crate::config::options::SLOTS;
-use crate::config::settings::{Environment, Settings, Written, explain};
+use crate::config::settings::{Environment, Origin, Settings, Written, explain};
 use crate::config::values::Shell;
 use crate::lock;
 use crate::logging::{escaped_json, escaped_lines, in_locale};
@@ -45,6 +50,23 @@ pub(crate) struct Context<'a> {
 impl Context<'_> {
     fn config_dir(&self) -> Result<PathBuf> {
         self.config_dir.as_ref().map(|config_dir| config_dir.path.clone()).map_err(|error| anyhow!("{error:#}"))
+    }
+
+    fn claude_storage(&self, config_dir: &Path) -> ClaudeStorage {
+        ClaudeStorage::of(self.environment, &ClaudeSettings::read(config_dir, &[]), None, config_dir)
+    }
+
+    /// How a claude authenticates that is started in `config_dir`.
+    fn auth(&self, config_dir: &Path, login: &Login) -> Auth {
+        let settings = ClaudeSettings::read(config_dir, &[]);
+        AuthSources { environment: self.environment, settings, arguments: &[], version: None }.auth(config_dir, login)
+    }
+
+    /// The claude that a run would start.
+    fn claude(&self) -> Result<Program> {
+        let named = self.setting("claude").filter(|setting| setting.origin != Origin::Default);
+        let named = named.map(|setting| PathBuf::from(setting.value));
+        Ok(Program::find(&[NAME.into()], named.as_deref())?)
     }
 
     fn settings(&self) -> Result<Settings> {
@@ -97,6 +119,7 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
 /// The factory that an operation looks at: one config dir, and all that runs there.
 struct Factory {
     config_dir: PathBuf,
+    storage: ClaudeStorage,
     records: RecordStore,
     lock_file: PathBuf,
     /// Those that count; without those of a settings file that cannot be used.
@@ -123,16 +146,29 @@ impl Factory {
         let lock_file = settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
         let mode = context.setting("lock").context("no lock mode")?;
         let slots = context.setting(SLOTS).context("no bound")?;
-        Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode, slots, file_error })
+        let storage = context.claude_storage(&config_dir);
+        Ok(Self { records: RecordStore::of(&config_dir), config_dir, storage, lock_file, settings, mode, slots, file_error })
     }
 
     fn census(&self) -> Result<Census> {
         self.records.census().with_context(|| format!("cannot read {}", self.records.runs().display()))
     }
 
-    /// The census, and the reason why it is empty where the records are another user's.
+    /// The census, and the reason why it is empty where the records are another user's, with the way out.
     fn census_if_readable(&self) -> (Census, Option<String>) {
-        self.census().map_or_else(|error| (Census::default(), Some(format!("{error:#}"))), |census| (census, None))
+        let is_denied = |error: &anyhow::Error| {
+            error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == ErrorKind::PermissionDenied)
+        };
+        match self.census() {
+            Ok(census) => (census, None),
+            Err(error) => {
+                let path = self.records.path().display();
+                let way_out =
+                    format!(": a run of another user, as root, has made {path}; chown -R it to the config dir's owner");
+                let way_out = if is_denied(&error) { way_out } else { String::new() };
+                (Census::default(), Some(format!("{error:#}{way_out}")))
+            }
+        }
     }
 
     /// Lock mode and its origin; not known where no run starts.

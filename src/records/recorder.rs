@@ -17,6 +17,7 @@ use super::history;
 use super::run_record::{Hold, PathView, RunRecord, State, WaitsFor};
 use super::store::{OwnRecord, RecordStore, SILENT_RECORD_TTL};
 use crate::claude::frames::{LastResult, clamped};
+use crate::claude::version::Version;
 use crate::config::duration::after;
 use crate::config::settings::LockMode;
 use crate::logging::{append_lines, open_to_append};
@@ -60,6 +61,7 @@ pub struct RunRecorder {
     ending: Option<Outcome>,
     last_result: Option<LastResult>,
     session_id: Option<String>,
+    cut_refresh: bool,
     has_failed: bool,
 }
 
@@ -69,6 +71,7 @@ pub struct RunInfo {
     pub(crate) run: RunId,
     pub(crate) label: Option<String>,
     pub(crate) program: PathBuf,
+    pub(crate) claude_version: Option<Version>,
     pub(crate) lock_mode: LockMode,
     /// Store of the config dir; without one, nothing is kept.
     pub(crate) records: Option<RecordStore>,
@@ -110,6 +113,7 @@ impl RunRecorder {
             ending: None,
             last_result: None,
             session_id: None,
+            cut_refresh: false,
             has_failed: false,
         }
     }
@@ -226,6 +230,11 @@ impl RunRecorder {
         self.last_result = last_result;
     }
 
+    /// Notes that claude has ended in the midst of a refresh of its token.
+    pub(crate) fn on_cut_refresh(&mut self) {
+        self.cut_refresh = true;
+    }
+
     /// Logs the end of the run, and writes its line into the history and into the file of `--record`.
     pub fn close(mut self, outcome: Outcome) {
         self.published = None;
@@ -293,6 +302,7 @@ impl RunRecorder {
             boot: boot_id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             program: program.to_string_lossy().into_owned(),
+            claude_version: self.info.claude_version.map(|version| version.to_string()),
             cwd: env::current_dir().ok().map(|cwd| cwd.to_string_lossy().into_owned()),
             lock: lock_file.as_deref().map(|path| PathView::of(path, self.locked)),
             slot: self.slot.as_ref().map(|(path, file)| PathView::of(path, Some(*file))),
@@ -328,6 +338,7 @@ impl RunRecorder {
             "pid": run.pid,
             "version": env!("CARGO_PKG_VERSION"),
             "program": program.to_string_lossy(),
+            "cut_refresh": self.cut_refresh,
             "session_id": self.session_id,
             "subtype": result.map(|result| &result.subtype),
             "is_error": result.map(|result| result.is_error),

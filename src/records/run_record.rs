@@ -86,6 +86,9 @@ pub struct RunRecord {
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) version: String,
     pub(crate) program: String,
+    /// Version of claude, as its installation says it.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) claude_version: Option<String>,
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) cwd: Option<String>,
     #[serde(default, deserialize_with = "lenient")]
@@ -179,6 +182,7 @@ mod tests {
             child: Some(8),
             version: "0.1.0".into(),
             program: "/usr/bin/claude".into(),
+            claude_version: Some("2.1.330".into()),
             cwd: None,
             began,
             since: began,

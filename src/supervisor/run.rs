@@ -17,11 +17,12 @@ use super::policy::{Action, Group, Input, Policy, PolicyConfig, TreeState};
 use super::process_tree::ProcessTree;
 use super::spawn::Launch;
 use crate::claude::frames::{FrameEvent, LastResult};
-use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
+use crate::claude::refresh_locks::{CutRefresh, Owner, RefreshLock, Standing};
+use crate::claude::storage::ClaudeStorage;
 use crate::events::{Event, EventQueue, SignalSource};
 use crate::lock::{LockGuard, SlotGuard};
 use crate::outcome::Outcome;
-use crate::records::{RecordStore, RunRecorder};
+use crate::records::RunRecorder;
 use crate::sys::signal::{Signal, kill};
 use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, terminal, wait};
@@ -36,6 +37,8 @@ pub(crate) struct Supervision {
     pub(crate) slot: Option<SlotGuard>,
     /// The session lock, if the run holds it.
     pub(crate) lock: Option<LockGuard>,
+    /// Where claude's refresh locks are, if it has a config dir that can be used.
+    pub(crate) storage: Option<ClaudeStorage>,
 }
 
 /// Starts the child and waits until its tree is dead. Then it releases the lock, and waits for the reader of the output.
@@ -45,8 +48,12 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     }
     let _modes = (run.policy.group == Group::Shared).then(TerminalModeGuard::of_stdin);
     let (ignored, requires_result) = (run.policy.ignored, run.output.requires_result);
+    let storage = run.storage.clone();
+    let cut_before = storage.as_ref().and_then(CutRefresh::last);
     let mut supervisor = Supervisor::start(run, recorder, events)?;
     let mut outcome = supervisor.run()?;
+    let cut =
+        storage.as_ref().and_then(CutRefresh::last).filter(|cut| cut_before.as_ref() != Some(cut) && supervisor.made(cut));
     let request = supervisor.release_lock();
     let (relay, output_done) = (supervisor.relay.take(), supervisor.output_done);
     drop(supervisor);
@@ -63,6 +70,10 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     }
     if lost_output && outcome.exit_code() == 0 {
         outcome = Outcome::OutputLost;
+    }
+    if let Some(CutRefresh { pid, .. }) = cut {
+        error!(name: "refresh.cut", pid, "claude has ended in the midst of a refresh: its login is probably lost; log in again if the next run fails");
+        recorder.on_cut_refresh();
     }
     recorder.on_result(last_result, session_id);
     Ok(outcome)
@@ -90,6 +101,7 @@ struct Supervisor<'a> {
     policy: Policy,
     slot: Option<SlotGuard>,
     lock: Option<LockGuard>,
+    storage: Option<ClaudeStorage>,
     watched_files: Vec<PathBuf>,
     /// Time of the last termination request to us.
     requested_at: Option<Instant>,
@@ -106,7 +118,7 @@ struct Supervisor<'a> {
 
 impl<'a> Supervisor<'a> {
     fn start(run: Supervision, recorder: &'a mut RunRecorder, events: &'a mut EventQueue) -> Result<Self> {
-        let Supervision { launch, policy: config, output, slot, mut lock } = run;
+        let Supervision { launch, policy: config, output, slot, mut lock, storage } = run;
         let mut tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
             let relay = output.start(events.sender()).context("cannot capture the child's output")?;
@@ -122,6 +134,7 @@ impl<'a> Supervisor<'a> {
         let started = Instant::now();
         info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
         tree.on_started(child);
+        lock.iter_mut().for_each(|lock| lock.on_child_started(started));
         let stdin_ended = !(config.streams_input && events.watch_stdin());
         let mut supervisor = Self {
             recorder,
@@ -132,6 +145,7 @@ impl<'a> Supervisor<'a> {
             policy: Policy::new(config, started),
             slot,
             lock,
+            storage,
             watched_files: Vec::new(),
             requested_at: None,
             request: None,
@@ -162,12 +176,16 @@ impl<'a> Supervisor<'a> {
                 continue;
             }
             let look_at = self.waits_for_terminal.then(|| Instant::now() + Duration::from_secs(1));
-            let deadline = [self.policy.next_deadline(), self.recorder.next_deadline(), look_at].into_iter().flatten().min();
+            let lock_at = self.lock.as_ref().and_then(LockGuard::next_deadline);
+            let deadlines = [self.policy.next_deadline(), self.recorder.next_deadline(), lock_at, look_at];
+            let deadline = deadlines.into_iter().flatten().min();
             let mut events = self.events.wait(deadline).context("cannot wait for events")?;
             self.recorder.run_due();
             let may_have_lost_signals = events.len() >= signal_pipe::CAPACITY;
             if events.contains(&Event::FilesChanged) {
                 self.on_files_changed();
+            } else if lock_at.is_some_and(|at| Instant::now() >= at) {
+                self.check_awaited_refresh();
             }
             // One look shows what many a SIGCHLD is about, as those of a chain that forks and exits.
             let is_sigchld = |event: &Event| matches!(event, Event::Signal(Signal::SIGCHLD, _));
@@ -289,21 +307,31 @@ impl<'a> Supervisor<'a> {
     }
 
     fn files_to_watch(&self) -> Vec<PathBuf> {
-        let mut files: Vec<_> = self.lock.as_ref().and_then(LockGuard::token_file).into_iter().collect();
-        if let Some(config_dir) = self.recorder.store().map(RecordStore::config_dir).filter(|_| self.policy.is_deferring()) {
-            files.extend(RefreshLock::of(config_dir).map(|lock| lock.path));
+        let mut files = self.lock.as_ref().map_or(Vec::new(), LockGuard::refresh_files);
+        if let Some(storage) = self.storage.as_ref().filter(|_| self.policy.is_deferring()) {
+            files.extend(RefreshLock::all(storage).into_iter().map(|lock| lock.path));
         }
         files
     }
 
     fn on_files_changed(&mut self) {
-        if let Some(lock) = self.lock.as_mut().filter(|lock| lock.refresh_done()) {
-            self.recorder.on_released();
-            lock.release();
-            info!(name: "lock.released", "released the session lock: the token is refreshed");
-        }
+        self.check_awaited_refresh();
         if self.policy.is_deferring() {
             self.check_refresh();
+        }
+    }
+
+    /// True if this run's claude made the refresh: its pid tells, or the lock, beside which there was no other.
+    fn made(&self, cut: &CutRefresh) -> bool {
+        cut.pid == self.child.as_raw() || self.lock.as_ref().is_some_and(LockGuard::is_held)
+    }
+
+    fn check_awaited_refresh(&mut self) {
+        let Some(lock) = &mut self.lock else { return };
+        if let Some(reason) = lock.refresh_end(Instant::now()) {
+            self.recorder.on_released();
+            lock.release();
+            info!(name: "lock.released", "released the session lock: {reason}");
         }
     }
 
@@ -318,8 +346,8 @@ impl<'a> Supervisor<'a> {
     fn check_refresh(&mut self) {
         let names = self.tree.names();
         let may_be_ours = |owner: Owner| names.as_ref().is_none_or(|names| owner.may_be_among(names));
-        let locks = self.recorder.store().map(|records| RefreshLock::of(records.config_dir())).into_iter().flatten();
-        let mut live = locks.filter(|lock| lock.standing(SystemTime::now()) == Standing::Live);
+        let locks = self.storage.as_ref().map_or(Vec::new(), RefreshLock::all);
+        let mut live = locks.into_iter().filter(|lock| lock.standing(SystemTime::now()) == Standing::Live);
         let in_progress = live.any(|lock| lock.owner.is_none_or(may_be_ours));
         self.dispatch(Input::Refresh { in_progress });
     }

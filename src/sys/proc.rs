@@ -227,11 +227,6 @@ pub(crate) fn boot_id() -> Option<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
 }
 
-/// True if the process `pid` runs a program of this name, of at most 15 bytes.
-pub(crate) fn is_named(pid: i32, name: &str) -> bool {
-    fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_ascii_end() == name.as_bytes())
-}
-
 /// Time since the start of the process `pid`.
 pub(crate) fn age(pid: i32) -> Option<Duration> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);

@@ -114,7 +114,7 @@ fn mtime_is_kept(dir: &Path) -> io::Result<Option<String>> {
 fn changes_are_reported(dir: &Path) -> io::Result<Option<String>> {
     let file = dir.join("inotify");
     let mut changes = FileWatch::of(std::slice::from_ref(&file));
-    if changes.poll_at.is_some() {
+    if changes.is_polled() {
         let why = "the kernel does not tell of changes here, or no instance is left (fs.inotify.max_user_instances)";
         return Ok(Some(why.into()));
     }
