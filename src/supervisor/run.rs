@@ -23,6 +23,7 @@ use crate::events::{Event, EventQueue, SignalSource};
 use crate::lock::{LockGuard, SlotGuard};
 use crate::outcome::Outcome;
 use crate::records::RunRecorder;
+use crate::sys::priority::Urgency;
 use crate::sys::signal::{Signal, kill};
 use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, terminal, wait};
@@ -114,6 +115,8 @@ struct Supervisor<'a> {
     has_said_so: bool,
     /// All output is written, or our reader is gone.
     output_done: bool,
+    /// While there are descendants to be ended.
+    urgency: Option<Urgency>,
 }
 
 impl<'a> Supervisor<'a> {
@@ -153,6 +156,7 @@ impl<'a> Supervisor<'a> {
             waits_for_terminal: false,
             has_said_so: false,
             output_done: false,
+            urgency: None,
         };
         supervisor.recorder.on_started(child.as_raw());
         if let Some(relay) = &supervisor.relay {
@@ -292,7 +296,8 @@ impl<'a> Supervisor<'a> {
                 "the child is stopped because it wants the terminal, which its process group has not; {todo}, or use --stdin null"
             );
         }
-        if let Input::Ended(ending, _) = change {
+        if let Input::Ended(ending, tree) = change {
+            self.urgency = (tree == TreeState::Alive).then(Urgency::new);
             self.recorder.on_child_ended(ending);
         }
         self.dispatch(change);
@@ -359,6 +364,9 @@ impl<'a> Supervisor<'a> {
     }
 
     fn act(&mut self, action: Action) {
+        if matches!(action, Action::SignalTree(_) | Action::KillTerminated) {
+            self.urgency.get_or_insert_with(Urgency::new);
+        }
         match action {
             Action::SignalChild(signal) => {
                 let pid = self.child.as_raw();
