@@ -76,7 +76,7 @@
 //! | `lock` | acquires and releases: `file` (the flock), `holder` and `claims` (who holds it), `refresh_due`, `helper`, `wait` (the one wait), `guard`, `acquire` (the story), `slots` |
 //! | `records` | keeps a record of each live run and a history of the others: `run_record`, `store`, `recorder`, `history` |
 //! | `events` | queues signals, frames, ends of threads and changes of files |
-//! | `claude` | knows Claude Code: config dir, program, frames, authentication, credentials, refresh locks, telemetry |
+//! | `claude` | knows Claude Code: config dir, storage, settings, program, version, frames, authentication, credentials, refresh locks, telemetry |
 //! | `logging` | writes to stderr and to the log, and nobody else does: `messages`, `format`, `log_file`, `live_line` |
 //! | `config` | reads settings: `options` (the table), `cli`, `subcommands`, `values`, `duration`, `file`, `settings` (flag over environment over file), `help` |
 //! | `run_id` | names a run |
@@ -106,6 +106,9 @@
 //! | when a refresh lock of claude's counts as stale | `claude/refresh_locks.rs`, `STALE_AFTER` and `NEWER_STALE_AFTER` |
 //! | when a refresh of the token is due | `lock/refresh_due.rs`; the expiry is read in `claude/credentials.rs` |
 //! | which authentication needs no lock | `claude/auth.rs` |
+//! | where the login and its locks are | `claude/storage.rs`; which settings of claude are read: `claude/settings.rs` |
+//! | what a version of claude changed | `claude/version.rs` |
+//! | how long a lock is held for a refresh that does not come | `lock/refresh_due.rs`, `MAX_DELAY` |
 //! | when claude-run is above us already, and the lock is not acquired again | `lock/claims.rs` |
 //! | who may run where there are slots | `lock/slots.rs` |
 //! | how a lock helper is started and ended | `lock/helper.rs`; the process that outlives us to end it: `lock/monitor.rs` |

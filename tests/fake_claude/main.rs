@@ -19,7 +19,7 @@
 //! | `say WORDS` | a line of text |
 //! | `env NAME` | prints `NAME=value`, or `NAME unset` |
 //! | `refresh KIND [STEP]` | refreshes its token if that is due: see `refresh.rs` |
-//! | `ask` | asks the API, prints `answered` |
+//! | `ask [KIND]` | asks the API, prints `answered`; with KIND, refreshes a token that is refused |
 //! | `read` | reads stdin to its end and prints `read N` bytes |
 //! | `open PATH` | opens a FIFO for reading, and so waits until somebody opens its other end |
 //! | `sleep SECONDS`, `hang` | waits, or waits for ever |
@@ -90,7 +90,7 @@ fn act(step: &str) -> io::Result<()> {
             Err(_) => say(&format!("{rest} unset")),
         },
         "refresh" => refresh::refresh(rest),
-        "ask" => refresh::ask(),
+        "ask" => refresh::ask(rest),
         "read" => {
             let mut all = Vec::new();
             io::stdin().read_to_end(&mut all)?;
