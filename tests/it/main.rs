@@ -44,6 +44,7 @@ mod settings;
 mod setup;
 mod shim;
 mod signals;
+mod slots;
 mod start;
 mod status;
 mod system_calls;

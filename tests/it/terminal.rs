@@ -82,12 +82,12 @@ impl OnTerminal {
         }
     }
 
-    /// Waits until a live line has counted two seconds, or more, of the hour that is left for `what`.
+    /// Waits until a live line has counted two seconds, or more, of an hour, and goes on with `what`.
     fn expect_seconds(&self, what: &str) {
         wait_until(&format!("the line counts seconds: {what}"), || {
             let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
             let shown = String::from_utf8_lossy(&shown);
-            (2..60).any(|waited| shown.contains(&format!("waited {waited}s, 59m {}s left for {what}", 60 - waited)))
+            (2..60).any(|waited| shown.contains(&format!("waited {waited}s of 1h{what}")))
         });
     }
 
@@ -358,7 +358,7 @@ fn waiter_shows_one_live_line() {
     command.args(["--wait", "1h", "--", "touch", "started"]);
     let mut terminal = OnTerminal::start(command);
     wait_until("it is in the kernel's queue", || env.waiters() == 1);
-    terminal.expect_seconds("the session lock; place 1 of 1; held by a process");
+    terminal.expect_seconds(", 1st of 1; held by flock (pid ");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
     terminal.count("");
@@ -373,7 +373,7 @@ fn wait_for_lock_helper_is_one_live_line() {
     let mut command = env.command(binary());
     command.args(["--wait", "1h", "--lock-helper", "sleep 600", "--", "touch", "started"]);
     let mut terminal = OnTerminal::start(command);
-    terminal.expect_seconds("the lock helper sleep; Ctrl-C ends it");
+    terminal.expect_seconds(" for the lock helper sleep; Ctrl-C ends it");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
     terminal.count("");
