@@ -5,6 +5,7 @@ mod claude;
 mod config_dir;
 mod filesystem;
 mod locks;
+mod slots;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -58,12 +59,13 @@ struct Subject<'a> {
 
 type Work = fn(&Subject, &mut Check);
 /// Checks of a config dir that can be resolved.
-const CHECKS: [(&str, Work); 10] = [
+const CHECKS: [(&str, Work); 11] = [
     ("sibling lock", config_dir::check_sibling),
     ("file system", filesystem::check),
     ("several hosts", filesystem::check_hosts),
     ("fleet", locks::check_views),
     ("session lock", locks::check_session_lock),
+    ("slots", slots::check),
     ("refresh locks", locks::check_refresh_locks),
     ("login", claude::check_login),
     ("claude", claude::check),

@@ -317,6 +317,32 @@ fn slots_of_another_user_are_refused_by_name() {
 }
 
 #[test]
+fn doctor_knows_a_bound_that_is_exceeded() {
+    let env = Env::new();
+    let finding = |verdict: &str| -> String {
+        let seen = json(&env, &["doctor"]);
+        let all = seen["checks"].as_array().expect("findings");
+        let found = all.iter().find(|found| found["check"] == "slots" && found["verdict"] == verdict);
+        found.unwrap_or_else(|| panic!("{seen}"))["what"].to_string()
+    };
+    env.claude_run().args(["slots", "1"]).assert().code(0);
+    let first = hold(&env, &["--lock", "pass-through"]);
+    assert!(finding("pass").contains("1 at most; 1 in use"));
+    let _unbound = hold(&env, &["--lock", "pass-through", "--slots", "none"]);
+    assert!(finding("warning").contains("2 runs at once, and the bound is 1"));
+    // What a killed claude-run leaves behind has its slot, and no record.
+    let mut orphan = env.command("flock");
+    orphan.arg(slots_dir(&env).join("7")).args(["sh", "-c", "echo held; exec cat"]).stdin(Stdio::piped());
+    let orphan = Running::start(orphan);
+    orphan.expect_line("held");
+    assert!(finding("warning").contains("slot 7 is held by flock (pid "));
+    drop((first, orphan));
+    fs::remove_dir_all(slots_dir(&env)).expect("removed");
+    fs::write(slots_dir(&env), "").expect("a file");
+    assert!(finding("failure").contains("claude-run/slots cannot be used"));
+}
+
+#[test]
 fn bound_is_shown_and_set_for_all() {
     let env = Env::new();
     let text = |words: &[&str]| {
