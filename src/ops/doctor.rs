@@ -5,6 +5,7 @@ mod claude;
 mod config_dir;
 mod filesystem;
 mod locks;
+mod slots;
 mod storage;
 
 use std::io::{self, Write};
@@ -62,12 +63,13 @@ struct Subject<'a> {
 
 type Work = fn(&Subject, &mut Check);
 /// Checks of a config dir that can be resolved.
-const CHECKS: [(&str, Work); 11] = [
+const CHECKS: [(&str, Work); 12] = [
     ("sibling lock", config_dir::check_sibling),
     ("file system", filesystem::check),
     ("several hosts", filesystem::check_hosts),
     ("fleet", locks::check_views),
     ("session lock", locks::check_session_lock),
+    ("slots", slots::check),
     ("refresh locks", locks::check_refresh_locks),
     ("storage", storage::check),
     ("login", claude::check_login),

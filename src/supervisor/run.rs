@@ -103,6 +103,7 @@ struct Supervisor<'a> {
     slot: Option<SlotGuard>,
     lock: Option<LockGuard>,
     storage: Option<ClaudeStorage>,
+    has_warned_of_locks: bool,
     watched_files: Vec<PathBuf>,
     /// Time of the last termination request to us.
     requested_at: Option<Instant>,
@@ -149,6 +150,7 @@ impl<'a> Supervisor<'a> {
             slot,
             lock,
             storage,
+            has_warned_of_locks: false,
             watched_files: Vec::new(),
             requested_at: None,
             request: None,
@@ -223,6 +225,7 @@ impl<'a> Supervisor<'a> {
             let later = lock.shut_down_helper(self.recorder, self.events, self.requested_at);
             request = later.filter(|signal| *signal != Signal::SIGUSR2).or(request);
         }
+        self.warn_of_lost_locks();
         self.recorder.retire(); // before another run can acquire the lock
         self.lock = None;
         if was_held {
@@ -388,7 +391,10 @@ impl<'a> Supervisor<'a> {
             Action::KillTerminated => self.tree.kill_terminated(self.child, self.policy.config.group),
             Action::CheckRefresh => self.check_refresh(),
             Action::Stop(source) => signal::stop_for_job_control(source),
-            Action::Report => warn!("{}", self.report()),
+            Action::Report => {
+                warn!("{}", self.report());
+                self.warn_of_lost_locks();
+            }
             Action::Log(notice) => self.log(notice),
         }
     }

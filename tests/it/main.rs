@@ -50,6 +50,7 @@ mod settings;
 mod setup;
 mod shim;
 mod signals;
+mod slots;
 mod start;
 mod status;
 mod storage;

@@ -274,7 +274,7 @@ fn waiter_shows_one_live_line() {
     command.args(["--wait", "1h", "--", "touch", "started"]);
     let mut terminal = OnTerminal::start(command);
     wait_until("it is in the kernel's queue", || env.waiters() == 1);
-    terminal.expect_seconds(", 1st of 1; held by pid ");
+    terminal.expect_seconds(", 1st of 1; held by flock (pid ");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
     terminal.count("");
