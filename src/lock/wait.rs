@@ -132,7 +132,7 @@ impl<'a> LockWait<'a> {
                 _ if self.ignored.contains(signal) => {}
                 _ if signal::requests_end(signal) || signal == Signal::SIGUSR2 => return Some((at, signal)),
                 Signal::SIGTSTP => signal::stop_for_job_control(source),
-                Signal::SIGUSR1 => self.log_progress(),
+                Signal::SIGUSR1 => warn!(name: "run.state", "{}", self.progress()),
                 _ => {}
             }
         }
@@ -196,12 +196,12 @@ impl<'a> LockWait<'a> {
             line.show(&self.live_text());
             self.next_progress_at = after(self.started, Some(self.waited() + Duration::from_secs(1)));
         } else {
-            self.log_progress();
+            warn!(name: "lock.waiting", "{}", self.progress());
             self.next_progress_at = None;
         }
     }
 
-    fn log_progress(&self) {
+    fn progress(&self) -> String {
         let limit = self.limit.map_or_else(|| "no limit".to_owned(), |limit| format!("at most {}", show(limit)));
         let waited = self.waited();
         let waited = if waited.is_zero() { String::new() } else { format!("{} of ", show(waited)) };
@@ -210,7 +210,7 @@ impl<'a> LockWait<'a> {
             _ => String::new(),
         };
         let holder = self.holder_at_a_glance().map_or_else(String::new, |holder| format!(", held by {holder}"));
-        warn!(name: "lock.waiting", "waiting for {}{path} ({waited}{limit}){holder}", self.awaited);
+        format!("waiting for {}{path} ({waited}{limit}){holder}", self.awaited)
     }
 
     /// What changes and matters most comes first: a narrow terminal shows only that.

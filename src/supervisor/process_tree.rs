@@ -77,8 +77,8 @@ impl ProcessTree {
                     continue;
                 }
             }
-            let result = member.signal(signal);
-            debug!(pid = member.pid, %signal, ?result, "signalled a descendant");
+            let error = member.signal(signal).err().map(tracing::field::display);
+            debug!(pid = member.pid, %signal, error, "signalled a descendant");
         }
         self.has_walked = true;
         if signal == Signal::SIGKILL {

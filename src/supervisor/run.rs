@@ -222,7 +222,8 @@ impl<'a> Supervisor<'a> {
     }
 
     fn handle_signal(&mut self, signal: Signal, source: SignalSource) {
-        debug!(?signal, ?source, "got a signal");
+        let sender = if let SignalSource::Process(pid) = source { Some(pid) } else { None };
+        debug!(%signal, sender, "got a signal");
         let is_shared = self.policy.config.group == Group::Shared;
         // A child that signals its group, which is ours, as claude does for Ctrl-Z, has signalled itself.
         // Our own CONT is for the others.
@@ -254,7 +255,12 @@ impl<'a> Supervisor<'a> {
             return self.dispatch(Input::TreeChanged(state));
         }
         let Some(change) = self.tree.next_change(self.child) else { return };
-        debug!(?change, "the child's state has changed");
+        let (ending, stopped_by) = match change {
+            Input::Ended(ending, _) => (Some(ending.name()), None),
+            Input::Stopped(signal) => (None, Some(signal.to_string())),
+            _ => (None, None),
+        };
+        debug!(ending, stopped_by, "the child's state has changed");
         self.waits_for_terminal = matches!(change, Input::Stopped(Signal::SIGTTIN | Signal::SIGTTOU));
         if self.waits_for_terminal {
             self.waits_for_terminal = self.policy.config.group == Group::Shared;
@@ -324,9 +330,9 @@ impl<'a> Supervisor<'a> {
             Action::SignalChild(signal) => {
                 let pid = self.child.as_raw();
                 if signal::is_termination_request(signal) || signal == Signal::SIGKILL {
-                    info!(name: "run.stopping", ?signal, pid, "signalling the child");
+                    info!(name: "run.stopping", %signal, pid, "signalling the child");
                 } else {
-                    debug!(?signal, pid, "signalling the child");
+                    debug!(%signal, pid, "signalling the child");
                 }
                 // INT goes to its process group, as that of a terminal does: a shell heeds it only if its own child died of it.
                 let is_for_group = signal == Signal::SIGINT && self.policy.config.group == Group::Own;
@@ -335,7 +341,7 @@ impl<'a> Supervisor<'a> {
                 match kill(Pid::from_raw(target), signal) {
                     Ok(()) if signal == Signal::SIGTERM => self.tree.on_terminated(self.child),
                     Ok(()) => {}
-                    Err(error) => warn!(pid, ?signal, %error, "cannot signal the child"),
+                    Err(error) => warn!(pid, %signal, %error, "cannot signal the child"),
                 }
             }
             Action::SignalTree(signal) => {
@@ -343,7 +349,7 @@ impl<'a> Supervisor<'a> {
             }
             Action::CheckRefresh => self.check_refresh(),
             Action::Stop(source) => signal::stop_for_job_control(source),
-            Action::Report => warn!("{}", self.report()),
+            Action::Report => warn!(name: "run.state", "{}", self.report()),
             Action::Log(notice) => self.log(notice),
         }
     }

@@ -114,11 +114,12 @@ fn bars(spans: &[u64]) -> [String; STEPS.len()] {
 
 /// The last day, a column or two for each hour.
 fn last_day(hours: &[Hour], names: usize, width: usize) -> String {
-    let rows: [(&str, &dyn Fn(&Hour) -> u64); 4] = [
-        ("runs", &|hour| hour.runs),
-        ("failed", &|hour| hour.failed),
-        ("waited", &|hour| hour.waited_ms),
-        ("refreshes", &|hour| hour.refreshes),
+    type Count = fn(&Hour) -> u64;
+    let rows: [(&str, Count); 4] = [
+        ("runs", |hour| hour.runs),
+        ("failed", |hour| hour.failed),
+        ("waited", |hour| hour.waited_ms),
+        ("refreshes", |hour| hour.refreshes),
     ];
     if hours.iter().all(|hour| hour.runs == 0) {
         return String::new();
