@@ -105,7 +105,8 @@ done
 
 # put FILE: standard input, in place at once or not at all.
 put() {
-  local new=$1.new.$$
+  local new
+  new=$(mktemp -- "$1.XXXXXXXX")
   trap 'rm -f -- "$new"' EXIT
   cat >"$new"
   chmod "$2" "$new"

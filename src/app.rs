@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::panic;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tracing::warn;
@@ -15,7 +16,7 @@ use crate::config::cli::{Cli, Request};
 use crate::config::file::{self, SettingsFile};
 use crate::config::settings::{self, Redact, Settings};
 use crate::events::EventQueue;
-use crate::lock::{self, Acquisition, Claim, LockRequest};
+use crate::lock::{self, Acquisition, Claim, LockRequest, SlotRequest};
 use crate::logging;
 use crate::ops;
 use crate::outcome::Outcome;
@@ -108,19 +109,20 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     let id = RunId::take();
     let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), id);
     settings::unknown_variables(env::vars_os().map(|(name, _)| name)).for_each(|warning| warn!("{warning}"));
-    let Plan { run, lock, mut recorder, supervises } = Plan::new(settings, inherited, id, config_dir, log)?;
+    let Plan { run, slot, lock, mut recorder, supervises } = Plan::new(settings, inherited, id, config_dir, log)?;
     if !supervises {
         return Err(run.launch.exec());
     }
-    let outcome = run_under_lock(run, lock.as_ref(), &mut recorder, blocked);
+    let outcome = run_under_lock(run, slot.as_ref(), lock.as_ref(), &mut recorder, blocked);
     recorder.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
     outcome
 }
 
-/// Acquires the lock that `request` is for, then supervises `run` until all that it starts has ended.
+/// Acquires the slot and the lock that are requested, then supervises `run` until all that it starts has ended.
 fn run_under_lock(
     mut run: Supervision,
-    request: Option<&LockRequest>,
+    slot: Option<&SlotRequest>,
+    lock: Option<&LockRequest>,
     recorder: &mut RunRecorder,
     blocked: UserSignalsBlocked,
 ) -> Result<Outcome> {
@@ -130,8 +132,21 @@ fn run_under_lock(
     let handled = FORWARDED.iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
     let _handlers = SignalHandlers::install(handled, events.signal_pipe()).context("cannot install signal handlers")?;
     drop(blocked);
-    if let Some(request) = request {
-        match lock::acquire(request, recorder, &mut events)? {
+    let started = Instant::now();
+    if let Some(request) = slot {
+        match lock::acquire_slot(request, started, recorder, &mut events)? {
+            Acquisition::Held(guard) => {
+                let claims = guard.claims(&request.above, recorder.run());
+                run.launch.set(Claim::SLOTS_VARIABLE, Some(claims.into()));
+                run.slot = Some(guard);
+            }
+            Acquisition::NotNeeded(_) => {}
+            Acquisition::NotAcquired => return Ok(Outcome::SlotBusy { code: request.conflict_exit_code }),
+            Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal.number())),
+        }
+    }
+    if let Some(request) = lock {
+        match lock::acquire(request, started, recorder, &mut events).inspect_err(|_| recorder.retire())? {
             Acquisition::Held(guard) => {
                 match guard.key() {
                     Some(key) => run.launch.set(lock::KEY_VARIABLE, Some(key.into())),
@@ -144,8 +159,13 @@ fn run_under_lock(
                 run.lock = Some(guard);
             }
             Acquisition::NotNeeded(_) => {}
-            Acquisition::NotAcquired => return Ok(Outcome::LockBusy { code: request.conflict_exit_code }),
-            Acquisition::Interrupted(signal) => return Ok(Outcome::EndedWaiting(signal.number())),
+            refused => {
+                recorder.retire(); // before another run can have the slot
+                return Ok(match refused {
+                    Acquisition::Interrupted(signal) => Outcome::EndedWaiting(signal.number()),
+                    _ => Outcome::LockBusy { code: request.conflict_exit_code },
+                });
+            }
         }
     }
     run.launch.set(RunId::VARIABLE, Some(recorder.run().to_string().into()));

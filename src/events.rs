@@ -15,7 +15,7 @@ use nix::sys::time::TimeSpec;
 
 use crate::claude::frames::FrameEvent;
 use crate::sys::file_watch::FileWatch;
-use crate::sys::proc;
+use crate::sys::proc::Stat;
 use crate::sys::signal::{DUPLICATE_WINDOW, Signal};
 use crate::sys::signal_pipe::{Arrival, WAKE};
 pub use crate::sys::signal_pipe::{SignalPipe, SignalSource};
@@ -102,11 +102,11 @@ impl EventQueue {
     pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> io::Result<Vec<Event>> {
         let deadline = if self.requeued.is_empty() { deadline } else { Some(Instant::now()) };
         loop {
-            let poll_at = self.files.as_ref().and_then(|files| files.poll_at);
+            let poll_at = self.files.as_ref().and_then(FileWatch::wake_at);
             let wake_at = [deadline, poll_at].into_iter().flatten().min();
             let timeout = wake_at.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
             let mut ready = vec![PollFd::new(self.sender.pipe.reader.as_fd(), PollFlags::POLLIN)];
-            let watch = self.files.as_ref().and_then(|files| files.inotify.as_ref());
+            let watch = self.files.as_ref().and_then(FileWatch::inotify);
             ready.extend(watch.map(|watch| PollFd::new(watch.as_fd(), PollFlags::POLLIN)));
             let stdin = stdin();
             if self.watches_stdin {
@@ -153,7 +153,9 @@ impl EventQueue {
         let since = self.last_term.map(|(_, first, first_at)| (first == source, at.saturating_sub(first_at)));
         let is_duplicate = match (since, source) {
             (Some((_, since)), _) if since < DUPLICATE_WINDOW => true,
-            (Some((true, since)), SignalSource::Process(pid)) => since < TIMEOUT_WINDOW && proc::is_named(pid, "timeout"),
+            (Some((true, since)), SignalSource::Process(pid)) => {
+                since < TIMEOUT_WINDOW && Stat::read(pid).is_some_and(|stat| stat.name() == "timeout")
+            }
             _ => false,
         };
         if !is_duplicate {

@@ -14,7 +14,7 @@
 //!   v
 //! Plan  (program, lock request, watchdog limits, what to read the output for)
 //!   |
-//!   |  lock: acquire the session lock, if this run needs it; sleep while it is busy
+//!   |  lock: acquire a slot and the session lock, if this run needs them; sleep while they are busy
 //!   v
 //! LockGuard
 //!   |
@@ -71,9 +71,9 @@
 //! |---|---|
 //! | `app` | dispatches: an operator command, or one supervised run |
 //! | `plan` | turns settings into a `Plan`: program, environment, `LockRequest`, `PolicyConfig` |
-//! | `ops` | prints what operators ask for: `status`, `mode`, `settings`, `report`, `doctor`, `setup`, `events`, man page, completions |
+//! | `ops` | prints what operators ask for: `status`, `mode`, `slots`, `settings`, `report`, `doctor`, `setup`, `events`, man page, completions |
 //! | `supervisor` | owns the child: `run` (the loop), `policy` (the decisions), `spawn`, `process_tree`, `output/` (`capture`, `relay`, `sink`, `spool`, `line_logger`, `redact`) |
-//! | `lock` | acquires and releases: `file` (the flock), `holder` and `claims` (who holds it), `refresh_due`, `helper`, `wait` (the one wait), `guard`, `acquire` (the story) |
+//! | `lock` | acquires and releases: `file` (the flock), `holder` and `claims` (who holds it), `refresh_due`, `helper`, `wait` (the one wait), `guard`, `acquire` (the story), `slots` |
 //! | `records` | keeps a record of each live run and a history of the others: `run_record`, `store`, `recorder`, `history` |
 //! | `events` | queues signals, frames, ends of threads and changes of files |
 //! | `claude` | knows Claude Code: config dir, program, frames, authentication, credentials, refresh locks, telemetry |
@@ -102,11 +102,12 @@
 //! | what is masked | `supervisor/output/redact.rs` |
 //! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::decide` |
 //! | how long a refresh of claude's is spared our signals | `supervisor/policy/refresh_guard.rs`, `MAX_DEFERRAL` |
-//! | how long a start waits for claude's refresh locks | `lock/acquire.rs`, `MAX_WAIT` |
+//! | how long a start waits for claude's refresh locks | `lock/acquire.rs`, `MAX_REFRESH_LOCK_WAIT` |
 //! | when a refresh lock of claude's counts as stale | `claude/refresh_locks.rs`, `STALE_AFTER` and `NEWER_STALE_AFTER` |
 //! | when a refresh of the token is due | `lock/refresh_due.rs`; the expiry is read in `claude/credentials.rs` |
 //! | which authentication needs no lock | `claude/auth.rs` |
 //! | when claude-run is above us already, and the lock is not acquired again | `lock/claims.rs` |
+//! | who may run where there are slots | `lock/slots.rs` |
 //! | how a lock helper is started and ended | `lock/helper.rs`; the process that outlives us to end it: `lock/monitor.rs` |
 //! | the exit codes | `outcome.rs`, `Outcome::exit_code` |
 //! | when the record of a run is swept | `records/store.rs`, `SILENT_RECORD_TTL` |

@@ -28,7 +28,11 @@ pub enum Outcome {
     LockBusy {
         code: u8,
     },
-    /// This signal ended the wait for the lock; the child was never started.
+    /// No slot was free within `--wait`; `code` is `--conflict-exit-code`.
+    SlotBusy {
+        code: u8,
+    },
+    /// This signal ended the wait for a slot or the lock; the child was never started.
     EndedWaiting(i32),
     /// This signal ended the wait for the reader of the output; the child had ended, and some of its output is lost.
     EndedDraining(i32),
@@ -75,6 +79,7 @@ impl Outcome {
             Self::LockLost => (69, "lock-lost"),     // EX_UNAVAILABLE
             Self::HungAfterResult { is_error } => (u8::from(is_error), "hung-after-result"),
             Self::LockBusy { code } => (code, "lock-busy"),
+            Self::SlotBusy { code } => (code, "slot-busy"),
             Self::Failed => (125, "failed"),
             Self::CannotRun => (126, "cannot-run"),
             Self::NotFound => (127, "not-found"),
@@ -114,10 +119,11 @@ mod tests {
             Outcome::NoResult,
             Outcome::OutputLost,
             Outcome::LockBusy { code: CONFLICT },
+            Outcome::SlotBusy { code: CONFLICT },
             Outcome::Failed,
             Outcome::CannotRun,
             Outcome::NotFound,
         ];
-        assert_eq!(ours.map(Outcome::exit_code), [124, 124, 65, 74, 75, 125, 126, 127]);
+        assert_eq!(ours.map(Outcome::exit_code), [124, 124, 65, 74, 75, 75, 125, 126, 127]);
     }
 }

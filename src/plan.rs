@@ -9,15 +9,18 @@ use anyhow::{Result, bail};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use tracing::warn;
 
-use crate::claude::auth::{self, Auth};
+use crate::claude::auth::AuthSources;
 use crate::claude::config_dir::{self, ConfigDir, ForChild};
 use crate::claude::credentials::Login;
 use crate::claude::frames;
 use crate::claude::program::{Program, ProgramError};
+use crate::claude::settings::ClaudeSettings;
+use crate::claude::storage::ClaudeStorage;
+use crate::claude::version::Version;
 use crate::config::cli::similar_operation;
 use crate::config::duration::DurationSetting;
-use crate::config::settings::{Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Stdin};
-use crate::lock::{self, AncestorRuns, HelperCommand, LockRequest, Refreshes};
+use crate::config::settings::{Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Slots, Stdin};
+use crate::lock::{self, AncestorRuns, HelperCommand, LockRequest, Refreshes, SlotRequest};
 use crate::logging::LogFile;
 use crate::records::{RecordStore, RunInfo, RunRecorder};
 use crate::run_id::RunId;
@@ -30,6 +33,8 @@ use crate::sys::signal::InheritedDispositions;
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) run: Supervision,
+    /// A slot, if the run needs one.
+    pub(crate) slot: Option<SlotRequest>,
     /// The session lock, if the run needs it.
     pub(crate) lock: Option<LockRequest>,
     pub(crate) recorder: RunRecorder,
@@ -69,27 +74,41 @@ impl Plan {
             Ok(_) | Err(_) => {}
         }
         let wants_lock = !is_bare && settings.lock_mode != LockMode::PassThrough;
-        let config_dir = if is_bare { None } else { usable(config_dir, wants_lock && settings.lock_file.is_none())? };
+        let wants_slot = !is_bare && settings.slots != Slots::Unlimited;
+        let is_required = wants_slot || (wants_lock && settings.lock_file.is_none());
+        let config_dir = if is_bare { None } else { usable(config_dir, is_required)? };
         let records = config_dir.as_deref().map(RecordStore::of);
         if ancestors.has_stale_key(records.as_ref()) {
             launch.set(lock::KEY_VARIABLE, None);
         }
-        let lock = if wants_lock { lock_request(&settings, &launch, config_dir.as_deref(), ancestors) } else { None };
+        let slot = config_dir.as_deref().and_then(|config_dir| slot_request(&settings, &launch, config_dir, &ancestors));
+        let claude = config_dir.as_deref().map(|config_dir| Claude::look(config_dir, &launch.program));
+        let lock = if wants_lock { lock_request(&settings, &launch, claude.as_ref(), ancestors) } else { None };
+        let claude_version = claude.as_ref().and_then(|claude| claude.sources.version);
+        let storage = claude.map(|claude| claude.storage);
         let policy = policy_config(&settings, &launch);
         let output = if is_bare { OutputConfig::default() } else { output_config(&settings, &launch.program, log)? };
         let record_file = settings.record.filter(|_| !is_bare);
         let has_limits = policy.hard_limit.is_some() || policy.leftovers == Leftovers::Kill;
-        let supervises = !is_bare && (lock.is_some() || has_limits || output.captures() || record_file.is_some());
+        let supervises =
+            !is_bare && (slot.is_some() || lock.is_some() || has_limits || output.captures() || record_file.is_some());
         let recorder = RunRecorder::open(RunInfo {
             run,
             label: settings.label,
             program: launch.program.path.clone(),
+            claude_version,
             lock_mode: settings.lock_mode,
             records,
             lock_file: lock.as_ref().map(|lock| lock.path.clone()),
             record_file,
         });
-        Ok(Self { run: Supervision { launch, policy, output, lock: None }, lock, recorder, supervises })
+        Ok(Self {
+            run: Supervision { launch, policy, output, slot: None, lock: None, storage },
+            slot,
+            lock,
+            recorder,
+            supervises,
+        })
     }
 }
 
@@ -114,11 +133,41 @@ fn usable(config_dir: Result<ConfigDir>, is_required: bool) -> Result<Option<Pat
     }
 }
 
-fn lock_request(settings: &Settings, launch: &Launch, config_dir: Option<&Path>, above: AncestorRuns) -> Option<LockRequest> {
+fn slot_request(settings: &Settings, launch: &Launch, config_dir: &Path, above: &AncestorRuns) -> Option<SlotRequest> {
+    let Slots::AtMost(of) = settings.slots else { return None };
+    Some(SlotRequest {
+        store: RecordStore::of(config_dir),
+        of,
+        file: settings.slots_file.clone(),
+        session_lock: settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME)),
+        wait: settings.wait,
+        conflict_exit_code: settings.conflict_exit_code,
+        above: above.clone(),
+        ignored: launch.signals.ignored,
+    })
+}
+
+/// The claude of a run, as its settings and the environment make it.
+struct Claude<'a> {
+    config_dir: &'a Path,
+    sources: AuthSources<'a>,
+    storage: ClaudeStorage,
+}
+
+impl<'a> Claude<'a> {
+    fn look(config_dir: &'a Path, program: &'a Program) -> Self {
+        let (environment, arguments) = (ENVIRONMENT, program.arguments_for_claude());
+        let (settings, version) = (ClaudeSettings::read(config_dir, arguments), Version::of_program(&program.path));
+        let storage = ClaudeStorage::of(environment, &settings, version, config_dir);
+        Self { config_dir, sources: AuthSources { environment, settings, arguments, version }, storage }
+    }
+}
+
+fn lock_request(settings: &Settings, launch: &Launch, claude: Option<&Claude>, above: AncestorRuns) -> Option<LockRequest> {
     Some(LockRequest {
-        path: settings.lock_file.clone().or_else(|| Some(config_dir?.join(lock::FILE_NAME)))?,
+        path: settings.lock_file.clone().or_else(|| Some(claude?.config_dir.join(lock::FILE_NAME)))?,
         refresh_only: settings.lock_mode == LockMode::Refresh,
-        refreshes: config_dir.map(|config_dir| refreshes(settings, config_dir, &launch.program)),
+        refreshes: claude.map(|claude| refreshes(settings, claude)),
         helper: settings.lock_helper.clone().map(|words| HelperCommand {
             words,
             kill_grace: settings.kill_grace.as_limit(),
@@ -131,14 +180,14 @@ fn lock_request(settings: &Settings, launch: &Launch, config_dir: Option<&Path>,
     })
 }
 
-fn refreshes(settings: &Settings, config_dir: &Path, program: &Program) -> Refreshes {
-    // Only `refresh` mode needs it.
-    let auth = || Auth::of(ENVIRONMENT, config_dir, &program.argv, &Login::None);
+fn refreshes(settings: &Settings, Claude { config_dir, sources, storage }: &Claude) -> Refreshes {
     Refreshes {
-        config_dir: config_dir.to_owned(),
+        storage: storage.clone(),
         margin: settings.refresh_margin.as_span(),
-        ruled_out_by: auth::rules_out_refreshes(ENVIRONMENT),
-        can_do_without: settings.lock_mode == LockMode::Refresh && auth().is_no_login(),
+        version: sources.version,
+        ruled_out: sources.rules_out_refreshes(),
+        // Only `refresh` mode needs it.
+        can_do_without: settings.lock_mode == LockMode::Refresh && sources.auth(config_dir, &Login::None).is_no_login(),
     }
 }
 

@@ -1,16 +1,28 @@
-//! Authentication of claude: the login in its credentials file, or something else that the environment or its settings name.
-//! claude refreshes the token of a login at its start even where another method takes precedence and the token is of no use
-//! (measured with 2.1.84 and 2.1.330). So another method does not mean that nothing rotates, with one exception:
-//! `rules_out_refreshes`.
+//! Authentication of claude: the login in its credentials file, or something else that its settings or the environment name.
+//! claude refreshes the token of a login at its start even where a key takes precedence and the token is of no use (measured from
+//! 2.1.84 to 2.1.332). So another method does not mean that nothing rotates; what does is in `rules_out_refreshes`.
 
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
+use super::config_dir;
 use super::credentials::Login;
+use super::settings::ClaudeSettings;
+use super::version::Version;
 use crate::config::settings::Environment;
 use crate::sys::fs::read_bounded;
+
+/// What decides how a claude authenticates: its settings first, the environment second.
+pub(crate) struct AuthSources<'a> {
+    pub(crate) environment: Environment<'a>,
+    pub(crate) settings: ClaudeSettings,
+    /// Words for claude behind its name.
+    pub(crate) arguments: &'a [OsString],
+    /// Version of claude, if it is known.
+    pub(crate) version: Option<Version>,
+}
 
 /// A method of authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,71 +35,110 @@ pub(crate) struct Auth {
 
 const LOGIN: &str = "login";
 const NONE: &str = "none";
-const CLOUDS: [(&str, &str); 3] =
-    [("CLAUDE_CODE_USE_BEDROCK", "bedrock"), ("CLAUDE_CODE_USE_VERTEX", "vertex"), ("CLAUDE_CODE_USE_FOUNDRY", "foundry")];
+/// Other providers: variable and name.
+const PROVIDERS: [(&str, &str); 7] = [
+    ("CLAUDE_CODE_USE_BEDROCK", "bedrock"),
+    ("CLAUDE_CODE_USE_VERTEX", "vertex"),
+    ("CLAUDE_CODE_USE_FOUNDRY", "foundry"),
+    ("CLAUDE_CODE_USE_MANTLE", "mantle"),
+    ("CLAUDE_CODE_USE_ANTHROPIC_AWS", "anthropic-aws"),
+    ("CLAUDE_CODE_USE_ANTHROPIC_GOOGLE_CLOUD", "anthropic-google-cloud"),
+    ("CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST", "host"),
+];
+/// Variables with a token that claude uses as it is, and never refreshes.
+const OAUTH_TOKENS: [&str; 2] = ["CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR"];
 const AUTH_TOKEN: &str = "ANTHROPIC_AUTH_TOKEN";
 const API_KEY: &str = "ANTHROPIC_API_KEY";
-const OAUTH_TOKEN: &str = "CLAUDE_CODE_OAUTH_TOKEN";
+const HEADERS: &str = "ANTHROPIC_CUSTOM_HEADERS";
 const HELPER: &str = "apiKeyHelper";
+/// Key of `.claude.json`.
+const PRIMARY_KEY: &str = "primaryApiKey";
+/// Variable that stands for `--bare`.
+const SIMPLE: &str = "CLAUDE_CODE_SIMPLE";
 
-/// Settings that an administrator makes for all users of a machine.
-const MANAGED: &str = "/etc/claude-code/managed-settings.json";
-const MAX_SETTINGS: u64 = 8 << 20;
+const MAX_STATE_FILE: u64 = 64 << 20;
 
-impl Auth {
-    /// The method that claude uses when it is started in this directory with `arguments`; `login` is read by the caller.
-    pub(crate) fn of(environment: Environment, config_dir: &Path, arguments: &[OsString], login: &Login) -> Self {
-        let settings = read_settings(config_dir, arguments);
-        // Settings can add variables to the environment.
-        let variable = |name: &str| {
-            let added = settings.iter().find_map(|(_, settings)| settings["env"][name].as_str());
-            added.map(OsString::from).or_else(|| environment(name))
-        };
-        let is_set = |name: &str| variable(name).is_some_and(|value| !value.is_empty());
-        let is_on = |name: &str| variable(name).is_some_and(|value| is_true(&value));
-        let helper = settings.iter().find(|(_, settings)| settings[HELPER].is_string()).map(|(path, _)| path.display());
-        let cloud = CLOUDS.into_iter().find(|(variable, _)| is_on(variable));
+impl AuthSources<'_> {
+    /// The method that claude uses; `login` is read by the caller.
+    pub(crate) fn auth(&self, config_dir: &Path, login: &Login) -> Auth {
+        let helper = self.settings.value(HELPER).filter(|(_, helper)| helper.is_string()).map(|(path, _)| path.display());
+        let oauth_token = OAUTH_TOKENS.into_iter().find(|name| self.has(name));
         // In claude's own order of precedence.
-        let (name, description) = match (cloud, helper) {
-            (Some((variable, name)), _) => (name, format!("{name} ({variable})")),
-            _ if is_set(AUTH_TOKEN) => ("auth-token", format!("a token ({AUTH_TOKEN})")),
-            (_, Some(file)) => ("api-key-helper", format!("an API key by a helper ({HELPER} in {file})")),
-            _ if is_set(API_KEY) => ("api-key", format!("an API key ({API_KEY})")),
-            _ if is_set(OAUTH_TOKEN) => ("oauth-token", format!("an OAuth token that is not refreshed ({OAUTH_TOKEN})")),
-            _ if *login == Login::None => (NONE, NONE.to_owned()),
-            _ => (LOGIN, "OAuth login".to_owned()),
+        let (name, description) = match (self.provider(), helper, oauth_token) {
+            (Some((variable, name)), ..) => (name, format!("{name} ({variable})")),
+            _ if self.has(AUTH_TOKEN) => ("auth-token", format!("a token ({AUTH_TOKEN})")),
+            (_, Some(file), _) => ("api-key-helper", format!("an API key by a helper ({HELPER} in {file})")),
+            _ if self.has(API_KEY) => ("api-key", format!("an API key ({API_KEY})")),
+            (.., Some(variable)) => ("oauth-token", format!("an OAuth token that is not refreshed ({variable})")),
+            _ if *login != Login::None && !self.is_bare() => (LOGIN, "OAuth login".to_owned()),
+            _ if self.has_headers() => ("headers", format!("headers of its own ({HEADERS})")),
+            _ if has_primary_key(self.environment, config_dir) => {
+                ("api-key", format!("an API key ({PRIMARY_KEY} in .claude.json)"))
+            }
+            _ => (NONE, NONE.to_owned()),
         };
-        Self { name, description }
+        Auth { name, description }
     }
 
+    /// Reason why claude never refreshes its login, if it does not. A variable that is blank counts as empty, as it does from 2.1.330
+    /// on: 2.1.126 takes it for a token.
+    pub(crate) fn rules_out_refreshes(&self) -> Option<String> {
+        let is_token = |name: &&str| self.is_settled(name, |token| !token.to_string_lossy().trim().is_empty());
+        if self.is_bare() {
+            return Some("a bare claude never refreshes its login".to_owned());
+        }
+        if let Some(name) = OAUTH_TOKENS.into_iter().find(is_token) {
+            return Some(format!("{name} is set, and that token is never refreshed"));
+        }
+        self.version.filter(|version| *version >= Version::NO_IDLE_REFRESH)?;
+        let (name, _) = PROVIDERS.into_iter().find(|(variable, _)| self.is_settled(variable, is_true))?;
+        Some(format!("{name} is set, and this version of claude then never refreshes its login"))
+    }
+
+    /// The provider other than Anthropic's own API, with its variable.
+    fn provider(&self) -> Option<(&'static str, &'static str)> {
+        PROVIDERS.into_iter().find(|(variable, _)| self.variable(variable).is_some_and(|value| is_true(&value)))
+    }
+
+    fn is_bare(&self) -> bool {
+        let is_typed = self.arguments.iter().take_while(|word| *word != "--").any(|word| word == "--bare");
+        is_typed || self.is_settled(SIMPLE, is_true)
+    }
+
+    fn has_headers(&self) -> bool {
+        let headers = self.variable(HEADERS).unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        headers.lines().any(|line| ["x-api-key:", "authorization:"].iter().any(|name| line.trim_start().starts_with(name)))
+    }
+
+    /// True if `is_so` of a variable from the start on, whatever settings of the project make of it.
+    fn is_settled(&self, name: &str, is_so: impl Fn(&OsStr) -> bool) -> bool {
+        let early = self.settings.early_variable(self.environment, name);
+        [early, self.variable(name)].into_iter().all(|value| value.is_some_and(|value| is_so(&value)))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.variable(name).is_some_and(|value| !value.is_empty())
+    }
+
+    fn variable(&self, name: &str) -> Option<OsString> {
+        self.settings.variable(self.environment, name)
+    }
+}
+
+impl Auth {
     /// True for every method but the login in the credentials file.
     pub(crate) fn is_no_login(&self) -> bool {
         ![LOGIN, NONE].contains(&self.name)
     }
 }
 
-/// The variable, if it is set, because of which claude never refreshes the token of its login.
-pub(crate) fn rules_out_refreshes(environment: Environment) -> Option<&'static str> {
-    environment(OAUTH_TOKEN).filter(|token| !token.is_empty()).map(|_| OAUTH_TOKEN)
-}
-
-/// Reads those settings of claude that can be read, by precedence, each with its path.
-fn read_settings(config_dir: &Path, arguments: &[OsString]) -> Vec<(PathBuf, Value)> {
-    let typed = arguments.iter().position(|word| word == "--settings").and_then(|at| arguments.get(at + 1));
-    let inline = typed.and_then(|word| serde_json::from_slice(word.as_encoded_bytes()).ok()).filter(Value::is_object);
-    let files = [
-        typed.filter(|_| inline.is_none()).map(PathBuf::from),
-        Some(MANAGED.into()),
-        Some(".claude/settings.local.json".into()),
-        Some(".claude/settings.json".into()),
-        Some(config_dir.join("settings.json")),
-    ];
-    let read = |path: PathBuf| {
-        let settings = serde_json::from_slice(&read_bounded(&path, MAX_SETTINGS).ok()?).ok()?;
-        Some((path, settings))
-    };
-    let inline = inline.map(|settings| ("--settings".into(), settings));
-    inline.into_iter().chain(files.into_iter().flatten().filter_map(read)).collect()
+/// True if claude's own state has the API key of a login to the Console.
+fn has_primary_key(environment: Environment, config_dir: &Path) -> bool {
+    let is_set = environment(config_dir::VARIABLE).is_some_and(|path| !path.is_empty());
+    let home = environment("HOME").filter(|_| !is_set);
+    let file = home.as_ref().map_or(config_dir, Path::new).join(".claude.json");
+    let state = read_bounded(&file, MAX_STATE_FILE).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    state.is_some_and(|state| state[PRIMARY_KEY].as_str().is_some_and(|key| !key.is_empty()))
 }
 
 /// True for the values that claude takes for "yes".
@@ -98,33 +149,49 @@ fn is_true(value: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io;
     use std::time::SystemTime;
 
     use super::*;
 
-    fn auth(variables: &[(&str, &str)], settings: &str, words: &[&str], login: &Login) -> std::io::Result<&'static str> {
+    /// Calls `look` with the sources that these make.
+    fn with<T>(
+        variables: &[(&str, &str)],
+        settings: &str,
+        words: &[&str],
+        look: impl Fn(&AuthSources, &Path) -> T,
+    ) -> io::Result<T> {
         let config_dir = tempfile::tempdir()?;
         fs::write(config_dir.path().join("settings.json"), settings)?;
         let environment = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
-        let words: Vec<_> = words.iter().map(OsString::from).collect();
-        let auth = Auth::of(&environment, config_dir.path(), &words, login);
+        let arguments: Vec<_> = words.iter().map(OsString::from).collect();
+        let settings = ClaudeSettings::read(config_dir.path(), &arguments);
+        let version = Version::parse("2.1.330");
+        Ok(look(&AuthSources { environment: &environment, settings, arguments: &arguments, version }, config_dir.path()))
+    }
+
+    fn auth(variables: &[(&str, &str)], settings: &str, words: &[&str], login: &Login) -> io::Result<&'static str> {
+        let auth = with(variables, settings, words, |sources, config_dir| sources.auth(config_dir, login))?;
         // The description names the variable or key that decides.
-        let names = [OAUTH_TOKEN, AUTH_TOKEN, API_KEY, HELPER].into_iter().chain(CLOUDS.map(|(variable, _)| variable));
+        let names =
+            [AUTH_TOKEN, API_KEY, HELPER, HEADERS].into_iter().chain(OAUTH_TOKENS).chain(PROVIDERS.map(|(name, _)| name));
         let is_named = names.into_iter().any(|name| auth.description.contains(name));
         assert_eq!(is_named, auth.is_no_login(), "{}", auth.description);
         Ok(auth.name)
     }
 
     #[test]
-    fn each_method_is_found_and_login_comes_last() -> std::io::Result<()> {
+    fn each_method_is_found_and_login_comes_last() -> io::Result<()> {
         let login = Login::Expires(SystemTime::UNIX_EPOCH);
         for (variable, value, name) in [
             ("ANTHROPIC_API_KEY", "k", "api-key"),
             ("ANTHROPIC_AUTH_TOKEN", "t", "auth-token"),
             ("CLAUDE_CODE_OAUTH_TOKEN", "t", "oauth-token"),
+            ("CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR", "3", "oauth-token"),
             ("CLAUDE_CODE_USE_BEDROCK", "1", "bedrock"),
             ("CLAUDE_CODE_USE_VERTEX", "true", "vertex"),
             ("CLAUDE_CODE_USE_FOUNDRY", "1", "foundry"),
+            ("CLAUDE_CODE_USE_ANTHROPIC_AWS", "1", "anthropic-aws"),
             ("CLAUDE_CODE_USE_BEDROCK", "0", "login"),
             ("ANTHROPIC_API_KEY", "", "login"),
         ] {
@@ -132,10 +199,48 @@ mod tests {
             let settings = format!(r#"{{"env":{{"{variable}":"{value}"}}}}"#);
             assert_eq!(auth(&[], &settings, &[], &login)?, name, "{settings}");
             assert_eq!(auth(&[], "no JSON", &["--settings", &settings], &login)?, name, "--settings {settings}");
+            assert_eq!(auth(&[], "{}", &[&format!("--settings={settings}")], &login)?, name, "--settings={settings}");
         }
         assert_eq!(auth(&[], r#"{"apiKeyHelper":"/bin/key"}"#, &[], &login)?, "api-key-helper");
         assert_eq!(auth(&[], "{}", &[], &login)?, "login");
         assert_eq!(auth(&[], "[]", &[], &Login::None)?, "none");
+        assert_eq!(auth(&[(HEADERS, "X-Api-Key: k")], "{}", &[], &Login::None)?, "headers");
+        assert_eq!(auth(&[(HEADERS, "X-Team: k")], "{}", &[], &Login::None)?, "none");
+        Ok(())
+    }
+
+    #[test]
+    fn primary_key_of_claudes_state_is_an_api_key() -> io::Result<()> {
+        let name = |state: &str| {
+            with(&[], "{}", &[], |sources, config_dir| {
+                fs::write(config_dir.join(".claude.json"), state)?;
+                Ok::<_, io::Error>(sources.auth(config_dir, &Login::None).name)
+            })?
+        };
+        assert_eq!((name(r#"{"primaryApiKey":"k"}"#)?, name(r#"{"primaryApiKey":""}"#)?), ("api-key", "none"));
+        Ok(())
+    }
+
+    #[test]
+    fn refreshes_are_ruled_out_by_settings_first_and_by_version() -> io::Result<()> {
+        let ruled_out = |variables: &[(&str, &str)], settings: &str, words: &[&str]| {
+            with(variables, settings, words, |sources, _| sources.rules_out_refreshes().is_some())
+        };
+        let token = ("CLAUDE_CODE_OAUTH_TOKEN", "t");
+        assert!(ruled_out(&[token], "{}", &[])? && ruled_out(&[], r#"{"env":{"CLAUDE_CODE_OAUTH_TOKEN":"t"}}"#, &[])?);
+        assert!(!ruled_out(&[token], r#"{"env":{"CLAUDE_CODE_OAUTH_TOKEN":""}}"#, &[])?, "emptied by the settings");
+        assert!(!ruled_out(&[(token.0, " ")], "{}", &[])?, "2.1.330 trims it");
+        assert!(ruled_out(&[], "{}", &["-p", "x", "--bare"])? && ruled_out(&[(SIMPLE, "1")], "{}", &[])?);
+        assert!(!ruled_out(&[], "{}", &["-p", "--", "--bare"])?);
+        assert!(!ruled_out(&[(API_KEY, "k"), (AUTH_TOKEN, "t")], "{}", &[])?, "claude refreshes a login that it does not use");
+        let bedrock = [("CLAUDE_CODE_USE_BEDROCK", "1")];
+        let by_version = |version| {
+            with(&bedrock, "{}", &[], |sources, _| {
+                let settings = ClaudeSettings::read(Path::new("/nonesuch"), &[]);
+                AuthSources { version, settings, ..*sources }.rules_out_refreshes().is_some()
+            })
+        };
+        assert!(by_version(Version::parse("2.1.330"))? && !by_version(Version::parse("2.1.177"))? && !by_version(None)?);
         Ok(())
     }
 }

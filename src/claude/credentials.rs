@@ -1,7 +1,7 @@
 //! `.credentials.json`: the expiry of the access token. The tokens themselves are never kept, never shown, never written.
 
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -27,32 +27,28 @@ const RETRY_EVERY: Duration = Duration::from_millis(10);
 const MAX_SIZE: u64 = 8 << 20;
 
 impl Login {
-    pub(crate) fn path(config_dir: &Path) -> PathBuf {
-        config_dir.join(".credentials.json")
-    }
-
-    /// Reads the file; again, while it looks half-written: older versions rewrite it in place.
-    pub(crate) fn read_whole(config_dir: &Path) -> Self {
+    /// Reads `file`; again, while it looks half-written: older versions rewrite it in place.
+    pub(crate) fn read_whole(file: &Path) -> Self {
         for _ in 0..RETRIES {
-            match Self::read(config_dir) {
+            match Self::read(file) {
                 Self::Unclear(_) => thread::sleep(RETRY_EVERY),
                 login => return login,
             }
         }
-        Self::read(config_dir)
+        Self::read(file)
     }
 
-    pub(crate) fn read(config_dir: &Path) -> Self {
-        match read_bounded(&Self::path(config_dir), MAX_SIZE) {
+    pub(crate) fn read(file: &Path) -> Self {
+        match read_bounded(file, MAX_SIZE) {
             Ok(bytes) => Self::parse(&bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => Self::None,
             Err(error) => Self::Unclear(format!("cannot be read: {error}")),
         }
     }
 
-    /// True if the file has a token to refresh the login with.
-    pub(crate) fn has_refresh_token(config_dir: &Path) -> bool {
-        let bytes = read_bounded(&Self::path(config_dir), MAX_SIZE).unwrap_or_default();
+    /// True if `file` has a token to refresh the login with.
+    pub(crate) fn has_refresh_token(file: &Path) -> bool {
+        let bytes = read_bounded(file, MAX_SIZE).unwrap_or_default();
         let file: Option<CredentialsFile> = serde_json::from_slice(&bytes).ok();
         file.and_then(|file| file.oauth).is_some_and(|oauth| is_token(&oauth["refreshToken"]))
     }
@@ -118,18 +114,19 @@ mod tests {
     #[test]
     fn a_half_written_file_is_read_again() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
-        let file = Login::path(dir.path());
+        let file = dir.path().join("credentials");
         let text = r#"{"claudeAiOauth":{"expiresAt":1000,"refreshToken":"y"}}"#;
         std::fs::write(&file, &text[..9])?;
+        let rewritten = file.clone();
         let rewriting = thread::spawn(move || {
             thread::sleep(RETRY_EVERY * 3);
-            std::fs::write(file, text)
+            std::fs::write(rewritten, text)
         });
-        assert_eq!(Login::read_whole(dir.path()), Login::Expires(SystemTime::UNIX_EPOCH + Duration::from_secs(1)));
+        assert_eq!(Login::read_whole(&file), Login::Expires(SystemTime::UNIX_EPOCH + Duration::from_secs(1)));
         assert!(rewriting.join().is_ok());
-        std::fs::remove_file(Login::path(dir.path()))?;
-        nix::unistd::mkfifo(&Login::path(dir.path()), nix::sys::stat::Mode::S_IRUSR)?;
-        assert!(matches!(Login::read_whole(dir.path()), Login::Unclear(_)), "a FIFO");
+        std::fs::remove_file(&file)?;
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRUSR)?;
+        assert!(matches!(Login::read_whole(&file), Login::Unclear(_)), "a FIFO");
         Ok(())
     }
 

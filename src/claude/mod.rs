@@ -1,6 +1,7 @@
 //! Claude Code: everything that is known about it, and known nowhere else. Its config dir (`config_dir`), its program and the
-//! commands that need no lock (`program`), the frames on its stdout (`frames`), how it authenticates (`auth`), its login
-//! (`credentials`), its own locks around a token refresh (`refresh_locks`) and its telemetry about them (`telemetry`).
+//! commands that need no lock (`program`), its `version`, its `settings`, the frames on its stdout (`frames`), where it keeps its login
+//! (`storage`), the login (`credentials`), how it authenticates (`auth`), its own locks around a token refresh (`refresh_locks`) and its
+//! telemetry about them (`telemetry`).
 
 pub mod auth;
 pub mod config_dir;
@@ -8,4 +9,7 @@ pub mod credentials;
 pub mod frames;
 pub mod program;
 pub mod refresh_locks;
+pub(crate) mod settings;
+pub mod storage;
 pub mod telemetry;
+pub(crate) mod version;

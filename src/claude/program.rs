@@ -87,8 +87,13 @@ impl Program {
             word == b"--print"
                 || letters.is_some_and(|letters| 1 + letters.len() < word.len() && letters.iter().all(|l| b"chv".contains(l)))
         };
+        self.arguments_for_claude().iter().take_while(|word| *word != "--").any(is_print)
+    }
+
+    /// Arguments, if COMMAND is claude by its name or path.
+    pub(crate) fn arguments_for_claude(&self) -> &[OsString] {
         let is_claude = self.is_claude || Path::new(&self.argv[0]).file_name() == Some(OsStr::new(NAME));
-        is_claude && self.argv[1..].iter().take_while(|word| *word != "--").any(is_print)
+        if is_claude { &self.argv[1..] } else { &[] }
     }
 
     /// True if this only prints claude's version or help, which needs no login and must not wait.

@@ -1,13 +1,15 @@
-//! Claude Code's own locks around a token refresh: directories whose mtime their holder keeps fresh. Up to 2.1.126 there is
-//! `<real config dir>.lock` alone, by the protocol of npm's proper-lockfile; from 2.1.128 `.oauth_refresh.lock` in the config
-//! dir comes first, with a file beside it that names its owner. They are read here, never changed.
+//! Claude Code's own locks around a token refresh: directories whose mtime their holder keeps fresh. For the login, there is
+//! `<real storage>.lock` alone up to 2.1.126, by the protocol of npm's proper-lockfile; from 2.1.128 `.oauth_refresh.lock` in the
+//! storage comes first, with a file beside it that names its owner. MCP servers, profiles and other products of the same login have locks
+//! of their own. They are read here, never changed.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
+use super::storage::ClaudeStorage;
 use crate::sys::fs::read_bounded;
 use crate::sys::proc::{Stat, boot_id, host, pid_namespace};
 
@@ -32,6 +34,16 @@ pub struct Owner {
     /// Liveness of that process; `None` if it is of another namespace.
     pub(crate) lives: Option<bool>,
     namespace: Option<String>,
+}
+
+/// A refresh of the login in whose midst its claude has ended: what the endpoint has sent is lost, and the token that it was sent is
+/// used up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CutRefresh {
+    /// Pid of that claude, in its own PID namespace.
+    pub(crate) pid: i32,
+    /// Time at which the refresh began.
+    at: SystemTime,
 }
 
 /// State of a refresh lock at some time.
@@ -60,26 +72,47 @@ const MAX_CLOCK_SKEW: Duration = Duration::from_secs(120);
 
 const MAX_OWNER_FILE: u64 = 64 << 10;
 
+/// Difference, in milliseconds, up to which two birth times are one, rounded differently.
+const SAME_BIRTH: f64 = 10.0;
+
 impl RefreshLock {
-    /// Both locks of `config_dir`: that of all versions, and that of the newer ones.
-    pub(crate) fn of(config_dir: &Path) -> [Self; 2] {
-        let real = fs::canonicalize(config_dir).unwrap_or_else(|_| config_dir.to_owned());
-        let mut sibling = real.into_os_string();
-        sibling.push(".lock");
-        let owner = read_bounded(&Self::owner_file(config_dir), MAX_OWNER_FILE).ok().and_then(|text| Owner::parse(&text));
-        let newer = Self::at(config_dir.join(".oauth_refresh.lock"), owner.clone(), NEWER_STALE_AFTER);
-        let older = Self::at(sibling.into(), None, STALE_AFTER);
+    /// Both locks of the login: that of all versions, and that of the newer ones.
+    pub(crate) fn of(storage: &ClaudeStorage) -> [Self; 2] {
+        let real = fs::canonicalize(&storage.dir).unwrap_or_else(|_| storage.dir.clone());
+        let newer = Self::at(storage.dir.join(".oauth_refresh.lock"), NEWER_STALE_AFTER);
+        let older = Self::at(with_suffix(&real, ".lock"), STALE_AFTER);
         // The newer versions take the older lock as well, and touch both.
         let apart = |(a, b): (SystemTime, SystemTime)| a.duration_since(b).unwrap_or_else(|error| error.duration());
         let have_one_holder = older.touched.zip(newer.touched).map(apart).is_some_and(|apart| apart < STALE_AFTER);
-        if have_one_holder { [Self { owner, stale_after: NEWER_STALE_AFTER, ..older }, newer] } else { [older, newer] }
+        if have_one_holder {
+            [Self { owner: newer.owner.clone(), stale_after: NEWER_STALE_AFTER, ..older }, newer]
+        } else {
+            [older, newer]
+        }
     }
 
-    pub(crate) fn owner_file(config_dir: &Path) -> PathBuf {
-        config_dir.join(".oauth_refresh.lock.owner")
+    /// Every lock around a refresh of any token: those of the login, of MCP servers, of the profiles and of other products.
+    pub(crate) fn all(storage: &ClaudeStorage) -> Vec<Self> {
+        let login = Self::of(storage);
+        let is_lock = |name: &str| name.ends_with(".lock") && name.contains("refresh");
+        let entries = fs::read_dir(&storage.dir).into_iter().flatten().flatten();
+        let names = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_lock));
+        let locks = names.map(|entry| entry.path()).filter(|path| login.iter().all(|lock| lock.path != *path));
+        let others: Vec<_> = locks.chain(storage.profile_lock()).map(|path| Self::at(path, STALE_AFTER)).collect();
+        login.into_iter().chain(others.into_iter().filter(|lock| lock.touched.is_some() && lock.flaw.is_none())).collect()
     }
 
-    fn at(path: PathBuf, owner: Option<Owner>, stale_after: Duration) -> Self {
+    /// The lock as claude from 2.1.128 on sees it, which takes none over earlier.
+    pub(crate) fn for_newer(self) -> Self {
+        Self { stale_after: NEWER_STALE_AFTER, ..self }
+    }
+
+    /// The file that names its owner.
+    pub(crate) fn owner_file(&self) -> PathBuf {
+        with_suffix(&self.path, ".owner")
+    }
+
+    fn at(path: PathBuf, stale_after: Duration) -> Self {
         let found = fs::symlink_metadata(&path).ok();
         let touched = found.as_ref().and_then(|found| found.modified().ok());
         // It is taken over by rmdir(2).
@@ -88,8 +121,9 @@ impl RefreshLock {
             Some(_) if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some()) => Some("has something in it"),
             _ => None,
         };
-        // Without a lock, the file is left over from an earlier one.
-        Self { path, touched, owner: owner.filter(|_| touched.is_some()), stale_after, flaw }
+        let mut lock = Self { path, touched, owner: None, stale_after, flaw };
+        lock.owner = found.and_then(|found| OwnerFile::read(&lock.owner_file())?.owner_of(&found));
+        lock
     }
 
     pub(crate) fn standing(&self, now: SystemTime) -> Standing {
@@ -113,9 +147,53 @@ impl RefreshLock {
     }
 }
 
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.to_owned().into_os_string();
+    path.push(suffix);
+    path.into()
+}
+
 /// Time since `touched`. A clock that was set back makes a lock younger, not free.
 fn age(touched: SystemTime, now: SystemTime) -> Duration {
     now.duration_since(touched).unwrap_or_default()
+}
+
+impl CutRefresh {
+    /// The last refresh, if it was cut short: its owner has left its file behind, and nobody has written the login since.
+    pub(crate) fn last(storage: &ClaudeStorage) -> Option<Self> {
+        let [_, lock] = RefreshLock::of(storage);
+        let OwnerFile { owner, written, .. } = OwnerFile::read(&lock.owner_file())?;
+        let may_be_under_way = owner.lives.unwrap_or(lock.touched.is_some());
+        let saved = fs::metadata(storage.credentials()).and_then(|found| found.modified()).ok()?;
+        (!may_be_under_way && saved < written).then_some(Self { pid: owner.pid, at: written })
+    }
+}
+
+/// An owner file, as it lies beside a lock.
+struct OwnerFile {
+    owner: Owner,
+    /// Birth of the lock that it is about, in milliseconds since the epoch.
+    birth: Option<f64>,
+    written: SystemTime,
+}
+
+impl OwnerFile {
+    fn read(path: &Path) -> Option<Self> {
+        let text = read_bounded(path, MAX_OWNER_FILE).ok()?;
+        let birth = serde_json::from_slice(&text).ok().and_then(|file: Value| file["lockBirthtimeMs"].as_f64());
+        Some(Self { owner: Owner::parse(&text)?, birth, written: fs::metadata(path).and_then(|found| found.modified()).ok()? })
+    }
+
+    /// The owner of `lock`, unless the file is left over from an earlier one: the directory is made first, and the file behind it.
+    fn owner_of(self, lock: &Metadata) -> Option<Owner> {
+        let Ok(made) = lock.created() else { return Some(self.owner) };
+        let since = made.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1000.0;
+        let is_of_it = match self.birth.filter(|birth| *birth > 0.0) {
+            Some(birth) => (birth - since).abs() < SAME_BIRTH,
+            None => self.written >= made,
+        };
+        is_of_it.then_some(self.owner)
+    }
 }
 
 impl Owner {
@@ -194,7 +272,7 @@ mod tests {
         fs::create_dir(dir.path().join("config.lock"))?;
         let now = SystemTime::now();
         let aged = now + Duration::from_secs(30);
-        let standings = || RefreshLock::of(&config_dir).map(|lock| lock.standing(aged));
+        let standings = || RefreshLock::of(&ClaudeStorage::at(&config_dir)).map(|lock| lock.standing(aged));
         assert!(matches!(standings(), [Standing::Stale(_), Standing::Free]));
         fs::create_dir(config_dir.join(".oauth_refresh.lock"))?;
         assert_eq!(standings(), [Standing::Live, Standing::Live]);

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -47,10 +47,17 @@ pub enum Meaning {
     Broken,
     /// A refresh failed, for whatever reason.
     Failed,
+    /// The login is of no use any more, for nobody.
+    Lost,
 }
 
-const PREFIX: &str = "tengu_oauth_token_refresh_";
-const MAX_FILE: u64 = 256 << 20;
+/// Prefixes of names that are about a refresh, with what is left of each name. The second came with 2.1.330.
+const PREFIXES: [(&str, &str); 3] =
+    [("tengu_oauth_token_refresh_", ""), ("tengu_oauth_refresh_token_", ""), ("tengu_oauth_tokens_save_", "save_")];
+/// Beginning of all of them.
+const COMMON: &str = "tengu_oauth_";
+/// Longest line that is looked at; a longer one is skipped.
+const MAX_LINE: u64 = 8 << 20;
 
 impl RefreshEvent {
     /// Reads a line of a telemetry file; `None` if it is about something else.
@@ -58,7 +65,7 @@ impl RefreshEvent {
     /// # Errors
     /// The line is about a refresh and cannot be understood.
     pub fn parse(line: &[u8]) -> Result<Option<Self>, Malformed> {
-        if memmem::find(line, PREFIX.as_bytes()).is_none() {
+        if memmem::find(line, COMMON.as_bytes()).is_none() {
             return Ok(None);
         }
         let entry: Value = serde_json::from_slice(line).map_err(|_| Malformed)?;
@@ -66,22 +73,26 @@ impl RefreshEvent {
         let text = |value: &Value| clamped(value.as_str().unwrap_or_default());
         // Another event can have the prefix in its data.
         let name = text(&event["event_name"]);
-        let Some(name) = name.strip_prefix(PREFIX) else { return Ok(None) };
+        let short = PREFIXES.iter().find_map(|(prefix, rest)| Some(format!("{rest}{}", name.strip_prefix(prefix)?)));
+        let Some(name) = short else { return Ok(None) };
         let at = humantime::parse_rfc3339_weak(text(&event["client_timestamp"]).trim()).map_err(|_| Malformed)?;
         // A page for operators knows this one name with a `lock_` more than it has.
-        let name = if name == "lock_race_resolved" { "race_resolved" } else { name }.to_owned();
+        let name = if name == "lock_race_resolved" { "race_resolved".to_owned() } else { name };
         Ok(Some(Self { at, name, session: text(&event["session_id"]), version: text(&event["env"]["version"]) }))
     }
 
     /// Significance for the refresh locks, by the name.
     pub fn meaning(&self) -> Meaning {
         match self.name.as_str() {
+            name if name.ends_with("_contended") => Meaning::Contention,
             "lock_retry" | "lock_dead_holder_takeover" => Meaning::Contention,
             "race_resolved" | "race_recovered" => Meaning::Resolved,
             "lock_retry_limit_reached" | "lock_error" => Meaning::Broken,
             name if name.starts_with("lock_compromised_") || name.starts_with("compromised_") => Meaning::Broken,
             "starting" => Meaning::Starts,
             "success" | "completed" => Meaning::Ends,
+            name if name.starts_with("marked_dead") || name.ends_with("cleared_on_disk") => Meaning::Lost,
+            "save_failed" => Meaning::Lost,
             "failure" => Meaning::Failed,
             _ => Meaning::Routine,
         }
@@ -136,20 +147,49 @@ impl Telemetry {
             *offset = 0;
         }
         file.seek(SeekFrom::Start(*offset))?;
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE).read_to_end(&mut bytes)?;
-        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-            if !line.ends_with(b"\n") && serde_json::from_slice::<IgnoredAny>(line).is_err() {
-                self.cut += 1;
+        let mut reader = BufReader::new(file);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let length = reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? as u64;
+            if length == 0 {
+                return Ok(());
+            }
+            if length == MAX_LINE && !line.ends_with(b"\n") {
+                let Some(rest) = skip_line(&mut reader)? else { break };
+                self.malformed += 1;
+                *offset += length + rest;
+                continue;
+            }
+            if !line.ends_with(b"\n") && serde_json::from_slice::<IgnoredAny>(&line).is_err() {
                 break;
             }
-            match RefreshEvent::parse(line) {
+            match RefreshEvent::parse(&line) {
                 Ok(event) => events.extend(event),
                 Err(Malformed) => self.malformed += 1,
             }
-            *offset += line.len() as u64;
+            *offset += length;
         }
+        self.cut += 1;
         Ok(())
+    }
+}
+
+/// Skips the rest of a line: its length, if it has an end yet.
+fn skip_line(reader: &mut impl BufRead) -> io::Result<Option<u64>> {
+    let mut skipped = 0;
+    loop {
+        let bytes = reader.fill_buf()?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let end = memchr::memchr(b'\n', bytes);
+        let length = end.map_or(bytes.len(), |at| at + 1);
+        reader.consume(length);
+        skipped += length as u64;
+        if end.is_some() {
+            return Ok(Some(skipped));
+        }
     }
 }
 
@@ -160,7 +200,7 @@ mod tests {
     #[test]
     fn a_line_is_about_a_refresh_malformed_or_unrelated() {
         let line = |data: &str| RefreshEvent::parse(format!(r#"{{"event_data":{data}}}"#).as_bytes());
-        let name = format!(r#""event_name":"{PREFIX}lock_race_resolved""#);
+        let name = format!(r#""event_name":"tengu_oauth_token_refresh_lock_race_resolved""#);
         let at = r#""client_timestamp":"1970-01-01T00:00:00Z""#;
         let event = |session: &str, version: &str| {
             let (name, session, version) = ("race_resolved".to_owned(), session.to_owned(), version.to_owned());
@@ -169,8 +209,8 @@ mod tests {
         assert_eq!(line(&format!(r#"{{{name},{at},"session_id":"s","env":{{"version":"2"}}}}"#)), event("s", "2"));
         assert_eq!(line(&format!(r#"{{{name},{at},"session_id":7,"env":[]}}"#)), event("", ""));
         assert_eq!(line(&format!("{{{name}}}")), Err(Malformed));
-        assert_eq!(line(&format!(r#""{PREFIX}""#)), Err(Malformed));
-        assert_eq!(line(&format!(r#"{{"event_name":"other","text":"{PREFIX}"}}"#)), Ok(None));
+        assert_eq!(line(&format!(r#""{COMMON}""#)), Err(Malformed));
+        assert_eq!(line(&format!(r#"{{"event_name":"other","text":"{COMMON}"}}"#)), Ok(None));
         assert_eq!(RefreshEvent::parse(b"{"), Ok(None));
     }
 }

@@ -69,8 +69,12 @@ pub(crate) fn after(from: Instant, span: Option<Duration>) -> Option<Instant> {
 
 /// `span` as people write it, without fractions nobody wants to read.
 pub fn show(span: Duration) -> String {
-    if span >= Duration::from_secs(10) {
+    let tenths = (span.as_millis() + 50) / 100;
+    if tenths >= 100 {
         return show_seconds(span);
+    }
+    if tenths >= 10 && span.subsec_millis() > 0 {
+        return format!("{}.{}s", tenths / 10, tenths % 10);
     }
     humantime::format_duration(Duration::from_millis(span.as_millis() as u64)).to_string()
 }
@@ -160,7 +164,9 @@ mod tests {
 
     #[test]
     fn shows_rounded_durations() {
-        assert_eq!(show(Duration::from_millis(1_500)), "1s 500ms");
+        for (millis, text) in [(0, "0s"), (300, "300ms"), (1_000, "1s"), (1_005, "1.0s"), (1_500, "1.5s"), (8_989, "9.0s")] {
+            assert_eq!(show(Duration::from_millis(millis)), text);
+        }
         assert_eq!(show(Duration::from_millis(725_400)), "12m 5s");
     }
 }

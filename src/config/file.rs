@@ -69,7 +69,8 @@ impl SettingsFile {
     ///
     /// # Errors
     /// The file is broken, or cannot be read or written.
-    pub fn set(path: &Path, key: &str, value: &str) -> Result<()> {
+    pub fn set(path: &Path, key: &str, value: impl Into<Value>) -> Result<()> {
+        let value = value.into();
         let change = || -> Result<()> {
             let directory = directory_of(path)?;
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
@@ -77,7 +78,7 @@ impl SettingsFile {
             let _guard = lock_directory(&directory)?;
             Ok(rewrite(path, |text| {
                 let mut document = DocumentMut::from_str(text).map_err(io::Error::other)?;
-                let mut value = Value::from(value);
+                let mut value = value.clone();
                 if let Some(old) = document.get(key).and_then(Item::as_value) {
                     *value.decor_mut() = old.decor().clone();
                 }

@@ -75,7 +75,7 @@ pub const SECTIONS: [Section; 7] = [
             ("65", "with --require-result: 0, but without a successful result frame"),
             ("69", "the lock helper ended while COMMAND ran: the lock was lost"),
             ("74", "0, but some of COMMAND's output could not be written"),
-            ("75", "the lock was not free within --wait (-E changes it)"),
+            ("75", "the lock, or a slot, was not free within --wait (-E changes it)"),
             ("124", "hard limit or idle limit; the message says which"),
             ("125", "claude-run itself failed, usage errors included"),
             ("126", "COMMAND was found but cannot be run"),
@@ -89,6 +89,7 @@ pub const SECTIONS: [Section; 7] = [
             ("CLAUDE_RUN_ID", "names the run"),
             ("CLAUDE_RUN_LINEAGE", "the runs that it is below"),
             ("CLAUDE_RUN_HELD", "the locks that are held for it"),
+            ("CLAUDE_RUN_SLOT", "the slots that are held for it"),
             ("CLAUDE_RUN_LOCK_KEY", "the name that the lock helper gives its lock"),
         ],
     ),
@@ -98,6 +99,7 @@ pub const SECTIONS: [Section; 7] = [
             ("<config dir>/session.lock", "the session lock: only ever locked, never written, never removed"),
             ("<config dir>/claude-run.toml", "the settings file"),
             ("<config dir>/claude-run/runs/", "a record for each live run, locked by it"),
+            ("<config dir>/claude-run/slots/", "the slots, each locked by the run that has it, and the queue for them"),
             ("<config dir>/claude-run/history.jsonl", "a line for each finished run"),
         ],
     ),
@@ -138,9 +140,9 @@ const SHORT_OPERATIONS: [(&str, &str); 5] = [
 
 /// Options that most people need.
 const SHORT_OPTIONS: [(&str, &str); 9] = [
-    ("lock", "hold the lock always, for a refresh, or never"),
+    ("lock", "hold it always, for a refresh, or never"),
     ("wait", "longest wait for the lock; 0: do not wait"),
-    ("timeout", "hard limit of the run; 0: none"),
+    ("timeout", "hard limit; 0: none"),
     ("idle-timeout", "longest time without output"),
     ("kill-after", "from TERM to KILL"),
     ("require-result", "exit code 65 without a successful result"),
@@ -151,7 +153,7 @@ const SHORT_OPTIONS: [(&str, &str); 9] = [
 
 /// Text of `-h`: what most people need, on one screen of 80 columns and 24 rows with a prompt below.
 pub(super) fn short(command: &clap::Command) -> String {
-    let term = |term: &str, meaning: &str| format!("  {term:<26}{meaning}\n");
+    let term = |term: &str, meaning: &str| format!("  {term:<24}{meaning}\n");
     let about = "Runs COMMAND (default: claude) under the session lock and a watchdog.";
     let mut text = format!("{about}\n{}{USAGE}\n\n", heading("Usage").replace('\n', " "));
     text += &heading("Operations (claude-run OPERATION --help says more)");

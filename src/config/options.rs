@@ -10,7 +10,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use super::duration::DurationSetting;
-use super::values::{Leftovers, LockMode, LogFormat, Redact, RequireResult, Stdin, Value, Verbosity, Wait, Words};
+use super::values::{Leftovers, LockMode, LogFormat, Redact, RequireResult, Slots, Stdin, Value, Verbosity, Wait, Words};
+
+/// Name of the option that bounds the runs at once.
+pub const SLOTS: &str = "slots";
 
 const LOCK: &str = "Session lock";
 const WATCHDOG: &str = "Watchdog";
@@ -71,6 +74,16 @@ const fn option(
     OptionSpec { heading, name, short: None, value_name, variable, default, global: false, words: &[], help: &[] }
 }
 
+impl Written {
+    /// The settings file, if the value stands there.
+    fn file(self) -> Option<PathBuf> {
+        match self.origin {
+            Origin::File(path, _) => Some(path),
+            Origin::Flag | Origin::Variable(_) | Origin::Default => None,
+        }
+    }
+}
+
 impl OptionSpec {
     /// True if `word` is its long or short name, with the dashes.
     pub(super) fn is_flag(&self, word: &str) -> bool {
@@ -108,6 +121,8 @@ macro_rules! settings {
             $($(#[doc = $help])+ pub $field: $type,)+
             /// `-v`, `-q`, or the variable.
             pub verbosity: Verbosity,
+            /// The settings file, if that is where `slots` stands: a change there counts for those who wait.
+            pub slots_file: Option<PathBuf>,
             /// COMMAND and its arguments; empty: claude alone.
             pub command: Vec<OsString>,
         }
@@ -121,6 +136,7 @@ macro_rules! settings {
                 Ok(Self {
                     $($field: $option.read(written(&$option))?,)+
                     verbosity: VERBOSITY.read(written(&VERBOSITY))?,
+                    slots_file: OPTIONS.iter().find(|option| option.name == SLOTS).and_then(written).and_then(Written::file),
                     command,
                 })
             }
@@ -134,12 +150,16 @@ settings! {
     /// exclusive: for the whole run; refresh: only while a refresh of claude's token is due; pass-through: never. A
     /// CLAUDE_EXTERNAL_LOCK that is not empty means exclusive, too
     lock_mode: LockMode = option(LOCK, "lock", "MODE", "CLAUDE_RUN_LOCK", "exclusive");
-    /// Longest wait for the lock; 0: do not wait, none: for ever
+    /// Longest wait for a slot and the lock; 0: do not wait, none: for ever
     wait: Wait = option(LOCK, "wait", "DUR", "CLAUDE_RUN_WAIT", "10m"), short: Some('w');
+    /// Most runs at once in this config dir, 1 to 1000; none: no bound
+    ///
+    /// In every lock mode; who comes first is served first. --wait bounds the wait for a slot and that for the lock together
+    slots: Slots = option(LOCK, SLOTS, "N", "CLAUDE_RUN_SLOTS", "none");
     /// With --lock refresh: how long before the token expires a refresh counts as due
     ///
-    /// Claude Code refreshes it from 5m before; the default adds 10s for a slow start. At or above the hard
-    /// limit, refreshes in mid-run are covered, too. 0: once it has expired, none: always
+    /// Claude Code refreshes it from 5m before; the default adds 10s for a slow start. From the hard limit and 5m
+    /// on, refreshes in mid-run are covered, too. 0: once it has expired, none: always
     refresh_margin: DurationSetting = option(LOCK, "refresh-margin", "DUR", "CLAUDE_RUN_REFRESH_MARGIN", "5m10s");
     /// Exit code when the lock was not free in time, 0 to 255
     conflict_exit_code: u8 = option(LOCK, "conflict-exit-code", "N", "CLAUDE_RUN_CONFLICT_EXIT_CODE", "75"), short: Some('E');

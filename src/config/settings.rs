@@ -2,6 +2,7 @@
 //! one reader, wherever it stands; a refusal names the flag, the variable or the line, the value, and what would be right.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -9,9 +10,10 @@ use super::cli::{Cli, nearest};
 use super::duration::DurationSetting;
 use super::file::SettingsFile;
 use super::help::SECTIONS;
-use super::options::{OPTIONS, OptionSpec, VERBOSITY};
+use super::options::{OPTIONS, OptionSpec, SLOTS, VERBOSITY};
 pub use super::options::{Origin, Settings, Written};
-pub use super::values::{Leftovers, LockMode, Redact, RequireResult, Stdin, Verbosity, Wait};
+use super::values::Value;
+pub use super::values::{Leftovers, LockMode, Redact, RequireResult, Slots, Stdin, Verbosity, Wait};
 
 /// Source of environment variables: a closure in tests, the process' own in `run`.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -65,6 +67,15 @@ pub fn unknown_variables(names: impl Iterator<Item = OsString>) -> impl Iterator
         let similar = nearest(name, options(), 0.8).map(|similar| format!("; did you mean {similar}?"));
         Some(format!("there is no variable {name}{}", similar.unwrap_or_default()))
     })
+}
+
+/// Bound on the runs at once, by the settings file `path` as it is now.
+///
+/// # Errors
+/// The file cannot be read, or its value means nothing.
+pub fn slots_in(path: &Path) -> Result<Slots> {
+    let file = SettingsFile::read(path)?;
+    file.as_ref().and_then(|file| file.value(SLOTS)).map_or(Ok(Slots::Unlimited), |(value, _)| Slots::read(value))
 }
 
 impl Settings {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand, ValueHint};
 
 use super::duration::DurationSetting;
-use super::values::{LockMode, Shell, Value, parser};
+use super::values::{LockMode, Shell, Slots, Value, parser};
 
 const EXIT_CODES: &str = "Exit codes: 0 fine, 1 trouble found, 125 own failure";
 
@@ -65,6 +65,19 @@ pub enum Operation {
         /// Wait until all live runs follow the new mode, at most DUR [default: 125m]
         #[arg(long, value_name = "DUR", num_args = 0..=1, default_missing_value = "", value_parser = parser::<Drain>())]
         drain: Option<Drain>,
+    },
+    /// Shows how many runs may be at once, or sets that for the whole factory
+    ///
+    /// Shows where the bound is set, which slots are in use and who waits for one; or sets it in claude-run.toml in the config
+    /// dir. That counts at once, for those who wait, too.
+    #[command(after_help = EXIT_CODES)]
+    Slots {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// 1 to 1000, or none
+        #[arg(value_name = "N", value_parser = parser::<Slots>())]
+        set: Option<Slots>,
     },
     /// Prints every setting, its value and its origin
     ///

@@ -122,6 +122,18 @@ pub enum Wait {
     Forever,
 }
 
+/// Bound on the runs at once in one config dir.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slots {
+    /// No bound beyond that of the lock mode.
+    Unlimited,
+    /// So many.
+    AtMost(u16),
+}
+
+/// Largest bound: the first of those who wait has a thread for each slot.
+pub const MOST_SLOTS: u16 = 1_000;
+
 /// Programs that have to print a successful result frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequireResult {
@@ -146,6 +158,17 @@ impl Value for Wait {
             DurationSetting::Finite(bound) => Self::AtMost(bound),
             DurationSetting::Endless => Self::Forever,
         })
+    }
+}
+
+impl Value for Slots {
+    fn read(value: &OsStr) -> Result<Self> {
+        let number = value.to_str().and_then(|text| text.parse().ok()).filter(|number| (1..=MOST_SLOTS).contains(number));
+        match number {
+            Some(number) => Ok(Self::AtMost(number)),
+            None if value == "none" => Ok(Self::Unlimited),
+            None => bail!("{value:?} is no number of slots; write 1 to {MOST_SLOTS}, or none"),
+        }
     }
 }
 

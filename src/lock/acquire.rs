@@ -10,31 +10,35 @@ use super::file::{LockAttempt, LockFile};
 use super::guard::LockGuard;
 use super::helper_wait::{acquire_helper, give_up};
 use super::queue::wait_for_flock;
-use super::refresh_due::{RefreshState, Refreshes};
+use super::refresh_due::{AwaitedRefresh, RefreshState, Refreshes};
 use super::request::{Acquisition, LockRequest};
 use super::wait::{Awaited, LockWait, WaitEnd};
-use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
 use crate::config::duration::{show, show_seconds};
 use crate::events::EventQueue;
 use crate::records::{Hold, RunRecorder};
 use crate::sys::signal::Signal;
 
-/// Longest wait for claude's refresh locks: longer than any of them outlives its owner.
-const MAX_WAIT: Duration = Duration::from_secs(70);
+/// Longest wait for claude's own refresh locks: longer than any of them outlives its owner.
+const MAX_REFRESH_LOCK_WAIT: Duration = Duration::from_secs(70);
 
-/// Acquires the lock.
+/// Acquires the lock, in a wait that is bounded from `started` on.
 ///
 /// # Errors
 /// The lock file cannot be opened or created, is no regular file, or its file system has no flock(2).
-pub fn acquire(request: &LockRequest, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Acquisition> {
+pub fn acquire(
+    request: &LockRequest,
+    started: Instant,
+    recorder: &mut RunRecorder,
+    events: &mut EventQueue,
+) -> Result<Acquisition> {
     if let Some(reason) = request.reason_not_needed() {
         info!(name: "lock.unneeded", "starting without the session lock: {reason}");
         return Ok(Acquisition::NotNeeded(reason));
     }
     let file = LockFile::open(&request.path)?;
     let awaited = Awaited::SessionLock(request.path.clone(), file.file_id());
-    let mut wait = LockWait::new(awaited, recorder, events, request.ignored);
+    let mut wait = LockWait::new(awaited, started, recorder, events, request.ignored);
     request.watch_token(wait.events);
     let acquisition = match (acquire_session_lock(file, request, &mut wait)?, &request.helper) {
         (Acquisition::Held(guard), Some(command)) if !is_helped(&guard, request, &wait) => {
@@ -97,7 +101,7 @@ fn prepare_for_refresh(
     }
     // By the token as it is now, since the previous holder may have refreshed it.
     match refreshes.settled_state() {
-        RefreshState::Due(expiry) => guard.refresh = Some((refreshes.config_dir.clone(), expiry)),
+        RefreshState::Due(expiry) => guard.refresh = Some(AwaitedRefresh::new(refreshes, expiry)),
         RefreshState::Unclear(why) => {
             warn!(name: "refresh.unclear", "{why}; holding the session lock for the whole run, as in exclusive mode");
         }
@@ -120,11 +124,11 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
     }
     wait.recorder.publish(); // the wait begins
     wait.started = Instant::now();
-    wait.begin(Awaited::RefreshLocks, Some(MAX_WAIT));
-    let locks = RefreshLock::of(&refreshes.config_dir).map(|lock| lock.path);
-    wait.events.watch_files(&[&locks[..], &[Login::path(&refreshes.config_dir)]].concat());
+    wait.begin(Awaited::RefreshLocks, Some(MAX_REFRESH_LOCK_WAIT));
+    let locks = RefreshLock::of(&refreshes.storage).map(|lock| lock.path);
+    wait.events.watch_files(&[&locks[..], &[refreshes.storage.credentials()]].concat());
     let lock = describe_refresh_lock(&first);
-    warn!(name: "refresh.waiting", "claude's refresh lock {lock}; waiting for it, at most {}", show(MAX_WAIT));
+    warn!(name: "refresh.waiting", "claude's refresh lock {lock}; waiting for it, at most {}", show(MAX_REFRESH_LOCK_WAIT));
     let end = wait.until(|wait, _| {
         let obstacle = refreshes.obstacle();
         wait.recheck_at = obstacle.as_ref().map(|(_, left)| Instant::now() + *left);
@@ -135,7 +139,7 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
         WaitEnd::Interrupted(signal) => return Ok(Some(signal)),
         WaitEnd::TimedOut => {
             let lock = describe_refresh_lock(&refreshes.obstacle().map_or(first, |(lock, _)| lock));
-            warn!(name: "refresh.waited", "claude's refresh lock {lock}; going on after {}", show(MAX_WAIT));
+            warn!(name: "refresh.waited", "claude's refresh lock {lock}; going on after {}", show(MAX_REFRESH_LOCK_WAIT));
         }
         WaitEnd::Met(()) => {}
     }

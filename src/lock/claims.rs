@@ -25,10 +25,12 @@ pub struct Claim {
 }
 
 /// The runs above us, by our environment.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct AncestorRuns {
     /// Locks that they hold, or held.
     claims: Vec<Claim>,
+    /// Slots likewise.
+    slots: Vec<Claim>,
     /// Their ids, the outermost first.
     pub(crate) runs: Vec<String>,
     /// True if one has, or had, the lock of a lock helper.
@@ -39,8 +41,10 @@ impl AncestorRuns {
     /// Reads the environment.
     pub fn of(environment: Environment) -> Self {
         let lineage = environment(RunId::LINEAGE).and_then(|lineage| lineage.into_string().ok()).unwrap_or_default();
+        let claims = |variable| environment(variable).map(|list| Claim::parse_list(&list)).unwrap_or_default();
         Self {
-            claims: environment(Claim::VARIABLE).map(|list| Claim::parse_list(&list)).unwrap_or_default(),
+            claims: claims(Claim::VARIABLE),
+            slots: claims(Claim::SLOTS_VARIABLE),
             runs: lineage.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect(),
             has_key: environment(KEY_VARIABLE).is_some(),
         }
@@ -60,9 +64,7 @@ impl AncestorRuns {
         if !we_wait && has_exclusive_flock("self", lock) {
             return Some(Hold::Caller);
         }
-        let parent = Stat::read(getppid().as_raw()).filter(|_| proc::is_of_our_pid_namespace());
-        let ancestors = iter::successors(parent, |stat| Stat::read(stat.parent)).map(|stat| stat.pid);
-        let mut holders = ancestors.filter(|pid| has_exclusive_flock(pid, lock));
+        let mut holders = ancestors().filter(|pid| has_exclusive_flock(pid, lock));
         let nearest = holders.next()?;
         // An ancestor may hold it for somebody else. It was passed down to us if a process between its holder and us has it as well, as
         // the claude in an old shell block has; if a run whose claim we have has started the holder: a claude whose claude-run was killed;
@@ -75,6 +77,27 @@ impl AncestorRuns {
         let is_flock = || fs::read_to_string(format!("/proc/{nearest}/comm")).is_ok_and(|name| name == "flock\n");
         let is_passed_down = self.claims.iter().any(is_below) || holders.next().is_some() || is_flock();
         is_passed_down.then_some(Hold::RunAbove)
+    }
+
+    /// True if one of them has, or had, a slot.
+    pub(super) fn claim_slots(&self) -> bool {
+        !self.slots.is_empty()
+    }
+
+    /// True if one of them has one of the `slots`, for us as well.
+    pub(super) fn have_slot(&self, slots: &[FileId], records: Option<&RecordStore>) -> bool {
+        let has_slot = |claim: &Claim| {
+            let is_passed_on = || has_exclusive_flock("self", claim.lock);
+            let is_above = || ancestors().any(|pid| has_exclusive_flock(pid, claim.lock));
+            let is_elsewhere = || claim.run_elsewhere(records).is_some_and(|record| record.has_slot(claim.lock));
+            is_passed_on() || is_above() || is_elsewhere()
+        };
+        self.slots.iter().filter(|claim| slots.contains(&claim.lock)).any(has_slot)
+    }
+
+    /// Value of [`Claim::SLOTS_VARIABLE`] for a child: `own`, and the claims from above.
+    pub(super) fn slots_with(&self, own: Claim) -> String {
+        Claim::list(self.slots.iter().filter(|claim| claim.lock != own.lock).chain([&own]))
     }
 
     /// True if an ancestor, or whichever run holds the session lock `lock`, has the lock of a lock helper as well.
@@ -94,7 +117,7 @@ impl AncestorRuns {
     /// Value of [`Claim::VARIABLE`] for a child: `own`, and the claims from above, less those on the same file if they are `outdated`.
     pub(super) fn claims_with(&self, own: Claim, outdated: bool) -> String {
         let others = self.claims.iter().filter(|claim| claim.lock != own.lock || !outdated);
-        others.chain([&own]).map(Claim::to_string).collect::<Vec<_>>().join(",")
+        Claim::list(others.chain([&own]))
     }
 
     /// True if the key in our environment is out of date: none of them has a lock helper, as far as can be found out.
@@ -110,6 +133,13 @@ impl AncestorRuns {
 impl Claim {
     /// The variable that carries claims.
     pub const VARIABLE: &'static str = "CLAUDE_RUN_HELD";
+
+    /// The variable that carries claims on slots.
+    pub const SLOTS_VARIABLE: &'static str = "CLAUDE_RUN_SLOT";
+
+    fn list<'a>(claims: impl Iterator<Item = &'a Self>) -> String {
+        claims.map(Self::to_string).collect::<Vec<_>>().join(",")
+    }
 
     /// Reads a list of claims, and skips what is none.
     fn parse_list(value: &OsStr) -> Vec<Self> {
@@ -129,9 +159,14 @@ impl Claim {
     fn holds_above_us(&self, lock: FileId, records: Option<&RecordStore>) -> bool {
         let is_visible =
             || proc::is_of_our_pid_namespace() && self.run.is_above_us() && has_exclusive_flock(self.run.pid, lock);
-        let is_elsewhere = |record: &RunRecord| record.pid_namespace.is_some() && record.pid_namespace != proc::pid_namespace();
-        let record = || records?.live(&self.run.to_string()).filter(|record| record.holds(lock) && is_elsewhere(record));
+        let record = || self.run_elsewhere(records).filter(|record| record.holds(lock));
         self.lock == lock && (is_visible() || record().is_some())
+    }
+
+    /// Record of the run that made this claim, if that lives in another PID namespace.
+    fn run_elsewhere(&self, records: Option<&RecordStore>) -> Option<RunRecord> {
+        let record = records?.live(&self.run.to_string())?;
+        Some(record).filter(|record| record.pid_namespace.is_some() && record.pid_namespace != proc::pid_namespace())
     }
 }
 
@@ -140,6 +175,12 @@ impl fmt::Display for Claim {
         let Self { lock: FileId { device, inode }, run } = self;
         write!(f, "{device}:{inode}:{run}")
     }
+}
+
+/// Pids of our ancestors, the nearest first, as far as they are visible.
+fn ancestors() -> impl Iterator<Item = i32> {
+    let parent = Stat::read(getppid().as_raw()).filter(|_| proc::is_of_our_pid_namespace());
+    iter::successors(parent, |stat| Stat::read(stat.parent)).map(|stat| stat.pid)
 }
 
 /// True if a descriptor of `process` holds an exclusive flock on `lock`: an attempt to lock through an inherited descriptor that holds

@@ -1,4 +1,5 @@
-//! flock(2) on the lock file. Never truncates, writes or removes it: old callers open the same file with `9>`.
+//! flock(2) on the session lock's file, and on those of the slots. Never truncates, writes or removes one: old callers open the session
+//! lock's file with `9>`.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -8,19 +9,30 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Error, Result, anyhow};
 use fs4::{FileExt, TryLockError};
+use nix::fcntl::OFlag;
 
+use crate::records::RecordStore;
 use crate::sys::file_id::FileId;
 use crate::sys::fs::{open_or_make_regular, open_regular};
 
 /// An open lock file.
 #[derive(Debug)]
 pub(crate) struct LockFile {
-    path: PathBuf,
+    place: Place,
     file: File,
     file_id: FileId,
 }
 
-/// The session lock, held. Dropping it releases the lock, even while some daemon has inherited the descriptor.
+/// Where a lock file is, to be opened again when it was replaced.
+#[derive(Clone, Debug)]
+enum Place {
+    /// That of the session lock, where the operator wants it: links are followed.
+    Path(PathBuf),
+    /// This file among the slots of a config dir, in which others can write: no link is followed.
+    Slots(RecordStore, String),
+}
+
+/// A lock, held. Dropping it releases the lock, even while some daemon has inherited the descriptor.
 #[derive(Debug)]
 pub(crate) struct FlockGuard(LockFile);
 
@@ -32,20 +44,32 @@ pub(crate) enum LockAttempt {
 }
 
 impl LockFile {
-    /// Opens the lock file; creates it if it is missing.
+    /// Opens the session lock's file; creates it if it is missing.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let shown = path.display();
-        let (file, found) = open_or_create(path).map_err(|error| match error.raw_os_error() {
-            Some(_) => Error::new(error).context(format!(
-                "cannot make or open the lock file {shown}; make its directory writable, or name another with --lock-file"
-            )),
-            None => {
-                let what = error.to_string();
-                let what = what.trim_start_matches("it ");
-                anyhow!("the lock file {shown} {what}; move it away, or name another with --lock-file")
+        Self::open_at(Place::Path(path.to_owned()))
+    }
+
+    /// Opens the file `name` among the slots of a config dir; creates it if it is missing.
+    pub(super) fn open_among_slots(store: &RecordStore, name: &str) -> Result<Self> {
+        Self::open_at(Place::Slots(store.clone(), name.to_owned()))
+    }
+
+    fn open_at(place: Place) -> Result<Self> {
+        let (file, found) = place.open().map_err(|error| {
+            let (kind, path, way_out) = (place.kind(), place.path(), place.way_out());
+            let shown = path.display();
+            match error.raw_os_error() {
+                Some(_) => {
+                    let todo = format!("cannot make or open the {kind} {shown}; make its directory writable, or {way_out}");
+                    Error::new(error).context(todo)
+                }
+                None => {
+                    let what = error.to_string();
+                    anyhow!("the {kind} {shown} {}; move it away, or {way_out}", what.trim_start_matches("it "))
+                }
             }
         })?;
-        Ok(Self { path: path.to_owned(), file, file_id: FileId::of(&found) })
+        Ok(Self { place, file, file_id: FileId::of(&found) })
     }
 
     pub(super) fn file_id(&self) -> FileId {
@@ -57,9 +81,9 @@ impl LockFile {
         loop {
             match FileExt::try_lock(&self.file) {
                 Ok(()) if self.is_current() => return Ok(LockAttempt::Acquired(FlockGuard(self))),
-                Ok(()) => self = Self::open(&self.path)?,
+                Ok(()) => self = Self::open_at(self.place)?,
                 Err(TryLockError::WouldBlock) => return Ok(LockAttempt::Busy(self)),
-                Err(TryLockError::Error(error)) => return Err(flock_error(&self.path, error)),
+                Err(TryLockError::Error(error)) => return Err(flock_error(&self.place, error)),
             }
         }
     }
@@ -67,13 +91,57 @@ impl LockFile {
     /// Sleeps in flock(2) until the lock is acquired, or the file that has its path by then is busy. Only for a thread that may be
     /// interrupted.
     pub(crate) fn lock_blocking(self) -> Result<LockAttempt> {
-        FileExt::lock(&self.file).map_err(|error| flock_error(&self.path, error))?;
-        if self.is_current() { Ok(LockAttempt::Acquired(FlockGuard(self))) } else { Self::open(&self.path)?.try_lock() }
+        FileExt::lock(&self.file).map_err(|error| flock_error(&self.place, error))?;
+        if self.is_current() { Ok(LockAttempt::Acquired(FlockGuard(self))) } else { Self::open_at(self.place)?.try_lock() }
     }
 
     /// True if the path still leads to this file. If somebody has moved or removed it, a lock on it keeps nobody out.
     fn is_current(&self) -> bool {
-        FileId::at(&self.path) == Some(self.file_id)
+        FileId::at(&self.place.path()) == Some(self.file_id)
+    }
+}
+
+impl Place {
+    fn open(&self) -> io::Result<(File, Metadata)> {
+        match self {
+            Self::Path(path) => open_or_create(path),
+            Self::Slots(store, name) => {
+                let open = |flags| -> io::Result<_> {
+                    let file = store.open_slots()?.open_file(name, flags)?;
+                    let found = file.metadata()?;
+                    Ok((file, found))
+                };
+                match open(OFlag::O_RDWR) {
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        store.make_slots()?;
+                        open(OFlag::O_RDWR | OFlag::O_CREAT)
+                    }
+                    Err(error) if is_for_readers_alone(&error) => open(OFlag::O_RDONLY).map_err(|_| error),
+                    opened => opened,
+                }
+            }
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Slots(store, name) => store.slots().join(name),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Path(_) => "lock file",
+            Self::Slots(..) => "slot file",
+        }
+    }
+
+    fn way_out(&self) -> &'static str {
+        match self {
+            Self::Path(_) => "name another with --lock-file",
+            Self::Slots(..) => "go without slots (--slots none)",
+        }
     }
 }
 
@@ -101,21 +169,23 @@ fn open_or_create(path: &Path) -> io::Result<(File, Metadata)> {
     options.read(true).write(true).mode(0o666);
     match open_or_make_regular(path, &options) {
         // Another owner's file, or a read-only file system: flock(2) is content with a descriptor for reading.
-        Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
-            open_regular(path, OpenOptions::new().read(true), 0).map_err(|_| error)
-        }
+        Err(error) if is_for_readers_alone(&error) => open_regular(path, OpenOptions::new().read(true), 0).map_err(|_| error),
         other => other,
     }
 }
 
+fn is_for_readers_alone(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
+}
+
 /// Error of a flock(2) that neither succeeds nor waits: ENOLCK, or a file system without it. NFS gives EBADF for an exclusive lock
 /// on a descriptor that may only read.
-fn flock_error(path: &Path, error: io::Error) -> Error {
-    let way_out = match error.raw_os_error() {
-        Some(libc::EBADF) => "on this file system only a file that may be written can be locked; make it writable",
-        _ => "its file system may not support flock; name a file on another with --lock-file",
+fn flock_error(place: &Place, error: io::Error) -> Error {
+    let why = match error.raw_os_error() {
+        Some(libc::EBADF) => "on this file system only a file that may be written can be locked; make it writable".to_owned(),
+        _ => format!("its file system may not support flock; {}", place.way_out()),
     };
-    Error::new(error).context(format!("cannot lock {}: {way_out}", path.display()))
+    Error::new(error).context(format!("cannot lock {}: {why}", place.path().display()))
 }
 
 #[cfg(test)]
@@ -124,7 +194,7 @@ mod tests {
 
     #[test]
     fn flock_error_names_the_way_out() {
-        let message = |errno| format!("{:#}", flock_error(Path::new("/srv/x"), io::Error::from_raw_os_error(errno)));
+        let message = |errno| format!("{:#}", flock_error(&Place::Path("/srv/x".into()), io::Error::from_raw_os_error(errno)));
         assert!(message(libc::EBADF).starts_with("cannot lock /srv/x: on this file system only a file that may be written"));
         assert!(message(libc::ENOLCK).starts_with("cannot lock /srv/x: its file system may not support flock"));
     }

@@ -2,12 +2,12 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use super::claims::{AncestorRuns, Claim};
 use super::file::FlockGuard;
 use super::helper::Helper;
-use crate::claude::credentials::Login;
+use super::refresh_due::AwaitedRefresh;
 use crate::events::EventQueue;
 use crate::records::{Hold, RunRecorder};
 use crate::run_id::RunId;
@@ -24,8 +24,8 @@ pub struct LockGuard {
     /// Holder of the flock.
     pub(super) hold: Hold,
     pub(super) file_id: FileId,
-    /// Config dir, and expiry of the token in it: the lock is held until that is later. Without one, for the whole run.
-    pub(super) refresh: Option<(PathBuf, SystemTime)>,
+    /// The refresh that it is held for. Without one, it is held for the whole run.
+    pub(super) refresh: Option<AwaitedRefresh>,
 }
 
 impl LockGuard {
@@ -103,15 +103,24 @@ impl LockGuard {
         self.flock.as_ref().map(FlockGuard::descriptor)
     }
 
-    /// File whose change may mean that the [refresh is done](Self::refresh_done), if the lock is held for one.
-    pub fn token_file(&self) -> Option<PathBuf> {
-        self.refresh.as_ref().map(|(config_dir, _)| Login::path(config_dir))
+    /// Starts the time within which claude begins with the refresh that the lock is held for.
+    pub fn on_child_started(&mut self, now: Instant) {
+        self.refresh.iter_mut().for_each(|refresh| refresh.on_child_started(now));
     }
 
-    /// True if the refresh that it is held for is done. A file that is missing or half-written does not count.
-    pub fn refresh_done(&self) -> bool {
-        let Some((config_dir, expiry)) = &self.refresh else { return false };
-        matches!(Login::read(config_dir), Login::Expires(at) if at > *expiry)
+    /// Files whose change may mean the [end of that refresh](Self::refresh_end).
+    pub fn refresh_files(&self) -> Vec<PathBuf> {
+        self.refresh.as_ref().map_or(Vec::new(), AwaitedRefresh::files)
+    }
+
+    /// Time at which the refresh may end without a change of a file.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.refresh.as_ref()?.next_deadline()
+    }
+
+    /// Reason to release the lock, if the refresh that it is held for is done, or does not come.
+    pub fn refresh_end(&mut self, now: Instant) -> Option<&'static str> {
+        self.refresh.as_mut()?.end(now)
     }
 
     fn running_helper(&self) -> Option<&Helper> {

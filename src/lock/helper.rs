@@ -148,7 +148,8 @@ impl Helper {
         self.terminate();
         let mut others = Vec::new();
         let mut request = None;
-        let mut wait = LockWait::new(Awaited::HelperShutdown(self.name().into_owned()), recorder, events, self.ignored);
+        let awaited = Awaited::HelperShutdown(self.name().into_owned());
+        let mut wait = LockWait::new(awaited, Instant::now(), recorder, events, self.ignored);
         wait.limit = self.kill_grace;
         loop {
             wait.deadline = self.overdue_at();

@@ -80,7 +80,7 @@ impl Holder {
                     show_seconds(SystemTime::now().duration_since(record.since).unwrap_or_default())
                 )
             }
-            Self::Process { pid, name } => format!("pid {pid} ({name}), without a run record"),
+            Self::Process { .. } => self.to_string(),
         }
     }
 
@@ -114,12 +114,17 @@ impl Queue {
 
     /// Processes that hold it or wait for it, and are none of the `live` runs.
     pub(crate) fn without_record(&self, live: &[RunRecord]) -> Vec<i32> {
-        Self::runs(live, self.flocks.iter()).into_iter().filter_map(Result::err).collect()
+        Self::known(self.flocks.iter().map(|flock| flock.pid).collect(), live).into_iter().filter_map(Result::err).collect()
     }
 
     /// Waiters in the order of the queue: the id of one of the `live` runs, or the pid of another process.
-    fn waiters<'a>(&self, live: &'a [RunRecord]) -> Vec<Result<&'a str, i32>> {
-        Self::runs(live, self.flocks.iter().filter(|flock| flock.waits))
+    pub(crate) fn waiters<'a>(&self, live: &'a [RunRecord]) -> Vec<Result<&'a str, i32>> {
+        Self::known(self.waiting(), live)
+    }
+
+    /// The holder, then the waiters, likewise.
+    pub(crate) fn members<'a>(&self, live: &'a [RunRecord]) -> Vec<Result<&'a str, i32>> {
+        Self::known(self.owner().into_iter().chain(self.waiting()).collect(), live)
     }
 
     /// All who wait: those of the `live` runs that are `waiting`, and the pids of processes without a record, less those that `is_left_out`.
@@ -151,16 +156,22 @@ impl Queue {
         queue
     }
 
-    fn runs<'a, 'f>(live: &'a [RunRecord], flocks: impl Iterator<Item = &'f Flock>) -> Vec<Result<&'a str, i32>> {
-        let key = |record: &'a RunRecord| ((record.pid, record.pid_namespace.clone()), record.run.as_str());
-        let runs: HashMap<_, _> = live.iter().map(key).collect();
+    fn known(pids: Vec<i32>, live: &[RunRecord]) -> Vec<Result<&str, i32>> {
+        let key = |record: &RunRecord| (record.pid, record.pid_namespace.clone());
+        let runs: HashMap<_, _> = live.iter().map(|record| (key(record), record.run.as_str())).collect();
         let ours = proc::pid_namespace();
         // A run in a container below ours records another pid.
         let inner = |pid| proc::innermost_pid(pid).map(|(inner, namespace)| (inner, Some(namespace)));
         let run = |pid| runs.get(&(pid, ours.clone())).or_else(|| runs.get(&inner(pid)?)).copied();
+        pids.into_iter().map(|pid| run(pid).ok_or(pid)).collect()
+    }
+
+    /// Pids of the waiters, in the order of the queue.
+    pub(super) fn waiting(&self) -> Vec<i32> {
         // /proc/locks is read in pieces: a waiter that moves up in the queue meanwhile can be in two of them.
         let mut seen = HashSet::new();
-        flocks.map(|flock| flock.pid).filter(|pid| seen.insert(*pid)).map(|pid| run(pid).ok_or(pid)).collect()
+        let waiting = self.flocks.iter().filter(|flock| flock.waits).map(|flock| flock.pid);
+        waiting.filter(|pid| seen.insert(*pid)).collect()
     }
 }
 
@@ -173,13 +184,15 @@ impl fmt::Display for Holder {
                 let but = if record.state == State::Waiting { ", not started yet" } else { "" };
                 write!(f, "{} for {}{but}", record.who(), show_seconds(held))
             }
-            Self::Process { pid, name } => write!(f, "a process without a run record: pid {pid} ({})", name.escape_debug()),
+            Self::Process { pid, name } => write!(f, "{} (pid {pid}), without a run record", name.escape_debug()),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -188,5 +201,27 @@ mod tests {
         let lock = FileId { device: 1, inode: 2 };
         let queue = Queue { lock, flocks: vec![Flock { waits: false, ..waits(4711) }, waits(7), waits(8), waits(7)] };
         assert_eq!(queue.waiters(&[]), [Err(7), Err(8)]);
+    }
+
+    #[test]
+    fn run_of_another_container_has_its_place_by_time() {
+        let record = |pid: i32, namespace: Option<String>, second: u32| {
+            let view = json!({"path": "/"});
+            let text = json!({
+                "run": format!("{pid}-1"), "state": "waiting", "since": format!("2026-01-01T00:00:{second:02}Z"),
+                "began": "2026-01-01T00:00:00Z", "mode": "exclusive", "pid": pid, "pid_namespace": namespace, "program": "x",
+                "config_dir": view, "parent": view
+            });
+            RunRecord::from_json(text.to_string().as_bytes()).expect("a record")
+        };
+        let ours = proc::pid_namespace();
+        let live = [record(7, ours.clone(), 1), record(3, None, 5), record(8, ours, 9), record(4, None, 20)];
+        let waits = |pid| Flock { pid, waits: true, is_exclusive: true };
+        // Beyond every pid, so that nobody has it.
+        let (old, starting) = (5_000_000, 5_000_001);
+        let queue = Queue { lock: FileId { device: 1, inode: 2 }, flocks: [7, old, starting, 8].map(waits).to_vec() };
+        let queue = queue.in_order(&live, live.to_vec(), |pid| pid == starting);
+        let pids: Vec<_> = queue.iter().map(|waiter| waiter.as_ref().map_or_else(|pid| *pid, |run| run.pid)).collect();
+        assert_eq!(pids, [7, old, 3, 8, 4]);
     }
 }

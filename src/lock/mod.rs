@@ -1,12 +1,14 @@
-//! The session lock. [`acquire`](acquire()) is the story. Each of these imports only those before it: `file` (the lock file and
-//! flock(2)), `claims` (locks that are held for us), `holder` (holder and waiters of a lock), `refresh_due` (claude's token), `wait`
-//! (the one wait, and its messages), `monitor` and `helper` (a command that holds a lock of another engine, between hosts), `guard` (the
+//! The session lock, and the slots. [`acquire`](acquire()) is the story of the one, [`acquire_slot`] that of the other. Each of these
+//! imports only those before it: `file` (lock files and flock(2)), `flock_thread` (its wait), `claims` (locks that are held for us),
+//! `holder` (holder and waiters of a lock), `refresh_due` (claude's token), `slot_files` (who has a slot), `wait` (the one wait, and its
+//! messages), `monitor` and `helper` (a command that holds a lock of another engine, between hosts), `guard` (the
 //! lock, held), `request` (a request and its outcome), `queue` and `helper_wait` (the waits for the session lock and the lock
-//! helper), `acquire` (all of it in order, and the wait for claude's own refresh locks).
+//! helper), `acquire` (all of it in order, and the wait for claude's own refresh locks), `slots`.
 
 mod acquire;
 mod claims;
 mod file;
+mod flock_thread;
 mod guard;
 mod helper;
 mod helper_wait;
@@ -15,6 +17,8 @@ mod monitor;
 mod queue;
 mod refresh_due;
 mod request;
+mod slot_files;
+mod slots;
 mod wait;
 
 /// Name of the lock file in a config dir. The shell scripts before us lock the same file.
@@ -30,3 +34,5 @@ pub use holder::{Holder, Queue};
 pub use monitor::{MONITOR, run_monitor};
 pub use refresh_due::Refreshes;
 pub use request::{Acquisition, LockRequest};
+pub(crate) use slot_files::{SlotFile, slot_files, slot_queue};
+pub use slots::{SlotGuard, SlotRequest, acquire_slot};

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::claude::program::Program;
 use crate::config::duration::after;
-use crate::sys::exec::{Exec, NULL, child_stack, clone, dup_onto};
+use crate::sys::exec::{Exec, NULL, SpawnError, dup_onto, spawn};
 use crate::sys::signal::{self, InheritedDispositions};
 use crate::sys::wait::{self, ChildStatus};
 
@@ -122,9 +122,23 @@ fn run(words: &[OsString], inherited: Vec<OwnedFd>, socket: &UnixStream) -> Resu
     let ((stdout, its_stdout), (stderr, its_stderr)) = (io::pipe()?, io::pipe()?);
     let environment: Vec<_> = env::vars_os().collect();
     let exec = Exec::new(Path::new(path), argv, &environment, Some(NULL))?;
-    let helper = match start_helper(&exec, &signals, [its_stdout.as_fd(), its_stderr.as_fd()])? {
+    let monitor = getpid();
+    let prepare = || {
+        // In a group of its own, it can be ended with all that it has started.
+        let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
+        // Where that is refused, only a KILL of the monitor itself can leave the helper behind.
+        let _ = set_pdeathsig(Signal::SIGKILL);
+        if getppid() != monitor {
+            return Err(Errno::ECHILD);
+        }
+        dup_onto(its_stdout.as_fd(), libc::STDOUT_FILENO)?;
+        dup_onto(its_stderr.as_fd(), libc::STDERR_FILENO)
+    };
+    // SAFETY: those are async-signal-safe.
+    let helper = match unsafe { spawn(&exec, &signals, prepare) } {
         Ok(helper) => helper,
-        Err(errno) => return Ok(HelperEnd::NotExecutable(errno as i32)),
+        Err(SpawnError::NoProcess(errno)) => return Err(errno).context("no process for it"),
+        Err(SpawnError::Prepare(errno) | SpawnError::Exec(errno)) => return Ok(HelperEnd::NotExecutable(errno as i32)),
     };
     drop((its_stdout, its_stderr, exec, inherited));
     let (stdout, stderr) = (Lines::of(stdout), Lines::of(stderr));
@@ -135,33 +149,6 @@ fn run(words: &[OsString], inherited: Vec<OwnedFd>, socket: &UnixStream) -> Resu
         monitor.wait(Some(Instant::now()), false); // what it has printed before its end: as much as a pipe holds
     }
     Ok(HelperEnd::Ended(how + &monitor.last_message))
-}
-
-/// Starts the helper. The inner error is that of its execve(2).
-fn start_helper(exec: &Exec, signals: &InheritedDispositions, outputs: [BorrowedFd; 2]) -> Result<Result<Pid, Errno>> {
-    let monitor = getpid();
-    let mut failure = None;
-    // SAFETY: it calls nothing but async-signal-safe functions, and we sleep until it has executed or ended.
-    let helper = unsafe {
-        clone(libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, &mut child_stack(), || {
-            failure = Some(exec_helper(exec, signals, outputs, monitor));
-        })
-    };
-    let helper = helper.context("no process for it")?;
-    Ok(failure.map_or(Ok(helper), Err))
-}
-
-/// Becomes the helper. Returns only if that fails.
-fn exec_helper(exec: &Exec, signals: &InheritedDispositions, [stdout, stderr]: [BorrowedFd; 2], monitor: Pid) -> Errno {
-    // In a group of its own, it can be ended with all that it has started.
-    let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
-    // Where that is refused, only a KILL of the monitor itself can leave the helper behind.
-    let _ = set_pdeathsig(Signal::SIGKILL);
-    if getppid() != monitor {
-        return Errno::ECHILD;
-    }
-    let prepared = dup_onto(stdout, libc::STDOUT_FILENO).and_then(|()| dup_onto(stderr, libc::STDERR_FILENO));
-    prepared.and_then(|()| signals.restore()).err().unwrap_or_else(|| exec.run())
 }
 
 /// A monitor at work.

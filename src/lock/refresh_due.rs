@@ -1,24 +1,46 @@
 //! Refreshes of claude's token: is one due, by the credentials file, and which of claude's refresh locks is in its way?
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::claude::credentials::Login;
-use crate::claude::refresh_locks::RefreshLock;
-use crate::config::duration::show_seconds;
-use crate::sys::mount::may_lock_per_host;
+use crate::claude::refresh_locks::{RefreshLock, Standing};
+use crate::claude::storage::ClaudeStorage;
+use crate::claude::version::Version;
+use crate::config::duration::{after, show_seconds};
+use crate::sys::mount::{is_mount_point, may_lock_per_host};
 
 /// How claude's token is refreshed in this run.
 #[derive(Debug)]
 pub struct Refreshes {
-    pub(crate) config_dir: PathBuf,
+    pub(crate) storage: ClaudeStorage,
     /// Time before the token's expiry from which on a refresh is due; without one, it always is.
     pub(crate) margin: Option<Duration>,
-    /// The variable that rules refreshes out.
-    pub(crate) ruled_out_by: Option<&'static str>,
+    /// Version of claude, if it is known.
+    pub(crate) version: Option<Version>,
+    /// Reason why claude never refreshes its login.
+    pub(crate) ruled_out: Option<String>,
     /// True if claude needs no login in the credentials file.
     pub(crate) can_do_without: bool,
 }
+
+/// A refresh that the session lock is held for.
+#[derive(Debug)]
+pub(super) struct AwaitedRefresh {
+    storage: ClaudeStorage,
+    /// Expiry of the token in the credentials file, until that is later.
+    expiry: SystemTime,
+    /// Time at which a claude that has not begun to refresh has no refresh to make.
+    give_up_at: Option<Instant>,
+    /// True if the margin was raised on purpose, to cover refreshes in mid-run.
+    covers_mid_run: bool,
+}
+
+/// Largest margin for refreshes at the start alone, and the default.
+const AT_START: Duration = Duration::from_secs(5 * 60 + 10);
+
+/// Time within which a claude that has a refresh to make begins with it.
+const MAX_DELAY: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RefreshState {
@@ -33,16 +55,16 @@ pub(super) enum RefreshState {
 impl Refreshes {
     /// State by the credentials file as it is at this moment.
     pub(super) fn state(&self) -> RefreshState {
-        match self.ruled_out_by {
-            Some(variable) => RefreshState::NotDue(format!("{variable} is set, and that token is never refreshed")),
-            None => self.state_of(Login::read(&self.config_dir), SystemTime::now()),
+        match &self.ruled_out {
+            Some(reason) => RefreshState::NotDue(reason.clone()),
+            None => self.state_of(Login::read(&self.storage.credentials()), SystemTime::now()),
         }
     }
 
     /// State by a whole credentials file: one that is being rewritten is read again.
     pub(super) fn settled_state(&self) -> RefreshState {
         match self.state() {
-            RefreshState::Unclear(_) => self.state_of(Login::read_whole(&self.config_dir), SystemTime::now()),
+            RefreshState::Unclear(_) => self.state_of(Login::read_whole(&self.storage.credentials()), SystemTime::now()),
             state => state,
         }
     }
@@ -50,13 +72,17 @@ impl Refreshes {
     /// True if claude may refresh the token when it starts, but may not see yet what another host has written: such file systems
     /// cache attributes for a second by default.
     pub(super) fn may_be_out_of_date(&self) -> bool {
-        may_lock_per_host(&self.config_dir) && !matches!(self.settled_state(), RefreshState::NotDue(_))
+        may_lock_per_host(&self.storage.dir) && !matches!(self.settled_state(), RefreshState::NotDue(_))
     }
 
     fn state_of(&self, login: Login, now: SystemTime) -> RefreshState {
-        let file = Login::path(&self.config_dir);
+        let file = self.storage.credentials();
         let file = file.display();
         match login {
+            Login::Expires(_) if self.lacks_common_lock() => RefreshState::Unclear(format!(
+                "{} is a mount point, and claude before 2.1.128 has no lock inside it around a refresh in mid-run",
+                self.storage.dir.display()
+            )),
             Login::Expires(at) => match (at.duration_since(now), self.margin) {
                 (Ok(left), Some(margin)) if left > margin => {
                     RefreshState::NotDue(format!("the token expires in {}", show_seconds(left)))
@@ -71,22 +97,69 @@ impl Refreshes {
         }
     }
 
+    /// True if claude's only lock lies beside the storage, and other agents have theirs elsewhere.
+    fn lacks_common_lock(&self) -> bool {
+        self.is_older() == Some(true) && is_mount_point(&self.storage.dir)
+    }
+
+    fn is_older(&self) -> Option<bool> {
+        Some(self.version? < Version::INNER_LOCK)
+    }
+
     /// The refresh lock that is in the way for longest, and for how long at most if nobody touches it.
     pub(super) fn obstacle(&self) -> Option<(RefreshLock, Duration)> {
         let now = SystemTime::now();
-        let locks = RefreshLock::of(&self.config_dir);
+        let locks = RefreshLock::of(&self.storage);
+        let is_older = self.is_older() == Some(true);
+        let locks = locks.map(|lock| if is_older { lock } else { lock.for_newer() });
         let blocking = locks.into_iter().filter_map(|lock| lock.blocks_for(now).map(|left| (lock, left)));
         blocking.max_by_key(|&(_, left)| left)
     }
 }
 
+impl AwaitedRefresh {
+    pub(super) fn new(refreshes: &Refreshes, expiry: SystemTime) -> Self {
+        let covers_mid_run = refreshes.margin.is_none_or(|margin| margin > AT_START);
+        Self { storage: refreshes.storage.clone(), expiry, give_up_at: None, covers_mid_run }
+    }
+
+    pub(super) fn on_child_started(&mut self, now: Instant) {
+        self.give_up_at = after(now, Some(MAX_DELAY).filter(|_| !self.covers_mid_run));
+    }
+
+    /// Files whose change may mean that it begins or is done.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        let locks = RefreshLock::of(&self.storage).map(|lock| lock.path).into_iter().filter(|_| self.give_up_at.is_some());
+        locks.chain([self.storage.credentials()]).collect()
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.give_up_at
+    }
+
+    /// Reason for the end of the wait, if it is over: a file that is missing or half-written does not end it.
+    pub(super) fn end(&mut self, now: Instant) -> Option<&'static str> {
+        if matches!(Login::read(&self.storage.credentials()), Login::Expires(at) if at > self.expiry) {
+            return Some("the token is refreshed");
+        }
+        let is_live = |lock: &RefreshLock| lock.standing(SystemTime::now()) == Standing::Live;
+        if self.give_up_at.is_some() && RefreshLock::of(&self.storage).iter().any(is_live) {
+            self.give_up_at = None;
+        }
+        self.give_up_at.filter(|at| now >= *at).map(|_| "claude has not begun to refresh its token, and has no need to")
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn refreshes(margin: Option<u64>) -> Refreshes {
         let margin = margin.map(Duration::from_secs);
-        Refreshes { config_dir: "/nonesuch".into(), margin, ruled_out_by: None, can_do_without: false }
+        let storage = ClaudeStorage::at(Path::new("/nonesuch"));
+        Refreshes { storage, margin, version: None, ruled_out: None, can_do_without: false }
     }
 
     #[test]
@@ -118,7 +191,7 @@ mod tests {
         assert!(matches!(without.state_of(Login::Unclear("cut".into()), now), RefreshState::Unclear(_)));
         let due = Login::Expires(SystemTime::UNIX_EPOCH);
         assert!(matches!(without.state_of(due, now), RefreshState::Due(_)), "claude refreshes a login that it does not need");
-        let ruled_out = Refreshes { ruled_out_by: Some("X"), ..refreshes(None) };
+        let ruled_out = Refreshes { ruled_out: Some("X".to_owned()), ..refreshes(None) };
         assert!(matches!(ruled_out.state(), RefreshState::NotDue(_)));
     }
 }

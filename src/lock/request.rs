@@ -7,7 +7,6 @@ use super::claims::AncestorRuns;
 use super::guard::LockGuard;
 use super::helper::HelperCommand;
 use super::refresh_due::{RefreshState, Refreshes};
-use crate::claude::credentials::Login;
 use crate::config::settings::Wait;
 use crate::events::EventQueue;
 use crate::sys::signal::{SigSet, Signal};
@@ -28,12 +27,12 @@ pub struct LockRequest {
     pub(crate) ignored: SigSet,
 }
 
-/// Outcome of a request.
+/// Outcome of a request for the lock, or for a slot.
 #[derive(Debug)]
-pub enum Acquisition {
+pub enum Acquisition<G = LockGuard> {
     /// The lock is held, by us or for us.
-    Held(LockGuard),
-    /// No refresh is due, so nothing is held; the reason.
+    Held(G),
+    /// It is not needed, as the lock is not while no refresh is due, so nothing is held; the reason.
     NotNeeded(String),
     /// The lock was not free in time, or the lock helper has ended.
     NotAcquired,
@@ -53,16 +52,21 @@ impl LockRequest {
     /// Makes a change of the token an event, if that can make the lock unnecessary.
     pub(super) fn watch_token(&self, events: &mut EventQueue) {
         if let Some(refreshes) = self.refreshes.as_ref().filter(|_| self.refresh_only) {
-            events.watch_files(&[Login::path(&refreshes.config_dir)]);
+            events.watch_files(&[refreshes.storage.credentials()]);
         }
     }
 
     /// Bound of the wait; where nobody wants to wait, `at_once`.
     pub(super) fn limit(&self, at_once: Duration) -> Option<Duration> {
-        match self.wait {
-            Wait::No => Some(at_once),
-            Wait::AtMost(limit) => Some(limit),
-            Wait::Forever => None,
-        }
+        limit(self.wait, at_once)
+    }
+}
+
+/// Bound of a wait; where nobody wants to wait, `at_once`.
+pub(super) fn limit(wait: Wait, at_once: Duration) -> Option<Duration> {
+    match wait {
+        Wait::No => Some(at_once),
+        Wait::AtMost(limit) => Some(limit),
+        Wait::Forever => None,
     }
 }

@@ -1,4 +1,4 @@
-//! The one wait of this room: for the session lock, for the lock helper, for claude's refresh locks, and for the helper's end. It
+//! The one wait of this room: for a slot, for the session lock, for the lock helper, for claude's refresh locks, and for the helper's end. It
 //! sleeps on the event queue and handles all that may come meanwhile: signals, the recorder's deadlines, the deadline of the wait. And
 //! it has the sentences for what is waited for.
 
@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use tracing::{info, warn};
 
 use super::holder::{Holder, Queue};
+use super::slot_files::{slot_files, slot_queue};
 use crate::config::duration::{after, show, show_seconds};
 use crate::config::settings::Wait;
 use crate::events::{Event, EventQueue};
@@ -40,6 +41,8 @@ pub(super) struct LockWait<'a> {
 
 /// The awaited thing, as messages name it.
 pub(super) enum Awaited {
+    /// One of so many slots.
+    Slot(u16),
     /// The lock file's path, and the file that has it now.
     SessionLock(PathBuf, FileId),
     /// The command's name.
@@ -62,13 +65,20 @@ pub(super) enum WaitEnd<T> {
 const CROWD: usize = 64;
 
 impl<'a> LockWait<'a> {
-    pub(super) fn new(awaited: Awaited, recorder: &'a mut RunRecorder, events: &'a mut EventQueue, ignored: SigSet) -> Self {
+    /// A wait of a run whose first wait `started` then: the limit is one for all.
+    pub(super) fn new(
+        awaited: Awaited,
+        started: Instant,
+        recorder: &'a mut RunRecorder,
+        events: &'a mut EventQueue,
+        ignored: SigSet,
+    ) -> Self {
         Self {
             recorder,
             events,
             ignored,
             awaited,
-            started: Instant::now(),
+            started,
             limit: None,
             deadline: None,
             recheck_at: None,
@@ -174,18 +184,38 @@ impl<'a> LockWait<'a> {
     /// Logs that a lock was not free within `wait`, as a warning: with `-q`, the exit code alone tells.
     pub(super) fn log_timeout(&self, wait: Wait, reason: Option<String>) {
         let limit = show(self.limit.unwrap_or_default());
-        let reason = reason.as_deref().unwrap_or("--wait waits longer");
+        let gave_up = if wait == Wait::No { "--wait is 0".to_owned() } else { format!("gave up after {limit}") };
+        let way_out = "see claude-run status, or raise --wait";
         let holder = || self.holder_at_a_glance().map_or_else(|| "another process".to_owned(), |holder| holder.to_string());
         let what = match &self.awaited {
-            Awaited::SessionLock(path, _) if wait == Wait::No => {
-                format!("the session lock {} is held by {}, and --wait is 0", path.display(), holder())
-            }
             Awaited::SessionLock(path, _) => {
-                format!("the session lock {} was not free within {limit}; {reason}", path.display())
+                format!("{gave_up}: the session lock {} is held by {}; {way_out}", path.display(), holder())
             }
-            awaited => format!("{awaited} did not get its lock within {limit}; {reason}; nothing was started"),
+            Awaited::Slot(of) => format!("{gave_up}: {}; {way_out}", self.slots_in_use(*of)),
+            awaited => {
+                let reason = reason.as_deref().unwrap_or("--wait waits longer");
+                format!("{gave_up}: {awaited} did not get its lock; {reason}; nothing was started")
+            }
         };
-        warn!(name: "lock.timeout", "{what}");
+        if matches!(self.awaited, Awaited::Slot(_)) {
+            warn!(name: "slot.timeout", "{what}");
+        } else {
+            warn!(name: "lock.timeout", "{what}");
+        }
+    }
+
+    /// Logs that the slot `number` of `of` is ours.
+    pub(super) fn log_slot(&self, number: u16, of: u16) {
+        if self.is_announced {
+            warn!(name: "slot.acquired", slot = number, "got one of {of} slots after {}", show(self.started.elapsed()));
+        } else {
+            info!(name: "slot.acquired", slot = number, "got one of {of} slots");
+        }
+    }
+
+    fn slots_in_use(&self, of: u16) -> String {
+        let in_use = self.recorder.store().map_or(0, |store| slot_files(store).iter().filter(|slot| slot.is_held).count());
+        format!("{in_use} of {of} slots in use")
     }
 
     /// Shows one live line on a terminal, rewritten each second; elsewhere logs one message, and nothing needs to wake us again.
@@ -196,7 +226,10 @@ impl<'a> LockWait<'a> {
             line.show(&self.live_text());
             self.next_progress_at = after(self.started, Some(self.waited() + Duration::from_secs(1)));
         } else {
-            warn!(name: "lock.waiting", "{}", self.progress());
+            match self.awaited {
+                Awaited::Slot(_) => warn!(name: "slot.waiting", "{}", self.progress()),
+                _ => warn!(name: "lock.waiting", "{}", self.progress()),
+            }
             self.next_progress_at = None;
         }
     }
@@ -210,22 +243,27 @@ impl<'a> LockWait<'a> {
             _ => String::new(),
         };
         let holder = self.holder_at_a_glance().map_or_else(String::new, |holder| format!(", held by {holder}"));
-        format!("waiting for {}{path} ({waited}{limit}){holder}", self.awaited)
+        match self.awaited {
+            Awaited::Slot(of) => format!("waiting for a slot ({waited}{limit}), {}", self.slots_in_use(of)),
+            _ => format!("waiting for {}{path} ({waited}{limit}){holder}", self.awaited),
+        }
     }
 
     /// What changes and matters most comes first: a narrow terminal shows only that.
     fn live_text(&self) -> String {
         let waited = self.waited();
         let of = self.limit.map_or_else(String::new, |limit| format!(" of {}", show_seconds(limit)));
-        let (what, place) = match &self.awaited {
-            Awaited::SessionLock(_, file) => {
-                let place = self.place(*file).map_or_else(String::new, |(place, of)| format!(", {} of {of}", ordinal(place)));
-                (String::new(), place)
+        let what = match &self.awaited {
+            Awaited::SessionLock(..) | Awaited::Slot(_) => {
+                self.place().map_or_else(String::new, |(place, of)| format!(", {} of {of}", ordinal(place)))
             }
-            awaited => (format!(" for {awaited}"), String::new()),
+            awaited => format!(" for {awaited}"),
         };
-        let holder = self.holder_with(Holder::short).map_or_else(String::new, |holder| format!("; held by {holder}"));
-        format!("waited {}{of}{what}{place}{holder}; Ctrl-C ends it", show(waited))
+        let held = match self.awaited {
+            Awaited::Slot(of) => format!("; {}", self.slots_in_use(of)),
+            _ => self.holder_with(Holder::short).map_or_else(String::new, |holder| format!("; held by {holder}")),
+        };
+        format!("waited {}{of}{what}{held}; Ctrl-C ends it", show(waited))
     }
 
     fn holder_at_a_glance(&self) -> Option<String> {
@@ -251,18 +289,30 @@ impl<'a> LockWait<'a> {
                 let since = SystemTime::now().duration_since(record.since).unwrap_or_default();
                 format!("{} for {}, by its record", record.who(), show_seconds(since))
             }),
-            Awaited::HelperShutdown(_) | Awaited::RefreshLocks => None,
+            Awaited::Slot(_) | Awaited::HelperShutdown(_) | Awaited::RefreshLocks => None,
         }
     }
 
-    /// Our place among those who wait for `lock`, old callers of flock(1) included, and their number.
-    fn place(&self, lock: FileId) -> Option<(usize, usize)> {
-        let run = self.recorder.run().to_string();
-        let live = self.recorder.store()?.census().ok()?.live;
-        let waiting = live.iter().filter(|record| record.waits() && record.is_about(lock)).cloned().collect();
-        let queue = Queue::look(lock).in_order(&live, waiting, |_| false);
-        let place = queue.iter().position(|waiter| waiter.as_ref().is_ok_and(|record| record.run == run))?;
-        Some((place + 1, queue.len()))
+    /// Our place among those who wait for the same lock, old callers of flock(1) included, or for a slot, and their number.
+    fn place(&self) -> Option<(usize, usize)> {
+        let records = self.recorder.store()?;
+        match &self.awaited {
+            Awaited::SessionLock(_, lock) => {
+                let run = self.recorder.run().to_string();
+                let live = records.census().ok()?.live;
+                let waiting = live.iter().filter(|record| record.waits() && record.is_about(*lock)).cloned().collect();
+                let queue = Queue::look(*lock).in_order(&live, waiting, |_| false);
+                let place = queue.iter().position(|waiter| waiter.as_ref().is_ok_and(|record| record.run == run))?;
+                Some((place + 1, queue.len()))
+            }
+            // The first has the lock on the queue.
+            Awaited::Slot(_) => {
+                let us = self.recorder.run().pid;
+                let waiting = Queue::look(slot_queue(records)?).waiting();
+                Some((waiting.iter().position(|&pid| pid == us).map_or(1, |at| at + 2), waiting.len() + 1))
+            }
+            _ => None,
+        }
     }
 
     /// Time since the start, in full seconds.
@@ -286,6 +336,7 @@ fn ordinal(number: usize) -> String {
 impl fmt::Display for Awaited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Slot(_) => f.write_str("a slot"),
             Self::SessionLock(..) => f.write_str("the session lock"),
             Self::Helper(name) => write!(f, "the lock helper {name}"),
             Self::HelperShutdown(name) => write!(f, "the lock helper {name} to release its lock"),
@@ -297,5 +348,16 @@ impl fmt::Display for Awaited {
 impl Drop for LockWait<'_> {
     fn drop(&mut self) {
         self.events.watch_files(&[]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_as_people_say_them() {
+        let shown: Vec<_> = [1, 2, 3, 4, 11, 12, 13, 21, 102, 111].map(ordinal).to_vec();
+        assert_eq!(shown, ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th"]);
     }
 }

@@ -5,18 +5,20 @@ mod claude;
 mod config_dir;
 mod filesystem;
 mod locks;
+mod storage;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::builder::styling::AnsiColor;
 use serde::Serialize;
 use serde_json::json;
 
+use super::layout::{self, Look, hanging};
 use super::{Context, Factory, answer, text};
+use crate::claude::storage::ClaudeStorage;
+use crate::claude::version::Version;
 use crate::config::settings::EXTERNAL_LOCK;
-use crate::logging::escaped;
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore};
 
@@ -49,6 +51,7 @@ struct Check {
 struct Subject<'a> {
     context: &'a Context<'a>,
     config_dir: PathBuf,
+    storage: ClaudeStorage,
     /// Path, and answer to `--version`.
     claude: Result<(PathBuf, String)>,
     factory: Result<Factory>,
@@ -58,18 +61,32 @@ struct Subject<'a> {
 
 type Work = fn(&Subject, &mut Check);
 /// Checks of a config dir that can be resolved.
-const CHECKS: [(&str, Work); 10] = [
+const CHECKS: [(&str, Work); 11] = [
     ("sibling lock", config_dir::check_sibling),
     ("file system", filesystem::check),
     ("several hosts", filesystem::check_hosts),
     ("fleet", locks::check_views),
     ("session lock", locks::check_session_lock),
     ("refresh locks", locks::check_refresh_locks),
+    ("storage", storage::check),
     ("login", claude::check_login),
     ("claude", claude::check),
     ("settings", check_settings),
     ("claude-run", locks::check_versions),
 ];
+
+impl<'a> Subject<'a> {
+    fn of(context: &'a Context<'a>, config_dir: PathBuf, fix: bool) -> Self {
+        let (claude, storage) = (claude::find(context), context.claude_storage(&config_dir));
+        let census = RecordStore::of(&config_dir).census();
+        Self { context, config_dir, storage, claude, factory: Factory::of(context), census, fix }
+    }
+
+    /// True if the claude here has a refresh lock inside its storage; `None` if its version is not known.
+    fn has_inner_lock(&self) -> Option<bool> {
+        Version::parse(&self.claude.as_ref().ok()?.1).map(|version| version >= Version::INNER_LOCK)
+    }
+}
 
 impl Check {
     fn pass(&mut self, what: impl Into<String>) {
@@ -96,19 +113,21 @@ impl Check {
 }
 
 impl Finding {
-    fn to_text(&self) -> String {
+    fn to_text(&self, width: usize) -> String {
         let Self { check, verdict, what, means, todo } = self;
-        let (verdict, colour) = match verdict {
-            Verdict::Pass => ("pass", AnsiColor::Green),
-            Verdict::Warning => ("warning", AnsiColor::Yellow),
-            Verdict::Failure => ("failure", AnsiColor::Red),
+        let (verdict, look) = match verdict {
+            Verdict::Pass => ("pass", Look::Good),
+            Verdict::Warning => ("warning", Look::Odd),
+            Verdict::Failure => ("failure", Look::Bad),
         };
-        let style = colour.on_default();
-        let mut text = format!("{style}{verdict:<9}{style:#}{check:<16}{}\n", escaped(what));
-        for (name, line) in [("means", means), ("do", todo)] {
-            text.extend(line.map(|line| format!("{:<25}{name}: {line}\n", "")));
-        }
-        text
+        // On a narrow terminal, the name of the check has a line of its own.
+        let (indent, end) = if width < 60 { (2, "\n  ") } else { (25, "") };
+        let style = look.style();
+        let head = format!("{style}{verdict:<9}{style:#}{check:<16}{end}");
+        let rest =
+            [("means", means), ("do", todo)].into_iter().filter_map(|(name, line)| Some(format!("{name}: {}", (*line)?)));
+        let rest: String = rest.map(|line| format!("{:indent$}{}\n", "", hanging(&line, indent, width))).collect();
+        format!("{head}{}\n{rest}", hanging(what, indent, width))
     }
 }
 
@@ -117,9 +136,7 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
     let mut check = Check { name: "config dir", ..Check::default() };
     config_dir::check(context, &mut check);
     if let Ok(config_dir) = context.config_dir() {
-        let claude = claude::find(context);
-        let census = RecordStore::of(&config_dir).census();
-        let subject = Subject { context, config_dir, claude, factory: Factory::of(context), census, fix };
+        let subject = Subject::of(context, config_dir, fix);
         for (name, work) in CHECKS {
             check.name = name;
             work(&subject, &mut check);
@@ -130,7 +147,7 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (failures, warnings) = (count(Verdict::Failure), count(Verdict::Warning));
     let json_form = json!({"verdict": worst, "failures": failures, "warnings": warnings, "checks": findings});
-    let lines: String = findings.iter().map(Finding::to_text).collect();
+    let lines: String = findings.iter().map(|finding| finding.to_text(layout::width())).collect();
     let (failures, warnings) = (text::count(failures, "failure"), text::count(warnings, "warning"));
     let text = format!("{lines}\n{failures}, {warnings} in {}\n", text::count(findings.len(), "check"));
     answer(out, json, worst != Verdict::Failure, &text, &json_form)
@@ -139,8 +156,7 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
 /// What speaks against a mode without the session lock, or with less of it: trouble with claude's own lock.
 pub(super) fn sibling_trouble(context: &Context) -> Vec<String> {
     let Ok(config_dir) = context.config_dir() else { return Vec::new() };
-    let (claude, census) = (claude::find(context), RecordStore::of(&config_dir).census());
-    let subject = Subject { context, config_dir, claude, factory: Factory::of(context), census, fix: false };
+    let subject = Subject::of(context, config_dir, false);
     let mut check = Check { name: "sibling lock", ..Check::default() };
     config_dir::check_sibling(&subject, &mut check);
     let trouble = check.findings.into_iter().filter(|finding| finding.verdict != Verdict::Pass);

@@ -103,7 +103,12 @@ impl Summary {
             let mut recovered = events.iter().filter(|event| event.name == "race_recovered" && event.session == failed.session);
             failed.meaning() == Meaning::Failed && recovered.any(|event| event.at >= failed.at && is_near(failed.at, event.at))
         };
-        summary.broken.retain(|event| !has_recovered(event));
+        // After a new login, refreshes succeed again.
+        let is_over = |lost: &RefreshEvent| {
+            let mut later = events.iter().filter(|event| event.at > lost.at);
+            lost.meaning() == Meaning::Lost && later.any(|event| event.meaning() == Meaning::Ends)
+        };
+        summary.broken.retain(|event| !has_recovered(event) && !is_over(event));
         summary
     }
 
@@ -112,6 +117,7 @@ impl Summary {
         match meaning {
             Meaning::Routine | Meaning::Starts | Meaning::Ends => return,
             Meaning::Failed if !is_contended => return self.other_failures += 1,
+            Meaning::Lost => return self.broken.push(event.clone()),
             Meaning::Broken | Meaning::Failed => self.broken.push(event.clone()),
             Meaning::Contention | Meaning::Resolved => {}
         }
@@ -138,6 +144,9 @@ impl Summary {
             let sessions: BTreeSet<_> = self.broken.iter().map(|event| event.session.as_str()).collect();
             let names: BTreeSet<_> = self.broken.iter().map(|event| event.name.as_str()).collect();
             let names = names.into_iter().collect::<Vec<_>>().join(", ");
+            if self.broken.iter().all(|event| event.meaning() == Meaning::Lost) {
+                return format!("bad: the login was lost ({names})");
+            }
             return format!("bad: the refresh locks did not hold for {} ({names})", text::count(sessions.len(), "session"));
         }
         if self.windows.iter().any(|window| window.resolved > 0) {
@@ -216,7 +225,14 @@ fn advice_on(event: &RefreshEvent) -> &'static str {
         "starting" | "failure" => {
             "starting, failure: several refreshed at once, and one may have used up what another had: do all agents see the same \
              directory above the config dir? Before 2.1.128, a config dir that is bind-mounted by itself has no lock in common; `--lock \
-             refresh` keeps them apart"
+             exclusive` keeps them apart"
+        }
+        "save_failed" => {
+            "save_failed: a new token could not be written, and is lost: a full disk, or a login that is mounted by itself? log in again"
+        }
+        _ if event.meaning() == Meaning::Lost => {
+            "invalid_grant: the endpoint has refused the refresh token: log in again, and see who refreshes outside of the lock, or was \
+             killed in mid-refresh"
         }
         _ => "compromised: a lock was taken from its holder: a clock that jumps, a stopped process, a slow file system",
     }

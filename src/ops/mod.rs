@@ -1,5 +1,5 @@
 //! Operator commands. Each writes text for people, or JSON for programs with `--json`, and exits with 0 when all is well, with 1
-//! when it has found trouble. Only `mode` with a MODE, `doctor --fix` and `setup` change anything.
+//! when it has found trouble. Only `mode` with a MODE, `slots` with an N, `doctor --fix` and `setup` change anything.
 
 mod doctor;
 mod events;
@@ -9,21 +9,28 @@ mod mode;
 mod report;
 mod settings;
 mod setup;
+mod slots;
 mod status;
 mod text;
 
 use std::io::{self, ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
 
+use crate::claude::auth::{Auth, AuthSources};
 use crate::claude::config_dir::ConfigDir;
+use crate::claude::credentials::Login;
+use crate::claude::program::{NAME, Program};
+use crate::claude::settings::ClaudeSettings;
+use crate::claude::storage::ClaudeStorage;
 use crate::config::cli::{Cli, Operation};
 use crate::config::duration::DurationSetting;
 use crate::config::file::SettingsFile;
-use crate::config::settings::{Environment, Settings, Written, explain};
+use crate::config::options::SLOTS;
+use crate::config::settings::{Environment, Origin, Settings, Written, explain};
 use crate::config::values::Shell;
 use crate::lock;
 use crate::logging::{escaped_json, escaped_lines, in_locale};
@@ -45,6 +52,23 @@ impl Context<'_> {
         self.config_dir.as_ref().map(|config_dir| config_dir.path.clone()).map_err(|error| anyhow!("{error:#}"))
     }
 
+    fn claude_storage(&self, config_dir: &Path) -> ClaudeStorage {
+        ClaudeStorage::of(self.environment, &ClaudeSettings::read(config_dir, &[]), None, config_dir)
+    }
+
+    /// How a claude authenticates that is started in `config_dir`.
+    fn auth(&self, config_dir: &Path, login: &Login) -> Auth {
+        let settings = ClaudeSettings::read(config_dir, &[]);
+        AuthSources { environment: self.environment, settings, arguments: &[], version: None }.auth(config_dir, login)
+    }
+
+    /// The claude that a run would start.
+    fn claude(&self) -> Result<Program> {
+        let named = self.setting("claude").filter(|setting| setting.origin != Origin::Default);
+        let named = named.map(|setting| PathBuf::from(setting.value));
+        Ok(Program::find(&[NAME.into()], named.as_deref())?)
+    }
+
     fn settings(&self) -> Result<Settings> {
         Settings::resolve(self.cli.clone(), self.environment, self.file.as_ref())
     }
@@ -62,6 +86,7 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
     let outcome = match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
         Operation::Mode { json, set, drain } => mode::run(context, *set, *drain, *json, out),
+        Operation::Slots { json, set } => slots::slots(context, *set, *json, out),
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
         Operation::Setup(options) => setup::run(&context, options, out),
         Operation::Events { json, since, follow } => events::show(&context, since_time(*since), *follow, *json, out),
@@ -94,6 +119,7 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
 /// The factory that an operation looks at: one config dir, and all that runs there.
 struct Factory {
     config_dir: PathBuf,
+    storage: ClaudeStorage,
     records: RecordStore,
     lock_file: PathBuf,
     /// Those that count; without those of a settings file that cannot be used.
@@ -102,6 +128,8 @@ struct Factory {
     mode: Written,
     /// Mistake in the settings file: no run starts.
     file_error: Option<String>,
+    /// Bound on the runs at once, likewise.
+    slots: Written,
 }
 
 impl Factory {
@@ -117,16 +145,30 @@ impl Factory {
         };
         let lock_file = settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
         let mode = context.setting("lock").context("no lock mode")?;
-        Ok(Self { records: RecordStore::of(&config_dir), config_dir, lock_file, settings, mode, file_error })
+        let slots = context.setting(SLOTS).context("no bound")?;
+        let storage = context.claude_storage(&config_dir);
+        Ok(Self { records: RecordStore::of(&config_dir), config_dir, storage, lock_file, settings, mode, slots, file_error })
     }
 
     fn census(&self) -> Result<Census> {
         self.records.census().with_context(|| format!("cannot read {}", self.records.runs().display()))
     }
 
-    /// The census, and the reason why it is empty where the records are another user's.
+    /// The census, and the reason why it is empty where the records are another user's, with the way out.
     fn census_if_readable(&self) -> (Census, Option<String>) {
-        self.census().map_or_else(|error| (Census::default(), Some(format!("{error:#}"))), |census| (census, None))
+        let is_denied = |error: &anyhow::Error| {
+            error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == ErrorKind::PermissionDenied)
+        };
+        match self.census() {
+            Ok(census) => (census, None),
+            Err(error) => {
+                let path = self.records.path().display();
+                let way_out =
+                    format!(": a run of another user, as root, has made {path}; chown -R it to the config dir's owner");
+                let way_out = if is_denied(&error) { way_out } else { String::new() };
+                (Census::default(), Some(format!("{error:#}{way_out}")))
+            }
+        }
     }
 
     /// Lock mode and its origin; not known where no run starts.

@@ -93,6 +93,9 @@ fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row>
         None => line(factory.mode_text(), Look::Plain),
     }];
     rows.extend(factory.file_error.iter().map(|error| line(format!("no run starts: {error}"), Look::Bad)));
+    if factory.slots.value != "none" {
+        rows.push(line(format!("slots: {}", text::setting(&factory.slots)), Look::Plain));
+    }
     // What was said here goes before the file, and may be said elsewhere, too.
     let Written { value: here, origin, .. } = &factory.mode;
     if set.is_some_and(|set| here != set.name()) && matches!(origin, Origin::Flag | Origin::Variable(_)) {
@@ -183,7 +186,7 @@ fn drain_others(factory: &Factory, context: &Context, mode: Option<LockMode>, bo
     let mut awaited: Option<AwaitedRun> = None;
     for turn in 0.. {
         let (others, left) = (Others::find(factory, context, mode)?, time_left(deadline));
-        if others.is_empty() || left.is_zero() {
+        if others.is_empty() || (left.is_zero() && turn > 0) {
             return Ok(others);
         }
         let (count, names) = (others.count(), others.names());

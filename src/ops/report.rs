@@ -57,6 +57,7 @@ struct Report {
     labels: BTreeMap<Option<String>, Totals>,
     /// Milliseconds, sorted in the end, as are the `holds`.
     waits: Vec<u64>,
+    slot_waits: Vec<u64>,
     holds: Vec<u64>,
     /// The last day, the latest hour last.
     hours: Vec<Hour>,
@@ -69,6 +70,7 @@ struct Totals {
     /// Runs with another exit code than 0, or with none.
     failed: usize,
     waited_ms: u64,
+    slot_waited_ms: u64,
     total_ms: u64,
     turns: u64,
     cost_usd: f64,
@@ -96,6 +98,7 @@ impl Totals {
         self.runs += 1;
         self.failed += usize::from(run.exit_code != Some(0));
         self.waited_ms = self.waited_ms.saturating_add(run.wait_ms.unwrap_or_default());
+        self.slot_waited_ms = self.slot_waited_ms.saturating_add(run.slot_wait_ms.unwrap_or_default());
         self.total_ms = self.total_ms.saturating_add(run.total_ms);
         self.turns = self.turns.saturating_add(run.turns.unwrap_or_default());
         self.cost_usd += run.cost_usd.unwrap_or_default();
@@ -114,6 +117,7 @@ impl Report {
             endings: BTreeMap::new(),
             labels: BTreeMap::new(),
             waits: Vec::new(),
+            slot_waits: Vec::new(),
             holds: Vec::new(),
             hours: (1..=HOURS).rev().map(hour).collect(),
         }
@@ -131,6 +135,7 @@ impl Report {
             hour.refreshes += u64::from(run.lock.as_deref() == Some("refresh") && run.hold_ms.is_some());
         }
         self.waits.extend(run.wait_ms);
+        self.slot_waits.extend(run.slot_wait_ms);
         self.holds.extend(run.hold_ms);
         self.labels.entry(run.label.clone()).or_default().add(&run);
         *self.endings.entry((run.outcome, run.exit_code)).or_default() += 1;
@@ -138,6 +143,7 @@ impl Report {
 
     fn finish(&mut self) {
         self.waits.sort_unstable();
+        self.slot_waits.sort_unstable();
         self.holds.sort_unstable();
     }
 
@@ -160,6 +166,7 @@ impl Report {
         value["endings"] = endings.collect();
         value["labels"] = labels.collect();
         value["wait_ms"] = percentiles_json(&self.waits);
+        value["slot_wait_ms"] = percentiles_json(&self.slot_waits);
         value["hold_ms"] = percentiles_json(&self.holds);
         value["last_day"] = json!(self.hours);
         value
@@ -188,7 +195,7 @@ mod tests {
         for (label, waited, code) in runs {
             let line = json!({
                 "run": "1-2", "label": label, "began": "1970-01-02T23:30:00.000Z", "total_ms": waited * 1000 + 2000, "lock": "refresh",
-                "wait_ms": waited * 1000, "hold_ms": 1000, "outcome": "exited", "exit_code": code, "turns": 3, "cost_usd": 0.25
+                "wait_ms": waited * 1000, "slot_wait_ms": waited * 500, "hold_ms": 1000, "outcome": "exited", "exit_code": code, "turns": 3, "cost_usd": 0.25
             });
             report.add(FinishedRun::from_json(line.to_string().as_bytes()).expect("a run"));
         }
@@ -214,7 +221,7 @@ mod tests {
         assert_eq!((&report["runs"], &report["failed"], &report["waited_ms"]), (&json!(3), &json!(2), &json!(10_000)));
         assert_eq!(
             report["labels"][1],
-            json!({"runs": 2, "failed": 1, "waited_ms": 4000, "total_ms": 8000, "turns": 6, "cost_usd": 0.5, "label": "a"})
+            json!({"runs": 2, "failed": 1, "waited_ms": 4000, "slot_waited_ms": 2000, "total_ms": 8000, "turns": 6, "cost_usd": 0.5, "label": "a"})
         );
         assert_eq!(report["labels"][0]["label"], Value::Null);
         assert_eq!(report["wait_ms"], json!({"count": 3, "p50": 4000, "p90": 6000, "p99": 6000, "max": 6000}));

@@ -22,6 +22,7 @@ use serde_json::json;
 use self::plan::{SetupPaths, SetupPlan};
 use super::{Context, answer, text, time_left, wait_until_none};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
+use crate::claude::storage::ClaudeStorage;
 use crate::config::duration::after;
 use crate::config::settings::Wait;
 use crate::config::subcommands::SetupOptions;
@@ -138,7 +139,7 @@ fn keep_others_out(context: &Context, paths: &SetupPaths, session_lock: &mut Opt
         let verb = if live.len() == 1 { "is" } else { "are" };
         return Ok(Some(format!("{} {verb} live there: {}", text::count(live.len(), "run"), names.join("; "))));
     }
-    let refreshes = [&paths.link, &paths.config_dir].into_iter().flat_map(|dir| RefreshLock::of(dir));
+    let refreshes = [&paths.link, &paths.config_dir].into_iter().flat_map(|dir| RefreshLock::of(&ClaudeStorage::at(dir)));
     let live = refreshes.into_iter().find(|lock| lock.standing(SystemTime::now()) == Standing::Live);
     Ok(live.map(|lock| format!("{} is held: a refresh is under way", lock.path.display())))
 }

@@ -7,19 +7,21 @@ mod watch;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
+use super::slots::SlotsInUse;
 use super::{Context, Factory, answer, layout, text};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
-use crate::claude::refresh_locks::{RefreshLock, Standing};
+use crate::claude::refresh_locks::{CutRefresh, RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::lock::{Holder, Queue, describe_refresh_lock};
 use crate::outcome::Outcome;
-use crate::records::{Census, FinishedRun, RunRecord};
+use crate::records::{Census, FinishedRun, Hold, RunRecord};
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{self, Stat};
 
@@ -31,6 +33,7 @@ pub(super) struct Status<'a> {
     pub(super) waiting: Vec<Result<RunRecord, i32>>,
     /// Runs that want this lock not, or no more, those of another lock file included.
     pub(super) running: Vec<RunRecord>,
+    slots: SlotsInUse,
     pub(super) orphaned: Vec<RunRecord>,
     /// Runs of other hosts, whose locks cannot be seen here.
     pub(super) elsewhere: Vec<RunRecord>,
@@ -91,6 +94,7 @@ impl<'a> Status<'a> {
         // One that has ended by now, or has begun since.
         let is_no_stranger = |pid: i32| !without_record.contains(&pid) && (is_claude_run(pid) || is_gone(pid));
         let Census { live, mut orphaned, elsewhere, .. } = census;
+        let slots = SlotsInUse::look(&factory.records, &live);
         let waits = |record: &RunRecord| record.waits() && lock.is_some_and(|lock| record.is_about(lock));
         let waiting = live.iter().filter(|record| waits(record)).cloned().collect();
         let mut waiting = queue.as_ref().map_or(Vec::new(), |queue| queue.in_order(&live, waiting, is_no_stranger));
@@ -106,17 +110,18 @@ impl<'a> Status<'a> {
             running.retain(|record| record.run != holder.run);
             waiting.retain(|waiter| waiter.as_ref().map_or(true, |record| record.run != holder.run));
         }
-        let login = Login::read_whole(&factory.config_dir);
+        let login = Login::read_whole(&factory.storage.credentials());
         Ok(Self {
             factory,
             holders,
             waiting,
             running,
+            slots,
             orphaned,
             elsewhere,
             unreadable,
-            refresh_locks: RefreshLock::of(&factory.config_dir),
-            auth: Auth::of(context.environment, &factory.config_dir, &[], &login),
+            refresh_locks: RefreshLock::of(&factory.storage),
+            auth: context.auth(&factory.config_dir, &login),
             login,
             last: factory.records.last_finished(5).into_iter().rev().collect(),
         })
@@ -135,17 +140,36 @@ impl<'a> Status<'a> {
             }
         });
         let (state, _, why) = self.token();
-        let file = Login::path(&self.factory.config_dir);
+        let file = self.factory.storage.credentials();
         let login = (state == "unclear").then(|| format!("{} {why}", file.display()));
         let holders = (self.holders.len() > 1).then(|| "several runs hold the session lock".to_owned());
         let stopped = self.holders.iter().filter_map(|holder| {
             let pid = stopped_process(holder)?;
             Some(format!("the session lock is held by a stopped process; kill -CONT {pid} lets it go on"))
         });
+        let cut = CutRefresh::last(&self.factory.storage).map(|cut| {
+            let pid = cut.pid;
+            format!("claude (pid {pid}) has ended in the midst of a refresh: the login is probably lost; log in again if the next run fails")
+        });
         let settings = self.factory.file_error.as_ref().map(|error| format!("no run starts: {error}"));
         let records = self.unreadable.as_ref().map(|why| format!("{why}; of the runs, only what the kernel shows is listed"));
-        let all = orphaned.chain(refresh_locks).chain(login).chain(holders).chain(stopped).chain(settings).chain(records);
-        all.collect()
+        let all = orphaned.chain(refresh_locks).chain(login).chain(cut).chain(self.replaced()).chain(holders).chain(stopped);
+        all.chain(settings).chain(records).collect()
+    }
+
+    /// Runs under which the lock file was removed or replaced.
+    fn replaced(&self) -> impl Iterator<Item = String> {
+        let lock = FileId::at(&self.factory.lock_file);
+        let replaced = self.running.iter().filter(move |run| {
+            let has_our_path = run.lock.as_ref().is_some_and(|seen| Path::new(&seen.path) == self.factory.lock_file);
+            run.hold == Some(Hold::Own) && has_our_path && !lock.is_some_and(|lock| run.is_about(lock))
+        });
+        replaced.map(|run| {
+            let who = run.who();
+            format!(
+                "the session lock was removed or replaced under {who}: it keeps apart from nobody who came later; let it end"
+            )
+        })
     }
 
     /// State of the token of the login, its expiry, and both for people.

@@ -53,6 +53,9 @@ pub struct FinishedRun {
     #[serde(with = "timestamp")]
     pub(crate) began: SystemTime,
     pub(crate) total_ms: u64,
+    /// Time spent waiting for a slot, if the run wanted one.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) slot_wait_ms: Option<u64>,
     /// Time spent waiting for the lock, if the run wanted it.
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) wait_ms: Option<u64>,
@@ -165,7 +168,7 @@ impl FinishedRun {
         for text in [&mut run.run, &mut run.outcome].into_iter().chain(optional) {
             *text = clamped(text);
         }
-        let counts = [&mut run.wait_ms, &mut run.hold_ms, &mut run.turns].into_iter().flatten();
+        let counts = [&mut run.slot_wait_ms, &mut run.wait_ms, &mut run.hold_ms, &mut run.turns].into_iter().flatten();
         counts.chain([&mut run.total_ms]).for_each(|count| *count = (*count).min(LARGEST_NUMBER));
         run.cost_usd = run.cost_usd.map(|cost| cost.clamp(0.0, LARGEST_NUMBER as f64));
         Some(run)

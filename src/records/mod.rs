@@ -14,6 +14,6 @@ pub use run_record::RunRecord;
 pub use store::RecordStore;
 pub(crate) use {
     fields::{time, timestamp},
-    run_record::{Hold, PathView, State},
-    store::Census,
+    run_record::{Hold, PathView, State, WaitsFor},
+    store::{Census, is_locked},
 };

@@ -14,9 +14,10 @@ use tracing::{info, warn};
 
 use super::fields::time;
 use super::history;
-use super::run_record::{Hold, PathView, RunRecord, State};
+use super::run_record::{Hold, PathView, RunRecord, State, WaitsFor};
 use super::store::{OwnRecord, RecordStore, SILENT_RECORD_TTL};
 use crate::claude::frames::{LastResult, clamped};
+use crate::claude::version::Version;
 use crate::config::duration::after;
 use crate::config::settings::LockMode;
 use crate::logging::{append_lines, open_to_append};
@@ -36,6 +37,11 @@ pub struct RunRecorder {
     began: Instant,
     /// Begin of the wait for the lock, of that for its lock helper, or of the child.
     since: SystemTime,
+    waits_for: WaitsFor,
+    /// Time that the wait for a slot took.
+    slot_waited: Option<Duration>,
+    /// Path of its slot, and the file.
+    slot: Option<(PathBuf, FileId)>,
     waited: Option<Duration>,
     hold: Option<Hold>,
     /// File of the lock, which may have been replaced since.
@@ -55,6 +61,7 @@ pub struct RunRecorder {
     ending: Option<Outcome>,
     last_result: Option<LastResult>,
     session_id: Option<String>,
+    cut_refresh: bool,
     has_failed: bool,
 }
 
@@ -64,6 +71,7 @@ pub struct RunInfo {
     pub(crate) run: RunId,
     pub(crate) label: Option<String>,
     pub(crate) program: PathBuf,
+    pub(crate) claude_version: Option<Version>,
     pub(crate) lock_mode: LockMode,
     /// Store of the config dir; without one, nothing is kept.
     pub(crate) records: Option<RecordStore>,
@@ -88,6 +96,9 @@ impl RunRecorder {
             began_at,
             began: Instant::now(),
             since: began_at,
+            waits_for: WaitsFor::Lock,
+            slot_waited: None,
+            slot: None,
             waited: None,
             hold: None,
             locked: None,
@@ -102,6 +113,7 @@ impl RunRecorder {
             ending: None,
             last_result: None,
             session_id: None,
+            cut_refresh: false,
             has_failed: false,
         }
     }
@@ -113,6 +125,20 @@ impl RunRecorder {
     /// Store of all run records, if there is a config dir.
     pub(crate) fn store(&self) -> Option<&RecordStore> {
         self.info.records.as_ref()
+    }
+
+    /// Publishes that the run waits from now on.
+    pub(crate) fn on_wait(&mut self, waits_for: WaitsFor) {
+        self.waits_for = waits_for;
+        if self.slot.is_some() {
+            self.since = SystemTime::now(); // a second wait
+        }
+        self.publish();
+    }
+
+    /// Notes that the wait for a slot is over: the run has this one now, or gives up.
+    pub(crate) fn on_slot(&mut self, slot: Option<(PathBuf, FileId)>) {
+        (self.slot, self.slot_waited) = (slot, Some(self.began.elapsed()));
     }
 
     /// Publishes that the run holds the session lock, but still waits for its lock helper.
@@ -133,7 +159,7 @@ impl RunRecorder {
 
     /// Notes that the wait for the lock is over, or given up.
     pub(crate) fn on_waited(&mut self) {
-        self.waited = Some(self.began.elapsed());
+        self.waited = Some(self.began.elapsed().saturating_sub(self.slot_waited.unwrap_or_default()));
     }
 
     /// Notes that the child is started. The first record is written now, while the child is on its way, and costs nobody any
@@ -204,6 +230,11 @@ impl RunRecorder {
         self.last_result = last_result;
     }
 
+    /// Notes that claude has ended in the midst of a refresh of its token.
+    pub(crate) fn on_cut_refresh(&mut self) {
+        self.cut_refresh = true;
+    }
+
     /// Logs the end of the run, and writes its line into the history and into the file of `--record`.
     pub fn close(mut self, outcome: Outcome) {
         self.published = None;
@@ -258,6 +289,7 @@ impl RunRecorder {
             run: run.to_string(),
             label: label.clone(),
             state: if self.child.is_some() { State::Running } else { State::Waiting },
+            waits_for: self.child.is_none().then_some(self.waits_for),
             since: self.since,
             began: self.began_at,
             mode: lock_mode.name().to_owned(),
@@ -270,8 +302,10 @@ impl RunRecorder {
             boot: boot_id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             program: program.to_string_lossy().into_owned(),
+            claude_version: self.info.claude_version.map(|version| version.to_string()),
             cwd: env::current_dir().ok().map(|cwd| cwd.to_string_lossy().into_owned()),
             lock: lock_file.as_deref().map(|path| PathView::of(path, self.locked)),
+            slot: self.slot.as_ref().map(|(path, file)| PathView::of(path, Some(*file))),
             parent: PathView::of(config_dir.parent().unwrap_or(&config_dir), None),
             config_dir: PathView::of(&config_dir, None),
         }
@@ -295,6 +329,7 @@ impl RunRecorder {
             "child_signal": child_signal,
             "began": time(self.began_at),
             "total_ms": milliseconds(self.began.elapsed()),
+            "slot_wait_ms": self.slot_waited.map(milliseconds),
             "wait_ms": self.waited.map(milliseconds),
             "hold_ms": self.held.map(milliseconds),
             "run_ms": self.ran.map(milliseconds),
@@ -303,6 +338,7 @@ impl RunRecorder {
             "pid": run.pid,
             "version": env!("CARGO_PKG_VERSION"),
             "program": program.to_string_lossy(),
+            "cut_refresh": self.cut_refresh,
             "session_id": self.session_id,
             "subtype": result.map(|result| &result.subtype),
             "is_error": result.map(|result| result.is_error),

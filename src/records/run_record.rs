@@ -20,6 +20,15 @@ pub(crate) enum State {
     Running,
 }
 
+/// Awaited by a run that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum WaitsFor {
+    Slot,
+    /// The session lock, its lock helper, or claude's own refresh locks.
+    Lock,
+}
+
 /// Way in which a run holds the session lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -52,6 +61,8 @@ pub struct RunRecord {
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) label: Option<String>,
     pub(crate) state: State,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) waits_for: Option<WaitsFor>,
     #[serde(with = "timestamp")]
     pub(crate) since: SystemTime,
     #[serde(with = "timestamp")]
@@ -75,10 +86,16 @@ pub struct RunRecord {
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) version: String,
     pub(crate) program: String,
+    /// Version of claude, as its installation says it.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) claude_version: Option<String>,
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) cwd: Option<String>,
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) lock: Option<PathView>,
+    /// Its slot, from the moment it has one.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) slot: Option<PathView>,
     pub(crate) config_dir: PathView,
     /// Directory above the config dir, in which Claude Code's own lock lies as well.
     pub(crate) parent: PathView,
@@ -109,10 +126,19 @@ impl RunRecord {
         self.state == State::Waiting && self.hold.is_none()
     }
 
+    /// True if this run itself has acquired the slot `slot`.
+    pub(crate) fn has_slot(&self, slot: FileId) -> bool {
+        self.is_same(self.slot.as_ref(), slot)
+    }
+
     /// True if `lock` is the session lock of this run. Device numbers are not comparable between hosts.
     pub(crate) fn is_about(&self, lock: FileId) -> bool {
-        let seen = self.lock.as_ref().and_then(PathView::file_id);
-        seen.is_some_and(|seen| seen.inode == lock.inode && (seen.device == lock.device || self.boot != boot_id()))
+        self.is_same(self.lock.as_ref(), lock)
+    }
+
+    fn is_same(&self, view: Option<&PathView>, file: FileId) -> bool {
+        let seen = view.and_then(PathView::file_id);
+        seen.is_some_and(|seen| seen.inode == file.inode && (seen.device == file.device || self.boot != boot_id()))
     }
 
     /// Name for people: the label, or the program, with pid and host.
@@ -143,6 +169,8 @@ mod tests {
         RunRecord {
             run: "7-11".into(),
             state: State::Running,
+            waits_for: None,
+            slot: Some(seen("/c/claude-run/slots/1")),
             hold: Some(Hold::Own),
             key: Some("factory/694d".into()),
             mode: "exclusive".into(),
@@ -154,6 +182,7 @@ mod tests {
             child: Some(8),
             version: "0.1.0".into(),
             program: "/usr/bin/claude".into(),
+            claude_version: Some("2.1.330".into()),
             cwd: None,
             began,
             since: began,

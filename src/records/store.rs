@@ -59,6 +59,7 @@ struct Seen {
 
 const NAME: &str = "claude-run";
 const RUNS: &str = "runs";
+const SLOTS: &str = "slots";
 
 /// Time for which the record of a run that may be alive elsewhere is kept after its last touch. A live run touches it more often.
 pub(super) const SILENT_RECORD_TTL: Duration = Duration::from_secs(2 * 60 * 60);
@@ -91,6 +92,21 @@ impl RecordStore {
     /// Opens the directory; makes it first if it is missing. The config dir itself is not made: it may have been moved.
     pub(super) fn make(&self) -> io::Result<Dir> {
         Dir::open(self.config_dir())?.make_dir(NAME)
+    }
+
+    /// Path of the slots.
+    pub(crate) fn slots(&self) -> PathBuf {
+        self.path.join(SLOTS)
+    }
+
+    /// Opens the directory of the slots; makes it first if it is missing.
+    pub(crate) fn make_slots(&self) -> io::Result<Dir> {
+        self.make()?.make_dir(SLOTS)
+    }
+
+    /// Opens the directory of the slots, if it is there.
+    pub(crate) fn open_slots(&self) -> io::Result<Dir> {
+        self.open()?.open_dir(SLOTS)
     }
 
     fn open_runs(&self) -> io::Result<Dir> {
@@ -332,7 +348,7 @@ fn look(runs: &Dir, run: &str, name: &str) -> Option<Seen> {
 }
 
 /// True if another process has locked `file`. Tries a shared lock, so that two who look do not take each other for the owner.
-fn is_locked(file: &File) -> bool {
+pub(crate) fn is_locked(file: &File) -> bool {
     matches!(FileExt::try_lock_shared(file), Err(TryLockError::WouldBlock))
 }
 

@@ -1,9 +1,11 @@
 //! Decides what a run does about each input. Pure: from state, input and time to actions and the next deadline. It knows no process,
 //! no descriptor and no clock, so that tests can try every order of inputs.
 
+mod escalation;
 mod refresh_guard;
 mod types;
 
+use std::mem;
 use std::time::{Duration, Instant};
 
 use crate::claude::frames::FrameEvent;
@@ -11,7 +13,7 @@ use crate::config::duration::after;
 use crate::config::settings::Leftovers;
 use crate::events::SignalSource;
 use crate::outcome::Outcome;
-use crate::sys::signal::{DUPLICATE_WINDOW, FORWARDED, Signal, is_termination_request};
+use crate::sys::signal::{FORWARDED, SigSet, Signal, is_termination_request};
 pub use refresh_guard::MAX_DEFERRAL;
 pub use types::{Action, Group, Input, Notice, PolicyConfig, TreeState};
 
@@ -29,10 +31,12 @@ pub struct Policy {
     result_deadline: Option<Instant>,
     /// The relay had a moment to read what had arrived when we woke too late.
     has_caught_up: bool,
-    /// Half of the kill grace, at which those get TERM who have had none.
+    /// Time at which those get TERM who have had none.
     rest_term_at: Option<Instant>,
-    /// Everybody whom a KILL would reach has had TERM.
+    /// Everybody whom a KILL would reach has had TERM, but those who have come since.
     rest_has_term: bool,
+    /// The kill grace was cut short.
+    is_hurried: bool,
     /// End of the kill grace, then time of the next KILL.
     kill_at: Option<Instant>,
     give_up_at: Option<Instant>,
@@ -41,8 +45,10 @@ pub struct Policy {
     open_tasks: u32,
     /// More messages may come, so that claude waits for them after a result.
     expects_input: bool,
-    /// Time of the first TERM that was sent to us.
-    first_term: Option<Instant>,
+    /// A TERM was sent to us.
+    has_term: bool,
+    /// Signals that have stopped the child since its TERM, each answered by one CONT.
+    continued: SigSet,
     /// Signals that are deferred for the sake of a refresh, in order.
     deferred: Vec<Action>,
     /// Start of the current refresh, as far as signals are concerned. It stays after [`MAX_DEFERRAL`], until the refresh is over.
@@ -54,20 +60,13 @@ enum Phase {
     Running,
     /// The child was asked to end, or its leftovers have got TERM.
     Terminating,
-    /// They have got KILL.
+    /// Those who have had TERM have got KILL, and those who have come since have got TERM.
+    Killing,
+    /// All have got KILL.
     Killed,
     /// The tree is empty, or what is left of it is kept, or given up.
     Finished,
 }
-
-/// Kill grace of those that get TERM only when somebody cannot wait any longer.
-const SHORT_GRACE: Duration = Duration::from_secs(1);
-
-/// How long those that have got KILL may take to end, at least: state D, a frozen cgroup or another user can keep them.
-const MIN_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Period of the KILL: a process may be forked while the tree is walked.
-const KILL_AGAIN: Duration = Duration::from_secs(1);
 
 /// A clock input that comes later than this finds output that the relay has not seen yet.
 const LATE: Duration = Duration::from_millis(100);
@@ -85,6 +84,7 @@ impl Policy {
             has_caught_up: false,
             rest_term_at: None,
             rest_has_term: false,
+            is_hurried: false,
             kill_at: None,
             give_up_at: None,
             expects_input: config.streams_input,
@@ -95,7 +95,8 @@ impl Policy {
             stopped_by: None,
             last_result: None,
             open_tasks: 0,
-            first_term: None,
+            has_term: false,
+            continued: SigSet::empty(),
             deferred: Vec::new(),
             refresh_since: None,
         }
@@ -127,7 +128,7 @@ impl Policy {
     }
 
     fn can_expire(&self) -> bool {
-        self.has_child() && self.expired_limit.is_none() && self.phase != Phase::Killed
+        self.has_child() && self.expired_limit.is_none() && matches!(self.phase, Phase::Running | Phase::Terminating)
     }
 
     /// True while the task grace replaces the result grace.
@@ -178,24 +179,7 @@ impl Policy {
             Some((_, limit)) => self.expire(limit, now),
             None => Vec::new(),
         };
-        match self.phase {
-            Phase::Terminating if is_due(self.kill_at) => actions.extend(self.escalate(Notice::KillGraceExpired, now)),
-            Phase::Terminating if is_due(self.rest_term_at) => {
-                actions.extend(self.terminate_rest());
-                actions.push(Action::Log(Notice::ChildStays));
-            }
-            Phase::Killed if is_due(self.give_up_at) => {
-                // Even a child: with a pending KILL, it never runs again.
-                self.ending.get_or_insert(Outcome::Killed(Signal::SIGKILL.number()));
-                self.phase = Phase::Finished;
-                actions.push(Action::Log(Notice::GivenUp));
-            }
-            Phase::Killed => {
-                self.kill_at = after(now, Some(KILL_AGAIN));
-                actions.push(self.kill());
-            }
-            _ => {}
-        }
+        actions.extend(self.on_escalation_due(now));
         actions
     }
 
@@ -214,7 +198,6 @@ impl Policy {
                     actions.push(Action::Stop(source));
                 }
             }
-            Signal::SIGTERM if self.first_term.is_some_and(|first| now < first + DUPLICATE_WINDOW) => {}
             _ if FORWARDED.contains(signal) => {
                 if signal == Signal::SIGCONT {
                     self.postpone_idle_limit(now); // we were stopped
@@ -222,9 +205,6 @@ impl Policy {
                 // A shell's `fg` sends CONT to the group.
                 let is_needed = self.config.group == Group::Own || signal != Signal::SIGCONT || self.stopped_by.is_some();
                 if self.has_child() && !is_childs_too && is_needed {
-                    if signal == Signal::SIGTERM {
-                        self.on_child_terminated();
-                    }
                     actions.push(Action::SignalChild(signal));
                 }
                 // Neither one that our caller ignores, as with nohup(1), nor the QUIT key, which is for the child.
@@ -235,19 +215,6 @@ impl Policy {
             _ => {}
         }
         actions
-    }
-
-    fn on_termination_request(&mut self, signal: Signal, now: Instant) -> Vec<Action> {
-        let is_second_term = signal == Signal::SIGTERM && *self.first_term.get_or_insert(now) != now;
-        match self.phase {
-            Phase::Running => self.terminate(now),
-            Phase::Terminating if is_second_term => self.escalate(Notice::SecondTerm, now),
-            Phase::Killed if is_second_term => {
-                self.give_up_at = self.give_up_at.min(after(now, Some(SHORT_GRACE)));
-                Vec::new()
-            }
-            _ => Vec::new(),
-        }
     }
 
     fn on_frame(&mut self, frame: FrameEvent, now: Instant) {
@@ -278,8 +245,11 @@ impl Policy {
     fn on_stopped(&mut self, signal: Signal) -> Vec<Action> {
         self.stopped_by = Some(signal);
         match self.phase {
-            // It was stopped just before its TERM.
-            Phase::Terminating => self.continue_if_stopped(),
+            // It was stopped just before its TERM; or it wants a terminal that it will not get, again and again.
+            Phase::Terminating if !self.continued.contains(signal) => {
+                self.continued.add(signal);
+                self.continue_if_stopped()
+            }
             // It has stopped itself alone, though it is in our group, whose shell waits for us to be stopped.
             Phase::Running if self.config.group == Group::Shared && signal == Signal::SIGTSTP => {
                 vec![Action::Stop(SignalSource::Kernel)]
@@ -290,100 +260,12 @@ impl Policy {
 
     fn expire(&mut self, limit: Outcome, now: Instant) -> Vec<Action> {
         self.expired_limit = Some(limit);
-        self.on_child_terminated();
-        [vec![Action::SignalChild(Signal::SIGTERM)], self.terminate(now), vec![Action::Log(Notice::LimitExpired(limit))]]
-            .concat()
-    }
-
-    /// Starts the kill grace, or lets the one that runs run on. The actions follow the signal.
-    fn terminate(&mut self, now: Instant) -> Vec<Action> {
-        if self.phase == Phase::Running {
-            self.phase = Phase::Terminating;
-            self.restart_kill_grace(now);
-        }
-        self.continue_if_stopped()
-    }
-
-    fn on_child_terminated(&mut self) {
-        if self.config.leftovers == Leftovers::Keep {
-            (self.rest_has_term, self.rest_term_at) = (true, None);
-        }
-    }
-
-    fn restart_kill_grace(&mut self, now: Instant) {
-        self.kill_at = after(now, self.config.kill_grace);
-        let half = self.config.kill_grace.map(|grace| grace / 2);
-        self.rest_term_at = after(now, half.filter(|_| !self.rest_has_term));
-    }
-
-    /// Sends TERM to all whom a KILL would reach and who have had none.
-    fn terminate_rest(&mut self) -> Vec<Action> {
-        (self.rest_has_term, self.rest_term_at) = (true, None);
-        match self.config.leftovers {
-            Leftovers::Kill => vec![Action::SignalTree(Signal::SIGTERM)],
-            Leftovers::Keep => [vec![Action::SignalChild(Signal::SIGTERM)], self.continue_if_stopped()].concat(),
-        }
-    }
-
-    /// Goes from TERM to KILL. Nobody gets a KILL who has not had a TERM, and a moment to follow it.
-    fn escalate(&mut self, reason: Notice, now: Instant) -> Vec<Action> {
-        let mut actions = if self.rest_has_term {
-            self.phase = Phase::Killed;
-            self.restart_patience(now);
-            vec![self.kill()]
-        } else {
-            self.kill_at = after(now, self.config.kill_grace.unwrap_or(SHORT_GRACE).min(SHORT_GRACE).into());
-            self.terminate_rest()
-        };
-        actions.push(Action::Log(reason));
-        actions
-    }
-
-    fn restart_patience(&mut self, now: Instant) {
-        self.kill_at = after(now, Some(KILL_AGAIN));
-        self.give_up_at = after(now, self.config.kill_grace.max(Some(MIN_PATIENCE)));
-    }
-
-    fn kill(&self) -> Action {
-        match self.config.leftovers {
-            Leftovers::Kill => Action::SignalTree(Signal::SIGKILL),
-            Leftovers::Keep => Action::SignalChild(Signal::SIGKILL),
-        }
-    }
-
-    fn continue_if_stopped(&self) -> Vec<Action> {
-        let is_stopped = self.stopped_by.is_some() && self.has_child();
-        if is_stopped { vec![Action::SignalChild(Signal::SIGCONT)] } else { Vec::new() }
+        let term = vec![Action::SignalChild(Signal::SIGTERM)];
+        [term, self.terminate(Signal::SIGTERM, now), vec![Action::Log(Notice::LimitExpired(limit))]].concat()
     }
 
     pub(super) fn has_child(&self) -> bool {
         self.ending.is_none()
-    }
-
-    fn on_ended(&mut self, ending: Outcome, tree: TreeState, now: Instant) -> Vec<Action> {
-        self.ending = Some(ending);
-        if tree == TreeState::Empty || self.config.leftovers == Leftovers::Keep {
-            self.phase = Phase::Finished;
-            return Vec::new();
-        }
-        if self.phase == Phase::Killed {
-            return vec![self.kill()];
-        }
-        (self.phase, self.rest_has_term) = (Phase::Terminating, true);
-        self.restart_kill_grace(now);
-        vec![Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers)]
-    }
-
-    fn on_tree_changed(&mut self, tree: TreeState) -> Vec<Action> {
-        match self.phase {
-            _ if self.has_child() => {}
-            _ if tree == TreeState::Empty => self.phase = Phase::Finished,
-            // A process that was forked during the last walk is an orphan by now, and gets its signal by this one.
-            Phase::Terminating => return vec![Action::SignalTree(Signal::SIGTERM)],
-            Phase::Killed => return vec![Action::SignalTree(Signal::SIGKILL)],
-            Phase::Running | Phase::Finished => {}
-        }
-        Vec::new()
     }
 }
 

@@ -1,16 +1,17 @@
-//! All descendants, in whatever session or process group: found in /proc by the links from child to parent, which lead to us, the
-//! subreaper. Signals to a process group would miss claude's tools, which run in sessions of their own.
+//! All descendants, in whatever session or process group: found in /proc by the links between parent and child, which lead from us,
+//! the subreaper. Signals to a process group would miss claude's tools, which run in sessions of their own.
 
 use std::collections::HashSet;
 use std::fs;
 
-use nix::unistd::{Pid, getpgrp, getpid};
+use nix::unistd::{Pid, getpgid, getpgrp, getpid};
 use tracing::debug;
 
 use super::policy::{Group, Input, TreeState};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
-use crate::sys::proc::{self, Stat};
+use crate::sys::priority::Urgency;
+use crate::sys::proc::{self, Links, Stat};
 use crate::sys::signal::{Signal, kill};
 use crate::sys::wait::{self, ChildStatus};
 
@@ -25,18 +26,23 @@ pub(super) struct ProcessTree {
     child: Option<Stat>,
     /// Processes that have got TERM.
     terminated: HashSet<(i32, u64)>,
+    /// Those that have got it when the others got KILL.
+    newcomers: HashSet<(i32, u64)>,
     has_walked: bool,
     kills: u32,
 }
+
+/// Looks for somebody new before a KILL, at most: a chain that forks and exits has always a new one.
+const MAX_LOOKS: u32 = 50;
 
 /// KILLs after which those that we start as PID 1 are faster than we look: all get one at once.
 const MAX_KILLS: u32 = 50;
 
 impl ProcessTree {
     pub(super) fn before_start(run: RunId, monitor: Option<(i32, u64)>) -> Self {
-        let (preexisting, terminated) = (Vec::new(), HashSet::new());
-        let mut tree = Self { run, monitor, preexisting, child: None, terminated, has_walked: false, kills: 0 };
-        if wait::has_children(libc::WEXITED) && proc::is_of_our_pid_namespace() {
+        let (preexisting, terminated, newcomers) = (Vec::new(), HashSet::new(), HashSet::new());
+        let mut tree = Self { run, monitor, preexisting, child: None, terminated, newcomers, has_walked: false, kills: 0 };
+        if wait::has_children(libc::WEXITED) {
             tree.preexisting = tree.members();
         }
         tree
@@ -62,43 +68,90 @@ impl ProcessTree {
         if !has_children || is_member_free() { TreeState::Empty } else { TreeState::Alive }
     }
 
-    /// Signals all members. Each gets TERM once, and after the first walk only orphans do: what a leftover starts to clean up may
-    /// finish within the kill grace.
-    pub(super) fn signal(&mut self, signal: Signal, child: Pid, group: Group) {
+    /// Sends TERM to all members, once to each. After the first walk only orphans get it: what a leftover starts to clean up may finish
+    /// within the kill grace.
+    pub(super) fn terminate(&mut self, child: Pid, group: Group) {
         if !proc::is_of_our_pid_namespace() {
-            return signal_without_proc(signal, child, group);
+            return signal_without_proc(Signal::SIGTERM, child, group);
         }
-        let us = getpid().as_raw();
-        let members = self.members();
-        for member in &members {
-            if signal == Signal::SIGTERM {
-                let is_due = !self.has_walked || member.parent == us;
-                if !is_due || !self.terminated.insert(member.process()) {
-                    continue;
-                }
+        let _urgent = Urgency::new();
+        let members = if self.has_walked { self.children(&Links::read(), us(), false) } else { self.members() };
+        for member in members.iter().filter(|member| !member.is_dead()) {
+            if self.terminated.insert(member.process()) {
+                signal_one(member, Signal::SIGTERM);
             }
-            let error = member.signal(signal).err().map(tracing::field::display);
-            debug!(pid = member.pid, %signal, error, "signalled a descendant");
         }
         self.has_walked = true;
-        if signal == Signal::SIGKILL {
-            self.kill_groups(&members, (group == Group::Own).then_some(child.as_raw()));
+    }
+
+    /// Sends KILL to the members that have had TERM, and TERM to the others.
+    pub(super) fn kill_terminated(&mut self, child: Pid, group: Group) {
+        if !proc::is_of_our_pid_namespace() {
+            return signal_without_proc(Signal::SIGKILL, child, group);
+        }
+        let _urgent = Urgency::new();
+        let has_had_term = |member: &Stat| self.terminated.contains(&member.process());
+        let stop = |member: &Stat| {
+            if has_had_term(member) {
+                signal_one(member, Signal::SIGSTOP);
+            }
+        };
+        for member in self.walk(stop) {
+            if has_had_term(&member) {
+                signal_one(&member, Signal::SIGKILL);
+            } else if self.newcomers.insert(member.process()) {
+                signal_one(&member, Signal::SIGTERM);
+            }
         }
     }
 
-    /// Sends KILL to the process groups of `members`, and to that of the child, whose number its zombie reserves: whoever forks and exits
-    /// is not faster than that.
-    fn kill_groups(&mut self, members: &[Stat], child: Option<i32>) {
-        let is_foreign = |group: &i32| *group == getpgrp().as_raw() || self.preexisting.iter().any(|stat| stat.group == *group);
-        let groups: HashSet<_> = members.iter().map(|member| member.group).chain(child).collect();
-        for group in groups.into_iter().filter(|group| !is_foreign(group)) {
+    /// Sends KILL to all members. They are stopped before, until a look finds nobody new: whoever forks on and on is not faster.
+    pub(super) fn kill(&mut self, child: Pid, group: Group) {
+        if !proc::is_of_our_pid_namespace() {
+            return signal_without_proc(Signal::SIGKILL, child, group);
+        }
+        let _urgent = Urgency::new();
+        let is_foreign = |group: i32| group == getpgrp().as_raw() || self.preexisting.iter().any(|stat| stat.group == group);
+        let (mut members, mut known, mut groups) = (Vec::new(), HashSet::new(), HashSet::new());
+        for _ in 0..MAX_LOOKS {
+            let mut has_new = false;
+            members = self.walk(|member| {
+                if known.insert(member.process()) {
+                    has_new = true;
+                    if !is_foreign(member.group) && groups.insert(member.group) {
+                        let _ = kill(Pid::from_raw(-member.group), Signal::SIGSTOP); // nobody in it can fork meanwhile
+                    }
+                    signal_one(member, Signal::SIGSTOP);
+                }
+            });
+            if !has_new {
+                break;
+            }
+        }
+        // The child's zombie reserves the number of its group.
+        groups.extend((group == Group::Own).then_some(child.as_raw()));
+        for group in groups {
             // ESRCH and EPERM show in the next state of the tree.
             let _ = kill(Pid::from_raw(-group), Signal::SIGKILL);
         }
+        members.iter().for_each(|member| signal_one(member, Signal::SIGKILL));
         self.kills += 1;
-        if self.kills > MAX_KILLS && getpid().as_raw() == 1 && self.monitor.is_none() && self.preexisting.is_empty() {
+        if self.kills > MAX_KILLS && us() == 1 && self.monitor.is_none() && self.preexisting.is_empty() {
             let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
         }
+    }
+
+    /// Sends INT to the members of the child's process group, as a terminal does: a shell heeds it only if its own child died of it.
+    pub(super) fn interrupt(&self, child: Pid) -> nix::Result<()> {
+        let group = getpgid(Some(child))?;
+        if group == child {
+            return kill(Pid::from_raw(-child.as_raw()), Signal::SIGINT);
+        }
+        // It is our own group, in which our caller may be as well.
+        kill(child, Signal::SIGINT)?;
+        let is_due = |member: &&Stat| member.group == group.as_raw() && member.pid != child.as_raw();
+        self.members().iter().filter(is_due).for_each(|member| signal_one(member, Signal::SIGINT));
+        Ok(())
     }
 
     /// Pid and PID namespace of each member, as it sees them itself; `None` without a /proc of our own.
@@ -107,23 +160,31 @@ impl ProcessTree {
         proc::is_of_our_pid_namespace().then(names)
     }
 
-    /// Living members.
+    /// Living members; none without a /proc of our own.
     pub(super) fn members(&self) -> Vec<Stat> {
-        let us = getpid().as_raw();
-        let mut rest = Stat::all();
-        let mut members = Vec::new();
-        let mut parents = vec![us];
-        while let Some(parent) = parents.pop() {
-            rest.retain(|stat| {
-                if stat.parent == parent && (parent != us || self.includes(stat)) {
-                    parents.push(stat.pid);
-                    members.push(*stat);
-                }
-                stat.parent != parent
-            });
+        if proc::is_of_our_pid_namespace() { self.walk(|_| ()) } else { Vec::new() }
+    }
+
+    /// Finds the living members, parents before their children, and visits each before its children are looked for.
+    fn walk(&self, mut visit: impl FnMut(&Stat)) -> Vec<Stat> {
+        let links = Links::read();
+        let mut members = self.children(&links, us(), false);
+        let mut next = 0;
+        while let Some(parent) = members.get(next) {
+            if !parent.is_dead() {
+                visit(parent);
+            }
+            members.extend(self.children(&links, parent.pid, parent.threads == 1));
+            next += 1;
         }
         members.retain(|stat| !stat.is_dead());
         members
+    }
+
+    /// Members among the children of `parent`, dead ones too. One that has become an orphan meanwhile is a child of ours.
+    fn children(&self, links: &Links, parent: i32, has_one_thread: bool) -> Vec<Stat> {
+        let is_member = |stat: &Stat| if stat.parent == us() { self.includes(stat) } else { stat.parent == parent };
+        links.children(parent, has_one_thread).into_iter().filter_map(Stat::read).filter(is_member).collect()
     }
 
     /// True if a child of ours belongs to the run. Beside preexisting children, whose orphans come to us as well, it does if its
@@ -166,17 +227,25 @@ impl ProcessTree {
 
     /// Reaps all zombies but `child`, which is one.
     pub(super) fn next_state(&self, child: Pid) -> TreeState {
-        let us = getpid().as_raw();
-        let dead = Stat::all().into_iter().filter(|stat| stat.parent == us && stat.is_dead() && stat.pid != child.as_raw());
-        dead.for_each(|stat| wait::reap(Pid::from_raw(stat.pid)));
+        let others = Links::read().children(us(), false).into_iter().filter(|pid| *pid != child.as_raw());
+        others.for_each(|pid| wait::reap(Pid::from_raw(pid)));
         self.state()
     }
+}
+
+fn us() -> i32 {
+    getpid().as_raw()
+}
+
+fn signal_one(member: &Stat, signal: Signal) {
+    let error = member.signal(signal).err().map(tracing::field::display);
+    debug!(pid = member.pid, %signal, error, "signalled a descendant");
 }
 
 /// Signals every process of the container if we are its init, else the child's group, whose number its zombie reserves.
 fn signal_without_proc(signal: Signal, child: Pid, group: Group) {
     let target = match group {
-        _ if getpid().as_raw() == 1 => -1,
+        _ if us() == 1 => -1,
         Group::Own => -child.as_raw(),
         Group::Shared => child.as_raw(),
     };

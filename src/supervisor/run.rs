@@ -3,12 +3,13 @@
 
 mod messages;
 
+use std::mem;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_child_subreaper;
-use nix::unistd::{Pid, getpgid, getpid};
+use nix::unistd::{Pid, getpid};
 use tracing::{debug, error, info, warn};
 
 use super::output::{OutputConfig, Relay, drain};
@@ -16,11 +17,12 @@ use super::policy::{Action, Group, Input, Policy, PolicyConfig, TreeState};
 use super::process_tree::ProcessTree;
 use super::spawn::Launch;
 use crate::claude::frames::{FrameEvent, LastResult};
-use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
+use crate::claude::refresh_locks::{CutRefresh, Owner, RefreshLock, Standing};
+use crate::claude::storage::ClaudeStorage;
 use crate::events::{Event, EventQueue, SignalSource};
-use crate::lock::LockGuard;
+use crate::lock::{LockGuard, SlotGuard};
 use crate::outcome::Outcome;
-use crate::records::{RecordStore, RunRecorder};
+use crate::records::RunRecorder;
 use crate::sys::signal::{Signal, kill};
 use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, terminal, wait};
@@ -31,8 +33,12 @@ pub(crate) struct Supervision {
     pub(crate) launch: Launch,
     pub(crate) policy: PolicyConfig,
     pub(crate) output: OutputConfig,
+    /// Its slot, if it has one.
+    pub(crate) slot: Option<SlotGuard>,
     /// The session lock, if the run holds it.
     pub(crate) lock: Option<LockGuard>,
+    /// Where claude's refresh locks are, if it has a config dir that can be used.
+    pub(crate) storage: Option<ClaudeStorage>,
 }
 
 /// Starts the child and waits until its tree is dead. Then it releases the lock, and waits for the reader of the output.
@@ -42,8 +48,12 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     }
     let _modes = (run.policy.group == Group::Shared).then(TerminalModeGuard::of_stdin);
     let (ignored, requires_result) = (run.policy.ignored, run.output.requires_result);
+    let storage = run.storage.clone();
+    let cut_before = storage.as_ref().and_then(CutRefresh::last);
     let mut supervisor = Supervisor::start(run, recorder, events)?;
     let mut outcome = supervisor.run()?;
+    let cut =
+        storage.as_ref().and_then(CutRefresh::last).filter(|cut| cut_before.as_ref() != Some(cut) && supervisor.made(cut));
     let request = supervisor.release_lock();
     let (relay, output_done) = (supervisor.relay.take(), supervisor.output_done);
     drop(supervisor);
@@ -60,6 +70,10 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     }
     if lost_output && outcome.exit_code() == 0 {
         outcome = Outcome::OutputLost;
+    }
+    if let Some(CutRefresh { pid, .. }) = cut {
+        error!(name: "refresh.cut", pid, "claude has ended in the midst of a refresh: its login is probably lost; log in again if the next run fails");
+        recorder.on_cut_refresh();
     }
     recorder.on_result(last_result, session_id);
     Ok(outcome)
@@ -85,7 +99,9 @@ struct Supervisor<'a> {
     started: Instant,
     tree: ProcessTree,
     policy: Policy,
+    slot: Option<SlotGuard>,
     lock: Option<LockGuard>,
+    storage: Option<ClaudeStorage>,
     watched_files: Vec<PathBuf>,
     /// Time of the last termination request to us.
     requested_at: Option<Instant>,
@@ -94,19 +110,21 @@ struct Supervisor<'a> {
     relay: Option<Relay>,
     /// The child, in our group, is stopped until that is in the foreground. Nobody tells us when it is.
     waits_for_terminal: bool,
+    /// It was said that the child wants the terminal, as it may again and again.
+    has_said_so: bool,
     /// All output is written, or our reader is gone.
     output_done: bool,
 }
 
 impl<'a> Supervisor<'a> {
     fn start(run: Supervision, recorder: &'a mut RunRecorder, events: &'a mut EventQueue) -> Result<Self> {
-        let Supervision { launch, policy: config, output, mut lock } = run;
+        let Supervision { launch, policy: config, output, slot, mut lock, storage } = run;
         let mut tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
             let relay = output.start(events.sender()).context("cannot capture the child's output")?;
-            let lock = lock.as_ref().and_then(LockGuard::descriptor);
+            let locks = [slot.as_ref().map(SlotGuard::descriptor), lock.as_ref().and_then(LockGuard::descriptor)];
             let outputs = relay.as_ref().map_or([None; 2], Relay::child_ends);
-            let child = launch.spawn(config.group, lock, outputs)?;
+            let child = launch.spawn(config.group, locks, outputs)?;
             Ok((child, relay))
         };
         let (child, relay) = spawn().inspect_err(|_| {
@@ -116,6 +134,7 @@ impl<'a> Supervisor<'a> {
         let started = Instant::now();
         info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
         tree.on_started(child);
+        lock.iter_mut().for_each(|lock| lock.on_child_started(started));
         let stdin_ended = !(config.streams_input && events.watch_stdin());
         let mut supervisor = Self {
             recorder,
@@ -124,12 +143,15 @@ impl<'a> Supervisor<'a> {
             started,
             tree,
             policy: Policy::new(config, started),
+            slot,
             lock,
+            storage,
             watched_files: Vec::new(),
             requested_at: None,
             request: None,
             relay,
             waits_for_terminal: false,
+            has_said_so: false,
             output_done: false,
         };
         supervisor.recorder.on_started(child.as_raw());
@@ -154,12 +176,16 @@ impl<'a> Supervisor<'a> {
                 continue;
             }
             let look_at = self.waits_for_terminal.then(|| Instant::now() + Duration::from_secs(1));
-            let deadline = [self.policy.next_deadline(), self.recorder.next_deadline(), look_at].into_iter().flatten().min();
+            let lock_at = self.lock.as_ref().and_then(LockGuard::next_deadline);
+            let deadlines = [self.policy.next_deadline(), self.recorder.next_deadline(), lock_at, look_at];
+            let deadline = deadlines.into_iter().flatten().min();
             let mut events = self.events.wait(deadline).context("cannot wait for events")?;
             self.recorder.run_due();
             let may_have_lost_signals = events.len() >= signal_pipe::CAPACITY;
             if events.contains(&Event::FilesChanged) {
                 self.on_files_changed();
+            } else if lock_at.is_some_and(|at| Instant::now() >= at) {
+                self.check_awaited_refresh();
             }
             // One look shows what many a SIGCHLD is about, as those of a chain that forks and exits.
             let is_sigchld = |event: &Event| matches!(event, Event::Signal(Signal::SIGCHLD, _));
@@ -198,6 +224,9 @@ impl<'a> Supervisor<'a> {
         if was_held {
             info!(name: "lock.released", "released the session lock");
         }
+        if self.slot.take().is_some() {
+            info!(name: "slot.released", "released the slot");
+        }
         request
     }
 
@@ -222,8 +251,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn handle_signal(&mut self, signal: Signal, source: SignalSource) {
-        let sender = if let SignalSource::Process(pid) = source { Some(pid) } else { None };
-        debug!(%signal, sender, "got a signal");
+        messages::log_signal(signal, source);
         let is_shared = self.policy.config.group == Group::Shared;
         // A child that signals its group, which is ours, as claude does for Ctrl-Z, has signalled itself.
         // Our own CONT is for the others.
@@ -255,15 +283,10 @@ impl<'a> Supervisor<'a> {
             return self.dispatch(Input::TreeChanged(state));
         }
         let Some(change) = self.tree.next_change(self.child) else { return };
-        let (ending, stopped_by) = match change {
-            Input::Ended(ending, _) => (Some(ending.name()), None),
-            Input::Stopped(signal) => (None, Some(signal.to_string())),
-            _ => (None, None),
-        };
-        debug!(ending, stopped_by, "the child's state has changed");
-        self.waits_for_terminal = matches!(change, Input::Stopped(Signal::SIGTTIN | Signal::SIGTTOU));
-        if self.waits_for_terminal {
-            self.waits_for_terminal = self.policy.config.group == Group::Shared;
+        messages::log_change(&change);
+        let wants_terminal = matches!(change, Input::Stopped(Signal::SIGTTIN | Signal::SIGTTOU));
+        self.waits_for_terminal = wants_terminal && self.policy.config.group == Group::Shared;
+        if wants_terminal && !mem::replace(&mut self.has_said_so, true) {
             let todo = if self.waits_for_terminal { "bring it to the foreground" } else { "give it stdin from there" };
             warn!(
                 "the child is stopped because it wants the terminal, which its process group has not; {todo}, or use --stdin null"
@@ -284,21 +307,31 @@ impl<'a> Supervisor<'a> {
     }
 
     fn files_to_watch(&self) -> Vec<PathBuf> {
-        let mut files: Vec<_> = self.lock.as_ref().and_then(LockGuard::token_file).into_iter().collect();
-        if let Some(config_dir) = self.recorder.store().map(RecordStore::config_dir).filter(|_| self.policy.is_deferring()) {
-            files.extend(RefreshLock::of(config_dir).map(|lock| lock.path));
+        let mut files = self.lock.as_ref().map_or(Vec::new(), LockGuard::refresh_files);
+        if let Some(storage) = self.storage.as_ref().filter(|_| self.policy.is_deferring()) {
+            files.extend(RefreshLock::all(storage).into_iter().map(|lock| lock.path));
         }
         files
     }
 
     fn on_files_changed(&mut self) {
-        if let Some(lock) = self.lock.as_mut().filter(|lock| lock.refresh_done()) {
-            self.recorder.on_released();
-            lock.release();
-            info!(name: "lock.released", "released the session lock: the token is refreshed");
-        }
+        self.check_awaited_refresh();
         if self.policy.is_deferring() {
             self.check_refresh();
+        }
+    }
+
+    /// True if this run's claude made the refresh: its pid tells, or the lock, beside which there was no other.
+    fn made(&self, cut: &CutRefresh) -> bool {
+        cut.pid == self.child.as_raw() || self.lock.as_ref().is_some_and(LockGuard::is_held)
+    }
+
+    fn check_awaited_refresh(&mut self) {
+        let Some(lock) = &mut self.lock else { return };
+        if let Some(reason) = lock.refresh_end(Instant::now()) {
+            self.recorder.on_released();
+            lock.release();
+            info!(name: "lock.released", "released the session lock: {reason}");
         }
     }
 
@@ -313,8 +346,8 @@ impl<'a> Supervisor<'a> {
     fn check_refresh(&mut self) {
         let names = self.tree.names();
         let may_be_ours = |owner: Owner| names.as_ref().is_none_or(|names| owner.may_be_among(names));
-        let locks = self.recorder.store().map(|records| RefreshLock::of(records.config_dir())).into_iter().flatten();
-        let mut live = locks.filter(|lock| lock.standing(SystemTime::now()) == Standing::Live);
+        let locks = self.storage.as_ref().map_or(Vec::new(), RefreshLock::all);
+        let mut live = locks.into_iter().filter(|lock| lock.standing(SystemTime::now()) == Standing::Live);
         let in_progress = live.any(|lock| lock.owner.is_none_or(may_be_ours));
         self.dispatch(Input::Refresh { in_progress });
     }
@@ -334,19 +367,17 @@ impl<'a> Supervisor<'a> {
                 } else {
                     debug!(%signal, pid, "signalling the child");
                 }
-                // INT goes to its process group, as that of a terminal does: a shell heeds it only if its own child died of it.
-                let is_for_group = signal == Signal::SIGINT && self.policy.config.group == Group::Own;
-                let target = if is_for_group && getpgid(Some(self.child)) == Ok(self.child) { -pid } else { pid };
                 // It is not reaped yet, so the pid is its own, and to signal a zombie is no error.
-                match kill(Pid::from_raw(target), signal) {
+                let sent = if signal == Signal::SIGINT { self.tree.interrupt(self.child) } else { kill(self.child, signal) };
+                match sent {
                     Ok(()) if signal == Signal::SIGTERM => self.tree.on_terminated(self.child),
                     Ok(()) => {}
                     Err(error) => warn!(pid, %signal, %error, "cannot signal the child"),
                 }
             }
-            Action::SignalTree(signal) => {
-                self.tree.signal(signal, self.child, self.policy.config.group);
-            }
+            Action::SignalTree(Signal::SIGKILL) => self.tree.kill(self.child, self.policy.config.group),
+            Action::SignalTree(_) => self.tree.terminate(self.child, self.policy.config.group),
+            Action::KillTerminated => self.tree.kill_terminated(self.child, self.policy.config.group),
             Action::CheckRefresh => self.check_refresh(),
             Action::Stop(source) => signal::stop_for_job_control(source),
             Action::Report => warn!(name: "run.state", "{}", self.report()),
@@ -362,7 +393,7 @@ impl Drop for Supervisor<'_> {
             let _ = kill(self.child, Signal::SIGKILL);
             let give_up_at = Instant::now() + Duration::from_secs(5);
             while self.tree.state() == TreeState::Alive && Instant::now() < give_up_at {
-                self.tree.signal(Signal::SIGKILL, self.child, self.policy.config.group);
+                self.tree.kill(self.child, self.policy.config.group);
                 std::thread::yield_now();
             }
             self.recorder.retire();

@@ -10,15 +10,14 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use nix::sys::wait::waitpid;
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, getppid, setpgid};
 use tracing::warn;
 
 use super::policy::Group;
 use crate::claude::program::Program;
 use crate::config::settings::Stdin;
-use crate::sys::exec::{Exec, NULL, child_stack, clone, dup_onto};
+use crate::sys::exec::{Exec, NULL, SpawnError, dup_onto, spawn};
 use crate::sys::signal::InheritedDispositions;
 
 /// A program with its environment.
@@ -38,15 +37,13 @@ impl Launch {
         self.environment.extend(value.map(|value| (name.into(), value)));
     }
 
-    /// Starts the child with the session lock, and with `outputs` in place of our stdout and stderr. An error is a `ProgramError` if the
-    /// program cannot be executed.
-    pub(super) fn spawn(&self, group: Group, lock: Option<BorrowedFd>, outputs: [Option<BorrowedFd>; 2]) -> Result<Pid> {
+    /// Starts the child with slot and session lock, and with `outputs` in place of our stdout and stderr. An error is a `ProgramError` if
+    /// the program cannot be executed.
+    pub(super) fn spawn(&self, group: Group, locks: [Option<BorrowedFd>; 2], outputs: [Option<BorrowedFd>; 2]) -> Result<Pid> {
         let exec = self.prepare()?;
         let us = getpid();
-        let mut stack = child_stack();
-        // The child writes these into the memory that it shares with us until its exec.
-        let (mut pdeathsig, mut prepared, mut exec_error) = (Ok(()), Ok(()), None);
-        let mut prepare = || {
+        let mut pdeathsig = Ok(());
+        let prepare = || {
             if group == Group::Own {
                 setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
             }
@@ -54,35 +51,27 @@ impl Launch {
             if getppid() != us {
                 return Err(Errno::ECHILD); // we were killed before the prctl
             }
-            if let Some(lock) = lock {
+            for lock in locks.into_iter().flatten() {
                 fcntl(lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
             }
             for (output, number) in outputs.into_iter().zip([libc::STDOUT_FILENO, libc::STDERR_FILENO]) {
                 output.map_or(Ok(()), |output| dup_onto(output, number))?;
             }
-            self.signals.restore()
+            Ok(())
         };
-        let child = || {
-            prepared = prepare();
-            exec_error = prepared.is_ok().then(|| exec.run());
-        };
-        // A handler that runs in the child would write into our pipe.
-        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).context("cannot set the signal mask")?;
-        // SAFETY: with CLONE_VFORK we sleep until the child has executed or exited, so the stack and all that `child` borrows outlive
-        // its use of them, and nobody else touches them; the child calls only async-signal-safe functions.
-        let pid = unsafe { clone(libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, &mut stack, child) };
-        mask.thread_set_mask().context("cannot set the signal mask")?;
-        let pid = pid.context("cannot start a process")?;
+        // SAFETY: those are async-signal-safe.
+        let pid = unsafe { spawn(&exec, &self.signals, prepare) };
         if let Err(error) = pdeathsig {
             // As in some containers.
             warn!(%error, "cannot set the child's parent-death signal: if claude-run is killed, the child runs on");
         }
-        if prepared.is_err() || exec_error.is_some() {
-            // It has exited; to reap our own child cannot fail.
-            let _ = waitpid(pid, None);
-        }
-        prepared.context("cannot prepare the child's process: its group, signals or descriptors are refused here")?;
-        exec_error.map_or(Ok(pid), |errno| Err(self.program.unstartable(errno).into()))
+        pid.or_else(|error| match error {
+            SpawnError::NoProcess(errno) => Err(errno).context("cannot start a process"),
+            SpawnError::Prepare(errno) => {
+                Err(errno).context("cannot prepare the child's process: its group, signals or descriptors are refused here")
+            }
+            SpawnError::Exec(errno) => Err(self.program.unstartable(errno).into()),
+        })
     }
 
     /// Executes the program in our place; returns only if that fails.

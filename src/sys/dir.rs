@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fstat, fstatat, mkdirat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, unlinkat};
 
 /// An open directory.
 #[derive(Clone, Debug)]
@@ -34,7 +34,12 @@ impl Dir {
     /// Opens the directory `name`; makes it, with mode 0700, if it is missing.
     pub(crate) fn make_dir(&self, name: &str) -> io::Result<Self> {
         match mkdirat(&self.0, name, Mode::S_IRWXU) {
-            Ok(()) | Err(Errno::EEXIST) => self.open_dir(name),
+            Ok(()) => {
+                let made = self.open_dir(name)?;
+                self.give_to_owner(|owner, group| fchownat(&made.0, "", owner, group, AtFlags::AT_EMPTY_PATH))?;
+                Ok(made)
+            }
+            Err(Errno::EEXIST) => self.open_dir(name),
             Err(error) => Err(error.into()),
         }
     }
@@ -48,13 +53,31 @@ impl Dir {
             Err(error) => return Err(error.into()),
         }
         let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let file = openat(&self.0, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let open = |flags| openat(&self.0, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        // Only what we have made ourselves is given away.
+        let file = match open(flags | OFlag::O_EXCL) {
+            Ok(made) if flags.contains(OFlag::O_CREAT) => {
+                self.give_to_owner(|owner, group| fchown(&made, owner, group))?;
+                made
+            }
+            Err(Errno::EEXIST) => open(flags)?,
+            other => other?,
+        };
         let found = fstat(&file)?;
         ensure_regular(&found)?;
         if found.st_nlink > 1 || ![geteuid().as_raw(), fstat(&self.0)?.st_uid].contains(&found.st_uid) {
             return Err(io::Error::other(format!("{name} is another user's, or has another name elsewhere")));
         }
         Ok(file.into())
+    }
+
+    /// What root makes in the directory of another user belongs to that user, who could not read it else.
+    fn give_to_owner(&self, chown: impl Fn(Option<Uid>, Option<Gid>) -> nix::Result<()>) -> io::Result<()> {
+        let found = fstat(&self.0)?;
+        if geteuid().is_root() && found.st_uid != 0 {
+            chown(Some(found.st_uid.into()), Some(found.st_gid.into()))?;
+        }
+        Ok(())
     }
 
     /// Names of all files in it.

@@ -11,7 +11,11 @@ use std::ptr;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+
+use super::signal::InheritedDispositions;
 
 /// File that is empty to whoever reads it.
 pub(crate) const NULL: &str = "/dev/null";
@@ -57,26 +61,58 @@ impl Exec {
     }
 }
 
-/// Allocates a stack for [`clone`], large enough for a mapping of its own, of which only used pages take memory.
-pub(crate) fn child_stack() -> Vec<u8> {
-    vec![0; 256 * 1024]
+/// Step of [`spawn`] that failed. But for the first, there was a process, which is reaped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SpawnError {
+    NoProcess(Errno),
+    Prepare(Errno),
+    Exec(Errno),
 }
 
-/// Starts a process that does `work` on `stack` and exits with 127. `flags` are those of clone(2), with the termination signal.
-/// fork(3) would wait for locks that other threads may hold.
+/// Starts a process that calls `prepare`, gets the dispositions `signals`, and executes `exec`. Sleeps until it has.
 ///
 /// # Safety
-/// `work` calls only async-signal-safe functions; with `CLONE_VM`, `flags` include `CLONE_VFORK`.
-pub(crate) unsafe fn clone<F: FnMut()>(flags: libc::c_int, stack: &mut [u8], mut work: F) -> nix::Result<Pid> {
+/// `prepare` calls only async-signal-safe functions.
+pub(crate) unsafe fn spawn(
+    exec: &Exec,
+    signals: &InheritedDispositions,
+    mut prepare: impl FnMut() -> nix::Result<()>,
+) -> std::result::Result<Pid, SpawnError> {
+    let mut result = Ok(());
+    let child = || {
+        let prepared = prepare().and_then(|()| signals.restore());
+        // It writes this into the memory that it shares with us until its exec.
+        result = Err(prepared.map_or_else(SpawnError::Prepare, |()| SpawnError::Exec(exec.run())));
+    };
+    // A handler that runs in the child would write into our pipe.
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).map_err(SpawnError::NoProcess)?;
+    // SAFETY: neither `restore` nor `run` calls anything else either.
+    let pid = unsafe { clone(child) };
+    let _ = mask.thread_set_mask(); // it fails for invalid arguments only
+    let pid = pid.map_err(SpawnError::NoProcess)?;
+    result.map(|()| pid).inspect_err(|_| {
+        let _ = waitpid(pid, None); // it has exited, and to reap our own child cannot fail
+    })
+}
+
+/// Starts a process that does `work` and exits with 127; sleeps until it has executed a program or exited. fork(3) would wait for locks
+/// that other threads may hold.
+///
+/// # Safety
+/// `work` calls only async-signal-safe functions.
+unsafe fn clone<F: FnMut()>(mut work: F) -> nix::Result<Pid> {
     extern "C" fn enter<F: FnMut()>(work: *mut libc::c_void) -> libc::c_int {
-        // SAFETY: the pointer that `clone` passes: into our copy of the memory, or our parent's while it sleeps.
+        // SAFETY: the pointer that `clone` passes, into the memory of our parent, which sleeps.
         unsafe { (*work.cast::<F>())() };
         127
     }
-    let work = (&raw mut work).cast();
+    // Large enough for a mapping of its own, of which only used pages take memory.
+    let mut stack = vec![0_u8; 256 * 1024];
     let end = stack.as_mut_ptr_range().end;
-    // SAFETY: see the function's own; the stack grows down from its end, which x86_64 and aarch64 want aligned to 16 bytes.
-    let pid = unsafe { libc::clone(enter::<F>, end.sub(end.addr() % 16).cast(), flags, work) };
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: with CLONE_VFORK we sleep until the child is done with the stack and with all that `work` borrows, and nobody else
+    // touches them; the stack grows down from its end, which x86_64 and aarch64 want aligned to 16 bytes.
+    let pid = unsafe { libc::clone(enter::<F>, end.sub(end.addr() % 16).cast(), flags, (&raw mut work).cast()) };
     Errno::result(pid).map(Pid::from_raw)
 }
 

@@ -12,13 +12,17 @@ use super::mount::{Mount, is_mount_point};
 /// Watched files.
 #[derive(Debug)]
 pub(crate) struct FileWatch {
-    /// Becomes readable at a change.
-    pub(crate) inotify: Option<Inotify>,
+    inotify: Option<Inotify>,
     /// Names that matter in the watched directories; none for all.
     names: Vec<OsString>,
     /// Time of the next [`take_changes`](Self::take_changes), if inotify does not see all changes.
-    pub(crate) poll_at: Option<Instant>,
+    poll_at: Option<Instant>,
+    /// Until then, notifications pile up: the last ones were about other files.
+    resting_until: Option<Instant>,
 }
+
+/// Rest after notifications about other files, so that a directory in which much happens wakes us ten times a second at most.
+const REST: Duration = Duration::from_millis(100);
 
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -40,15 +44,32 @@ impl FileWatch {
     fn new(names: Vec<OsString>, sees_all: impl FnOnce(&Inotify) -> bool) -> Self {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         let poll_at = (!inotify.as_ref().is_some_and(sees_all)).then(|| Instant::now() + POLL_INTERVAL);
-        Self { inotify, names, poll_at }
+        Self { inotify, names, poll_at, resting_until: None }
+    }
+
+    /// Becomes readable at a change; `None` during a rest.
+    pub(crate) fn inotify(&self) -> Option<&Inotify> {
+        let is_resting = self.resting_until.is_some_and(|until| Instant::now() < until);
+        self.inotify.as_ref().filter(|_| !is_resting)
+    }
+
+    /// Time of the next [`take_changes`](Self::take_changes), even if nothing becomes readable.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        [self.poll_at, self.resting_until].into_iter().flatten().min()
+    }
+
+    /// True if inotify does not see all changes.
+    pub(crate) fn is_polled(&self) -> bool {
+        self.poll_at.is_some()
     }
 
     /// Consumes all notifications. True if a file may have changed since the last call.
     pub(crate) fn take_changes(&mut self) -> bool {
-        let mut changed = false;
+        let (mut changed, mut is_told) = (false, false);
         // EAGAIN: no more.
         while let Some(Ok(events)) = self.inotify.as_ref().map(Inotify::read_events) {
             for event in events {
+                is_told = true;
                 changed |= match event.name {
                     Some(name) => self.names.is_empty() || self.names.contains(&name),
                     // The queue has overflowed; or the directory itself is moved or gone, and its successor is not watched.
@@ -59,6 +80,7 @@ impl FileWatch {
                 };
             }
         }
+        self.resting_until = (is_told && !changed).then(|| Instant::now() + REST);
         if self.poll_at.is_some_and(|at| at <= Instant::now()) {
             self.poll_at = Some(Instant::now() + POLL_INTERVAL);
             changed = true;
@@ -110,6 +132,20 @@ mod tests {
         assert!(changes.take_changes(), "gone");
         fs::create_dir(&file)?;
         assert!(changes.take_changes(), "a directory in its place");
+        Ok(())
+    }
+
+    #[test]
+    fn changes_of_other_files_are_followed_by_a_rest() -> std::io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("file");
+        let mut changes = FileWatch::of(std::slice::from_ref(&file));
+        assert!(changes.inotify().is_some() && changes.wake_at().is_none());
+        fs::write(dir.path().join("other"), "x")?;
+        assert!(!changes.take_changes());
+        assert!(changes.inotify().is_none() && changes.wake_at().is_some_and(|at| at <= Instant::now() + REST));
+        fs::write(&file, "x")?;
+        assert!(changes.take_changes() && changes.inotify().is_some(), "a rest loses nothing");
         Ok(())
     }
 

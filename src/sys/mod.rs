@@ -7,6 +7,7 @@ pub(crate) mod file_watch;
 pub(crate) mod fs;
 pub mod mount;
 pub(crate) mod pipe;
+pub(crate) mod priority;
 pub(crate) mod proc;
 pub mod signal;
 pub mod signal_pipe;

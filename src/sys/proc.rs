@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process;
@@ -21,12 +21,14 @@ use super::signal_table::{Signal, kill};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub(crate) pid: i32,
+    /// Name of its program, padded with NULs.
+    name: [u8; 15],
     /// `R`, `S`, `T` (stopped), `Z` (zombie) …
     pub(crate) state: u8,
     pub(crate) parent: i32,
     /// Process group.
     pub(crate) group: i32,
-    threads: u32,
+    pub(crate) threads: u32,
     /// Clock ticks from boot to its start. With the pid, it identifies one process for ever.
     pub(crate) start: u64,
 }
@@ -34,21 +36,31 @@ pub(crate) struct Stat {
 impl Stat {
     /// Reads the process `pid`, if it exists.
     pub(crate) fn read(pid: i32) -> Option<Self> {
-        Self::parse(pid, &fs::read(format!("/proc/{pid}/stat")).ok()?)
+        let mut line = [0; 1024];
+        let length = File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut line).ok()?;
+        Self::parse(pid, &line[..length])
     }
 
     /// Reads a line of the form `4711 (any (name) S 1 …`.
     fn parse(pid: i32, line: &[u8]) -> Option<Self> {
         // The name may hold anything, parentheses and newlines too; later fields do not.
-        let line = String::from_utf8_lossy(line);
-        let mut fields = line.rsplit_once(')')?.1.split_ascii_whitespace();
+        let start = line.iter().position(|byte| *byte == b'(')? + 1;
+        let end = line.iter().rposition(|byte| *byte == b')')?;
+        let mut name = [0; 15];
+        name.iter_mut().zip(line.get(start..end)?).for_each(|(to, from)| *to = *from);
+        let mut fields = str::from_utf8(&line[end + 1..]).ok()?.split_ascii_whitespace();
         let state = *fields.next()?.as_bytes().first()?;
         let parent = fields.next()?.parse().ok()?;
         let group = fields.next()?.parse().ok()?;
         // Fields 20 and 22 of proc(5); five are read, the pid and the name among them.
         let threads = fields.nth(14)?.parse().ok()?;
         let start = fields.nth(1)?.parse().ok()?;
-        Some(Self { pid, state, parent, group, threads, start })
+        Some(Self { pid, name, state, parent, group, threads, start })
+    }
+
+    /// Name of its program, of at most 15 bytes.
+    pub(crate) fn name(&self) -> String {
+        String::from_utf8_lossy(&self.name).trim_end_matches('\0').to_owned()
     }
 
     /// Identity of the process: pid and start.
@@ -81,6 +93,39 @@ impl Stat {
         let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         pids.filter_map(Self::read).collect()
     }
+}
+
+/// Links from parents to children: the lists of the kernel or, where it has none (CONFIG_PROC_CHILDREN), a look at all processes.
+#[derive(Debug)]
+pub(crate) struct Links(Option<Vec<Stat>>);
+
+impl Links {
+    pub(crate) fn read() -> Self {
+        Self((!Path::new("/proc/thread-self/children").exists()).then(Stat::all))
+    }
+
+    /// Pids of the children of `parent`, if it exists.
+    pub(crate) fn children(&self, parent: i32, has_one_thread: bool) -> Vec<i32> {
+        if let Some(all) = &self.0 {
+            return all.iter().filter(|stat| stat.parent == parent).map(|stat| stat.pid).collect();
+        }
+        let tasks = format!("/proc/{parent}/task");
+        if has_one_thread {
+            return children_of_thread(&format!("{tasks}/{parent}"));
+        }
+        let threads = fs::read_dir(tasks).into_iter().flatten().flatten();
+        threads.flat_map(|thread| children_of_thread(&thread.path().to_string_lossy())).collect()
+    }
+}
+
+/// Reads the list without the calls by which a file's size is found: a fork bomb does not wait.
+fn children_of_thread(thread: &str) -> Vec<i32> {
+    let Ok(mut file) = File::open(format!("{thread}/children")) else { return Vec::new() };
+    let (mut list, mut piece) = (Vec::new(), [0; 4096]);
+    while let Ok(length @ 1..) = file.read(&mut piece) {
+        list.extend_from_slice(&piece[..length]);
+    }
+    String::from_utf8_lossy(&list).split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 fn pidfd_send_signal(dir: &File, pid: i32, signal: Signal) -> nix::Result<()> {
@@ -182,11 +227,6 @@ pub(crate) fn boot_id() -> Option<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
 }
 
-/// True if the process `pid` runs a program of this name, of at most 15 bytes.
-pub(crate) fn is_named(pid: i32, name: &str) -> bool {
-    fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_ascii_end() == name.as_bytes())
-}
-
 /// Time since the start of the process `pid`.
 pub(crate) fn age(pid: i32) -> Option<Duration> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
@@ -212,8 +252,10 @@ mod tests {
         let rest = "S 17 4711 4711 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543 5832704";
         for name in ["sh", "a) R 1 (b", "((", "))", "", "x\ny", " "] {
             let line = format!("4711 ({name}) {rest}\n");
-            let expected = Stat { pid: 4711, state: b'S', parent: 17, group: 4711, threads: 1, start: 9_876_543 };
-            assert_eq!(Stat::parse(4711, line.as_bytes()), Some(expected), "{name:?}");
+            let stat = Stat::parse(4711, line.as_bytes()).expect("a whole line");
+            let expected =
+                Stat { pid: 4711, name: stat.name, state: b'S', parent: 17, group: 4711, threads: 1, start: 9_876_543 };
+            assert_eq!((stat, stat.name()), (expected, name.to_owned()));
         }
     }
 

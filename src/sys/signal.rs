@@ -12,8 +12,9 @@ use nix::errno::Errno;
 use nix::sys::prctl::set_dumpable;
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{SigSet as Mask, SigmaskHow, Signal as Named, raise, sigprocmask};
-use nix::unistd::{getpgid, getpgrp, getppid, getsid};
+use nix::unistd::{Pid, getpgid, getpgrp, getppid, getsid};
 
+use super::proc::{self, Stat};
 use super::signal_pipe::SignalSource;
 pub(crate) use super::signal_table::kill;
 use super::signal_table::{CHANGED, FAILED_WRITES, TERMINAL_STOPS};
@@ -117,16 +118,22 @@ pub(crate) fn spawn_with_signals_blocked<T: Send + 'static>(
 /// Signal that interrupts a thread; its default is to do nothing.
 const INTERRUPT: Named = Named::SIGURG;
 
-/// Makes the system call in which a thread of [`spawn_with_signals_blocked`] sleeps fail with EINTR, and waits until the thread has
-/// ended. A thread in an uninterruptible sleep, as on a dead NFS server, is left running.
-pub(crate) fn interrupt_thread<T>(thread: JoinHandle<T>) {
+/// Makes the system call in which threads of [`spawn_with_signals_blocked`] sleep fail with EINTR, and waits until they have ended.
+/// A thread in an uninterruptible sleep, as on a dead NFS server, is left running.
+pub(crate) fn interrupt_threads<T>(mut threads: Vec<JoinHandle<T>>) {
     extern "C" fn nothing(_: libc::c_int) {}
+    if threads.is_empty() {
+        return;
+    }
     let before = exchange(Signal::SIGURG, Some(&disposition(nothing as *const () as usize, 0)));
     for _ in 0..500 {
         // A signal that comes before the system call is lost, so it is repeated. An error means that the thread has ended.
-        let _ = pthread_kill(thread.as_pthread_t(), INTERRUPT);
+        for thread in &threads {
+            let _ = pthread_kill(thread.as_pthread_t(), INTERRUPT);
+        }
         thread::sleep(Duration::from_micros(200));
-        if thread.is_finished() {
+        threads.retain(|thread| !thread.is_finished());
+        if threads.is_empty() {
             break;
         }
     }
@@ -146,10 +153,13 @@ pub fn stop_for_job_control(source: SignalSource) {
     }
 }
 
-/// True if our parent is in our session and in another process group, as a shell that can continue us is.
+/// True if our process group is not orphaned: the parent of a process in it is in our session and in another group, as a shell is that
+/// can continue us. It need not be our own parent, where a script has started us.
 pub fn has_job_control_shell() -> bool {
-    let parent = getppid();
-    getsid(Some(parent)) == getsid(None) && getpgid(Some(parent)) != Ok(getpgrp())
+    let (group, session) = (getpgrp(), getsid(None));
+    let is_shell = |parent| getsid(Some(parent)) == session && getpgid(Some(parent)) != Ok(group);
+    let is_below_shell = |stat: &Stat| stat.group == group.as_raw() && !stat.is_dead() && is_shell(Pid::from_raw(stat.parent));
+    is_shell(getppid()) || (proc::is_of_our_pid_namespace() && Stat::all().iter().any(is_below_shell))
 }
 
 /// Name of a signal, as `SIGTERM`.

@@ -28,7 +28,8 @@ enum Kind {
 }
 
 /// Refreshes the token if that is due. `what`: `none`, `legacy` or `modern`, and behind it the step at which to stay for ever:
-/// `locked`, `posted`, `half` (the file is half-written), `saved`. Each step is printed as it is reached.
+/// `locked`, `posted`, `half` (the file is half-written), `saved`. `leave posted`: it fails at that step, as the real one does over a mistake in
+/// its arguments: the locks are removed, the owner's file is not. Each step is printed as it is reached.
 pub(crate) fn refresh(what: &str) -> io::Result<()> {
     let (kind, stay_at) = what.split_once(' ').unwrap_or((what, ""));
     let kind = match kind {
@@ -43,7 +44,7 @@ pub(crate) fn refresh(what: &str) -> io::Result<()> {
     if !is_due(&read(&file)?) {
         return super::say("fresh");
     }
-    let _locks = Locks::take(kind, &config_dir)?;
+    let mut locks = Locks::take(kind, &config_dir)?;
     steps.reach("locked")?;
     let mut credentials = read(&file)?;
     if !is_due(&credentials) {
@@ -58,6 +59,10 @@ pub(crate) fn refresh(what: &str) -> io::Result<()> {
         return Err(io::Error::other(tokens["error"].as_str().unwrap_or("no answer").to_owned()));
     }
     steps.reach("posted")?;
+    if stay_at == "leave posted" {
+        locks.owner = None;
+        return Err(io::Error::other("left in the midst of a refresh"));
+    }
     let life = Duration::from_secs(tokens["expires_in"].as_u64().unwrap_or_default());
     let login = &mut credentials["claudeAiOauth"];
     login["accessToken"] = tokens["access_token"].clone();
@@ -96,9 +101,11 @@ impl Steps<'_> {
     }
 }
 
+/// Directory of login and locks; an empty variable stands for `~/.claude`.
 fn config_dir() -> PathBuf {
-    env::var_os("CLAUDE_CONFIG_DIR")
-        .map_or_else(|| Path::new(&env::var_os("HOME").unwrap_or_default()).join(".claude"), PathBuf::from)
+    let named = ["CLAUDE_SECURESTORAGE_CONFIG_DIR", "CLAUDE_CONFIG_DIR"].into_iter().find_map(env::var_os);
+    let named = named.filter(|path| !path.is_empty()).map(PathBuf::from);
+    named.unwrap_or_else(|| Path::new(&env::var_os("HOME").unwrap_or_default()).join(".claude"))
 }
 
 fn api() -> io::Result<String> {

@@ -2,14 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::env::{Env, Running, binary, fake_claude, wait_until};
+use crate::env::{Env, Running, binary, fake_claude, needs_root, wait_until};
 
 fn dir(env: &Env) -> PathBuf {
     env.home().join(".claude/claude-run")
@@ -260,5 +260,50 @@ fn absurd_numbers_are_clamped() {
     for words in [&["status"][..], &["report"], &["report", "--since", "30000d"], &["events", "--since", "30000d"]] {
         let output = env.claude_run().args(words).output().expect("started");
         assert!(output.status.code() == Some(0) && output.stdout.len() < 32_000, "{words:?}: {output:?}");
+    }
+}
+
+#[test]
+fn lock_file_removed_under_a_run_is_trouble() {
+    let env = Env::new();
+    let one = env.start_fake(&["--label", "one"], "ready; hang");
+    one.ready();
+    fs::remove_file(env.lock_file()).expect("a lock file");
+    let trouble = || {
+        let status = env.claude_run().arg("status").assert().code(1);
+        String::from_utf8_lossy(&status.get_output().stdout).into_owned()
+    };
+    let expected = "the session lock was removed or replaced under one (pid ";
+    assert!(trouble().contains(expected));
+    let two = env.start_fake(&["--label", "two"], "ready; hang");
+    two.ready(); // beside the first
+    let seen = trouble();
+    assert!(seen.contains(expected) && !seen.contains("replaced under two"), "{seen}");
+}
+
+/// Root may run an agent once in a user's config dir, as by `docker exec`.
+#[test]
+fn records_of_root_belong_to_the_owner_of_the_config_dir() {
+    if !needs_root("a config dir of another user") {
+        return;
+    }
+    let env = Env::new();
+    fs::create_dir_all(env.config_dir()).expect("a config dir");
+    for dir in [env.path(""), env.home(), env.config_dir()] {
+        std::os::unix::fs::chown(dir, Some(1000), Some(1000)).expect("an owner");
+    }
+    env.claude_run().args(["--lock", "pass-through", "true"]).assert().code(0);
+    let records = env.config_dir().join("claude-run");
+    for file in [records.clone(), records.join("runs"), records.join("history.jsonl")] {
+        assert_eq!(fs::metadata(&file).expect("a file").uid(), 1000, "{}", file.display());
+    }
+    // Of one that was made before, it is said, and neither the mode nor the lock hides behind it.
+    std::os::unix::fs::chown(&records, Some(0), Some(0)).expect("an owner");
+    for (words, part) in [(&["status"][..], "held by        nobody"), (&["mode", "refresh"], "refresh is the lock mode now")] {
+        let mut command = env.command("setpriv");
+        command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]).arg(binary()).args(words);
+        let ended = Running::start(command).end();
+        let text = ended.stdout.join("\n");
+        assert!(ended.code() == 1 && text.contains(part) && text.contains("chown -R it"), "{words:?}: {ended:?}");
     }
 }

@@ -33,6 +33,28 @@ fn refresh_defers_signals_for_15_seconds_at_most() {
 }
 
 #[test]
+fn lock_for_a_refresh_that_never_comes_is_released() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    // One that has begun to refresh keeps it, and so does a margin that was raised on purpose.
+    let others = [Env::new(), Env::new()];
+    others.iter().for_each(|env| env.log_in(EXPIRED));
+    let begun = others[0].start_fake(&["--lock", "refresh"], "ready; hang");
+    begun.ready();
+    let raised = others[1].start_fake(&["--lock", "refresh", "--refresh-margin", "2h"], "ready; hang");
+    raised.ready();
+    let started = Instant::now();
+    let run = env.start_fake(&["--lock", "refresh", "-v"], "ready; hang");
+    run.ready();
+    fs::create_dir(sibling(&others[0])).expect("a lock");
+    wait_until("the start is over", || started.elapsed() > Duration::from_secs(3));
+    fs::remove_dir(sibling(&others[0])).expect("a lock");
+    while !run.message().contains("claude has not begun to refresh its token") {}
+    assert!(started.elapsed() >= Duration::from_secs(60) && !env.is_locked());
+    assert!(others.iter().all(Env::is_locked));
+}
+
+#[test]
 fn refresh_lock_is_waited_for_70_seconds_at_most() {
     let env = Env::new();
     env.log_in(EXPIRED);

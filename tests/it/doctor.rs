@@ -13,7 +13,7 @@ use crate::env::{Env, Running, binary, fake_claude, is_alive, wait_until};
 use crate::oauth::{EXPIRED, FRESH, age, mount_namespace};
 
 /// Healthy config dir, and a claude of `version`.
-fn healthy(version: &str) -> Env {
+pub(crate) fn healthy(version: &str) -> Env {
     let env = Env::new();
     env.log_in(FRESH);
     fs::set_permissions(env.config_dir(), Permissions::from_mode(0o700)).expect("a mode");
@@ -29,7 +29,7 @@ fn command(env: &Env) -> Command {
 }
 
 /// Exit code and report of doctor.
-fn doctor(env: &Env, prepare: impl for<'a> FnOnce(&'a mut Command) -> &'a mut Command) -> (i32, Value) {
+pub(crate) fn doctor(env: &Env, prepare: impl for<'a> FnOnce(&'a mut Command) -> &'a mut Command) -> (i32, Value) {
     let mut command = command(env);
     command.args(["doctor", "--json"]);
     prepare(&mut command);
@@ -44,7 +44,7 @@ fn examined(command: Command) -> (i32, Value) {
 }
 
 /// The worst finding of a check.
-fn worst<'a>(seen: &'a Value, check: &str) -> (&'a str, String) {
+pub(crate) fn worst<'a>(seen: &'a Value, check: &str) -> (&'a str, String) {
     let findings = seen["checks"].as_array().into_iter().flatten().filter(|finding| finding["check"] == check);
     let rank = |finding: &&Value| ["pass", "warning", "failure"].iter().position(|verdict| finding["verdict"] == **verdict);
     let worst = findings.max_by_key(rank).unwrap_or_else(|| panic!("no {check}: {seen}"));
@@ -55,7 +55,7 @@ fn worst<'a>(seen: &'a Value, check: &str) -> (&'a str, String) {
 }
 
 #[track_caller]
-fn expect((code, seen): (i32, Value), check: &str, verdict: &str, what: &str) {
+pub(crate) fn expect((code, seen): (i32, Value), check: &str, verdict: &str, what: &str) {
     let (found, text) = worst(&seen, check);
     assert!(found == verdict && text.contains(what), "{check}: {seen:#}");
     let is_failure = seen["failures"].as_u64().is_some_and(|failures| failures > 0);
@@ -75,6 +75,7 @@ fn healthy_setup_passes_and_nothing_is_left() {
         "fleet",
         "session lock",
         "refresh locks",
+        "storage",
         "login",
         "claude",
         "settings",
@@ -88,7 +89,7 @@ fn healthy_setup_passes_and_nothing_is_left() {
     let mut text = command(&env);
     text.arg("doctor");
     let ended = Running::start(text).end();
-    assert_eq!(ended.stdout.last().map(String::as_str), Some("0 failures, 0 warnings in 11 checks"));
+    assert_eq!(ended.stdout.last().map(String::as_str), Some("0 failures, 0 warnings in 12 checks"));
     assert!(!ended.stdout.join("").contains("at-0") && !seen.to_string().contains("rt-0"), "never a token");
 }
 
@@ -113,7 +114,7 @@ fn config_dir_is_checked() {
 }
 
 /// doctor in a mount namespace in which `mounts` were made first, by a shell.
-fn in_namespace(env: &Env, mounts: &str, config_dir: &std::path::Path) -> Option<(i32, Value)> {
+pub(crate) fn in_namespace(env: &Env, mounts: &str, config_dir: &std::path::Path) -> Option<(i32, Value)> {
     let mut unshare = command(env);
     let mut inner = Command::new("unshare");
     inner.arg(mount_namespace()?).args(["sh", "-ec", &format!("{mounts}; exec \"$@\""), "sh"]).arg(binary());
@@ -193,7 +194,7 @@ fn runs_with_another_lock_or_parent_dir_are_found() {
 }
 
 /// Waits for the records, which may be written after `ready`.
-fn expect_records(env: &Env, count: usize) {
+pub(crate) fn expect_records(env: &Env, count: usize) {
     let is_record = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "json");
     let records = || fs::read_dir(env.config_dir().join("claude-run/runs"));
     wait_until("all records are there", || records().is_ok_and(|all| all.flatten().filter(is_record).count() == count));
@@ -271,7 +272,7 @@ fn login_is_checked() {
     mode(0o600);
     fs::rename(&file, env.path("elsewhere")).expect("a file");
     symlink(env.path("elsewhere"), &file).expect("a link");
-    expect(doctor(&env, |doctor| doctor), "login", "warning", "is a symlink");
+    expect(doctor(&env, |doctor| doctor), "storage", "failure", "is a symlink");
     fs::remove_file(&file).expect("a link");
     expect(doctor(&env, |doctor| doctor), "login", "failure", "there is no login");
     expect(doctor(&env, |doctor| doctor.env("ANTHROPIC_API_KEY", "sk-x")), "login", "pass", "an API key");

@@ -109,6 +109,37 @@ fn overlapping_refreshes_are_bad_even_if_resolved() {
 }
 
 #[test]
+fn lost_login_is_bad_until_a_refresh_succeeds_again() {
+    for name in [
+        "tengu_oauth_refresh_token_marked_dead_invalid_grant",
+        "tengu_oauth_refresh_token_cleared_on_disk",
+        "tengu_oauth_tokens_save_failed",
+    ] {
+        let env = Env::new();
+        write(&env, "s", &[refresh("starting", 1, "s"), refresh("failure", 2, "s"), event(name, 2, "s")]);
+        let seen = seen(&env, 1);
+        assert!(seen["why"].as_str().is_some_and(|why| why.starts_with("bad: the login was lost")), "{name}: {seen}");
+        assert!(seen["advice"][0].as_str().is_some_and(|advice| advice.contains("log in again")), "{seen}");
+        write(&env, "t", &[refresh("starting", 90, "t"), refresh("success", 91, "t")]);
+        assert_eq!(self::seen(&env, 0)["verdict"], "healthy", "{name}");
+    }
+    let env = Env::new();
+    write(&env, "s", &[event("tengu_oauth_refresh_token_legacy_lock_contended", 2, "s")]);
+    assert_eq!(seen(&env, 0)["windows"][0]["retries"], 1);
+    write(&env, "s", &[event("tengu_oauth_token_refresh_compromised_cas_mismatch", 2, "s")]);
+    assert_eq!(seen(&env, 1)["verdict"], "bad");
+}
+
+#[test]
+fn endless_line_hides_nothing_behind_it() {
+    let env = Env::new();
+    let long = event("tengu_other", 0, &"x".repeat(20 << 20));
+    write(&env, "s", &[refresh("lock_retry", 1, "s"), long, refresh("lock_error", 2, "s")]);
+    let seen = seen(&env, 1);
+    assert_eq!((&seen["skipped"], &seen["broken"][0]["name"]), (&1.into(), &"lock_error".into()), "{seen}");
+}
+
+#[test]
 fn malformed_files_are_read_as_far_as_possible() {
     let env = Env::new();
     let long = event(&"x".repeat(100_000), 0, "s");

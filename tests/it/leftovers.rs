@@ -5,21 +5,23 @@ use std::os::unix::process::CommandExt;
 
 use nix::sys::signal::Signal;
 
-use crate::env::{Env, Running, binary, can_unshare, fake_claude, is_alive, needs_root, state, wait_until, wait_until_exec};
+use crate::env::{
+    Env, Running, binary, can_unshare, fake_claude, is_alive, needs, needs_root, state, wait_until, wait_until_exec,
+};
 
 /// Shell that prints the pid of each background process it starts.
-fn shell(env: &Env, options: &[&str], script: &str) -> Running {
+pub(crate) fn shell(env: &Env, options: &[&str], script: &str) -> Running {
     env.start(options.iter().copied().chain(["--", "bash", "-c", script]))
 }
 
 /// Shell words that wait for [`go`].
-const UNTIL_GO: &str = "until [ -e go ]; do sleep 0.01; done";
+pub(crate) const UNTIL_GO: &str = "until [ -e go ]; do sleep 0.01; done";
 
-fn go(env: &Env) {
+pub(crate) fn go(env: &Env) {
     std::fs::write(env.path("go"), "").expect("a file");
 }
 
-fn pid(running: &Running) -> i32 {
+pub(crate) fn pid(running: &Running) -> i32 {
     running.line().parse().expect("a pid")
 }
 
@@ -87,7 +89,7 @@ fn kept_leftovers_live_and_hold_no_lock() {
 fn fork_bomb_of_leftovers_is_ended() {
     let env = Env::new();
     // Each one starts its successor and dies, faster than one look at /proc: only a second look finds the last.
-    let script = "hop() { local n=$1; echo >>hops; [ $n -gt 0 ] && (trap '' TERM; hop $((n-1)) &) ; }; for i in 1 2 3 4; do hop 200 & done; setsid sleep 600 & echo $!; exit 0";
+    let script = "hop() { local n=$1; echo >>hops; [ $n -gt 0 ] && (trap '' TERM; hop $((n-1)) &) ; }; for i in 1 2 3 4; do hop 200 & done; setsid sleep 600 & echo $!; until [ -s hops ]; do sleep 0.01; done; exit 0";
     let run = shell(&env, &["--kill-after", "0.3"], script);
     let left = pid(&run);
     let ended = run.end();
@@ -298,22 +300,13 @@ fn endless_fork_chain_is_ended() {
     assert!(!env.is_locked() && env.processes().is_empty(), "{child}: {ended:?}");
 }
 
-#[test]
-fn descendants_get_term_before_any_kill() {
-    let env = Env::new();
-    // bash runs its trap only when its foreground child has ended.
-    let script =
-        "trap 'echo cleanup; exit 3' TERM; (trap 'echo tool; exit' TERM; echo ready; while :; do sleep 0.01; done); true";
-    for second in [false, true] {
-        let run = shell(&env, &["--kill-after", if second { "1h" } else { "4" }], script);
-        run.expect_line("ready");
-        run.signal(Signal::SIGTERM);
-        if second {
-            run.term_again();
+/// Waits until claude-run says that it has sent TERM to the leftovers.
+pub(crate) fn expect_leftovers(run: &Running) -> String {
+    loop {
+        let message = run.message();
+        if message.contains("sending them TERM") {
+            return message;
         }
-        run.expect_line("tool");
-        run.expect_line("cleanup");
-        assert_eq!(run.end().code(), 3, "{second}");
     }
 }
 
@@ -330,4 +323,55 @@ fn leftover_with_another_environment_is_ended() {
     assert_eq!(run.end().code(), 3);
     assert!(is_alive(stranger) && !is_alive(own));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(stranger), Signal::SIGKILL).expect("it lives");
+}
+
+#[test]
+fn leftovers_are_named_when_they_are_ended() {
+    let env = Env::new();
+    let run = shell(&env, &[], &format!("sleep 600 & echo $!; sleep 600 & echo $!; {UNTIL_GO}; exit 4"));
+    (0..2).for_each(|_| wait_until_exec(pid(&run), "sleep"));
+    go(&env);
+    let message = expect_leftovers(&run);
+    assert!(message.contains(": 2 sleep;") && !message.contains("claude's session"), "{message}");
+    assert_eq!(run.end().code(), 4);
+}
+
+#[test]
+fn claude_in_the_background_is_named_ended_or_kept() {
+    for (leftovers, expected) in
+        [("kill", "behind: claude; sending them TERM; --leftovers keep"), ("keep", "without the session lock")]
+    {
+        let env = Env::new();
+        std::os::unix::fs::symlink(fake_claude(), env.path("claude")).expect("a link");
+        let script = format!("setsid ./claude -p 'ready; hang' & {UNTIL_GO}; exit 4");
+        let run = shell(&env, &["--leftovers", leftovers], &script);
+        let [claude, ..] = run.ready();
+        go(&env);
+        let message = run.message();
+        assert!(message.contains(expected), "{message}");
+        assert_eq!(run.end().code(), 4);
+        assert_eq!(is_alive(claude), leftovers == "keep");
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(claude), Signal::SIGKILL);
+    }
+}
+
+#[test]
+fn leftover_in_an_uninterruptible_sleep_frees_the_lock() {
+    if !needs("bindfs") || !can_unshare("-rmupf") {
+        return;
+    }
+    let env = Env::new();
+    let mut unshare = env.command("unshare");
+    // One file system on another, whose server is stopped: the first waits for the second, and whoever waits for the first cannot be
+    // killed. All of them end with the PID namespace.
+    let script = r#"mount -t proc proc /proc && mkdir base below above && echo text >base/file && bindfs base below &&
+        server=$(pidof bindfs) && bindfs below above && kill -STOP $server && "$0" --kill-after 0.1 -- bash -c "$1"; echo code $?
+        flock -n "$HOME/.claude/session.lock" echo free"#;
+    let child =
+        "cat above/file & until grep -q ^cat /proc/$!/comm && grep -q '^[0-9]' /proc/$!/syscall; do sleep 0.01; done; exit 4";
+    unshare.args(["-rmupf", "--kill-child", "bash", "-c", script]).arg(binary()).arg(child);
+    let ended = Running::start(unshare).end();
+    assert_eq!(ended.stdout, ["code 4", "free"], "{ended:?}");
+    let message = ended.stderr_text();
+    assert!(message.contains("KILL does not end") && message.contains("cat ") && message.contains("(state D)"), "{ended:?}");
 }

@@ -184,7 +184,7 @@ fn quiet_run_says_nothing_of_a_busy_lock() {
         assert_eq!((ended.code(), ended.stdout.len(), ended.stderr.len()), (75, 0, 0), "{ended:?}");
     }
     let ended = env.start(["--wait", "0", "touch", "started"]).end();
-    assert!(ended.stderr_text().contains("is held by a process without a run record: pid "), "{ended:?}");
+    assert!(ended.stderr_text().contains("is held by flock (pid "), "{ended:?}");
     assert!(!env.path("started").exists());
 }
 

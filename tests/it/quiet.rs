@@ -89,3 +89,24 @@ fn no_process_wakes_up_once_in_five_seconds() {
     std::thread::sleep(Duration::from_secs(5)); // the very time in which nothing may happen
     assert_eq!(processes.iter().map(|pid| switches(*pid)).collect::<Vec<_>>(), before);
 }
+
+#[test]
+fn busy_config_dir_seldom_wakes_a_waiter() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let _holder = env.hold_lock();
+    let waiter = env.start(["--lock", "refresh", "true"]);
+    assert!(waiter.message().contains("waiting"));
+    let before = settled_switches(waiter.pid());
+    let started = std::time::Instant::now();
+    for number in 0..2000 {
+        fs::write(env.config_dir().join(format!("other-{}", number % 10)), "").expect("a file");
+        std::thread::sleep(Duration::from_millis(1)); // changes, not one change
+    }
+    let tenths = started.elapsed().as_millis() as u64 / 100;
+    let woken = settled_switches(waiter.pid()) - before;
+    // To wake and to sleep again is a switch each, and a rest begins and ends.
+    assert!(woken <= 4 * (tenths + 10), "{woken} switches in {tenths} tenths of a second");
+    env.log_in(crate::oauth::FRESH);
+    assert!(waiter.message().contains("need not wait"));
+}

@@ -50,6 +50,28 @@ fn agents_with_bind_mounted_dirs_refresh_once() {
     }
 }
 
+/// Without a lock in common, they would refresh at once in mid-run, or when a token is refused.
+#[test]
+fn old_claude_in_a_mounted_dir_holds_the_lock_throughout() {
+    for (version, is_held) in [("2.1.126", true), ("2.1.128", false)] {
+        let env = Env::new();
+        env.log_in(FRESH);
+        let Some(flags) = mount_namespace() else { return };
+        let claude =
+            env.script(&format!("versions/{version}"), &format!("#!/bin/sh\nexec {} \"$@\"\n", fake_claude().display()));
+        let mut container = env.command("unshare");
+        container.args([flags, "sh", "-ec", r#"mount --bind "$0" "$0"; exec "$@""#]).arg(env.config_dir()).arg(binary());
+        container.args(["--lock", "refresh", "--claude"]).arg(claude).args(["--", "-p", "ready; on TERM exit 0; hang"]);
+        let run = Running::start(container);
+        run.ready();
+        assert_eq!(env.is_locked(), is_held, "{version}");
+        if is_held {
+            let message = run.message();
+            assert!(message.contains("is a mount point") && message.contains("as in exclusive mode"), "{message}");
+        }
+    }
+}
+
 #[test]
 fn exclusive_agents_refresh_once_and_never_overlap() {
     for kind in KINDS {
@@ -250,9 +272,43 @@ fn login_without_refreshes_needs_no_lock() {
         run(variable, "1").code(75);
     }
     run("CLAUDE_CODE_OAUTH_TOKEN", "1").code(0).stderr("");
+    // Blank, or emptied by claude's settings, it is none.
+    run("CLAUDE_CODE_OAUTH_TOKEN", " ").code(75);
+    let settings = env.config_dir().join("settings.json");
+    fs::write(&settings, r#"{"env":{"CLAUDE_CODE_OAUTH_TOKEN":""}}"#).expect("settings");
+    run("CLAUDE_CODE_OAUTH_TOKEN", "1").code(75);
+    fs::write(&settings, r#"{"env":{"CLAUDE_CODE_OAUTH_TOKEN":1}}"#).expect("settings");
+    run("X", "1").code(0).stderr("");
+    fs::remove_file(settings).expect("settings");
     fs::remove_file(env.credentials()).expect("a file");
     fs::write(env.config_dir().join("settings.json"), r#"{"apiKeyHelper":"/bin/key"}"#).expect("settings");
     run("X", "1").code(0).stderr("");
+}
+
+#[test]
+fn claude_that_refreshes_nothing_needs_no_lock() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let _holder = env.hold_lock();
+    let claude = |version: &str| env.script(&format!("versions/{version}"), "#!/bin/sh\n");
+    for (version, variable, words, code) in [
+        ("2.1.84", "X", &["--bare"][..], 0),
+        ("2.1.330", "X", &["--bare"], 0),
+        ("2.1.330", "X", &["--", "--bare"], 75),
+        ("2.1.330", "CLAUDE_CODE_SIMPLE", &[], 0),
+        ("2.1.330", "CLAUDE_CODE_USE_BEDROCK", &[], 0),
+        ("2.1.330", "X", &[r#"--settings={"env":{"CLAUDE_CODE_USE_VERTEX":true}}"#], 0),
+        ("2.1.177", "CLAUDE_CODE_USE_BEDROCK", &[], 75),
+        ("unknown", "CLAUDE_CODE_USE_BEDROCK", &[], 75),
+        ("2.1.330", "ANTHROPIC_API_KEY", &[], 75),
+    ] {
+        let mut run = env.claude_run();
+        run.env(variable, "1")
+            .args(["--lock", "refresh", "--wait", "0", "--claude"])
+            .arg(claude(version))
+            .args(["--", "-p", "x"]);
+        run.args(words).assert().code(code);
+    }
 }
 
 #[test]

@@ -61,16 +61,20 @@ fn lock_of_a_dead_owner_is_waited_for_until_stale() {
     assert!(started.elapsed() >= Duration::from_millis(3_500), "not before it is stale");
 }
 
+/// The older versions take theirs over after 10 s, the newer ones after 60 s.
 #[test]
-fn older_lock_is_waited_for_until_stale() {
-    let env = Env::new();
-    env.log_in(EXPIRED);
-    fs::create_dir(sibling(&env)).expect("a lock");
-    let started = Instant::now();
-    age(&sibling(&env), 6);
-    let ended = env.start(["--lock", "refresh", "true"]).end();
-    assert!(ended.code() == 0 && ended.stderr_text().contains("a refresh is under way"), "{ended:?}");
-    assert!(started.elapsed() >= Duration::from_millis(3_500), "not before it is stale");
+fn older_lock_is_waited_for_by_the_claude_version() {
+    for (version, age_at_start) in [("2.1.84", 6), ("2.1.330", 56), ("unknown", 56)] {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let claude = env.script(&format!("versions/{version}"), "#!/bin/sh\n");
+        fs::create_dir(sibling(&env)).expect("a lock");
+        let started = Instant::now();
+        age(&sibling(&env), age_at_start);
+        let ended = env.start(["--lock", "refresh", "--claude", &claude.to_string_lossy()]).end();
+        assert!(ended.code() == 0 && ended.stderr_text().contains("a refresh is under way"), "{version}: {ended:?}");
+        assert!(started.elapsed() >= Duration::from_millis(3_500), "{version}: not before it is stale");
+    }
 }
 
 #[test]

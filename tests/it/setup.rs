@@ -630,12 +630,10 @@ fn env_file_is_looked_at_before_any_change() {
     let name = file.to_string_lossy().into_owned();
     place.refuses(&["--env-file", &format!("{name}/none/x")], "No such file");
     symlink(place.env.path("nonesuch"), &file).expect("a link");
-    place.refuses(&["--env-file", &name], "a link that leads nowhere");
+    place.refuses(&["--env-file", &name], "is a link");
     fs::remove_file(&file).expect("a link");
     nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     place.refuses(&["--env-file", &name], "it is no regular file");
-    symlink(&file, place.env.path("to-fifo")).expect("a link");
-    place.refuses(&["--env-file", &place.env.path("to-fifo").to_string_lossy()], "it is no regular file");
     let lines = place.env.path("two\nlines").to_string_lossy().into_owned();
     fs::remove_file(&file).expect("a FIFO");
     place.refuses(&["--shared-dir", &lines, "--env-file", &name], "cannot be written into an env file");
@@ -643,7 +641,7 @@ fn env_file_is_looked_at_before_any_change() {
         symlink(place.env.path("plain"), &file).expect("a link");
         fs::write(place.env.path("plain"), "").expect("a file");
         std::os::unix::fs::lchown(&file, Some(65534), None).expect("an owner");
-        place.refuses(&["--env-file", &name], "it is a link of uid 65534");
+        place.refuses(&["--env-file", &name], "is a link");
     }
     // A settings file that leads to a device is not replaced, either.
     nix::unistd::mkfifo(&place.env.path("device"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
@@ -705,4 +703,38 @@ fn term_ends_the_wait_and_nothing_is_moved() {
     let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).expect("a process");
     kill(children.trim().parse().map(Pid::from_raw).expect("a child"), Signal::SIGTERM).expect("a signal");
     assert_eq!(waiting.end().code(), 143);
+}
+
+#[test]
+fn shared_dir_of_others_is_refused() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    let before = place.content();
+    fs::create_dir(&place.shared).expect("a directory");
+    let mode = |mode| fs::set_permissions(&place.shared, Permissions::from_mode(mode)).expect("a mode");
+    mode(0o777);
+    place.refuses(&["--yes"], "can be written by everybody");
+    mode(0o755);
+    if nix::unistd::geteuid().is_root() {
+        std::os::unix::fs::chown(&place.shared, Some(1000), None).expect("an owner");
+        place.refuses(&["--yes"], "belongs to uid 1000");
+        std::os::unix::fs::chown(&place.shared, Some(0), None).expect("an owner");
+    }
+    assert_eq!(place.content(), before);
+    place.setup(&["--yes"], 0);
+}
+
+#[test]
+fn env_file_that_is_a_link_or_of_others_is_refused() {
+    let place = Place::on_one_file_system();
+    let target = place.env.path("target");
+    fs::write(&target, "A=1\n").expect("a file");
+    let link = place.env.path("link");
+    symlink(&target, &link).expect("a link");
+    place.refuses(&["--env-file", &link.to_string_lossy()], "is a link");
+    if nix::unistd::geteuid().is_root() {
+        std::os::unix::fs::chown(&target, Some(1000), None).expect("an owner");
+        place.refuses(&["--env-file", &target.to_string_lossy()], "belongs to uid 1000");
+    }
+    assert_eq!(fs::read_to_string(&target).expect("a file"), "A=1\n");
 }

@@ -14,14 +14,14 @@ use nix::pty::{Winsize, openpty};
 use nix::unistd::setsid;
 use wait_timeout::ChildExt;
 
-use crate::env::{CEILING, Env, binary, fake_claude, is_alive, shell_code, state, wait_until};
+use crate::env::{CEILING, Env, binary, fake_claude, is_alive, shell_code, wait_until};
 
 /// Process that leads a session on a pseudo-terminal, as a login shell does.
 pub(crate) struct OnTerminal {
     child: Child,
     keyboard: File,
     screen: Receiver<String>,
-    seen: Vec<String>,
+    pub(crate) seen: Vec<String>,
     /// All that has been shown, lines that may go on included.
     shown: Arc<Mutex<Vec<u8>>>,
 }
@@ -134,7 +134,7 @@ impl Drop for OnTerminal {
 }
 
 /// `claude-run` with the fake going through `steps`, as a line for a shell.
-fn line(steps: &str) -> String {
+pub(crate) fn line(steps: &str) -> String {
     format!("'{}' --claude '{}' -- -p '{steps}'", binary().display(), fake_claude().display())
 }
 
@@ -151,70 +151,6 @@ fn ctrl_c_from_a_script_reaches_the_child_once() {
     assert_eq!(terminal.count("signal INT"), 1);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).expect("it lives");
     terminal.shows("code 137");
-}
-
-#[test]
-fn ctrl_c_ctrl_z_and_fg_work_in_a_shell() {
-    let env = Env::new();
-    let mut command = env.command("bash");
-    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
-    let mut terminal = OnTerminal::start(command);
-    terminal.types(&format!("{}; echo code $?\n", line("signals; ready; hang")));
-    let [child, supervisor, group, _] = terminal.ready();
-    assert_eq!(group, supervisor, "the child stays in the group that the shell has made for us");
-    terminal.types("\x03");
-    terminal.shows("signal INT");
-    terminal.types("\x1a");
-    terminal.shows("Stopped");
-    wait_until("both are stopped", || [child, supervisor].into_iter().all(|pid| state(pid) == Some('T')));
-    terminal.types("fg\n");
-    terminal.shows("signal CONT");
-    wait_until("both run", || [child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
-    assert_eq!((terminal.count("signal INT"), terminal.count("signal CONT")), (1, 1));
-    terminal.types("\x1c");
-    terminal.shows("signal QUIT");
-    assert_eq!(terminal.count("signal QUIT"), 1);
-    assert!(is_alive(child), "what the QUIT key means is the child's affair");
-    terminal.types("\x1a");
-    terminal.shows("Stopped");
-    terminal.types("kill %1; fg\n");
-    wait_until("it has ended", || !is_alive(child) && !is_alive(supervisor));
-    terminal.types("exit\n");
-    terminal.ends();
-}
-
-#[test]
-fn background_job_can_be_brought_to_the_foreground() {
-    let env = Env::new();
-    let mut command = env.command("bash");
-    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
-    let mut terminal = OnTerminal::start(command);
-    terminal.types(&format!("{} &\n", line("ready; read; exit 0")));
-    let [child, supervisor, ..] = terminal.ready();
-    wait_until("it is stopped, since it reads", || state(child) == Some('T'));
-    assert_ne!(state(supervisor), Some('T'), "a watchdog is not stopped");
-    terminal.types("fg\n");
-    wait_until("it runs", || state(child) != Some('T'));
-    terminal.types("word\n\x04");
-    terminal.shows("read 5");
-    wait_until("it has ended", || !is_alive(supervisor));
-    terminal.types("exit\n");
-    terminal.ends();
-}
-
-#[test]
-fn background_job_that_wants_the_terminal_has_limits() {
-    let env = Env::new();
-    for (prepare, steps) in [(":", "ready; read; hang"), ("stty tostop", "hang")] {
-        let mut command = env.command("bash");
-        command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
-        let mut terminal = OnTerminal::start(command);
-        let run = line(steps).replacen(" -- ", " --timeout 1 -v -- ", 1);
-        terminal.types(&format!("{prepare}; {run} & wait $!; echo code $?\n"));
-        terminal.shows("code 124");
-        terminal.types("exit\n");
-        terminal.ends();
-    }
 }
 
 #[test]
@@ -236,40 +172,6 @@ fn ctrl_c_ends_a_shell_loop_around_claude_run() {
         assert_eq!((terminal.count("code"), terminal.count("gone on")), (0, 0));
         holder.iter_mut().for_each(|holder| holder.close_stdin());
     }
-}
-
-#[test]
-fn ctrl_z_without_job_control_stops_nothing() {
-    let env = Env::new();
-    let mut command = env.command("sh");
-    // Its stdin is elsewhere, so that the child has a group of its own; and there is no shell above.
-    let script = r#"exec "$0" --claude "$1" -- -p 'signals; ready; hang' </dev/null"#;
-    command.args(["-c", script]).arg(binary()).arg(fake_claude());
-    let mut terminal = OnTerminal::start(command);
-    let [child, supervisor, group, _] = terminal.ready();
-    assert_ne!(group, supervisor);
-    terminal.types("\x1a");
-    terminal.types("\x03");
-    terminal.shows("signal INT");
-    assert!([child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).expect("it lives");
-    assert_eq!(terminal.ends(), 137);
-}
-
-#[test]
-fn self_stopped_child_returns_the_terminal() {
-    let env = Env::new();
-    let mut command = env.command("bash");
-    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
-    let mut terminal = OnTerminal::start(command);
-    terminal.types(&format!("{}\n", line("ready; die TSTP; say back; exit 0")));
-    let [_, supervisor, ..] = terminal.ready();
-    terminal.shows("Stopped");
-    terminal.types("fg\n");
-    terminal.shows("back");
-    wait_until("it has ended", || !is_alive(supervisor));
-    terminal.types("exit\n");
-    terminal.ends();
 }
 
 #[test]
@@ -372,7 +274,7 @@ fn waiter_shows_one_live_line() {
     command.args(["--wait", "1h", "--", "touch", "started"]);
     let mut terminal = OnTerminal::start(command);
     wait_until("it is in the kernel's queue", || env.waiters() == 1);
-    terminal.expect_seconds(", 1st of 1; held by pid ");
+    terminal.expect_seconds(", 1st of 1; held by flock (pid ");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
     terminal.count("");

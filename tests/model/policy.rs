@@ -21,6 +21,12 @@ const RESULT_GRACE: Duration = Duration::from_secs(5);
 const TASK_GRACE: Duration = Duration::from_secs(10);
 const KILL_GRACE: Duration = Duration::from_secs(4);
 
+/// Longest time from the child's TERM to that of the rest of its tree.
+const REST_DELAY: Duration = Duration::from_millis(2500);
+
+/// Between the TERM and the KILL of whoever has come after the others had their TERM.
+const SHORT_GRACE: Duration = Duration::from_secs(1);
+
 /// Where time ends. By then everything has been over for long.
 const END: Duration = Duration::from_secs(90);
 
@@ -45,9 +51,17 @@ enum Below {
     OutOfReach,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Newcomer {
+    None,
+    WithoutTerm,
+    TermAt(Duration),
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
     policy: Policy,
+    leftovers: Leftovers,
     now: Duration,
     child: Life,
     below: Below,
@@ -55,6 +69,8 @@ struct World {
     term_at: Option<Duration>,
     /// Those below it have been sent one.
     rest_has_term: bool,
+    /// One of them has been started since.
+    newcomer: Newcomer,
     hung_up: bool,
     was_stopped: bool,
     /// Since when the child is silent, and not stopped.
@@ -90,6 +106,7 @@ enum Step {
     ChildStops,
     ChildContinues,
     LeftoverEnds,
+    LeftoverForks,
     RefreshBegins,
     RefreshEnds,
     LoseLock,
@@ -120,11 +137,13 @@ impl World {
         };
         Self {
             policy: Policy::new(config, *START),
+            leftovers: shape.leftovers,
             now: Duration::ZERO,
             child: Life::Running,
             below: shape.below,
             term_at: None,
             rest_has_term: false,
+            newcomer: Newcomer::None,
             hung_up: false,
             was_stopped: false,
             quiet_since: Duration::ZERO,
@@ -168,12 +187,14 @@ impl World {
     fn act(&mut self, action: Action) {
         let over = self.policy.result().is_some();
         self.ensure(!over || matches!(action, Action::Log(_) | Action::Stop(_)), "nothing is done after the end");
-        if let Action::SignalChild(signal) | Action::SignalTree(signal) = action
-            && matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGKILL)
-        {
-            let patient = self.deferred_since.is_some_and(|since| self.now >= since + MAX_DEFERRAL);
-            self.ensure(self.refresh_since.is_none() || patient, "a refresh is spared for 15 s");
-        }
+        let ends_processes = match action {
+            Action::SignalChild(signal) | Action::SignalTree(signal) => {
+                matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGKILL)
+            }
+            action => action == Action::KillTerminated,
+        };
+        let patient = self.deferred_since.is_some_and(|since| self.now >= since + MAX_DEFERRAL);
+        self.ensure(!ends_processes || self.refresh_since.is_none() || patient, "a refresh is spared for 15 s");
         match action {
             Action::SignalChild(signal) => {
                 self.ensure(self.child != Life::Dead, "a child that has ended is not signalled");
@@ -185,19 +206,19 @@ impl World {
                 }
             }
             Action::SignalTree(Signal::SIGKILL) => {
-                if self.lives() {
-                    self.kill_child();
+                let is_over = match self.newcomer {
+                    Newcomer::None => true,
+                    Newcomer::WithoutTerm => self.below != Below::Somebody,
+                    Newcomer::TermAt(at) => self.now >= at + SHORT_GRACE || self.terms > 1,
+                };
+                self.ensure(is_over, "a newcomer gets TERM, and a second to follow it");
+                self.kill_tree(true);
+            }
+            Action::KillTerminated => {
+                if self.newcomer == Newcomer::WithoutTerm {
+                    self.newcomer = Newcomer::TermAt(self.now);
                 }
-                self.ensure(self.below == Below::Nobody || self.rest_has_term, "nobody gets KILL without a TERM before it");
-                self.kill_at = self.kill_at.or(Some(self.now));
-                // Whom it reaches is gone at once, and the kernel tells.
-                let had_somebody = self.below == Below::Somebody;
-                if had_somebody {
-                    self.below = Below::Nobody;
-                }
-                if had_somebody && self.child == Life::Dead {
-                    self.happens(Input::TreeChanged(self.tree()));
-                }
+                self.kill_tree(self.newcomer == Newcomer::None);
             }
             Action::SignalTree(_) => {
                 self.rest_has_term = true;
@@ -217,6 +238,23 @@ impl World {
                 self.happens(Input::Refresh { in_progress });
             }
             Action::Stop(_) | Action::Report | Action::Log(_) => {}
+        }
+    }
+
+    fn kill_tree(&mut self, is_whole: bool) {
+        let is_first = self.kill_at.is_none();
+        self.kill_at = self.kill_at.or(Some(self.now));
+        if self.lives() {
+            self.kill_child();
+        }
+        self.ensure(self.below == Below::Nobody || self.rest_has_term, "nobody gets KILL without a TERM before it");
+        // Whom it reaches is gone at once, and the kernel tells.
+        let had_somebody = self.below == Below::Somebody;
+        if had_somebody && is_whole {
+            self.below = Below::Nobody;
+        }
+        if had_somebody && (is_whole || is_first) && self.child == Life::Dead {
+            self.happens(Input::TreeChanged(self.tree()));
         }
     }
 
@@ -284,6 +322,7 @@ impl World {
                     self.happens(Input::TreeChanged(TreeState::Empty));
                 }
             }
+            Step::LeftoverForks => self.newcomer = Newcomer::WithoutTerm,
             Step::RefreshBegins => {
                 self.refresh_since = Some(self.now);
                 self.had_refresh = true;
@@ -309,6 +348,9 @@ impl World {
         }
         let stopped = self.child == Life::Stopped && !self.policy.is_deferring();
         self.ensure(!stopped || self.term_at.is_none(), "a stopped child gets CONT with its TERM");
+        let waits = self.below != Below::Nobody && self.lives() && !self.rest_has_term && self.deferred_since.is_none();
+        let is_overdue = waits && self.term_at.is_some_and(|at| self.now > at + REST_DELAY);
+        self.ensure(!is_overdue || self.leftovers == Leftovers::Keep, "the rest of the tree gets TERM soon after the child");
     }
 
     /// The files are watched, but only while signals are deferred.
@@ -374,6 +416,9 @@ impl Model for Shape {
         }
         if world.below == Below::Somebody {
             steps.push(Step::LeftoverEnds);
+            if world.rest_has_term && world.kill_at.is_none() && world.newcomer == Newcomer::None {
+                steps.push(Step::LeftoverForks);
+            }
         }
     }
 

@@ -12,10 +12,7 @@ use nix::unistd::{AccessFlags, access};
 use wait_timeout::ChildExt;
 
 use super::{Check, Subject};
-use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
-use crate::claude::program::{NAME, Program};
-use crate::config::settings::Origin;
 use crate::ops::{Context, text};
 
 /// Timeout for `claude --version`. The slowest that was measured took 0.6 s on an idle machine.
@@ -23,9 +20,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Finds claude as a run would, and asks for its version: its path, and the first line of its answer.
 pub(super) fn find(context: &Context) -> Result<(PathBuf, String)> {
-    let named = context.setting("claude").filter(|setting| setting.origin != Origin::Default);
-    let named = named.map(|setting| PathBuf::from(setting.value));
-    let path = Program::find(&[NAME.into()], named.as_deref())?.path;
+    let path = context.claude()?.path;
     let answer = ask_version(&path).with_context(|| format!("{} --version", path.display()))?;
     Ok((path, answer))
 }
@@ -61,11 +56,11 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
         }
     };
     let (path, version) = (path.display(), answer.split_whitespace().next().unwrap_or_default());
-    match has_inner_lock(answer) {
+    match subject.has_inner_lock() {
         Some(true) => check.pass(format!("{path}: {version}")),
         Some(false) => {
             let means = "its only refresh lock is beside the config dir, and any signal in mid-refresh loses the login";
-            let todo = "share the directory above the config dir, or use --lock refresh or exclusive; better, update it";
+            let todo = "share the directory above the config dir, or use --lock exclusive; better, update it";
             check.warn(format!("{path}: {version}, before 2.1.128"), means, todo);
         }
         None => {
@@ -75,20 +70,13 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
     }
 }
 
-/// True from 2.1.128 on, if claude has a refresh lock inside the config dir. None if `answer` is no version.
-pub(super) fn has_inner_lock(answer: &str) -> Option<bool> {
-    let numbers = answer.split_whitespace().next()?.split('.').take(3).map(|number| number.parse().ok());
-    let numbers: [u32; 3] = numbers.collect::<Option<Vec<_>>>()?.try_into().ok()?;
-    Some(numbers >= [2, 1, 128])
-}
-
 pub(super) fn check_login(subject: &Subject, check: &mut Check) {
     let config_dir = &subject.config_dir;
-    let login = Login::read_whole(config_dir);
-    let auth = Auth::of(subject.context.environment, config_dir, &[], &login);
-    let file = Login::path(config_dir);
+    let file = subject.storage.credentials();
+    let login = Login::read_whole(&file);
+    let auth = subject.context.auth(config_dir, &login);
     let shown = file.display();
-    let by = format!("claude goes by: {}", auth.description);
+    let by = format!("claude uses: {}", auth.description);
     let expires = match &login {
         Login::None if auth.is_no_login() => return check.pass(format!("{by}; there is no login in {shown}")),
         Login::None => {
@@ -102,10 +90,6 @@ pub(super) fn check_login(subject: &Subject, check: &mut Check) {
         }
         Login::Expires(at) => *at,
     };
-    if file.is_symlink() {
-        let means = "newer versions replace it by a plain file at the next refresh: what it leads to is then out of date";
-        check.warn(format!("{shown} is a symlink"), means, "share the directory, not the file");
-    }
     if let Ok(found) = fs::metadata(&file) {
         let mode = found.mode() & 0o7777;
         if mode & 0o077 != 0 {
@@ -118,7 +102,7 @@ pub(super) fn check_login(subject: &Subject, check: &mut Check) {
             check.fail(what, means, "make it writable for its owner, who runs the agents");
         }
     }
-    if !Login::has_refresh_token(config_dir) {
+    if !Login::has_refresh_token(&file) {
         let means = "when the token expires, nobody can refresh it";
         check.warn(format!("there is no refresh token in {shown}"), means, "log in again");
     }

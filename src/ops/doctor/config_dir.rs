@@ -8,7 +8,6 @@ use std::path::Path;
 use nix::unistd::{AccessFlags, access, geteuid};
 use unicode_normalization::is_nfc;
 
-use super::claude::has_inner_lock;
 use super::{Check, Subject};
 use crate::claude::config_dir::{ConfigDir, ForChild, VARIABLE};
 use crate::ops::Context;
@@ -86,10 +85,10 @@ fn is_writable(dir: &Path) -> bool {
 
 /// Checks whether all who share the config dir share Claude Code's own lock, which lies beside the real config dir.
 pub(super) fn check_sibling(subject: &Subject, check: &mut Check) {
-    let Ok(real) = fs::canonicalize(&subject.config_dir) else { return };
+    let Ok(real) = fs::canonicalize(&subject.storage.dir) else { return };
     let Some(parent) = real.parent() else { return };
     let lock = format!("{}.lock", real.display());
-    let is_newer = subject.claude.as_ref().ok().and_then(|(_, answer)| has_inner_lock(answer));
+    let is_newer = subject.has_inner_lock();
     let severity = if is_newer == Some(false) { Check::fail } else { Check::warn };
     if !is_writable(parent) {
         let what = format!("{lock} cannot be made: {} is not writable by us", parent.display());
@@ -101,8 +100,8 @@ pub(super) fn check_sibling(subject: &Subject, check: &mut Check) {
     }
     if mount::is_mount_point(&real) {
         let what = format!("{} is a mount point: what is beside it, {lock}, is not shared with it", real.display());
-        let todo =
-            "mount the directory above it, at the same absolute path everywhere; until then, --lock refresh or exclusive";
+        let todo = "mount the directory above it, at the same absolute path everywhere; until then, --lock exclusive: refresh mode does not \
+                    cover refreshes in mid-run, unless --refresh-margin is the hard limit and 5 minutes";
         let means = match is_newer {
             Some(true) => "this claude has a lock inside as well; one before 2.1.128 beside it would race",
             Some(false) => {

@@ -1,22 +1,24 @@
 //! The session lock, claude's own refresh locks, and the live runs: whether they see the same lock, and have one version.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{Check, Subject};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
+use crate::claude::version::Version;
 use crate::config::duration::show_seconds;
 use crate::config::settings::{HARD_LIMIT, Settings};
 use crate::lock::{Holder, describe_refresh_lock};
 use crate::ops::status::{Status, stopped_process};
 use crate::ops::text;
 use crate::records::{PathView, RunRecord};
+use crate::sys::mount;
 
 pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
     let Ok(factory) = &subject.factory else { return }; // reported by the check of the settings
@@ -26,6 +28,10 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
     };
     if !found.is_file() {
         return check.fail(format!("{shown} is no regular file"), "no run that needs the lock can start", "move it away");
+    }
+    if mount::is_mount_point(&factory.lock_file) {
+        let means = "it is shared without the directory around it: claude's own locks and the run records are not, and its login may not be";
+        check.fail(format!("{shown} is a mount point"), means, "share the directory, not the file");
     }
     let (owner, mode) = (found.uid(), found.mode() & 0o7777);
     if fs::metadata(&factory.config_dir).is_ok_and(|dir| dir.uid() != owner) || mode & 0o400 == 0 {
@@ -66,7 +72,7 @@ fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
 
 pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
     let now = SystemTime::now();
-    let locks = RefreshLock::of(&subject.config_dir);
+    let locks = RefreshLock::of(&subject.storage);
     for lock in &locks {
         let what = describe_refresh_lock(lock);
         let means = match lock.standing(now) {
@@ -90,25 +96,30 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
             None => check.warn(what, means, "claude-run doctor --fix removes it; then see whether claude is still logged in"),
         }
     }
-    let all_gone = RefreshLock::of(&subject.config_dir).iter().all(|lock| lock.touched.is_none());
+    let all_gone = RefreshLock::of(&subject.storage).iter().all(|lock| lock.touched.is_none());
     if subject.fix && all_gone && locks.iter().any(|lock| lock.owner.is_some() && lock.standing(now) != Standing::Live) {
-        // The owner file of a lock that is gone; the next holder writes a new one.
-        let _ = fs::remove_file(RefreshLock::owner_file(&subject.config_dir));
+        // The owner files of locks that are gone; the next holder writes new ones.
+        locks.iter().for_each(|lock| drop(fs::remove_file(lock.owner_file())));
     }
     check.pass_if_clean("free");
 }
 
 /// Removes exactly this lock: a process that has acquired it meanwhile gets it back.
 fn remove(lock: &RefreshLock) -> io::Result<()> {
-    let mut aside = lock.path.clone().into_os_string();
-    aside.push(format!(".claude-run-{}", process::id()));
+    // In a directory of our own, whose name nobody can have guessed.
+    let dir = tempfile::Builder::new().prefix(".claude-run-").tempdir_in(lock.path.parent().unwrap_or(Path::new(".")))?;
+    let aside = dir.path().join("aside");
     fs::rename(&lock.path, &aside)?;
-    let touched = fs::metadata(&aside).and_then(|found| found.modified())?;
-    if Some(touched) != lock.touched {
-        renameat2(AT_FDCWD, Path::new(&aside), AT_FDCWD, &lock.path, RenameFlags::RENAME_NOREPLACE)?;
-        return Err(io::Error::other("somebody has taken it just now"));
-    }
-    fs::remove_dir(aside)
+    let touched = fs::metadata(&aside).and_then(|found| found.modified());
+    let removed = match touched {
+        Ok(touched) if Some(touched) == lock.touched => fs::remove_dir(&aside),
+        Ok(_) => Err(io::Error::other("somebody has taken it just now")),
+        Err(error) => Err(error),
+    };
+    removed.inspect_err(|_| {
+        // If another one is there by now, this one is nobody's.
+        let _ = renameat2(AT_FDCWD, &aside, AT_FDCWD, &lock.path, RenameFlags::RENAME_NOREPLACE);
+    })
 }
 
 type View = fn(&RunRecord) -> Option<&PathView>;
@@ -155,10 +166,49 @@ pub(super) fn check_views(subject: &Subject, check: &mut Check) {
             check.fail(what, means, todo);
         }
     }
+    check_mixed_versions(live, check);
+    let elsewhere = subject.census.iter().flat_map(|census| &census.elsewhere);
+    check_clocks(live.iter().chain(elsewhere), check);
     check.pass_if_clean(match live.len() {
         0 => "no live run to compare".to_owned(),
         runs => format!("{}, and no two see another lock", text::count(runs, "live run")),
     });
+}
+
+/// A clock that is so far ahead takes a refresh lock for stale that is held.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+fn check_clocks<'a>(runs: impl Iterator<Item = &'a RunRecord>, check: &mut Check) {
+    let now = SystemTime::now();
+    let ahead = |run: &RunRecord| run.since.duration_since(now).ok().filter(|ahead| *ahead > MAX_CLOCK_SKEW);
+    let mut hosts = BTreeMap::new();
+    for (run, ahead) in runs.filter_map(|run| Some((run, ahead(run)?))) {
+        hosts.entry(&run.host).or_insert(ahead);
+    }
+    for (host, ahead) in hosts {
+        let means =
+            "claude there takes a refresh lock that is held for stale: two refresh at once, and the login is lost for all";
+        check.fail(
+            format!("the clock of {host} is {} ahead of this one", show_seconds(ahead)),
+            means,
+            "set the clocks by NTP on every host",
+        );
+    }
+}
+
+/// Older and newer versions of claude have but one lock in common, which a mount of the config dir alone does not share.
+fn check_mixed_versions(live: &[RunRecord], check: &mut Check) {
+    let version = |run: &&RunRecord| run.claude_version.as_deref().and_then(Version::parse);
+    let is_older = |run: &&RunRecord| version(run).is_some_and(|version| version < Version::INNER_LOCK);
+    let is_newer = |run: &&RunRecord| version(run).is_some_and(|version| version >= Version::INNER_LOCK);
+    let pairs = live.iter().filter(is_older).flat_map(|older| live.iter().filter(is_newer).map(move |newer| (older, newer)));
+    let split = pairs.into_iter().find(|(older, newer)| !is_same(&older.parent, &newer.parent, older.boot == newer.boot));
+    let Some((older, newer)) = split else { return };
+    let name = |run: &RunRecord| format!("{} has claude {}", run.who(), run.claude_version.as_deref().unwrap_or_default());
+    let means =
+        "they refresh at once in spite of the session lock in refresh mode, and the newer one then empties the login for all";
+    let todo = "update claude everywhere to 2.1.128 or later, or mount the directory above the config dir; until then, --lock exclusive";
+    check.fail(format!("{}, and {}, without a lock in common", name(older), name(newer)), means, todo);
 }
 
 fn describe((run, seen): &(&RunRecord, &PathView)) -> String {

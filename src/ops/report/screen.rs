@@ -1,13 +1,14 @@
 //! A report for people: outcomes, labels, the lock, and the last day, in as many columns as there are.
 
-use std::io::{IsTerminal, stdout};
+use std::io::stdout;
 use std::time::Duration;
 
-use super::super::layout::{self, Look, columns, fitted};
+use super::super::layout::{self, Look, Row, columns, fitted};
 use super::super::text;
 use super::{Hour, PERCENTS, Report, Totals, percentile};
 use crate::config::duration;
 use crate::logging::escaped;
+use crate::sys::terminal;
 
 /// Upper ends of the bars, in seconds; the last has none.
 const STEPS: [(&str, u64); 7] =
@@ -19,12 +20,37 @@ const LEVELS: [&str; 9] = [" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇",
 /// Columns of all that stands behind a name or label.
 const NUMBERS: usize = 48;
 
-/// Labels that a terminal shows; the others are summed up in a line.
-const MOST_LABELS: usize = 12;
+/// How much is shown.
+#[derive(Clone, Copy)]
+struct Extent {
+    /// Number of labels; the others are summed up in a line.
+    labels: usize,
+    has_bars: bool,
+    /// True if each outcome has a line of its own.
+    is_table: bool,
+}
+
+/// From all to the least.
+const EXTENTS: [Extent; 6] = [
+    Extent { labels: usize::MAX, has_bars: true, is_table: true },
+    Extent { labels: 12, has_bars: true, is_table: true },
+    Extent { labels: 12, has_bars: false, is_table: true },
+    Extent { labels: 6, has_bars: false, is_table: false },
+    Extent { labels: 4, has_bars: false, is_table: false },
+    Extent { labels: 2, has_bars: false, is_table: false },
+];
 
 impl Report {
+    /// All there is; on a terminal, as much as its height has room for.
     pub(super) fn to_text(&self) -> String {
-        let width = layout::width();
+        let [all, .., least] = EXTENTS;
+        let Some(size) = terminal::size_of(stdout()) else { return self.text_of(all, layout::width()) };
+        let texts = EXTENTS.into_iter().map(|extent| self.text_of(extent, layout::width()));
+        let fits = |text: &String| text.lines().count() < usize::from(size.ws_row);
+        texts.into_iter().find(fits).unwrap_or_else(|| self.text_of(least, layout::width()))
+    }
+
+    fn text_of(&self, extent: Extent, width: usize) -> String {
         let mut text = format!("{}{}\n", text::count(self.total.runs, "finished run"), text::since(self.since));
         if let Some(why) = &self.unreadable {
             let style = Look::Bad.style();
@@ -39,13 +65,27 @@ impl Report {
         // A name is cut where the terminal has no room, and never where it has.
         let longest = self.labels.keys().flatten().map(|label| columns(&escaped(label))).max().unwrap_or_default();
         let names = longest.clamp(19, 40).min(width.saturating_sub(NUMBERS + 1).max(12)) + 1;
-        self.add_endings(&mut text, names);
-        self.add_labels(&mut text, names);
+        if extent.is_table {
+            self.add_endings(&mut text, names);
+        } else {
+            let endings = self.endings.iter();
+            let endings = endings.map(|((outcome, code), count)| format!("{count} {}", text::ending(outcome, *code)));
+            text += &Row::new("outcomes", endings.collect::<Vec<_>>().join(", ")).to_text(width);
+        }
+        self.add_labels(&mut text, names, extent.labels);
         self.add_lock(&mut text, names);
+        if extent.has_bars {
+            self.add_bars(&mut text, names);
+        }
         text += &last_day(&self.hours, names, width);
-        let Totals { waited_ms, total_ms, .. } = self.total;
-        let share = 100.0 * waited_ms as f64 / total_ms.max(1) as f64;
-        text + &format!("\nlost to the lock: {} of {}, {share:.0} %\n", short(waited_ms), short(total_ms))
+        let Totals { waited_ms, slot_waited_ms, total_ms, .. } = self.total;
+        let lost = |to: &str, lost: u64| {
+            let share = 100.0 * lost as f64 / total_ms.max(1) as f64;
+            format!("lost to {to}: {} of {}, {share:.0} %\n", short(lost), short(total_ms))
+        };
+        text += &format!("\n{}", lost("the lock", waited_ms));
+        let has_slots = !self.slot_waits.is_empty();
+        text + &if has_slots { lost("slots", slot_waited_ms) } else { String::new() }
     }
 
     fn add_endings(&self, text: &mut String, names: usize) {
@@ -57,10 +97,9 @@ impl Report {
         }
     }
 
-    fn add_labels(&self, text: &mut String, names: usize) {
+    fn add_labels(&self, text: &mut String, names: usize, most: usize) {
         *text += &heading("label", names, &format!("{:>7}{:>8}{:>12}{:>9}{:>12}", "runs", "failed", "waited", "turns", "cost"));
         let mut labels: Vec<_> = self.labels.iter().collect();
-        let most = if stdout().is_terminal() { MOST_LABELS } else { usize::MAX };
         let hidden = labels.len().saturating_sub(most);
         if hidden > 0 {
             labels.sort_by_key(|(_, totals)| std::cmp::Reverse(totals.runs));
@@ -75,7 +114,7 @@ impl Report {
         text.extend(labels.iter().map(|(label, totals)| row(label.as_deref().unwrap_or("(no label)"), totals)));
         if hidden > 0 {
             let look = Look::Faint.style();
-            *text += &format!("{look}… and {hidden} more, with fewer runs each{look:#}\n");
+            *text += &format!("{look}… and {hidden} more, with no more runs each (| less shows all){look:#}\n");
         }
         *text += &row("all", &self.total);
     }
@@ -83,10 +122,14 @@ impl Report {
     fn add_lock(&self, text: &mut String, names: usize) {
         let head = ["p50", "p90", "p99", "max"].map(|name| format!("{name:>12}")).concat();
         *text += &heading("session lock", names, &head);
-        for (name, spans) in [("wait", &self.waits), ("hold", &self.holds)] {
+        let slots = (!self.slot_waits.is_empty()).then_some(("wait for slot", &self.slot_waits));
+        for (name, spans) in [("wait", &self.waits), ("hold", &self.holds)].into_iter().chain(slots) {
             let points = PERCENTS.map(|percent| percentile(spans, percent).map_or_else(|| "-".into(), short));
             *text += &format!("{name:<names$}{}\n", points.map(|point| format!("{point:>12}")).concat());
         }
+    }
+
+    fn add_bars(&self, text: &mut String, names: usize) {
         let head =
             format!("{:<24}{:<24}", format!("    wait ({})", self.waits.len()), format!("    hold ({})", self.holds.len()));
         *text += &heading("how long", names, head.trim_end());
@@ -162,7 +205,8 @@ mod tests {
         report.skipped = 2;
         let text = report.to_text();
         assert!(
-            text.contains("lost to the lock: 10s of 16s, 62 %") && text.contains("2 lines of the history skipped"),
+            text.contains("lost to the lock: 10s of 16s, 62 %\nlost to slots: 5s of 16s, 31 %\n")
+                && text.contains("2 lines of the history skipped"),
             "{text}"
         );
         for width in [61, 79, 199] {

@@ -1,8 +1,11 @@
 //! The variables by which agents find the shared config dir, in a file of `NAME=value` lines.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::unistd::geteuid;
 
 use super::SHARED_DIR;
 use super::plan::{SetupPaths, Step};
@@ -16,10 +19,20 @@ pub(super) fn step(path: &Path, paths: &SetupPaths) -> Result<Option<Step>> {
         _ => bail!("{path:?} cannot be written into an env file; name a plain path"),
     };
     let values = [(SHARED_DIR, value(&paths.shared)?), (config_dir::VARIABLE, value(&paths.config_dir)?)];
+    ensure_plain(path)?;
     let old = file::read_to_rewrite(path).with_context(|| format!("cannot write {}", path.display()))?;
     let (text, path) = (format!("write {SHARED_DIR} and CLAUDE_CONFIG_DIR into {}", path.display()), path.to_owned());
     let is_new = with(&old, &values) != old;
     Ok(is_new.then(|| (text, Box::new(move || file::rewrite(&path, |text| Ok(with(text, &values)))) as _)))
+}
+
+/// Refuses a link, which may lead to a file of others, and a file of others.
+fn ensure_plain(path: &Path) -> Result<()> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    ensure!(!found.is_symlink(), "{} is a link; name the file that it leads to", path.display());
+    let us = geteuid().as_raw();
+    ensure!(found.uid() == us, "{} belongs to uid {}, and not to uid {us}; name another env file", path.display(), found.uid());
+    Ok(())
 }
 
 /// Sets these values in `text`, each in the place of the last line that has set it, or at the end.

@@ -85,6 +85,9 @@ impl SetupPlan {
         for dir in dirs.into_iter().filter(|_| has_steps) {
             plan.refuse(format!("{} is not writable by us (uid {})", dir.display(), geteuid()));
         }
+        if has_steps {
+            plan.check_private(nearest(&paths.config_dir));
+        }
         match env_file.map(|file| environment::step(file, paths)) {
             Some(Ok(step)) => plan.steps.extend(step),
             Some(Err(error)) => plan.refuse(format!("{error:#}")),
@@ -196,6 +199,21 @@ impl SetupPlan {
                 self.refuse(format!("{} belongs to uid {}, and not to uid {}", path.display(), found.uid(), geteuid()));
             }
             _ => {}
+        }
+    }
+
+    /// Refuses a place for the login where another user could read it, or put something else in its place.
+    fn check_private(&mut self, dir: &Path) {
+        if let Ok(found) = fs::metadata(dir)
+            && found.uid() != geteuid().as_raw()
+            && found.uid() != 0
+        {
+            self.refuse(format!("{} belongs to uid {}, who could take the login away", dir.display(), found.uid()));
+        }
+        // In a directory with the sticky bit, only owners rename and remove.
+        let is_open = |dir: &&Path| fs::metadata(dir).is_ok_and(|found| found.mode() & 0o1002 == 0o0002);
+        if let Some(dir) = real(dir).ancestors().find(is_open) {
+            self.refuse(format!("{} can be written by everybody, who could take the login away; chmod o-w it", dir.display()));
         }
     }
 

@@ -14,6 +14,8 @@ impl Status<'_> {
     pub(super) fn to_json(&self) -> Value {
         let runs = |records: &[RunRecord]| records.iter().map(text::run_json).collect::<Value>();
         let (state, expires, _) = self.token();
+        let mut slots = self.slots.to_json();
+        slots["bound"] = text::setting_json(&self.factory.slots);
         json!({
             "config_dir": self.factory.config_dir.to_string_lossy(),
             "lock_file": self.factory.lock_file.to_string_lossy(),
@@ -24,6 +26,7 @@ impl Status<'_> {
             "queue": self.waiting.iter().map(|waiter| waiter.as_ref().map_or_else(|pid| json!({"pid": pid, "run": null}),
                 |run| json!({"pid": run.pid, "run": run.run}))).collect::<Value>(),
             "running": runs(&self.running),
+            "slots": slots,
             "orphaned": runs(&self.orphaned),
             "elsewhere": runs(&self.elsewhere),
             "refresh_locks": self.refresh_locks.each_ref().map(refresh_lock_json),

@@ -28,6 +28,10 @@ impl Status<'_> {
         rows.push(Row::new("lock file", self.factory.lock_file.display().to_string()));
         rows.extend(self.holder_rows());
         self.add_runs(&mut rows, most);
+        let (bound, in_use) = (&self.factory.slots, self.slots.summary());
+        if bound.value != "none" || !self.slots.held.is_empty() {
+            rows.push(Row::new("slots", format!("{}, {in_use}", text::setting(bound))));
+        }
         let look = |lock: &RefreshLock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => Look::Plain,
             Standing::OwnerDead(_) | Standing::Stale(_) | Standing::Stuck(_) => Look::Odd,

@@ -27,7 +27,7 @@ impl Policy {
                 return [vec![Action::Log(Notice::RefreshTooLong)], mem::take(&mut self.deferred)].concat();
             }
             // The child is a zombie: drop the signals for it, keep those for its leftovers.
-            Input::Ended(..) => self.deferred.retain(|action| matches!(action, Action::SignalTree(_))),
+            Input::Ended(..) => self.deferred.retain(|action| is_for_tree(*action)),
             _ => {}
         }
         let mut actions = self.decide(input, now);
@@ -39,7 +39,7 @@ impl Policy {
     fn defer(&mut self, action: &mut Action) -> bool {
         let is_first = self.deferred.is_empty();
         // The same signal to the whole tree is sent once.
-        if !(matches!(action, Action::SignalTree(_)) && self.deferred.contains(action)) {
+        if !(is_for_tree(*action) && self.deferred.contains(action)) {
             self.deferred.push(*action);
         }
         *action = Action::CheckRefresh;
@@ -70,7 +70,7 @@ impl Policy {
         let is_term = |action: &Action| matches!(action, Action::SignalChild(_) | Action::SignalTree(Signal::SIGTERM));
         match self.phase {
             Phase::Terminating if self.deferred.iter().any(is_term) => self.restart_kill_grace(now),
-            Phase::Killed if self.is_deferring() => self.restart_patience(now),
+            Phase::Killing | Phase::Killed if self.is_deferring() => self.restart_patience(now),
             _ => {}
         }
     }
@@ -78,14 +78,20 @@ impl Policy {
 
 /// True for INT as well: a claude without a terminal ends by it, in mid-refresh too.
 fn ends_processes(action: Action) -> bool {
-    let (Action::SignalChild(signal) | Action::SignalTree(signal)) = action else { return false };
-    requests_end(signal) || signal == Signal::SIGKILL
+    match action {
+        Action::SignalChild(signal) | Action::SignalTree(signal) => requests_end(signal) || signal == Signal::SIGKILL,
+        action => action == Action::KillTerminated,
+    }
+}
+
+fn is_for_tree(action: Action) -> bool {
+    matches!(action, Action::SignalTree(_) | Action::KillTerminated)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::TreeState;
     use super::super::tests::{PROCESS, case};
+    use super::super::{Leftovers, TreeState};
     use super::*;
     use crate::outcome::Outcome;
 
@@ -141,7 +147,7 @@ mod tests {
     const TERM: Action = Action::SignalChild(Signal::SIGTERM);
     const TERM_TREE: Action = Action::SignalTree(Signal::SIGTERM);
     const REST: [Action; 2] = [TERM_TREE, Action::Log(Notice::ChildStays)];
-    const KILL_TREE: Action = Action::SignalTree(Signal::SIGKILL);
+    const KILL_TREE: Action = Action::KillTerminated;
     const DEFERRED: Action = Action::Log(Notice::SignalDeferred);
 
     #[test]
@@ -250,7 +256,7 @@ mod tests {
         let mut leaving = Run::during_refresh();
         leaving.signal(1, Signal::SIGTERM);
         let ended = Input::Ended(Outcome::Exited(0), TreeState::Alive);
-        assert_eq!(leaving.at(2, ended), [Action::Log(Notice::Leftovers)]);
+        assert_eq!(leaving.at(2, ended), [Action::Log(Notice::Leftovers(Leftovers::Kill))]);
         assert_eq!(leaving.at(3, Input::TreeChanged(TreeState::Alive)), []);
         assert_eq!(leaving.refresh_ends(4), [Action::SignalTree(Signal::SIGTERM)]);
         assert_eq!(leaving.deadline(), Some(9));

@@ -68,7 +68,7 @@ fn the_hard_limit_is_term_then_kill_to_the_tree() {
     assert_eq!(case.at(63, Input::Clock), [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::ChildStays)]);
     assert_eq!(case.deadline(), Some(65));
     assert_eq!(case.at(64, Input::Clock), []);
-    assert_eq!(case.at(65, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)]);
+    assert_eq!(case.at(65, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
     assert_eq!(case.deadline(), Some(66));
     case.at(66, Input::Ended(Outcome::Killed(9), TreeState::Empty));
     assert_eq!(case.policy.result(), Some(Outcome::HardLimit));
@@ -83,7 +83,7 @@ fn a_lost_lock_is_an_expired_limit() {
     );
     assert_eq!(case.at(8, Input::LockLost), [], "once");
     case.at(10, Input::Clock);
-    assert_eq!(case.at(12, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)]);
+    assert_eq!(case.at(12, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
     case.at(13, Input::Ended(Outcome::Killed(9), TreeState::Empty));
     assert_eq!(case.policy.result(), Some(Outcome::LockLost));
 }
@@ -107,7 +107,7 @@ fn a_request_to_end_removes_no_limit() {
                 asked.at(0, FINE);
                 asked.at(1, Input::Signal(signal, PROCESS));
                 let expected = [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::LimitExpired(limit))];
-                assert_eq!(asked.at(at, input), expected, "{signal} {limit:?}");
+                assert_eq!(asked.at(at, input)[..2], expected, "{signal} {limit:?}");
                 asked.at(at + 1, Input::Ended(Outcome::Killed(15), TreeState::Empty));
                 assert_eq!(asked.policy.result(), Some(limit));
             }
@@ -131,11 +131,11 @@ fn a_lost_lock_changes_nothing_for_an_ended_child() {
 fn limits_that_are_off_have_no_deadline() {
     let mut case = case(|config| (config.hard_limit, config.kill_grace) = (None, None));
     assert_eq!(case.deadline(), None);
-    assert_eq!(case.term(1), [Action::SignalChild(Signal::SIGTERM)]);
+    assert_eq!(case.at(1, Input::Signal(Signal::SIGHUP, PROCESS)), [Action::SignalChild(Signal::SIGHUP)]);
     assert_eq!(case.deadline(), None);
     assert_eq!(
-        case.at(2, Input::Ended(Outcome::Killed(15), TreeState::Alive)),
-        [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers)]
+        case.at(2, Input::Ended(Outcome::Killed(1), TreeState::Alive)),
+        [Action::Log(Notice::Leftovers(Leftovers::Kill)), Action::SignalTree(Signal::SIGTERM)]
     );
     assert_eq!(case.deadline(), None);
 }
@@ -225,15 +225,22 @@ fn leftovers_get_term_then_kill() {
     let mut case = case(|_| {});
     assert_eq!(
         case.at(10, Input::Ended(Outcome::Exited(0), TreeState::Alive)),
-        [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers)]
+        [Action::Log(Notice::Leftovers(Leftovers::Kill)), Action::SignalTree(Signal::SIGTERM)]
     );
     assert_eq!((case.policy.result(), case.deadline()), (None, Some(15)));
     assert_eq!(case.at(11, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGTERM)]);
-    assert_eq!(case.at(15, Input::Clock), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)]);
-    assert_eq!(case.at(16, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGKILL)]);
+    assert_eq!(case.at(15, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
+    assert_eq!(case.at(15, Input::TreeChanged(TreeState::Alive)), [Action::KillTerminated], "newcomers have a second");
     assert_eq!(case.policy.result(), None);
-    assert_eq!(case.at(16, Input::Clock), [Action::SignalTree(Signal::SIGKILL)], "again");
-    assert_eq!(case.at(17, Input::TreeChanged(TreeState::Empty)), []);
+    for second in 16..19 {
+        assert_eq!(case.at(second, Input::Clock), [Action::SignalTree(Signal::SIGKILL)]);
+        assert_eq!(
+            case.at(second, Input::TreeChanged(TreeState::Alive)),
+            [Action::SignalTree(Signal::SIGKILL)],
+            "but no other"
+        );
+    }
+    assert_eq!(case.at(19, Input::TreeChanged(TreeState::Empty)), []);
     assert_eq!(case.policy.result(), Some(Outcome::Exited(0)));
 }
 
@@ -254,7 +261,8 @@ fn kept_leftovers_get_no_signal() {
         case.term(2),
         [Action::SignalChild(Signal::SIGTERM), Action::SignalChild(Signal::SIGKILL), Action::Log(Notice::SecondTerm)]
     );
-    assert_eq!(case.at(3, Input::Ended(Outcome::Killed(9), TreeState::Alive)), []);
+    let kept = [Action::Log(Notice::Leftovers(Leftovers::Keep))];
+    assert_eq!(case.at(3, Input::Ended(Outcome::Killed(9), TreeState::Alive)), kept);
     assert_eq!(case.policy.result(), Some(Outcome::Killed(9)));
 }
 
@@ -289,7 +297,7 @@ fn a_term_ends_the_wait_for_the_unkillable() {
 #[test]
 fn nobody_gets_kill_without_a_term_before_it() {
     let term_to_all = Action::SignalTree(Signal::SIGTERM);
-    let kill = [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::KillGraceExpired)];
+    let kill = [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)];
     let mut second = case(|_| {});
     second.term(1);
     assert_eq!(second.term(2)[1..], [term_to_all, Action::Log(Notice::SecondTerm)]);
@@ -458,33 +466,71 @@ fn only_a_second_term_escalates() {
 }
 
 #[test]
-fn two_terms_at_once_are_one_request() {
-    let at = |case: &mut Case, milliseconds| {
-        let now = case.start + Duration::from_millis(milliseconds);
-        case.policy.decide(Input::Signal(Signal::SIGTERM, PROCESS), now)
-    };
-    let mut running = case(|_| {});
-    assert_eq!(at(&mut running, 1_000), [Action::SignalChild(Signal::SIGTERM)]);
-    assert_eq!(at(&mut running, 1_000), []);
-    assert_eq!(at(&mut running, 1_099), []);
-    assert_eq!(running.deadline(), Some(3));
-    assert!(at(&mut running, 1_100).contains(&Action::Log(Notice::SecondTerm)));
-    // The child was quick to end, and the twin of its TERM comes while those that it left have their grace.
-    let mut leaving = case(|_| {});
-    at(&mut leaving, 1_000);
-    leaving.policy.decide(Input::Ended(Outcome::Exited(0), TreeState::Alive), leaving.start + Duration::from_millis(1_010));
-    assert_eq!(at(&mut leaving, 1_020), []);
-    assert_eq!(at(&mut leaving, 1_200), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::SecondTerm)]);
+fn a_term_after_the_child_s_end_leaves_a_second() {
+    for kill_grace in [None, Some(GRACE), Some(Duration::from_secs(3600))] {
+        let mut case = case(|config| config.kill_grace = kill_grace);
+        case.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
+        assert_eq!((case.term(2), case.deadline()), (vec![], Some(3)));
+        let mut patient = Case { policy: case.policy.clone(), start: case.start };
+        assert_eq!(patient.at(3, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
+        assert_eq!(case.term(2), [Action::KillTerminated, Action::Log(Notice::SecondTerm)]);
+        assert_eq!(case.at(2, Input::Signal(Signal::SIGINT, PROCESS)), [], "its pid is that of a zombie");
+        assert_eq!(case.term(2), [Action::SignalTree(Signal::SIGKILL)], "the newcomers, too");
+        assert_eq!(case.at(3, Input::Clock), [Action::Log(Notice::GivenUp)]);
+    }
+    let mut late = case(|_| {});
+    late.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
+    late.at(6, Input::Clock);
+    late.term(6);
+    assert_eq!(
+        (late.at(7, Input::Clock), late.policy.result()),
+        (vec![Action::Log(Notice::GivenUp)], Some(Outcome::Exited(0)))
+    );
 }
 
 #[test]
-fn a_second_term_ends_the_grace_of_leftovers() {
+fn the_second_of_a_second_term_does_not_begin_anew() {
     let mut case = case(|_| {});
-    case.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
-    assert_eq!(case.term(2), []);
-    assert_eq!(case.deadline(), Some(6));
-    assert_eq!(case.term(3), [Action::SignalTree(Signal::SIGKILL), Action::Log(Notice::SecondTerm)]);
-    assert_eq!(case.at(4, Input::Signal(Signal::SIGINT, PROCESS)), [], "its pid is that of a zombie");
+    case.term(10);
+    case.term(11);
+    assert_eq!(case.deadline(), Some(12));
+    let term = [Action::Log(Notice::Leftovers(Leftovers::Kill)), Action::SignalTree(Signal::SIGTERM)];
+    assert_eq!(case.at(11, Input::Ended(Outcome::Exited(0), TreeState::Alive)), term);
+    assert_eq!(case.deadline(), Some(12));
+}
+
+#[test]
+fn the_rest_of_the_tree_follows_the_child_soon() {
+    for (kill_grace, delay) in [(None, 2500), (Some(3_600_000), 2500), (Some(5_000), 2500), (Some(800), 400)] {
+        let kill_grace = kill_grace.map(Duration::from_millis);
+        for hard_limit in [None, Some(Duration::from_secs(60))] {
+            let mut case = case(|config| (config.kill_grace, config.hard_limit) = (kill_grace, hard_limit));
+            let term = if hard_limit.is_some() { case.at(60, Input::Clock) } else { case.term(60) };
+            assert_eq!(term[0], Action::SignalChild(Signal::SIGTERM));
+            let rest_at = case.start + Duration::from_millis(60_000 + delay);
+            assert_eq!(case.policy.next_deadline(), Some(rest_at));
+            let rest = [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::ChildStays)];
+            assert_eq!(case.policy.decide(Input::Clock, rest_at), rest);
+            assert_eq!(case.policy.next_deadline(), kill_grace.map(|grace| case.start + Duration::from_secs(60) + grace));
+        }
+    }
+    let mut hung_up = case(|config| config.kill_grace = None);
+    hung_up.at(1, Input::Signal(Signal::SIGHUP, PROCESS));
+    assert_eq!(hung_up.deadline(), Some(60), "it may take a HUP for something else");
+    hung_up.term(2);
+    assert_eq!(hung_up.deadline(), Some(4));
+}
+
+#[test]
+fn a_child_that_stops_again_is_continued_once() {
+    let mut case = case(|_| {});
+    case.at(1, Input::Stopped(Signal::SIGTTIN));
+    assert_eq!(case.term(2)[1], Action::SignalChild(Signal::SIGCONT));
+    for signal in [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGSTOP] {
+        assert_eq!(case.at(2, Input::Stopped(signal)), [Action::SignalChild(Signal::SIGCONT)]);
+        case.at(2, Input::Continued);
+        assert_eq!(case.at(2, Input::Stopped(signal)), []);
+    }
 }
 
 #[test]

@@ -74,6 +74,8 @@ pub enum Action {
     SignalChild(Signal),
     /// Signal the whole tree. No process gets a second TERM.
     SignalTree(Signal),
+    /// Send KILL to those of the tree that have had TERM, and TERM to the others.
+    KillTerminated,
     /// Look at claude's refresh locks, and come back with [`Input::Refresh`].
     CheckRefresh,
     /// Stop this process, as a SIGTSTP from there would: for the kernel's, if a job-control shell can continue it.
@@ -89,8 +91,9 @@ pub enum Notice {
     LimitExpired(Outcome),
     KillGraceExpired,
     SecondTerm,
-    Leftovers,
-    /// Half of the kill grace is over.
+    /// Processes that the child has left are ended, or kept.
+    Leftovers(Leftovers),
+    /// The rest of the tree has waited for the child for long enough.
     ChildStays,
     /// KILL has not ended all.
     GivenUp,

@@ -1,15 +1,34 @@
 //! What the supervisor says of a run: one line on its state, and a message for each decision of the policy.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::super::policy::{MAX_DEFERRAL, Notice, PolicyConfig};
+use super::super::policy::{Input, MAX_DEFERRAL, Notice, PolicyConfig};
 use super::Supervisor;
+use crate::claude::program;
 use crate::config::duration::show;
+use crate::config::settings::Leftovers;
 use crate::lock::LockGuard;
 use crate::outcome::Outcome;
 use crate::sys::proc::Stat;
+use crate::sys::signal::Signal;
+use crate::sys::signal_pipe::SignalSource;
+
+pub(super) fn log_signal(signal: Signal, source: SignalSource) {
+    let sender = if let SignalSource::Process(pid) = source { Some(pid) } else { None };
+    debug!(%signal, sender, "got a signal");
+}
+
+pub(super) fn log_change(change: &Input) {
+    let (ending, stopped_by) = match change {
+        Input::Ended(ending, _) => (Some(ending.name()), None),
+        Input::Stopped(signal) => (None, Some(signal.to_string())),
+        _ => (None, None),
+    };
+    debug!(ending, stopped_by, "the child's state has changed");
+}
 
 impl Supervisor<'_> {
     pub(super) fn report(&self) -> String {
@@ -46,15 +65,12 @@ impl Supervisor<'_> {
             }
             Notice::SecondTerm => warn!(name: "run.stopping", pid, "a second TERM: ending the whole tree"),
             Notice::ChildStays => {
-                info!(name: "run.stopping", pid, "half of the kill grace is over: sending TERM to the rest of the tree");
+                info!(name: "run.stopping", pid, "the child has not ended: sending TERM to the rest of its tree");
             }
-            Notice::Leftovers => {
-                info!(name: "run.stopping", pid, "the child has ended and left processes behind: sending them TERM");
-            }
+            Notice::Leftovers(leftovers) => self.log_leftovers(leftovers),
             Notice::GivenUp => {
-                let show = |stat: &Stat| format!("{} (state {})", stat.pid, char::from(stat.state));
-                let members: Vec<_> = self.tree.members().iter().map(show).collect();
-                let who = if members.is_empty() { "a process that cannot be seen".to_owned() } else { members.join(", ") };
+                let show = |stat: &Stat| format!("{} {} (state {})", stat.name(), stat.pid, char::from(stat.state));
+                let who = some_of(self.tree.members().iter().map(show).collect());
                 warn!(pid, "KILL does not end what the child left behind: {who}; it stays, and the lock is released");
             }
             Notice::SignalDeferred => {
@@ -64,5 +80,40 @@ impl Supervisor<'_> {
                 warn!(name: "refresh.spared", pid, "claude's refresh lock is still held after {deferral}: going on");
             }
         }
+    }
+
+    /// Says how many leftovers there are, and of which programs: claude's session in the background may be one.
+    fn log_leftovers(&self, leftovers: Leftovers) {
+        let mut programs = BTreeMap::new();
+        for member in self.tree.members() {
+            *programs.entry(member.name()).or_insert(0) += 1;
+        }
+        let pid = self.child.as_raw();
+        let has_claude = programs.contains_key(program::NAME);
+        let show = |(name, count)| if count == 1 { name } else { format!("{count} {name}") };
+        let who = some_of(programs.into_iter().map(show).collect());
+        let hint =
+            if has_claude { "; --leftovers keep lets claude's session in the background live, without this lock" } else { "" };
+        match leftovers {
+            Leftovers::Kill => {
+                warn!(name: "run.leftovers", pid, "the child has ended and left processes behind: {who}; sending them TERM{hint}");
+            }
+            Leftovers::Keep if has_claude && self.lock.as_ref().is_some_and(LockGuard::is_held) => {
+                warn!(name: "run.leftovers", pid, "a claude in the background lives on, without the session lock");
+            }
+            Leftovers::Keep => info!(name: "run.leftovers", pid, "the child has ended, and what it has left lives on: {who}"),
+        }
+    }
+}
+
+/// The first of `names`, or words for none.
+fn some_of(mut names: Vec<String>) -> String {
+    const MOST: usize = 10;
+    let more = names.len().saturating_sub(MOST);
+    names.truncate(MOST);
+    match more {
+        0 if names.is_empty() => "processes that cannot be seen".to_owned(),
+        0 => names.join(", "),
+        _ => format!("{} and {more} more", names.join(", ")),
     }
 }

@@ -1,0 +1,175 @@
+//! Settings files of claude: the administrator's, those of the command line, of the project and of the user. Each can set variables,
+//! which go before those of the environment.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::config::settings::Environment;
+use crate::sys::fs::read_bounded;
+
+/// The settings that can be read, by precedence.
+#[derive(Debug)]
+pub(crate) struct ClaudeSettings(Vec<Layer>);
+
+#[derive(Debug)]
+struct Layer {
+    path: PathBuf,
+    settings: Value,
+    /// True for settings of the project: from 2.1.330 on they come too late for the storage and for the first refresh.
+    is_late: bool,
+}
+
+/// Directory of the settings that an administrator makes for all users of a machine.
+const MANAGED: &str = "/etc/claude-code";
+const MAX_SETTINGS: u64 = 8 << 20;
+
+impl ClaudeSettings {
+    /// Reads those of a claude that is started in this directory with `arguments`.
+    pub(crate) fn read(config_dir: &Path, arguments: &[OsString]) -> Self {
+        let typed = argument(arguments, "--settings");
+        let inline = typed.as_ref().and_then(|word| parse(word.as_bytes())).filter(Value::is_object);
+        let typed = match inline {
+            Some(settings) => Some(("--settings".into(), settings)),
+            None => typed.map(PathBuf::from).and_then(read_file),
+        };
+        let project =
+            [".claude/settings.local.json", ".claude/settings.json"].into_iter().filter_map(|path| read_file(path.into()));
+        let layer = |is_late| move |(path, settings)| Layer { path, settings, is_late };
+        let early = managed(Path::new(MANAGED)).into_iter().chain(typed).map(layer(false));
+        let user = read_file(config_dir.join("settings.json")).map(layer(false));
+        Self(early.chain(project.map(layer(true))).chain(user).collect())
+    }
+
+    /// A value that is no null, and the file that has it.
+    pub(crate) fn value(&self, key: &str) -> Option<(&Path, &Value)> {
+        self.0.iter().map(|layer| (layer.path.as_path(), &layer.settings[key])).find(|(_, value)| !value.is_null())
+    }
+
+    /// A variable as claude sees it in the end.
+    pub(crate) fn variable(&self, environment: Environment, name: &str) -> Option<OsString> {
+        self.0.iter().find_map(|layer| layer.variable(name)).or_else(|| environment(name))
+    }
+
+    /// A variable as claude sees it when it looks for its login.
+    pub(crate) fn early_variable(&self, environment: Environment, name: &str) -> Option<OsString> {
+        self.own_early_variable(name).or_else(|| environment(name))
+    }
+
+    /// A variable that settings set before claude looks for its login.
+    pub(crate) fn own_early_variable(&self, name: &str) -> Option<OsString> {
+        self.0.iter().filter(|layer| !layer.is_late).find_map(|layer| layer.variable(name))
+    }
+}
+
+impl Layer {
+    /// A variable that it sets. Numbers and booleans count as their text.
+    fn variable(&self, name: &str) -> Option<OsString> {
+        match &self.settings["env"][name] {
+            Value::String(text) => Some(text.into()),
+            value @ (Value::Number(_) | Value::Bool(_)) => Some(value.to_string().into()),
+            _ => None,
+        }
+    }
+}
+
+/// Value of the option `name` among the words for claude: the next word, or what follows `=`.
+fn argument(arguments: &[OsString], name: &str) -> Option<OsString> {
+    let options = arguments.iter().take_while(|word| *word != "--");
+    let (at, rest) = options.enumerate().find_map(|(at, word)| {
+        let rest = word.as_bytes().strip_prefix(name.as_bytes())?;
+        (rest.is_empty() || rest.starts_with(b"=")).then_some((at, rest))
+    })?;
+    match rest.strip_prefix(b"=") {
+        Some(value) => Some(OsString::from_vec(value.to_vec())),
+        None => arguments.get(at + 1).cloned(),
+    }
+}
+
+/// The administrator's settings in `dir`: the file, and those of `managed-settings.d`, of which a later name goes before an earlier one.
+fn managed(dir: &Path) -> Vec<(PathBuf, Value)> {
+    let names = std::fs::read_dir(dir.join("managed-settings.d")).into_iter().flatten().flatten();
+    let mut files: Vec<_> =
+        names.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
+    files.sort_by(|one, other| other.cmp(one));
+    files.push(dir.join("managed-settings.json"));
+    files.into_iter().filter_map(read_file).collect()
+}
+
+fn read_file(path: PathBuf) -> Option<(PathBuf, Value)> {
+    let settings = parse(&read_bounded(&path, MAX_SETTINGS).ok()?)?;
+    Some((path, settings))
+}
+
+/// Parses a settings file, which may begin with a byte order mark.
+fn parse(text: &[u8]) -> Option<Value> {
+    serde_json::from_slice(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io;
+
+    use super::*;
+
+    fn read(config_dir: &Path, words: &[&str]) -> ClaudeSettings {
+        ClaudeSettings::read(config_dir, &words.iter().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn variables_are_text_whatever_their_type() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        fs::write(dir.path().join("settings.json"), "\u{feff}{\"env\":{\"A\":1,\"B\":true,\"C\":\"\",\"D\":null,\"E\":[]}}")?;
+        let settings = read(dir.path(), &[]);
+        let environment = |_: &str| Some(OsString::from("outside"));
+        for (name, value) in [("A", "1"), ("B", "true"), ("C", ""), ("D", "outside"), ("E", "outside"), ("F", "outside")] {
+            assert_eq!(settings.variable(&environment, name), Some(value.into()), "{name}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn settings_of_the_command_line_precede_the_users() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        fs::write(dir.path().join("settings.json"), r#"{"k":"user"}"#)?;
+        let file = dir.path().join("typed.json");
+        fs::write(&file, r#"{"k":"file"}"#)?;
+        let file = file.to_str().unwrap_or_default();
+        let value = |words: &[&str]| read(dir.path(), words).value("k").map(|(_, value)| value.clone());
+        for (words, expected) in [
+            (vec!["-p", "x"], "user"),
+            (vec!["--settings", r#"{"k":"typed"}"#], "typed"),
+            (vec![r#"--settings={"k":"typed"}"#], "typed"),
+            (vec!["--settings", file], "file"),
+            (vec![&format!("--settings={file}")], "file"),
+            (vec!["--settings"], "user"),
+            (vec!["--settings-x", r#"{"k":"typed"}"#], "user"),
+            (vec!["--", "--settings", r#"{"k":"typed"}"#], "user"),
+        ] {
+            assert_eq!(value(&words), Some(expected.into()), "{words:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn managed_settings_are_read_last_name_first() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let drop_ins = dir.path().join("managed-settings.d");
+        fs::create_dir(&drop_ins)?;
+        for (path, text) in [
+            (dir.path().join("managed-settings.json"), "1"),
+            (drop_ins.join("10.json"), "2"),
+            (drop_ins.join("20.json"), "3"),
+            (drop_ins.join("30.txt"), "4"),
+            (drop_ins.join("40.json"), "{"),
+        ] {
+            fs::write(path, text)?;
+        }
+        let found: Vec<_> = managed(dir.path()).into_iter().map(|(_, value)| value).collect();
+        assert_eq!(found, [3, 2, 1]);
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! Where claude keeps its login and its refresh locks: in its config dir, unless a variable moves them.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::config_dir;
+use super::settings::ClaudeSettings;
+use super::version::Version;
+use crate::config::settings::Environment;
+
+/// Variable that moves the login and its locks, from 2.1.177 at the latest. Empty, it stands for `~/.claude`.
+pub(crate) const VARIABLE: &str = "CLAUDE_SECURESTORAGE_CONFIG_DIR";
+
+/// Directories with logins of claude and the locks around their refreshes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaudeStorage {
+    /// Directory of `.credentials.json` and its locks.
+    pub(crate) dir: PathBuf,
+    /// The variable because of which that is not the config dir.
+    pub(crate) moved_by: Option<&'static str>,
+    /// Directory of the profiles, which are logins, too.
+    profiles: Option<PathBuf>,
+}
+
+impl ClaudeStorage {
+    /// Storage of a claude that has this `config_dir` and these settings; its version counts if it is known.
+    pub(crate) fn of(environment: Environment, settings: &ClaudeSettings, version: Option<Version>, config_dir: &Path) -> Self {
+        let is_path = |path: &OsString| !path.is_empty();
+        let home = environment("HOME").filter(is_path).map(PathBuf::from);
+        let is_known = version.is_none_or(|version| version >= Version::INNER_LOCK);
+        let variable = settings.early_variable(environment, VARIABLE).filter(|_| is_known);
+        let by_settings = || settings.own_early_variable(config_dir::VARIABLE).filter(is_path);
+        let (dir, moved_by) = match (variable, &home) {
+            (Some(path), _) if is_path(&path) => (path.into(), Some(VARIABLE)),
+            (Some(_), Some(home)) => (home.join(".claude"), Some(VARIABLE)),
+            _ => by_settings().map_or((config_dir.into(), None), |path| (path.into(), Some(config_dir::VARIABLE))),
+        };
+        let moved_by = moved_by.filter(|_| real(&dir) != real(config_dir));
+        let dir = if moved_by.is_some() { dir } else { config_dir.into() };
+        let configs = environment("XDG_CONFIG_HOME").filter(is_path).map(PathBuf::from);
+        let profiles = configs.or_else(|| Some(home?.join(".config"))).map(|configs| configs.join("anthropic"));
+        Self { dir, moved_by, profiles }
+    }
+
+    /// Storage that is `dir`, whatever environment and settings say.
+    pub(crate) fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), moved_by: None, profiles: None }
+    }
+
+    /// The file with the login.
+    pub(crate) fn credentials(&self) -> PathBuf {
+        self.dir.join(".credentials.json")
+    }
+
+    /// The lock around the refresh of a profile.
+    pub(crate) fn profile_lock(&self) -> Option<PathBuf> {
+        Some(self.profiles.as_ref()?.join("credentials.lock"))
+    }
+}
+
+fn real(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}

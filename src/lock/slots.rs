@@ -1,0 +1,276 @@
+//! Slots: N places to run at once in one config dir. A run has a slot while it, or a process that has inherited the descriptor, holds
+//! the flock on that slot's file; so a slot is as proof against KILL and leaks as the session lock is.
+//!
+//! Who comes first is served first, without polling: everybody who wants a slot first takes the lock on the file `queue`, in the kernel's
+//! own order, and keeps it until a slot is had. So one run at a time looks for a slot. It starts if less than N slots are held, counting
+//! those beyond N, from before N was lowered; else it sleeps in flock(2) on each slot that is held, with a thread for each, as the kernel
+//! has no wait for one of several locks. (inotify has one, but tells of a close before the lock is free.) Whatever ends that sleep, it
+//! counts again; only the first of the queue pays for this. What a thread acquires it lets go at once: nobody else may take it.
+//!
+//! A slot comes before the session lock, in every mode, so that there is no circle: who holds the lock has a slot, or never asks for one.
+//! The latter are those who run below a run with a slot, and those whose caller holds the lock for them, as an old shell block does.
+
+use std::mem;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::slice;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tracing::{debug, info};
+
+use super::claims::{AncestorRuns, Claim};
+use super::file::{FlockGuard, LockAttempt, LockFile};
+use super::flock_thread::FlockThread;
+use super::request::{Acquisition, limit};
+use super::slot_files::{QUEUE, numbers, slot_files};
+use super::wait::{Awaited, LockWait, WaitEnd};
+use crate::config::settings::{Slots, Wait, slots_in};
+use crate::events::{Event, EventQueue, EventSender};
+use crate::records::{RecordStore, RunRecorder, WaitsFor};
+use crate::run_id::RunId;
+use crate::sys::file_id::FileId;
+use crate::sys::signal::SigSet;
+
+/// A run's wish for a slot.
+#[derive(Debug)]
+pub struct SlotRequest {
+    pub(crate) store: RecordStore,
+    /// Number of slots.
+    pub(crate) of: u16,
+    /// Settings file in which that number may change.
+    pub(crate) file: Option<PathBuf>,
+    /// The session lock: for whom it is held already, a slot would come too late.
+    pub(crate) session_lock: PathBuf,
+    pub(crate) wait: Wait,
+    pub(crate) conflict_exit_code: u8,
+    pub(crate) above: AncestorRuns,
+    /// Signals that were ignored when we started; they do not end the wait.
+    pub(crate) ignored: SigSet,
+}
+
+/// A slot. Dropping it releases it.
+#[derive(Debug)]
+pub struct SlotGuard {
+    flock: FlockGuard,
+    number: u16,
+}
+
+/// Time to get to a free slot where nobody wants to wait: others may be at the queue, on their way to theirs.
+const PASSING: Duration = Duration::from_millis(100);
+
+/// Acquires a slot, in a wait that is bounded from `started` on.
+///
+/// # Errors
+/// A file of the slots cannot be opened or created, or its file system has no flock(2).
+pub fn acquire_slot(
+    request: &SlotRequest,
+    started: Instant,
+    recorder: &mut RunRecorder,
+    events: &mut EventQueue,
+) -> Result<Acquisition<SlotGuard>> {
+    let ids: Vec<_> = slot_ids(&request.store, &request.above);
+    if request.above.have_slot(&ids, Some(&request.store)) {
+        return Ok(without("a run above this one has one"));
+    }
+    let mut search = Search { request, of: request.of, stage: Stage::Queued(None) };
+    let first = match LockFile::open_among_slots(&request.store, QUEUE)?.try_lock()? {
+        LockAttempt::Acquired(turn) => {
+            search.stage = Stage::First { _turn: turn, threads: Vec::new() };
+            search.take_or_watch(&events.sender())?
+        }
+        LockAttempt::Busy(queue) => {
+            search.stage = Stage::Queued(Some(queue));
+            None
+        }
+    };
+    let mut wait = LockWait::new(Awaited::Slot(request.of), started, recorder, events, request.ignored);
+    let acquisition = match first {
+        Some(slot) => Acquisition::Held(slot),
+        None => match request.lock_is_held_for_us(wait.recorder)? {
+            true => without("the session lock is held for this run already"),
+            false => search.wait(&mut wait)?,
+        },
+    };
+    match &acquisition {
+        Acquisition::Held(slot) => {
+            wait.log_slot(slot.number, search.of);
+            let path = request.store.slots().join(slot.number.to_string());
+            wait.recorder.on_slot(Some((path, slot.flock.file_id())));
+        }
+        Acquisition::NotAcquired => {
+            wait.recorder.on_slot(None);
+            wait.log_timeout(request.wait, None);
+        }
+        Acquisition::NotNeeded(_) | Acquisition::Interrupted(_) => wait.recorder.on_slot(None),
+    }
+    Ok(acquisition)
+}
+
+fn without(reason: &str) -> Acquisition<SlotGuard> {
+    info!(name: "slot.unneeded", "starting without a slot: {reason}");
+    Acquisition::NotNeeded(reason.to_owned())
+}
+
+/// The slots' files, if a run above us may have one.
+fn slot_ids(store: &RecordStore, above: &AncestorRuns) -> Vec<FileId> {
+    if above.claim_slots() { slot_files(store).iter().map(|slot| slot.file_id).collect() } else { Vec::new() }
+}
+
+impl SlotRequest {
+    /// True if an ancestor or our caller holds the session lock for us.
+    fn lock_is_held_for_us(&self, recorder: &RunRecorder) -> Result<bool> {
+        let Some(lock) = FileId::at(&self.session_lock) else { return Ok(false) };
+        Ok(self.above.hold_for_us(lock, recorder.store(), false).is_some())
+    }
+
+    /// True if no slot is free.
+    fn is_full(&self) -> bool {
+        slot_files(&self.store).iter().filter(|slot| slot.is_held).count() >= usize::from(self.of)
+    }
+}
+
+/// The search for a free slot.
+struct Search<'a> {
+    request: &'a SlotRequest,
+    /// Number of slots, which may change meanwhile.
+    of: u16,
+    stage: Stage,
+}
+
+enum Stage {
+    /// In the queue, which is busy.
+    Queued(Option<LockFile>),
+    Waiting(FlockThread),
+    /// The first of the queue, with a thread for each slot that was found busy.
+    First {
+        _turn: FlockGuard,
+        threads: Vec<FlockThread>,
+    },
+}
+
+impl Search<'_> {
+    fn wait(&mut self, wait: &mut LockWait) -> Result<Acquisition<SlotGuard>> {
+        if self.request.wait == Wait::No && (matches!(self.stage, Stage::First { .. }) || self.request.is_full()) {
+            wait.begin(Awaited::Slot(self.of), Some(Duration::ZERO));
+            return Ok(Acquisition::NotAcquired);
+        }
+        wait.begin(Awaited::Slot(self.of), limit(self.request.wait, PASSING));
+        wait.next_progress_at = (self.request.wait != Wait::No).then(|| Instant::now() + PASSING);
+        if let Stage::Queued(queue) = &mut self.stage
+            && let Some(queue) = queue.take()
+        {
+            // Before anything else: no later waiter is to be served first because of that.
+            self.stage = Stage::Waiting(FlockThread::start(queue, wait.events.sender())?);
+        }
+        wait.recorder.on_wait(WaitsFor::Slot);
+        self.watch_bound(wait);
+        let end = wait.until(|wait, events| self.advance(wait, events))?;
+        Ok(match end {
+            WaitEnd::Met(acquisition) => acquisition,
+            WaitEnd::TimedOut => Acquisition::NotAcquired,
+            WaitEnd::Interrupted(signal) => Acquisition::Interrupted(signal),
+        })
+    }
+
+    fn advance(&mut self, wait: &mut LockWait, events: &[Event]) -> Result<Option<Acquisition<SlotGuard>>> {
+        let mut is_due = events.contains(&Event::FilesChanged);
+        match &mut self.stage {
+            Stage::Queued(_) => {}
+            Stage::Waiting(thread) => match thread.answer().transpose()? {
+                None => return Ok(None),
+                Some(LockAttempt::Acquired(turn)) => {
+                    self.stage = Stage::First { _turn: turn, threads: Vec::new() };
+                    self.watch_bound(wait);
+                    is_due = true;
+                }
+                Some(LockAttempt::Busy(replacement)) => {
+                    self.stage = Stage::Waiting(FlockThread::start(replacement, wait.events.sender())?);
+                    return Ok(None);
+                }
+            },
+            Stage::First { threads, .. } => {
+                for thread in threads {
+                    is_due |= thread.answer().transpose()?.is_some();
+                }
+            }
+        }
+        if !is_due {
+            return Ok(None);
+        }
+        match self.bound() {
+            Slots::Unlimited => return Ok(Some(without("there is no bound any more"))),
+            Slots::AtMost(of) => (self.of, wait.awaited) = (of, Awaited::Slot(of)),
+        }
+        let slot = self.take_or_watch(&wait.events.sender())?;
+        Ok(match slot {
+            None if self.request.wait == Wait::No => Some(Acquisition::NotAcquired),
+            slot => slot.map(Acquisition::Held),
+        })
+    }
+
+    /// Makes a change of the settings file an event, for the first of the queue: the others look when they are it.
+    fn watch_bound(&self, wait: &mut LockWait) {
+        if let (Stage::First { .. }, Some(file)) = (&self.stage, &self.request.file) {
+            wait.events.watch_files(slice::from_ref(file));
+        }
+    }
+
+    /// The bound as it is now.
+    fn bound(&self) -> Slots {
+        let unchanged = Slots::AtMost(self.of);
+        let Some(file) = &self.request.file else { return unchanged };
+        slots_in(file).unwrap_or_else(|error| {
+            debug!("the bound stays as it was: {error:#}");
+            unchanged
+        })
+    }
+
+    /// Takes a slot, as the first of the queue, or has a thread wait for each that is held.
+    fn take_or_watch(&mut self, events: &EventSender) -> Result<Option<SlotGuard>> {
+        let Stage::First { threads, .. } = &mut self.stage else { return Ok(None) };
+        FlockThread::interrupt(mem::take(threads));
+        match find_free(&self.request.store, self.of)? {
+            Ok(slot) => return Ok(Some(slot)),
+            Err(held) => {
+                for file in held {
+                    threads.push(FlockThread::start(file, events.clone())?);
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Finds a free slot if less than `of` are held; else gives `of` that are: before one of these is free, none can be taken.
+fn find_free(store: &RecordStore, of: u16) -> Result<Result<SlotGuard, Vec<LockFile>>> {
+    let all = store.open_slots().map(|dir| numbers(&dir)).unwrap_or_default();
+    let beyond: Vec<_> = all.into_iter().filter(|&number| number > of).collect();
+    let (mut free, mut held) = (None, Vec::new());
+    for number in (1..=of).chain(beyond.iter().copied()) {
+        match LockFile::open_among_slots(store, &number.to_string())?.try_lock()? {
+            LockAttempt::Busy(file) => held.push(file),
+            LockAttempt::Acquired(flock) if free.is_none() && number <= of => free = Some(SlotGuard { flock, number }),
+            LockAttempt::Acquired(_) => {}
+        }
+        if held.len() == usize::from(of) {
+            return Ok(Err(held));
+        }
+        if free.is_some() && beyond.is_empty() {
+            break; // the rest are not enough
+        }
+    }
+    Ok(free.ok_or(held))
+}
+
+impl SlotGuard {
+    /// Descriptor for the child to inherit, so that the slot is held while the child lives, even if we are killed.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.flock.descriptor()
+    }
+
+    /// Value of the variable by which the child of `run` knows of this slot and those of the runs `above`.
+    pub fn claims(&self, above: &AncestorRuns, run: RunId) -> String {
+        above.slots_with(Claim { lock: self.flock.file_id(), run })
+    }
+}

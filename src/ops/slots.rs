@@ -1,0 +1,92 @@
+//! `claude-run slots`: the bound on the runs at once, the slots in use, who waits for one, and how to change the bound.
+
+use std::io::Write;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use toml_edit::Value as TomlValue;
+
+use super::{Context, Factory, answer, text};
+use crate::config::file::{self, SettingsFile};
+use crate::config::options::SLOTS;
+use crate::config::settings::{Origin, Slots, Written};
+use crate::lock::{Queue, SlotFile, slot_files, slot_queue};
+use crate::outcome::Outcome;
+use crate::records::{RecordStore, RunRecord, WaitsFor};
+
+/// Slots of a config dir.
+pub(super) struct SlotsInUse {
+    /// Those that are held, and the live run that each belongs to.
+    pub(super) held: Vec<(SlotFile, Option<RunRecord>)>,
+    /// In the order of the queue.
+    pub(super) waiting: Vec<RunRecord>,
+}
+
+impl SlotsInUse {
+    pub(super) fn look(records: &RecordStore, live: &[RunRecord]) -> Self {
+        let owner = |slot: &SlotFile| live.iter().find(|run| run.has_slot(slot.file_id)).cloned();
+        let held = slot_files(records).into_iter().filter(|slot| slot.is_held);
+        let mut waiting: Vec<_> = live.iter().filter(|run| run.waits_for == Some(WaitsFor::Slot)).cloned().collect();
+        if let (Some(file), true) = (slot_queue(records), waiting.len() > 1) {
+            let queue = Queue::look(file);
+            let order = queue.members(live);
+            waiting.sort_by_key(|run| order.iter().position(|member| *member == Ok(&*run.run)).unwrap_or(usize::MAX));
+        }
+        Self { held: held.map(|slot| (slot, owner(&slot))).collect(), waiting }
+    }
+
+    /// In one line, as `2 in use, 3 waiting`.
+    pub(super) fn summary(&self) -> String {
+        let waiting = self.waiting.len();
+        format!("{} in use{}", self.held.len(), if waiting == 0 { String::new() } else { format!(", {waiting} waiting") })
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let held =
+            |(slot, run): &(SlotFile, Option<RunRecord>)| json!({"slot": slot.number, "run": run.as_ref().map(text::run_json)});
+        json!({
+            "in_use": self.held.iter().map(held).collect::<Value>(),
+            "waiting": self.waiting.iter().map(text::run_json).collect::<Value>(),
+        })
+    }
+}
+
+/// Shows the bound and who has a slot, or sets the bound.
+pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &mut impl Write) -> Result<Outcome> {
+    let mut factory = Factory::of(&context)?;
+    let path = factory.config_dir.join(file::NAME);
+    let name = set.map(|slots| match slots {
+        Slots::Unlimited => "none".to_owned(),
+        Slots::AtMost(number) => number.to_string(),
+    });
+    if let Some(slots) = set {
+        let value = match slots {
+            Slots::Unlimited => TomlValue::from("none"),
+            Slots::AtMost(number) => TomlValue::from(i64::from(number)),
+        };
+        SettingsFile::set(&path, SLOTS, value)?;
+        context.file = SettingsFile::read(&path)?;
+        factory = Factory::of(&context)?;
+    }
+    let in_use = SlotsInUse::look(&factory.records, &factory.census()?.live);
+    let mut lines = match &name {
+        Some(name) => format!("{name} is the bound now, by {}\n", path.display()),
+        None => text::setting(&factory.slots) + "\n",
+    };
+    let Written { value: here, origin, .. } = &factory.slots;
+    if name.is_some_and(|name| here.as_os_str() != &*name) && matches!(origin, Origin::Flag | Origin::Variable(_)) {
+        lines += &format!("but here {} says {}, and goes before the file\n", text::origin(origin), here.display());
+    }
+    lines += &format!("{}\n", in_use.summary());
+    for (slot, run) in &in_use.held {
+        let who = run.as_ref().map_or_else(|| "without a run record".to_owned(), text::run);
+        lines += &format!("  slot {}: {who}\n", slot.number);
+    }
+    lines.extend(in_use.waiting.iter().zip(1..).map(|(run, place)| format!("  {place}. {}\n", text::run(run))));
+    let mut value = text::setting_json(&factory.slots);
+    value["set"] = json!(set.map(|_| here.to_string_lossy()));
+    for (key, part) in in_use.to_json().as_object_mut().into_iter().flatten() {
+        value[key] = part.take();
+    }
+    answer(out, json, true, &lines, &value)
+}

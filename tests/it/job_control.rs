@@ -1,0 +1,157 @@
+//! Job control: Ctrl-Z, `fg`, jobs in the background, and who is signalled when a process signals claude-run alone.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::env::{Env, binary, fake_claude, is_alive, state, wait_until};
+use crate::terminal::{OnTerminal, line};
+
+fn interactive_shell(env: &Env) -> OnTerminal {
+    let mut command = env.command("bash");
+    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
+    OnTerminal::start(command)
+}
+
+#[test]
+fn ctrl_c_ctrl_z_and_fg_work_in_a_shell() {
+    let env = Env::new();
+    let mut terminal = interactive_shell(&env);
+    terminal.types(&format!("{}; echo code $?\n", line("signals; ready; hang")));
+    let [child, supervisor, group, _] = terminal.ready();
+    assert_eq!(group, supervisor, "the child stays in the group that the shell has made for us");
+    terminal.types("\x03");
+    terminal.shows("signal INT");
+    terminal.types("\x1a");
+    terminal.shows("Stopped");
+    wait_until("both are stopped", || [child, supervisor].into_iter().all(|pid| state(pid) == Some('T')));
+    terminal.types("fg\n");
+    terminal.shows("signal CONT");
+    wait_until("both run", || [child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
+    assert_eq!((terminal.count("signal INT"), terminal.count("signal CONT")), (1, 1));
+    terminal.types("\x1c");
+    terminal.shows("signal QUIT");
+    assert_eq!(terminal.count("signal QUIT"), 1);
+    assert!(is_alive(child), "what the QUIT key means is the child's affair");
+    terminal.types("\x1a");
+    terminal.shows("Stopped");
+    terminal.types("kill %1; fg\n");
+    wait_until("it has ended", || !is_alive(child) && !is_alive(supervisor));
+    terminal.types("exit\n");
+    terminal.ends();
+}
+
+#[test]
+fn background_job_can_be_brought_to_the_foreground() {
+    let env = Env::new();
+    let mut terminal = interactive_shell(&env);
+    terminal.types(&format!("{} &\n", line("ready; read; exit 0")));
+    let [child, supervisor, ..] = terminal.ready();
+    wait_until("it is stopped, since it reads", || state(child) == Some('T'));
+    assert_ne!(state(supervisor), Some('T'), "a watchdog is not stopped");
+    terminal.types("fg\n");
+    wait_until("it runs", || state(child) != Some('T'));
+    terminal.types("word\n\x04");
+    terminal.shows("read 5");
+    wait_until("it has ended", || !is_alive(supervisor));
+    terminal.types("exit\n");
+    terminal.ends();
+}
+
+#[test]
+fn background_job_that_wants_the_terminal_has_limits() {
+    let env = Env::new();
+    for (prepare, steps) in [(":", "ready; read; hang"), ("stty tostop", "hang")] {
+        let mut terminal = interactive_shell(&env);
+        let run = line(steps).replacen(" -- ", " --timeout 1 -v -- ", 1);
+        terminal.types(&format!("{prepare}; {run} & wait $!; echo code $?\n"));
+        terminal.shows("code 124");
+        terminal.types("exit\n");
+        terminal.ends();
+    }
+}
+
+#[test]
+fn child_that_wants_the_terminal_is_not_woken_in_a_loop() {
+    let env = Env::new();
+    let mut terminal = interactive_shell(&env);
+    let run = line("signals; ready; read; hang").replacen(" -- ", " --kill-after 2 -- ", 1);
+    terminal.types(&format!("{run} &\n"));
+    let [child, supervisor, ..] = terminal.ready();
+    wait_until("it is stopped, since it reads", || state(child) == Some('T'));
+    kill(Pid::from_raw(supervisor), Signal::SIGTERM).expect("it lives");
+    terminal.shows("signal TERM");
+    wait_until("it has ended", || !is_alive(supervisor));
+    assert_eq!(terminal.count("wants the terminal"), 1);
+    assert!(terminal.count("signal CONT") <= 4, "{:#?}", terminal.seen);
+    terminal.types("exit\n");
+    terminal.ends();
+}
+
+#[test]
+fn ctrl_z_on_a_script_stops_its_claude_run() {
+    let env = Env::new();
+    let mut terminal = interactive_shell(&env);
+    env.script("script", &format!("#!/bin/bash\n{} </dev/null\n", line("signals; ready; hang")));
+    terminal.types("./script\n");
+    let [child, supervisor, group, _] = terminal.ready();
+    assert_ne!(group, supervisor);
+    terminal.types("\x1a");
+    terminal.shows("Stopped");
+    wait_until("both are stopped", || [child, supervisor].into_iter().all(|pid| state(pid) == Some('T')));
+    terminal.types("fg\n");
+    terminal.shows("signal CONT");
+    wait_until("both run", || [child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
+    kill(Pid::from_raw(child), Signal::SIGKILL).expect("it lives");
+    wait_until("it has ended", || !is_alive(supervisor));
+    terminal.types("exit\n");
+    terminal.ends();
+}
+
+#[test]
+fn ctrl_z_without_job_control_stops_nothing() {
+    let env = Env::new();
+    let mut command = env.command("sh");
+    // Its stdin is elsewhere, so that the child has a group of its own; and there is no shell above.
+    let script = r#"exec "$0" --claude "$1" -- -p 'signals; ready; hang' </dev/null"#;
+    command.args(["-c", script]).arg(binary()).arg(fake_claude());
+    let mut terminal = OnTerminal::start(command);
+    let [child, supervisor, group, _] = terminal.ready();
+    assert_ne!(group, supervisor);
+    terminal.types("\x1a");
+    terminal.types("\x03");
+    terminal.shows("signal INT");
+    assert!([child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
+    kill(Pid::from_raw(child), Signal::SIGKILL).expect("it lives");
+    assert_eq!(terminal.ends(), 137);
+}
+
+#[test]
+fn self_stopped_child_returns_the_terminal() {
+    let env = Env::new();
+    let mut terminal = interactive_shell(&env);
+    terminal.types(&format!("{}\n", line("ready; die TSTP; say back; exit 0")));
+    let [_, supervisor, ..] = terminal.ready();
+    terminal.shows("Stopped");
+    terminal.types("fg\n");
+    terminal.shows("back");
+    wait_until("it has ended", || !is_alive(supervisor));
+    terminal.types("exit\n");
+    terminal.ends();
+}
+
+#[test]
+fn int_to_claude_run_alone_reaches_the_whole_job() {
+    let env = Env::new();
+    let mut terminal = interactive_shell(&env);
+    // The backslashes tell what is printed from what is typed.
+    terminal
+        .types(&format!("'{}' -- bash -c '(echo r\\eady $PPID $$ 0 0; exec sleep 600); echo af\\ter'\n", binary().display()));
+    let [supervisor, ..] = terminal.ready();
+    kill(Pid::from_raw(supervisor), Signal::SIGINT).expect("it lives");
+    wait_until("it has ended", || !is_alive(supervisor));
+    terminal.types("echo co\\de $?\n");
+    terminal.shows("code 130");
+    assert_eq!(terminal.count("after"), 0);
+    terminal.types("exit\n");
+    terminal.ends();
+}

@@ -1,0 +1,191 @@
+//! Where claude keeps its login: the config dir, unless a variable moves it. Everything that looks at the login follows, and every lock
+//! around a refresh is respected, whatever it is for.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::doctor::{doctor, expect, healthy, in_namespace};
+use crate::env::{Env, Running, binary, fake_claude};
+use crate::oauth::{EXPIRED, FRESH, StandIn, age, credentials};
+use crate::refresh_locks::{expect_deferral, lock_of};
+
+const STORAGE: &str = "CLAUDE_SECURESTORAGE_CONFIG_DIR";
+
+/// Ways to move the storage to `dir`: a variable, a settings file, words for claude.
+struct Move {
+    about: &'static str,
+    variable: Option<(&'static str, PathBuf)>,
+    settings: Option<String>,
+    words: Vec<String>,
+}
+
+fn moves(dir: &Path) -> Vec<Move> {
+    let block = |name: &str| format!(r#"{{"env":{{"{name}":"{}"}}}}"#, dir.display());
+    let by = |about, variable, settings, words| Move { about, variable, settings, words };
+    vec![
+        by("variable", Some((STORAGE, dir.to_owned())), None, vec![]),
+        by("user settings", None, Some(block(STORAGE)), vec![]),
+        by("config dir in user settings", None, Some(block("CLAUDE_CONFIG_DIR")), vec![]),
+        by("typed settings", None, None, vec!["--settings".into(), block(STORAGE)]),
+        by("typed settings, one word", None, None, vec![format!("--settings={}", block(STORAGE))]),
+    ]
+}
+
+#[test]
+fn storage_is_followed_wherever_it_is_moved() {
+    for number in 0..5 {
+        let env = Env::new();
+        let storage = env.path("storage");
+        fs::create_dir(&storage).expect("a directory");
+        let Move { about, variable, settings, words } = moves(&storage).remove(number);
+        env.log_in(FRESH); // of no use to anybody
+        fs::write(storage.join(".credentials.json"), credentials(EXPIRED)).expect("a login");
+        if let Some(text) = settings {
+            fs::write(env.config_dir().join("settings.json"), text).expect("settings");
+        }
+        let stand_in = StandIn::start(&env, &[]);
+        let mut command = env.command(binary());
+        command.env("FAKE_API", &stand_in.address).envs(variable.clone());
+        // The fake reads no settings.
+        let fake = format!("env {STORAGE}={} {}", storage.display(), fake_claude().display());
+        let fake = env.script("fake", &format!("#!/bin/sh\nexec {fake} \"$@\"\n"));
+        command.args(["--lock", "refresh", "--claude"]).arg(fake).args(["--", "-p", "signals; ready; refresh modern posted"]);
+        command.args(words.clone());
+        let run = Running::start(command);
+        run.ready();
+        while run.line() != "posted" {}
+        assert!(env.is_locked(), "{about}: a refresh is due");
+        run.signal(Signal::SIGTERM);
+        expect_deferral(&run);
+        if words.is_empty() {
+            let mut status = env.claude_run();
+            let status = status.envs(variable.clone()).args(["status", "--json"]).assert();
+            let status: Value = serde_json::from_slice(&status.get_output().stdout).expect("JSON");
+            assert_eq!(
+                (&status["token"]["state"], &status["refresh_locks"][1]["state"]),
+                (&"expired".into(), &"live".into()),
+                "{about}"
+            );
+            let doctor = env.claude_run().envs(variable).args(["doctor"]).assert();
+            let doctor = String::from_utf8_lossy(&doctor.get_output().stdout).into_owned();
+            assert!(doctor.contains(&format!("{} is claude's storage", storage.display())), "{about}: {doctor}");
+        }
+        for lock in [".oauth_refresh.lock", "../storage.lock"] {
+            fs::remove_dir(storage.join(lock)).expect("a lock");
+        }
+        run.expect_line("signal TERM");
+    }
+}
+
+#[test]
+fn empty_storage_variable_means_the_home() {
+    let env = Env::new();
+    let config_dir = env.path("config");
+    fs::create_dir(&config_dir).expect("a directory");
+    fs::write(config_dir.join(".credentials.json"), credentials(EXPIRED)).expect("a login");
+    env.log_in(FRESH);
+    let run = |value: Option<&str>, code| {
+        let mut run = env.claude_run();
+        run.env("CLAUDE_CONFIG_DIR", &config_dir).envs(value.map(|value| (STORAGE, value)));
+        run.args(["--lock", "refresh", "--wait", "0", "true"]).assert().code(code);
+    };
+    let lock = fs::File::create(config_dir.join("session.lock")).expect("a lock file");
+    lock.lock().expect("a lock");
+    run(None, 75);
+    run(Some(""), 0);
+}
+
+#[test]
+fn every_refresh_lock_of_claude_is_spared() {
+    for name in [
+        "mcp-refresh-0a1b.lock.lock",
+        ".design_oauth_refresh.lock",
+        ".cloud_sessions_oauth_refresh.lock",
+        ".hybrid_gateway_idp_refresh.lock",
+        "../.config/anthropic/credentials.lock",
+    ] {
+        let env = Env::new();
+        env.log_in(FRESH);
+        let lock = env.config_dir().join(name);
+        fs::create_dir_all(lock.parent().expect("a parent")).expect("a directory");
+        let run = env.start_fake(&["--lock", "pass-through"], "signals; ready; hang");
+        run.ready();
+        fs::create_dir(&lock).expect("a lock");
+        run.signal(Signal::SIGTERM);
+        expect_deferral(&run);
+        fs::remove_dir(&lock).expect("a lock");
+        run.expect_line("signal TERM");
+        // Neither a file of that name nor the session lock is one.
+        let run = env.start_fake(&["--lock", "pass-through"], "signals; ready; hang");
+        run.ready();
+        fs::write(&lock, "").expect("a file");
+        run.signal(Signal::SIGTERM);
+        run.expect_line("signal TERM");
+    }
+}
+
+#[test]
+fn claude_that_ends_in_mid_refresh_is_reported() {
+    let env = Env::new();
+    for (mode, steps, is_cut) in [
+        ("refresh", "refresh modern leave posted", true),
+        ("exclusive", "refresh modern leave posted", true),
+        ("pass-through", "say nothing is new", false),
+    ] {
+        let stand_in = StandIn::start(&env, &[]);
+        if is_cut {
+            env.log_in(EXPIRED);
+        }
+        let ended = env.agent(&stand_in, mode, &[], steps).end();
+        assert_eq!(ended.stderr_text().contains("its login is probably lost"), is_cut, "{mode}: {ended:?}");
+        let history = fs::read_to_string(env.config_dir().join("claude-run/history.jsonl")).expect("a history");
+        let last: Value = serde_json::from_str(history.lines().last().expect("a line")).expect("JSON");
+        assert_eq!(last["cut_refresh"], is_cut, "{last}");
+        let status = env.claude_run().arg("status").assert().code(1);
+        let status = String::from_utf8_lossy(&status.get_output().stdout).into_owned();
+        assert!(status.contains("in the midst of a refresh"), "{mode}: {status}");
+    }
+    env.log_in(FRESH);
+    env.claude_run().arg("status").assert().code(0);
+}
+
+/// Locks lie beside the file: who shares it alone has others, and newer versions replace it.
+#[test]
+fn login_that_is_shared_as_a_file_is_a_failure() {
+    let env = healthy("2.1.330");
+    let file = env.credentials();
+    fs::hard_link(&file, env.path("other-name")).expect("a link");
+    expect(doctor(&env, |doctor| doctor), "storage", "failure", "has another name elsewhere");
+    fs::remove_file(env.path("other-name")).expect("a link");
+    let inner = env.config_dir().join("inner.json");
+    fs::rename(&file, &inner).expect("a file");
+    std::os::unix::fs::symlink("inner.json", &file).expect("a link");
+    expect(doctor(&env, |doctor| doctor), "storage", "pass", "the config dir, is claude's storage");
+    fs::rename(&inner, &file).expect("a file");
+    let mount = format!("mount --bind {0} {0}", file.display());
+    let Some(found) = in_namespace(&env, &mount, &env.config_dir()) else { return };
+    expect(found, "storage", "failure", "is a mount point");
+    let mount = format!("touch {0}; mount --bind {0} {0}", env.lock_file().display());
+    let Some(found) = in_namespace(&env, &mount, &env.config_dir()) else { return };
+    expect(found, "session lock", "failure", "is a mount point");
+    let env = healthy("2.1.84");
+    expect(doctor(&env, |doctor| doctor.env(STORAGE, env.path(""))), "storage", "warning", "does not know it");
+}
+
+/// claude makes the directory first, and the owner's file behind it.
+#[test]
+fn owner_file_of_an_earlier_lock_proves_nothing() {
+    let env = healthy("2.1.330");
+    let lock = lock_of(&env, 4_194_304);
+    expect(doctor(&env, |doctor| doctor), "refresh locks", "warning", "which is dead");
+    fs::remove_dir(&lock).expect("a lock");
+    std::thread::sleep(std::time::Duration::from_millis(30)); // the grain of a file system's clock
+    fs::create_dir(&lock).expect("a lock");
+    expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "pass", "a refresh is under way");
+    assert!(lock.exists());
+    age(&lock, 100);
+    expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "pass", "removed");
+}
