@@ -50,6 +50,12 @@
 #
 #   CLAUDE_RUN_LOCK=exclusive CLAUDE_RUN_LOCK_FILE=/srv/locks/llama-1.lock claude_run_with_watchdog dsh --profile headless "$prompt"
 
+# Run, not sourced, it says what it is.
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+  exit
+fi
+
 # The claude-run that this file belongs to.
 CLAUDE_RUN_SDK_VERSION=0.1.0
 

@@ -8,9 +8,6 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
-case "${1-}" in
-  -h | --help) exec sed -n '2,/^set /s/^# \{0,1\}//p' "scripts/${0##*/}" ;;
-esac
 need_cargo llvm-cov
 rustup component add llvm-tools >/dev/null 2>&1 || true # without rustup, LLVM_COV and LLVM_PROFDATA name them
 export CARGO_TARGET_DIR=$top/target/coverage

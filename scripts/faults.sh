@@ -21,9 +21,6 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
-case "${1-}" in
-  -h | --help) exec sed -n '2,/^set /s/^# \{0,1\}//p' "scripts/${0##*/}" | grep -v '^set ' ;;
-esac
 command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
 need cc gcc
 if [ "${1-}" = slots ]; then

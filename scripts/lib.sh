@@ -1,5 +1,13 @@
 # shellcheck shell=bash
-# What the scripts share: being in the checkout, and having the tools. Sourced, never run.
+# What the scripts share: --help, being in the checkout, and having the tools. Sourced, never run.
+
+# --help prints the comment at the top of the script, and nothing is done.
+for word in "$@"; do
+  case $word in
+    --) break ;;
+    -h | --help) exec sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0" ;;
+  esac
+done
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$top" || exit

@@ -15,7 +15,6 @@ again=false
 case "${1-}" in
   '') ;;
   --again) again=true ;;
-  -h | --help) exec sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "scripts/${0##*/}" ;;
   *) die "unknown argument $1 (see --help)" ;;
 esac
 command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"

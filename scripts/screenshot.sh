@@ -9,7 +9,6 @@ set -euo pipefail
 
 case "${1-}" in
   '') ;;
-  -h | --help) exec sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "scripts/${0##*/}" ;;
   *) die "unknown argument $1 (see --help)" ;;
 esac
 need script bsdutils

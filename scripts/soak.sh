@@ -15,9 +15,6 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
-case "${1-}" in
-  -h | --help) exec sed -n '2,/^set /s/^# \{0,1\}//p' "scripts/${0##*/}" ;;
-esac
 [ $# -gt 0 ] || set -- waiters runs limit output
 command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
 need cc gcc
@@ -91,9 +88,9 @@ limit() {
   faketime -f '+0 x3600' "$top/target/dynamic/${release#"$top/target/"}/claude-run" -- \
     env -u LD_PRELOAD -u FAKETIME -u FAKETIME_SHARED sleep 600 2>"$work/limit" || code=$?
   began=$(($(milliseconds) - began))
-  line=$(grep 'hard limit' "$work/limit" || true)
+  line=$(grep -e '--timeout' "$work/limit" || true)
   [ "$code" = 124 ] || wrong "exit code $code: $(cat "$work/limit")"
-  [[ $line == *"ran out after 2h"* ]] || wrong "it said: $line"
+  [[ $line == *"--timeout 2h reached"* ]] || wrong "it said: $line"
   [ "$began" -ge 1900 ] || wrong "it ended after $began ms, which are $((began * 3600 / 1000)) s for it"
   is_free || wrong "the lock is not free"
   echo "limit: $line ($began ms by our own clock)"

@@ -1,33 +1,40 @@
 #!/usr/bin/env bash
 # Everything that has to be right before a change lands: format, lints, tests, docs, scripts, dependencies.
-# Installs what is missing. What is typed behind it goes to `cargo test`.
+# It lists the tools that are missing, and installs them; below target/, npm's packages and cargo's builds. What is typed behind it
+# goes to `cargo test`.
 #
 #   scripts/test.sh                         all of it
+#   scripts/test.sh --check-tools           only looks which tools are missing: exit code 1 if some are
 #   cargo test --test it lock::             one file of tests
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
+# Each as COMMAND:PACKAGE of Debian's. What a factory's scripts run on; the peers, whose answers are compared with ours; shells that
+# complete by our scripts; an engine with a lock, for lock helpers; a file system that hosts share without its locks.
+tools=(cc:gcc shellcheck:shellcheck flock:util-linux node:nodejs npm:npm strace:strace busybox:busybox jq:jq patch:patch tini:tini
+  dumb-init:dumb-init fish:fish zsh:zsh man:man-db systemd-analyze:systemd etcd:etcd-server etcdctl:etcd-client bindfs:bindfs)
+has_cargo() { cargo "$1" --version >/dev/null 2>&1; }
+missing=()
+for tool in "${tools[@]}"; do command -v "${tool%:*}" >/dev/null || missing+=("${tool#*:} (for ${tool%:*})"); done
+has_cargo deny || missing+=("cargo-deny (built by cargo, which takes minutes)")
+has_cargo fuzz || missing+=("cargo-fuzz (likewise)")
+for component in rustfmt clippy; do has_cargo "${component#rust}" || missing+=("$component (by rustup)"); done
+for package in auditable deb; do has_cargo "$package" || missing+=("cargo-$package (likewise)"); done
 command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
-need cc gcc
-need shellcheck shellcheck
-need flock util-linux # and unshare and setpriv, which come with it
-need node nodejs
-need strace strace
-for tool in busybox jq patch; do need "$tool" "$tool"; done # what a factory's scripts run on, and with
-need tini tini # the peers, whose answers are compared with ours
-need dumb-init dumb-init
-need npm npm
-for shell in fish zsh; do need "$shell" "$shell"; done # that complete by our scripts
-need man man-db
-need systemd-analyze systemd # whose units scripts/examples has
-need etcd etcd-server # an engine with a lock, for lock helpers
-need etcdctl etcd-client
-need bindfs bindfs # a file system that hosts share without its locks
+if [ ${#missing[@]} -gt 0 ]; then
+  say "missing"
+  printf '%s\n' "${missing[@]}"
+fi
+if [ "${1-}" = --check-tools ]; then
+  [ ${#missing[@]} = 0 ] || exit 1
+  echo "all tools are there"
+  exit
+fi
+[ ${#missing[@]} = 0 ] || say "all of these are installed now: Debian's packages by apt-get, as root"
+for tool in "${tools[@]}"; do need "${tool%:*}" "${tool#*:}"; done
 need_cargo deny
-for component in rustfmt clippy; do
-  cargo "${component#rust}" --version >/dev/null 2>&1 || rustup component add "$component"
-done
+for component in rustfmt clippy; do has_cargo "${component#rust}" || rustup component add "$component"; done
 
 say "format"
 cargo fmt --check
@@ -43,7 +50,8 @@ say "dependencies"
 cargo deny --locked check bans licenses sources
 # The other party of claude's own lock, and the parsers of what scripts/examples is for. They are no part of claude-run, and stay
 # below target/.
-[ -d target/npm/node_modules/proper-lockfile ] && [ -d target/npm/node_modules/yaml ] && [ -d target/npm/node_modules/hcl2-parser ] ||
+has_all() { for package; do [ -d "target/npm/node_modules/$package" ] || return 1; done; }
+has_all proper-lockfile yaml hcl2-parser ||
   npm install --prefix target/npm --no-save --no-audit --no-fund --silent proper-lockfile@4.1.2 yaml@2.8.1 hcl2-parser@1.0.3
 say "models"
 # Without the flags of a static binary, which their dependencies do not need.

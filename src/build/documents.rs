@@ -1,5 +1,6 @@
 //! The man page, and the scripts by which shells complete a command line.
 
+use std::fs;
 use std::io::{self, Write};
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
@@ -8,9 +9,12 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
 
 use crate::config::cli;
-use crate::config::help::{SECTIONS, WHATIS};
-use crate::config::options::OPTIONS;
+use crate::config::help::{OTHER_VARIABLES, SECTIONS, WHATIS};
+use crate::config::options::{OPTIONS, VERBOSITY};
 use crate::config::values::{LockMode, Shell, Value};
+
+#[path = "completions.rs"]
+mod completions;
 
 const NAME: &str = "claude-run";
 
@@ -21,17 +25,29 @@ pub(crate) fn completions(shell: &str) -> io::Result<String> {
     // Without COMMAND, which could be anything, and would keep zsh from what follows the name of an operation.
     let options = described.get_arguments().filter(|arg| !arg.is_positional()).cloned();
     let operations = described.get_subcommands().cloned();
-    let mut command = Command::new(NAME).disable_help_subcommand(true).version("").args(options).subcommands(operations);
+    let mut command = bare().version("").args(options).subcommands(operations);
     command = command.mut_args(with_hint).mut_subcommands(|operation| operation.mut_args(with_hint));
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, NAME, &mut script);
     let script = String::from_utf8(script).map_err(io::Error::other)?;
-    // clap issue 6421: with a hyphen in the program's name, the script for bash calls a place by two names.
-    Ok(script.replace("claude__subcmd__run", "claude__run"))
+    match shell {
+        // clap issue 6421: with a hyphen in the program's name, the script for bash calls a place by two names.
+        clap_complete::Shell::Bash => completions::for_bash(&script.replace("claude__subcmd__run", "claude__run"), &command),
+        clap_complete::Shell::Fish => completions::for_fish(&script, &command),
+        _ => completions::for_zsh(&script, &command),
+    }
+}
+
+/// A command with the flags of the parser alone.
+fn bare() -> Command {
+    Command::new(NAME).disable_help_subcommand(true).disable_help_flag(true).disable_version_flag(true)
 }
 
 /// Tells shells what can stand behind an option, and to complete file names only where one is wanted.
 fn with_hint(arg: Arg) -> Arg {
+    if arg.get_id() == "topic" {
+        return arg.value_parser(PossibleValuesParser::new(topics()));
+    }
     let words = match arg.get_id().as_str() {
         "set" => LockMode::WORDS,
         "shell" => Shell::WORDS,
@@ -53,12 +69,22 @@ fn with_hint(arg: Arg) -> Arg {
     if arg.get_action().takes_values() { arg.value_hint(hint) } else { arg }
 }
 
+/// Topics of `help`: the chapters of the guide, and the operations.
+fn topics() -> Vec<&'static str> {
+    let chapters = fs::read_dir("src/guide").into_iter().flatten().flatten();
+    let chapters = chapters.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".md")?.to_owned()));
+    let mut topics: Vec<_> = chapters.collect();
+    topics.sort();
+    topics.extend(cli::command().get_subcommands().map(|operation| operation.get_name().to_owned()));
+    topics.into_iter().map(|topic| &*topic.leak()).collect() // in the build script, whose end is near
+}
+
 /// claude-run(1), of `date`.
 pub(crate) fn man_page(date: &str) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
     let described = cli::command();
     let description = described.get_long_about().cloned().unwrap_or_default();
-    let command = Command::new(NAME).version("").about(WHATIS).long_about(description).args(described.get_arguments().cloned());
+    let command = bare().version("").about(WHATIS).long_about(description).args(described.get_arguments().cloned());
     let man = Man::new(built(command))
         .title("CLAUDE-RUN")
         .source(concat!("claude-run ", env!("CARGO_PKG_VERSION")))
@@ -83,6 +109,7 @@ pub(crate) fn man_page(date: &str) -> io::Result<Vec<u8>> {
         let own = |arg: Arg| if arg.get_id() == "json" { arg.hide(true) } else { arg };
         render_operation(built(operation.bin_name(name).disable_help_flag(true).mut_args(own)), &mut page)?;
     }
+    render_environment(&mut page)?;
     render_sections(&mut page)?;
     Ok(page)
 }
@@ -105,6 +132,23 @@ fn render_operation(mut operation: Command, page: &mut Vec<u8>) -> io::Result<()
     Ok(())
 }
 
+/// All variables that are read; those that COMMAND gets have a section of their own.
+fn render_environment(page: &mut Vec<u8>) -> io::Result<()> {
+    let mut roff = Roff::new();
+    roff.control("SH", ["ENVIRONMENT"]);
+    for option in OPTIONS.iter().chain([&VERBOSITY]) {
+        let meaning = match option.name {
+            "verbosity" => format!("How much is said: {}", option.value_name),
+            name => format!("As --{name}, which overrules it"),
+        };
+        roff.control("TP", []).text([bold(option.variable)]).text([roman(meaning)]);
+    }
+    for (name, meaning) in OTHER_VARIABLES {
+        roff.control("TP", []).text([bold(name)]).text([roman(meaning)]);
+    }
+    roff.to_writer(page)
+}
+
 fn render_sections(page: &mut Vec<u8>) -> io::Result<()> {
     let mut roff = Roff::new();
     for section in SECTIONS {
@@ -117,7 +161,7 @@ fn render_sections(page: &mut Vec<u8>) -> io::Result<()> {
         }
     }
     roff.control("SH", ["SEE ALSO"]);
-    let others = [("claude", "(1), "), ("flock", "(1), "), ("timeout", "(1), "), ("flock", "(2)")];
+    let others = [("flock", "(1), "), ("timeout", "(1), "), ("flock", "(2), "), ("claude-run help", "")];
     roff.text(others.into_iter().flat_map(|(name, section)| [bold(name), roman(section)]).collect::<Vec<_>>());
     roff.to_writer(page)
 }

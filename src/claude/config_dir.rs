@@ -1,6 +1,7 @@
 //! The config dir as Claude Code resolves it: `CLAUDE_CONFIG_DIR` if set and not empty, else `$HOME/.claude`. It is checked
 //! before anything else, since claude itself fails over it in silence. Its contents are neither read nor changed here.
 
+use std::env;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
@@ -80,6 +81,12 @@ impl ConfigDir {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let message = format!("cannot make the config dir {path}; make it, or point {VARIABLE} at another");
                 DirBuilder::new().recursive(true).mode(0o700).create(&self.path).context(message)?;
+                // The default is made by whoever comes first; but a name may be mistyped, or lead into a volume that is not mounted.
+                if self.for_child == ForChild::Set || env::var_os(VARIABLE).is_some_and(|path| !path.is_empty()) {
+                    warn!(
+                        "the config dir {path} was not there, and is made: no other run shares its lock, nobody is logged in there"
+                    );
+                }
             }
             Err(error) => bail!("cannot reach the config dir {path}; point {VARIABLE} at one that can be: {error}"),
         }

@@ -18,6 +18,9 @@ const VERSION: &str = match option_env!("CLAUDE_RUN_VERSION") {
     None => env!("CARGO_PKG_VERSION"),
 };
 
+/// Id of `-h`.
+const SHORT_HELP: &str = "short-help";
+
 /// A command line, taken apart but not yet understood.
 #[derive(Clone, Debug, Default)]
 pub struct Cli {
@@ -49,11 +52,12 @@ impl Cli {
         }
         let understood = command().try_get_matches_from(words).and_then(|matches| {
             let operation = matches.subcommand_name().map(|_| Operation::from_arg_matches(&matches)).transpose()?;
-            Ok((Self::of(&matches), operation))
+            Ok((matches.get_flag(SHORT_HELP), Self::of(&matches), operation))
         });
         match understood {
-            Ok((cli, None)) => Ok(Request::Run(cli)),
-            Ok((cli, Some(operation))) => Ok(Request::Operate(cli, operation)),
+            Ok((true, ..)) => Ok(Request::Show(help::short(&command()))),
+            Ok((_, cli, None)) => Ok(Request::Run(cli)),
+            Ok((_, cli, Some(operation))) => Ok(Request::Operate(cli, operation)),
             Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
                 Ok(Request::Show(error.render().ansi().to_string()))
             }
@@ -128,10 +132,10 @@ pub fn command() -> Command {
         .about(help::ABOUT)
         .long_about(format!("{}\n\n{}", help::ABOUT, help::MORE_ABOUT))
         .override_usage(help::USAGE)
-        .after_help(help::after(false))
-        .after_long_help(help::after(true))
+        .after_help(help::after())
         .args_override_self(true)
         .disable_help_subcommand(true)
+        .disable_help_flag(true)
         .max_term_width(100)
         .subcommand_help_heading("Operations")
         .args(OPTIONS.iter().map(argument))
@@ -145,6 +149,14 @@ pub fn command() -> Command {
                 .long_help(verbosity_help),
         )
         .arg(Arg::new("quiet").short('q').long("quiet").action(ArgAction::SetTrue).help("Say nothing but errors"))
+        .next_help_heading("Help")
+        .arg(Arg::new(SHORT_HELP).short('h').action(ArgAction::SetTrue).help("What most people need, on one screen"))
+        .arg(Arg::new("help").long("help").action(ArgAction::HelpLong).help("All of this"))
+        .arg(Arg::new("version").short('V').long("version").action(ArgAction::Version).help("Version, commit and its date"))
+        .disable_version_flag(true)
+        .mut_subcommands(|operation| {
+            operation.arg(Arg::new("help").short('h').long("help").action(ArgAction::Help).help("Print this help"))
+        })
         .next_help_heading(None)
         .arg(
             Arg::new("command")
@@ -237,9 +249,8 @@ fn context(error: &clap::Error, kind: ContextKind) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::duration::DurationSetting;
     use crate::config::subcommands::Drain;
-    use crate::config::values::LockMode;
+    use crate::config::values::{LockMode, Value};
 
     fn command_of(words: &[&str]) -> Vec<OsString> {
         let words: Vec<_> = std::iter::once("claude-run").chain(words.iter().copied()).map(OsString::from).collect();
@@ -314,12 +325,16 @@ mod tests {
                 _ => None,
             }
         };
+        let drain = |text: &str| Drain::read(text.as_ref()).ok();
         let mode = |set, drain| Some(Operation::Mode { json: false, set, drain });
         let operation = |words: &[&str]| parse(words).map(|(operation, _)| operation);
         assert_eq!(operation(&["status", "--json", "-w"]), Some(Operation::Status { json: true, watch: true }));
         assert_eq!(operation(&["mode"]), mode(None, None));
         assert_eq!(operation(&["mode", "--drain", "exclusive"]), mode(None, Some(Drain::ByDefault(Some(LockMode::Exclusive)))));
-        assert_eq!(operation(&["mode", "--drain=5m"]), mode(None, DurationSetting::parse("5m").ok().map(Drain::AtMost)));
+        assert_eq!(operation(&["mode", "exclusive", "--drain"]), mode(Some(LockMode::Exclusive), drain("")));
+        for words in [["mode", "--drain=5m", "refresh"].as_slice(), &["mode", "--drain", "5m", "refresh"]] {
+            assert_eq!(operation(words), mode(Some(LockMode::Refresh), drain("5m")));
+        }
         for words in [&["claude"][..], &[], &["status", "x"], &["--", "status"], &["x", "status"]] {
             assert_eq!(operation(words), None, "{words:?}");
         }

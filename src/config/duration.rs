@@ -50,6 +50,10 @@ impl DurationSetting {
                 bail!("{text:?} is a negative duration; 0 switches a limit off")
             }
             Ok(number) if in_digits => Duration::try_from_secs_f64(number.abs() * unit).unwrap_or(Duration::MAX),
+            // To humantime, 10M is ten months.
+            _ if text.split(|c: char| !c.is_ascii_alphabetic()).any(|unit| matches!(unit, "M" | "y")) => {
+                bail!("{text:?} has a unit that others read otherwise; write 10m for minutes, 30d for a month, 365d for a year")
+            }
             _ => humantime::parse_duration(text)
                 .map_err(|_| anyhow!("{text:?} is no duration; write 90, 90s, 1.5, 10m, 2h, 1d or none"))?,
         };
@@ -131,6 +135,9 @@ mod tests {
             "5x",
             "++1",
             "1h-",
+            "10M",
+            "1y",
+            "1h 2M",
         ] {
             let message = format!("{:#}", DurationSetting::parse(text).expect_err(text));
             assert!(message.contains(&format!("{text:?}")), "{message}");

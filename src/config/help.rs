@@ -2,13 +2,13 @@
 
 use clap::builder::Styles;
 
+use super::options::OPTIONS;
+
 /// A section of the help and the man page.
 #[derive(Debug)]
 pub struct Section {
     /// Heading.
     pub title: &'static str,
-    /// True if it stands in `-h` as well.
-    in_short: bool,
     /// Paragraph.
     pub text: &'static str,
     /// Terms, and what they mean.
@@ -30,12 +30,22 @@ pub const WHATIS: &str = "run claude under one session lock and a watchdog";
 pub(super) const USAGE: &str = "claude-run [OPTIONS] [--] [COMMAND] [ARGS]...\n       claude-run [OPTIONS] OPERATION [ARGS]...";
 
 const fn prose(title: &'static str, text: &'static str) -> Section {
-    Section { title, in_short: false, text, terms: &[] }
+    Section { title, text, terms: &[] }
 }
 
-const fn terms(title: &'static str, in_short: bool, terms: &'static [(&'static str, &'static str)]) -> Section {
-    Section { title, in_short, text: "", terms }
+const fn terms(title: &'static str, terms: &'static [(&'static str, &'static str)]) -> Section {
+    Section { title, text: "", terms }
 }
+
+/// Variables that are read, and stand for no option.
+pub const OTHER_VARIABLES: [(&str, &str); 6] = [
+    ("CLAUDE_EXTERNAL_LOCK", "If it is not empty and CLAUDE_RUN_LOCK is: exclusive"),
+    ("LOG_AGENT", "The label, if CLAUDE_RUN_LABEL is empty"),
+    ("CLAUDE_SHARED_DIR", "Of setup: as --shared-dir"),
+    ("HOME", "Where .claude is, if CLAUDE_CONFIG_DIR is empty"),
+    ("PATH", "Where COMMAND is looked for"),
+    ("NO_COLOR", "If it is not empty, there are no colours; CLICOLOR_FORCE, not 0, has them everywhere"),
+];
 
 /// Sections behind the options of `--help`, and of the man page.
 pub const SECTIONS: [Section; 7] = [
@@ -59,24 +69,22 @@ pub const SECTIONS: [Section; 7] = [
     ),
     terms(
         "Exit codes",
-        true,
         &[
             ("0 to 255", "COMMAND's own, when it ended by itself"),
             ("0 or 1", "claude hung after its result frame and was ended: 1 if the frame says is_error"),
-            ("128+N", "COMMAND was ended by signal N, or claude-run was, waiting for lock or reader"),
-            ("124", "hard limit or idle limit; the message says which"),
             ("65", "with --require-result: 0, but without a successful result frame"),
             ("69", "the lock helper ended while COMMAND ran: the lock was lost"),
             ("74", "0, but some of COMMAND's output could not be written"),
             ("75", "the lock, or a slot, was not free within --wait (-E changes it)"),
+            ("124", "hard limit or idle limit; the message says which"),
             ("125", "claude-run itself failed, usage errors included"),
             ("126", "COMMAND was found but cannot be run"),
             ("127", "COMMAND was not found"),
+            ("128+N", "COMMAND was ended by signal N, or claude-run was, waiting for lock or reader"),
         ],
     ),
     terms(
         "Environment of COMMAND",
-        false,
         &[
             ("CLAUDE_RUN_ID", "names the run"),
             ("CLAUDE_RUN_LINEAGE", "the runs that it is below"),
@@ -87,7 +95,6 @@ pub const SECTIONS: [Section; 7] = [
     ),
     terms(
         "Files",
-        false,
         &[
             ("<config dir>/session.lock", "the session lock: only ever locked, never written, never removed"),
             ("<config dir>/claude-run.toml", "the settings file"),
@@ -101,7 +108,6 @@ pub const SECTIONS: [Section; 7] = [
     ),
     terms(
         "Examples",
-        true,
         &[
             ("claude-run -- -p \"hi\"", "claude -p \"hi\", one at a time"),
             ("claude-run --wait 30s -- -p \"hi\"", "give up after 30 s, with exit code 75"),
@@ -113,18 +119,59 @@ pub const SECTIONS: [Section; 7] = [
     ),
 ];
 
-/// Text behind the options of `--help`, or of `-h`.
-pub(super) fn after(in_full: bool) -> String {
+/// Text behind the options of `--help`.
+pub(super) fn after() -> String {
     let mut text = String::new();
-    for section in SECTIONS.iter().filter(|section| in_full || section.in_short) {
+    for section in &SECTIONS {
         text += &heading(section.title);
         text.extend(section.text.lines().flat_map(|line| [line, "\n"]));
         let width = section.terms.iter().map(|(term, _)| term.len()).max().unwrap_or_default();
         text.extend(section.terms.iter().map(|(term, meaning)| format!("  {term:width$}  {meaning}\n")));
         text += "\n";
     }
-    let more = if in_full { "" } else { "`claude-run --help` says more, and so does `claude-run OPERATION --help`.\n" };
-    text + more
+    text + "`claude-run help` prints a chapter of the guide, `claude-run OPERATION --help` says more on an operation.\n"
+}
+
+/// Operations that most people need.
+const SHORT_OPERATIONS: [(&str, &str); 5] = [
+    ("status", "who holds the session lock, who waits for it, and how things stand"),
+    ("mode", "show the lock mode, or set it: exclusive, refresh, pass-through"),
+    ("report", "what finished runs made: outcomes, waits, the last day, cost"),
+    ("doctor", "check all that a shared config dir needs, and say what to do"),
+    ("setup", "make a shared config dir, or move ~/.claude there"),
+];
+
+/// Options that most people need.
+const SHORT_OPTIONS: [(&str, &str); 9] = [
+    ("lock", "hold it always, for a refresh, or never"),
+    ("wait", "longest wait for the lock; 0: do not wait"),
+    ("timeout", "hard limit; 0: none"),
+    ("idle-timeout", "longest time without output"),
+    ("kill-after", "from TERM to KILL"),
+    ("require-result", "exit code 65 without a successful result"),
+    ("log", "append what it prints, with secrets masked"),
+    ("label", "its name in status and report"),
+    ("config-dir", "Claude Code's config dir"),
+];
+
+/// Text of `-h`: what most people need, on one screen of 80 columns and 24 rows with a prompt below.
+pub(super) fn short(command: &clap::Command) -> String {
+    let term = |term: &str, meaning: &str| format!("  {term:<24}{meaning}\n");
+    let about = "Runs COMMAND (default: claude) under the session lock and a watchdog.";
+    let mut text = format!("{about}\n{}{USAGE}\n\n", heading("Usage").replace('\n', " "));
+    text += &heading("Operations (claude-run OPERATION --help says more)");
+    text.extend(SHORT_OPERATIONS.map(|(name, meaning)| format!("  {name:<9}{meaning}\n")));
+    let is_listed = |name: &str| SHORT_OPERATIONS.iter().any(|(listed, _)| *listed == name);
+    let others: Vec<_> = command.get_subcommands().map(clap::Command::get_name).filter(|name| !is_listed(name)).collect();
+    text += &format!("  {}\n\n", others.join(", "));
+    text += &heading("Options (all of them, exit codes and examples: claude-run --help)");
+    for (name, meaning) in SHORT_OPTIONS {
+        let Some(option) = OPTIONS.iter().find(|option| option.name == name) else { continue };
+        let short = option.short.map_or_else(|| "    ".to_owned(), |short| format!("-{short}, "));
+        let value = if option.is_switch() { "" } else { option.value_name };
+        text += &term(&format!("{short}--{name} {value}"), &format!("{meaning} [{}]", option.default));
+    }
+    text + &term("-v, -q", "say more, -vv still more; or nothing but errors")
 }
 
 /// As the headings of clap's own look.

@@ -27,7 +27,7 @@ pub struct OptionSpec {
     /// Long name, and key in the settings file.
     pub name: &'static str,
     pub(super) short: Option<char>,
-    pub(super) value_name: &'static str,
+    pub(crate) value_name: &'static str,
     /// Environment variable.
     pub variable: &'static str,
     pub(super) default: &'static str,

@@ -82,7 +82,7 @@ impl Holder {
                     show_seconds(SystemTime::now().duration_since(record.since).unwrap_or_default())
                 )
             }
-            Self::Process { pid, name } => format!("{name} (pid {pid}), without a run record"),
+            Self::Process { .. } => self.to_string(),
         }
     }
 
@@ -199,6 +199,8 @@ impl fmt::Display for Holder {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -207,5 +209,27 @@ mod tests {
         let lock = FileId { device: 1, inode: 2 };
         let queue = Queue { lock, flocks: vec![Flock { waits: false, ..waits(4711) }, waits(7), waits(8), waits(7)] };
         assert_eq!(queue.waiters(&[]), [Err(7), Err(8)]);
+    }
+
+    #[test]
+    fn run_of_another_container_has_its_place_by_time() {
+        let record = |pid: i32, namespace: Option<String>, second: u32| {
+            let view = json!({"path": "/"});
+            let text = json!({
+                "run": format!("{pid}-1"), "state": "waiting", "since": format!("2026-01-01T00:00:{second:02}Z"),
+                "began": "2026-01-01T00:00:00Z", "mode": "exclusive", "pid": pid, "pid_namespace": namespace, "program": "x",
+                "config_dir": view, "parent": view
+            });
+            RunRecord::from_json(text.to_string().as_bytes()).expect("a record")
+        };
+        let ours = proc::pid_namespace();
+        let live = [record(7, ours.clone(), 1), record(3, None, 5), record(8, ours, 9), record(4, None, 20)];
+        let waits = |pid| Flock { pid, waits: true, is_exclusive: true };
+        // Beyond every pid, so that nobody has it.
+        let (old, starting) = (5_000_000, 5_000_001);
+        let queue = Queue { lock: FileId { device: 1, inode: 2 }, flocks: [7, old, starting, 8].map(waits).to_vec() };
+        let queue = queue.in_order(&live, live.to_vec(), |pid| pid == starting);
+        let pids: Vec<_> = queue.iter().map(|waiter| waiter.as_ref().map_or_else(|pid| *pid, |run| run.pid)).collect();
+        assert_eq!(pids, [7, old, 3, 8, 4]);
     }
 }

@@ -144,7 +144,7 @@ impl<'a> LockWait<'a> {
                 _ if self.ignored.contains(signal) => {}
                 _ if signal::requests_end(signal) || signal == Signal::SIGUSR2 => return Some((at, signal)),
                 Signal::SIGTSTP => signal::stop_for_job_control(source),
-                Signal::SIGUSR1 => self.log_progress(),
+                Signal::SIGUSR1 => warn!(name: "run.state", "{}", self.progress()),
                 _ => {}
             }
         }
@@ -228,12 +228,15 @@ impl<'a> LockWait<'a> {
             line.show(&self.live_text());
             self.next_progress_at = after(self.started, Some(self.waited() + Duration::from_secs(1)));
         } else {
-            self.log_progress();
+            match self.awaited {
+                Awaited::Slot { .. } => warn!(name: "slot.waiting", "{}", self.progress()),
+                _ => warn!(name: "lock.waiting", "{}", self.progress()),
+            }
             self.next_progress_at = None;
         }
     }
 
-    fn log_progress(&self) {
+    fn progress(&self) -> String {
         let limit = self.limit.map_or_else(|| "no limit".to_owned(), |limit| format!("at most {}", show(limit)));
         let waited = self.waited();
         let waited = if waited.is_zero() { String::new() } else { format!("{} of ", show(waited)) };
@@ -243,10 +246,8 @@ impl<'a> LockWait<'a> {
         };
         let holder = self.holder_at_a_glance().map_or_else(String::new, |holder| format!(", held by {holder}"));
         match self.awaited {
-            Awaited::Slot { of, .. } => {
-                warn!(name: "slot.waiting", "waiting for a slot ({waited}{limit}), {}", self.slots_in_use(of));
-            }
-            _ => warn!(name: "lock.waiting", "waiting for {}{path} ({waited}{limit}){holder}", self.awaited),
+            Awaited::Slot { of, .. } => format!("waiting for a slot ({waited}{limit}), {}", self.slots_in_use(of)),
+            _ => format!("waiting for {}{path} ({waited}{limit}){holder}", self.awaited),
         }
     }
 

@@ -12,11 +12,18 @@ use super::log_file::now;
 use super::words::{clamped, escaped, escaped_json, masked};
 use crate::run_id::RunId;
 
-/// `claude-run: message key=value`, the form of every message in a terminal.
+/// Fields that say for programs what the message says for people.
+const FOR_PROGRAMS: [&str; 2] = ["limit", "after_ms"];
+
+/// `claude-run: message key=value`, the form of every message in a terminal; without the keys that the message has.
 pub(super) fn to_text(event: &Event<'_>) -> String {
-    let mut text = Text { message: String::new(), fields: String::new() };
+    let mut text = Text { message: String::new(), fields: Vec::new() };
     event.record(&mut text);
-    format!("claude-run: {}\n", escaped(&masked(&format!("{}{}", text.message, text.fields))))
+    let Text { message, fields } = text;
+    let is_said = |name: &str, value: &str| FOR_PROGRAMS.contains(&name) || message.ends_with(&format!("{name} {value}"));
+    let fields = fields.into_iter().filter(|(name, value)| !is_said(name, value));
+    let fields: String = fields.map(|(name, value)| format!(" {name}={value}")).collect();
+    format!("claude-run: {}\n", escaped(&masked(&(message.clone() + &fields))))
 }
 
 /// As a line of a log that several runs share: with time, run and name of the event.
@@ -58,8 +65,8 @@ fn name(event: &Event<'_>) -> Option<&'static str> {
 
 struct Text {
     message: String,
-    /// Each as ` key=value`.
-    fields: String,
+    /// Names and values.
+    fields: Vec<(&'static str, String)>,
 }
 
 impl Visit for Text {
@@ -70,7 +77,7 @@ impl Visit for Text {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "message" => self.message = clamped(value).into_owned(),
-            name => self.fields.extend([" ", name, "=", &clamped(value)]),
+            name => self.fields.push((name, clamped(value).into_owned())),
         }
     }
 }

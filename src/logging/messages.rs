@@ -45,11 +45,12 @@ struct Messages {
 
 impl Subscriber for Messages {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.max_level_hint().is_some_and(|level| *metadata.level() <= level)
+        let level = if self.log.is_some() { self.level.max(LevelFilter::INFO) } else { self.level };
+        *metadata.level() <= level || is_answer(metadata)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(if self.log.is_some() { self.level.max(LevelFilter::INFO) } else { self.level })
+        Some(if self.log.is_some() { self.level.max(LevelFilter::INFO) } else { self.level.max(LevelFilter::WARN) })
     }
 
     fn event(&self, event: &Event<'_>) {
@@ -60,7 +61,8 @@ impl Subscriber for Messages {
             };
             log.append(line.as_bytes());
         }
-        if *event.metadata().level() <= self.level && !self.log.as_ref().is_some_and(|log| log.is_stderr) {
+        let is_wanted = *event.metadata().level() <= self.level || is_answer(event.metadata());
+        if is_wanted && !self.log.as_ref().is_some_and(|log| log.is_stderr) {
             say(&match self.format {
                 LogFormat::Text => to_text(event),
                 LogFormat::Json => to_json(event, self.run),
@@ -80,6 +82,11 @@ impl Subscriber for Messages {
     fn enter(&self, _: &Id) {}
 
     fn exit(&self, _: &Id) {}
+}
+
+/// True for the answer to USR1: somebody has asked, however quiet the run is to be.
+fn is_answer(metadata: &Metadata<'_>) -> bool {
+    metadata.name() == "run.state"
 }
 
 /// Reports the error that ends claude-run, as one line.

@@ -12,15 +12,14 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::builder::styling::AnsiColor;
 use serde::Serialize;
 use serde_json::json;
 
+use super::layout::{self, Look, hanging};
 use super::{Context, Factory, answer, text};
 use crate::claude::storage::ClaudeStorage;
 use crate::claude::version::Version;
 use crate::config::settings::EXTERNAL_LOCK;
-use crate::logging::escaped;
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore};
 
@@ -116,19 +115,21 @@ impl Check {
 }
 
 impl Finding {
-    fn to_text(&self) -> String {
+    fn to_text(&self, width: usize) -> String {
         let Self { check, verdict, what, means, todo } = self;
-        let (verdict, colour) = match verdict {
-            Verdict::Pass => ("pass", AnsiColor::Green),
-            Verdict::Warning => ("warning", AnsiColor::Yellow),
-            Verdict::Failure => ("failure", AnsiColor::Red),
+        let (verdict, look) = match verdict {
+            Verdict::Pass => ("pass", Look::Good),
+            Verdict::Warning => ("warning", Look::Odd),
+            Verdict::Failure => ("failure", Look::Bad),
         };
-        let style = colour.on_default();
-        let mut text = format!("{style}{verdict:<9}{style:#}{check:<16}{}\n", escaped(what));
-        for (name, line) in [("means", means), ("do", todo)] {
-            text.extend(line.map(|line| format!("{:<25}{name}: {line}\n", "")));
-        }
-        text
+        // On a narrow terminal, the name of the check has a line of its own.
+        let (indent, end) = if width < 60 { (2, "\n  ") } else { (25, "") };
+        let style = look.style();
+        let head = format!("{style}{verdict:<9}{style:#}{check:<16}{end}");
+        let rest =
+            [("means", means), ("do", todo)].into_iter().filter_map(|(name, line)| Some(format!("{name}: {}", (*line)?)));
+        let rest: String = rest.map(|line| format!("{:indent$}{}\n", "", hanging(&line, indent, width))).collect();
+        format!("{head}{}\n{rest}", hanging(what, indent, width))
     }
 }
 
@@ -148,7 +149,7 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (failures, warnings) = (count(Verdict::Failure), count(Verdict::Warning));
     let json_form = json!({"verdict": worst, "failures": failures, "warnings": warnings, "checks": findings});
-    let lines: String = findings.iter().map(Finding::to_text).collect();
+    let lines: String = findings.iter().map(|finding| finding.to_text(layout::width())).collect();
     let (failures, warnings) = (text::count(failures, "failure"), text::count(warnings, "warning"));
     let text = format!("{lines}\n{failures}, {warnings} in {}\n", text::count(findings.len(), "check"));
     answer(out, json, worst != Verdict::Failure, &text, &json_form)

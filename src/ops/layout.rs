@@ -84,6 +84,11 @@ impl Row {
     }
 }
 
+/// `text` behind `indent` columns, which its first line has already, in lines that end before `width`.
+pub(super) fn hanging(text: &str, indent: usize, width: usize) -> String {
+    wrapped(&escaped(text), width.saturating_sub(indent), 0).join(&format!("\n{:indent$}", ""))
+}
+
 /// Breaks `text` into lines of at most `room` columns, at spaces where it can; all but the first are indented by `hang`.
 pub(super) fn wrapped(text: &str, room: usize, hang: usize) -> Vec<String> {
     let room = room.max(hang + 2);

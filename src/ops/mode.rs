@@ -186,7 +186,7 @@ fn drain_others(factory: &Factory, context: &Context, mode: Option<LockMode>, bo
     let mut awaited: Option<AwaitedRun> = None;
     for turn in 0.. {
         let (others, left) = (Others::find(factory, context, mode)?, time_left(deadline));
-        if others.is_empty() || left.is_zero() {
+        if others.is_empty() || (left.is_zero() && turn > 0) {
             return Ok(others);
         }
         let (count, names) = (others.count(), others.names());

@@ -56,13 +56,14 @@ pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Writ
     let config_dir = paths.config_dir.to_string_lossy().into_owned();
     let mut report = SetupReport { config_dir, done: false, steps: Vec::new(), notes: Vec::new() };
     let outcome = carry_out(context, options, &paths, &mut report)?;
-    report.done = outcome == Outcome::Shown && report.notes.is_empty();
+    let is_left_to_do = options.dry_run && !report.steps.is_empty();
+    report.done = outcome == Outcome::Shown && report.notes.is_empty() && !is_left_to_do;
     answer(out, options.json, outcome == Outcome::Shown, &report.to_text(&paths), &json!(report))
 }
 
 /// Gives up root in the home of somebody else: what is made there is to be the owner's, and what the owner may not do is refused.
 fn become_owner(home: &Path) -> Result<()> {
-    let found = fs::metadata(home).with_context(|| format!("cannot read {}", home.display()))?;
+    let found = fs::metadata(home).with_context(|| format!("there is no home {}; name it with --home", home.display()))?;
     let (user, group) = (Uid::from_raw(found.uid()), Gid::from_raw(found.gid()));
     if geteuid().is_root() && !user.is_root() {
         let became = setgroups(&[group]).and_then(|()| setgid(group)).and_then(|()| setuid(user));

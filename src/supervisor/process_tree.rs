@@ -234,8 +234,8 @@ fn us() -> i32 {
 }
 
 fn signal_one(member: &Stat, signal: Signal) {
-    let result = member.signal(signal);
-    debug!(pid = member.pid, %signal, ?result, "signalled a descendant");
+    let error = member.signal(signal).err().map(tracing::field::display);
+    debug!(pid = member.pid, %signal, error, "signalled a descendant");
 }
 
 /// Signals every process of the container if we are its init, else the child's group, whose number its zombie reserves.

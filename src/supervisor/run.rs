@@ -258,7 +258,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn handle_signal(&mut self, signal: Signal, source: SignalSource) {
-        debug!(?signal, ?source, "got a signal");
+        messages::log_signal(signal, source);
         let is_shared = self.policy.config.group == Group::Shared;
         // A child that signals its group, which is ours, as claude does for Ctrl-Z, has signalled itself.
         // Our own CONT is for the others.
@@ -290,7 +290,7 @@ impl<'a> Supervisor<'a> {
             return self.dispatch(Input::TreeChanged(state));
         }
         let Some(change) = self.tree.next_change(self.child) else { return };
-        debug!(?change, "the child's state has changed");
+        messages::log_change(&change);
         let wants_terminal = matches!(change, Input::Stopped(Signal::SIGTTIN | Signal::SIGTTOU));
         self.waits_for_terminal = wants_terminal && self.policy.config.group == Group::Shared;
         if wants_terminal && !mem::replace(&mut self.has_said_so, true) {
@@ -374,16 +374,16 @@ impl<'a> Supervisor<'a> {
             Action::SignalChild(signal) => {
                 let pid = self.child.as_raw();
                 if signal::is_termination_request(signal) || signal == Signal::SIGKILL {
-                    info!(name: "run.stopping", ?signal, pid, "signalling the child");
+                    info!(name: "run.stopping", %signal, pid, "signalling the child");
                 } else {
-                    debug!(?signal, pid, "signalling the child");
+                    debug!(%signal, pid, "signalling the child");
                 }
                 // It is not reaped yet, so the pid is its own, and to signal a zombie is no error.
                 let sent = if signal == Signal::SIGINT { self.tree.interrupt(self.child) } else { kill(self.child, signal) };
                 match sent {
                     Ok(()) if signal == Signal::SIGTERM => self.tree.on_terminated(self.child),
                     Ok(()) => {}
-                    Err(error) => warn!(pid, ?signal, %error, "cannot signal the child"),
+                    Err(error) => warn!(pid, %signal, %error, "cannot signal the child"),
                 }
             }
             Action::SignalTree(Signal::SIGKILL) => self.tree.kill(self.child, self.policy.config.group),
@@ -392,7 +392,7 @@ impl<'a> Supervisor<'a> {
             Action::CheckRefresh => self.check_refresh(),
             Action::Stop(source) => signal::stop_for_job_control(source),
             Action::Report => {
-                warn!("{}", self.report());
+                warn!(name: "run.state", "{}", self.report());
                 self.warn_of_lost_locks();
             }
             Action::Log(notice) => self.log(notice),

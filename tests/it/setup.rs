@@ -180,6 +180,7 @@ fn missing_dirs_are_created_once() {
     for place in Place::both() {
         let dry = place.setup(&["--dry-run"], 0);
         assert!(dry.contains("would make") && !place.shared.exists() && !place.link().exists(), "{dry}");
+        assert!(place.setup(&["--dry-run", "--json"], 0).contains(r#""done":false"#), "nothing was done");
         let text = place.setup(&[], 0);
         assert!(text.contains(&format!("export CLAUDE_CONFIG_DIR={}", place.config_dir().display())), "{text}");
         let shared = place.shared.display();
@@ -244,7 +245,7 @@ fn conflict_changes_nothing_and_says_why() {
                 fs::create_dir_all(place.link()).expect("a directory");
                 fs::write(place.link().join("ours"), "x").expect("a file");
             },
-            "both have content",
+            "both have content; to share ",
         ),
         (|place| symlink("/nonesuch", place.link()).expect("a link"), "is a link to /nonesuch"),
         (|place| symlink("/tmp", place.link()).expect("a link"), "is a link to /tmp"),

@@ -178,6 +178,19 @@ fn usr1_logs_the_state() {
 }
 
 #[test]
+fn usr1_is_answered_by_a_quiet_run() {
+    let env = Env::new();
+    let run = env.start_fake(&["-q"], "ready; hang");
+    run.ready();
+    run.signal(Signal::SIGUSR1);
+    assert!(run.message().starts_with("claude-run: run "));
+    let waiter = env.start(["-q", "--", "true"]);
+    wait_until("it waits", || env.waiters() == 1);
+    waiter.signal(Signal::SIGUSR1);
+    assert!(waiter.message().starts_with("claude-run: waiting for the session lock"));
+}
+
+#[test]
 fn waiter_answers_usr1_and_stops_and_continues() {
     let env = Env::new();
     let mut holder = env.hold_lock();

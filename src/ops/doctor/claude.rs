@@ -76,7 +76,7 @@ pub(super) fn check_login(subject: &Subject, check: &mut Check) {
     let login = Login::read_whole(&file);
     let auth = subject.context.auth(config_dir, &login);
     let shown = file.display();
-    let by = format!("claude goes by: {}", auth.description);
+    let by = format!("claude uses: {}", auth.description);
     let expires = match &login {
         Login::None if auth.is_no_login() => return check.pass(format!("{by}; there is no login in {shown}")),
         Login::None => {

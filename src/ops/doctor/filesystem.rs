@@ -157,6 +157,9 @@ fn at_once(work: impl Fn(usize) -> usize) -> io::Result<usize> {
 
 pub(super) fn check_hosts(subject: &Subject, check: &mut Check) {
     let Ok(factory) = &subject.factory else { return }; // reported by the check of the settings
+    if !subject.config_dir.exists() {
+        return; // reported by the check of the config dir
+    }
     let helper = factory.settings.lock_helper.as_deref().unwrap_or_default().first();
     match helper.map(|name| Program::find(&[name.into()], None)) {
         None => {}
@@ -197,7 +200,7 @@ fn check_lock_scope(config_dir: &Path, lock_file: &Path, has_helper: bool, check
             );
         }
         (LockScope::LocalFs, None) => {
-            check.pass(format!("{on}, {why}: its flock keeps apart what runs here, and nothing elsewhere"));
+            check.pass(format!("{on}, {why}: the lock holds on this host only"));
         }
         (LockScope::PerHost | LockScope::Unknown, _) if has_helper => {
             check.pass(format!("{on}: its flock may not reach other hosts ({why}), and need not"));

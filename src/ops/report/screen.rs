@@ -1,13 +1,14 @@
 //! A report for people: outcomes, labels, the lock, and the last day, in as many columns as there are.
 
-use std::io::{IsTerminal, stdout};
+use std::io::stdout;
 use std::time::Duration;
 
-use super::super::layout::{self, Look, columns, fitted};
+use super::super::layout::{self, Look, Row, columns, fitted};
 use super::super::text;
 use super::{Hour, PERCENTS, Report, Totals, percentile};
 use crate::config::duration;
 use crate::logging::escaped;
+use crate::sys::terminal;
 
 /// Upper ends of the bars, in seconds; the last has none.
 const STEPS: [(&str, u64); 7] =
@@ -19,12 +20,37 @@ const LEVELS: [&str; 9] = [" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇",
 /// Columns of all that stands behind a name or label.
 const NUMBERS: usize = 48;
 
-/// Labels that a terminal shows; the others are summed up in a line.
-const MOST_LABELS: usize = 12;
+/// How much is shown.
+#[derive(Clone, Copy)]
+struct Extent {
+    /// Number of labels; the others are summed up in a line.
+    labels: usize,
+    has_bars: bool,
+    /// True if each outcome has a line of its own.
+    is_table: bool,
+}
+
+/// From all to the least.
+const EXTENTS: [Extent; 6] = [
+    Extent { labels: usize::MAX, has_bars: true, is_table: true },
+    Extent { labels: 12, has_bars: true, is_table: true },
+    Extent { labels: 12, has_bars: false, is_table: true },
+    Extent { labels: 6, has_bars: false, is_table: false },
+    Extent { labels: 4, has_bars: false, is_table: false },
+    Extent { labels: 2, has_bars: false, is_table: false },
+];
 
 impl Report {
+    /// All there is; on a terminal, as much as its height has room for.
     pub(super) fn to_text(&self) -> String {
-        let width = layout::width();
+        let [all, .., least] = EXTENTS;
+        let Some(size) = terminal::size_of(stdout()) else { return self.text_of(all, layout::width()) };
+        let texts = EXTENTS.into_iter().map(|extent| self.text_of(extent, layout::width()));
+        let fits = |text: &String| text.lines().count() < usize::from(size.ws_row);
+        texts.into_iter().find(fits).unwrap_or_else(|| self.text_of(least, layout::width()))
+    }
+
+    fn text_of(&self, extent: Extent, width: usize) -> String {
         let mut text = format!("{}{}\n", text::count(self.total.runs, "finished run"), text::since(self.since));
         if let Some(why) = &self.unreadable {
             let style = Look::Bad.style();
@@ -39,9 +65,18 @@ impl Report {
         // A name is cut where the terminal has no room, and never where it has.
         let longest = self.labels.keys().flatten().map(|label| columns(&escaped(label))).max().unwrap_or_default();
         let names = longest.clamp(19, 40).min(width.saturating_sub(NUMBERS + 1).max(12)) + 1;
-        self.add_endings(&mut text, names);
-        self.add_labels(&mut text, names);
+        if extent.is_table {
+            self.add_endings(&mut text, names);
+        } else {
+            let endings = self.endings.iter();
+            let endings = endings.map(|((outcome, code), count)| format!("{count} {}", text::ending(outcome, *code)));
+            text += &Row::new("outcomes", endings.collect::<Vec<_>>().join(", ")).to_text(width);
+        }
+        self.add_labels(&mut text, names, extent.labels);
         self.add_lock(&mut text, names);
+        if extent.has_bars {
+            self.add_bars(&mut text, names);
+        }
         text += &last_day(&self.hours, names, width);
         let Totals { waited_ms, slot_waited_ms, total_ms, .. } = self.total;
         let lost = |to: &str, lost: u64| {
@@ -62,10 +97,9 @@ impl Report {
         }
     }
 
-    fn add_labels(&self, text: &mut String, names: usize) {
+    fn add_labels(&self, text: &mut String, names: usize, most: usize) {
         *text += &heading("label", names, &format!("{:>7}{:>8}{:>12}{:>9}{:>12}", "runs", "failed", "waited", "turns", "cost"));
         let mut labels: Vec<_> = self.labels.iter().collect();
-        let most = if stdout().is_terminal() { MOST_LABELS } else { usize::MAX };
         let hidden = labels.len().saturating_sub(most);
         if hidden > 0 {
             labels.sort_by_key(|(_, totals)| std::cmp::Reverse(totals.runs));
@@ -80,7 +114,7 @@ impl Report {
         text.extend(labels.iter().map(|(label, totals)| row(label.as_deref().unwrap_or("(no label)"), totals)));
         if hidden > 0 {
             let look = Look::Faint.style();
-            *text += &format!("{look}… and {hidden} more, with fewer runs each{look:#}\n");
+            *text += &format!("{look}… and {hidden} more, with no more runs each (| less shows all){look:#}\n");
         }
         *text += &row("all", &self.total);
     }
@@ -93,6 +127,9 @@ impl Report {
             let points = PERCENTS.map(|percent| percentile(spans, percent).map_or_else(|| "-".into(), short));
             *text += &format!("{name:<names$}{}\n", points.map(|point| format!("{point:>12}")).concat());
         }
+    }
+
+    fn add_bars(&self, text: &mut String, names: usize) {
         let head =
             format!("{:<24}{:<24}", format!("    wait ({})", self.waits.len()), format!("    hold ({})", self.holds.len()));
         *text += &heading("how long", names, head.trim_end());
@@ -120,11 +157,12 @@ fn bars(spans: &[u64]) -> [String; STEPS.len()] {
 
 /// The last day, a column or two for each hour.
 fn last_day(hours: &[Hour], names: usize, width: usize) -> String {
-    let rows: [(&str, &dyn Fn(&Hour) -> u64); 4] = [
-        ("runs", &|hour| hour.runs),
-        ("failed", &|hour| hour.failed),
-        ("waited", &|hour| hour.waited_ms),
-        ("refreshes", &|hour| hour.refreshes),
+    type Count = fn(&Hour) -> u64;
+    let rows: [(&str, Count); 4] = [
+        ("runs", |hour| hour.runs),
+        ("failed", |hour| hour.failed),
+        ("waited", |hour| hour.waited_ms),
+        ("refreshes", |hour| hour.refreshes),
     ];
     if hours.iter().all(|hour| hour.runs == 0) {
         return String::new();

@@ -120,7 +120,12 @@ impl SetupPlan {
             }
             (PathKind::Other, _) => self.refuse(format!("{from} is no directory")),
             (_, PathKind::Link(_) | PathKind::Other) => self.refuse(format!("{to} is no directory")),
-            (PathKind::FullDir, PathKind::FullDir) => self.refuse(format!("{from} and {to} both have content")),
+            (PathKind::FullDir, PathKind::FullDir) => {
+                let aside = format!("mv -T {0} {0}.old", shell_words::quote(&link.to_string_lossy()));
+                let choice =
+                    format!("to share {to}: {aside}, and call setup again; to share {from}, name another --shared-dir");
+                self.refuse(format!("{from} and {to} both have content; {choice}"));
+            }
             (PathKind::FullDir, _) => {
                 self.moves_content = true;
                 if let Err(error) = ensure_links_hold(&real_link, 0) {

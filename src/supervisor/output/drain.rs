@@ -34,7 +34,9 @@ pub(crate) fn drain(request: Option<Signal>, events: &mut EventQueue, ignored: S
                 Event::Signal(signal, _) if ignored.contains(signal) => {}
                 Event::Signal(signal, _) if signal::requests_end(signal) => return interrupted_by(signal),
                 Event::Signal(Signal::SIGTSTP, source) => signal::stop_for_job_control(source),
-                Event::Signal(Signal::SIGUSR1, _) => warn!("the child has ended; its output waits for our reader"),
+                Event::Signal(Signal::SIGUSR1, _) => {
+                    warn!(name: "run.state", "the child has ended; its output waits for our reader")
+                }
                 _ => {}
             }
         }

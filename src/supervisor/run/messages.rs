@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::time::Instant;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::super::policy::{MAX_DEFERRAL, Notice};
+use super::super::policy::{Input, MAX_DEFERRAL, Notice, PolicyConfig};
 use super::Supervisor;
 use crate::claude::program;
 use crate::config::duration::show;
@@ -14,6 +14,22 @@ use crate::config::settings::Leftovers;
 use crate::lock::{LockGuard, SlotGuard};
 use crate::outcome::Outcome;
 use crate::sys::proc::Stat;
+use crate::sys::signal::Signal;
+use crate::sys::signal_pipe::SignalSource;
+
+pub(super) fn log_signal(signal: Signal, source: SignalSource) {
+    let sender = if let SignalSource::Process(pid) = source { Some(pid) } else { None };
+    debug!(%signal, sender, "got a signal");
+}
+
+pub(super) fn log_change(change: &Input) {
+    let (ending, stopped_by) = match change {
+        Input::Ended(ending, _) => (Some(ending.name()), None),
+        Input::Stopped(signal) => (None, Some(signal.to_string())),
+        _ => (None, None),
+    };
+    debug!(ending, stopped_by, "the child's state has changed");
+}
 
 impl Supervisor<'_> {
     pub(super) fn report(&self) -> String {
@@ -37,20 +53,24 @@ impl Supervisor<'_> {
 
     pub(super) fn log(&self, notice: Notice) {
         let pid = self.child.as_raw();
-        let ran = show(self.started.elapsed());
+        let after_ms = self.started.elapsed().as_millis() as u64;
         let deferral = show(MAX_DEFERRAL);
         match notice {
             Notice::LimitExpired(Outcome::LockLost) => {
                 let reason = self.lock.as_ref().and_then(LockGuard::lost_reason).unwrap_or_default();
                 warn!(name: "lock.lost", pid, "{reason}: the lock is lost, sending TERM");
             }
-            Notice::LimitExpired(Outcome::HungAfterResult { is_error }) => {
+            Notice::LimitExpired(limit @ Outcome::HungAfterResult { is_error }) => {
                 let grace = if self.policy.has_open_tasks() { "task grace" } else { "result grace" };
-                warn!(name: "run.limit", pid, is_error, "the child has printed its result and stays: the {grace} ran out, sending TERM");
+                let limit = limit.name();
+                warn!(name: "run.limit", limit, after_ms, pid, is_error, "the child has printed its result and stays: the {grace} ran out, sending TERM");
             }
             Notice::LimitExpired(limit) => {
-                let limit = limit.name().replace('-', " ");
-                warn!(name: "run.limit", pid, "the {limit} ran out after {ran}: sending TERM");
+                let PolicyConfig { hard_limit, idle_limit, .. } = &self.policy.config;
+                let is_idle = limit == Outcome::IdleLimit;
+                let (option, span) = if is_idle { ("--idle-timeout", idle_limit) } else { ("--timeout", hard_limit) };
+                let (limit, span) = (limit.name(), show(span.unwrap_or_default()));
+                warn!(name: "run.limit", limit, after_ms, pid, "{option} {span} reached: sending TERM to pid {pid}");
             }
             Notice::KillGraceExpired => {
                 warn!(name: "run.stopping", pid, "the kill grace ran out: sending KILL to the whole tree");
