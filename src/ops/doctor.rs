@@ -86,7 +86,8 @@ impl<'a> Subject<'a> {
 
     /// True if the claude here has a refresh lock inside its storage; `None` if its version is not known.
     fn has_inner_lock(&self) -> Option<bool> {
-        Version::parse(&self.claude.as_ref().ok()?.1).map(|version| version >= Version::INNER_LOCK)
+        let (path, answer) = self.claude.as_ref().ok()?;
+        Version::of_program(path).or_else(|| Version::parse(answer)).map(|version| version >= Version::INNER_LOCK)
     }
 }
 
@@ -159,6 +160,9 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
 pub(super) fn sibling_trouble(context: &Context) -> Vec<String> {
     let Ok(config_dir) = context.config_dir() else { return Vec::new() };
     let subject = Subject::of(context, config_dir, false);
+    if subject.has_inner_lock() == Some(true) {
+        return Vec::new();
+    }
     let mut check = Check { name: "sibling lock", ..Check::default() };
     config_dir::check_sibling(&subject, &mut check);
     let trouble = check.findings.into_iter().filter(|finding| finding.verdict != Verdict::Pass);

@@ -27,7 +27,7 @@ const LARGE: u64 = 8 << 20;
 const VANISHED: &str = "vanished";
 
 /// Longer than any line that a run writes.
-const LONGEST_LINE: u64 = 1 << 20;
+const LONGEST_LINE: u64 = 4 << 20;
 
 /// Longest part of a history that is searched for its last runs.
 const LARGEST_TAIL: u64 = 4 << 20;
