@@ -36,6 +36,7 @@ mod proper_lockfile;
 mod pty;
 mod quiet;
 mod record;
+mod redact;
 mod refresh;
 mod refresh_locks;
 mod report;
