@@ -5,6 +5,7 @@ mod abridged;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem;
 use std::os::unix::ffi::OsStrExt;
 
@@ -87,7 +88,8 @@ pub struct FrameReader {
     is_read: bool,
     last_result: Option<LastResult>,
     session_id: Option<String>,
-    tasks: HashSet<String>,
+    /// Hashes of their ids: an id can be as long as a frame.
+    tasks: HashSet<u64>,
     is_between_turns: bool,
 }
 
@@ -252,7 +254,7 @@ impl FrameReader {
     fn on_frame(&mut self, frame: &Frame) -> Option<FrameEvent> {
         let kind: String = member(frame, "type")?;
         let subtype: Option<String> = member(frame, "subtype");
-        let task: Option<String> = member(frame, "task_id");
+        let task = task_of(frame);
         match (&*kind, subtype.as_deref()) {
             ("result", Some(subtype)) => {
                 // Other programs print results as well; those of claude have both of these, in every version.
@@ -273,10 +275,10 @@ impl FrameReader {
                 return self.other(b"system", subtype.as_deref());
             }
             ("system", Some("task_started")) => self.tasks.extend(task),
-            ("system", Some("task_notification")) => self.tasks.retain(|open| Some(open) != task.as_ref()),
+            ("system", Some("task_notification")) => self.tasks.retain(|open| Some(*open) != task),
             ("system", Some("background_tasks_changed")) => {
                 let tasks: Vec<Frame> = member(frame, "tasks")?;
-                self.tasks = tasks.iter().filter_map(|task| member(task, "task_id")).collect();
+                self.tasks = tasks.iter().filter_map(task_of).collect();
             }
             (kind, subtype) => return self.other(kind.as_bytes(), subtype),
         }
@@ -299,6 +301,14 @@ fn leading_type(line: &[u8]) -> Option<&[u8]> {
     let value = key.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
     let kind = &value[..value.iter().position(|&byte| !(byte.is_ascii_lowercase() || byte == b'_'))?];
     (value.get(kind.len()) == Some(&b'"') && line.trim_ascii_end().ends_with(b"}")).then_some(kind)
+}
+
+/// Hash of the id of the task that a frame is about.
+fn task_of(frame: &Frame) -> Option<u64> {
+    let id: String = member(frame, "task_id")?;
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    Some(hasher.finish())
 }
 
 /// The members of a frame. Their values are not read until they are wanted: the text of a result can be large.

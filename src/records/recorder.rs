@@ -20,7 +20,7 @@ use crate::claude::frames::{LastResult, clamped};
 use crate::claude::version::Version;
 use crate::config::duration::after;
 use crate::config::settings::LockMode;
-use crate::logging::{append_lines, open_to_append};
+use crate::logging::{PATIENCE, append_lines, open_to_append};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
@@ -252,7 +252,7 @@ impl RunRecorder {
         info!(name: "run.ended", outcome = outcome.name(), exit_code = outcome.exit_code(), run_ms, wait_ms, "ended");
         let line = format!("{}\n", self.finished(outcome));
         if let Some(file) = &self.info.record_file
-            && let Err(error) = open_to_append(file).and_then(|file| append_lines(&file, line.as_bytes()))
+            && let Err(error) = open_to_append(file).and_then(|file| append_lines(&file, line.as_bytes(), PATIENCE))
         {
             warn!("cannot write the record {}: {error}", file.display());
         }

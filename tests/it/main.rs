@@ -37,6 +37,7 @@ mod proper_lockfile;
 mod pty;
 mod quiet;
 mod record;
+mod redact;
 mod refresh;
 mod refresh_locks;
 mod report;
