@@ -190,6 +190,8 @@ impl<'a> Status<'a> {
             ("lock mode", self.file_error.map_or_else(|| text::setting(&self.factory.mode), |_| "not known".to_owned())),
             ("lock file", self.factory.lock_file.display().to_string()),
         ];
+        let storage = &self.factory.storage;
+        rows.extend(storage.moved_by.map(|variable| ("login in", format!("{} ({variable})", storage.dir.display()))));
         self.add_runs(&mut rows);
         let held = self.refresh_locks.iter().filter(|lock| lock.touched.is_some()).map(describe_refresh_lock);
         let free = self.refresh_locks.iter().all(|lock| lock.touched.is_none()).then(|| "free".to_owned());
@@ -248,6 +250,7 @@ impl<'a> Status<'a> {
         let (state, expires, _) = self.token();
         json!({
             "config_dir": self.factory.config_dir.to_string_lossy(),
+            "storage": self.factory.storage.dir.to_string_lossy(),
             "lock_file": self.factory.lock_file.to_string_lossy(),
             "mode": self.file_error.map_or_else(|| text::setting_json(&self.factory.mode), |_| Value::Null),
             "holders": self.holders.iter().map(holder_json).collect::<Value>(),
