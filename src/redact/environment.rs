@@ -17,8 +17,20 @@ const LONGEST: usize = 1024;
 
 /// Words that are passwords in examples, and words elsewhere.
 const COMMON: [&str; 14] = [
-    "password", "postgres", "secret", "changeme", "default", "disabled", "enabled", "example", "localhost", "admin1", "undefined",
-    "username", "anonymous", "docker",
+    "password",
+    "postgres",
+    "secret",
+    "changeme",
+    "default",
+    "disabled",
+    "enabled",
+    "example",
+    "localhost",
+    "admin1",
+    "undefined",
+    "username",
+    "anonymous",
+    "docker",
 ];
 
 /// Texts to mask, those of `environment` whose names are secret or among `names`.
@@ -48,7 +60,8 @@ fn add(value: &[u8], forms: &mut Vec<Vec<u8>>) {
         return;
     }
     let lines = value.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
-    let lines = lines.filter(|line| line.len() >= SHORTEST && line.iter().any(u8::is_ascii_alphanumeric) && !line.starts_with(b"-----"));
+    let lines = lines
+        .filter(|line| line.len() >= SHORTEST && line.iter().any(u8::is_ascii_alphanumeric) && !line.starts_with(b"-----"));
     for line in lines.flat_map(|line| line.chunks(LONGEST)).filter(|line| line.len() >= SHORTEST) {
         forms.extend(encoded(line));
         forms.push(line.to_vec());
@@ -109,7 +122,9 @@ fn encoded(value: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     forms.extend([percent(b"-_.~", "%20"), percent(b"-_.~/", "%20"), percent(b"-_.*", "+"), percent(b"-_.!~*'()", "%20")]);
     let with_quotes = |quote: &str| value.split(|&byte| byte == b'\'').collect::<Vec<_>>().join(quote.as_bytes());
     forms.extend([with_quotes(r"'\''"), with_quotes(r#"'"'"'"#)]);
-    let escaped = |special: &[u8]| value.iter().flat_map(|&byte| if special.contains(&byte) { vec![b'\\', byte] } else { vec![byte] }).collect();
+    let escaped = |special: &[u8]| {
+        value.iter().flat_map(|&byte| if special.contains(&byte) { vec![b'\\', byte] } else { vec![byte] }).collect()
+    };
     let escaped: [Vec<u8>; 2] = [escaped(b"\"$`\\"), escaped(b" \t!\"#$&'()*,;<>?[\\]^`{|}~")];
     forms.extend(escaped);
     forms.push(value.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect());
@@ -128,11 +143,13 @@ fn encoded(value: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 /// What of base64 is the same whatever stands around `value`, of whose bytes `shift` are in a group before it.
 fn base64(value: &[u8], shift: usize) -> Vec<u8> {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let bits = |at: usize| (0..6).fold(0, |digit, bit| {
-        let place = at * 6 + bit;
-        let byte = value[place / 8 - shift];
-        digit << 1 | usize::from(byte >> (7 - place % 8) & 1)
-    });
+    let bits = |at: usize| {
+        (0..6).fold(0, |digit, bit| {
+            let place = at * 6 + bit;
+            let byte = value[place / 8 - shift];
+            digit << 1 | usize::from(byte >> (7 - place % 8) & 1)
+        })
+    };
     let first = (shift * 8).div_ceil(6);
     (first..(shift + value.len()) * 8 / 6).map(|at| DIGITS[bits(at)]).collect()
 }

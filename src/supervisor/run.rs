@@ -2,10 +2,11 @@
 //! itself.
 
 mod messages;
+mod refresh;
 
 use std::mem;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_child_subreaper;
@@ -17,7 +18,7 @@ use super::policy::{Action, Group, Input, Policy, PolicyConfig, TreeState};
 use super::process_tree::ProcessTree;
 use super::spawn::Launch;
 use crate::claude::frames::{FrameEvent, LastResult};
-use crate::claude::refresh_locks::{CutRefresh, Owner, RefreshLock, Standing};
+use crate::claude::refresh_locks::CutRefresh;
 use crate::claude::storage::ClaudeStorage;
 use crate::events::{Event, EventQueue, SignalSource};
 use crate::lock::{LockGuard, SlotGuard};
@@ -314,50 +315,11 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    fn files_to_watch(&self) -> Vec<PathBuf> {
-        let mut files = self.lock.as_ref().map_or(Vec::new(), LockGuard::refresh_files);
-        if let Some(storage) = self.storage.as_ref().filter(|_| self.policy.is_deferring()) {
-            files.extend(RefreshLock::all(storage).into_iter().map(|lock| lock.path));
-        }
-        files
-    }
-
-    fn on_files_changed(&mut self) {
-        self.check_awaited_refresh();
-        if self.policy.is_deferring() {
-            self.check_refresh();
-        }
-    }
-
-    /// True if this run's claude made the refresh: its pid tells, or the lock, beside which there was no other.
-    fn made(&self, cut: &CutRefresh) -> bool {
-        cut.pid == self.child.as_raw() || self.lock.as_ref().is_some_and(LockGuard::is_held)
-    }
-
-    fn check_awaited_refresh(&mut self) {
-        let Some(lock) = &mut self.lock else { return };
-        if let Some(reason) = lock.refresh_end(Instant::now()) {
-            self.recorder.on_released();
-            lock.release();
-            info!(name: "lock.released", "released the session lock: {reason}");
-        }
-    }
-
     fn check_lock(&mut self) {
         if self.lock.as_ref().and_then(LockGuard::lost_reason).is_some() {
             self.handle_sigchld(); // a child that has ended by itself has lost nothing
             self.dispatch(Input::LockLost);
         }
-    }
-
-    /// A refresh may be in progress if a refresh lock is live, and its owner is not known to be outside of the tree.
-    fn check_refresh(&mut self) {
-        let names = self.tree.names();
-        let may_be_ours = |owner: Owner| names.as_ref().is_none_or(|names| owner.may_be_among(names));
-        let locks = self.storage.as_ref().map_or(Vec::new(), RefreshLock::all);
-        let mut live = locks.into_iter().filter(|lock| lock.standing(SystemTime::now()) == Standing::Live);
-        let in_progress = live.any(|lock| lock.owner.is_none_or(may_be_ours));
-        self.dispatch(Input::Refresh { in_progress });
     }
 
     fn dispatch(&mut self, input: Input) {

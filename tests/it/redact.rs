@@ -86,7 +86,8 @@ fn wrong_names_and_patterns_are_refused_by_line() {
 fn ordinary_output_is_not_masked() {
     let env = Env::new();
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files: Vec<_> = fs::read_dir(top.join("tests/it/ordinary")).expect("a corpus").flatten().map(|entry| entry.path()).collect();
+    let mut files: Vec<_> =
+        fs::read_dir(top.join("tests/it/ordinary")).expect("a corpus").flatten().map(|entry| entry.path()).collect();
     files.extend(["src/supervisor/run.rs", "src/lock/file.rs", "Cargo.lock", "Cargo.toml"].map(|file| top.join(file)));
     assert!(files.len() > 8);
     for file in files {
@@ -102,8 +103,18 @@ fn values_of_the_environment_are_masked_in_every_encoding() {
     let env = Env::new();
     let value = r#"p@ss/w"or'd\ + é&<1>"#;
     let names = [
-        "MY_GH_TOKEN", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "NPM_TOKEN", "PGPASSWORD", "DB_PASS", "apiKey", "SOME_CREDENTIALS",
-        "VAULT_KEY", "clientSecret", "SSH_PRIVATE_KEY", "mysql_passwd",
+        "MY_GH_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "OPENAI_API_KEY",
+        "NPM_TOKEN",
+        "PGPASSWORD",
+        "DB_PASS",
+        "apiKey",
+        "SOME_CREDENTIALS",
+        "VAULT_KEY",
+        "clientSecret",
+        "SSH_PRIVATE_KEY",
+        "mysql_passwd",
     ];
     let python = "import base64,html,json,shlex,sys,urllib.parse as u\nv=sys.argv[1];b=v.encode()\nforms=[v,json.dumps(v),json.dumps(json.dumps(v)),json.dumps(json.dumps(json.dumps(v))),json.dumps(v,ensure_ascii=False).replace('/','\\\\/'),''.join('\\\\u%04x'%ord(c) for c in v),''.join('\\\\u%04X'%ord(c) for c in v),u.quote(v),u.quote(v,safe=''),u.quote(v,safe='').lower(),u.quote_plus(v),u.quote(u.quote(v,safe=''),safe=''),html.escape(v),html.escape(v,quote=False),''.join('&#%d;'%ord(c) for c in v),''.join('&#x%x;'%ord(c) for c in v),b.hex(),b.hex().upper(),shlex.quote(v),json.dumps({'a':json.dumps({'b':[v]})})]\nforms+=[e(b'x'*n+b+t).decode() for e in (base64.b64encode,base64.urlsafe_b64encode) for n in range(3) for t in (b'',b'yy')]\nprint(json.dumps(forms))";
     let output = Command::new("python3").args(["-c", python, value]).output().expect("python3");
@@ -119,7 +130,11 @@ fn values_of_the_environment_are_masked_in_every_encoding() {
         }
     }
     let url = "postgres://me:pa55-w%2Ford@db/x";
-    let masked = redacted(&env, &[("DATABASE_URL", url), ("CFG", "Server=x;Password=s3cr3t-pw;y=z")], b"pa55-w/ord pa55-w%2Ford s3cr3t-pw\n");
+    let masked = redacted(
+        &env,
+        &[("DATABASE_URL", url), ("CFG", "Server=x;Password=s3cr3t-pw;y=z")],
+        b"pa55-w/ord pa55-w%2Ford s3cr3t-pw\n",
+    );
     assert_eq!(masked, "*** *** ***\n");
     let lines = redacted(&env, &[("MY_SECRET", "first line\nsecond line\nend")], b"first line\n  second line.\n");
     assert_eq!(lines, "***\n  ***.\n");
@@ -129,7 +144,8 @@ fn values_of_the_environment_are_masked_in_every_encoding() {
 fn endless_lines_are_masked_in_bounded_memory() {
     let env = Env::new();
     for part in ["\\", "a", "GH_TOKEN=", "{\"k\":\"", "\\u0041"] {
-        let mut filter = env.command(binary()).arg("redact").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("started");
+        let mut filter =
+            env.command(binary()).arg("redact").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("started");
         let (mut stdin, mut stdout) = (filter.stdin.take().expect("a pipe"), filter.stdout.take().expect("a pipe"));
         let reader = std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()).expect("read"));
         stdin.write_all(b"GH_TOKEN=").expect("a reader");

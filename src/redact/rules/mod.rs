@@ -63,7 +63,13 @@ const fn rule(
 }
 
 /// A token whose first word is shown.
-const fn token(name: &'static str, words: &'static [&'static str], rest: &'static str, kind: Kind, masked: &'static [&'static str]) -> Rule {
+const fn token(
+    name: &'static str,
+    words: &'static [&'static str],
+    rest: &'static str,
+    kind: Kind,
+    masked: &'static [&'static str],
+) -> Rule {
     rule(name, words, Matcher::Token { rest, kind }, masked, &[])
 }
 
@@ -78,7 +84,9 @@ impl Rule {
         let behind = &text[word.end..text.len().min(word.end + 24)];
         match &self.matcher {
             Matcher::Name => names::is_secret(&text[names::around(text, word)]),
-            Matcher::Token { .. } => self.is_token_at(text, word) && behind.first().is_some_and(|byte| !b" \n\"'".contains(byte)),
+            Matcher::Token { .. } => {
+                self.is_token_at(text, word) && behind.first().is_some_and(|byte| !b" \n\"'".contains(byte))
+            }
             Matcher::Context(_) => {
                 let is_encoded = behind.iter().any(|byte| b"\\%&".contains(byte));
                 self.secret(text, word).is_some() || is_encoded && starts_word(text, word)
@@ -150,7 +158,8 @@ impl Rule {
             Matcher::Context(pattern) => pattern,
         };
         let is_context = matches!(self.matcher, Matcher::Context(_));
-        let compile = || RegexBuilder::new(&format!(r"\A(?:{pattern})")).unicode(false).case_insensitive(is_context).build().ok();
+        let compile =
+            || RegexBuilder::new(&format!(r"\A(?:{pattern})")).unicode(false).case_insensitive(is_context).build().ok();
         self.regex.get_or_init(compile).as_ref()
     }
 }

@@ -1,0 +1,53 @@
+//! What the supervisor does about a refresh of claude's token: it watches for the end of one that the lock was acquired for, and of
+//! one that a signal is deferred for.
+
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime};
+
+use tracing::info;
+
+use super::super::policy::Input;
+use super::Supervisor;
+use crate::claude::refresh_locks::{CutRefresh, Owner, RefreshLock, Standing};
+use crate::lock::LockGuard;
+
+impl Supervisor<'_> {
+    pub(super) fn files_to_watch(&self) -> Vec<PathBuf> {
+        let mut files = self.lock.as_ref().map_or(Vec::new(), LockGuard::refresh_files);
+        if let Some(storage) = self.storage.as_ref().filter(|_| self.policy.is_deferring()) {
+            files.extend(RefreshLock::all(storage).into_iter().map(|lock| lock.path));
+        }
+        files
+    }
+
+    pub(super) fn on_files_changed(&mut self) {
+        self.check_awaited_refresh();
+        if self.policy.is_deferring() {
+            self.check_refresh();
+        }
+    }
+
+    /// True if this run's claude made the refresh: its pid tells, or the lock, beside which there was no other.
+    pub(super) fn made(&self, cut: &CutRefresh) -> bool {
+        cut.pid == self.child.as_raw() || self.lock.as_ref().is_some_and(LockGuard::is_held)
+    }
+
+    pub(super) fn check_awaited_refresh(&mut self) {
+        let Some(lock) = &mut self.lock else { return };
+        if let Some(reason) = lock.refresh_end(Instant::now()) {
+            self.recorder.on_released();
+            lock.release();
+            info!(name: "lock.released", "released the session lock: {reason}");
+        }
+    }
+
+    /// A refresh may be in progress if a refresh lock is live, and its owner is not known to be outside of the tree.
+    pub(super) fn check_refresh(&mut self) {
+        let names = self.tree.names();
+        let may_be_ours = |owner: Owner| names.as_ref().is_none_or(|names| owner.may_be_among(names));
+        let locks = self.storage.as_ref().map_or(Vec::new(), RefreshLock::all);
+        let mut live = locks.into_iter().filter(|lock| lock.standing(SystemTime::now()) == Standing::Live);
+        let in_progress = live.any(|lock| lock.owner.is_none_or(may_be_ours));
+        self.dispatch(Input::Refresh { in_progress });
+    }
+}
