@@ -5,6 +5,9 @@
 #
 #   scripts/faults.sh [--seconds N] [--agents N] [--seed N]     60 s, 200 agents, a new seed
 #
+#   scripts/faults.sh slots [--runs N] [--slots N] [--seed N]   200 runs on 4 slots: runs and waiters are killed, and never
+#                                                               five run at once, nor out of order, nor is a slot left free
+#
 # Beside them there are runs that have one fault each, and one way to end: a second turn, a stop under an idle limit, output that
 # cannot be written, uncommon signals, a file size limit, a request that the child ignores, a fork chain, a TERM that it keeps to itself.
 #
@@ -20,6 +23,10 @@ set -euo pipefail
 
 command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
 need cc gcc
+if [ "${1-}" = slots ]; then
+  cargo build --release --locked --quiet --bin claude-run --example faults
+  exec "$release/examples/faults" slots --claude-run "$release/claude-run" "${@:2}"
+fi
 need unshare util-linux
 for flags in -mpf -rmpf; do
   if unshare "$flags" --mount-proc mount -t tmpfs probe /mnt 2>/dev/null; then own=$flags; fi

@@ -11,7 +11,8 @@
 #   ROW                only rows that begin so: `refresh`, `"exclusive bind"`
 #
 # Layouts: `shared` is one config dir; in `bind` it is bind-mounted at another path for each agent, as into containers (that
-# wants root, or user namespaces). The agents are fake claudes that refresh their token under no lock of their own, under that of
+# wants root, or user namespaces); in `file` each agent has a config dir of its own, into which `.credentials.json` alone is mounted.
+# `401-shared` and `401-bind` are the first two with a token that is refused long before it expires. The agents are fake claudes that refresh their token under no lock of their own, under that of
 # the versions up to 2.1.126 (`legacy`) or the two of those from 2.1.128 (`modern`). CLAUDE_RUN_BIN names another claude-run.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -43,19 +44,19 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unset CLAUDE_CONFIG_DIR CLAUDE_RUN_LOCK CLAUDE_EXTERNAL_LOCK ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN CLAUDE_CODE_OAUTH_TOKEN
 
-layouts=(shared bind)
+layouts=(shared bind file 401-shared 401-bind)
 container=()
 for flags in -m -rm; do
   if [ ${#container[@]} = 0 ] && unshare "$flags" mount --bind /usr /usr 2>/dev/null; then container=(unshare "$flags"); fi
 done
 if [ ${#container[@]} = 0 ]; then
-  layouts=(shared)
+  layouts=(shared 401-shared)
   echo "mount namespaces are refused here: the layout with bind mounts is left out" >&2
 fi
 
 # agent MODE KIND: one agent, in $CLAUDE_CONFIG_DIR.
 agent() {
-  local prompt="refresh $2; ask"
+  local prompt="refresh $2; ask $2"
   case $1 in
     block) (flock -w 600 9 || exit 1; exec "$CLAUDE_RUN_CLAUDE" -p "$prompt") 9>"$CLAUDE_CONFIG_DIR/session.lock" ;;
     *) "$claude_run" --lock "$1" -- -p "$prompt" ;;
@@ -69,7 +70,9 @@ race() {
   local dir=$work/race i pids=() code began counts
   rm -rf "$dir"
   mkdir -p "$dir/shared/config"
-  printf '{"claudeAiOauth":{"accessToken":"at-0","refreshToken":"rt-0","expiresAt":%d}}' $((($(date +%s) - 100) * 1000)) \
+  local life=-100
+  case $2 in 401-*) life=28800 ;; esac
+  printf '{"claudeAiOauth":{"accessToken":"at-0","refreshToken":"rt-0","expiresAt":%d}}' $((($(date +%s) + life) * 1000)) \
     >"$dir/shared/config/.credentials.json"
   mkfifo "$dir/end"
   "$stand_in" --refresh-takes "$refresh" --answer-takes "$run" <"$dir/end" >"$dir/counts" &
@@ -79,13 +82,19 @@ race() {
   export FAKE_API
   began=${EPOCHREALTIME/./}
   for ((i = 0; i < $4; i++)); do
-    if [ "$2" = bind ]; then
-      mkdir -p "$dir/container-$i/config"
+    local shared='' own=$dir/container-$i/config
+    mkdir -p "$own"
+    case $2 in
+      *bind) shared=/ ;;
+      file) shared=/.credentials.json && : >"$own/.credentials.json" ;;
+      *) own=$dir/shared/config ;;
+    esac
+    if [ -n "$shared" ]; then
       # shellcheck disable=SC2016 # for the shell in the container
-      CLAUDE_CONFIG_DIR=$dir/container-$i/config "${container[@]}" bash -c \
-        'mount --bind "$0" "$CLAUDE_CONFIG_DIR" && agent "$@"' "$dir/shared/config" "$1" "$3" >"$dir/$i.out" 2>&1 5>&- &
+      CLAUDE_CONFIG_DIR=$own "${container[@]}" bash -c 'mount --bind "$0" "$CLAUDE_CONFIG_DIR$1" && shift && agent "$@"' \
+        "$dir/shared/config$shared" "$shared" "$1" "$3" >"$dir/$i.out" 2>&1 5>&- &
     else
-      CLAUDE_CONFIG_DIR=$dir/shared/config agent "$1" "$3" >"$dir/$i.out" 2>&1 5>&- &
+      CLAUDE_CONFIG_DIR=$own agent "$1" "$3" >"$dir/$i.out" 2>&1 5>&- &
     fi
     pids+=($!)
   done
@@ -109,7 +118,7 @@ seconds() { printf '%d.%02d s' $(($1 / 1000)) $(($1 % 1000 / 10)); }
 alone=$(for _ in 1 2 3; do race pass-through shared legacy 1; echo "$wall"; done | median)
 printf '%d agents on one expired token; a refresh takes %s s, a run %s s; one agent alone: %s; %d round(s)\n\n' \
   "$agents" "$refresh" "$run" "$(seconds "$alone")" "$rounds"
-printf '| %-12s | %-6s | %-6s | %9s | %13s | %6s | %7s | %9s | %8s | %s\n' \
+printf '| %-12s | %-10s | %-6s | %9s | %13s | %6s | %7s | %9s | %8s | %s\n' \
   mode layout lock refreshes invalid_grant failed clean 'all ended' 'of alone' 'at once |'
 printf '|---|---|---|---|---|---|---|---|---|---|\n'
 for mode in block pass-through exclusive refresh; do
@@ -129,7 +138,7 @@ for mode in block pass-through exclusive refresh; do
         echo "$wall" >>"$work/walls"
       done
       wall=$(median <"$work/walls")
-      printf '| %-12s | %-6s | %-6s | %9d | %13d | %6d | %3d/%-3d | %9s | %8s | %6d |\n' "${mode/block/bash block}" "$layout" \
+      printf '| %-12s | %-10s | %-6s | %9d | %13d | %6d | %3d/%-3d | %9s | %8s | %6d |\n' "${mode/block/bash block}" "$layout" \
         "$kind" "$total_posts" "$total_invalid" "$total_failed" "$clean" "$rounds" "$(seconds "$wall")" \
         "$((wall * 100 / alone / 100)).$(printf %02d $((wall * 100 / alone % 100)))" "$highest"
     done

@@ -22,8 +22,8 @@ use crate::ops;
 use crate::outcome::Outcome;
 use crate::plan::{ENVIRONMENT, Plan};
 use crate::records::RunRecorder;
+use crate::redact;
 use crate::run_id::RunId;
-use crate::supervisor::output::redact::{Masker, Secrets};
 use crate::supervisor::policy::Group;
 use crate::supervisor::{self, Supervision};
 use crate::sys::exec::fill_standard_descriptors;
@@ -38,7 +38,7 @@ pub fn main(words: Vec<OsString>) -> i32 {
     // A panic has printed itself; its guards have ended the tree and freed the lock.
     let result = panic::catch_unwind(|| run(words)).unwrap_or(Ok(Outcome::Failed));
     let outcome = result.unwrap_or_else(|error| {
-        logging::mask_with(masked);
+        logging::mask_with(redact::masked);
         logging::report(&error);
         outcome_of(&error)
     });
@@ -54,16 +54,6 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
         Some(ProgramError::CannotRun(_)) => Outcome::CannotRun,
         None => Outcome::Failed,
     }
-}
-
-/// `text` of ours, with secrets masked as in the log.
-fn masked(text: &str) -> String {
-    let Ok(secrets) = Secrets::of_environment() else { return "(not shown: its secrets cannot be masked)".to_owned() };
-    let mut masker = Masker::new(secrets);
-    let mut out = Vec::new();
-    masker.feed(text.as_bytes(), &mut out);
-    masker.end(&mut out);
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Runs what `words` ask for: those of the command line, the name we were called by first. While it runs, the process' signal
@@ -91,6 +81,9 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     // Without a config dir there is no file in it; whether one is needed is settled later.
     let file = config_dir.as_ref().ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
     let file = file.transpose().map(Option::flatten);
+    if let Ok(Some(file)) = &file {
+        redact::configure(file.list("redact-names"), file.list("redact-patterns"));
+    }
     if let Some(operation) = operation {
         drop(blocked);
         // No operation refuses a broken settings file: they are needed most when there is one.
@@ -104,7 +97,7 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     signal::ignore_terminal_stops();
     let settings = Settings::resolve(cli, ENVIRONMENT, file?.as_ref())?;
     if settings.redact != Redact::Off {
-        logging::mask_with(masked);
+        logging::mask_with(redact::masked);
     }
     let id = RunId::take();
     let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), id);

@@ -10,6 +10,7 @@ macro_rules! chapters {
 
 chapters! {
     modes "modes"
+    slots "slots"
     watchdog "watchdog"
     operations "operations"
     options "options"

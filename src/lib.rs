@@ -63,7 +63,7 @@
 //!    |     +-------------------------------------------+
 //!    |     | run_id                                    |
 //!    |     +-------------------------------------------+
-//!    |     | sys          | outcome       | guide       |
+//!    |     | sys      | redact   | outcome  | guide    |
 //!    v     +-------------------------------------------+
 //! ```
 //!
@@ -72,15 +72,16 @@
 //! | `app` | dispatches: an operator command, or one supervised run |
 //! | `plan` | turns settings into a `Plan`: program, environment, `LockRequest`, `PolicyConfig` |
 //! | `ops` | prints what operators ask for: `status`, `mode`, `slots`, `settings`, `report`, `doctor`, `setup`, `events`, man page, completions |
-//! | `supervisor` | owns the child: `run` (the loop), `policy` (the decisions), `spawn`, `process_tree`, `output/` (`capture`, `relay`, `sink`, `spool`, `line_logger`, `redact`) |
+//! | `supervisor` | owns the child: `run` (the loop), `policy` (the decisions), `spawn`, `process_tree`, `output/` (`capture`, `relay`, `sink`, `spool`, `line_logger`) |
 //! | `lock` | acquires and releases: `file` (the flock), `holder` and `claims` (who holds it), `refresh_due`, `helper`, `wait` (the one wait), `guard`, `acquire` (the story), `slots` |
 //! | `records` | keeps a record of each live run and a history of the others: `run_record`, `store`, `recorder`, `history` |
 //! | `events` | queues signals, frames, ends of threads and changes of files |
-//! | `claude` | knows Claude Code: config dir, program, frames, authentication, credentials, refresh locks, telemetry |
+//! | `claude` | knows Claude Code: config dir, storage, settings, program, version, frames, authentication, credentials, refresh locks, telemetry |
 //! | `logging` | writes to stderr and to the log, and nobody else does: `messages`, `format`, `log_file`, `live_line` |
 //! | `config` | reads settings: `options` (the table), `cli`, `subcommands`, `values`, `duration`, `file`, `settings` (flag over environment over file), `help` |
 //! | `run_id` | names a run |
 //! | `sys` | calls Linux, and knows nothing of claude: processes, signals, files, mounts, pipes, terminals |
+//! | `redact` | masks secrets in text: `rules` (the table), `names` and `values`, `environment`, `masker` (the stream) |
 //! | `outcome` | lists the ways in which a run ends, each with its exit code |
 //! | `guide` | has the chapters of the guide for users |
 //!
@@ -99,13 +100,16 @@
 //! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one row; a new type of value: `config/values.rs` |
 //! | an operator command | `config/subcommands.rs` for its words, `ops/` for what it does |
 //! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `policy_config`; the hard limit: `config/settings.rs`, `HARD_LIMIT` |
-//! | what is masked | `supervisor/output/redact.rs` |
+//! | what is masked: a format, or a name before a value | a row of `redact/rules/tokens.rs` or `redact/rules/contexts.rs`, with its examples; which names: `redact/names.rs` |
 //! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::decide` |
 //! | how long a refresh of claude's is spared our signals | `supervisor/policy/refresh_guard.rs`, `MAX_DEFERRAL` |
 //! | how long a start waits for claude's refresh locks | `lock/acquire.rs`, `MAX_REFRESH_LOCK_WAIT` |
 //! | when a refresh lock of claude's counts as stale | `claude/refresh_locks.rs`, `STALE_AFTER` and `NEWER_STALE_AFTER` |
 //! | when a refresh of the token is due | `lock/refresh_due.rs`; the expiry is read in `claude/credentials.rs` |
 //! | which authentication needs no lock | `claude/auth.rs` |
+//! | where the login and its locks are | `claude/storage.rs`; which settings of claude are read: `claude/settings.rs` |
+//! | what a version of claude changed | `claude/version.rs` |
+//! | how long a lock is held for a refresh that does not come | `lock/refresh_due.rs`, `MAX_DELAY` |
 //! | when claude-run is above us already, and the lock is not acquired again | `lock/claims.rs` |
 //! | who may run where there are slots | `lock/slots.rs` |
 //! | how a lock helper is started and ended | `lock/helper.rs`; the process that outlives us to end it: `lock/monitor.rs` |
@@ -147,6 +151,7 @@ pub mod ops;
 pub mod outcome;
 mod plan;
 pub mod records;
+pub mod redact;
 pub mod run_id;
 pub mod supervisor;
 pub mod sys;

@@ -1,8 +1,11 @@
 //! Frames on claude's stdout: results, and background tasks that are still open. They are found by parsing, since their keys
-//! come in any order and their text may quote other frames. Frames that are too long are skipped.
+//! come in any order and their text may quote other frames. Long strings in them are cut before they are parsed.
+
+mod abridged;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem;
 use std::os::unix::ffi::OsStrExt;
 
@@ -10,6 +13,8 @@ use memchr::memchr;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
+
+use self::abridged::Abridged;
 
 /// A frame, as far as the watchdog needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +56,6 @@ impl LastResult {
     }
 }
 
-/// Length of the longest frame that is parsed.
-const MAX_FRAME: usize = 8 << 20;
-
 /// True if claude's arguments ask for an output format that has frames.
 pub fn are_expected(arguments: &[OsString]) -> bool {
     matches!(value_of(arguments, b"--output-format"), Some(b"json" | b"stream-json"))
@@ -81,13 +83,13 @@ fn value_of<'a>(arguments: &'a [OsString], option: &[u8]) -> Option<&'a [u8]> {
 pub struct FrameReader {
     line: Line,
     /// The beginning of a frame.
-    frame: Vec<u8>,
-    too_long: bool,
+    frame: Abridged,
     /// The frame is the whole of its line so far, and reported.
     is_read: bool,
     last_result: Option<LastResult>,
     session_id: Option<String>,
-    tasks: HashSet<String>,
+    /// Hashes of their ids: an id can be as long as a frame.
+    tasks: HashSet<u64>,
     is_between_turns: bool,
 }
 
@@ -145,7 +147,7 @@ impl FrameReader {
             if self.line == Line::Frame && !self.is_read {
                 self.end_frame(&mut report);
             }
-            (self.line, self.is_read, self.too_long) = (Line::Empty, false, false);
+            (self.line, self.is_read) = (Line::Empty, false);
             self.frame.clear();
         }
         self.continue_line(bytes, &mut report);
@@ -153,18 +155,18 @@ impl FrameReader {
 
     /// True if the bytes so far end in a frame without its newline, which may have come to its end all the same.
     pub fn may_be_complete(&self) -> bool {
-        self.line == Line::Frame && !self.is_read && !self.too_long && self.frame.trim_ascii_end().ends_with(b"}")
+        self.line == Line::Frame && !self.is_read && self.frame.bytes.trim_ascii_end().ends_with(b"}")
     }
 
     /// Reads such a frame: nothing has come behind it for a while.
     pub fn pause(&mut self, mut report: impl FnMut(FrameEvent)) {
         if self.may_be_complete() {
-            let frame = mem::take(&mut self.frame);
+            let frame = mem::take(&mut self.frame.bytes);
             self.is_read = serde_json::from_slice::<IgnoredAny>(&frame).is_ok();
             if self.is_read {
                 self.read_frame(&frame, &mut report);
             }
-            self.frame = frame;
+            self.frame.bytes = frame;
         }
     }
 
@@ -172,7 +174,9 @@ impl FrameReader {
     pub fn end(&mut self, report: impl FnMut(FrameEvent)) -> bool {
         let is_complete = match self.line {
             Line::Empty | Line::Text => true,
-            Line::Frame => self.too_long || self.is_read || serde_json::from_slice::<IgnoredAny>(&self.frame).is_ok(),
+            Line::Frame => {
+                self.frame.is_too_long || self.is_read || serde_json::from_slice::<IgnoredAny>(&self.frame.bytes).is_ok()
+            }
             Line::Array(_) => false,
         };
         self.feed(b"\n", report);
@@ -203,7 +207,7 @@ impl FrameReader {
             }
         }
         match self.line {
-            Line::Frame => self.keep(bytes),
+            Line::Frame => self.frame.push(bytes),
             Line::Array(nesting) => self.read_array(nesting, bytes, report),
             Line::Empty | Line::Text => {}
         }
@@ -212,8 +216,8 @@ impl FrameReader {
     /// Reads more of an array, element by element: it may be longer than what is kept.
     fn read_array(&mut self, mut nesting: Nesting, mut bytes: &[u8], report: &mut impl FnMut(FrameEvent)) {
         while let Some(end) = bytes.iter().position(|&byte| nesting.ends_at(byte)) {
-            self.keep(&bytes[..end]);
-            let is_frame = self.too_long || self.frame.trim_ascii_start().starts_with(b"{");
+            self.frame.push(&bytes[..end]);
+            let is_frame = self.frame.is_too_long || self.frame.bytes.trim_ascii_start().starts_with(b"{");
             if !is_frame || bytes[end] == b']' {
                 self.line = Line::Text;
             }
@@ -225,23 +229,14 @@ impl FrameReader {
             }
             bytes = &bytes[end + 1..];
         }
-        self.keep(bytes);
+        self.frame.push(bytes);
         self.line = Line::Array(nesting);
-    }
-
-    fn keep(&mut self, bytes: &[u8]) {
-        self.too_long |= self.frame.len() + bytes.len() > MAX_FRAME;
-        if self.too_long {
-            self.frame = Vec::new();
-        } else {
-            self.frame.extend_from_slice(bytes);
-        }
     }
 
     fn end_frame(&mut self, report: &mut impl FnMut(FrameEvent)) {
         let mut frame = mem::take(&mut self.frame);
-        if !mem::take(&mut self.too_long) {
-            self.read_frame(&frame, report);
+        if !frame.is_too_long {
+            self.read_frame(&frame.bytes, report);
         }
         frame.clear();
         self.frame = frame;
@@ -259,7 +254,7 @@ impl FrameReader {
     fn on_frame(&mut self, frame: &Frame) -> Option<FrameEvent> {
         let kind: String = member(frame, "type")?;
         let subtype: Option<String> = member(frame, "subtype");
-        let task: Option<String> = member(frame, "task_id");
+        let task = task_of(frame);
         match (&*kind, subtype.as_deref()) {
             ("result", Some(subtype)) => {
                 // Other programs print results as well; those of claude have both of these, in every version.
@@ -280,10 +275,10 @@ impl FrameReader {
                 return self.other(b"system", subtype.as_deref());
             }
             ("system", Some("task_started")) => self.tasks.extend(task),
-            ("system", Some("task_notification")) => self.tasks.retain(|open| Some(open) != task.as_ref()),
+            ("system", Some("task_notification")) => self.tasks.retain(|open| Some(*open) != task),
             ("system", Some("background_tasks_changed")) => {
                 let tasks: Vec<Frame> = member(frame, "tasks")?;
-                self.tasks = tasks.iter().filter_map(|task| member(task, "task_id")).collect();
+                self.tasks = tasks.iter().filter_map(task_of).collect();
             }
             (kind, subtype) => return self.other(kind.as_bytes(), subtype),
         }
@@ -306,6 +301,14 @@ fn leading_type(line: &[u8]) -> Option<&[u8]> {
     let value = key.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
     let kind = &value[..value.iter().position(|&byte| !(byte.is_ascii_lowercase() || byte == b'_'))?];
     (value.get(kind.len()) == Some(&b'"') && line.trim_ascii_end().ends_with(b"}")).then_some(kind)
+}
+
+/// Hash of the id of the task that a frame is about.
+fn task_of(frame: &Frame) -> Option<u64> {
+    let id: String = member(frame, "task_id")?;
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    Some(hasher.finish())
 }
 
 /// The members of a frame. Their values are not read until they are wanted: the text of a result can be large.

@@ -20,6 +20,7 @@ use toml_edit::{Document, DocumentMut, Item, Value};
 use super::cli::nearest;
 use super::options::OPTIONS;
 use super::trust::{POWERFUL, ensure_only_ours};
+use crate::redact;
 use crate::sys::file_id::FileId;
 use crate::sys::fs::read_bounded_text;
 use crate::sys::proc::flocks;
@@ -33,6 +34,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// Larger than any such file.
 const LARGEST: u64 = 8 << 20;
 
+/// Keys that are no options: lists of text.
+const LISTS: [&str; 2] = ["redact-names", "redact-patterns"];
+
 /// Options that are no keys of the file.
 const NOT_SHARED: [&str; 3] = ["config-dir", "lock-file", "log-format"];
 
@@ -43,6 +47,8 @@ pub struct SettingsFile {
     pub path: PathBuf,
     /// By key: the value, and its line.
     entries: BTreeMap<String, (OsString, usize)>,
+    /// By key of [`LISTS`].
+    lists: BTreeMap<String, (Vec<String>, usize)>,
 }
 
 impl SettingsFile {
@@ -54,7 +60,7 @@ impl SettingsFile {
         match read_bounded_text(path, LARGEST) {
             Ok(text) => {
                 let file = Self::parse(path, &text)?;
-                if let Some((key, (_, line))) = POWERFUL.into_iter().find_map(|key| Some((key, file.value(key)?))) {
+                if let Some((key, line)) = POWERFUL.into_iter().find_map(|key| Some((key, file.line(key)?))) {
                     ensure_only_ours(path, key).with_context(|| format!("{}:{line}", path.display()))?;
                 }
                 Ok(Some(file))
@@ -103,19 +109,33 @@ impl SettingsFile {
             let key = key.map(|option| format!("{}: ", option.name)).unwrap_or_default();
             anyhow!("{}: {key}{}", place(at), one_line(error.message()))
         })?;
-        let mut entries = BTreeMap::new();
+        let (mut entries, mut lists) = (BTreeMap::new(), BTreeMap::new());
         for (key, item) in document.iter() {
             let at = document.key(key).and_then(|key| key.span()).map_or(0, |span| span.start);
             ensure_known(key).with_context(|| place(at))?;
+            if LISTS.contains(&key) {
+                let list = list_of(key, item).with_context(|| format!("{}: {key}", place(at)))?;
+                lists.insert(key.to_owned(), (list, line_of(text, at)));
+                continue;
+            }
             let value = text_of(item, text).with_context(|| format!("{}: {key}", place(at)))?;
             entries.insert(key.to_owned(), (value.into(), line_of(text, at)));
         }
-        Ok(Self { path: path.to_owned(), entries })
+        Ok(Self { path: path.to_owned(), entries, lists })
     }
 
     /// Value of `key`, and its line.
     pub fn value(&self, key: &str) -> Option<(&OsString, usize)> {
         self.entries.get(key).map(|(value, line)| (value, *line))
+    }
+
+    /// Texts of the list `key`.
+    pub fn list(&self, key: &str) -> Vec<String> {
+        self.lists.get(key).map(|(list, _)| list.clone()).unwrap_or_default()
+    }
+
+    fn line(&self, key: &str) -> Option<usize> {
+        self.value(key).map(|(_, line)| line).or_else(|| Some(self.lists.get(key)?.1))
     }
 }
 
@@ -195,17 +215,31 @@ pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> io::Result<String>) 
 }
 
 fn ensure_known(key: &str) -> Result<()> {
-    let shared = || OPTIONS.iter().map(|option| option.name).filter(|name| !NOT_SHARED.contains(name));
+    let shared = || OPTIONS.iter().map(|option| option.name).filter(|name| !NOT_SHARED.contains(name)).chain(LISTS);
     match OPTIONS.iter().find(|option| option.name == key) {
         Some(option) if NOT_SHARED.contains(&key) => {
             bail!("{key} is not for a whole factory; use --{key} or {}", option.variable)
         }
+        None if LISTS.contains(&key) => Ok(()),
         Some(_) => Ok(()),
         None => match nearest(key, shared(), 0.7) {
             Some(similar) => bail!("unknown key {key:?}; did you mean {similar:?}?"),
             None => bail!("unknown key {key:?}; known are {}", shared().collect::<Vec<_>>().join(", ")),
         },
     }
+}
+
+/// The texts of the list `key`.
+fn list_of(key: &str, item: &Item) -> Result<Vec<String>> {
+    let list = item.as_array().with_context(|| format!("a list of strings is wanted, not {}", item.type_name()))?;
+    let text = |value: &Value| value.as_str().map(str::to_owned).filter(|text| !text.is_empty());
+    let texts = list.iter().map(|value| text(value).context("a list of strings is wanted, none of them empty"));
+    let texts = texts.collect::<Result<Vec<_>>>()?;
+    let compile = |pattern: &String| redact::compile(pattern).map(drop).with_context(|| format!("{pattern:?}"));
+    if key == "redact-patterns" {
+        texts.iter().try_for_each(compile)?;
+    }
+    Ok(texts)
 }
 
 /// A value in `text` as it would be typed behind a flag.

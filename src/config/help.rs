@@ -99,7 +99,10 @@ pub const SECTIONS: [Section; 7] = [
             ("<config dir>/session.lock", "the session lock: only ever locked, never written, never removed"),
             ("<config dir>/claude-run.toml", "the settings file"),
             ("<config dir>/claude-run/runs/", "a record for each live run, locked by it"),
-            ("<config dir>/claude-run/slots/", "the slots, each locked by the run that has it, and the queue for them"),
+            (
+                "<config dir>/claude-run/slots/",
+                "the slots, each locked by the run that has it, and the tickets of those who wait",
+            ),
             ("<config dir>/claude-run/history.jsonl", "a line for each finished run"),
         ],
     ),

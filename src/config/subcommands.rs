@@ -131,6 +131,11 @@ pub enum Operation {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Masks the secrets in what it reads on stdin, as in the log: claude-run redact <FILE
+    ///
+    /// Each line as it comes, to stdout; with the redact-names and redact-patterns of claude-run.toml.
+    #[command(after_help = "Exit codes: 0 done, 125 own failure")]
+    Redact,
     /// Prints the script by which a shell completes claude-run's command lines
     ///
     /// For bash: `source <(claude-run completions bash)`

@@ -1,13 +1,13 @@
 //! flock(2) on the session lock's file, and on those of the slots. Never truncates, writes or removes one: old callers open the session
 //! lock's file with `9>`.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use fs4::{FileExt, TryLockError};
 use nix::fcntl::OFlag;
 
@@ -30,6 +30,8 @@ enum Place {
     Path(PathBuf),
     /// This file among the slots of a config dir, in which others can write: no link is followed.
     Slots(RecordStore, String),
+    /// This ticket among the slots: it is made once, and never again.
+    Ticket(RecordStore, String),
 }
 
 /// A lock, held. Dropping it releases the lock, even while some daemon has inherited the descriptor.
@@ -52,6 +54,26 @@ impl LockFile {
     /// Opens the file `name` among the slots of a config dir; creates it if it is missing.
     pub(super) fn open_among_slots(store: &RecordStore, name: &str) -> Result<Self> {
         Self::open_at(Place::Slots(store.clone(), name.to_owned()))
+    }
+
+    /// Makes the ticket `name` among the slots, and locks it. Nobody else has it in sight yet.
+    pub(super) fn new_ticket(store: &RecordStore, name: &str) -> Result<FlockGuard> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+        match Self::ticket(store, name, flags).with_context(|| cannot_make_ticket(store))?.try_lock()? {
+            LockAttempt::Acquired(flock) => Ok(flock),
+            LockAttempt::Busy(_) => bail!("the ticket {name} in {} is locked by another process", store.slots().display()),
+        }
+    }
+
+    /// Opens the ticket `name` among the slots, of whomever.
+    pub(super) fn open_ticket(store: &RecordStore, name: &str) -> io::Result<Self> {
+        Self::ticket(store, name, OFlag::O_RDWR)
+    }
+
+    fn ticket(store: &RecordStore, name: &str, flags: OFlag) -> io::Result<Self> {
+        let file = store.open_slots()?.open_file(name, flags)?;
+        let file_id = FileId::of(&file.metadata()?);
+        Ok(Self { place: Place::Ticket(store.clone(), name.to_owned()), file, file_id })
     }
 
     fn open_at(place: Place) -> Result<Self> {
@@ -97,7 +119,7 @@ impl LockFile {
 
     /// True if the path still leads to this file. If somebody has moved or removed it, a lock on it keeps nobody out.
     fn is_current(&self) -> bool {
-        FileId::at(&self.place.path()) == Some(self.file_id)
+        matches!(self.place, Place::Ticket(..)) || FileId::at(&self.place.path()) == Some(self.file_id)
     }
 }
 
@@ -105,7 +127,7 @@ impl Place {
     fn open(&self) -> io::Result<(File, Metadata)> {
         match self {
             Self::Path(path) => open_or_create(path),
-            Self::Slots(store, name) => {
+            Self::Slots(store, name) | Self::Ticket(store, name) => {
                 let open = |flags| -> io::Result<_> {
                     let file = store.open_slots()?.open_file(name, flags)?;
                     let found = file.metadata()?;
@@ -126,21 +148,21 @@ impl Place {
     fn path(&self) -> PathBuf {
         match self {
             Self::Path(path) => path.clone(),
-            Self::Slots(store, name) => store.slots().join(name),
+            Self::Slots(store, name) | Self::Ticket(store, name) => store.slots().join(name),
         }
     }
 
     fn kind(&self) -> &'static str {
         match self {
             Self::Path(_) => "lock file",
-            Self::Slots(..) => "slot file",
+            Self::Slots(..) | Self::Ticket(..) => "slot file",
         }
     }
 
     fn way_out(&self) -> &'static str {
         match self {
             Self::Path(_) => "name another with --lock-file",
-            Self::Slots(..) => "go without slots (--slots none)",
+            Self::Slots(..) | Self::Ticket(..) => "go without slots (--slots none)",
         }
     }
 }
@@ -148,6 +170,22 @@ impl Place {
 impl FlockGuard {
     pub(super) fn file_id(&self) -> FileId {
         self.0.file_id
+    }
+
+    /// Reason why it keeps nobody out any more, if so: whoever has inherited the descriptor can release the lock, and whoever may write in
+    /// the directory can put another file in its place.
+    pub(super) fn fault(&self) -> Option<&'static str> {
+        let is_locked = || {
+            let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.file.as_raw_fd()));
+            info.map_or(true, |info| info.contains("\nlock:"))
+        };
+        // What we have released is ours again, unless another has it. If the kernel never tells of locks, it was ours all the time.
+        let was_released = || !is_locked() && (FileExt::try_lock(&self.0.file).is_err() || is_locked());
+        match () {
+            () if was_released() => Some("a process of this run has released it"),
+            () if !self.0.is_current() => Some("its file was removed or replaced"),
+            () => None,
+        }
     }
 
     /// Descriptor whose inheritors keep the lock as well.
@@ -172,6 +210,11 @@ fn open_or_create(path: &Path) -> io::Result<(File, Metadata)> {
         Err(error) if is_for_readers_alone(&error) => open_regular(path, OpenOptions::new().read(true), 0).map_err(|_| error),
         other => other,
     }
+}
+
+fn cannot_make_ticket(store: &RecordStore) -> String {
+    let slots = store.slots();
+    format!("cannot make a ticket in {}; make it writable, or go without slots (--slots none)", slots.display())
 }
 
 fn is_for_readers_alone(error: &io::Error) -> bool {

@@ -62,6 +62,11 @@ impl LockGuard {
         Some(format!("the lock helper {} has ended ({how})", helper.name()))
     }
 
+    /// Reason why our flock keeps nobody out any more, if so.
+    pub fn fault(&self) -> Option<&'static str> {
+        self.flock.as_ref().and_then(FlockGuard::fault)
+    }
+
     /// Releases it in mid-run, without waiting for the lock helper's end: what is started below us meanwhile must not rely on us.
     pub fn release(&mut self) {
         self.refresh = None;

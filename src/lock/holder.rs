@@ -36,14 +36,12 @@ pub struct Queue {
 const GLANCE: usize = 16;
 
 impl Holder {
-    /// Finds the holder of `lock` among the live runs in `records` and the visible processes.
-    pub fn find(records: Option<&RecordStore>, lock: FileId) -> Option<Self> {
-        Self::find_at_a_glance(records, lock, GLANCE).or_else(|| Self::find_without_record(&Queue::look(lock), records))
-    }
-
-    /// Finds the holder of `lock` among the oldest live runs, reading `at_most` so many records.
-    pub fn find_at_a_glance(records: Option<&RecordStore>, lock: FileId, at_most: usize) -> Option<Self> {
-        records?.holder(lock, at_most).map(|run| Self::Run(Box::new(run)))
+    /// Finds the holder of `lock` among the oldest live runs in `records`; then, unless there are more than `crowd` of them, among the
+    /// visible processes.
+    pub fn find(records: Option<&RecordStore>, lock: FileId, crowd: usize) -> Option<Self> {
+        let (run, count) = records.map_or((None, 0), |records| records.glance(lock, GLANCE));
+        let holder = run.map(|run| Self::Run(Box::new(run)));
+        holder.or_else(|| (count <= crowd).then(|| Self::find_without_record(&Queue::look(lock), records)).flatten())
     }
 
     /// Finds a holder whose record does not say so, or that has no record.
@@ -64,7 +62,11 @@ impl Holder {
             None if proc::is_outermost_pid_namespace() => return None,
             None => {}
         }
-        // The process that locked it is gone or not visible; those that inherited the descriptor hold the lock now.
+        // The process that locked it is gone or not visible; those that inherited the descriptor hold the lock now. That process was
+        // flock(1) in an old shell block, most likely: the shell has a pid just before its own, and what it runs one just behind.
+        if let Some(near) = queue.owner().and_then(|pid| nearest_inheritor(pid, lock)) {
+            return Some(Self::of_pid(records, near));
+        }
         let inheritors = Stat::all().into_iter().filter(|stat| proc::flock_of(stat.pid, lock).is_some());
         let inheritor = inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid));
         inheritor.or_else(|| Some(Self::Process { pid: locked_by?, name: "gone; who inherited it cannot be seen".to_owned() }))
@@ -101,6 +103,17 @@ impl Holder {
     }
 }
 
+/// Pids that are looked at before and behind that of a process that is gone.
+const NEAR: i32 = 128;
+
+/// The first process of those with a pid near `owner` that holds `lock`, or the topmost of its ancestors that does, too.
+fn nearest_inheritor(owner: i32, lock: FileId) -> Option<i32> {
+    let holds = |pid: &i32| proc::flock_of(pid, lock).is_some();
+    let mut near = (1..=NEAR).flat_map(|distance| [owner - distance, owner + distance]).filter(|&pid| pid > 1);
+    let parents = |pid: &i32| Stat::read(*pid).map(|stat| stat.parent);
+    iter::successors(near.find(holds), parents).take_while(holds).last()
+}
+
 impl Queue {
     /// Reads /proc/locks, for which the kernel halts all locking on the machine for a moment: some 10 ms, mostly asleep.
     pub fn look(lock: FileId) -> Self {
@@ -120,11 +133,6 @@ impl Queue {
     /// Waiters in the order of the queue: the id of one of the `live` runs, or the pid of another process.
     pub(crate) fn waiters<'a>(&self, live: &'a [RunRecord]) -> Vec<Result<&'a str, i32>> {
         Self::known(self.waiting(), live)
-    }
-
-    /// The holder, then the waiters, likewise.
-    pub(crate) fn members<'a>(&self, live: &'a [RunRecord]) -> Vec<Result<&'a str, i32>> {
-        Self::known(self.owner().into_iter().chain(self.waiting()).collect(), live)
     }
 
     /// All who wait: those of the `live` runs that are `waiting`, and the pids of processes without a record, less those that `is_left_out`.

@@ -1,11 +1,14 @@
 //! Slots: N places to run at once in one config dir. A run has a slot while it, or a process that has inherited the descriptor, holds
 //! the flock on that slot's file; so a slot is as proof against KILL and leaks as the session lock is.
 //!
-//! Who comes first is served first, without polling: everybody who wants a slot first takes the lock on the file `queue`, in the kernel's
-//! own order, and keeps it until a slot is had. So one run at a time looks for a slot. It starts if less than N slots are held, counting
-//! those beyond N, from before N was lowered; else it sleeps in flock(2) on each slot that is held, with a thread for each, as the kernel
-//! has no wait for one of several locks. (inotify has one, but tells of a close before the lock is free.) Whatever ends that sleep, it
-//! counts again; only the first of the queue pays for this. What a thread acquires it lets go at once: nobody else may take it.
+//! Who comes first is served first, without polling. Who finds others waiting, or no slot free, makes a ticket, a file with the next number
+//! that it keeps locked, and sleeps in flock(2) on the last ticket before its own whose run lives. So each waiter has one other to wait
+//! for, and a waiter that is killed wakes one other. (flock's own queue loses its order when waiters in it are killed: measured.) Tickets
+//! are made under the lock on the file `queue`, for a moment.
+//!
+//! The first looks for a slot. It starts if less than N slots are held, counting those beyond N, from before N was lowered; else it sleeps
+//! in flock(2) on each slot that is held, with a thread for each, as the kernel has no wait for one of several locks. (inotify has one, but
+//! tells of a close before the lock is free.) Whatever ends that sleep, it counts again. What a thread acquires it lets go at once.
 //!
 //! A slot comes before the session lock, in every mode, so that there is no circle: who holds the lock has a slot, or never asks for one.
 //! The latter are those who run below a run with a slot, and those whose caller holds the lock for them, as an old shell block does.
@@ -23,11 +26,11 @@ use super::claims::{AncestorRuns, Claim};
 use super::file::{FlockGuard, LockAttempt, LockFile};
 use super::flock_thread::FlockThread;
 use super::request::{Acquisition, limit};
-use super::slot_files::{QUEUE, numbers, slot_files};
+use super::slot_files::{numbers, slot_files, ticket_before, ticket_name, tickets};
 use super::wait::{Awaited, LockWait, WaitEnd};
 use crate::config::settings::{Slots, Wait, slots_in};
 use crate::events::{Event, EventQueue, EventSender};
-use crate::records::{RecordStore, RunRecorder, WaitsFor};
+use crate::records::{RecordStore, RunRecorder};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
 use crate::sys::signal::SigSet;
@@ -56,6 +59,9 @@ pub struct SlotGuard {
     number: u16,
 }
 
+/// Name of the file that is locked while a ticket is made.
+const QUEUE: &str = "queue";
+
 /// Time to get to a free slot where nobody wants to wait: others may be at the queue, on their way to theirs.
 const PASSING: Duration = Duration::from_millis(100);
 
@@ -73,18 +79,15 @@ pub fn acquire_slot(
     if request.above.have_slot(&ids, Some(&request.store)) {
         return Ok(without("a run above this one has one"));
     }
-    let mut search = Search { request, of: request.of, stage: Stage::Queued(None) };
+    let mut search = Search { request, of: request.of, stage: Stage::Arriving(None) };
     let first = match LockFile::open_among_slots(&request.store, QUEUE)?.try_lock()? {
-        LockAttempt::Acquired(turn) => {
-            search.stage = Stage::First { _turn: turn, threads: Vec::new() };
-            search.take_or_watch(&events.sender())?
-        }
+        LockAttempt::Acquired(queue) => search.enter(queue, &events.sender())?,
         LockAttempt::Busy(queue) => {
-            search.stage = Stage::Queued(Some(queue));
+            search.stage = Stage::Arriving(Some(queue));
             None
         }
     };
-    let mut wait = LockWait::new(Awaited::Slot(request.of), started, recorder, events, request.ignored);
+    let mut wait = LockWait::new(search.awaited(), started, recorder, events, request.ignored);
     let acquisition = match first {
         Some(slot) => Acquisition::Held(slot),
         None => match request.lock_is_held_for_us(wait.recorder)? {
@@ -139,32 +142,43 @@ struct Search<'a> {
 }
 
 enum Stage {
-    /// In the queue, which is busy.
-    Queued(Option<LockFile>),
+    /// About to make a ticket, while the lock on the queue is busy.
+    Arriving(Option<LockFile>),
+    /// The same, asleep.
     Waiting(FlockThread),
-    /// The first of the queue, with a thread for each slot that was found busy.
-    First {
-        _turn: FlockGuard,
-        threads: Vec<FlockThread>,
-    },
+    /// Has a ticket; asleep on the one before.
+    Behind(Ticket, FlockThread),
+    /// Has the first ticket; a thread for each slot that was found busy.
+    First(Ticket, Vec<FlockThread>),
+}
+
+/// Our place among those who wait. Dropping it wakes the next.
+struct Ticket {
+    number: u64,
+    store: RecordStore,
+    _flock: FlockGuard,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let _ = self.store.open_slots().and_then(|dir| dir.remove(&ticket_name(self.number))); // else the next removes it
+    }
 }
 
 impl Search<'_> {
     fn wait(&mut self, wait: &mut LockWait) -> Result<Acquisition<SlotGuard>> {
-        if self.request.wait == Wait::No && (matches!(self.stage, Stage::First { .. }) || self.request.is_full()) {
-            wait.begin(Awaited::Slot(self.of), Some(Duration::ZERO));
+        if self.request.wait == Wait::No && (matches!(self.stage, Stage::First(..)) || self.request.is_full()) {
+            wait.begin(self.awaited(), Some(Duration::ZERO));
             return Ok(Acquisition::NotAcquired);
         }
-        wait.begin(Awaited::Slot(self.of), limit(self.request.wait, PASSING));
+        wait.begin(self.awaited(), limit(self.request.wait, PASSING));
         wait.next_progress_at = (self.request.wait != Wait::No).then(|| Instant::now() + PASSING);
-        if let Stage::Queued(queue) = &mut self.stage
+        if let Stage::Arriving(queue) = &mut self.stage
             && let Some(queue) = queue.take()
         {
-            // Before anything else: no later waiter is to be served first because of that.
             self.stage = Stage::Waiting(FlockThread::start(queue, wait.events.sender())?);
         }
-        wait.recorder.on_wait(WaitsFor::Slot);
-        self.watch_bound(wait);
+        self.on_moved(wait);
         let end = wait.until(|wait, events| self.advance(wait, events))?;
         Ok(match end {
             WaitEnd::Met(acquisition) => acquisition,
@@ -174,46 +188,110 @@ impl Search<'_> {
     }
 
     fn advance(&mut self, wait: &mut LockWait, events: &[Event]) -> Result<Option<Acquisition<SlotGuard>>> {
-        let mut is_due = events.contains(&Event::FilesChanged);
-        match &mut self.stage {
-            Stage::Queued(_) => {}
+        let is_answered = match &mut self.stage {
+            Stage::Arriving(_) => false,
             Stage::Waiting(thread) => match thread.answer().transpose()? {
-                None => return Ok(None),
-                Some(LockAttempt::Acquired(turn)) => {
-                    self.stage = Stage::First { _turn: turn, threads: Vec::new() };
-                    self.watch_bound(wait);
-                    is_due = true;
+                Some(LockAttempt::Acquired(queue)) => {
+                    let slot = self.enter(queue, &wait.events.sender())?;
+                    self.on_moved(wait);
+                    return Ok(slot.map(Acquisition::Held));
                 }
                 Some(LockAttempt::Busy(replacement)) => {
                     self.stage = Stage::Waiting(FlockThread::start(replacement, wait.events.sender())?);
-                    return Ok(None);
+                    false
                 }
+                None => false,
             },
-            Stage::First { threads, .. } => {
+            Stage::Behind(_, thread) => thread.answer().transpose()?.is_some(),
+            Stage::First(_, threads) => {
+                let mut is_answered = events.contains(&Event::FilesChanged);
                 for thread in threads {
-                    is_due |= thread.answer().transpose()?.is_some();
+                    is_answered |= thread.answer().transpose()?.is_some();
                 }
+                is_answered
             }
-        }
-        if !is_due {
+        };
+        if !is_answered {
             return Ok(None);
         }
+        let was_first = matches!(self.stage, Stage::First(..));
         match self.bound() {
             Slots::Unlimited => return Ok(Some(without("there is no bound any more"))),
-            Slots::AtMost(of) => (self.of, wait.awaited) = (of, Awaited::Slot(of)),
+            Slots::AtMost(of) => self.of = of,
         }
-        let slot = self.take_or_watch(&wait.events.sender())?;
+        let slot = self.move_up(&wait.events.sender())?;
+        if !was_first {
+            self.on_moved(wait);
+        }
         Ok(match slot {
-            None if self.request.wait == Wait::No => Some(Acquisition::NotAcquired),
+            None if self.request.wait == Wait::No && matches!(self.stage, Stage::First(..)) => Some(Acquisition::NotAcquired),
             slot => slot.map(Acquisition::Held),
         })
     }
 
-    /// Makes a change of the settings file an event, for the first of the queue: the others look when they are it.
-    fn watch_bound(&self, wait: &mut LockWait) {
-        if let (Stage::First { .. }, Some(file)) = (&self.stage, &self.request.file) {
+    /// The awaited slot, for messages.
+    fn awaited(&self) -> Awaited {
+        Awaited::Slot { of: self.of, ticket: self.ticket() }
+    }
+
+    fn ticket(&self) -> Option<u64> {
+        match &self.stage {
+            Stage::Behind(ticket, _) | Stage::First(ticket, _) => Some(ticket.number),
+            Stage::Arriving(_) | Stage::Waiting(_) => None,
+        }
+    }
+
+    /// Publishes a new ticket. Makes a change of the settings file an event, for the first: the others look when they are it.
+    fn on_moved(&self, wait: &mut LockWait) {
+        wait.awaited = self.awaited();
+        wait.recorder.on_wait_for_slot(self.ticket());
+        if let (Stage::First(..), Some(file)) = (&self.stage, &self.request.file) {
             wait.events.watch_files(slice::from_ref(file));
         }
+    }
+
+    /// Takes a slot, if nobody waits for one; else makes a ticket.
+    fn enter(&mut self, queue: FlockGuard, events: &EventSender) -> Result<Option<SlotGuard>> {
+        let store = &self.request.store;
+        let before = ticket_before(store, u64::MAX);
+        if before.is_none()
+            && let Ok(slot) = find_free(store, self.of)?
+        {
+            return Ok(Some(slot));
+        }
+        let number = tickets(store).last().map_or(1, |last| last.saturating_add(1));
+        let ticket = Ticket { number, store: store.clone(), _flock: LockFile::new_ticket(store, &ticket_name(number))? };
+        drop(queue);
+        self.stage = match before {
+            Some(before) => Stage::Behind(ticket, FlockThread::start(before, events.clone())?),
+            None => Stage::First(ticket, Vec::new()),
+        };
+        if matches!(self.stage, Stage::First(..)) { self.move_up(events) } else { Ok(None) }
+    }
+
+    /// Waits for the ticket before ours; as the first, takes a slot, or has a thread wait for each that is held.
+    fn move_up(&mut self, events: &EventSender) -> Result<Option<SlotGuard>> {
+        let (Stage::Behind(..) | Stage::First(..)) = &self.stage else { return Ok(None) };
+        let (ticket, threads) = match mem::replace(&mut self.stage, Stage::Arriving(None)) {
+            Stage::Behind(ticket, thread) => (ticket, vec![thread]),
+            Stage::First(ticket, threads) => (ticket, threads),
+            Stage::Arriving(_) | Stage::Waiting(_) => return Ok(None),
+        };
+        if let Some(before) = ticket_before(&self.request.store, ticket.number) {
+            self.stage = Stage::Behind(ticket, FlockThread::start(before, events.clone())?);
+            return Ok(None);
+        }
+        let found = match find_free(&self.request.store, self.of)? {
+            Ok(slot) => Some(slot), // and our ticket is dropped
+            Err(held) => {
+                let threads = held.into_iter().map(|file| FlockThread::start(file, events.clone())).collect::<Result<_>>()?;
+                self.stage = Stage::First(ticket, threads);
+                None
+            }
+        };
+        // A slot that one of these has acquired meanwhile wakes a new one.
+        FlockThread::interrupt(threads);
+        Ok(found)
     }
 
     /// The bound as it is now.
@@ -224,21 +302,6 @@ impl Search<'_> {
             debug!("the bound stays as it was: {error:#}");
             unchanged
         })
-    }
-
-    /// Takes a slot, as the first of the queue, or has a thread wait for each that is held.
-    fn take_or_watch(&mut self, events: &EventSender) -> Result<Option<SlotGuard>> {
-        let Stage::First { threads, .. } = &mut self.stage else { return Ok(None) };
-        FlockThread::interrupt(mem::take(threads));
-        match find_free(&self.request.store, self.of)? {
-            Ok(slot) => return Ok(Some(slot)),
-            Err(held) => {
-                for file in held {
-                    threads.push(FlockThread::start(file, events.clone())?);
-                }
-            }
-        }
-        Ok(None)
     }
 }
 
@@ -264,6 +327,11 @@ fn find_free(store: &RecordStore, of: u16) -> Result<Result<SlotGuard, Vec<LockF
 }
 
 impl SlotGuard {
+    /// Reason why it bounds nobody any more, if so.
+    pub fn fault(&self) -> Option<&'static str> {
+        self.flock.fault()
+    }
+
     /// Descriptor for the child to inherit, so that the slot is held while the child lives, even if we are killed.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.flock.descriptor()

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use tracing::{info, warn};
 
 use super::holder::{Holder, Queue};
-use super::slot_files::{slot_files, slot_queue};
+use super::slot_files::{slot_files, tickets};
 use crate::config::duration::{after, show, show_seconds};
 use crate::config::settings::Wait;
 use crate::events::{Event, EventQueue};
@@ -41,8 +41,11 @@ pub(super) struct LockWait<'a> {
 
 /// The awaited thing, as messages name it.
 pub(super) enum Awaited {
-    /// One of so many slots.
-    Slot(u16),
+    /// One of so many slots; the ticket for it, once there is one.
+    Slot {
+        of: u16,
+        ticket: Option<u64>,
+    },
     /// The lock file's path, and the file that has it now.
     SessionLock(PathBuf, FileId),
     /// The command's name.
@@ -60,8 +63,7 @@ pub(super) enum WaitEnd<T> {
     Interrupted(Signal),
 }
 
-/// With more live runs than this, a waiter without a terminal takes only one look for the holder: all of them together would keep
-/// the machine from the work that they wait for.
+/// With more live runs than this, a waiter without a terminal looks for the holder in the records alone.
 const CROWD: usize = 64;
 
 impl<'a> LockWait<'a> {
@@ -191,13 +193,13 @@ impl<'a> LockWait<'a> {
             Awaited::SessionLock(path, _) => {
                 format!("{gave_up}: the session lock {} is held by {}; {way_out}", path.display(), holder())
             }
-            Awaited::Slot(of) => format!("{gave_up}: {}; {way_out}", self.slots_in_use(*of)),
+            Awaited::Slot { of, .. } => format!("{gave_up}: {}; {way_out}", self.slots_in_use(*of)),
             awaited => {
                 let reason = reason.as_deref().unwrap_or("--wait waits longer");
                 format!("{gave_up}: {awaited} did not get its lock; {reason}; nothing was started")
             }
         };
-        if matches!(self.awaited, Awaited::Slot(_)) {
+        if matches!(self.awaited, Awaited::Slot { .. }) {
             warn!(name: "slot.timeout", "{what}");
         } else {
             warn!(name: "lock.timeout", "{what}");
@@ -227,7 +229,7 @@ impl<'a> LockWait<'a> {
             self.next_progress_at = after(self.started, Some(self.waited() + Duration::from_secs(1)));
         } else {
             match self.awaited {
-                Awaited::Slot(_) => warn!(name: "slot.waiting", "{}", self.progress()),
+                Awaited::Slot { .. } => warn!(name: "slot.waiting", "{}", self.progress()),
                 _ => warn!(name: "lock.waiting", "{}", self.progress()),
             }
             self.next_progress_at = None;
@@ -244,7 +246,7 @@ impl<'a> LockWait<'a> {
         };
         let holder = self.holder_at_a_glance().map_or_else(String::new, |holder| format!(", held by {holder}"));
         match self.awaited {
-            Awaited::Slot(of) => format!("waiting for a slot ({waited}{limit}), {}", self.slots_in_use(of)),
+            Awaited::Slot { of, .. } => format!("waiting for a slot ({waited}{limit}), {}", self.slots_in_use(of)),
             _ => format!("waiting for {}{path} ({waited}{limit}){holder}", self.awaited),
         }
     }
@@ -254,42 +256,33 @@ impl<'a> LockWait<'a> {
         let waited = self.waited();
         let of = self.limit.map_or_else(String::new, |limit| format!(" of {}", show_seconds(limit)));
         let what = match &self.awaited {
-            Awaited::SessionLock(..) | Awaited::Slot(_) => {
+            Awaited::SessionLock(..) | Awaited::Slot { .. } => {
                 self.place().map_or_else(String::new, |(place, of)| format!(", {} of {of}", ordinal(place)))
             }
             awaited => format!(" for {awaited}"),
         };
         let held = match self.awaited {
-            Awaited::Slot(of) => format!("; {}", self.slots_in_use(of)),
-            _ => self.holder_with(Holder::short).map_or_else(String::new, |holder| format!("; held by {holder}")),
+            Awaited::Slot { of, .. } => format!("; {}", self.slots_in_use(of)),
+            _ => self.holder_in(usize::MAX, Holder::short).map_or_else(String::new, |holder| format!("; held by {holder}")),
         };
         format!("waited {}{of}{what}{held}; Ctrl-C ends it", show(waited))
     }
 
+    /// In a crowd, only if the records tell: all together would keep the machine from the work that they wait for.
     fn holder_at_a_glance(&self) -> Option<String> {
-        let records = self.recorder.store();
-        match self.awaited {
-            Awaited::SessionLock(_, file) if records.is_some_and(|records| records.count() > CROWD) => {
-                Holder::find_at_a_glance(records, file, 1).map(|holder| holder.to_string())
-            }
-            _ => self.holder(),
-        }
+        self.holder_in(CROWD, Holder::to_string)
     }
 
-    fn holder(&self) -> Option<String> {
-        self.holder_with(Holder::to_string)
-    }
-
-    fn holder_with(&self, name: impl Fn(&Holder) -> String) -> Option<String> {
+    fn holder_in(&self, crowd: usize, name: impl Fn(&Holder) -> String) -> Option<String> {
         let records = self.recorder.store();
         match self.awaited {
-            Awaited::SessionLock(_, file) => Holder::find(records, file).as_ref().map(name),
+            Awaited::SessionLock(_, file) => Holder::find(records, file, crowd).as_ref().map(name),
             // Where hosts share their records, but not their locks, that run may be gone by now.
             Awaited::Helper(_) => records.and_then(RecordStore::helped).map(|record| {
                 let since = SystemTime::now().duration_since(record.since).unwrap_or_default();
                 format!("{} for {}, by its record", record.who(), show_seconds(since))
             }),
-            Awaited::Slot(_) | Awaited::HelperShutdown(_) | Awaited::RefreshLocks => None,
+            Awaited::Slot { .. } | Awaited::HelperShutdown(_) | Awaited::RefreshLocks => None,
         }
     }
 
@@ -305,11 +298,9 @@ impl<'a> LockWait<'a> {
                 let place = queue.iter().position(|waiter| waiter.as_ref().is_ok_and(|record| record.run == run))?;
                 Some((place + 1, queue.len()))
             }
-            // The first has the lock on the queue.
-            Awaited::Slot(_) => {
-                let us = self.recorder.run().pid;
-                let waiting = Queue::look(slot_queue(records)?).waiting();
-                Some((waiting.iter().position(|&pid| pid == us).map_or(1, |at| at + 2), waiting.len() + 1))
+            Awaited::Slot { ticket: Some(ticket), .. } => {
+                let all = tickets(records);
+                Some((all.iter().filter(|other| *other <= ticket).count(), all.len()))
             }
             _ => None,
         }
@@ -336,7 +327,7 @@ fn ordinal(number: usize) -> String {
 impl fmt::Display for Awaited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Slot(_) => f.write_str("a slot"),
+            Self::Slot { .. } => f.write_str("a slot"),
             Self::SessionLock(..) => f.write_str("the session lock"),
             Self::Helper(name) => write!(f, "the lock helper {name}"),
             Self::HelperShutdown(name) => write!(f, "the lock helper {name} to release its lock"),

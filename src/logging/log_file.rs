@@ -3,17 +3,23 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use memchr::memrchr;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
 
 use super::stderr::say;
 use crate::config::values::LogFormat;
 use crate::run_id::RunId;
+
+/// How long the reader of a log that is a pipe may take for what is written at once. Once it has taken longer, it is not waited for.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a write of another run's may take.
 const MID_WRITE: Duration = Duration::from_millis(10);
@@ -25,6 +31,8 @@ pub struct LogFile {
     path: PathBuf,
     run: RunId,
     format: LogFormat,
+    /// True if our stdout is this very file, so that what the child prints stands there in clear.
+    pub is_stdout: bool,
     /// True if our stderr is this very file, and a logged line need not go to stderr as well.
     pub is_stderr: bool,
     has_failed: AtomicBool,
@@ -38,14 +46,18 @@ impl LogFile {
     pub fn open(path: &Path, run: RunId, format: LogFormat) -> io::Result<Self> {
         let file = open_to_append(path)?;
         let found = file.metadata()?;
-        let is_stderr = fs::metadata("/proc/self/fd/2")
-            .is_ok_and(|stderr| (stderr.dev(), stderr.ino()) == (found.dev(), found.ino()) && stderr.is_file());
-        Ok(Self { file, path: path.to_owned(), run, format, is_stderr, has_failed: AtomicBool::new(false) })
+        let is_same = |descriptor: &str| {
+            let other = fs::metadata(descriptor);
+            other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()) && other.is_file())
+        };
+        let (is_stdout, is_stderr) = (is_same("/proc/self/fd/1"), is_same("/proc/self/fd/2"));
+        Ok(Self { file, path: path.to_owned(), run, format, is_stdout, is_stderr, has_failed: AtomicBool::new(false) })
     }
 
     /// Appends complete lines.
     pub fn append(&self, lines: &[u8]) {
-        if let Err(error) = append_lines(&self.file, lines)
+        let patience = if self.has_failed.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
+        if let Err(error) = append_lines(&self.file, lines, patience)
             && !self.has_failed.swap(true, Ordering::Relaxed)
         {
             say(&format!("claude-run: cannot write the log {}: {error}; lines of it are lost\n", self.path.display()));
@@ -84,9 +96,10 @@ pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
 }
 
 /// Appends complete lines to `file`, in one write(2) that begins on a line of its own: a full disk may have cut the one before.
-pub(crate) fn append_lines(mut file: &File, lines: &[u8]) -> io::Result<()> {
+/// `patience`: how long the reader of a pipe may take.
+pub(crate) fn append_lines(mut file: &File, lines: &[u8], patience: Duration) -> io::Result<()> {
     if !file.metadata()?.is_file() {
-        return file.write_all(lines);
+        return write_to_reader(file, lines, Instant::now() + patience);
     }
     let written = match ends_in_mid_line(file) {
         false => file.write(lines)? == lines.len(),
@@ -94,6 +107,26 @@ pub(crate) fn append_lines(mut file: &File, lines: &[u8]) -> io::Result<()> {
     };
     // The rest of it would be a line of its own by now, behind that of another run.
     if written { Ok(()) } else { Err(io::Error::new(io::ErrorKind::StorageFull, "only a part could be written")) }
+}
+
+/// Writes lines to what may be a pipe, as much at once as it takes as a whole or not at all.
+fn write_to_reader(mut file: &File, mut lines: &[u8], deadline: Instant) -> io::Result<()> {
+    while !lines.is_empty() {
+        let most = lines.len().min(libc::PIPE_BUF);
+        let length = memrchr(b'\n', &lines[..most]).map_or(most, |end| end + 1);
+        match file.write(&lines[..length]) {
+            Ok(written) => lines = &lines[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let left = deadline.saturating_duration_since(Instant::now()).as_millis() as u16;
+                if poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLOUT)], PollTimeout::from(left)) == Ok(0) {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "its reader does not read"));
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// True if `file` ends in the middle of a line that nobody is about to end: another run's write shows piece by piece.

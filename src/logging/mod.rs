@@ -14,6 +14,6 @@ mod words;
 
 pub use live_line::LiveLine;
 pub use log_file::LogFile;
-pub(crate) use log_file::{append_lines, open_to_append};
+pub(crate) use log_file::{PATIENCE, append_lines, open_to_append};
 pub use messages::{ask, init, report};
 pub(crate) use words::{escaped, escaped_json, escaped_lines, in_locale, mask_with};

@@ -5,6 +5,7 @@ mod claude;
 mod config_dir;
 mod filesystem;
 mod locks;
+mod slots;
 mod storage;
 
 use std::io::{self, Write};
@@ -61,12 +62,13 @@ struct Subject<'a> {
 
 type Work = fn(&Subject, &mut Check);
 /// Checks of a config dir that can be resolved.
-const CHECKS: [(&str, Work); 11] = [
+const CHECKS: [(&str, Work); 12] = [
     ("sibling lock", config_dir::check_sibling),
     ("file system", filesystem::check),
     ("several hosts", filesystem::check_hosts),
     ("fleet", locks::check_views),
     ("session lock", locks::check_session_lock),
+    ("slots", slots::check),
     ("refresh locks", locks::check_refresh_locks),
     ("storage", storage::check),
     ("login", claude::check_login),
@@ -84,7 +86,8 @@ impl<'a> Subject<'a> {
 
     /// True if the claude here has a refresh lock inside its storage; `None` if its version is not known.
     fn has_inner_lock(&self) -> Option<bool> {
-        Version::parse(&self.claude.as_ref().ok()?.1).map(|version| version >= Version::INNER_LOCK)
+        let (path, answer) = self.claude.as_ref().ok()?;
+        Version::of_program(path).or_else(|| Version::parse(answer)).map(|version| version >= Version::INNER_LOCK)
     }
 }
 
@@ -157,6 +160,9 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
 pub(super) fn sibling_trouble(context: &Context) -> Vec<String> {
     let Ok(config_dir) = context.config_dir() else { return Vec::new() };
     let subject = Subject::of(context, config_dir, false);
+    if subject.has_inner_lock() == Some(true) {
+        return Vec::new();
+    }
     let mut check = Check { name: "sibling lock", ..Check::default() };
     config_dir::check_sibling(&subject, &mut check);
     let trouble = check.findings.into_iter().filter(|finding| finding.verdict != Verdict::Pass);

@@ -6,6 +6,7 @@ mod events;
 mod help;
 mod layout;
 mod mode;
+mod redact;
 mod report;
 mod settings;
 mod setup;
@@ -90,6 +91,7 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
         Operation::Doctor { json, fix } => doctor::examine(&context, *fix, *json, out),
         Operation::Setup(options) => setup::run(&context, options, out),
         Operation::Events { json, since, follow } => events::show(&context, since_time(*since), *follow, *json, out),
+        Operation::Redact => redact::filter(&context),
         Operation::Settings { json } => settings::show(&context, *json, out),
         // Made of the parser by the build script.
         Operation::Help { topic } => write_own(out, &in_locale(&help::topic(topic.as_deref())?)).map(|()| Outcome::Shown),

@@ -58,7 +58,7 @@ pub(super) fn run(
     value["set"] = json!(set.map(LockMode::name));
     value["others"] = others.runs.iter().map(text::run_json).collect();
     value["without_record"] = others.without_record.iter().map(|(pid, _)| *pid).collect();
-    let is_well = factory.file_error.is_none() && (bound.is_none() || others.is_empty());
+    let is_well = factory.file_error.is_none() && others.unreadable.is_none() && (bound.is_none() || others.is_empty());
     answer(out, json, is_well, &lines(others.rows(mode).iter()), &value)
 }
 

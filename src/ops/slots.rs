@@ -1,6 +1,8 @@
 //! `claude-run slots`: the bound on the runs at once, the slots in use, who waits for one, and how to change the bound.
 
 use std::io::Write;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -10,7 +12,7 @@ use super::{Context, Factory, answer, text};
 use crate::config::file::{self, SettingsFile};
 use crate::config::options::SLOTS;
 use crate::config::settings::{Origin, Slots, Written};
-use crate::lock::{Queue, SlotFile, slot_files, slot_queue};
+use crate::lock::{SlotFile, slot_files};
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecord, WaitsFor};
 
@@ -23,15 +25,25 @@ pub(super) struct SlotsInUse {
 }
 
 impl SlotsInUse {
+    /// Looks a few times for a run that is just starting: its record comes a moment after its slot.
     pub(super) fn look(records: &RecordStore, live: &[RunRecord]) -> Self {
+        let mut seen = Self::of(records, live);
+        for _ in 0..10 {
+            if seen.held.iter().all(|(_, run)| run.is_some()) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+            let Ok(census) = records.census() else { break };
+            seen = Self::of(records, &census.live);
+        }
+        seen
+    }
+
+    fn of(records: &RecordStore, live: &[RunRecord]) -> Self {
         let owner = |slot: &SlotFile| live.iter().find(|run| run.has_slot(slot.file_id)).cloned();
         let held = slot_files(records).into_iter().filter(|slot| slot.is_held);
         let mut waiting: Vec<_> = live.iter().filter(|run| run.waits_for == Some(WaitsFor::Slot)).cloned().collect();
-        if let (Some(file), true) = (slot_queue(records), waiting.len() > 1) {
-            let queue = Queue::look(file);
-            let order = queue.members(live);
-            waiting.sort_by_key(|run| order.iter().position(|member| *member == Ok(&*run.run)).unwrap_or(usize::MAX));
-        }
+        waiting.sort_by_key(|run| run.ticket);
         Self { held: held.map(|slot| (slot, owner(&slot))).collect(), waiting }
     }
 

@@ -13,7 +13,7 @@ use super::fields::{lenient, time, timestamp};
 use super::run_record::RunRecord;
 use super::store::RecordStore;
 use crate::claude::frames::clamped;
-use crate::logging::append_lines;
+use crate::logging::{PATIENCE, append_lines};
 
 const CURRENT: &str = "history.jsonl";
 
@@ -27,7 +27,7 @@ const LARGE: u64 = 8 << 20;
 const VANISHED: &str = "vanished";
 
 /// Longer than any line that a run writes.
-const LONGEST_LINE: u64 = 1 << 20;
+const LONGEST_LINE: u64 = 4 << 20;
 
 /// Longest part of a history that is searched for its last runs.
 const LARGEST_TAIL: u64 = 4 << 20;
@@ -157,7 +157,7 @@ pub(super) fn append(store: &RecordStore, line: &str) -> io::Result<()> {
         }
         file = open()?;
     }
-    append_lines(&file, line.as_bytes())
+    append_lines(&file, line.as_bytes(), PATIENCE)
 }
 
 impl FinishedRun {

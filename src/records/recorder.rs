@@ -20,7 +20,7 @@ use crate::claude::frames::{LastResult, clamped};
 use crate::claude::version::Version;
 use crate::config::duration::after;
 use crate::config::settings::LockMode;
-use crate::logging::{append_lines, open_to_append};
+use crate::logging::{PATIENCE, append_lines, open_to_append};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
@@ -38,6 +38,7 @@ pub struct RunRecorder {
     /// Begin of the wait for the lock, of that for its lock helper, or of the child.
     since: SystemTime,
     waits_for: WaitsFor,
+    ticket: Option<u64>,
     /// Time that the wait for a slot took.
     slot_waited: Option<Duration>,
     /// Path of its slot, and the file.
@@ -97,6 +98,7 @@ impl RunRecorder {
             began: Instant::now(),
             since: began_at,
             waits_for: WaitsFor::Lock,
+            ticket: None,
             slot_waited: None,
             slot: None,
             waited: None,
@@ -136,9 +138,17 @@ impl RunRecorder {
         self.publish();
     }
 
+    /// Publishes that the run waits for a slot, with this ticket, once there is one.
+    pub(crate) fn on_wait_for_slot(&mut self, ticket: Option<u64>) {
+        if ticket.is_some() && self.ticket != ticket {
+            self.ticket = ticket;
+            self.on_wait(WaitsFor::Slot);
+        }
+    }
+
     /// Notes that the wait for a slot is over: the run has this one now, or gives up.
     pub(crate) fn on_slot(&mut self, slot: Option<(PathBuf, FileId)>) {
-        (self.slot, self.slot_waited) = (slot, Some(self.began.elapsed()));
+        (self.slot, self.ticket, self.slot_waited) = (slot, None, Some(self.began.elapsed()));
     }
 
     /// Publishes that the run holds the session lock, but still waits for its lock helper.
@@ -242,7 +252,7 @@ impl RunRecorder {
         info!(name: "run.ended", outcome = outcome.name(), exit_code = outcome.exit_code(), run_ms, wait_ms, "ended");
         let line = format!("{}\n", self.finished(outcome));
         if let Some(file) = &self.info.record_file
-            && let Err(error) = open_to_append(file).and_then(|file| append_lines(&file, line.as_bytes()))
+            && let Err(error) = open_to_append(file).and_then(|file| append_lines(&file, line.as_bytes(), PATIENCE))
         {
             warn!("cannot write the record {}: {error}", file.display());
         }
@@ -290,6 +300,7 @@ impl RunRecorder {
             label: label.clone(),
             state: if self.child.is_some() { State::Running } else { State::Waiting },
             waits_for: self.child.is_none().then_some(self.waits_for),
+            ticket: self.ticket,
             since: self.since,
             began: self.began_at,
             mode: lock_mode.name().to_owned(),

@@ -63,6 +63,9 @@ pub struct RunRecord {
     pub(crate) state: State,
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) waits_for: Option<WaitsFor>,
+    /// Number in the queue for a slot.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) ticket: Option<u64>,
     #[serde(with = "timestamp")]
     pub(crate) since: SystemTime,
     #[serde(with = "timestamp")]
@@ -170,6 +173,7 @@ mod tests {
             run: "7-11".into(),
             state: State::Running,
             waits_for: None,
+            ticket: None,
             slot: Some(seen("/c/claude-run/slots/1")),
             hold: Some(Hold::Own),
             key: Some("factory/694d".into()),

@@ -2,7 +2,8 @@
 //! whose lock is free is dead, whatever its pid says, in any container, and on any host that shares the file system with its
 //! locks. Where hosts share files without locks, each judges its own records.
 
-use std::fs::{self, File};
+use std::collections::BinaryHeap;
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,8 @@ pub(crate) struct Census {
     /// Runs on other hosts, whose locks cannot be seen from here: alive, or dead for not too long.
     pub(crate) elsewhere: Vec<RunRecord>,
     dead: Vec<(RunId, Seen)>,
+    /// Number of records there were.
+    listed: usize,
 }
 
 /// Record of this process' own run. Dropping it removes it.
@@ -142,22 +145,24 @@ impl RecordStore {
             .filter(|record| record.run == run)
     }
 
-    /// Approximate number of records.
-    pub(crate) fn count(&self) -> usize {
-        fs::read_dir(self.runs()).map_or(0, Iterator::count)
-    }
-
     /// Live runs whose claude-run has the pid `pid` in its own PID namespace.
     pub(crate) fn live_with_pid(&self, pid: i32) -> Vec<RunRecord> {
-        let runs = self.open_runs().and_then(|runs| list(&runs)).unwrap_or_default();
-        runs.into_iter().filter(|run| run.pid == pid).filter_map(|run| self.live(&run.to_string())).collect()
+        let runs = self.open_runs().and_then(|runs| list(&runs, usize::MAX)).unwrap_or_default();
+        runs.oldest.into_iter().filter(|run| run.pid == pid).filter_map(|run| self.live(&run.to_string())).collect()
     }
 
-    /// Live run that has acquired `lock`. Reads records, the oldest first and `at_most` so many, until one says so: mostly the
-    /// first does. Removes records of dead runs that it meets, unless they may still be needed.
+    /// Live run that has acquired `lock`, as [`glance`](Self::glance) finds it.
     pub(crate) fn holder(&self, lock: FileId, at_most: usize) -> Option<RunRecord> {
-        let runs = self.open_runs().ok()?;
-        let Census { mut live, dead, .. } = survey(&runs, at_most, |record| record.holds(lock)).ok()?;
+        self.glance(lock, at_most).0
+    }
+
+    /// Live run that has acquired `lock`, and the approximate number of records. Reads records, the oldest first and `at_most` so many,
+    /// until one says so: mostly the first does. Removes records of dead runs that it meets, unless they may still be needed.
+    pub(crate) fn glance(&self, lock: FileId, at_most: usize) -> (Option<RunRecord>, usize) {
+        let Ok(runs) = self.open_runs() else { return (None, 0) };
+        let Ok(Census { mut live, dead, listed, .. }) = survey(&runs, at_most, |record| record.holds(lock)) else {
+            return (None, 0);
+        };
         let holder = live.pop_if(|record| record.holds(lock));
         for (run, seen) in dead {
             // What a dead run has started may still hold its lock: `lock`, if nobody else holds that.
@@ -168,7 +173,7 @@ impl RecordStore {
                 self.sweep(&runs, run, seen.record.as_ref());
             }
         }
-        holder
+        (holder, listed)
     }
 
     /// Sleeps until the run `run` has ended or changed its record, or for `bound`. Where the kernel cannot report that, as of a
@@ -290,30 +295,55 @@ fn temporary_name(run: &str) -> String {
     format!("{run}.tmp")
 }
 
-/// Lists the runs that have a record, the oldest first. Removes temporary files that a killed writer has left.
-fn list(runs: &Dir) -> io::Result<Vec<RunId>> {
-    let mut listed = Vec::new();
-    for name in runs.names()? {
-        let Some(id) = name.split('.').next().and_then(RunId::parse) else { continue };
-        let run = id.to_string();
-        if name == record_name(&run) {
-            listed.push(id);
-        } else if name == temporary_name(&run)
-            && runs.modified(&name).is_ok_and(|modified| is_older(modified, STILL_WRITING)) // a look may be in the writer's way
+/// Runs that have a record.
+#[derive(Default)]
+struct Listing {
+    /// The oldest of them, in order.
+    oldest: Vec<RunId>,
+    /// Number of all.
+    total: usize,
+}
+
+/// Most temporary files that one look removes.
+const SWEPT: usize = 16;
+
+/// Lists the runs that have a record, `at_most` so many of the oldest. Removes temporary files that a killed writer has left.
+fn list(runs: &Dir, at_most: usize) -> io::Result<Listing> {
+    let (mut oldest, mut total, mut temporary) = (BinaryHeap::new(), 0, Vec::new());
+    runs.for_each_name(|name| {
+        let Some((run, ending)) = name.split_once('.').and_then(|(stem, ending)| Some((RunId::parse(stem)?, ending))) else {
+            return;
+        };
+        let is_record = ending == "json";
+        total += usize::from(is_record);
+        // Others can put files there: only those are ours that are named as we name them.
+        if is_record && (oldest.len() < at_most || oldest.peek() > Some(&run)) && name == record_name(&run.to_string()) {
+            oldest.push(run);
+            if oldest.len() > at_most {
+                oldest.pop();
+            }
+        } else if temporary.len() < SWEPT && name == temporary_name(&run.to_string()) {
+            temporary.push(run.to_string());
+        }
+    })?;
+    for run in temporary {
+        let name = temporary_name(&run);
+        if runs.modified(&name).is_ok_and(|modified| is_older(modified, STILL_WRITING)) // a look may be in the writer's way
             && look(runs, &run, &name).is_some_and(|seen| !seen.is_live)
         {
             let _ = runs.remove(&name);
         }
     }
-    listed.sort_unstable();
-    listed.dedup(); // while records come and go, an entry may be read twice
-    Ok(listed)
+    let mut oldest = oldest.into_sorted_vec();
+    oldest.dedup(); // while records come and go, an entry may be read twice
+    Ok(Listing { oldest, total })
 }
 
 /// Reads `at_most` so many records, the oldest first, up to that of a live run that `is_wanted`.
 fn survey(runs: &Dir, at_most: usize, is_wanted: impl Fn(&RunRecord) -> bool) -> io::Result<Census> {
-    let mut census = Census::default();
-    for run in list(runs)?.into_iter().take(at_most) {
+    let Listing { oldest, total } = list(runs, at_most)?;
+    let mut census = Census { listed: total, ..Census::default() };
+    for run in oldest {
         let name = run.to_string();
         match look(runs, &name, &record_name(&name)) {
             Some(Seen { is_live: true, record, .. }) => census.live.extend(record),

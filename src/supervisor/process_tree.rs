@@ -10,7 +10,6 @@ use tracing::debug;
 use super::policy::{Group, Input, TreeState};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
-use crate::sys::priority::Urgency;
 use crate::sys::proc::{self, Links, Stat};
 use crate::sys::signal::{Signal, kill};
 use crate::sys::wait::{self, ChildStatus};
@@ -74,7 +73,6 @@ impl ProcessTree {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(Signal::SIGTERM, child, group);
         }
-        let _urgent = Urgency::new();
         let members = if self.has_walked { self.children(&Links::read(), us(), false) } else { self.members() };
         for member in members.iter().filter(|member| !member.is_dead()) {
             if self.terminated.insert(member.process()) {
@@ -89,7 +87,6 @@ impl ProcessTree {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(Signal::SIGKILL, child, group);
         }
-        let _urgent = Urgency::new();
         let has_had_term = |member: &Stat| self.terminated.contains(&member.process());
         let stop = |member: &Stat| {
             if has_had_term(member) {
@@ -110,7 +107,6 @@ impl ProcessTree {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(Signal::SIGKILL, child, group);
         }
-        let _urgent = Urgency::new();
         let is_foreign = |group: i32| group == getpgrp().as_raw() || self.preexisting.iter().any(|stat| stat.group == group);
         let (mut members, mut known, mut groups) = (Vec::new(), HashSet::new(), HashSet::new());
         for _ in 0..MAX_LOOKS {

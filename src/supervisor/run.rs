@@ -23,6 +23,7 @@ use crate::events::{Event, EventQueue, SignalSource};
 use crate::lock::{LockGuard, SlotGuard};
 use crate::outcome::Outcome;
 use crate::records::RunRecorder;
+use crate::sys::priority::Urgency;
 use crate::sys::signal::{Signal, kill};
 use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, terminal, wait};
@@ -102,6 +103,7 @@ struct Supervisor<'a> {
     slot: Option<SlotGuard>,
     lock: Option<LockGuard>,
     storage: Option<ClaudeStorage>,
+    has_warned_of_locks: bool,
     watched_files: Vec<PathBuf>,
     /// Time of the last termination request to us.
     requested_at: Option<Instant>,
@@ -114,6 +116,8 @@ struct Supervisor<'a> {
     has_said_so: bool,
     /// All output is written, or our reader is gone.
     output_done: bool,
+    /// While there are descendants to be ended.
+    urgency: Option<Urgency>,
 }
 
 impl<'a> Supervisor<'a> {
@@ -146,6 +150,7 @@ impl<'a> Supervisor<'a> {
             slot,
             lock,
             storage,
+            has_warned_of_locks: false,
             watched_files: Vec::new(),
             requested_at: None,
             request: None,
@@ -153,6 +158,7 @@ impl<'a> Supervisor<'a> {
             waits_for_terminal: false,
             has_said_so: false,
             output_done: false,
+            urgency: None,
         };
         supervisor.recorder.on_started(child.as_raw());
         if let Some(relay) = &supervisor.relay {
@@ -219,6 +225,7 @@ impl<'a> Supervisor<'a> {
             let later = lock.shut_down_helper(self.recorder, self.events, self.requested_at);
             request = later.filter(|signal| *signal != Signal::SIGUSR2).or(request);
         }
+        self.warn_of_lost_locks();
         self.recorder.retire(); // before another run can acquire the lock
         self.lock = None;
         if was_held {
@@ -292,7 +299,8 @@ impl<'a> Supervisor<'a> {
                 "the child is stopped because it wants the terminal, which its process group has not; {todo}, or use --stdin null"
             );
         }
-        if let Input::Ended(ending, _) = change {
+        if let Input::Ended(ending, tree) = change {
+            self.urgency = (tree == TreeState::Alive).then(Urgency::new);
             self.recorder.on_child_ended(ending);
         }
         self.dispatch(change);
@@ -359,6 +367,9 @@ impl<'a> Supervisor<'a> {
     }
 
     fn act(&mut self, action: Action) {
+        if matches!(action, Action::SignalTree(_) | Action::KillTerminated) {
+            self.urgency.get_or_insert_with(Urgency::new);
+        }
         match action {
             Action::SignalChild(signal) => {
                 let pid = self.child.as_raw();
@@ -380,7 +391,10 @@ impl<'a> Supervisor<'a> {
             Action::KillTerminated => self.tree.kill_terminated(self.child, self.policy.config.group),
             Action::CheckRefresh => self.check_refresh(),
             Action::Stop(source) => signal::stop_for_job_control(source),
-            Action::Report => warn!(name: "run.state", "{}", self.report()),
+            Action::Report => {
+                warn!(name: "run.state", "{}", self.report());
+                self.warn_of_lost_locks();
+            }
             Action::Log(notice) => self.log(notice),
         }
     }

@@ -11,6 +11,7 @@
 //! | `tool COMMAND` | a Bash tool: `/bin/bash -c COMMAND` in a session of its own; waits for it |
 //! | `tool& COMMAND` | the same, without waiting |
 //! | `orphans N` | N processes that lose their parent and end at once |
+//! | `bomb N` | N processes in sessions of their own that ignore TERM, each started by another; each ends after two minutes |
 //! | `init` | the frame that opens a stream |
 //! | `result ORDER WHAT` | a result frame; ORDER: `new` (2.1.330's order of keys) or `old` (2.1.84's); WHAT: `ok` or `error` |
 //! | `text N` | N bytes on stdout, in lines of 80 |
@@ -18,7 +19,7 @@
 //! | `say WORDS` | a line of text |
 //! | `env NAME` | prints `NAME=value`, or `NAME unset` |
 //! | `refresh KIND [STEP]` | refreshes its token if that is due: see `refresh.rs` |
-//! | `ask` | asks the API, prints `answered` |
+//! | `ask [KIND]` | asks the API, prints `answered`; with KIND, refreshes a token that is refused |
 //! | `read` | reads stdin to its end and prints `read N` bytes |
 //! | `open PATH` | opens a FIFO for reading, and so waits until somebody opens its other end |
 //! | `sleep SECONDS`, `hang` | waits, or waits for ever |
@@ -37,6 +38,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, exit};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -77,6 +79,7 @@ fn act(step: &str) -> io::Result<()> {
         "tool" => tool(rest)?.wait().map(|_| ()),
         "tool&" => tool(rest).map(|_| ()),
         "orphans" => orphans(number(rest)?),
+        "bomb" => bomb(number(rest)?),
         "init" => say(r#"{"type":"system","subtype":"init","session_id":"fake"}"#),
         "result" => say(&result(rest)),
         "text" => text(number(rest)?),
@@ -87,7 +90,7 @@ fn act(step: &str) -> io::Result<()> {
             Err(_) => say(&format!("{rest} unset")),
         },
         "refresh" => refresh::refresh(rest),
-        "ask" => refresh::ask(),
+        "ask" => refresh::ask(rest),
         "read" => {
             let mut all = Vec::new();
             io::stdin().read_to_end(&mut all)?;
@@ -177,6 +180,33 @@ fn orphans(count: u32) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns when all have been started.
+fn bomb(most: u32) -> io::Result<()> {
+    let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping touches nothing.
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, access, flags, -1, 0) };
+    assert_ne!(page, libc::MAP_FAILED);
+    // SAFETY: the page is zero, which is a valid counter, and is never unmapped.
+    let count = unsafe { &*page.cast::<AtomicU32>() };
+    // SAFETY: this program has one thread.
+    if let ForkResult::Parent { .. } = unsafe { fork() }? {
+        while count.load(Ordering::Relaxed) < most {
+            sleep(Duration::from_millis(1));
+        }
+        return Ok(());
+    }
+    // SAFETY: SIG_IGN runs no code.
+    unsafe { signal(Signal::SIGTERM, SigHandler::SigIgn) }?;
+    loop {
+        nix::unistd::alarm::set(120);
+        let _ = setsid();
+        // SAFETY: as above.
+        while count.fetch_add(1, Ordering::Relaxed) >= most || unsafe { fork() }?.is_parent() {
+            sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 fn result(what: &str) -> String {

@@ -32,6 +32,11 @@ enum Kind {
 /// its arguments: the locks are removed, the owner's file is not. Each step is printed as it is reached.
 pub(crate) fn refresh(what: &str) -> io::Result<()> {
     let (kind, stay_at) = what.split_once(' ').unwrap_or((what, ""));
+    refresh_if(kind, stay_at, is_due)
+}
+
+/// Refreshes the token of credentials that want it by `is_due`.
+fn refresh_if(kind: &str, stay_at: &str, is_due: impl Fn(&Value) -> bool) -> io::Result<()> {
     let kind = match kind {
         "none" => Kind::None,
         "legacy" => Kind::Legacy,
@@ -73,16 +78,27 @@ pub(crate) fn refresh(what: &str) -> io::Result<()> {
     super::say("refreshed")
 }
 
-/// Asks the API something, with the access token that is there now.
-pub(crate) fn ask() -> io::Result<()> {
-    let token = read(&config_dir().join(".credentials.json"))?["claudeAiOauth"]["accessToken"].clone();
-    let question = minreq::post(format!("{}/v1/messages", api()?));
-    let question = question.with_header("authorization", format!("Bearer {}", token.as_str().unwrap_or_default()));
-    let answer = question.with_body("hi").send().map_err(io::Error::other)?;
-    match answer.status_code {
+/// Asks the API something, with the access token that is there now. One that is refused is refreshed under the locks of `kind`, if one
+/// is named, whenever it expires: as from 2.1.126 on.
+pub(crate) fn ask(kind: &str) -> io::Result<()> {
+    let token = || Ok::<_, io::Error>(read(&config_dir().join(".credentials.json"))?["claudeAiOauth"]["accessToken"].clone());
+    let refused = token()?;
+    let mut status = status_with(&refused)?;
+    if status == 401 && !kind.is_empty() {
+        refresh_if(kind, "", |credentials| credentials["claudeAiOauth"]["accessToken"] == refused)?;
+        status = status_with(&token()?)?;
+    }
+    match status {
         200 => super::say("answered"),
         status => Err(io::Error::other(format!("the API says {status}"))),
     }
+}
+
+/// Status of the API's answer to a question with this access token.
+fn status_with(token: &Value) -> io::Result<u16> {
+    let question = minreq::post(format!("{}/v1/messages", api()?));
+    let question = question.with_header("authorization", format!("Bearer {}", token.as_str().unwrap_or_default()));
+    Ok(question.with_body("hi").send().map_err(io::Error::other)?.status_code)
 }
 
 struct Steps<'a> {

@@ -14,7 +14,15 @@ pub(crate) struct Board(PathBuf);
 /// A record lock, held until it is dropped or its process is gone. A process must have each file open only once: closing
 /// another descriptor of it would let go as well.
 #[derive(Debug)]
-pub(crate) struct Mark(#[expect(dead_code, reason = "it is only held")] File);
+pub(crate) struct Mark(File);
+
+impl Mark {
+    /// Has it end before all else that this process holds: an exit closes descriptors in their order, and stdin's is the first.
+    pub(crate) fn end_first(&self) {
+        // SAFETY: dup2(2) touches only descriptors.
+        unsafe { libc::dup2(self.0.as_raw_fd(), libc::STDIN_FILENO) };
+    }
+}
 
 /// How a file is marked.
 #[derive(Clone, Copy, Debug)]

@@ -6,6 +6,8 @@
 //!
 //!     faults [--seconds N] [--agents N] [--seed N] --claude-run PATH
 //!
+//! `faults slots` is another one, of runs that wait for slots (`slots.rs`).
+//!
 //! It wants to be the first process of a PID and a mount namespace of its own (`unshare -mpf --mount-proc`, and `-r` for
 //! those who are not root): then it sees, and can signal, nobody but those whom it has started, and when it ends, so do they.
 //! `scripts/faults.sh` does that. It prints what it did and ends with 0 if every promise was kept, with 1 if not.
@@ -23,6 +25,7 @@ mod board;
 mod cases;
 mod fleet;
 mod inject;
+mod slots;
 mod watch;
 
 use std::env;
@@ -54,6 +57,8 @@ fn main() -> Result<ExitCode> {
         Some("agent") => agent::agent(&words[1..]),
         Some("tool") => agent::tool(&words[1..]),
         Some("chain") => cases::chain(&words[1..]),
+        Some("slots") => slots::run(&words[1..]),
+        Some("slot-agent") => slots::agent(&words[1..]),
         _ => run(&asked(&words)?),
     }
 }

@@ -173,7 +173,9 @@ fn man_page_is_complete_and_valid() {
     for OptionSpec { name: flag, variable, .. } in OPTIONS {
         assert!(page.contains(&format!("--{flag}")) && page.contains(*variable), "{flag}");
     }
-    for word in ["status", "mode", "settings", "report", "doctor", "setup", "events", "completions", VERBOSITY.variable] {
+    for word in
+        ["status", "mode", "slots", "settings", "report", "doctor", "setup", "events", "completions", VERBOSITY.variable]
+    {
         assert!(page.contains(word), "{word}");
     }
     for section in [

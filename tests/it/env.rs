@@ -156,7 +156,8 @@ pub(crate) fn oauth_stand_in() -> &'static Path {
 /// The program that injects faults.
 pub(crate) fn faults() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    let sources = ["main", "agent", "board", "fleet", "inject", "watch"].map(|name| format!("faults/{name}.rs"));
+    let sources =
+        ["main", "agent", "board", "cases", "fleet", "inject", "slots", "watch"].map(|name| format!("faults/{name}.rs"));
     PATH.get_or_init(|| example("faults", &sources))
 }
 

@@ -25,6 +25,15 @@ fn promises_hold_under_random_faults() {
     assert!(count("agents: ") > 40 && count("faults: ") > 20 && count("cases: ") > 0, "{summary}");
 }
 
+#[test]
+fn slots_keep_their_promises_under_kills() {
+    let mut command = assert_cmd::Command::new(faults());
+    command.args(["slots", "--runs", "30", "--slots", "3"]).arg("--claude-run").arg(binary());
+    let summary = command.timeout(6 * CEILING).assert().success();
+    let summary = String::from_utf8_lossy(&summary.get_output().stdout).into_owned();
+    assert!(summary.contains("30 runs on 3 slots") && summary.contains("violations: 0\n"), "{summary}");
+}
+
 fn can_mount(flags: &str) -> bool {
     let mut unshare = Command::new("unshare");
     unshare.args([flags, "--mount-proc", "mount", "-t", "tmpfs", "probe", "/mnt"]).stderr(Stdio::null());

@@ -311,6 +311,14 @@ pub(crate) fn expect_leftovers(run: &Running) -> String {
 }
 
 #[test]
+fn fork_bomb_in_many_sessions_is_ended() {
+    let env = Env::new();
+    let ended = env.start_fake(&["--kill-after", "0.3"], "bomb 150; exit 4").end();
+    assert_eq!(ended.code(), 4, "{ended:?}");
+    assert!(!env.is_locked() && env.processes().is_empty(), "{ended:?}");
+}
+
+#[test]
 fn leftover_with_another_environment_is_ended() {
     let env = Env::new();
     let mut bash = env.command("bash");

@@ -73,6 +73,29 @@ fn ready(run: Running) -> Running {
 }
 
 #[test]
+fn lock_that_is_gone_is_said_once() {
+    let release = "for fd in /proc/$$/fd/*; do case $(readlink $fd) in *session.lock) flock -u ${fd##*/};; esac; done";
+    let replace = "rm \"$HOME/.claude/session.lock\"";
+    for (script, reason) in [(release, "a process of this run has released it"), (replace, "its file was removed or replaced")]
+    {
+        let env = Env::new();
+        let script = format!("{script}; echo gone; exec cat");
+        let mut command = env.command(binary());
+        command.args(["--", "sh", "-c", &script]).stdin(std::process::Stdio::piped());
+        let mut run = Running::start(command);
+        run.expect_line("gone");
+        // Another gets in, as flock(2) has it.
+        env.claude_run().args(["--wait", "0", "true"]).assert().code(0);
+        run.signal(Signal::SIGUSR1);
+        assert!(run.message().contains(", next limit in "));
+        assert!(run.message().contains(&format!("the session lock of this run was not kept: {reason}")));
+        run.close_stdin();
+        let ended = run.end();
+        assert_eq!((ended.code(), ended.stderr.len()), (0, 0), "{ended:?}");
+    }
+}
+
+#[test]
 fn shared_holder_excludes_too() {
     let env = Env::new();
     let mut command = env.command("flock");
@@ -184,7 +207,12 @@ fn quiet_run_says_nothing_of_a_busy_lock() {
         assert_eq!((ended.code(), ended.stdout.len(), ended.stderr.len()), (75, 0, 0), "{ended:?}");
     }
     let ended = env.start(["--wait", "0", "touch", "started"]).end();
-    assert!(ended.stderr_text().contains("is held by flock (pid "), "{ended:?}");
+    assert!(
+        ended.stderr_text().contains("--wait is 0: the session lock ")
+            && ended.stderr_text().contains("is held by flock (pid ")
+            && ended.stderr_text().contains(", without a run record; see claude-run status"),
+        "{ended:?}"
+    );
     assert!(!env.path("started").exists());
 }
 

@@ -106,7 +106,7 @@ fn silent_or_ended_helper_is_a_conflict() {
         let started = Instant::now();
         let ended = env.start(["--wait", wait, "--lock-helper", silent, "touch", "started"]).end();
         assert_eq!(ended.code(), 75, "{ended:?}");
-        assert!(ended.stderr_text().contains("the lock helper ./helper did not get its lock within"), "{ended:?}");
+        assert!(ended.stderr_text().contains("the lock helper ./helper did not get its lock; "), "{ended:?}");
         assert!(started.elapsed() >= Duration::from_millis(at_least), "{:?}", started.elapsed());
         assert!(!is_alive(helper_pid(&env)) && !env.is_locked());
         fs::remove_file(env.path("helper.pid")).expect("a file");
@@ -668,8 +668,14 @@ fn reason_for_no_lock_is_reported() {
     const STAY: &str = "has ended after its first line (exit status 0), but has to stay while the lock is held";
     let env = Env::new();
     for (text, message) in [
-        ("exec >&-; exec sleep 600", "did not get its lock within 2s; it has closed its stdout without a line"),
-        ("printf key; exec sleep 600", "did not get its lock within 2s; it has printed something, but no whole line"),
+        (
+            "exec >&-; exec sleep 600",
+            "gave up after 2s: the lock helper sh did not get its lock; it has closed its stdout without a line",
+        ),
+        (
+            "printf key; exec sleep 600",
+            "gave up after 2s: the lock helper sh did not get its lock; it has printed something, but no whole line",
+        ),
         // Its thread that reads may be woken by the line before it is stopped.
         (
             "read _ _ _ run _ </proc/$PPID/stat; kill -STOP $run; while cat /proc/$run/task/*/stat | grep -qv \") T \"; do :; done; \

@@ -75,6 +75,14 @@ fn no_process_wakes_up_once_in_five_seconds() {
     let _refresh_lock = lock_of(&elsewhere, std::process::id());
     let waits_for_claude = elsewhere.start(["--lock", "refresh", "true"]);
     assert!(waits_for_claude.message().contains("a refresh is under way"));
+    let bounded = Env::new();
+    let has_slot = bounded.start(["--lock", "pass-through", "--slots", "1", "sh", "-c", "echo in; exec sleep 600"]);
+    has_slot.expect_line("in");
+    let [first, second] = [(); 2].map(|()| {
+        let waits_for_slot = bounded.start(["--lock", "pass-through", "--slots", "1", "true"]);
+        assert!(waits_for_slot.message().contains("waiting for a slot"));
+        waits_for_slot
+    });
     let helped = Env::new();
     let helped_run =
         helped.start(["--lock-helper", "sh -c 'echo key; exec sleep 600'", "sh", "-c", "echo $PPID; exec sleep 600"]);
@@ -82,7 +90,19 @@ fn no_process_wakes_up_once_in_five_seconds() {
     let asking = Env::new();
     let asking_run = asking.start(["--lock-helper", "sleep 600", "true"]);
     assert!(asking_run.message().contains("waiting for the lock helper"));
-    let runs = [&run, &waiter, &relayed, &refreshing, &waits_for_it, &waits_for_claude, &helped_run, &asking_run];
+    let runs = [
+        &run,
+        &waiter,
+        &relayed,
+        &refreshing,
+        &waits_for_it,
+        &waits_for_claude,
+        &has_slot,
+        &first,
+        &second,
+        &helped_run,
+        &asking_run,
+    ];
     let monitors = [&helped_run, &asking_run].map(|run| monitor_of(run.pid()));
     let processes: Vec<_> = runs.map(Running::pid).into_iter().chain(monitors).collect();
     let before: Vec<_> = processes.iter().map(|pid| settled_switches(*pid)).collect();

@@ -313,7 +313,7 @@ fn records_of_another_user_cost_the_records_alone() {
     for (operation, code, part) in [
         ("status", 1, "cannot read"),
         ("report", 1, "cannot be read"),
-        ("mode", 0, "cannot read"),
+        ("mode", 1, "cannot read"),
         ("settings", 0, "exclusive"),
     ] {
         let mut command = env.command("setpriv");

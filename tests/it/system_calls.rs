@@ -26,6 +26,9 @@ we     1 openat           the settings file
 we     4 statx            the program, twice the config dir, and once whether the kernel knows the call at all
 we     2 access           may it be run? may the config dir be written?
 we     2 ioctl            is stdin our terminal? is stdout one?
+we     5 openat           claude's settings: two of the administrator's, two of the project's, the user's
+we     3 readlink         claude's version, by the real path of its program …
+we     3 openat           … or by the package around that
 we     1 pipe2            the signal pipe
 we     2 openat           the lock file: a look at what it is, then that very file
 we     1 close            … that look

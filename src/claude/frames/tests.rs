@@ -99,14 +99,14 @@ fn an_overlong_frame_is_skipped_alone() {
             .feed(format!("{open}{{\"type\":\"result\",\"is_error\":false,\"result\":\"").as_bytes(), |event| seen.push(event));
         for _ in 0..9 {
             reader.feed(&piece, |event| seen.push(event));
-            assert!(reader.frame.capacity() <= 2 * MAX_FRAME);
+            assert!(reader.frame.bytes.capacity() <= 2 * abridged::MAX_FRAME);
         }
         reader.feed(format!("\"}}{close}{OLD}\n").as_bytes(), |event| seen.push(event));
         let expected = if open.is_empty() { &[FrameEvent::Result { is_error: true }][..] } else { &[] };
         assert_eq!(seen, expected, "an element ends with a comma");
         // The rest of a skipped line may look like a whole one.
         seen.clear();
-        reader.feed(&vec![b'x'; MAX_FRAME + 1], |event| seen.push(event));
+        reader.feed(&vec![b'x'; abridged::MAX_FRAME + 1], |event| seen.push(event));
         reader.feed(format!("{OLD}\n").as_bytes(), |event| seen.push(event));
         assert_eq!(seen, []);
     }
@@ -114,7 +114,9 @@ fn an_overlong_frame_is_skipped_alone() {
 
 #[test]
 fn a_frame_of_maximum_length_is_read() {
-    for (length, expected) in [(MAX_FRAME, &[FrameEvent::Result { is_error: true }][..]), (MAX_FRAME + 1, &[])] {
+    for (length, expected) in
+        [(abridged::MAX_FRAME, &[FrameEvent::Result { is_error: true }][..]), (abridged::MAX_FRAME + 1, &[])]
+    {
         let line = format!("{{{}{}", " ".repeat(length - OLD.len()), &OLD[1..]);
         let (first, second) = line.as_bytes().split_at(length / 2);
         assert_eq!(events_of(&[first, second]), expected, "{length}");
@@ -129,7 +131,7 @@ fn an_array_of_any_length_is_read() {
     reader.feed(b"[", |event| seen.push(event));
     for _ in 0..20 {
         reader.feed(element.trim_end().as_bytes(), |event| seen.push(event));
-        assert!(reader.frame.capacity() <= 2 * MAX_FRAME);
+        assert!(reader.frame.bytes.capacity() <= 2 * abridged::MAX_FRAME);
     }
     reader.feed(OLD.as_bytes(), |event| seen.push(event));
     assert_eq!(seen, []);
@@ -137,6 +139,23 @@ fn an_array_of_any_length_is_read() {
     assert_eq!(seen, [FrameEvent::Result { is_error: true }]);
     assert!(reader.end(|event| seen.push(event)));
     assert_eq!(seen.len(), 1);
+}
+
+/// A megabyte of screenshot, or of answer, in the result itself.
+#[test]
+fn result_with_a_text_of_any_length_is_read() {
+    let text = "x".repeat(9 << 20);
+    let result = format!(r#"{{"duration_ms":1,"result":"{text}","type":"result","is_error":true,"subtype":"success"}}"#);
+    for (open, close) in [("", "\n"), ("[{}, ", "]\n")] {
+        let mut seen = Vec::new();
+        let mut reader = FrameReader::default();
+        for piece in format!("{open}{result}{close}").as_bytes().chunks(1 << 16) {
+            reader.feed(piece, |event| seen.push(event));
+            assert!(reader.frame.bytes.capacity() <= 1 << 18);
+        }
+        assert_eq!(seen, [FrameEvent::Result { is_error: true }], "{open}");
+        assert_eq!(reader.last_result().and_then(|result| result.duration_ms), Some(1));
+    }
 }
 
 #[test]

@@ -10,13 +10,13 @@ use nix::sys::stat::fstat;
 use nix::unistd::{Whence, lseek, pipe2};
 
 use super::line_logger::Lines;
-use super::redact::{Masker, Secrets};
 use super::relay::{BUFFER, ChildEnd, Relay, Stream};
 use super::sink::Sink;
 use crate::claude::frames::FrameReader;
 use crate::config::settings::{Redact, Settings};
 use crate::events::EventSender;
 use crate::logging::LogFile;
+use crate::redact::{Masker, Secrets};
 use crate::sys::pipe::enlarge;
 use crate::sys::terminal::Pty;
 
@@ -38,7 +38,7 @@ impl OutputConfig {
     pub(crate) fn new(settings: &Settings, requires_result: bool, frames: bool, log: Option<Arc<LogFile>>) -> Result<Self> {
         let redacts_all = settings.redact == Redact::All;
         let masks = redacts_all || (settings.redact == Redact::Log && log.is_some());
-        let secrets = masks.then(Secrets::of_environment).transpose();
+        let secrets = masks.then(Secrets::of_process).transpose();
         let secrets = secrets.context("cannot look for the secrets in the environment; --redact off runs without")?;
         let (tracks_idle, pty) = (settings.idle_limit.as_limit().is_some(), settings.pty);
         Ok(Self { frames: frames || requires_result, requires_result, tracks_idle, pty, log, secrets, redacts_all })
@@ -62,12 +62,13 @@ impl OutputConfig {
         }
         let mut out = self.capture("stdout", stdout(), self.pty)?;
         out.0.frames = self.frames.then(FrameReader::default);
+        // A log that is our stdout or stderr has the lines already, masked.
+        out.0.sink.take_if(|_| self.log.as_ref().is_some_and(|log| log.is_stdout));
         let mut captured = vec![out];
         let log_is_stderr = self.log.as_ref().is_some_and(|log| log.is_stderr);
         let is_one = !log_is_stderr && position(stdout()).is_some_and(|at| Some(at) == position(stderr()));
         if self.captures_both() && !is_one {
             let mut err = self.capture("stderr", stderr(), false)?;
-            // A log that is our stderr has the lines already.
             err.0.sink.take_if(|_| log_is_stderr);
             captured.push(err);
         }

@@ -16,10 +16,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{error, warn};
 
 use super::line_logger::Lines;
-use super::redact::Masker;
 use super::sink::Sink;
 use crate::claude::frames::{FrameEvent, FrameReader, LastResult};
 use crate::events::{Event, EventSender};
+use crate::redact::Masker;
 use crate::sys::pipe::LARGEST;
 use crate::sys::signal;
 use crate::sys::terminal::Pty;
@@ -30,6 +30,9 @@ const BATCH: usize = 64 << 10;
 
 /// Silence after which a frame without its newline counts as complete.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// Silence after which a line that is masked is shown without its end, as a prompt is.
+const PROMPT: Duration = Duration::from_millis(50);
 
 /// Longest line that is written at once.
 const LONGEST_LINE: usize = 1 << 20;
@@ -221,7 +224,7 @@ impl Copier {
         let child_ended = reads && ready.first().and_then(PollFd::any).unwrap_or(false);
         let now = Instant::now();
         for stream in self.streams.iter_mut().filter(|stream| stream.pause_at().is_some_and(|at| now >= at)) {
-            stream.pause(&self.shared);
+            stream.pause(now, &self.shared);
         }
         child_ended
     }
@@ -237,9 +240,19 @@ impl Stream {
     }
 
     /// Time at which a last line without its newline is taken for whole.
-    fn pause_at(&self) -> Option<Instant> {
+    fn frame_pause_at(&self) -> Option<Instant> {
         let awaits_newline = !self.is_paused && self.frames.as_ref().is_some_and(FrameReader::may_be_complete);
         self.last_read.filter(|_| awaits_newline).map(|at| at + PAUSE)
+    }
+
+    /// Time at which such a line is shown, masked.
+    fn prompt_at(&self) -> Option<Instant> {
+        let is_waiting = self.masks_all && self.masker.as_ref().is_some_and(Masker::is_waiting);
+        self.last_read.filter(|_| is_waiting).map(|at| at + PROMPT)
+    }
+
+    fn pause_at(&self) -> Option<Instant> {
+        [self.frame_pause_at(), self.prompt_at()].into_iter().flatten().min()
     }
 
     /// Copies what is there, at most a batch. If there is more, it ends with a whole line.
@@ -301,9 +314,18 @@ impl Stream {
         }
     }
 
-    fn pause(&mut self, shared: &Shared) {
-        self.is_paused = true;
-        if let Some(frames) = &mut self.frames {
+    fn pause(&mut self, now: Instant, shared: &Shared) {
+        if self.prompt_at().is_some_and(|at| now >= at)
+            && let Some(masker) = &mut self.masker
+        {
+            let mut masked = Vec::new();
+            masker.pause(&mut masked);
+            self.pass_on_masked(&masked, shared);
+        }
+        if self.frame_pause_at().is_some_and(|at| now >= at)
+            && let Some(frames) = &mut self.frames
+        {
+            self.is_paused = true;
             frames.pause(|frame| shared.sender.send(Event::Frame(frame)));
         }
     }

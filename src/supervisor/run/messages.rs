@@ -1,6 +1,7 @@
 //! What the supervisor says of a run: one line on its state, and a message for each decision of the policy.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::time::Instant;
 
 use tracing::{debug, info, warn};
@@ -10,7 +11,7 @@ use super::Supervisor;
 use crate::claude::program;
 use crate::config::duration::show;
 use crate::config::settings::Leftovers;
-use crate::lock::LockGuard;
+use crate::lock::{LockGuard, SlotGuard};
 use crate::outcome::Outcome;
 use crate::sys::proc::Stat;
 use crate::sys::signal::Signal;
@@ -37,6 +38,17 @@ impl Supervisor<'_> {
         let state = if self.policy.has_child() { "is running" } else { "has ended, others it started have not" };
         let next = deadline.map_or_else(|| "no limit".to_owned(), |left| format!("next limit in {left}"));
         format!("run {}: pid {} {state}, {ran} since its start, {next}", self.recorder.run(), self.child)
+    }
+
+    /// Warns, once, if what this run believes to hold keeps nobody out: there is no event for that.
+    pub(super) fn warn_of_lost_locks(&mut self) {
+        let lock = self.lock.as_ref().and_then(LockGuard::fault).map(|fault| ("session lock", fault));
+        let slot = self.slot.as_ref().and_then(SlotGuard::fault).map(|fault| ("slot", fault));
+        if let Some((what, fault)) = lock.or(slot)
+            && !mem::replace(&mut self.has_warned_of_locks, true)
+        {
+            warn!(name: "lock.broken", "the {what} of this run was not kept: {fault}; another run may have begun beside it");
+        }
     }
 
     pub(super) fn log(&self, notice: Notice) {

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use claude_run::supervisor::output::redact::{Masker, Secrets};
+use claude_run::redact::{Masker, Secrets};
 use libfuzzer_sys::fuzz_target;
 
 const VALUE: &str = "hunter2\"\\\nx";

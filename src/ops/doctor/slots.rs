@@ -1,0 +1,50 @@
+//! The slots: can they be had, does the bound hold, and is one held by what nobody knows of?
+
+use std::io::ErrorKind;
+
+use nix::fcntl::OFlag;
+
+use super::{Check, Subject};
+use crate::config::settings::Slots;
+use crate::lock::{Holder, Queue};
+use crate::ops::slots::SlotsInUse;
+use crate::ops::text;
+use crate::records::{RecordStore, State};
+
+pub(super) fn check(subject: &Subject, check: &mut Check) {
+    let (Ok(factory), Ok(census)) = (&subject.factory, &subject.census) else { return }; // reported by their own checks
+    let records = &factory.records;
+    if let Err(error) = try_to_open(records) {
+        let what = format!("{} cannot be used: {error}", records.slots().display());
+        let means = "a run with a bound ends with 125";
+        return check.fail(what, means, "let the user who runs the agents own it, or set no bound (claude-run slots none)");
+    }
+    let in_use = SlotsInUse::look(records, &census.live);
+    for (slot, _) in in_use.held.iter().filter(|(_, run)| run.is_none()) {
+        // It may have ended meanwhile, or have begun.
+        let Some(holder) = Holder::find_without_record(&Queue::look(slot.file_id), Some(records)) else { continue };
+        if let Holder::Process { .. } = holder {
+            let means = "its claude-run was killed, or keeps no record: one run less may start";
+            check.warn(format!("slot {} is held by {holder}", slot.number), means, "end that process, if nobody needs it");
+        }
+    }
+    let Slots::AtMost(bound) = factory.settings.slots else {
+        return check.pass_if_clean(format!("there is no bound; {}", in_use.summary()));
+    };
+    let running = census.live.iter().filter(|run| run.state == State::Running).count();
+    if running > usize::from(bound) {
+        let what = format!("{} at once, and the bound is {bound}", text::count(running, "run"));
+        let means = "they began before it was set, below another run, or with a bound of their own";
+        check.warn(what, means, "wait for their end, and take --slots and CLAUDE_RUN_SLOTS out of single calls");
+    }
+    check.pass_if_clean(format!("{bound} at most; {}", in_use.summary()));
+}
+
+/// Opens the queue as a run does, if it is there.
+fn try_to_open(records: &RecordStore) -> std::io::Result<()> {
+    let queue = records.open_slots().and_then(|slots| slots.open_file("queue", OFlag::O_RDWR));
+    match queue {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,36 @@
+//! `claude-run redact <FILE`: the masker of the log as a filter, from stdin to stdout.
+
+use std::io::{ErrorKind, Read, Write, stdin, stdout};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Context;
+use crate::outcome::Outcome;
+use crate::redact::{Masker, Secrets};
+
+/// Copies stdin to stdout, masked; each line as soon as it is there.
+pub(super) fn filter(context: &Context) -> Result<Outcome> {
+    // Without its names and patterns, what they stand for would be shown.
+    if let Some(error) = &context.file_error {
+        bail!("{error}");
+    }
+    let mut masker = Masker::new(Secrets::of_process()?);
+    // Not anstream's, which takes escape sequences out of what goes to a file.
+    let (mut input, mut output) = (stdin().lock(), stdout().lock());
+    let (mut buffer, mut masked) = (vec![0; 64 << 10], Vec::new());
+    loop {
+        let length = match input.read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            length => length.context("cannot read stdin")?,
+        };
+        match length {
+            0 => masker.end(&mut masked),
+            _ => masker.feed(&buffer[..length], &mut masked),
+        }
+        output.write_all(&masked).and_then(|()| output.flush()).context("cannot write to stdout")?;
+        masked.clear();
+        if length == 0 {
+            return Ok(Outcome::Shown);
+        }
+    }
+}

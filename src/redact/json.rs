@@ -1,0 +1,62 @@
+//! Keeps a line of JSON one: masks stay inside its strings, and cut no escape.
+
+use std::ops::Range;
+
+use memchr::{memchr, memchr2};
+use serde::de::IgnoredAny;
+
+/// True if the line is JSON; `is_whole`: all of it is known.
+pub(super) fn is_json(line: &[u8], is_whole: bool) -> bool {
+    let text = line.trim_ascii_start();
+    if is_whole {
+        return text.starts_with(b"{") || text.starts_with(b"[") && serde_json::from_slice::<IgnoredAny>(text).is_ok();
+    }
+    text.starts_with(b"{\"") || [&b"[{"[..], b"[\"", b"[["].iter().any(|start| text.starts_with(start))
+}
+
+/// Calls `found` for each string of JSON in `text` from `from` on, without its quotes. `is_inside`: `from` is in a string. Returns that
+/// of the end.
+pub(super) fn strings(text: &[u8], from: usize, mut is_inside: bool, mut found: impl FnMut(Range<usize>)) -> bool {
+    let (mut at, mut start) = (from, from);
+    while at < text.len() {
+        if !is_inside {
+            let Some(quote) = memchr(b'"', &text[at..]) else { break };
+            (is_inside, start) = (true, at + quote + 1);
+            at = start;
+            continue;
+        }
+        match memchr2(b'"', b'\\', &text[at..]) {
+            Some(place) if text[at + place] == b'\\' => at += place + 2,
+            Some(place) => {
+                found(start..at + place);
+                (is_inside, at) = (false, at + place + 1);
+            }
+            None => break,
+        }
+    }
+    if is_inside {
+        found(start..text.len());
+    }
+    is_inside
+}
+
+/// True if `text` can stand between strings of JSON.
+pub(super) fn is_structure(text: &[u8]) -> bool {
+    let words = text.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| word.len() > 1);
+    words.into_iter().all(|word| [&b"true"[..], b"false", b"null"].iter().any(|other| other.ends_with(word) || other.starts_with(word)))
+}
+
+/// The escape in `text` that `at` would cut.
+pub(super) fn escape_around(text: &[u8], at: usize) -> Option<Range<usize>> {
+    (1..=at.min(11)).find_map(|back| {
+        let start = at - back;
+        let is_start = text[start] == b'\\' && text[..start].iter().rev().take_while(|&&byte| byte == b'\\').count() % 2 == 0;
+        let is_pair = || text.get(start + 2).is_some_and(|byte| b"dD".contains(byte)) && text.get(start + 6..start + 8) == Some(b"\\u");
+        let width = match text.get(start + 1) {
+            Some(b'u') if is_pair() => 12,
+            Some(b'u') => 6,
+            _ => 2,
+        };
+        (is_start && width > back).then(|| start..(start + width).min(text.len()))
+    })
+}

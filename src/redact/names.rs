@@ -1,0 +1,157 @@
+//! Names of variables, keys and headers: which of them say that a secret follows.
+
+use std::ops::Range;
+
+/// Longest name that is looked at.
+pub(super) const LONGEST: usize = 128;
+
+/// Ends of a part of a secret name.
+const KINDS: [&str; 19] = [
+    "token", "secret", "secrets", "password", "passwords", "passwd", "passphrase", "passcode", "credential", "credentials", "apikey",
+    "apikeys", "accesskey", "privatekey", "secretkey", "accountkey", "authkey", "masterkey", "encryptionkey",
+];
+
+/// Parts that make a key secret.
+const KEYS: [&str; 9] = ["api", "access", "private", "secret", "account", "auth", "master", "encryption", "storage"];
+
+/// Words that stand right before "pass" in one part.
+const BEFORE_PASS: [&str; 18] = [
+    "db", "user", "root", "admin", "my", "smtp", "ftp", "mysql", "pg", "redis", "mail", "email", "proxy", "ldap", "http", "git", "basic",
+    "app",
+];
+
+/// First words of names in which a mere KEY or PASS is secret.
+const OWNERS: [&str; 7] = ["forge", "vault", "gh", "github", "claw", "claude", "anthropic"];
+
+/// Parts behind which a name means something about a secret, not the secret.
+const ABOUT: [&str; 74] = [
+    "name", "names", "type", "types", "file", "files", "path", "paths", "dir", "url", "uri", "endpoint", "host", "port", "id", "ids",
+    "count", "counts", "counter", "limit", "limits", "length", "len", "size", "expiry", "expires", "expiration", "expired", "at", "in",
+    "ttl", "age", "source", "helper", "store", "manager", "policy", "ref", "version", "format", "prefix", "field", "kind", "provider",
+    "issuer", "scope", "scopes", "status", "state", "used", "left", "budget", "usage", "min", "max", "rate", "cost", "index", "enabled",
+    "required", "valid", "exists", "stdin", "prompt", "hint", "label", "header", "param", "regex", "pattern", "class", "error", "based",
+    "env",
+];
+
+/// Bytes of a name.
+pub(super) fn is_part(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
+}
+
+/// The name in `text` around `word`, without the dashes of a flag.
+pub(super) fn around(text: &[u8], word: &Range<usize>) -> Range<usize> {
+    let before = text[..word.start].iter().rev().take(LONGEST).take_while(|&&byte| is_part(byte)).count();
+    let after = text[word.end..].iter().take(LONGEST).take_while(|&&byte| is_part(byte)).count();
+    let (start, end) = (word.start - before, word.end + after);
+    let dashes = text[start..end].iter().take_while(|&&byte| byte == b'-').count();
+    start + dashes..end
+}
+
+/// True if no letter of `name` is small.
+pub(super) fn is_loud(name: &[u8]) -> bool {
+    name.iter().any(u8::is_ascii_uppercase) && !name.iter().any(u8::is_ascii_lowercase)
+}
+
+/// `name` without case, `-` and `_`.
+pub(super) fn normalized(name: &[u8]) -> Vec<u8> {
+    name.iter().filter(|byte| byte.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase).collect()
+}
+
+/// True if a value of this name is secret.
+pub(super) fn is_secret(name: &[u8]) -> bool {
+    if name.len() > 3 * LONGEST {
+        return false;
+    }
+    let lower = name.to_ascii_lowercase();
+    let parts: Vec<&[u8]> = parts(name).map(|part| without_digits(&lower[part])).filter(|part| !part.is_empty()).collect();
+    let is_loud = is_loud(name);
+    if is_loud && has_owner(&lower) {
+        return true;
+    }
+    let kind = parts.iter().rposition(|part| is_kind(part)).into_iter();
+    let key = (1..parts.len()).rev().find(|&at| is_key(parts[at]) && KEYS.iter().any(|key| parts[at - 1].ends_with(key.as_bytes())));
+    let owned = (0..parts.len()).rev().find(|&at| is_owned(parts[at]) || at > 0 && is_of_owner(&parts[..at], parts[at]));
+    let is_directory = |at: usize| parts[at] == b"pwd" && is_loud && parts.len() == 1;
+    kind.chain(key).chain(owned).any(|at| {
+        let about = parts[at + 1..].iter().any(|part| ABOUT.iter().any(|word| word.as_bytes() == *part));
+        let is_secret_id = parts[at] == b"secret" && parts.get(at + 1..) == Some(&[&b"id"[..]][..]);
+        !is_directory(at) && (!about || is_secret_id)
+    })
+}
+
+/// True if `name` says that its value is a password.
+pub(super) fn is_password(name: &[u8]) -> bool {
+    let name = normalized(name);
+    let name = without_digits(&name);
+    ["password", "passwd", "passphrase"].iter().any(|kind| name.ends_with(kind.as_bytes())) || [&b"pass"[..], b"pwd"].contains(&name)
+}
+
+fn is_kind(part: &[u8]) -> bool {
+    let before_pass = |owner: &str| part.strip_suffix(b"pass") == Some(owner.as_bytes());
+    KINDS.iter().any(|kind| part.ends_with(kind.as_bytes()))
+        || [&b"pass"[..], b"pwd", b"creds"].contains(&part)
+        || BEFORE_PASS.iter().any(|owner| before_pass(owner))
+}
+
+fn is_key(part: &[u8]) -> bool {
+    [&b"key"[..], b"keys"].contains(&part)
+}
+
+/// True if an owner stands in `name`, and a kind of secret behind it.
+fn has_owner(name: &[u8]) -> bool {
+    let end_of = |text: &[u8], word: &str| Some(text.windows(word.len()).position(|window| window == word.as_bytes())? + word.len());
+    let is_kind = |rest: &[u8]| ["token", "pass", "key", "secret"].iter().any(|kind| end_of(rest, kind).is_some());
+    OWNERS.iter().any(|owner| end_of(name, owner).is_some_and(|end| is_kind(&name[end..])))
+}
+
+/// True for an owner and a kind in one word: `ghkey`.
+fn is_owned(part: &[u8]) -> bool {
+    let ends = |kind: &str| part.ends_with(kind.as_bytes());
+    OWNERS.iter().any(|owner| part.starts_with(owner.as_bytes())) && (ends("key") || ends("pass"))
+}
+
+fn is_of_owner(before: &[&[u8]], part: &[u8]) -> bool {
+    let is_kind = ["key", "pass"].iter().any(|kind| part.ends_with(kind.as_bytes()));
+    is_kind && before.iter().any(|part| OWNERS.iter().any(|owner| part.ends_with(owner.as_bytes())))
+}
+
+fn without_digits(part: &[u8]) -> &[u8] {
+    let digits = part.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    &part[..part.len() - digits]
+}
+
+/// Parts of a name: `my_ApiKey-2` has four.
+fn parts(name: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let begins = |at: usize| {
+        let (previous, this) = (name[at - 1], name[at]);
+        let ends_acronym = previous.is_ascii_uppercase() && name.get(at + 1).is_some_and(u8::is_ascii_lowercase);
+        this.is_ascii_uppercase() && (!previous.is_ascii_uppercase() || ends_acronym)
+    };
+    let is_sign = |byte: u8| byte == b'_' || byte == b'-';
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        at += name.get(at..)?.iter().take_while(|&&byte| is_sign(byte)).count();
+        let start = at;
+        at = (start + 1..name.len()).find(|&next| is_sign(name[next]) || begins(next)).unwrap_or(name.len());
+        (start < name.len()).then(|| start..at)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_end_at_signs_and_capitals() {
+        for (name, expected) in [
+            ("my_ApiKey-2", &["my", "Api", "Key", "2"][..]),
+            ("GITHUBToken", &["GITHUB", "Token"]),
+            ("_authToken", &["auth", "Token"]),
+            ("oauth2APIKeys", &["oauth2", "API", "Keys"]),
+            ("", &[]),
+            ("__", &[]),
+        ] {
+            assert_eq!(parts(name.as_bytes()).map(|part| &name[part]).collect::<Vec<_>>(), expected);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What stands behind a secret name and is no secret: numbers, paths, variables, types, code and words.
+
+use super::names;
+
+/// Words that stand where a value would.
+const WORDS: [&str; 67] = [
+    "none", "null", "nil", "undefined", "true", "false", "yes", "no", "on", "off", "read", "write", "str", "string", "bytes", "int", "integer", "number",
+    "bool", "boolean", "any", "unknown", "object", "float", "char", "void", "never", "uuid", "text", "password", "secret", "token",
+    "optional", "required", "default", "empty", "unset", "missing", "invalid", "valid", "expired", "present", "absent", "redacted",
+    "masked", "hidden", "omitted", "removed", "changed", "updated", "n/a", "tbd", "todo", "auto", "inherit", "input", "output", "bearer",
+    "basic", "self", "this", "async", "await", "nonexistent",
+    "keyword", "comment", "identifier",
+];
+
+/// Words of a sentence about secrets.
+const PROSE: [&str; 29] = [
+    "password", "token", "secret", "key", "your", "the", "is", "to", "for", "of", "in", "not", "invalid", "required", "must",
+    "enter", "please", "missing", "expired", "with", "be", "from", "and", "or", "was", "has", "cannot", "no", "this",
+];
+
+/// What runs into an environment or another variable.
+const LOOKUPS: [&str; 9] = ["process.env", "os.environ", "os.getenv", "std::env", "getenv(", "env(", "env.", "secrets.", "import.meta"];
+
+/// How a value is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape<'a> {
+    pub(super) name: &'a [u8],
+    pub(super) is_quoted: bool,
+    /// No language has an expression there: `NAME=value` of a shell, `X-Name: value` of a header.
+    pub(super) is_literal: bool,
+}
+
+/// True if `value` is no secret.
+pub(super) fn is_ordinary(value: &[u8], shape: Shape) -> bool {
+    let Some(&first) = value.first() else { return true };
+    let is_filler = value.iter().all(|&byte| byte == first) && (3..64).contains(&value.len());
+    is_filler
+        || value.len() < 5 && !value.iter().any(u8::is_ascii_alphanumeric)
+        || is_number(value) && !(shape.is_quoted && names::is_password(shape.name))
+        || is_path(value)
+        || is_placeholder(value)
+        || is_word(value, shape)
+        || !shape.is_literal && is_code(value, shape)
+        || shape.is_quoted && is_sentence(value)
+}
+
+/// True for a number, also with a unit.
+pub(super) fn is_number(value: &[u8]) -> bool {
+    let value = value.strip_prefix(b"-").unwrap_or(value);
+    let digits = value.iter().take_while(|byte| byte.is_ascii_digit() || b".,_:".contains(byte)).count();
+    let units: [&[u8]; 18] =
+        [b"", b"%", b"k", b"K", b"m", b"M", b"g", b"G", b"b", b"B", b"s", b"ms", b"h", b"d", b"kb", b"KB", b"MB", b"px"];
+    value.first().is_some_and(u8::is_ascii_digit) && units.contains(&&value[digits..])
+}
+
+/// True for a path or a URL.
+pub(super) fn is_path(value: &[u8]) -> bool {
+    let starts = |starts: &[&[u8]]| starts.iter().any(|start| value.starts_with(start));
+    let is_plain = |byte: &u8| !b"+=".contains(byte);
+    let segments = || value.split(|&byte| byte == b'/' || byte == b'\\');
+    let is_drive = value.len() > 2 && value[0].is_ascii_alphabetic() && value[1] == b':' && b"\\/".contains(&value[2]);
+    starts(&[b"http://", b"https://", b"file://"])
+        || (starts(&[b"/", b"./", b"../", b"~/"]) || is_drive) && segments().all(|segment| segment.len() < 32 && segment.iter().all(is_plain))
+}
+
+/// True for `$TOKEN`, `<token>`, `{token}`, `%s`, `***` and their like.
+pub(super) fn is_placeholder(value: &[u8]) -> bool {
+    let rest = &value[1..];
+    match value[0] {
+        b'$' => {
+            let name_end = rest.iter().take_while(|&&byte| byte.is_ascii_alphanumeric() || byte == b'_').count();
+            let name = &rest[..name_end];
+            let is_name = name.first().is_some_and(|first| !first.is_ascii_digit()) && (names::is_loud(name) || names::is_secret(name));
+            rest.is_empty() || b"{(@*#?!".contains(&rest[0]) || rest.starts_with(b"env:") || is_name || rest.len() == 1
+        }
+        b'<' => true,
+        b'{' | b'#' if rest.starts_with(b"{") || value.ends_with(b"}") || value == b"{" => true,
+        b'%' => rest.len() < 3 || rest[0] == b'(' || rest.ends_with(b"%"),
+        b':' | b'@' | b'&' | b'*' | b'!' => rest.is_empty() || rest.iter().all(|byte| byte.is_ascii_alphabetic() || b"_:".contains(byte)) || rest.starts_with(b"*"),
+        b'[' => value.ends_with(b"]"),
+        b'|' | b'>' | b'-' | b'+' | b'?' | b'=' => rest.len() < 2,
+        b'.' => value.starts_with(b"..."),
+        _ => value.starts_with("…".as_bytes()) || value.ends_with(b"***") || value.ends_with(b"..."),
+    }
+}
+
+/// True for a word that no secret is, and that stands where one would.
+pub(super) fn is_keyword(value: &[u8]) -> bool {
+    WORDS.iter().any(|word| word.as_bytes().eq_ignore_ascii_case(value))
+}
+
+fn is_word(value: &[u8], shape: Shape) -> bool {
+    let lower = value.to_ascii_lowercase();
+    let words: &[&str] = if shape.is_literal { &WORDS[..12] } else { &WORDS };
+    let is_variable = names::is_loud(value) && value.contains(&b'_') && names::is_secret(value) && !value.iter().any(u8::is_ascii_digit);
+    words.iter().any(|word| word.as_bytes() == lower)
+        || lower.starts_with(b"your") && !shape.is_literal || is_variable
+}
+
+/// True for an expression: a call, a member, a type, a variable with a name like that of a secret.
+fn is_code(value: &[u8], shape: Shape) -> bool {
+    let has = |word: &str| value.windows(word.len()).any(|window| window == word.as_bytes());
+    let is_lookup = LOOKUPS.iter().any(|lookup| has(lookup));
+    let starts_as_code = b" \t)],;+}".contains(&value[0]) || b"&?".contains(&value[0]) && !shape.is_quoted;
+    if is_lookup || starts_as_code {
+        return true;
+    }
+    let is_call = has("(") && has(")") || has("${") || has("{{");
+    let is_wordy = |part: &[u8]| part.iter().all(|byte| byte.is_ascii_alphabetic() || b"_?!".contains(byte));
+    let is_similar = is_wordy(value) && (names::is_secret(value) || value.eq_ignore_ascii_case(shape.name));
+    let is_path_of_names = (has(".") || has("::") || has("->"))
+        && value.split(|byte| b".:->".contains(byte)).all(|part| is_wordy(part) && part.len() < 24);
+    if shape.is_quoted {
+        return is_call || is_similar || is_path_of_names && !value.iter().any(u8::is_ascii_uppercase);
+    }
+    let is_type = has("<") || has("[") || has("(") || value.ends_with(b"?") || has("|") || has("`");
+    is_call || is_similar || is_path_of_names || is_type
+}
+
+/// True for words about secrets, such as a label or an error.
+fn is_sentence(value: &[u8]) -> bool {
+    let words = || value.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| !word.is_empty());
+    let is_prose = |word: &[u8]| PROSE.iter().any(|other| other.as_bytes().eq_ignore_ascii_case(word));
+    value.contains(&b' ') && words().count() > 1 && words().any(is_prose)
+}
+
+/// True if `value` mixes letters and digits as words of a sentence do not.
+pub(super) fn is_random(value: &[u8]) -> bool {
+    let (digits, letters) = (value.iter().any(u8::is_ascii_digit), value.iter().any(u8::is_ascii_alphabetic));
+    let is_mixed = value.iter().skip(1).any(u8::is_ascii_uppercase) && value.iter().any(u8::is_ascii_lowercase);
+    value.len() >= 6 && letters && digits || value.len() >= 20 && is_mixed
+}

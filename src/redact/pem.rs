@@ -1,0 +1,122 @@
+//! Private keys in PEM, whose lines are secret from BEGIN to END.
+
+use std::ops::Range;
+
+use memchr::memmem;
+
+/// Words of which the first line has one.
+pub(super) const WORDS: [&str; 2] = ["private key", "private-lines:"];
+
+/// Least length of a line of base64 with something beside it.
+const LEAST: usize = 16;
+
+/// Marks what of `text` is secret. `is_inside`: a key has begun before it; afterwards, that it goes on behind it.
+pub(super) fn find(text: &[u8], is_inside: &mut bool, mut found: impl FnMut(Range<usize>)) {
+    let mut start = 0;
+    for line in text.split(|&byte| byte == b'\n') {
+        let mut from = 0;
+        if !*is_inside && let Some(end) = end_of_marker(line, b"BEGIN") {
+            (*is_inside, from) = (true, end);
+        }
+        if *is_inside {
+            let rest = &line[from..];
+            let end = memmem::find(rest, b"END").filter(|_| end_of_marker(rest, b"END").is_some());
+            let body = &rest[..end.unwrap_or(rest.len())];
+            match base64_in(body) {
+                Some(range) if from == 0 && end.is_none() || range.len() >= LEAST => found(start + from + range.start..start + from + range.end),
+                None if from == 0 && end.is_none() && !is_header(body) => *is_inside = false,
+                _ => {}
+            }
+            *is_inside &= end.is_none();
+        }
+        start += line.len() + 1;
+    }
+}
+
+/// End of a line as `-----BEGIN RSA PRIVATE KEY-----`, in which `word` is BEGIN or END.
+fn end_of_marker(line: &[u8], word: &[u8]) -> Option<usize> {
+    if word == b"BEGIN" && line.starts_with(b"Private-Lines:") {
+        return Some(line.len());
+    }
+    let start = memmem::find(line, word)?;
+    let key = start + memmem::find(&line[start..], b"PRIVATE KEY").filter(|&at| at < 40)? + b"PRIVATE KEY".len();
+    let rest = &line[key..];
+    let rest = rest.strip_prefix(b" BLOCK").unwrap_or(rest);
+    let dashes = rest.iter().skip_while(|&&byte| byte == b' ').take_while(|&&byte| byte == b'-').count();
+    (dashes >= 4 && line[..start].ends_with(b"-") || line[..start].ends_with(b"- "))
+        .then(|| line.len() - rest.iter().skip_while(|&&byte| byte == b' ' || byte == b'-').count())
+}
+
+/// Place of the base64 in a line of a key, which may be quoted, numbered or indented.
+fn base64_in(body: &[u8]) -> Option<Range<usize>> {
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
+    let first = usize::from(body.starts_with(b"+")); // of a diff
+    let mut at = first;
+    let (mut best, mut last) = (at..at, at);
+    while at < body.len() {
+        at += usize::from(b"nr".contains(&body[at]) && at > 0 && body[at - 1] == b'\\'); // of `\n`
+        let length = body[at..].iter().take_while(|&&byte| is_base64(byte)).count();
+        if length > best.len() {
+            best = at..at + length;
+        }
+        if length >= 4 {
+            last = at + length;
+        }
+        at += length.max(1);
+    }
+    let is_sign = |byte: &u8| !is_base64(*byte) && !b":".contains(byte) || byte.is_ascii_digit() && body[first..best.start].contains(byte);
+    let is_alone = body[first..best.start].iter().all(|byte| is_sign(byte)) && body[best.end..].iter().all(|byte| is_sign(byte) || b"n+".contains(byte));
+    // Several runs on one line are words, unless one is long.
+    match best.len() {
+        0 => None,
+        LEAST.. => Some(best.start..if best.len() > 2 * LEAST { last.max(best.end) } else { best.end }),
+        _ => is_alone.then_some(best),
+    }
+}
+
+fn is_header(body: &[u8]) -> bool {
+    let signs = body.iter().take_while(|byte| !byte.is_ascii_alphabetic()).count();
+    let text = &body[signs..];
+    let name = text.iter().take_while(|byte| byte.is_ascii_alphabetic() || **byte == b'-').count();
+    !text.iter().any(u8::is_ascii_alphanumeric) || name > 3 && text[name..].starts_with(b": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn masked(text: &str) -> (String, bool) {
+        let (mut out, mut at, mut is_inside) = (String::new(), 0, false);
+        find(text.as_bytes(), &mut is_inside, |range| {
+            out += &text[at..range.start];
+            out += "***";
+            at = range.end;
+        });
+        (out + &text[at..], is_inside)
+    }
+
+    #[test]
+    fn keys_are_masked_from_begin_to_end() {
+        let body = "MIIEpAIBAAKCAQEA0123+/abcdefghijklmn";
+        for (before, after) in [("", ""), ("  ", ""), ("+", ""), ("    12→", ""), ("\"", "\\n\" +"), ("> ", "\r")] {
+            let line = |text: &str| format!("{before}{text}{after}\n");
+            for kind in ["RSA PRIVATE KEY", "PRIVATE KEY", "PGP PRIVATE KEY BLOCK"] {
+                let begin = line(&format!("-----BEGIN {kind}-----"));
+                let end = line(&format!("-----END {kind}-----"));
+                let text = format!("x\n{begin}{}{}{}{end}y {body}\n", line("Proc-Type: 4,ENCRYPTED"), line(body), line("ab12="));
+                let expected = text.replacen(&line(body), &line("***"), 1).replace("ab12=", "***");
+                assert_eq!(masked(&text), (expected, false), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_lines_end_a_key_without_its_end() {
+        let text = "starts with \"-----BEGIN PRIVATE KEY-----\" and\nthen some words follow\nMIIEpAIBAAKCAQEA0123\n";
+        assert_eq!(masked(text), (text.to_owned(), false));
+        assert_eq!(masked("-----BEGIN CERTIFICATE-----\nMIIEpAIBAAKCAQEA0123\n").0, "-----BEGIN CERTIFICATE-----\nMIIEpAIBAAKCAQEA0123\n");
+        assert_eq!(masked("-----BEGIN PRIVATE KEY-----\nMIIEpAIBAAKCAQEA0123"), ("-----BEGIN PRIVATE KEY-----\n***".to_owned(), true));
+        let line = "-----BEGIN PRIVATE KEY----- MIIEpAIBAAKCAQEA0123 abc= -----END PRIVATE KEY----- x";
+        assert!(!masked(line).0.contains("MIIE") && masked(line).0.ends_with("END PRIVATE KEY----- x"));
+    }
+}

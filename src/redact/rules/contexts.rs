@@ -1,0 +1,75 @@
+//! Secrets that are known by what stands before them.
+
+use super::{Matcher, Rule, rule};
+
+
+/// Names, headers, command lines and URLs.
+#[rustfmt::skip]
+pub(super) static CONTEXTS: [Rule; 13] = [
+    rule("name", &["token", "secret", "passw", "pass", "credential", "key", "creds", "pwd", "kennwort"], Matcher::Name, &[
+        "GH_TOKEN=«abc» d", "forge_token=«abc» d", "GH_api_key=«abc»", "Claude_Code_Secret='«a b»' c", "my-github_pass=«abc»",
+        "myGithubToken=«abc»", "MYGH_TOKEN=«abc»", "TOKEN=«abc»", "PASS=«hunter2»", "dbPassword=«hunter2»", "DB_PASSWD=«hunter2»",
+        "api-key: «a1b2c3»", "apiKey: '«a1b2c3»'", "API_KEY += \"«abc»\"", "secret := \"«abc»\"", ":password => \"«abc»\"",
+        "AWS_SECRET_ACCESS_KEY=«abc/def+ghi»", "aws_secret_access_key = «abc/def1»", "PRIVATE_KEY=«abc»", "CREDENTIALS=«abc»",
+        "PGPASSWORD=«abc» psql", "export ANTHROPIC_API_KEY=«abc» def", "MY_VAULT_PASSWORD_2=«a/b+c==»", "CLAW_KEY = \"«abc»\"",
+        "CLAUDE_TOKENS_LEFT=«abc»", "password = «swordfish»", "  token: «hunter2»", "- password: «hunter2»", "token: \"«a b c d»\"",
+        "--password «x1» y", "--token=«abc» y", "tool --api-key '«a b»' y", "set -x GH_TOKEN «abc»", "ENV API_KEY «abc»",
+        "Server=x;Password=«a,b»;Database=z", "?access_token=«abc»&page=2", "//registry.npmjs.org/:_authToken=«abc»",
+        "AccountName=x;AccountKey=«ab+c/d==»;EndpointSuffix=y", "SharedAccessKey=«abc=»", "<password>«abc»</password>",
+        r#"{"name":"API_KEY","value":"«abc»"}"#, "os.environ[\"TOKEN\"] = \"«abc»\"", "> X-Vault-Token: «s.abc»", "Private-Token: «abc»",
+        "-H 'x-api-key: «abc»' url", "-H 'X-Goog-Api-Key:«abc»'", "PASSWORD=«pa(ss$1»", "\"password\": \"«123456»\"",
+        "the token: «a1b2c3d4e5», it is new", "spring.datasource.password=«abc»", "setenv GH_TOKEN «abc»", "$env:GH_TOKEN = \"«abc»\"",
+        r#"{"github_token":"«abc»","x":1}"#, r#"{"t":"anthropic_api_key=«abc»\nnext"}"#, r#"{"text":"{\"GH_TOKEN\":\"«a\\\"b»\"}"}"#,
+        r#""{\"t\":\"GH_TOKEN=\\\"«a b»\\\" c\"}""#, r#"{"t":"GH_TOKEN='«abc»"}"#, "secret_id: «a1b2c3»", "token%3D«abcdef1»%26x%3D1",
+        "password=&quot;«abc»&quot;", "password %3D «abc1»",
+    ], &[
+        "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
+        "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",
+        "GH_TOKEN=$FORGE_TOKEN", "TOKEN=${TOKEN}", "key = process.env.API_KEY", "token = os.environ[\"TOKEN\"]",
+        "let token = std::env::var(\"API_KEY\")?;", "token: str", "password: null", "password: true", "password: \"\"",
+        "token: <your-token>", "--token <TOKEN>", "--token TOKEN", "the token: it expires soon", "token=4096", "TOKEN=/run/secrets/x",
+        "token_type: Bearer", "\"token_type\":\"Bearer\"", "api_key=api_key", "password = getpass.getpass()", "def f(token: str = None):",
+        "--- PASS: TestToken (0.00s)", "use the --password option", "print(\"token: \" + token)", "input(\"Password: \")",
+        "password: Option<String>,", "apiKeySource\":\"ANTHROPIC_API_KEY\"", "self.token = token", "token == null", "Token::new(a)",
+        "\"password\": \"Enter your password\"", "GH_TOKEN: ${{ secrets.GITHUB_TOKEN }}", "tokenizer=gpt2", "primary_key=id", "OLDPWD=x1",
+        r#"{"github_token":null,"password":12345678}"#, "const { token } = props;", "sort_key=abc", "PWD=work", "token => token.value",
+    ]),
+    rule("authorization header", &["authorization", "ssws"], Matcher::Context(
+        r#"(?:(?:proxy-)?authorization["'`]?\s*(?:[:=,]|=>)\s*["'`]?(?:(?:bearer|basic|token|digest|negotiate|ssws|apikey|key|flyv1)[ :]\s*)?|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &[
+        "Authorization: Bearer «abc»", "authorization: «abc»", "-H 'Authorization: token «abc»' x", "Proxy-Authorization: Basic «YTpi»",
+        r#"{"Authorization":"Bearer «abc»"}"#, r#"{"t":"-H \"Authorization: Bearer «abc»\" x"}"#, "SSWS «00abc»",
+    ], &["Authorization: Bearer $TOKEN", "Authorization: `Bearer ${token}`", "authorization: <token>", "authorization failed"]),
+    rule("bearer", &["bearer"], Matcher::Context(r"bearer[ \t]+([a-z0-9._~+/-]*[0-9][a-z0-9._~+/=-]{7,})"),
+        &["Bearer «abcdefgh12345678»"], &["bearer authentication-scheme", "Bearer $TOKEN"]),
+    rule("cookie", &["cookie"], Matcher::Context(r#"cookie["'`]?\s*(?:[:=,]|=>)\s*["'`]?([^\s"'`=;,]+=[^\n"'`\\]+)"#),
+        &["Cookie: «a=b; c=d»", "Set-Cookie: «sid=abc; Path=/»", r#"{"set-cookie":"«sid=abc»"}"#], &["cookie: yes", "cookie = jar"]),
+    rule("url password", &["://", r":\/\/"], Matcher::Context(
+        r#":(?:\\?/){2}[^\s:/@"'`<>\[]*:([^\s"'`<>/${*\\][^\s"'`<>/\\]*)@"#),
+        &["https://user:«pw»@host/x", "postgres://u:«p@ss»@db:5432/x", r#"{"u":"https:\/\/a:«b»@c"}"#],
+        &["http://host:80/path", "https://user@host", "http://u:$PW@h", "http://[::1]:80/@x", "see https://x.y/a:b"]),
+    rule("url token", &["://"], Matcher::Context(r#"://([a-z0-9_-]*[0-9][a-z0-9_-]{19,})@"#),
+        &["https://«0123456789abcdef0123»@host"], &["https://some-user-name-of-mine@host"]),
+    rule("query", &["?key=", "&key=", "sig=", "signature=", "?auth=", "&auth=", "?code=", "&code=", "&pw=", "?pw="], Matcher::Context(
+        r#"[?&]?(?:key|sig|signature|auth|code|pw)=([a-z0-9%._~+/=-]{6,})"#),
+        &["GET /x?key=«abcdef1»&b=2", "?sv=1&sig=«ab%2Bcd%3D»", "X-Amz-Signature=«0123abcd»"], &["?key=1"]),
+    rule("command line password", &["curl", "wget"], Matcher::Context(
+        r#"(?:curl|wget)\b[^\n]*?\s(?:-u|--user|--proxy-user|-U)[ =]?["'\\]*[^\s:"']+:([^\s"'`\\$]+)"#),
+        &["curl -u user:«pass» url", "curl -s --user 'a:«b»' url"], &["curl -u user url", "curl https://x:80"]),
+    rule("mysql password", &["mysql", "mariadb", "sshpass", "mysqldump"], Matcher::Context(
+        r#"(?:mysql|mysqldump|mariadb|sshpass)\b[^\n]*?\s-p['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#),
+        &["mysql -u root -p«abc» db", "sshpass -p«abc» ssh x"], &["mysql -u root -p db"]),
+    rule("netrc", &["login", "machine", "password", "passwd"], Matcher::Context(
+        r"(?:machine[ \t]+\S+[ \t]+)?login[ \t]+\S+[ \t]+password[ \t]+(\S+)|machine[ \t]+\S+[ \t]+password[ \t]+(\S+)|passw(?:or)?d[ \t]+([^\s:=]*[0-9][^\s:]*)[ \t]*(?:$|[\r\n])"),
+        &["machine x login y password «abc»", "  password «a1b2c3»"],
+        &["password required", "reset the password", "password authentication is off", "login page asks password twice"]),
+    rule("docker auth", &["\"auth\"", "_auth", "\\\"auth"], Matcher::Context(
+        r#"["\\_]*auth[\\"]*\s*[:=]\s*[\\"]*((?:[a-z0-9+/]{4}){2,}(?:[a-z0-9+/]{2}==|[a-z0-9+/]{3}=)?)"#),
+        &[r#"{"auth":"«dXNlcjpwYXNz»"}"#, "_auth=«dXNlcjpwYXNz»"], &[r#""auth":"none""#]),
+    rule("webhook", &["/services/", "/api/webhooks/", "/workflows/", "/webhookb2/", "/triggers/"], Matcher::Context(
+        r"/(?:services/T|workflows/T?|triggers/T?|api/webhooks/|webhookb2/)([a-z0-9@-]{6,}/[a-z0-9_/-]{8,})"),
+        &["https://hooks.slack.com/services/T«00000000/B00000000/abcdefabcdef»", "https://discord.com/api/webhooks/«123456789/abcdef-ABC»"],
+        &["src/services/Token.ts"]),
+    rule("asana", &["0/1", "1/1", "2/1"], Matcher::Context(r"[012]/1[0-9]{12,18}(?:/[0-9]{13,19})?:([0-9a-f]{32})"),
+        &["1/1234567890123456:«0123456789abcdef0123456789abcdef»"], &["1/12"]),
+];
+

@@ -1,0 +1,165 @@
+//! The table: every form of a secret, with the words that it has in it, and with examples of what is masked and what is not.
+//! In an example, « » stand around what is masked.
+
+mod contexts;
+mod tokens;
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use regex::bytes::{Regex, RegexBuilder};
+
+use super::ordinary::{is_keyword, is_number, is_placeholder};
+use super::secrets::Open;
+use super::{names, values};
+
+/// A form of secrets.
+#[derive(Debug)]
+pub(super) struct Rule {
+    #[cfg_attr(not(test), expect(dead_code, reason = "for people, and the test of the table"))]
+    pub(super) name: &'static str,
+    /// Words of which each secret of this form has one.
+    pub(super) words: &'static [&'static str],
+    pub(super) matcher: Matcher,
+    regex: OnceLock<Option<Regex>>,
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the test of the table"))]
+    pub(super) masked: &'static [&'static str],
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the test of the table"))]
+    pub(super) shown: &'static [&'static str],
+}
+
+/// Way to find a secret around a word.
+#[derive(Debug)]
+pub(super) enum Matcher {
+    /// A name with the word in it, and a value.
+    Name,
+    /// A token that begins with the word, in its own case, and goes on as the pattern says.
+    Token { rest: &'static str, kind: Kind },
+    /// The pattern begins with the word, in any case; its group is the secret.
+    Context(&'static str),
+}
+
+/// Properties of a token, beside its pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Its first word is enough.
+    Plain,
+    /// It has letters and digits.
+    Mixed,
+    /// As mixed, and it is no part of base64.
+    Strict,
+    /// So many bytes before the word belong to it.
+    Behind(usize),
+}
+
+const fn rule(
+    name: &'static str,
+    words: &'static [&'static str],
+    matcher: Matcher,
+    masked: &'static [&'static str],
+    shown: &'static [&'static str],
+) -> Rule {
+    Rule { name, words, matcher, regex: OnceLock::new(), masked, shown }
+}
+
+/// A token whose first word is shown.
+const fn token(name: &'static str, words: &'static [&'static str], rest: &'static str, kind: Kind, masked: &'static [&'static str]) -> Rule {
+    rule(name, words, Matcher::Token { rest, kind }, masked, &[])
+}
+
+/// All rules.
+pub(super) fn all() -> impl Iterator<Item = &'static Rule> {
+    contexts::CONTEXTS.iter().chain(&tokens::TOKENS)
+}
+
+impl Rule {
+    /// True if there may be such a secret at `word`, also in an encoding.
+    pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>) -> bool {
+        let behind = &text[word.end..text.len().min(word.end + 24)];
+        match &self.matcher {
+            Matcher::Name => names::is_secret(&text[names::around(text, word)]),
+            Matcher::Token { .. } => self.is_token_at(text, word) && behind.first().is_some_and(|byte| !b" \n\"'".contains(byte)),
+            Matcher::Context(_) => {
+                let is_encoded = behind.iter().any(|byte| b"\\%&".contains(byte));
+                self.secret(text, word).is_some() || is_encoded && starts_word(text, word)
+            }
+        }
+    }
+
+    /// True if `rest`, the end of a text, begins with one of these tokens.
+    pub(super) fn may_begin(&self, rest: &[u8]) -> bool {
+        let begins = |word: &&str| rest.starts_with(word.as_bytes()) || rest.len() > 2 && word.as_bytes().starts_with(rest);
+        matches!(self.matcher, Matcher::Token { .. }) && self.words.iter().any(|word| begins(word))
+    }
+
+    /// The secret at `word`.
+    pub(super) fn secret(&self, text: &[u8], word: &Range<usize>) -> Option<(Range<usize>, Open)> {
+        let range = match &self.matcher {
+            Matcher::Name => {
+                let name = names::around(text, word);
+                return if names::is_secret(&text[name.clone()]) { values::of_name(text, name) } else { None };
+            }
+            Matcher::Token { kind, .. } => self.token(text, word, *kind)?,
+            Matcher::Context(_) => {
+                let rest = starts_word(text, word).then(|| &text[word.start..])?;
+                let captures = self.regex()?.captures(rest)?;
+                let part = captures.iter().skip(1).flatten().next()?.range();
+                let range = word.start + part.start..word.start + part.end;
+                let value = &text[range.clone()];
+                (!is_placeholder(value) && !is_number(value) && !is_keyword(value)).then_some(range)?
+            }
+        };
+        Some((range, Open::Word))
+    }
+
+    fn token(&self, text: &[u8], word: &Range<usize>, kind: Kind) -> Option<Range<usize>> {
+        let rest = self.is_token_at(text, word).then(|| &text[word.end..])?;
+        let length = self.regex()?.find(rest)?.end();
+        let start = if let Kind::Behind(before) = kind { word.start - before } else { word.end };
+        let (token, next) = (&text[start..word.end + length], rest.get(length));
+        let is_mixed = token.iter().any(u8::is_ascii_digit) && token.iter().any(u8::is_ascii_alphabetic);
+        let is_base64 = next.is_some_and(|&byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte))
+            || word.start > 0 && b"+/".contains(&text[word.start - 1]);
+        match kind {
+            Kind::Plain => Some(()),
+            Kind::Mixed | Kind::Behind(_) => is_mixed.then_some(()),
+            Kind::Strict => (!is_base64 && (is_mixed || token.iter().all(u8::is_ascii_digit))).then_some(()),
+        }?;
+        // Not the dot that ends a sentence.
+        let dots = token.iter().rev().take_while(|&&byte| byte == b'.').count();
+        Some(start..start + token.len() - dots)
+    }
+
+    /// True if `word` stands in its own case, and begins a token.
+    fn is_token_at(&self, text: &[u8], word: &Range<usize>) -> bool {
+        let is_ours = self.words.iter().any(|ours| ours.as_bytes() == &text[word.clone()]);
+        is_ours
+            && match self.matcher {
+                Matcher::Token { kind: Kind::Behind(before), .. } => {
+                    word.start >= before && text[word.start - before..word.start].iter().all(u8::is_ascii_alphanumeric)
+                }
+                _ => starts_word(text, word),
+            }
+    }
+
+    /// The compiled pattern, compiled at first use.
+    fn regex(&self) -> Option<&Regex> {
+        let pattern = match &self.matcher {
+            Matcher::Name => return None,
+            Matcher::Token { rest, .. } => rest,
+            Matcher::Context(pattern) => pattern,
+        };
+        let is_context = matches!(self.matcher, Matcher::Context(_));
+        let compile = || RegexBuilder::new(&format!(r"\A(?:{pattern})")).unicode(false).case_insensitive(is_context).build().ok();
+        self.regex.get_or_init(compile).as_ref()
+    }
+}
+
+/// True if no letter or digit stands before `word`, or it begins with neither.
+fn starts_word(text: &[u8], word: &Range<usize>) -> bool {
+    let before = word.start.checked_sub(1).map(|at| text[at]);
+    let is_escape = |at: usize| at > 0 && text[at - 1] == b'\\' && b"nrt".contains(&text[at]);
+    !text[word.start].is_ascii_alphanumeric()
+        || before.is_none_or(|byte| !byte.is_ascii_alphanumeric())
+        || word.start > 0 && is_escape(word.start - 1)
+}

@@ -1,0 +1,246 @@
+//! Finds the secrets in a line: by the table of rules, by the environment, and by what the settings file adds.
+
+use std::ffi::OsString;
+use std::ops::{ControlFlow, Range};
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Context, Result};
+use regex::bytes::{Regex, RegexBuilder};
+
+use super::decode::{Decoded, Syntax};
+use super::finder::{Finder, Meaning};
+use super::rules;
+use super::{environment, json, names, pem, values};
+
+/// Encodings that may hide a known value where no other word tells.
+const ENCODINGS: [&str; 16] = [
+    r"\u00", r"\/", r"\x", "%2", "%3", "%4", "%5", "%6", "%7", "&#", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;", r"\u{",
+];
+
+/// Deepest nesting of strings that is looked into.
+const DEEPEST: usize = 4;
+
+/// Largest memory of a compiled pattern of the settings file.
+const PATTERN_SIZE: usize = 1 << 20;
+
+/// All that is masked.
+#[derive(Debug, Default)]
+pub struct Secrets {
+    known: Vec<Vec<u8>>,
+    names: Vec<Vec<u8>>,
+    patterns: Vec<Regex>,
+    pub(super) finder: Finder,
+}
+
+/// A secret in a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) range: Range<usize>,
+    /// How it goes on behind the end of the text, where it reaches that.
+    pub(super) open: Open,
+}
+
+/// How a secret goes on behind the end of a piece of a long line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Open {
+    /// To the end of its word.
+    Word,
+    /// To this quote behind so many backslashes, or fewer.
+    Quoted(u8, usize),
+    /// To what is no base64.
+    Base64,
+}
+
+static ADDED: OnceLock<(Vec<String>, Vec<String>)> = OnceLock::new();
+
+/// Adds names and patterns to what this process masks. Call before anything is masked.
+pub fn configure(names: Vec<String>, patterns: Vec<String>) {
+    let _ = ADDED.set((names, patterns));
+}
+
+/// `text` of ours, masked.
+pub fn masked(text: &str) -> String {
+    let Ok(secrets) = Secrets::of_process() else { return "(not shown: its secrets cannot be masked)".to_owned() };
+    let mut out = Vec::with_capacity(text.len());
+    super::masker::mask_text(&secrets, text.as_bytes(), &mut out);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Compiles a pattern of the settings file.
+///
+/// # Errors
+/// It is no regular expression, or a large one.
+pub fn compile(pattern: &str) -> Result<Regex> {
+    let builder = |pattern: &str| RegexBuilder::new(pattern).unicode(false).size_limit(PATTERN_SIZE).build();
+    let regex = builder(pattern).or_else(|_| RegexBuilder::new(pattern).size_limit(PATTERN_SIZE).build());
+    let regex = regex.map_err(|error| anyhow::anyhow!(error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))?;
+    anyhow::ensure!(!regex.is_match(b""), "it matches the empty text, and would mask everything");
+    Ok(regex)
+}
+
+impl Secrets {
+    /// Those of this process: its environment, and what [`configure`] has added; collected once.
+    ///
+    /// # Errors
+    /// As [`Secrets::new`].
+    pub fn of_process() -> Result<Arc<Self>> {
+        static OURS: OnceLock<Arc<Secrets>> = OnceLock::new();
+        if let Some(secrets) = OURS.get() {
+            return Ok(Arc::clone(secrets));
+        }
+        let (names, patterns) = ADDED.get().cloned().unwrap_or_default();
+        let secrets = Arc::new(Self::new(std::env::vars_os(), &names, &patterns)?);
+        Ok(Arc::clone(OURS.get_or_init(|| secrets)))
+    }
+
+    /// Collects the secrets of a process with this environment; `names` and `patterns` are masked as well.
+    ///
+    /// # Errors
+    /// A pattern cannot be compiled.
+    pub fn new(environment: impl IntoIterator<Item = (OsString, OsString)>, names: &[String], patterns: &[String]) -> Result<Self> {
+        let compiled = |pattern: &String| compile(pattern).with_context(|| format!("{pattern:?}"));
+        let patterns = patterns.iter().map(compiled).collect::<Result<Vec<_>>>()?;
+        let longest_part = |name: &String| name.split(['_', '-']).max_by_key(|part| part.len()).unwrap_or_default().as_bytes().to_vec();
+        let parts: Vec<_> = names.iter().map(longest_part).filter(|part| !part.is_empty()).collect();
+        let names: Vec<_> = names.iter().map(|name| names::normalized(name.as_bytes())).collect();
+        let known = environment::known(environment, &names);
+        let of_rules = rules::all().flat_map(|rule| rule.words.iter().map(move |word| (word.as_bytes().to_vec(), Meaning::Rule(rule))));
+        let of_known = known.iter().enumerate().map(|(index, text)| (text.clone(), Meaning::Known(index)));
+        let of_encodings = ENCODINGS.iter().filter(|_| !known.is_empty()).map(|word| (word.as_bytes().to_vec(), Meaning::Encoding));
+        let of_names = parts.into_iter().map(|part| (part, Meaning::Name));
+        let of_keys = pem::WORDS.iter().map(|word| (word.as_bytes().to_vec(), Meaning::Key));
+        let finder = Finder::new(of_rules.chain(of_known).chain(of_encodings).chain(of_names).chain(of_keys));
+        Ok(Self { known, names, patterns, finder })
+    }
+
+    /// Place in `text`, from `from` on, in the first line that may have a secret.
+    pub(super) fn next(&self, text: &[u8], from: usize) -> Option<usize> {
+        let mut first = None;
+        self.finder.find(text, from, |word, meaning| {
+            if self.may_be_secret(text, &word, meaning) {
+                first = Some(word.start);
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
+        let of_patterns = self.patterns.iter().filter_map(|pattern| Some(pattern.find_at(text, from)?.start()));
+        of_patterns.chain(first).min()
+    }
+
+    /// Place in `line`, not before `from`, from which on it may be the beginning of a secret.
+    pub(super) fn undecided(&self, line: &[u8], from: usize) -> usize {
+        let word = from + line[from..].iter().rposition(|byte| b" \t\"'=:>".contains(byte)).map_or(0, |end| end + 1);
+        let begins = |at: &usize| {
+            let rest = line[*at..].to_ascii_lowercase();
+            self.known.iter().any(|known| known.len() > rest.len() && known[..rest.len()].eq_ignore_ascii_case(&rest) && rest.len() > 2)
+        };
+        let is_token = rules::all().any(|rule| rule.may_begin(&line[word..]));
+        let known = (from.max(line.len().saturating_sub(1 << 10))..line.len()).find(begins);
+        known.unwrap_or(line.len()).min(if is_token { word } else { line.len() })
+    }
+
+    /// True if there may be a secret at `word`, also in an encoding.
+    fn may_be_secret(&self, text: &[u8], word: &Range<usize>, meaning: Meaning) -> bool {
+        match meaning {
+            Meaning::Known(index) => self.known_at(text, word, index).is_some(),
+            Meaning::Name => self.is_added(&text[names::around(text, word)]),
+            Meaning::Encoding | Meaning::Key => true,
+            Meaning::Rule(rule) => rule.may_match(text, word),
+        }
+    }
+
+    fn known_at(&self, text: &[u8], word: &Range<usize>, index: usize) -> Option<Range<usize>> {
+        let known = &self.known[index];
+        let range = word.start..word.start + known.len();
+        text.get(range.clone()).is_some_and(|found| found.eq_ignore_ascii_case(known)).then_some(range)
+    }
+
+    fn is_added(&self, name: &[u8]) -> bool {
+        self.names.contains(&names::normalized(name))
+    }
+
+    /// The secrets in `line`, sorted, none touching another. `in_key`: see [`pem::find`].
+    pub(super) fn spans(&self, line: &[u8], in_key: &mut bool) -> Vec<Span> {
+        let mut spans = Vec::new();
+        self.search(line, in_key, |range, open| spans.push(span(line, range, open)));
+        let mut layers = Vec::new();
+        self.search_below(line, (Syntax::Backslash, DEEPEST), &mut layers, &mut spans);
+        let strings = layers.len();
+        for syntax in [Syntax::Percent, Syntax::Html] {
+            layers.truncate(strings);
+            self.search_below(line, (syntax, 2), &mut layers, &mut spans);
+        }
+        merged(line, spans)
+    }
+
+    /// Searches up to so many layers below the last of `layers`, which begin with `line`.
+    fn search_below(&self, line: &[u8], (syntax, depth): (Syntax, usize), layers: &mut Vec<Decoded>, spans: &mut Vec<Span>) {
+        for _ in 0..depth {
+            let Some(decoded) = Decoded::new(layers.last().map_or(line, |layer| &layer.text), syntax) else { break };
+            layers.push(decoded);
+            let place = |range| layers.iter().rev().fold(range, |range, layer| layer.source(&range));
+            let text = layers.last().map_or(line, |layer| &layer.text);
+            self.search(text, &mut false, |range, open| spans.push(span(line, place(range), open)));
+        }
+    }
+
+    /// Calls `found` for each secret in `text`, as it stands there.
+    fn search(&self, text: &[u8], in_key: &mut bool, mut found: impl FnMut(Range<usize>, Open)) {
+        let mut has_key = *in_key;
+        self.finder.find(text, 0, |word, meaning| {
+            let secret = match meaning {
+                Meaning::Rule(rule) => rule.secret(text, &word),
+                Meaning::Known(index) => self.known_at(text, &word, index).map(|range| (range, Open::Word)),
+                Meaning::Name => {
+                    let name = names::around(text, &word);
+                    if self.is_added(&text[name.clone()]) { values::of_name(text, name) } else { None }
+                }
+                Meaning::Encoding | Meaning::Key => None,
+            };
+            has_key |= matches!(meaning, Meaning::Key);
+            if let Some((range, open)) = secret {
+                found(range, open);
+            }
+            ControlFlow::Continue(())
+        });
+        if has_key {
+            pem::find(text, in_key, |range| found(range, Open::Base64));
+        }
+        for captures in self.patterns.iter().flat_map(|pattern| pattern.captures_iter(text)) {
+            if let Some(part) = captures.get(1).or(captures.get(0)).filter(|part| !part.is_empty()) {
+                found(part.range(), Open::Word);
+            }
+        }
+    }
+}
+
+/// A secret at `range` of `line`, with the backslashes that its quote has there.
+fn span(line: &[u8], range: Range<usize>, open: Open) -> Span {
+    let backslashes = |quote: usize| line[..quote].iter().rev().take_while(|&&byte| byte == b'\\').count();
+    let open = match open {
+        Open::Quoted(quote, _) => Open::Quoted(quote, backslashes(range.start.saturating_sub(1))),
+        other => other,
+    };
+    Span { range, open }
+}
+
+/// The spans in their order, with those that overlap or touch as one. None cuts an escape.
+fn merged(line: &[u8], mut spans: Vec<Span>) -> Vec<Span> {
+    for span in &mut spans {
+        if let Some(escape) = json::escape_around(line, span.range.start) {
+            span.range.start = escape.start;
+        }
+        if let Some(escape) = json::escape_around(line, span.range.end) {
+            span.range.end = escape.end;
+        }
+    }
+    spans.sort_by_key(|span| span.range.start);
+    spans.dedup_by(|next, last| {
+        let touches = next.range.start <= last.range.end;
+        if touches && next.range.end > last.range.end {
+            (last.range.end, last.open) = (next.range.end, next.open);
+        }
+        touches
+    });
+    spans
+}

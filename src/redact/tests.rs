@@ -1,0 +1,249 @@
+//! Tests of what is masked, and that it does not depend on where reads split.
+
+use std::ffi::OsString;
+use std::sync::{Arc, OnceLock};
+
+use super::*;
+
+fn secrets() -> Arc<Secrets> {
+    static SECRETS: OnceLock<Arc<Secrets>> = OnceLock::new();
+    let environment = [
+        ("GITHUB_TOKEN", "hunter2-hunter2"),
+        ("CLAUDE_CODE_PASSWORD", "say \"hi\"\\ to\nall"),
+        ("VAULT_SECRET", "hunter2-hunter2-longer"),
+        ("CLAUDE_CODE_MAX_OUTPUT_TOKENS", "64000000"),
+        ("FORGE_KEY", "short"),
+        ("HOME", "/home/somebody"),
+        ("VAULT_KEY", "/usr/bin"),
+        ("claude_tokens_left", "many-and-more"),
+        ("gh_api_key", "/nonesuch-but-secret"),
+        ("DATABASE_URL", "postgres://me:db-pa55%2Fword@db:5432/x"),
+        ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"),
+        ("ODD", "odd-value-of-mine"),
+    ];
+    let environment = environment.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let added = [vec!["odd".to_owned(), "factory_phrase".to_owned()], vec!["ID-([0-9]{4})".to_owned(), "zz+top".to_owned()]];
+    Arc::clone(SECRETS.get_or_init(|| Arc::new(Secrets::new(environment, &added[0], &added[1]).expect("good patterns"))))
+}
+
+fn masked_in(pieces: &[&[u8]]) -> String {
+    let mut masker = Masker::new(secrets());
+    let mut out = Vec::new();
+    for piece in pieces {
+        masker.feed(piece, &mut out);
+    }
+    masker.end(&mut out);
+    String::from_utf8(out).expect("text")
+}
+
+fn masked(text: &str) -> String {
+    masked_in(&[text.as_bytes()])
+}
+
+/// An example of the table: « » stand around what is masked.
+fn expand(example: &str) -> (String, String) {
+    let mut parts = example.split(['«', '»']);
+    let (mut text, mut expected) = (parts.next().unwrap_or_default().to_owned(), String::new());
+    expected += &text;
+    while let (Some(secret), Some(rest)) = (parts.next(), parts.next()) {
+        text.extend([secret, rest]);
+        expected.extend(["***", rest]);
+    }
+    (text, expected)
+}
+
+#[test]
+fn every_rule_keeps_its_own_examples() {
+    let mut wrong = Vec::new();
+    let none = Vec::<(OsString, OsString)>::new();
+    let secrets = Arc::new(Secrets::new(none, &[], &[]).expect("no patterns"));
+    for rule in rules::all() {
+        let mut check = |text: &str, expected: &str| {
+            for ending in ["", "\n"] {
+                let (mut masker, mut out) = (Masker::new(Arc::clone(&secrets)), Vec::new());
+                masker.feed(format!("{text}{ending}").as_bytes(), &mut out);
+                masker.end(&mut out);
+                let out = String::from_utf8_lossy(&out);
+                if out != format!("{expected}{ending}") {
+                    wrong.push(format!("{}: {text:?} -> {out:?}, not {expected:?}", rule.name));
+                }
+            }
+        };
+        rule.masked.iter().map(|example| expand(example)).for_each(|(text, expected)| check(&text, &expected));
+        rule.shown.iter().for_each(|text| check(text, text));
+    }
+    assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
+}
+
+const MASKED: [&str; 30] = [
+    "x «hunter2-hunter2» y",
+    "x «hunter2-hunter2-longer» y",
+    "x «hunter2-hunter2»-long y",
+    "«hunter2-hunter2hunter2-hunter2»",
+    "«say \"hi\"\\ to»\nall.",
+    r#"{"t":"«say \"hi\"\\ to\nall»."}"#,
+    r#""{\"t\":\"«say \\\"hi\\\"\\\\ to\\nall»."}""#,
+    r#"{"t":"«say \u0022hi\u0022\u005c to»"}"#,
+    "«/nonesuch-but-secret»",
+    r#"{"t":"a «\/nonesuch-but-secret» b"}"#,
+    "«db-pa55/word» «db-pa55%2Fword» «db-pa55%2fword»",
+    "«%2Fnonesuch-but-secret»%21",
+    "«wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY»",
+    "u=«wJalrXUtnFEMI%2FK7MDENG%2BbPxRfiCYEXAMPLEKEY»",
+    r#"{"k":"«wJalrXUtnFEMI\/K7MDENG\u002bbPxRfiCYEXAMPLEKEY»"}"#,
+    r#"{"k":"{\"l\":\"«wJalrXUtnFEMI\\\/K7MDENG\\u002BbPxRfiCYEXAMPLEKEY»\"}"}"#,
+    "<a title=\"«wJalrXUtnFEMI&#47;K7MDENG&#x2b;bPxRfiCYEXAMPLEKEY»\">",
+    "odd=«value1», «odd-value-of-mine»",
+    "FACTORY_PHRASE=«x1» factory-phrase: «y22abc»",
+    "see ID-«1234»",
+    "a «zzzztop» b",
+    r#"{"a":"see ID-«1234»","b":["zzt",1]}"#,
+    "GH_TOKEN=\"«a b»\"",
+    "{\"GH_TOKEN\": \"«a\\\"b»\"}",
+    "text\n{\"t\":\"GH_TOKEN='«a b»\"}",
+    "[INFO] GH_TOKEN=«abc»",
+    r#"data: {"t":"GH_TOKEN=«abc»"}"#,
+    "-----BEGIN PRIVATE KEY-----\n«MIIEpAIBAAKCAQEA0123»\n«ab12»\n-----END PRIVATE KEY-----\nafter1234567890123456789",
+    r#"{"f":"-----BEGIN PRIVATE KEY-----\n«MIIEpAIBAAKCAQEA0123»\n-----END PRIVATE KEY-----\n"}"#,
+    "GH_TOKEN=«abc;echo» GH_TOKEN=«abc»; echo",
+];
+
+#[test]
+fn secrets_of_environment_and_settings_are_masked() {
+    let mut wrong = Vec::new();
+    for (text, expected) in MASKED.map(expand) {
+        let out = masked(&text);
+        if out != expected {
+            wrong.push(format!("{text}\n    {out}\n    {expected}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Numbers below what is asked for, the same for the same `seed`.
+fn random(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut state = seed;
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    }
+}
+
+/// Up to 13 of `parts`, in any order.
+fn mixture(parts: &[&str], random: &mut impl FnMut(usize) -> usize) -> String {
+    (0..random(14)).map(|_| parts[random(parts.len())]).collect()
+}
+
+#[test]
+fn split_reads_mask_alike() {
+    for text in MASKED.map(|example| expand(example).0) {
+        let (bytes, whole) = (text.as_bytes(), masked(&text));
+        for cut in 0..=bytes.len() {
+            assert_eq!(masked_in(&[&bytes[..cut], &bytes[cut..]]), whole, "{text} {cut}");
+        }
+        assert_eq!(masked_in(&bytes.chunks(1).collect::<Vec<_>>()), whole, "byte by byte: {text}");
+    }
+}
+
+#[test]
+fn split_reads_mask_alike_in_long_lines() {
+    let mut random = random(3);
+    let secrets = ["GH_TOKEN=abc ", "hunter2-hunter2", "\"password\":\"x\\\"y\" ", " ghp_abcdef ", "\\\\\\\"", "\\n", "'"];
+    for opening in ["", "{\"t\":\"", "[{\"t\":\""] {
+        let mut line = opening.to_owned();
+        while line.len() < 300_000 {
+            line += &"abc def ".repeat(random(3_000));
+            line += &(0..5).map(|_| secrets[random(secrets.len())]).collect::<String>();
+        }
+        line += "\n";
+        let whole = masked(&line);
+        assert!(!whole.contains("hunter2-hunter2") && !whole.contains("abcdef"));
+        for size in [999, 65_536, 70_001] {
+            assert!(masked_in(&line.as_bytes().chunks(size).collect::<Vec<_>>()) == whole, "{opening} {size}");
+        }
+    }
+}
+
+#[test]
+fn json_stays_json() {
+    let parts = [
+        "GH_TOKEN", "VAULT_KEY", "claude_pass", "=", ":", " ", "\"", "'", "\\", "\\\"", "\n", "n", "abc", "sk-ant-", "hunter2-hunter2",
+        "say \"hi\"\\ to\nall", "{", "}", ",", "-----BEGIN PRIVATE KEY-----", "MIIEpAIBAAKCAQEA0123", "😀", "é", "Authorization: ",
+        "Cookie: a=b", "https://u:p@h", "%22", "&quot;",
+    ];
+    let mut random = random(7);
+    for _ in 0..300 {
+        let text = mixture(&parts, &mut random);
+        let once = serde_json::json!({ "GITHUB_TOKEN": &text, "a": [1, &text], "z": null }).to_string();
+        let twice = serde_json::json!([{ "t": &once }]).to_string();
+        let ascii: String = once.chars().map(|c| if c.is_ascii() { c.to_string() } else { format!("\\u{:04x}", u32::from(c) & 0xffff) }).collect();
+        for line in [once, twice, ascii] {
+            let masked = masked(&line);
+            assert!(serde_json::from_str::<serde_json::Value>(&masked).is_ok(), "{line}\n{masked}");
+        }
+    }
+}
+
+#[test]
+fn long_json_stays_json() {
+    let mut random = random(9);
+    let parts = ["GH_TOKEN='a b", "\\", "\"", "hunter2-hunter2", "abc ", "\n", "-----BEGIN PRIVATE KEY-----\nMIIEpAIBAAKCAQEA0123\n"];
+    for _ in 0..6 {
+        let mut text = String::new();
+        while text.len() < 150_000 {
+            text += &parts[random(parts.len())].repeat(1 + random(9_000));
+        }
+        let line = serde_json::json!({ "t": &text, "u": [&text, 1] }).to_string();
+        let masked = masked(&line);
+        assert!(serde_json::from_str::<serde_json::Value>(&masked).is_ok());
+        assert!(!masked.contains("hunter2-hunter2"));
+    }
+}
+
+#[test]
+fn long_values_are_masked_to_their_end() {
+    let value = "b".repeat(200_000);
+    for (head, tail) in [("GH_TOKEN=", " x"), ("{\"t\":\"GH_TOKEN=\\\"", "\\\" x\"}"), ("ghp_", " x"), ("--password '", "' x")] {
+        for before in [0, 1, 65_531, 65_535, 73_000] {
+            let text = format!("{}{head}{value}{tail}\nnext", " ".repeat(before));
+            assert!(masked(&text) == format!("{}{head}***{tail}\nnext", " ".repeat(before)), "{head} {before}: {}", &masked(&text)[before..]);
+        }
+    }
+}
+
+#[test]
+fn memory_is_bounded_by_a_piece() {
+    for part in ["\\", "GH_TOKEN=", "\"", "a", "\\u0041", "%41", "key=\""] {
+        let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
+        masker.feed(b"GH_TOKEN=\"", &mut out);
+        let bytes = part.repeat(20_000);
+        for _ in 0..20 {
+            masker.feed(bytes.as_bytes(), &mut out);
+            assert!(masker.line_length() <= 256 << 10, "{part} {}", masker.line_length());
+            out.clear();
+        }
+    }
+}
+
+#[test]
+fn prompts_are_shown_at_a_pause() {
+    for (prompt, shown) in [
+        ("Password: ", "Password: "),
+        ("claude> ", "claude> "),
+        ("\x1b[2J\x1b[10;5Ha", "\x1b[2J\x1b[10;5Ha"),
+        ("key ghp_ab", "key "),
+        ("key ghp", "key "),
+        ("x hunter2-hu", "x "),
+        ("GH_TOKEN=abc", "GH_TOKEN=***"),
+    ] {
+        let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
+        masker.feed(prompt.as_bytes(), &mut out);
+        masker.pause(&mut out);
+        assert_eq!(String::from_utf8_lossy(&out), shown);
+        masker.feed(b"cdefg hunter2-hunter2\n", &mut out);
+        let (out, whole) = (String::from_utf8_lossy(&out).into_owned(), masked(&format!("{prompt}cdefg hunter2-hunter2\n")));
+        assert_eq!(out, whole, "{prompt}");
+    }
+}

@@ -1,0 +1,267 @@
+//! The value behind a secret name: `NAME=value`, `"name": "value"`, `--name value` and their like.
+
+use std::ops::Range;
+
+use super::names;
+use super::ordinary::{Shape, is_ordinary, is_random};
+use super::secrets::Open;
+
+/// Sign between a name and its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sign {
+    Equals,
+    Compares,
+    Colon,
+    Arrow,
+    Tag,
+    Space,
+    /// `"name": "NAME", "value": "…"`.
+    Pair,
+}
+
+/// A text and a place in it, on the way from a name to its value.
+struct Scan<'a> {
+    text: &'a [u8],
+    name: Range<usize>,
+    at: usize,
+    /// Quote around the name.
+    quote: Option<u8>,
+    sign: Sign,
+    is_spaced: bool,
+}
+
+/// The secret value of `name` in `text`.
+pub(super) fn of_name(text: &[u8], name: Range<usize>) -> Option<(Range<usize>, Open)> {
+    let mut scan = Scan { text, at: name.end, name, quote: None, sign: Sign::Equals, is_spaced: false };
+    scan.quote = scan.peek().filter(|byte| b"\"'`".contains(byte));
+    scan.at += usize::from(scan.quote.is_some());
+    scan.at += usize::from(scan.quote.is_some() && scan.peek() == Some(b']'));
+    let spaces = scan.skip_spaces(64);
+    (scan.sign, scan.at) = scan.sign(spaces)?;
+    scan.is_spaced = spaces > 0;
+    scan.skip_spaces(16);
+    scan.skip_prefix();
+    let quote = scan.peek().filter(|byte| b"\"'`".contains(byte));
+    let range = match quote {
+        Some(quote) => scan.quoted(quote)?,
+        None => scan.bare()?,
+    };
+    // A value beyond this is judged by its beginning.
+    let value = &text[range.start..range.end.min(range.start + 512)];
+    let is_shell = scan.sign == Sign::Equals && !scan.is_spaced && names::is_loud(scan.name());
+    let is_header = scan.sign == Sign::Colon && scan.name().contains(&b'-');
+    let shape = Shape { name: scan.name(), is_quoted: quote.is_some(), is_literal: quote.is_none() && (is_shell || is_header) };
+    let open = quote.map_or(Open::Word, |quote| Open::Quoted(quote, 0));
+    let is_compared = scan.sign == Sign::Compares && !is_random(value);
+    (!is_compared && !is_ordinary(value, shape)).then_some((range, open))
+}
+
+impl Scan<'_> {
+    fn peek(&self) -> Option<u8> {
+        self.text.get(self.at).copied()
+    }
+
+    fn name(&self) -> &[u8] {
+        &self.text[self.name.clone()]
+    }
+
+    /// Text of the line before the name.
+    fn before(&self) -> &[u8] {
+        let before = &self.text[..self.name.start];
+        let before = &before[before.len().saturating_sub(512)..];
+        memchr::memrchr(b'\n', before).map_or(before, |end| &before[end + 1..])
+    }
+
+    fn skip_spaces(&mut self, most: usize) -> usize {
+        let spaces = self.text[self.at..].iter().take(most).take_while(|&&byte| byte == b' ' || byte == b'\t').count();
+        self.at += spaces;
+        spaces
+    }
+
+    /// Skips what stands before a quote in some languages: `b"…"`, `$'…'`.
+    fn skip_prefix(&mut self) {
+        let rest = &self.text[self.at..];
+        let letters = rest.iter().take(2).take_while(|byte| b"bBrRfFuU$@".contains(byte)).count();
+        if letters > 0 && rest.get(letters).is_some_and(|byte| b"\"'".contains(byte)) {
+            self.at += letters;
+        }
+    }
+
+    /// The sign behind `spaces`, and the place behind it.
+    fn sign(&self, spaces: usize) -> Option<(Sign, usize)> {
+        let rest = &self.text[self.at..];
+        let table: [(&[u8], Sign); 12] = [
+            (b"=>", Sign::Arrow),
+            (b"===", Sign::Compares),
+            (b"==", Sign::Compares),
+            (b"=~", Sign::Compares),
+            (b"=", Sign::Equals),
+            (b"+=", Sign::Equals),
+            (b":=", Sign::Equals),
+            (b"?=", Sign::Equals),
+            (b"?:", Sign::Colon),
+            (b"::", Sign::Compares),
+            (b":", Sign::Colon),
+            (b">", Sign::Tag),
+        ];
+        if let Some((text, sign)) = table.into_iter().find(|(text, _)| rest.starts_with(text)) {
+            let is_code = text == b"::" || text == b"=~";
+            let is_tag = sign != Sign::Tag || self.text[..self.name.start].ends_with(b"<") && spaces == 0;
+            return (!is_code && is_tag).then_some((sign, self.at + text.len()));
+        }
+        if self.quote.is_some() && rest.starts_with(b",") {
+            return self.pair();
+        }
+        let is_word = spaces > 0 && self.quote.is_none() && self.is_command();
+        is_word.then_some((Sign::Space, self.at))
+    }
+
+    /// The value in `"name": "NAME", "value": "…"`, and in `["NAME", "…"]` of headers.
+    fn pair(&self) -> Option<(Sign, usize)> {
+        let rest = &self.text[self.at + 1..];
+        let skipped = rest.iter().take_while(|&&byte| byte == b' ').count();
+        let rest = &rest[skipped..];
+        let quote = self.quote?;
+        let key = [&[quote][..], b"value", &[quote]].concat();
+        let head = if rest.starts_with(&key) { key.len() } else { rest.strip_prefix(b"value").map(|_| 5)? };
+        let end = rest[head..].iter().take_while(|byte| b" :=".contains(byte)).count();
+        (end > 0).then_some((Sign::Pair, self.at + 1 + skipped + head + end))
+    }
+
+    /// True if a name and a space are followed by its value: a flag, `ENV NAME value`, `setenv NAME value`, `set -x NAME value`.
+    fn is_command(&self) -> bool {
+        let before = self.before();
+        let dashes = before.iter().rev().take_while(|&&byte| byte == b'-').count();
+        let is_flag = dashes > 0 && before[..before.len() - dashes].last().is_none_or(|byte| b" \t\"'`([=".contains(byte));
+        let words: Vec<&[u8]> = before.split(|&byte| byte == b' ').filter(|word| !word.is_empty()).collect();
+        let is_setter = match words.as_slice() {
+            [.., last] if [&b"setenv"[..], b"ENV"].contains(last) => true,
+            [.., set, option] => *set == b"set" && option.starts_with(b"-"),
+            _ => false,
+        };
+        is_flag || is_setter && names::is_loud(self.name())
+    }
+
+    /// The value in `quote`, at which the scan stands. Without a closing quote it ends at any quote.
+    fn quoted(&self, quote: u8) -> Option<Range<usize>> {
+        let start = self.at + 1;
+        if self.sign == Sign::Colon && self.quote.is_none() && self.is_in_string(quote) {
+            return None;
+        }
+        let is_key = self.quote.is_some() || self.text[..self.name.start].ends_with(b":") || names::is_loud(self.name());
+        if self.sign == Sign::Arrow && !is_key {
+            return None;
+        }
+        let rest = &self.text[start..];
+        let mut end = 0;
+        while let Some(found) = memchr::memchr2(quote, b'\n', &rest[end..]) {
+            let at = end + found;
+            let backslashes = rest[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
+            if rest[at] == b'\n' {
+                break;
+            }
+            if backslashes % 2 == 0 {
+                return Some(start..start + at);
+            }
+            end = at + 1;
+        }
+        let line = rest.iter().position(|byte| b"\"'\n".contains(byte)).unwrap_or(rest.len());
+        Some(start..start + line)
+    }
+
+    /// True if the name stands in a string that `quote` would close: `print("token: " + …)`.
+    fn is_in_string(&self, quote: u8) -> bool {
+        self.before().iter().filter(|&&byte| byte == quote).count() % 2 == 1
+    }
+
+    /// The value without quotes.
+    fn bare(&self) -> Option<Range<usize>> {
+        let rest = &self.text[self.at..];
+        let is_tag = self.sign == Sign::Tag;
+        let ends = |&byte: &u8| byte.is_ascii_whitespace() || b"\"'`\\".contains(&byte) || is_tag && byte == b'<';
+        let whole = rest.iter().position(ends).unwrap_or(rest.len());
+        let value = &rest[..without_tail(&rest[..whole])];
+        let next = rest[whole..].iter().copied().find(|&byte| byte != b' ' && byte != b'\t');
+        let is_last = next.is_none_or(|byte| b"\n\r\"'`\\#,})]|;&".contains(&byte)) || value.len() < whole;
+        let fits = match self.sign {
+            Sign::Equals if self.is_spaced => self.fits_assignment(value, is_last),
+            Sign::Equals => self.fits_argument(value),
+            Sign::Compares | Sign::Arrow | Sign::Pair => false,
+            Sign::Colon => self.fits_colon(value, is_last),
+            Sign::Space => self.fits_word(value),
+            Sign::Tag => rest.get(whole) == Some(&b'<'),
+        };
+        (fits && !value.is_empty()).then_some(self.at..self.at + value.len())
+    }
+
+    /// `name = value`: in code, a word is a variable.
+    fn fits_assignment(&self, value: &[u8], is_last: bool) -> bool {
+        let is_word = value.iter().all(|byte| byte.is_ascii_alphabetic() || *byte == b'_');
+        let is_setting = is_last && names::is_password(self.name()) && !self.before().iter().any(u8::is_ascii_alphabetic);
+        !is_word || names::is_loud(self.name()) || is_setting || value.len() >= 16 && !value.contains(&b'_')
+    }
+
+    /// `name=value`: behind `(` or `, ` in code, a word is a variable.
+    fn fits_argument(&self, value: &[u8]) -> bool {
+        let is_argument = self.before().ends_with(b"(") || self.before().ends_with(b", ");
+        let is_word = value.iter().all(|byte| byte.is_ascii_alphabetic() || *byte == b'_');
+        names::is_loud(self.name()) || !(is_argument && is_word)
+    }
+
+    /// `name: value`: a sentence, unless it stands at the start of a line or of a field, or looks like nothing else.
+    fn fits_colon(&self, value: &[u8], is_last: bool) -> bool {
+        let is_verdict = [&b"PASS"[..], b"Pass"].contains(&self.name()); // of a test
+        let is_tight = self.text[self.at - 1] == b':';
+        let is_header = names::is_loud(self.name()) || self.name().contains(&b'-') || self.name().contains(&b'_');
+        !is_verdict && (is_last && (self.starts() || is_tight && is_header) || is_random(value))
+    }
+
+    /// `--name value`.
+    fn fits_word(&self, value: &[u8]) -> bool {
+        let is_name = names::is_loud(value) && value.iter().all(|byte| byte.is_ascii_uppercase() || b"_-.]".contains(byte));
+        let words: [&[u8]; 22] = [
+            b"option", b"options", b"flag", b"flags", b"argument", b"parameter", b"is", b"to", b"or", b"and", b"for", b"from", b"in",
+            b"with", b"if", b"when", b"value", b"instead", b"was", b"can", b"are", b"on",
+        ];
+        !is_name && !words.contains(&value) && !value.starts_with(b"-")
+    }
+
+    /// True if the name begins a line, a string or a field.
+    fn starts(&self) -> bool {
+        let before = self.before().trim_ascii_end();
+        let has_space = before.len() < self.before().len();
+        let is_first = !before.iter().any(u8::is_ascii_alphabetic);
+        let last = before.last().copied().unwrap_or(b'\n');
+        let exports: [&[u8]; 5] = [b"export", b"set", b"env", b"-e", b"-H"];
+        is_first || b"{[(,;|".contains(&last) || !has_space && b"\"'`&?./".contains(&last) || exports.iter().any(|word| before.ends_with(word))
+    }
+}
+
+/// Length of `value` without what ends an expression, and what follows in a list: `a;b=c`, `a&b=c`, `a, b`, `a)`.
+fn without_tail(value: &[u8]) -> usize {
+    let is_next = |rest: &[u8]| {
+        let name = rest.iter().take_while(|&&byte| names::is_part(byte) || byte == b'.').count();
+        name > 0 && rest.get(name).is_some_and(|byte| b"=:".contains(byte))
+    };
+    let mut end = value.len();
+    for (at, byte) in value.iter().enumerate() {
+        let rest = &value[at + 1..];
+        if at > 0 && b";&|,".contains(byte) && is_next(rest) {
+            end = at;
+            break;
+        }
+    }
+    let is_open = |close: u8, open: u8, part: &[u8]| part.ends_with(&[close]) && !part.contains(&open);
+    loop {
+        let part = &value[..end];
+        let trims = part.last().is_some_and(|byte| b",;|&".contains(byte))
+            || is_open(b')', b'(', part)
+            || is_open(b']', b'[', part)
+            || is_open(b'}', b'{', part)
+            || part.ends_with(b"):");
+        if !trims {
+            return end;
+        }
+        end -= 1;
+    }
+}

@@ -1,0 +1,371 @@
+//! Slots: at most N runs at once, first come, first served, whatever becomes of them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
+use serde_json::Value;
+
+use crate::env::{Env, Running, binary, is_alive, needs_root, wait_until};
+use crate::oauth::EXPIRED;
+
+/// Directory of the slots.
+fn slots_dir(env: &Env) -> PathBuf {
+    env.home().join(".claude/claude-run/slots")
+}
+
+/// A run that prints `in`, and then its stdin, to whose end it stays.
+fn start(env: &Env, options: &[&str]) -> Running {
+    let mut command = env.command(binary());
+    command.args(options).args(["--", "sh", "-c", "echo in; exec cat"]).stdin(Stdio::piped());
+    Running::start(command)
+}
+
+/// The same, once it has its slot.
+fn hold(env: &Env, options: &[&str]) -> Running {
+    let run = start(env, options);
+    run.expect_line("in");
+    run
+}
+
+const ONE: [&str; 4] = ["--lock", "pass-through", "--slots", "1"];
+const TWO: [&str; 4] = ["--lock", "pass-through", "--slots", "2"];
+
+/// Pids of those that the kernel has in the queues for slots.
+fn queued(env: &Env) -> BTreeSet<String> {
+    let inode = |entry: fs::DirEntry| format!(":{}", entry.metadata().map_or(0, |found| found.ino()));
+    let inodes: Vec<_> = fs::read_dir(slots_dir(env)).into_iter().flatten().flatten().map(inode).collect();
+    let locks = fs::read_to_string("/proc/locks").expect("/proc/locks");
+    let waiting = locks.lines().filter(|line| line.contains("->")).filter_map(|line| {
+        let [_, _, _, _, _, pid, file, ..] = line.split_whitespace().collect::<Vec<_>>()[..] else { return None };
+        inodes.iter().any(|inode| file.ends_with(inode)).then(|| pid.to_owned())
+    });
+    waiting.collect()
+}
+
+/// A run that waits for a slot behind `before` others.
+fn wait_in_line(env: &Env, options: &[&str], before: usize) -> Running {
+    let run = start(env, options);
+    // In the kernel's queue, and then in its record.
+    let is_in_line = || queued(env).len() == before + 1 && length(&json(env, &["slots"])["waiting"]) == before + 1;
+    wait_until("it is in the queue", is_in_line);
+    run
+}
+
+fn json(env: &Env, words: &[&str]) -> Value {
+    let output = env.command(binary()).args(words).arg("--json").output().expect("started");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+}
+
+fn length(value: &Value) -> usize {
+    value.as_array().map_or(0, Vec::len)
+}
+
+#[test]
+fn runs_beyond_the_bound_wait_in_their_order() {
+    let env = Env::new();
+    let mut running = vec![hold(&env, &TWO), hold(&env, &TWO)];
+    let mut waiting: Vec<_> = (0..6).map(|before| wait_in_line(&env, &TWO, before)).collect();
+    for turn in 0..6 {
+        // Whichever of the two ends, the first of the queue is next, and nobody else.
+        let mut ended = running.remove(turn % 2);
+        ended.close_stdin();
+        assert_eq!(ended.end().code(), 0);
+        let next = waiting.remove(0);
+        next.expect_line("in");
+        running.push(next);
+        assert_eq!(length(&json(&env, &["slots"])["in_use"]), 2);
+        wait_until("the others wait on", || queued(&env).len() == 5 - turn);
+    }
+}
+
+#[test]
+fn every_mode_counts_and_exclusive_is_still_alone() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let exclusive = hold(&env, &["--lock", "exclusive", "--slots", "2"]);
+    // The slot first, then the lock: a due refresh and a waiter for its slot end in no circle.
+    let due = start(&env, &["--lock", "refresh", "--slots", "2"]);
+    wait_until("it waits for the lock", || env.waiters() == 1);
+    let mut third = wait_in_line(&env, &TWO, 0);
+    let seen = json(&env, &["status"]);
+    assert_eq!((length(&seen["slots"]["in_use"]), length(&seen["slots"]["waiting"])), (2, 1), "{seen}");
+    assert_eq!(
+        (&seen["slots"]["waiting"][0]["waits_for"], &seen["holders"][0]["record"]["hold"]),
+        (&"slot".into(), &"own".into())
+    );
+    drop(exclusive);
+    due.expect_line("in");
+    third.expect_line("in");
+    third.close_stdin();
+    assert_eq!(third.end().code(), 0);
+}
+
+#[test]
+fn killed_runs_and_waiters_free_their_places() {
+    let env = Env::new();
+    let holder = env.start([
+        "--lock",
+        "pass-through",
+        "--slots",
+        "1",
+        "--",
+        "sh",
+        "-c",
+        "trap '' TERM; echo $$; cat /dev/zero | sleep 60",
+    ]);
+    let child: i32 = holder.line().parse().expect("a pid");
+    let first = wait_in_line(&env, &ONE, 0);
+    let second = wait_in_line(&env, &ONE, 1);
+    first.signal(Signal::SIGKILL);
+    assert_eq!(first.end().code(), 137);
+    wait_until("the second is the first", || queued(&env).len() == 1);
+    // While what it started lives, the slot is not free.
+    holder.signal(Signal::SIGKILL);
+    assert_eq!(holder.end().code(), 137);
+    env.claude_run().args(ONE).args(["--wait", "0", "true"]).assert().code(75);
+    assert!(is_alive(child));
+    for pid in env.processes().into_iter().filter(|&pid| pid != second.pid().as_raw()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL); // what the shell has started ends with it, or before
+    }
+    second.expect_line("in");
+}
+
+#[test]
+fn daemon_with_the_descriptor_keeps_no_slot() {
+    let env = Env::new();
+    let keep = ["--leftovers", "keep", "--", "sh", "-c", "setsid sleep 60 >/dev/null 2>&1 & echo $!"];
+    let ended = env.start(ONE.into_iter().chain(keep)).end();
+    let daemon: i32 = ended.stdout[0].parse().expect("a pid");
+    let kept = || {
+        fs::read_dir(format!("/proc/{daemon}/fd")).is_ok_and(|all| {
+            all.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|file| file.starts_with(slots_dir(&env))))
+        })
+    };
+    assert!(is_alive(daemon) && kept());
+    env.claude_run().args(ONE).args(["--wait", "0", "true"]).assert().code(0);
+    kill(Pid::from_raw(daemon), Signal::SIGKILL).expect("a signal");
+}
+
+#[test]
+fn nested_run_needs_no_second_slot() {
+    let env = Env::new();
+    let us = binary().display().to_string();
+    let nested =
+        [&us, "--wait", "0", "--slots", "1", "--", &us, "--wait", "0", "--slots", "1", "--", "sh", "-c", "echo in; exit 6"];
+    env.claude_run().args(ONE).arg("--").args(nested).assert().code(6).stdout("in\n");
+    // One that is below nobody who has a slot gets through by no claim.
+    let holder = env.start(ONE.into_iter().chain(["--", "sh", "-c", "echo $CLAUDE_RUN_SLOT; exec sleep 60"]));
+    let claim = holder.line();
+    for claim in [&*claim, "x", "1:2:3-4"] {
+        env.claude_run().env("CLAUDE_RUN_SLOT", claim).args(ONE).args(["--wait", "0", "true"]).assert().code(75);
+    }
+}
+
+#[test]
+fn busy_slots_are_75_and_named() {
+    let env = Env::new();
+    let _holder = hold(&env, &ONE);
+    let ended = env.start(ONE.into_iter().chain(["--wait", "0", "touch", "started"])).end();
+    assert_eq!(ended.code(), 75);
+    assert!(
+        ended.stderr_text().contains("--wait is 0: 1 of 1 slots in use; see claude-run status, or raise --wait"),
+        "{ended:?}"
+    );
+    let started = Instant::now();
+    let ended = env.start(ONE.into_iter().chain(["--wait", "0.3", "-E", "9", "touch", "started"])).end();
+    assert!(ended.code() == 9 && started.elapsed() >= Duration::from_millis(300), "{ended:?}");
+    assert!(ended.stderr_text().contains("gave up after 300ms: 1 of 1 slots in use"), "{ended:?}");
+    let waiter = wait_in_line(&env, &ONE, 0);
+    assert!(waiter.message().contains("waiting for a slot (at most 10m), 1 of 1 slots in use"));
+    waiter.signal(Signal::SIGTERM);
+    assert_eq!(waiter.end().code(), 143);
+    assert!(!env.path("started").exists());
+    let report = json(&env, &["report"]);
+    assert_eq!(report["outcomes"]["slot-busy"], 2, "{report}");
+    assert!(report["slot_waited_ms"].as_u64().is_some_and(|waited| waited >= 300), "{report}");
+}
+
+#[test]
+fn burst_without_a_wait_gets_all_free_slots() {
+    let env = Env::new();
+    // Somebody may just be at the queue, on the way to a slot of their own.
+    let options = ["--lock", "pass-through", "--slots", "4", "--wait", "0"];
+    let runs: Vec<_> = (0..4).map(|_| start(&env, &options)).collect();
+    for run in &runs {
+        run.expect_line("in");
+    }
+}
+
+#[test]
+fn change_of_the_bound_counts_for_those_who_wait() {
+    let env = Env::new();
+    let set = |slots: &str| env.claude_run().args(["slots", slots]).assert().code(0);
+    set("1");
+    let options = ["--lock", "pass-through"];
+    let mut first = hold(&env, &options);
+    let waiting: Vec<_> = (0..5).map(|before| wait_in_line(&env, &options, before)).collect();
+    set("3");
+    waiting[0].expect_line("in");
+    waiting[1].expect_line("in");
+    wait_until("three wait", || queued(&env).len() == 3);
+    // Fewer than before: two of the three that run have to end, and one more.
+    set("1");
+    first.close_stdin();
+    first.end();
+    let [_, second, ..] = &waiting[..] else { panic!("five") };
+    second.signal(Signal::SIGTERM);
+    wait_until("one runs", || length(&json(&env, &["slots"])["in_use"]) == 1);
+    assert_eq!(queued(&env).len(), 3, "the one that runs is all that may");
+    set("none");
+    waiting[2..].iter().for_each(|run| run.expect_line("in"));
+}
+
+#[test]
+fn wait_bounds_slot_and_lock_together() {
+    let env = Env::new();
+    let _lock = env.hold_lock();
+    let mut slot = hold(&env, &ONE);
+    let run = env.start(["--slots", "1", "--wait", "6", "true"]);
+    wait_until("it is in the queue", || queued(&env).len() == 1);
+    std::thread::sleep(Duration::from_secs(4)); // the part of its wait that the slot takes
+    slot.close_stdin();
+    assert_eq!(run.end().code(), 75);
+    let history = fs::read_to_string(env.home().join(".claude/claude-run/history.jsonl")).expect("a history");
+    let run: Value = serde_json::from_str(history.lines().last().expect("a line")).expect("JSON");
+    let [slot, lock] = ["slot_wait_ms", "wait_ms"].map(|key| run[key].as_u64().unwrap_or_default());
+    assert!(slot >= 3_900 && lock < 5_500 && slot + lock >= 5_900 && run["outcome"] == "lock-busy", "{run}");
+}
+
+#[test]
+fn lock_that_the_caller_holds_needs_no_slot() {
+    let env = Env::new();
+    let _holder = hold(&env, &ONE);
+    // Its caller would keep the lock from those who have a slot, while it waits for one.
+    let mut block = env.command("bash");
+    block.args(["-c", r#"( flock 9; "$0" "${@:2}" ) 9>"$1""#]).arg(binary()).arg(env.make_lock_file());
+    block.args(["--slots", "1", "--wait", "5", "echo", "in"]);
+    let ended = Running::start(block).end();
+    assert_eq!((ended.code(), &ended.stdout[..]), (0, &["in".to_owned()][..]), "{ended:?}");
+}
+
+#[test]
+fn replaced_slot_files_are_noticed() {
+    let env = Env::new();
+    let mut holder = hold(&env, &ONE);
+    let waiter = wait_in_line(&env, &ONE, 0);
+    let second = wait_in_line(&env, &ONE, 1);
+    fs::remove_dir_all(slots_dir(&env)).expect("removed");
+    holder.close_stdin();
+    waiter.expect_line("in");
+    let found = fs::metadata(slots_dir(&env).join("1")).expect("a new file");
+    let seen = json(&env, &["slots"]);
+    assert_eq!(seen["in_use"][0]["run"]["slot"]["inode"], found.ino(), "{seen}");
+    assert_eq!(length(&seen["in_use"]), 1, "{seen}");
+    drop(waiter);
+    second.expect_line("in");
+}
+
+#[test]
+fn unusable_slots_are_125_and_named() {
+    let env = Env::new();
+    let store = env.home().join(".claude/claude-run");
+    let fails = |what: &str| {
+        let ended = env.start(ONE.into_iter().chain(["touch", "started"])).end();
+        let said = ended.stderr_text();
+        assert!(ended.code() == 125 && said.contains(what) && said.contains("--slots none"), "{what}: {ended:?}");
+    };
+    fs::create_dir_all(&store).expect("a directory");
+    fs::write(store.join("slots"), "").expect("a file");
+    fails("slots/queue");
+    fs::remove_file(store.join("slots")).expect("removed");
+    // No link is followed: others can write there.
+    fs::create_dir(env.path("elsewhere")).expect("a directory");
+    std::os::unix::fs::symlink(env.path("elsewhere"), store.join("slots")).expect("a link");
+    fails("slots/queue");
+    assert_eq!(fs::read_dir(env.path("elsewhere")).expect("a directory").count(), 0);
+    fs::remove_file(store.join("slots")).expect("removed");
+    fs::create_dir(store.join("slots")).expect("a directory");
+    mkfifo(&store.join("slots/1"), Mode::S_IRWXU).expect("a FIFO");
+    fails("slots/1 is no regular file");
+    assert!(!env.path("started").exists());
+    env.claude_run().args(["--slots", "none", "true"]).assert().code(0);
+}
+
+#[test]
+fn slots_of_another_user_are_refused_by_name() {
+    if !needs_root("only root can be another user") {
+        return;
+    }
+    let env = Env::new();
+    env.claude_run().args(ONE).arg("true").assert().code(0);
+    for dir in [env.path(""), env.home(), env.home().join(".claude")] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("a mode");
+    }
+    let copy = env.path("claude-run"); // where any user can reach it
+    assert!(env.command("cp").arg(binary()).arg(&copy).status().expect("cp").success());
+    let mut other = env.command("setpriv");
+    other.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(copy).args(ONE).arg("true");
+    let ended = Running::start(other).end();
+    assert!(ended.code() == 125 && ended.stderr_text().contains("claude-run/slots/queue"), "{ended:?}");
+}
+
+#[test]
+fn doctor_knows_a_bound_that_is_exceeded() {
+    let env = Env::new();
+    let finding = |verdict: &str| -> String {
+        let seen = json(&env, &["doctor"]);
+        let all = seen["checks"].as_array().expect("findings");
+        let found = all.iter().find(|found| found["check"] == "slots" && found["verdict"] == verdict);
+        found.unwrap_or_else(|| panic!("{seen}"))["what"].to_string()
+    };
+    env.claude_run().args(["slots", "1"]).assert().code(0);
+    let first = hold(&env, &["--lock", "pass-through"]);
+    assert!(finding("pass").contains("1 at most; 1 in use"));
+    let _unbound = hold(&env, &["--lock", "pass-through", "--slots", "none"]);
+    assert!(finding("warning").contains("2 runs at once, and the bound is 1"));
+    // What a killed claude-run leaves behind has its slot, and no record.
+    let mut orphan = env.command("flock");
+    orphan.arg(slots_dir(&env).join("7")).args(["sh", "-c", "echo held; exec cat"]).stdin(Stdio::piped());
+    let orphan = Running::start(orphan);
+    orphan.expect_line("held");
+    assert!(finding("warning").contains("slot 7 is held by flock (pid "));
+    drop((first, orphan));
+    fs::remove_dir_all(slots_dir(&env)).expect("removed");
+    fs::write(slots_dir(&env), "").expect("a file");
+    assert!(finding("failure").contains("claude-run/slots cannot be used"));
+}
+
+#[test]
+fn bound_is_shown_and_set_for_all() {
+    let env = Env::new();
+    let text = |words: &[&str]| {
+        String::from_utf8_lossy(&env.command(binary()).args(words).output().expect("started").stdout).into_owned()
+    };
+    assert_eq!(text(&["slots"]), "none (default)\n0 in use\n");
+    fs::create_dir_all(env.home().join(".claude")).expect("a config dir");
+    let file = env.home().join(".claude/claude-run.toml");
+    fs::write(&file, "# ours\nwait = 5 # s\n").expect("a file");
+    assert!(text(&["slots", "4"]).starts_with("4 is the bound now, by "));
+    assert_eq!(fs::read_to_string(&file).expect("a file"), "# ours\nwait = 5 # s\nslots = 4\n");
+    let run = hold(&env, &["--lock", "pass-through", "--label", "one"]);
+    let shown = text(&["slots"]);
+    assert!(shown.contains("claude-run.toml:3)\n1 in use\n  slot 1: one (pid "), "{shown}");
+    assert!(text(&["status"]).contains("\nslots          4 ("), "{}", text(&["status"]));
+    assert!(text(&["mode"]).contains("slots: 4 ("), "{}", text(&["mode"]));
+    assert!(text(&["settings"]).contains("slots               4"), "{}", text(&["settings"]));
+    let mut overruled = env.command(binary());
+    let output = overruled.env("CLAUDE_RUN_SLOTS", "7").args(["slots", "none"]).output().expect("started");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("but here CLAUDE_RUN_SLOTS says 7, and goes before the file\n"));
+    for wrong in ["0", "1001", "-1", "x", ""] {
+        env.claude_run().args(["slots", "--", wrong]).assert().code(125);
+        env.claude_run().arg(format!("--slots={wrong}")).arg("true").assert().code(125);
+    }
+    drop(run);
+}
