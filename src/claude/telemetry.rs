@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_line_is_about_a_refresh_malformed_or_unrelated() {
         let line = |data: &str| RefreshEvent::parse(format!(r#"{{"event_data":{data}}}"#).as_bytes());
-        let name = format!(r#""event_name":"tengu_oauth_token_refresh_lock_race_resolved""#);
+        let name = r#""event_name":"tengu_oauth_token_refresh_lock_race_resolved""#;
         let at = r#""client_timestamp":"1970-01-01T00:00:00Z""#;
         let event = |session: &str, version: &str| {
             let (name, session, version) = ("race_resolved".to_owned(), session.to_owned(), version.to_owned());

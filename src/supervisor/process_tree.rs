@@ -58,6 +58,11 @@ impl ProcessTree {
         self.terminated.extend(Stat::read(child.as_raw()).map(|stat| stat.process()));
     }
 
+    /// True if so many have got TERM that they may leave us no time to run.
+    pub(super) fn is_crowd(&self) -> bool {
+        self.terminated.len() > 64
+    }
+
     pub(super) fn state(&self) -> TreeState {
         // Without WEXITED, waitid(2) fails with ECHILD if only zombies are left: exact, and without /proc.
         let has_children = wait::has_children(libc::WSTOPPED);

@@ -116,7 +116,7 @@ struct Supervisor<'a> {
     has_said_so: bool,
     /// All output is written, or our reader is gone.
     output_done: bool,
-    /// While there are descendants to be ended.
+    /// While there are many descendants to be ended, or any to be killed.
     urgency: Option<Urgency>,
 }
 
@@ -387,7 +387,11 @@ impl<'a> Supervisor<'a> {
                 }
             }
             Action::SignalTree(Signal::SIGKILL) => self.tree.kill(self.child, self.policy.config.group),
-            Action::SignalTree(_) => self.tree.terminate(self.child, self.policy.config.group),
+            Action::SignalTree(_) => {
+                self.tree.terminate(self.child, self.policy.config.group);
+                // What cleans up within its kill grace may go first.
+                self.urgency.take_if(|_| !self.tree.is_crowd());
+            }
             Action::KillTerminated => self.tree.kill_terminated(self.child, self.policy.config.group),
             Action::CheckRefresh => self.check_refresh(),
             Action::Stop(source) => signal::stop_for_job_control(source),

@@ -22,7 +22,7 @@ pub(crate) fn healthy(version: &str) -> Env {
     env
 }
 
-fn command(env: &Env) -> Command {
+pub(crate) fn command(env: &Env) -> Command {
     let mut command = env.command(binary());
     command.env("PATH", format!("{}:/usr/bin:/bin", env.path("bin").display()));
     command
@@ -286,35 +286,6 @@ fn login_is_checked() {
     env.log_in(EXPIRED);
     mode(0o600);
     expect(doctor(&env, |doctor| doctor), "login", "pass", "OAuth login; the token expired");
-}
-
-#[test]
-fn dead_login_is_said_alike_by_all() {
-    let env = healthy("2.1.330");
-    let file = env.config_dir().join(".credentials.json");
-    for (login, why) in [
-        (r#"{"accessToken":"","refreshToken":"","expiresAt":0}"#, "a dead login, with its tokens emptied: log in again"),
-        (r#"{"accessToken":"a","expiresAt":1000}"#, "a dead login, expired and with no refresh token: log in again"),
-        (
-            r#"{"accessToken":"a","refreshToken":"r","expiresAt":4102444800000,"scopes":["user:profile"]}"#,
-            "a login without the scope user:inference: log in again",
-        ),
-        (r#"{"accessToken":"a","refreshToken":"r","expiresAt":"2030-01-01"}"#, "cannot be understood: no expiresAt"),
-        (r#"{"accessToken":"a","refreshToken":"r","expiresAt":null}"#, "cannot be understood: no expiresAt"),
-        (r#"{"accessToken":"\ud800","refreshToken":"r","expiresAt":1}"#, "cannot be understood: no JSON of claude's"),
-    ] {
-        fs::write(&file, format!(r#"{{"claudeAiOauth":{login}}}"#)).expect("a file");
-        expect(doctor(&env, |doctor| doctor), "login", "failure", why);
-        let mut status = command(&env);
-        status.arg("status");
-        let status = Running::start(status).end();
-        let trouble = status.stdout.iter().any(|line| line.starts_with("trouble") && line.contains(why));
-        assert!(status.code() == 1 && trouble, "{status:?}");
-        let mut run = command(&env);
-        run.args(["--lock", "refresh", "--", "claude", "-p", "x"]);
-        let run = Running::start(run).end();
-        assert!(run.stderr_text().contains(why) && run.stderr_text().contains("as in exclusive mode"), "{run:?}");
-    }
 }
 
 #[test]

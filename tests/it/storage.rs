@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::doctor::{doctor, expect, healthy, in_namespace};
+use crate::doctor::{command, doctor, expect, healthy, in_namespace};
 use crate::env::{Env, Running, binary, fake_claude};
 use crate::oauth::{EXPIRED, FRESH, StandIn, age, credentials};
 use crate::refresh_locks::{expect_deferral, lock_of};
@@ -47,14 +47,14 @@ fn storage_is_followed_wherever_it_is_moved() {
             fs::write(env.config_dir().join("settings.json"), text).expect("settings");
         }
         let stand_in = StandIn::start(&env, &[]);
-        let mut command = env.command(binary());
-        command.env("FAKE_API", &stand_in.address).envs(variable.clone());
+        let mut agent = env.command(binary());
+        agent.env("FAKE_API", &stand_in.address).envs(variable.clone());
         // The fake reads no settings.
         let fake = format!("env {STORAGE}={} {}", storage.display(), fake_claude().display());
         let fake = env.script("fake", &format!("#!/bin/sh\nexec {fake} \"$@\"\n"));
-        command.args(["--lock", "refresh", "--claude"]).arg(fake).args(["--", "-p", "signals; ready; refresh modern posted"]);
-        command.args(words.clone());
-        let run = Running::start(command);
+        agent.args(["--lock", "refresh", "--claude"]).arg(fake).args(["--", "-p", "signals; ready; refresh modern posted"]);
+        agent.args(words.clone());
+        let run = Running::start(agent);
         run.ready();
         while run.line() != "posted" {}
         assert!(env.is_locked(), "{about}: a refresh is due");
@@ -188,4 +188,33 @@ fn owner_file_of_an_earlier_lock_proves_nothing() {
     assert!(lock.exists());
     age(&lock, 100);
     expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "pass", "removed");
+}
+
+#[test]
+fn dead_login_is_said_alike_by_all() {
+    let env = healthy("2.1.330");
+    let file = env.config_dir().join(".credentials.json");
+    for (login, why) in [
+        (r#"{"accessToken":"","refreshToken":"","expiresAt":0}"#, "a dead login, with its tokens emptied: log in again"),
+        (r#"{"accessToken":"a","expiresAt":1000}"#, "a dead login, expired and with no refresh token: log in again"),
+        (
+            r#"{"accessToken":"a","refreshToken":"r","expiresAt":4102444800000,"scopes":["user:profile"]}"#,
+            "a login without the scope user:inference: log in again",
+        ),
+        (r#"{"accessToken":"a","refreshToken":"r","expiresAt":"2030-01-01"}"#, "cannot be understood: no expiresAt"),
+        (r#"{"accessToken":"a","refreshToken":"r","expiresAt":null}"#, "cannot be understood: no expiresAt"),
+        (r#"{"accessToken":"\ud800","refreshToken":"r","expiresAt":1}"#, "cannot be understood: no JSON of claude's"),
+    ] {
+        fs::write(&file, format!(r#"{{"claudeAiOauth":{login}}}"#)).expect("a file");
+        expect(doctor(&env, |doctor| doctor), "login", "failure", why);
+        let mut status = command(&env);
+        status.arg("status");
+        let status = Running::start(status).end();
+        let trouble = status.stdout.iter().any(|line| line.starts_with("trouble") && line.contains(why));
+        assert!(status.code() == 1 && trouble, "{status:?}");
+        let mut run = command(&env);
+        run.args(["--lock", "refresh", "--", "claude", "-p", "x"]);
+        let run = Running::start(run).end();
+        assert!(run.stderr_text().contains(why) && run.stderr_text().contains("as in exclusive mode"), "{run:?}");
+    }
 }

@@ -209,7 +209,7 @@ impl World {
                 let is_over = match self.newcomer {
                     Newcomer::None => true,
                     Newcomer::WithoutTerm => self.below != Below::Somebody,
-                    Newcomer::TermAt(at) => self.now >= at + SHORT_GRACE || self.terms > 1,
+                    Newcomer::TermAt(at) => self.now >= at + SHORT_GRACE,
                 };
                 self.ensure(is_over, "a newcomer gets TERM, and a second to follow it");
                 self.kill_tree(true);
@@ -416,7 +416,9 @@ impl Model for Shape {
         }
         if world.below == Below::Somebody {
             steps.push(Step::LeftoverEnds);
-            if world.rest_has_term && world.kill_at.is_none() && world.newcomer == Newcomer::None {
+            // In half of the shapes, as above.
+            let can_come = world.rest_has_term && world.kill_at.is_none() && self.group == Group::Shared;
+            if can_come && world.newcomer == Newcomer::None {
                 steps.push(Step::LeftoverForks);
             }
         }

@@ -18,6 +18,7 @@ impl Status<'_> {
         slots["bound"] = text::setting_json(&self.factory.slots);
         json!({
             "config_dir": self.factory.config_dir.to_string_lossy(),
+            "storage": self.factory.storage.dir.to_string_lossy(),
             "lock_file": self.factory.lock_file.to_string_lossy(),
             "mode": self.factory.mode_json(),
             "holders": self.holders.iter().map(holder_json).collect::<Value>(),

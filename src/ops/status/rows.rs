@@ -28,6 +28,8 @@ impl Status<'_> {
         rows.push(Row::new("config dir", self.factory.config_dir.display().to_string()));
         rows.push(Row::new("lock mode", self.factory.mode_text()));
         rows.push(Row::new("lock file", self.factory.lock_file.display().to_string()));
+        let storage = &self.factory.storage;
+        rows.extend(storage.moved_by.map(|variable| Row::new("login in", format!("{} ({variable})", storage.dir.display()))));
         rows.extend(self.holder_rows());
         self.add_runs(&mut rows, most);
         let (bound, in_use) = (&self.factory.slots, self.slots.summary());

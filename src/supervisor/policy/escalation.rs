@@ -31,7 +31,6 @@ impl Policy {
             Phase::Running | Phase::Terminating if self.has_child() => return self.terminate(signal, now),
             Phase::Killing | Phase::Killed if is_term => {
                 self.give_up_at = self.give_up_at.min(after(now, Some(SHORT_GRACE)));
-                return self.kill_all(now);
             }
             _ => {}
         }

@@ -288,6 +288,7 @@ fn a_term_ends_the_wait_for_the_unkillable() {
         case.term(1);
         case.at(301, Input::Clock);
         case.at(601, Input::Clock);
+        case.at(602, Input::Clock);
         case.term(602);
         assert_eq!(case.at(603, Input::Clock), [Action::Log(Notice::GivenUp)], "not even the child has ended");
         assert_eq!(case.policy.result(), Some(Outcome::Killed(9)));
@@ -475,15 +476,17 @@ fn a_term_after_the_child_s_end_leaves_a_second() {
         assert_eq!(patient.at(3, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
         assert_eq!(case.term(2), [Action::KillTerminated, Action::Log(Notice::SecondTerm)]);
         assert_eq!(case.at(2, Input::Signal(Signal::SIGINT, PROCESS)), [], "its pid is that of a zombie");
-        assert_eq!(case.term(2), [Action::SignalTree(Signal::SIGKILL)], "the newcomers, too");
-        assert_eq!(case.at(3, Input::Clock), [Action::Log(Notice::GivenUp)]);
+        assert_eq!(case.term(2), [], "newcomers have their second");
+        assert_eq!(case.at(3, Input::Clock), [Action::SignalTree(Signal::SIGKILL)]);
+        assert_eq!(case.at(4, Input::Clock), [Action::Log(Notice::GivenUp)]);
     }
     let mut late = case(|_| {});
     late.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
     late.at(6, Input::Clock);
-    late.term(6);
+    late.at(7, Input::Clock);
+    late.term(7);
     assert_eq!(
-        (late.at(7, Input::Clock), late.policy.result()),
+        (late.at(8, Input::Clock), late.policy.result()),
         (vec![Action::Log(Notice::GivenUp)], Some(Outcome::Exited(0)))
     );
 }
