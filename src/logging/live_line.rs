@@ -27,8 +27,11 @@ impl LiveLine {
     /// Shows `text` in place of the last.
     pub fn show(&self, text: &str) {
         // Text that does not fit would wrap to a second line, which no carriage return reaches.
-        let width = terminal::size_of(stderr()).map_or(usize::MAX, |size| usize::from(size.ws_col));
-        let text: String = format!("claude-run: {}", escaped(text)).chars().take(width.saturating_sub(1)).collect();
+        let width = terminal::size_of(stderr()).map_or(usize::MAX, |size| usize::from(size.ws_col)).saturating_sub(1);
+        let text = format!("claude-run: {}", escaped(text));
+        // A hint is shown whole, or not at all.
+        let hint = text.find("; Ctrl-C").filter(|_| text.chars().count() > width);
+        let text: String = text[..hint.unwrap_or(text.len())].chars().take(width).collect();
         say(&format!("\r\x1b[K{text}"));
     }
 }

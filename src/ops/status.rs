@@ -24,6 +24,7 @@ use crate::outcome::Outcome;
 use crate::records::{Census, FinishedRun, Hold, RunRecord};
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{self, Stat};
+use crate::sys::terminal;
 
 pub(super) struct Status<'a> {
     factory: &'a Factory,
@@ -54,7 +55,9 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
     }
     loop {
         let status = Status::look(&factory, context)?;
-        let mut text: String = status.rows().iter().map(|row| row.to_text(layout::width())).collect();
+        // With a prompt below.
+        let height = terminal::size_of(io::stdout()).map_or(usize::MAX, |size| usize::from(size.ws_row) - 1);
+        let mut text = status.to_text(layout::width(), height);
         if watch {
             text = format!("{}\n{text}\n", watch::head());
         }

@@ -23,6 +23,18 @@ fn missing_dir_is_created_for_its_owner_only() {
 }
 
 #[test]
+fn missing_dir_is_one_finding_of_doctor() {
+    let env = Env::new();
+    let assert = env.claude_run().env("CLAUDE_CONFIG_DIR", env.path("none")).arg("doctor").assert();
+    let text = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
+    assert!(text.contains("config dir") && text.contains("is not there"), "{text}");
+    for check in ["several hosts", "file system", "sibling lock"] {
+        assert!(!text.contains(&format!("  {check}")), "{text}");
+    }
+    assert!(!env.path("none").exists());
+}
+
+#[test]
 fn empty_variable_is_unset_for_the_child_too() {
     let env = Env::new();
     let assert = env

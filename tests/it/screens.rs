@@ -90,6 +90,8 @@ fn watch_fits_the_screen_and_leaves_it_as_it_was() {
         let listed = screen.lines().filter(|line| line.contains(". agent-")).count();
         assert_eq!(hidden + listed, 30, "{screen}");
         assert!((rows == 24) == (hidden > 0) && listed > 1, "{screen}");
+        let once = printed(&env, &["status"], (columns, rows));
+        assert!(once.lines().count() < usize::from(rows) && once.contains("held by        dev-agent (pid "), "{once}");
         terminal.types(key);
         assert_eq!(terminal.ends(), code);
         wait_until("the screen is left", || terminal.shown().ends_with("\x1b[?25h\x1b[?1049l"));

@@ -14,13 +14,15 @@ use crate::records::{FinishedRun, RunRecord, State};
 use crate::sys::proc;
 
 impl Status<'_> {
-    /// Rows with all there is.
-    pub(super) fn rows(&self) -> Vec<Row> {
-        self.rows_with(usize::MAX)
+    /// Lines of `width` columns. If there are more than `height`, long lists are shortened.
+    pub(super) fn to_text(&self, width: usize, height: usize) -> String {
+        let text = |most| self.rows(most).iter().map(|row| row.to_text(width)).collect::<String>();
+        let (all, fits) = (text(usize::MAX), |text: &String| text.lines().count() <= height);
+        if fits(&all) { all } else { (1..height).rev().map(text).find(fits).unwrap_or_else(|| text(1)) }
     }
 
     /// Rows with `most` so many of each list.
-    pub(super) fn rows_with(&self, most: usize) -> Vec<Row> {
+    fn rows(&self, most: usize) -> Vec<Row> {
         let mut rows: Vec<_> =
             self.trouble().into_iter().map(|trouble| Row::new("trouble", trouble).looks(Look::Bad)).collect();
         rows.push(Row::new("config dir", self.factory.config_dir.display().to_string()));
@@ -45,7 +47,9 @@ impl Status<'_> {
         rows.push(Row::new("auth", self.auth.description.clone()));
         let look = if matches!(self.login, Login::Unclear(_)) { Look::Odd } else { Look::Plain };
         rows.push(Row::new("token", self.token().2).looks(look));
-        add_list(&mut rows, "last runs", self.last.iter().take(most.max(1)).map(finished));
+        // They give way first.
+        let last = if most == usize::MAX { most } else { most / 6 + 1 };
+        add_list(&mut rows, "last runs", self.last.iter().take(last).map(finished));
         rows
     }
 
@@ -135,10 +139,10 @@ fn helper_key(record: &RunRecord) -> String {
 fn finished(run: &FinishedRun) -> Row {
     let program = run.program.as_deref().and_then(|program| program.rsplit('/').next());
     let name = run.label.as_deref().or(program).unwrap_or(&run.run);
-    let waited = run.wait_ms.map(Duration::from_millis).filter(|waited| waited.as_secs() > 0);
-    let waited = waited.map_or_else(String::new, |waited| format!(", {} of it waiting", show_seconds(waited)));
     let (ended, total) = (show_seconds(text::age(run.ended())), show_seconds(Duration::from_millis(run.total_ms)));
+    let waited = run.wait_ms.map(Duration::from_millis).filter(|waited| waited.as_secs() > 0);
+    let took = waited.map_or_else(|| format!("took {total}"), |waited| format!("waited {} of {total}", show_seconds(waited)));
     let ending = text::ending(&run.outcome, run.exit_code);
     let look = if run.exit_code == Some(0) { Look::Plain } else { Look::Odd };
-    Row { hang: 2, ..Row::new("", format!("{name}: {ending} after {total}{waited}, {ended} ago")).looks(look) }
+    Row { hang: 2, ..Row::new("", format!("{name}: {ending} {ended} ago, {took}")).looks(look) }
 }

@@ -38,14 +38,12 @@ pub(super) fn head() -> String {
     format!("claude-run status  {} UTC", now[..19].replace('T', " "))
 }
 
-/// As much of the status as the screen has room for: long lists are shortened first.
+/// As much of the status as the screen has room for.
 fn screen_text(status: &Status) -> String {
     let height = terminal::size_of(stdout()).map_or(24, |size| usize::from(size.ws_row));
     let width = layout::width();
     let room = height.saturating_sub(2).max(1);
-    let text = |most| status.rows_with(most).iter().map(|row| row.to_text(width)).collect::<String>();
-    let fits = |text: &String| text.lines().count() <= room;
-    let text = (1..=room).rev().map(text).find(fits).unwrap_or_else(|| text(1));
+    let text = status.to_text(width, room);
     let lines: Vec<_> = text.lines().take(room).collect();
     format!("{}\n\n{}", fitted(&format!("{}  (q ends it)", head()), width), lines.join("\n"))
 }
