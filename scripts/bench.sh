@@ -310,7 +310,10 @@ curves() {
     kill -- "-$holder"
     wait "$holder" || true
   done
-  [ ${#jobs[@]} = 0 ] || { kill "${jobs[@]}" && wait "${jobs[@]}" || true; }
+  if [ ${#jobs[@]} -gt 0 ]; then
+    kill "${jobs[@]}"
+    wait "${jobs[@]}" || true
+  fi
   mkdir -p claude-run/runs
   for count in 0 1000 10000; do
     hold
