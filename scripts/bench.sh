@@ -34,6 +34,19 @@
 #                microseconds
 #   status       wall time of `claude-run status --json` while 1,000 wait, in milliseconds
 #
+# Then slots, next to GNU sem:
+#
+#   free slot    what a run with --slots 4 takes longer than one without, while a slot is free, in microseconds
+#   sem          wall time of `claude-run --slots 4 true`, as a multiple of that of `sem --fg -j 4 true`; and the same for 64 at
+#                once on 4 slots, until the last has ended
+#
+# And what grows, each at three sizes, next to flock:
+#
+#   behind a block   CPU time of a waiter, in milliseconds, behind an old bash block whose flock(1) is gone, beside 0, 500 and 2,000
+#                    other processes (--quick: 0, 100 and 500)
+#   records          the same beside 0, 1,000 and 10,000 records of dead runs, each time as many of them
+#   crowd            CPU time of a run in a crowd of 1, 16 and 128 that take turns, in milliseconds; flock+timeout likewise
+#
 # Then what `refresh` mode costs while the token is fresh:
 #
 #   fresh token  wall time of a run of 50 ms with --lock refresh, as a multiple of that with --lock pass-through
@@ -61,10 +74,10 @@ fail() {
   exit "${2:-1}"
 }
 
-rounds=24 runs=40 hand_off_rounds=9 interval=5 mib=1024 json=
+rounds=24 runs=40 hand_off_rounds=9 interval=5 mib=1024 json='' beside=(0 500 2000)
 while [ $# -gt 0 ]; do
   case $1 in
-    --quick) rounds=8 runs=15 hand_off_rounds=2 interval=2 mib=256 ;;
+    --quick) rounds=8 runs=15 hand_off_rounds=2 interval=2 mib=256 beside=(0 100 500) ;;
     --json)
       json=$(realpath -m -- "${2-}" 2>/dev/null) || fail "--json needs a FILE" 2
       shift
@@ -77,7 +90,7 @@ done
 
 ensure_programs() {
   local pair missing=() # PROGRAM:PACKAGE
-  for pair in hyperfine:hyperfine tini:tini flock:util-linux timeout:coreutils jq:jq; do
+  for pair in hyperfine:hyperfine tini:tini flock:util-linux timeout:coreutils sem:parallel jq:jq; do
     type -P "${pair%:*}" >/dev/null || missing+=("${pair#*:}")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
@@ -239,6 +252,90 @@ fresh_token() {
   done
 }
 
+slots() {
+  local run="bin/claude-run -q --lock pass-through" round
+  for ((round = 0; round < rounds / 4; round++)); do
+    hyperfine -N --style none --warmup 3 --runs "$runs" --export-json times.json \
+      -n unslotted "$run true" -n slotted "$run --slots 4 true" -n sem "sem --fg -j 4 --id bench true" >>messages 2>&1 ||
+      fail "hyperfine: $(tail -n 5 messages)"
+    {
+      jq -r '.results[] | "\(.command) time_us \(.times[] * 1e6)"' times.json
+      echo "slotted crowd_per_s $(timed 64 at_once 64 bin/claude-run -q --lock pass-through --slots 4 true)"
+      echo "sem crowd_per_s $(timed 64 at_once 64 sem --fg -j 4 --id bench true)"
+    } >>samples
+  done
+}
+
+# at_once N COMMAND...: N times at once, to the end of the last.
+at_once() {
+  local jobs=() pid
+  while [ ${#jobs[@]} -lt "$1" ]; do
+    start "${@:2}"
+    jobs+=($!)
+  done
+  for pid in "${jobs[@]}"; do wait "$pid" || true; done
+}
+
+# cpu COMMAND...: its CPU time and that of its children, in milliseconds; its exit code is of no account.
+cpu() {
+  local TIMEFORMAT='%U %S' spent
+  spent=$({ time "$@" >/dev/null 2>>messages || true; } 2>&1)
+  awk '{ printf "%.0f", ($1 + $2) * 1000 }' <<<"$spent"
+}
+
+# crowd_cpu N COMMAND...: CPU time of each of N at once on one lock, in milliseconds.
+crowd_cpu() {
+  local spent
+  # shellcheck disable=SC2016 # for the inner shell
+  spent=$(cpu "$BASH" -c 'for ((i = 0; i < $0; i++)); do "$@" & done; wait' "$@")
+  awk -v all="$spent" -v count="$1" 'BEGIN { printf "%.2f", all / count }'
+}
+
+# Each line of samples has the size in its measure.
+curves() {
+  local count jobs=() at name
+  for count in "${beside[@]}"; do
+    while [ ${#jobs[@]} -lt "$count" ]; do
+      sleep 600 &
+      jobs+=($!)
+    done
+    # shellcheck disable=SC2016 # for the inner shell
+    start "$BASH" -c '( flock 9; sleep 600 ) 9>session.lock'
+    holder=$!
+    poll_until "the block has the lock" sh -c '! flock -n session.lock true'
+    for at in 1 2 3; do
+      echo "claude-run block_cpu_ms@$count $(cpu bin/claude-run --wait 0.5 true)"
+      echo "flock block_cpu_ms@$count $(cpu flock -w 0.5 session.lock true)"
+    done >>samples
+    kill -- "-$holder"
+    wait "$holder" || true
+  done
+  if [ ${#jobs[@]} -gt 0 ]; then
+    kill "${jobs[@]}"
+    wait "${jobs[@]}" || true
+  fi
+  mkdir -p claude-run/runs
+  for count in 0 1000 10000; do
+    hold
+    for at in 1 2 3; do
+      # As of runs that were killed: the beginning of a record counts as one.
+      for ((name = 1; name <= count; name++)); do
+        printf '{"run":"%d-%d"' $((4194000 + name)) "$name" >"claude-run/runs/$((4194000 + name))-$name.json"
+      done
+      echo "claude-run records_cpu_ms@$count $(cpu bin/claude-run --wait 0.5 true)" >>samples
+      echo "flock records_cpu_ms@$count $(cpu flock -w 0.5 session.lock true)" >>samples
+    done
+    stop
+    find claude-run/runs -name '41*.json' -delete
+  done
+  for count in 1 16 128; do
+    for at in 1 2 3; do
+      echo "claude-run crowd_cpu_ms@$count $(crowd_cpu "$count" bin/claude-run -q true)"
+      echo "flock+timeout crowd_cpu_ms@$count $(crowd_cpu "$count" flock session.lock timeout 100 true)"
+    done >>samples
+  done
+}
+
 # timed FACTOR COMMAND...: FACTOR / seconds, on stdout.
 timed() {
   local begin=${EPOCHREALTIME/./}
@@ -298,7 +395,7 @@ race() {
 
 # The samples, lines of SUBJECT MEASURE VALUE, as JSON: the medians of each subject, and the targets.
 summary() {
-  jq -nR --arg version "$(bin/claude-run --version)" --arg kernel "$(uname -srm)" --argjson cpus "$(nproc)" '
+  jq -nR --arg version "$(bin/claude-run --version)" --arg kernel "$(uname -srm)" --argjson cpus "$(nproc)" --arg beside "${beside[-1]}" '
     def median: sort | (.[(length - 1) / 2 | floor] + .[length / 2 | floor]) / 2;
     reduce ([inputs / " "] | group_by(.[:2])[]) as $group
       ({}; .[$group[0][0]][$group[0][1]] = ($group | map(.[2] | tonumber) | median))
@@ -317,6 +414,12 @@ summary() {
         ["wake-ups while running", $ours.wake_ups_running, "<=", 0],
         ["record and history, us more", .kept.time_us - .unkept.time_us, "<=", 200],
         ["status on 1,000 records, ms", .status.time_us / 1000, "<=", 50],
+        ["free slot, us more", .slotted.time_us - .unslotted.time_us, "<=", 150],
+        ["start with a slot, as a multiple of sem", .slotted.time_us / .sem.time_us, "<=", 0.1],
+        ["64 on 4 slots, as a multiple of sem", .slotted.crowd_per_s / .sem.crowd_per_s, ">=", 4],
+        ["waiter behind a block, most beside, ms CPU", $ours["block_cpu_ms@\($beside)"], "<=", 5],
+        ["waiter beside 10,000 records, ms CPU", $ours["records_cpu_ms@10000"], "<=", 4],
+        ["crowd of 128, CPU as a multiple of flock+timeout", $ours["crowd_cpu_ms@128"] / ."flock+timeout"["crowd_cpu_ms@128"], "<=", 1],
         ["fresh token, as a multiple of pass-through", .refresh.time_us / ."pass-through".time_us, "<=", 1.15],
         ["race: refreshes of 12 agents, at most", $ours.race_posts, "<=", 1],
         ["race: wall time, as a multiple of one alone", $ours.race_of_alone, "<=", 1.3],
@@ -337,6 +440,10 @@ show() {
         | (.overhead_us | round), (.overhead_of_flock * 100 | round / 100), .memory_kib_waiting, .memory_kib_running,
           .hand_offs_per_s, .wake_ups_waiting, .wake_ups_running)] | map(. // "-"))
     | @tsv' "$json" | awk -F '\t' '{ printf "%-16s%9s%7s%9s%9s%11s%10s%10s\n", $1, $2, $3, $4, $5, $6, $7, $8 }'
+  echo
+  jq -r '.subjects | to_entries[] | .key as $subject | .value | to_entries[] | select(.key | contains("@"))
+    | (.key | split("@")) as [$what, $size] | [$what, ($size | tonumber), $subject, .value] | @tsv' "$json" | sort -k 1,1 -k 2,2n |
+    awk -F '\t' '{ printf "%-20s%8d  %-16s%8.4g\n", $1, $2, $3, $4 }'
   echo
   jq -r '.targets[] | [if .met then "met" else "missed" end, .target, .value, .relation, .bound] | @tsv' "$json" |
     awk -F '\t' '{ printf "%-8s%-44s%8.4g  %s %s\n", $1, $2, $3, $4, $5 }'
@@ -378,6 +485,9 @@ echo "bench: memory, and wake-ups in $interval s" >&2
 memory_and_wake_ups
 echo "bench: records, and status on 1,000 of them" >&2
 records
+echo "bench: slots, and curves" >&2
+slots
+curves
 echo "bench: refresh mode" >&2
 fresh_token
 echo "bench: race" >&2

@@ -43,7 +43,11 @@ pub(super) fn ticket_name(number: u64) -> String {
 
 /// Numbers of all tickets, in order; some may be of the dead.
 pub(super) fn tickets(store: &RecordStore) -> Vec<u64> {
-    let names = store.open_slots().and_then(|dir| dir.names()).unwrap_or_default();
+    store.open_slots().map(|dir| tickets_in(&dir)).unwrap_or_default()
+}
+
+fn tickets_in(dir: &Dir) -> Vec<u64> {
+    let names = dir.names().unwrap_or_default();
     let mut tickets: Vec<u64> = names.iter().filter_map(|name| name.strip_prefix('t')?.parse().ok()).collect();
     tickets.sort_unstable();
     tickets
@@ -52,7 +56,7 @@ pub(super) fn tickets(store: &RecordStore) -> Vec<u64> {
 /// The last ticket before `number` whose run lives. Removes those of the dead on the way: a ticket is locked before there is a later one.
 pub(super) fn ticket_before(store: &RecordStore, number: u64) -> Option<LockFile> {
     let dir = store.open_slots().ok()?;
-    tickets(store).into_iter().rev().filter(|&earlier| earlier < number).find_map(|earlier| {
+    tickets_in(&dir).into_iter().rev().filter(|&earlier| earlier < number).find_map(|earlier| {
         let name = ticket_name(earlier);
         let file = dir.open_file(&name, OFlag::O_RDONLY).ok()?;
         if is_locked(&file) {

@@ -316,7 +316,7 @@ impl RunRecorder {
             claude_version: self.info.claude_version.map(|version| version.to_string()),
             cwd: env::current_dir().ok().map(|cwd| cwd.to_string_lossy().into_owned()),
             lock: lock_file.as_deref().map(|path| PathView::of(path, self.locked)),
-            slot: self.slot.as_ref().map(|(path, file)| PathView::of(path, Some(*file))),
+            slot: self.slot.as_ref().map(|(path, file)| PathView::plain(path, *file)),
             parent: PathView::of(config_dir.parent().unwrap_or(&config_dir), None),
             config_dir: PathView::of(&config_dir, None),
         }

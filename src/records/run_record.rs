@@ -113,6 +113,12 @@ impl PathView {
         Self { path: absolute.to_string_lossy().into_owned(), real_path, device, inode }
     }
 
+    /// View of a path of ours, whose links nobody asks for.
+    pub(super) fn plain(path: &Path, file: FileId) -> Self {
+        let path = path.to_string_lossy().into_owned();
+        Self { path, real_path: None, device: Some(file.device), inode: Some(file.inode) }
+    }
+
     pub(crate) fn file_id(&self) -> Option<FileId> {
         Some(FileId { device: self.device?, inode: self.inode? })
     }

@@ -255,7 +255,9 @@ impl Model for Shape {
                 world.at.iter().all(|at| *at == At::Done) && world.held() == 0 && world.lock.is_none()
             }),
             Property::<Self>::sometimes("somebody waits for a slot, and another for the lock", |shape, world| {
-                !shape.kinds.contains(&Kind::Both) || (world.at.contains(&At::Asleep) && world.at.contains(&At::WaitsForLock))
+                !shape.kinds.contains(&Kind::Both)
+                    || shape.bound < 2
+                    || (world.at.contains(&At::Asleep) && world.at.contains(&At::WaitsForLock))
             }),
             Property::<Self>::sometimes("more run than a bound that was lowered", |shape, world| {
                 shape.changes == 0 || shape.bound < 2 || world.bound.is_some_and(|bound| world.held() > bound)
