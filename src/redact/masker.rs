@@ -96,7 +96,9 @@ fn clipped(text: &[u8], spans: Vec<Span>, from: usize, in_string: bool) -> Vec<S
             }
         }
     });
-    is_json &= spans.last().is_none_or(|span| span.range.end <= outside || is_structure(&text[span.range.start.max(outside).min(span.range.end)..span.range.end]));
+    is_json &= spans.last().is_none_or(|span| {
+        span.range.end <= outside || is_structure(&text[span.range.start.max(outside).min(span.range.end)..span.range.end])
+    });
     if is_json { parts } else { spans }
 }
 

@@ -7,8 +7,25 @@ pub(super) const LONGEST: usize = 128;
 
 /// Ends of a part of a secret name.
 const KINDS: [&str; 19] = [
-    "token", "secret", "secrets", "password", "passwords", "passwd", "passphrase", "passcode", "credential", "credentials", "apikey",
-    "apikeys", "accesskey", "privatekey", "secretkey", "accountkey", "authkey", "masterkey", "encryptionkey",
+    "token",
+    "secret",
+    "secrets",
+    "password",
+    "passwords",
+    "passwd",
+    "passphrase",
+    "passcode",
+    "credential",
+    "credentials",
+    "apikey",
+    "apikeys",
+    "accesskey",
+    "privatekey",
+    "secretkey",
+    "accountkey",
+    "authkey",
+    "masterkey",
+    "encryptionkey",
 ];
 
 /// Parts that make a key secret.
@@ -16,8 +33,8 @@ const KEYS: [&str; 9] = ["api", "access", "private", "secret", "account", "auth"
 
 /// Words that stand right before "pass" in one part.
 const BEFORE_PASS: [&str; 18] = [
-    "db", "user", "root", "admin", "my", "smtp", "ftp", "mysql", "pg", "redis", "mail", "email", "proxy", "ldap", "http", "git", "basic",
-    "app",
+    "db", "user", "root", "admin", "my", "smtp", "ftp", "mysql", "pg", "redis", "mail", "email", "proxy", "ldap", "http",
+    "git", "basic", "app",
 ];
 
 /// First words of names in which a mere KEY or PASS is secret.
@@ -25,11 +42,79 @@ const OWNERS: [&str; 7] = ["forge", "vault", "gh", "github", "claw", "claude", "
 
 /// Parts behind which a name means something about a secret, not the secret.
 const ABOUT: [&str; 74] = [
-    "name", "names", "type", "types", "file", "files", "path", "paths", "dir", "url", "uri", "endpoint", "host", "port", "id", "ids",
-    "count", "counts", "counter", "limit", "limits", "length", "len", "size", "expiry", "expires", "expiration", "expired", "at", "in",
-    "ttl", "age", "source", "helper", "store", "manager", "policy", "ref", "version", "format", "prefix", "field", "kind", "provider",
-    "issuer", "scope", "scopes", "status", "state", "used", "left", "budget", "usage", "min", "max", "rate", "cost", "index", "enabled",
-    "required", "valid", "exists", "stdin", "prompt", "hint", "label", "header", "param", "regex", "pattern", "class", "error", "based",
+    "name",
+    "names",
+    "type",
+    "types",
+    "file",
+    "files",
+    "path",
+    "paths",
+    "dir",
+    "url",
+    "uri",
+    "endpoint",
+    "host",
+    "port",
+    "id",
+    "ids",
+    "count",
+    "counts",
+    "counter",
+    "limit",
+    "limits",
+    "length",
+    "len",
+    "size",
+    "expiry",
+    "expires",
+    "expiration",
+    "expired",
+    "at",
+    "in",
+    "ttl",
+    "age",
+    "source",
+    "helper",
+    "store",
+    "manager",
+    "policy",
+    "ref",
+    "version",
+    "format",
+    "prefix",
+    "field",
+    "kind",
+    "provider",
+    "issuer",
+    "scope",
+    "scopes",
+    "status",
+    "state",
+    "used",
+    "left",
+    "budget",
+    "usage",
+    "min",
+    "max",
+    "rate",
+    "cost",
+    "index",
+    "enabled",
+    "required",
+    "valid",
+    "exists",
+    "stdin",
+    "prompt",
+    "hint",
+    "label",
+    "header",
+    "param",
+    "regex",
+    "pattern",
+    "class",
+    "error",
+    "based",
     "env",
 ];
 
@@ -69,7 +154,8 @@ pub(super) fn is_secret(name: &[u8]) -> bool {
         return true;
     }
     let kind = parts.iter().rposition(|part| is_kind(part)).into_iter();
-    let key = (1..parts.len()).rev().find(|&at| is_key(parts[at]) && KEYS.iter().any(|key| parts[at - 1].ends_with(key.as_bytes())));
+    let key =
+        (1..parts.len()).rev().find(|&at| is_key(parts[at]) && KEYS.iter().any(|key| parts[at - 1].ends_with(key.as_bytes())));
     let owned = (0..parts.len()).rev().find(|&at| is_owned(parts[at]) || at > 0 && is_of_owner(&parts[..at], parts[at]));
     let is_directory = |at: usize| parts[at] == b"pwd" && is_loud && parts.len() == 1;
     kind.chain(key).chain(owned).any(|at| {
@@ -83,7 +169,8 @@ pub(super) fn is_secret(name: &[u8]) -> bool {
 pub(super) fn is_password(name: &[u8]) -> bool {
     let name = normalized(name);
     let name = without_digits(&name);
-    ["password", "passwd", "passphrase"].iter().any(|kind| name.ends_with(kind.as_bytes())) || [&b"pass"[..], b"pwd"].contains(&name)
+    ["password", "passwd", "passphrase"].iter().any(|kind| name.ends_with(kind.as_bytes()))
+        || [&b"pass"[..], b"pwd"].contains(&name)
 }
 
 fn is_kind(part: &[u8]) -> bool {
@@ -99,7 +186,8 @@ fn is_key(part: &[u8]) -> bool {
 
 /// True if an owner stands in `name`, and a kind of secret behind it.
 fn has_owner(name: &[u8]) -> bool {
-    let end_of = |text: &[u8], word: &str| Some(text.windows(word.len()).position(|window| window == word.as_bytes())? + word.len());
+    let end_of =
+        |text: &[u8], word: &str| Some(text.windows(word.len()).position(|window| window == word.as_bytes())? + word.len());
     let is_kind = |rest: &[u8]| ["token", "pass", "key", "secret"].iter().any(|kind| end_of(rest, kind).is_some());
     OWNERS.iter().any(|owner| end_of(name, owner).is_some_and(|end| is_kind(&name[end..])))
 }

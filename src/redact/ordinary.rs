@@ -4,12 +4,73 @@ use super::names;
 
 /// Words that stand where a value would.
 const WORDS: [&str; 67] = [
-    "none", "null", "nil", "undefined", "true", "false", "yes", "no", "on", "off", "read", "write", "str", "string", "bytes", "int", "integer", "number",
-    "bool", "boolean", "any", "unknown", "object", "float", "char", "void", "never", "uuid", "text", "password", "secret", "token",
-    "optional", "required", "default", "empty", "unset", "missing", "invalid", "valid", "expired", "present", "absent", "redacted",
-    "masked", "hidden", "omitted", "removed", "changed", "updated", "n/a", "tbd", "todo", "auto", "inherit", "input", "output", "bearer",
-    "basic", "self", "this", "async", "await", "nonexistent",
-    "keyword", "comment", "identifier",
+    "none",
+    "null",
+    "nil",
+    "undefined",
+    "true",
+    "false",
+    "yes",
+    "no",
+    "on",
+    "off",
+    "read",
+    "write",
+    "str",
+    "string",
+    "bytes",
+    "int",
+    "integer",
+    "number",
+    "bool",
+    "boolean",
+    "any",
+    "unknown",
+    "object",
+    "float",
+    "char",
+    "void",
+    "never",
+    "uuid",
+    "text",
+    "password",
+    "secret",
+    "token",
+    "optional",
+    "required",
+    "default",
+    "empty",
+    "unset",
+    "missing",
+    "invalid",
+    "valid",
+    "expired",
+    "present",
+    "absent",
+    "redacted",
+    "masked",
+    "hidden",
+    "omitted",
+    "removed",
+    "changed",
+    "updated",
+    "n/a",
+    "tbd",
+    "todo",
+    "auto",
+    "inherit",
+    "input",
+    "output",
+    "bearer",
+    "basic",
+    "self",
+    "this",
+    "async",
+    "await",
+    "nonexistent",
+    "keyword",
+    "comment",
+    "identifier",
 ];
 
 /// Words of a sentence about secrets.
@@ -19,7 +80,8 @@ const PROSE: [&str; 29] = [
 ];
 
 /// What runs into an environment or another variable.
-const LOOKUPS: [&str; 9] = ["process.env", "os.environ", "os.getenv", "std::env", "getenv(", "env(", "env.", "secrets.", "import.meta"];
+const LOOKUPS: [&str; 9] =
+    ["process.env", "os.environ", "os.getenv", "std::env", "getenv(", "env(", "env.", "secrets.", "import.meta"];
 
 /// How a value is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +122,8 @@ pub(super) fn is_path(value: &[u8]) -> bool {
     let segments = || value.split(|&byte| byte == b'/' || byte == b'\\');
     let is_drive = value.len() > 2 && value[0].is_ascii_alphabetic() && value[1] == b':' && b"\\/".contains(&value[2]);
     starts(&[b"http://", b"https://", b"file://"])
-        || (starts(&[b"/", b"./", b"../", b"~/"]) || is_drive) && segments().all(|segment| segment.len() < 32 && segment.iter().all(is_plain))
+        || (starts(&[b"/", b"./", b"../", b"~/"]) || is_drive)
+            && segments().all(|segment| segment.len() < 32 && segment.iter().all(is_plain))
 }
 
 /// True for `$TOKEN`, `<token>`, `{token}`, `%s`, `***` and their like.
@@ -70,13 +133,18 @@ pub(super) fn is_placeholder(value: &[u8]) -> bool {
         b'$' => {
             let name_end = rest.iter().take_while(|&&byte| byte.is_ascii_alphanumeric() || byte == b'_').count();
             let name = &rest[..name_end];
-            let is_name = name.first().is_some_and(|first| !first.is_ascii_digit()) && (names::is_loud(name) || names::is_secret(name));
+            let is_name =
+                name.first().is_some_and(|first| !first.is_ascii_digit()) && (names::is_loud(name) || names::is_secret(name));
             rest.is_empty() || b"{(@*#?!".contains(&rest[0]) || rest.starts_with(b"env:") || is_name || rest.len() == 1
         }
         b'<' => true,
         b'{' | b'#' if rest.starts_with(b"{") || value.ends_with(b"}") || value == b"{" => true,
         b'%' => rest.len() < 3 || rest[0] == b'(' || rest.ends_with(b"%"),
-        b':' | b'@' | b'&' | b'*' | b'!' => rest.is_empty() || rest.iter().all(|byte| byte.is_ascii_alphabetic() || b"_:".contains(byte)) || rest.starts_with(b"*"),
+        b':' | b'@' | b'&' | b'*' | b'!' => {
+            rest.is_empty()
+                || rest.iter().all(|byte| byte.is_ascii_alphabetic() || b"_:".contains(byte))
+                || rest.starts_with(b"*")
+        }
         b'[' => value.ends_with(b"]"),
         b'|' | b'>' | b'-' | b'+' | b'?' | b'=' => rest.len() < 2,
         b'.' => value.starts_with(b"..."),
@@ -92,9 +160,9 @@ pub(super) fn is_keyword(value: &[u8]) -> bool {
 fn is_word(value: &[u8], shape: Shape) -> bool {
     let lower = value.to_ascii_lowercase();
     let words: &[&str] = if shape.is_literal { &WORDS[..12] } else { &WORDS };
-    let is_variable = names::is_loud(value) && value.contains(&b'_') && names::is_secret(value) && !value.iter().any(u8::is_ascii_digit);
-    words.iter().any(|word| word.as_bytes() == lower)
-        || lower.starts_with(b"your") && !shape.is_literal || is_variable
+    let is_variable =
+        names::is_loud(value) && value.contains(&b'_') && names::is_secret(value) && !value.iter().any(u8::is_ascii_digit);
+    words.iter().any(|word| word.as_bytes() == lower) || lower.starts_with(b"your") && !shape.is_literal || is_variable
 }
 
 /// True for an expression: a call, a member, a type, a variable with a name like that of a secret.

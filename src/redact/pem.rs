@@ -23,7 +23,9 @@ pub(super) fn find(text: &[u8], is_inside: &mut bool, mut found: impl FnMut(Rang
             let end = memmem::find(rest, b"END").filter(|_| end_of_marker(rest, b"END").is_some());
             let body = &rest[..end.unwrap_or(rest.len())];
             match base64_in(body) {
-                Some(range) if from == 0 && end.is_none() || range.len() >= LEAST => found(start + from + range.start..start + from + range.end),
+                Some(range) if from == 0 && end.is_none() || range.len() >= LEAST => {
+                    found(start + from + range.start..start + from + range.end)
+                }
                 None if from == 0 && end.is_none() && !is_header(body) => *is_inside = false,
                 _ => {}
             }
@@ -64,8 +66,11 @@ fn base64_in(body: &[u8]) -> Option<Range<usize>> {
         }
         at += length.max(1);
     }
-    let is_sign = |byte: &u8| !is_base64(*byte) && !b":".contains(byte) || byte.is_ascii_digit() && body[first..best.start].contains(byte);
-    let is_alone = body[first..best.start].iter().all(|byte| is_sign(byte)) && body[best.end..].iter().all(|byte| is_sign(byte) || b"n+".contains(byte));
+    let is_sign = |byte: &u8| {
+        !is_base64(*byte) && !b":".contains(byte) || byte.is_ascii_digit() && body[first..best.start].contains(byte)
+    };
+    let is_alone = body[first..best.start].iter().all(|byte| is_sign(byte))
+        && body[best.end..].iter().all(|byte| is_sign(byte) || b"n+".contains(byte));
     // Several runs on one line are words, unless one is long.
     match best.len() {
         0 => None,
@@ -103,7 +108,8 @@ mod tests {
             for kind in ["RSA PRIVATE KEY", "PRIVATE KEY", "PGP PRIVATE KEY BLOCK"] {
                 let begin = line(&format!("-----BEGIN {kind}-----"));
                 let end = line(&format!("-----END {kind}-----"));
-                let text = format!("x\n{begin}{}{}{}{end}y {body}\n", line("Proc-Type: 4,ENCRYPTED"), line(body), line("ab12="));
+                let text =
+                    format!("x\n{begin}{}{}{}{end}y {body}\n", line("Proc-Type: 4,ENCRYPTED"), line(body), line("ab12="));
                 let expected = text.replacen(&line(body), &line("***"), 1).replace("ab12=", "***");
                 assert_eq!(masked(&text), (expected, false), "{text}");
             }
@@ -114,8 +120,14 @@ mod tests {
     fn other_lines_end_a_key_without_its_end() {
         let text = "starts with \"-----BEGIN PRIVATE KEY-----\" and\nthen some words follow\nMIIEpAIBAAKCAQEA0123\n";
         assert_eq!(masked(text), (text.to_owned(), false));
-        assert_eq!(masked("-----BEGIN CERTIFICATE-----\nMIIEpAIBAAKCAQEA0123\n").0, "-----BEGIN CERTIFICATE-----\nMIIEpAIBAAKCAQEA0123\n");
-        assert_eq!(masked("-----BEGIN PRIVATE KEY-----\nMIIEpAIBAAKCAQEA0123"), ("-----BEGIN PRIVATE KEY-----\n***".to_owned(), true));
+        assert_eq!(
+            masked("-----BEGIN CERTIFICATE-----\nMIIEpAIBAAKCAQEA0123\n").0,
+            "-----BEGIN CERTIFICATE-----\nMIIEpAIBAAKCAQEA0123\n"
+        );
+        assert_eq!(
+            masked("-----BEGIN PRIVATE KEY-----\nMIIEpAIBAAKCAQEA0123"),
+            ("-----BEGIN PRIVATE KEY-----\n***".to_owned(), true)
+        );
         let line = "-----BEGIN PRIVATE KEY----- MIIEpAIBAAKCAQEA0123 abc= -----END PRIVATE KEY----- x";
         assert!(!masked(line).0.contains("MIIE") && masked(line).0.ends_with("END PRIVATE KEY----- x"));
     }

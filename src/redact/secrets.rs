@@ -13,9 +13,8 @@ use super::rules;
 use super::{environment, json, names, pem, values};
 
 /// Encodings that may hide a known value where no other word tells.
-const ENCODINGS: [&str; 16] = [
-    r"\u00", r"\/", r"\x", "%2", "%3", "%4", "%5", "%6", "%7", "&#", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;", r"\u{",
-];
+const ENCODINGS: [&str; 16] =
+    [r"\u00", r"\/", r"\x", "%2", "%3", "%4", "%5", "%6", "%7", "&#", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;", r"\u{"];
 
 /// Deepest nesting of strings that is looked into.
 const DEEPEST: usize = 4;
@@ -97,16 +96,23 @@ impl Secrets {
     ///
     /// # Errors
     /// A pattern cannot be compiled.
-    pub fn new(environment: impl IntoIterator<Item = (OsString, OsString)>, names: &[String], patterns: &[String]) -> Result<Self> {
+    pub fn new(
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        names: &[String],
+        patterns: &[String],
+    ) -> Result<Self> {
         let compiled = |pattern: &String| compile(pattern).with_context(|| format!("{pattern:?}"));
         let patterns = patterns.iter().map(compiled).collect::<Result<Vec<_>>>()?;
-        let longest_part = |name: &String| name.split(['_', '-']).max_by_key(|part| part.len()).unwrap_or_default().as_bytes().to_vec();
+        let longest_part =
+            |name: &String| name.split(['_', '-']).max_by_key(|part| part.len()).unwrap_or_default().as_bytes().to_vec();
         let parts: Vec<_> = names.iter().map(longest_part).filter(|part| !part.is_empty()).collect();
         let names: Vec<_> = names.iter().map(|name| names::normalized(name.as_bytes())).collect();
         let known = environment::known(environment, &names);
-        let of_rules = rules::all().flat_map(|rule| rule.words.iter().map(move |word| (word.as_bytes().to_vec(), Meaning::Rule(rule))));
+        let of_rules = rules::all()
+            .flat_map(|rule| rule.words.iter().map(move |word| (word.as_bytes().to_vec(), Meaning::Rule(rule, word))));
         let of_known = known.iter().enumerate().map(|(index, text)| (text.clone(), Meaning::Known(index)));
-        let of_encodings = ENCODINGS.iter().filter(|_| !known.is_empty()).map(|word| (word.as_bytes().to_vec(), Meaning::Encoding));
+        let of_encodings =
+            ENCODINGS.iter().filter(|_| !known.is_empty()).map(|word| (word.as_bytes().to_vec(), Meaning::Encoding));
         let of_names = parts.into_iter().map(|part| (part, Meaning::Name));
         let of_keys = pem::WORDS.iter().map(|word| (word.as_bytes().to_vec(), Meaning::Key));
         let finder = Finder::new(of_rules.chain(of_known).chain(of_encodings).chain(of_names).chain(of_keys));
@@ -132,7 +138,9 @@ impl Secrets {
         let word = from + line[from..].iter().rposition(|byte| b" \t\"'=:>".contains(byte)).map_or(0, |end| end + 1);
         let begins = |at: &usize| {
             let rest = line[*at..].to_ascii_lowercase();
-            self.known.iter().any(|known| known.len() > rest.len() && known[..rest.len()].eq_ignore_ascii_case(&rest) && rest.len() > 2)
+            self.known
+                .iter()
+                .any(|known| known.len() > rest.len() && known[..rest.len()].eq_ignore_ascii_case(&rest) && rest.len() > 2)
         };
         let is_token = rules::all().any(|rule| rule.may_begin(&line[word..]));
         let known = (from.max(line.len().saturating_sub(1 << 10))..line.len()).find(begins);
@@ -145,7 +153,7 @@ impl Secrets {
             Meaning::Known(index) => self.known_at(text, word, index).is_some(),
             Meaning::Name => self.is_added(&text[names::around(text, word)]),
             Meaning::Encoding | Meaning::Key => true,
-            Meaning::Rule(rule) => rule.may_match(text, word),
+            Meaning::Rule(rule, ours) => rule.may_match(text, word, ours),
         }
     }
 
@@ -169,6 +177,10 @@ impl Secrets {
         for syntax in [Syntax::Percent, Syntax::Html] {
             layers.truncate(strings);
             self.search_below(line, (syntax, 2), &mut layers, &mut spans);
+            // A backslash that is none of a string's would be gone there.
+            if strings > 0 {
+                self.search_below(line, (syntax, 2), &mut Vec::new(), &mut spans);
+            }
         }
         merged(line, spans)
     }
@@ -189,7 +201,7 @@ impl Secrets {
         let mut has_key = *in_key;
         self.finder.find(text, 0, |word, meaning| {
             let secret = match meaning {
-                Meaning::Rule(rule) => rule.secret(text, &word),
+                Meaning::Rule(rule, ours) => rule.secret(text, &word, ours),
                 Meaning::Known(index) => self.known_at(text, &word, index).map(|range| (range, Open::Word)),
                 Meaning::Name => {
                     let name = names::around(text, &word);

@@ -220,8 +220,28 @@ impl Scan<'_> {
     fn fits_word(&self, value: &[u8]) -> bool {
         let is_name = names::is_loud(value) && value.iter().all(|byte| byte.is_ascii_uppercase() || b"_-.]".contains(byte));
         let words: [&[u8]; 22] = [
-            b"option", b"options", b"flag", b"flags", b"argument", b"parameter", b"is", b"to", b"or", b"and", b"for", b"from", b"in",
-            b"with", b"if", b"when", b"value", b"instead", b"was", b"can", b"are", b"on",
+            b"option",
+            b"options",
+            b"flag",
+            b"flags",
+            b"argument",
+            b"parameter",
+            b"is",
+            b"to",
+            b"or",
+            b"and",
+            b"for",
+            b"from",
+            b"in",
+            b"with",
+            b"if",
+            b"when",
+            b"value",
+            b"instead",
+            b"was",
+            b"can",
+            b"are",
+            b"on",
         ];
         !is_name && !words.contains(&value) && !value.starts_with(b"-")
     }
@@ -233,7 +253,10 @@ impl Scan<'_> {
         let is_first = !before.iter().any(u8::is_ascii_alphabetic);
         let last = before.last().copied().unwrap_or(b'\n');
         let exports: [&[u8]; 5] = [b"export", b"set", b"env", b"-e", b"-H"];
-        is_first || b"{[(,;|".contains(&last) || !has_space && b"\"'`&?./".contains(&last) || exports.iter().any(|word| before.ends_with(word))
+        is_first
+            || b"{[(,;|".contains(&last)
+            || !has_space && b"\"'`&?./".contains(&last)
+            || exports.iter().any(|word| before.ends_with(word))
     }
 }
 

@@ -2,7 +2,6 @@
 
 use super::{Matcher, Rule, rule};
 
-
 /// Names, headers, command lines and URLs.
 #[rustfmt::skip]
 pub(super) static CONTEXTS: [Rule; 13] = [
@@ -72,4 +71,3 @@ pub(super) static CONTEXTS: [Rule; 13] = [
     rule("asana", &["0/1", "1/1", "2/1"], Matcher::Context(r"[012]/1[0-9]{12,18}(?:/[0-9]{13,19})?:([0-9a-f]{32})"),
         &["1/1234567890123456:«0123456789abcdef0123456789abcdef»"], &["1/12"]),
 ];
-

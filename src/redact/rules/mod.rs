@@ -63,7 +63,13 @@ const fn rule(
 }
 
 /// A token whose first word is shown.
-const fn token(name: &'static str, words: &'static [&'static str], rest: &'static str, kind: Kind, masked: &'static [&'static str]) -> Rule {
+const fn token(
+    name: &'static str,
+    words: &'static [&'static str],
+    rest: &'static str,
+    kind: Kind,
+    masked: &'static [&'static str],
+) -> Rule {
     rule(name, words, Matcher::Token { rest, kind }, masked, &[])
 }
 
@@ -73,15 +79,17 @@ pub(super) fn all() -> impl Iterator<Item = &'static Rule> {
 }
 
 impl Rule {
-    /// True if there may be such a secret at `word`, also in an encoding.
-    pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>) -> bool {
+    /// True if there may be such a secret at `word`, which is `ours` in any case, also in an encoding.
+    pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>, ours: &str) -> bool {
         let behind = &text[word.end..text.len().min(word.end + 24)];
         match &self.matcher {
             Matcher::Name => names::is_secret(&text[names::around(text, word)]),
-            Matcher::Token { .. } => self.is_token_at(text, word) && behind.first().is_some_and(|byte| !b" \n\"'".contains(byte)),
+            Matcher::Token { .. } => {
+                self.is_token_at(text, word, ours) && behind.first().is_some_and(|byte| !b" \n\"'".contains(byte))
+            }
             Matcher::Context(_) => {
                 let is_encoded = behind.iter().any(|byte| b"\\%&".contains(byte));
-                self.secret(text, word).is_some() || is_encoded && starts_word(text, word)
+                self.secret(text, word, ours).is_some() || is_encoded && starts_word(text, word)
             }
         }
     }
@@ -93,13 +101,13 @@ impl Rule {
     }
 
     /// The secret at `word`.
-    pub(super) fn secret(&self, text: &[u8], word: &Range<usize>) -> Option<(Range<usize>, Open)> {
+    pub(super) fn secret(&self, text: &[u8], word: &Range<usize>, ours: &str) -> Option<(Range<usize>, Open)> {
         let range = match &self.matcher {
             Matcher::Name => {
                 let name = names::around(text, word);
                 return if names::is_secret(&text[name.clone()]) { values::of_name(text, name) } else { None };
             }
-            Matcher::Token { kind, .. } => self.token(text, word, *kind)?,
+            Matcher::Token { kind, .. } => self.token(text, word, ours, *kind)?,
             Matcher::Context(_) => {
                 let rest = starts_word(text, word).then(|| &text[word.start..])?;
                 let captures = self.regex()?.captures(rest)?;
@@ -112,8 +120,8 @@ impl Rule {
         Some((range, Open::Word))
     }
 
-    fn token(&self, text: &[u8], word: &Range<usize>, kind: Kind) -> Option<Range<usize>> {
-        let rest = self.is_token_at(text, word).then(|| &text[word.end..])?;
+    fn token(&self, text: &[u8], word: &Range<usize>, ours: &str, kind: Kind) -> Option<Range<usize>> {
+        let rest = self.is_token_at(text, word, ours).then(|| &text[word.end..])?;
         let length = self.regex()?.find(rest)?.end();
         let start = if let Kind::Behind(before) = kind { word.start - before } else { word.end };
         let (token, next) = (&text[start..word.end + length], rest.get(length));
@@ -131,9 +139,8 @@ impl Rule {
     }
 
     /// True if `word` stands in its own case, and begins a token.
-    fn is_token_at(&self, text: &[u8], word: &Range<usize>) -> bool {
-        let is_ours = self.words.iter().any(|ours| ours.as_bytes() == &text[word.clone()]);
-        is_ours
+    fn is_token_at(&self, text: &[u8], word: &Range<usize>, ours: &str) -> bool {
+        *ours.as_bytes() == text[word.clone()]
             && match self.matcher {
                 Matcher::Token { kind: Kind::Behind(before), .. } => {
                     word.start >= before && text[word.start - before..word.start].iter().all(u8::is_ascii_alphanumeric)
@@ -150,7 +157,8 @@ impl Rule {
             Matcher::Context(pattern) => pattern,
         };
         let is_context = matches!(self.matcher, Matcher::Context(_));
-        let compile = || RegexBuilder::new(&format!(r"\A(?:{pattern})")).unicode(false).case_insensitive(is_context).build().ok();
+        let compile =
+            || RegexBuilder::new(&format!(r"\A(?:{pattern})")).unicode(false).case_insensitive(is_context).build().ok();
         self.regex.get_or_init(compile).as_ref()
     }
 }
