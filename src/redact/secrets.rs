@@ -198,8 +198,12 @@ impl Secrets {
 
     /// Calls `found` for each secret in `text`, as it stands there.
     fn search(&self, text: &[u8], in_key: &mut bool, mut found: impl FnMut(Range<usize>, Open)) {
-        let mut has_key = *in_key;
+        let (mut has_key, mut last) = (*in_key, 0..0);
         self.finder.find(text, 0, |word, meaning| {
+            // Each of many words in one long value would be looked at to its end.
+            if last.contains(&word.start) && matches!(meaning, Meaning::Rule(..) | Meaning::Name) {
+                return ControlFlow::Continue(());
+            }
             let secret = match meaning {
                 Meaning::Rule(rule, ours) => rule.secret(text, &word, ours),
                 Meaning::Known(index) => self.known_at(text, &word, index).map(|range| (range, Open::Word)),
@@ -211,6 +215,7 @@ impl Secrets {
             };
             has_key |= matches!(meaning, Meaning::Key);
             if let Some((range, open)) = secret {
+                last = range.clone();
                 found(range, open);
             }
             ControlFlow::Continue(())

@@ -128,7 +128,7 @@ fn values_of_the_environment_are_masked_in_every_encoding() {
         assert_eq!(output.lines().count(), forms.len(), "{output}");
         for (form, line) in forms.iter().zip(output.lines()) {
             let shown = line.strip_prefix("before ").and_then(|rest| rest.strip_suffix(" after")).unwrap_or("");
-            assert!(shown.contains("***") && shown.replace("***", "").len() <= form.len() / 3, "{name}: {form} -> {line}");
+            assert!(shown.contains("***") && shown.replace("***", "").len() < 32, "{name}: {form} -> {line}");
         }
     }
     let url = "postgres://me:pa55-w%2Ford@db/x";

@@ -11,6 +11,7 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use super::ordinary::{is_keyword, is_number, is_placeholder};
 use super::secrets::Open;
+use super::values::NEAR;
 use super::{names, values};
 
 /// A form of secrets.
@@ -110,9 +111,11 @@ impl Rule {
             Matcher::Token { kind, .. } => self.token(text, word, ours, *kind)?,
             Matcher::Context(_) => {
                 let rest = starts_word(text, word).then(|| &text[word.start..])?;
+                let rest = &rest[..rest.len().min(NEAR)];
                 let captures = self.regex()?.captures(rest)?;
                 let part = captures.iter().skip(1).flatten().next()?.range();
-                let range = word.start + part.start..word.start + part.end;
+                let more = if part.end == NEAR { Open::Word.length(&text[word.start + NEAR..]) } else { 0 };
+                let range = word.start + part.start..word.start + part.end + more;
                 let value = &text[range.clone()];
                 (!is_placeholder(value) && !is_number(value) && !is_keyword(value)).then_some(range)?
             }
@@ -122,7 +125,8 @@ impl Rule {
 
     fn token(&self, text: &[u8], word: &Range<usize>, ours: &str, kind: Kind) -> Option<Range<usize>> {
         let rest = self.is_token_at(text, word, ours).then(|| &text[word.end..])?;
-        let length = self.regex()?.find(rest)?.end();
+        let near = self.regex()?.find(&rest[..rest.len().min(NEAR)])?.end();
+        let length = if near == NEAR { near + Open::Word.length(&rest[near..]) } else { near };
         let start = if let Kind::Behind(before) = kind { word.start - before } else { word.end };
         let (token, next) = (&text[start..word.end + length], rest.get(length));
         let is_mixed = token.iter().any(u8::is_ascii_digit) && token.iter().any(u8::is_ascii_alphabetic);
