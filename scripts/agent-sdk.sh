@@ -78,7 +78,7 @@ claude_run_in_subshell() {
   done
   # A log or a group file that cannot be written is no reason not to run.
   _cr_log=''
-  if [ -n "${LOGFILE:-}" ] && { : >>"$LOGFILE"; } 2>/dev/null; then
+  if [ -n "${LOGFILE:-}" ] && (umask 077 && : >>"$LOGFILE") 2>/dev/null; then
     _cr_log=$LOGFILE
     exec 2>>"$LOGFILE"
     if [ -f "$LOGFILE" ]; then

@@ -7,7 +7,7 @@ use std::panic;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tracing::warn;
 
 use crate::claude::config_dir::ConfigDir;
@@ -26,7 +26,7 @@ use crate::redact;
 use crate::run_id::RunId;
 use crate::supervisor::policy::Group;
 use crate::supervisor::{self, Supervision};
-use crate::sys::exec::fill_standard_descriptors;
+use crate::sys::exec::{fill_standard_descriptors, has_foreign_privileges};
 use crate::sys::signal::{self, FORWARDED, InheritedDispositions, Signal, UserSignalsBlocked};
 use crate::sys::signal_pipe::SignalHandlers;
 
@@ -62,6 +62,10 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
 /// # Errors
 /// Anything that keeps it from running the child; `ProgramError` if that is the child's program.
 pub fn run(words: Vec<OsString>) -> Result<Outcome> {
+    ensure!(
+        !has_foreign_privileges(),
+        "installed setuid, setgid or with capabilities, it would lend them to whatever claude starts; take them off the file"
+    );
     let blocked = UserSignalsBlocked::new().context("cannot set the signal mask")?;
     fill_standard_descriptors().context("cannot open /dev/null")?;
     let inherited = InheritedDispositions::take().context("cannot set signal dispositions")?;

@@ -71,7 +71,7 @@
 //! |---|---|
 //! | `app` | dispatches: an operator command, or one supervised run |
 //! | `plan` | turns settings into a `Plan`: program, environment, `LockRequest`, `PolicyConfig` |
-//! | `ops` | prints what operators ask for: `status`, `mode`, `slots`, `settings`, `report`, `doctor`, `setup`, `events`, man page, completions |
+//! | `ops` | prints what operators ask for: `status`, `mode`, `slots`, `settings`, `report`, `doctor`, `setup`, `events`, `redact`, man page, completions |
 //! | `supervisor` | owns the child: `run` (the loop), `policy` (the decisions), `spawn`, `process_tree`, `output/` (`capture`, `relay`, `sink`, `spool`, `line_logger`) |
 //! | `lock` | acquires and releases: `file` (the flock), `holder` and `claims` (who holds it), `refresh_due`, `helper`, `wait` (the one wait), `guard`, `acquire` (the story), `slots` |
 //! | `records` | keeps a record of each live run and a history of the others: `run_record`, `store`, `recorder`, `history` |

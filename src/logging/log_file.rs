@@ -29,7 +29,7 @@ const MID_WRITE: Duration = Duration::from_millis(10);
 pub struct LogFile {
     file: File,
     path: PathBuf,
-    run: RunId,
+    run: String,
     format: LogFormat,
     /// True if our stdout is this very file, so that what the child prints stands there in clear.
     pub is_stdout: bool,
@@ -51,7 +51,15 @@ impl LogFile {
             other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()) && other.is_file())
         };
         let (is_stdout, is_stderr) = (is_same("/proc/self/fd/1"), is_same("/proc/self/fd/2"));
-        Ok(Self { file, path: path.to_owned(), run, format, is_stdout, is_stderr, has_failed: AtomicBool::new(false) })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            run: run.to_string(),
+            format,
+            is_stdout,
+            is_stderr,
+            has_failed: AtomicBool::new(false),
+        })
     }
 
     /// Appends complete lines.
@@ -64,17 +72,24 @@ impl LogFile {
         }
     }
 
-    /// Formats a line of the child's for this log into `out`. `continued`: a later part of a long line.
-    pub fn format_line(&self, stream: &str, line: &[u8], continued: bool, out: &mut Vec<u8>) {
+    /// Current time, as each line has it.
+    pub fn time() -> String {
+        now().to_string()
+    }
+
+    /// Formats a line of the child's, that came at `time`, for this log into `out`. `continued`: a later part of a long line.
+    pub fn format_line(&self, (time, stream): (&str, &str), line: &[u8], continued: bool, out: &mut Vec<u8>) {
         match self.format {
             LogFormat::Text => {
-                let mark = if continued { '+' } else { ':' };
-                out.extend_from_slice(format!("{} {} {stream}{mark} ", now(), self.run).as_bytes());
+                let mark = if continued { "+ " } else { ": " };
+                for part in [time, " ", &self.run, " ", stream, mark] {
+                    out.extend_from_slice(part.as_bytes());
+                }
                 out.extend_from_slice(line);
             }
             LogFormat::Json => {
-                let (run, time, text) = (self.run.to_string(), now().to_string(), String::from_utf8_lossy(line));
-                let mut entry = json!({ "run": run, "timestamp": time, "stream": stream, "line": text });
+                let text = String::from_utf8_lossy(line);
+                let mut entry = json!({ "run": self.run, "timestamp": time, "stream": stream, "line": text });
                 if continued {
                     entry["continued"] = true.into();
                 }

@@ -1,11 +1,10 @@
 //! Values of secret variables in our environment, in every form in which a tool may print them.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use std::ffi::OsStr;
-
+use super::decode::{Decoded, Syntax};
 use super::names;
 use super::ordinary::{is_number, is_placeholder};
 
@@ -86,7 +85,7 @@ fn url_password(value: &[u8]) -> Option<&[u8]> {
     let host = rest.iter().position(|byte| b"/?# \n\"'".contains(byte)).unwrap_or(rest.len());
     let end = rest[..host].iter().rposition(|&byte| byte == b'@')?;
     let colon = rest[..end].iter().position(|&byte| byte == b':')?;
-    Some(&rest[colon + 1..end]).filter(|password| *password != &rest[..colon])
+    Some(&rest[colon + 1..end]).filter(|password| **password != rest[..colon])
 }
 
 /// The password in a connection string: `…;Password=…;…`.
@@ -99,7 +98,7 @@ fn connection_password(value: &[u8]) -> Option<&[u8]> {
 }
 
 fn percent_decoded(value: &[u8]) -> Vec<u8> {
-    super::decode::Decoded::new(value, super::decode::Syntax::Percent).map_or_else(|| value.to_vec(), |decoded| decoded.text)
+    Decoded::new(value, Syntax::Percent).map_or_else(|| value.to_vec(), |decoded| decoded.text)
 }
 
 /// Encodings of `value` that [`super::decode`] does not undo, and those in which nothing but the value says that there is one.
@@ -161,7 +160,6 @@ mod tests {
     #[test]
     fn base64_is_the_part_that_never_changes() {
         assert_eq!(base64(b"hunter2", 0), b"aHVudGVyM");
-        assert_eq!(base64(b"hunter2", 1), b"h1bnRlcj"[..].to_vec().split_off(0));
         for shift in 0..3 {
             assert!(base64(b"hunter2", shift).len() >= 7);
         }

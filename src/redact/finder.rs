@@ -19,8 +19,8 @@ const MOST_STATES: usize = 6_000;
 /// What a word may belong to.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Meaning {
-    /// A form of secrets.
-    Rule(&'static Rule),
+    /// A form of secrets, and the word in its own case.
+    Rule(&'static Rule, &'static str),
     /// A known value, by its index.
     Known(usize),
     /// A name that the settings file has.

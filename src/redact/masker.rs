@@ -276,7 +276,7 @@ fn boundary(text: &[u8], at: usize) -> usize {
 
 impl Open {
     /// Length of the rest of the secret in `text`.
-    fn length(self, text: &[u8]) -> usize {
+    pub(super) fn length(self, text: &[u8]) -> usize {
         let end = match self {
             Self::Word => text.iter().position(|byte| byte.is_ascii_whitespace() || b"\"'`\\".contains(byte)),
             Self::Base64 => text.iter().position(|byte| !(byte.is_ascii_alphanumeric() || b"+/=\\ ".contains(byte))),

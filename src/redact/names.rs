@@ -221,7 +221,7 @@ fn parts(name: &[u8]) -> impl Iterator<Item = Range<usize>> {
         at += name.get(at..)?.iter().take_while(|&&byte| is_sign(byte)).count();
         let start = at;
         at = (start + 1..name.len()).find(|&next| is_sign(name[next]) || begins(next)).unwrap_or(name.len());
-        (start < name.len()).then(|| start..at)
+        (start < name.len()).then_some(start..at)
     })
 }
 

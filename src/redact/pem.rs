@@ -69,7 +69,7 @@ fn base64_in(body: &[u8]) -> Option<Range<usize>> {
     let is_sign = |byte: &u8| {
         !is_base64(*byte) && !b":".contains(byte) || byte.is_ascii_digit() && body[first..best.start].contains(byte)
     };
-    let is_alone = body[first..best.start].iter().all(|byte| is_sign(byte))
+    let is_alone = body[first..best.start].iter().all(is_sign)
         && body[best.end..].iter().all(|byte| is_sign(byte) || b"n+".contains(byte));
     // Several runs on one line are words, unless one is long.
     match best.len() {

@@ -108,8 +108,8 @@ impl Secrets {
         let parts: Vec<_> = names.iter().map(longest_part).filter(|part| !part.is_empty()).collect();
         let names: Vec<_> = names.iter().map(|name| names::normalized(name.as_bytes())).collect();
         let known = environment::known(environment, &names);
-        let of_rules =
-            rules::all().flat_map(|rule| rule.words.iter().map(move |word| (word.as_bytes().to_vec(), Meaning::Rule(rule))));
+        let of_rules = rules::all()
+            .flat_map(|rule| rule.words.iter().map(move |word| (word.as_bytes().to_vec(), Meaning::Rule(rule, word))));
         let of_known = known.iter().enumerate().map(|(index, text)| (text.clone(), Meaning::Known(index)));
         let of_encodings =
             ENCODINGS.iter().filter(|_| !known.is_empty()).map(|word| (word.as_bytes().to_vec(), Meaning::Encoding));
@@ -153,7 +153,7 @@ impl Secrets {
             Meaning::Known(index) => self.known_at(text, word, index).is_some(),
             Meaning::Name => self.is_added(&text[names::around(text, word)]),
             Meaning::Encoding | Meaning::Key => true,
-            Meaning::Rule(rule) => rule.may_match(text, word),
+            Meaning::Rule(rule, ours) => rule.may_match(text, word, ours),
         }
     }
 
@@ -177,6 +177,10 @@ impl Secrets {
         for syntax in [Syntax::Percent, Syntax::Html] {
             layers.truncate(strings);
             self.search_below(line, (syntax, 2), &mut layers, &mut spans);
+            // A backslash that is none of a string's would be gone there.
+            if strings > 0 {
+                self.search_below(line, (syntax, 2), &mut Vec::new(), &mut spans);
+            }
         }
         merged(line, spans)
     }
@@ -194,10 +198,14 @@ impl Secrets {
 
     /// Calls `found` for each secret in `text`, as it stands there.
     fn search(&self, text: &[u8], in_key: &mut bool, mut found: impl FnMut(Range<usize>, Open)) {
-        let mut has_key = *in_key;
+        let (mut has_key, mut last) = (*in_key, 0..0);
         self.finder.find(text, 0, |word, meaning| {
+            // Each of many words in one long value would be looked at to its end.
+            if last.contains(&word.start) && matches!(meaning, Meaning::Rule(..) | Meaning::Name) {
+                return ControlFlow::Continue(());
+            }
             let secret = match meaning {
-                Meaning::Rule(rule) => rule.secret(text, &word),
+                Meaning::Rule(rule, ours) => rule.secret(text, &word, ours),
                 Meaning::Known(index) => self.known_at(text, &word, index).map(|range| (range, Open::Word)),
                 Meaning::Name => {
                     let name = names::around(text, &word);
@@ -207,6 +215,7 @@ impl Secrets {
             };
             has_key |= matches!(meaning, Meaning::Key);
             if let Some((range, open)) = secret {
+                last = range.clone();
                 found(range, open);
             }
             ControlFlow::Continue(())

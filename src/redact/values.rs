@@ -30,6 +30,9 @@ struct Scan<'a> {
     is_spaced: bool,
 }
 
+/// Length to which a value is looked at before it is known to be secret.
+pub(super) const NEAR: usize = 4 << 10;
+
 /// The secret value of `name` in `text`.
 pub(super) fn of_name(text: &[u8], name: Range<usize>) -> Option<(Range<usize>, Open)> {
     let mut scan = Scan { text, at: name.end, name, quote: None, sign: Sign::Equals, is_spaced: false };
@@ -46,14 +49,16 @@ pub(super) fn of_name(text: &[u8], name: Range<usize>) -> Option<(Range<usize>, 
         Some(quote) => scan.quoted(quote)?,
         None => scan.bare()?,
     };
-    // A value beyond this is judged by its beginning.
+    // A longer value is judged by its beginning.
     let value = &text[range.start..range.end.min(range.start + 512)];
     let is_shell = scan.sign == Sign::Equals && !scan.is_spaced && names::is_loud(scan.name());
     let is_header = scan.sign == Sign::Colon && scan.name().contains(&b'-');
     let shape = Shape { name: scan.name(), is_quoted: quote.is_some(), is_literal: quote.is_none() && (is_shell || is_header) };
     let open = quote.map_or(Open::Word, |quote| Open::Quoted(quote, 0));
     let is_compared = scan.sign == Sign::Compares && !is_random(value);
-    (!is_compared && !is_ordinary(value, shape)).then_some((range, open))
+    let goes_on = quote.is_none() && range.len() >= NEAR;
+    let end = if goes_on { range.end + Open::Word.length(&text[range.end..]) } else { range.end };
+    (!is_compared && !is_ordinary(value, shape)).then_some((range.start..end, open))
 }
 
 impl Scan<'_> {
@@ -179,7 +184,8 @@ impl Scan<'_> {
         let rest = &self.text[self.at..];
         let is_tag = self.sign == Sign::Tag;
         let ends = |&byte: &u8| byte.is_ascii_whitespace() || b"\"'`\\".contains(&byte) || is_tag && byte == b'<';
-        let whole = rest.iter().position(ends).unwrap_or(rest.len());
+        let near = &rest[..rest.len().min(NEAR)];
+        let whole = near.iter().position(ends).unwrap_or(near.len());
         let value = &rest[..without_tail(&rest[..whole])];
         let next = rest[whole..].iter().copied().find(|&byte| byte != b' ' && byte != b'\t');
         let is_last = next.is_none_or(|byte| b"\n\r\"'`\\#,})]|;&".contains(&byte)) || value.len() < whole;

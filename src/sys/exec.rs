@@ -138,6 +138,12 @@ pub fn fill_standard_descriptors() -> io::Result<()> {
     Ok(())
 }
 
+/// True if we run with privileges that our caller has not: set-user-ID, set-group-ID or file capabilities (AT_SECURE).
+pub fn has_foreign_privileges() -> bool {
+    // SAFETY: getauxval(3) reads what the kernel has given us at the start.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
 fn c_string(bytes: &[u8]) -> Result<CString> {
     CString::new(bytes).context("a NUL byte in an argument")
 }

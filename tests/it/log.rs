@@ -86,7 +86,7 @@ fn json_log_has_an_object_per_line() {
 #[test]
 fn endless_line_is_logged_in_bounded_redacted_parts() {
     let env = Env::new();
-    let script = r#"head -c 65530 /dev/zero | tr '\0' a; printf 'GH_TOKEN=0123456789'; head -c 20000000 /dev/zero | tr '\0' ' '; printf 'GH_TOKEN='; head -c 10000000 /dev/zero | tr '\0' b; echo; grep VmHWM /proc/$PPID/status >&2"#;
+    let script = r#"head -c 65530 /dev/zero | tr '\0' a; printf 'GH_TOKEN=0123456789ab'; head -c 20000000 /dev/zero | tr '\0' ' '; printf 'GH_TOKEN='; head -c 10000000 /dev/zero | tr '\0' b; echo; grep VmHWM /proc/$PPID/status >&2"#;
     let mut command = env.command(binary());
     command.args(["--log", "log", "--", "sh", "-c", script]).stdout(fs::File::create(env.path("out")).expect("a file"));
     let output = command.output().expect("started");
@@ -235,4 +235,28 @@ fn messages_are_masked_and_forge_no_line() {
     let line: serde_json::Value = serde_json::from_slice(&json).expect("one object");
     assert!(line["message"].as_str().is_some_and(|text| !text.contains("geheim!") && text.contains('\u{202e}')), "{line}");
     assert!(!String::from_utf8_lossy(&json).contains('\u{202e}'));
+}
+
+#[test]
+fn stdout_that_is_the_log_has_nothing_in_clear() {
+    let env = Env::new();
+    let mut bash = env.command("bash");
+    bash.args(["-c", r#""$0" --log log -- sh -c 'echo GH_TOKEN=geheim; echo ghp_geheim >&2' >>log 2>&1"#]).arg(binary());
+    assert_eq!(Running::start(bash).end().code(), 0);
+    let mut lines = childs_lines(&env);
+    lines.sort();
+    assert_eq!(lines, ["stderr: ghp_***", "stdout: GH_TOKEN=***"]);
+}
+
+#[test]
+fn pipe_as_log_gets_every_line_whole() {
+    let env = Env::new();
+    // A burst far beyond the pipe, and a reader that is a little late.
+    let script = r#"mkfifo log; { sleep 0.3; cat; } <log >copy & "$0" --log log -- seq -f 'line %.0f' 60000 >/dev/null; wait"#;
+    let mut bash = env.command("bash");
+    bash.args(["-c", script]).arg(binary());
+    assert_eq!(Running::start(bash).end().code(), 0);
+    let copy = fs::read_to_string(env.path("copy")).expect("a copy");
+    let lines: Vec<_> = copy.lines().filter_map(|line| line.split_once(" stdout: line ").map(|(_, number)| number)).collect();
+    assert!(lines.iter().map(|number| number.parse::<u32>().expect("a number")).eq(1..=60_000), "{} lines", lines.len());
 }

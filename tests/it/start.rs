@@ -108,3 +108,20 @@ fn longest_possible_argument_is_passed_on() {
     command.args(["--", "true", &"x".repeat(131_000)]);
     assert_eq!(Running::start(command).end().code(), 0);
 }
+
+#[test]
+fn privileges_of_another_user_are_refused() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // nobody else can make a program of another user's
+    }
+    let env = Env::new();
+    let copy = env.path("claude-run");
+    std::fs::copy(binary(), &copy).expect("a copy");
+    std::os::unix::fs::chown(&copy, Some(65534), None).expect("another owner");
+    std::fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o4755)).expect("setuid");
+    for words in [&["--", "true"][..], &["status"], &["redact"]] {
+        let output = env.command(&copy).args(words).stdin(std::process::Stdio::null()).output().expect("started");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(125) && stderr.contains("setuid"), "{words:?}: {output:?}");
+    }
+}

@@ -11,6 +11,7 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use super::ordinary::{is_keyword, is_number, is_placeholder};
 use super::secrets::Open;
+use super::values::NEAR;
 use super::{names, values};
 
 /// A form of secrets.
@@ -79,17 +80,17 @@ pub(super) fn all() -> impl Iterator<Item = &'static Rule> {
 }
 
 impl Rule {
-    /// True if there may be such a secret at `word`, also in an encoding.
-    pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>) -> bool {
+    /// True if there may be such a secret at `word`, which is `ours` in any case, also in an encoding.
+    pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>, ours: &str) -> bool {
         let behind = &text[word.end..text.len().min(word.end + 24)];
         match &self.matcher {
             Matcher::Name => names::is_secret(&text[names::around(text, word)]),
             Matcher::Token { .. } => {
-                self.is_token_at(text, word) && behind.first().is_some_and(|byte| !b" \n\"'".contains(byte))
+                self.is_token_at(text, word, ours) && behind.first().is_some_and(|byte| !b" \n\"'".contains(byte))
             }
             Matcher::Context(_) => {
                 let is_encoded = behind.iter().any(|byte| b"\\%&".contains(byte));
-                self.secret(text, word).is_some() || is_encoded && starts_word(text, word)
+                self.secret(text, word, ours).is_some() || is_encoded && starts_word(text, word)
             }
         }
     }
@@ -97,22 +98,24 @@ impl Rule {
     /// True if `rest`, the end of a text, begins with one of these tokens.
     pub(super) fn may_begin(&self, rest: &[u8]) -> bool {
         let begins = |word: &&str| rest.starts_with(word.as_bytes()) || rest.len() > 2 && word.as_bytes().starts_with(rest);
-        matches!(self.matcher, Matcher::Token { .. }) && self.words.iter().any(|word| begins(word))
+        matches!(self.matcher, Matcher::Token { .. }) && self.words.iter().any(begins)
     }
 
     /// The secret at `word`.
-    pub(super) fn secret(&self, text: &[u8], word: &Range<usize>) -> Option<(Range<usize>, Open)> {
+    pub(super) fn secret(&self, text: &[u8], word: &Range<usize>, ours: &str) -> Option<(Range<usize>, Open)> {
         let range = match &self.matcher {
             Matcher::Name => {
                 let name = names::around(text, word);
                 return if names::is_secret(&text[name.clone()]) { values::of_name(text, name) } else { None };
             }
-            Matcher::Token { kind, .. } => self.token(text, word, *kind)?,
+            Matcher::Token { kind, .. } => self.token(text, word, ours, *kind)?,
             Matcher::Context(_) => {
                 let rest = starts_word(text, word).then(|| &text[word.start..])?;
+                let rest = &rest[..rest.len().min(NEAR)];
                 let captures = self.regex()?.captures(rest)?;
                 let part = captures.iter().skip(1).flatten().next()?.range();
-                let range = word.start + part.start..word.start + part.end;
+                let more = if part.end == NEAR { Open::Word.length(&text[word.start + NEAR..]) } else { 0 };
+                let range = word.start + part.start..word.start + part.end + more;
                 let value = &text[range.clone()];
                 (!is_placeholder(value) && !is_number(value) && !is_keyword(value)).then_some(range)?
             }
@@ -120,9 +123,10 @@ impl Rule {
         Some((range, Open::Word))
     }
 
-    fn token(&self, text: &[u8], word: &Range<usize>, kind: Kind) -> Option<Range<usize>> {
-        let rest = self.is_token_at(text, word).then(|| &text[word.end..])?;
-        let length = self.regex()?.find(rest)?.end();
+    fn token(&self, text: &[u8], word: &Range<usize>, ours: &str, kind: Kind) -> Option<Range<usize>> {
+        let rest = self.is_token_at(text, word, ours).then(|| &text[word.end..])?;
+        let near = self.regex()?.find(&rest[..rest.len().min(NEAR)])?.end();
+        let length = if near == NEAR { near + Open::Word.length(&rest[near..]) } else { near };
         let start = if let Kind::Behind(before) = kind { word.start - before } else { word.end };
         let (token, next) = (&text[start..word.end + length], rest.get(length));
         let is_mixed = token.iter().any(u8::is_ascii_digit) && token.iter().any(u8::is_ascii_alphabetic);
@@ -139,9 +143,8 @@ impl Rule {
     }
 
     /// True if `word` stands in its own case, and begins a token.
-    fn is_token_at(&self, text: &[u8], word: &Range<usize>) -> bool {
-        let is_ours = self.words.iter().any(|ours| ours.as_bytes() == &text[word.clone()]);
-        is_ours
+    fn is_token_at(&self, text: &[u8], word: &Range<usize>, ours: &str) -> bool {
+        *ours.as_bytes() == text[word.clone()]
             && match self.matcher {
                 Matcher::Token { kind: Kind::Behind(before), .. } => {
                     word.start >= before && text[word.start - before..word.start].iter().all(u8::is_ascii_alphanumeric)
