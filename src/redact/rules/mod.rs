@@ -84,7 +84,7 @@ impl Rule {
     pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>, ours: &str) -> bool {
         let behind = &text[word.end..text.len().min(word.end + 24)];
         match &self.matcher {
-            Matcher::Name => names::is_secret(&text[names::around(text, word)]),
+            Matcher::Name => ends_part(text, word, ours) && names::is_secret(&text[names::around(text, word)]),
             Matcher::Token { .. } => {
                 self.is_token_at(text, word, ours) && behind.first().is_some_and(|byte| !b" \n\"'".contains(byte))
             }
@@ -106,7 +106,11 @@ impl Rule {
         let range = match &self.matcher {
             Matcher::Name => {
                 let name = names::around(text, word);
-                return if names::is_secret(&text[name.clone()]) { values::of_name(text, name) } else { None };
+                return if ends_part(text, word, ours) && names::is_secret(&text[name.clone()]) {
+                    values::of_name(text, name)
+                } else {
+                    None
+                };
             }
             Matcher::Token { kind, .. } => self.token(text, word, ours, *kind)?,
             Matcher::Context(_) => {
@@ -164,6 +168,15 @@ impl Rule {
         let compile =
             || RegexBuilder::new(&format!(r"\A(?:{pattern})")).unicode(false).case_insensitive(is_context).build().ok();
         self.regex.get_or_init(compile).as_ref()
+    }
+}
+
+/// False if letters behind `word` make another word of it, as in `input_tokens`, which is most of what there is.
+fn ends_part(text: &[u8], word: &Range<usize>, ours: &str) -> bool {
+    match text.get(word.end) {
+        Some(b's') => ours != "token",
+        Some(byte) if byte.is_ascii_lowercase() => ours.starts_with("pass"),
+        _ => true,
     }
 }
 
