@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_pipe_drops_the_newest_signals_only() -> io::Result<()> {
+    fn full_pipe_drops_the_newest_signals_only() -> io::Result<()> {
         let mut queue = EventQueue::open()?;
         let (pipe, sender) = (queue.signal_pipe(), queue.sender());
         (0..100_000).for_each(|_| pipe.write(Signal::SIGUSR2.number(), SignalSource::Kernel));

@@ -96,14 +96,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_s_own_status_passes_unchanged() {
+    fn status_of_the_child_passes_unchanged() {
         for status in 0..=255 {
             assert_eq!(Outcome::Exited(status).exit_code(), status);
         }
     }
 
     #[test]
-    fn a_signal_is_128_plus_its_number() {
+    fn signal_is_128_plus_its_number() {
         for signal in 1..=64 {
             for outcome in [Outcome::Killed(signal), Outcome::EndedWaiting(signal), Outcome::EndedDraining(signal)] {
                 assert_eq!((i32::from(outcome.exit_code()), outcome.signal()), (128 + signal, Some(signal)));

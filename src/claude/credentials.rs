@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn message_about_a_broken_file_quotes_nothing_of_it() {
+    fn message_on_a_broken_file_quotes_nothing() {
         for text in [r#""sk-ant-secret""#, r#"{"claudeAiOauth":"sk-ant-secret"}"#, r#"["sk-ant-secret"]"#, "sk-ant-secret"] {
             if let Login::Unclear(why) = Login::parse(text.as_bytes()) {
                 assert!(!why.contains("secret"), "{text}: {why}");
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_half_written_file_is_read_again() -> io::Result<()> {
+    fn half_written_file_is_read_again() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("credentials");
         let text = r#"{"claudeAiOauth":{"expiresAt":1000,"refreshToken":"y"}}"#;

@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_is_one_process_of_one_pid_namespace() {
+    fn owner_is_one_process_of_one_pid_namespace() {
         let us = process::id() as i32;
         let start = Stat::read(us).map(|stat| stat.start).unwrap_or_default();
         let boot = boot_id().unwrap_or_default().replace('-', "");
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_may_be_among_known_processes() {
+    fn owner_may_be_among_known_processes() {
         let processes = [(7, "pid:[1]".to_owned()), (8, "pid:[2]".to_owned())];
         let may_be = |pid, domain: &str| owner(pid, 1, domain).is_some_and(|owner| owner.may_be_among(&processes));
         assert!(may_be(7, "linux:m:pid:[1]") && may_be(8, "linux::pid:[2]"));

@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_about_a_refresh_malformed_or_unrelated() {
+    fn line_is_of_a_refresh_or_malformed_or_other() {
         let line = |data: &str| RefreshEvent::parse(format!(r#"{{"event_data":{data}}}"#).as_bytes());
         let name = r#""event_name":"tengu_oauth_token_refresh_lock_race_resolved""#;
         let at = r#""client_timestamp":"1970-01-01T00:00:00Z""#;

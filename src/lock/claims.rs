@@ -196,7 +196,7 @@ mod tests {
     const FILE: FileId = FileId { device: 2049, inode: 77 };
 
     #[test]
-    fn claims_read_as_written_and_nothing_else_is_one() {
+    fn claims_read_as_written_and_nothing_else() {
         let claims = [FILE, FileId { inode: 78, ..FILE }].map(|lock| Claim { lock, run: RunId::take() });
         let list = claims.map(|claim| claim.to_string()).join(",");
         assert_eq!(Claim::parse_list(OsStr::new(&list)), claims);

@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_waiter_is_counted_once() {
+    fn waiter_is_counted_once() {
         let waits = |pid| Flock { pid, waits: true, is_exclusive: true };
         let lock = FileId { device: 1, inode: 2 };
         let queue = Queue { lock, flocks: vec![Flock { waits: false, ..waits(4711) }, waits(7), waits(8), waits(7)] };

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn state_without_a_login_is_unclear_unless_optional() {
+    fn login_is_unclear_unless_it_is_optional() {
         let now = SystemTime::now();
         let cases = [Login::None, Login::Unclear("cut".into())];
         assert!(cases.into_iter().all(|login| matches!(refreshes(None).state_of(login, now), RefreshState::Unclear(_))));

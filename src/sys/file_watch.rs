@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_directory_is_polled() -> std::io::Result<()> {
+    fn replaced_directory_is_polled() -> std::io::Result<()> {
         let dir = tempfile::tempdir()?;
         let inner = dir.path().join("inner");
         fs::create_dir(&inner)?;

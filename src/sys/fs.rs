@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neither_a_fifo_nor_what_never_ends_is_waited_for() -> io::Result<()> {
+    fn open_waits_for_no_fifo_and_no_end() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, Mode::S_IRWXU)?;

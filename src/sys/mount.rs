@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_on_the_nearest_mount_above_it() {
+    fn path_is_on_the_nearest_mount_above_it() {
         assert_eq!(Mount::of(Path::new("/proc/self/stat")).map(|mount| mount.kind), Some("proc".into()));
         assert!(is_mount_point(Path::new("/proc")) && is_mount_point(Path::new("/")));
         assert!(!is_mount_point(Path::new("/proc/self")) && !is_mount_point(Path::new("/etc")));

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_line_is_no_process() {
+    fn cut_line_is_no_process() {
         let line = b"4711 (sh) S 17 4711 4711 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543";
         for length in 0..line.len() - 6 {
             assert_eq!(Stat::parse(4711, &line[..length]), None, "{length}");

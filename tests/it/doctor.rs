@@ -89,7 +89,7 @@ fn healthy_setup_passes_and_nothing_is_left() {
     let mut text = command(&env);
     text.arg("doctor");
     let ended = Running::start(text).end();
-    assert_eq!(ended.stdout.last().map(String::as_str), Some("0 failures, 0 warnings in 12 checks"));
+    assert_eq!(ended.stdout.last().map(String::as_str), Some("0 failures, 0 warnings in 13 checks"));
     assert!(!ended.stdout.join("").contains("at-0") && !seen.to_string().contains("rt-0"), "never a token");
 }
 

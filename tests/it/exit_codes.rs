@@ -74,9 +74,10 @@ fn our_75_and_124_differ_from_the_childs_by_message() {
         env.claude_run().args(["sh", "-c", &format!("exit {status}")]).assert().code(status).stderr("");
     }
     let _holder = env.hold_lock();
-    for (options, code, message) in
-        [(&["--wait", "0"][..], 75, "session lock"), (&["--lock", "pass-through", "--timeout", "0.1"], 124, "hard limit")]
-    {
+    for (options, code, message) in [
+        (&["--wait", "0"][..], 75, "session lock"),
+        (&["--lock", "pass-through", "--timeout", "0.1"], 124, "--timeout 100ms reached"),
+    ] {
         let assert = env.claude_run().args(options).args(["sleep", "60"]).assert().code(code);
         let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
         assert!(stderr.contains(message), "{stderr}");

@@ -140,7 +140,7 @@ fn stderr_that_is_the_log_is_written_once() {
     bash.args(["-c", script]).arg(binary());
     assert_eq!(Running::start(bash).end().code(), 124);
     let lines = lines(&env);
-    for once in ["stderr: err", "hard limit"] {
+    for once in ["stderr: err", "--timeout 300ms reached: "] {
         assert_eq!(lines.iter().filter(|line| line.contains(once)).count(), 1, "{lines:?}");
     }
 }

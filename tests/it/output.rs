@@ -382,7 +382,7 @@ fn idle_limit_counts_bytes_on_either_stream() {
     let script = "for i in 1 2; do sleep 1.2; echo $i; sleep 1.2; echo $i >&2; done; echo done; exec sleep 600";
     let ended = env.start(["--idle-timeout", "2", "--", "sh", "-c", script]).end();
     assert_eq!((ended.code(), ended.stdout.last().map(|line| &**line)), (124, Some("done")), "{ended:?}");
-    assert!(ended.stderr_text().contains("idle limit"), "{ended:?}");
+    assert!(ended.stderr_text().contains("--idle-timeout 2s reached: "), "{ended:?}");
     assert!(started.elapsed() >= Duration::from_millis(6_800));
     assert_eq!(env.start(["--idle-timeout", "0", "--", "sh", "-c", "sleep 0.3; exit 3"]).end().code(), 3);
 }

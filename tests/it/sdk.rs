@@ -82,7 +82,7 @@ fn messages_and_stderr_of_claude_go_to_the_logfile_once() {
         let ended = machine.run(&format!("CLAUDE_TIMEOUT=0.2; {}; echo here >&2", call("tool echo from claude >&2; hang")));
         assert_eq!((&*ended.stdout[0], &ended.stderr[..]), ("rc 124", &["here".to_owned()][..]), "{ended:?}");
         let log = machine.log();
-        for once in ["stderr: from claude\n", "--timeout 1s reached: "] {
+        for once in ["stderr: from claude\n", "--timeout 200ms reached: "] {
             assert_eq!(log.matches(once).count(), 1, "{log}");
         }
     }

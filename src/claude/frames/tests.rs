@@ -15,7 +15,7 @@ fn events_of(pieces: &[&[u8]]) -> Vec<FrameEvent> {
 }
 
 #[test]
-fn a_result_is_found_in_any_layout() {
+fn result_is_found_in_any_layout() {
     let fine = FrameEvent::Result { is_error: false };
     let bad = FrameEvent::Result { is_error: true };
     let spaced = "  { \"is_error\" : false , \"type\" : \"result\" , \"subtype\":\"success\" }\r";
@@ -28,7 +28,7 @@ fn a_result_is_found_in_any_layout() {
 }
 
 #[test]
-fn the_last_result_is_kept_with_its_fields() {
+fn last_result_is_kept_with_its_fields() {
     let mut reader = FrameReader::default();
     assert_eq!(reader.last_result(), None);
     let text = format!(
@@ -90,7 +90,7 @@ fn reads_may_split_anywhere() {
 }
 
 #[test]
-fn an_overlong_frame_is_skipped_alone() {
+fn overlong_frame_is_skipped_alone() {
     for (open, close) in [("", "\n"), ("[{}, ", ", ")] {
         let mut reader = FrameReader::default();
         let mut seen = Vec::new();
@@ -113,7 +113,7 @@ fn an_overlong_frame_is_skipped_alone() {
 }
 
 #[test]
-fn a_frame_of_maximum_length_is_read() {
+fn frame_of_maximum_length_is_read() {
     for (length, expected) in
         [(abridged::MAX_FRAME, &[FrameEvent::Result { is_error: true }][..]), (abridged::MAX_FRAME + 1, &[])]
     {
@@ -124,7 +124,7 @@ fn a_frame_of_maximum_length_is_read() {
 }
 
 #[test]
-fn an_array_of_any_length_is_read() {
+fn array_of_any_length_is_read() {
     let mut reader = FrameReader::default();
     let mut seen = Vec::new();
     let element = format!("{{\"type\":\"user\",\"content\":[\"{}\\\\\", \"\\\"]\", {NEW}]}} ,\n", "x".repeat(1 << 20));
@@ -159,7 +159,7 @@ fn result_with_a_text_of_any_length_is_read() {
 }
 
 #[test]
-fn a_frame_without_its_newline_is_read_at_a_pause() {
+fn frame_without_its_newline_is_read_at_a_pause() {
     let mut seen = Vec::new();
     for (text, expected) in [(NEW, 1), (&NEW[..NEW.len() - 1], 0), ("{\"type\":\"result\"}}", 0), ("text}", 0), (" [{}", 0)] {
         let mut reader = FrameReader::default();
@@ -191,7 +191,7 @@ fn output_that_ends_within_a_frame_is_noticed() {
 }
 
 #[test]
-fn a_cut_line_is_no_frame() {
+fn cut_line_is_no_frame() {
     for line in [r#"{"type":"assistant","message":"#, r#"{"type":"assistant"#, r#"{"type":"assistant","message":"x}"#] {
         let text = format!("{NEW}\n{line}\n");
         assert_eq!(events_of(&[text.as_bytes()]).len(), 1 + usize::from(line.ends_with('}')), "{line}");

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn orphans_and_more_requests_do_not_postpone_the_kill() {
+    fn kill_is_not_postponed_by_more_requests() {
         let mut run = Run::new();
         run.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
         for second in 2..6 {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deferred_request_restarts_the_kill_grace() {
+    fn deferred_request_restarts_the_kill_grace() {
         for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
             let mut run = Run::during_refresh();
             assert_eq!(run.signal(1, signal), [DEFERRED], "{signal}");
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_term_is_deferred_behind_the_first() {
+    fn second_term_is_deferred_behind_the_first() {
         let mut run = Run::during_refresh();
         assert_eq!(run.signal(1, Signal::SIGTERM), [DEFERRED]);
         assert_eq!(run.signal(2, Signal::SIGTERM), [Action::Log(Notice::SecondTerm)]);
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_child_s_end_drops_its_signals_not_those_of_leftovers() {
+    fn end_of_child_drops_its_signals_alone() {
         let mut alone = Run::during_refresh();
         alone.signal(1, Signal::SIGTERM);
         assert_eq!(alone.at(2, Input::Ended(Outcome::Exited(0), TreeState::Empty)), []);

@@ -49,7 +49,7 @@ impl Case {
 }
 
 #[test]
-fn a_child_that_ends_alone_ends_the_run() {
+fn child_that_ends_alone_ends_the_run() {
     let mut case = case(|_| {});
     assert_eq!(case.deadline(), Some(60));
     assert_eq!(case.at(1, Input::Ended(Outcome::Exited(3), TreeState::Empty)), []);
@@ -57,7 +57,7 @@ fn a_child_that_ends_alone_ends_the_run() {
 }
 
 #[test]
-fn the_hard_limit_is_term_then_kill_to_the_tree() {
+fn hard_limit_is_term_then_kill_to_the_tree() {
     let mut case = case(|_| {});
     assert_eq!(case.at(59, Input::Clock), []);
     assert_eq!(
@@ -75,7 +75,7 @@ fn the_hard_limit_is_term_then_kill_to_the_tree() {
 }
 
 #[test]
-fn a_lost_lock_is_an_expired_limit() {
+fn lost_lock_is_an_expired_limit() {
     let mut case = case(|_| {});
     assert_eq!(
         case.at(7, Input::LockLost),
@@ -89,7 +89,7 @@ fn a_lost_lock_is_an_expired_limit() {
 }
 
 #[test]
-fn a_request_to_end_removes_no_limit() {
+fn request_to_end_removes_no_limit() {
     let hung = Outcome::HungAfterResult { is_error: false };
     for signal in [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTERM] {
         for kill_grace in [None, Some(Duration::from_secs(600))] {
@@ -116,7 +116,7 @@ fn a_request_to_end_removes_no_limit() {
 }
 
 #[test]
-fn a_lost_lock_changes_nothing_for_an_ended_child() {
+fn lost_lock_changes_nothing_for_an_ended_child() {
     let mut leaving = case(|_| {});
     leaving.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
     assert_eq!(leaving.at(2, Input::LockLost), []);
@@ -141,7 +141,7 @@ fn limits_that_are_off_have_no_deadline() {
 }
 
 #[test]
-fn the_idle_limit_counts_from_the_last_output() {
+fn idle_limit_counts_from_the_last_output() {
     let mut case = case(|config| config.idle_limit = Some(Duration::from_secs(10)));
     assert_eq!(case.deadline(), Some(10));
     let output = |case: &Case, second| Input::LastOutput(case.start + Duration::from_secs(second));
@@ -170,7 +170,7 @@ const FINE: Input = Input::Frame(FrameEvent::Result { is_error: false });
 const BAD: Input = Input::Frame(FrameEvent::Result { is_error: true });
 
 #[test]
-fn a_hang_after_a_result_ends_with_the_grace() {
+fn hang_after_a_result_ends_with_the_grace() {
     for (frame, is_error) in [(FINE, false), (BAD, true)] {
         let mut case = case(|_| {});
         case.at(1, frame);
@@ -211,7 +211,7 @@ fn open_tasks_have_the_task_grace() {
 }
 
 #[test]
-fn the_hard_limit_counts_after_a_result_as_well() {
+fn hard_limit_counts_after_a_result_as_well() {
     let mut case = case(|_| {});
     case.at(50, FINE);
     assert!(case.at(60, Input::Clock).contains(&Action::Log(Notice::LimitExpired(Outcome::HardLimit))));
@@ -245,7 +245,7 @@ fn leftovers_get_term_then_kill() {
 }
 
 #[test]
-fn the_hard_limit_does_not_count_for_leftovers() {
+fn hard_limit_does_not_count_for_leftovers() {
     let mut case = case(|_| {});
     case.at(59, Input::Ended(Outcome::Exited(0), TreeState::Alive));
     assert_eq!(case.at(60, Input::Clock), []);
@@ -279,7 +279,7 @@ fn leftovers_that_kill_does_not_end_are_given_up() {
 }
 
 #[test]
-fn a_term_ends_the_wait_for_the_unkillable() {
+fn term_ends_the_wait_for_the_unkillable() {
     for leftovers in [Leftovers::Kill, Leftovers::Keep] {
         let mut case = case(|config| {
             (config.hard_limit, config.kill_grace) = (None, Some(Duration::from_secs(600)));
@@ -322,7 +322,7 @@ fn nobody_gets_kill_without_a_term_before_it() {
 }
 
 #[test]
-fn a_new_turn_ends_the_result_grace() {
+fn new_turn_ends_the_result_grace() {
     let mut case = case(|config| config.hard_limit = None);
     case.at(1, FINE);
     assert_eq!(case.at(2, Input::Frame(FrameEvent::TurnStarted)), []);
@@ -334,7 +334,7 @@ fn a_new_turn_ends_the_result_grace() {
 }
 
 #[test]
-fn the_result_grace_begins_at_the_end_of_stdin() {
+fn result_grace_begins_at_the_end_of_stdin() {
     let mut case = case(|config| (config.hard_limit, config.streams_input) = (None, true));
     case.at(1, FINE);
     case.at(2, Input::Frame(FrameEvent::Other));
@@ -360,7 +360,7 @@ fn stopped_time_is_no_idle_time() {
 }
 
 #[test]
-fn a_late_clock_lets_the_relay_catch_up_once() {
+fn late_clock_lets_the_relay_catch_up_once() {
     for result in [false, true] {
         let mut case = case(|config| {
             config.idle_limit = (!result).then_some(Duration::from_secs(10));
@@ -382,7 +382,7 @@ fn a_late_clock_lets_the_relay_catch_up_once() {
 }
 
 #[test]
-fn a_stopped_child_gets_cont_with_its_term() {
+fn stopped_child_gets_cont_with_its_term() {
     let mut stopped_first = case(|_| {});
     stopped_first.at(1, Input::Stopped(Signal::SIGSTOP));
     assert_eq!(stopped_first.term(2), [Action::SignalChild(Signal::SIGTERM), Action::SignalChild(Signal::SIGCONT)]);
@@ -399,7 +399,7 @@ fn a_stopped_child_gets_cont_with_its_term() {
 }
 
 #[test]
-fn an_own_group_gets_all_signals_a_shared_one_sent_ones() {
+fn own_group_gets_all_shared_one_only_sent() {
     for signal in FORWARDED.iter() {
         for sender in [TERMINAL, PROCESS] {
             let actions = case(|_| {}).at(1, Input::Signal(signal, sender));
@@ -412,7 +412,7 @@ fn an_own_group_gets_all_signals_a_shared_one_sent_ones() {
 }
 
 #[test]
-fn a_shared_group_gets_cont_only_if_stopped() {
+fn shared_group_gets_cont_only_if_stopped() {
     let mut case = case(|config| config.group = Group::Shared);
     case.at(1, Input::Stopped(Signal::SIGSTOP));
     assert_eq!(case.at(2, Input::Signal(Signal::SIGCONT, PROCESS)), [Action::SignalChild(Signal::SIGCONT)]);
@@ -467,7 +467,7 @@ fn only_a_second_term_escalates() {
 }
 
 #[test]
-fn a_term_after_the_child_s_end_leaves_a_second() {
+fn term_after_the_child_s_end_leaves_a_second() {
     for kill_grace in [None, Some(GRACE), Some(Duration::from_secs(3600))] {
         let mut case = case(|config| config.kill_grace = kill_grace);
         case.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
@@ -492,7 +492,7 @@ fn a_term_after_the_child_s_end_leaves_a_second() {
 }
 
 #[test]
-fn the_second_of_a_second_term_does_not_begin_anew() {
+fn second_of_a_second_term_does_not_begin_anew() {
     let mut case = case(|_| {});
     case.term(10);
     case.term(11);
@@ -503,7 +503,7 @@ fn the_second_of_a_second_term_does_not_begin_anew() {
 }
 
 #[test]
-fn the_rest_of_the_tree_follows_the_child_soon() {
+fn rest_of_the_tree_follows_the_child_soon() {
     for (kill_grace, delay) in [(None, 2500), (Some(3_600_000), 2500), (Some(5_000), 2500), (Some(800), 400)] {
         let kill_grace = kill_grace.map(Duration::from_millis);
         for hard_limit in [None, Some(Duration::from_secs(60))] {
@@ -525,7 +525,7 @@ fn the_rest_of_the_tree_follows_the_child_soon() {
 }
 
 #[test]
-fn a_child_that_stops_again_is_continued_once() {
+fn child_that_stops_again_is_continued_once() {
     let mut case = case(|_| {});
     case.at(1, Input::Stopped(Signal::SIGTTIN));
     assert_eq!(case.term(2)[1], Action::SignalChild(Signal::SIGCONT));
@@ -563,7 +563,7 @@ fn stop_and_report_work_in_every_phase() {
 }
 
 #[test]
-fn a_child_in_our_group_that_stops_itself_stops_us() {
+fn child_in_our_group_that_stops_itself_stops_us() {
     for (group, signal, stops) in
         [(Group::Shared, Signal::SIGTSTP, true), (Group::Shared, Signal::SIGSTOP, false), (Group::Own, Signal::SIGTSTP, false)]
     {
@@ -576,7 +576,7 @@ fn a_child_in_our_group_that_stops_itself_stops_us() {
 /// All sequences of four inputs: a child is never signalled after its end, kept leftovers never, and no deadline stays in the past
 /// after a clock input.
 #[test]
-fn no_order_of_inputs_breaks_an_invariant() {
+fn invariants_hold_in_any_order_of_inputs() {
     let of_each_kind = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR2, Signal::SIGCONT];
     let inputs: Vec<Input> = of_each_kind
         .into_iter()
