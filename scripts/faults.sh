@@ -9,7 +9,8 @@
 #                                                               five run at once, nor out of order, nor is a slot left free
 #
 # Beside them there are runs that have one fault each, and one way to end: a second turn, a stop under an idle limit, output that
-# cannot be written, uncommon signals, a file size limit, a request that the child ignores, a fork chain, a TERM that it keeps to itself.
+# cannot be written, uncommon signals, a file size limit, a request that the child ignores, a fork chain, a hung file system, a TERM
+# that it keeps to itself.
 #
 # What must hold: never two agents inside one lock, never the lock free while its agent lives or passed on while a tool of it
 # does, never two refreshes at once, never a wait for a lock that is free, every exit code one of the table's and with its

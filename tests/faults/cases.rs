@@ -12,12 +12,12 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use fs4::FileExt;
 use nix::unistd::{ForkResult, fork};
 
 use crate::board::Board;
-use crate::fleet::below;
+use crate::fleet::{below, processes};
 
 /// True if the end is as it has to be: the exit code (1000 more for a signal), and what the directory of the run has.
 type IsKept = dyn Fn(i32, &Path) -> bool;
@@ -59,7 +59,7 @@ pub(crate) struct Cases {
     next: Instant,
 }
 
-const CASES: [fn() -> Case; 10] = [
+const CASES: [fn() -> Case; 11] = [
     second_turn,
     stopped_while_idle,
     full_disk,
@@ -67,6 +67,7 @@ const CASES: [fn() -> Case; 10] = [
     file_size_limit,
     ignored_request,
     fork_chain,
+    hung_file_system,
     cleanup_before_kill,
     signal_ends_the_wait,
     child_dies_of_a_signal,
@@ -161,6 +162,50 @@ fn ignored_request() -> Case {
 fn fork_chain() -> Case {
     let is_kept = |code, dir: &Path| code == 0 && !dir.join("outlived").exists();
     Case::new("fork chain", &["--kill-after", "0.2"], r#"exec "$FAULTS" chain "$D""#, is_kept)
+}
+
+/// A leftover that KILL does not end, since its file system hangs, is named and given up.
+fn hung_file_system() -> Case {
+    let Ok((dir, servers)) = hang() else { return fork_chain() }; // FUSE is not for everybody
+    let script =
+        format!("cat {}/above/file & until grep -q '^[0-9]' /proc/$!/syscall; do sleep 0.01; done; exit 4", dir.display());
+    let is_kept = move |code, run: &Path| {
+        let errors = fs::read_to_string(run.join("stderr")).unwrap_or_default();
+        for server in &servers {
+            // SAFETY: kill(2); whoever waits for them is free then.
+            unsafe { libc::kill(*server, libc::SIGKILL) };
+        }
+        let end = Instant::now() + Duration::from_secs(20);
+        let reader = format!("cat\0{}/above/file\0", dir.display());
+        let is_reader = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words == reader.as_bytes());
+        while processes().iter().any(is_reader) && Instant::now() < end {
+            sleep(Duration::from_millis(5));
+        }
+        code == 4 && errors.contains("KILL does not end")
+    };
+    Case::new("hung file system", &["--kill-after", "0.1"], &script, is_kept)
+}
+
+/// Mounts a file system on another, whose server is stopped: who waits for the first cannot be killed. Gives both servers.
+fn hang() -> Result<(PathBuf, [i32; 2])> {
+    let dir = PathBuf::from(format!("/mnt/hung-{}", fastrand::u64(..)));
+    for name in ["base", "below", "above"] {
+        fs::create_dir_all(dir.join(name))?;
+    }
+    fs::write(dir.join("base/file"), "text")?;
+    let serve = |from: &str, to: &str| -> Result<i32> {
+        let mut server =
+            Command::new("bindfs").arg("-f").arg(dir.join(from)).arg(dir.join(to)).stderr(Stdio::null()).spawn()?;
+        while !dir.join(to).join("file").exists() {
+            ensure!(server.try_wait()?.is_none(), "no FUSE here");
+            sleep(Duration::from_millis(5));
+        }
+        Ok(server.id() as i32)
+    };
+    let servers = [serve("base", "below")?, serve("below", "above")?];
+    // SAFETY: kill(2) of a child of ours.
+    unsafe { libc::kill(servers[0], libc::SIGSTOP) };
+    Ok((dir, servers))
 }
 
 /// Nobody is killed who has not had a TERM, though the child waits for it and passes none on.
