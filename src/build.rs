@@ -29,7 +29,7 @@ fn main() -> io::Result<()> {
     fs::write(Path::new(&out).join("claude-run.1"), documents::man_page(&date)?)
 }
 
-/// What goes into the binary.
+/// Parts of the crate that go into the binary.
 const SOURCES: [&str; 4] = ["src", "Cargo.toml", "Cargo.lock", ".cargo"];
 
 /// Sets the text of `--version`, and returns the date of the commit. Without a git checkout, as in an unpacked source archive, the

@@ -1,4 +1,4 @@
-//! What clap_complete's scripts lack: where COMMAND begins, the `=` that readline makes a word of its own, and values in fish.
+//! Additions to clap_complete's scripts: where COMMAND begins, the `=` that readline makes a word of its own, and values in fish.
 
 use std::io;
 

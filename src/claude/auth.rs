@@ -14,7 +14,7 @@ use super::version::Version;
 use crate::config::settings::Environment;
 use crate::sys::fs::read_bounded;
 
-/// What decides how a claude authenticates: its settings first, the environment second.
+/// Sources that decide how a claude authenticates: its settings first, the environment second.
 pub(crate) struct AuthSources<'a> {
     pub(crate) environment: Environment<'a>,
     pub(crate) settings: ClaudeSettings,

@@ -27,7 +27,7 @@ pub struct ConfigDir {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ForChild {
     Unchanged,
-    /// It is empty, and claude would scatter files over the working directory.
+    /// The variable is empty, and claude would scatter files over the working directory.
     Unset,
     /// `--config-dir` was given.
     Set,

@@ -89,7 +89,7 @@ fn is_token(value: &Value) -> bool {
     value.as_str().is_some_and(|token| !token.trim().is_empty())
 }
 
-/// What else is in the file may be of any shape.
+/// The login alone: all else in the file may be of any shape.
 #[derive(Deserialize)]
 struct CredentialsFile {
     #[serde(rename = "claudeAiOauth")]

@@ -93,7 +93,7 @@ pub struct FrameReader {
     is_between_turns: bool,
 }
 
-/// What a line is, by its first byte.
+/// Kind of a line, by its first byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Line {
     #[default]

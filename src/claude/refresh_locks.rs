@@ -22,7 +22,7 @@ pub(crate) struct RefreshLock {
     pub(crate) owner: Option<Owner>,
     /// Age at which others take the lock over.
     stale_after: Duration,
-    /// What keeps everybody from taking it over, ever.
+    /// Obstacle that keeps everybody from taking it over, ever.
     flaw: Option<&'static str>,
 }
 

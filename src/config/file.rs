@@ -167,7 +167,7 @@ fn directory_of(path: &Path) -> io::Result<PathBuf> {
 /// Reads the text of the file `path`, empty if it is missing, after a look at what a rewrite would replace.
 ///
 /// # Errors
-/// It cannot be read, is no regular file, or a link that leads nowhere or belongs to neither us nor root; its directory cannot be
+/// The file cannot be read, is no regular file, or a link that leads nowhere or belongs to neither us nor root; or its directory cannot be
 /// written.
 pub(crate) fn read_to_rewrite(path: &Path) -> io::Result<String> {
     // A look first: opening a device can have effects of its own.

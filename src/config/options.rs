@@ -109,7 +109,7 @@ impl OptionSpec {
     }
 }
 
-/// What `-v` and `-q` say, which no line of the settings file can.
+/// Verbosity by `-v` and `-q`, which no line of the settings file can.
 pub const VERBOSITY: OptionSpec =
     option(MESSAGES, "verbosity", "quiet|warnings|info|debug", "CLAUDE_RUN_VERBOSITY", "warnings");
 

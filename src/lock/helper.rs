@@ -115,7 +115,7 @@ impl Helper {
     /// How it has ended, if it has.
     ///
     /// # Errors
-    /// It could not be started.
+    /// The helper could not be started.
     pub(super) fn ended(&self) -> Result<Option<String>> {
         match self.state().end {
             None => Ok(None),

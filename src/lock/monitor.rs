@@ -3,7 +3,7 @@
 //! started; EOF on a socket whose other end only we have reaches the monitor in any case. It ends only after the helper and all that
 //! the helper has started. Nobody else reaps the helper, so its pid never means another process.
 //!
-//! It has none of our descriptors, above all not the lock's; it blocks all signals, so that no key ends or stops it; and it is a
+//! The monitor has none of our descriptors, above all not the lock's; it blocks all signals, so that no key ends or stops it; and it is a
 //! subreaper, so that no process that the helper has left becomes a child of ours, where it would pass for one of the run's.
 
 use std::ffi::OsString;

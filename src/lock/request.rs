@@ -32,7 +32,7 @@ pub struct LockRequest {
 pub enum Acquisition<G = LockGuard> {
     /// The lock is held, by us or for us.
     Held(G),
-    /// It is not needed, as the lock is not while no refresh is due, so nothing is held; the reason.
+    /// Not needed, as the lock is not while no refresh is due, so nothing is held; the reason.
     NotNeeded(String),
     /// The lock was not free in time, or the lock helper has ended.
     NotAcquired,

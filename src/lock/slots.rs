@@ -1,7 +1,7 @@
 //! Slots: N places to run at once in one config dir. A run has a slot while it, or a process that has inherited the descriptor, holds
 //! the flock on that slot's file; so a slot is as proof against KILL and leaks as the session lock is.
 //!
-//! Who comes first is served first, without polling. Who finds others waiting, or no slot free, makes a ticket, a file with the next number
+//! First come, first served, without polling. A run that finds others waiting, or no slot free, makes a ticket, a file with the next number
 //! that it keeps locked, and sleeps in flock(2) on the last ticket before its own whose run lives. So each waiter has one other to wait
 //! for, and a waiter that is killed wakes one other. (flock's own queue loses its order when waiters in it are killed: measured.) Tickets
 //! are made under the lock on the file `queue`, for a moment.
@@ -144,7 +144,7 @@ struct Search<'a> {
 enum Stage {
     /// About to make a ticket, while the lock on the queue is busy.
     Arriving(Option<LockFile>),
-    /// The same, asleep.
+    /// Sleeps until that is so.
     Waiting(FlockThread),
     /// Has a ticket; asleep on the one before.
     Behind(Ticket, FlockThread),

@@ -251,7 +251,7 @@ impl<'a> LockWait<'a> {
         }
     }
 
-    /// What changes and matters most comes first: a narrow terminal shows only that.
+    /// Text of the live line. What changes and matters most comes first: a narrow terminal shows only that.
     fn live_text(&self) -> String {
         let waited = self.waited();
         let of = self.limit.map_or_else(String::new, |limit| format!(" of {}", show_seconds(limit)));

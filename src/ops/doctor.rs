@@ -156,7 +156,7 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
     answer(out, json, worst != Verdict::Failure, &text, &json_form)
 }
 
-/// What speaks against a mode without the session lock, or with less of it: trouble with claude's own lock.
+/// Objections to a mode without the session lock, or with less of it: trouble with claude's own lock.
 pub(super) fn sibling_trouble(context: &Context) -> Vec<String> {
     let Ok(config_dir) = context.config_dir() else { return Vec::new() };
     let subject = Subject::of(context, config_dir, false);

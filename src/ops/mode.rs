@@ -85,7 +85,7 @@ fn line(value: impl Into<String>, look: Look) -> Row {
     Row { hang: 2, ..Row::new("", value).looks(look) }
 }
 
-/// What is set, and what speaks against it.
+/// The mode that is set, and objections to it.
 fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row> {
     let path = factory.config_dir.join(file::NAME);
     let mut rows = vec![match set {

@@ -139,7 +139,7 @@ fn encoded(value: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     forms.into_iter().filter(|form| form.len() > SHORTEST)
 }
 
-/// What of base64 is the same whatever stands around `value`, of whose bytes `shift` are in a group before it.
+/// Part of the base64 of `value` that is the same whatever stands around it; `shift` of its bytes are in a group before it.
 fn base64(value: &[u8], shift: usize) -> Vec<u8> {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let bits = |at: usize| {

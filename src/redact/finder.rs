@@ -16,7 +16,7 @@ const BEGINNING: usize = 6;
 /// Most words for which the fastest automaton is made.
 const MOST_STATES: usize = 6_000;
 
-/// What a word may belong to.
+/// Meaning that a word may have.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Meaning {
     /// A form of secrets, and the word in its own case.

@@ -1,4 +1,4 @@
-//! What stands behind a secret name and is no secret: numbers, paths, variables, types, code and words.
+//! Values behind a secret name that are no secrets: numbers, paths, variables, types, code and words.
 
 use super::names;
 
@@ -79,7 +79,7 @@ const PROSE: [&str; 29] = [
     "enter", "please", "missing", "expired", "with", "be", "from", "and", "or", "was", "has", "cannot", "no", "this",
 ];
 
-/// What runs into an environment or another variable.
+/// References to the environment or another variable.
 const LOOKUPS: [&str; 9] =
     ["process.env", "os.environ", "os.getenv", "std::env", "getenv(", "env(", "env.", "secrets.", "import.meta"];
 

@@ -68,7 +68,7 @@ pub fn masked(text: &str) -> String {
 /// Compiles a pattern of the settings file.
 ///
 /// # Errors
-/// It is no regular expression, or a large one.
+/// Text that is no regular expression, or a large one.
 pub fn compile(pattern: &str) -> Result<Regex> {
     let builder = |pattern: &str| RegexBuilder::new(pattern).unicode(false).size_limit(PATTERN_SIZE).build();
     let regex = builder(pattern).or_else(|_| RegexBuilder::new(pattern).size_limit(PATTERN_SIZE).build());

@@ -113,7 +113,7 @@ struct Supervisor<'a> {
     relay: Option<Relay>,
     /// The child, in our group, is stopped until that is in the foreground. Nobody tells us when it is.
     waits_for_terminal: bool,
-    /// It was said that the child wants the terminal, as it may again and again.
+    /// True if it was reported that the child wants the terminal, as it may again and again.
     has_said_so: bool,
     /// All output is written, or our reader is gone.
     output_done: bool,

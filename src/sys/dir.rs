@@ -71,7 +71,7 @@ impl Dir {
         Ok(file.into())
     }
 
-    /// What root makes in the directory of another user belongs to that user, who could not read it else.
+    /// Gives a file that root makes in the directory of another user to that user, who could not read it else.
     fn give_to_owner(&self, chown: impl Fn(Option<Uid>, Option<Gid>) -> nix::Result<()>) -> io::Result<()> {
         let found = fstat(&self.0)?;
         if geteuid().is_root() && found.st_uid != 0 {

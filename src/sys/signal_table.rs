@@ -1,4 +1,4 @@
-//! What claude-run does with each signal. Signals are numbers here, since nix has no names for the real-time ones.
+//! Table of the signals, and of what claude-run does with each. Signals are numbers here, since nix has no names for the real-time ones.
 
 use std::fmt;
 

@@ -13,7 +13,7 @@ const MAX_STRING: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Abridged {
     pub(super) bytes: Vec<u8>,
-    /// It grew beyond what is kept, and is dropped.
+    /// True if it grew beyond what is kept, and is dropped.
     pub(super) is_too_long: bool,
     /// Bytes of the string that it ends in.
     string: Option<usize>,

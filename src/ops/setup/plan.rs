@@ -280,7 +280,7 @@ fn ensure_links_hold(dir: &Path, depth: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// What a person may type instead of a move. Nothing is removed by it.
+/// Commands that a person may type instead of a move. Nothing is removed by it.
 fn by_hand(from: &Path, to: &Path) -> String {
     let old = format!("{}.old", from.display());
     let [above, from, to, old] = [to.parent().unwrap_or(to), from, to, Path::new(&old)].map(|path| path.to_string_lossy());

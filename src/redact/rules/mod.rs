@@ -45,7 +45,7 @@ pub(super) enum Matcher {
 pub(super) enum Kind {
     /// Its first word is enough.
     Plain,
-    /// It has letters and digits.
+    /// True if the value has letters and digits.
     Mixed,
     /// As mixed, and it is no part of base64.
     Strict,

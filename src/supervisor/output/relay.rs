@@ -48,7 +48,7 @@ pub(super) struct Stream {
     pub(super) input: Option<Take<File>>,
     /// The child's end of a pipe: see `keep_blocking`.
     pub(super) pipe: Option<OwnedFd>,
-    /// It is hung up when this is dropped together with `input`.
+    /// Side of the terminal that is hung up when this is dropped together with `input`.
     pub(super) terminal: Option<Arc<Pty>>,
     /// Our stdout or stderr; `None` for output that is only logged, or lost.
     pub(super) sink: Option<Sink>,
@@ -63,7 +63,7 @@ pub(super) struct Stream {
     pub(super) last_read: Option<Instant>,
     /// True if a pause in the output has been dealt with.
     pub(super) is_paused: bool,
-    /// It has been said that the child waits for our reader.
+    /// True if it was reported that the child waits for our reader.
     pub(super) has_stalled: bool,
 }
 

@@ -28,7 +28,7 @@ pub(super) struct Spool {
     end: u64,
     /// Most bytes that the file may have.
     limit: u64,
-    /// What the file did not take.
+    /// Bytes that the file did not take.
     tail: Vec<u8>,
 }
 

@@ -1,4 +1,4 @@
-//! What the supervisor says of a run: one line on its state, and a message for each decision of the policy.
+//! Messages of the supervisor about a run: one line on its state, and a message for each decision of the policy.
 
 use std::collections::BTreeMap;
 use std::mem;

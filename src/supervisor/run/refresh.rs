@@ -1,4 +1,4 @@
-//! What the supervisor does about a refresh of claude's token: it watches for the end of one that the lock was acquired for, and of
+//! Refreshes of claude's token, as the supervisor sees them: it watches for the end of one that the lock was acquired for, and of
 //! one that a signal is deferred for.
 
 use std::path::PathBuf;
