@@ -32,8 +32,9 @@ pub(super) struct AwaitedRefresh {
     expiry: SystemTime,
     /// Time at which a claude that has not begun to refresh has no refresh to make.
     give_up_at: Option<Instant>,
-    /// True if the margin was raised on purpose, to cover refreshes in mid-run.
-    covers_mid_run: bool,
+    /// True if a refresh may begin at any time: the margin was raised on purpose, to cover refreshes in mid-run, or the child is not known
+    /// to be claude, as a script that comes to its claude later.
+    never_gives_up: bool,
 }
 
 /// Largest margin for refreshes at the start alone, and the default.
@@ -120,11 +121,12 @@ impl Refreshes {
 impl AwaitedRefresh {
     pub(super) fn new(refreshes: &Refreshes, expiry: SystemTime) -> Self {
         let covers_mid_run = refreshes.margin.is_none_or(|margin| margin > AT_START);
-        Self { storage: refreshes.storage.clone(), expiry, give_up_at: None, covers_mid_run }
+        let never_gives_up = covers_mid_run || refreshes.version.is_none();
+        Self { storage: refreshes.storage.clone(), expiry, give_up_at: None, never_gives_up }
     }
 
     pub(super) fn on_child_started(&mut self, now: Instant) {
-        self.give_up_at = after(now, Some(MAX_DELAY).filter(|_| !self.covers_mid_run));
+        self.give_up_at = after(now, Some(MAX_DELAY).filter(|_| !self.never_gives_up));
     }
 
     /// Files whose change may mean that it begins or is done.

@@ -156,12 +156,16 @@ enum Stage {
 struct Ticket {
     number: u64,
     store: RecordStore,
-    _flock: FlockGuard,
+    flock: FlockGuard,
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let _ = self.store.open_slots().and_then(|dir| dir.remove(&ticket_name(self.number))); // else the next removes it
+        let (name, file) = (ticket_name(self.number), self.flock.file_id());
+        // In a directory that was replaced meanwhile, it is another run's. If it stays, the next removes it.
+        if FileId::at(&self.store.slots().join(&name)) == Some(file) {
+            let _ = self.store.open_slots().and_then(|dir| dir.remove(&name));
+        }
     }
 }
 
@@ -247,6 +251,7 @@ impl Search<'_> {
         wait.recorder.on_wait_for_slot(self.ticket());
         if let (Stage::First(..), Some(file)) = (&self.stage, &self.request.file) {
             wait.events.watch_files(slice::from_ref(file));
+            wait.events.requeue(vec![Event::FilesChanged]); // it may have changed before it was watched
         }
     }
 
@@ -260,7 +265,7 @@ impl Search<'_> {
             return Ok(Some(slot));
         }
         let number = tickets(store).last().map_or(1, |last| last.saturating_add(1));
-        let ticket = Ticket { number, store: store.clone(), _flock: LockFile::new_ticket(store, &ticket_name(number))? };
+        let ticket = Ticket { number, store: store.clone(), flock: LockFile::new_ticket(store, &ticket_name(number))? };
         drop(queue);
         self.stage = match before {
             Some(before) => Stage::Behind(ticket, FlockThread::start(before, events.clone())?),

@@ -209,6 +209,9 @@ fn is_claude_run(pid: i32) -> bool {
     program.is_ok_and(|program| program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("claude-run")))
 }
 
+/// True also for a process on its way out, which has no program any more.
 fn is_gone(pid: i32) -> bool {
-    Stat::read(pid).is_none_or(|stat| stat.is_dead())
+    let has_no_program =
+        || fs::read_link(format!("/proc/{pid}/exe")).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    Stat::read(pid).is_none_or(|stat| stat.is_dead()) || has_no_program()
 }

@@ -178,6 +178,8 @@ impl RunRecorder {
         let now = Instant::now();
         (self.child, self.since) = (Some((child, now)), SystemTime::now());
         match self.published {
+            // A run below in another PID namespace looks for our slot at once.
+            Some(_) if self.slot.is_some() => self.publish(),
             None => self.publish(),
             Some(_) => self.publish_at = Some(now + PUBLISH_AFTER),
         }

@@ -13,6 +13,8 @@ pub(super) enum Syntax {
     Percent,
     /// `&quot;`, `&#65;`.
     Html,
+    /// Sequences that a terminal does not show: colours and their like.
+    Escape,
 }
 
 /// Text with the characters of one syntax decoded.
@@ -84,12 +86,14 @@ impl Decoded {
 enum Piece {
     Char(char),
     Byte(u8),
+    Nothing,
 }
 
 fn push_char(piece: Piece, text: &mut Vec<u8>) {
     match piece {
         Piece::Char(c) => text.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         Piece::Byte(byte) => text.push(byte),
+        Piece::Nothing => {}
     }
 }
 
@@ -99,6 +103,7 @@ impl Syntax {
             Self::Backslash => b'\\',
             Self::Percent => b'%',
             Self::Html => b'&',
+            Self::Escape => 0x1b,
         }
     }
 
@@ -111,6 +116,7 @@ impl Syntax {
                 (byte >= b' ' || byte == b'\n').then_some((Piece::Byte(byte), 3))
             }
             Self::Html => html(rest),
+            Self::Escape => escape(rest),
         }
     }
 }
@@ -140,6 +146,13 @@ fn backslash(rest: &[u8]) -> Option<(Piece, usize)> {
         other if other.is_ascii_punctuation() || other == b' ' => byte(other),
         _ => None,
     }
+}
+
+/// A control sequence of ECMA-48, as `ESC [ 1 ; 31 m`.
+fn escape(rest: &[u8]) -> Option<(Piece, usize)> {
+    let parameters = rest.strip_prefix(b"\x1b[")?;
+    let length = parameters.iter().take(64).take_while(|byte| (0x20..0x40).contains(*byte)).count();
+    parameters.get(length).filter(|byte| (0x40..0x7f).contains(*byte)).map(|_| (Piece::Nothing, length + 3))
 }
 
 fn html(rest: &[u8]) -> Option<(Piece, usize)> {

@@ -174,7 +174,7 @@ impl Secrets {
         let mut layers = Vec::new();
         self.search_below(line, (Syntax::Backslash, DEEPEST), &mut layers, &mut spans);
         let strings = layers.len();
-        for syntax in [Syntax::Percent, Syntax::Html] {
+        for syntax in [Syntax::Percent, Syntax::Html, Syntax::Escape] {
             layers.truncate(strings);
             self.search_below(line, (syntax, 2), &mut layers, &mut spans);
             // A backslash that is none of a string's would be gone there.

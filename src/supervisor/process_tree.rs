@@ -112,7 +112,11 @@ impl ProcessTree {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(Signal::SIGKILL, child, group);
         }
-        let is_foreign = |group: i32| group == getpgrp().as_raw() || self.preexisting.iter().any(|stat| stat.group == group);
+        // Group 0 is one outside of our PID namespace, and would be ours to kill(2); -1 is everybody.
+        let is_foreign =
+            |group: i32| group <= 1 || group == getpgrp().as_raw() || self.preexisting.iter().any(|stat| stat.group == group);
+        // Whoever kills us meanwhile must not leave a stopped child behind, with the lock. Its zombie keeps its pid and group.
+        let _ = kill(child, Signal::SIGKILL);
         let (mut members, mut known, mut groups) = (Vec::new(), HashSet::new(), HashSet::new());
         for _ in 0..MAX_LOOKS {
             let mut has_new = false;

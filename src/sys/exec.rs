@@ -1,7 +1,7 @@
 //! clone(2) and execve(2). A cloned process, whose parent may have had other threads, may not allocate: all arguments are prepared
 //! before.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd};
@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getresgid, getresuid};
 
 use super::signal::InheritedDispositions;
 
@@ -138,11 +138,22 @@ pub fn fill_standard_descriptors() -> io::Result<()> {
     Ok(())
 }
 
-/// True if we run with privileges that our caller has not: set-user-ID, set-group-ID or file capabilities (AT_SECURE).
+/// True if we run with privileges that our caller has not: set-user-ID, set-group-ID or file capabilities. AT_SECURE alone is no proof:
+/// it is also set where SELinux or AppArmor changes the domain of a program.
 pub fn has_foreign_privileges() -> bool {
     // SAFETY: getauxval(3) reads what the kernel has given us at the start.
-    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+    let is_secure = unsafe { libc::getauxval(libc::AT_SECURE) != 0 };
+    let changes_ids = || {
+        let user = getresuid().is_ok_and(|ids| ids.real != ids.effective || ids.real != ids.saved);
+        user || getresgid().is_ok_and(|ids| ids.real != ids.effective || ids.real != ids.saved)
+    };
+    // SAFETY: getxattr(2) with C strings and no buffer gives the length of the value.
+    let has_capabilities =
+        || unsafe { libc::getxattr(OURSELVES.as_ptr(), c"security.capability".as_ptr(), ptr::null_mut(), 0) > 0 };
+    is_secure && (changes_ids() || has_capabilities())
 }
+
+const OURSELVES: &CStr = c"/proc/self/exe";
 
 fn c_string(bytes: &[u8]) -> Result<CString> {
     CString::new(bytes).context("a NUL byte in an argument")

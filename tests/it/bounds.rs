@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::env::{Env, wait_until};
+use crate::env::{Env, fake_claude, wait_until};
 use crate::oauth::{EXPIRED, FRESH, age};
 use crate::refresh_locks::{expect_deferral, lock_of, sibling};
 
@@ -36,15 +36,20 @@ fn refresh_defers_signals_for_15_seconds_at_most() {
 fn lock_for_a_refresh_that_never_comes_is_released() {
     let env = Env::new();
     env.log_in(EXPIRED);
-    // One that has begun to refresh keeps it, and so does a margin that was raised on purpose.
-    let others = [Env::new(), Env::new()];
+    // One that has begun to refresh keeps it, and so do a margin that was raised on purpose, and a child that may come to its claude
+    // later: of a claude, the version is known.
+    let others = [Env::new(), Env::new(), Env::new()];
+    let claude = env.script("versions/2.1.330", &format!("#!/bin/sh\nexec '{}' \"$@\"\n", fake_claude().display()));
+    let claude = claude.to_str().expect("UTF-8");
     others.iter().for_each(|env| env.log_in(EXPIRED));
-    let begun = others[0].start_fake(&["--lock", "refresh"], "ready; hang");
+    let begun = others[0].start_fake(&["--claude", claude, "--lock", "refresh"], "ready; hang");
     begun.ready();
-    let raised = others[1].start_fake(&["--lock", "refresh", "--refresh-margin", "2h"], "ready; hang");
+    let raised = others[1].start_fake(&["--claude", claude, "--lock", "refresh", "--refresh-margin", "2h"], "ready; hang");
     raised.ready();
+    let unknown = others[2].start_fake(&["--lock", "refresh"], "ready; hang");
+    unknown.ready();
     let started = Instant::now();
-    let run = env.start_fake(&["--lock", "refresh", "-v"], "ready; hang");
+    let run = env.start_fake(&["--claude", claude, "--lock", "refresh", "-v"], "ready; hang");
     run.ready();
     fs::create_dir(sibling(&others[0])).expect("a lock");
     wait_until("the start is over", || started.elapsed() > Duration::from_secs(3));

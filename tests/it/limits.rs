@@ -149,8 +149,8 @@ fn request_to_end_removes_no_limit() {
 fn idle_limit_excludes_time_in_which_we_are_stopped() {
     let env = Env::new();
     for by in [Signal::SIGSTOP, Signal::SIGTSTP] {
-        let run = env.start_fake(&["--idle-timeout", "5"], "ready; open go; exit 3");
         nix::unistd::mkfifo(&env.path("go"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+        let run = env.start_fake(&["--idle-timeout", "5"], "ready; open go; exit 3");
         let [child, ..] = run.ready();
         run.signal(by);
         wait_until("claude-run is stopped", || state(run.pid().as_raw()) == Some('T'));

@@ -40,6 +40,26 @@ fn redact_masks_stdin_line_by_line() {
 }
 
 #[test]
+fn colours_and_encodings_around_a_secret_hide_it_not() {
+    let env = Env::new();
+    let token = "ghp_aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dF3hJ5";
+    for (line, expected) in [
+        (format!("\x1b[31m{token}\x1b[0m"), "\x1b[31mghp_***\x1b[0m"),
+        ("\x1b[1;32mPASSWORD\x1b[0m: hunter2x".to_owned(), "\x1b[1;32mPASSWORD\x1b[0m: ***"),
+        ("\x1b[01;31m\x1b[Ktoken\x1b[m\x1b[K=abc9defg".to_owned(), "\x1b[01;31m\x1b[Ktoken\x1b[m\x1b[K=***"),
+        (format!(r#"{{"c":"\u001b[31m{token}\u001b[0m"}}"#), r#"{"c":"\u001b[31mghp_***\u001b[0m"}"#),
+        (format!(r#"{{"c":"\u003d{token}"}}"#), r#"{"c":"\u003dghp_***"}"#),
+        (format!("a%3D{token}"), "a%3Dghp_***"),
+        (
+            "\x1b[32m+\x1b[mmax_tokens=4096 \x1b[1mmonkey=banana\x1b[0m".to_owned(),
+            "\x1b[32m+\x1b[mmax_tokens=4096 \x1b[1mmonkey=banana\x1b[0m",
+        ),
+    ] {
+        assert_eq!(redacted(&env, &[], line.as_bytes()), expected, "{line:?}");
+    }
+}
+
+#[test]
 fn redact_needs_no_config_dir_and_no_reader() {
     let env = Env::new();
     let mut command = env.command(binary());

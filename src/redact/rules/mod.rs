@@ -187,4 +187,20 @@ fn starts_word(text: &[u8], word: &Range<usize>) -> bool {
     !text[word.start].is_ascii_alphanumeric()
         || before.is_none_or(|byte| !byte.is_ascii_alphanumeric())
         || word.start > 0 && is_escape(word.start - 1)
+        || ends_encoded(&text[..word.start])
+}
+
+/// True if `text` ends with an encoded character or a colour: `%3D`, `\u003d`, `\x3d`, `ESC [ 3 1 m`.
+fn ends_encoded(text: &[u8]) -> bool {
+    let has_hex = |digits: usize, before: &[u8]| {
+        text.len()
+            .checked_sub(digits)
+            .is_some_and(|at| text[..at].ends_with(before) && text[at..].iter().all(u8::is_ascii_hexdigit))
+    };
+    let colour = || {
+        let (last, rest) = text.split_last()?;
+        let parameters = rest.iter().rev().take(64).take_while(|&&byte| byte.is_ascii_digit() || byte == b';').count();
+        Some(last.is_ascii_alphabetic() && rest[..rest.len() - parameters].ends_with(b"["))
+    };
+    has_hex(2, b"%") || has_hex(4, b"\\u") || has_hex(2, b"\\x") || colour() == Some(true)
 }

@@ -61,7 +61,8 @@ impl Policy {
         if self.has_deferred_enough(now) { mem::take(&mut self.deferred) } else { Vec::new() }
     }
 
-    fn has_deferred_enough(&self, now: Instant) -> bool {
+    /// True if a refresh has been spared for as long as one is.
+    pub(in crate::supervisor) fn has_deferred_enough(&self, now: Instant) -> bool {
         self.refresh_since.is_some_and(|since| now >= since + MAX_DEFERRAL)
     }
 

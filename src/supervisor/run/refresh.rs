@@ -22,7 +22,8 @@ impl Supervisor<'_> {
 
     pub(super) fn on_files_changed(&mut self) {
         self.check_awaited_refresh();
-        if self.policy.is_deferring() {
+        // At the deadline, the clock lets the signals go, with a kill grace of their own.
+        if self.policy.is_deferring() && !self.policy.has_deferred_enough(Instant::now()) {
             self.check_refresh();
         }
     }
