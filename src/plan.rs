@@ -13,7 +13,7 @@ use crate::claude::auth::AuthSources;
 use crate::claude::config_dir::{self, ConfigDir, ForChild};
 use crate::claude::credentials::Login;
 use crate::claude::frames;
-use crate::claude::program::{Program, ProgramError};
+use crate::claude::program::{self, Program, ProgramError};
 use crate::claude::settings::ClaudeSettings;
 use crate::claude::storage::ClaudeStorage;
 use crate::claude::version::Version;
@@ -118,6 +118,11 @@ fn find_program(settings: &Settings) -> Result<Program, ProgramError> {
     let name = settings.command.first().and_then(|name| name.to_str()).filter(|name| !name.contains('/'));
     if let (Err(ProgramError::NotFound(message)), Some(name)) = (&mut found, name.and_then(similar_operation)) {
         message.push_str(&format!("; did you mean `claude-run {name}`?"));
+    }
+    if let (Err(ProgramError::NotFound(message)), Some(name)) =
+        (&mut found, name.filter(|name| program::is_command_of_claude(name)))
+    {
+        message.push_str(&format!("; claude's own command is `claude-run claude {name} …`"));
     }
     found
 }

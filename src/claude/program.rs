@@ -155,3 +155,8 @@ fn is_ourselves(path: &Path) -> bool {
     // The link in /proc names our file even when PATH led here through symlinks. Without /proc nothing is skipped.
     FileId::at(Path::new("/proc/self/exe")).is_some_and(|us| FileId::at(path) == Some(us))
 }
+
+/// True if `name` is a command of claude's own, of which a newcomer may think that it is one here.
+pub(crate) fn is_command_of_claude(name: &str) -> bool {
+    ["agents", "auth", "config", "install", "mcp", "plugin", "setup-token", "update"].contains(&name)
+}

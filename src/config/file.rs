@@ -238,6 +238,8 @@ fn list_of(key: &str, item: &Item) -> Result<Vec<String>> {
     let compile = |pattern: &String| redact::compile(pattern).map(drop).with_context(|| format!("{pattern:?}"));
     if key == "redact-patterns" {
         texts.iter().try_for_each(compile)?;
+    } else if let Some(name) = texts.iter().find(|name| !name.chars().all(|c| c.is_alphanumeric() || "_-. ".contains(c))) {
+        bail!("{name:?} is no name, and stands for nothing but itself; redact-patterns takes regular expressions");
     }
     Ok(texts)
 }

@@ -151,6 +151,9 @@ pub enum Operation {
         /// A topic of the guide, or an operation
         topic: Option<String>,
     },
+    /// Prints the version, as --version does
+    #[command(hide = true)]
+    Version,
     /// Prints the man page, claude-run(1)
     ///
     /// To read it: `claude-run man-page | man -l -`

@@ -19,7 +19,7 @@ use super::layout::{self, Look, hanging};
 use super::{Context, Factory, answer, text};
 use crate::claude::storage::ClaudeStorage;
 use crate::claude::version::Version;
-use crate::config::settings::EXTERNAL_LOCK;
+use crate::config::settings::{EXTERNAL_LOCK, LockMode};
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore};
 
@@ -157,19 +157,24 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
 }
 
 /// Objections to a mode without the session lock, or with less of it: trouble with claude's own lock.
-pub(super) fn sibling_trouble(context: &Context) -> Vec<String> {
+pub(super) fn objections(context: &Context, mode: LockMode) -> Vec<String> {
     let Ok(config_dir) = context.config_dir() else { return Vec::new() };
     let subject = Subject::of(context, config_dir, false);
-    if subject.has_inner_lock() == Some(true) {
-        return Vec::new();
-    }
+    let older = match subject.has_inner_lock() {
+        Some(true) => return Vec::new(),
+        Some(false) if mode == LockMode::PassThrough => Some(
+            "but the claude here is older than 2.1.128: without the session lock, two refreshes can lose the login; see `claude-run doctor`"
+                .to_owned(),
+        ),
+        _ => None,
+    };
     let mut check = Check { name: "sibling lock", ..Check::default() };
     config_dir::check_sibling(&subject, &mut check);
     let trouble = check.findings.into_iter().filter(|finding| finding.verdict != Verdict::Pass);
     let text = |Finding { what, means, todo, .. }: Finding| {
         format!("but {what}: {}; {}", means.unwrap_or_default(), todo.unwrap_or_default())
     };
-    trouble.map(text).collect()
+    trouble.map(text).chain(older).collect()
 }
 
 fn check_settings(subject: &Subject, check: &mut Check) {

@@ -27,7 +27,7 @@ use crate::claude::credentials::Login;
 use crate::claude::program::{NAME, Program};
 use crate::claude::settings::ClaudeSettings;
 use crate::claude::storage::ClaudeStorage;
-use crate::config::cli::{Cli, Operation};
+use crate::config::cli::{Cli, Operation, command};
 use crate::config::duration::DurationSetting;
 use crate::config::file::SettingsFile;
 use crate::config::options::SLOTS;
@@ -94,6 +94,7 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
         Operation::Redact => redact::filter(&context),
         Operation::Settings { json } => settings::show(&context, *json, out),
         // Made of the parser by the build script.
+        Operation::Version => write_own(out, &command().render_version()).map(|()| Outcome::Shown),
         Operation::Help { topic } => write_own(out, &in_locale(&help::topic(topic.as_deref())?)).map(|()| Outcome::Shown),
         Operation::ManPage => write_own(out, include_str!(concat!(env!("OUT_DIR"), "/claude-run.1"))).map(|()| Outcome::Shown),
         Operation::Completions { shell } => {

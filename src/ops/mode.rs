@@ -102,8 +102,8 @@ fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row>
         let text = format!("but here {} says {}, and goes before the file", text::origin(origin), here.display());
         rows.push(line(text, Look::Odd));
     }
-    if set.is_some_and(|mode| mode != LockMode::Exclusive) {
-        rows.extend(doctor::sibling_trouble(context).into_iter().map(|trouble| line(trouble, Look::Odd)));
+    if let Some(mode) = set.filter(|mode| *mode != LockMode::Exclusive) {
+        rows.extend(doctor::objections(context, mode).into_iter().map(|objection| line(objection, Look::Odd)));
     }
     rows
 }

@@ -242,6 +242,16 @@ fn what_is_no_program_is_126_and_what_is_missing_127() {
 }
 
 #[test]
+fn version_and_commands_of_claude_are_understood() {
+    let env = Env::new();
+    let version = env.claude_run().arg("--version").assert().code(0).get_output().stdout.clone();
+    env.claude_run().arg("version").assert().code(0).stdout(version);
+    let stderr = env.claude_run().args(["--", "mcp", "list"]).assert().code(127).get_output().stderr.clone();
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert!(stderr.contains("claude's own command is `claude-run claude mcp"), "{stderr}");
+}
+
+#[test]
 fn help_prints_chapters_and_operations() {
     let env = Env::new();
     let help = |words: &[&str], code: i32| {

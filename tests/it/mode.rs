@@ -167,6 +167,20 @@ fn mode_without_the_lock_warns_of_the_sibling_lock() {
 }
 
 #[test]
+fn pass_through_with_an_older_claude_is_warned_of() {
+    let env = Env::new();
+    env.make_lock_file();
+    for (version, words, is_warned) in
+        [("2.1.84", "pass-through", true), ("2.1.84", "refresh", false), ("2.1.128", "pass-through", false)]
+    {
+        let claude = env.script(&format!("versions/{version}"), "#!/bin/sh\n");
+        let assert = mode(&env, &[words]).env("CLAUDE_RUN_CLAUDE", claude).assert().code(0);
+        let stdout = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
+        assert_eq!(stdout.contains("but the claude here is older than 2.1.128"), is_warned, "{version}: {stdout}");
+    }
+}
+
+#[test]
 fn lock_on_the_config_dir_is_not_waited_for_without_end() {
     let env = Env::new();
     let dir = file(&env).parent().expect("a parent").to_owned();

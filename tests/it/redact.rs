@@ -91,6 +91,7 @@ fn wrong_names_and_patterns_are_refused_by_line() {
         ("\nredact-patterns = ['(']\n", [":2: redact-patterns", "\"(\"", "regex parse error"]),
         ("redact-patterns = ['x*']\n", [":1: redact-patterns", "\"x*\"", "would mask everything"]),
         ("redact-names = 'a'\n", [":1: redact-names", "a list of strings", "not string"]),
+        ("redact-names = ['*_PAT']\n", [":1: redact-names", "\"*_PAT\" is no name", "redact-patterns"]),
         ("redact-names = [1]\n", [":1: redact-names", "a list of strings", ""]),
         ("redact-name = ['a']\n", [":1: unknown key", "did you mean \"redact-names\"", ""]),
     ] {

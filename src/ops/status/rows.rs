@@ -34,7 +34,11 @@ impl Status<'_> {
         self.add_runs(&mut rows, most);
         let (bound, in_use) = (&self.factory.slots, self.slots.summary());
         if bound.value != "none" || !self.slots.held.is_empty() {
-            rows.push(Row::new("slots", format!("{}, {in_use}", text::setting(bound))));
+            let places =
+                self.slots.waiting.iter().zip(1..).map(|(run, place)| Row::new("", format!("{place}. {}", text::run(run))));
+            let head = Row::new("", format!("{}, {in_use}", text::setting(bound)));
+            let waiting = shortened(places, self.slots.waiting.len(), most);
+            add_list(&mut rows, "slots", iter::once(head).chain(waiting));
         }
         let look = |lock: &RefreshLock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => Look::Plain,
@@ -90,8 +94,10 @@ impl Status<'_> {
         let waiting = Row::new("", waiting);
         add_list(rows, "waiting", iter::once(waiting).chain(shortened(places, self.waiting.len(), most)));
         let note = ", on hosts whose locks cannot be seen from here, by their records";
-        let running = self.running.iter().map(|run| self.other_run(run));
-        add_counted(rows, "not holding", shortened(running, self.running.len(), most), self.running.len(), "");
+        let wants_slot = |run: &RunRecord| self.slots.waiting.iter().any(|other| other.run == run.run);
+        let running: Vec<_> = self.running.iter().filter(|run| !wants_slot(run)).map(|run| self.other_run(run)).collect();
+        let count = running.len();
+        add_counted(rows, "not holding", shortened(running.into_iter(), count, most), count, "");
         let elsewhere = self.elsewhere.iter().map(|run| Row::new("", elsewhere(run)));
         add_counted(rows, "elsewhere", shortened(elsewhere, self.elsewhere.len(), most), self.elsewhere.len(), note);
     }
