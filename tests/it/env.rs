@@ -72,6 +72,13 @@ impl Env {
         path
     }
 
+    /// Copies the program `from`; by another process, likewise.
+    pub(crate) fn copy_of(&self, from: impl AsRef<Path>, name: &str) -> PathBuf {
+        let path = self.path(name);
+        assert_cmd::Command::new("cp").arg(from.as_ref()).arg(&path).assert().success();
+        path
+    }
+
     /// `program` with nothing in its environment but PATH and HOME. A claude of this machine is out of its reach.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);

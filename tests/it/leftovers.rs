@@ -182,7 +182,7 @@ fn unreachable_leftover_frees_lock_and_descendants() {
     };
     set(&dir, 0o777);
     env.script("as-root", ""); // and then a copy of bash that keeps root's rights
-    std::fs::copy("/bin/bash", env.path("as-root")).expect("a copy");
+    env.copy_of("/bin/bash", "as-root");
     set(&env.path("as-root"), 0o4755);
     let mut command = env.command("setpriv");
     // It becomes root altogether, and what it starts gives that up again: claude-run's user may signal that one alone.

@@ -739,8 +739,7 @@ fn process_limit_is_125_and_no_busy_lock() {
     // Somebody who has no other process: root can be any user, and a user has none yet in a user namespace.
     let user = format!("--reuid={}", 1_000_000_000 + std::process::id());
     let somebody: &[&str] = if is_root { &["setpriv", &user, "--regid=65534", "--clear-groups"] } else { &["unshare", "-r"] };
-    let copy = env.path("claude-run");
-    fs::copy(binary(), &copy).expect("a copy");
+    let copy = env.copy_of(binary(), "claude-run");
     for dir in [env.path(""), env.home()] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).expect("a mode");
     }

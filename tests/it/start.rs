@@ -115,9 +115,7 @@ fn privileges_of_another_user_are_refused() {
         return; // nobody else can make a program of another user's
     }
     let env = Env::new();
-    let copy = env.path("claude-run");
-    // By a program: a descriptor of our own to write with may be in the child of another thread when the copy is started.
-    assert!(std::process::Command::new("cp").arg(binary()).arg(&copy).status().is_ok_and(|status| status.success()));
+    let copy = env.copy_of(binary(), "claude-run");
     std::os::unix::fs::chown(&copy, Some(65534), None).expect("another owner");
     std::fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o4755)).expect("setuid");
     for words in [&["--", "true"][..], &["status"], &["redact"]] {
