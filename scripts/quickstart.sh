@@ -16,11 +16,12 @@ esac
 command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
 need cc gcc
 
-say "building: about two minutes the first time"
+say "building: about a minute the first time"
 targets=(--bin claude-run)
 $real || targets+=(--example fake_claude)
-cargo build --release --locked "${targets[@]}" # with cargo's own progress
-run=$release/claude-run
+cargo build --locked "${targets[@]}" # with cargo's own progress; what install.sh builds, small and fast, takes twice as long
+built=${release%release}debug
+run=$built/claude-run
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -30,7 +31,7 @@ if $real; then
   modes=(exclusive)
   words=(-p "Say hello in one word.")
 else
-  export CLAUDE_CONFIG_DIR=$work/config CLAUDE_RUN_CLAUDE=$release/examples/fake_claude
+  export CLAUDE_CONFIG_DIR=$work/config CLAUDE_RUN_CLAUDE=$built/examples/fake_claude
   mkdir -m 700 "$CLAUDE_CONFIG_DIR"
   # A token that lives for an hour: none of them has to refresh it.
   printf '{"claudeAiOauth":{"accessToken":"a","refreshToken":"r","expiresAt":%d}}' $((($(date +%s) + 3600) * 1000)) \
