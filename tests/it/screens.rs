@@ -28,7 +28,7 @@ fn command(env: &Env, words: &[&str]) -> std::process::Command {
 fn printed(env: &Env, words: &[&str], (columns, rows): (u16, u16)) -> String {
     let mut terminal = OnTerminal::sized(command(env, words), columns, rows);
     terminal.ends();
-    terminal.count("");
+    terminal.read_to_end();
     plain(&terminal.shown())
 }
 

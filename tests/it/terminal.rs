@@ -117,6 +117,13 @@ impl OnTerminal {
         shell_code(status.unwrap_or_else(|| panic!("still running: {:#?}", self.seen)))
     }
 
+    /// Reads to the end of what a child that has ended has shown.
+    pub(crate) fn read_to_end(&mut self) {
+        while let Ok(line) = self.screen.recv_timeout(CEILING) {
+            self.seen.push(line);
+        }
+    }
+
     /// Number of lines with `part`, after a moment in which no more came.
     pub(crate) fn count(&mut self, part: &str) -> usize {
         while let Ok(line) = self.screen.recv_timeout(Duration::from_millis(300)) {
