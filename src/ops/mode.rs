@@ -15,7 +15,7 @@ use super::status::Status;
 use super::{Context, Factory, answer, doctor, text, time_left, write};
 use crate::config::duration::{DurationSetting, after, show, show_seconds};
 use crate::config::file::{self, SettingsFile};
-use crate::config::settings::{LockMode, Origin, Written};
+use crate::config::settings::LockMode;
 use crate::config::subcommands::Drain;
 use crate::lock::Holder;
 use crate::logging::{self, LiveLine};
@@ -96,12 +96,8 @@ fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row>
     if factory.slots.value != "none" {
         rows.push(line(format!("slots: {}", text::setting(&factory.slots)), Look::Plain));
     }
-    // What was said here goes before the file, and may be said elsewhere, too.
-    let Written { value: here, origin, .. } = &factory.mode;
-    if set.is_some_and(|set| here != set.name()) && matches!(origin, Origin::Flag | Origin::Variable(_)) {
-        let text = format!("but here {} says {}, and goes before the file", text::origin(origin), here.display());
-        rows.push(line(text, Look::Odd));
-    }
+    let overruled = set.and_then(|set| text::overruled(set.name(), &factory.mode));
+    rows.extend(overruled.map(|text| line(text, Look::Odd)));
     if let Some(mode) = set.filter(|mode| *mode != LockMode::Exclusive) {
         rows.extend(doctor::objections(context, mode).into_iter().map(|objection| line(objection, Look::Odd)));
     }

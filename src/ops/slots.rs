@@ -11,7 +11,7 @@ use toml_edit::Value as TomlValue;
 use super::{Context, Factory, answer, text};
 use crate::config::file::{self, SettingsFile};
 use crate::config::options::SLOTS;
-use crate::config::settings::{Origin, Slots, Written};
+use crate::config::settings::Slots;
 use crate::lock::{SlotFile, slot_files};
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecord, WaitsFor};
@@ -85,10 +85,8 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
         Some(name) => format!("{name} is the bound now, by {}\n", path.display()),
         None => text::setting(&factory.slots) + "\n",
     };
-    let Written { value: here, origin, .. } = &factory.slots;
-    if name.is_some_and(|name| here.as_os_str() != &*name) && matches!(origin, Origin::Flag | Origin::Variable(_)) {
-        lines += &format!("but here {} says {}, and goes before the file\n", text::origin(origin), here.display());
-    }
+    let overruled = name.and_then(|name| text::overruled(&name, &factory.slots));
+    lines.extend(overruled.map(|text| text + "\n"));
     lines += &format!("{}\n", in_use.summary());
     for (slot, run) in &in_use.held {
         let who = run.as_ref().map_or_else(|| "without a run record".to_owned(), text::run);
@@ -96,7 +94,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     }
     lines.extend(in_use.waiting.iter().zip(1..).map(|(run, place)| format!("  {place}. {}\n", text::run(run))));
     let mut value = text::setting_json(&factory.slots);
-    value["set"] = json!(set.map(|_| here.to_string_lossy()));
+    value["set"] = json!(set.map(|_| factory.slots.value.to_string_lossy()));
     for (key, part) in in_use.to_json().as_object_mut().into_iter().flatten() {
         value[key] = part.take();
     }

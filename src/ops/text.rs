@@ -22,6 +22,12 @@ pub(super) fn origin(origin: &Origin) -> String {
     }
 }
 
+/// Objection to `set`, a value that was written into the settings file just now: it was said here, and may be said elsewhere, too.
+pub(super) fn overruled(set: &str, Written { value: here, origin: place, .. }: &Written) -> Option<String> {
+    let goes_before = here != set && matches!(place, Origin::Flag | Origin::Variable(_));
+    goes_before.then(|| format!("but here {} says {}, and goes before the file", origin(place), here.display()))
+}
+
 pub(super) fn setting_json(Written { name, value, origin }: &Written) -> Value {
     let (kind, variable, place) = match origin {
         Origin::Flag => ("flag", None, None),

@@ -36,8 +36,7 @@ fn ctrl_c_ctrl_z_and_fg_work_in_a_shell() {
     terminal.shows("Stopped");
     terminal.types("kill %1; fg\n");
     wait_until("it has ended", || !is_alive(child) && !is_alive(supervisor));
-    terminal.types("exit\n");
-    terminal.ends();
+    terminal.leaves();
 }
 
 #[test]
@@ -53,8 +52,7 @@ fn background_job_can_be_brought_to_the_foreground() {
     terminal.types("word\n\x04");
     terminal.shows("read 5");
     wait_until("it has ended", || !is_alive(supervisor));
-    terminal.types("exit\n");
-    terminal.ends();
+    terminal.leaves();
 }
 
 #[test]
@@ -65,8 +63,7 @@ fn background_job_that_wants_the_terminal_has_limits() {
         let run = line(steps).replacen(" -- ", " --timeout 1 -v -- ", 1);
         terminal.types(&format!("{prepare}; {run} & wait $!; echo code $?\n"));
         terminal.shows("code 124");
-        terminal.types("exit\n");
-        terminal.ends();
+        terminal.leaves();
     }
 }
 
@@ -83,8 +80,7 @@ fn child_that_wants_the_terminal_is_not_woken_in_a_loop() {
     wait_until("it has ended", || !is_alive(supervisor));
     assert_eq!(terminal.count("wants the terminal"), 1);
     assert!(terminal.count("signal CONT") <= 4, "{:#?}", terminal.seen);
-    terminal.types("exit\n");
-    terminal.ends();
+    terminal.leaves();
 }
 
 #[test]
@@ -103,8 +99,7 @@ fn ctrl_z_on_a_script_stops_its_claude_run() {
     wait_until("both run", || [child, supervisor].into_iter().all(|pid| state(pid) != Some('T')));
     kill(Pid::from_raw(child), Signal::SIGKILL).expect("it lives");
     wait_until("it has ended", || !is_alive(supervisor));
-    terminal.types("exit\n");
-    terminal.ends();
+    terminal.leaves();
 }
 
 #[test]
@@ -135,8 +130,7 @@ fn self_stopped_child_returns_the_terminal() {
     terminal.types("fg\n");
     terminal.shows("back");
     wait_until("it has ended", || !is_alive(supervisor));
-    terminal.types("exit\n");
-    terminal.ends();
+    terminal.leaves();
 }
 
 #[test]
@@ -152,6 +146,5 @@ fn int_to_claude_run_alone_reaches_the_whole_job() {
     terminal.types("echo co\\de $?\n");
     terminal.shows("code 130");
     assert_eq!(terminal.count("after"), 0);
-    terminal.types("exit\n");
-    terminal.ends();
+    terminal.leaves();
 }

@@ -117,6 +117,12 @@ impl OnTerminal {
         shell_code(status.unwrap_or_else(|| panic!("still running: {:#?}", self.seen)))
     }
 
+    /// Ends the shell that runs there.
+    pub(crate) fn leaves(&mut self) {
+        self.types("exit\n");
+        self.ends();
+    }
+
     /// Reads to the end of what a child that has ended has shown.
     pub(crate) fn read_to_end(&mut self) {
         while let Ok(line) = self.screen.recv_timeout(CEILING) {
