@@ -56,6 +56,7 @@ pub(super) fn run(
     }
     value["error"] = json!(factory.file_error);
     value["set"] = json!(set.map(LockMode::name));
+    value["slots"] = text::setting_json(&factory.slots);
     value["others"] = others.runs.iter().map(text::run_json).collect();
     value["without_record"] = others.without_record.iter().map(|(pid, _)| *pid).collect();
     let is_well = factory.file_error.is_none() && others.unreadable.is_none() && (bound.is_none() || others.is_empty());

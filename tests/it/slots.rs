@@ -359,6 +359,8 @@ fn bound_is_shown_and_set_for_all() {
     assert!(shown.contains("claude-run.toml:3)\n1 in use\n  slot 1: one (pid "), "{shown}");
     assert!(text(&["status"]).contains("\nslots          4 ("), "{}", text(&["status"]));
     assert!(text(&["mode"]).contains("slots: 4 ("), "{}", text(&["mode"]));
+    let mode: Value = serde_json::from_str(&text(&["mode", "--json"])).expect("JSON");
+    assert_eq!(mode["slots"]["value"], "4", "{mode}");
     assert!(text(&["settings"]).contains("slots               4"), "{}", text(&["settings"]));
     let mut overruled = env.command(binary());
     let output = overruled.env("CLAUDE_RUN_SLOTS", "7").args(["slots", "none"]).output().expect("started");
