@@ -7,16 +7,17 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::config_dir;
-use super::credentials::Login;
+use super::credentials::{Login, is_token};
 use super::program::Program;
 use super::settings::ClaudeSettings;
 use super::storage::ClaudeStorage;
 use super::version::Version;
 use crate::config::settings::Environment;
-use crate::sys::fs::read_bounded;
+use crate::sys::fs::read_secret;
 
 /// A claude that is started: what decides where it keeps its login and how it authenticates, its settings first, the environment second.
 /// Each part is read when it is first asked for, as most runs ask for few.
@@ -185,8 +186,18 @@ fn has_primary_key(environment: Environment, config_dir: &Path) -> bool {
     let is_set = environment(config_dir::VARIABLE).is_some_and(|path| !path.is_empty());
     let home = environment("HOME").filter(|_| !is_set);
     let file = home.as_ref().map_or(config_dir, Path::new).join(".claude.json");
-    let state = read_bounded(&file, MAX_STATE_FILE).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
-    state.is_some_and(|state| state[PRIMARY_KEY].as_str().is_some_and(|key| !key.is_empty()))
+    has_key(&read_secret(&file, MAX_STATE_FILE).unwrap_or_default())
+}
+
+fn has_key(state: &[u8]) -> bool {
+    serde_json::from_slice(state).is_ok_and(|StateFile { key }| is_token(key))
+}
+
+/// The key alone, where it stands in the file.
+#[derive(Deserialize)]
+struct StateFile<'a> {
+    #[serde(borrow, rename = "primaryApiKey")]
+    key: Option<&'a RawValue>,
 }
 
 /// True for the values that claude takes for "yes".

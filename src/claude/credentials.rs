@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
-use crate::sys::fs::read_bounded;
+use crate::sys::fs::read_secret;
 
 /// State of the OAuth login in the credentials file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Login {
     }
 
     pub(crate) fn read(file: &Path) -> Self {
-        match read_bounded(file, MAX_SIZE) {
+        match read_secret(file, MAX_SIZE) {
             Ok(bytes) => Self::parse(&bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => Self::None,
             Err(error) => Self::Unclear(format!("cannot be read: {error}")),
@@ -48,35 +48,37 @@ impl Login {
 
     /// True if `file` has a token to refresh the login with.
     pub(crate) fn has_refresh_token(file: &Path) -> bool {
-        let bytes = read_bounded(file, MAX_SIZE).unwrap_or_default();
+        let Ok(bytes) = read_secret(file, MAX_SIZE) else { return false };
         let file: Option<CredentialsFile> = serde_json::from_slice(&bytes).ok();
-        file.and_then(|file| file.oauth).is_some_and(|oauth| is_token(&oauth["refreshToken"]))
+        file.and_then(|file| file.login()).is_some_and(|oauth| is_token(oauth.refresh_token))
     }
 
     /// Reads the text of a credentials file.
     pub fn parse(bytes: &[u8]) -> Self {
-        let oauth = match serde_json::from_slice(bytes) {
-            Ok(CredentialsFile { oauth }) => oauth,
+        let file = match serde_json::from_slice::<CredentialsFile>(bytes) {
+            Ok(file) => file,
             // The place alone: serde_json's message may quote a string, which may be a token.
             Err(error) => {
                 let (line, column) = (error.line(), error.column());
                 return Self::Unclear(format!("cannot be understood: no JSON of claude's, at line {line}, column {column}"));
             }
         };
-        let Some(oauth) = oauth else { return Self::None };
+        let Some(oauth) = file.login() else { return Self::None };
         // A number of JavaScript's: it may have a fraction.
-        let milliseconds = oauth["expiresAt"].as_f64().map(|at| at as u64);
+        let milliseconds = oauth.expires_at.and_then(|at| serde_json::from_str::<f64>(at.get()).ok()).map(|at| at as u64);
         let expiry = milliseconds.and_then(|at| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at)));
-        let lacks_inference = |scopes: &Vec<Value>| !scopes.is_empty() && !scopes.iter().any(|scope| scope == "user:inference");
+        let scopes = oauth.scopes.and_then(|scopes| serde_json::from_str::<Vec<&RawValue>>(scopes.get()).ok());
+        let lacks_inference =
+            |scopes: Vec<&RawValue>| !scopes.is_empty() && !scopes.iter().any(|scope| scope.get() == r#""user:inference""#);
         match expiry {
             // From 2.1.128 on, claude does that when a refresh token is refused.
-            _ if oauth["accessToken"].as_str().is_some_and(|token| token.trim().is_empty()) => {
+            _ if oauth.access_token.is_some_and(is_empty) => {
                 Self::Unclear("has a dead login, with its tokens emptied: log in again".to_owned())
             }
-            Some(at) if at <= SystemTime::now() && !is_token(&oauth["refreshToken"]) => {
+            Some(at) if at <= SystemTime::now() && !is_token(oauth.refresh_token) => {
                 Self::Unclear("has a dead login, expired and with no refresh token: log in again".to_owned())
             }
-            _ if oauth["scopes"].as_array().is_some_and(lacks_inference) => {
+            _ if scopes.is_some_and(lacks_inference) => {
                 Self::Unclear("has a login without the scope user:inference: log in again".to_owned())
             }
             Some(at) => Self::Expires(at),
@@ -85,15 +87,40 @@ impl Login {
     }
 }
 
-fn is_token(value: &Value) -> bool {
-    value.as_str().is_some_and(|token| !token.trim().is_empty())
+/// True for text that is not blank.
+pub(super) fn is_token(value: Option<&RawValue>) -> bool {
+    value.is_some_and(|value| value.get().starts_with('"') && !is_empty(value))
+}
+
+fn is_empty(value: &RawValue) -> bool {
+    serde_json::from_str(value.get()).is_ok_and(|text: &str| text.trim().is_empty())
 }
 
 /// The login alone: all else in the file may be of any shape.
 #[derive(Deserialize)]
-struct CredentialsFile {
-    #[serde(rename = "claudeAiOauth")]
-    oauth: Option<Value>,
+struct CredentialsFile<'a> {
+    #[serde(borrow, rename = "claudeAiOauth")]
+    oauth: Option<&'a RawValue>,
+}
+
+impl<'a> CredentialsFile<'a> {
+    fn login(&self) -> Option<Oauth<'a>> {
+        self.oauth.map(|oauth| serde_json::from_str(oauth.get()).unwrap_or_default())
+    }
+}
+
+/// The fields of the login, of any type, where they stand in the file: a token is not copied.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Oauth<'a> {
+    #[serde(borrow)]
+    access_token: Option<&'a RawValue>,
+    #[serde(borrow)]
+    refresh_token: Option<&'a RawValue>,
+    #[serde(borrow)]
+    expires_at: Option<&'a RawValue>,
+    #[serde(borrow)]
+    scopes: Option<&'a RawValue>,
 }
 
 #[cfg(test)]

@@ -1,20 +1,25 @@
-//! Finds words in text: those of the rules, and the beginnings of values that are known.
+//! Finds words in text: those of the rules, and the beginnings of values that are known. A set of bits says where one may begin, so that
+//! nearly every byte costs a load and no branch.
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
-use std::sync::OnceLock;
-
-use aho_corasick::automaton::OverlappingState;
-use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, MatchKind};
-use memchr::memmem;
 
 use super::rules::Rule;
 
 /// Bytes of a known value that are looked for; the rest is compared.
 const BEGINNING: usize = 6;
 
-/// Most words for which the fastest automaton is made.
-const MOST_STATES: usize = 6_000;
+/// Bytes of a word by which it is looked for.
+const HEAD: usize = 3;
+
+/// Bits of a hash: far more hashes than words, and few enough for a set of them in the first-level cache.
+const BITS: u32 = 16;
+
+/// Bits of a hash by which its words are found.
+const BUCKET_BITS: u32 = 10;
+
+/// A bit for each hash.
+type Heads = [u64; 1 << (BITS - u64::BITS.trailing_zeros())];
 
 /// Meaning that a word may have.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +40,12 @@ pub(super) enum Meaning {
 #[derive(Debug, Default)]
 pub(super) struct Finder {
     words: Vec<(Vec<u8>, Vec<Meaning>)>,
-    automaton: OnceLock<Option<AhoCorasick>>,
+    /// The hashes of the heads of all words.
+    heads: Vec<u64>,
+    /// Indices of the words, sorted by their hashes.
+    sorted: Vec<usize>,
+    /// Where each bucket of `sorted` begins.
+    buckets: Vec<usize>,
 }
 
 impl Finder {
@@ -48,48 +58,78 @@ impl Finder {
             word.make_ascii_lowercase();
             meanings.entry(word).or_default().push(meaning);
         }
-        Self { words: meanings.into_iter().collect(), automaton: OnceLock::new() }
+        let words: Vec<_> = meanings.into_iter().collect();
+        let of_word = |(index, (word, _)): (usize, &(Vec<u8>, _))| {
+            let (head, known) =
+                (word.iter().take(HEAD).fold(0, |head, &byte| add(head, byte)), 8 * word.len().min(HEAD) as u32);
+            // Anything may follow a short word.
+            let fillers = 0..1 << (8 * HEAD as u32 - known);
+            fillers.map(move |filler| (hash(head >> (8 * HEAD as u32 - known) | filler << known), index))
+        };
+        let mut hashes: Vec<_> = words.iter().enumerate().flat_map(of_word).collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        let mut heads = vec![0; size_of::<Heads>() / size_of::<u64>()];
+        hashes.iter().for_each(|(hash, _)| heads[hash / 64] |= 1 << (hash % 64));
+        let buckets = (0..=1 << BUCKET_BITS).map(|bucket| hashes.partition_point(|(hash, _)| self::bucket(*hash) < bucket));
+        Self { buckets: buckets.collect(), sorted: hashes.iter().map(|(_, index)| *index).collect(), heads, words }
     }
 
-    /// Compiles what makes [`Finder::find`] fast. A few short texts are not worth its memory.
-    pub(super) fn prepare(&self) {
-        self.automaton.get_or_init(|| self.compile());
-    }
-
-    /// Calls `found` for each word in `text` from `from` on, as far as it says to go on; by their ends, if it is prepared.
+    /// Calls `found` for each word in `text` from `from` on, as far as it says to go on, by their beginnings. The last bytes, too few for
+    /// a word and a secret behind it, are left out.
     pub(super) fn find(&self, text: &[u8], from: usize, mut found: impl FnMut(Range<usize>, Meaning) -> ControlFlow<()>) {
-        let Some(automaton) = self.automaton.get().and_then(Option::as_ref) else { return self.find_each(text, from, found) };
-        let mut state = OverlappingState::start();
-        let input = Input::new(text).range(from..);
-        loop {
-            automaton.find_overlapping(input.clone(), &mut state);
-            let Some(word) = state.get_match() else { return };
-            for &meaning in &self.words[word.pattern().as_usize()].1 {
-                if found(word.range(), meaning).is_break() {
-                    return;
+        let mut at = from;
+        while let Some((before, hash)) = self.next_head(&text[at..]) {
+            at += before;
+            let bucket = bucket(hash);
+            let mut last = usize::MAX;
+            for &index in &self.sorted[self.buckets[bucket]..self.buckets[bucket + 1]] {
+                let (word, meanings) = &self.words[index];
+                if index == last || !begins(&text[at..], word) {
+                    continue;
                 }
-            }
-        }
-    }
-
-    fn find_each(&self, text: &[u8], from: usize, mut found: impl FnMut(Range<usize>, Meaning) -> ControlFlow<()>) {
-        let lower = text[from..].to_ascii_lowercase();
-        for (word, meanings) in &self.words {
-            for at in memmem::find_iter(&lower, word) {
+                last = index;
                 for &meaning in meanings {
-                    if found(from + at..from + at + word.len(), meaning).is_break() {
+                    if found(at..at + word.len(), meaning).is_break() {
                         return;
                     }
                 }
             }
+            at += 1;
         }
     }
 
-    fn compile(&self) -> Option<AhoCorasick> {
-        let bytes: usize = self.words.iter().map(|(word, _)| word.len()).sum();
-        let kind = if bytes > MOST_STATES { AhoCorasickKind::ContiguousNFA } else { AhoCorasickKind::DFA };
-        let mut builder = AhoCorasick::builder();
-        builder.match_kind(MatchKind::Standard).ascii_case_insensitive(true).kind(Some(kind)).prefilter(false);
-        builder.build(self.words.iter().map(|(word, _)| word)).ok()
+    /// First place in `text` at which a word may begin, and its hash.
+    fn next_head(&self, text: &[u8]) -> Option<(usize, usize)> {
+        let heads: &Heads = self.heads.as_slice().try_into().ok()?;
+        let (&[first, second], rest) = text.split_first_chunk()?;
+        let mut head = add(add(0, first), second);
+        let at = rest.iter().position(|&byte| {
+            head = add(head, byte);
+            let hash = hash(head);
+            heads[hash / 64] & 1 << (hash % 64) != 0
+        })?;
+        Some((at, hash(head)))
     }
+}
+
+/// True if `text` begins with `word`, in any case.
+fn begins(text: &[u8], word: &[u8]) -> bool {
+    text.len() >= word.len() && text.iter().zip(word).all(|(byte, of_word)| byte.to_ascii_lowercase() == *of_word)
+}
+
+/// The head that ends with `byte`, behind the last bytes of `head`.
+#[inline(always)]
+fn add(head: u32, byte: u8) -> u32 {
+    head >> 8 | u32::from(byte) << 16
+}
+
+/// Hash of a head, alike in any case.
+#[inline(always)]
+fn hash(head: u32) -> usize {
+    ((head | 0x0020_2020).wrapping_mul(0x9e37_79b1) >> (u32::BITS - BITS)) as usize
+}
+
+fn bucket(hash: usize) -> usize {
+    hash >> (BITS - BUCKET_BITS)
 }

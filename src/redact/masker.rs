@@ -110,7 +110,6 @@ impl Masker {
 
     /// Appends the lines that `bytes` complete, masked, to `out`, and what is certain of a long one.
     pub fn feed(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) {
-        self.secrets.finder.prepare();
         if !self.line.is_empty() {
             let end = memchr(b'\n', bytes).map_or(bytes.len(), |end| end + 1);
             let (rest, others) = bytes.split_at(end);

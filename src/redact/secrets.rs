@@ -12,9 +12,8 @@ use super::finder::{Finder, Meaning};
 use super::rules;
 use super::{environment, json, names, pem, values};
 
-/// Encodings that may hide a known value where no other word tells.
-const ENCODINGS: [&str; 16] =
-    [r"\u00", r"\/", r"\x", "%2", "%3", "%4", "%5", "%6", "%7", "&#", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;", r"\u{"];
+/// Encodings that may hide a known value where no other word tells, beside those of single bytes.
+const ENCODINGS: [&str; 8] = [r"\u00", r"\u{", r"\/", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;"];
 
 /// Deepest nesting of strings that is looked into.
 const DEEPEST: usize = 4;
@@ -28,7 +27,7 @@ pub struct Secrets {
     known: Vec<Vec<u8>>,
     names: Vec<Vec<u8>>,
     patterns: Vec<Regex>,
-    pub(super) finder: Finder,
+    finder: Finder,
 }
 
 /// A secret in a line.
@@ -111,8 +110,7 @@ impl Secrets {
         let of_rules = rules::all()
             .flat_map(|rule| rule.words.iter().map(move |word| (word.as_bytes().to_vec(), Meaning::Rule(rule, word))));
         let of_known = known.iter().enumerate().map(|(index, text)| (text.clone(), Meaning::Known(index)));
-        let of_encodings =
-            ENCODINGS.iter().filter(|_| !known.is_empty()).map(|word| (word.as_bytes().to_vec(), Meaning::Encoding));
+        let of_encodings = encodings().filter(|_| !known.is_empty()).map(|word| (word.into_bytes(), Meaning::Encoding));
         let of_names = parts.into_iter().map(|part| (part, Meaning::Name));
         let of_keys = pem::WORDS.iter().map(|word| (word.as_bytes().to_vec(), Meaning::Key));
         let finder = Finder::new(of_rules.chain(of_known).chain(of_encodings).chain(of_names).chain(of_keys));
@@ -229,6 +227,13 @@ impl Secrets {
             }
         }
     }
+}
+
+/// Words of which one is in every text that hides a known value.
+fn encodings() -> impl Iterator<Item = String> {
+    let of_bytes = (b' '..0x7f).flat_map(|byte| [format!("%{byte:02x}"), format!(r"\x{byte:02x}")]);
+    let of_html = "0123456789x".chars().map(|digit| format!("&#{digit}"));
+    ENCODINGS.iter().map(|word| (*word).to_owned()).chain(of_bytes).chain(of_html)
 }
 
 /// A secret at `range` of `line`, with the backslashes that its quote has there.

@@ -33,6 +33,25 @@ struct Scan<'a> {
 /// Length to which a value is looked at before it is known to be secret.
 pub(super) const NEAR: usize = 4 << 10;
 
+/// First bytes of encoded characters.
+pub(super) const ENCODED: &[u8] = b"\\%&\x1b";
+
+/// False if a value of `name` cannot stand behind it in `text`, also in an encoding.
+pub(super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
+    let rest = &text[name.end..];
+    let spaces = rest.iter().take(64).take_while(|byte| b" \t".contains(byte)).count();
+    let Some(&next) = rest.get(spaces) else { return false };
+    let is_command = || {
+        let before = &text[..name.start];
+        let last = || before.trim_ascii_end().rsplit(|byte| byte.is_ascii_whitespace()).next().unwrap_or_default();
+        before.ends_with(b"-") || [&b"setenv"[..], b"ENV"].iter().any(|word| last().ends_with(word)) || last().starts_with(b"-")
+    };
+    b"=:+?>".contains(&next)
+        || ENCODED.contains(&next) && !rest[spaces..].starts_with(b"\\n")
+        || spaces == 0 && b"\"'`".contains(&next)
+        || spaces > 0 && is_command()
+}
+
 /// The secret value of `name` in `text`.
 pub(super) fn of_name(text: &[u8], name: Range<usize>) -> Option<(Range<usize>, Open)> {
     let mut scan = Scan { text, at: name.end, name, quote: None, sign: Sign::Equals, is_spaced: false };

@@ -81,6 +81,39 @@ pub(crate) fn read_all(file: &File, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Bytes with a secret in them, which are overwritten when dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Wiped(Vec<u8>);
+
+impl std::ops::Deref for Wiped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        self.0.fill(0);
+        std::hint::black_box(&self.0); // or a compiler may find that nobody reads the zeros
+    }
+}
+
+/// Reads the whole file `path`, as [`read_bounded`] does, leaving no copy behind.
+pub(crate) fn read_secret(path: &Path, most: u64) -> io::Result<Wiped> {
+    let file = open_to_read(path)?;
+    // With room for all of it from the start: a vector that grows leaves its old places as they were.
+    let size = file.metadata()?.len().min(most) as usize;
+    let mut bytes = Wiped(Vec::with_capacity(size + 1));
+    (&file).take(size as u64).read_to_end(&mut bytes.0)?;
+    let mut more = [0; 1];
+    match (&file).read(&mut more)? {
+        0 => Ok(bytes),
+        _ => Err(io::Error::other(format!("it is larger than {most} bytes, or grows"))),
+    }
+}
+
 /// Reads the whole text file `path`, of at most `most` bytes.
 pub(crate) fn read_bounded_text(path: &Path, most: u64) -> io::Result<String> {
     String::from_utf8(read_bounded(path, most)?).map_err(io::Error::other)

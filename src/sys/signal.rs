@@ -14,6 +14,7 @@ use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{SigSet as Mask, SigmaskHow, Signal as Named, raise, sigprocmask};
 use nix::unistd::{Pid, getpgid, getpgrp, getppid, getsid};
 
+use super::core_dump;
 use super::proc::{self, Stat};
 use super::signal_pipe::SignalSource;
 pub(crate) use super::signal_table::kill;
@@ -31,7 +32,7 @@ pub struct InheritedDispositions {
 }
 
 impl InheritedDispositions {
-    /// Records the dispositions, then sets those of SIGCHLD, SIGPIPE and SIGXFSZ.
+    /// Records the dispositions, then sets those of SIGCHLD, SIGPIPE and SIGXFSZ, and the limit of core files.
     ///
     /// SIGCHLD gets its default, for the child too: if it is ignored, the kernel reaps our children and every wait fails.
     /// The others are ignored in this process only: a closed stderr, or a log at its limit, must not end a supervisor.
@@ -43,15 +44,17 @@ impl InheritedDispositions {
             set(Signal::SIGCHLD, libc::SIG_DFL)?;
         }
         FAILED_WRITES.iter().try_for_each(|signal| set(signal, libc::SIG_IGN))?;
+        core_dump::forbid();
         Ok(Self { ignored })
     }
 
-    /// Restores the inherited dispositions and an empty mask, before an exec. Async-signal-safe.
+    /// Restores the inherited dispositions, limit of core files and an empty mask, before an exec. Async-signal-safe.
     pub fn restore(&self) -> nix::Result<()> {
         for signal in CHANGED.iter().chain([Signal::SIGCHLD]) {
             let disposition = if self.ignored.contains(signal) { libc::SIG_IGN } else { libc::SIG_DFL };
             let _ = set(signal, disposition); // musl keeps one more real-time signal for itself
         }
+        core_dump::restore()?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&Mask::empty()), None)
     }
 }

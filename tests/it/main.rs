@@ -47,6 +47,7 @@ mod screens;
 mod sdk;
 mod sdk_group;
 mod sdk_lock;
+mod secrets;
 mod settings;
 mod setup;
 mod shim;

@@ -20,6 +20,7 @@ we     1 mprotect         … to here
 we     2 getrandom        the seeds of its allocator and of our hash tables
 we     3 fcntl            are descriptors 0 to 2 open?
 we   110 rt_sigaction     the inherited dispositions, then our handlers: all signals that end a process, real-time ones too
+we     2 prlimit64        no core dump of us …
 we     2 rt_sigprocmask   USR1 and USR2 wait for the handlers
 we     2 getpid           the run's id; the parent that the child checks
 we     1 openat           the settings file
@@ -47,6 +48,7 @@ child  1 prctl            TERM at our death …
 child  1 getppid          … which may have come before
 child  1 fcntl            the lock's descriptor without close-on-exec
 child 55 rt_sigaction     the inherited dispositions
+child  1 prlimit64        … but one of the child, as far as our caller allows
 child  1 rt_sigprocmask
 child  1 execve
 ";

@@ -82,15 +82,18 @@ pub(super) fn all() -> impl Iterator<Item = &'static Rule> {
 impl Rule {
     /// True if there may be such a secret at `word`, which is `ours` in any case, also in an encoding.
     pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>, ours: &str) -> bool {
-        let behind = &text[word.end..text.len().min(word.end + 24)];
         match &self.matcher {
-            Matcher::Name => ends_part(text, word, ours) && names::is_secret(&text[names::around(text, word)]),
+            Matcher::Name => {
+                let name = names::around(text, word);
+                ends_part(text, word, ours) && values::may_follow(text, &name) && names::is_secret(&text[name])
+            }
             Matcher::Token { .. } => {
-                self.is_token_at(text, word, ours) && behind.first().is_some_and(|byte| !b" \n\"'".contains(byte))
+                let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.~+/=".contains(&byte);
+                self.secret(text, word, ours).is_some()
+                    || self.is_token_at(text, word, ours) && is_encoded(&text[word.end..], is_part)
             }
             Matcher::Context(_) => {
-                let is_encoded = behind.iter().any(|byte| b"\\%&".contains(byte));
-                self.secret(text, word, ours).is_some() || is_encoded && starts_word(text, word)
+                self.secret(text, word, ours).is_some() || starts_word(text, word) && is_encoded(&text[word.end..], |_| true)
             }
         }
     }
@@ -169,6 +172,13 @@ impl Rule {
             || RegexBuilder::new(&format!(r"\A(?:{pattern})")).unicode(false).case_insensitive(is_context).build().ok();
         self.regex.get_or_init(compile).as_ref()
     }
+}
+
+/// True if something is encoded near the beginning of `text`, behind nothing but what `passes`, and on the same line.
+fn is_encoded(text: &[u8], passes: impl Fn(u8) -> bool) -> bool {
+    let near = &text[..text.len().min(24)];
+    let sign = near.iter().position(|&byte| values::ENCODED.contains(&byte) || !passes(byte) || byte == b'\n');
+    sign.is_some_and(|at| values::ENCODED.contains(&near[at]) && !near[at..].starts_with(b"\\n"))
 }
 
 /// False if letters behind `word` make another word of it, as in `input_tokens`, which is most of what there is.
