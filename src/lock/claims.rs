@@ -11,7 +11,7 @@ use crate::config::settings::Environment;
 use crate::records::{Hold, RecordStore, RunRecord};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
-use crate::sys::proc::{self, Stat};
+use crate::sys::proc::{self, Flock, Stat};
 
 /// The variable that gives the child its lock helper's key.
 pub const KEY_VARIABLE: &str = "CLAUDE_RUN_LOCK_KEY";
@@ -84,15 +84,17 @@ impl AncestorRuns {
         !self.slots.is_empty()
     }
 
-    /// True if one of them has one of the `slots`, for us as well.
-    pub(super) fn have_slot(&self, slots: &[FileId], records: Option<&RecordStore>) -> bool {
-        let has_slot = |claim: &Claim| {
-            let is_passed_on = || has_exclusive_flock("self", claim.lock);
-            let is_above = || ancestors().any(|pid| has_exclusive_flock(pid, claim.lock));
-            let is_elsewhere = || claim.run_elsewhere(records).is_some_and(|record| record.has_slot(claim.lock));
-            is_passed_on() || is_above() || is_elsewhere()
+    /// True if one of them has one of the `slots`, for us as well. The tree tells, whatever our environment has lost: what a run holds is
+    /// for all below it. Where it cannot be seen, in another PID namespace, a claim and the run's record do. While threads of ours wait
+    /// for the slots, our own descriptors tell nothing.
+    pub(super) fn have_slot(&self, slots: &[FileId], records: Option<&RecordStore>, we_wait: bool) -> bool {
+        let has_one = |flock: Option<Flock>| flock.is_some_and(|flock| flock.is_exclusive);
+        let is_elsewhere = |claim: &Claim| {
+            slots.contains(&claim.lock) && claim.run_elsewhere(records).is_some_and(|record| record.has_slot(claim.lock))
         };
-        self.slots.iter().filter(|claim| slots.contains(&claim.lock)).any(has_slot)
+        (!we_wait && has_one(proc::flock_among("self", slots)))
+            || ancestors().any(|pid| has_one(proc::flock_among(pid, slots)))
+            || self.slots.iter().any(is_elsewhere)
     }
 
     /// Value of [`Claim::SLOTS_VARIABLE`] for a child: `own`, and the claims from above.

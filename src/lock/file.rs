@@ -6,12 +6,14 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use fs4::{FileExt, TryLockError};
 use nix::fcntl::OFlag;
 
-use crate::records::RecordStore;
+use crate::records::{RecordStore, is_locked};
 use crate::sys::file_id::FileId;
 use crate::sys::fs::{open_or_make_regular, open_regular};
 
@@ -98,10 +100,19 @@ impl LockFile {
         self.file_id
     }
 
+    /// True if another has locked it. Takes a shared lock for a moment, which [`try_lock`](Self::try_lock) knows from a holder's.
+    pub(super) fn is_held(&self) -> bool {
+        let is_held = is_locked(&self.file);
+        if !is_held {
+            let _ = FileExt::unlock(&self.file); // it cannot fail: the shared lock is ours
+        }
+        is_held
+    }
+
     /// Tries to lock the file that has its path now, without waiting.
     pub(crate) fn try_lock(mut self) -> Result<LockAttempt> {
         loop {
-            match FileExt::try_lock(&self.file) {
+            match try_lock_beside_looks(&self.file) {
                 Ok(()) if self.is_current() => return Ok(LockAttempt::Acquired(FlockGuard(self))),
                 Ok(()) => self = Self::open_at(self.place)?,
                 Err(TryLockError::WouldBlock) => return Ok(LockAttempt::Busy(self)),
@@ -202,6 +213,23 @@ impl Drop for FlockGuard {
     }
 }
 
+/// Longest time for which looks at a lock are waited for: each takes microseconds, or a time slice where it is interrupted.
+const MAX_LOOK: Duration = Duration::from_millis(20);
+
+/// Tries to lock `file`. A look, which takes a shared lock for a moment, is not in the way; a holder is.
+fn try_lock_beside_looks(file: &File) -> Result<(), TryLockError> {
+    let started = Instant::now();
+    loop {
+        let result = FileExt::try_lock(file);
+        if !matches!(result, Err(TryLockError::WouldBlock)) || is_locked(file) || started.elapsed() > MAX_LOOK {
+            return result;
+        }
+        // Ours is not to be in the way of another's.
+        let _ = FileExt::unlock(file);
+        thread::sleep(started.elapsed().max(Duration::from_micros(50)));
+    }
+}
+
 fn open_or_create(path: &Path) -> io::Result<(File, Metadata)> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o666);
@@ -234,6 +262,27 @@ fn flock_error(place: &Place, error: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn look_is_not_taken_for_a_holder() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("lock");
+        let (look, _) = open_or_create(&path)?;
+        FileExt::try_lock_shared(&look)?;
+        let file = LockFile::open(&path)?;
+        let attempt = thread::scope(|scope| {
+            let attempt = scope.spawn(|| file.try_lock());
+            thread::sleep(Duration::from_millis(2));
+            let _ = FileExt::unlock(&look);
+            attempt.join().expect("it does not panic")
+        })?;
+        assert!(matches!(&attempt, LockAttempt::Acquired(_)), "{attempt:?}");
+        assert!(matches!(LockFile::open(&path)?.try_lock()?, LockAttempt::Busy(_)), "held");
+        drop(attempt);
+        FileExt::try_lock_shared(&look)?;
+        assert!(matches!(LockFile::open(&path)?.try_lock()?, LockAttempt::Busy(_)), "a shared lock that stays");
+        Ok(())
+    }
 
     #[test]
     fn flock_error_names_the_way_out() {

@@ -75,9 +75,8 @@ pub fn acquire_slot(
     recorder: &mut RunRecorder,
     events: &mut EventQueue,
 ) -> Result<Acquisition<SlotGuard>> {
-    let ids: Vec<_> = slot_ids(&request.store, &request.above);
-    if request.above.have_slot(&ids, Some(&request.store)) {
-        return Ok(without("a run above this one has one"));
+    if request.above.claim_slots() && request.is_nested(false) {
+        return Ok(without(NESTED));
     }
     let mut search = Search { request, of: request.of, stage: Stage::Arriving(None) };
     let first = match LockFile::open_among_slots(&request.store, QUEUE)?.try_lock()? {
@@ -90,10 +89,9 @@ pub fn acquire_slot(
     let mut wait = LockWait::new(search.awaited(), started, recorder, events, request.ignored);
     let acquisition = match first {
         Some(slot) => Acquisition::Held(slot),
-        None => match request.lock_is_held_for_us(wait.recorder)? {
-            true => without("the session lock is held for this run already"),
-            false => search.wait(&mut wait)?,
-        },
+        None if request.is_nested(true) => without(NESTED),
+        None if request.lock_is_held_for_us(wait.recorder) => without("the session lock is held for this run already"),
+        None => search.wait(&mut wait)?,
     };
     match &acquisition {
         Acquisition::Held(slot) => {
@@ -115,16 +113,20 @@ fn without(reason: &str) -> Acquisition<SlotGuard> {
     Acquisition::NotNeeded(reason.to_owned())
 }
 
-/// The slots' files, if a run above us may have one.
-fn slot_ids(store: &RecordStore, above: &AncestorRuns) -> Vec<FileId> {
-    if above.claim_slots() { slot_files(store).iter().map(|slot| slot.file_id).collect() } else { Vec::new() }
-}
+/// Reason to start without a slot.
+const NESTED: &str = "a run above this one has one";
 
 impl SlotRequest {
+    /// True if a run above us has a slot. Those who find one free need not ask, unless their environment says so.
+    fn is_nested(&self, we_wait: bool) -> bool {
+        let slots: Vec<_> = slot_files(&self.store).iter().filter(|slot| slot.is_held).map(|slot| slot.file_id).collect();
+        self.above.have_slot(&slots, Some(&self.store), we_wait)
+    }
+
     /// True if an ancestor or our caller holds the session lock for us.
-    fn lock_is_held_for_us(&self, recorder: &RunRecorder) -> Result<bool> {
-        let Some(lock) = FileId::at(&self.session_lock) else { return Ok(false) };
-        Ok(self.above.hold_for_us(lock, recorder.store(), false).is_some())
+    fn lock_is_held_for_us(&self, recorder: &RunRecorder) -> bool {
+        let lock = FileId::at(&self.session_lock);
+        lock.is_some_and(|lock| self.above.hold_for_us(lock, recorder.store(), false).is_some())
     }
 
     /// True if no slot is free.
@@ -316,10 +318,17 @@ fn find_free(store: &RecordStore, of: u16) -> Result<Result<SlotGuard, Vec<LockF
     let beyond: Vec<_> = all.into_iter().filter(|&number| number > of).collect();
     let (mut free, mut held) = (None, Vec::new());
     for number in (1..=of).chain(beyond.iter().copied()) {
-        match LockFile::open_among_slots(store, &number.to_string())?.try_lock()? {
-            LockAttempt::Busy(file) => held.push(file),
-            LockAttempt::Acquired(flock) if free.is_none() && number <= of => free = Some(SlotGuard { flock, number }),
-            LockAttempt::Acquired(_) => {}
+        let file = LockFile::open_among_slots(store, &number.to_string())?;
+        if free.is_some() || number > of {
+            // A look alone: whoever comes with no time to wait is not to take it for a holder.
+            if file.is_held() {
+                held.push(file);
+            }
+        } else {
+            match file.try_lock()? {
+                LockAttempt::Busy(file) => held.push(file),
+                LockAttempt::Acquired(flock) => free = Some(SlotGuard { flock, number }),
+            }
         }
         if held.len() == usize::from(of) {
             return Ok(Err(held));

@@ -25,6 +25,8 @@ pub(super) struct ProcessTree {
     child: Option<Stat>,
     /// Processes that have got TERM.
     terminated: HashSet<(i32, u64)>,
+    /// Pids of those among our own children. Until we reap one, no other process has its pid.
+    terminated_children: HashSet<i32>,
     /// Those that have got it when the others got KILL.
     newcomers: HashSet<(i32, u64)>,
     has_walked: bool,
@@ -39,8 +41,17 @@ const MAX_KILLS: u32 = 50;
 
 impl ProcessTree {
     pub(super) fn before_start(run: RunId, monitor: Option<(i32, u64)>) -> Self {
-        let (preexisting, terminated, newcomers) = (Vec::new(), HashSet::new(), HashSet::new());
-        let mut tree = Self { run, monitor, preexisting, child: None, terminated, newcomers, has_walked: false, kills: 0 };
+        let mut tree = Self {
+            run,
+            monitor,
+            preexisting: Vec::new(),
+            child: None,
+            terminated: HashSet::new(),
+            terminated_children: HashSet::new(),
+            newcomers: HashSet::new(),
+            has_walked: false,
+            kills: 0,
+        };
         if wait::has_children(libc::WEXITED) {
             tree.preexisting = tree.members();
         }
@@ -78,13 +89,23 @@ impl ProcessTree {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(Signal::SIGTERM, child, group);
         }
-        let members = if self.has_walked { self.children(&Links::read(), us(), false) } else { self.members() };
+        let members = if self.has_walked { self.new_children() } else { self.members() };
         for member in members.iter().filter(|member| !member.is_dead()) {
             if self.terminated.insert(member.process()) {
                 signal_one(member, Signal::SIGTERM);
             }
+            if member.parent == us() {
+                self.terminated_children.insert(member.pid);
+            }
         }
         self.has_walked = true;
+    }
+
+    /// Members among our own children, less those that have got TERM: each end of a process asks for them.
+    fn new_children(&self) -> Vec<Stat> {
+        let known = &self.terminated_children;
+        let pids = Links::read().children(us(), false).into_iter().filter(|pid| !known.contains(pid));
+        pids.filter_map(Stat::read).filter(|stat| stat.parent == us() && self.includes(stat)).collect()
     }
 
     /// Sends KILL to the members that have had TERM, and TERM to the others.
@@ -213,7 +234,7 @@ impl ProcessTree {
 
     /// Reaps all zombies but `child`, and reads a change of its state. It stays a zombie until the run is over, so that its pid and
     /// its process group's number are not used again.
-    pub(super) fn next_change(&self, child: Pid) -> Option<Input> {
+    pub(super) fn next_change(&mut self, child: Pid) -> Option<Input> {
         while let Ok(Some(status)) = wait::next_status(None, libc::WEXITED | libc::WNOWAIT) {
             if status.pid == child.as_raw() {
                 let ending = match status.code {
@@ -222,7 +243,7 @@ impl ProcessTree {
                 };
                 return Some(Input::Ended(ending, self.state()));
             }
-            wait::reap(Pid::from_raw(status.pid));
+            self.reap(status.pid);
         }
         Some(match wait::next_status(Some(child), libc::WSTOPPED | libc::WCONTINUED).ok()?? {
             ChildStatus { code: libc::CLD_STOPPED, status, .. } => Input::Stopped(status.into()),
@@ -231,10 +252,16 @@ impl ProcessTree {
     }
 
     /// Reaps all zombies but `child`, which is one.
-    pub(super) fn next_state(&self, child: Pid) -> TreeState {
+    pub(super) fn next_state(&mut self, child: Pid) -> TreeState {
         let others = Links::read().children(us(), false).into_iter().filter(|pid| *pid != child.as_raw());
-        others.for_each(|pid| wait::reap(Pid::from_raw(pid)));
+        others.for_each(|pid| self.reap(pid));
         self.state()
+    }
+
+    fn reap(&mut self, pid: i32) {
+        if wait::reap(Pid::from_raw(pid)) {
+            self.terminated_children.remove(&pid);
+        }
     }
 }
 

@@ -180,14 +180,19 @@ fn parse_flock(line: &str) -> Option<(Flock, FileId)> {
     ))
 }
 
-/// The flock on `file` that a descriptor of `process`, by its name in /proc, holds. Reads fdinfo alone: stat(2) of a descriptor hangs
-/// with the file system of a file that has nothing to do with us.
+/// The flock on `file` that a descriptor of `process`, by its name in /proc, holds.
 pub(crate) fn flock_of(process: impl Display, file: FileId) -> Option<Flock> {
+    flock_among(process, &[file])
+}
+
+/// The first flock on one of `files` that a descriptor of `process`, by its name in /proc, holds. Reads fdinfo alone: stat(2) of a
+/// descriptor hangs with the file system of a file that has nothing to do with us.
+pub(crate) fn flock_among(process: impl Display, files: &[FileId]) -> Option<Flock> {
     let descriptors = fs::read_dir(format!("/proc/{process}/fdinfo")).ok()?;
     let infos = descriptors.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
     infos.into_iter().find_map(|info| {
         let flocks = info.lines().filter_map(|line| parse_flock(line.strip_prefix("lock:")?));
-        flocks.into_iter().find_map(|(flock, at)| is_of(at, file).then_some(flock))
+        flocks.into_iter().find_map(|(flock, at)| files.iter().any(|file| is_of(at, *file)).then_some(flock))
     })
 }
 

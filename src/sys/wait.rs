@@ -30,10 +30,10 @@ pub(crate) fn has_children(flag: i32) -> bool {
     next_status(None, flag | libc::WNOWAIT) != Err(Errno::ECHILD)
 }
 
-/// Reaps the zombie `pid`, if it is a child of ours.
-pub(crate) fn reap(pid: Pid) {
+/// Reaps `pid`, if it is a child of ours and a zombie. True if it was.
+pub(crate) fn reap(pid: Pid) -> bool {
     // An error means that it is reaped already.
-    let _ = next_status(Some(pid), libc::WEXITED);
+    matches!(next_status(Some(pid), libc::WEXITED), Ok(Some(_)))
 }
 
 /// Reaps all zombies.

@@ -169,6 +169,16 @@ fn nested_run_needs_no_second_slot() {
 }
 
 #[test]
+fn nested_run_with_a_scrubbed_environment_needs_no_slot() {
+    let env = Env::new();
+    let us = binary().display().to_string();
+    // As below sudo, and below a claude, which passes none of its descriptors to its tools.
+    let closing = r#"for fd in 3 4 5 6 7 8 9; do eval "exec $fd>&-"; done; exec env -i HOME="$HOME" "$@""#;
+    let nested = [&us, "--wait", "0", "--lock", "pass-through", "--slots", "1", "--", "echo", "in"];
+    env.claude_run().args(ONE).args(["--", "sh", "-c", closing, "sh"]).args(nested).assert().code(0).stdout("in\n");
+}
+
+#[test]
 fn busy_slots_are_75_and_named() {
     let env = Env::new();
     let _holder = hold(&env, &ONE);
