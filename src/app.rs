@@ -166,7 +166,10 @@ fn run_under_lock(
         }
     }
     run.launch.set(RunId::VARIABLE, Some(recorder.run().to_string().into()));
-    supervisor::supervise(run, recorder, &mut events)
+    match supervisor::refresh_first(&mut run, recorder, &mut events)? {
+        Some(not_started) => Ok(not_started),
+        None => supervisor::supervise(run, recorder, &mut events),
+    }
 }
 
 /// Takes `words` apart. Under the name `claude`, all of them are claude's.

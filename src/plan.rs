@@ -22,7 +22,7 @@ use crate::records::{RecordStore, RunInfo, RunRecorder};
 use crate::run_id::RunId;
 use crate::supervisor::output::OutputConfig;
 use crate::supervisor::policy::{Group, PolicyConfig};
-use crate::supervisor::{Launch, Supervision};
+use crate::supervisor::{Launch, Role, Supervision};
 use crate::sys::signal::InheritedDispositions;
 
 /// Decisions about an invocation that runs a program.
@@ -62,7 +62,8 @@ impl Plan {
         }
         let program = find_program(&settings)?;
         let is_bare = program.needs_no_lock();
-        let mut launch = Launch { program, environment: env::vars_os().collect(), stdin: settings.stdin, signals };
+        let mut launch =
+            Launch { program, environment: env::vars_os().collect(), stdin: settings.stdin, role: Role::Command, signals };
         launch.set(RunId::LINEAGE, Some([ancestors.runs.as_slice(), &[run.to_string()]].concat().join(",").into()));
         match &config_dir {
             Ok(ConfigDir { path, for_child: ForChild::Set }) => launch.set(config_dir::VARIABLE, Some(path.into())),

@@ -47,6 +47,8 @@ pub struct LastResult {
     pub duration_ms: Option<u64>,
     /// `total_cost_usd`
     pub cost_usd: Option<f64>,
+    /// True if the API has refused the login, and claude could not refresh it.
+    pub auth_refused: bool,
 }
 
 impl LastResult {
@@ -266,6 +268,7 @@ impl FrameReader {
                     turns: member(frame, "num_turns"),
                     duration_ms: member(frame, "duration_ms"),
                     cost_usd: member(frame, "total_cost_usd"),
+                    auth_refused: is_error && says_auth_refused(frame),
                 });
                 self.is_between_turns = true;
                 return Some(FrameEvent::Result { is_error });
@@ -320,6 +323,14 @@ pub(crate) fn clamped(text: &str) -> String {
 }
 
 /// The member `key`, unless it is missing or of another type.
+/// Beginning of the text of a result, in every version from 2.1.84 to 2.1.332. Not all of them have the status, which is 401, in a member.
+const AUTH_REFUSED: &str = "Failed to authenticate";
+
+fn says_auth_refused(frame: &Frame) -> bool {
+    let text: Option<String> = member(frame, "result");
+    text.is_some_and(|text| text.starts_with(AUTH_REFUSED)) || member(frame, "api_error_status") == Some(401)
+}
+
 fn member<'a, T: Deserialize<'a>>(frame: &Frame<'a>, key: &str) -> Option<T> {
     serde_json::from_str(frame.get(key)?.get()).ok()
 }

@@ -11,10 +11,14 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
+use super::version::Version;
 use crate::sys::file_id::FileId;
 
 /// Claude Code's name on PATH, the default COMMAND and the name of the shim.
 pub(crate) const NAME: &str = "claude";
+
+/// Name of no MCP server.
+const NO_SERVER: &str = "claude-run-refreshes-the-token";
 
 /// Reason why COMMAND cannot be started. Each has an exit code of its own.
 #[derive(Debug)]
@@ -92,8 +96,20 @@ impl Program {
 
     /// Arguments, if COMMAND is claude by its name or path.
     pub(crate) fn arguments_for_claude(&self) -> &[OsString] {
-        let is_claude = self.is_claude || Path::new(&self.argv[0]).file_name() == Some(OsStr::new(NAME));
-        if is_claude { &self.argv[1..] } else { &[] }
+        if self.is_named_claude() { &self.argv[1..] } else { &[] }
+    }
+
+    fn is_named_claude(&self) -> bool {
+        self.is_claude || Path::new(&self.argv[0]).file_name() == Some(OsStr::new(NAME))
+    }
+
+    /// Command of this claude, of that `version`, that refreshes a token that is due, waits for it however long the endpoint takes, and has
+    /// nothing else to do: it looks for an MCP server of a name that nobody uses. Measured from 2.1.126 to 2.1.332; `auth status` ends
+    /// in mid-refresh up to 2.1.177, and after 8 s later.
+    pub(crate) fn refresher(&self, version: Version) -> Option<Self> {
+        let is_known = self.is_named_claude() && version >= Version::WAITS_FOR_REFRESH;
+        let argv = || [&self.argv[0], OsStr::new("mcp"), OsStr::new("get"), OsStr::new(NO_SERVER)].map(OsStr::to_owned).into();
+        is_known.then(|| Self { path: self.path.clone(), argv: argv(), is_claude: self.is_claude })
     }
 
     /// True if this only prints claude's version or help, which needs no login and must not wait.

@@ -13,6 +13,8 @@ use crate::sys::fs::read_bounded;
 pub(crate) struct Version([u32; 3]);
 
 impl Version {
+    /// First of which a command is known that waits for its refresh: see [`Program::refresher`](super::program::Program::refresher).
+    pub(crate) const WAITS_FOR_REFRESH: Self = Self([2, 1, 126]);
     /// First with a refresh lock inside the config dir.
     pub(crate) const INNER_LOCK: Self = Self([2, 1, 128]);
     /// First that is known to refresh no login beside another provider; 2.1.177 does.

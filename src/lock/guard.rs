@@ -8,6 +8,7 @@ use super::claims::{AncestorRuns, Claim};
 use super::file::FlockGuard;
 use super::helper::Helper;
 use super::refresh_due::AwaitedRefresh;
+use crate::claude::version::Version;
 use crate::events::EventQueue;
 use crate::records::{Hold, RunRecorder};
 use crate::run_id::RunId;
@@ -106,6 +107,11 @@ impl LockGuard {
     /// Descriptor for the child to inherit, so that the lock is held while the child lives, even if we are killed.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.flock.as_ref().map(FlockGuard::descriptor)
+    }
+
+    /// Version of the claude whose refresh the lock is held for, if it is known, and if that refresh is due for claude now.
+    pub(crate) fn refreshing_version(&self) -> Option<Version> {
+        self.refresh.as_ref()?.refreshing_version()
     }
 
     /// Starts the time within which claude begins with the refresh that the lock is held for.

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::claude::program::Program;
 use crate::config::duration::after;
-use crate::sys::exec::{Exec, NULL, SpawnError, dup_onto, spawn};
+use crate::sys::exec::{Exec, SpawnError, dup_onto, spawn};
 use crate::sys::signal::{self, InheritedDispositions};
 use crate::sys::wait::{self, ChildStatus};
 
@@ -121,7 +121,7 @@ fn run(words: &[OsString], inherited: Vec<OwnedFd>, socket: &UnixStream) -> Resu
     let _ = set_child_subreaper(true); // where that is refused, none of the helper's processes becomes a child of ours either
     let ((stdout, its_stdout), (stderr, its_stderr)) = (io::pipe()?, io::pipe()?);
     let environment: Vec<_> = env::vars_os().collect();
-    let exec = Exec::new(Path::new(path), argv, &environment, Some(NULL))?;
+    let exec = Exec::new(Path::new(path), argv, &environment, &[libc::STDIN_FILENO])?;
     let monitor = getpid();
     let prepare = || {
         // In a group of its own, it can be ended with all that it has started.

@@ -28,10 +28,15 @@ pub(super) struct AwaitedRefresh {
     expiry: SystemTime,
     /// Time at which a claude that has not begun to refresh has no refresh to make.
     give_up_at: Option<Instant>,
+    /// Version of the claude that makes it, if it is known.
+    version: Option<Version>,
     /// True if a refresh may begin at any time: the margin was raised on purpose, to cover refreshes in mid-run, or the child is not known
     /// to be claude, as a script that comes to its claude later.
     never_gives_up: bool,
 }
+
+/// Time before the expiry from which on claude itself refreshes its token.
+const CLAUDES_MARK: Duration = Duration::from_secs(5 * 60);
 
 /// Largest margin for refreshes at the start alone, and the default.
 const AT_START: Duration = Duration::from_secs(5 * 60 + 10);
@@ -116,8 +121,14 @@ impl Refreshes {
 impl AwaitedRefresh {
     pub(super) fn new(refreshes: &Refreshes, expiry: SystemTime) -> Self {
         let covers_mid_run = refreshes.margin.is_none_or(|margin| margin > AT_START);
-        let never_gives_up = covers_mid_run || refreshes.claude.version().is_none();
-        Self { storage: refreshes.storage.clone(), expiry, give_up_at: None, never_gives_up }
+        let version = refreshes.claude.version();
+        let never_gives_up = covers_mid_run || version.is_none();
+        Self { storage: refreshes.storage.clone(), expiry, give_up_at: None, version, never_gives_up }
+    }
+
+    /// Version of claude, if it is known, and if that claude refreshes the token now, by its own mark.
+    pub(super) fn refreshing_version(&self) -> Option<Version> {
+        self.version.filter(|_| self.expiry <= SystemTime::now() + CLAUDES_MARK)
     }
 
     pub(super) fn on_child_started(&mut self, now: Instant) {

@@ -51,6 +51,8 @@ struct Report {
     since: Option<SystemTime>,
     skipped: usize,
     unreadable: Option<String>,
+    /// Number of the last runs in a row whose login was refused, not counting those that printed no result.
+    refused_in_a_row: usize,
     total: Totals,
     /// Number of runs by outcome and exit code.
     endings: BTreeMap<(String, Option<u8>), usize>,
@@ -113,6 +115,7 @@ impl Report {
             since,
             skipped: 0,
             unreadable: None,
+            refused_in_a_row: 0,
             total: Totals::default(),
             endings: BTreeMap::new(),
             labels: BTreeMap::new(),
@@ -128,6 +131,9 @@ impl Report {
             return;
         }
         self.total.add(&run);
+        if let Some(is_refused) = run.auth_refused {
+            self.refused_in_a_row = if is_refused { self.refused_in_a_row + 1 } else { 0 };
+        }
         if let Some(hour) = self.hours.iter_mut().rfind(|hour| hour.from <= run.began) {
             hour.runs += 1;
             hour.failed += u64::from(run.exit_code != Some(0));
@@ -161,6 +167,7 @@ impl Report {
         let mut value = json!(self.total);
         value["since"] = json!(self.since.map(time));
         value["skipped_lines"] = json!(self.skipped);
+        value["refused_in_a_row"] = json!(self.refused_in_a_row);
         value["unreadable"] = json!(self.unreadable);
         value["outcomes"] = json!(outcomes);
         value["endings"] = endings.collect();

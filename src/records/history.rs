@@ -65,6 +65,9 @@ pub struct FinishedRun {
     pub(crate) turns: Option<u64>,
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) cost_usd: Option<f64>,
+    /// True if the API has refused claude's login; `None` if claude printed no result frame.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) auth_refused: Option<bool>,
 }
 
 impl RecordStore {

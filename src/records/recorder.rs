@@ -187,6 +187,11 @@ impl RunRecorder {
         }
     }
 
+    /// Notes that the child that was started only refreshed the token: that of the run is yet to be started.
+    pub(crate) fn on_refreshed(&mut self) {
+        (self.child, self.ending, self.publish_at) = (None, None, None);
+    }
+
     /// Publishes that the run no longer holds the lock. Call before releasing it.
     pub(crate) fn on_released(&mut self) {
         self.release();
@@ -362,6 +367,7 @@ impl RunRecorder {
             "session_id": self.session_id,
             "subtype": result.map(|result| &result.subtype),
             "is_error": result.map(|result| result.is_error),
+            "auth_refused": result.map(|result| result.auth_refused),
             "turns": result.map(|result| result.turns),
             "claude_ms": result.map(|result| result.duration_ms),
             "cost_usd": result.map(|result| result.cost_usd),

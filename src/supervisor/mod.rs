@@ -6,5 +6,5 @@ mod process_tree;
 mod run;
 mod spawn;
 
-pub(crate) use run::{Supervision, supervise};
-pub(crate) use spawn::Launch;
+pub(crate) use run::{Supervision, refresh_first, supervise};
+pub(crate) use spawn::{Launch, Role};

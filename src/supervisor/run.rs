@@ -1,8 +1,11 @@
 //! The owner of the child: turns events into inputs of the policy, and the policy's actions into system calls. It decides nothing
 //! itself.
 
+mod first_refresh;
 mod messages;
 mod refresh;
+
+pub(crate) use first_refresh::refresh_first;
 
 use std::mem;
 use std::path::PathBuf;
@@ -16,7 +19,7 @@ use tracing::{debug, error, info, warn};
 use super::output::{OutputConfig, Relay, drain};
 use super::policy::{Action, Group, Input, Policy, PolicyConfig, TreeState};
 use super::process_tree::ProcessTree;
-use super::spawn::Launch;
+use super::spawn::{Launch, Role};
 use crate::claude::frames::{FrameEvent, LastResult};
 use crate::claude::refresh_locks::CutRefresh;
 use crate::claude::storage::ClaudeStorage;
@@ -45,17 +48,10 @@ pub(crate) struct Supervision {
 
 /// Starts the child and waits until its tree is dead. Then it releases the lock, and waits for the reader of the output.
 pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Outcome> {
-    if let Err(error) = set_child_subreaper(true) {
-        warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
-    }
     let _modes = (run.policy.group == Group::Shared).then(TerminalModeGuard::of_stdin);
     let (ignored, requires_result) = (run.policy.ignored, run.output.requires_result);
-    let storage = run.storage.clone();
-    let cut_before = storage.as_ref().and_then(CutRefresh::last);
     let mut supervisor = Supervisor::start(run, recorder, events)?;
     let mut outcome = supervisor.run()?;
-    let cut =
-        storage.as_ref().and_then(CutRefresh::last).filter(|cut| cut_before.as_ref() != Some(cut) && supervisor.made(cut));
     let request = supervisor.release_lock();
     let (relay, output_done) = (supervisor.relay.take(), supervisor.output_done);
     drop(supervisor);
@@ -72,10 +68,6 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     }
     if lost_output && outcome.exit_code() == 0 {
         outcome = Outcome::OutputLost;
-    }
-    if let Some(CutRefresh { pid, .. }) = cut {
-        error!(name: "refresh.cut", pid, "claude has ended in the midst of a refresh: its login is probably lost; log in again if the next run fails");
-        recorder.on_cut_refresh();
     }
     recorder.on_result(last_result, session_id);
     Ok(outcome)
@@ -98,12 +90,15 @@ struct Supervisor<'a> {
     events: &'a mut EventQueue,
     /// Reaped when the run is over: until then its pid is not used again.
     child: Pid,
+    role: Role,
     started: Instant,
     tree: ProcessTree,
     policy: Policy,
     slot: Option<SlotGuard>,
     lock: Option<LockGuard>,
     storage: Option<ClaudeStorage>,
+    /// The refresh that was the last to be cut short before the start.
+    cut_before: Option<CutRefresh>,
     has_warned_of_locks: bool,
     watched_files: Vec<PathBuf>,
     /// Time of the last termination request to us.
@@ -124,6 +119,10 @@ struct Supervisor<'a> {
 impl<'a> Supervisor<'a> {
     fn start(run: Supervision, recorder: &'a mut RunRecorder, events: &'a mut EventQueue) -> Result<Self> {
         let Supervision { launch, policy: config, output, slot, mut lock, storage } = run;
+        if let Err(error) = set_child_subreaper(true) {
+            warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
+        }
+        let cut_before = storage.as_ref().and_then(CutRefresh::last);
         let mut tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
             let relay = output.start(events.sender()).context("cannot capture the child's output")?;
@@ -137,7 +136,9 @@ impl<'a> Supervisor<'a> {
             recorder.retire();
         })?;
         let started = Instant::now();
-        info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
+        if launch.role == Role::Command {
+            info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
+        }
         tree.on_started(child);
         lock.iter_mut().for_each(|lock| lock.on_child_started(started));
         let stdin_ended = !(config.streams_input && events.watch_stdin());
@@ -145,12 +146,14 @@ impl<'a> Supervisor<'a> {
             recorder,
             events,
             child,
+            role: launch.role,
             started,
             tree,
             policy: Policy::new(config, started),
             slot,
             lock,
             storage,
+            cut_before,
             has_warned_of_locks: false,
             watched_files: Vec::new(),
             requested_at: None,
@@ -211,6 +214,7 @@ impl<'a> Supervisor<'a> {
             }
             self.dispatch(Input::Clock);
             if let Some(result) = self.policy.result() {
+                self.report_cut_refresh();
                 return Ok(result);
             }
         }

@@ -16,8 +16,9 @@ use tracing::warn;
 
 use super::policy::Group;
 use crate::claude::program::Program;
+use crate::claude::version::Version;
 use crate::config::settings::Stdin;
-use crate::sys::exec::{Exec, NULL, SpawnError, dup_onto, spawn};
+use crate::sys::exec::{Exec, SpawnError, dup_onto, spawn};
 use crate::sys::signal::InheritedDispositions;
 
 /// A program with its environment.
@@ -27,7 +28,17 @@ pub(crate) struct Launch {
     /// The whole environment.
     pub(crate) environment: Vec<(OsString, OsString)>,
     pub(crate) stdin: Stdin,
+    pub(crate) role: Role,
     pub(crate) signals: InheritedDispositions,
+}
+
+/// Purpose of a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It is what the caller wants to run.
+    Command,
+    /// It refreshes claude's token before that: it reads and prints nothing, and outlives us, since its end in mid-refresh costs the login.
+    Refresher,
 }
 
 impl Launch {
@@ -35,6 +46,13 @@ impl Launch {
     pub(crate) fn set(&mut self, name: &str, value: Option<OsString>) {
         self.environment.retain(|(key, _)| key != name);
         self.environment.extend(value.map(|value| (name.into(), value)));
+    }
+
+    /// Launch of the same claude's command that [refreshes](Program::refresher) its token.
+    pub(super) fn refresher(&self, version: Version) -> Option<Self> {
+        let program = self.program.refresher(version)?;
+        let (environment, signals) = (self.environment.clone(), self.signals.clone());
+        Some(Self { program, environment, stdin: Stdin::Null, role: Role::Refresher, signals })
     }
 
     /// Starts the child with slot and session lock, and with `outputs` in place of our stdout and stderr. An error is a `ProgramError` if
@@ -47,7 +65,9 @@ impl Launch {
             if group == Group::Own {
                 setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
             }
-            pdeathsig = set_pdeathsig(Signal::SIGTERM);
+            if self.role == Role::Command {
+                pdeathsig = set_pdeathsig(Signal::SIGTERM);
+            }
             if getppid() != us {
                 return Err(Errno::ECHILD); // we were killed before the prctl
             }
@@ -81,7 +101,11 @@ impl Launch {
     }
 
     fn prepare(&self) -> Result<Exec> {
-        let stdin = (self.stdin == Stdin::Null).then_some(NULL);
-        Exec::new(&self.program.path, &self.program.argv, &self.environment, stdin)
+        let nulls: &[_] = match (self.role, self.stdin) {
+            (Role::Refresher, _) => &[libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO],
+            (Role::Command, Stdin::Null) => &[libc::STDIN_FILENO],
+            (Role::Command, Stdin::Inherit) => &[],
+        };
+        Exec::new(&self.program.path, &self.program.argv, &self.environment, nulls)
     }
 }

@@ -17,7 +17,7 @@ use nix::unistd::{Pid, getresgid, getresuid};
 
 use super::signal::InheritedDispositions;
 
-/// File that is empty to whoever reads it.
+/// File that is empty to whoever reads it, and takes what is written.
 pub(crate) const NULL: &str = "/dev/null";
 
 /// Prepared arguments of an execve(2).
@@ -28,32 +28,35 @@ pub(crate) struct Exec {
     _words: Vec<CString>,
     argv: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
-    stdin: Option<File>,
+    /// /dev/null, and the descriptors that it is to be.
+    null: Option<File>,
+    nulls: &'static [RawFd],
 }
 
 impl Exec {
-    /// Prepares `path` with `argv`, whose first word is the name it is called by, and the whole `environment`.
+    /// Prepares `path` with `argv`, whose first word is the name it is called by, and the whole `environment`. The descriptors `nulls`
+    /// are /dev/null.
     pub(crate) fn new(
         path: &Path,
         argv: &[OsString],
         environment: &[(OsString, OsString)],
-        stdin: Option<&str>,
+        nulls: &'static [RawFd],
     ) -> Result<Self> {
         let path = c_string(path.as_os_str().as_bytes())?;
         let variables = environment.iter().map(|(name, value)| c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
         let words: Vec<_> = argv.iter().map(|word| c_string(word.as_bytes())).chain(variables).collect::<Result<_>>()?;
         let (argv, environment) = words.split_at(argv.len());
-        let open = |path| File::open(path).with_context(|| format!("cannot open {path} for stdin"));
-        let stdin = stdin.map(open).transpose()?;
-        Ok(Self { path, argv: pointers(argv), environment: pointers(environment), _words: words, stdin })
+        let null = (!nulls.is_empty()).then(|| File::options().read(true).write(true).open(NULL));
+        let null = null.transpose().with_context(|| format!("cannot open {NULL}"))?;
+        Ok(Self { path, argv: pointers(argv), environment: pointers(environment), _words: words, null, nulls })
     }
 
     /// Executes the program; returns only if that fails. Async-signal-safe.
     pub(crate) fn run(&self) -> Errno {
-        if let Some(stdin) = &self.stdin
-            && let Err(error) = dup_onto(stdin.as_fd(), libc::STDIN_FILENO)
-        {
-            return error;
+        for (null, number) in self.null.iter().flat_map(|null| self.nulls.iter().map(move |number| (null, *number))) {
+            if let Err(error) = dup_onto(null.as_fd(), number) {
+                return error;
+            }
         }
         // SAFETY: NUL-terminated strings and null-terminated arrays of them, all alive here.
         unsafe { libc::execve(self.path.as_ptr(), self.argv.as_ptr(), self.environment.as_ptr()) };

@@ -13,7 +13,7 @@
 //! | `orphans N` | N processes that lose their parent and end at once |
 //! | `bomb N` | N processes in sessions of their own that ignore TERM, each started by another; each ends after two minutes |
 //! | `init` | the frame that opens a stream |
-//! | `result ORDER WHAT` | a result frame; ORDER: `new` (2.1.330's order of keys) or `old` (2.1.84's); WHAT: `ok` or `error` |
+//! | `result ORDER WHAT` | a result frame; ORDER: `new` (2.1.330's order of keys) or `old` (2.1.84's); WHAT: `ok`, `error`, or `refused`, by an API that refuses the login |
 //! | `text N` | N bytes on stdout, in lines of 80 |
 //! | `dropping N` | N bytes in one write to a stdout made non-blocking, what it does not take at once lost, as 2.1.84 does |
 //! | `say WORDS` | a line of text |
@@ -27,7 +27,7 @@
 //! | `stop` | stops itself |
 //! | `exit N`, `die NAME` | ends, by itself or by the signal |
 //!
-//! Without an `exit` it ends with 0.
+//! Without an `exit` it ends with 0. As `fake_claude mcp get NAME`, the steps are those of the variable `FAKE_MCP_GET`.
 
 #![expect(clippy::exit, clippy::print_stderr, reason = "a test says what is wrong by ending")]
 
@@ -50,8 +50,11 @@ const SHOWN: [Signal; 7] =
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT];
 
 fn main() {
-    let mut arguments = env::args().skip(1);
-    let prompt = arguments.by_ref().find(|word| word == "-p").and_then(|_| arguments.next());
+    let mut arguments = env::args().skip(1).peekable();
+    let prompt = match arguments.peek().map(String::as_str) {
+        Some("mcp") => env::var("FAKE_MCP_GET").ok(),
+        _ => arguments.by_ref().find(|word| word == "-p").and_then(|_| arguments.next()),
+    };
     for step in prompt.unwrap_or_default().split(';').map(str::trim).filter(|step| !step.is_empty()) {
         if let Err(error) = act(step) {
             eprintln!("fake_claude: {step}: {error}");
@@ -211,13 +214,18 @@ fn bomb(most: u32) -> io::Result<()> {
 
 fn result(what: &str) -> String {
     let (order, ending) = what.split_once(' ').unwrap_or((what, "ok"));
-    let is_error = ending == "error";
+    let is_error = ending != "ok";
+    let text = match (order, ending) {
+        ("old", "refused") => "Failed to authenticate. API Error: 401 OAuth token has expired.",
+        (_, "refused") => "Failed to authenticate: OAuth session expired and could not be refreshed",
+        _ => "done",
+    };
     match order {
         "old" => format!(
-            r#"{{"type":"result","subtype":"success","is_error":{is_error},"session_id":"fake","num_turns":1,"total_cost_usd":0.01,"result":"done"}}"#
+            r#"{{"type":"result","subtype":"success","is_error":{is_error},"session_id":"fake","num_turns":1,"total_cost_usd":0.01,"result":"{text}"}}"#
         ),
         _ => format!(
-            r#"{{"duration_api_ms":65,"stop_reason":"end_turn","session_id":"fake","total_cost_usd":0.01,"result":"done","num_turns":1,"is_error":{is_error},"subtype":"success","type":"result"}}"#
+            r#"{{"duration_api_ms":65,"stop_reason":"end_turn","session_id":"fake","total_cost_usd":0.01,"result":"{text}","num_turns":1,"is_error":{is_error},"subtype":"success","type":"result"}}"#
         ),
     }
 }

@@ -19,6 +19,7 @@ mod examples;
 mod exit_codes;
 mod factory;
 mod faults;
+mod first_refresh;
 mod fleet;
 mod hosts;
 mod install;

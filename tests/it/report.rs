@@ -64,6 +64,23 @@ fn report_sums_runs_waits_holds_and_cost() {
 }
 
 #[test]
+fn refused_login_is_counted_in_a_row() {
+    let env = Env::new();
+    let after = |steps: &str| {
+        let mut command = env.command(binary());
+        command.arg("--claude").arg(fake_claude()).args(["--", "-p", steps, "--output-format", "stream-json"]);
+        Running::start(command).end();
+        (as_json(&env, &[])["refused_in_a_row"].clone(), report(&env, &[]).contains("log in again"))
+    };
+    assert_eq!(after("result old ok"), (json!(0), false));
+    assert_eq!(after("result old refused; exit 1"), (json!(1), false));
+    assert_eq!(after("exit 3"), (json!(1), false), "no result says nothing");
+    assert_eq!(after("result new refused; exit 1"), (json!(2), true));
+    assert!(report(&env, &[]).contains("the last 2 runs in a row ended with \"authentication refused (401)\": log in again\n"));
+    assert_eq!(after("result new error; exit 1"), (json!(0), false), "for another reason");
+}
+
+#[test]
 fn truncated_or_foreign_line_is_skipped_and_counted() {
     let env = Env::new();
     env.claude_run().arg("true").assert().code(0);

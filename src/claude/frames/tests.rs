@@ -37,6 +37,7 @@ fn last_result_is_kept_with_its_fields() {
     );
     reader.feed(text.as_bytes(), |_| {});
     let expected = LastResult {
+        auth_refused: false,
         subtype: "error_max_turns".into(),
         is_error: false,
         session_id: Some("s".into()),

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{Check, Subject};
@@ -118,7 +119,10 @@ fn remove(lock: &RefreshLock) -> io::Result<()> {
     };
     removed.inspect_err(|_| {
         // If another one is there by now, this one is nobody's.
-        let _ = renameat2(AT_FDCWD, &aside, AT_FDCWD, &lock.path, RenameFlags::RENAME_NOREPLACE);
+        let put_back = renameat2(AT_FDCWD, &aside, AT_FDCWD, &lock.path, RenameFlags::RENAME_NOREPLACE);
+        if put_back == Err(Errno::EINVAL) {
+            let _ = fs::rename(&aside, &lock.path); // a file system without that flag; at most an empty directory is replaced
+        }
     })
 }
 
@@ -234,4 +238,44 @@ pub(super) fn check_versions(subject: &Subject, check: &mut Check) {
     }
     let means = "they lock alike, but may not understand each other's records and settings in full";
     check.warn(format!("this is {ours}, but {}", others.join(", ")), means, "install one version everywhere");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::claude::storage::ClaudeStorage;
+
+    #[test]
+    fn lock_that_cannot_be_removed_is_put_back() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let storage = dir.path().join("config");
+        let path = dir.path().join("config.lock");
+        fs::create_dir(&storage)?;
+        fs::create_dir(&path)?;
+        let stale = SystemTime::now() - Duration::from_secs(100);
+        let touch = |at| fs::File::open(&path)?.set_modified(at);
+        let look = || {
+            let [older, _] = RefreshLock::of(&ClaudeStorage::at(&storage));
+            older
+        };
+        let entries = || fs::read_dir(dir.path()).map(|entries| entries.count());
+        touch(stale)?;
+        let seen = look();
+        touch(SystemTime::now())?; // somebody takes it over
+        let error = remove(&seen).expect_err("it is held");
+        assert!(error.to_string().contains("somebody has taken it"), "{error}");
+        assert_eq!((look().standing(SystemTime::now()), entries()?), (Standing::Live, 2), "back, and nothing beside it");
+        touch(stale)?;
+        let seen = look();
+        fs::write(path.join("file"), "x")?; // somebody puts something into it
+        touch(stale)?;
+        let error = remove(&seen).expect_err("it is not empty");
+        assert_eq!(error.kind(), io::ErrorKind::DirectoryNotEmpty);
+        assert_eq!((fs::read(path.join("file"))?, entries()?), (b"x".to_vec(), 2));
+        fs::remove_file(path.join("file"))?;
+        touch(stale)?;
+        remove(&look())?;
+        assert_eq!((path.exists(), entries()?), (false, 1));
+        Ok(())
+    }
 }

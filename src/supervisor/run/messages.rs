@@ -7,6 +7,7 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::super::policy::{Input, MAX_DEFERRAL, Notice, PolicyConfig};
+use super::super::spawn::Role;
 use super::Supervisor;
 use crate::claude::program;
 use crate::config::duration::show;
@@ -64,6 +65,10 @@ impl Supervisor<'_> {
                 let grace = if self.policy.has_open_tasks() { "task grace" } else { "result grace" };
                 let limit = limit.name();
                 warn!(name: "run.limit", limit, after_ms, pid, is_error, "the child has printed its result and stays: the {grace} ran out, sending TERM");
+            }
+            Notice::LimitExpired(_) if self.role == Role::Refresher => {
+                let span = show(self.policy.config.hard_limit.unwrap_or_default());
+                warn!(name: "refresh.first", pid, "claude takes longer than {span} to refresh its token before the start: sending TERM");
             }
             Notice::LimitExpired(limit) => {
                 let PolicyConfig { hard_limit, idle_limit, .. } = &self.policy.config;

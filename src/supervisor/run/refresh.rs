@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
-use tracing::info;
+use tracing::{error, info};
 
 use super::super::policy::Input;
 use super::Supervisor;
@@ -28,9 +28,14 @@ impl Supervisor<'_> {
         }
     }
 
-    /// True if this run's claude made the refresh: its pid tells, or the lock, beside which there was no other.
-    pub(super) fn made(&self, cut: &CutRefresh) -> bool {
-        cut.pid == self.child.as_raw() || self.lock.as_ref().is_some_and(LockGuard::is_held)
+    /// Reports a refresh in whose midst the child has ended. It was the child's by its pid, or by the lock, beside which there was no other.
+    pub(super) fn report_cut_refresh(&mut self) {
+        let cut = self.storage.as_ref().and_then(CutRefresh::last).filter(|cut| self.cut_before.as_ref() != Some(cut));
+        let is_ours = |pid| pid == self.child.as_raw() || self.lock.as_ref().is_some_and(LockGuard::is_held);
+        if let Some(CutRefresh { pid, .. }) = cut.filter(|cut| is_ours(cut.pid)) {
+            error!(name: "refresh.cut", pid, "claude has ended in the midst of a refresh: its login is probably lost; log in again if the next run fails");
+            self.recorder.on_cut_refresh();
+        }
     }
 
     pub(super) fn check_awaited_refresh(&mut self) {

@@ -1,0 +1,139 @@
+//! `refresh` mode lets a command of claude's that waits for its refresh make that before the start, so that a claude that ends by itself
+//! at once ends in the midst of none.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+
+use crate::env::{Env, Running, binary, fake_claude, is_alive, wait_until};
+use crate::oauth::{EXPIRED, FRESH, StandIn};
+
+/// A claude of this version, as its own installer names it.
+fn claude(env: &Env, version: &str) -> PathBuf {
+    env.script(&format!("versions/{version}"), &format!("#!/bin/sh\nexec {} \"$@\"\n", fake_claude().display()))
+}
+
+/// An agent of a `claude` whose `mcp get` does `first`.
+fn agent(env: &Env, claude: &Path, stand_in: &StandIn, first: &str, steps: &str) -> Running {
+    let mut command = env.command(binary());
+    command.env("FAKE_API", &stand_in.address).env("FAKE_MCP_GET", first);
+    command.args(["--lock", "refresh", "--claude"]).arg(claude).args(["--", "-p", steps]);
+    Running::start(command)
+}
+
+fn is_fresh(env: &Env) -> bool {
+    fs::read_to_string(env.credentials()).is_ok_and(|text| text.contains("at-1"))
+}
+
+#[test]
+fn run_begins_on_a_fresh_token_without_the_lock() {
+    for kind in ["legacy", "modern"] {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let stand_in = StandIn::start(&env, &["--refresh-takes", "0.3", "--together", "3"]);
+        // Each would lose the login in a refresh of its own.
+        let steps = format!("refresh {kind} leave posted; ask");
+        let (claude, first) = (claude(&env, "2.1.330"), format!("refresh {kind}"));
+        let agents: Vec<_> = (0..3).map(|_| agent(&env, &claude, &stand_in, &first, &steps)).collect();
+        for agent in agents {
+            let ended = agent.end();
+            assert_eq!((ended.code(), &ended.stdout[..]), (0, &["fresh".to_owned(), "answered".to_owned()][..]), "{ended:?}");
+        }
+        let counts = stand_in.counts();
+        assert_eq!((&counts["posts"], &counts["invalid_grant"]), (&1.into(), &0.into()), "{kind}: {counts}");
+        assert_eq!(counts["most_at_once"], 3, "{kind}: {counts}");
+        assert!(!env.is_locked(), "{kind}");
+    }
+}
+
+#[test]
+fn refresher_runs_only_where_claude_would_refresh() {
+    for (about, expires_in, version, options, runs) in [
+        ("due", EXPIRED, "2.1.330", &[][..], true),
+        ("due, the oldest that waits", EXPIRED, "2.1.126", &[], true),
+        ("fresh", FRESH, "2.1.330", &[], false),
+        ("due by the margin alone", 420, "2.1.330", &["--refresh-margin", "10m"], false),
+        ("too old", EXPIRED, "2.1.84", &[], false),
+        ("of unknown version", EXPIRED, "unknown", &[], false),
+        ("exclusive", EXPIRED, "2.1.330", &["--lock", "exclusive"], false),
+        ("pass-through", EXPIRED, "2.1.330", &["--lock", "pass-through"], false),
+        ("another program", EXPIRED, "2.1.330", &["--"], false),
+        ("bare", EXPIRED, "2.1.330", &["--", "--bare"], false),
+    ] {
+        let env = Env::new();
+        env.log_in(expires_in);
+        let program = claude(&env, version);
+        let mut run = env.claude_run();
+        run.env("FAKE_MCP_GET", "tool touch ran").args(["--lock", "refresh"]);
+        match options {
+            ["--"] => run.arg("--").arg(&program),
+            _ => run.arg("--claude").arg(&program).args(options),
+        };
+        run.args(if options.contains(&"--bare") { &["-p", "exit 3"][..] } else { &["--", "-p", "exit 3"] });
+        run.assert().code(3);
+        assert_eq!(env.path("ran").exists(), runs, "{about}");
+    }
+}
+
+#[test]
+fn run_starts_with_the_lock_if_the_refresher_fails() {
+    for first in ["exit 1", "die KILL", "refresh modern leave posted", "hang"] {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let stand_in = StandIn::start(&env, &[]);
+        let run = agent(&env, &claude(&env, "2.1.330"), &stand_in, first, "ready; on TERM exit 7; ready; hang");
+        run.ready();
+        assert!(env.is_locked(), "{first}");
+        let mut message = run.message();
+        if let Some((_, before)) =
+            [("hang", "longer than 30s"), ("refresh modern leave posted", "in the midst")].iter().find(|(of, _)| *of == first)
+        {
+            assert!(message.contains(before), "{message}");
+            message = run.message();
+        }
+        assert!(message.contains("has not refreshed its token") && message.contains("starting all the same"), "{message}");
+        run.ready();
+        env.log_in(FRESH);
+        wait_until("the lock is free", || !env.is_locked());
+        run.signal(Signal::SIGTERM);
+        let ended = run.end();
+        assert_eq!((ended.code(), ended.stderr.len()), (7, 0), "{first}: {ended:?}");
+    }
+}
+
+#[test]
+fn term_in_mid_refresh_costs_neither_login_nor_lock() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let stand_in = StandIn::start(&env, &["--refresh-takes", "2"]);
+    let run = agent(&env, &claude(&env, "2.1.330"), &stand_in, "refresh modern", "ready");
+    wait_until("a refresh is under way", || env.config_dir().join(".oauth_refresh.lock.owner").exists());
+    run.signal(Signal::SIGTERM);
+    let ended = run.end();
+    assert_eq!((ended.code(), ended.stdout.len()), (143, 0), "{ended:?}");
+    assert!(ended.stderr_text().contains("nothing was started"), "{ended:?}");
+    assert!(is_fresh(&env) && !env.is_locked());
+    env.claude_run().arg("status").assert().code(0);
+}
+
+#[test]
+fn refresher_outlives_a_killed_claude_run_with_the_lock() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let stand_in = StandIn::start(&env, &["--refresh-takes", "2"]);
+    let run = agent(&env, &claude(&env, "2.1.330"), &stand_in, "refresh modern", "ready");
+    let owner = env.config_dir().join(".oauth_refresh.lock.owner");
+    let refresher = || -> Option<i32> {
+        let owner: serde_json::Value = serde_json::from_slice(&fs::read(&owner).ok()?).ok()?;
+        i32::try_from(owner["pid"].as_i64()?).ok()
+    };
+    wait_until("a refresh is under way", || refresher().is_some());
+    let pid = refresher().expect("an owner");
+    kill(run.pid(), Signal::SIGKILL).expect("a process");
+    run.end();
+    assert!(is_alive(pid) && env.is_locked());
+    wait_until("the refresh is done", || !is_alive(pid));
+    wait_until("the lock is free", || !env.is_locked());
+    assert!(is_fresh(&env));
+}
