@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::env::{Env, Running, binary, wait_until};
+use crate::env::{Env, Running, binary, needs, wait_until};
 use crate::terminal::OnTerminal;
 
 const SIZES: [(u16, u16); 2] = [(80, 24), (200, 50)];
@@ -185,12 +185,62 @@ fn drain_says_first_what_is_set_then_who_is_waited_for() {
 }
 
 #[test]
+fn help_is_wrapped_and_paged_on_a_terminal() {
+    let env = Env::new();
+    env.script("pager", "#!/bin/sh\necho \"$1\" >paged; exec cat >>paged\n");
+    for (columns, rows) in SIZES {
+        let shown = |variables: &[(&str, &str)]| {
+            let _ = fs::remove_file(env.path("paged"));
+            let mut command = command(&env, &["help", "watchdog"]);
+            command.envs(variables.iter().copied());
+            let mut terminal = OnTerminal::sized(command, columns, rows);
+            assert_eq!(terminal.ends(), 0);
+            terminal.read_to_end();
+            (plain(&terminal.shown()), fs::read_to_string(env.path("paged")).unwrap_or_default())
+        };
+        let (shown_beside, paged) = shown(&[("PAGER", "./pager 'a b'")]);
+        assert_eq!(shown_beside, "", "the pager has the terminal");
+        assert!(paged.starts_with("a b\nThe watchdog\n\n    claude-run ") && paged.contains("\nSignals\n"), "{paged}");
+        // Code keeps its lines.
+        let prose = |text: &str| text.lines().filter(|line| !line.starts_with("    ")).collect::<Vec<_>>().join("\n");
+        assert_fits(&prose(&paged), columns);
+        // No pager, no wish for one, or a terminal that has no use for it.
+        let home = env.home();
+        let path = home.to_str().expect("text");
+        let others = [&[("PAGER", "")][..], &[("PAGER", "cat")], &[("PAGER", "./pager"), ("TERM", "dumb")], &[("PATH", path)]];
+        for variables in others {
+            let (text, not_paged) = shown(variables);
+            assert!(text.starts_with("The watchdog\n\n    claude-run ") && not_paged.is_empty(), "{variables:?}: {text}");
+            assert_fits(&prose(&text), columns);
+        }
+    }
+    // What a screen has room for needs no pager.
+    let mut terminal = OnTerminal::sized(command(&env, &["help", "status"]), 80, 50);
+    terminal.ends();
+    terminal.read_to_end();
+    assert!(plain(&terminal.shown()).starts_with("Shows who holds the session lock"));
+}
+
+#[test]
+fn help_goes_through_less_where_it_is() {
+    if !needs("less") {
+        return;
+    }
+    let env = Env::new();
+    let mut less = OnTerminal::sized(command(&env, &["help", "modes"]), 80, 24);
+    wait_until("less shows the first screen", || less.shown().contains("\x1b[1mLock\x1b[0m"));
+    assert!(!less.shown().contains("Claude's own refresh locks"));
+    less.types("q");
+    assert_eq!(less.ends(), 0);
+}
+
+#[test]
 fn marks_are_ascii_where_the_locale_is() {
     let env = Env::new();
     env.claude_run().args(["--label", &"l".repeat(90), "true"]).assert().code(0);
     for words in [&["report"][..], &["status"], &["-h"], &["--help"], &["help"]] {
         let mut command = command(&env, words);
-        command.env("LANG", "C");
+        command.env("LANG", "C").env("PAGER", "cat");
         let mut terminal = OnTerminal::sized(command, 80, 24);
         assert_eq!(terminal.ends(), 0);
         terminal.count("");
