@@ -14,7 +14,8 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{Context, layout, write_own};
-use crate::config::cli::{command, nearest};
+use crate::config::cli::command;
+use crate::config::values::nearest;
 use crate::guide::TOPICS;
 use crate::logging::in_locale;
 use crate::sys::terminal;

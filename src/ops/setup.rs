@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use self::plan::{SetupPaths, SetupPlan};
-use super::{Context, answer, text, time_left, wait_until_none};
+use super::{Context, answer, layout, text, time_left, wait_until_none};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::claude::storage::ClaudeStorage;
 use crate::config::duration::after;
@@ -181,7 +181,10 @@ impl SetupReport {
     }
 
     fn to_text(&self, paths: &SetupPaths) -> String {
-        let mut lines: Vec<String> = self.steps.iter().chain(&self.notes).cloned().collect();
+        // A command to type stays one line, which can be copied.
+        let wrapped =
+            |line: &String| if line.contains(" && ") { line.clone() } else { layout::hanging(line, 2, layout::width()) };
+        let mut lines: Vec<String> = self.steps.iter().chain(&self.notes).map(wrapped).collect();
         if lines.is_empty() {
             lines.push(format!("nothing to do: {} is {} already", paths.link.display(), self.config_dir));
         }

@@ -129,7 +129,7 @@ fn report_fits_the_terminal() {
         for part in [
             "exited (0)",
             "exited (3)",
-            " more, with no more runs each",
+            " more with no more runs each",
             "last day ",
             "refreshes ",
             "most 64",
@@ -148,6 +148,29 @@ fn doctor_is_wrapped_behind_the_names_of_its_checks() {
         let text = printed(&env, &["doctor"], (columns, rows));
         assert_fits(&text, columns);
         assert!(text.contains("session lock"), "{text}");
+    }
+}
+
+#[test]
+fn events_are_wrapped_with_a_hanging_indent() {
+    let env = Env::new();
+    for (columns, rows) in SIZES {
+        let text = printed(&env, &["events"], (columns, rows));
+        assert_fits(&text, columns);
+        assert!(text.contains("\nhealthy, as far as can be seen: "), "{text}");
+        assert_eq!(text.contains("\n  "), columns == 80, "{text}");
+    }
+}
+
+#[test]
+fn setup_is_wrapped_but_for_commands() {
+    let env = Env::new();
+    let shared = env.path("shared").join("s".repeat(60));
+    for (columns, rows) in SIZES {
+        let text = printed(&env, &["setup", "--dry-run", "--shared-dir", shared.to_str().expect("text")], (columns, rows));
+        assert_fits(&text, columns);
+        assert!(text.starts_with("would make "), "{text}");
+        assert_eq!(text.contains("\n  "), columns == 80, "{text}");
     }
 }
 
@@ -174,12 +197,20 @@ fn waiting_line_shows_the_holder_in_80_columns() {
 fn drain_says_first_what_is_set_then_who_is_waited_for() {
     let env = Env::new();
     let _all = crowd(&env, 1);
-    let mut drain = OnTerminal::sized(command(&env, &["mode", "pass-through", "--drain", "10m"]), 80, 24);
-    drain.shows("pass-through is the lock mode now, by");
-    wait_until("it is shown who is waited for", || drain.shown().contains(", at most 10m, for 2: dev-agent (pid "));
-    drain.types("\x03");
-    assert_eq!(drain.ends(), 130);
+    for (columns, rows) in SIZES {
+        let mut drain = OnTerminal::sized(command(&env, &["mode", "pass-through", "--drain", "10m"]), columns, rows);
+        drain.shows("the lock mode is pass-through now, set in");
+        drain.shows("waiting for 2 live runs of another mode, at most 10m: dev-agent (pid ");
+        wait_until("it is shown who is waited for", || drain.shown().contains("s of 10m for dev-agent (pid "));
+        let line = plain(&drain.shown());
+        let line = line.lines().last().expect("a line");
+        assert!(line.ends_with(" and 1 more") == (columns == 80), "{line}");
+        drain.types("\x03");
+        assert_eq!(drain.ends(), 130);
+    }
     env.claude_run().arg("mode").assert().code(0);
+    let shown = printed(&env, &["mode", "pass-through", "--drain", "1"], SIZES[0]);
+    assert!(shown.contains("gave up after 1s: 2 live runs still follow another mode: 2 exclusive\n"), "{shown}");
     let file = fs::read_to_string(env.home().join(".claude/claude-run.toml")).expect("a file");
     assert_eq!(file, "lock = \"pass-through\"\n", "Ctrl-C stops the wait, not the mode");
 }
