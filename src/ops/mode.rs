@@ -190,10 +190,12 @@ fn drain_others(factory: &Factory, context: &Context, mode: Option<LockMode>, bo
         let names = others.names();
         if turn == 0 {
             live_line = LiveLine::on_terminal();
-            let ways_out = if live_line.is_some() { "; Ctrl-C stops the wait, not the mode" } else { "" };
-            let who = text::count(names.len(), "live run");
-            let limit = limit.map_or_else(String::new, |limit| format!(", at most {}", show(limit)));
-            logging::ask(&format!("waiting for {who} of another mode{limit}: {}{ways_out}\n", names.join(", ")));
+            let who = format!("waiting for {} of another mode", text::count(names.len(), "live run"));
+            let at_most = limit.map_or_else(String::new, |limit| format!(", at most {}", show(limit)));
+            logging::ask(&match &live_line {
+                Some(_) => format!("{who}; Ctrl-C stops only the wait\n"),
+                None => format!("{who}{at_most}: {}\n", names.join(", ")),
+            });
         }
         if let Some(line) = &live_line {
             let of = limit.map_or_else(String::new, |limit| format!(" of {}", show_seconds(limit)));

@@ -47,7 +47,7 @@ pub(super) fn run(record: &RunRecord) -> String {
 /// A process that is no run.
 pub(super) fn process(pid: i32) -> String {
     let name = Stat::read(pid).map_or_else(|| "a process".to_owned(), |stat| escaped(&stat.name()).into_owned());
-    format!("{name} (pid {pid}), without a run record")
+    format!("{name} (pid {pid})")
 }
 
 /// A run, for programs: the fields of its record, and how long it has been in its state.

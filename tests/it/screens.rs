@@ -200,7 +200,7 @@ fn drain_says_first_what_is_set_then_who_is_waited_for() {
     for (columns, rows) in SIZES {
         let mut drain = OnTerminal::sized(command(&env, &["mode", "pass-through", "--drain", "10m"]), columns, rows);
         drain.shows("the lock mode is pass-through now, set in");
-        drain.shows("waiting for 2 live runs of another mode, at most 10m: dev-agent (pid ");
+        drain.shows("waiting for 2 live runs of another mode; Ctrl-C stops only the wait");
         wait_until("it is shown who is waited for", || drain.shown().contains("s of 10m for dev-agent (pid "));
         let line = plain(&drain.shown());
         let line = line.lines().last().expect("a line");
