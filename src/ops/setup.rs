@@ -127,7 +127,7 @@ fn keep_others_out(context: &Context, paths: &SetupPaths, session_lock: &mut Opt
     };
     *session_lock = lock_within(&paths.link.join(lock::FILE_NAME), deadline)?;
     if session_lock.is_none() {
-        return Ok(Some(format!("{} is in use, and --wait waits longer", paths.link.display())));
+        return Ok(Some(format!("{} is in use; end what runs there, or raise --wait", paths.link.display())));
     }
     let records = RecordStore::of(&paths.link);
     let live = wait_until_none(&records, deadline, || {

@@ -200,6 +200,9 @@ fn man_page_is_complete_and_valid() {
         assert!(environment.contains(variable), "{variable}: {environment}");
     }
     assert!(!page.contains("claude(1)"), "there is no such page");
+    let synopsis =
+        "SYNOPSIS\n       claude-run [OPTIONS] [--] [COMMAND] [ARGS]...\n       claude-run [OPTIONS] OPERATION [ARGS]...\n\n";
+    assert!(page.contains(synopsis), "{page}");
     // What whatis(1) would index.
     let mut lexgrog = env.command("lexgrog");
     lexgrog.arg(env.path("claude-run.1"));
