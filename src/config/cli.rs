@@ -219,7 +219,7 @@ fn refusal(error: &clap::Error, operation: Option<&str>) -> String {
     };
     match (operation, unknown) {
         (Some(operation), _) => format!("{operation}: {mistake} (see `claude-run {operation} --help`)"),
-        (None, Some(word)) => format!("{mistake} (put claude's arguments after `--`: `claude-run -- {word} …`)"),
+        (None, Some(word)) => format!("{mistake} (put claude's arguments after `--`: `claude-run -- {word} ...`)"),
         (None, None) => format!("{mistake} (see `claude-run --help`)"),
     }
 }

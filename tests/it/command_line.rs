@@ -36,7 +36,7 @@ fn usage_errors_are_125_and_name_the_word() {
     let env = Env::new();
     for (words, part) in [
         (&["--bad", "x"][..], "--bad"),
-        (&["-p", "hi"], "there is no option -p (put claude's arguments after `--`: `claude-run -- -p …`)"),
+        (&["-p", "hi"], "there is no option -p (put claude's arguments after `--`: `claude-run -- -p ...`)"),
         (&["--wiat", "1", "x"], "there is no option --wiat; did you mean --wait?"),
         (&["--wait"], "--wait needs a value (see `claude-run --help`)"),
         (&["--quiet=1", "x"], "--quiet takes no value"),

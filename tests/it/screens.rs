@@ -269,12 +269,24 @@ fn help_goes_through_less_where_it_is() {
 fn marks_are_ascii_where_the_locale_is() {
     let env = Env::new();
     env.claude_run().args(["--label", &"l".repeat(90), "true"]).assert().code(0);
-    for words in [&["report"][..], &["status"], &["-h"], &["--help"], &["help"]] {
-        let mut command = command(&env, words);
-        command.env("LANG", "C").env("PAGER", "cat");
-        let mut terminal = OnTerminal::sized(command, 80, 24);
-        assert_eq!(terminal.ends(), 0);
-        terminal.count("");
-        assert!(terminal.shown().is_ascii(), "{words:?}: {}", terminal.shown());
+    let operations = "status mode slots settings report doctor events version man-page -h --help help nonsense --nonsense";
+    let others =
+        ["setup --dry-run", "completions bash", "completions fish", "completions zsh", "report --prometheus", "mode exclusive"];
+    let all = operations.split(' ').chain(others).map(str::to_owned);
+    let pages = claude_run::guide::TOPICS.iter().map(|(topic, _)| *topic).chain(["status", "setup"]);
+    for line in all.chain(pages.map(|topic| format!("help {topic}"))) {
+        let words: Vec<_> = line.split(' ').collect();
+        let started = |words: &[&str]| {
+            let mut command = command(&env, words);
+            command.env("LANG", "C").env("PAGER", "cat");
+            command
+        };
+        let mut terminal = OnTerminal::sized(started(&words), 80, 24);
+        terminal.ends();
+        terminal.read_to_end();
+        let shown = terminal.shown();
+        assert!(shown.is_ascii() && !shown.is_empty(), "{line}: {shown}");
+        let piped = started(&words).output().expect("started");
+        assert!(piped.stdout.is_ascii() && piped.stderr.is_ascii(), "{line}: {piped:?}");
     }
 }
