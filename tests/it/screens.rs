@@ -171,6 +171,8 @@ fn setup_is_wrapped_but_for_commands() {
         assert_fits(&text, columns);
         assert!(text.starts_with("would make "), "{text}");
         assert_eq!(text.contains("\n  "), columns == 80, "{text}");
+        let text = printed(&env, &["setup", "--home", "/missing"], (columns, rows));
+        assert!(text.starts_with("claude-run: there is no home /missing; name it with --home"), "{text}");
     }
 }
 
@@ -183,14 +185,18 @@ fn waiting_line_shows_the_holder_in_80_columns() {
     old.arg(env.lock_file()).arg("true");
     let _old = Running::start(old);
     wait_until("the old caller waits", || env.waiters() == 1);
-    let waiter = OnTerminal::sized(command(&env, &["--", "true"]), 80, 24);
+    let start = |(columns, rows)| OnTerminal::sized(command(&env, &["--", "true"]), columns, rows);
+    let narrow = start(SIZES[0]);
     wait_until("it waits", || env.waiters() == 2);
-    let _third = env.start(["--", "true"]);
+    let wide = start(SIZES[1]);
     wait_until("a third one waits", || env.waiters() == 3);
-    let holder = format!("s of 10m, 2nd of 3; held by dev-agent (pid {}), ", holder.pid());
-    wait_until("place and holder are shown", || waiter.shown().contains(&holder));
-    let lines = waiter.shown();
-    assert_fits(&lines.split('\r').map(plain).collect::<Vec<_>>().join("\n"), 79);
+    for (waiter, place, columns, hint) in [(narrow, "2nd", 79, false), (wide, "3rd", 199, true)] {
+        let held = format!("s of 10m, {place} of 3; held by dev-agent (pid {}), ", holder.pid());
+        wait_until("place and holder are shown", || waiter.shown().contains(&held));
+        let lines = waiter.shown().split('\r').map(plain).collect::<Vec<_>>().join("\n");
+        assert_fits(&lines, columns);
+        assert_eq!(lines.contains("; Ctrl-C ends it"), hint, "{lines}");
+    }
 }
 
 #[test]
