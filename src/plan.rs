@@ -9,14 +9,10 @@ use anyhow::{Result, bail};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use tracing::warn;
 
-use crate::claude::auth::AuthSources;
+use crate::claude::auth::Invocation;
 use crate::claude::config_dir::{self, ConfigDir, ForChild};
-use crate::claude::credentials::Login;
 use crate::claude::frames;
 use crate::claude::program::{self, Program, ProgramError};
-use crate::claude::settings::ClaudeSettings;
-use crate::claude::storage::ClaudeStorage;
-use crate::claude::version::Version;
 use crate::config::cli::similar_operation;
 use crate::config::duration::DurationSetting;
 use crate::config::settings::{Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Slots, Stdin};
@@ -82,10 +78,15 @@ impl Plan {
             launch.set(lock::KEY_VARIABLE, None);
         }
         let slot = config_dir.as_deref().and_then(|config_dir| slot_request(&settings, &launch, config_dir, &ancestors));
-        let claude = config_dir.as_deref().map(|config_dir| Claude::look(config_dir, &launch.program));
-        let lock = if wants_lock { lock_request(&settings, &launch, claude.as_ref(), ancestors) } else { None };
-        let claude_version = claude.as_ref().and_then(|claude| claude.sources.version);
-        let storage = claude.map(|claude| claude.storage);
+        let claude = config_dir.as_deref().map(|config_dir| Invocation::of(&launch.program, ENVIRONMENT, config_dir));
+        let storage = claude.as_ref().map(Invocation::storage);
+        let refreshes = claude.zip(storage.clone()).map(|(claude, storage)| Refreshes {
+            claude,
+            storage,
+            margin: settings.refresh_margin.as_span(),
+        });
+        let lock_file = settings.lock_file.clone().or_else(|| Some(config_dir.as_deref()?.join(lock::FILE_NAME)));
+        let lock = lock_file.filter(|_| wants_lock).map(|path| lock_request(&settings, &launch, path, refreshes, ancestors));
         let policy = policy_config(&settings, &launch);
         let output = if is_bare { OutputConfig::default() } else { output_config(&settings, &launch.program, log)? };
         let record_file = settings.record.filter(|_| !is_bare);
@@ -96,7 +97,6 @@ impl Plan {
             run,
             label: settings.label,
             program: launch.program.path.clone(),
-            claude_version,
             lock_mode: settings.lock_mode,
             records,
             lock_file: lock.as_ref().map(|lock| lock.path.clone()),
@@ -152,27 +152,17 @@ fn slot_request(settings: &Settings, launch: &Launch, config_dir: &Path, above: 
     })
 }
 
-/// The claude of a run, as its settings and the environment make it.
-struct Claude<'a> {
-    config_dir: &'a Path,
-    sources: AuthSources<'a>,
-    storage: ClaudeStorage,
-}
-
-impl<'a> Claude<'a> {
-    fn look(config_dir: &'a Path, program: &'a Program) -> Self {
-        let (environment, arguments) = (ENVIRONMENT, program.arguments_for_claude());
-        let (settings, version) = (ClaudeSettings::read(config_dir, arguments), Version::of_program(&program.path));
-        let storage = ClaudeStorage::of(environment, &settings, version, config_dir);
-        Self { config_dir, sources: AuthSources { environment, settings, arguments, version }, storage }
-    }
-}
-
-fn lock_request(settings: &Settings, launch: &Launch, claude: Option<&Claude>, above: AncestorRuns) -> Option<LockRequest> {
-    Some(LockRequest {
-        path: settings.lock_file.clone().or_else(|| Some(claude?.config_dir.join(lock::FILE_NAME)))?,
+fn lock_request(
+    settings: &Settings,
+    launch: &Launch,
+    path: PathBuf,
+    refreshes: Option<Refreshes>,
+    above: AncestorRuns,
+) -> LockRequest {
+    LockRequest {
+        path,
         refresh_only: settings.lock_mode == LockMode::Refresh,
-        refreshes: claude.map(|claude| refreshes(settings, claude)),
+        refreshes,
         helper: settings.lock_helper.clone().map(|words| HelperCommand {
             words,
             kill_grace: settings.kill_grace.as_limit(),
@@ -182,17 +172,6 @@ fn lock_request(settings: &Settings, launch: &Launch, claude: Option<&Claude>, a
         conflict_exit_code: settings.conflict_exit_code,
         above,
         ignored: launch.signals.ignored,
-    })
-}
-
-fn refreshes(settings: &Settings, Claude { config_dir, sources, storage }: &Claude) -> Refreshes {
-    Refreshes {
-        storage: storage.clone(),
-        margin: settings.refresh_margin.as_span(),
-        version: sources.version,
-        ruled_out: sources.rules_out_refreshes(),
-        // Only `refresh` mode needs it.
-        can_do_without: settings.lock_mode == LockMode::Refresh && sources.auth(config_dir, &Login::None).is_no_login(),
     }
 }
 

@@ -2,26 +2,33 @@
 //! claude refreshes the token of a login at its start even where a key takes precedence and the token is of no use (measured from
 //! 2.1.84 to 2.1.332). So another method does not mean that nothing rotates; what does is in `rules_out_refreshes`.
 
+use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::config_dir;
 use super::credentials::Login;
+use super::program::Program;
 use super::settings::ClaudeSettings;
+use super::storage::ClaudeStorage;
 use super::version::Version;
 use crate::config::settings::Environment;
 use crate::sys::fs::read_bounded;
 
-/// Sources that decide how a claude authenticates: its settings first, the environment second.
-pub(crate) struct AuthSources<'a> {
-    pub(crate) environment: Environment<'a>,
-    pub(crate) settings: ClaudeSettings,
+/// A claude that is started: what decides where it keeps its login and how it authenticates, its settings first, the environment second.
+/// Each part is read when it is first asked for, as most runs ask for few.
+pub(crate) struct Invocation<'a> {
+    environment: Environment<'a>,
+    config_dir: PathBuf,
     /// Words for claude behind its name.
-    pub(crate) arguments: &'a [OsString],
-    /// Version of claude, if it is known.
-    pub(crate) version: Option<Version>,
+    arguments: Vec<OsString>,
+    /// Its program, where that decides.
+    program: Option<PathBuf>,
+    settings: OnceCell<ClaudeSettings>,
+    version: OnceCell<Option<Version>>,
 }
 
 /// A method of authentication.
@@ -58,10 +65,42 @@ const SIMPLE: &str = "CLAUDE_CODE_SIMPLE";
 
 const MAX_STATE_FILE: u64 = 64 << 20;
 
-impl AuthSources<'_> {
+impl<'a> Invocation<'a> {
+    /// Any claude in `config_dir`, of whatever version.
+    pub(crate) fn new(environment: Environment<'a>, config_dir: &Path) -> Self {
+        Self {
+            environment,
+            config_dir: config_dir.to_owned(),
+            arguments: Vec::new(),
+            program: None,
+            settings: OnceCell::new(),
+            version: OnceCell::new(),
+        }
+    }
+
+    /// The claude that `program` is, or may come to.
+    pub(crate) fn of(program: &Program, environment: Environment<'a>, config_dir: &Path) -> Self {
+        let arguments = program.arguments_for_claude().to_vec();
+        Self { arguments, program: Some(program.path.clone()), ..Self::new(environment, config_dir) }
+    }
+
+    fn settings(&self) -> &ClaudeSettings {
+        self.settings.get_or_init(|| ClaudeSettings::read(&self.config_dir, &self.arguments))
+    }
+
+    /// Version of claude, if it is known.
+    pub(crate) fn version(&self) -> Option<Version> {
+        *self.version.get_or_init(|| Version::of_program(self.program.as_deref()?))
+    }
+
+    /// Where it keeps its login.
+    pub(crate) fn storage(&self) -> ClaudeStorage {
+        ClaudeStorage::of(self.environment, self.settings(), || self.version(), &self.config_dir)
+    }
+
     /// The method that claude uses; `login` is read by the caller.
-    pub(crate) fn auth(&self, config_dir: &Path, login: &Login) -> Auth {
-        let helper = self.settings.value(HELPER).filter(|(_, helper)| helper.is_string()).map(|(path, _)| path.display());
+    pub(crate) fn auth(&self, login: &Login) -> Auth {
+        let helper = self.settings().value(HELPER).filter(|(_, helper)| helper.is_string()).map(|(path, _)| path.display());
         let oauth_token = OAUTH_TOKENS.into_iter().find(|name| self.has(name));
         // In claude's own order of precedence.
         let (name, description) = match (self.provider(), helper, oauth_token) {
@@ -72,7 +111,7 @@ impl AuthSources<'_> {
             (.., Some(variable)) => ("oauth-token", format!("an OAuth token that is not refreshed ({variable})")),
             _ if *login != Login::None && !self.is_bare() => (LOGIN, "OAuth login".to_owned()),
             _ if self.has_headers() => ("headers", format!("headers of its own ({HEADERS})")),
-            _ if has_primary_key(self.environment, config_dir) => {
+            _ if has_primary_key(self.environment, &self.config_dir) => {
                 ("api-key", format!("an API key ({PRIMARY_KEY} in .claude.json)"))
             }
             _ => (NONE, NONE.to_owned()),
@@ -90,8 +129,8 @@ impl AuthSources<'_> {
         if let Some(name) = OAUTH_TOKENS.into_iter().find(is_token) {
             return Some(format!("{name} is set, and that token is never refreshed"));
         }
-        self.version.filter(|version| *version >= Version::NO_IDLE_REFRESH)?;
         let (name, _) = PROVIDERS.into_iter().find(|(variable, _)| self.is_settled(variable, is_true))?;
+        self.version().filter(|version| *version >= Version::NO_IDLE_REFRESH)?;
         Some(format!("{name} is set, and this version of claude then never refreshes its login"))
     }
 
@@ -112,7 +151,7 @@ impl AuthSources<'_> {
 
     /// True if `is_so` of a variable from the start on, whatever settings of the project make of it.
     fn is_settled(&self, name: &str, is_so: impl Fn(&OsStr) -> bool) -> bool {
-        let early = self.settings.early_variable(self.environment, name);
+        let early = self.settings().early_variable(self.environment, name);
         [early, self.variable(name)].into_iter().all(|value| value.is_some_and(|value| is_so(&value)))
     }
 
@@ -121,7 +160,16 @@ impl AuthSources<'_> {
     }
 
     fn variable(&self, name: &str) -> Option<OsString> {
-        self.settings.variable(self.environment, name)
+        self.settings().variable(self.environment, name)
+    }
+}
+
+impl fmt::Debug for Invocation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invocation")
+            .field("config_dir", &self.config_dir)
+            .field("program", &self.program)
+            .finish_non_exhaustive()
     }
 }
 
@@ -159,19 +207,18 @@ mod tests {
         variables: &[(&str, &str)],
         settings: &str,
         words: &[&str],
-        look: impl Fn(&AuthSources, &Path) -> T,
+        look: impl Fn(Invocation, &Path) -> T,
     ) -> io::Result<T> {
         let config_dir = tempfile::tempdir()?;
         fs::write(config_dir.path().join("settings.json"), settings)?;
         let environment = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
-        let arguments: Vec<_> = words.iter().map(OsString::from).collect();
-        let settings = ClaudeSettings::read(config_dir.path(), &arguments);
-        let version = Version::parse("2.1.330");
-        Ok(look(&AuthSources { environment: &environment, settings, arguments: &arguments, version }, config_dir.path()))
+        let arguments = words.iter().map(OsString::from).collect();
+        let version = OnceCell::from(Version::parse("2.1.330"));
+        Ok(look(Invocation { arguments, version, ..Invocation::new(&environment, config_dir.path()) }, config_dir.path()))
     }
 
     fn auth(variables: &[(&str, &str)], settings: &str, words: &[&str], login: &Login) -> io::Result<&'static str> {
-        let auth = with(variables, settings, words, |sources, config_dir| sources.auth(config_dir, login))?;
+        let auth = with(variables, settings, words, |claude, _| claude.auth(login))?;
         // The description names the variable or key that decides.
         let names =
             [AUTH_TOKEN, API_KEY, HELPER, HEADERS].into_iter().chain(OAUTH_TOKENS).chain(PROVIDERS.map(|(name, _)| name));
@@ -212,9 +259,9 @@ mod tests {
     #[test]
     fn primary_key_of_claudes_state_is_an_api_key() -> io::Result<()> {
         let name = |state: &str| {
-            with(&[], "{}", &[], |sources, config_dir| {
+            with(&[], "{}", &[], |claude, config_dir| {
                 fs::write(config_dir.join(".claude.json"), state)?;
-                Ok::<_, io::Error>(sources.auth(config_dir, &Login::None).name)
+                Ok::<_, io::Error>(claude.auth(&Login::None).name)
             })?
         };
         assert_eq!((name(r#"{"primaryApiKey":"k"}"#)?, name(r#"{"primaryApiKey":""}"#)?), ("api-key", "none"));
@@ -224,7 +271,7 @@ mod tests {
     #[test]
     fn refreshes_are_ruled_out_by_settings_first_and_by_version() -> io::Result<()> {
         let ruled_out = |variables: &[(&str, &str)], settings: &str, words: &[&str]| {
-            with(variables, settings, words, |sources, _| sources.rules_out_refreshes().is_some())
+            with(variables, settings, words, |claude, _| claude.rules_out_refreshes().is_some())
         };
         let token = ("CLAUDE_CODE_OAUTH_TOKEN", "t");
         assert!(ruled_out(&[token], "{}", &[])? && ruled_out(&[], r#"{"env":{"CLAUDE_CODE_OAUTH_TOKEN":"t"}}"#, &[])?);
@@ -235,9 +282,8 @@ mod tests {
         assert!(!ruled_out(&[(API_KEY, "k"), (AUTH_TOKEN, "t")], "{}", &[])?, "claude refreshes a login that it does not use");
         let bedrock = [("CLAUDE_CODE_USE_BEDROCK", "1")];
         let by_version = |version| {
-            with(&bedrock, "{}", &[], |sources, _| {
-                let settings = ClaudeSettings::read(Path::new("/nonesuch"), &[]);
-                AuthSources { version, settings, ..*sources }.rules_out_refreshes().is_some()
+            with(&bedrock, "{}", &[], |claude, _| {
+                Invocation { version: OnceCell::from(version), ..claude }.rules_out_refreshes().is_some()
             })
         };
         assert!(by_version(Version::parse("2.1.330"))? && !by_version(Version::parse("2.1.177"))? && !by_version(None)?);

@@ -60,6 +60,9 @@ pub(crate) enum Standing {
     Stale(Duration),
 }
 
+/// Name of the lock of the newer versions.
+const NEWER: &str = ".oauth_refresh.lock";
+
 /// Age at which proper-lockfile, and Claude Code up to 2.1.126 with it, takes a lock over. A holder touches its lock every 4 s.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 
@@ -79,7 +82,7 @@ impl RefreshLock {
     /// Both locks of the login: that of all versions, and that of the newer ones.
     pub(crate) fn of(storage: &ClaudeStorage) -> [Self; 2] {
         let real = fs::canonicalize(&storage.dir).unwrap_or_else(|_| storage.dir.clone());
-        let newer = Self::at(storage.dir.join(".oauth_refresh.lock"), NEWER_STALE_AFTER);
+        let newer = Self::at(storage.dir.join(NEWER), NEWER_STALE_AFTER);
         let older = Self::at(with_suffix(&real, ".lock"), STALE_AFTER);
         // The newer versions take the older lock as well, and touch both.
         let apart = |(a, b): (SystemTime, SystemTime)| a.duration_since(b).unwrap_or_else(|error| error.duration());
@@ -107,11 +110,6 @@ impl RefreshLock {
         Self { stale_after: NEWER_STALE_AFTER, ..self }
     }
 
-    /// The file that names its owner.
-    pub(crate) fn owner_file(&self) -> PathBuf {
-        with_suffix(&self.path, ".owner")
-    }
-
     fn at(path: PathBuf, stale_after: Duration) -> Self {
         let found = fs::symlink_metadata(&path).ok();
         let touched = found.as_ref().and_then(|found| found.modified().ok());
@@ -122,7 +120,7 @@ impl RefreshLock {
             _ => None,
         };
         let mut lock = Self { path, touched, owner: None, stale_after, flaw };
-        lock.owner = found.and_then(|found| OwnerFile::read(&lock.owner_file())?.owner_of(&found));
+        lock.owner = found.and_then(|found| OwnerFile::read(&owner_file(&lock.path))?.owner_of(&found));
         lock
     }
 
@@ -147,6 +145,11 @@ impl RefreshLock {
     }
 }
 
+/// The file that names the owner of the lock at `path`.
+pub(crate) fn owner_file(path: &Path) -> PathBuf {
+    with_suffix(path, ".owner")
+}
+
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut path = path.to_owned().into_os_string();
     path.push(suffix);
@@ -161,9 +164,9 @@ fn age(touched: SystemTime, now: SystemTime) -> Duration {
 impl CutRefresh {
     /// The last refresh, if it was cut short: its owner has left its file behind, and nobody has written the login since.
     pub(crate) fn last(storage: &ClaudeStorage) -> Option<Self> {
-        let [_, lock] = RefreshLock::of(storage);
-        let OwnerFile { owner, written, .. } = OwnerFile::read(&lock.owner_file())?;
-        let may_be_under_way = owner.lives.unwrap_or(lock.touched.is_some());
+        let lock = storage.dir.join(NEWER);
+        let OwnerFile { owner, written, .. } = OwnerFile::read(&owner_file(&lock))?;
+        let may_be_under_way = owner.lives.unwrap_or(fs::symlink_metadata(&lock).is_ok());
         let saved = fs::metadata(storage.credentials()).and_then(|found| found.modified()).ok()?;
         (!may_be_under_way && saved < written).then_some(Self { pid: owner.pid, at: written })
     }

@@ -1,6 +1,7 @@
 //! Settings files of claude: the administrator's, those of the command line, of the project and of the user. Each can set variables,
 //! which go before those of the environment.
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -10,20 +11,26 @@ use serde_json::Value;
 use crate::config::settings::Environment;
 use crate::sys::fs::read_bounded;
 
-/// The settings that can be read, by precedence.
+/// The settings that can be read.
 #[derive(Debug)]
-pub(crate) struct ClaudeSettings(Vec<Layer>);
+pub(crate) struct ClaudeSettings {
+    /// Those of the administrator and of the command line, which go before the project's.
+    first: Vec<Layer>,
+    /// Those of the project, once they are asked for: from 2.1.330 on they come too late for the storage and for the first refresh.
+    project: OnceCell<Vec<Layer>>,
+    user: Option<Layer>,
+}
 
 #[derive(Debug)]
 struct Layer {
     path: PathBuf,
     settings: Value,
-    /// True for settings of the project: from 2.1.330 on they come too late for the storage and for the first refresh.
-    is_late: bool,
 }
 
 /// Directory of the settings that an administrator makes for all users of a machine.
 const MANAGED: &str = "/etc/claude-code";
+/// The project's settings, relative to the directory in which claude is started.
+const PROJECT: [&str; 2] = [".claude/settings.local.json", ".claude/settings.json"];
 const MAX_SETTINGS: u64 = 8 << 20;
 
 impl ClaudeSettings {
@@ -32,25 +39,27 @@ impl ClaudeSettings {
         let typed = argument(arguments, "--settings");
         let inline = typed.as_ref().and_then(|word| parse(word.as_bytes())).filter(Value::is_object);
         let typed = match inline {
-            Some(settings) => Some(("--settings".into(), settings)),
-            None => typed.map(PathBuf::from).and_then(read_file),
+            Some(settings) => Some(Layer { path: "--settings".into(), settings }),
+            None => typed.map(PathBuf::from).and_then(Layer::read),
         };
-        let project =
-            [".claude/settings.local.json", ".claude/settings.json"].into_iter().filter_map(|path| read_file(path.into()));
-        let layer = |is_late| move |(path, settings)| Layer { path, settings, is_late };
-        let early = managed(Path::new(MANAGED)).into_iter().chain(typed).map(layer(false));
-        let user = read_file(config_dir.join("settings.json")).map(layer(false));
-        Self(early.chain(project.map(layer(true))).chain(user).collect())
+        let first = managed(Path::new(MANAGED)).into_iter().chain(typed).collect();
+        Self { first, project: OnceCell::new(), user: Layer::read(config_dir.join("settings.json")) }
+    }
+
+    /// All of them, by precedence.
+    fn layers(&self) -> impl Iterator<Item = &Layer> {
+        let read = || PROJECT.into_iter().filter_map(|path| Layer::read(path.into())).collect();
+        self.first.iter().chain(self.project.get_or_init(read)).chain(&self.user)
     }
 
     /// A value that is no null, and the file that has it.
     pub(crate) fn value(&self, key: &str) -> Option<(&Path, &Value)> {
-        self.0.iter().map(|layer| (layer.path.as_path(), &layer.settings[key])).find(|(_, value)| !value.is_null())
+        self.layers().map(|layer| (layer.path.as_path(), &layer.settings[key])).find(|(_, value)| !value.is_null())
     }
 
     /// A variable as claude sees it in the end.
     pub(crate) fn variable(&self, environment: Environment, name: &str) -> Option<OsString> {
-        self.0.iter().find_map(|layer| layer.variable(name)).or_else(|| environment(name))
+        self.layers().find_map(|layer| layer.variable(name)).or_else(|| environment(name))
     }
 
     /// A variable as claude sees it when it looks for its login.
@@ -60,11 +69,16 @@ impl ClaudeSettings {
 
     /// A variable that settings set before claude looks for its login.
     pub(crate) fn own_early_variable(&self, name: &str) -> Option<OsString> {
-        self.0.iter().filter(|layer| !layer.is_late).find_map(|layer| layer.variable(name))
+        self.first.iter().chain(&self.user).find_map(|layer| layer.variable(name))
     }
 }
 
 impl Layer {
+    fn read(path: PathBuf) -> Option<Self> {
+        let settings = parse(&read_bounded(&path, MAX_SETTINGS).ok()?)?;
+        Some(Self { path, settings })
+    }
+
     /// A variable that it sets. Numbers and booleans count as their text.
     fn variable(&self, name: &str) -> Option<OsString> {
         match &self.settings["env"][name] {
@@ -89,18 +103,13 @@ fn argument(arguments: &[OsString], name: &str) -> Option<OsString> {
 }
 
 /// The administrator's settings in `dir`: the file, and those of `managed-settings.d`, of which a later name goes before an earlier one.
-fn managed(dir: &Path) -> Vec<(PathBuf, Value)> {
+fn managed(dir: &Path) -> Vec<Layer> {
     let names = std::fs::read_dir(dir.join("managed-settings.d")).into_iter().flatten().flatten();
     let mut files: Vec<_> =
         names.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
     files.sort_by(|one, other| other.cmp(one));
     files.push(dir.join("managed-settings.json"));
-    files.into_iter().filter_map(read_file).collect()
-}
-
-fn read_file(path: PathBuf) -> Option<(PathBuf, Value)> {
-    let settings = parse(&read_bounded(&path, MAX_SETTINGS).ok()?)?;
-    Some((path, settings))
+    files.into_iter().filter_map(Layer::read).collect()
 }
 
 /// Parses a settings file, which may begin with a byte order mark.
@@ -168,7 +177,7 @@ mod tests {
         ] {
             fs::write(path, text)?;
         }
-        let found: Vec<_> = managed(dir.path()).into_iter().map(|(_, value)| value).collect();
+        let found: Vec<_> = managed(dir.path()).into_iter().map(|layer| layer.settings).collect();
         assert_eq!(found, [3, 2, 1]);
         Ok(())
     }

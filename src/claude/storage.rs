@@ -24,12 +24,19 @@ pub struct ClaudeStorage {
 }
 
 impl ClaudeStorage {
-    /// Storage of a claude that has this `config_dir` and these settings; its version counts if it is known.
-    pub(crate) fn of(environment: Environment, settings: &ClaudeSettings, version: Option<Version>, config_dir: &Path) -> Self {
+    /// Storage of a claude that has this `config_dir` and these settings; its version counts if it is known, and is asked for only where
+    /// the variable is set.
+    pub(super) fn of(
+        environment: Environment,
+        settings: &ClaudeSettings,
+        version: impl Fn() -> Option<Version>,
+        config_dir: &Path,
+    ) -> Self {
         let is_path = |path: &OsString| !path.is_empty();
         let home = environment("HOME").filter(is_path).map(PathBuf::from);
-        let is_known = version.is_none_or(|version| version >= Version::INNER_LOCK);
-        let variable = settings.early_variable(environment, VARIABLE).filter(|_| is_known);
+        let variable = settings
+            .early_variable(environment, VARIABLE)
+            .filter(|_| version().is_none_or(|version| version >= Version::INNER_LOCK));
         let by_settings = || settings.own_early_variable(config_dir::VARIABLE).filter(is_path);
         let (dir, moved_by) = match (variable, &home) {
             (Some(path), _) if is_path(&path) => (path.into(), Some(VARIABLE)),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::claude::auth::Invocation;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::claude::storage::ClaudeStorage;
@@ -13,15 +14,10 @@ use crate::sys::mount::{is_mount_point, may_lock_per_host};
 /// How claude's token is refreshed in this run.
 #[derive(Debug)]
 pub struct Refreshes {
+    pub(crate) claude: Invocation<'static>,
     pub(crate) storage: ClaudeStorage,
     /// Time before the token's expiry from which on a refresh is due; without one, it always is.
     pub(crate) margin: Option<Duration>,
-    /// Version of claude, if it is known.
-    pub(crate) version: Option<Version>,
-    /// Reason why claude never refreshes its login.
-    pub(crate) ruled_out: Option<String>,
-    /// True if claude needs no login in the credentials file.
-    pub(crate) can_do_without: bool,
 }
 
 /// A refresh that the session lock is held for.
@@ -56,8 +52,8 @@ pub(super) enum RefreshState {
 impl Refreshes {
     /// State by the credentials file as it is at this moment.
     pub(super) fn state(&self) -> RefreshState {
-        match &self.ruled_out {
-            Some(reason) => RefreshState::NotDue(reason.clone()),
+        match self.claude.rules_out_refreshes() {
+            Some(reason) => RefreshState::NotDue(reason),
             None => self.state_of(Login::read(&self.storage.credentials()), SystemTime::now()),
         }
     }
@@ -90,7 +86,7 @@ impl Refreshes {
                 }
                 _ => RefreshState::Due(at),
             },
-            Login::None if self.can_do_without => {
+            Login::None if self.claude.auth(&Login::None).is_no_login() => {
                 RefreshState::NotDue(format!("there is no login in {file}, and none is needed"))
             }
             Login::None => RefreshState::Unclear(format!("there is no login in {file}")),
@@ -104,16 +100,15 @@ impl Refreshes {
     }
 
     fn is_older(&self) -> Option<bool> {
-        Some(self.version? < Version::INNER_LOCK)
+        Some(self.claude.version()? < Version::INNER_LOCK)
     }
 
     /// The refresh lock that is in the way for longest, and for how long at most if nobody touches it.
     pub(super) fn obstacle(&self) -> Option<(RefreshLock, Duration)> {
         let now = SystemTime::now();
-        let locks = RefreshLock::of(&self.storage);
-        let is_older = self.is_older() == Some(true);
-        let locks = locks.map(|lock| if is_older { lock } else { lock.for_newer() });
-        let blocking = locks.into_iter().filter_map(|lock| lock.blocks_for(now).map(|left| (lock, left)));
+        let held = RefreshLock::of(&self.storage).into_iter().filter(|lock| lock.touched.is_some());
+        let locks = held.map(|lock| if self.is_older() == Some(true) { lock } else { lock.for_newer() });
+        let blocking = locks.filter_map(|lock| lock.blocks_for(now).map(|left| (lock, left)));
         blocking.max_by_key(|&(_, left)| left)
     }
 }
@@ -121,7 +116,7 @@ impl Refreshes {
 impl AwaitedRefresh {
     pub(super) fn new(refreshes: &Refreshes, expiry: SystemTime) -> Self {
         let covers_mid_run = refreshes.margin.is_none_or(|margin| margin > AT_START);
-        let never_gives_up = covers_mid_run || refreshes.version.is_none();
+        let never_gives_up = covers_mid_run || refreshes.claude.version().is_none();
         Self { storage: refreshes.storage.clone(), expiry, give_up_at: None, never_gives_up }
     }
 
@@ -157,11 +152,16 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::settings::Environment;
 
     fn refreshes(margin: Option<u64>) -> Refreshes {
         let margin = margin.map(Duration::from_secs);
-        let storage = ClaudeStorage::at(Path::new("/nonesuch"));
-        Refreshes { storage, margin, version: None, ruled_out: None, can_do_without: false }
+        with_variables(margin, &|_| None)
+    }
+
+    fn with_variables(margin: Option<Duration>, environment: Environment<'static>) -> Refreshes {
+        let dir = Path::new("/nonesuch");
+        Refreshes { claude: Invocation::new(environment, dir), storage: ClaudeStorage::at(dir), margin }
     }
 
     #[test]
@@ -188,12 +188,12 @@ mod tests {
         let now = SystemTime::now();
         let cases = [Login::None, Login::Unclear("cut".into())];
         assert!(cases.into_iter().all(|login| matches!(refreshes(None).state_of(login, now), RefreshState::Unclear(_))));
-        let without = Refreshes { can_do_without: true, ..refreshes(None) };
+        let without = with_variables(None, &|name| (name == "ANTHROPIC_API_KEY").then(|| "key".into()));
         assert!(matches!(without.state_of(Login::None, now), RefreshState::NotDue(_)));
         assert!(matches!(without.state_of(Login::Unclear("cut".into()), now), RefreshState::Unclear(_)));
         let due = Login::Expires(SystemTime::UNIX_EPOCH);
         assert!(matches!(without.state_of(due, now), RefreshState::Due(_)), "claude refreshes a login that it does not need");
-        let ruled_out = Refreshes { ruled_out: Some("X".to_owned()), ..refreshes(None) };
+        let ruled_out = with_variables(None, &|name| (name == "CLAUDE_CODE_OAUTH_TOKEN").then(|| "token".into()));
         assert!(matches!(ruled_out.state(), RefreshState::NotDue(_)));
     }
 }

@@ -21,11 +21,10 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
 
-use crate::claude::auth::{Auth, AuthSources};
+use crate::claude::auth::{Auth, Invocation};
 use crate::claude::config_dir::ConfigDir;
 use crate::claude::credentials::Login;
 use crate::claude::program::{NAME, Program};
-use crate::claude::settings::ClaudeSettings;
 use crate::claude::storage::ClaudeStorage;
 use crate::config::cli::{Cli, Operation, command};
 use crate::config::duration::DurationSetting;
@@ -54,13 +53,12 @@ impl Context<'_> {
     }
 
     fn claude_storage(&self, config_dir: &Path) -> ClaudeStorage {
-        ClaudeStorage::of(self.environment, &ClaudeSettings::read(config_dir, &[]), None, config_dir)
+        Invocation::new(self.environment, config_dir).storage()
     }
 
     /// How a claude authenticates that is started in `config_dir`.
     fn auth(&self, config_dir: &Path, login: &Login) -> Auth {
-        let settings = ClaudeSettings::read(config_dir, &[]);
-        AuthSources { environment: self.environment, settings, arguments: &[], version: None }.auth(config_dir, login)
+        Invocation::new(self.environment, config_dir).auth(login)
     }
 
     /// The claude that a run would start.

@@ -1,6 +1,7 @@
 //! Bookkeeping of one run: its record while it lives, and its line in the history when it has ended. Where they cannot be
 //! kept, that is said once, and the run goes on.
 
+use std::cell::OnceCell;
 use std::env;
 use std::io;
 use std::mem;
@@ -33,6 +34,7 @@ use crate::sys::signal;
 #[derive(Debug)]
 pub struct RunRecorder {
     info: RunInfo,
+    claude_version: OnceCell<Option<Version>>,
     began_at: SystemTime,
     began: Instant,
     /// Begin of the wait for the lock, of that for its lock helper, or of the child.
@@ -72,7 +74,6 @@ pub struct RunInfo {
     pub(crate) run: RunId,
     pub(crate) label: Option<String>,
     pub(crate) program: PathBuf,
-    pub(crate) claude_version: Option<Version>,
     pub(crate) lock_mode: LockMode,
     /// Store of the config dir; without one, nothing is kept.
     pub(crate) records: Option<RecordStore>,
@@ -94,6 +95,7 @@ impl RunRecorder {
         let began_at = SystemTime::now();
         Self {
             info,
+            claude_version: OnceCell::new(),
             began_at,
             began: Instant::now(),
             since: began_at,
@@ -294,6 +296,11 @@ impl RunRecorder {
         }
     }
 
+    /// Read when the first record is written, which is behind the start of the child if nothing is waited for.
+    fn claude_version(&self) -> Option<Version> {
+        *self.claude_version.get_or_init(|| Version::of_program(&self.info.program))
+    }
+
     fn record(&self, config_dir: &Path) -> RunRecord {
         let config_dir = std::path::absolute(config_dir).unwrap_or_else(|_| config_dir.to_owned());
         let RunInfo { run, label, program, lock_mode, lock_file, .. } = &self.info;
@@ -315,7 +322,7 @@ impl RunRecorder {
             boot: boot_id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             program: program.to_string_lossy().into_owned(),
-            claude_version: self.info.claude_version.map(|version| version.to_string()),
+            claude_version: self.claude_version().map(|version| version.to_string()),
             cwd: env::current_dir().ok().map(|cwd| cwd.to_string_lossy().into_owned()),
             lock: lock_file.as_deref().map(|path| PathView::of(path, self.locked)),
             slot: self.slot.as_ref().map(|(path, file)| PathView::plain(path, *file)),

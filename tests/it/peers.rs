@@ -44,6 +44,8 @@ fn flock_is_matched_while_the_lock_is_busy() {
             line("flock -n -E 9 $F true", 9, "$CR --wait 0 -E 9 true", 9),
             line("flock -w 0.3 $F true", 1, "$CR -w 0.3 true", 75),
             line("flock -w 0.3 -E 0 $F true", 0, "$CR -w 0.3 -E 0 true", 0),
+            line("flock -n -F -E 123 $F true", 123, "$CR --wait 0 -E 123 true", 123),
+            line("flock -n --exclusive -E 123 $F true", 123, "$CR --lock exclusive --wait 0 -E 123 true", 123),
             // A shared lock is not free either for who wants it alone; one that is not wanted at all is `pass-through`.
             line("flock -s -n $F true", 1, "$CR --lock pass-through true", 0),
         ],
@@ -95,6 +97,23 @@ fn timeout_is_matched() {
             line("timeout 60 /nonesuch", 127, "$CR --timeout 60 /nonesuch", 127),
             line("timeout 60 ./no-program", 126, "$CR --timeout 60 ./no-program", 126),
             line("timeout 42D true", 125, "$CR --timeout 42D true", 125),
+            line("timeout invalid true", 125, "$CR --timeout invalid true", 125),
+            line("timeout --kill-after=invalid 1 true", 125, "$CR --kill-after=invalid true", 125),
+            line("timeout 10.34 true", 0, "$CR --timeout 10.34 true", 0),
+            line("timeout 9.999999999 true", 0, "$CR --timeout 9.999999999 true", 0),
+            line("timeout 99999999999999999999d true", 0, "$CR --timeout 99999999999999999999d true", 0),
+            line("timeout 60 .", 126, "$CR --timeout 60 .", 126),
+            line("timeout 60 sh -c 'exit 2'", 2, "$CR --timeout 60 -- sh -c 'exit 2'", 2),
+            // A child from before the exec, and a caller that ignores SIGCHLD, change nothing.
+            line(
+                "sh -c 'sleep 0.1 & exec timeout 0.5 sleep 60'",
+                124,
+                "sh -c 'sleep 0.1 & exec $CR --timeout 0.5 sleep 60'",
+                124,
+            ),
+            line("sh -c 'trap \"\" CHLD; exec timeout 60 true'", 0, "sh -c 'trap \"\" CHLD; exec $CR --timeout 60 true'", 0),
+            // One in another.
+            line("timeout 60 timeout 0.2 sleep 60", 124, "$CR --timeout 60 $CR --timeout 0.2 sleep 60", 124),
             line("timeout -- -1 true", 125, "$CR --timeout=-1 true", 125),
             // With KILL, timeout(1) tells of the KILL; claude-run of the limit, whatever it took.
             line(
@@ -128,6 +147,8 @@ fn tini_and_dumb_init_are_matched() {
             line("tini -s -g -v -w -- true", 0, "$CR -v true", 0),
             line("tini -s -p SIGKILL -- true", 0, "$CR true", 0),
             line("tini -s -- /nonesuch", 127, "$CR /nonesuch", 127),
+            line("sh -c 'TINI_SUBREAPER= tini -- sh -c \"exit 255\"'", 255, "$CR -- sh -c 'exit 255'", 255),
+            line("dumb-init /nonesuch", 2, "$CR /nonesuch", 127),
             line("dumb-init sh -c 'exit 7'", 7, "$CR -- sh -c 'exit 7'", 7),
             line("dumb-init -c sh -c 'kill -KILL $$'", 137, "$CR -- sh -c 'kill -KILL $$'", 137),
             line("dumb-init -v true", 0, "$CR -v true", 0),

@@ -26,18 +26,16 @@ we     1 openat           the settings file
 we     4 statx            the program, twice the config dir, and once whether the kernel knows the call at all
 we     2 access           may it be run? may the config dir be written?
 we     2 ioctl            is stdin our terminal? is stdout one?
-we     5 openat           claude's settings: two of the administrator's, two of the project's, the user's
-we     3 readlink         claude's version, by the real path of its program …
-we     3 openat           … or by the package around that
+we     3 openat           claude's settings: two of the administrator's and the user's
 we     1 pipe2            the signal pipe
 we     2 openat           the lock file: a look at what it is, then that very file
 we     1 close            … that look
 we     1 fcntl            … std's debug build looks before it closes
 we     2 statx            which file that is, and whether the path still names it after locking
 we     1 flock
-we     1 openat           owner of claude's refresh lock
-we     2 statx            … and whether there are any
-we     8 readlink         … one of them beside the real path of the config dir, a call for each part of that
+we     2 statx            are there refresh locks of claude's?
+we     4 readlink         … one of them beside the real path of the config dir, a call for each part of that
+we     1 openat           owner of the last refresh
 we     1 prctl            subreaper
 we     1 waitid           have we children from before?
 we     3 fcntl            a pipe as stdout is enlarged, to what we may

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{Check, Subject};
-use crate::claude::refresh_locks::{RefreshLock, Standing};
+use crate::claude::refresh_locks::{RefreshLock, Standing, owner_file};
 use crate::claude::version::Version;
 use crate::config::duration::show_seconds;
 use crate::config::settings::{HARD_LIMIT, Settings};
@@ -99,7 +99,7 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
     let all_gone = RefreshLock::of(&subject.storage).iter().all(|lock| lock.touched.is_none());
     if subject.fix && all_gone && locks.iter().any(|lock| lock.owner.is_some() && lock.standing(now) != Standing::Live) {
         // The owner files of locks that are gone; the next holder writes new ones.
-        locks.iter().for_each(|lock| drop(fs::remove_file(lock.owner_file())));
+        locks.iter().for_each(|lock| drop(fs::remove_file(owner_file(&lock.path))));
     }
     check.pass_if_clean("free");
 }
