@@ -2,8 +2,10 @@
 # What claude-run costs, next to flock(1), timeout(1), tini(1) and the bash block it replaces: all in one run, on one
 # machine.
 #
-#   scripts/bench.sh [--quick] [--json FILE]     FILE is target/bench.json if not given
+#   scripts/bench.sh [--quick] [--only PARTS] [--json FILE]     FILE is target/bench.json if not given
 #
+# PARTS are some of overhead,hand_offs,memory,records,slots,beside,dead,crowd,lines,fresh_token,race,output, with commas between; then
+# there are medians and no verdicts.
 # It builds the release binary; CLAUDE_RUN_BIN names one to measure instead. --quick takes fewer and shorter samples.
 # Everything runs in a temporary config dir. One line for each subject:
 #
@@ -46,6 +48,11 @@
 #                    other processes (--quick: 0, 100 and 500)
 #   records          the same beside 0, 1,000 and 10,000 records of dead runs, each time as many of them
 #   crowd            CPU time of a run in a crowd of 1, 16 and 128 that take turns, in milliseconds; flock+timeout likewise
+#   status           CPU time of `claude-run status --json` on as many records, in milliseconds; jq(1) on the same files likewise
+#   leftovers        time from the end of a child that leaves 100 tools behind to that of claude-run, in milliseconds, beside as many
+#                    processes as above; the end of a PID namespace likewise, in which the kernel ends them
+#   lines            CPU time for a GB of lines of 10, 100 and 1,000 bytes with --log, secrets masked there, in seconds; that of sed -uE
+#                    likewise
 #
 # Then what `refresh` mode costs while the token is fresh:
 #
@@ -75,6 +82,7 @@ fail() {
 }
 
 rounds=24 runs=40 hand_off_rounds=9 interval=5 mib=1024 json='' beside=(0 500 2000)
+parts=(overhead hand_offs memory records slots beside dead crowd lines fresh_token race output) only=''
 while [ $# -gt 0 ]; do
   case $1 in
     --quick) rounds=8 runs=15 hand_off_rounds=2 interval=2 mib=256 beside=(0 100 500) ;;
@@ -82,10 +90,19 @@ while [ $# -gt 0 ]; do
       json=$(realpath -m -- "${2-}" 2>/dev/null) || fail "--json needs a FILE" 2
       shift
       ;;
+    --only)
+      only=${2-}
+      shift
+      ;;
     -h | --help) exec sed -n '2,/^set /s/^# \{0,1\}//p' "$0" ;;
     *) fail "unknown argument $1 (see --help)" 2 ;;
   esac
   shift
+done
+
+read -ra chosen <<<"${only//,/ }"
+for part in "${chosen[@]}"; do
+  [[ " ${parts[*]} " = *" $part "* ]] || fail "there is no part $part; there are ${parts[*]}" 2
 done
 
 ensure_programs() {
@@ -291,43 +308,31 @@ crowd_cpu() {
   awk -v all="$spent" -v count="$1" 'BEGIN { printf "%.2f", all / count }'
 }
 
-# Each line of samples has the size in its measure.
-curves() {
-  local count jobs=() at name
+# The curves: each line of samples has the size in its measure.
+beside() {
+  local count jobs=()
   for count in "${beside[@]}"; do
     while [ ${#jobs[@]} -lt "$count" ]; do
       sleep 600 &
       jobs+=($!)
     done
-    # shellcheck disable=SC2016 # for the inner shell
-    start "$BASH" -c '( flock 9; sleep 600 ) 9>session.lock'
-    holder=$!
-    poll_until "the block has the lock" sh -c '! flock -n session.lock true'
-    for at in 1 2 3; do
-      echo "claude-run block_cpu_ms@$count $(cpu bin/claude-run --wait 0.5 true)"
-      echo "flock block_cpu_ms@$count $(cpu flock -w 0.5 session.lock true)"
-    done >>samples
-    kill -- "-$holder"
-    wait "$holder" || true
+    behind_a_block "$count"
+    leftovers "$count"
   done
   if [ ${#jobs[@]} -gt 0 ]; then
     kill "${jobs[@]}"
     wait "${jobs[@]}" || true
-  fi
+  fi 2>/dev/null
+}
+
+dead() {
+  local count
   mkdir -p claude-run/runs
-  for count in 0 1000 10000; do
-    hold
-    for at in 1 2 3; do
-      # As of runs that were killed: the beginning of a record counts as one.
-      for ((name = 1; name <= count; name++)); do
-        printf '{"run":"%d-%d"' $((4194000 + name)) "$name" >"claude-run/runs/$((4194000 + name))-$name.json"
-      done
-      echo "claude-run records_cpu_ms@$count $(cpu bin/claude-run --wait 0.5 true)" >>samples
-      echo "flock records_cpu_ms@$count $(cpu flock -w 0.5 session.lock true)" >>samples
-    done
-    stop
-    find claude-run/runs -name '41*.json' -delete
-  done
+  for count in 0 1000 10000; do on_records "$count"; done
+}
+
+crowd() {
+  local count at
   for count in 1 16 128; do
     for at in 1 2 3; do
       echo "claude-run crowd_cpu_ms@$count $(crowd_cpu "$count" bin/claude-run -q true)"
@@ -335,6 +340,71 @@ curves() {
     done >>samples
   done
 }
+
+lines() {
+  local count
+  for count in 10 100 1000; do lines_of "$count"; done
+}
+
+behind_a_block() {
+  local at
+  # shellcheck disable=SC2016 # for the inner shell
+  start "$BASH" -c '( flock 9; sleep 600 ) 9>session.lock'
+  holder=$!
+  poll_until "the block has the lock" sh -c '! flock -n session.lock true'
+  for at in 1 2 3; do
+    echo "claude-run block_cpu_ms@$1 $(cpu bin/claude-run --wait 0.5 true)"
+    echo "flock block_cpu_ms@$1 $(cpu flock -w 0.5 session.lock true)"
+  done >>samples
+  kill -- "-$holder"
+  wait "$holder" || true
+}
+
+# shellcheck disable=SC2016 # for the inner shells
+leftovers() {
+  local at leave='for ((i = 0; i < 100; i++)); do setsid sleep 600 & done; sleep 0.2; echo ${EPOCHREALTIME/./} >left.time'
+  for at in 1 2 3; do
+    bin/claude-run -q --lock pass-through "$BASH" -c "$leave" >>messages 2>&1
+    echo "claude-run leftovers_ms@$1 $(((${EPOCHREALTIME/./} - $(cat left.time)) / 1000))"
+    unshare -pf "$BASH" -c "$leave" >>messages 2>&1 || continue # where that is not allowed
+    echo "namespace leftovers_ms@$1 $(((${EPOCHREALTIME/./} - $(cat left.time)) / 1000))"
+  done >>samples
+}
+
+on_records() {
+  local at
+  hold
+  for at in 1 2 3; do
+    # As of runs that were killed: the beginning of a record counts as one.
+    awk -v count="$1" 'BEGIN { for (name = 1; name <= count; name++) {
+      run = 4194000 + name "-" name; file = "claude-run/runs/" run ".json"; printf "{\"run\":\"%s\"", run >file; close(file) } }'
+    echo "claude-run records_cpu_ms@$1 $(cpu bin/claude-run --wait 0.5 true)"
+    echo "flock records_cpu_ms@$1 $(cpu flock -w 0.5 session.lock true)"
+    echo "jq status_cpu_ms@$1 $(cpu find claude-run/runs -name '*.json' -exec jq -R length {} +)"
+    echo "claude-run status_cpu_ms@$1 $(cpu bin/claude-run status --json)" # which removes them
+  done >>samples
+  stop
+  find claude-run/runs -name '41*.json' -delete
+}
+
+lines_of() {
+  local length=$1 bytes=$((mib * 65536)) at
+  head -c "$bytes" < <(yes "$(head -c $((length - 1)) /dev/zero | tr '\0' x)") >many
+  head -c $((bytes / 16)) many >few
+  for at in 1 2 3; do
+    : >line.log
+    echo "claude-run lines_s_a_gb@$length $(a_gb "$bytes" "$(cpu bin/claude-run -q --lock pass-through --log line.log cat many)")"
+    echo "sed lines_s_a_gb@$length $(a_gb $((bytes / 16)) "$(cpu sed -uE "$masking" few)")"
+  done >>samples
+  rm many few line.log
+}
+
+# a_gb BYTES MILLISECONDS: seconds for 10^9 bytes.
+a_gb() { awk -v bytes="$1" -v ms="$2" 'BEGIN { printf "%.2f", ms * 1e6 / bytes }'; }
+
+# What the bash block masked.
+masking='s/((FORGE|VAULT|GH|GITHUB|CLAW|CLAUDE|ANTHROPIC)[A-Z_]*(TOKEN|PASS|KEY|SECRET)[A-Z_]*=)[^[:space:]"]+/\1***/g
+  s/sk-ant-[A-Za-z0-9_-]+|(ghp_|github_pat_)[A-Za-z0-9_]+/***/g'
 
 # timed FACTOR COMMAND...: FACTOR / seconds, on stdout.
 timed() {
@@ -356,8 +426,7 @@ output() {
   through_cat() { sh -c 'exec cat many' | cat | cat >/dev/null; }
   through_relay() { "${reads[@]}" sh -c 'exec cat many' sh "${framed[@]}" | cat >/dev/null; }
   through_sed() {
-    sed -uE 's/((FORGE|VAULT|GH|GITHUB|CLAW|CLAUDE|ANTHROPIC)[A-Z_]*(TOKEN|PASS|KEY|SECRET)[A-Z_]*=)[^[:space:]"]+/\1***/g
-      s/sk-ant-[A-Za-z0-9_-]+|(ghp_|github_pat_)[A-Za-z0-9_]+/***/g' <few >few.masked
+    sed -uE "$masking" <few >few.masked
   }
   through_log() {
     : >many.log
@@ -393,13 +462,18 @@ race() {
     END { print "claude-run race_posts", posts }' race.table >>samples
 }
 
-# The samples, lines of SUBJECT MEASURE VALUE, as JSON: the medians of each subject, and the targets.
+# The samples, lines of SUBJECT MEASURE VALUE, as JSON: the medians of each subject.
+medians() {
+  jq -nR 'def median: sort | (.[(length - 1) / 2 | floor] + .[length / 2 | floor]) / 2;
+    {subjects: (reduce ([inputs / " "] | group_by(.[:2])[]) as $group
+      ({}; .[$group[0][0]][$group[0][1]] = ($group | map(.[2] | tonumber) | median)))}'
+}
+
+# These medians and the targets, as JSON.
 summary() {
-  jq -nR --arg version "$(bin/claude-run --version)" --arg kernel "$(uname -srm)" --argjson cpus "$(nproc)" --arg beside "${beside[-1]}" '
-    def median: sort | (.[(length - 1) / 2 | floor] + .[length / 2 | floor]) / 2;
-    reduce ([inputs / " "] | group_by(.[:2])[]) as $group
-      ({}; .[$group[0][0]][$group[0][1]] = ($group | map(.[2] | tonumber) | median))
-    | .true.time_us as $true | .[] |= if .time_us then .overhead_us = .time_us - $true else . end
+  medians <samples | jq --arg version "$(bin/claude-run --version)" --arg kernel "$(uname -srm)" --argjson cpus "$(nproc)" \
+    --arg beside "${beside[-1]}" '
+    .subjects | .true.time_us as $true | .[] |= if .time_us then .overhead_us = .time_us - $true else . end
     | .flock.overhead_us as $flock | .[] |= if .time_us then .overhead_of_flock = .overhead_us / $flock else . end
     | ."claude-run" as $ours
     | { version: $version, kernel: $kernel, cpus: $cpus, subjects: ., targets: [
@@ -419,6 +493,9 @@ summary() {
         ["64 on 4 slots, as a multiple of sem", .slotted.crowd_per_s / .sem.crowd_per_s, ">=", 4],
         ["waiter behind a block, most beside, ms CPU", $ours["block_cpu_ms@\($beside)"], "<=", 5],
         ["waiter beside 10,000 records, ms CPU", $ours["records_cpu_ms@10000"], "<=", 4],
+        ["status on 10,000 records, ms CPU", $ours["status_cpu_ms@10000"], "<=", 100],
+        ["100 leftovers, most beside, ms", $ours["leftovers_ms@\($beside)"], "<=", 200],
+        ["lines of 100 bytes with --log, CPU s a GB", $ours["lines_s_a_gb@100"], "<=", 2.5],
         ["crowd of 128, CPU as a multiple of flock+timeout", $ours["crowd_cpu_ms@128"] / ."flock+timeout"["crowd_cpu_ms@128"], "<=", 1],
         ["fresh token, as a multiple of pass-through", .refresh.time_us / ."pass-through".time_us, "<=", 1.15],
         ["race: refreshes of 12 agents, at most", $ours.race_posts, "<=", 1],
@@ -429,7 +506,15 @@ summary() {
         ["run with frames, us more", .framed.time_us - .plain.time_us, "<=", 300],
         ["return after the last result, ms", $ours.return_ms, "<=", 50]
       ] | map({ target: .[0], value: .[1], relation: .[2], bound: .[3],
-                met: (if .[2] == "<=" then .[1] <= .[3] else .[1] >= .[3] end) }) }' samples
+                met: (if .[2] == "<=" then .[1] <= .[3] else .[1] >= .[3] end) }) }'
+}
+
+# The medians that have a size; with --only, all.
+curve_table() {
+  jq -r --arg only "$only" '.subjects | to_entries[] | .key as $subject | .value | to_entries[]
+    | select($only != "" or (.key | contains("@")))
+    | (.key | split("@")) as [$what, $size] | [$what, ($size // 0 | tonumber), $subject, .value] | @tsv' "$json" |
+    sort -k 1,1 -k 2,2n | awk -F '\t' '{ printf "%-20s%8d  %-16s%10.5g\n", $1, $2, $3, $4 }'
 }
 
 show() {
@@ -441,9 +526,7 @@ show() {
           .hand_offs_per_s, .wake_ups_waiting, .wake_ups_running)] | map(. // "-"))
     | @tsv' "$json" | awk -F '\t' '{ printf "%-16s%9s%7s%9s%9s%11s%10s%10s\n", $1, $2, $3, $4, $5, $6, $7, $8 }'
   echo
-  jq -r '.subjects | to_entries[] | .key as $subject | .value | to_entries[] | select(.key | contains("@"))
-    | (.key | split("@")) as [$what, $size] | [$what, ($size | tonumber), $subject, .value] | @tsv' "$json" | sort -k 1,1 -k 2,2n |
-    awk -F '\t' '{ printf "%-20s%8d  %-16s%8.4g\n", $1, $2, $3, $4 }'
+  curve_table
   echo
   jq -r '.targets[] | [if .met then "met" else "missed" end, .target, .value, .relation, .bound] | @tsv' "$json" |
     awk -F '\t' '{ printf "%-8s%-44s%8.4g  %s %s\n", $1, $2, $3, $4, $5 }'
@@ -473,26 +556,38 @@ unset "${!CLAUDE_@}" RUST_BACKTRACE
 own_home=$HOME
 export HOME=$work CLAUDE_CONFIG_DIR=$work
 
-echo "bench: overhead, $rounds rounds of $runs runs" >&2
-for ((round = 0; round < rounds; round++)); do overhead "$round"; done
-echo "bench: hand-offs, $hand_off_rounds rounds" >&2
-for ((round = 0; round < hand_off_rounds; round++)); do
-  hand_offs claude-run bin/claude-run true
-  hand_offs flock flock session.lock true
-  hand_offs flock+timeout flock session.lock timeout 100 true
+overheads() {
+  local round
+  for ((round = 0; round < rounds; round++)); do overhead "$round"; done
+}
+
+all_hand_offs() {
+  local round
+  for ((round = 0; round < hand_off_rounds; round++)); do
+    hand_offs claude-run bin/claude-run true
+    hand_offs flock flock session.lock true
+    hand_offs flock+timeout flock session.lock timeout 100 true
+  done
+}
+
+# A part by its name: what is measured there, and by what.
+begin=$SECONDS
+for part in "${parts[@]}"; do
+  [ -z "$only" ] || [[ ",$only," = *",$part,"* ]] || continue
+  echo "bench: $part ($((SECONDS - begin)) s so far)" >&2
+  case $part in
+    overhead) overheads ;;
+    hand_offs) all_hand_offs ;;
+    memory) memory_and_wake_ups ;;
+    output) output "$mib" ;;
+    *) "$part" ;;
+  esac
 done
-echo "bench: memory, and wake-ups in $interval s" >&2
-memory_and_wake_ups
-echo "bench: records, and status on 1,000 of them" >&2
-records
-echo "bench: slots, and curves" >&2
-slots
-curves
-echo "bench: refresh mode" >&2
-fresh_token
-echo "bench: race" >&2
-race
-echo "bench: output, $mib MiB" >&2
-output "$mib"
+echo "bench: measured in $((SECONDS - begin)) s" >&2
+if [ -n "$only" ]; then
+  medians <samples >"$json"
+  curve_table
+  exit
+fi
 summary >"$json" || fail "a sample is missing"
 show

@@ -14,6 +14,7 @@ use fs4::{FileExt, TryLockError};
 use nix::fcntl::OFlag;
 
 use crate::records::{RecordStore, is_locked};
+use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
 use crate::sys::fs::{open_or_make_regular, open_regular};
 
@@ -56,6 +57,15 @@ impl LockFile {
     /// Opens the file `name` among the slots of a config dir; creates it if it is missing.
     pub(super) fn open_among_slots(store: &RecordStore, name: &str) -> Result<Self> {
         Self::open_at(Place::Slots(store.clone(), name.to_owned()))
+    }
+
+    /// Opens the file of the slot `number`, in `dir` if it is there: whoever looks at many need not find the directory for each.
+    pub(super) fn open_slot(store: &RecordStore, dir: Option<&Dir>, number: u16) -> Result<Self> {
+        let place = Place::Slots(store.clone(), number.to_string());
+        match dir.and_then(|dir| dir.open_file(&number.to_string(), OFlag::O_RDWR).ok()) {
+            Some(file) => Ok(Self { place, file_id: FileId::of(&file.metadata()?), file }),
+            None => Self::open_at(place),
+        }
     }
 
     /// Makes the ticket `name` among the slots, and locks it. Nobody else has it in sight yet.

@@ -19,50 +19,56 @@ pub(crate) struct SlotFile {
 
 /// All slots that there ever were, in order.
 pub(crate) fn slot_files(store: &RecordStore) -> Vec<SlotFile> {
-    let Ok(dir) = store.open_slots() else { return Vec::new() };
+    let slots = SlotsDir::read(store);
+    let Some(dir) = &slots.dir else { return Vec::new() };
     let look = |number: &u16| {
         let file = dir.open_file(&number.to_string(), OFlag::O_RDONLY).ok()?;
         Some(SlotFile { number: *number, file_id: FileId::of(&file.metadata().ok()?), is_held: is_locked(&file) })
     };
-    numbers(&dir).iter().filter_map(look).collect()
+    slots.numbers.iter().filter_map(look).collect()
 }
 
-/// Numbers of the slots in `dir`, in order.
-pub(super) fn numbers(dir: &Dir) -> Vec<u16> {
-    let names = dir.names().unwrap_or_default();
-    let number = |name: &String| name.parse().ok().filter(|number: &u16| number.to_string() == *name);
-    let mut numbers: Vec<u16> = names.iter().filter_map(number).collect();
-    numbers.sort_unstable();
-    numbers
+/// The directory of the slots, read once.
+pub(super) struct SlotsDir {
+    /// `None` if it is missing.
+    pub(super) dir: Option<Dir>,
+    /// Numbers of the slots, in order.
+    pub(super) numbers: Vec<u16>,
+    /// Numbers of all tickets, in order; some may be of the dead.
+    pub(super) tickets: Vec<u64>,
+}
+
+impl SlotsDir {
+    pub(super) fn read(store: &RecordStore) -> Self {
+        let dir = store.open_slots().ok();
+        let (mut numbers, mut tickets) = (Vec::new(), Vec::new());
+        let visit = |name: &str| match name.strip_prefix('t') {
+            Some(ticket) => tickets.extend(ticket.parse::<u64>()),
+            None => numbers.extend(name.parse().ok().filter(|number: &u16| number.to_string() == name)),
+        };
+        let _ = dir.as_ref().map(|dir| dir.for_each_name(visit)); // what cannot be read is empty, as what is missing
+        numbers.sort_unstable();
+        tickets.sort_unstable();
+        Self { dir, numbers, tickets }
+    }
+
+    /// The last ticket before `number` whose run lives. Removes those of the dead on the way: a ticket is locked before there is a later
+    /// one.
+    pub(super) fn ticket_before(&self, store: &RecordStore, number: u64) -> Option<LockFile> {
+        let dir = self.dir.as_ref()?;
+        self.tickets.iter().rev().filter(|&&earlier| earlier < number).find_map(|&earlier| {
+            let name = ticket_name(earlier);
+            let file = dir.open_file(&name, OFlag::O_RDONLY).ok()?;
+            if is_locked(&file) {
+                return LockFile::open_ticket(store, &name).ok();
+            }
+            let _ = dir.remove(&name); // in a directory that is read-only, it stays
+            None
+        })
+    }
 }
 
 /// Name of the ticket `number`.
 pub(super) fn ticket_name(number: u64) -> String {
     format!("t{number}")
-}
-
-/// Numbers of all tickets, in order; some may be of the dead.
-pub(super) fn tickets(store: &RecordStore) -> Vec<u64> {
-    store.open_slots().map(|dir| tickets_in(&dir)).unwrap_or_default()
-}
-
-fn tickets_in(dir: &Dir) -> Vec<u64> {
-    let names = dir.names().unwrap_or_default();
-    let mut tickets: Vec<u64> = names.iter().filter_map(|name| name.strip_prefix('t')?.parse().ok()).collect();
-    tickets.sort_unstable();
-    tickets
-}
-
-/// The last ticket before `number` whose run lives. Removes those of the dead on the way: a ticket is locked before there is a later one.
-pub(super) fn ticket_before(store: &RecordStore, number: u64) -> Option<LockFile> {
-    let dir = store.open_slots().ok()?;
-    tickets_in(&dir).into_iter().rev().filter(|&earlier| earlier < number).find_map(|earlier| {
-        let name = ticket_name(earlier);
-        let file = dir.open_file(&name, OFlag::O_RDONLY).ok()?;
-        if is_locked(&file) {
-            return LockFile::open_ticket(store, &name).ok();
-        }
-        let _ = dir.remove(&name); // in a directory that is read-only, it stays
-        None
-    })
 }

@@ -26,7 +26,7 @@ use super::claims::{AncestorRuns, Claim};
 use super::file::{FlockGuard, LockAttempt, LockFile};
 use super::flock_thread::FlockThread;
 use super::request::{Acquisition, limit};
-use super::slot_files::{numbers, slot_files, ticket_before, ticket_name, tickets};
+use super::slot_files::{SlotsDir, slot_files, ticket_name};
 use super::wait::{Awaited, LockWait, WaitEnd};
 use crate::config::settings::{Slots, Wait, slots_in};
 use crate::events::{Event, EventQueue, EventSender};
@@ -260,13 +260,14 @@ impl Search<'_> {
     /// Takes a slot, if nobody waits for one; else makes a ticket.
     fn enter(&mut self, queue: FlockGuard, events: &EventSender) -> Result<Option<SlotGuard>> {
         let store = &self.request.store;
-        let before = ticket_before(store, u64::MAX);
+        let slots = SlotsDir::read(store);
+        let before = slots.ticket_before(store, u64::MAX);
         if before.is_none()
-            && let Ok(slot) = find_free(store, self.of)?
+            && let Ok(slot) = find_free(store, &slots, self.of)?
         {
             return Ok(Some(slot));
         }
-        let number = tickets(store).last().map_or(1, |last| last.saturating_add(1));
+        let number = slots.tickets.last().map_or(1, |last| last.saturating_add(1));
         let ticket = Ticket { number, store: store.clone(), flock: LockFile::new_ticket(store, &ticket_name(number))? };
         drop(queue);
         self.stage = match before {
@@ -284,11 +285,12 @@ impl Search<'_> {
             Stage::First(ticket, threads) => (ticket, threads),
             Stage::Arriving(_) | Stage::Waiting(_) => return Ok(None),
         };
-        if let Some(before) = ticket_before(&self.request.store, ticket.number) {
+        let slots = SlotsDir::read(&self.request.store);
+        if let Some(before) = slots.ticket_before(&self.request.store, ticket.number) {
             self.stage = Stage::Behind(ticket, FlockThread::start(before, events.clone())?);
             return Ok(None);
         }
-        let found = match find_free(&self.request.store, self.of)? {
+        let found = match find_free(&self.request.store, &slots, self.of)? {
             Ok(slot) => Some(slot), // and our ticket is dropped
             Err(held) => {
                 let threads = held.into_iter().map(|file| FlockThread::start(file, events.clone())).collect::<Result<_>>()?;
@@ -313,12 +315,11 @@ impl Search<'_> {
 }
 
 /// Finds a free slot if less than `of` are held; else gives `of` that are: before one of these is free, none can be taken.
-fn find_free(store: &RecordStore, of: u16) -> Result<Result<SlotGuard, Vec<LockFile>>> {
-    let all = store.open_slots().map(|dir| numbers(&dir)).unwrap_or_default();
-    let beyond: Vec<_> = all.into_iter().filter(|&number| number > of).collect();
+fn find_free(store: &RecordStore, slots: &SlotsDir, of: u16) -> Result<Result<SlotGuard, Vec<LockFile>>> {
+    let beyond: Vec<_> = slots.numbers.iter().copied().filter(|&number| number > of).collect();
     let (mut free, mut held) = (None, Vec::new());
     for number in (1..=of).chain(beyond.iter().copied()) {
-        let file = LockFile::open_among_slots(store, &number.to_string())?;
+        let file = LockFile::open_slot(store, slots.dir.as_ref(), number)?;
         if free.is_some() || number > of {
             // A look alone: whoever comes with no time to wait is not to take it for a holder.
             if file.is_held() {

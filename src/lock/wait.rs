@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use tracing::{info, warn};
 
 use super::holder::{Holder, Queue};
-use super::slot_files::{slot_files, tickets};
+use super::slot_files::{SlotsDir, slot_files};
 use crate::config::duration::{after, show, show_seconds};
 use crate::config::settings::Wait;
 use crate::events::{Event, EventQueue};
@@ -297,7 +297,7 @@ impl<'a> LockWait<'a> {
                 Some((place + 1, queue.len()))
             }
             Awaited::Slot { ticket: Some(ticket), .. } => {
-                let all = tickets(records);
+                let all = SlotsDir::read(records).tickets;
                 Some((all.iter().filter(|other| *other <= ticket).count(), all.len()))
             }
             _ => None,

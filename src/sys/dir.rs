@@ -80,13 +80,6 @@ impl Dir {
         Ok(())
     }
 
-    /// Names of all files in it.
-    pub(crate) fn names(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        self.for_each_name(|name| names.push(name.to_owned()))?;
-        Ok(names)
-    }
-
     /// Visits the names of all files in it, of which there may be tens of thousands.
     pub(crate) fn for_each_name(&self, mut visit: impl FnMut(&str)) -> io::Result<()> {
         let mut dir = dir::Dir::openat(&self.0, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
