@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Makes the packages: a tarball with the static binary and a Debian package, in target/package.
 #
-#   scripts/package.sh            makes them, and tries both in empty roots
-#   scripts/package.sh --again    does it once more from a copy of the sources elsewhere, and compares: the same bytes
+#   scripts/package.sh                   makes them for this machine, and tries both in empty roots
+#   scripts/package.sh --target TRIPLE   for another: aarch64-unknown-linux-gnu, tried by qemu, or x86_64-unknown-linux-musl
+#   scripts/package.sh --again           does it once more from a copy of the sources elsewhere, and compares: the same bytes
+#
+# The standard library of another target comes from rustup; where that has none, aarch64's from Debian, with its rustc.
 #
 # The same sources and the same toolchain give the same bytes, whatever the directory and the hour: times are those of the commit,
 # and no path of this machine is left in the binary. The binary carries the list of its dependencies (cargo-auditable), which
@@ -11,11 +14,29 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
-again=false
-case "${1-}" in
-  '') ;;
-  --again) again=true ;;
-  *) die "unknown argument $1 (see --help)" ;;
+again=false target=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --again) again=true ;;
+    --target)
+      [ -n "${2-}" ] || die "--target needs a value (see --help)"
+      target=$2
+      shift
+      ;;
+    *) die "unknown argument $1 (see --help)" ;;
+  esac
+  shift
+done
+host=$(basename "$(dirname "$release")")
+case $target in
+  '' | "$host") target=$host ;;
+  *-linux-musl) need musl-gcc musl-tools ;;
+  aarch64-unknown-linux-gnu)
+    need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
+    need qemu-aarch64-static qemu-user-static
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    ;;
+  *) die "--target is aarch64-unknown-linux-gnu or x86_64-unknown-linux-musl, not '$target'" ;;
 esac
 command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
 need cc gcc
@@ -25,7 +46,24 @@ need dpkg-deb dpkg
 need_cargo auditable
 need_cargo deb
 
+# Without rustup, or where rustup cannot reach its server, Debian's rustc has what it needs for its other architectures.
+if [ "$target" != "$host" ] && ! rustup target add "$target" >/dev/null 2>&1; then
+  if [ "$target" != aarch64-unknown-linux-gnu ] || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    die "rustup has no standard library for $target"
+  fi
+  say "installing Debian's rustc-web and its standard library for arm64"
+  dpkg --add-architecture arm64
+  apt-get update >/dev/null
+  apt-get install -y --no-install-recommends rustc-web libstd-rust-web-dev:arm64 libc6-dev-arm64-cross >/dev/null
+  export RUSTC=/usr/bin/rustc
+fi
+
 wrong() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# What runs a binary of the target here, and what tells its tarball from another's.
+emulator='' suffix=''
+[ "${target%%-*}" = "${host%%-*}" ] || emulator=$(type -P "qemu-${target%%-*}-static")
+[ "${target##*-}" = gnu ] || suffix=-${target##*-}
 
 # package TOP: makes the packages of the sources in TOP, in its target/package.
 package() {
@@ -36,17 +74,22 @@ package() {
   rm -rf "$out/root" "$out"/*.tar.gz "$out"/*.deb
   root=$out/root
   # These flags come on top of those in .cargo/config.toml.
-  cargo auditable build --release --locked --quiet \
+  cargo auditable build --release --locked --quiet --target "$target" \
     --config "build.rustflags=['--remap-path-prefix=$top=.', '--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo']"
-  scripts/install.sh --prefix "$root" --binary "$CARGO_TARGET_DIR/${release#"$top/target/"}/claude-run" >/dev/null
-  name=claude-run-$(cargo pkgid | sed 's/.*[#@]//')-$(uname -m)-linux
+  built=$CARGO_TARGET_DIR/$target/release/claude-run
+  # It writes its man page and completions itself, and the emulator's name leads to it.
+  printf '#!/bin/sh\nexec %s %q "$@"\n' "$emulator" "$built" >"$built.runs"
+  chmod +x "$built.runs"
+  scripts/install.sh --prefix "$root" --binary "$built.runs" >/dev/null
+  install -m 755 "$built" "$root/bin/claude-run"
+  name=claude-run-$(cargo pkgid | sed 's/.*[#@]//')-${target%%-*}-linux$suffix
   mkdir -p "$root/share/doc/claude-run"
   cp README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT "$root/share/doc/claude-run"
   cp scripts/install.sh "$root"
   find "$root" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
   tar --create --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=u+rw,go=rX,go-w \
     --format=gnu --transform="s,^\.,$name," -C "$root" . | gzip -9n >"$out/$name.tar.gz"
-  cargo deb --no-build --no-strip --quiet --output "$out/" >/dev/null
+  cargo deb --no-build --no-strip --quiet --target "$target" --output "$out/" >/dev/null
 }
 
 say "packages"
@@ -70,21 +113,31 @@ in_root=(env -i "$(type -P chroot)")
 [ "$(id -u)" = 0 ] || in_root=(unshare -r "${in_root[@]}")
 # works ROOT PATH: in ROOT, where there is nothing else, the binary at PATH runs itself.
 works() {
-  local root=$1 binary=$2 version
-  version=$("${in_root[@]}" "$root" "$binary" --version)
-  [ "$("${in_root[@]}" "$root" "$binary" --config-dir /config "$binary" --version)" = "$version" ] ||
+  local root=$1 binary=$2 version run=("${in_root[@]}" "$1") itself=("$2")
+  if [ -n "$emulator" ]; then
+    cp "$emulator" "$root/emulator"
+    itself=(/emulator "$2")
+  fi
+  version=$("${run[@]}" "${itself[@]}" --version)
+  [ "$("${run[@]}" "${itself[@]}" --config-dir /config "${itself[@]}" --version 2>/dev/null)" = "$version" ] ||
     wrong "$binary does not run itself in an empty root"
   [ -e "$root/config/session.lock" ] || wrong "$binary has made no session lock"
   printf '%s: %s\n' "$binary" "$version"
 }
 mkdir "$work/tar" "$work/deb"
 tar -xzf "$tarball" -C "$work/tar" --strip-components=1 --no-same-owner
-"$work/tar/install.sh" --prefix "$work/tar/usr/local" >/dev/null
+# What it runs to write the man page is for this machine.
+if [ -z "$emulator" ]; then
+  "$work/tar/install.sh" --prefix "$work/tar/usr/local" >/dev/null
+else
+  mkdir -p "$work/tar/usr/local"
+  cp -R "$work/tar/bin" "$work/tar/usr/local"
+fi
 works "$work/tar" /usr/local/bin/claude-run
 # dpkg needs its books; the package itself needs nothing and brings no scripts.
 mkdir -p "$work/deb/var/lib/dpkg/updates" "$work/deb/var/lib/dpkg/info"
 touch "$work/deb/var/lib/dpkg/status"
-if [ "$(id -u)" = 0 ]; then
+if [ "$(id -u)" = 0 ] && [ -z "$emulator" ]; then
   dpkg --root="$work/deb" --log=/dev/null --install "$deb" >/dev/null
   works "$work/deb" /usr/bin/claude-run
   dpkg --root="$work/deb" --log=/dev/null --purge claude-run >/dev/null
@@ -105,4 +158,4 @@ if $again; then
   echo "the same bytes"
 fi
 say "made"
-(cd "$out" && sha256sum -- *.tar.gz *.deb)
+(cd "$out" && sha256sum -- *.tar.gz *.deb | tee SHA256SUMS)

@@ -145,11 +145,12 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
             work(&subject, &mut check);
         }
     }
-    let findings = check.findings;
+    let mut findings = check.findings;
     let worst = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Pass);
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (failures, warnings) = (count(Verdict::Failure), count(Verdict::Warning));
     let json_form = json!({"verdict": worst, "failures": failures, "warnings": warnings, "checks": findings});
+    findings.sort_by_key(|finding| finding.verdict); // failures last, where a terminal shows them
     let lines: String = findings.iter().map(|finding| finding.to_text(layout::width())).collect();
     let (failures, warnings) = (text::count(failures, "failure"), text::count(warnings, "warning"));
     let text = format!("{lines}\n{failures}, {warnings} in {}\n", text::count(findings.len(), "check"));
