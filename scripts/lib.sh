@@ -11,9 +11,9 @@ done
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$top" || exit
-# Where cargo puts what .cargo/config.toml has it build.
+# Where cargo puts what .cargo/config.toml has it build. Without a rustc, `command -v cargo` is what tells so.
 # shellcheck disable=SC2034 # for those that source this
-release=$top/target/$(rustc -vV 2>/dev/null | sed -n 's/^host: //p')/release
+release=$top/target/$({ rustc -vV 2>/dev/null || :; } | sed -n 's/^host: //p')/release
 
 say() { printf '\n== %s\n' "$*"; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 2; }

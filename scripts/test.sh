@@ -11,9 +11,10 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 # Each as COMMAND:PACKAGE of Debian's. What a factory's scripts run on; the peers, whose answers are compared with ours; shells that
-# complete by our scripts; an engine with a lock, for lock helpers; a file system that hosts share without its locks.
+# complete by our scripts; a pager; an engine with a lock, for lock helpers; a file system that hosts share without its locks.
 tools=(cc:gcc shellcheck:shellcheck flock:util-linux node:nodejs npm:npm strace:strace busybox:busybox jq:jq patch:patch tini:tini
-  dumb-init:dumb-init fish:fish zsh:zsh man:man-db systemd-analyze:systemd etcd:etcd-server etcdctl:etcd-client bindfs:bindfs)
+  dumb-init:dumb-init fish:fish zsh:zsh less:less man:man-db systemd-analyze:systemd etcd:etcd-server etcdctl:etcd-client
+  bindfs:bindfs)
 has_cargo() { cargo "$1" --version >/dev/null 2>&1; }
 missing=()
 for tool in "${tools[@]}"; do command -v "${tool%:*}" >/dev/null || missing+=("${tool#*:} (for ${tool%:*})"); done

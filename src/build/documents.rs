@@ -9,7 +9,7 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
 
 use crate::config::cli;
-use crate::config::help::{OTHER_VARIABLES, SECTIONS, WHATIS};
+use crate::config::help::{OTHER_VARIABLES, SECTIONS, USAGE, WHATIS};
 use crate::config::options::{OPTIONS, VERBOSITY};
 use crate::config::values::{LockMode, Shell, Value};
 
@@ -84,7 +84,8 @@ pub(crate) fn man_page(date: &str) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
     let described = cli::command();
     let description = described.get_long_about().cloned().unwrap_or_default();
-    let command = bare().version("").about(WHATIS).long_about(description).args(described.get_arguments().cloned());
+    let options = described.get_arguments().filter(|arg| !arg.is_positional()).cloned();
+    let command = bare().version("").about(WHATIS).long_about(description).args(options);
     let man = Man::new(built(command))
         .title("CLAUDE-RUN")
         .source(concat!("claude-run ", env!("CARGO_PKG_VERSION")))
@@ -92,9 +93,13 @@ pub(crate) fn man_page(date: &str) -> io::Result<Vec<u8>> {
         .manual("User Commands");
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
+    render_synopsis(&mut page)?;
     man.render_description_section(&mut page)?;
-    man.render_options_section(&mut page)?;
+    let mut options = Vec::new();
+    man.render_options_section(&mut options)?;
+    // Each of its headings is a part of the one section that man(7) knows.
+    let options = String::from_utf8(options).map_err(io::Error::other)?.replace(".SH ", ".SS ");
+    write!(page, ".SH OPTIONS\n{options}")?;
     let mut roff = Roff::new();
     roff.control("SH", ["OPERATIONS"]);
     roff.text([roman(
@@ -112,6 +117,21 @@ pub(crate) fn man_page(date: &str) -> io::Result<Vec<u8>> {
     render_environment(&mut page)?;
     render_sections(&mut page)?;
     Ok(page)
+}
+
+/// The forms of a command line, with the names of what is to be put in.
+fn render_synopsis(page: &mut Vec<u8>) -> io::Result<()> {
+    let mut roff = Roff::new();
+    roff.control("SH", ["SYNOPSIS"]);
+    for form in USAGE.lines() {
+        let names = form.trim().trim_start_matches(NAME);
+        let parts = names.split_inclusive(|c: char| !c.is_ascii_uppercase()).flat_map(|part| {
+            let name = part.trim_end_matches(|c: char| !c.is_ascii_uppercase());
+            [italic(name), roman(&part[name.len()..])]
+        });
+        roff.text([bold(NAME)].into_iter().chain(parts).collect::<Vec<_>>()).control("br", []);
+    }
+    roff.to_writer(page)
 }
 
 fn render_operation(mut operation: Command, page: &mut Vec<u8>) -> io::Result<()> {

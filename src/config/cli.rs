@@ -11,6 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, Subcommand};
 use super::help;
 use super::options::{MESSAGES, OPTIONS, OptionSpec, VERBOSITY};
 pub use super::subcommands::Operation;
+use super::values::nearest;
 
 /// With the commit, if that is known; the build script, which has these parsers, too, does not know it.
 const VERSION: &str = match option_env!("CLAUDE_RUN_VERSION") {
@@ -194,12 +195,6 @@ pub fn similar_operation(word: &str) -> Option<String> {
     nearest(word, operations.get_subcommands().map(Command::get_name), 0.8).map(str::to_owned)
 }
 
-/// The name that is most like `word`, if it is more like it than `bound` of 1.
-pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>, bound: f64) -> Option<&'a str> {
-    let likeness = |name: &str| strsim::jaro(name, word);
-    names.max_by(|one, other| likeness(one).total_cmp(&likeness(other))).filter(|name| likeness(name) > bound)
-}
-
 /// The name of the operation in `words`, if the words before it are sound.
 fn operation_in(words: &[OsString]) -> Option<&str> {
     let at = words.iter().position(|word| word.to_str().is_some_and(Operation::has_subcommand))?;
@@ -216,19 +211,36 @@ fn refusal(error: &clap::Error, operation: Option<&str>) -> String {
             let similar = context(error, ContextKind::SuggestedArg).map(|similar| format!("; did you mean {similar}?"));
             format!("there is no option {word}{}", similar.unwrap_or_default())
         }
-        None => match (invalid, std::error::Error::source(error)) {
-            (Some(option), Some(mistake)) => {
-                // Without the name of its value.
-                let option = option.trim_start_matches(['<', '[']).split([' ', '=', '[', '>', ']']).next();
-                format!("{}: {mistake}", option.unwrap_or_default())
-            }
+        None => match (invalid.map(name_of), std::error::Error::source(error)) {
+            (Some(name), Some(mistake)) => format!("{name}: {mistake}"),
+            (Some(name), None) => mistake_about(name, error),
             _ => one_line(error),
         },
     };
     match (operation, unknown) {
         (Some(operation), _) => format!("{operation}: {mistake} (see `claude-run {operation} --help`)"),
-        (None, Some(word)) => format!("{mistake} (put claude's arguments after `--`: `claude-run -- {word} …`)"),
+        (None, Some(word)) => format!("{mistake} (put claude's arguments after `--`: `claude-run -- {word} ...`)"),
         (None, None) => format!("{mistake} (see `claude-run --help`)"),
+    }
+}
+
+/// The name of an option or argument, as clap writes it, without the name of its value.
+fn name_of(argument: &str) -> &str {
+    argument.trim_start_matches(['<', '[']).split([' ', '=', '[', '>', ']']).next().unwrap_or_default()
+}
+
+/// A mistake that is in no value.
+fn mistake_about(name: &str, error: &clap::Error) -> String {
+    match error.kind() {
+        ErrorKind::UnknownArgument => format!("{name:?} is one word too many"),
+        ErrorKind::InvalidValue => format!("{name} needs a value"),
+        ErrorKind::TooManyValues => format!("{name} takes no value"),
+        ErrorKind::ArgumentConflict => {
+            let other = context(error, ContextKind::PriorArg).map_or("another option", name_of);
+            format!("{name} and {other} exclude each other; leave one out")
+        }
+        ErrorKind::MissingRequiredArgument => format!("{name} is missing"),
+        _ => one_line(error),
     }
 }
 
@@ -242,6 +254,7 @@ fn one_line(error: &clap::Error) -> String {
 fn context(error: &clap::Error, kind: ContextKind) -> Option<&str> {
     match error.get(kind)? {
         ContextValue::String(text) => Some(text),
+        ContextValue::Strings(texts) => texts.first().map(String::as_str),
         _ => None,
     }
 }

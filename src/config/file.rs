@@ -17,9 +17,9 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
 use toml_edit::{Document, DocumentMut, Item, Value};
 
-use super::cli::nearest;
 use super::options::OPTIONS;
 use super::trust::{POWERFUL, ensure_only_ours};
+use super::values::nearest;
 use crate::redact;
 use crate::sys::file_id::FileId;
 use crate::sys::fs::read_bounded_text;

@@ -27,7 +27,7 @@ pub(super) const MORE_ABOUT: &str = "The session lock is a flock(2) on session.l
 pub const WHATIS: &str = "run claude under one session lock and a watchdog";
 
 /// Forms of a command line.
-pub(super) const USAGE: &str = "claude-run [OPTIONS] [--] [COMMAND] [ARGS]...\n       claude-run [OPTIONS] OPERATION [ARGS]...";
+pub const USAGE: &str = "claude-run [OPTIONS] [--] [COMMAND] [ARGS]...\n       claude-run [OPTIONS] OPERATION [ARGS]...";
 
 const fn prose(title: &'static str, text: &'static str) -> Section {
     Section { title, text, terms: &[] }

@@ -6,14 +6,14 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::cli::{Cli, nearest};
+use super::cli::Cli;
 use super::duration::DurationSetting;
 use super::file::SettingsFile;
 use super::help::SECTIONS;
 use super::options::{OPTIONS, OptionSpec, SLOTS, VERBOSITY};
 pub use super::options::{Origin, Settings, Written};
-use super::values::Value;
 pub use super::values::{Leftovers, LockMode, Redact, RequireResult, Slots, Stdin, Verbosity, Wait};
+use super::values::{Value, nearest};
 
 /// Source of environment variables: a closure in tests, the process' own in `run`.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;

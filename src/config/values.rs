@@ -228,7 +228,15 @@ impl Value for Vec<String> {
 
 fn unknown_word<T: Value>(value: &OsStr) -> anyhow::Error {
     let words: Vec<_> = T::WORDS.iter().map(|(word, _)| *word).collect();
-    anyhow!("{value:?} is none of: {}", words.join(", "))
+    let similar = nearest(&value.to_string_lossy(), words.iter().copied(), 0.8);
+    let similar = similar.map(|similar| format!("; did you mean {similar}?")).unwrap_or_default();
+    anyhow!("{value:?} is none of: {}{similar}", words.join(", "))
+}
+
+/// The name that is most like `word`, if it is more like it than `bound` of 1.
+pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>, bound: f64) -> Option<&'a str> {
+    let likeness = |name: &str| strsim::jaro(name, word);
+    names.max_by(|one, other| likeness(one).total_cmp(&likeness(other))).filter(|name| likeness(name) > bound)
 }
 
 /// clap's parser of the values of an operation's option.

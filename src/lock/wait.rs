@@ -190,12 +190,10 @@ impl<'a> LockWait<'a> {
         let way_out = "see claude-run status, or raise --wait";
         let holder = || self.holder_at_a_glance().map_or_else(|| "another process".to_owned(), |holder| holder.to_string());
         let what = match &self.awaited {
-            Awaited::SessionLock(path, _) => {
-                format!("{gave_up}: the session lock {} is held by {}; {way_out}", path.display(), holder())
-            }
+            Awaited::SessionLock(..) => format!("{gave_up}: the session lock is held by {}; {way_out}", holder()),
             Awaited::Slot { of, .. } => format!("{gave_up}: {}; {way_out}", self.slots_in_use(*of)),
             awaited => {
-                let reason = reason.as_deref().unwrap_or("--wait waits longer");
+                let reason = reason.as_deref().unwrap_or("raise --wait");
                 format!("{gave_up}: {awaited} did not get its lock; {reason}; nothing was started")
             }
         };

@@ -24,16 +24,32 @@ impl LiveLine {
         (IS_ALLOWED.load(Ordering::Relaxed) && stderr().is_terminal()).then(|| Self(()))
     }
 
+    /// Shows `head`, and as many of `names` as there is room for.
+    pub fn show_list(&self, head: &str, names: &[String]) {
+        let text = |count: usize| match names.len() - count {
+            0 => format!("{head}{}", names.join(", ")),
+            more => format!("{head}{} and {more} more", names[..count].join(", ")),
+        };
+        let fits = |text: &String| LEAD.len() + text.chars().count() <= width();
+        self.show(&(1..=names.len()).rev().map(text).find(fits).unwrap_or_else(|| text(names.len())));
+    }
+
     /// Shows `text` in place of the last.
     pub fn show(&self, text: &str) {
-        // Text that does not fit would wrap to a second line, which no carriage return reaches.
-        let width = terminal::size_of(stderr()).map_or(usize::MAX, |size| usize::from(size.ws_col)).saturating_sub(1);
-        let text = format!("claude-run: {}", escaped(text));
+        let width = width();
+        let text = format!("{LEAD}{}", escaped(text));
         // A hint is shown whole, or not at all.
         let hint = text.find("; Ctrl-C").filter(|_| text.chars().count() > width);
         let text: String = text[..hint.unwrap_or(text.len())].chars().take(width).collect();
         say(&format!("\r\x1b[K{text}"));
     }
+}
+
+const LEAD: &str = "claude-run: ";
+
+/// Columns of the line. Text that does not fit would wrap to a second line, which no carriage return reaches.
+fn width() -> usize {
+    terminal::size_of(stderr()).map_or(usize::MAX, |size| usize::from(size.ws_col)).saturating_sub(1)
 }
 
 impl Drop for LiveLine {

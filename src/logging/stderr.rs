@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::words::in_locale;
+
 /// Writes `text` to stderr, if that can be written.
 pub(super) fn say(text: &str) {
     // There is no place left to report a failure of stderr.
-    let _ = Patient.write_all(text.as_bytes());
+    let _ = Patient.write_all(in_locale(text).as_bytes());
 }
 
 /// Longest wait of one message for the reader of a full pipe; until it reads on, the next messages do not wait at all.

@@ -71,7 +71,7 @@ pub(crate) fn in_locale(text: &str) -> Cow<'_, str> {
     let mark = |c| match c {
         '\u{2581}'..='\u{2588}' => b".:-=+*#@"[c as usize - 0x2581].into(),
         '…' => '~',
-        '·' => '-',
+        '·' | '–' => '-',
         c => c,
     };
     text.replace("… ", "... ").chars().map(mark).collect::<String>().into()

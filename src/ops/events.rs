@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::layout::{self, Look, hanging};
 use super::{Context, answer, text};
 use crate::claude::telemetry::{Meaning, RefreshEvent, Telemetry};
 use crate::config::duration;
@@ -191,8 +192,10 @@ impl Summary {
             let (length, from) = (duration::show(to.duration_since(*from).unwrap_or_default()), time(*from));
             text += &format!("{from:<27}{length:>12}{:>10}{retries:>9}{resolved:>10}{broken:>8}\n", sessions.len());
         }
-        text += &format!("\n{}\n", self.verdict());
-        text.extend(self.advice().into_iter().map(|advice| format!("{advice}\n")));
+        let look = if self.is_healthy() { Look::Good } else { Look::Bad }.style();
+        let verdict = hanging(&self.verdict(), 2, layout::width());
+        text += &format!("\n{look}{verdict}{look:#}\n");
+        text.extend(self.advice().into_iter().map(|advice| format!("- {}\n", hanging(advice, 2, layout::width()))));
         text
     }
 

@@ -102,13 +102,13 @@ pub(super) fn wrapped(text: &str, room: usize, hang: usize) -> Vec<String> {
             line.push(' ');
             used += 1;
         }
-        for c in word.chars() {
-            if used + columns_of(c) > room {
+        for (c, columns) in with_columns(word) {
+            if used + columns > room {
                 lines.push(std::mem::replace(&mut line, " ".repeat(hang)));
                 used = hang;
             }
             line.push(c);
-            used += columns_of(c);
+            used += columns;
         }
     }
     lines.push(line);
@@ -117,7 +117,17 @@ pub(super) fn wrapped(text: &str, room: usize, hang: usize) -> Vec<String> {
 
 /// Columns that `text` fills on a terminal.
 pub(super) fn columns(text: &str) -> usize {
-    text.chars().map(columns_of).sum()
+    with_columns(text).map(|(_, columns)| columns).sum()
+}
+
+/// Each character with its columns; our own colours have none.
+fn with_columns(text: &str) -> impl Iterator<Item = (char, usize)> {
+    let mut is_colour = false;
+    text.chars().map(move |c| {
+        let is_shown = !is_colour && c != '\x1b';
+        is_colour = c == '\x1b' || (is_colour && c != 'm');
+        (c, if is_shown { columns_of(c) } else { 0 })
+    })
 }
 
 /// `text` in `width` columns: cut with a mark, or filled up with spaces.
@@ -161,6 +171,7 @@ mod tests {
             assert_eq!(without_spaces(&lines.concat()), without_spaces(text), "{room}");
         }
         assert_eq!(wrapped("one two three", 7, 0), ["one two", "three"]);
+        assert_eq!(wrapped("one \x1b[1mtwo\x1b[0m three", 7, 0), ["one \x1b[1mtwo\x1b[0m", "three"]);
         assert_eq!(wrapped("", 7, 0), [""]);
     }
 

@@ -93,7 +93,7 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
         Operation::Settings { json } => settings::show(&context, *json, out),
         // Made of the parser by the build script.
         Operation::Version => write_own(out, &command().render_version()).map(|()| Outcome::Shown),
-        Operation::Help { topic } => write_own(out, &in_locale(&help::topic(topic.as_deref())?)).map(|()| Outcome::Shown),
+        Operation::Help { topic } => help::show(&context, topic.as_deref(), out).map(|()| Outcome::Shown),
         Operation::ManPage => write_own(out, include_str!(concat!(env!("OUT_DIR"), "/claude-run.1"))).map(|()| Outcome::Shown),
         Operation::Completions { shell } => {
             let script = match shell {

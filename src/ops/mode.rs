@@ -60,7 +60,7 @@ pub(super) fn run(
     value["others"] = others.runs.iter().map(text::run_json).collect();
     value["without_record"] = others.without_record.iter().map(|(pid, _)| *pid).collect();
     let is_well = factory.file_error.is_none() && others.unreadable.is_none() && (bound.is_none() || others.is_empty());
-    answer(out, json, is_well, &lines(others.rows(mode).iter()), &value)
+    answer(out, json, is_well, &lines(others.rows(mode, bound).iter()), &value)
 }
 
 /// The mode to set and the bound of `--drain`, behind which a MODE may stand.
@@ -90,7 +90,7 @@ fn line(value: impl Into<String>, look: Look) -> Row {
 fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row> {
     let path = factory.config_dir.join(file::NAME);
     let mut rows = vec![match set {
-        Some(mode) => line(format!("{} is the lock mode now, by {}", mode.name(), path.display()), Look::Plain),
+        Some(mode) => line(format!("the lock mode is {} now, set in {}", mode.name(), path.display()), Look::Plain),
         None => line(factory.mode_text(), Look::Plain),
     }];
     rows.extend(factory.file_error.iter().map(|error| line(format!("no run starts: {error}"), Look::Bad)));
@@ -110,8 +110,8 @@ fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row>
 struct Others {
     /// Orphaned ones and those of other hosts included.
     runs: Vec<RunRecord>,
-    /// Pids and names of processes that hold the session lock or wait for it, as in `exclusive` mode.
-    without_record: Vec<(i32, String)>,
+    /// Processes that hold the session lock or wait for it, as in `exclusive` mode.
+    without_record: Vec<(i32, &'static str)>,
     unreadable: Option<String>,
 }
 
@@ -123,13 +123,13 @@ impl Others {
         for holder in holders {
             match holder {
                 Holder::Run(run) => others.runs.push(*run),
-                Holder::Process { pid, name } => others.without_record.push((pid, format!("{name}, holds the session lock"))),
+                Holder::Process { pid, .. } => others.without_record.push((pid, "holds the session lock")),
             }
         }
         for waiter in waiting {
             match waiter {
                 Ok(run) => others.runs.push(run),
-                Err(pid) => others.without_record.push((pid, "waits for the session lock".to_owned())),
+                Err(pid) => others.without_record.push((pid, "waits for the session lock")),
             }
         }
         others.runs.extend(running.into_iter().chain(orphaned).chain(elsewhere));
@@ -149,13 +149,16 @@ impl Others {
         self.runs.len() + self.without_record.len()
     }
 
-    fn rows(&self, mode: Option<LockMode>) -> Vec<Row> {
+    /// Those that are left at `bound`, if there was one.
+    fn rows(&self, mode: Option<LockMode>, bound: Option<DurationSetting>) -> Vec<Row> {
         let mut by_mode = BTreeMap::<_, usize>::new();
         self.runs.iter().for_each(|record| *by_mode.entry(&*record.mode).or_default() += 1);
         by_mode.extend((!self.without_record.is_empty()).then_some(("without a run record", self.without_record.len())));
         let modes: Vec<_> = by_mode.iter().map(|(mode, count)| format!("{count} {mode}")).collect();
+        let bound = bound.and_then(DurationSetting::as_limit).filter(|_| !self.is_empty());
+        let gave_up = bound.map_or_else(String::new, |bound| format!("gave up after {}: ", show(bound)));
         let head = match (self.count(), mode) {
-            (0, Some(mode)) => format!("no live run follows another mode than {}", mode.name()),
+            (0, Some(_)) => "no live run follows another mode".to_owned(),
             (0, None) => "no run is live".to_owned(),
             (1, Some(_)) => format!("1 live run still follows another mode: {}", modes.join(", ")),
             (count, Some(_)) => format!("{count} live runs still follow another mode: {}", modes.join(", ")),
@@ -163,14 +166,13 @@ impl Others {
         };
         let unreadable = self.unreadable.iter().map(|why| line(format!("{why}: who runs is not known"), Look::Odd));
         let runs = self.runs.iter().map(|record| line(format!("  {}", text::run(record)), Look::Plain));
-        let others = self.without_record.iter().map(|(pid, what)| line(format!("  pid {pid}, {what}"), Look::Plain));
-        unreadable.chain(iter::once(line(head, Look::Plain))).chain(runs).chain(others).collect()
+        let others =
+            self.without_record.iter().map(|(pid, what)| line(format!("  {}, {what}", text::process(*pid)), Look::Plain));
+        unreadable.chain(iter::once(line(gave_up + &head, Look::Plain))).chain(runs).chain(others).collect()
     }
 
-    fn names(&self) -> String {
-        let runs = self.runs.iter().map(RunRecord::who);
-        let others = self.without_record.iter().map(|(pid, _)| format!("pid {pid}, without a run record"));
-        runs.chain(others).collect::<Vec<_>>().join(", ")
+    fn names(&self) -> Vec<String> {
+        self.runs.iter().map(RunRecord::who).chain(self.without_record.iter().map(|(pid, _)| text::process(*pid))).collect()
     }
 }
 
@@ -178,7 +180,6 @@ impl Others {
 fn drain_others(factory: &Factory, context: &Context, mode: Option<LockMode>, bound: DurationSetting) -> Result<Others> {
     let (started, limit) = (Instant::now(), bound.as_limit());
     let deadline = after(started, limit);
-    let limit = limit.map_or_else(|| "without a limit".to_owned(), |limit| format!("at most {}", show(limit)));
     let mut live_line = None;
     let mut awaited: Option<AwaitedRun> = None;
     for turn in 0.. {
@@ -186,17 +187,19 @@ fn drain_others(factory: &Factory, context: &Context, mode: Option<LockMode>, bo
         if others.is_empty() || (left.is_zero() && turn > 0) {
             return Ok(others);
         }
-        let (count, names) = (others.count(), others.names());
+        let names = others.names();
         if turn == 0 {
             live_line = LiveLine::on_terminal();
+            let who = format!("waiting for {} of another mode", text::count(names.len(), "live run"));
+            let at_most = limit.map_or_else(String::new, |limit| format!(", at most {}", show(limit)));
+            logging::ask(&match &live_line {
+                Some(_) => format!("{who}; Ctrl-C stops only the wait\n"),
+                None => format!("{who}{at_most}: {}\n", names.join(", ")),
+            });
         }
-        match &live_line {
-            Some(line) => {
-                let waited = show_seconds(started.elapsed());
-                line.show(&format!("waited {waited}, {limit}, for {count}: {names}; Ctrl-C stops the wait, not the mode"));
-            }
-            None if turn == 0 => logging::ask(&format!("waiting for {count} who follow another mode, {limit}: {names}\n")),
-            None => {}
+        if let Some(line) = &live_line {
+            let of = limit.map_or_else(String::new, |limit| format!(" of {}", show_seconds(limit)));
+            line.show_list(&format!("waited {}{of} for ", show_seconds(started.elapsed())), &names);
         }
         // Only of those with a record the kernel can tell the end.
         let needs_looks = live_line.is_some() || others.runs.is_empty();

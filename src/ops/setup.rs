@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use self::plan::{SetupPaths, SetupPlan};
-use super::{Context, answer, text, time_left, wait_until_none};
+use super::{Context, answer, layout, text, time_left, wait_until_none};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::claude::storage::ClaudeStorage;
 use crate::config::duration::after;
@@ -127,7 +127,7 @@ fn keep_others_out(context: &Context, paths: &SetupPaths, session_lock: &mut Opt
     };
     *session_lock = lock_within(&paths.link.join(lock::FILE_NAME), deadline)?;
     if session_lock.is_none() {
-        return Ok(Some(format!("{} is in use, and --wait waits longer", paths.link.display())));
+        return Ok(Some(format!("{} is in use; end what runs there, or raise --wait", paths.link.display())));
     }
     let records = RecordStore::of(&paths.link);
     let live = wait_until_none(&records, deadline, || {
@@ -181,7 +181,10 @@ impl SetupReport {
     }
 
     fn to_text(&self, paths: &SetupPaths) -> String {
-        let mut lines: Vec<String> = self.steps.iter().chain(&self.notes).cloned().collect();
+        // A command to type stays one line, which can be copied.
+        let wrapped =
+            |line: &String| if line.contains(" && ") { line.clone() } else { layout::hanging(line, 2, layout::width()) };
+        let mut lines: Vec<String> = self.steps.iter().chain(&self.notes).map(wrapped).collect();
         if lines.is_empty() {
             lines.push(format!("nothing to do: {} is {} already", paths.link.display(), self.config_dir));
         }

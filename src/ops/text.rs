@@ -8,6 +8,7 @@ use crate::config::duration::show_seconds;
 use crate::config::settings::{Origin, Written};
 use crate::logging::escaped;
 use crate::records::{RunRecord, time};
+use crate::sys::proc::Stat;
 
 pub(super) fn setting(Written { value, origin, .. }: &Written) -> String {
     format!("{} ({})", escaped(&value.to_string_lossy()), self::origin(origin))
@@ -41,6 +42,12 @@ pub(super) fn setting_json(Written { name, value, origin }: &Written) -> Value {
 
 pub(super) fn run(record: &RunRecord) -> String {
     format!("{}, {}, {}", record.who(), escaped(&record.mode), show_seconds(age(record.since)))
+}
+
+/// A process that is no run.
+pub(super) fn process(pid: i32) -> String {
+    let name = Stat::read(pid).map_or_else(|| "a process".to_owned(), |stat| escaped(&stat.name()).into_owned());
+    format!("{name} (pid {pid})")
 }
 
 /// A run, for programs: the fields of its record, and how long it has been in its state.
@@ -79,7 +86,12 @@ pub(super) fn age_json(at: SystemTime) -> Value {
 }
 
 pub(super) fn since(since: Option<SystemTime>) -> String {
-    since.map_or_else(String::new, |since| format!(" since {}", time(since)))
+    since.map_or_else(String::new, |since| format!(" since {}", minute(since)))
+}
+
+/// `2026-11-26 10:28 UTC`
+fn minute(at: SystemTime) -> String {
+    format!("{} UTC", time(at)[..16].replace('T', " "))
 }
 
 /// `1 run`, `2 runs`

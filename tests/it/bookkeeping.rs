@@ -299,7 +299,7 @@ fn records_of_root_belong_to_the_owner_of_the_config_dir() {
     }
     // Of one that was made before, it is said, and neither the mode nor the lock hides behind it.
     std::os::unix::fs::chown(&records, Some(0), Some(0)).expect("an owner");
-    for (words, part) in [(&["status"][..], "held by        nobody"), (&["mode", "refresh"], "refresh is the lock mode now")] {
+    for (words, part) in [(&["status"][..], "held by        nobody"), (&["mode", "refresh"], "the lock mode is refresh now")] {
         let mut command = env.command("setpriv");
         command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]).arg(binary()).args(words);
         let ended = Running::start(command).end();

@@ -106,6 +106,15 @@ fn promises_name_tests_that_exist() {
         count += 1;
     }
     assert!(count > 50, "{count}");
+    // Of the unit tests, a module or a name.
+    let mut units = Vec::new();
+    tests(&root.join("src"), &mut units);
+    let marked = table.replace("lib `", "`lib ");
+    for name in marked.split("`lib ").skip(1).filter_map(|rest| rest.split('`').next()) {
+        let module = root.join("src").join(name.replace("::", "/"));
+        let is_there = module.is_dir() || module.with_extension("rs").is_file();
+        assert!(is_there || units.iter().any(|test| test.ends_with(&format!("::{name}"))), "{name}");
+    }
     for path in ["tests/library", "tests/model"] {
         assert!(table.contains(path) && root.join(path).is_dir(), "{path}");
     }

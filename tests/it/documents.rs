@@ -24,7 +24,7 @@ fn output(mut program: Command) -> String {
 }
 
 /// Typed words, and the completions offered for the last one.
-const COMPLETIONS: [(&str, &[&str]); 14] = [
+const COMPLETIONS: [(&str, &[&str]); 18] = [
     ("claude-run st", &["status"]),
     ("claude-run --lo", &["--lock", "--lock-file", "--lock-helper", "--log", "--log-format"]),
     ("claude-run --lock ", MODES),
@@ -39,6 +39,10 @@ const COMPLETIONS: [(&str, &[&str]); 14] = [
     ("claude-run completions z", &["zsh"]),
     ("claude-run claude st", &["stray"]),
     ("claude-run -w 5 -- claude st", &["stray"]),
+    ("claude-run -- mkfif", &["mkfifo"]),
+    ("claude-run --label x -- slot", &[]),
+    ("claude-run --wait=5 -- mode st", &["stray"]),
+    ("claude-run -- claude --resume st", &["stray"]),
 ];
 const MODES: &[&str] = &["exclusive", "refresh", "pass-through"];
 
@@ -79,8 +83,11 @@ fn bash_completes_options_values_and_operations() {
         ]);
         let text = output(bash);
         // Where no dash is typed, bash shows the options of an operation as well.
-        let completed: BTreeSet<_> =
-            text.lines().filter(|word| !word.starts_with('-') || expected.iter().any(|word| word.starts_with('-'))).collect();
+        let completed: BTreeSet<_> = text
+            .lines()
+            .filter(|word| !word.is_empty())
+            .filter(|word| !word.starts_with('-') || expected.iter().any(|word| word.starts_with('-')))
+            .collect();
         assert_eq!(completed, expected.iter().copied().collect(), "{line:?}");
     }
 }
@@ -100,7 +107,10 @@ fn fish_completes_options_values_and_operations() {
         // Without files where none is wanted. Where COMMAND may stand, there may be some.
         let completed: BTreeSet<_> = completed.collect();
         let has_all = expected.iter().all(|word| completed.contains(word));
-        assert!(has_all && (completed.len() == expected.len() || line.ends_with("st")), "{line:?}: {completed:?}");
+        // Behind `--`, whatever program is somehow like the word, but no operation.
+        let is_exact = completed.len() == expected.len() || line.ends_with("st");
+        assert!(has_all && (is_exact || line.contains(" -- ")), "{line:?}: {completed:?}");
+        assert!(!line.contains(" -- ") || !completed.contains("slots"), "{line:?}: {completed:?}");
     }
 }
 
@@ -131,7 +141,7 @@ fn zsh_completes_options_values_and_operations() {
         let text = offered();
         let completed: BTreeSet<_> = text.lines().filter(|word| *word != "end" && !word.is_empty()).collect();
         assert!(expected.iter().all(|word| completed.contains(word)), "{line:?}: {completed:?}");
-        let is_wrong = |word: &&&str| ["status", "report", "stray"].contains(*word) && !expected.contains(*word);
+        let is_wrong = |word: &&&str| ["status", "report", "slots", "stray"].contains(*word) && !expected.contains(*word);
         assert_eq!(completed.iter().find(is_wrong), None, "{line:?}: {completed:?}");
         fs::remove_file(env.path("offered")).expect("removed");
     }
@@ -200,6 +210,9 @@ fn man_page_is_complete_and_valid() {
         assert!(environment.contains(variable), "{variable}: {environment}");
     }
     assert!(!page.contains("claude(1)"), "there is no such page");
+    let synopsis =
+        "SYNOPSIS\n       claude-run [OPTIONS] [--] [COMMAND] [ARGS]...\n       claude-run [OPTIONS] OPERATION [ARGS]...\n\n";
+    assert!(page.contains(synopsis), "{page}");
     // What whatis(1) would index.
     let mut lexgrog = env.command("lexgrog");
     lexgrog.arg(env.path("claude-run.1"));

@@ -60,7 +60,7 @@ fn mode_refresh_in_a_mounted_dir_advises_by_version() {
         ("2.1.126", "exclusive", false),
     ] {
         let lines = set(version, mode);
-        assert!(lines.contains(&format!("{mode} is the lock mode now")), "{lines}");
+        assert!(lines.contains(&format!("the lock mode is {mode} now")), "{lines}");
         assert_eq!(lines.contains(" is a mount point"), is_advised, "{version}: {lines}");
     }
 }

@@ -146,3 +146,39 @@ fn every_script_says_what_it_does_and_does_nothing() {
         }
     }
 }
+
+#[test]
+fn missing_tools_are_listed_before_any_is_installed() {
+    let env = Env::new();
+    // Nothing is there but what the script itself needs, and an installer that would leave a trace.
+    for (name, text) in [("cargo", "exit 0"), ("apt-get", "touch installed"), ("sudo", "touch installed")] {
+        env.script(&format!("tools/{name}"), &format!("#!/bin/bash\n{text}\n"));
+    }
+    for tool in ["bash", "dirname", "env", "sed", "touch", "realpath"] {
+        std::os::unix::fs::symlink(format!("/usr/bin/{tool}"), env.path("tools").join(tool)).expect("a link");
+    }
+    let mut script = env.command("/bin/bash");
+    script.env("PATH", env.path("tools")).arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/test.sh")).arg("--check-tools");
+    let output = script.output().expect("started");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text.contains("shellcheck (for shellcheck)\n") && text.contains("less (for less)\n"), "{output:?}");
+    assert!(!env.path("installed").exists());
+}
+
+/// Those that build say what is missing, rather than nothing.
+#[test]
+fn scripts_without_a_toolchain_say_so() {
+    let env = Env::new();
+    for tool in ["bash", "dirname", "env", "sed"] {
+        fs::create_dir_all(env.path("tools")).expect("a directory");
+        std::os::unix::fs::symlink(format!("/usr/bin/{tool}"), env.path("tools").join(tool)).expect("a link");
+    }
+    for name in ["quickstart", "test", "package"] {
+        let mut script = env.command("/bin/bash");
+        script.env("PATH", env.path("tools")).arg(format!("{}/scripts/{name}.sh", env!("CARGO_MANIFEST_DIR")));
+        let output = script.output().expect("started");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("there is no cargo; install a Rust toolchain"), "{output:?}");
+    }
+}

@@ -208,8 +208,7 @@ fn quiet_run_says_nothing_of_a_busy_lock() {
     }
     let ended = env.start(["--wait", "0", "touch", "started"]).end();
     assert!(
-        ended.stderr_text().contains("--wait is 0: the session lock ")
-            && ended.stderr_text().contains("is held by flock (pid ")
+        ended.stderr_text().contains("--wait is 0: the session lock is held by flock (pid ")
             && ended.stderr_text().contains(", without a run record; see claude-run status"),
         "{ended:?}"
     );

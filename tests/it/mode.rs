@@ -25,10 +25,10 @@ fn mode(env: &Env, words: &[&str]) -> assert_cmd::Command {
 #[test]
 fn mode_is_shown_with_origin_and_set_for_later_runs() {
     let env = Env::new();
-    assert_eq!(stdout(mode(&env, &[]), 0), "exclusive (default)\nno live run follows another mode than exclusive\n");
+    assert_eq!(stdout(mode(&env, &[]), 0), "exclusive (default)\nno live run follows another mode\n");
     let path = file(&env).display().to_string();
     let set = stdout(mode(&env, &["pass-through"]), 0);
-    assert!(set.starts_with(&format!("pass-through is the lock mode now, by {path}\n")), "{set}");
+    assert!(set.starts_with(&format!("the lock mode is pass-through now, set in {path}\n")), "{set}");
     assert!(stdout(mode(&env, &[]), 0).starts_with(&format!("pass-through ({path}:1)\n")));
     let _holder = env.hold_lock();
     env.claude_run().args(["--wait", "0", "true"]).assert().code(0);
@@ -118,7 +118,7 @@ fn drain_takes_its_bound_as_every_option_does() {
         let assert = mode(&env, words).assert().code(1);
         let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
         assert!(
-            stderr.starts_with("claude-run: waiting for 1 who follow another mode, at most 100ms: "),
+            stderr.starts_with("claude-run: waiting for 1 live run of another mode, at most 100ms: "),
             "{words:?}: {stderr}"
         );
     }
@@ -144,9 +144,9 @@ fn holder_without_a_record_follows_no_new_mode() {
     }
     let seen: Value = serde_json::from_str(&stdout(mode(&env, &["--json"]), 0)).expect("JSON");
     assert_eq!(seen["without_record"].as_array().map(Vec::len), Some(2), "{seen}");
-    assert!(stdout(mode(&env, &["exclusive"]), 0).contains("no live run follows another mode than exclusive\n"));
+    assert!(stdout(mode(&env, &["exclusive"]), 0).contains("no live run follows another mode\n"));
     let drain = env.start(["mode", "refresh", "--drain"]);
-    assert!(drain.message().contains("waiting for 2 who follow another mode, at most 2h 5m: pid "));
+    assert!(drain.message().contains("waiting for 2 live runs of another mode, at most 2h 5m: "));
     drop((holder, waiter));
     assert_eq!(drain.end().code(), 0);
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::env::{Env, Running, binary, wait_until};
+use crate::env::{Env, Running, binary, needs, wait_until};
 use crate::terminal::OnTerminal;
 
 const SIZES: [(u16, u16); 2] = [(80, 24), (200, 50)];
@@ -129,7 +129,7 @@ fn report_fits_the_terminal() {
         for part in [
             "exited (0)",
             "exited (3)",
-            " more, with no more runs each",
+            " more with no more runs each",
             "last day ",
             "refreshes ",
             "most 64",
@@ -152,6 +152,31 @@ fn doctor_is_wrapped_behind_the_names_of_its_checks() {
 }
 
 #[test]
+fn events_are_wrapped_with_a_hanging_indent() {
+    let env = Env::new();
+    for (columns, rows) in SIZES {
+        let text = printed(&env, &["events"], (columns, rows));
+        assert_fits(&text, columns);
+        assert!(text.contains("\nhealthy, as far as can be seen: "), "{text}");
+        assert_eq!(text.contains("\n  "), columns == 80, "{text}");
+    }
+}
+
+#[test]
+fn setup_is_wrapped_but_for_commands() {
+    let env = Env::new();
+    let shared = env.path("shared").join("s".repeat(60));
+    for (columns, rows) in SIZES {
+        let text = printed(&env, &["setup", "--dry-run", "--shared-dir", shared.to_str().expect("text")], (columns, rows));
+        assert_fits(&text, columns);
+        assert!(text.starts_with("would make "), "{text}");
+        assert_eq!(text.contains("\n  "), columns == 80, "{text}");
+        let text = printed(&env, &["setup", "--home", "/missing"], (columns, rows));
+        assert!(text.starts_with("claude-run: there is no home /missing; name it with --home"), "{text}");
+    }
+}
+
+#[test]
 fn waiting_line_shows_the_holder_in_80_columns() {
     let env = Env::new();
     let holder = env.start_fake(&["--label", "dev-agent"], "ready; hang");
@@ -160,40 +185,114 @@ fn waiting_line_shows_the_holder_in_80_columns() {
     old.arg(env.lock_file()).arg("true");
     let _old = Running::start(old);
     wait_until("the old caller waits", || env.waiters() == 1);
-    let waiter = OnTerminal::sized(command(&env, &["--", "true"]), 80, 24);
+    let start = |(columns, rows)| OnTerminal::sized(command(&env, &["--", "true"]), columns, rows);
+    let narrow = start(SIZES[0]);
     wait_until("it waits", || env.waiters() == 2);
-    let _third = env.start(["--", "true"]);
+    let wide = start(SIZES[1]);
     wait_until("a third one waits", || env.waiters() == 3);
-    let holder = format!("s of 10m, 2nd of 3; held by dev-agent (pid {}), ", holder.pid());
-    wait_until("place and holder are shown", || waiter.shown().contains(&holder));
-    let lines = waiter.shown();
-    assert_fits(&lines.split('\r').map(plain).collect::<Vec<_>>().join("\n"), 79);
+    for (waiter, place, columns, hint) in [(narrow, "2nd", 79, false), (wide, "3rd", 199, true)] {
+        let held = format!("s of 10m, {place} of 3; held by dev-agent (pid {}), ", holder.pid());
+        wait_until("place and holder are shown", || waiter.shown().contains(&held));
+        let lines = waiter.shown().split('\r').map(plain).collect::<Vec<_>>().join("\n");
+        assert_fits(&lines, columns);
+        assert_eq!(lines.contains("; Ctrl-C ends it"), hint, "{lines}");
+    }
 }
 
 #[test]
 fn drain_says_first_what_is_set_then_who_is_waited_for() {
     let env = Env::new();
     let _all = crowd(&env, 1);
-    let mut drain = OnTerminal::sized(command(&env, &["mode", "pass-through", "--drain", "10m"]), 80, 24);
-    drain.shows("pass-through is the lock mode now, by");
-    wait_until("it is shown who is waited for", || drain.shown().contains(", at most 10m, for 2: dev-agent (pid "));
-    drain.types("\x03");
-    assert_eq!(drain.ends(), 130);
+    for (columns, rows) in SIZES {
+        let mut drain = OnTerminal::sized(command(&env, &["mode", "pass-through", "--drain", "10m"]), columns, rows);
+        drain.shows("the lock mode is pass-through now, set in");
+        drain.shows("waiting for 2 live runs of another mode; Ctrl-C stops only the wait");
+        wait_until("it is shown who is waited for", || drain.shown().contains("s of 10m for dev-agent (pid "));
+        let line = plain(&drain.shown());
+        let line = line.lines().last().expect("a line");
+        assert!(line.ends_with(" and 1 more") == (columns == 80), "{line}");
+        drain.types("\x03");
+        assert_eq!(drain.ends(), 130);
+    }
     env.claude_run().arg("mode").assert().code(0);
+    let shown = printed(&env, &["mode", "pass-through", "--drain", "1"], SIZES[0]);
+    assert!(shown.contains("gave up after 1s: 2 live runs still follow another mode: 2 exclusive\n"), "{shown}");
     let file = fs::read_to_string(env.home().join(".claude/claude-run.toml")).expect("a file");
     assert_eq!(file, "lock = \"pass-through\"\n", "Ctrl-C stops the wait, not the mode");
+}
+
+#[test]
+fn help_is_wrapped_and_paged_on_a_terminal() {
+    let env = Env::new();
+    env.script("pager", "#!/bin/sh\necho \"$1\" >paged; exec cat >>paged\n");
+    for (columns, rows) in SIZES {
+        let shown = |variables: &[(&str, &str)]| {
+            let _ = fs::remove_file(env.path("paged"));
+            let mut command = command(&env, &["help", "watchdog"]);
+            command.envs(variables.iter().copied());
+            let mut terminal = OnTerminal::sized(command, columns, rows);
+            assert_eq!(terminal.ends(), 0);
+            terminal.read_to_end();
+            (plain(&terminal.shown()), fs::read_to_string(env.path("paged")).unwrap_or_default())
+        };
+        let (shown_beside, paged) = shown(&[("PAGER", "./pager 'a b'")]);
+        assert_eq!(shown_beside, "", "the pager has the terminal");
+        assert!(paged.starts_with("a b\nThe watchdog\n\n    claude-run ") && paged.contains("\nSignals\n"), "{paged}");
+        // Code keeps its lines.
+        let prose = |text: &str| text.lines().filter(|line| !line.starts_with("    ")).collect::<Vec<_>>().join("\n");
+        assert_fits(&prose(&paged), columns);
+        // No pager, no wish for one, or a terminal that has no use for it.
+        let home = env.home();
+        let path = home.to_str().expect("text");
+        let others = [&[("PAGER", "")][..], &[("PAGER", "cat")], &[("PAGER", "./pager"), ("TERM", "dumb")], &[("PATH", path)]];
+        for variables in others {
+            let (text, not_paged) = shown(variables);
+            assert!(text.starts_with("The watchdog\n\n    claude-run ") && not_paged.is_empty(), "{variables:?}: {text}");
+            assert_fits(&prose(&text), columns);
+        }
+    }
+    // What a screen has room for needs no pager.
+    let mut terminal = OnTerminal::sized(command(&env, &["help", "status"]), 80, 50);
+    terminal.ends();
+    terminal.read_to_end();
+    assert!(plain(&terminal.shown()).starts_with("Shows who holds the session lock"));
+}
+
+#[test]
+fn help_goes_through_less_where_it_is() {
+    if !needs("less") {
+        return;
+    }
+    let env = Env::new();
+    let mut less = OnTerminal::sized(command(&env, &["help", "modes"]), 80, 24);
+    wait_until("less shows the first screen", || less.shown().contains("\x1b[1mLock\x1b[0m"));
+    assert!(!less.shown().contains("Claude's own refresh locks"));
+    less.types("q");
+    assert_eq!(less.ends(), 0);
 }
 
 #[test]
 fn marks_are_ascii_where_the_locale_is() {
     let env = Env::new();
     env.claude_run().args(["--label", &"l".repeat(90), "true"]).assert().code(0);
-    for words in [&["report"][..], &["status"], &["-h"], &["--help"], &["help"]] {
-        let mut command = command(&env, words);
-        command.env("LANG", "C");
-        let mut terminal = OnTerminal::sized(command, 80, 24);
-        assert_eq!(terminal.ends(), 0);
-        terminal.count("");
-        assert!(terminal.shown().is_ascii(), "{words:?}: {}", terminal.shown());
+    let operations = "status mode slots settings report doctor events version man-page -h --help help nonsense --nonsense";
+    let others =
+        ["setup --dry-run", "completions bash", "completions fish", "completions zsh", "report --prometheus", "mode exclusive"];
+    let all = operations.split(' ').chain(others).map(str::to_owned);
+    let pages = claude_run::guide::TOPICS.iter().map(|(topic, _)| *topic).chain(["status", "setup"]);
+    for line in all.chain(pages.map(|topic| format!("help {topic}"))) {
+        let words: Vec<_> = line.split(' ').collect();
+        let started = |words: &[&str]| {
+            let mut command = command(&env, words);
+            command.env("LANG", "C").env("PAGER", "cat");
+            command
+        };
+        let mut terminal = OnTerminal::sized(started(&words), 80, 24);
+        terminal.ends();
+        terminal.read_to_end();
+        let shown = terminal.shown();
+        assert!(shown.is_ascii() && !shown.is_empty(), "{line}: {shown}");
+        let piped = started(&words).output().expect("started");
+        assert!(piped.stdout.is_ascii() && piped.stderr.is_ascii(), "{line}: {piped:?}");
     }
 }

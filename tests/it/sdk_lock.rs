@@ -101,7 +101,8 @@ fn backends_have_a_lock_each() {
 #[test]
 fn readme_diff_patches_a_factorys_file() {
     let readme = include_str!("../../README.md");
-    let diff = readme.split("\n```diff\n").nth(1).and_then(|rest| rest.split("\n```").next()).expect("a diff");
+    let diff = readme.split("\n```diff\n").find(|rest| rest.starts_with("--- ")).expect("a diff");
+    let diff = diff.split("\n```").next().expect("its end");
     for machine in machines() {
         let before = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/factory/agent-sdk.sh");
         fs::create_dir(machine.env.path("lib")).expect("a directory");

@@ -362,7 +362,7 @@ fn bound_is_shown_and_set_for_all() {
     fs::create_dir_all(env.home().join(".claude")).expect("a config dir");
     let file = env.home().join(".claude/claude-run.toml");
     fs::write(&file, "# ours\nwait = 5 # s\n").expect("a file");
-    assert!(text(&["slots", "4"]).starts_with("4 is the bound now, by "));
+    assert!(text(&["slots", "4"]).starts_with("the bound is 4 now, set in "));
     assert_eq!(fs::read_to_string(&file).expect("a file"), "# ours\nwait = 5 # s\nslots = 4\n");
     let run = hold(&env, &["--lock", "pass-through", "--label", "one"]);
     let shown = text(&["slots"]);

@@ -238,7 +238,7 @@ fn waiters_are_listed_in_the_kernel_order() {
     let third = env.start(["--label", "third", "--", "true"]);
     wait_until("three wait", || env.waiters() == 3);
     let (shown, seen) = (text(&env), status(&env));
-    let old_caller = format!(" 2. pid {}, without a run record", old.pid());
+    let old_caller = format!(" 2. flock (pid {}), without a run record", old.pid());
     for part in [" 1. first (pid ", old_caller.as_str(), " 3. third (pid "] {
         assert!(shown.contains(part), "{part:?}: {shown}");
     }
@@ -294,7 +294,7 @@ fn bad_value_in_the_settings_file_hides_nothing() {
     // The way back is open.
     let assert = env.claude_run().args(["mode", "exclusive"]).assert().code(1);
     let text = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
-    assert!(text.starts_with("exclusive is the lock mode now, by ") && text.contains("no run starts: "), "{text}");
+    assert!(text.starts_with("the lock mode is exclusive now, set in ") && text.contains("no run starts: "), "{text}");
     assert!(fs::read_to_string(&file).expect("a file").contains("lock = \"exclusive\""));
     env.claude_run().env("CLAUDE_TIMEOUT", "soon").arg("status").assert().code(125);
 }

@@ -122,7 +122,8 @@ impl Report {
         text.extend(labels.iter().map(|(label, totals)| row(label.as_deref().unwrap_or("(no label)"), totals)));
         if hidden > 0 {
             let look = Look::Faint.style();
-            *text += &format!("{look}… and {hidden} more, with no more runs each (| less shows all){look:#}\n");
+            *text +=
+                &format!("{look}… and {hidden} more with no more runs each; `claude-run report | less` shows all{look:#}\n");
         }
         *text += &row("all", &self.total);
     }

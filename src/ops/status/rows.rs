@@ -87,7 +87,7 @@ impl Status<'_> {
         let places = self.waiting.iter().zip(1..).map(|(waiter, place)| {
             let who = match waiter {
                 Ok(run) => text::run(run),
-                Err(pid) => format!("pid {pid}, without a run record"),
+                Err(pid) => text::process(*pid) + ", without a run record",
             };
             Row { hang: digits + 2, ..Row::new("", format!("{place:>digits$}. {who}")) }
         });
@@ -147,7 +147,8 @@ fn finished(run: &FinishedRun) -> Row {
     let name = run.label.as_deref().or(program).unwrap_or(&run.run);
     let (ended, total) = (show_seconds(text::age(run.ended())), show_seconds(Duration::from_millis(run.total_ms)));
     let waited = run.wait_ms.map(Duration::from_millis).filter(|waited| waited.as_secs() > 0);
-    let took = waited.map_or_else(|| format!("took {total}"), |waited| format!("waited {} of {total}", show_seconds(waited)));
+    let took =
+        waited.map_or_else(|| format!("took {total}"), |waited| format!("took {total} ({} waiting)", show_seconds(waited)));
     let ending = text::ending(&run.outcome, run.exit_code);
     let look = if run.exit_code == Some(0) { Look::Plain } else { Look::Odd };
     Row { hang: 2, ..Row::new("", format!("{name}: {ending} {ended} ago, {took}")).looks(look) }
