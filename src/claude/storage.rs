@@ -9,7 +9,7 @@ use super::settings::ClaudeSettings;
 use super::version::Version;
 use crate::config::settings::Environment;
 
-/// Variable that moves the login and its locks, from 2.1.177 at the latest. Empty, it stands for `~/.claude`.
+/// Variable that moves the login and its locks, from [`Version::MOVED_STORAGE`] on. Empty, it stands for `~/.claude`.
 pub(crate) const VARIABLE: &str = "CLAUDE_SECURESTORAGE_CONFIG_DIR";
 
 /// Directories with logins of claude and the locks around their refreshes.
@@ -36,7 +36,7 @@ impl ClaudeStorage {
         let home = environment("HOME").filter(is_path).map(PathBuf::from);
         let variable = settings
             .early_variable(environment, VARIABLE)
-            .filter(|_| version().is_none_or(|version| version >= Version::INNER_LOCK));
+            .filter(|_| version().is_none_or(|version| version >= Version::MOVED_STORAGE));
         let by_settings = || settings.own_early_variable(config_dir::VARIABLE).filter(is_path);
         let (dir, moved_by) = match (variable, &home) {
             (Some(path), _) if is_path(&path) => (path.into(), Some(VARIABLE)),
@@ -68,4 +68,24 @@ impl ClaudeStorage {
 
 fn real(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variable_moves_the_login_of_versions_that_know_it() {
+        let (config_dir, elsewhere) = (Path::new("/nonesuch/config"), "/nonesuch/elsewhere");
+        let settings = ClaudeSettings::read(config_dir, &[]);
+        let environment = |name: &str| (name == VARIABLE).then(|| elsewhere.into());
+        let of = |version: &str| ClaudeStorage::of(&environment, &settings, || Version::parse(version), config_dir);
+        for (version, is_moved) in
+            [("2.1.84", false), ("2.1.126", false), ("2.1.143", false), ("2.1.144", true), ("2.1.177", true), ("unknown", true)]
+        {
+            let storage = of(version);
+            assert_eq!(storage.dir == Path::new(elsewhere), is_moved, "{version}");
+            assert_eq!(storage.moved_by, is_moved.then_some(VARIABLE), "{version}");
+        }
+    }
 }

@@ -17,6 +17,8 @@ impl Version {
     pub(crate) const WAITS_FOR_REFRESH: Self = Self([2, 1, 126]);
     /// First with a refresh lock inside the config dir.
     pub(crate) const INNER_LOCK: Self = Self([2, 1, 128]);
+    /// First that knows the variable which moves the login: 2.1.177 follows it, 2.1.126 does not, and the program has its name from here on.
+    pub(crate) const MOVED_STORAGE: Self = Self([2, 1, 144]);
     /// First that is known to refresh no login beside another provider; 2.1.177 does.
     pub(crate) const NO_IDLE_REFRESH: Self = Self([2, 1, 330]);
 

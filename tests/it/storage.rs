@@ -203,7 +203,7 @@ fn dead_login_is_said_alike_by_all() {
         ),
         (r#"{"accessToken":"a","refreshToken":"r","expiresAt":"2030-01-01"}"#, "cannot be understood: no expiresAt"),
         (r#"{"accessToken":"a","refreshToken":"r","expiresAt":null}"#, "cannot be understood: no expiresAt"),
-        (r#"{"accessToken":"\ud800","refreshToken":"r","expiresAt":1}"#, "cannot be understood: no JSON of claude's"),
+        (r#"{"accessToken":"\q","refreshToken":"r","expiresAt":1}"#, "cannot be understood: no JSON of claude's"),
     ] {
         fs::write(&file, format!(r#"{{"claudeAiOauth":{login}}}"#)).expect("a file");
         expect(doctor(&env, |doctor| doctor), "login", "failure", why);

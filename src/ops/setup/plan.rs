@@ -59,7 +59,7 @@ impl SetupPaths {
 impl PathKind {
     fn of(path: &Path) -> Self {
         match fs::symlink_metadata(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Self::Missing,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Self::Missing,
             Ok(found) if found.is_symlink() => match fs::read_link(path) {
                 Ok(to) if to == path => Self::Missing,
                 to => to.map_or(Self::Other, Self::Link),
