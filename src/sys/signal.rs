@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::prctl::set_dumpable;
-use nix::sys::pthread::pthread_kill;
+use nix::sys::pthread::{Pthread, pthread_kill};
 use nix::sys::signal::{SigSet as Mask, SigmaskHow, Signal as Named, raise, sigprocmask};
 use nix::unistd::{Pid, getpgid, getpgrp, getppid, getsid};
 
@@ -132,7 +132,7 @@ pub(crate) fn interrupt_threads<T>(mut threads: Vec<JoinHandle<T>>) {
     for _ in 0..500 {
         // A signal that comes before the system call is lost, so it is repeated. An error means that the thread has ended.
         for thread in &threads {
-            let _ = pthread_kill(thread.as_pthread_t(), INTERRUPT);
+            let _ = pthread_kill(thread.as_pthread_t() as Pthread, INTERRUPT); // std and libc differ about it with musl
         }
         thread::sleep(Duration::from_micros(200));
         threads.retain(|thread| !thread.is_finished());

@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use super::{Check, Subject};
 use crate::claude::refresh_locks::{RefreshLock, Standing, owner_file};
@@ -119,8 +119,8 @@ fn remove(lock: &RefreshLock) -> io::Result<()> {
     };
     removed.inspect_err(|_| {
         // If another one is there by now, this one is nobody's.
-        let put_back = renameat2(AT_FDCWD, &aside, AT_FDCWD, &lock.path, RenameFlags::RENAME_NOREPLACE);
-        if put_back == Err(Errno::EINVAL) {
+        let put_back = renameat_with(CWD, &aside, CWD, &lock.path, RenameFlags::NOREPLACE);
+        if put_back == Err(Errno::INVAL) {
             let _ = fs::rename(&aside, &lock.path); // a file system without that flag; at most an empty directory is replaced
         }
     })

@@ -7,8 +7,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::environment;
 use crate::sys::file_id::FileId;
@@ -182,7 +183,7 @@ impl SetupPlan {
         self.push(text, move || {
             // Killed behind this, it leaves a link that leads to itself, and `from` as it was.
             symlink(&to, &to)?;
-            renameat2(AT_FDCWD, &from, AT_FDCWD, &to, RenameFlags::RENAME_EXCHANGE).or_else(|errno| {
+            renameat_with(CWD, &from, CWD, &to, RenameFlags::EXCHANGE).or_else(|errno| {
                 fs::remove_file(&to)?;
                 // As on overlayfs, where what is in a lower layer cannot be renamed.
                 Err(io::Error::other(format!("{errno}; {}", by_hand(&from, &to))))
