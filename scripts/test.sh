@@ -59,7 +59,7 @@ say "models"
 RUSTFLAGS='' CARGO_TARGET_DIR=$top/target/model cargo test --manifest-path tests/model/Cargo.toml --locked --quiet
 say "tests"
 cargo test --locked "$@"
-scripts/fuzz.sh 5
+scripts/fuzz.sh 4
 say "what a newcomer types first"
 scripts/quickstart.sh
 # The binary that people get: optimised, static, small, and at home in an empty root.

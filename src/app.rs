@@ -12,7 +12,7 @@ use tracing::warn;
 
 use crate::claude::config_dir::ConfigDir;
 use crate::claude::program::{self, ProgramError};
-use crate::config::cli::{Cli, Request};
+use crate::config::cli::{Cli, Operation, Request};
 use crate::config::file::{self, SettingsFile};
 use crate::config::settings::{self, Redact, Settings};
 use crate::events::EventQueue;
@@ -81,23 +81,11 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
             };
         }
     };
-    let config_dir = ConfigDir::resolve(cli.value("config-dir").map(Path::new), ENVIRONMENT);
-    // Without a config dir there is no file in it; whether one is needed is settled later.
-    let file = config_dir.as_ref().ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
-    let file = file.transpose().map(Option::flatten);
-    if let Ok(Some(file)) = &file {
-        redact::configure(file.list("redact-names"), file.list("redact-patterns"));
-    }
     if let Some(operation) = operation {
         drop(blocked);
-        // No operation refuses a broken settings file: they are needed most when there is one.
-        let (file, file_error) = match file {
-            Ok(file) => (file, None),
-            Err(error) => (None, Some(format!("{error:#}"))),
-        };
-        let context = ops::Context { cli, environment: ENVIRONMENT, file, file_error, config_dir };
-        return ops::run(&operation, context, &mut anstream::stdout());
+        return operate(cli, &operation, &mut anstream::stdout());
     }
+    let (config_dir, file) = config_of(&cli);
     signal::ignore_terminal_stops();
     let settings = Settings::resolve(cli, ENVIRONMENT, file?.as_ref())?;
     if settings.redact != Redact::Off {
@@ -113,6 +101,32 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     let outcome = run_under_lock(run, slot.as_ref(), lock.as_ref(), &mut recorder, blocked);
     recorder.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
     outcome
+}
+
+/// Does what an operator asks for; its output goes to `out`.
+///
+/// # Errors
+/// The operation itself has failed.
+pub fn operate(cli: Cli, operation: &Operation, out: &mut impl Write) -> Result<Outcome> {
+    let (config_dir, file) = config_of(&cli);
+    // No operation refuses a broken settings file: they are needed most when there is one.
+    let (file, file_error) = match file {
+        Ok(file) => (file, None),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    ops::run(operation, ops::Context { cli, environment: ENVIRONMENT, file, file_error, config_dir }, out)
+}
+
+/// The config dir, and the settings file in it, what that adds to the secrets being masked from now on.
+fn config_of(cli: &Cli) -> (Result<ConfigDir>, Result<Option<SettingsFile>>) {
+    let config_dir = ConfigDir::resolve(cli.value("config-dir").map(Path::new), ENVIRONMENT);
+    // Without a config dir there is no file in it; whether one is needed is settled later.
+    let file = config_dir.as_ref().ok().map(|config_dir| SettingsFile::read(&config_dir.path.join(file::NAME)));
+    let file = file.transpose().map(Option::flatten);
+    if let Ok(Some(file)) = &file {
+        redact::configure(file.list("redact-names"), file.list("redact-patterns"));
+    }
+    (config_dir, file)
 }
 
 /// Acquires the slot and the lock that are requested, then supervises `run` until all that it starts has ended.

@@ -23,6 +23,7 @@ use crate::config::duration::after;
 use crate::config::settings::LockMode;
 use crate::logging::{PATIENCE, append_lines, open_to_append};
 use crate::outcome::Outcome;
+use crate::redact::masked;
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
@@ -88,10 +89,14 @@ const TOUCH_AFTER: Duration = Duration::from_secs(SILENT_RECORD_TTL.as_secs() / 
 /// Delay before a record that is there already says that the child runs.
 const PUBLISH_AFTER: Duration = Duration::from_millis(20);
 
+/// As much of `text`, which others have written, as is kept of it: masked when it is written, since a run starts without the masker.
+fn kept(text: &str) -> String {
+    masked(&clamped(text))
+}
+
 impl RunRecorder {
     /// Recorder of a run that begins now. Nothing is written yet.
-    pub fn open(mut info: RunInfo) -> Self {
-        info.label = info.label.as_deref().map(clamped);
+    pub fn open(info: RunInfo) -> Self {
         let began_at = SystemTime::now();
         Self {
             info,
@@ -311,7 +316,7 @@ impl RunRecorder {
         let RunInfo { run, label, program, lock_mode, lock_file, .. } = &self.info;
         RunRecord {
             run: run.to_string(),
-            label: label.clone(),
+            label: label.as_deref().map(kept),
             state: if self.child.is_some() { State::Running } else { State::Waiting },
             waits_for: self.child.is_none().then_some(self.waits_for),
             ticket: self.ticket,
@@ -347,7 +352,7 @@ impl RunRecorder {
         };
         json!({
             "run": run.to_string(),
-            "label": label,
+            "label": label.as_deref().map(kept),
             "outcome": outcome.name(),
             "exit_code": outcome.exit_code(),
             "child_exit_code": child_exit_code,
@@ -364,8 +369,8 @@ impl RunRecorder {
             "version": env!("CARGO_PKG_VERSION"),
             "program": program.to_string_lossy(),
             "cut_refresh": self.cut_refresh,
-            "session_id": self.session_id,
-            "subtype": result.map(|result| &result.subtype),
+            "session_id": self.session_id.as_deref().map(kept),
+            "subtype": result.map(|result| kept(&result.subtype)),
             "is_error": result.map(|result| result.is_error),
             "auth_refused": result.map(|result| result.auth_refused),
             "turns": result.map(|result| result.turns),

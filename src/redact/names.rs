@@ -6,7 +6,7 @@ use std::ops::Range;
 pub(super) const LONGEST: usize = 128;
 
 /// Ends of a part of a secret name.
-const KINDS: [&str; 19] = [
+const KINDS: [&str; 20] = [
     "token",
     "secret",
     "secrets",
@@ -26,6 +26,7 @@ const KINDS: [&str; 19] = [
     "authkey",
     "masterkey",
     "encryptionkey",
+    "jwt",
 ];
 
 /// Parts that make a key secret.
@@ -40,8 +41,56 @@ const BEFORE_PASS: [&str; 18] = [
 /// First words of names in which a mere KEY or PASS is secret.
 const OWNERS: [&str; 7] = ["forge", "vault", "gh", "github", "claw", "claude", "anthropic"];
 
+/// Services of which a KEY or PASS is secret right behind them.
+const SERVICES: [&str; 44] = [
+    "openai",
+    "stripe",
+    "azure",
+    "gemini",
+    "groq",
+    "mistral",
+    "cohere",
+    "deepseek",
+    "xai",
+    "openrouter",
+    "replicate",
+    "tavily",
+    "elevenlabs",
+    "langfuse",
+    "langsmith",
+    "huggingface",
+    "hf",
+    "sendgrid",
+    "twilio",
+    "mailgun",
+    "slack",
+    "discord",
+    "telegram",
+    "datadog",
+    "sentry",
+    "cloudflare",
+    "digitalocean",
+    "heroku",
+    "netlify",
+    "vercel",
+    "supabase",
+    "algolia",
+    "notion",
+    "figma",
+    "airtable",
+    "shopify",
+    "gitlab",
+    "bitbucket",
+    "databricks",
+    "grafana",
+    "pinecone",
+    "perplexity",
+    "aws",
+    "serper",
+];
+
 /// Parts behind which a name means something about a secret, not the secret.
-const ABOUT: [&str; 74] = [
+const ABOUT: [&str; 77] = [
     "name",
     "names",
     "type",
@@ -87,6 +136,9 @@ const ABOUT: [&str; 74] = [
     "kind",
     "provider",
     "issuer",
+    "audience",
+    "algorithm",
+    "alg",
     "scope",
     "scopes",
     "status",
@@ -157,8 +209,9 @@ pub(super) fn is_secret(name: &[u8]) -> bool {
     let key =
         (1..parts.len()).rev().find(|&at| is_key(parts[at]) && KEYS.iter().any(|key| parts[at - 1].ends_with(key.as_bytes())));
     let owned = (0..parts.len()).rev().find(|&at| is_owned(parts[at]) || at > 0 && is_of_owner(&parts[..at], parts[at]));
+    let access_token = is_loud.then(|| parts.iter().rposition(|part| *part == b"pat")).flatten().filter(|_| parts.len() > 1);
     let is_directory = |at: usize| parts[at] == b"pwd" && is_loud && parts.len() == 1;
-    kind.chain(key).chain(owned).any(|at| {
+    kind.chain(key).chain(owned).chain(access_token).any(|at| {
         let about = parts[at + 1..].iter().any(|part| ABOUT.iter().any(|word| word.as_bytes() == *part));
         let is_secret_id = parts[at] == b"secret" && parts.get(at + 1..) == Some(&[&b"id"[..]][..]);
         !is_directory(at) && (!about || is_secret_id)
@@ -200,7 +253,8 @@ fn is_owned(part: &[u8]) -> bool {
 
 fn is_of_owner(before: &[&[u8]], part: &[u8]) -> bool {
     let is_kind = ["key", "pass"].iter().any(|kind| part.ends_with(kind.as_bytes()));
-    is_kind && before.iter().any(|part| OWNERS.iter().any(|owner| part.ends_with(owner.as_bytes())))
+    let is_service = || before.last().is_some_and(|last| SERVICES.iter().any(|service| service.as_bytes() == *last));
+    is_kind && (before.iter().any(|part| OWNERS.iter().any(|owner| part.ends_with(owner.as_bytes()))) || is_service())
 }
 
 fn without_digits(part: &[u8]) -> &[u8] {

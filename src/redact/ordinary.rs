@@ -3,7 +3,7 @@
 use super::names;
 
 /// Words that stand where a value would.
-const WORDS: [&str; 67] = [
+const WORDS: [&str; 84] = [
     "none",
     "null",
     "nil",
@@ -71,13 +71,33 @@ const WORDS: [&str; 67] = [
     "keyword",
     "comment",
     "identifier",
+    "u8",
+    "u16",
+    "u32",
+    "u64",
+    "u128",
+    "usize",
+    "i8",
+    "i16",
+    "i32",
+    "i64",
+    "i128",
+    "isize",
+    "f32",
+    "f64",
+    "int32",
+    "int64",
+    "byte",
 ];
 
 /// Words of a sentence about secrets.
 const PROSE: [&str; 29] = [
-    "password", "token", "secret", "key", "your", "the", "is", "to", "for", "of", "in", "not", "invalid", "required", "must",
-    "enter", "please", "missing", "expired", "with", "be", "from", "and", "or", "was", "has", "cannot", "no", "this",
+    "password", "token", "secret", "key", "your", "not", "invalid", "required", "must", "enter", "please", "missing",
+    "expired", "cannot", "the", "is", "to", "for", "of", "in", "with", "be", "from", "and", "or", "was", "has", "no", "this",
 ];
+
+/// Number of those that no passphrase is likely to have.
+const TELLING: usize = 14;
 
 /// References to the environment or another variable.
 const LOOKUPS: [&str; 9] =
@@ -90,6 +110,10 @@ pub(super) struct Shape<'a> {
     pub(super) is_quoted: bool,
     /// No language has an expression there: `NAME=value` of a shell, `X-Name: value` of a header.
     pub(super) is_literal: bool,
+    /// `NAME='some words'` of a shell.
+    pub(super) is_assigned: bool,
+    /// A list or a block goes on behind it: `name: Type,`.
+    pub(super) goes_on: bool,
 }
 
 /// True if `value` is no secret.
@@ -103,7 +127,7 @@ pub(super) fn is_ordinary(value: &[u8], shape: Shape) -> bool {
         || is_placeholder(value)
         || is_word(value, shape)
         || !shape.is_literal && is_code(value, shape)
-        || shape.is_quoted && is_sentence(value)
+        || shape.is_quoted && is_sentence(value, if shape.is_assigned { TELLING } else { PROSE.len() })
 }
 
 /// True for a number, also with a unit.
@@ -182,13 +206,16 @@ fn is_code(value: &[u8], shape: Shape) -> bool {
         return is_call || is_similar || is_path_of_names && !value.iter().any(u8::is_ascii_uppercase);
     }
     let is_type = has("<") || has("[") || has("(") || value.ends_with(b"?") || has("|") || has("`");
-    is_call || is_similar || is_path_of_names || is_type
+    let is_type_name = value[0].is_ascii_uppercase()
+        && value.iter().all(u8::is_ascii_alphabetic)
+        && (value.len() == 1 || shape.goes_on && value.iter().any(u8::is_ascii_lowercase));
+    is_call || is_similar || is_path_of_names || is_type || is_type_name
 }
 
 /// True for words about secrets, such as a label or an error.
-fn is_sentence(value: &[u8]) -> bool {
+fn is_sentence(value: &[u8], telling: usize) -> bool {
     let words = || value.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| !word.is_empty());
-    let is_prose = |word: &[u8]| PROSE.iter().any(|other| other.as_bytes().eq_ignore_ascii_case(word));
+    let is_prose = |word: &[u8]| PROSE[..telling].iter().any(|other| other.as_bytes().eq_ignore_ascii_case(word));
     value.contains(&b' ') && words().count() > 1 && words().any(is_prose)
 }
 

@@ -63,6 +63,11 @@ pub(super) fn of_name(text: &[u8], name: Range<usize>) -> Option<(Range<usize>, 
     scan.is_spaced = spaces > 0;
     scan.skip_spaces(16);
     scan.skip_prefix();
+    // The default in `${TOKEN:-default}`.
+    scan.at += usize::from(scan.before().ends_with(b"${") && scan.peek().is_some_and(|byte| b"-=+?".contains(&byte)));
+    if let Some(list) = scan.list() {
+        return Some((list, Open::Word));
+    }
     let quote = scan.peek().filter(|byte| b"\"'`".contains(byte));
     let range = match quote {
         Some(quote) => scan.quoted(quote)?,
@@ -72,7 +77,13 @@ pub(super) fn of_name(text: &[u8], name: Range<usize>) -> Option<(Range<usize>, 
     let value = &text[range.start..range.end.min(range.start + 512)];
     let is_shell = scan.sign == Sign::Equals && !scan.is_spaced && names::is_loud(scan.name());
     let is_header = scan.sign == Sign::Colon && scan.name().contains(&b'-');
-    let shape = Shape { name: scan.name(), is_quoted: quote.is_some(), is_literal: quote.is_none() && (is_shell || is_header) };
+    let shape = Shape {
+        name: scan.name(),
+        is_quoted: quote.is_some(),
+        is_literal: quote.is_none() && (is_shell || is_header),
+        is_assigned: is_shell,
+        goes_on: text[range.end..].trim_ascii_start().first().is_some_and(|byte| b",;){>".contains(byte)),
+    };
     let open = quote.map_or(Open::Word, |quote| Open::Quoted(quote, 0));
     let is_compared = scan.sign == Sign::Compares && !is_random(value);
     let goes_on = quote.is_none() && range.len() >= NEAR;
@@ -191,6 +202,19 @@ impl Scan<'_> {
         }
         let line = rest.iter().position(|byte| b"\"'\n".contains(byte)).unwrap_or(rest.len());
         Some(start..start + line)
+    }
+
+    /// From the first to the last string of a list: `["…", "…"]`. Tokens of a language are listed more often than those of a login, so
+    /// they have to look like the latter.
+    fn list(&self) -> Option<Range<usize>> {
+        let rest = self.text[self.at..].strip_prefix(b"[")?;
+        let rest = &rest[..memchr::memchr2(b']', b'\n', &rest[..rest.len().min(NEAR)])?];
+        let parts: Vec<&[u8]> = rest.split(|&byte| byte == b'"').collect();
+        let items = || parts.iter().skip(1).step_by(2);
+        let are_secret = items().count() > 0 && items().all(|item| is_random(item));
+        let is_list = self.quote.is_some() && parts.len() % 2 == 1 && parts.iter().step_by(2).all(|sign| !sign.contains(&b'['));
+        let (first, last) = (parts.first()?.len() + 1, parts.last()?.len() + 1);
+        (is_list && are_secret).then(|| self.at + 1 + first..self.at + 1 + rest.len() - last)
     }
 
     /// True if the name stands in a string that `quote` would close: `print("token: " + …)`.

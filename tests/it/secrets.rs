@@ -38,3 +38,28 @@ fn core_dumps_are_the_child_s_alone() {
     command.args(["-c", &exec]);
     assert_eq!(Running::start(command).end().stdout, ["4"]);
 }
+
+#[test]
+fn words_of_others_are_kept_masked() {
+    let env = Env::new();
+    let frame = r#"{"type":"result","subtype":"ghp_0123456789abcdef","is_error":false,"session_id":"sk-ant-api03-x"}"#;
+    let words = [
+        "--label",
+        "agent GH_TOKEN=abcdef",
+        "--record",
+        "record",
+        "sh",
+        "-c",
+        "cat $PWD/home/.claude/claude-run/runs/*; echo \"$0\"",
+        frame,
+    ];
+    let output =
+        env.claude_run().args(words).args(["--output-format", "stream-json"]).assert().code(0).get_output().stdout.clone();
+    let history = fs::read_to_string(env.home().join(".claude/claude-run/history.jsonl")).expect("a history");
+    let record = fs::read_to_string(env.path("record")).expect("a record");
+    for text in [history, record] {
+        let line: serde_json::Value = serde_json::from_str(&text).expect("a line");
+        assert_eq!([&line["label"], &line["subtype"], &line["session_id"]], ["agent GH_TOKEN=***", "ghp_***", "sk-ant-***"]);
+    }
+    assert!(!String::from_utf8_lossy(&output).contains("TOKEN=abcdef"));
+}

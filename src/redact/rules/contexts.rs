@@ -5,7 +5,7 @@ use super::{Matcher, Rule, rule};
 /// Names, headers, command lines and URLs.
 #[rustfmt::skip]
 pub(super) static CONTEXTS: [Rule; 13] = [
-    rule("name", &["token", "secret", "passw", "pass", "credential", "key", "creds", "pwd", "kennwort"], Matcher::Name, &[
+    rule("name", &["token", "secret", "passw", "pass", "credential", "key", "creds", "pwd", "kennwort", "jwt", "pat"], Matcher::Name, &[
         "GH_TOKEN=«abc» d", "forge_token=«abc» d", "GH_api_key=«abc»", "Claude_Code_Secret='«a b»' c", "my-github_pass=«abc»",
         "myGithubToken=«abc»", "MYGH_TOKEN=«abc»", "TOKEN=«abc»", "PASS=«hunter2»", "dbPassword=«hunter2»", "DB_PASSWD=«hunter2»",
         "api-key: «a1b2c3»", "apiKey: '«a1b2c3»'", "API_KEY += \"«abc»\"", "secret := \"«abc»\"", ":password => \"«abc»\"",
@@ -20,6 +20,8 @@ pub(super) static CONTEXTS: [Rule; 13] = [
         "the token: «a1b2c3d4e5», it is new", "spring.datasource.password=«abc»", "setenv GH_TOKEN «abc»", "$env:GH_TOKEN = \"«abc»\"",
         r#"{"github_token":"«abc»","x":1}"#, r#"{"t":"anthropic_api_key=«abc»\nnext"}"#, r#"{"text":"{\"GH_TOKEN\":\"«a\\\"b»\"}"}"#,
         r#""{\"t\":\"GH_TOKEN=\\\"«a b»\\\" c\"}""#, r#"{"t":"GH_TOKEN='«abc»"}"#, "secret_id: «a1b2c3»", "token%3D«abcdef1»%26x%3D1",
+        "GITHUB_PAT=«abc»", "${PASSWORD:-«hunter2»}", "JWT=«abc»", "\"jwt\": \"«abc»\"", "OPENAI_KEY=«abc»", "stripeKey: '«abc1»'", "PASSWORD='«the cat sat»'",
+        "DB_PASSWORD=\"«correct horse battery of staple»\"", r#"{"api_keys": ["«a1b2c3d4»", "«b2c3d4e5»"]}"#,
         "password=&quot;«abc»&quot;", "password %3D «abc1»",
     ], &[
         "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
@@ -31,6 +33,9 @@ pub(super) static CONTEXTS: [Rule; 13] = [
         "--- PASS: TestToken (0.00s)", "use the --password option", "print(\"token: \" + token)", "input(\"Password: \")",
         "password: Option<String>,", "apiKeySource\":\"ANTHROPIC_API_KEY\"", "self.token = token", "token == null", "Token::new(a)",
         "\"password\": \"Enter your password\"", "GH_TOKEN: ${{ secrets.GITHUB_TOKEN }}", "tokenizer=gpt2", "primary_key=id", "OLDPWD=x1",
+        "PATH=/usr/bin:/bin", "PATHS=abc", "pat=abc", "JWT_ALGORITHM=RS256", "LANGFUSE_PUBLIC_KEY=pk1", "PASSWORD='Enter your password'",
+        r#"{"tokens":["the","cat"]}"#, r#"{"password":["required","min:8"]}"#, "token: T,", "    pub token: Token,", "fn f(token: T) -> U {",
+        "secret: SecretString,", "password: Password {", "key: u64,", "token: Vec<u8>,", "token: T", "api_key=os.environ['X']",
         r#"{"github_token":null,"password":12345678}"#, "const { token } = props;", "sort_key=abc", "PWD=work", "token => token.value",
     ]),
     rule("authorization header", &["authorization", "ssws"], Matcher::Context(

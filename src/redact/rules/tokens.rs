@@ -5,7 +5,7 @@ use super::{Matcher, Rule, rule, token};
 
 /// Known formats, by who issues them.
 #[rustfmt::skip]
-pub(super) static TOKENS: [Rule; 92] = [
+pub(super) static TOKENS: [Rule; 103] = [
     rule("anthropic", &["sk-ant-"], Matcher::Token { rest: r"[\w-]+", kind: Plain },
         &["key sk-ant-«api03-AbC_d-9», ok"], &["sk-ant-", "sk-ant-…", "SK-ANT-x"]),
     rule("github", &["ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"], Matcher::Token { rest: r"\w+", kind: Plain },
@@ -114,4 +114,15 @@ pub(super) static TOKENS: [Rule; 92] = [
     token("scaleway, yandex", &["AQVN", "y0_A"], r"[\w-]{30,}", Strict, &["AQVN«abcdefghijklmnopqrstuvwxyz0123456789AB»"]),
     token("zhipu", &["zai-"], r"[\w.-]{24,}", Mixed, &["zai-«0123456789abcdef0123456789abcdef»"]),
     token("render, railway", &["rnd_"], "[A-Za-z0-9]{28,}", Mixed, &["rnd_«abcdefghijklmnopqrstuvwxyz0123»"]),
+    token("e2b, adafruit", &["e2b_", "aio_"], "[A-Za-z0-9]{20,}", Mixed, &["e2b_«0123456789abcdef0123456789abcdef01234567»"]),
+    token("sonarqube", &["squ_", "sqp_", "sqa_"], "[a-f0-9]{40}", Strict, &["squ_«0123456789abcdef0123456789abcdef01234567»"]),
+    token("plaid", &["access-sandbox-", "access-production-", "access-development-"], "[a-f0-9-]{30,}", Plain, &["access-sandbox-«01234567-89ab-cdef-0123-456789abcdef»"]),
+    token("launchdarkly", &["sdk-", "mob-"], "[a-f0-9]{8}(?:-[a-f0-9]{4}){3}-[a-f0-9]{12}", Strict, &["sdk-«01234567-89ab-cdef-0123-456789abcdef»"]),
+    token("scalingo, intra 42", &["tk-us-", "s-s4t2ud-"], r"[\w-]{40,}", Mixed, &["tk-us-«0123456789abcdefghij0123456789abcdefghij01234567»"]),
+    token("settlemint", &["sm_aat_", "sm_pat_", "sm_sat_"], "[A-Za-z0-9]{16}", Plain, &["sm_aat_«0123456789abcdef»"]),
+    token("wakatime", &["waka_"], "[a-f0-9-]{36}", Plain, &["waka_«01234567-89ab-cdef-0123-456789abcdef»"]),
+    token("firecrawl", &["fc-"], "[a-f0-9]{32}", Strict, &["fc-«0123456789abcdef0123456789abcdef»"]),
+    token("runpod, anyscale, neon", &["rpa_", "esecret_", "napi_"], "[A-Za-z0-9]{20,}", Mixed, &["rpa_«0123456789ABCDEFGHIJ0123456789»"]),
+    token("mongodb, elastic, zuplo", &["mdb_sa_sk_", "essu_", "zpka_"], r"[\w+/=-]{20,}", Mixed, &["mdb_sa_sk_«0123456789abcdefghij0123456789»"]),
+    token("trigger.dev, inngest", &["tr_dev_", "tr_prod_", "signkey-"], r"[\w-]{16,}", Mixed, &["tr_prod_«0123456789abcdefghij»"]),
 ];
