@@ -27,7 +27,9 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-host=$(basename "$(dirname "$release")")
+command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
+host=${release%/release}
+host=${host##*/}
 case $target in
   '' | "$host") target=$host ;;
   *-linux-musl) need musl-gcc musl-tools ;;
@@ -38,7 +40,6 @@ case $target in
     ;;
   *) die "--target is aarch64-unknown-linux-gnu or x86_64-unknown-linux-musl, not '$target'" ;;
 esac
-command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
 need cc gcc
 need git git
 need unshare util-linux

@@ -7,8 +7,8 @@ mod config {
     pub mod cli;
     pub mod duration;
     pub mod help;
+    pub mod operations;
     pub mod options;
-    pub mod subcommands;
     pub mod values;
 }
 #[path = "build/documents.rs"]

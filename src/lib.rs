@@ -69,7 +69,7 @@
 //!
 //! | room | what it does |
 //! |---|---|
-//! | `app` | dispatches: an operator command, or one supervised run |
+//! | `app` | dispatches: an operation, or one supervised run |
 //! | `plan` | turns settings into a `Plan`: program, environment, `LockRequest`, `PolicyConfig` |
 //! | `ops` | prints what operators ask for: `status`, `mode`, `slots`, `settings`, `report`, `doctor`, `setup`, `events`, `redact`, man page, completions |
 //! | `supervisor` | owns the child: `run` (the loop), `policy` (the decisions), `spawn`, `process_tree`, `output/` (`capture`, `relay`, `sink`, `spool`, `line_logger`) |
@@ -78,7 +78,7 @@
 //! | `events` | queues signals, frames, ends of threads and changes of files |
 //! | `claude` | knows Claude Code: config dir, storage, settings, program, version, frames, authentication, credentials, refresh locks, telemetry |
 //! | `logging` | writes to stderr and to the log, and nobody else does: `messages`, `format`, `log_file`, `live_line` |
-//! | `config` | reads settings: `options` (the table), `cli`, `subcommands`, `values`, `duration`, `file`, `settings` (flag over environment over file), `help` |
+//! | `config` | reads settings: `options` (the table), `cli`, `operations`, `values`, `duration`, `file`, `settings` (flag over environment over file), `help` |
 //! | `run_id` | names a run |
 //! | `sys` | calls Linux, and knows nothing of claude: processes, signals, files, mounts, pipes, terminals |
 //! | `redact` | masks secrets in text: `rules` (the table), `names` and `values`, `environment`, `masker` (the stream) |
@@ -98,7 +98,7 @@
 //! | what counts as success with `--require-result` | `claude/frames.rs`, `LastResult::is_success` |
 //! | the text a waiter sees | the sentences: `lock/wait.rs`, of claude's refresh locks: `lock/acquire.rs`; the name of the holder: `lock/holder.rs` and `records/run_record.rs`, `who`; the line on a terminal: `logging/live_line.rs` |
 //! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one row; a new type of value: `config/values.rs` |
-//! | an operator command | `config/subcommands.rs` for its words, `ops/` for what it does |
+//! | an operation | `config/operations.rs` for its words, `ops/` for what it does |
 //! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `policy_config`; the hard limit: `config/settings.rs`, `HARD_LIMIT` |
 //! | what is masked: a format, or a name before a value | a row of `redact/rules/tokens.rs` or `redact/rules/contexts.rs`, with its examples; which names: `redact/names.rs` |
 //! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::decide`; from TERM to KILL: `supervisor/policy/escalation.rs` |

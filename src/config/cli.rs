@@ -9,8 +9,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, Subcommand};
 
 use super::help;
+pub use super::operations::Operation;
 use super::options::{MESSAGES, OPTIONS, OptionSpec, VERBOSITY};
-pub use super::subcommands::Operation;
 use super::values::nearest;
 
 /// With the commit, if that is known; the build script, which has these parsers, too, does not know it.
@@ -262,7 +262,7 @@ fn context(error: &clap::Error, kind: ContextKind) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::subcommands::Drain;
+    use crate::config::operations::Drain;
     use crate::config::values::{LockMode, Value};
 
     fn command_of(words: &[&str]) -> Vec<OsString> {

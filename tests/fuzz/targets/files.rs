@@ -1,4 +1,4 @@
-//! Any bytes in any one file of a config dir, as the operator commands read it: never a panic, no control character in what they show,
+//! Any bytes in any one file of a config dir, as the operations read it: never a panic, no control character in what they show,
 //! and JSON where JSON is asked for.
 #![no_main]
 
