@@ -33,11 +33,11 @@ pub struct Queue {
 }
 
 /// Number of records that are read before the kernel is asked.
-const GLANCE: usize = 16;
+const GLANCE: usize = 8;
 
 impl Holder {
-    /// Finds the holder of `lock` among the oldest live runs in `records`; then, unless there are more than `crowd` of them, among the
-    /// visible processes.
+    /// Finds the holder of `lock` among the oldest runs in `records`, as [`RecordStore::glance`] does; then, unless there are more than
+    /// `crowd` of them, among the visible processes.
     pub fn find(records: Option<&RecordStore>, lock: FileId, crowd: usize) -> Option<Self> {
         let (run, count) = records.map_or((None, 0), |records| records.glance(lock, GLANCE));
         let holder = run.map(|run| Self::Run(Box::new(run)));

@@ -46,7 +46,7 @@ impl SlotsDir {
             Some(ticket) => tickets.extend(ticket.parse::<u64>()),
             None => numbers.extend(name.parse().ok().filter(|number: &u16| number.to_string() == name)),
         };
-        let _ = dir.as_ref().map(|dir| dir.for_each_name(visit)); // what cannot be read is empty, as what is missing
+        let _ = dir.as_ref().map(|dir| dir.for_each_name(usize::MAX, visit)); // what cannot be read is empty, as what is missing
         numbers.sort_unstable();
         tickets.sort_unstable();
         Self { dir, numbers, tickets }

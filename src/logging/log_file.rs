@@ -38,6 +38,15 @@ pub struct LogFile {
     has_failed: AtomicBool,
 }
 
+/// Beginning of lines of the child's.
+#[derive(Debug, Default)]
+pub struct Stamp {
+    time: String,
+    stream: &'static str,
+    /// As a line of text begins with it.
+    text: Vec<u8>,
+}
+
 impl LogFile {
     /// Opens `path` to append the lines of `run`; a new file has mode 0600.
     ///
@@ -72,23 +81,28 @@ impl LogFile {
         }
     }
 
-    /// Current time, as each line has it.
-    pub fn time() -> String {
-        now().to_string()
+    /// Stamp of the lines of the child's `stream` that come now: for all of one read, since the clock and the formatting cost more than a
+    /// short line does.
+    pub fn stamp(&self, stream: &'static str) -> Stamp {
+        let time = now().to_string();
+        Stamp { text: format!("{time} {} {stream}: ", self.run).into_bytes(), time, stream }
     }
 
-    /// Formats a line of the child's, that came at `time`, for this log into `out`. `continued`: a later part of a long line.
-    pub fn format_line(&self, (time, stream): (&str, &str), line: &[u8], continued: bool, out: &mut Vec<u8>) {
+    /// Formats a line of the child's for this log into `out`. `continued`: a later part of a long line.
+    pub fn format_line(&self, stamp: &Stamp, line: &[u8], continued: bool, out: &mut Vec<u8>) {
         match self.format {
             LogFormat::Text => {
-                let mark = if continued { "+ " } else { ": " };
-                for part in [time, " ", &self.run, " ", stream, mark] {
-                    out.extend_from_slice(part.as_bytes());
+                out.reserve(stamp.text.len() + line.len() + 1);
+                out.extend_from_slice(&stamp.text);
+                if continued {
+                    let mark = out.len() - 2;
+                    out[mark] = b'+';
                 }
                 out.extend_from_slice(line);
             }
             LogFormat::Json => {
                 let text = String::from_utf8_lossy(line);
+                let Stamp { time, stream, .. } = stamp;
                 let mut entry = json!({ "run": self.run, "timestamp": time, "stream": stream, "line": text });
                 if continued {
                     entry["continued"] = true.into();

@@ -157,7 +157,8 @@ impl RecordStore {
     }
 
     /// Live run that has acquired `lock`, and the approximate number of records. Reads records, the oldest first and `at_most` so many,
-    /// until one says so: mostly the first does. Removes records of dead runs that it meets, unless they may still be needed.
+    /// until one says so: mostly the first does. With a bound, of a directory with very many only the [`LISTED`] first names count: what a
+    /// waiter does is not to grow with what others have left. Removes records of dead runs that it meets, unless they may still be needed.
     pub(crate) fn glance(&self, lock: FileId, at_most: usize) -> (Option<RunRecord>, usize) {
         let Ok(runs) = self.open_runs() else { return (None, 0) };
         let Ok(Census { mut live, dead, listed, .. }) = survey(&runs, at_most, |record| record.holds(lock)) else {
@@ -304,13 +305,17 @@ struct Listing {
     total: usize,
 }
 
+/// Names that are read at most for a bounded look.
+const LISTED: usize = 1024;
+
 /// Most temporary files that one look removes.
 const SWEPT: usize = 16;
 
 /// Lists the runs that have a record, `at_most` so many of the oldest. Removes temporary files that a killed writer has left.
 fn list(runs: &Dir, at_most: usize) -> io::Result<Listing> {
     let (mut oldest, mut total, mut temporary) = (BinaryHeap::new(), 0, Vec::new());
-    runs.for_each_name(|name| {
+    let names = if at_most == usize::MAX { usize::MAX } else { LISTED };
+    runs.for_each_name(names, |name| {
         let Some((run, ending)) = name.split_once('.').and_then(|(stem, ending)| Some((RunId::parse(stem)?, ending))) else {
             return;
         };

@@ -80,10 +80,10 @@ impl Dir {
         Ok(())
     }
 
-    /// Visits the names of all files in it, of which there may be tens of thousands.
-    pub(crate) fn for_each_name(&self, mut visit: impl FnMut(&str)) -> io::Result<()> {
+    /// Visits the names of the files in it, of which there may be tens of thousands: `at_most` so many.
+    pub(crate) fn for_each_name(&self, at_most: usize, mut visit: impl FnMut(&str)) -> io::Result<()> {
         let mut dir = dir::Dir::openat(&self.0, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-        for entry in dir.iter() {
+        for entry in dir.iter().take(at_most) {
             entry?.file_name().to_str().into_iter().for_each(&mut visit);
         }
         Ok(())

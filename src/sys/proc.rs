@@ -189,11 +189,19 @@ pub(crate) fn flock_of(process: impl Display, file: FileId) -> Option<Flock> {
 /// descriptor hangs with the file system of a file that has nothing to do with us.
 pub(crate) fn flock_among(process: impl Display, files: &[FileId]) -> Option<Flock> {
     let descriptors = fs::read_dir(format!("/proc/{process}/fdinfo")).ok()?;
-    let infos = descriptors.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
-    infos.into_iter().find_map(|info| {
-        let flocks = info.lines().filter_map(|line| parse_flock(line.strip_prefix("lock:")?));
-        flocks.into_iter().find_map(|(flock, at)| files.iter().any(|file| is_of(at, *file)).then_some(flock))
+    descriptors.flatten().find_map(|entry| {
+        let info = read_once(&entry.path())?;
+        let mut flocks = info.lines().filter_map(|line| parse_flock(line.strip_prefix("lock:")?));
+        flocks.find_map(|(flock, at)| files.iter().any(|file| is_of(at, *file)).then_some(flock))
     })
+}
+
+/// Reads a file of /proc that the kernel writes in one piece, without the calls by which a file's size and end are found: an ancestor
+/// has dozens of descriptors, and its locks stand at the beginning.
+fn read_once(path: &Path) -> Option<String> {
+    let mut piece = [0; 4096];
+    let length = File::open(path).ok()?.read(&mut piece).ok()?;
+    Some(String::from_utf8_lossy(&piece[..length]).into_owned())
 }
 
 /// True if the descriptors of the process `pid` are hidden from us, as those of another user.

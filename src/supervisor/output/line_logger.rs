@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use memchr::memchr;
 
-use crate::logging::LogFile;
+use crate::logging::{LogFile, Stamp};
 
 /// Length of the parts in which a longer line is logged.
 const LONGEST_PART: usize = 64 << 10;
@@ -17,8 +17,8 @@ const BATCH: usize = 256 << 10;
 pub(super) struct Lines {
     log: Arc<LogFile>,
     stream: &'static str,
-    /// Time of the lines that came with the last read.
-    time: String,
+    /// Of the lines that came with the last read.
+    stamp: Stamp,
     part: Vec<u8>,
     /// True if a part of this line is logged.
     continued: bool,
@@ -27,12 +27,12 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn new(log: Arc<LogFile>, stream: &'static str) -> Self {
-        Self { log, stream, time: String::new(), part: Vec::new(), continued: false, batch: Vec::new() }
+        Self { log, stream, stamp: Stamp::default(), part: Vec::new(), continued: false, batch: Vec::new() }
     }
 
     /// Logs the lines that `bytes` complete.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) {
-        self.time = LogFile::time();
+        self.stamp = self.log.stamp(self.stream);
         while let Some(end) = memchr(b'\n', bytes) {
             let (line, rest) = bytes.split_at(end);
             let line = self.cut(line);
@@ -46,7 +46,7 @@ impl Lines {
 
     /// Logs the rest at the end of the stream.
     pub(super) fn end(&mut self) {
-        self.time = LogFile::time();
+        self.stamp = self.log.stamp(self.stream);
         if !self.part.is_empty() {
             self.line(&[]);
         }
@@ -85,10 +85,10 @@ impl Lines {
 
     fn entry(&mut self, rest: &[u8]) {
         if self.part.is_empty() {
-            self.log.format_line((&self.time, self.stream), rest, self.continued, &mut self.batch);
+            self.log.format_line(&self.stamp, rest, self.continued, &mut self.batch);
         } else {
             self.part.extend_from_slice(rest);
-            self.log.format_line((&self.time, self.stream), &self.part, self.continued, &mut self.batch);
+            self.log.format_line(&self.stamp, &self.part, self.continued, &mut self.batch);
             self.part.clear();
         }
         if self.batch.len() >= BATCH {
