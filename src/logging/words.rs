@@ -6,8 +6,13 @@ use std::env;
 use std::fmt::Write;
 use std::sync::OnceLock;
 
+use serde_json::Value;
+
 /// Longest text of one message or field; behind it comes a mark.
 const LONGEST: usize = 4096; // bytes
+
+/// Longest line of an operation for people, and longest text in its JSON: room for some paths, and for no text that hides the rest.
+const LONGEST_SHOWN: usize = 16 << 10; // bytes
 
 static MASK: OnceLock<fn(&str) -> String> = OnceLock::new();
 
@@ -23,10 +28,14 @@ pub(super) fn masked(text: &str) -> String {
 
 /// The beginning of `text`, if it is too long for a message.
 pub(super) fn clamped(text: &str) -> Cow<'_, str> {
-    if text.len() <= LONGEST {
+    clamped_to(text, LONGEST)
+}
+
+fn clamped_to(text: &str, longest: usize) -> Cow<'_, str> {
+    if text.len() <= longest {
         return text.into();
     }
-    let end = (0..=LONGEST).rfind(|&at| text.is_char_boundary(at)).unwrap_or_default();
+    let end = (0..=longest).rfind(|&at| text.is_char_boundary(at)).unwrap_or_default();
     format!("{}… ({} bytes)", &text[..end], text.len()).into()
 }
 
@@ -39,11 +48,12 @@ pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     text.chars().map(escape).collect::<String>().into()
 }
 
-/// Lines of ours for a terminal, in which nothing acts but their ends and their colours.
+/// Lines of ours for a terminal, in which nothing acts but their ends and their colours, and each of which has an end.
 pub(crate) fn escaped_lines(text: &str) -> String {
     let mut safe = String::new();
     for part in text.split_inclusive('\n') {
         let (line, end) = part.strip_suffix('\n').map_or((part, ""), |line| (line, "\n"));
+        let line = clamped_to(line, LONGEST_SHOWN);
         let mut pieces = line.split("\x1b[");
         safe += &escaped(pieces.next().unwrap_or_default());
         for piece in pieces {
@@ -53,6 +63,9 @@ pub(crate) fn escaped_lines(text: &str) -> String {
                 }
                 _ => safe.extend(["\\u{1b}[", &escaped(piece)]),
             }
+        }
+        if line.len() > LONGEST_SHOWN {
+            safe += "\x1b[0m"; // the end of its colour may be lost
         }
         safe += end;
     }
@@ -77,8 +90,23 @@ pub(crate) fn in_locale(text: &str) -> Cow<'_, str> {
     text.replace("… ", "... ").chars().map(mark).collect::<String>().into()
 }
 
+/// A value as a line of JSON, in which each text has an end.
+pub(crate) fn json_line(mut value: Value) -> String {
+    clamp_texts(&mut value);
+    escaped_json(&format!("{value}\n"))
+}
+
+fn clamp_texts(value: &mut Value) {
+    match value {
+        Value::String(text) if text.len() > LONGEST_SHOWN => *text = clamped_to(text, LONGEST_SHOWN).into_owned(),
+        Value::Array(values) => values.iter_mut().for_each(clamp_texts),
+        Value::Object(members) => members.values_mut().for_each(clamp_texts),
+        _ => {}
+    }
+}
+
 /// Finished JSON, in which serde_json has left the characters beyond ASCII as they are.
-pub(crate) fn escaped_json(json: &str) -> String {
+pub(super) fn escaped_json(json: &str) -> String {
     json.chars().fold(String::with_capacity(json.len()), |mut safe, c| {
         if acts(c) && c != '\n' {
             let _ = write!(safe, "\\u{:04x}", u32::from(c)); // into memory

@@ -33,7 +33,7 @@ use crate::config::options::SLOTS;
 use crate::config::settings::{Environment, Origin, Settings, Written, explain};
 use crate::config::values::Shell;
 use crate::lock;
-use crate::logging::{escaped_json, escaped_lines, in_locale};
+use crate::logging::{escaped_lines, in_locale, json_line};
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore, RunRecord};
 
@@ -195,7 +195,7 @@ fn write_own(out: &mut impl Write, text: &str) -> Result<()> {
 /// Writes text for people, or a line of JSON.
 fn answer(out: &mut impl Write, json: bool, is_well: bool, text: &str, value: &Value) -> Result<Outcome> {
     if json {
-        write_own(out, &escaped_json(&format!("{value}\n")))?
+        write_own(out, &json_line(value.clone()))?
     } else {
         write(out, text)?
     }

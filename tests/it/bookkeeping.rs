@@ -264,6 +264,29 @@ fn absurd_numbers_are_clamped() {
 }
 
 #[test]
+fn texts_of_any_length_have_an_end() {
+    let env = Env::new();
+    let long = "x".repeat(300_000);
+    let one = env.start_fake(&["--label", "one"], "ready; hang");
+    one.ready();
+    let record = fs::read_dir(dir(&env).join("runs")).expect("records").flatten().next().expect("a record").path();
+    let text = fs::read_to_string(&record).expect("a record");
+    let forged = text.replace("\"label\":\"one\"", &format!("\"label\":\"{long}\""));
+    assert!(forged.len() > 300_000);
+    fs::write(record, forged).expect("a record");
+    fs::write(env.home().join(".claude/claude-run.toml"), format!("lock = \"{long}\"\n")).expect("a settings file");
+    let moved = format!("{{\"env\":{{\"CLAUDE_SECURESTORAGE_CONFIG_DIR\":\"/{long}\"}}}}");
+    fs::write(env.home().join(".claude/settings.json"), moved).expect("settings");
+    for name in ["status", "doctor", "mode", "settings", "report"] {
+        for words in [&[name][..], &[name, "--json"]] {
+            let output = env.claude_run().args(words).output().expect("started");
+            let longest = output.stdout.split(|byte| *byte == b'\n').map(<[u8]>::len).max();
+            assert!(longest < Some(120_000) && output.status.code() < Some(2), "{words:?}: {longest:?}, {:?}", output.status);
+        }
+    }
+}
+
+#[test]
 fn lock_file_removed_under_a_run_is_trouble() {
     let env = Env::new();
     let one = env.start_fake(&["--label", "one"], "ready; hang");
