@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
+use super::settings::argument;
 use super::version::Version;
 use crate::sys::file_id::FileId;
 
@@ -107,7 +108,9 @@ impl Program {
     /// nothing else to do: it looks for an MCP server of a name that nobody uses. Measured from 2.1.126 to 2.1.332; `auth status` ends
     /// in mid-refresh up to 2.1.177, and after 8 s later.
     pub(crate) fn refresher(&self, version: Version) -> Option<Self> {
-        let is_known = self.is_named_claude() && version >= Version::WAITS_FOR_REFRESH;
+        // Settings that are typed may name another login than the command would refresh.
+        let is_typed = argument(self.arguments_for_claude(), "--settings").is_some();
+        let is_known = self.is_named_claude() && version >= Version::WAITS_FOR_REFRESH && !is_typed;
         let argv = || [&self.argv[0], OsStr::new("mcp"), OsStr::new("get"), OsStr::new(NO_SERVER)].map(OsStr::to_owned).into();
         is_known.then(|| Self { path: self.path.clone(), argv: argv(), is_claude: self.is_claude })
     }

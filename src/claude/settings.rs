@@ -90,7 +90,7 @@ impl Layer {
 }
 
 /// Value of the option `name` among the words for claude: the next word, or what follows `=`.
-fn argument(arguments: &[OsString], name: &str) -> Option<OsString> {
+pub(super) fn argument(arguments: &[OsString], name: &str) -> Option<OsString> {
     let options = arguments.iter().take_while(|word| *word != "--");
     let (at, rest) = options.enumerate().find_map(|(at, word)| {
         let rest = word.as_bytes().strip_prefix(name.as_bytes())?;

@@ -281,6 +281,13 @@ impl<'a> Supervisor<'a> {
         if signal == Signal::SIGCONT {
             self.handle_sigchld(); // a shell's `fg` has continued the child as well
         }
+        // Before the start it means to give up, as in the wait for the lock; and claude would die of it, in mid-refresh too.
+        let signal = if signal == Signal::SIGUSR2 && self.role == Role::Refresher {
+            self.request = self.request.or(Some(signal));
+            Signal::SIGTERM
+        } else {
+            signal
+        };
         let was_resized = signal == Signal::SIGWINCH && self.relay.as_ref().is_some_and(Relay::resize);
         self.dispatch(Input::Signal(signal, source));
         // A child in our group got its WINCH before its pseudo-terminal had the new size.

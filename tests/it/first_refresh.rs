@@ -60,6 +60,7 @@ fn refresher_runs_only_where_claude_would_refresh() {
         ("pass-through", EXPIRED, "2.1.330", &["--lock", "pass-through"], false),
         ("another program", EXPIRED, "2.1.330", &["--"], false),
         ("bare", EXPIRED, "2.1.330", &["--", "--bare"], false),
+        ("with settings that may move the login", EXPIRED, "2.1.330", &["--", "--settings={}"], false),
     ] {
         let env = Env::new();
         env.log_in(expires_in);
@@ -67,10 +68,11 @@ fn refresher_runs_only_where_claude_would_refresh() {
         let mut run = env.claude_run();
         run.env("FAKE_MCP_GET", "tool touch ran").args(["--lock", "refresh"]);
         match options {
+            ["--", typed] => run.arg("--claude").arg(&program).args(["--", typed]),
             ["--"] => run.arg("--").arg(&program),
             _ => run.arg("--claude").arg(&program).args(options),
         };
-        run.args(if options.contains(&"--bare") { &["-p", "exit 3"][..] } else { &["--", "-p", "exit 3"] });
+        run.args(if options.len() == 2 && options[0] == "--" { &["-p", "exit 3"][..] } else { &["--", "-p", "exit 3"] });
         run.assert().code(3);
         assert_eq!(env.path("ran").exists(), runs, "{about}");
     }
@@ -115,6 +117,32 @@ fn term_in_mid_refresh_costs_neither_login_nor_lock() {
     assert!(ended.stderr_text().contains("nothing was started"), "{ended:?}");
     assert!(is_fresh(&env) && !env.is_locked());
     env.claude_run().arg("status").assert().code(0);
+}
+
+/// It ends the wait for the lock, and claude without a handler dies of it.
+#[test]
+fn usr2_in_mid_refresh_costs_no_login() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let stand_in = StandIn::start(&env, &["--refresh-takes", "2"]);
+    let run = agent(&env, &claude(&env, "2.1.330"), &stand_in, "refresh modern", "ready");
+    wait_until("a refresh is under way", || env.config_dir().join(".oauth_refresh.lock.owner").exists());
+    run.signal(Signal::SIGUSR2);
+    let ended = run.end();
+    assert_eq!((ended.code(), ended.stdout.len()), (128 + Signal::SIGUSR2 as i32, 0), "{ended:?}");
+    assert!(is_fresh(&env) && !env.is_locked(), "{ended:?}");
+}
+
+#[test]
+fn refused_refresh_says_to_log_in_again() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let stand_in = StandIn::start(&env, &[]);
+    let dead = r#"{"claudeAiOauth":{"accessToken":"","refreshToken":"","expiresAt":0}}"#;
+    fs::write(env.path("dead"), dead).expect("a file");
+    let first = "tool cp dead home/.claude/.credentials.json; exit 1";
+    let ended = agent(&env, &claude(&env, "2.1.330"), &stand_in, first, "exit 3").end();
+    assert!(ended.code() == 3 && ended.stderr_text().contains("log in again); starting all the same"), "{ended:?}");
 }
 
 #[test]

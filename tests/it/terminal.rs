@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -10,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use nix::pty::{Winsize, openpty};
+use nix::fcntl::OFlag;
+use nix::pty::{Winsize, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::unistd::setsid;
 use wait_timeout::ChildExt;
 
@@ -37,9 +39,17 @@ impl OnTerminal {
     }
 
     fn of_size(mut command: Command, size: Option<Winsize>) -> Self {
-        let pty = openpty(size.as_ref(), None).expect("a pseudo-terminal");
-        let stdio = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
-        command.stdin(stdio(&pty.slave)).stdout(stdio(&pty.slave)).stderr(stdio(&pty.slave));
+        // Close-on-exec from the start, unlike openpty(3): else what another test starts at this moment would inherit both ends.
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a pseudo-terminal");
+        grantpt(&master).and_then(|()| unlockpt(&master)).expect("a pseudo-terminal");
+        let name = ptsname_r(&master).expect("its name");
+        let slave = File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(name).expect("its other end");
+        if let Some(size) = size {
+            // SAFETY: it reads `size`.
+            assert_eq!(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }, 0);
+        }
+        let stdio = || Stdio::from(slave.try_clone().expect("a descriptor"));
+        command.stdin(stdio()).stdout(stdio()).stderr(stdio());
         // SAFETY: setsid(2) and ioctl(2) are async-signal-safe.
         unsafe {
             command.pre_exec(|| {
@@ -49,9 +59,10 @@ impl OnTerminal {
             });
         }
         let child = command.spawn().expect("started");
-        drop((command, pty.slave));
+        drop((command, slave));
         let (sender, screen) = channel();
-        let mut reader = File::from(pty.master.try_clone().expect("a descriptor"));
+        let master = File::from(OwnedFd::from(master));
+        let mut reader = master.try_clone().expect("a descriptor");
         let shown = Arc::new(Mutex::new(Vec::new()));
         let all = Arc::clone(&shown);
         thread::spawn(move || {
@@ -72,7 +83,7 @@ impl OnTerminal {
                 }
             }
         });
-        Self { child, keyboard: pty.master.into(), screen, seen: Vec::new(), shown }
+        Self { child, keyboard: master, screen, seen: Vec::new(), shown }
     }
 
     pub(crate) fn types(&mut self, keys: &str) {

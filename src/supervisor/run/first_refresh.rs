@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::super::output::OutputConfig;
 use super::super::policy::{Group, PolicyConfig};
 use super::{Supervision, Supervisor};
+use crate::claude::credentials::Login;
 use crate::config::duration::show;
 use crate::config::settings::Leftovers;
 use crate::events::EventQueue;
@@ -63,7 +64,10 @@ pub(crate) fn refresh_first(
     if not_started.is_some() {
         supervisor.release_lock();
     } else if supervisor.lock.as_ref().and_then(LockGuard::refreshing_version).is_some() {
-        let how = format!("{} {}", outcome.name(), outcome.exit_code());
+        let how = match supervisor.storage.as_ref().map(|storage| Login::read(&storage.credentials())) {
+            Some(Login::Unclear(why)) => format!(".credentials.json {why}"),
+            _ => format!("{} {}", outcome.name(), outcome.exit_code()),
+        };
         warn!(name: "refresh.first", "claude has not refreshed its token within {after} ({how}); starting all the same");
     } else {
         info!(name: "refresh.first", "claude has refreshed its token in {after}");
