@@ -11,11 +11,11 @@ use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use fs4::FileExt;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
-use toml_edit::{Document, DocumentMut, Item, Value};
+use toml_edit::{Document, DocumentMut, Item, TomlError, Value};
 
 use super::options::OPTIONS;
 use super::trust::{POWERFUL, ensure_only_ours};
@@ -83,7 +83,8 @@ impl SettingsFile {
             // Of two writers at once, the second changes what the first has written.
             let _guard = lock_directory(&directory)?;
             Ok(rewrite(path, |text| {
-                let mut document = DocumentMut::from_str(text).map_err(io::Error::other)?;
+                let broken = |error| io::Error::other(syntax_error(path, text, &error));
+                let mut document = DocumentMut::from_str(text).map_err(broken)?;
                 let mut value = value.clone();
                 if let Some(old) = document.get(key).and_then(Item::as_value) {
                     *value.decor_mut() = old.decor().clone();
@@ -101,14 +102,7 @@ impl SettingsFile {
     /// The text is no TOML, or has a key or a kind of value that does not belong there.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let place = |at: usize| format!("{}:{}", path.display(), line_of(text, at));
-        let document = Document::parse(text).map_err(|error| {
-            let at = error.span().map_or(0, |span| span.start);
-            let line = text.lines().nth(line_of(text, at) - 1).unwrap_or_default();
-            // Not the line itself: a link to credentials may be in the file's place.
-            let key = OPTIONS.iter().find(|option| line.split('=').next().is_some_and(|key| key.trim() == option.name));
-            let key = key.map(|option| format!("{}: ", option.name)).unwrap_or_default();
-            anyhow!("{}: {key}{}", place(at), one_line(error.message()))
-        })?;
+        let document = Document::parse(text).map_err(|error| syntax_error(path, text, &error))?;
         let (mut entries, mut lists) = (BTreeMap::new(), BTreeMap::new());
         for (key, item) in document.iter() {
             let at = document.key(key).and_then(|key| key.span()).map_or(0, |span| span.start);
@@ -259,6 +253,15 @@ fn text_of(item: &Item, text: &str) -> Result<String> {
     }
 }
 
+/// What is wrong with a `text` that is no TOML, in one line. Not its line itself: a link to credentials may be in the file's place.
+fn syntax_error(path: &Path, text: &str, error: &TomlError) -> Error {
+    let number = line_of(text, error.span().map_or(0, |span| span.start));
+    let line = text.lines().nth(number - 1).unwrap_or_default();
+    let key = OPTIONS.iter().find(|option| line.split('=').next().is_some_and(|key| key.trim() == option.name));
+    let key = key.map(|option| format!("{}: ", option.name)).unwrap_or_default();
+    anyhow!("{}:{number}: {key}{}", path.display(), one_line(error.message()))
+}
+
 fn line_of(text: &str, at: usize) -> usize {
     text.as_bytes().iter().take(at).filter(|&&byte| byte == b'\n').count() + 1
 }
@@ -310,6 +313,17 @@ mod tests {
         SettingsFile::set(&link, "lock", "exclusive")?;
         assert!(fs::symlink_metadata(&link)?.is_symlink() && fs::read_to_string(&path)?.contains("\"exclusive\""));
         assert_eq!(fs::read_dir(dir.path().join("new"))?.count(), 1, "nothing is left behind");
+        Ok(())
+    }
+
+    #[test]
+    fn broken_file_is_not_changed_and_not_shown() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (path, text) = (dir.path().join(NAME), "lock = sk-secret\n");
+        fs::write(&path, text)?;
+        let message = format!("{:#}", SettingsFile::set(&path, "lock", "exclusive").expect_err("changed"));
+        assert!(message.contains("claude-run.toml:1: lock: ") && !message.contains('\n'), "{message}");
+        assert!(!message.contains("sk-secret") && fs::read_to_string(&path)? == text, "{message}");
         Ok(())
     }
 

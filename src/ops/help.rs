@@ -44,8 +44,9 @@ fn topic_of_parser(topic: Option<&str>) -> Result<String> {
     command.build();
     let topics = || TOPICS.iter().map(|(name, _)| *name);
     let Some(topic) = topic else {
-        let topics = topics().collect::<Vec<_>>().join(", ");
-        return Ok(format!("{}\nTopics of `claude-run help TOPIC`: {topics}\n", command.render_long_help().ansi()));
+        let names = topics().collect::<Vec<_>>();
+        let topics = names.chunks(7).map(|row| row.join(", ")).collect::<Vec<_>>().join(",\n  ");
+        return Ok(format!("{}\nTopics of `claude-run help TOPIC`:\n  {topics}\n", command.render_long_help().ansi()));
     };
     if let Some(operation) = command.find_subcommand_mut(topic) {
         return Ok(operation.render_long_help().ansi().to_string());
