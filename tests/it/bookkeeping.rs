@@ -269,7 +269,9 @@ fn texts_of_any_length_have_an_end() {
     let long = "x".repeat(300_000);
     let one = env.start_fake(&["--label", "one"], "ready; hang");
     one.ready();
-    let record = fs::read_dir(dir(&env).join("runs")).expect("records").flatten().next().expect("a record").path();
+    wait_until("it has a record", || seen_by(&env, "status")["holders"].as_array().is_some_and(|holders| holders.len() == 1));
+    let records = fs::read_dir(dir(&env).join("runs")).expect("records").flatten().map(|entry| entry.path());
+    let record = records.into_iter().find(|path| path.extension().is_some_and(|end| end == "json")).expect("a record");
     let text = fs::read_to_string(&record).expect("a record");
     let forged = text.replace("\"label\":\"one\"", &format!("\"label\":\"{long}\""));
     assert!(forged.len() > 300_000);

@@ -203,6 +203,25 @@ fn orphaned_claude_is_listed_until_it_ends() {
 }
 
 #[test]
+fn tool_of_a_killed_run_is_named_by_its_pid() {
+    let env = Env::new();
+    let run = env.start(["--label", "one", "--", "sh", "-c", "setsid sleep 1000 >&- 2>&- & echo $!; exec sleep 1000"]);
+    let tool: i32 = run.line().parse().expect("a pid");
+    wait_until("it holds the lock", || length(&status(&env)["holders"]) == 1);
+    run.signal(Signal::SIGKILL);
+    run.end();
+    let named = format!("(pid {tool}) still holds the lock");
+    // First its child ends, by the signal for the death of its parent.
+    wait_until("status names the tool", || text(&env).contains(&named));
+    let doctor = env.claude_run().arg("doctor").output().expect("started");
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains(&named), "{doctor:?}");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tool), Signal::SIGKILL).expect("alive");
+    wait_until("the lock is free", || {
+        env.claude_run().args(["--wait", "0", "true"]).output().expect("started").status.success()
+    });
+}
+
+#[test]
 fn holder_without_a_record_is_listed() {
     let env = Env::new();
     let script = "( flock 9; echo held; exec cat ) 9>\"$HOME/.claude/session.lock\"";

@@ -42,7 +42,7 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
     }
     let Ok(status) = Status::look(factory, subject.context) else { return }; // reported by the check of the fleet
     for run in &status.orphaned {
-        check.fail(text::orphan(run), "everybody waits for it", "end that process; the lock is free with it");
+        check.fail(text::orphan(run), "everybody waits for it", "kill that process (the second pid); the lock is free with it");
     }
     match status.holders.first() {
         _ if !status.orphaned.is_empty() => {}
