@@ -57,7 +57,7 @@ if [ "${BASH_SOURCE[0]}" = "$0" ]; then
 fi
 
 # The claude-run that this file belongs to.
-CLAUDE_RUN_SDK_VERSION=0.1.0
+CLAUDE_RUN_SDK_VERSION=0.2.0
 
 claude_run_with_watchdog() {
   # A subshell: what is exported and redirected there is not so for the caller.

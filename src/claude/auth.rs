@@ -250,6 +250,8 @@ mod tests {
             ("CLAUDE_CODE_USE_VERTEX", "true", "vertex"),
             ("CLAUDE_CODE_USE_FOUNDRY", "1", "foundry"),
             ("CLAUDE_CODE_USE_ANTHROPIC_AWS", "1", "anthropic-aws"),
+            ("CLAUDE_CODE_USE_ANTHROPIC_GOOGLE_CLOUD", "1", "anthropic-google-cloud"),
+            ("CLAUDE_CODE_USE_MANTLE", "yes", "mantle"),
             ("CLAUDE_CODE_USE_BEDROCK", "0", "login"),
             ("ANTHROPIC_API_KEY", "", "login"),
         ] {
@@ -259,7 +261,10 @@ mod tests {
             assert_eq!(auth(&[], "no JSON", &["--settings", &settings], &login)?, name, "--settings {settings}");
             assert_eq!(auth(&[], "{}", &[&format!("--settings={settings}")], &login)?, name, "--settings={settings}");
         }
-        assert_eq!(auth(&[], r#"{"apiKeyHelper":"/bin/key"}"#, &[], &login)?, "api-key-helper");
+        let helper = r#"{"apiKeyHelper":"/bin/key"}"#;
+        assert_eq!(auth(&[], helper, &[], &login)?, "api-key-helper");
+        assert_eq!(auth(&[], "{}", &["--settings", helper], &login)?, "api-key-helper");
+        assert_eq!(auth(&[], "{}", &[&format!("--settings={helper}")], &login)?, "api-key-helper");
         assert_eq!(auth(&[], "{}", &[], &login)?, "login");
         assert_eq!(auth(&[], "[]", &[], &Login::None)?, "none");
         assert_eq!(auth(&[(HEADERS, "X-Api-Key: k")], "{}", &[], &Login::None)?, "headers");

@@ -36,7 +36,7 @@ pub struct Queue {
 const GLANCE: usize = 8;
 
 impl Holder {
-    /// Finds the holder of `lock` among the oldest runs in `records`, as [`RecordStore::glance`] does; then, unless there are more than
+    /// Finds the holder of `lock` among the oldest runs in `records`, as `RecordStore::glance` does; then, unless there are more than
     /// `crowd` of them, among the visible processes.
     pub fn find(records: Option<&RecordStore>, lock: FileId, crowd: usize) -> Option<Self> {
         let (run, count) = records.map_or((None, 0), |records| records.glance(lock, GLANCE));
