@@ -76,7 +76,7 @@
 //! | `lock` | acquires and releases: `file` (the flock), `holder` and `claims` (who holds it), `refresh_due`, `helper`, `wait` (the one wait), `guard`, `acquire` (the story), `slots` |
 //! | `records` | keeps a record of each live run and a history of the others: `run_record`, `store`, `recorder`, `history` |
 //! | `events` | queues signals, frames, ends of threads and changes of files |
-//! | `claude` | knows Claude Code: config dir, storage, settings, program, version, frames, authentication, credentials, refresh locks, telemetry |
+//! | `claude` | knows Claude Code: config dir, storage, settings, program, version, frames, authentication, credentials, refresh locks, telemetry, daemon |
 //! | `logging` | writes to stderr and to the log, and nobody else does: `messages`, `format`, `log_file`, `live_line` |
 //! | `config` | reads settings: `options` (the table), `cli`, `operations`, `values`, `duration`, `file`, `settings` (flag over environment over file), `help` |
 //! | `run_id` | names a run |

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, fake_claude, is_alive, wait_until};
+use crate::env::{Env, Running, binary, fake_claude, is_alive, stat, wait_until};
 use crate::oauth::{EXPIRED, FRESH, age, mount_namespace};
 
 /// Healthy config dir, and a claude of `version`.
@@ -340,6 +340,18 @@ fn claude_program_is_checked() {
     }
     env.script("bin/claude", "#!/bin/sh\nexec sleep 600\n");
     expect(doctor(&env, |doctor| doctor), "claude", "failure", "no answer within 10 s");
+}
+
+#[test]
+fn daemon_of_claude_is_a_warning() {
+    let env = healthy("2.1.332");
+    let us = std::process::id() as i32;
+    let start: u64 = stat(us).expect("our own")[19].parse().expect("ticks");
+    for (start, verdict, what) in [(start, "warning", format!("pid {us}")), (start - 1, "pass", "2.1.332".to_owned())] {
+        let file = format!(r#"{{"pid":{us},"version":"2.1.332","origin":"transient","procStart":"{start}"}}"#);
+        fs::write(env.config_dir().join("daemon.lock"), file).expect("a file");
+        expect(doctor(&env, |doctor| doctor), "claude", verdict, &what);
+    }
 }
 
 #[test]

@@ -38,8 +38,12 @@ fn main() {
         return;
     }
     if let Some(signal) = arguments.iter().find_map(|word| word.strip_prefix("--raise=")) {
+        let signal: Signal = signal.parse().expect("a signal");
+        // A job in the background of a script ignores INT.
+        // SAFETY: the default disposition runs no code.
+        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl).expect("a disposition") };
         assert_eq!(run(&["true"]), Outcome::Exited(0));
-        raise(signal.parse().expect("a signal")).expect("raise");
+        raise(signal).expect("raise");
         return;
     }
     let home = tempfile::TempDir::new().expect("a temporary directory");

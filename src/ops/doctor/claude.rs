@@ -13,6 +13,7 @@ use wait_timeout::ChildExt;
 
 use super::{Check, Subject};
 use crate::claude::credentials::Login;
+use crate::claude::daemon::Daemon;
 use crate::ops::{Context, text};
 
 /// Timeout for `claude --version`. The slowest that was measured took 0.6 s on an idle machine.
@@ -47,6 +48,14 @@ fn ask_version(claude: &Path) -> Result<String> {
 }
 
 pub(super) fn check(subject: &Subject, check: &mut Check) {
+    if let Some(Daemon { pid, .. }) = Daemon::of(&subject.config_dir) {
+        let means = "its sessions (claude --bg) refresh the token without the session lock, and no limit ends them";
+        check.warn(
+            format!("claude's daemon runs, pid {pid}"),
+            means,
+            "let them end, or stop them (claude agents, claude stop)",
+        );
+    }
     let (path, answer) = match &subject.claude {
         Ok(claude) => claude,
         Err(error) => {
