@@ -322,15 +322,16 @@ pub(crate) fn clamped(text: &str) -> String {
     text.chars().take(1024).collect()
 }
 
-/// The member `key`, unless it is missing or of another type.
-/// Beginning of the text of a result, in every version from 2.1.84 to 2.1.332. Not all of them have the status, which is 401, in a member.
+/// Beginning of the text of a result that says so, in every version from 2.1.84 to 2.1.332. Not all of them have the status, which is 401, in a member.
 const AUTH_REFUSED: &str = "Failed to authenticate";
 
+/// True if the API has refused the login, by a result.
 fn says_auth_refused(frame: &Frame) -> bool {
     let text: Option<String> = member(frame, "result");
     text.is_some_and(|text| text.starts_with(AUTH_REFUSED)) || member(frame, "api_error_status") == Some(401)
 }
 
+/// The member `key`, unless it is missing or of another type.
 fn member<'a, T: Deserialize<'a>>(frame: &Frame<'a>, key: &str) -> Option<T> {
     serde_json::from_str(frame.get(key)?.get()).ok()
 }

@@ -105,12 +105,13 @@ impl<'a> Status<'a> {
         orphaned.retain(holds); // not those of another lock file
         let (holding, mut running): (Vec<_>, Vec<_>) = live.into_iter().filter(|record| !waits(record)).partition(holds);
         let mut holders: Vec<_> = holding.into_iter().map(|record| Holder::Run(Box::new(record))).collect();
-        if let (true, Some(queue)) = (holders.is_empty(), &queue) {
+        let is_known = !holders.is_empty() || orphaned.iter().any(|run| run.child.is_some());
+        if let (false, Some(queue)) = (is_known, &queue) {
             let found = Holder::find_without_record(queue, Some(&factory.records));
             // Where the child is gone, a tool of its may have the lock.
             match (orphaned.first_mut(), found) {
                 (None, found) => holders.extend(found),
-                (Some(run), Some(Holder::Process { pid, .. })) => run.child = run.child.or(Some(pid)),
+                (Some(run), Some(Holder::Process { pid, .. })) => run.child = Some(pid),
                 _ => {}
             }
             holders.retain(|holder| !matches!(holder, Holder::Process { pid, .. } if is_no_stranger(*pid)));
