@@ -57,11 +57,17 @@ has_all proper-lockfile yaml hcl2-parser ||
 say "models"
 # Without the flags of a static binary, which their dependencies do not need.
 RUSTFLAGS='' CARGO_TARGET_DIR=$top/target/model cargo test --manifest-path tests/model/Cargo.toml --locked --quiet
+# The binary that people get: optimised, static, small, and at home in an empty root. Its build works and the tests wait, so they
+# run beside each other.
+nice scripts/package.sh >target/package.log 2>&1 &
+packages=$!
+trap 'wait' EXIT # also when a test fails: nothing is left running
 say "tests"
 cargo test --locked "$@"
 scripts/fuzz.sh 4
 say "what a newcomer types first"
 scripts/quickstart.sh
-# The binary that people get: optimised, static, small, and at home in an empty root.
-scripts/package.sh
+wait "$packages" || packages=failed
+cat target/package.log
+[ "$packages" != failed ] || die "the packages are not as they should be"
 say "all is well"
