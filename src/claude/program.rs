@@ -109,7 +109,8 @@ impl Program {
     /// in mid-refresh up to 2.1.177, and after 8 s later.
     pub(crate) fn refresher(&self, version: Version) -> Option<Self> {
         // Settings that are typed may name another login than the command would refresh.
-        let is_typed = argument(self.arguments_for_claude(), "--settings").is_some();
+        let is_typed =
+            ["--settings", "--setting-sources"].iter().any(|name| argument(self.arguments_for_claude(), name).is_some());
         let is_known = self.is_named_claude() && version >= Version::WAITS_FOR_REFRESH && !is_typed;
         let argv = || [&self.argv[0], OsStr::new("mcp"), OsStr::new("get"), OsStr::new(NO_SERVER)].map(OsStr::to_owned).into();
         is_known.then(|| Self { path: self.path.clone(), argv: argv(), is_claude: self.is_claude })

@@ -16,10 +16,15 @@ use crate::sys::fs::read_bounded;
 pub(crate) struct ClaudeSettings {
     /// Those of the administrator and of the command line, which go before the project's.
     first: Vec<Layer>,
+    sources: Sources,
     /// Those of the project, once they are asked for: from 2.1.330 on they come too late for the storage and for the first refresh.
     project: OnceCell<Vec<Layer>>,
     user: Option<Layer>,
 }
+
+/// What `--setting-sources` leaves of the user's and the project's settings: all of them, if it is not typed.
+#[derive(Debug)]
+struct Sources(Option<OsString>);
 
 #[derive(Debug)]
 struct Layer {
@@ -29,8 +34,8 @@ struct Layer {
 
 /// Directory of the settings that an administrator makes for all users of a machine.
 const MANAGED: &str = "/etc/claude-code";
-/// The project's settings, relative to the directory in which claude is started.
-const PROJECT: [&str; 2] = [".claude/settings.local.json", ".claude/settings.json"];
+/// The project's settings, each with its source; relative to the directory in which claude is started.
+const PROJECT: [(&str, &str); 2] = [("local", ".claude/settings.local.json"), ("project", ".claude/settings.json")];
 const MAX_SETTINGS: u64 = 8 << 20;
 
 impl ClaudeSettings {
@@ -43,12 +48,15 @@ impl ClaudeSettings {
             None => typed.map(PathBuf::from).and_then(Layer::read),
         };
         let first = managed(Path::new(MANAGED)).into_iter().chain(typed).collect();
-        Self { first, project: OnceCell::new(), user: Layer::read(config_dir.join("settings.json")) }
+        let sources = Sources(argument(arguments, "--setting-sources"));
+        let user = if sources.have("user") { Layer::read(config_dir.join("settings.json")) } else { None };
+        Self { first, sources, project: OnceCell::new(), user }
     }
 
     /// All of them, by precedence.
     fn layers(&self) -> impl Iterator<Item = &Layer> {
-        let read = || PROJECT.into_iter().filter_map(|path| Layer::read(path.into())).collect();
+        let used = || PROJECT.into_iter().filter(|(source, _)| self.sources.have(source));
+        let read = || used().filter_map(|(_, path)| Layer::read(path.into())).collect();
         self.first.iter().chain(self.project.get_or_init(read)).chain(&self.user)
     }
 
@@ -70,6 +78,13 @@ impl ClaudeSettings {
     /// A variable that settings set before claude looks for its login.
     pub(crate) fn own_early_variable(&self, name: &str) -> Option<OsString> {
         self.first.iter().chain(&self.user).find_map(|layer| layer.variable(name))
+    }
+}
+
+impl Sources {
+    fn have(&self, source: &str) -> bool {
+        let Some(typed) = &self.0 else { return true };
+        typed.as_bytes().split(|byte| *byte == b',').any(|word| word.trim_ascii() == source.as_bytes())
     }
 }
 
@@ -159,6 +174,26 @@ mod tests {
             (vec!["--", "--settings", r#"{"k":"typed"}"#], "user"),
         ] {
             assert_eq!(value(&words), Some(expected.into()), "{words:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn setting_sources_choose_among_the_files() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        fs::write(dir.path().join("settings.json"), r#"{"k":"user"}"#)?;
+        for (words, used) in [
+            (vec![], "local project user"),
+            (vec!["--setting-sources", "user,project"], "project user"),
+            (vec!["--setting-sources=local, user"], "local user"),
+            (vec!["--setting-sources=users"], ""),
+            (vec!["--setting-sources", ""], ""),
+        ] {
+            let settings = read(dir.path(), &words);
+            let of_project = PROJECT.map(|(source, _)| source);
+            let found = of_project.into_iter().chain(["user"]).filter(|source| settings.sources.have(source));
+            assert_eq!(found.collect::<Vec<_>>().join(" "), used, "{words:?}");
+            assert_eq!(settings.value("k").is_some(), used.contains("user"), "{words:?}");
         }
         Ok(())
     }

@@ -61,6 +61,7 @@ fn refresher_runs_only_where_claude_would_refresh() {
         ("another program", EXPIRED, "2.1.330", &["--"], false),
         ("bare", EXPIRED, "2.1.330", &["--", "--bare"], false),
         ("with settings that may move the login", EXPIRED, "2.1.330", &["--", "--settings={}"], false),
+        ("without settings that may", EXPIRED, "2.1.330", &["--", "--setting-sources=project"], false),
     ] {
         let env = Env::new();
         env.log_in(expires_in);
