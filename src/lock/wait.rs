@@ -190,7 +190,7 @@ impl<'a> LockWait<'a> {
         let way_out = "see claude-run status, or raise --wait";
         let holder = || self.holder_at_a_glance().map_or_else(|| "another process".to_owned(), |holder| holder.to_string());
         let what = match &self.awaited {
-            Awaited::SessionLock(..) => format!("{gave_up}: the session lock is held by {}; {way_out}", holder()),
+            Awaited::SessionLock(..) => format!("{gave_up}: {} is held by {}; {way_out}", self.with_path(), holder()),
             Awaited::Slot { of, .. } => format!("{gave_up}: {}; {way_out}", self.slots_in_use(*of)),
             awaited => {
                 let reason = reason.as_deref().unwrap_or("raise --wait");
@@ -238,14 +238,18 @@ impl<'a> LockWait<'a> {
         let limit = self.limit.map_or_else(|| "no limit".to_owned(), |limit| format!("at most {}", show(limit)));
         let waited = self.waited();
         let waited = if waited.is_zero() { String::new() } else { format!("{} of ", show(waited)) };
-        let path = match &self.awaited {
-            Awaited::SessionLock(path, _) => format!(" {}", path.display()),
-            _ => String::new(),
-        };
         let holder = self.holder_at_a_glance().map_or_else(String::new, |holder| format!(", held by {holder}"));
         match self.awaited {
             Awaited::Slot { of, .. } => format!("waiting for a slot ({waited}{limit}), {}", self.slots_in_use(of)),
-            _ => format!("waiting for {}{path} ({waited}{limit}){holder}", self.awaited),
+            _ => format!("waiting for {} ({waited}{limit}){holder}", self.with_path()),
+        }
+    }
+
+    /// What is waited for; the session lock with its path.
+    fn with_path(&self) -> String {
+        match &self.awaited {
+            Awaited::SessionLock(path, _) => format!("{} {}", self.awaited, path.display()),
+            awaited => awaited.to_string(),
         }
     }
 

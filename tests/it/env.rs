@@ -3,12 +3,10 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Once, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,6 +15,8 @@ use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use wait_timeout::ChildExt;
+
+use crate::lines::Lines;
 
 /// Longer than anything takes on a busy machine.
 pub(crate) const CEILING: Duration = Duration::from_secs(60);
@@ -187,8 +187,8 @@ fn example(name: &str, sources: &[impl AsRef<Path>]) -> PathBuf {
 /// Process under test: its lines as they come, and its end. Ended when the test is over, however that came.
 pub(crate) struct Running {
     child: Child,
-    stdout: Receiver<String>,
-    stderr: Receiver<String>,
+    stdout: Lines,
+    stderr: Lines,
     about: String,
 }
 
@@ -217,16 +217,19 @@ impl Ended {
 
 impl Running {
     pub(crate) fn start(command: Command) -> Self {
-        Self::start_with_stderr(command, Stdio::piped())
+        let stderr = Lines::new();
+        Self::start_with(command, stderr.stdio(), stderr)
     }
 
     /// Starts `command` with its messages going elsewhere.
-    pub(crate) fn start_with_stderr(mut command: Command, stderr: Stdio) -> Self {
+    pub(crate) fn start_with_stderr(command: Command, stderr: Stdio) -> Self {
+        Self::start_with(command, stderr, Lines::new())
+    }
+
+    fn start_with(mut command: Command, to: Stdio, stderr: Lines) -> Self {
         let about = format!("{command:?}");
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap_or_else(|error| panic!("{about}: {error}"));
-        let stdout = lines(child.stdout.take().expect("piped"));
-        let stderr = child.stderr.take().map_or_else(|| channel().1, lines);
+        let stdout = Lines::new();
+        let child = command.stdout(stdout.stdio()).stderr(to).spawn().unwrap_or_else(|error| panic!("{about}: {error}"));
         Self { child, stdout, stderr, about }
     }
 
@@ -282,12 +285,12 @@ impl Running {
     pub(crate) fn end(mut self) -> Ended {
         let status =
             self.child.wait_timeout(CEILING).expect("a child").unwrap_or_else(|| panic!("still running: {}", self.about));
-        Ended { status, stdout: drain(&self.stdout), stderr: drain(&self.stderr) }
+        Ended { status, stdout: self.stdout.rest(), stderr: self.stderr.rest() }
     }
 
-    fn next_of(&self, lines: &Receiver<String>, name: &str) -> String {
-        lines.recv_timeout(CEILING).unwrap_or_else(|error| {
-            let others = (self.stdout.try_iter().collect::<Vec<_>>(), self.stderr.try_iter().collect::<Vec<_>>());
+    fn next_of(&self, lines: &Lines, name: &str) -> String {
+        lines.next().unwrap_or_else(|error| {
+            let others = (self.stdout.so_far(), self.stderr.so_far());
             panic!("no line on {name} ({error}) of {}; else there was {others:?}", self.about)
         })
     }
@@ -311,33 +314,6 @@ impl Drop for Running {
         let _ = self.child.wait_timeout(Duration::from_secs(10));
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
-    let (sender, receiver) = channel();
-    thread::spawn(move || {
-        let mut reader = BufReader::new(stream);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-            let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
-            line.clear();
-            if sender.send(text).is_err() {
-                return;
-            }
-        }
-    });
-    receiver
-}
-
-/// Lines left to read. A descendant that is kept on purpose may hold the pipe open, so the wait for its end is bounded.
-fn drain(lines: &Receiver<String>) -> Vec<String> {
-    let mut all = Vec::new();
-    loop {
-        match lines.recv_timeout(Duration::from_secs(3)) {
-            Ok(line) => all.push(line),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return all,
-        }
     }
 }
 

@@ -22,7 +22,7 @@ fn promises_hold_under_random_faults() {
         rest.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{summary}"))
     };
     assert_eq!(count("violations: "), 0, "{summary}");
-    assert!(count("agents: ") > 40 && count("faults: ") > 20 && count("cases: ") > 0, "{summary}");
+    assert!(count("agents: ") >= 40 && count("faults: ") > 20 && count("cases: ") > 0, "{summary}");
 }
 
 #[test]

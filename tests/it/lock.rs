@@ -207,9 +207,9 @@ fn quiet_run_says_nothing_of_a_busy_lock() {
         assert_eq!((ended.code(), ended.stdout.len(), ended.stderr.len()), (75, 0, 0), "{ended:?}");
     }
     let ended = env.start(["--wait", "0", "touch", "started"]).end();
+    let busy = format!("--wait is 0: the session lock {} is held by flock (pid ", env.lock_file().display());
     assert!(
-        ended.stderr_text().contains("--wait is 0: the session lock is held by flock (pid ")
-            && ended.stderr_text().contains(", without a run record; see claude-run status"),
+        ended.stderr_text().contains(&busy) && ended.stderr_text().contains(", without a run record; see claude-run status"),
         "{ended:?}"
     );
     assert!(!env.path("started").exists());

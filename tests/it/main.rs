@@ -26,6 +26,7 @@ mod install;
 mod job_control;
 mod leftovers;
 mod limits;
+mod lines;
 mod lock;
 mod lock_helper;
 mod log;

@@ -301,7 +301,7 @@ fn waiter_shows_one_live_line() {
     terminal.expect_seconds(", 1st of 1; held by flock (pid ");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
-    terminal.count("");
+    terminal.read_to_end();
     let seen = terminal.seen.join("\n");
     assert_eq!(seen.lines().count(), 1, "the live line is rewritten in place: {seen:?}");
     assert!(!env.path("started").exists());
@@ -316,7 +316,7 @@ fn wait_for_lock_helper_is_one_live_line() {
     terminal.expect_seconds(" for the lock helper sleep; Ctrl-C ends it");
     terminal.types("\x03");
     assert_eq!(terminal.ends(), 130);
-    terminal.count("");
+    terminal.read_to_end();
     let seen = terminal.seen.join("\n");
     assert_eq!(seen.lines().count(), 1, "the live line is rewritten in place: {seen:?}");
     assert!(!env.path("started").exists());
