@@ -225,6 +225,40 @@ elif [ -n "$deb" ]; then
   works "$work/deb" /usr/bin/claude-run
 fi
 
+if [ -z "$emulator" ]; then
+  need busybox busybox
+  say "in a root of busybox alone, as Alpine has it"
+  root=$work/busybox
+  mkdir -p "$root/bin" "$root/dev" "$root/proc" "$root/tmp" "$root/package"
+  cp "$(type -P busybox)" "$root/bin"
+  # It may be linked dynamically.
+  { ldd "$root/bin/busybox" 2>/dev/null || true; } | { grep -o '/[^ ]*' || true; } | xargs -r cp -L --parents -t "$root"
+  tar -xzf "$out/$name.tar.gz" -C "$root/package" --strip-components=1 --no-same-owner
+  cat >"$root/try" <<'END'
+busybox --install -s /bin
+set -eux
+/package/install.sh --prefix /usr/local --shim=/shim
+mkdir /claude
+printf '#!/bin/sh\n[ "$1" = --version ] && echo "2.1.330 (Claude Code)" || echo "claude $*"\n' >/claude/claude
+chmod 755 /claude/claude
+[ "$(claude -p hi)" = "claude -p hi" ]
+claude-run status | grep '^held by *nobody'
+claude-run report | grep "^1 finished run"
+claude-run doctor
+claude-run setup --yes | grep 'for compose:'
+/package/install.sh --prefix /usr/local --uninstall
+[ -z "$(ls /usr/local /shim 2>/dev/null | grep -v :)" ]
+END
+  run=(unshare --mount --pid --fork)
+  [ "$(id -u)" = 0 ] || run+=(--map-root-user)
+  # shellcheck disable=SC2016 # for the shell in there
+  "${run[@]}" sh -ec 'mount --bind "$0" "$0" && mount --rbind /dev "$0/dev" && mount -t proc proc "$0/proc" &&
+    exec env -i HOME=/root ANTHROPIC_API_KEY=x \
+    PATH=/shim:/usr/local/bin:/claude:/bin "$(command -v chroot)" "$0" /bin/busybox sh /try' "$root" >"$work/said" 2>&1 ||
+    wrong "it does not do there: $(cat "$work/said")"
+  echo "install.sh, the shim, status, report, doctor and setup"
+fi
+
 if $again; then
   say "once more, elsewhere"
   git clone --quiet "$top" "$work/elsewhere"
