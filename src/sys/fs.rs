@@ -7,6 +7,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+
 /// Opens `path` for reading, unless it is a FIFO or a socket.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
     Ok(open_if(path, File::options().read(true), 0, |kind| !kind.is_fifo() && !kind.is_socket())?.0)
@@ -37,7 +40,9 @@ fn open_if(
     flags: i32,
     is_wanted: impl Fn(&FileType) -> bool,
 ) -> io::Result<(File, Metadata)> {
-    let looked_at = File::options().read(true).custom_flags(flags | libc::O_PATH).open(path)?;
+    // Not by std: that leaves the bits of O_ACCMODE to itself, and of those musl has O_PATH for one.
+    let look = OFlag::from_bits_retain(flags) | OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let looked_at = File::from(open(path, look, Mode::empty())?);
     let (looked_at, found) = check(looked_at, &is_wanted)?;
     // That very file, whatever has its path by now.
     let same = format!("/proc/self/fd/{}", looked_at.as_raw_fd());
@@ -121,8 +126,6 @@ pub(crate) fn read_bounded_text(path: &Path, most: u64) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::stat::Mode;
-
     use super::*;
 
     #[test]
