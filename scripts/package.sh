@@ -147,8 +147,7 @@ package() {
   at=$(commit)
   mkdir -p "$out"
   if [ -z "$at" ] || [ "$(cat "$out/COMMIT" 2>/dev/null)" != "$at" ]; then rm -f "$out"/*.tar.gz "$out"/*.deb "$out"/*.cdx.json; fi
-  printf '%s\n' "$at" >"$out/COMMIT"
-  rm -rf "$out/root"
+  rm -rf "$out/root" "$out/COMMIT"
   root=$out/root
   # These flags come on top of those in .cargo/config.toml.
   cargo auditable build --release --locked --quiet --target "$target" \
@@ -167,6 +166,8 @@ package() {
     --format=gnu --transform="s,^\.,$name," -C "$root" . | gzip -9n >"$out/$name.tar.gz"
   [ -z "$deb" ] || cargo deb --no-build --no-strip --quiet --target "$target" --output "$out/$deb" >/dev/null
   bill "$root/bin/claude-run" >"$out/$name.cdx.json"
+  [ "$(commit)" = "$at" ] || wrong "the sources were changed meanwhile; call it again"
+  printf '%s\n' "$at" >"$out/COMMIT"
 }
 
 say "packages"
