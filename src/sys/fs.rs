@@ -6,9 +6,11 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 /// Opens `path` for reading, unless it is a FIFO or a socket.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
@@ -69,6 +71,14 @@ fn name(kind: FileType) -> &'static str {
         () if kind.is_dir() => "a directory",
         () => "no regular file",
     }
+}
+
+/// Time at which the file or link `path` was made, where the file system keeps it. std asks for it with glibc alone.
+pub(crate) fn birth(path: &Path) -> Option<SystemTime> {
+    let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BTIME).ok()?;
+    let is_kept = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);
+    let since = Duration::new(found.stx_btime.tv_sec.try_into().ok()?, found.stx_btime.tv_nsec);
+    SystemTime::UNIX_EPOCH.checked_add(since).filter(|_| is_kept)
 }
 
 /// Reads the whole file `path`, of at most `most` bytes.
