@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Installs claude-run: the binary, its man page, completions for bash, fish and zsh, and agent-sdk.sh for shell libraries.
 #
 #   scripts/install.sh [--prefix DIR] [--shim[=DIR]] [--binary FILE]
@@ -10,9 +10,9 @@
 #   --binary FILE   install this binary (default: the one in an unpacked package, or else one built here with cargo)
 #   --uninstall     remove what was installed there, and nothing else
 #
-# It can be called again at any time; agents that run keep the binary that they began with. At the end it says what is wrong
+# Any sh and busybox's tools are enough for it. It can be called again at any time; agents that run keep the binary that they began with. At the end it says what is wrong
 # with PATH, if something is. Exit code: 0 done, 2 nothing was changed.
-set -euo pipefail
+set -eu
 
 die() { printf 'install.sh: %s\n' "$*" >&2; exit 2; }
 note() { printf 'note: %s\n' "$*"; }
@@ -38,29 +38,38 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -n "$prefix" ] || die "there is no HOME; say where with --prefix DIR"
-prefix=$(realpath -ms -- "$prefix")
-[ "$shim" != default ] || shim=$prefix/bin
-[ -z "$shim" ] || shim=$(realpath -ms -- "$shim")
+absolute() { case $1 in /*) printf '%s' "${1%/}" ;; *) printf '%s' "$PWD/${1%/}" ;; esac; }
+prefix=$(absolute "$prefix")
+case $shim in
+  '') ;;
+  default) shim=$prefix/bin ;;
+  *) shim=$(absolute "$shim") ;;
+esac
 
 installed=$prefix/bin/claude-run
 # Where shims have been made, for --uninstall.
 shims=$prefix/share/claude-run/shims
-files=("$installed" "$prefix/share/man/man1/claude-run.1" "$prefix/share/bash-completion/completions/claude-run"
-  "$prefix/share/fish/vendor_completions.d/claude-run.fish" "$prefix/share/zsh/site-functions/_claude-run"
-  "$prefix/share/claude-run/agent-sdk.sh")
+man=$prefix/share/man/man1/claude-run.1
+bash=$prefix/share/bash-completion/completions/claude-run
+fish=$prefix/share/fish/vendor_completions.d/claude-run.fish
+zsh=$prefix/share/zsh/site-functions/_claude-run
+sdk=$prefix/share/claude-run/agent-sdk.sh
+set -- "$installed" "$man" "$bash" "$fish" "$zsh" "$sdk"
+
+# shellcheck disable=SC3013 # -ef is in POSIX since 2024, and was in every sh before
+is_same() { [ "$1" -ef "$2" ]; }
 
 # is_our_shim PATH: a link to the binary that is, or is to be, installed here.
-is_our_shim() { [ -L "$1" ] && [ "$(realpath -m -- "$1")" = "$(realpath -m -- "$installed")" ]; }
+is_our_shim() { [ -L "$1" ] && { is_same "$1" "$installed" || [ "$(readlink -- "$1")" = "$installed" ]; }; }
 
 # remove FILE: and the directories below the prefix that it leaves empty.
 remove() {
-  local dir
   if [ -e "$1" ] || [ -L "$1" ]; then
     rm -f -- "$1"
     printf 'removed %s\n' "$1"
   fi
   dir=$(dirname -- "$1")
-  while [[ $dir == "$prefix"/* ]] && rmdir -- "$dir" 2>/dev/null; do dir=$(dirname -- "$dir"); done
+  while [ "${dir#"$prefix"/}" != "$dir" ] && rmdir -- "$dir" 2>/dev/null; do dir=$(dirname -- "$dir"); done
 }
 
 if $uninstall; then
@@ -70,16 +79,16 @@ if $uninstall; then
     done <"$shims"
     remove "$shims" >/dev/null
   fi
-  for file in "${files[@]}"; do remove "$file"; done
+  for file; do remove "$file"; done
   exit 0
 fi
 
 # Whatever can be wrong is found before anything is changed.
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(cd "$(dirname -- "$0")" && pwd)
 # Beside this script in the sources, below it in a package.
-sdk=$here/agent-sdk.sh
-[ -f "$sdk" ] || sdk=$here/share/claude-run/agent-sdk.sh
-[ -f "$sdk" ] || die "there is no agent-sdk.sh beside this script; take it from the same package"
+sdk_source=$here/agent-sdk.sh
+[ -f "$sdk_source" ] || sdk_source=$here/share/claude-run/agent-sdk.sh
+[ -f "$sdk_source" ] || die "there is no agent-sdk.sh beside this script; take it from the same package"
 if [ -n "$binary" ]; then
   if ! [ -f "$binary" ] || ! [ -x "$binary" ]; then die "$binary is no program"; fi
 elif [ -x "$here/bin/claude-run" ]; then
@@ -96,31 +105,32 @@ if [ -n "$shim" ] && { [ -e "$shim/claude" ] || [ -L "$shim/claude" ]; } && ! is
   die "$shim/claude is not a link of claude-run's, and is left alone; choose a directory before it on PATH: --shim=DIR"
 fi
 umask 022 # directories for everybody, whatever root's is
-for file in "${files[@]}" ${shim:+"$shim/claude" "$shims"}; do
+for file in "$@" ${shim:+"$shim/claude" "$shims"}; do
   dir=$(dirname -- "$file")
   if ! mkdir -p -- "$dir" 2>/dev/null || ! [ -w "$dir" ]; then
     die "cannot write $dir; call this as root, or choose another --prefix"
   fi
 done
 
-# put FILE: standard input, in place at once or not at all.
+# put FILE MODE COMMAND...: what COMMAND prints, in place at once or not at all.
 put() {
-  local new
-  new=$(mktemp -- "$1.XXXXXXXX")
+  file=$1 mode=$2
+  shift 2
+  new=$(mktemp "$file.XXXXXX")
   trap 'rm -f -- "$new"' EXIT
-  cat >"$new"
-  chmod "$2" "$new"
-  mv -f -- "$new" "$1"
+  "$@" >"$new"
+  chmod "$mode" "$new"
+  mv -f -- "$new" "$file"
   trap - EXIT
-  printf 'installed %s\n' "$1"
+  printf 'installed %s\n' "$file"
 }
 
-put "$installed" 755 <"$binary"
-"$installed" man-page | put "${files[1]}" 644
-"$installed" completions bash | put "${files[2]}" 644
-"$installed" completions fish | put "${files[3]}" 644
-"$installed" completions zsh | put "${files[4]}" 644
-put "${files[5]}" 644 <"$sdk"
+put "$installed" 755 cat "$binary"
+put "$man" 644 "$installed" man-page
+put "$bash" 644 "$installed" completions bash
+put "$fish" 644 "$installed" completions fish
+put "$zsh" 644 "$installed" completions zsh
+put "$sdk" 644 cat "$sdk_source"
 if [ -n "$shim" ]; then
   ln -sfn -- "$installed" "$shim/claude"
   printf 'installed %s -> %s\n' "$shim/claude" "$installed"
@@ -129,24 +139,29 @@ if [ -n "$shim" ]; then
 fi
 
 # What a caller would find.
-on_path() { [[ ":$PATH:" == *":$1:"* ]]; }
-found=$(type -P claude-run || true)
+on_path() { case :$PATH: in *":$1:"*) ;; *) return 1 ;; esac; }
+# programs NAME: all of that name, in the order of PATH.
+programs() (
+  set -f
+  IFS=:
+  for dir in $PATH; do
+    if [ -f "$dir/$1" ] && [ -x "$dir/$1" ]; then printf '%s\n' "$dir/$1"; fi
+  done
+)
+found=$(programs claude-run | head -n 1)
 if ! on_path "$prefix/bin"; then
   [ "$shim" = "$prefix/bin" ] || note "$prefix/bin is not on PATH; add it: export PATH=\"$prefix/bin:\$PATH\""
-elif ! [ "$found" -ef "$installed" ]; then
+elif ! is_same "$found" "$installed"; then
   note "another claude-run comes before it on PATH: $found"
 fi
 if [ -n "$shim" ]; then
-  real=
-  while IFS= read -r claude; do
-    [ "$claude" -ef "$installed" ] || { real=$claude; break; }
-  done < <(type -aP claude || true)
-  found=$(type -P claude || true)
+  found=$(programs claude | head -n 1)
   if ! on_path "$shim"; then
     note "$shim is not on PATH, so claude is not under the lock yet; add it in front: export PATH=\"$shim:\$PATH\""
-  elif ! [ "$found" -ef "$installed" ]; then
+  elif ! is_same "$found" "$installed"; then
     note "$found comes before the shim on PATH, so claude is not under the lock yet; put $shim in front of it"
   fi
+  real=$(programs claude | while IFS= read -r claude; do is_same "$claude" "$installed" || printf '%s\n' "$claude"; done)
   [ -n "$real" ] || note "no other claude is on PATH for the shim to run; install Claude Code, or name it in CLAUDE_RUN_CLAUDE"
 fi
 if command -v zsh >/dev/null && [ "$prefix" != /usr/local ] && [ "$prefix" != /usr ]; then

@@ -18,6 +18,25 @@ release=$top/target/$({ rustc -vV 2>/dev/null || :; } | sed -n 's/^host: //p')/r
 say() { printf '\n== %s\n' "$*"; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 2; }
 
+# take_values OPTION=VARIABLE... -- WORDS...: gives each VARIABLE the value behind its OPTION at the head of WORDS, and rows the rest,
+# or one empty word.
+take_values() {
+  local -A variables=()
+  while [ "$1" != -- ]; do
+    variables[${1%%=*}]=${1#*=}
+    shift
+  done
+  shift
+  while [[ ${1-} = -* ]]; do
+    [ -n "${variables[$1]-}" ] || die "unknown argument $1 (see --help)"
+    [ $# -gt 1 ] || die "$1 needs a value (see --help)"
+    printf -v "${variables[$1]}" %s "$2"
+    shift 2
+  done
+  # shellcheck disable=SC2034 # for those that source this
+  rows=("${@:-}")
+}
+
 # need COMMAND PACKAGE: has COMMAND, or installs Debian's PACKAGE, or says what to do.
 need() {
   ! command -v "$1" >/dev/null || return 0

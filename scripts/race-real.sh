@@ -19,6 +19,10 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
+agents=4 refresh=1 run=1 limit=240
+versions='2.1.84 2.1.126 2.1.177 2.1.330 2.1.332'
+take_values -n=agents --refresh=refresh --run=run --versions=versions --timeout=limit -- "$@"
+
 if [ -z "${RACE_REAL-}" ]; then
   need openssl openssl
   need node nodejs
@@ -27,9 +31,6 @@ if [ -z "${RACE_REAL-}" ]; then
   [ -n "${CLAUDE_RUN_BIN-}" ] || cargo build --release --locked --quiet --bin claude-run
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
-  words=("$@")
-  versions='2.1.84 2.1.126 2.1.177 2.1.330 2.1.332'
-  for ((i = 0; i < $#; i++)); do [ "${words[i]}" != --versions ] || versions=${words[i + 1]}; done
   for version in $versions; do
     dir=target/npm/claude-$version
     [ -d "$dir/node_modules" ] ||
@@ -50,21 +51,6 @@ python3 "${0%.sh}.py" 443 "$work/certificate" "$work/key" &
 api=$!
 trap 'kill $api' EXIT
 
-agents=4 refresh=1 run=1 limit=240
-versions='2.1.84 2.1.126 2.1.177 2.1.330 2.1.332'
-while [ $# -gt 0 ]; do
-  case $1 in
-    -n) agents=$2; shift 2 ;;
-    --refresh) refresh=$2; shift 2 ;;
-    --run) run=$2; shift 2 ;;
-    --versions) versions=$2; shift 2 ;;
-    --timeout) limit=$2; shift 2 ;;
-    -*) die "usage: scripts/race-real.sh [-n AGENTS] [--refresh SECONDS] [--run SECONDS] [--versions \"A B…\"] [--timeout SECONDS] [ROW...]" ;;
-    *) break ;;
-  esac
-done
-[ $# -gt 0 ] || set -- ''
-rows=("$@")
 claude_run=${CLAUDE_RUN_BIN:-$release/claude-run}
 ask() { curl --silent --cacert "$work/certificate" --retry 20 --retry-connrefused --retry-delay 1 "https://localhost/race${1-}"; }
 

@@ -19,18 +19,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 agents=12 rounds=1 refresh=1 run=2
-while [ $# -gt 0 ]; do
-  case $1 in
-    -n) agents=$2; shift 2 ;;
-    -r) rounds=$2; shift 2 ;;
-    --refresh) refresh=$2; shift 2 ;;
-    --run) run=$2; shift 2 ;;
-    -*) die "usage: scripts/race.sh [-n AGENTS] [-r ROUNDS] [--refresh SECONDS] [--run SECONDS] [ROW...]" ;;
-    *) break ;;
-  esac
-done
-[ $# -gt 0 ] || set -- ''
-rows=("$@")
+take_values -n=agents -r=rounds --refresh=refresh --run=run -- "$@"
 command -v cargo >/dev/null || die "there is no cargo; install a Rust toolchain (rustup.rs) and try again"
 need cc gcc
 need flock util-linux

@@ -3,14 +3,14 @@
 //! storage comes first, with a file beside it that names its owner. MCP servers, profiles and other products of the same login have locks
 //! of their own. They are read here, never changed.
 
-use std::fs::{self, Metadata};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
 use super::storage::ClaudeStorage;
-use crate::sys::fs::read_bounded;
+use crate::sys::fs::{birth, read_bounded};
 use crate::sys::proc::{Stat, boot_id, host, pid_namespace};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,7 +120,8 @@ impl RefreshLock {
             _ => None,
         };
         let mut lock = Self { path, touched, owner: None, stale_after, flaw };
-        lock.owner = found.and_then(|found| OwnerFile::read(&owner_file(&lock.path))?.owner_of(&found));
+        let made = birth(&lock.path);
+        lock.owner = found.and_then(|_| OwnerFile::read(&owner_file(&lock.path))?.owner_of(made));
         lock
     }
 
@@ -187,9 +188,10 @@ impl OwnerFile {
         Some(Self { owner: Owner::parse(&text)?, birth, written: fs::metadata(path).and_then(|found| found.modified()).ok()? })
     }
 
-    /// The owner of `lock`, unless the file is left over from an earlier one: the directory is made first, and the file behind it.
-    fn owner_of(self, lock: &Metadata) -> Option<Owner> {
-        let Ok(made) = lock.created() else { return Some(self.owner) };
+    /// The owner of the lock that was `made` then, unless the file is left over from an earlier one: the directory is made first, and the
+    /// file behind it.
+    fn owner_of(self, made: Option<SystemTime>) -> Option<Owner> {
+        let Some(made) = made else { return Some(self.owner) };
         let since = made.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1000.0;
         let is_of_it = match self.birth.filter(|birth| *birth > 0.0) {
             Some(birth) => (birth - since).abs() < SAME_BIRTH,

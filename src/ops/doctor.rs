@@ -20,6 +20,7 @@ use super::{Context, Factory, answer, text};
 use crate::claude::storage::ClaudeStorage;
 use crate::claude::version::Version;
 use crate::config::settings::{EXTERNAL_LOCK, LockMode};
+use crate::logging::escaped;
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore};
 
@@ -178,6 +179,23 @@ pub(super) fn objections(context: &Context, mode: LockMode) -> Vec<String> {
     trouble.map(text).chain(older).collect()
 }
 
+/// A run keeps the mode that it began with.
+fn check_modes(subject: &Subject, factory: &Factory, check: &mut Check) {
+    let mode = factory.settings.lock_mode.name();
+    let live = subject.census.iter().flat_map(|census| census.live.iter().chain(&census.elsewhere));
+    let mut others: Vec<_> = live.filter(|run| run.mode != mode).collect();
+    others.sort_by_key(|run| run.began);
+    if others.is_empty() {
+        return;
+    }
+    let names: Vec<_> = others.iter().map(|run| format!("{} follows {}", run.who(), escaped(&run.mode))).collect();
+    let what = format!("{} of another mode than {mode}: {}", text::count(names.len(), "live run"), names.join(", "));
+    let means = "they began before it was set, or were told another: those without the lock run beside its holder, those with it keep others waiting";
+    let todo =
+        "`claude-run mode --drain` waits for their end; if they come again, take --lock and CLAUDE_RUN_LOCK out of their calls";
+    check.warn(what, means, todo);
+}
+
 fn check_settings(subject: &Subject, check: &mut Check) {
     let means = "no run starts: each ends with 125 and this message";
     let mistake = subject.factory.as_ref().map_or(&subject.context.file_error, |factory| &factory.file_error);
@@ -185,7 +203,10 @@ fn check_settings(subject: &Subject, check: &mut Check) {
         return check.fail(error, means, "fix that line, or move the file away");
     }
     match &subject.factory {
-        Ok(factory) => check.pass(format!("the lock mode is {}", text::setting(&factory.mode))),
+        Ok(factory) => {
+            check.pass(format!("the lock mode is {}", text::setting(&factory.mode)));
+            check_modes(subject, factory, check);
+        }
         Err(error) => return check.fail(format!("{error:#}"), means, "fix that value where it is set"),
     }
     if (subject.context.environment)(EXTERNAL_LOCK).is_some_and(|value| !value.is_empty()) {

@@ -56,9 +56,9 @@ pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Writ
     let config_dir = paths.config_dir.to_string_lossy().into_owned();
     let mut report = SetupReport { config_dir, done: false, steps: Vec::new(), notes: Vec::new() };
     let outcome = carry_out(context, options, &paths, &mut report)?;
-    let is_left_to_do = options.dry_run && !report.steps.is_empty();
-    report.done = outcome == Outcome::Shown && report.notes.is_empty() && !is_left_to_do;
-    answer(out, options.json, outcome == Outcome::Shown, &report.to_text(&paths), &json!(report))
+    let is_possible = outcome == Outcome::Shown && report.notes.is_empty();
+    report.done = is_possible && (!options.dry_run || report.steps.is_empty());
+    answer(out, options.json, outcome == Outcome::Shown, &report.to_text(&paths, is_possible), &json!(report))
 }
 
 /// Gives up root in the home of somebody else: what is made there is to be the owner's, and what the owner may not do is refused.
@@ -180,7 +180,8 @@ impl SetupReport {
         Outcome::Shown
     }
 
-    fn to_text(&self, paths: &SetupPaths) -> String {
+    /// For people; with what agents need of the shared dir, if it is one or can be made one.
+    fn to_text(&self, paths: &SetupPaths, is_possible: bool) -> String {
         // A command to type stays one line, which can be copied.
         let wrapped =
             |line: &String| if line.contains(" && ") { line.clone() } else { layout::hanging(line, 2, layout::width()) };
@@ -188,7 +189,7 @@ impl SetupReport {
         if lines.is_empty() {
             lines.push(format!("nothing to do: {} is {} already", paths.link.display(), self.config_dir));
         }
-        if self.done {
+        if is_possible {
             let shared = paths.shared.display();
             lines.push(format!("\nfor the shell:   export CLAUDE_CONFIG_DIR={}", shell_words::quote(&self.config_dir)));
             lines.push(format!("for compose:     volumes: [\"{shared}:{shared}\"]"));

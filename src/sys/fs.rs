@@ -6,6 +6,11 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 /// Opens `path` for reading, unless it is a FIFO or a socket.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
@@ -37,7 +42,9 @@ fn open_if(
     flags: i32,
     is_wanted: impl Fn(&FileType) -> bool,
 ) -> io::Result<(File, Metadata)> {
-    let looked_at = File::options().read(true).custom_flags(flags | libc::O_PATH).open(path)?;
+    // Not by std: that leaves the bits of O_ACCMODE to itself, and of those musl has O_PATH for one.
+    let look = OFlag::from_bits_retain(flags) | OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let looked_at = File::from(open(path, look, Mode::empty())?);
     let (looked_at, found) = check(looked_at, &is_wanted)?;
     // That very file, whatever has its path by now.
     let same = format!("/proc/self/fd/{}", looked_at.as_raw_fd());
@@ -64,6 +71,14 @@ fn name(kind: FileType) -> &'static str {
         () if kind.is_dir() => "a directory",
         () => "no regular file",
     }
+}
+
+/// Time at which the file or link `path` was made, where the file system keeps it. std asks for it with glibc alone.
+pub(crate) fn birth(path: &Path) -> Option<SystemTime> {
+    let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BTIME).ok()?;
+    let is_kept = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);
+    let since = Duration::new(found.stx_btime.tv_sec.try_into().ok()?, found.stx_btime.tv_nsec);
+    SystemTime::UNIX_EPOCH.checked_add(since).filter(|_| is_kept)
 }
 
 /// Reads the whole file `path`, of at most `most` bytes.
@@ -121,8 +136,6 @@ pub(crate) fn read_bounded_text(path: &Path, most: u64) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::stat::Mode;
-
     use super::*;
 
     #[test]

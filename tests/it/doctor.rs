@@ -193,6 +193,25 @@ fn runs_with_another_lock_or_parent_dir_are_found() {
     assert!(what.contains("one (pid ") && what.contains("inside (pid ") && what.contains("container"), "{what}");
 }
 
+#[test]
+fn full_file_system_is_named_with_what_fails() {
+    let env = healthy("2.1.330");
+    let small = env.path("small");
+    fs::create_dir(&small).expect("a directory");
+    let cases = [
+        ("size=1m", "head -c 1M /dev/zero >{}/fill || :", "0 bytes are free"),
+        ("size=8m,nr_inodes=2", "touch {}/last", "; 0 inodes and "),
+    ];
+    for (options, fill, free) in cases {
+        let (shown, fill) = (small.display(), fill.replace("{}", &small.to_string_lossy()));
+        let mount = format!("mount -t tmpfs -o mode=700,{options} tmpfs {shown}; {fill}");
+        let Some((code, seen)) = in_namespace(&env, &mount, &small) else { return };
+        let (_, what) = worst(&seen, "file system");
+        assert!(what.contains(&format!("on tmpfs at {shown}, has no room")) && what.contains(free), "{what}");
+        expect((code, seen), "file system", "failure", "No space left on device");
+    }
+}
+
 /// Waits for the records, which may be written after `ready`.
 pub(crate) fn expect_records(env: &Env, count: usize) {
     let is_record = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "json");

@@ -143,8 +143,13 @@ impl Env {
     }
 }
 
-/// The claude-run under test.
+/// The claude-run under test: cargo's, or that of another target, which `CLAUDE_RUN_BINARY` names.
 pub(crate) fn binary() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| std::env::var_os("CLAUDE_RUN_BINARY").map_or_else(|| built().into(), PathBuf::from))
+}
+
+fn built() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_claude-run"))
 }
 
@@ -170,13 +175,13 @@ pub(crate) fn faults() -> &'static Path {
 
 /// Path of an example target. A plain `cargo test` has built it; a narrower call builds it here.
 fn example(name: &str, sources: &[impl AsRef<Path>]) -> PathBuf {
-    let path = binary().with_file_name("examples").join(name);
+    let path = built().with_file_name("examples").join(name);
     let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     if sources.iter().any(|source| modified(&path) < modified(&tests.join(source))) {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--locked", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
-        if binary().parent().is_some_and(|dir| dir.ends_with("release")) {
+        if built().parent().is_some_and(|dir| dir.ends_with("release")) {
             cargo.arg("--release");
         }
         assert!(cargo.status().expect("cargo").success(), "{cargo:?}");

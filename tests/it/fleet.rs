@@ -1,4 +1,4 @@
-//! A fleet of agents whose versions, mounts or clocks differ: what keeps their refreshes apart does not hold, and it is said.
+//! A fleet of agents whose versions, modes, mounts or clocks differ: what keeps their refreshes apart does not hold, and it is said.
 
 use std::fs;
 use std::time::{Duration, SystemTime};
@@ -89,4 +89,21 @@ fn clock_of_another_host_that_is_ahead_is_a_failure() {
     expect(doctor(&env, |doctor| doctor), "fleet", "pass", "2 live runs");
     write(300);
     expect(doctor(&env, |doctor| doctor), "fleet", "failure", "the clock of moon is ");
+}
+
+#[test]
+fn live_runs_of_another_mode_are_one_warning() {
+    let env = healthy("2.1.330");
+    let runs = ["1", "2"].map(|label| env.start_fake(&["--lock", "pass-through", "--label", label], "ready; hang"));
+    for run in &runs {
+        run.ready();
+    }
+    expect_records(&env, 2);
+    let (code, seen) = doctor(&env, |doctor| doctor);
+    let warnings = seen["checks"].as_array().into_iter().flatten().filter(|finding| finding["verdict"] == "warning");
+    let texts: Vec<_> = warnings.filter_map(|finding| finding["what"].as_str()).collect();
+    assert!(code == 0 && texts.len() == 1 && texts[0].starts_with("2 live runs of another mode than exclusive: "), "{seen:#}");
+    assert!(runs.iter().all(|run| texts[0].contains(&format!("(pid {}) follows pass-through", run.pid()))), "{seen:#}");
+    fs::write(env.config_dir().join("claude-run.toml"), "lock = \"pass-through\"\n").expect("a file");
+    expect(doctor(&env, |doctor| doctor), "settings", "pass", "the lock mode is pass-through");
 }

@@ -182,3 +182,61 @@ fn scripts_without_a_toolchain_say_so() {
         assert!(String::from_utf8_lossy(&output.stderr).contains("there is no cargo; install a Rust toolchain"), "{output:?}");
     }
 }
+
+#[test]
+fn tag_is_put_only_where_packages_were_made() {
+    let env = Env::new();
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    fs::create_dir_all(env.path("scripts")).expect("a directory");
+    fs::create_dir_all(env.path("target/package")).expect("a directory");
+    for script in ["package.sh", "lib.sh"] {
+        env.copy_of(top.join("scripts").join(script), &format!("scripts/{script}"));
+    }
+    let write = |name: &str, text: &str| fs::write(env.path(name), text).expect("a file");
+    write(".gitignore", "/target\n/home\n/tools\n");
+    write("Cargo.toml", "[package]\nname = \"x\"\nversion = \"1.2.3\"\n\n[dependencies]\nversion = \"9\"\n");
+    write("CHANGELOG.md", "# Changelog\n\n## [1.2.3] - unreleased\n\n- new\n\n## [1.2.2] - 2026-01-01\n\n- old\n");
+    env.script("tools/cargo", "#!/bin/sh\n");
+    let run = |program: &str, words: &[&str]| {
+        let mut command = env.command(program);
+        command.env("PATH", format!("{}:/usr/bin:/bin", env.path("tools").display())).args(words);
+        let output = command.output().expect("started");
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.code() == Some(0), text.trim_end().to_owned())
+    };
+    let git = |words: &[&str]| {
+        let (is_well, text) = run("git", &[&["-c", "init.defaultBranch=main"], words].concat());
+        assert!(is_well, "{words:?}: {text}");
+        text
+    };
+    let commit = || git(&["add", "-A"]) + &git(&["commit", "-qm", "x"]) + &git(&["rev-parse", "HEAD"]);
+    let refused = |why: &str| {
+        let (is_well, text) = run("scripts/package.sh", &["--tag"]);
+        assert!(!is_well && text.contains(why), "{why}: {text}");
+    };
+    git(&["init", "-q"]);
+    git(&["config", "user.name", "x"]);
+    git(&["config", "user.email", "x@example.invalid"]);
+    refused("changes that are not committed");
+    commit();
+    refused("no dated section of 1.2.3");
+    write("CHANGELOG.md", "# Changelog\n\n## [1.2.3] - 2026-11-26\n\n### Added\n\n- new\n\n## [1.2.2] - 2026-01-01\n\n- old\n");
+    let head = commit();
+    refused("no packages of this commit");
+    write("target/package/COMMIT", &format!("{head}\n"));
+    write("target/package/claude-run-1", "content\n");
+    let (_, sums) = run("sh", &["-c", "cd target/package && sha256sum claude-run-1 | tee SHA256SUMS"]);
+    write("target/package/claude-run-1", "other content\n");
+    refused("no packages of this commit");
+    write("target/package/claude-run-1", "content\n");
+    assert_eq!(git(&["tag"]), "");
+    for said in ["git push origin v1.2.3", "is there already"] {
+        let (is_well, text) = run("scripts/package.sh", &["--tag"]);
+        assert!(is_well && text.contains(said), "{said}: {text}");
+        let message = git(&["for-each-ref", "--format=%(objecttype) %(contents)", "refs/tags/v1.2.3"]);
+        assert_eq!(message, format!("tag claude-run 1.2.3\n\n### Added\n\n- new\n\n{sums}"));
+    }
+    write("more", "");
+    write("target/package/COMMIT", &format!("{}\n", commit()));
+    refused("v1.2.3 is at another commit");
+}

@@ -168,7 +168,9 @@ fn setup_is_wrapped_but_for_commands() {
     let shared = env.path("shared").join("s".repeat(60));
     for (columns, rows) in SIZES {
         let text = printed(&env, &["setup", "--dry-run", "--shared-dir", shared.to_str().expect("text")], (columns, rows));
-        assert_fits(&text, columns);
+        let (steps, lines_to_copy) = text.split_once("\nfor the shell: ").expect("steps, and lines to copy");
+        assert_fits(steps, columns);
+        assert_eq!(lines_to_copy.lines().count(), 3, "{text}");
         assert!(text.starts_with("would make "), "{text}");
         assert_eq!(text.contains("\n  "), columns == 80, "{text}");
         let text = printed(&env, &["setup", "--home", "/missing"], (columns, rows));

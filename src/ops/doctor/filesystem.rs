@@ -2,12 +2,13 @@
 //! temporary directory; and whether the session lock holds between hosts, by the file system of the lock file or by a lock helper.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use fs4::FileExt;
+use nix::sys::statvfs::statvfs;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 
@@ -34,11 +35,16 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
     let Ok(real) = fs::canonicalize(&subject.config_dir) else { return };
     let dir = match tempfile::Builder::new().prefix(".claude-run-probe.").tempdir_in(&real) {
         Ok(dir) => dir,
+        Err(error) if is_for_lack_of_room(&error) => return fail_for_room(&real, &error, check),
         Err(error) => {
             let what = format!("nothing can be made in {}: {error}", real.display());
-            return check.fail(what, "no lock can be taken here", "see that there is room, and the right to write");
+            return check.fail(what, "no lock can be taken here", "see that there is the right to write");
         }
     };
+    // Whatever it is that is short: blocks, those that are not root's, a quota. The probes would only fail for the same reason.
+    if let Err(error) = try_to_write(&dir.path().join("room")) {
+        return fail_for_room(&real, &error, check);
+    }
     let mut passed = Vec::new();
     for (name, probe, means) in PROBES {
         match probe(dir.path()) {
@@ -48,7 +54,7 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
             }
             Ok(Some(what)) => check.fail(format!("{name}: {what}"), means, "put the config dir where all hosts lock alike"),
             Err(error) => {
-                let todo = "see that there are processes, descriptors and room left";
+                let todo = "see that there are processes and descriptors left";
                 check.warn(format!("{name} cannot be tried: {error}"), means, todo);
             }
         }
@@ -57,6 +63,38 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
         let kind = Mount::of(&real).map_or_else(|| "unknown".to_owned(), |mount| mount.kind);
         check.pass(format!("{kind}: {} held for {PROCESSES} processes", passed.join(", ")));
     }
+}
+
+/// Bytes that a config dir should at least have room for: a login, some lines of history, what claude keeps of a session.
+const ROOM: usize = 1 << 20;
+
+fn try_to_write(path: &Path) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    // Some file systems find only then that they have no place for it.
+    let written = file.write_all(&vec![b'-'; ROOM]).and_then(|()| file.sync_all());
+    written.and(fs::remove_file(path))
+}
+
+fn is_for_lack_of_room(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
+    let mount = Mount::of(dir).map_or_else(String::new, |mount| format!(", on {} at {},", mount.kind, mount.point.display()));
+    let free = statvfs(dir).map_or_else(
+        |_| "an unknown number of bytes".to_owned(),
+        |free| {
+            let bytes = free.blocks_available().saturating_mul(free.fragment_size());
+            // Some file systems have no fixed number of inodes, and say 0 of 0.
+            let files = if free.files() > 0 { free.files_available().to_string() + " inodes and " } else { String::new() };
+            format!("{files}{bytes} bytes")
+        },
+    );
+    check.fail(
+        format!("{}{mount} has no room for a MiB: {error}; {free} are free", dir.display()),
+        "a refreshed token cannot be saved: the login is lost; records, history and logs are lost, and no lock file can be made (125)",
+        "make room there, or raise the quota, before the token expires",
+    );
 }
 
 /// Of all processes that make a directory, one succeeds.
