@@ -131,10 +131,13 @@ impl LockFile {
         }
     }
 
-    /// Sleeps in flock(2) until the lock is acquired, or the file that has its path by then is busy. Only for a thread that may be
-    /// interrupted.
+    /// Sleeps in flock(2) until the lock is acquired, or the file that has its path by then is busy, or a signal handler has run: each
+    /// wait that is given up ends so, and makes no error with its backtrace. Only for a thread that may be interrupted.
     pub(crate) fn lock_blocking(self) -> Result<LockAttempt> {
-        FileExt::lock(&self.file).map_err(|error| flock_error(&self.place, error))?;
+        match FileExt::lock(&self.file) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(LockAttempt::Busy(self)),
+            locked => locked.map_err(|error| flock_error(&self.place, error))?,
+        }
         if self.is_current() { Ok(LockAttempt::Acquired(FlockGuard(self))) } else { Self::open_at(self.place)?.try_lock() }
     }
 

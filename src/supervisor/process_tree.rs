@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::mem;
 
 use nix::unistd::{Pid, getpgid, getpgrp, getpid};
 use tracing::debug;
@@ -10,7 +11,7 @@ use tracing::debug;
 use super::policy::{Group, Input, TreeState};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
-use crate::sys::proc::{self, Links, Stat};
+use crate::sys::proc::{self, Links, Process, Stat};
 use crate::sys::signal::{Signal, kill};
 use crate::sys::wait::{self, ChildStatus};
 
@@ -29,9 +30,14 @@ pub(super) struct ProcessTree {
     terminated_children: HashSet<i32>,
     /// Those that have got it when the others got KILL.
     newcomers: HashSet<(i32, u64)>,
+    /// Those that the last TERM went to, if it went to all members.
+    last_terminated: Vec<Stat>,
     has_walked: bool,
     kills: u32,
 }
+
+/// Members from which on a tree may leave us no time to run.
+const CROWD: usize = 64;
 
 /// Looks for somebody new before a KILL, at most: a chain that forks and exits has always a new one.
 const MAX_LOOKS: u32 = 50;
@@ -49,6 +55,7 @@ impl ProcessTree {
             terminated: HashSet::new(),
             terminated_children: HashSet::new(),
             newcomers: HashSet::new(),
+            last_terminated: Vec::new(),
             has_walked: false,
             kills: 0,
         };
@@ -71,7 +78,7 @@ impl ProcessTree {
 
     /// True if so many have got TERM that they may leave us no time to run.
     pub(super) fn is_crowd(&self) -> bool {
-        self.terminated.len() > 64
+        self.terminated.len() >= CROWD
     }
 
     pub(super) fn state(&self) -> TreeState {
@@ -89,22 +96,51 @@ impl ProcessTree {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(Signal::SIGTERM, child, group);
         }
-        let members = if self.has_walked { self.new_children() } else { self.members() };
-        for member in members.iter().filter(|member| !member.is_dead()) {
+        if !mem::replace(&mut self.has_walked, true) {
+            return self.terminate_all(child);
+        }
+        self.last_terminated.clear();
+        for member in self.new_children().iter().filter(|member| !member.is_dead()) {
             if self.terminated.insert(member.process()) {
                 signal_one(member, Signal::SIGTERM);
             }
-            if member.parent == us() {
-                self.terminated_children.insert(member.pid);
-            }
+            self.terminated_children.insert(member.pid);
         }
-        self.has_walked = true;
+    }
+
+    /// Sends TERM to all members. A crowd is stopped meanwhile: it would leave us no time to run, and fork others behind our back.
+    fn terminate_all(&mut self, child: Pid) {
+        // Whoever kills us meanwhile must not leave a stopped child behind, with the lock.
+        let may_stop = Stat::read(child.as_raw()).is_none_or(|child| child.is_dead());
+        let (mut terminated, mut groups, mut alone) = (mem::take(&mut self.terminated), HashSet::new(), Vec::new());
+        let members = self.walk(|member| {
+            let is_new = terminated.insert(member.stat.process());
+            let is_crowd = may_stop && terminated.len() > CROWD;
+            if is_crowd {
+                self.stop(member, &mut groups);
+            }
+            if (is_crowd || member.stat.state == b'T') && !groups.contains(&member.stat.group) {
+                alone.push(member.stat);
+            }
+            if is_new {
+                log_signal(&member.stat, Signal::SIGTERM, member.signal(Signal::SIGTERM));
+            }
+        });
+        continue_groups(groups);
+        alone.iter().for_each(|member| signal_one(member, Signal::SIGCONT));
+        self.terminated_children = members.iter().filter(|member| member.parent == us()).map(|member| member.pid).collect();
+        (self.terminated, self.last_terminated) = (terminated, members);
+    }
+
+    /// Living members as the TERM has found them that went to them just now; or else as they are.
+    pub(super) fn leftovers(&self) -> Vec<Stat> {
+        if self.last_terminated.is_empty() { self.members() } else { self.last_terminated.clone() }
     }
 
     /// Members among our own children, less those that have got TERM: each end of a process asks for them.
     fn new_children(&self) -> Vec<Stat> {
         let known = &self.terminated_children;
-        let pids = Links::read().children(us(), false).into_iter().filter(|pid| !known.contains(pid));
+        let pids = Links::read().our_children().into_iter().filter(|pid| !known.contains(pid));
         pids.filter_map(Stat::read).filter(|stat| stat.parent == us() && self.includes(stat)).collect()
     }
 
@@ -113,47 +149,27 @@ impl ProcessTree {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(Signal::SIGKILL, child, group);
         }
-        let has_had_term = |member: &Stat| self.terminated.contains(&member.process());
-        let stop = |member: &Stat| {
-            if has_had_term(member) {
-                signal_one(member, Signal::SIGSTOP);
-            }
-        };
-        for member in self.walk(stop) {
-            if has_had_term(&member) {
-                signal_one(&member, Signal::SIGKILL);
-            } else if self.newcomers.insert(member.process()) {
-                signal_one(&member, Signal::SIGTERM);
+        let has_had_term = |member: &&Stat| self.terminated.contains(&member.process());
+        let is_child = |member: &(i32, u64)| member.0 == child.as_raw();
+        let (members, groups) = self.stop_all(self.terminated.iter().any(is_child).then_some(child));
+        let (terminated, others): (Vec<_>, Vec<_>) = members.iter().partition(has_had_term);
+        terminated.into_iter().for_each(|member| signal_one(member, Signal::SIGKILL));
+        for member in &others {
+            if self.newcomers.insert(member.process()) {
+                signal_one(member, Signal::SIGTERM);
             }
         }
+        let alone = others.into_iter().filter(|member| !groups.contains(&member.group));
+        alone.for_each(|member| signal_one(member, Signal::SIGCONT));
+        continue_groups(groups);
     }
 
-    /// Sends KILL to all members. They are stopped before, until a look finds nobody new: whoever forks on and on is not faster.
+    /// Sends KILL to all members.
     pub(super) fn kill(&mut self, child: Pid, group: Group) {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(Signal::SIGKILL, child, group);
         }
-        // Group 0 is one outside of our PID namespace, and would be ours to kill(2); -1 is everybody.
-        let is_foreign =
-            |group: i32| group <= 1 || group == getpgrp().as_raw() || self.preexisting.iter().any(|stat| stat.group == group);
-        // Whoever kills us meanwhile must not leave a stopped child behind, with the lock. Its zombie keeps its pid and group.
-        let _ = kill(child, Signal::SIGKILL);
-        let (mut members, mut known, mut groups) = (Vec::new(), HashSet::new(), HashSet::new());
-        for _ in 0..MAX_LOOKS {
-            let mut has_new = false;
-            members = self.walk(|member| {
-                if known.insert(member.process()) {
-                    has_new = true;
-                    if !is_foreign(member.group) && groups.insert(member.group) {
-                        let _ = kill(Pid::from_raw(-member.group), Signal::SIGSTOP); // nobody in it can fork meanwhile
-                    }
-                    signal_one(member, Signal::SIGSTOP);
-                }
-            });
-            if !has_new {
-                break;
-            }
-        }
+        let (members, mut groups) = self.stop_all(Some(child));
         // The child's zombie reserves the number of its group.
         groups.extend((group == Group::Own).then_some(child.as_raw()));
         for group in groups {
@@ -165,6 +181,46 @@ impl ProcessTree {
         if self.kills > MAX_KILLS && us() == 1 && self.monitor.is_none() && self.preexisting.is_empty() {
             let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
         }
+    }
+
+    /// Stops all members, until a look finds nobody new: whoever forks on and on is not faster. Returns them, with process groups of
+    /// theirs that were stopped as a whole. `child` gets KILL: whoever kills us meanwhile must not leave it stopped behind, with the lock.
+    /// Its zombie keeps its pid and group.
+    fn stop_all(&self, child: Option<Pid>) -> (Vec<Stat>, HashSet<i32>) {
+        child.map(|child| kill(child, Signal::SIGKILL));
+        let (mut members, mut known, mut groups) = (Vec::new(), HashSet::new(), HashSet::new());
+        for _ in 0..MAX_LOOKS {
+            let count = known.len();
+            members = self.walk(|member| {
+                if known.insert(member.stat.process()) {
+                    self.stop(member, &mut groups);
+                } else if matches!(member.stat.state, b'R' | b'S') {
+                    let _ = member.signal(Signal::SIGSTOP); // it has left its group in time
+                }
+            });
+            if known.len() == count {
+                break;
+            }
+        }
+        (members, groups)
+    }
+
+    /// Stops `member`: by one call with all of its process group, in which nobody can fork meanwhile, or alone where others are in that.
+    fn stop(&self, member: &Process, groups: &mut HashSet<i32>) {
+        let group = member.stat.group;
+        // Group 0 is one outside of our PID namespace, and would be ours to kill(2); -1 is everybody.
+        let is_foreign =
+            || group <= 1 || group == getpgrp().as_raw() || self.preexisting.iter().any(|stat| stat.group == group);
+        if groups.contains(&group) {
+            return;
+        }
+        let sent = if is_foreign() {
+            member.signal(Signal::SIGSTOP)
+        } else {
+            groups.insert(group);
+            kill(Pid::from_raw(-group), Signal::SIGSTOP)
+        };
+        log_signal(&member.stat, Signal::SIGSTOP, sent);
     }
 
     /// Sends INT to the members of the child's process group, as a terminal does: a shell heeds it only if its own child died of it.
@@ -192,25 +248,22 @@ impl ProcessTree {
     }
 
     /// Finds the living members, parents before their children, and visits each before its children are looked for.
-    fn walk(&self, mut visit: impl FnMut(&Stat)) -> Vec<Stat> {
-        let links = Links::read();
-        let mut members = self.children(&links, us(), false);
-        let mut next = 0;
-        while let Some(parent) = members.get(next) {
-            if !parent.is_dead() {
-                visit(parent);
-            }
-            members.extend(self.children(&links, parent.pid, parent.threads == 1));
+    fn walk(&self, mut visit: impl FnMut(&Process)) -> Vec<Stat> {
+        let (links, us) = (Links::read(), us());
+        let mut found: Vec<_> = links.our_children().into_iter().map(|pid| (pid, us)).collect();
+        let (mut members, mut next) = (Vec::new(), 0);
+        while let Some(&(pid, parent)) = found.get(next) {
             next += 1;
+            // One that has become an orphan meanwhile is a child of ours.
+            let is_member = |stat: &Stat| if stat.parent == us { self.includes(stat) } else { stat.parent == parent };
+            let Some(process) = Process::open(pid).filter(|process| is_member(&process.stat)) else { continue };
+            if !process.stat.is_dead() {
+                visit(&process);
+                members.push(process.stat);
+            }
+            found.extend(links.children(&process).into_iter().map(|child| (child, pid)));
         }
-        members.retain(|stat| !stat.is_dead());
         members
-    }
-
-    /// Members among the children of `parent`, dead ones too. One that has become an orphan meanwhile is a child of ours.
-    fn children(&self, links: &Links, parent: i32, has_one_thread: bool) -> Vec<Stat> {
-        let is_member = |stat: &Stat| if stat.parent == us() { self.includes(stat) } else { stat.parent == parent };
-        links.children(parent, has_one_thread).into_iter().filter_map(Stat::read).filter(is_member).collect()
     }
 
     /// True if a child of ours belongs to the run. Beside preexisting children, whose orphans come to us as well, it does if its
@@ -253,7 +306,7 @@ impl ProcessTree {
 
     /// Reaps all zombies but `child`, which is one.
     pub(super) fn next_state(&mut self, child: Pid) -> TreeState {
-        let others = Links::read().children(us(), false).into_iter().filter(|pid| *pid != child.as_raw());
+        let others = Links::read().our_children().into_iter().filter(|pid| *pid != child.as_raw());
         others.for_each(|pid| self.reap(pid));
         self.state()
     }
@@ -270,8 +323,18 @@ fn us() -> i32 {
 }
 
 fn signal_one(member: &Stat, signal: Signal) {
-    let error = member.signal(signal).err().map(tracing::field::display);
+    log_signal(member, signal, member.signal(signal));
+}
+
+fn log_signal(member: &Stat, signal: Signal, sent: nix::Result<()>) {
+    let error = sent.err().map(tracing::field::display);
     debug!(pid = member.pid, %signal, error, "signalled a descendant");
+}
+
+fn continue_groups(groups: HashSet<i32>) {
+    for group in groups {
+        let _ = kill(Pid::from_raw(-group), Signal::SIGCONT);
+    }
 }
 
 /// Signals every process of the container if we are its init, else the child's group, whose number its zombie reserves.

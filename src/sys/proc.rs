@@ -10,6 +10,8 @@ use std::ptr;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, gethostname};
 
@@ -36,8 +38,12 @@ pub(crate) struct Stat {
 impl Stat {
     /// Reads the process `pid`, if it exists.
     pub(crate) fn read(pid: i32) -> Option<Self> {
+        Self::read_from(pid, File::open(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    fn read_from(pid: i32, mut file: File) -> Option<Self> {
         let mut line = [0; 1024];
-        let length = File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut line).ok()?;
+        let length = file.read(&mut line).ok()?;
         Self::parse(pid, &line[..length])
     }
 
@@ -76,13 +82,10 @@ impl Stat {
     /// Signals this process, but none that has its pid by now. A stopped one gets CONT with its TERM. The error is ESRCH if it has
     /// ended, EPERM if we may not signal it.
     pub(crate) fn signal(&self, signal: Signal) -> nix::Result<()> {
-        // A directory in /proc stays bound to its process, and serves as a pidfd.
-        let dir = File::open(format!("/proc/{}", self.pid)).map_err(|_| Errno::ESRCH)?;
-        // If the pid is this process' now, it was when the directory was opened.
-        let now = Self::read(self.pid).filter(|now| now.start == self.start).ok_or(Errno::ESRCH)?;
-        pidfd_send_signal(&dir, self.pid, signal)?;
-        if signal == Signal::SIGTERM && now.state == b'T' {
-            pidfd_send_signal(&dir, self.pid, Signal::SIGCONT)?;
+        let process = Process::open(self.pid).filter(|process| process.stat.start == self.start).ok_or(Errno::ESRCH)?;
+        process.signal(signal)?;
+        if signal == Signal::SIGTERM && process.stat.state == b'T' {
+            process.signal(Signal::SIGCONT)?;
         }
         Ok(())
     }
@@ -95,6 +98,39 @@ impl Stat {
     }
 }
 
+/// An open process. Its directory in /proc stays bound to it, and serves as a pidfd; few system calls are made through it, since a fork
+/// bomb does not wait.
+#[derive(Debug)]
+pub(crate) struct Process {
+    dir: File,
+    pub(crate) stat: Stat,
+}
+
+impl Process {
+    /// Opens the process that has `pid` now, if there is one.
+    pub(crate) fn open(pid: i32) -> Option<Self> {
+        let dir = File::open(format!("/proc/{pid}")).ok()?;
+        let stat = Stat::read_from(pid, open_in(&dir, "stat").ok()?)?;
+        Some(Self { dir, stat })
+    }
+
+    /// Sends `signal` to it. The error is ESRCH if it has ended, EPERM if we may not signal it.
+    pub(crate) fn signal(&self, signal: Signal) -> nix::Result<()> {
+        let no_info = ptr::null::<libc::siginfo_t>();
+        // SAFETY: a descriptor, a number, no siginfo and no flags: no memory is touched.
+        let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.dir.as_raw_fd(), signal.number(), no_info, 0) };
+        match Errno::result(sent) {
+            // Before Linux 5.1, or behind a seccomp filter that does not know the call: the pid was right a moment ago.
+            Err(Errno::ENOSYS | Errno::EPERM) => kill(Pid::from_raw(self.stat.pid), signal),
+            sent => sent.map(|_| ()),
+        }
+    }
+}
+
+fn open_in(dir: &File, path: &str) -> nix::Result<File> {
+    openat(dir, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map(File::from)
+}
+
 /// Links from parents to children: the lists of the kernel or, where it has none (CONFIG_PROC_CHILDREN), a look at all processes.
 #[derive(Debug)]
 pub(crate) struct Links(Option<Vec<Stat>>);
@@ -104,39 +140,44 @@ impl Links {
         Self((!Path::new("/proc/thread-self/children").exists()).then(Stat::all))
     }
 
-    /// Pids of the children of `parent`, if it exists.
-    pub(crate) fn children(&self, parent: i32, has_one_thread: bool) -> Vec<i32> {
-        if let Some(all) = &self.0 {
-            return all.iter().filter(|stat| stat.parent == parent).map(|stat| stat.pid).collect();
+    /// Pids of our own children.
+    pub(crate) fn our_children(&self) -> Vec<i32> {
+        let us = process::id().cast_signed();
+        self.0.as_ref().map_or_else(|| children_by_threads(us), |all| children_among(all, us))
+    }
+
+    /// Pids of the children of `parent`.
+    pub(crate) fn children(&self, parent: &Process) -> Vec<i32> {
+        match &self.0 {
+            Some(all) => children_among(all, parent.stat.pid),
+            None if parent.stat.threads == 1 => {
+                let list = open_in(&parent.dir, &format!("task/{}/children", parent.stat.pid));
+                list.map_or_else(|_| Vec::new(), read_pids)
+            }
+            None => children_by_threads(parent.stat.pid),
         }
-        let tasks = format!("/proc/{parent}/task");
-        if has_one_thread {
-            return children_of_thread(&format!("{tasks}/{parent}"));
-        }
-        let threads = fs::read_dir(tasks).into_iter().flatten().flatten();
-        threads.flat_map(|thread| children_of_thread(&thread.path().to_string_lossy())).collect()
     }
 }
 
-/// Reads the list without the calls by which a file's size is found: a fork bomb does not wait.
-fn children_of_thread(thread: &str) -> Vec<i32> {
-    let Ok(mut file) = File::open(format!("{thread}/children")) else { return Vec::new() };
+fn children_among(all: &[Stat], parent: i32) -> Vec<i32> {
+    all.iter().filter(|stat| stat.parent == parent).map(|stat| stat.pid).collect()
+}
+
+fn children_by_threads(parent: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+    threads.filter_map(|thread| File::open(thread.path().join("children")).ok()).flat_map(read_pids).collect()
+}
+
+/// Reads the list without the calls by which a file's size is found.
+fn read_pids(mut file: File) -> Vec<i32> {
     let (mut list, mut piece) = (Vec::new(), [0; 4096]);
     while let Ok(length @ 1..) = file.read(&mut piece) {
         list.extend_from_slice(&piece[..length]);
+        if length < piece.len() / 2 {
+            break; // the kernel fills what it can
+        }
     }
     String::from_utf8_lossy(&list).split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
-fn pidfd_send_signal(dir: &File, pid: i32, signal: Signal) -> nix::Result<()> {
-    let no_info = ptr::null::<libc::siginfo_t>();
-    // SAFETY: a descriptor, a number, no siginfo and no flags: no memory is touched.
-    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, dir.as_raw_fd(), signal.number(), no_info, 0) };
-    match Errno::result(sent) {
-        // Before Linux 5.1, or behind a seccomp filter that does not know the call: the pid was right a moment ago.
-        Err(Errno::ENOSYS | Errno::EPERM) => kill(Pid::from_raw(pid), signal),
-        sent => sent.map(|_| ()),
-    }
 }
 
 /// An flock(2) that is held or waited for.

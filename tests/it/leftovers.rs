@@ -319,6 +319,19 @@ fn fork_bomb_in_many_sessions_is_ended() {
 }
 
 #[test]
+fn crowd_gets_term_and_time_to_clean_up() {
+    let env = Env::new();
+    // Some share the child's process group, some have one of their own. Without a CONT, none would clean up.
+    let tool = "trap 'echo >>cleaned; exit' TERM; sleep 600 & echo >>ready; wait";
+    let script = format!(
+        r#"for i in {{1..50}}; do ({tool}) & setsid bash -c "{tool}" & done; until [ "$(wc -l <ready)" = 100 ]; do sleep 0.1; done; exit 4"#
+    );
+    let ended = shell(&env, &["--kill-after", "1h"], &script).end();
+    assert_eq!(ended.code(), 4, "{ended:?}");
+    assert_eq!(std::fs::metadata(env.path("cleaned")).expect("cleaned").len(), 100, "once each: {ended:?}");
+}
+
+#[test]
 fn leftover_with_another_environment_is_ended() {
     let env = Env::new();
     let mut bash = env.command("bash");

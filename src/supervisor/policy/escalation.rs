@@ -152,7 +152,7 @@ impl Policy {
         if !self.is_hurried {
             self.restart_kill_grace(now);
         }
-        vec![notice, Action::SignalTree(Signal::SIGTERM)] // while they are there to be named
+        vec![Action::SignalTree(Signal::SIGTERM), notice] // which names those whom it has found
     }
 
     pub(super) fn on_tree_changed(&mut self, tree: TreeState) -> Vec<Action> {

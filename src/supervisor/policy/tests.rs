@@ -135,7 +135,7 @@ fn limits_that_are_off_have_no_deadline() {
     assert_eq!(case.deadline(), None);
     assert_eq!(
         case.at(2, Input::Ended(Outcome::Killed(1), TreeState::Alive)),
-        [Action::Log(Notice::Leftovers(Leftovers::Kill)), Action::SignalTree(Signal::SIGTERM)]
+        [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers(Leftovers::Kill))]
     );
     assert_eq!(case.deadline(), None);
 }
@@ -225,7 +225,7 @@ fn leftovers_get_term_then_kill() {
     let mut case = case(|_| {});
     assert_eq!(
         case.at(10, Input::Ended(Outcome::Exited(0), TreeState::Alive)),
-        [Action::Log(Notice::Leftovers(Leftovers::Kill)), Action::SignalTree(Signal::SIGTERM)]
+        [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers(Leftovers::Kill))]
     );
     assert_eq!((case.policy.result(), case.deadline()), (None, Some(15)));
     assert_eq!(case.at(11, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGTERM)]);
@@ -497,7 +497,7 @@ fn second_of_a_second_term_does_not_begin_anew() {
     case.term(10);
     case.term(11);
     assert_eq!(case.deadline(), Some(12));
-    let term = [Action::Log(Notice::Leftovers(Leftovers::Kill)), Action::SignalTree(Signal::SIGTERM)];
+    let term = [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers(Leftovers::Kill))];
     assert_eq!(case.at(11, Input::Ended(Outcome::Exited(0), TreeState::Alive)), term);
     assert_eq!(case.deadline(), Some(12));
 }

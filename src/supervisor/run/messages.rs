@@ -102,7 +102,7 @@ impl Supervisor<'_> {
     /// Says how many leftovers there are, and of which programs: claude's session in the background may be one.
     fn log_leftovers(&self, leftovers: Leftovers) {
         let mut programs = BTreeMap::new();
-        for member in self.tree.members() {
+        for member in self.tree.leftovers() {
             *programs.entry(member.name()).or_insert(0) += 1;
         }
         let pid = self.child.as_raw();

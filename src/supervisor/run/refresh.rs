@@ -1,6 +1,7 @@
 //! Refreshes of claude's token, as the supervisor sees them: it watches for the end of one that the lock was acquired for, and of
 //! one that a signal is deferred for.
 
+use std::cell::LazyCell;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
@@ -49,7 +50,8 @@ impl Supervisor<'_> {
 
     /// A refresh may be in progress if a refresh lock is live, and its owner is not known to be outside of the tree.
     pub(super) fn check_refresh(&mut self) {
-        let names = self.tree.names();
+        // A look at the whole tree, for which there is no time beside a fork bomb.
+        let names = LazyCell::new(|| self.tree.names());
         let may_be_ours = |owner: Owner| names.as_ref().is_none_or(|names| owner.may_be_among(names));
         let locks = self.storage.as_ref().map_or(Vec::new(), RefreshLock::all);
         let mut live = locks.into_iter().filter(|lock| lock.standing(SystemTime::now()) == Standing::Live);
