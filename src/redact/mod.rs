@@ -19,7 +19,7 @@ mod secrets;
 mod values;
 
 pub use masker::Masker;
-pub use secrets::{Secrets, compile, configure, masked};
+pub use secrets::{Secrets, compile, configure, is_plain, masked};
 
 #[cfg(test)]
 mod tests;

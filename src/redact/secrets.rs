@@ -59,6 +59,8 @@ pub(super) struct Across {
     pub(super) block: Option<Block>,
 }
 
+static OURS: OnceLock<Arc<Secrets>> = OnceLock::new();
+
 static ADDED: OnceLock<(Vec<String>, Vec<String>)> = OnceLock::new();
 
 /// Adds names and patterns to what this process masks. Call before anything is masked.
@@ -68,10 +70,34 @@ pub fn configure(names: Vec<String>, patterns: Vec<String>) {
 
 /// `text` of ours, masked.
 pub fn masked(text: &str) -> String {
+    if OURS.get().is_none() && is_plain(text) {
+        return text.to_owned();
+    }
     let Ok(secrets) = Secrets::of_process() else { return "(not shown: its secrets cannot be masked)".to_owned() };
     let mut out = Vec::with_capacity(text.len());
     super::masker::mask_text(&secrets, text.as_bytes(), &mut out);
     String::from_utf8_lossy(&out).into_owned()
+}
+
+/// True if there is surely no secret in `text`, which is short: known without the time that it takes to make a masker.
+pub fn is_plain(text: &str) -> bool {
+    static KNOWN: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    let is_added = || ADDED.get().is_some_and(|(names, patterns)| !names.is_empty() || !patterns.is_empty());
+    if is_added() || text.bytes().any(|byte| values::ENCODED.contains(&byte)) {
+        return false;
+    }
+    let lower = text.to_ascii_lowercase();
+    let places = |word: &str| {
+        let word = word.to_ascii_lowercase();
+        memchr::memmem::find_iter(lower.as_bytes(), &word).map(|at| at..at + word.len()).collect::<Vec<_>>()
+    };
+    let may_match =
+        |rule: &rules::Rule, word: &str| places(word).iter().any(|place| rule.may_match(text.as_bytes(), place, word));
+    let has_rule = || rules::all().any(|rule| rule.words.iter().any(|word| may_match(rule, word)));
+    let has_key = || pem::WORDS.iter().any(|word| lower.contains(word));
+    let known = || KNOWN.get_or_init(|| environment::known(std::env::vars_os(), &[])).iter();
+    let is_known = |known: &Vec<u8>| memchr::memmem::find(lower.as_bytes(), &known.to_ascii_lowercase()).is_some();
+    !has_rule() && !has_key() && !known().any(is_known)
 }
 
 /// Compiles a pattern of the settings file.
@@ -92,7 +118,6 @@ impl Secrets {
     /// # Errors
     /// As [`Secrets::new`].
     pub fn of_process() -> Result<Arc<Self>> {
-        static OURS: OnceLock<Arc<Secrets>> = OnceLock::new();
         if let Some(secrets) = OURS.get() {
             return Ok(Arc::clone(secrets));
         }
