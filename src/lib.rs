@@ -81,7 +81,7 @@
 //! | `config` | reads settings: `options` (the table), `cli`, `operations`, `values`, `duration`, `file`, `settings` (flag over environment over file), `help` |
 //! | `run_id` | names a run |
 //! | `sys` | calls Linux, and knows nothing of claude: processes, signals, files, mounts, pipes, terminals |
-//! | `redact` | masks secrets in text: `rules` (the table), `names` and `values`, `environment`, `masker` (the stream) |
+//! | `redact` | masks secrets in text: `rules` (the table), `names`, `values` and `nested`, `environment`, `masker` (the stream) |
 //! | `outcome` | lists the ways in which a run ends, each with its exit code |
 //! | `guide` | has the chapters of the guide for users |
 //!

@@ -180,7 +180,8 @@ impl Summary {
             text += &format!("\n{:<34}{:<12}{:>7}{:>10}\n", "event", "version", "count", "sessions");
         }
         for ((name, version), (count, sessions)) in &self.counts {
-            text += &format!("{name:<34}{version:<12}{count:>7}{:>10}\n", sessions.len());
+            let row = format!("{name:<34}{version:<12}{count:>7}{:>10}", sessions.len());
+            text.extend([&*escaped(&row), "\n"]);
         }
         if !self.windows.is_empty() {
             text += &format!(

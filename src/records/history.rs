@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::fields::{lenient, time, timestamp};
+use super::kept::Line;
 use super::run_record::RunRecord;
 use super::store::RecordStore;
 use crate::claude::frames::clamped;
@@ -148,7 +149,7 @@ fn for_each_line(mut file: impl BufRead, mut take: impl FnMut(&[u8])) -> io::Res
 }
 
 /// Appends a complete line.
-pub(super) fn append(store: &RecordStore, line: &str) -> io::Result<()> {
+pub(super) fn append(store: &RecordStore, line: &Line) -> io::Result<()> {
     let dir = store.make()?;
     let open = || dir.open_file(CURRENT, OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_CREAT);
     let mut file = open()?;

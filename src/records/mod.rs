@@ -4,6 +4,7 @@
 
 mod fields;
 mod history;
+mod kept;
 mod recorder;
 mod run_record;
 mod store;

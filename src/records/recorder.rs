@@ -15,15 +15,15 @@ use tracing::{info, warn};
 
 use super::fields::time;
 use super::history;
+use super::kept::Line;
 use super::run_record::{Hold, PathView, RunRecord, State, WaitsFor};
 use super::store::{OwnRecord, RecordStore, SILENT_RECORD_TTL};
-use crate::claude::frames::{LastResult, clamped};
+use crate::claude::frames::LastResult;
 use crate::claude::version::Version;
 use crate::config::duration::after;
 use crate::config::settings::LockMode;
 use crate::logging::{PATIENCE, append_lines, open_to_append};
 use crate::outcome::Outcome;
-use crate::redact::masked;
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
@@ -88,11 +88,6 @@ const TOUCH_AFTER: Duration = Duration::from_secs(SILENT_RECORD_TTL.as_secs() / 
 
 /// Delay before a record that is there already says that the child runs.
 const PUBLISH_AFTER: Duration = Duration::from_millis(20);
-
-/// As much of `text`, which others have written, as is kept of it: masked when it is written, since a run starts without the masker.
-fn kept(text: &str) -> String {
-    masked(&clamped(text))
-}
 
 impl RunRecorder {
     /// Recorder of a run that begins now. Nothing is written yet.
@@ -264,7 +259,7 @@ impl RunRecorder {
         self.published = None;
         let [wait_ms, run_ms] = [self.waited, self.ran].map(|span| span.map_or(0, milliseconds));
         info!(name: "run.ended", outcome = outcome.name(), exit_code = outcome.exit_code(), run_ms, wait_ms, "ended");
-        let line = format!("{}\n", self.finished(outcome));
+        let Ok(line) = Line::of(&self.finished(outcome), &[]) else { return };
         if let Some(file) = &self.info.record_file
             && let Err(error) = open_to_append(file).and_then(|file| append_lines(&file, line.as_bytes(), PATIENCE))
         {
@@ -316,7 +311,7 @@ impl RunRecorder {
         let RunInfo { run, label, program, lock_mode, lock_file, .. } = &self.info;
         RunRecord {
             run: run.to_string(),
-            label: label.as_deref().map(kept),
+            label: label.clone(),
             state: if self.child.is_some() { State::Running } else { State::Waiting },
             waits_for: self.child.is_none().then_some(self.waits_for),
             ticket: self.ticket,
@@ -352,7 +347,7 @@ impl RunRecorder {
         };
         json!({
             "run": run.to_string(),
-            "label": label.as_deref().map(kept),
+            "label": label,
             "outcome": outcome.name(),
             "exit_code": outcome.exit_code(),
             "child_exit_code": child_exit_code,
@@ -369,8 +364,8 @@ impl RunRecorder {
             "version": env!("CARGO_PKG_VERSION"),
             "program": program.to_string_lossy(),
             "cut_refresh": self.cut_refresh,
-            "session_id": self.session_id.as_deref().map(kept),
-            "subtype": result.map(|result| kept(&result.subtype)),
+            "session_id": self.session_id,
+            "subtype": result.map(|result| &result.subtype),
             "is_error": result.map(|result| result.is_error),
             "auth_refused": result.map(|result| result.auth_refused),
             "turns": result.map(|result| result.turns),

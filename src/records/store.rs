@@ -15,6 +15,7 @@ use fs4::{FileExt, TryLockError};
 use nix::fcntl::OFlag;
 
 use super::history;
+use super::kept::{EXACT, Line};
 use super::run_record::{Hold, RunRecord};
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
@@ -118,7 +119,7 @@ impl RecordStore {
 
     /// Writes `record`, that of our run, in the place of `own` if there is one: complete and locked, or not at all.
     pub(super) fn publish(&self, record: &RunRecord, own: &mut Option<OwnRecord>) -> io::Result<()> {
-        let text = serde_json::to_string(record)? + "\n";
+        let text = Line::of(record, &EXACT)?;
         let runs = self.make()?.make_dir(RUNS)?;
         let (name, temporary) = (record_name(&record.run), temporary_name(&record.run));
         let mut file = runs.open_file(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)?;
@@ -233,7 +234,7 @@ impl RecordStore {
         if runs.remove(&record_name(&run.to_string())).is_ok()
             && let Some(record) = record
         {
-            let _ = history::append(self, &format!("{}\n", history::vanished(record))); // the run had no better luck
+            let _ = Line::of(&history::vanished(record), &[]).and_then(|line| history::append(self, &line)); // the run had no better luck
         }
     }
 

@@ -42,8 +42,10 @@ pub(super) fn strings(text: &[u8], from: usize, mut is_inside: bool, mut found: 
 
 /// True if `text` can stand between strings of JSON.
 pub(super) fn is_structure(text: &[u8]) -> bool {
-    let mut words = text.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| word.len() > 1);
-    words.all(|word| [&b"true"[..], b"false", b"null"].iter().any(|other| other.ends_with(word) || other.starts_with(word)))
+    let mut words = text.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| !word.is_empty());
+    words.all(|word| {
+        [&b"true"[..], b"false", b"null", b"e", b"E"].iter().any(|other| other.ends_with(word) || other.starts_with(word))
+    })
 }
 
 /// The escape in `text` that `at` would cut.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use memchr::{memchr, memrchr};
 
 use super::json::{escape_around, is_json, is_structure, strings};
-use super::secrets::{Open, Secrets, Span};
+use super::secrets::{Across, Open, Secrets, Span};
+use super::values::NEAR;
 
 /// Replacement for a secret.
 const MASK: &[u8] = b"***";
@@ -17,8 +18,8 @@ const PIECE: usize = 64 << 10;
 /// Bytes behind a piece that are looked at with it, for a secret that begins in it.
 const AHEAD: usize = 8 << 10;
 
-/// Bytes before a piece that are looked at with it, for the name of its first secret.
-const BEFORE: usize = 1 << 10;
+/// Bytes before a piece that are looked at with it, for the name of its first secret, or of an object around that.
+const BEFORE: usize = NEAR + (1 << 10);
 
 /// Longest escape, in which a piece does not end: `\u0041`.
 const ESCAPE: usize = 6;
@@ -39,8 +40,7 @@ pub struct Masker {
     is_masked: bool,
     /// State of a long line, between two pieces.
     long: Option<Long>,
-    /// True in a private key.
-    in_key: bool,
+    across: Across,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,15 +54,15 @@ struct Long {
 
 /// Appends `text`, masked, to `out`.
 pub(super) fn mask_text(secrets: &Secrets, text: &[u8], out: &mut Vec<u8>) {
-    let mut in_key = false;
+    let mut across = Across::default();
     for line in text.split_inclusive(|&byte| byte == b'\n') {
-        mask_line(secrets, line, &mut in_key, out);
+        mask_line(secrets, line, &mut across, out);
     }
 }
 
 /// Appends one line, masked, to `out`.
-fn mask_line(secrets: &Secrets, line: &[u8], in_key: &mut bool, out: &mut Vec<u8>) {
-    let spans = secrets.spans(line, in_key);
+fn mask_line(secrets: &Secrets, line: &[u8], across: &mut Across, out: &mut Vec<u8>) {
+    let spans = secrets.spans(line, across);
     if spans.is_empty() {
         return out.extend_from_slice(line);
     }
@@ -105,7 +105,16 @@ fn clipped(text: &[u8], spans: Vec<Span>, from: usize, in_string: bool) -> Vec<S
 impl Masker {
     /// A masker at the beginning of a stream.
     pub fn new(secrets: Arc<Secrets>) -> Self {
-        Self { secrets, line: Vec::new(), piece: 0, shown: 0, paused: 0, is_masked: false, long: None, in_key: false }
+        Self {
+            secrets,
+            line: Vec::new(),
+            piece: 0,
+            shown: 0,
+            paused: 0,
+            is_masked: false,
+            long: None,
+            across: Across::default(),
+        }
     }
 
     /// Appends the lines that `bytes` complete, masked, to `out`, and what is certain of a long one.
@@ -130,12 +139,12 @@ impl Masker {
     /// Appends to `out` what is no secret of a line that waits for its end, as a prompt does, and does not begin like one.
     pub fn pause(&mut self, out: &mut Vec<u8>) {
         self.paused = self.line.len();
-        if self.line.len() <= self.shown || self.long.is_some() || self.in_key {
+        if self.line.len() <= self.shown || self.long.is_some() || self.across != Across::default() {
             return;
         }
-        let mut in_key = false;
-        let (spans, is_json) = (self.secrets.spans(&self.line, &mut in_key), is_json(&self.line, false));
-        let until = if in_key { self.shown } else { self.secrets.undecided(&self.line, self.shown) };
+        let mut across = Across::default();
+        let (spans, is_json) = (self.secrets.spans(&self.line, &mut across), is_json(&self.line, false));
+        let until = if across.in_key { self.shown } else { self.secrets.undecided(&self.line, self.shown) };
         let spans = if is_json { clipped(&self.line, spans, 0, false) } else { spans };
         self.show(until, &spans, out);
     }
@@ -154,7 +163,7 @@ impl Masker {
     fn lines(&mut self, text: &[u8], out: &mut Vec<u8>) {
         let mut at = 0;
         while at < text.len() {
-            let place = if self.in_key { Some(at) } else { self.secrets.next(text, at) };
+            let place = if self.across != Across::default() { Some(at) } else { self.secrets.next(text, at) };
             let Some(place) = place else { break };
             let start = memrchr(b'\n', &text[at..place]).map_or(at, |end| at + end + 1);
             let end = memchr(b'\n', &text[place..]).map_or(text.len(), |end| place + end);
@@ -172,7 +181,7 @@ impl Masker {
             self.pieces(out);
             self.end_line(out);
         } else {
-            mask_line(&self.secrets, line, &mut self.in_key, out);
+            mask_line(&self.secrets, line, &mut self.across, out);
         }
     }
 
@@ -207,7 +216,7 @@ impl Masker {
     fn end_line(&mut self, out: &mut Vec<u8>) {
         if self.long.is_none() && self.shown == 0 {
             let line = std::mem::take(&mut self.line);
-            mask_line(&self.secrets, &line, &mut self.in_key, out);
+            mask_line(&self.secrets, &line, &mut self.across, out);
             self.line = line;
         } else {
             self.mask_piece(self.line.len(), None, out);
@@ -221,7 +230,10 @@ impl Masker {
         let text = &self.line[..end];
         let json = is_json(text, self.long.is_none() && cut.is_none());
         let mut long = self.long.unwrap_or(Long { is_json: json, in_string: false, open: None });
-        let mut spans = self.secrets.spans(text, &mut self.in_key);
+        let mut spans = self.secrets.spans(text, &mut self.across);
+        if self.long.is_some() || cut.is_some() {
+            self.across.block = None; // a part of a line tells no column
+        }
         if let Some(open) = long.open.take() {
             let rest = &text[self.piece..];
             let length = open.length(rest);

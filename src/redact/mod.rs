@@ -1,6 +1,7 @@
 //! Masks secrets in text, line by line. `rules` is the table of their forms, `environment` finds those that our own environment
 //! has; `finder` finds the words that each form has in it, so that a line without them costs one pass. `names` and `values` know
-//! assignments, `decode` looks below JSON, percent-encoding and HTML, `pem` across lines; `masker` is the stream.
+//! assignments, `nested` what stands below a name, `decode` looks below JSON, percent-encoding and HTML, `pem` across lines; `masker` is
+//! the stream.
 //!
 //! A line that is JSON stays JSON, memory is bounded, and the output does not depend on where reads split.
 
@@ -10,6 +11,7 @@ mod finder;
 mod json;
 mod masker;
 mod names;
+mod nested;
 mod ordinary;
 mod pem;
 mod rules;
@@ -17,7 +19,7 @@ mod secrets;
 mod values;
 
 pub use masker::Masker;
-pub use secrets::{Secrets, compile, configure, masked};
+pub use secrets::{Secrets, compile, configure, is_plain, masked};
 
 #[cfg(test)]
 mod tests;

@@ -170,6 +170,32 @@ const ABOUT: [&str; 77] = [
     "env",
 ];
 
+/// Last parts of names of what is no secret even below a secret name, beside those of [`ABOUT`].
+const NOTES: [&str; 22] = [
+    "description",
+    "title",
+    "comment",
+    "note",
+    "example",
+    "examples",
+    "default",
+    "enum",
+    "region",
+    "zone",
+    "created",
+    "updated",
+    "date",
+    "time",
+    "model",
+    "placeholder",
+    "message",
+    "role",
+    "schema",
+    "hash",
+    "user",
+    "username",
+];
+
 /// Bytes of a name.
 pub(super) fn is_part(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
@@ -224,6 +250,13 @@ pub(super) fn is_password(name: &[u8]) -> bool {
     let name = without_digits(&name);
     ["password", "passwd", "passphrase"].iter().any(|kind| name.ends_with(kind.as_bytes()))
         || [&b"pass"[..], b"pwd"].contains(&name)
+}
+
+/// True if `name`, below a secret name, says that its value is none.
+pub(super) fn is_note(name: &[u8]) -> bool {
+    let last = parts(name).last().map_or(Vec::new(), |part| name[part].to_ascii_lowercase());
+    let is_id = [&b"id"[..], b"ids"].contains(&&last[..]);
+    !is_id && ABOUT.iter().chain(&NOTES).any(|word| word.as_bytes() == last)
 }
 
 fn is_kind(part: &[u8]) -> bool {

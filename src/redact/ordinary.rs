@@ -219,6 +219,39 @@ fn is_sentence(value: &[u8], telling: usize) -> bool {
     value.contains(&b' ') && words().count() > 1 && words().any(is_prose)
 }
 
+/// Names with digits in them.
+const ALGORITHMS: [&str; 12] = [
+    "sha256",
+    "sha384",
+    "sha512",
+    "base64",
+    "base64url",
+    "oauth2",
+    "argon2",
+    "argon2id",
+    "ed25519",
+    "x25519",
+    "secp256k1",
+    "aes256",
+];
+
+/// True for words, a date or a colour, though digits are in it: `us-east-1`, `v1.2.3`, `at least 8 characters`.
+pub(super) fn is_wordy(value: &[u8]) -> bool {
+    let is_date = value.len() >= 10
+        && value[..10].iter().enumerate().all(
+            |(at, byte)| {
+                if at == 4 || at == 7 { b"-/".contains(byte) } else { byte.is_ascii_digit() }
+            },
+        );
+    let segments = || value.split(|byte| !byte.is_ascii_alphanumeric()).filter(|segment| !segment.is_empty());
+    let is_segment = |segment: &[u8]| segment.iter().skip_while(|byte| byte.is_ascii_alphabetic()).all(u8::is_ascii_digit);
+    let is_compound =
+        segments().count() > 1 && segments().all(is_segment) && value.iter().filter(|byte| byte.is_ascii_digit()).count() < 5;
+    let is_algorithm = ALGORITHMS.iter().any(|name| name.as_bytes().eq_ignore_ascii_case(value));
+    let is_colour = value.len() < 10 && value.starts_with(b"#") && value[1..].iter().all(u8::is_ascii_hexdigit);
+    is_date || is_compound || is_algorithm || is_colour || value.contains(&b' ')
+}
+
 /// True if `value` mixes letters and digits as words of a sentence do not.
 pub(super) fn is_random(value: &[u8]) -> bool {
     let (digits, letters) = (value.iter().any(u8::is_ascii_digit), value.iter().any(u8::is_ascii_alphabetic));

@@ -9,6 +9,7 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use super::decode::{Decoded, Syntax};
 use super::finder::{Finder, Meaning};
+use super::nested::{self, Block};
 use super::rules;
 use super::{environment, json, names, pem, values};
 
@@ -49,6 +50,17 @@ pub(super) enum Open {
     Base64,
 }
 
+/// What goes on from one line to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Across {
+    /// True in a private key.
+    pub(super) in_key: bool,
+    /// Block below a secret name.
+    pub(super) block: Option<Block>,
+}
+
+static OURS: OnceLock<Arc<Secrets>> = OnceLock::new();
+
 static ADDED: OnceLock<(Vec<String>, Vec<String>)> = OnceLock::new();
 
 /// Adds names and patterns to what this process masks. Call before anything is masked.
@@ -58,10 +70,34 @@ pub fn configure(names: Vec<String>, patterns: Vec<String>) {
 
 /// `text` of ours, masked.
 pub fn masked(text: &str) -> String {
+    if OURS.get().is_none() && is_plain(text) {
+        return text.to_owned();
+    }
     let Ok(secrets) = Secrets::of_process() else { return "(not shown: its secrets cannot be masked)".to_owned() };
     let mut out = Vec::with_capacity(text.len());
     super::masker::mask_text(&secrets, text.as_bytes(), &mut out);
     String::from_utf8_lossy(&out).into_owned()
+}
+
+/// True if there is surely no secret in `text`, which is short: known without the time that it takes to make a masker.
+pub fn is_plain(text: &str) -> bool {
+    static KNOWN: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    let is_added = || ADDED.get().is_some_and(|(names, patterns)| !names.is_empty() || !patterns.is_empty());
+    if is_added() || text.bytes().any(|byte| values::ENCODED.contains(&byte)) {
+        return false;
+    }
+    let lower = text.to_ascii_lowercase();
+    let places = |word: &str| {
+        let word = word.to_ascii_lowercase();
+        memchr::memmem::find_iter(lower.as_bytes(), &word).map(|at| at..at + word.len()).collect::<Vec<_>>()
+    };
+    let may_match =
+        |rule: &rules::Rule, word: &str| places(word).iter().any(|place| rule.may_match(text.as_bytes(), place, word));
+    let has_rule = || rules::all().any(|rule| rule.words.iter().any(|word| may_match(rule, word)));
+    let has_key = || pem::WORDS.iter().any(|word| lower.contains(word));
+    let known = || KNOWN.get_or_init(|| environment::known(std::env::vars_os(), &[])).iter();
+    let is_known = |known: &Vec<u8>| memchr::memmem::find(lower.as_bytes(), &known.to_ascii_lowercase()).is_some();
+    !has_rule() && !has_key() && !known().any(is_known)
 }
 
 /// Compiles a pattern of the settings file.
@@ -82,7 +118,6 @@ impl Secrets {
     /// # Errors
     /// As [`Secrets::new`].
     pub fn of_process() -> Result<Arc<Self>> {
-        static OURS: OnceLock<Arc<Secrets>> = OnceLock::new();
         if let Some(secrets) = OURS.get() {
             return Ok(Arc::clone(secrets));
         }
@@ -165,10 +200,10 @@ impl Secrets {
         self.names.contains(&names::normalized(name))
     }
 
-    /// The secrets in `line`, sorted, none touching another. `in_key`: see [`pem::find`].
-    pub(super) fn spans(&self, line: &[u8], in_key: &mut bool) -> Vec<Span> {
+    /// The secrets in `line`, sorted, none touching another.
+    pub(super) fn spans(&self, line: &[u8], across: &mut Across) -> Vec<Span> {
         let mut spans = Vec::new();
-        self.search(line, in_key, |range, open| spans.push(span(line, range, open)));
+        self.search(line, across, |range, open| spans.push(span(line, range, open)));
         let mut layers = Vec::new();
         self.search_below(line, (Syntax::Backslash, DEEPEST), &mut layers, &mut spans);
         let strings = layers.len();
@@ -190,36 +225,41 @@ impl Secrets {
             layers.push(decoded);
             let place = |range| layers.iter().rev().fold(range, |range, layer| layer.source(&range));
             let text = layers.last().map_or(line, |layer| &layer.text);
-            self.search(text, &mut false, |range, open| spans.push(span(line, place(range), open)));
+            self.search(text, &mut Across::default(), |range, open| spans.push(span(line, place(range), open)));
         }
     }
 
     /// Calls `found` for each secret in `text`, as it stands there.
-    fn search(&self, text: &[u8], in_key: &mut bool, mut found: impl FnMut(Range<usize>, Open)) {
-        let (mut has_key, mut last) = (*in_key, 0..0);
+    fn search(&self, text: &[u8], across: &mut Across, mut found: impl FnMut(Range<usize>, Open)) {
+        let (mut has_key, mut opened, mut last) = (across.in_key, Vec::new(), 0..0);
         self.finder.find(text, 0, |word, meaning| {
             // Each of many words in one long value would be looked at to its end.
             if last.contains(&word.start) && matches!(meaning, Meaning::Rule(..) | Meaning::Name) {
                 return ControlFlow::Continue(());
             }
+            let name = match meaning {
+                Meaning::Rule(rule, ours) => rule.secret_name(text, &word, ours),
+                Meaning::Name => Some(names::around(text, &word)).filter(|name| self.is_added(&text[name.clone()])),
+                _ => None,
+            };
             let secret = match meaning {
                 Meaning::Rule(rule, ours) => rule.secret(text, &word, ours),
                 Meaning::Known(index) => self.known_at(text, &word, index).map(|range| (range, Open::Word)),
-                Meaning::Name => {
-                    let name = names::around(text, &word);
-                    if self.is_added(&text[name.clone()]) { values::of_name(text, name) } else { None }
-                }
-                Meaning::Encoding | Meaning::Key => None,
+                Meaning::Name | Meaning::Encoding | Meaning::Key => None,
             };
             has_key |= matches!(meaning, Meaning::Key);
-            if let Some((range, open)) = secret {
+            opened.extend(name.as_ref().and_then(|name| nested::opened(text, name)));
+            for (range, open) in name.map_or(Vec::new(), |name| values::of_name(text, name)).into_iter().chain(secret) {
                 last = range.clone();
                 found(range, open);
             }
             ControlFlow::Continue(())
         });
         if has_key {
-            pem::find(text, in_key, |range| found(range, Open::Base64));
+            pem::find(text, &mut across.in_key, |range| found(range, Open::Base64));
+        }
+        if across.block.is_some() || !opened.is_empty() {
+            nested::in_lines(text, &opened, &mut across.block, |range| found(range, Open::Word));
         }
         for captures in self.patterns.iter().flat_map(|pattern| pattern.captures_iter(text)) {
             if let Some(part) = captures.get(1).or(captures.get(0)).filter(|part| !part.is_empty()) {

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::names;
 use super::ordinary::{Shape, is_ordinary, is_random};
 use super::secrets::Open;
+use super::{names, nested};
 
 /// Sign between a name and its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,46 +52,61 @@ pub(super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
         || spaces > 0 && is_command()
 }
 
-/// The secret value of `name` in `text`.
-pub(super) fn of_name(text: &[u8], name: Range<usize>) -> Option<(Range<usize>, Open)> {
-    let mut scan = Scan { text, at: name.end, name, quote: None, sign: Sign::Equals, is_spaced: false };
-    scan.quote = scan.peek().filter(|byte| b"\"'`".contains(byte));
-    scan.at += usize::from(scan.quote.is_some());
-    scan.at += usize::from(scan.quote.is_some() && scan.peek() == Some(b']'));
-    let spaces = scan.skip_spaces(64);
-    (scan.sign, scan.at) = scan.sign(spaces)?;
-    scan.is_spaced = spaces > 0;
-    scan.skip_spaces(16);
-    scan.skip_prefix();
-    // The default in `${TOKEN:-default}`.
-    scan.at += usize::from(scan.before().ends_with(b"${") && scan.peek().is_some_and(|byte| b"-=+?".contains(&byte)));
-    if let Some(list) = scan.list() {
-        return Some((list, Open::Word));
+/// The secret values of `name` in `text`: its own, or those below it.
+pub(super) fn of_name(text: &[u8], name: Range<usize>) -> Vec<(Range<usize>, Open)> {
+    match Scan::behind(text, name) {
+        Some(scan) => match (scan.quote, scan.peek()) {
+            (Some(quote), Some(b'{' | b'[')) if scan.sign != Sign::Compares => {
+                nested::in_json(text, scan.name(), quote, scan.at)
+            }
+            _ => scan.value().into_iter().collect(),
+        },
+        None => Vec::new(),
     }
-    let quote = scan.peek().filter(|byte| b"\"'`".contains(byte));
-    let range = match quote {
-        Some(quote) => scan.quoted(quote)?,
-        None => scan.bare()?,
-    };
-    // A longer value is judged by its beginning.
-    let value = &text[range.start..range.end.min(range.start + 512)];
-    let is_shell = scan.sign == Sign::Equals && !scan.is_spaced && names::is_loud(scan.name());
-    let is_header = scan.sign == Sign::Colon && scan.name().contains(&b'-');
-    let shape = Shape {
-        name: scan.name(),
-        is_quoted: quote.is_some(),
-        is_literal: quote.is_none() && (is_shell || is_header),
-        is_assigned: is_shell,
-        goes_on: text[range.end..].trim_ascii_start().first().is_some_and(|byte| b",;){>".contains(byte)),
-    };
-    let open = quote.map_or(Open::Word, |quote| Open::Quoted(quote, 0));
-    let is_compared = scan.sign == Sign::Compares && !is_random(value);
-    let goes_on = quote.is_none() && range.len() >= NEAR;
-    let end = if goes_on { range.end + Open::Word.length(&text[range.end..]) } else { range.end };
-    (!is_compared && !is_ordinary(value, shape)).then_some((range.start..end, open))
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
+    /// At the value behind `name`.
+    fn behind(text: &'a [u8], name: Range<usize>) -> Option<Self> {
+        let mut scan = Scan { text, at: name.end, name, quote: None, sign: Sign::Equals, is_spaced: false };
+        scan.quote = scan.peek().filter(|byte| b"\"'`".contains(byte));
+        scan.at += usize::from(scan.quote.is_some());
+        scan.at += usize::from(scan.quote.is_some() && scan.peek() == Some(b']'));
+        let spaces = scan.skip_spaces(64);
+        (scan.sign, scan.at) = scan.sign(spaces)?;
+        scan.is_spaced = spaces > 0;
+        scan.skip_spaces(16);
+        scan.skip_prefix();
+        // The default in `${TOKEN:-default}`.
+        scan.at += usize::from(scan.before().ends_with(b"${") && scan.peek().is_some_and(|byte| b"-=+?".contains(&byte)));
+        Some(scan)
+    }
+
+    /// The value, if it is secret.
+    fn value(&self) -> Option<(Range<usize>, Open)> {
+        let quote = self.peek().filter(|byte| b"\"'`".contains(byte));
+        let range = match quote {
+            Some(quote) => self.quoted(quote)?,
+            None => self.bare()?,
+        };
+        // A longer value is judged by its beginning.
+        let value = &self.text[range.start..range.end.min(range.start + 512)];
+        let is_shell = self.sign == Sign::Equals && !self.is_spaced && names::is_loud(self.name());
+        let is_header = self.sign == Sign::Colon && self.name().contains(&b'-');
+        let shape = Shape {
+            name: self.name(),
+            is_quoted: quote.is_some(),
+            is_literal: quote.is_none() && (is_shell || is_header),
+            is_assigned: is_shell,
+            goes_on: self.text[range.end..].trim_ascii_start().first().is_some_and(|byte| b",;){>".contains(byte)),
+        };
+        let open = quote.map_or(Open::Word, |quote| Open::Quoted(quote, 0));
+        let is_compared = self.sign == Sign::Compares && !is_random(value);
+        let goes_on = quote.is_none() && range.len() >= NEAR;
+        let end = if goes_on { range.end + Open::Word.length(&self.text[range.end..]) } else { range.end };
+        (!is_compared && !is_ordinary(value, shape)).then_some((range.start..end, open))
+    }
+
     fn peek(&self) -> Option<u8> {
         self.text.get(self.at).copied()
     }
@@ -202,19 +217,6 @@ impl Scan<'_> {
         }
         let line = rest.iter().position(|byte| b"\"'\n".contains(byte)).unwrap_or(rest.len());
         Some(start..start + line)
-    }
-
-    /// From the first to the last string of a list: `["…", "…"]`. Tokens of a language are listed more often than those of a login, so
-    /// they have to look like the latter.
-    fn list(&self) -> Option<Range<usize>> {
-        let rest = self.text[self.at..].strip_prefix(b"[")?;
-        let rest = &rest[..memchr::memchr2(b']', b'\n', &rest[..rest.len().min(NEAR)])?];
-        let parts: Vec<&[u8]> = rest.split(|&byte| byte == b'"').collect();
-        let items = || parts.iter().skip(1).step_by(2);
-        let are_secret = items().count() > 0 && items().all(|item| is_random(item));
-        let is_list = self.quote.is_some() && parts.len() % 2 == 1 && parts.iter().step_by(2).all(|sign| !sign.contains(&b'['));
-        let (first, last) = (parts.first()?.len() + 1, parts.last()?.len() + 1);
-        (is_list && are_secret).then(|| self.at + 1 + first..self.at + 1 + rest.len() - last)
     }
 
     /// True if the name stands in a string that `quote` would close: `print("token: " + …)`.

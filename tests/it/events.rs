@@ -194,3 +194,16 @@ fn followed_events_are_shown_once() {
         assert_eq!((&next(&follower)["name"], follower.is_running()), (&"success".into(), true));
     }
 }
+
+#[test]
+fn row_of_the_table_is_one_line() {
+    let env = Env::new();
+    let forged = refresh("lock_acquired", 0, "s").replace("2.1.84", r"2\nhealthy\r\u009b31m\u202e");
+    write(&env, "s", &[forged]);
+    let output = env.claude_run().arg("events").output().expect("started");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.contains(r"2\nhealthy\r\u{9b}31m\u{202e}") && !text.lines().any(|line| line.starts_with("healthy\\r")),
+        "{text}"
+    );
+}

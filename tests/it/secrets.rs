@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use serde_json::Value;
+
 use crate::env::{Env, Running, binary};
 
 /// Soft limit of core files, in bytes, of each process in `tree`, by name.
@@ -39,27 +41,52 @@ fn core_dumps_are_the_child_s_alone() {
     assert_eq!(Running::start(command).end().stdout, ["4"]);
 }
 
+const TOKEN: &str = "ghp_0123456789abcdef";
+
+/// Names of the fields in which a string has the token, at any depth.
+fn fields_with_token(value: &Value) -> Vec<&str> {
+    let has_token = |value: &Value| value.to_string().contains(TOKEN);
+    let members = value.as_object().into_iter().flatten();
+    members.filter(|(_, value)| has_token(value)).map(|(name, _)| name.as_str()).collect()
+}
+
+/// Each input of a run has a token: program, arguments, directories, label, key, frames. Where a record has one, it has to be exact.
 #[test]
 fn words_of_others_are_kept_masked() {
     let env = Env::new();
-    let frame = r#"{"type":"result","subtype":"ghp_0123456789abcdef","is_error":false,"session_id":"sk-ant-api03-x"}"#;
-    let words = [
-        "--label",
-        "agent GH_TOKEN=abcdef",
-        "--record",
-        "record",
-        "sh",
-        "-c",
-        "cat $PWD/home/.claude/claude-run/runs/*; echo \"$0\"",
-        frame,
-    ];
-    let output =
-        env.claude_run().args(words).args(["--output-format", "stream-json"]).assert().code(0).get_output().stdout.clone();
-    let history = fs::read_to_string(env.home().join(".claude/claude-run/history.jsonl")).expect("a history");
-    let record = fs::read_to_string(env.path("record")).expect("a record");
-    for text in [history, record] {
-        let line: serde_json::Value = serde_json::from_str(&text).expect("a line");
-        assert_eq!([&line["label"], &line["subtype"], &line["session_id"]], ["agent GH_TOKEN=***", "ghp_***", "sk-ant-***"]);
+    let runs = env.config_dir().join("claude-run/runs");
+    let frame = format!(r#"{{"type":"result","subtype":"{TOKEN}","is_error":false,"session_id":"{TOKEN}"}}"#);
+    let program = env.script(TOKEN, &format!("#!/bin/sh\ncat {}/*; echo '{frame}'\n", runs.display()));
+    let helper = env.script("helper", &format!("#!/bin/sh\necho key/{TOKEN}; exec sleep 600\n"));
+    let cwd = env.path(&format!("cwd {TOKEN}"));
+    fs::create_dir(&cwd).expect("a directory");
+    let mut command = env.claude_run();
+    command.current_dir(&cwd).args(["--label", TOKEN, "--record", "record", "--lock-helper"]).arg(helper);
+    command.arg("--lock-file").arg(env.path(&format!("lock {TOKEN}"))).arg(program);
+    command.args([TOKEN, "--output-format", "stream-json"]);
+    let output = command.assert().code(0).get_output().stdout.clone();
+    let record: Value = serde_json::from_slice(output.split(|&byte| byte == b'\n').next().expect("a line")).expect("a record");
+    assert_eq!(fields_with_token(&record), ["lock"], "{record:#}");
+    for name in ["label", "lock_key", "program", "cwd"] {
+        assert!(record[name].as_str().is_some_and(|text| text.ends_with("ghp_***")), "{name}: {record:#}");
     }
-    assert!(!String::from_utf8_lossy(&output).contains("TOKEN=abcdef"));
+    let history = env.config_dir().join("claude-run/history.jsonl");
+    for file in [&history, &cwd.join("record")] {
+        let line: Value = serde_json::from_slice(&fs::read(file).expect("a file")).expect("a line");
+        assert_eq!(fields_with_token(&line), [""; 0], "{line:#}");
+        assert_eq!([&line["label"], &line["subtype"], &line["session_id"]], ["ghp_***"; 3]);
+    }
+    // Whoever sweeps a dead record writes its line.
+    let mut forged = record;
+    let exact = ["run", "state", "since", "began", "lock", "config_dir", "parent", "boot", "pid_namespace"];
+    for (name, value) in forged.as_object_mut().expect("an object") {
+        if value.is_string() && !exact.contains(&name.as_str()) {
+            *value = TOKEN.into();
+        }
+    }
+    (forged["run"], forged["pid"], forged["hold"]) = ("4194001-1".into(), 4_194_001.into(), Value::Null);
+    fs::write(runs.join("4194001-1.json"), forged.to_string()).expect("a record");
+    env.claude_run().arg("status").output().expect("started");
+    let text = fs::read_to_string(history).expect("a history");
+    assert!(text.lines().count() == 2 && text.contains("vanished") && !text.contains(TOKEN), "{text}");
 }

@@ -12,7 +12,7 @@ use regex::bytes::{Regex, RegexBuilder};
 use super::ordinary::{is_keyword, is_number, is_placeholder};
 use super::secrets::Open;
 use super::values::NEAR;
-use super::{names, values};
+use super::{names, nested, values};
 
 /// A form of secrets.
 #[derive(Debug)]
@@ -49,6 +49,8 @@ pub(super) enum Kind {
     Mixed,
     /// As mixed, and it is no part of base64.
     Strict,
+    /// As strict, with letters of both cases, and no name in code goes on behind it.
+    Random,
     /// So many bytes before the word belong to it.
     Behind(usize),
 }
@@ -83,10 +85,7 @@ impl Rule {
     /// True if there may be such a secret at `word`, which is `ours` in any case, also in an encoding.
     pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>, ours: &str) -> bool {
         match &self.matcher {
-            Matcher::Name => {
-                let name = names::around(text, word);
-                ends_part(text, word, ours) && values::may_follow(text, &name) && names::is_secret(&text[name])
-            }
+            Matcher::Name => self.secret_name(text, word, ours).is_some_and(|name| values::may_follow(text, &name)),
             Matcher::Token { .. } => {
                 let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.~+/=".contains(&byte);
                 self.secret(text, word, ours).is_some()
@@ -104,17 +103,20 @@ impl Rule {
         matches!(self.matcher, Matcher::Token { .. }) && self.words.iter().any(begins)
     }
 
-    /// The secret at `word`.
+    /// The secret name around `word`, if this is the rule of names.
+    pub(super) fn secret_name(&self, text: &[u8], word: &Range<usize>, ours: &str) -> Option<Range<usize>> {
+        let is_end = matches!(self.matcher, Matcher::Name) && ends_part(text, word, ours);
+        let name = is_end.then(|| names::around(text, word))?;
+        // Of "tokens", only what is below it counts.
+        let is_plural = ours == "token" && name.end == word.end + 1 && text[word.end] == b's';
+        let single = name.start..name.end - usize::from(is_plural);
+        names::is_secret(&text[single]).then_some(name)
+    }
+
+    /// The secret at `word`, if this is no rule of names.
     pub(super) fn secret(&self, text: &[u8], word: &Range<usize>, ours: &str) -> Option<(Range<usize>, Open)> {
         let range = match &self.matcher {
-            Matcher::Name => {
-                let name = names::around(text, word);
-                return if ends_part(text, word, ours) && names::is_secret(&text[name.clone()]) {
-                    values::of_name(text, name)
-                } else {
-                    None
-                };
-            }
+            Matcher::Name => return None,
             Matcher::Token { kind, .. } => self.token(text, word, ours, *kind)?,
             Matcher::Context(_) => {
                 let rest = starts_word(text, word).then(|| &text[word.start..])?;
@@ -142,6 +144,12 @@ impl Rule {
         match kind {
             Kind::Plain => Some(()),
             Kind::Mixed | Kind::Behind(_) => is_mixed.then_some(()),
+            Kind::Random => {
+                let has_both = token.iter().any(u8::is_ascii_uppercase) && token.iter().any(u8::is_ascii_lowercase);
+                let is_code = next.is_some_and(|byte| b"_.(-".contains(byte))
+                    && rest.get(length + 1).is_some_and(|byte| !byte.is_ascii_whitespace());
+                (is_mixed && has_both && !is_base64 && !is_code).then_some(())
+            }
             Kind::Strict => (!is_base64 && (is_mixed || token.iter().all(u8::is_ascii_digit))).then_some(()),
         }?;
         // Not the dot that ends a sentence.
@@ -184,7 +192,7 @@ fn is_encoded(text: &[u8], passes: impl Fn(u8) -> bool) -> bool {
 /// False if letters behind `word` make another word of it, as in `input_tokens`, which is most of what there is.
 fn ends_part(text: &[u8], word: &Range<usize>, ours: &str) -> bool {
     match text.get(word.end) {
-        Some(b's') => ours != "token",
+        Some(b's') => ours != "token" || nested::may_open(&text[word.end + 1..]),
         Some(byte) if byte.is_ascii_lowercase() => ours.starts_with("pass"),
         _ => true,
     }

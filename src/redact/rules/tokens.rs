@@ -1,6 +1,6 @@
 //! Tokens that are known by their own form.
 
-use super::Kind::{Behind, Mixed, Plain, Strict};
+use super::Kind::{Behind, Mixed, Plain, Random, Strict};
 use super::{Matcher, Rule, rule, token};
 
 /// Known formats, by who issues them.
@@ -25,8 +25,13 @@ pub(super) static TOKENS: [Rule; 103] = [
     token("npm", &["npm_"], "[A-Za-z0-9]{30,}", Mixed, &["npm_«abcdefghijklmnopqrstuvwxyz0123456789»"]),
     token("pypi", &["pypi-"], r"[\w-]{16,}", Mixed, &["pypi-«AgEIcHlwaS5vcmcCJDAwMDAw»"]),
     token("hugging face", &["hf_", "api_org_"], "[A-Za-z0-9]{20,}", Plain, &["hf_«abcdefghijklmnopqrstuvwxyzABCDEFGH»"]),
-    rule("vault", &["hvs.", "hvb.", "hvr."], Matcher::Token { rest: r"[\w-]{20,}", kind: Plain }, &["hvs.«CAESIJabcdefghijklmnopqr»"], &["hvs.x"]),
-    rule("vault, old", &[" s.", "\"s.", "=s.", "'s.", "\ts."], Matcher::Context(r"[^s]s\.([a-z0-9]{24})(?:$|[^\w.(])"), &["is s.«abcdefgh12345678ijklmnop»"], &["it's.so", " s.x2"]),
+    rule("vault", &["hvs.", "hvb.", "hvr."], Matcher::Token { rest: r"[\w-]{20,}", kind: Plain }, 
+        &["hvs.«CAESIJabcdefghijklmnopqr»", "hvb.«AAAAAQabcdefghijklmnopqr-_», hvr.«CAESIJabcdefghijklmnopqr»", "=hvs.«CAESIJabcdefghijklmnopqr»;"],
+        &["hvs.x", "hvr.is_sealed", "xhvs.CAESIJabcdefghijklmnopqr"]),
+    rule("vault, old", &["s."], Matcher::Token { rest: "[A-Za-z0-9]{24}", kind: Random },
+        &["s.«Abcdefgh12345678ijklmnop»", "is \"s.«abcdefgh12345678ijklmnoP»\".", "(s.«Abcdefgh12345678ijklmnop»)"],
+        &["it's.so", " s.x2", "s.abcdefghijklmnopqrstuvwx", "s.abcdefgh12345678ijklmnop", "s.Abcdefgh12345678ijklmnopq", "s.Abcdefgh12345678ijklmnop()",
+          "s.Abcdefgh12345678ijklmnop.x", "s.Abcdefgh12345678ijklmno", "is.Abcdefgh12345678ijklmnop", "s.AbcdefghIjklmnopQrstuvwx"]),
     rule("telegram", &[":AA"], Matcher::Token { rest: r"[\w-]{30,}", kind: Behind(8) }, &["1«23456789:AAabcdefghijklmnopqrstuvwxyz0123456»"], &["a:AA"]),
     token("stripe", &["sk_live_", "sk_test_", "sk_prod_", "rk_live_", "rk_test_", "rk_prod_"], "[A-Za-z0-9]{10,}", Plain, &["sk_live_«abcdefghijklmnopqrstuvwx»"]),
     token("stripe webhook", &["whsec_"], "[A-Za-z0-9+/=]{16,}", Plain, &["whsec_«abcdefghijklmnopqrstuvwxyz012345»"]),
