@@ -5,11 +5,12 @@ use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
+use memchr::memmem;
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::decode::{Decoded, Syntax};
 use super::finder::{Finder, Meaning};
-use super::rules;
+use super::rules::{self, Rule};
 use super::{environment, json, names, pem, values};
 
 /// Encodings that may hide a known value where no other word tells, beside those of single bytes.
@@ -51,17 +52,41 @@ pub(super) enum Open {
 
 static ADDED: OnceLock<(Vec<String>, Vec<String>)> = OnceLock::new();
 
+static OURS: OnceLock<Arc<Secrets>> = OnceLock::new();
+
 /// Adds names and patterns to what this process masks. Call before anything is masked.
 pub fn configure(names: Vec<String>, patterns: Vec<String>) {
     let _ = ADDED.set((names, patterns));
 }
 
-/// `text` of ours, masked.
+/// `text` of ours, masked. Most of it has no secret, which is seen without collecting those of this process: that takes a millisecond, more
+/// than anything else that a short run does.
 pub fn masked(text: &str) -> String {
+    if OURS.get().is_none() && !may_hold_secret(text.as_bytes()) {
+        return text.to_owned();
+    }
     let Ok(secrets) = Secrets::of_process() else { return "(not shown: its secrets cannot be masked)".to_owned() };
     let mut out = Vec::with_capacity(text.len());
     super::masker::mask_text(&secrets, text.as_bytes(), &mut out);
     String::from_utf8_lossy(&out).into_owned()
+}
+
+/// False if no secret of this process is in `text`.
+pub(super) fn may_hold_secret(text: &[u8]) -> bool {
+    let has_added = ADDED.get().is_some_and(|(names, patterns)| !names.is_empty() || !patterns.is_empty());
+    let lower = text.to_ascii_lowercase();
+    let places = |word: &[u8]| {
+        let word = word.to_ascii_lowercase();
+        memmem::find_iter(&lower, &word).map(|at| at..at + word.len()).collect::<Vec<_>>()
+    };
+    let may_match = |rule: &Rule| {
+        rule.words.iter().any(|word| places(word.as_bytes()).iter().any(|place| rule.may_match(text, place, word)))
+    };
+    has_added
+        || text.iter().any(|byte| values::ENCODED.contains(byte))
+        || rules::all().any(may_match)
+        || pem::WORDS.iter().any(|word| !places(word.as_bytes()).is_empty())
+        || environment::known(std::env::vars_os(), &[]).iter().any(|known| !places(known).is_empty())
 }
 
 /// Compiles a pattern of the settings file.
@@ -82,7 +107,6 @@ impl Secrets {
     /// # Errors
     /// As [`Secrets::new`].
     pub fn of_process() -> Result<Arc<Self>> {
-        static OURS: OnceLock<Arc<Secrets>> = OnceLock::new();
         if let Some(secrets) = OURS.get() {
             return Ok(Arc::clone(secrets));
         }
