@@ -505,8 +505,9 @@ summary() {
         ["long line, KiB", $ours.long_line_kib, "<=", 24576],
         ["run with frames, us more", .framed.time_us - .plain.time_us, "<=", 300],
         ["return after the last result, ms", $ours.return_ms, "<=", 50]
-      ] | map({ target: .[0], value: .[1], relation: .[2], bound: .[3],
-                met: (if .[2] == "<=" then .[1] <= .[3] else .[1] >= .[3] end) }) }'
+      ] | map(if .[1] == null then error("no sample for: \(.[0])") else . end
+        | { target: .[0], value: .[1], relation: .[2], bound: .[3],
+            met: (if .[2] == "<=" then .[1] <= .[3] else .[1] >= .[3] end) }) }'
 }
 
 # The medians that have a size; with --only, all.

@@ -1,7 +1,7 @@
 //! `claude-run events`: the events of token refreshes in Claude Code's own telemetry files, and a verdict: do its refresh locks
 //! work? Telemetry that was delivered leaves no file, so that an empty directory proves nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
@@ -38,12 +38,12 @@ pub(super) fn show(
         recent.retain(|event| since.is_none_or(|since| event.at >= since));
         if !follow {
             let summary = Summary::of(&recent, &telemetry, since);
-            return answer(out, json, summary.is_healthy(), &summary.to_text(), &summary.to_json());
+            return answer(out, json, summary.is_healthy(), &summary.to_text(), summary.to_json());
         }
         for event in &recent {
             let RefreshEvent { at, name, version, session } = event;
             let line = format!("{}  {version:<9}  {session}  {name}", time(*at));
-            answer(out, json, true, &format!("{}\n", escaped(&line)), &event_json(event))?;
+            answer(out, json, true, &format!("{}\n", escaped(&line)), event_json(event))?;
         }
         events.wait(None).context("cannot wait for events")?;
     }
@@ -80,17 +80,25 @@ impl Summary {
         let (files, skipped) = (telemetry.offsets.len(), telemetry.malformed + telemetry.cut);
         let (counts, windows, broken, other_failures) = Default::default();
         let mut summary = Self { since, files, skipped, counts, windows, broken, other_failures };
-        let mut refreshing = BTreeMap::<&str, SystemTime>::new();
+        let (mut refreshing, mut starts) = (BTreeMap::<&str, SystemTime>::new(), VecDeque::new());
         for event in events {
             let (count, sessions) = summary.counts.entry((event.name.clone(), event.version.clone())).or_default();
             *count += 1;
             sessions.insert(event.session.clone());
             // A refresh without an end event was killed; it is over after a while.
-            refreshing.retain(|_, began| is_near(*began, event.at));
+            while let Some(&(session, began)) = starts.front()
+                && !is_near(began, event.at)
+            {
+                starts.pop_front();
+                if refreshing.get(session) == Some(&began) {
+                    refreshing.remove(session);
+                }
+            }
             let mut meaning = event.meaning();
             match meaning {
                 Meaning::Starts => {
                     refreshing.insert(&event.session, event.at);
+                    starts.push_back((event.session.as_str(), event.at));
                     // The locks exist to prevent that.
                     meaning = if refreshing.len() > 1 { Meaning::Broken } else { Meaning::Routine };
                 }
@@ -100,15 +108,18 @@ impl Summary {
             summary.add(event, meaning);
         }
         // A session that failed, and then used the token that another had got, has lost nothing.
+        let mut recoveries = BTreeMap::<&str, Vec<SystemTime>>::new();
+        for event in events.iter().filter(|event| event.name == "race_recovered") {
+            recoveries.entry(&event.session).or_default().push(event.at);
+        }
         let has_recovered = |failed: &RefreshEvent| {
-            let mut recovered = events.iter().filter(|event| event.name == "race_recovered" && event.session == failed.session);
-            failed.meaning() == Meaning::Failed && recovered.any(|event| event.at >= failed.at && is_near(failed.at, event.at))
+            let recoveries = recoveries.get(failed.session.as_str()).map_or(&[][..], Vec::as_slice);
+            let next = recoveries.get(recoveries.partition_point(|at| *at < failed.at));
+            failed.meaning() == Meaning::Failed && next.is_some_and(|at| is_near(failed.at, *at))
         };
         // After a new login, refreshes succeed again.
-        let is_over = |lost: &RefreshEvent| {
-            let mut later = events.iter().filter(|event| event.at > lost.at);
-            lost.meaning() == Meaning::Lost && later.any(|event| event.meaning() == Meaning::Ends)
-        };
+        let last_end = events.iter().rfind(|event| event.meaning() == Meaning::Ends).map(|event| event.at);
+        let is_over = |lost: &RefreshEvent| lost.meaning() == Meaning::Lost && last_end.is_some_and(|end| end > lost.at);
         summary.broken.retain(|event| !has_recovered(event) && !is_over(event));
         summary
     }

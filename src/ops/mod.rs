@@ -193,9 +193,9 @@ fn write_own(out: &mut impl Write, text: &str) -> Result<()> {
 }
 
 /// Writes text for people, or a line of JSON.
-fn answer(out: &mut impl Write, json: bool, is_well: bool, text: &str, value: &Value) -> Result<Outcome> {
+fn answer(out: &mut impl Write, json: bool, is_well: bool, text: &str, value: Value) -> Result<Outcome> {
     if json {
-        write_own(out, &json_line(value.clone()))?
+        write_own(out, &json_line(value))?
     } else {
         write(out, text)?
     }

@@ -60,7 +60,7 @@ pub(super) fn run(
     value["others"] = others.runs.iter().map(text::run_json).collect();
     value["without_record"] = others.without_record.iter().map(|(pid, _)| *pid).collect();
     let is_well = factory.file_error.is_none() && others.unreadable.is_none() && (bound.is_none() || others.is_empty());
-    answer(out, json, is_well, &lines(others.rows(mode, bound).iter()), &value)
+    answer(out, json, is_well, &lines(others.rows(mode, bound).iter()), value)
 }
 
 /// The mode to set and the bound of `--drain`, behind which a MODE may stand.

@@ -22,7 +22,7 @@ pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Resul
     if let Some(mistake) = &mistake {
         logging::ask(&format!("{mistake}; no run starts\n"));
     }
-    answer(out, json, mistake.is_none(), &to_text(&settings), &settings.iter().map(text::setting_json).collect())
+    answer(out, json, mistake.is_none(), &to_text(&settings), settings.iter().map(text::setting_json).collect())
 }
 
 fn to_text(settings: &[Written]) -> String {

@@ -98,5 +98,5 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     for (key, part) in in_use.to_json().as_object_mut().into_iter().flatten() {
         value[key] = part.take();
     }
-    answer(out, json, true, &lines, &value)
+    answer(out, json, true, &lines, value)
 }

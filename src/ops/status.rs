@@ -61,7 +61,7 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
         if watch {
             text = format!("{}\n{text}\n", watch::head());
         }
-        let outcome = answer(out, json, status.trouble().is_empty(), &text, &status.to_json())?;
+        let outcome = answer(out, json, status.trouble().is_empty(), &text, status.to_json())?;
         if !watch {
             return Ok(outcome);
         }

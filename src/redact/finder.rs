@@ -18,8 +18,8 @@ const BITS: u32 = 16;
 /// Bits of a hash by which its words are found.
 const BUCKET_BITS: u32 = 10;
 
-/// A bit for each hash.
-type Heads = [u64; 1 << (BITS - u64::BITS.trailing_zeros())];
+/// A bit for each hash, or for each pair of bytes.
+type Bits = [u64; 1 << (BITS - u64::BITS.trailing_zeros())];
 
 /// Meaning that a word may have.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,8 @@ pub(super) struct Finder {
     words: Vec<(Vec<u8>, Vec<Meaning>)>,
     /// The hashes of the heads of all words.
     heads: Vec<u64>,
+    /// The pairs of bytes in these heads, in any case.
+    pairs: Vec<u64>,
     /// Indices of the words, sorted by their hashes.
     sorted: Vec<usize>,
     /// Where each bucket of `sorted` begins.
@@ -69,10 +71,10 @@ impl Finder {
         let mut hashes: Vec<_> = words.iter().enumerate().flat_map(of_word).collect();
         hashes.sort_unstable();
         hashes.dedup();
-        let mut heads = vec![0; size_of::<Heads>() / size_of::<u64>()];
-        hashes.iter().for_each(|(hash, _)| heads[hash / 64] |= 1 << (hash % 64));
+        let heads = bits(hashes.iter().map(|(hash, _)| *hash));
+        let pairs = bits(words.iter().flat_map(|(word, _)| (0..HEAD - 1).flat_map(|at| pairs(word.get(at), word.get(at + 1)))));
         let buckets = (0..=1 << BUCKET_BITS).map(|bucket| hashes.partition_point(|(hash, _)| self::bucket(*hash) < bucket));
-        Self { buckets: buckets.collect(), sorted: hashes.iter().map(|(_, index)| *index).collect(), heads, words }
+        Self { buckets: buckets.collect(), sorted: hashes.iter().map(|(_, index)| *index).collect(), heads, pairs, words }
     }
 
     /// Calls `found` for each word in `text` from `from` on, as far as it says to go on, by their beginnings. The last bytes, too few for
@@ -99,23 +101,54 @@ impl Finder {
         }
     }
 
-    /// First place in `text` at which a word may begin, and its hash.
+    /// First place in `text` at which a word may begin, and its hash. Of two places, one pair of bytes tells that nothing begins there:
+    /// it would be the last two of a head, or the first two of the next.
     fn next_head(&self, text: &[u8]) -> Option<(usize, usize)> {
-        let heads: &Heads = self.heads.as_slice().try_into().ok()?;
-        let (&[first, second], rest) = text.split_first_chunk()?;
-        let mut head = add(add(0, first), second);
-        let at = rest.iter().position(|&byte| {
-            head = add(head, byte);
-            let hash = hash(head);
-            heads[hash / 64] & 1 << (hash % 64) != 0
-        })?;
-        Some((at, hash(head)))
+        let (heads, pairs): (&Bits, &Bits) = (self.heads.as_slice().try_into().ok()?, self.pairs.as_slice().try_into().ok()?);
+        let mut at = 0;
+        for &pair in text.get(1..)?.as_chunks().0 {
+            if has(pairs, u16::from_le_bytes(pair).into()) {
+                for at in [at, at + 1] {
+                    let Some(&[first, second, third]) = text[at..].first_chunk() else { break };
+                    let hash = hash(u32::from_le_bytes([first, second, third, 0]));
+                    if has(heads, hash) {
+                        return Some((at, hash));
+                    }
+                }
+            }
+            at += 2;
+        }
+        None
     }
+}
+
+/// True if the bit `at` is set.
+#[inline(always)]
+fn has(bits: &Bits, at: usize) -> bool {
+    bits[at / 64] & 1 << (at % 64) != 0
 }
 
 /// True if `text` begins with `word`, in any case.
 fn begins(text: &[u8], word: &[u8]) -> bool {
     text.len() >= word.len() && text.iter().zip(word).all(|(byte, of_word)| byte.to_ascii_lowercase() == *of_word)
+}
+
+/// The pairs of `first` and `second`, in any case; of anything, where there is none.
+fn pairs(first: Option<&u8>, second: Option<&u8>) -> impl Iterator<Item = usize> {
+    let any = |byte: Option<&u8>| match byte {
+        Some(byte) => vec![byte.to_ascii_lowercase(), byte.to_ascii_uppercase()],
+        None => (0..=u8::MAX).collect(),
+    };
+    let second = any(second);
+    any(first)
+        .into_iter()
+        .flat_map(move |first| second.clone().into_iter().map(move |second| usize::from(u16::from_le_bytes([first, second]))))
+}
+
+fn bits(of: impl Iterator<Item = usize>) -> Vec<u64> {
+    let mut bits = vec![0; size_of::<Bits>() / size_of::<u64>()];
+    of.for_each(|at| bits[at / 64] |= 1 << (at % 64));
+    bits
 }
 
 /// The head that ends with `byte`, behind the last bytes of `head`.
@@ -132,4 +165,28 @@ fn hash(head: u32) -> usize {
 
 fn bucket(hash: usize) -> usize {
     hash >> (BITS - BUCKET_BITS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_found_at_every_place_in_any_case() {
+        let words = ["q~", "key", "ghp_", "://", "x"];
+        let finder = Finder::new(words.iter().map(|word| (word.as_bytes().to_vec(), Meaning::Name)));
+        for word in words {
+            for before in 0..9 {
+                for text in [word.to_owned(), word.to_uppercase()] {
+                    let text = format!("{}{text}  ", "-".repeat(before));
+                    let mut places = Vec::new();
+                    finder.find(text.as_bytes(), 0, |place, _| {
+                        places.push((place.start, place.len()));
+                        ControlFlow::Continue(())
+                    });
+                    assert_eq!(places, [(before, word.len())], "{text}");
+                }
+            }
+        }
+    }
 }

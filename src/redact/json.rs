@@ -50,9 +50,16 @@ pub(super) fn is_structure(text: &[u8]) -> bool {
 
 /// The escape in `text` that `at` would cut.
 pub(super) fn escape_around(text: &[u8], at: usize) -> Option<Range<usize>> {
+    let mut before = None; // number of backslashes before `start`, if that is one itself
     (1..=at.min(11)).find_map(|back| {
         let start = at - back;
-        let is_start = text[start] == b'\\' && text[..start].iter().rev().take_while(|&&byte| byte == b'\\').count() % 2 == 0;
+        if text[start] != b'\\' {
+            before = None;
+            return None;
+        }
+        let count = || text[..start].iter().rev().take_while(|&&byte| byte == b'\\').count();
+        let backslashes = before.map_or_else(count, |before: usize| before - 1);
+        before = Some(backslashes);
         let is_pair =
             || text.get(start + 2).is_some_and(|byte| b"dD".contains(byte)) && text.get(start + 6..start + 8) == Some(b"\\u");
         let width = match text.get(start + 1) {
@@ -60,6 +67,6 @@ pub(super) fn escape_around(text: &[u8], at: usize) -> Option<Range<usize>> {
             Some(b'u') => 6,
             _ => 2,
         };
-        (is_start && width > back).then(|| start..(start + width).min(text.len()))
+        (backslashes.is_multiple_of(2) && width > back).then(|| start..(start + width).min(text.len()))
     })
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use memchr::{memchr, memrchr};
+use memchr::{memchr, memchr2_iter, memrchr};
 
 use super::json::{escape_around, is_json, is_structure, strings};
 use super::secrets::{Across, Open, Secrets, Span};
@@ -202,9 +202,15 @@ impl Masker {
     fn pieces(&mut self, out: &mut Vec<u8>) {
         while self.line.len() > self.piece + PIECE + AHEAD {
             let end = boundary(&self.line, self.piece + PIECE + AHEAD);
-            let mut places = (self.piece + PIECE / 2..=self.piece + PIECE).rev();
-            let plain = places.find(|&at| memchr(b'\\', &self.line[at - ESCAPE..at]).is_none());
-            let cut = plain.unwrap_or_else(|| boundary(&self.line, self.piece + PIECE));
+            let mut cut = self.piece + PIECE;
+            while cut >= self.piece + PIECE / 2
+                && let Some(place) = memrchr(b'\\', &self.line[cut - ESCAPE..cut])
+            {
+                cut -= ESCAPE - place; // behind no backslash, if there is such a place near
+            }
+            if cut < self.piece + PIECE / 2 {
+                cut = boundary(&self.line, self.piece + PIECE);
+            }
             self.mask_piece(end, Some(cut), out);
             let kept = boundary(&self.line, cut - BEFORE);
             self.line.drain(..kept);
@@ -289,12 +295,17 @@ impl Open {
     /// Length of the rest of the secret in `text`.
     pub(super) fn length(self, text: &[u8]) -> usize {
         let end = match self {
-            Self::Word => text.iter().position(|byte| byte.is_ascii_whitespace() || b"\"'`\\".contains(byte)),
-            Self::Base64 => text.iter().position(|byte| !(byte.is_ascii_alphanumeric() || b"+/=\\ ".contains(byte))),
-            Self::Quoted(quote, most) => text.iter().enumerate().find_map(|(at, byte)| {
-                let backslashes = || text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
-                let ends = *byte == quote && backslashes() <= most || *byte == b'"' && backslashes() == 0;
-                ends.then(|| at - backslashes()) // its own are shown
+            Self::Word => {
+                text.iter().position(|byte| byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b'`' | b'\\'))
+            }
+            Self::Base64 => {
+                let goes_on = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'\\' | b' ');
+                text.iter().position(|byte| !goes_on(byte))
+            }
+            Self::Quoted(quote, most) => memchr2_iter(quote, b'"', text).find_map(|at| {
+                let backslashes = text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
+                let ends = text[at] == quote && backslashes <= most || text[at] == b'"' && backslashes == 0;
+                ends.then_some(at - backslashes) // its own are shown
             }),
         };
         end.unwrap_or(text.len())

@@ -51,12 +51,12 @@ fn end_of_marker(line: &[u8], word: &[u8]) -> Option<usize> {
 
 /// Place of the base64 in a line of a key, which may be quoted, numbered or indented.
 fn base64_in(body: &[u8]) -> Option<Range<usize>> {
-    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
     let first = usize::from(body.starts_with(b"+")); // of a diff
     let mut at = first;
     let (mut best, mut last) = (at..at, at);
     while at < body.len() {
-        at += usize::from(b"nr".contains(&body[at]) && at > 0 && body[at - 1] == b'\\'); // of `\n`
+        at += usize::from(matches!(body[at], b'n' | b'r') && at > 0 && body[at - 1] == b'\\'); // of `\n`
         let length = body[at..].iter().take_while(|&&byte| is_base64(byte)).count();
         if length > best.len() {
             best = at..at + length;

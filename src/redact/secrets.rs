@@ -5,6 +5,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
+use memchr::memmem;
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::decode::{Decoded, Syntax};
@@ -68,7 +69,7 @@ pub fn configure(names: Vec<String>, patterns: Vec<String>) {
     let _ = ADDED.set((names, patterns));
 }
 
-/// `text` of ours, masked.
+/// `text` of ours, masked. Most of it has no secret, which is seen in a third of the time that collecting those of this process takes.
 pub fn masked(text: &str) -> String {
     if OURS.get().is_none() && is_plain(text) {
         return text.to_owned();
@@ -89,14 +90,14 @@ pub fn is_plain(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
     let places = |word: &str| {
         let word = word.to_ascii_lowercase();
-        memchr::memmem::find_iter(lower.as_bytes(), &word).map(|at| at..at + word.len()).collect::<Vec<_>>()
+        memmem::find_iter(lower.as_bytes(), &word).map(|at| at..at + word.len()).collect::<Vec<_>>()
     };
     let may_match =
         |rule: &rules::Rule, word: &str| places(word).iter().any(|place| rule.may_match(text.as_bytes(), place, word));
     let has_rule = || rules::all().any(|rule| rule.words.iter().any(|word| may_match(rule, word)));
     let has_key = || pem::WORDS.iter().any(|word| lower.contains(word));
     let known = || KNOWN.get_or_init(|| environment::known(std::env::vars_os(), &[])).iter();
-    let is_known = |known: &Vec<u8>| memchr::memmem::find(lower.as_bytes(), &known.to_ascii_lowercase()).is_some();
+    let is_known = |known: &Vec<u8>| memmem::find(lower.as_bytes(), &known.to_ascii_lowercase()).is_some();
     !has_rule() && !has_key() && !known().any(is_known)
 }
 
