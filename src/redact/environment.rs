@@ -80,6 +80,7 @@ fn is_distinctive(value: &[u8]) -> bool {
 
 /// The password in a URL.
 fn url_password(value: &[u8]) -> Option<&[u8]> {
+    memchr::memchr(b'@', value)?;
     let start = memchr::memmem::find(value, b"://")? + 3;
     let rest = &value[start..];
     let host = rest.iter().position(|byte| b"/?# \n\"'".contains(byte)).unwrap_or(rest.len());
@@ -90,6 +91,7 @@ fn url_password(value: &[u8]) -> Option<&[u8]> {
 
 /// The password in a connection string: `…;Password=…;…`.
 fn connection_password(value: &[u8]) -> Option<&[u8]> {
+    memchr::memchr(b'=', value)?;
     let lower = value.to_ascii_lowercase();
     let find = |word: &str| memchr::memmem::find(&lower, word.as_bytes()).map(|at| at + word.len());
     let start = ["password=", "pwd=", "accountkey=", "sharedaccesskey="].into_iter().find_map(find)?;

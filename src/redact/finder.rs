@@ -145,7 +145,8 @@ fn pairs(first: Option<&u8>, second: Option<&u8>) -> impl Iterator<Item = usize>
         .flat_map(move |first| second.clone().into_iter().map(move |second| usize::from(u16::from_le_bytes([first, second]))))
 }
 
-fn bits(of: impl Iterator<Item = usize>) -> Vec<u64> {
+/// A set of numbers of 16 bits.
+pub(super) fn bits(of: impl Iterator<Item = usize>) -> Vec<u64> {
     let mut bits = vec![0; size_of::<Bits>() / size_of::<u64>()];
     of.for_each(|at| bits[at / 64] |= 1 << (at % 64));
     bits

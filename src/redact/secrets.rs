@@ -5,7 +5,6 @@ use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
-use memchr::memmem;
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::decode::{Decoded, Syntax};
@@ -69,36 +68,20 @@ pub fn configure(names: Vec<String>, patterns: Vec<String>) {
     let _ = ADDED.set((names, patterns));
 }
 
-/// `text` of ours, masked. Most of it has no secret, which is seen in a third of the time that collecting those of this process takes.
+/// True if [`configure`] has added something.
+pub(super) fn has_added() -> bool {
+    ADDED.get().is_some_and(|(names, patterns)| !names.is_empty() || !patterns.is_empty())
+}
+
+/// `text` of ours, masked. Most of it has no secret, which is seen without collecting those of this process.
 pub fn masked(text: &str) -> String {
-    if OURS.get().is_none() && is_plain(text) {
+    if OURS.get().is_none() && super::is_plain(text) {
         return text.to_owned();
     }
     let Ok(secrets) = Secrets::of_process() else { return "(not shown: its secrets cannot be masked)".to_owned() };
     let mut out = Vec::with_capacity(text.len());
     super::masker::mask_text(&secrets, text.as_bytes(), &mut out);
     String::from_utf8_lossy(&out).into_owned()
-}
-
-/// True if there is surely no secret in `text`, which is short: known without the time that it takes to make a masker.
-pub fn is_plain(text: &str) -> bool {
-    static KNOWN: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
-    let is_added = || ADDED.get().is_some_and(|(names, patterns)| !names.is_empty() || !patterns.is_empty());
-    if is_added() || text.bytes().any(|byte| values::ENCODED.contains(&byte)) {
-        return false;
-    }
-    let lower = text.to_ascii_lowercase();
-    let places = |word: &str| {
-        let word = word.to_ascii_lowercase();
-        memmem::find_iter(lower.as_bytes(), &word).map(|at| at..at + word.len()).collect::<Vec<_>>()
-    };
-    let may_match =
-        |rule: &rules::Rule, word: &str| places(word).iter().any(|place| rule.may_match(text.as_bytes(), place, word));
-    let has_rule = || rules::all().any(|rule| rule.words.iter().any(|word| may_match(rule, word)));
-    let has_key = || pem::WORDS.iter().any(|word| lower.contains(word));
-    let known = || KNOWN.get_or_init(|| environment::known(std::env::vars_os(), &[])).iter();
-    let is_known = |known: &Vec<u8>| memmem::find(lower.as_bytes(), &known.to_ascii_lowercase()).is_some();
-    !has_rule() && !has_key() && !known().any(is_known)
 }
 
 /// Compiles a pattern of the settings file.
