@@ -18,7 +18,7 @@ const BITS: u32 = 16;
 /// Bits of a hash by which its words are found.
 const BUCKET_BITS: u32 = 10;
 
-/// A bit for each hash, or for each pair of bytes.
+/// A bit for each hash.
 type Bits = [u64; 1 << (BITS - u64::BITS.trailing_zeros())];
 
 /// Meaning that a word may have.
@@ -42,8 +42,6 @@ pub(super) struct Finder {
     words: Vec<(Vec<u8>, Vec<Meaning>)>,
     /// The hashes of the heads of all words.
     heads: Vec<u64>,
-    /// The pairs of bytes in these heads, in any case.
-    pairs: Vec<u64>,
     /// Indices of the words, sorted by their hashes.
     sorted: Vec<usize>,
     /// Where each bucket of `sorted` begins.
@@ -72,9 +70,8 @@ impl Finder {
         hashes.sort_unstable();
         hashes.dedup();
         let heads = bits(hashes.iter().map(|(hash, _)| *hash));
-        let pairs = bits(words.iter().flat_map(|(word, _)| (0..HEAD - 1).flat_map(|at| pairs(word.get(at), word.get(at + 1)))));
         let buckets = (0..=1 << BUCKET_BITS).map(|bucket| hashes.partition_point(|(hash, _)| self::bucket(*hash) < bucket));
-        Self { buckets: buckets.collect(), sorted: hashes.iter().map(|(_, index)| *index).collect(), heads, pairs, words }
+        Self { buckets: buckets.collect(), sorted: hashes.iter().map(|(_, index)| *index).collect(), heads, words }
     }
 
     /// Calls `found` for each word in `text` from `from` on, as far as it says to go on, by their beginnings. The last bytes, too few for
@@ -101,48 +98,23 @@ impl Finder {
         }
     }
 
-    /// First place in `text` at which a word may begin, and its hash. Of two places, one pair of bytes tells that nothing begins there:
-    /// it would be the last two of a head, or the first two of the next.
+    /// First place in `text` at which a word may begin, and its hash.
     fn next_head(&self, text: &[u8]) -> Option<(usize, usize)> {
-        let (heads, pairs): (&Bits, &Bits) = (self.heads.as_slice().try_into().ok()?, self.pairs.as_slice().try_into().ok()?);
-        let mut at = 0;
-        for &pair in text.get(1..)?.as_chunks().0 {
-            if has(pairs, u16::from_le_bytes(pair).into()) {
-                for at in [at, at + 1] {
-                    let Some(&[first, second, third]) = text[at..].first_chunk() else { break };
-                    let hash = hash(u32::from_le_bytes([first, second, third, 0]));
-                    if has(heads, hash) {
-                        return Some((at, hash));
-                    }
-                }
-            }
-            at += 2;
-        }
-        None
+        let heads: &Bits = self.heads.as_slice().try_into().ok()?;
+        let (&[first, second], rest) = text.split_first_chunk()?;
+        let mut head = add(add(0, first), second);
+        let at = rest.iter().position(|&byte| {
+            head = add(head, byte);
+            let hash = hash(head);
+            heads[hash / 64] & 1 << (hash % 64) != 0
+        })?;
+        Some((at, hash(head)))
     }
-}
-
-/// True if the bit `at` is set.
-#[inline(always)]
-fn has(bits: &Bits, at: usize) -> bool {
-    bits[at / 64] & 1 << (at % 64) != 0
 }
 
 /// True if `text` begins with `word`, in any case.
 fn begins(text: &[u8], word: &[u8]) -> bool {
     text.len() >= word.len() && text.iter().zip(word).all(|(byte, of_word)| byte.to_ascii_lowercase() == *of_word)
-}
-
-/// The pairs of `first` and `second`, in any case; of anything, where there is none.
-fn pairs(first: Option<&u8>, second: Option<&u8>) -> impl Iterator<Item = usize> {
-    let any = |byte: Option<&u8>| match byte {
-        Some(byte) => vec![byte.to_ascii_lowercase(), byte.to_ascii_uppercase()],
-        None => (0..=u8::MAX).collect(),
-    };
-    let second = any(second);
-    any(first)
-        .into_iter()
-        .flat_map(move |first| second.clone().into_iter().map(move |second| usize::from(u16::from_le_bytes([first, second]))))
 }
 
 /// A set of numbers of 16 bits.
