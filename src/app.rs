@@ -83,6 +83,7 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     };
     if let Some(operation) = operation {
         drop(blocked);
+        logging::mask_with(redact::masked);
         return operate(cli, &operation, &mut anstream::stdout());
     }
     let (config_dir, file) = config_of(&cli);

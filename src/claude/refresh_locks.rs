@@ -120,7 +120,7 @@ impl RefreshLock {
             _ => None,
         };
         let mut lock = Self { path, touched, owner: None, stale_after, flaw };
-        let made = birth(&lock.path);
+        let made = found.as_ref().and_then(|_| birth(&lock.path));
         lock.owner = found.and_then(|_| OwnerFile::read(&owner_file(&lock.path))?.owner_of(made));
         lock
     }

@@ -48,12 +48,13 @@ pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     text.chars().map(escape).collect::<String>().into()
 }
 
-/// Lines of ours for a terminal, in which nothing acts but their ends and their colours, and each of which has an end.
+/// Lines of ours for a terminal, in which nothing acts but their ends and their colours; none has a secret in clear, and each has an end.
 pub(crate) fn escaped_lines(text: &str) -> String {
     let mut safe = String::new();
     for part in text.split_inclusive('\n') {
         let (line, end) = part.strip_suffix('\n').map_or((part, ""), |line| (line, "\n"));
-        let line = clamped_to(line, LONGEST_SHOWN);
+        let line = masked(line);
+        let line = clamped_to(&line, LONGEST_SHOWN);
         let mut pieces = line.split("\x1b[");
         safe += &escaped(pieces.next().unwrap_or_default());
         for piece in pieces {
@@ -90,17 +91,17 @@ pub(crate) fn in_locale(text: &str) -> Cow<'_, str> {
     text.replace("… ", "... ").chars().map(mark).collect::<String>().into()
 }
 
-/// A value as a line of JSON, in which each text has an end.
+/// A value as a line of JSON, in which no text has a secret in clear, and each has an end.
 pub(crate) fn json_line(mut value: Value) -> String {
-    clamp_texts(&mut value);
+    make_showable(&mut value);
     escaped_json(&format!("{value}\n"))
 }
 
-fn clamp_texts(value: &mut Value) {
+fn make_showable(value: &mut Value) {
     match value {
-        Value::String(text) if text.len() > LONGEST_SHOWN => *text = clamped_to(text, LONGEST_SHOWN).into_owned(),
-        Value::Array(values) => values.iter_mut().for_each(clamp_texts),
-        Value::Object(members) => members.values_mut().for_each(clamp_texts),
+        Value::String(text) => *text = clamped_to(&masked(text), LONGEST_SHOWN).into_owned(),
+        Value::Array(values) => values.iter_mut().for_each(make_showable),
+        Value::Object(members) => members.values_mut().for_each(make_showable),
         _ => {}
     }
 }

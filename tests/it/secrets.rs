@@ -90,3 +90,23 @@ fn words_of_others_are_kept_masked() {
     let text = fs::read_to_string(history).expect("a history");
     assert!(text.lines().count() == 2 && text.contains("vanished") && !text.contains(TOKEN), "{text}");
 }
+
+#[test]
+fn words_of_others_are_shown_masked() {
+    let env = Env::new();
+    env.make_lock_file();
+    let (token, password) = ("ghp_16C7e42F292c6912E7710c838347Ae178B4a", "s3cr3tPassw0rdX");
+    fs::write(
+        env.home().join(".claude/claude-run.toml"),
+        format!("lock-helper = \"etcdctl --user root:{password} lock x\"\nlabel = \"at {token}\"\n"),
+    )
+    .expect("a file");
+    for operation in ["settings", "status", "doctor", "mode"] {
+        for form in [&[operation][..], &[operation, "--json"]] {
+            let ended = env.start(form).end();
+            let shown = [ended.stdout.join("\n"), ended.stderr_text()].concat();
+            assert!(!shown.contains(token) && !shown.contains(password), "{form:?}: {shown}");
+            assert!(operation != "settings" || shown.contains("root:***") && shown.contains("at ghp_***"), "{form:?}: {shown}");
+        }
+    }
+}

@@ -56,9 +56,9 @@ pub(super) static CONTEXTS: [Rule; 13] = [
     rule("query", &["?key=", "&key=", "sig=", "signature=", "?auth=", "&auth=", "?code=", "&code=", "&pw=", "?pw="], Matcher::Context(
         r#"[?&]?(?:key|sig|signature|auth|code|pw)=([a-z0-9%._~+/=-]{6,})"#),
         &["GET /x?key=«abcdef1»&b=2", "?sv=1&sig=«ab%2Bcd%3D»", "X-Amz-Signature=«0123abcd»"], &["?key=1"]),
-    rule("command line password", &["curl", "wget"], Matcher::Context(
-        r#"(?:curl|wget)\b[^\n]*?\s(?:-u|--user|--proxy-user|-U)[ =]?["'\\]*[^\s:"']+:([^\s"'`\\$]+)"#),
-        &["curl -u user:«pass» url", "curl -s --user 'a:«b»' url"], &["curl -u user url", "curl https://x:80"]),
+    rule("command line password", &["curl", "wget", "etcdctl"], Matcher::Context(
+        r#"(?:curl|wget|etcdctl)\b[^\n]*?\s(?:-u|--user|--proxy-user|-U)[ =]?["'\\]*[^\s:"']+:([^\s"'`\\$]+)"#),
+        &["curl -u user:«pass» url", "curl -s --user 'a:«b»' url", "etcdctl --user root:«pw» lock x"], &["curl -u user url", "curl https://x:80"]),
     rule("mysql password", &["mysql", "mariadb", "sshpass", "mysqldump"], Matcher::Context(
         r#"(?:mysql|mysqldump|mariadb|sshpass)\b[^\n]*?\s-p['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#),
         &["mysql -u root -p«abc» db", "sshpass -p«abc» ssh x"], &["mysql -u root -p db"]),
