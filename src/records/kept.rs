@@ -10,8 +10,9 @@ use serde_json::Value;
 use crate::claude::frames::clamped;
 use crate::redact;
 
-/// Fields of a run record that stay exact, with all in them, since records are compared by them: the files by which a run is known to hold a lock or a
-/// slot (`RecordStore::orphaned` opens `lock.path` again), and where it runs. Host and namespaces are the kernel's words, the rest is ours.
+/// Fields of a run record that stay exact, with all in them, since records are compared by them: the files by which a run is known to
+/// hold a lock or a slot (`RecordStore::orphaned` opens `lock.path` again), and where it runs. Host and namespaces are the kernel's
+/// words, the rest is ours.
 pub(super) const EXACT: [&str; 8] = ["run", "lock", "slot", "config_dir", "parent", "host", "boot", "pid_namespace"];
 
 /// A line of JSON, masked, with its end.
