@@ -237,9 +237,6 @@ impl Masker {
         let json = is_json(text, self.long.is_none() && cut.is_none());
         let mut long = self.long.unwrap_or(Long { is_json: json, in_string: false, open: None });
         let mut spans = self.secrets.spans(text, &mut self.across);
-        if self.long.is_some() || cut.is_some() {
-            self.across.block = None; // a part of a line tells no column
-        }
         if let Some(open) = long.open.take() {
             let rest = &text[self.piece..];
             let length = open.length(rest);

@@ -1,4 +1,4 @@
-//! Values below a secret name: in an object or a list of JSON, and in an indented block, as YAML and pretty JSON have them.
+//! Values below a secret name, in an object or a list of JSON.
 
 use std::ops::Range;
 
@@ -26,17 +26,6 @@ const PLAIN: [&str; 13] = [
     "secretstring",
 ];
 
-/// A block of lines below a name, which ends at a line that is indented no deeper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Block {
-    /// Column of the name.
-    column: usize,
-    /// Column of the name of a text in it, `name: |`, of which all lines are secret.
-    text: Option<usize>,
-    /// True for the block of a password.
-    is_password: bool,
-}
-
 /// An object or a list that is not closed.
 struct Level {
     is_list: bool,
@@ -46,13 +35,6 @@ struct Level {
     is_prose: bool,
     /// Name before it.
     key: Range<usize>,
-}
-
-/// What opens behind the sign of a secret name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Opening {
-    Nested,
-    Text,
 }
 
 /// The secret strings in the object or list of JSON at `start`, whose name stands in `quote`. Tokens of a language are listed more often
@@ -87,7 +69,7 @@ pub(super) fn in_json(text: &[u8], name: &[u8], quote: u8, start: usize) -> Vec<
                 } else {
                     let value = &text[string.start..string.end.min(string.start + 512)];
                     level.is_prose |= level.is_list && !is_random(value);
-                    if is_secret(name, &text[key.clone()], value, true) {
+                    if is_secret(name, &text[key.clone()], value) {
                         found.push((string.clone(), levels.len() - 1));
                     }
                 }
@@ -101,8 +83,8 @@ pub(super) fn in_json(text: &[u8], name: &[u8], quote: u8, start: usize) -> Vec<
 }
 
 /// True if `value`, of `key` below the secret `name`, is secret itself.
-fn is_secret(name: &[u8], key: &[u8], value: &[u8], is_quoted: bool) -> bool {
-    let shape = Shape { name, is_quoted, is_literal: false, is_assigned: false, goes_on: false };
+fn is_secret(name: &[u8], key: &[u8], value: &[u8]) -> bool {
+    let shape = Shape { name, is_quoted: true, is_literal: false, is_assigned: false, goes_on: false };
     let plain = names::normalized(key);
     !is_ordinary(value, shape)
         && (PLAIN.iter().any(|key| key.as_bytes() == plain) || is_random(value) && !names::is_note(key) && !is_wordy(value))
@@ -127,112 +109,7 @@ fn end_of_string(text: &[u8], start: usize, quote: u8) -> Option<usize> {
 /// True if an object or a list follows a name at whose end `rest` begins, perhaps in a string of JSON.
 pub(super) fn may_open(rest: &[u8]) -> bool {
     let mut signs = rest.iter().take(24).filter(|byte| !b"\\\"' \t".contains(byte));
-    signs.next() == Some(&b':') && signs.next().is_none_or(|byte| b"{[\r\n".contains(byte)) || rest.starts_with(b":\\n")
-}
-
-/// The block that the secret name at `name` opens, the first of its line and the last but for a sign.
-pub(super) fn opened(text: &[u8], name: &Range<usize>) -> Option<(usize, Block)> {
-    let start = memchr::memrchr(b'\n', &text[..name.start]).map_or(0, |end| end + 1);
-    let line = &text[start..];
-    let line = &line[..memchr::memchr(b'\n', line).unwrap_or(line.len())];
-    let (at, end) = (name.start - start, name.end - start);
-    let body = body(line);
-    let before = line.get(body..at)?;
-    let is_first = before.iter().all(|byte| b" -\"'".contains(byte));
-    let quotes = before.last().is_some_and(|byte| b"\"'".contains(byte));
-    let rest = line.get(end + usize::from(quotes)..)?.strip_prefix(b":")?.trim_ascii();
-    let opening = match rest {
-        b"" | b"{" | b"[" => Opening::Nested,
-        [b'|' | b'>', sign @ ..] if sign.len() < 3 && sign.iter().all(|byte| b"+-123456789".contains(byte)) => Opening::Text,
-        _ => return None,
-    };
-    let column = at - usize::from(quotes) - body;
-    let block = Block {
-        column,
-        text: (opening == Opening::Text).then_some(column),
-        is_password: names::is_password(&text[name.clone()]),
-    };
-    is_first.then_some((start, block))
-}
-
-/// Calls `found` for what is secret in the lines of `text` that stand in `block`, or in one of those that are `opened` there.
-pub(super) fn in_lines(text: &[u8], opened: &[(usize, Block)], block: &mut Option<Block>, mut found: impl FnMut(Range<usize>)) {
-    let mut start = 0;
-    for line in text.split(|&byte| byte == b'\n') {
-        if let Some(range) = block.as_mut().and_then(|block| block.secret(line)) {
-            found(start + range.start..start + range.end);
-        }
-        if block.is_some_and(|block| block.is_left_by(line)) {
-            *block = None;
-        }
-        match (opened.iter().find(|(at, _)| *at == start), block.as_mut()) {
-            (Some((_, new)), Some(block)) => block.text = new.text.or(block.text),
-            (Some((_, new)), None) => *block = Some(*new),
-            _ => {}
-        }
-        start += line.len() + 1;
-    }
-}
-
-impl Block {
-    fn is_left_by(self, line: &[u8]) -> bool {
-        let content = &line[body(line)..];
-        let column = indent(content);
-        let is_item = column == self.column && content[column..].starts_with(b"- ") && self.text != Some(self.column);
-        column <= self.column && !is_item && !content.trim_ascii().is_empty()
-    }
-
-    /// Place of the secret in `line`.
-    fn secret(&mut self, line: &[u8]) -> Option<Range<usize>> {
-        let start = body(line);
-        let start = start + indent(&line[start..]);
-        let content = line[start..].trim_ascii_end();
-        if content.is_empty() || self.is_left_by(line) {
-            return None;
-        }
-        let name: &[u8] = if self.is_password { b"password" } else { b"secret" };
-        self.text = self.text.filter(|&column| start - body(line) > column);
-        if self.text.is_some() {
-            let is_marker = content.starts_with(b"-----");
-            return (!is_marker && is_secret(name, b"value", content, true)).then_some(start..start + content.len());
-        }
-        let dashes = content.iter().take_while(|byte| b"- ".contains(byte)).count();
-        let item = &content[dashes..];
-        let quote = |text: &[u8]| text.first().copied().filter(|byte| b"\"'".contains(byte));
-        let open = usize::from(quote(item).is_some());
-        let key = item[open..].iter().take_while(|&&byte| names::is_part(byte)).count();
-        let behind = &item[open + key..];
-        let behind = behind.get(usize::from(quote(behind).is_some())..).unwrap_or_default();
-        let is_pair = key > 0 && (behind == b":" || behind.starts_with(b": "));
-        let (key, value) = if is_pair { (&item[open..open + key], behind[1..].trim_ascii_start()) } else { (&b""[..], item) };
-        if !is_pair && dashes == 0 && open == 0 {
-            return None;
-        }
-        let from = start + content.len() - value.len();
-        let (from, length) = match quote(value) {
-            Some(quote) => (from + 1, end_of_string(value, 1, quote).unwrap_or(value.len()) - 1),
-            None => (from, value.iter().position(|byte| b" ,".contains(byte)).unwrap_or(value.len())),
-        };
-        let value = &line[from..from + length];
-        is_secret(name, key, value, line[..from].ends_with(b"\"")).then_some(from..from + length)
-    }
-}
-
-fn indent(line: &[u8]) -> usize {
-    line.iter().take_while(|&&byte| byte == b' ').count()
-}
-
-/// Length of what a tool puts before a line: its number and a tab, or the `+` of a diff.
-fn body(line: &[u8]) -> usize {
-    let first = indent(line);
-    let digits = line[first..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let rest = &line[first + digits..];
-    match rest {
-        [b'\t', ..] if digits > 0 => first + digits + 1,
-        _ if digits > 0 && rest.starts_with("→".as_bytes()) => first + digits + "→".len(),
-        [b'+', ..] if first + digits == 0 => 1,
-        _ => 0,
-    }
+    signs.next() == Some(&b':') && signs.next().is_some_and(|byte| b"{[".contains(byte))
 }
 
 #[cfg(test)]
@@ -299,39 +176,7 @@ mod tests {
             r##"{"designToken":{"color":"#ff00aa","font":"Inter 12px bold","size":"12px","alg":"sha256"}}"##,
             r#"{"secret":{"created":"2026-11-23T09:07:35.848Z","version":"v1.2.3-rc1","hash":"sha256","kind":"aes-256-gcm"}}"#,
             r#"{"apiKeys":{"type":"array","items":{"type":"string"}},"id":"a1b2c3d4e5"}"#,
-        ]);
-    }
-
-    #[test]
-    fn blocks_below_a_secret_name_are_masked() {
-        assert_masked(&[
-            "password: |\n  «swordfish»\n\n  «second line»\nnext: swordfish\n",
-            "a:\n  token: >-\n    «a b»\n  next: line\n",
-            "secret:\n  value: «swordfish» # of mine\n  name: db-1\nvalue: swordfish\n",
-            "secrets:\n- «a1b2c3d4»\n- db\n- x: «b2c3d4e5»\nnext:\n- a1b2c3d4\n",
-            "- credentials:\n    aws:\n      id: '«a1b2c3d4»'\n      region: eu-west-1\n  other: a1b2c3d4\n",
-            "credentials:\n  some-name: |\n    plain words\n  password: |\n    «plain words»\n  other: words\n",
-            "  \"password\": {\n    \"value\": \"«swordfish»\",\n    \"type\": \"string\"\n  },\n  \"value\": \"swordfish\"\n",
-            "  \"tokens\": [\n    \"«a1b2c3d4»\",\n    \"max:255\"\n  ],\n  \"x\": \"a1b2c3d4\"\n",
-            "     1\tsecret:\n     2\t  value: «swordfish»\n     3\tnext: x\n     4\t  value: swordfish\n",
-            "+secret:\n+  value: «swordfish»\n next: x\n",
-            r#"{"t":"a:\n  password: |\n    «swordfish»\n  next: swordfish\n"}"#,
-            "private_key: |\n  -----BEGIN RSA PRIVATE KEY-----\n  «MIIEpAIBAAKCAQEA0123»\n  -----END RSA PRIVATE KEY-----\nnext: a\n",
-        ]);
-    }
-
-    #[test]
-    fn lines_below_a_word_are_shown() {
-        assert_masked(&[
-            "Password:\n  Must have 8 chars, such as a1b2c3d4\n",
-            "secrets:\n  token:\n    required: true\n    description: 'as a1b2c3d4'\n",
-            "secrets:\n  - source: db\n    file: ./x1/y2.txt\n",
-            "password:\n  type: string\n  example: a1b2c3d4\n",
-            "token: |\n  ${{ secrets.TOKEN }}\n  /run/secrets/x\n",
-            "max_tokens:\n  default: 4096\n",
-            "if token:\n    value = a1b2c3d4\n",
-            "the secret:\n  value: a1b2c3d4\n",
-            "  token: {\n    type: String,\n    default: 'a1b2c3d4',\n  },\n",
+            r#"{"type":"result","result":"db:\n  password: >\n    swordfish","session_id":"5e2b","total_cost_usd":0.1}"#,
         ]);
     }
 }

@@ -9,7 +9,6 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use super::decode::{Decoded, Syntax};
 use super::finder::{Finder, Meaning};
-use super::nested::{self, Block};
 use super::rules;
 use super::{environment, json, names, pem, values};
 
@@ -55,8 +54,6 @@ pub(super) enum Open {
 pub(super) struct Across {
     /// True in a private key.
     pub(super) in_key: bool,
-    /// Block below a secret name.
-    pub(super) block: Option<Block>,
 }
 
 static OURS: OnceLock<Arc<Secrets>> = OnceLock::new();
@@ -215,7 +212,7 @@ impl Secrets {
 
     /// Calls `found` for each secret in `text`, as it stands there.
     fn search(&self, text: &[u8], across: &mut Across, mut found: impl FnMut(Range<usize>, Open)) {
-        let (mut has_key, mut opened, mut last) = (across.in_key, Vec::new(), 0..0);
+        let (mut has_key, mut last) = (across.in_key, 0..0);
         self.finder.find(text, 0, |word, meaning| {
             // Each of many words in one long value would be looked at to its end.
             if last.contains(&word.start) && matches!(meaning, Meaning::Rule(..) | Meaning::Name) {
@@ -232,7 +229,6 @@ impl Secrets {
                 Meaning::Name | Meaning::Encoding | Meaning::Key => None,
             };
             has_key |= matches!(meaning, Meaning::Key);
-            opened.extend(name.as_ref().and_then(|name| nested::opened(text, name)));
             for (range, open) in name.map_or(Vec::new(), |name| values::of_name(text, name)).into_iter().chain(secret) {
                 last = range.clone();
                 found(range, open);
@@ -241,9 +237,6 @@ impl Secrets {
         });
         if has_key {
             pem::find(text, &mut across.in_key, |range| found(range, Open::Base64));
-        }
-        if across.block.is_some() || !opened.is_empty() {
-            nested::in_lines(text, &opened, &mut across.block, |range| found(range, Open::Word));
         }
         for captures in self.patterns.iter().flat_map(|pattern| pattern.captures_iter(text)) {
             if let Some(part) = captures.get(1).or(captures.get(0)).filter(|part| !part.is_empty()) {
