@@ -35,6 +35,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::getpid;
 
 use board::Board;
@@ -59,7 +60,14 @@ fn main() -> Result<ExitCode> {
         Some("chain") => cases::chain(&words[1..]),
         Some("slots") => slots::run(&words[1..]),
         Some("slot-agent") => slots::agent(&words[1..]),
-        _ => run(&asked(&words)?),
+        _ => {
+            // What our caller ignores, nohup(1) for one, a run would rightly leave ignored.
+            for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+                // SAFETY: SIG_DFL runs no code.
+                unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl)? };
+            }
+            run(&asked(&words)?)
+        }
     }
 }
 
