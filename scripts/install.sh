@@ -10,8 +10,8 @@
 #   --binary FILE   install this binary (default: the one in an unpacked package, or else one built here with cargo)
 #   --uninstall     remove what was installed there, and nothing else
 #
-# Any sh and busybox's tools are enough for it. It can be called again at any time; agents that run keep the binary that they began with. At the end it says what is wrong
-# with PATH, if something is. Exit code: 0 done, 2 nothing was changed.
+# Any sh and busybox's tools are enough for it. It can be called again at any time; agents that run keep the binary that they began
+# with. At the end it says what is wrong with PATH, if something is. Exit code: 0 done, 2 nothing was changed.
 set -eu
 
 die() { printf 'install.sh: %s\n' "$*" >&2; exit 2; }

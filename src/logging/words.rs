@@ -93,15 +93,16 @@ pub(crate) fn in_locale(text: &str) -> Cow<'_, str> {
 
 /// A value as a line of JSON, in which no text has a secret in clear, and each has an end.
 pub(crate) fn json_line(mut value: Value) -> String {
-    make_showable(&mut value);
+    each_text(&mut value, &mut |text| *text = clamped_to(&masked(text), LONGEST_SHOWN).into_owned());
     escaped_json(&format!("{value}\n"))
 }
 
-fn make_showable(value: &mut Value) {
+/// Changes each text in `value`, but no key.
+pub(crate) fn each_text(value: &mut Value, change: &mut impl FnMut(&mut String)) {
     match value {
-        Value::String(text) => *text = clamped_to(&masked(text), LONGEST_SHOWN).into_owned(),
-        Value::Array(values) => values.iter_mut().for_each(make_showable),
-        Value::Object(members) => members.values_mut().for_each(make_showable),
+        Value::String(text) => change(text),
+        Value::Array(values) => values.iter_mut().for_each(|value| each_text(value, change)),
+        Value::Object(members) => members.values_mut().for_each(|value| each_text(value, change)),
         _ => {}
     }
 }

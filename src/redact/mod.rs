@@ -20,7 +20,6 @@ mod secrets;
 mod values;
 
 pub use masker::Masker;
-pub use plain::is_plain;
 pub use secrets::{Secrets, compile, configure, masked};
 
 #[cfg(test)]

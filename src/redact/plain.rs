@@ -13,7 +13,7 @@ use super::{environment, pem, secrets, values};
 type Word = (usize, &'static str, Option<&'static Rule>);
 
 /// True if there is surely no secret in `text`.
-pub fn is_plain(text: &str) -> bool {
+pub(super) fn is_plain(text: &str) -> bool {
     let text = text.as_bytes();
     !secrets::has_added() && !text.iter().any(|byte| values::ENCODED.contains(byte)) && !has_word(text) && !has_known(text)
 }

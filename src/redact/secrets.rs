@@ -9,6 +9,7 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use super::decode::{Decoded, Syntax};
 use super::finder::{Finder, Meaning};
+use super::plain::is_plain;
 use super::rules;
 use super::{environment, json, names, pem, values};
 
@@ -49,13 +50,6 @@ pub(super) enum Open {
     Base64,
 }
 
-/// What goes on from one line to the next.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Across {
-    /// True in a private key.
-    pub(super) in_key: bool,
-}
-
 static OURS: OnceLock<Arc<Secrets>> = OnceLock::new();
 
 static ADDED: OnceLock<(Vec<String>, Vec<String>)> = OnceLock::new();
@@ -72,7 +66,7 @@ pub(super) fn has_added() -> bool {
 
 /// `text` of ours, masked. Most of it has no secret, which is seen without collecting those of this process.
 pub fn masked(text: &str) -> String {
-    if OURS.get().is_none() && super::is_plain(text) {
+    if OURS.get().is_none() && is_plain(text) {
         return text.to_owned();
     }
     let Ok(secrets) = Secrets::of_process() else { return "(not shown: its secrets cannot be masked)".to_owned() };
@@ -181,10 +175,10 @@ impl Secrets {
         self.names.contains(&names::normalized(name))
     }
 
-    /// The secrets in `line`, sorted, none touching another.
-    pub(super) fn spans(&self, line: &[u8], across: &mut Across) -> Vec<Span> {
+    /// The secrets in `line`, sorted, none touching another. `in_key`: see [`pem::find`].
+    pub(super) fn spans(&self, line: &[u8], in_key: &mut bool) -> Vec<Span> {
         let mut spans = Vec::new();
-        self.search(line, across, |range, open| spans.push(span(line, range, open)));
+        self.search(line, in_key, |range, open| spans.push(span(line, range, open)));
         let mut layers = Vec::new();
         self.search_below(line, (Syntax::Backslash, DEEPEST), &mut layers, &mut spans);
         let strings = layers.len();
@@ -206,13 +200,13 @@ impl Secrets {
             layers.push(decoded);
             let place = |range| layers.iter().rev().fold(range, |range, layer| layer.source(&range));
             let text = layers.last().map_or(line, |layer| &layer.text);
-            self.search(text, &mut Across::default(), |range, open| spans.push(span(line, place(range), open)));
+            self.search(text, &mut false, |range, open| spans.push(span(line, place(range), open)));
         }
     }
 
     /// Calls `found` for each secret in `text`, as it stands there.
-    fn search(&self, text: &[u8], across: &mut Across, mut found: impl FnMut(Range<usize>, Open)) {
-        let (mut has_key, mut last) = (across.in_key, 0..0);
+    fn search(&self, text: &[u8], in_key: &mut bool, mut found: impl FnMut(Range<usize>, Open)) {
+        let (mut has_key, mut last) = (*in_key, 0..0);
         self.finder.find(text, 0, |word, meaning| {
             // Each of many words in one long value would be looked at to its end.
             if last.contains(&word.start) && matches!(meaning, Meaning::Rule(..) | Meaning::Name) {
@@ -236,7 +230,7 @@ impl Secrets {
             ControlFlow::Continue(())
         });
         if has_key {
-            pem::find(text, &mut across.in_key, |range| found(range, Open::Base64));
+            pem::find(text, in_key, |range| found(range, Open::Base64));
         }
         for captures in self.patterns.iter().flat_map(|pattern| pattern.captures_iter(text)) {
             if let Some(part) = captures.get(1).or(captures.get(0)).filter(|part| !part.is_empty()) {

@@ -25,7 +25,7 @@ pub(super) static TOKENS: [Rule; 103] = [
     token("npm", &["npm_"], "[A-Za-z0-9]{30,}", Mixed, &["npm_«abcdefghijklmnopqrstuvwxyz0123456789»"]),
     token("pypi", &["pypi-"], r"[\w-]{16,}", Mixed, &["pypi-«AgEIcHlwaS5vcmcCJDAwMDAw»"]),
     token("hugging face", &["hf_", "api_org_"], "[A-Za-z0-9]{20,}", Plain, &["hf_«abcdefghijklmnopqrstuvwxyzABCDEFGH»"]),
-    rule("vault", &["hvs.", "hvb.", "hvr."], Matcher::Token { rest: r"[\w-]{20,}", kind: Plain }, 
+    rule("vault", &["hvs.", "hvb.", "hvr."], Matcher::Token { rest: r"[\w-]{20,}", kind: Plain },
         &["hvs.«CAESIJabcdefghijklmnopqr»", "hvb.«AAAAAQabcdefghijklmnopqr-_», hvr.«CAESIJabcdefghijklmnopqr»", "=hvs.«CAESIJabcdefghijklmnopqr»;"],
         &["hvs.x", "hvr.is_sealed", "xhvs.CAESIJabcdefghijklmnopqr"]),
     rule("vault, old", &["s."], Matcher::Token { rest: "[A-Za-z0-9]{24}", kind: Random },
