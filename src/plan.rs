@@ -115,17 +115,16 @@ impl Plan {
 
 /// Finds COMMAND. If it looks like an operation, the error says so.
 fn find_program(settings: &Settings) -> Result<Program, ProgramError> {
-    let mut found = Program::find(&settings.command, settings.claude.as_deref());
+    let found = Program::find(&settings.command, settings.claude.as_deref());
+    let Err(ProgramError::NotFound(mut message)) = found else { return found };
     let name = settings.command.first().and_then(|name| name.to_str()).filter(|name| !name.contains('/'));
-    if let (Err(ProgramError::NotFound(message)), Some(name)) = (&mut found, name.and_then(similar_operation)) {
-        message.push_str(&format!("; did you mean `claude-run {name}`?"));
+    if let Some(operation) = name.and_then(similar_operation) {
+        message.push_str(&format!("; did you mean `claude-run {operation}`?"));
     }
-    if let (Err(ProgramError::NotFound(message)), Some(name)) =
-        (&mut found, name.filter(|name| program::is_command_of_claude(name)))
-    {
+    if let Some(name) = name.filter(|name| program::is_command_of_claude(name)) {
         message.push_str(&format!("; claude's own command is `claude-run claude {name} …`"));
     }
-    found
+    Err(ProgramError::NotFound(message))
 }
 
 /// The config dir, if it can be used. If it is not required, an error is only logged: it is claude's affair.

@@ -29,9 +29,6 @@ const KINDS: [&str; 20] = [
     "jwt",
 ];
 
-/// What every word for a secret begins with, those below too: most names have none of it.
-const BEGINNINGS: [[u8; 3]; 8] = [*b"tok", *b"sec", *b"pas", *b"cre", *b"key", *b"jwt", *b"pwd", *b"pat"];
-
 /// Parts that make a key secret.
 const KEYS: [&str; 9] = ["api", "access", "private", "secret", "account", "auth", "master", "encryption", "storage"];
 
@@ -225,10 +222,15 @@ pub(super) fn normalized(name: &[u8]) -> Vec<u8> {
 
 /// True if a value of this name is secret.
 pub(super) fn is_secret(name: &[u8]) -> bool {
-    let lower = name.to_ascii_lowercase();
-    if name.len() > 3 * LONGEST || !lower.windows(3).any(|three| BEGINNINGS.iter().any(|word| word == three)) {
+    // What every word for a secret begins with: most names have none of it.
+    let begins = |three: &[u8; 3]| {
+        let three = three.map(|byte| byte.to_ascii_lowercase());
+        matches!(&three, b"tok" | b"sec" | b"pas" | b"cre" | b"key" | b"jwt" | b"pwd" | b"pat")
+    };
+    if name.len() > 3 * LONGEST || !name.windows(3).filter_map(<[u8]>::first_chunk).any(begins) {
         return false;
     }
+    let lower = name.to_ascii_lowercase();
     let parts: Vec<&[u8]> = parts(name).map(|part| without_digits(&lower[part])).filter(|part| !part.is_empty()).collect();
     let is_loud = is_loud(name);
     if is_loud && has_owner(&lower) {

@@ -175,6 +175,7 @@ mod tests {
             r#"{"credentials":{"provider":"aws","region":"eu-west-1","file":"/etc/aws1/credentials","token":"${TOKEN}"}}"#,
             r##"{"designToken":{"color":"#ff00aa","font":"Inter 12px bold","size":"12px","alg":"sha256"}}"##,
             r#"{"secret":{"created":"2026-11-23T09:07:35.848Z","version":"v1.2.3-rc1","hash":"sha256","kind":"aes-256-gcm"}}"#,
+            r#"{"tokens":{"id":"msg_01AbCdEf234567","input":3},"secret":{"tool_use_id":"toolu_01A2b3C4"}}"#,
             r#"{"apiKeys":{"type":"array","items":{"type":"string"}},"id":"a1b2c3d4e5"}"#,
             r#"{"type":"result","result":"db:\n  password: >\n    swordfish","session_id":"5e2b","total_cost_usd":0.1}"#,
         ]);
