@@ -54,20 +54,31 @@ cargo deny --locked check bans licenses sources
 has_all() { for package; do [ -d "target/npm/node_modules/$package" ] || return 1; done; }
 has_all proper-lockfile yaml hcl2-parser ||
   npm install --prefix target/npm --no-save --no-audit --no-fund --silent proper-lockfile@4.1.2 yaml@2.8.1 hcl2-parser@1.0.3
-say "models"
-# Without the flags of a static binary, which their dependencies do not need.
-RUSTFLAGS='' CARGO_TARGET_DIR=$top/target/model cargo test --manifest-path tests/model/Cargo.toml --locked --quiet
-# The binary that people get: optimised, static, small, and at home in an empty root. Its build works and the tests wait, so they
-# run beside each other.
-nice scripts/package.sh >target/package.log 2>&1 &
-packages=$!
+# What these build is shared, so it is built before several want to.
+say "builds"
+cargo test --locked --no-run --quiet "$@"
+models=(cargo test --manifest-path tests/model/Cargo.toml --target-dir target --locked --quiet)
+"${models[@]}" --no-run
+
+# beside NAME COMMAND...: runs COMMAND while the tests wait, which is most of the time; what it prints is in target/NAME.log.
+beside() {
+  nice "${@:2}" >"target/$1.log" 2>&1 &
+  running[$1]=$!
+}
+declare -A running=()
 trap 'wait' EXIT # also when a test fails: nothing is left running
+beside models "${models[@]}"
+# The binary that people get: optimised, static, small, and at home in an empty root.
+beside packages scripts/package.sh
+beside fuzz scripts/fuzz.sh 4
 say "tests"
 cargo test --locked "$@"
-scripts/fuzz.sh 4
 say "what a newcomer types first"
 scripts/quickstart.sh
-wait "$packages" || packages=failed
-cat target/package.log
-[ "$packages" != failed ] || die "the packages are not as they should be"
+for name in models fuzz packages; do
+  say "$name"
+  wait "${running[$name]}" || running[$name]=failed
+  cat "target/$name.log"
+  [ "${running[$name]}" != failed ] || die "$name: see above, and target/$name.log"
+done
 say "all is well"
