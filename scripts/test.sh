@@ -56,17 +56,22 @@ has_all proper-lockfile yaml hcl2-parser ||
   npm install --prefix target/npm --no-save --no-audit --no-fund --silent proper-lockfile@4.1.2 yaml@2.8.1 hcl2-parser@1.0.3
 # What these build is shared, so it is built before several want to.
 say "builds"
-cargo test --locked --no-run --quiet "$@"
+cargo test --locked --no-run --quiet
 models=(cargo test --manifest-path tests/model/Cargo.toml --target-dir target --locked --quiet)
 "${models[@]}" --no-run
 
-# beside NAME COMMAND...: runs COMMAND while the tests wait, which is most of the time; what it prints is in target/NAME.log.
+# beside NAME COMMAND...: runs COMMAND while the tests wait, which is most of the time; what it prints is in target/NAME.log. It has a
+# process group of its own, so that nothing of it is left when the tests fail, or at Ctrl-C.
+declare -A running=()
 beside() {
-  nice "${@:2}" >"target/$1.log" 2>&1 &
+  set -m
+  nice "${@:2}" </dev/null >"target/$1.log" 2>&1 &
+  set +m
   running[$1]=$!
 }
-declare -A running=()
-trap 'wait' EXIT # also when a test fails: nothing is left running
+stop() { for group in "${running[@]}"; do kill -- "-$group" 2>/dev/null || :; done; }
+trap stop EXIT
+trap 'exit 130' INT TERM
 beside models "${models[@]}"
 # The binary that people get: optimised, static, small, and at home in an empty root.
 beside packages scripts/package.sh
@@ -77,8 +82,10 @@ say "what a newcomer types first"
 scripts/quickstart.sh
 for name in models fuzz packages; do
   say "$name"
-  wait "${running[$name]}" || running[$name]=failed
+  status=0
+  wait "${running[$name]}" || status=$?
+  unset "running[$name]"
   cat "target/$name.log"
-  [ "${running[$name]}" != failed ] || die "$name: see above, and target/$name.log"
+  [ "$status" = 0 ] || die "$name: see above"
 done
 say "all is well"

@@ -296,7 +296,7 @@ impl<'a> LockWait<'a> {
             Awaited::SessionLock(_, lock) => {
                 let run = self.recorder.run().to_string();
                 let live = records.census().ok()?.live;
-                let waiting = live.iter().filter(|record| record.waits_for(*lock)).cloned().collect();
+                let waiting = live.iter().filter(|record| record.waits() && record.is_about(*lock)).cloned().collect();
                 let queue = Queue::look(*lock).in_order(&live, waiting, |_| false);
                 let place = queue.iter().position(|waiter| waiter.as_ref().is_ok_and(|record| record.run == run))?;
                 Some((place + 1, queue.len()))

@@ -135,11 +135,6 @@ impl RunRecord {
         self.state == State::Waiting && self.hold.is_none()
     }
 
-    /// True if `lock` is that session lock.
-    pub(crate) fn waits_for(&self, lock: FileId) -> bool {
-        self.waits() && self.is_about(lock)
-    }
-
     /// True if this run itself has acquired the slot `slot`.
     pub(crate) fn has_slot(&self, slot: FileId) -> bool {
         self.is_same(self.slot.as_ref(), slot)

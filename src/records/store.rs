@@ -158,13 +158,11 @@ impl RecordStore {
     }
 
     /// Live run that has acquired `lock`, and the approximate number of records. Reads records, the oldest first and `at_most` so many,
-    /// until one says so, or waits for it: who acquired it is older than who waits. Mostly that is the first. With a bound, of a directory with very many only the [`LISTED`] first names count: what a
+    /// until one says so: mostly the first does. With a bound, of a directory with very many only the [`LISTED`] first names count: what a
     /// waiter does is not to grow with what others have left. Removes records of dead runs that it meets, unless they may still be needed.
     pub(crate) fn glance(&self, lock: FileId, at_most: usize) -> (Option<RunRecord>, usize) {
         let Ok(runs) = self.open_runs() else { return (None, 0) };
-        let Ok(Census { mut live, dead, listed, .. }) =
-            survey(&runs, at_most, |record| record.holds(lock) || record.waits_for(lock))
-        else {
+        let Ok(Census { mut live, dead, listed, .. }) = survey(&runs, at_most, |record| record.holds(lock)) else {
             return (None, 0);
         };
         let holder = live.pop_if(|record| record.holds(lock));

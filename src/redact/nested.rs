@@ -26,6 +26,9 @@ const PLAIN: [&str; 13] = [
     "secretstring",
 ];
 
+/// What ids in Claude's API begin with: of messages, tools' calls and requests.
+const IDS: [&str; 4] = ["msg_", "toolu_", "srvtoolu_", "req_"];
+
 /// An object or a list that is not closed.
 struct Level {
     is_list: bool,
@@ -86,8 +89,15 @@ pub(super) fn in_json(text: &[u8], name: &[u8], quote: u8, start: usize) -> Vec<
 fn is_secret(name: &[u8], key: &[u8], value: &[u8]) -> bool {
     let shape = Shape { name, is_quoted: true, is_literal: false, is_assigned: false, goes_on: false };
     let plain = names::normalized(key);
+    let is_known = names::is_note(key) || plain.ends_with(b"id") && is_id(value);
     !is_ordinary(value, shape)
-        && (PLAIN.iter().any(|key| key.as_bytes() == plain) || is_random(value) && !names::is_note(key) && !is_wordy(value))
+        && (PLAIN.iter().any(|key| key.as_bytes() == plain) || is_random(value) && !is_known && !is_wordy(value))
+}
+
+/// True for an id in Claude's API.
+fn is_id(value: &[u8]) -> bool {
+    let rest = IDS.iter().find_map(|id| value.strip_prefix(id.as_bytes())?.strip_prefix(b"01"));
+    rest.is_some_and(|rest| rest.iter().all(u8::is_ascii_alphanumeric))
 }
 
 fn spaces(text: &[u8]) -> usize {
@@ -154,6 +164,7 @@ mod tests {
             r#"{"t":"{\"credentials\":{\"x\":[\"«a1b2c3d4»\"]}}"}"#,
             r#"{"t":"{\"t\":\"{\\\"tokens\\\":[\\\"«a1b2c3d4»\\\"]}\"}"}"#,
             r#"{"phrase":{"value":"«open»"}}"#,
+            r#"{"secret":{"value":"«req_01abc12345»","id":"«msg_a1b2c3»","key":"«toolu_01a2b3»"}}"#,
             r#"{'password': {'value': '«a1b2 c3»', 'b': True}}"#,
             r#"{"secret":{"value":"«unfinished"#,
             r#"{"api_keys":[["«a1b2c3d4»"],["read","max:255"]],"password":"«x»"}"#,

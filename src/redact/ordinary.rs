@@ -103,9 +103,6 @@ const TELLING: usize = 14;
 const LOOKUPS: [&str; 9] =
     ["process.env", "os.environ", "os.getenv", "std::env", "getenv(", "env(", "env.", "secrets.", "import.meta"];
 
-/// What ids in Claude's API begin with: of messages, tools' calls and requests.
-const IDS: [&str; 4] = ["msg_", "toolu_", "srvtoolu_", "req_"];
-
 /// How a value is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape<'a> {
@@ -128,7 +125,6 @@ pub(super) fn is_ordinary(value: &[u8], shape: Shape) -> bool {
         || is_number(value) && !(shape.is_quoted && names::is_password(shape.name))
         || is_path(value)
         || is_placeholder(value)
-        || IDS.iter().any(|id| value.starts_with(id.as_bytes()))
         || is_word(value, shape)
         || !shape.is_literal && is_code(value, shape)
         || shape.is_quoted && is_sentence(value, if shape.is_assigned { TELLING } else { PROSE.len() })

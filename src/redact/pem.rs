@@ -15,12 +15,15 @@ pub(super) fn find(text: &[u8], is_inside: &mut bool, mut found: impl FnMut(Rang
     let mut start = 0;
     for line in text.split(|&byte| byte == b'\n') {
         let mut from = 0;
-        if !*is_inside && let Some(end) = end_of_marker(line, b"BEGIN") {
-            (*is_inside, from) = (true, end);
-        }
-        if *is_inside {
+        // A line of JSON may have several keys.
+        loop {
+            if !*is_inside {
+                let Some(end) = end_of_marker(&line[from..], b"BEGIN") else { break };
+                (*is_inside, from) = (true, from + end);
+            }
             let rest = &line[from..];
-            let end = memmem::find(rest, b"END").filter(|_| end_of_marker(rest, b"END").is_some());
+            let after = end_of_marker(rest, b"END");
+            let end = memmem::find(rest, b"END").filter(|_| after.is_some());
             let body = &rest[..end.unwrap_or(rest.len())];
             match base64_in(body) {
                 Some(range) if from == 0 && end.is_none() || range.len() >= LEAST => {
@@ -29,7 +32,8 @@ pub(super) fn find(text: &[u8], is_inside: &mut bool, mut found: impl FnMut(Rang
                 None if from == 0 && end.is_none() && !is_header(body) => *is_inside = false,
                 _ => {}
             }
-            *is_inside &= end.is_none();
+            let Some(after) = after else { break };
+            (*is_inside, from) = (false, from + after);
         }
         start += line.len() + 1;
     }
@@ -130,5 +134,9 @@ mod tests {
         );
         let line = "-----BEGIN PRIVATE KEY----- MIIEpAIBAAKCAQEA0123 abc= -----END PRIVATE KEY----- x";
         assert!(!masked(line).0.contains("MIIE") && masked(line).0.ends_with("END PRIVATE KEY----- x"));
+        let twice = format!("{line} {line}\n{line}");
+        assert!(!masked(&twice).0.contains("MIIE") && masked(&twice).0.matches("***").count() == 3, "{twice}");
+        let begun = "-----BEGIN PRIVATE KEY-----\nMIIEpAIBAAKCAQEA0123\n-----END PRIVATE KEY-----\",\"";
+        assert_eq!(masked(&begun.repeat(2)), (begun.repeat(2).replace("MIIEpAIBAAKCAQEA0123", "***"), false));
     }
 }
