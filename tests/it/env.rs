@@ -331,6 +331,13 @@ pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until so many runs have published their records in `config_dir`; a record that is being written does not count yet.
+pub(crate) fn wait_for_records(config_dir: &Path, count: usize) {
+    let is_record = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|ending| ending == "json");
+    let records = || fs::read_dir(config_dir.join("claude-run/runs")).into_iter().flatten().flatten().filter(is_record);
+    wait_until(&format!("there are records: {count}"), || records().count() == count);
+}
+
 /// True if the process exists and is no zombie.
 pub(crate) fn is_alive(pid: i32) -> bool {
     state(pid).is_some_and(|state| state != 'Z')

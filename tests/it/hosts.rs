@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, can_unshare, fake_claude, needs, wait_until};
+use crate::env::{Env, Running, binary, can_unshare, fake_claude, needs, wait_for_records, wait_until};
 
 const NAMESPACES: &str = "-rmupf";
 
@@ -58,7 +58,7 @@ fn hosts_on_one_file_system_exclude_each_other() {
     let waiter = start(&env, "two", &["--label", "second", "echo", "started"]);
     let message = waiter.message();
     assert!(message.contains("held by first") && message.contains("one"), "which host: {message}");
-    wait_until("both have a record", || fs::read_dir(env.config_dir().join("claude-run/runs")).expect("records").count() == 2);
+    wait_for_records(&env.config_dir(), 2);
     for from in ["one", "two", "three"] {
         let status = json(&env, from, &["status", "--json"]);
         let holder = &status["holders"][0]["record"];

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
-use crate::env::{Env, Running, binary, fake_claude, is_alive, wait_until};
+use crate::env::{Env, Running, binary, fake_claude, is_alive, wait_for_records, wait_until};
 
 fn history(env: &Env) -> std::path::PathBuf {
     env.home().join(".claude/claude-run/history.jsonl")
@@ -135,8 +135,7 @@ fn killed_run_has_a_line_of_history() {
     let env = Env::new();
     let run = env.start_fake(&["--label", "lost"], "ready; hang");
     let [child, ..] = run.ready();
-    let records = env.home().join(".claude/claude-run/runs");
-    wait_until("its record is there", || fs::read_dir(&records).is_ok_and(|entries| entries.count() == 1));
+    wait_for_records(&env.home().join(".claude"), 1);
     run.signal(nix::sys::signal::Signal::SIGKILL);
     run.end();
     wait_until("its child has ended", || !is_alive(child));

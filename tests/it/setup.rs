@@ -315,8 +315,7 @@ fn live_run_or_refresh_blocks_the_move() {
     place.fill();
     let run = place.env.start_fake(&["--lock", "pass-through", "--label", "busy"], "ready; hang");
     run.ready();
-    let records = place.link().join("claude-run/runs");
-    crate::env::wait_until("its record is there", || fs::read_dir(&records).is_ok_and(|all| all.count() == 1));
+    crate::env::wait_for_records(&place.link(), 1);
     let text = place.setup(&["--yes", "--wait", "0"], 1);
     assert!(text.contains("1 run is live there") && text.contains("busy (pid "), "{text}");
     assert!(!place.link().is_symlink());
@@ -688,8 +687,7 @@ fn term_ends_the_wait_and_nothing_is_moved() {
     drop(holder);
     let run = place.env.start_fake(&["--lock", "pass-through"], "ready; hang");
     run.ready();
-    let records = place.link().join("claude-run/runs");
-    crate::env::wait_until("its record is there", || fs::read_dir(&records).is_ok_and(|all| all.count() == 1));
+    crate::env::wait_for_records(&place.link(), 1);
     let waiting = Running::start(place.command(&["--yes", "--wait", "none"]));
     crate::env::wait_until("it has the lock", || place.env.is_locked());
     waiting.signal(Signal::SIGTERM);
