@@ -47,9 +47,10 @@ impl Board {
         self.path(name).exists()
     }
 
-    /// Notes something that is then true for good.
+    /// Notes something that is then true for good. Whoever reads it meanwhile finds what was there before, or all of it.
     pub(crate) fn note(&self, name: &str, text: &str) {
-        if let Err(error) = fs::write(self.path(name), text) {
+        let temporary = self.path(&format!("{name}.{}", std::process::id()));
+        if let Err(error) = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, self.path(name))) {
             self.violation(&format!("the board itself: {name}: {error}"));
         }
     }
