@@ -18,13 +18,12 @@ pub(super) fn find(text: &[u8], is_inside: &mut bool, mut found: impl FnMut(Rang
         // A line of JSON may have several keys.
         loop {
             if !*is_inside {
-                let Some(end) = end_of_marker(&line[from..], b"BEGIN") else { break };
-                (*is_inside, from) = (true, from + end);
+                let Some(begin) = marker(&line[from..], b"BEGIN") else { break };
+                (*is_inside, from) = (true, from + begin.end);
             }
             let rest = &line[from..];
-            let after = end_of_marker(rest, b"END");
-            let end = memmem::find(rest, b"END").filter(|_| after.is_some());
-            let body = &rest[..end.unwrap_or(rest.len())];
+            let end = marker(rest, b"END");
+            let body = &rest[..end.as_ref().map_or(rest.len(), |end| end.start)];
             match base64_in(body) {
                 Some(range) if from == 0 && end.is_none() || range.len() >= LEAST => {
                     found(start + from + range.start..start + from + range.end)
@@ -32,17 +31,17 @@ pub(super) fn find(text: &[u8], is_inside: &mut bool, mut found: impl FnMut(Rang
                 None if from == 0 && end.is_none() && !is_header(body) => *is_inside = false,
                 _ => {}
             }
-            let Some(after) = after else { break };
-            (*is_inside, from) = (false, from + after);
+            let Some(end) = end else { break };
+            (*is_inside, from) = (false, from + end.end);
         }
         start += line.len() + 1;
     }
 }
 
-/// End of a line as `-----BEGIN RSA PRIVATE KEY-----`, in which `word` is BEGIN or END.
-fn end_of_marker(line: &[u8], word: &[u8]) -> Option<usize> {
+/// Place of a marker as `-----BEGIN RSA PRIVATE KEY-----`, from `word` on, which is BEGIN or END.
+fn marker(line: &[u8], word: &[u8]) -> Option<Range<usize>> {
     if word == b"BEGIN" && line.starts_with(b"Private-Lines:") {
-        return Some(line.len());
+        return Some(0..line.len());
     }
     let start = memmem::find(line, word)?;
     let key = start + memmem::find(&line[start..], b"PRIVATE KEY").filter(|&at| at < 40)? + b"PRIVATE KEY".len();
@@ -50,7 +49,7 @@ fn end_of_marker(line: &[u8], word: &[u8]) -> Option<usize> {
     let rest = rest.strip_prefix(b" BLOCK").unwrap_or(rest);
     let dashes = rest.iter().skip_while(|&&byte| byte == b' ').take_while(|&&byte| byte == b'-').count();
     (dashes >= 4 && line[..start].ends_with(b"-") || line[..start].ends_with(b"- "))
-        .then(|| line.len() - rest.iter().skip_while(|&&byte| byte == b' ' || byte == b'-').count())
+        .then(|| start..line.len() - rest.iter().skip_while(|&&byte| byte == b' ' || byte == b'-').count())
 }
 
 /// Place of the base64 in a line of a key, which may be quoted, numbered or indented.

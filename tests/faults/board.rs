@@ -49,8 +49,7 @@ impl Board {
 
     /// Notes something that is then true for good. Whoever reads it meanwhile finds what was there before, or all of it.
     pub(crate) fn note(&self, name: &str, text: &str) {
-        let temporary = self.path(&format!("{name}.{}", std::process::id()));
-        if let Err(error) = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, self.path(name))) {
+        if let Err(error) = replace(&self.0, name, text) {
             self.violation(&format!("the board itself: {name}: {error}"));
         }
     }
@@ -109,14 +108,18 @@ impl Board {
 
     /// Writes credentials that expire then, and are replaced in one step.
     pub(crate) fn save_credentials(&self, config_dir: &Path, expires_at_ms: u64) -> io::Result<()> {
-        let temporary = config_dir.join(format!(".credentials.{}", std::process::id()));
-        let saved = fs::write(&temporary, credentials(expires_at_ms))
-            .and_then(|()| fs::rename(&temporary, config_dir.join(".credentials.json")));
-        if saved.is_err() {
-            let _ = fs::remove_file(&temporary); // it may not even have been made
-        }
-        saved
+        replace(config_dir, ".credentials.json", &credentials(expires_at_ms))
     }
+}
+
+/// Writes the file `name`, which is replaced in one step.
+fn replace(dir: &Path, name: &str, text: &str) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.{}", std::process::id()));
+    let replaced = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, dir.join(name)));
+    if replaced.is_err() {
+        let _ = fs::remove_file(&temporary); // it may not even have been made
+    }
+    replaced
 }
 
 pub(crate) fn credentials(expires_at_ms: u64) -> String {
