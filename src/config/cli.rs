@@ -74,26 +74,33 @@ impl Cli {
     /// The command line of a run, if its options are written out and sound, as in most. To make clap's parser, which takes all the
     /// others, is most of the time before a child starts.
     fn of_plain_run(words: &[OsString]) -> Option<Self> {
-        let mut typed = Vec::new();
-        let mut words = words.iter().skip(1);
-        while let Some(word) = words.next() {
-            let text = word.to_str().filter(|text| !text.is_empty() && !Operation::has_subcommand(text))?;
-            if text == "--" {
-                break;
-            }
-            if !text.starts_with('-') {
-                return Some(Self { typed, command: std::iter::once(word).chain(words).cloned().collect() });
-            }
+        let (mut typed, mut is_quiet, mut verbose, mut is_ended) = (Vec::new(), false, 0_u8, false);
+        let mut words = words.iter().skip(1).peekable();
+        while let Some(word) = words.next_if(|word| word.as_encoded_bytes().first() == Some(&b'-')) {
+            let text = word.to_str()?;
             let (flag, value) = text.split_once('=').map_or((text, None), |(flag, value)| (flag, Some(value)));
-            let option = OPTIONS.iter().find(|option| option.is_flag(flag))?;
-            let value = match value {
-                Some(value) => value.into(),
-                None if option.is_switch() => "on".into(),
-                None => words.next().filter(|value| !value.as_encoded_bytes().starts_with(b"-"))?.clone(),
-            };
-            typed.push((option.name, value));
+            match (flag, value) {
+                ("--", None) => {
+                    is_ended = true;
+                    break;
+                }
+                ("-q" | "--quiet", None) => is_quiet = true,
+                ("-v" | "--verbose", None) => verbose = verbose.saturating_add(1),
+                _ => {
+                    let option = OPTIONS.iter().find(|option| option.is_flag(flag))?;
+                    let value = match value {
+                        Some(value) => value.into(),
+                        None if option.is_switch() => "on".into(),
+                        None => words.next_if(|value| !value.as_encoded_bytes().starts_with(b"-"))?.clone(),
+                    };
+                    typed.push((option.name, value));
+                }
+            }
         }
-        Some(Self { typed, command: words.cloned().collect() })
+        if let Some(word) = words.peek().filter(|_| !is_ended) {
+            word.to_str().filter(|text| !text.is_empty() && !Operation::has_subcommand(text))?;
+        }
+        Some(Self { typed: with_verbosity(typed, is_quiet, verbose), command: words.cloned().collect() })
     }
 
     fn of(matches: &ArgMatches) -> Self {
@@ -104,15 +111,9 @@ impl Cli {
             let value = places.find_map(|place| place.try_get_one::<OsString>(option.name).ok()?)?;
             Some((option.name, value.clone()))
         };
-        let verbosity = match (matches.get_flag("quiet"), matches.get_count("verbose")) {
-            (true, _) => Some("quiet"),
-            (false, 0) => None,
-            (false, 1) => Some("info"),
-            (false, _) => Some("debug"),
-        };
-        let verbosity = verbosity.map(|verbosity| (VERBOSITY.name, verbosity.into()));
+        let typed = OPTIONS.iter().filter_map(value).collect();
         Self {
-            typed: OPTIONS.iter().filter_map(value).chain(verbosity).collect(),
+            typed: with_verbosity(typed, matches.get_flag("quiet"), matches.get_count("verbose")),
             command: matches.get_many("command").map(|words| words.cloned().collect()).unwrap_or_default(),
         }
     }
@@ -121,6 +122,17 @@ impl Cli {
     pub fn value(&self, name: &str) -> Option<&OsStr> {
         self.typed.iter().rfind(|(typed, _)| *typed == name).map(|(_, value)| value.as_os_str())
     }
+}
+
+fn with_verbosity(mut typed: Vec<(&'static str, OsString)>, is_quiet: bool, verbose: u8) -> Vec<(&'static str, OsString)> {
+    let verbosity = match (is_quiet, verbose) {
+        (true, _) => Some("quiet"),
+        (false, 0) => None,
+        (false, 1) => Some("info"),
+        (false, _) => Some("debug"),
+    };
+    typed.extend(verbosity.map(|verbosity| (VERBOSITY.name, verbosity.into())));
+    typed
 }
 
 /// clap's parser of the whole command line, with its help. It leaves every option's value as it is.
@@ -292,8 +304,25 @@ mod tests {
 
     #[test]
     fn plain_runs_are_read_as_clap_reads_them() {
-        let alphabet =
-            ["--", "-p", "-v", "x", "", "claude", "status", "--wait", "-", "---", "--wait=1", "-w", "-w=", "--pty", "-1"];
+        let alphabet = [
+            "--",
+            "-p",
+            "-v",
+            "x",
+            "",
+            "claude",
+            "status",
+            "--wait",
+            "-",
+            "---",
+            "--wait=1",
+            "-w",
+            "-w=",
+            "--pty",
+            "-1",
+            "-q",
+            "--verbose",
+        ];
         let mut plain = 0;
         for order in 0..alphabet.len().pow(3) {
             let word = |place: usize| alphabet[order / alphabet.len().pow(place as u32) % alphabet.len()];
@@ -306,6 +335,7 @@ mod tests {
             for option in OPTIONS {
                 assert_eq!(cli.value(option.name), same.value(option.name), "{words:?}");
             }
+            assert_eq!(cli.value(VERBOSITY.name), same.value(VERBOSITY.name), "{words:?}");
             plain += 1;
         }
         assert!(plain > 500, "{plain}");

@@ -2,6 +2,7 @@
 //! sleeps on the event queue and handles all that may come meanwhile: signals, the recorder's deadlines, the deadline of the wait. And
 //! it has the sentences for what is waited for.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -35,6 +36,8 @@ pub(super) struct LockWait<'a> {
     /// Time of the first progress message; on a terminal, then the next update of the live line.
     pub(super) next_progress_at: Option<Instant>,
     live_line: Option<LiveLine>,
+    /// The holder that was found last.
+    holder: RefCell<Option<Holder>>,
     /// True once the waiter was shown that it waits.
     pub(super) is_announced: bool,
 }
@@ -87,6 +90,7 @@ impl<'a> LockWait<'a> {
             recheck_at: None,
             next_progress_at: None,
             live_line: None,
+            holder: RefCell::default(),
             is_announced: false,
         }
     }
@@ -184,24 +188,29 @@ impl<'a> LockWait<'a> {
         }
     }
 
-    /// Logs that a lock was not free within `wait`, as a warning: with `-q`, the exit code alone tells.
+    /// Logs that a lock was not free within `wait`, as a warning: with `-q`, the exit code alone tells, and nobody looks for the holder.
     pub(super) fn log_timeout(&self, wait: Wait, reason: Option<String>) {
+        if matches!(self.awaited, Awaited::Slot { .. }) {
+            warn!(name: "slot.timeout", "{}", self.timeout(wait, reason));
+        } else {
+            warn!(name: "lock.timeout", "{}", self.timeout(wait, reason));
+        }
+    }
+
+    fn timeout(&self, wait: Wait, reason: Option<String>) -> String {
         let limit = show(self.limit.unwrap_or_default());
         let gave_up = if wait == Wait::No { "--wait is 0".to_owned() } else { format!("gave up after {limit}") };
         let way_out = "see claude-run status, or raise --wait";
-        let holder = || self.holder_at_a_glance().map_or_else(|| "another process".to_owned(), |holder| holder.to_string());
-        let what = match &self.awaited {
-            Awaited::SessionLock(..) => format!("{gave_up}: {} is held by {}; {way_out}", self.with_path(), holder()),
+        match &self.awaited {
+            Awaited::SessionLock(..) => {
+                let holder = self.holder_at_a_glance().unwrap_or_else(|| "another process".to_owned());
+                format!("{gave_up}: {} is held by {holder}; {way_out}", self.with_path())
+            }
             Awaited::Slot { of, .. } => format!("{gave_up}: {}; {way_out}", self.slots_in_use(*of)),
             awaited => {
                 let reason = reason.as_deref().unwrap_or("raise --wait");
                 format!("{gave_up}: {awaited} did not get its lock; {reason}; nothing was started")
             }
-        };
-        if matches!(self.awaited, Awaited::Slot { .. }) {
-            warn!(name: "slot.timeout", "{what}");
-        } else {
-            warn!(name: "lock.timeout", "{what}");
         }
     }
 
@@ -279,7 +288,11 @@ impl<'a> LockWait<'a> {
     fn holder_in(&self, crowd: usize, name: impl Fn(&Holder) -> String) -> Option<String> {
         let records = self.recorder.store();
         match self.awaited {
-            Awaited::SessionLock(_, file) => Holder::find(records, file, crowd).as_ref().map(name),
+            Awaited::SessionLock(_, file) => {
+                let found = Holder::find(records, file, crowd, self.holder.take().as_ref());
+                self.holder.replace(found);
+                self.holder.borrow().as_ref().map(name)
+            }
             // Where hosts share their records, but not their locks, that run may be gone by now.
             Awaited::Helper(_) => records.and_then(RecordStore::helped).map(|record| {
                 let since = SystemTime::now().duration_since(record.since).unwrap_or_default();

@@ -148,8 +148,11 @@ impl RecordStore {
 
     /// Live runs whose claude-run has the pid `pid` in its own PID namespace.
     pub(crate) fn live_with_pid(&self, pid: i32) -> Vec<RunRecord> {
-        let runs = self.open_runs().and_then(|runs| list(&runs, usize::MAX)).unwrap_or_default();
-        runs.oldest.into_iter().filter(|run| run.pid == pid).filter_map(|run| self.live(&run.to_string())).collect()
+        let (mut theirs, prefix) = (Vec::new(), format!("{pid}-"));
+        let visit =
+            |name: &str| theirs.extend(name.strip_suffix(".json").filter(|run| run.starts_with(&prefix)).map(str::to_owned));
+        let _ = self.open_runs().and_then(|runs| runs.for_each_name(usize::MAX, visit)); // none that can be read is none
+        theirs.iter().filter_map(|run| self.live(run)).collect()
     }
 
     /// Live run that has acquired `lock`, as [`glance`](Self::glance) finds it.

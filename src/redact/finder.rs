@@ -118,7 +118,7 @@ fn begins(text: &[u8], word: &[u8]) -> bool {
 }
 
 /// A set of numbers of 16 bits.
-pub(super) fn bits(of: impl Iterator<Item = usize>) -> Vec<u64> {
+fn bits(of: impl Iterator<Item = usize>) -> Vec<u64> {
     let mut bits = vec![0; size_of::<Bits>() / size_of::<u64>()];
     of.for_each(|at| bits[at / 64] |= 1 << (at % 64));
     bits

@@ -5,12 +5,72 @@ use std::sync::OnceLock;
 
 use memchr::memmem;
 
-use super::finder::bits;
 use super::rules::{self, Rule};
 use super::{environment, pem, secrets, values};
 
-/// A word, with its first two bytes; the rule that it is of, unless it begins a key.
-type Word = (usize, &'static str, Option<&'static Rule>);
+/// A word, with its first two bytes, and the rule that it is of, unless it begins a key.
+#[derive(Clone, Copy)]
+struct Word {
+    pair: usize,
+    word: &'static str,
+    rule: Option<&'static Rule>,
+}
+
+/// All words, sorted by their first two bytes.
+static WORDS: [Word; COUNT] = {
+    let mut words = [Word { pair: 0, word: "", rule: None }; COUNT];
+    let (mut count, mut at) = (0, 0);
+    while at < pem::WORDS.len() {
+        insert(&mut words, &mut count, pem::WORDS[at], None);
+        at += 1;
+    }
+    at = 0;
+    while at < rules::ALL.len() {
+        let (rule, mut of_rule) = (&rules::ALL[at], 0);
+        while of_rule < rule.words.len() {
+            insert(&mut words, &mut count, rule.words[of_rule], Some(rule));
+            of_rule += 1;
+        }
+        at += 1;
+    }
+    words
+};
+
+const COUNT: usize = {
+    let (mut count, mut at) = (pem::WORDS.len(), 0);
+    while at < rules::ALL.len() {
+        count += rules::ALL[at].words.len();
+        at += 1;
+    }
+    count
+};
+
+/// A bit for each pair of bytes, set for those that a word begins with: nearly every byte of a text costs a load and no branch.
+static PAIRS: [u64; 1 << 10] = {
+    let (mut pairs, mut at) = ([0; 1 << 10], 0);
+    while at < COUNT {
+        pairs[WORDS[at].pair / 64] |= 1 << (WORDS[at].pair % 64);
+        at += 1;
+    }
+    pairs
+};
+
+/// Puts a word in its place among those that are there.
+const fn insert(words: &mut [Word; COUNT], count: &mut usize, word: &'static str, rule: Option<&'static Rule>) {
+    let bytes = word.as_bytes();
+    let (pair, mut at) = (pair(bytes[0], bytes[1]), *count);
+    while at > 0 && words[at - 1].pair > pair {
+        words[at] = words[at - 1];
+        at -= 1;
+    }
+    words[at] = Word { pair, word, rule };
+    *count += 1;
+}
+
+/// Two bytes in lower case, as a number.
+const fn pair(first: u8, second: u8) -> usize {
+    (first.to_ascii_lowercase() as usize) << 8 | second.to_ascii_lowercase() as usize
+}
 
 /// True if there is surely no secret in `text`.
 pub(super) fn is_plain(text: &str) -> bool {
@@ -20,21 +80,17 @@ pub(super) fn is_plain(text: &str) -> bool {
 
 /// True if there is a word of a rule in `text`, and may be a secret of that rule.
 fn has_word(text: &[u8]) -> bool {
-    static WORDS: OnceLock<(Vec<u64>, Vec<Word>)> = OnceLock::new();
-    let (pairs, words) = WORDS.get_or_init(|| {
-        let of_rules = rules::all().flat_map(|rule| rule.words.iter().map(move |word| (*word, Some(rule))));
-        let all = of_rules.chain(pem::WORDS.iter().map(|word| (*word, None)));
-        let words: Vec<Word> = all.map(|(word, rule)| (pair(word.as_bytes()), word, rule)).collect();
-        (bits(words.iter().map(|(pair, ..)| *pair)), words)
-    });
-    let may_match = |at: usize, word: &str, rule: &Option<&Rule>| {
+    let may_match = |at: usize, Word { word, rule, .. }: &Word| {
         let place = at..at + word.len();
         let is_there = text.get(place.clone()).is_some_and(|found| found.eq_ignore_ascii_case(word.as_bytes()));
         is_there && rule.is_none_or(|rule| rule.may_match(text, &place, word))
     };
-    (0..text.len()).map(|at| (at, pair(&text[at..]))).any(|(at, here)| {
-        pairs[here / 64] & 1 << (here % 64) != 0
-            && words.iter().any(|(pair, word, rule)| *pair == here && may_match(at, word, rule))
+    text.windows(2).enumerate().map(|(at, bytes)| (at, pair(bytes[0], bytes[1]))).any(|(at, here)| {
+        PAIRS[here / 64] & 1 << (here % 64) != 0
+            && WORDS[WORDS.partition_point(|word| word.pair < here)..]
+                .iter()
+                .take_while(|word| word.pair == here)
+                .any(|word| may_match(at, word))
     })
 }
 
@@ -48,10 +104,4 @@ fn has_known(text: &[u8]) -> bool {
     });
     let lower = text.to_ascii_lowercase();
     known.iter().any(|value| memmem::find(&lower, value).is_some())
-}
-
-/// The first two bytes of `text` in lower case, as a number.
-fn pair(text: &[u8]) -> usize {
-    let at = |index: usize| usize::from(text.get(index).map_or(0, u8::to_ascii_lowercase));
-    at(0) << 8 | at(1)
 }

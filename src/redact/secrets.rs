@@ -117,7 +117,8 @@ impl Secrets {
         let parts: Vec<_> = names.iter().map(longest_part).filter(|part| !part.is_empty()).collect();
         let names: Vec<_> = names.iter().map(|name| names::normalized(name.as_bytes())).collect();
         let known = environment::known(environment, &names);
-        let of_rules = rules::all()
+        let of_rules = rules::ALL
+            .iter()
             .flat_map(|rule| rule.words.iter().map(move |word| (word.as_bytes().to_vec(), Meaning::Rule(rule, word))));
         let of_known = known.iter().enumerate().map(|(index, text)| (text.clone(), Meaning::Known(index)));
         let of_encodings = encodings().filter(|_| !known.is_empty()).map(|word| (word.into_bytes(), Meaning::Encoding));
@@ -150,7 +151,7 @@ impl Secrets {
                 .iter()
                 .any(|known| known.len() > rest.len() && known[..rest.len()].eq_ignore_ascii_case(&rest) && rest.len() > 2)
         };
-        let is_token = rules::all().any(|rule| rule.may_begin(&line[word..]));
+        let is_token = rules::ALL.iter().any(|rule| rule.may_begin(&line[word..]));
         let known = (from.max(line.len().saturating_sub(1 << 10))..line.len()).find(begins);
         known.unwrap_or(line.len()).min(if is_token { word } else { line.len() })
     }

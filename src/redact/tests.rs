@@ -57,7 +57,7 @@ fn every_rule_keeps_its_own_examples() {
     let mut wrong = Vec::new();
     let none = Vec::<(OsString, OsString)>::new();
     let secrets = Arc::new(Secrets::new(none, &[], &[]).expect("no patterns"));
-    for rule in rules::all() {
+    for rule in &rules::ALL {
         let mut check = |text: &str, expected: &str| {
             for ending in ["", "\n"] {
                 let (mut masker, mut out) = (Masker::new(Arc::clone(&secrets)), Vec::new());
@@ -77,7 +77,7 @@ fn every_rule_keeps_its_own_examples() {
 
 #[test]
 fn text_with_a_secret_is_never_left_out() {
-    for rule in rules::all() {
+    for rule in &rules::ALL {
         for text in rule.masked.iter().map(|example| expand(example).0) {
             assert!(!plain::is_plain(&text), "{}: {text}", rule.name);
         }

@@ -3,12 +3,14 @@
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process;
 use std::ptr;
 use std::time::Duration;
 
+use nix::NixPath;
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
@@ -127,7 +129,9 @@ impl Process {
     }
 }
 
-fn open_in(dir: &File, path: &str) -> nix::Result<File> {
+const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+
+fn open_in(dir: impl AsFd, path: &(impl NixPath + ?Sized)) -> nix::Result<File> {
     openat(dir, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map(File::from)
 }
 
@@ -151,7 +155,7 @@ impl Links {
         match &self.0 {
             Some(all) => children_among(all, parent.stat.pid),
             None if parent.stat.threads == 1 => {
-                let list = open_in(&parent.dir, &format!("task/{}/children", parent.stat.pid));
+                let list = open_in(&parent.dir, &*format!("task/{}/children", parent.stat.pid));
                 list.map_or_else(|_| Vec::new(), read_pids)
             }
             None => children_by_threads(parent.stat.pid),
@@ -206,8 +210,9 @@ fn look_for_flocks(file: FileId) -> (Vec<Flock>, bool) {
     // Each read(2) halts all locking on the machine.
     let mut text = Vec::with_capacity(64 << 10);
     let _ = File::open("/proc/locks").and_then(|mut file| file.read_to_end(&mut text)); // without it, there are none
-    let locks = String::from_utf8_lossy(&text);
-    let flocks = locks.lines().filter_map(parse_flock).filter(|(_, at)| is_of(*at, file)).map(|(flock, _)| flock);
+    let (locks, inode) = (String::from_utf8_lossy(&text), format!(":{} ", file.inode));
+    let lines = locks.lines().filter(|line| line.contains(&inode));
+    let flocks = lines.filter_map(parse_flock).filter(|(_, at)| is_of(*at, file)).map(|(flock, _)| flock);
     (flocks.collect(), locks.len() < 4096 - 128)
 }
 
@@ -232,20 +237,16 @@ pub(crate) fn flock_of(process: impl Display, file: FileId) -> Option<Flock> {
 /// The first flock on one of `files` that a descriptor of `process`, by its name in /proc, holds. Reads fdinfo alone: stat(2) of a
 /// descriptor hangs with the file system of a file that has nothing to do with us.
 pub(crate) fn flock_among(process: impl Display, files: &[FileId]) -> Option<Flock> {
-    let descriptors = fs::read_dir(format!("/proc/{process}/fdinfo")).ok()?;
-    descriptors.flatten().find_map(|entry| {
-        let info = read_once(&entry.path())?;
+    let mut descriptors = Dir::open(&*format!("/proc/{process}/fdinfo"), DIRECTORY, Mode::empty()).ok()?;
+    let names: Vec<_> = descriptors.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
+    names.iter().find_map(|name| {
+        // An ancestor has dozens of them: one read each, since the locks stand at the beginning.
+        let mut piece = [0; 4096];
+        let length = open_in(&descriptors, &**name).ok()?.read(&mut piece).ok()?;
+        let info = String::from_utf8_lossy(&piece[..length]);
         let mut flocks = info.lines().filter_map(|line| parse_flock(line.strip_prefix("lock:")?));
         flocks.find_map(|(flock, at)| files.iter().any(|file| is_of(at, *file)).then_some(flock))
     })
-}
-
-/// Reads a file of /proc that the kernel writes in one piece, without the calls by which a file's size and end are found: an ancestor
-/// has dozens of descriptors, and its locks stand at the beginning.
-fn read_once(path: &Path) -> Option<String> {
-    let mut piece = [0; 4096];
-    let length = File::open(path).ok()?.read(&mut piece).ok()?;
-    Some(String::from_utf8_lossy(&piece[..length]).into_owned())
 }
 
 /// True if the descriptors of the process `pid` are hidden from us, as those of another user.

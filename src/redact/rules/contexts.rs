@@ -4,7 +4,7 @@ use super::{Matcher, Rule, rule};
 
 /// Names, headers, command lines and URLs.
 #[rustfmt::skip]
-pub(super) static CONTEXTS: [Rule; 13] = [
+pub(super) const CONTEXTS: [Rule; 13] = [
     rule("name", &["token", "secret", "passw", "pass", "credential", "key", "creds", "pwd", "kennwort", "jwt", "pat"], Matcher::Name, &[
         "GH_TOKEN=«abc» d", "forge_token=«abc» d", "GH_api_key=«abc»", "Claude_Code_Secret='«a b»' c", "my-github_pass=«abc»",
         "myGithubToken=«abc»", "MYGH_TOKEN=«abc»", "TOKEN=«abc»", "PASS=«hunter2»", "dbPassword=«hunter2»", "DB_PASSWD=«hunter2»",

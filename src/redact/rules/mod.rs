@@ -9,20 +9,23 @@ use std::sync::OnceLock;
 
 use regex::bytes::{Regex, RegexBuilder};
 
+use self::contexts::CONTEXTS;
+use self::tokens::TOKENS;
 use super::ordinary::{is_keyword, is_number, is_placeholder};
 use super::secrets::Open;
 use super::values::NEAR;
 use super::{names, nested, values};
 
 /// A form of secrets.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Rule {
     #[cfg_attr(not(test), expect(dead_code, reason = "for people, and the test of the table"))]
     pub(super) name: &'static str,
     /// Words of which each secret of this form has one.
     pub(super) words: &'static [&'static str],
     pub(super) matcher: Matcher,
-    regex: OnceLock<Option<Regex>>,
+    /// Its place among all.
+    number: usize,
     #[cfg_attr(not(test), expect(dead_code, reason = "for the test of the table"))]
     pub(super) masked: &'static [&'static str],
     #[cfg_attr(not(test), expect(dead_code, reason = "for the test of the table"))]
@@ -30,7 +33,7 @@ pub(super) struct Rule {
 }
 
 /// Way to find a secret around a word.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Matcher {
     /// A name with the word in it, and a value.
     Name,
@@ -62,7 +65,7 @@ const fn rule(
     masked: &'static [&'static str],
     shown: &'static [&'static str],
 ) -> Rule {
-    Rule { name, words, matcher, regex: OnceLock::new(), masked, shown }
+    Rule { name, words, matcher, number: 0, masked, shown }
 }
 
 /// A token whose first word is shown.
@@ -76,10 +79,21 @@ const fn token(
     rule(name, words, Matcher::Token { rest, kind }, masked, &[])
 }
 
+const COUNT: usize = CONTEXTS.len() + TOKENS.len();
+
 /// All rules.
-pub(super) fn all() -> impl Iterator<Item = &'static Rule> {
-    contexts::CONTEXTS.iter().chain(&tokens::TOKENS)
-}
+pub(super) static ALL: [Rule; COUNT] = {
+    let (mut all, mut at) = ([CONTEXTS[0]; COUNT], 0);
+    while at < COUNT {
+        all[at] = if at < CONTEXTS.len() { CONTEXTS[at] } else { TOKENS[at - CONTEXTS.len()] };
+        all[at].number = at;
+        at += 1;
+    }
+    all
+};
+
+/// Their patterns, each compiled at its first use.
+static REGEXES: [OnceLock<Option<Regex>>; COUNT] = [const { OnceLock::new() }; COUNT];
 
 impl Rule {
     /// True if there may be such a secret at `word`, which is `ours` in any case, also in an encoding.
@@ -168,7 +182,7 @@ impl Rule {
             }
     }
 
-    /// The compiled pattern, compiled at first use.
+    /// The compiled pattern.
     fn regex(&self) -> Option<&Regex> {
         let pattern = match &self.matcher {
             Matcher::Name => return None,
@@ -178,7 +192,7 @@ impl Rule {
         let is_context = matches!(self.matcher, Matcher::Context(_));
         let compile =
             || RegexBuilder::new(&format!(r"\A(?:{pattern})")).unicode(false).case_insensitive(is_context).build().ok();
-        self.regex.get_or_init(compile).as_ref()
+        REGEXES[self.number].get_or_init(compile).as_ref()
     }
 }
 

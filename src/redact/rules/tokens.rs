@@ -5,7 +5,7 @@ use super::{Matcher, Rule, rule, token};
 
 /// Known formats, by who issues them.
 #[rustfmt::skip]
-pub(super) static TOKENS: [Rule; 103] = [
+pub(super) const TOKENS: [Rule; 103] = [
     rule("anthropic", &["sk-ant-"], Matcher::Token { rest: r"[\w-]+", kind: Plain },
         &["key sk-ant-«api03-AbC_d-9», ok"], &["sk-ant-", "sk-ant-…", "SK-ANT-x"]),
     rule("github", &["ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"], Matcher::Token { rest: r"\w+", kind: Plain },
