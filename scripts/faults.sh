@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Faults at random, and every promise checked throughout: hundreds of agents at once on one config dir, old flock callers among
 # them, while claude-run, what it runs and what stands below that are killed, told to end and stopped, the lock file is replaced
-# and removed, the disk fills up, the config dir is read-only, the credentials are cut and the clock is stepped.
+# and removed, the disk fills up, the config dir is read-only, the credentials are cut, the clock is stepped, the mode and the slots
+# are set anew, and claude is killed in mid-refresh.
 #
 #   scripts/faults.sh [--seconds N] [--agents N] [--seed N]     60 s, 200 agents, a new seed
 #
@@ -12,7 +13,8 @@
 # cannot be written, uncommon signals, a file size limit, a request that the child ignores, a fork chain, a hung file system, a TERM
 # that it keeps to itself.
 #
-# What must hold: never two agents inside one lock, never the lock free while its agent lives or passed on while a tool of it
+# What must hold: never two agents inside one lock or in one slot, a setting that is the new one or the old one as the exit code says,
+# never a run that follows another mode than the one set before it, never the lock free while its agent lives or passed on while a tool of it
 # does, never two refreshes at once, never a wait for a lock that is free, every exit code one of the table's and with its
 # reason, never a process left by a claude-run that has returned, and when all is over no record, no process, and a free lock.
 # It prints how many agents there were, how they ended, which faults there were, and the violations: exit code 0 if there are

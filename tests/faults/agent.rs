@@ -39,8 +39,19 @@ pub(crate) fn agent(words: &[String]) -> Result<ExitCode> {
     if flags('T') {
         ignore_term()?;
     }
-    let mode = env::var("FAULTS_MODE").unwrap_or_default();
+    let mut mode = env::var("FAULTS_MODE").unwrap_or_default();
     let lock = lock_for_us(&mode)?;
+    if mode == "settings" {
+        // If it was set while we were started, only what we have tells.
+        let by_lock = || if lock.is_some() { "refresh" } else { "pass-through" }.to_owned();
+        mode = board.mode_since(env::var("FAULTS_BEGAN")?.parse()?).unwrap_or_else(by_lock);
+    }
+    let _in_slot = match claim_of_ours("CLAUDE_RUN_SLOT") {
+        Some(slot) => board.mark(&format!("slot-{}", slot.inode), Kind::Exclusive)?.inspect_err(|pid| {
+            board.violation(&format!("two agents have one slot at once: {} and pid {pid}", about_us()));
+        }),
+        None => Err(0),
+    };
     // In `refresh` mode the lock may be free again from the moment that somebody's new token is on the disk.
     let whole_run = mode == "exclusive" || mode == "block";
     let _inside = match &lock {
@@ -132,9 +143,13 @@ fn lock_for_us(mode: &str) -> Result<Option<Lock>> {
         let found = fs::metadata("/proc/self/fd/9")?;
         return Ok(Some(Lock { device: found.dev(), inode: found.ino() }));
     }
-    let run = env::var("CLAUDE_RUN_ID").context("no CLAUDE_RUN_ID")?;
-    let claims = env::var("CLAUDE_RUN_HELD").unwrap_or_default();
-    Ok(claims.split(',').find_map(|claim| claim.strip_suffix(&format!(":{run}"))).and_then(parse))
+    Ok(claim_of_ours("CLAUDE_RUN_HELD"))
+}
+
+/// What our own run has claimed in `variable`.
+fn claim_of_ours(variable: &str) -> Option<Lock> {
+    let (run, claims) = (env::var("CLAUDE_RUN_ID").ok()?, env::var(variable).ok()?);
+    claims.split(',').find_map(|claim| claim.strip_suffix(&format!(":{run}"))).and_then(parse)
 }
 
 /// The lock that is held for the whole tree that we are in.

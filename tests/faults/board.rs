@@ -96,6 +96,18 @@ impl Board {
         fs::read_to_string(self.path(what)).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
     }
 
+    /// Notes the mode that the settings file has from now on; `?` while it is about to be changed.
+    pub(crate) fn note_mode(&self, mode: &str) {
+        self.note("mode", &format!("{} {mode}", now_ms()));
+    }
+
+    /// The mode that the settings file has had since `began`, if it was one.
+    pub(crate) fn mode_since(&self, began: u64) -> Option<String> {
+        let text = fs::read_to_string(self.path("mode")).ok()?;
+        let (since, mode) = text.split_once(' ')?;
+        (since.parse::<u64>().ok()? < began && mode != "?").then(|| mode.to_owned())
+    }
+
     pub(crate) fn count_refresh(&self) {
         if let Ok(mut file) = File::options().append(true).create(true).open(self.path("refreshes")) {
             let _ = file.write_all(b"x"); // a count for the reader, no promise

@@ -138,7 +138,8 @@ fn uncommon_signal() -> Case {
         libc::SIGRTMAX(),
     ];
     let signal = common[fastrand::usize(..common.len())];
-    let script = "setsid sleep 60 & : >$D/ready; exec sleep 60";
+    // Made by one that has no handlers: a bash that gets the signal in mid-exec loses it.
+    let script = "setsid sleep 60 & exec flock --no-fork $D/ready sleep 60";
     let is_kept = move |code, _: &Path| code == 128 + signal || code == 1000 + signal;
     Case { signals: vec![(Duration::ZERO, signal)], ..Case::new("uncommon signal", &[], script, is_kept) }
 }
@@ -218,8 +219,9 @@ fn hang() -> Result<(PathBuf, [i32; 2])> {
 fn cleanup_before_kill() -> Case {
     let script = r#"trap ': >$D/cleanup; exit 3' TERM
         bash -c 'trap ": >$D/term; exit" TERM; : >$D/ready; while :; do sleep 0.1; done'; true"#;
-    let has_both = |code, dir: &Path| code == 124 && dir.join("term").exists() && dir.join("cleanup").exists();
-    Case::new("cleanup before KILL", &["--timeout", "1", "--kill-after", "10"], script, has_both)
+    let has_both = |code, dir: &Path| code == 3 && dir.join("term").exists() && dir.join("cleanup").exists();
+    let signals = vec![(Duration::ZERO, libc::SIGTERM)];
+    Case { signals, ..Case::new("cleanup before KILL", &["--kill-after", "10"], script, has_both) }
 }
 
 /// Whose wait a signal ends dies of it, so that a shell's loop around it ends as well.

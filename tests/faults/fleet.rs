@@ -18,6 +18,10 @@ use crate::cases::Cases;
 const WAITS: [(&str, Duration); 3] =
     [("0", Duration::ZERO), ("0.3", Duration::from_millis(300)), ("10m", Duration::from_secs(600))];
 
+/// Modes of the agents; "block" is the old shell block, and "settings" what the settings file says.
+const MODES: [&str; 9] =
+    ["exclusive", "exclusive", "exclusive", "refresh", "refresh", "pass-through", "block", "settings", "settings"];
+
 /// One agent.
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -84,11 +88,14 @@ impl Fleet {
     }
 
     pub(crate) fn start(&mut self) -> Result<()> {
-        let mode = ["exclusive", "exclusive", "exclusive", "refresh", "refresh", "pass-through", "block"][fastrand::usize(..7)];
+        let mode = MODES[fastrand::usize(..MODES.len())];
         let (wait, bound) = WAITS[[2, 2, 2, 2, 2, 1, 0][fastrand::usize(..7)]];
         let mut flags = String::new();
         let mut ends_by = None;
-        let mut options = vec!["--lock", mode, "--wait", wait, "--kill-after", "0.2"];
+        let mut options = vec!["--wait", wait, "--kill-after", "0.2"];
+        if mode != "settings" {
+            options.extend(["--lock", mode]);
+        }
         let exit = [0, 0, 3, 7][fastrand::usize(..4)];
         if mode != "block" {
             for (flag, one_in) in [('t', 6), ('d', 12), ('w', 5), ('T', 8), ('n', 10)] {

@@ -5,17 +5,20 @@ use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use wait_timeout::ChildExt;
 
 use crate::board::{Board, credentials, now_ms};
 use crate::fleet::{DEADLY, Fleet};
 
 /// Does them.
 pub(crate) struct Injector {
+    claude_run: PathBuf,
     config_dir: PathBuf,
     board: Board,
     counts: BTreeMap<&'static str, u32>,
@@ -25,6 +28,8 @@ pub(crate) struct Injector {
     next_file_fault: Instant,
     next_lock_fault: Instant,
     next_login_fault: Instant,
+    next_setting: Instant,
+    next_dead_refresher: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -33,14 +38,22 @@ enum Undo {
     Room,
     Permissions,
     Credentials,
+    RefreshLock,
 }
+
+/// Claude Code's own lock around a refresh, who has it, and the age at which others take it over.
+const REFRESH_LOCK: &str = ".oauth_refresh.lock";
+const REFRESH_OWNER: &str = ".oauth_refresh.lock.owner";
+const STALE_AFTER: Duration = Duration::from_secs(60);
 
 const DIRECTORIES: [&str; 3] = ["", "claude-run", "claude-run/runs"];
 
 impl Injector {
-    pub(crate) fn new(config_dir: &Path, board: &Board) -> Self {
+    pub(crate) fn new(claude_run: &Path, config_dir: &Path, board: &Board) -> Self {
         let now = Instant::now();
+        board.note_mode("exclusive");
         Self {
+            claude_run: claude_run.to_owned(),
             config_dir: config_dir.to_owned(),
             board: board.clone(),
             counts: BTreeMap::new(),
@@ -49,6 +62,8 @@ impl Injector {
             next_file_fault: now + Duration::from_secs(2),
             next_lock_fault: now + Duration::from_secs(1),
             next_login_fault: now + Duration::from_secs(1),
+            next_setting: now + Duration::from_secs(1),
+            next_dead_refresher: now + Duration::from_secs(3),
         }
     }
 
@@ -71,6 +86,14 @@ impl Injector {
         if self.next_file_fault <= now {
             self.next_file_fault = now + Duration::from_millis(fastrand::u64(500..3000));
             self.fault_of_the_file_system(fleet)?;
+        }
+        if self.next_setting <= now {
+            self.next_setting = now + Duration::from_millis(fastrand::u64(500..6000));
+            self.change_of_the_settings()?;
+        }
+        if self.next_dead_refresher <= now {
+            self.next_dead_refresher = now + Duration::from_secs(fastrand::u64(6..30));
+            self.dead_refresher()?;
         }
         Ok(())
     }
@@ -166,6 +189,57 @@ impl Injector {
         self.board.note_time("login");
     }
 
+    /// The mode or the bound of slots is set for all. The file has the new value or the old one, as the exit code says.
+    fn change_of_the_settings(&mut self) -> Result<()> {
+        let modes = ["exclusive", "exclusive", "refresh", "pass-through"];
+        let (key, value) = if fastrand::bool() {
+            ("lock", modes[fastrand::usize(..modes.len())].to_owned())
+        } else {
+            ("slots", ["none".to_owned(), fastrand::u32(1..100).to_string()][fastrand::usize(..2)].clone())
+        };
+        let operation = if key == "lock" { "mode" } else { key };
+        self.count(if key == "lock" { "mode set" } else { "slots set" });
+        let old = self.setting(key);
+        if key == "lock" {
+            self.board.note_mode("?");
+        }
+        let mut command = Command::new(&self.claude_run);
+        command.env_clear().env("HOME", "/nonesuch").env("CLAUDE_CONFIG_DIR", &self.config_dir).args([operation, &value]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let Some(status) = child.wait_timeout(Duration::from_secs(60))? else {
+            self.board.violation(&format!("claude-run {operation} {value} hangs"));
+            return Ok(child.kill()?);
+        };
+        let found = self.setting(key);
+        let expected = if status.success() { Some(&value) } else { old.as_ref() };
+        if found.as_ref() != expected {
+            self.board.violation(&format!("{operation} {value} ended with {status}: {key} was {old:?} and is {found:?}"));
+        }
+        if key == "lock" {
+            self.board.note_mode(found.as_deref().unwrap_or("exclusive"));
+        }
+        Ok(())
+    }
+
+    fn setting(&self, key: &str) -> Option<String> {
+        let text = fs::read_to_string(self.config_dir.join("claude-run.toml")).unwrap_or_default();
+        let value = text.lines().find_map(|line| Some(line.strip_prefix(key)?.trim_start().strip_prefix('=')?.to_owned()))?;
+        Some(value.trim_matches([' ', '"']).to_owned())
+    }
+
+    /// A claude was killed in mid-refresh; whoever wants to refresh waits until its lock is stale.
+    fn dead_refresher(&mut self) -> Result<()> {
+        let lock = self.config_dir.join(REFRESH_LOCK);
+        if fs::create_dir(&lock).is_ok() {
+            self.count("dead refresher");
+            let touched = SystemTime::now() - STALE_AFTER + Duration::from_millis(fastrand::u64(500..3000));
+            File::open(&lock)?.set_modified(touched)?;
+            let _ = fs::write(self.config_dir.join(REFRESH_OWNER), r#"{"pid":4194303}"#); // the disk may be full
+            self.pending.push((Instant::now() + Duration::from_secs(5), Undo::RefreshLock));
+        }
+        Ok(())
+    }
+
     fn fault_of_the_file_system(&mut self, fleet: &mut Fleet) -> Result<()> {
         let at = Instant::now() + Duration::from_millis(fastrand::u64(20..400));
         if fastrand::bool() {
@@ -212,6 +286,10 @@ impl Injector {
                         let _ = fs::set_permissions(self.config_dir.join(name), Permissions::from_mode(0o700)); // see above
                     }
                     fleet.file_fault = Some(Instant::now());
+                }
+                Undo::RefreshLock => {
+                    let _ = fs::remove_file(self.config_dir.join(REFRESH_OWNER)); // there was no room for it
+                    fs::remove_dir(self.config_dir.join(REFRESH_LOCK))?;
                 }
                 Undo::Credentials => {
                     self.board.note_time("login");

@@ -1,7 +1,7 @@
 //! Faults: hundreds of agents at once on one config dir, old `flock` callers among them, while claude-run, what it runs and
 //! what stands below that are killed, told to end and stopped at random, the lock file is replaced and removed, the disk is
-//! full, the config dir is read-only, the credentials are cut, and the clock is stepped. All the time the promises are
-//! checked: by the agents themselves (`agent.rs`), from outside (`watch.rs`), and on runs that have each one fault of their own, and
+//! full, the config dir is read-only, the credentials are cut, the clock is stepped, the mode and the slots are set anew, and claude
+//! is killed in mid-refresh. All the time the promises are checked: by the agents themselves (`agent.rs`), from outside (`watch.rs`), and on runs that have each one fault of their own, and
 //! one way to end (`cases.rs`).
 //!
 //!     faults [--seconds N] [--agents N] [--seed N] --claude-run PATH
@@ -104,7 +104,7 @@ fn run(asked: &Asked) -> Result<ExitCode> {
     println!("{} agents at once for {} s, seed {}", asked.agents, asked.seconds, asked.seed);
 
     let mut fleet = Fleet::new(&asked.claude_run, config_dir, &board);
-    let mut injector = Injector::new(config_dir, &board);
+    let mut injector = Injector::new(&asked.claude_run, config_dir, &board);
     let mut watch = Watch::new(&board);
     let mut cases = Cases::new(&asked.claude_run, calm, &board);
     let end = Instant::now() + Duration::from_secs(asked.seconds);
