@@ -18,8 +18,8 @@ const BITS: u32 = 16;
 /// Bits of a hash by which its words are found.
 const BUCKET_BITS: u32 = 10;
 
-/// A bit for each hash.
-type Bits = [u64; 1 << (BITS - u64::BITS.trailing_zeros())];
+/// A bit for each number of 16 bits.
+pub(super) type Bits = [u64; 1 << (BITS - u64::BITS.trailing_zeros())];
 
 /// Meaning that a word may have.
 #[derive(Clone, Copy, Debug)]
@@ -105,11 +105,16 @@ impl Finder {
         let mut head = add(add(0, first), second);
         let at = rest.iter().position(|&byte| {
             head = add(head, byte);
-            let hash = hash(head);
-            heads[hash / 64] & 1 << (hash % 64) != 0
+            has(heads, hash(head))
         })?;
         Some((at, hash(head)))
     }
+}
+
+/// True if the bit of `number` is set.
+#[inline(always)]
+pub(super) fn has(bits: &Bits, number: usize) -> bool {
+    bits[number / 64] & 1 << (number % 64) != 0
 }
 
 /// True if `text` begins with `word`, in any case.

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use memchr::memmem;
 
+use super::finder::{Bits, has};
 use super::rules::{self, Rule};
 use super::{environment, pem, secrets, values};
 
@@ -46,7 +47,7 @@ const COUNT: usize = {
 };
 
 /// A bit for each pair of bytes, set for those that a word begins with: nearly every byte of a text costs a load and no branch.
-static PAIRS: [u64; 1 << 10] = {
+static PAIRS: Bits = {
     let (mut pairs, mut at) = ([0; 1 << 10], 0);
     while at < COUNT {
         pairs[WORDS[at].pair / 64] |= 1 << (WORDS[at].pair % 64);
@@ -86,7 +87,7 @@ fn has_word(text: &[u8]) -> bool {
         is_there && rule.is_none_or(|rule| rule.may_match(text, &place, word))
     };
     text.windows(2).enumerate().map(|(at, bytes)| (at, pair(bytes[0], bytes[1]))).any(|(at, here)| {
-        PAIRS[here / 64] & 1 << (here % 64) != 0
+        has(&PAIRS, here)
             && WORDS[WORDS.partition_point(|word| word.pair < here)..]
                 .iter()
                 .take_while(|word| word.pair == here)
