@@ -320,19 +320,23 @@ fn list(runs: &Dir, at_most: usize) -> io::Result<Listing> {
     let (mut oldest, mut total, mut temporary) = (BinaryHeap::new(), 0, Vec::new());
     let names = if at_most == usize::MAX { usize::MAX } else { LISTED };
     runs.for_each_name(names, |name| {
-        let Some((run, ending)) = name.split_once('.').and_then(|(stem, ending)| Some((RunId::parse(stem)?, ending))) else {
-            return;
+        let Some((stem, ending)) = name.split_once('.') else { return };
+        let Some(run) = RunId::parse(stem) else { return };
+        total += usize::from(ending == "json");
+        let is_wanted = match ending {
+            "json" => oldest.len() < at_most || oldest.peek() > Some(&run),
+            "tmp" => temporary.len() < SWEPT,
+            _ => false,
         };
-        let is_record = ending == "json";
-        total += usize::from(is_record);
         // Others can put files there: only those are ours that are named as we name them.
-        if is_record && (oldest.len() < at_most || oldest.peek() > Some(&run)) && name == record_name(&run.to_string()) {
+        if is_wanted && stem == run.to_string() {
+            if ending == "tmp" {
+                return temporary.push(stem.to_owned());
+            }
             oldest.push(run);
             if oldest.len() > at_most {
                 oldest.pop();
             }
-        } else if temporary.len() < SWEPT && name == temporary_name(&run.to_string()) {
-            temporary.push(run.to_string());
         }
     })?;
     for run in temporary {
