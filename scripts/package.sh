@@ -3,13 +3,13 @@
 # (SBOM, CycloneDX), and SHA256SUMS of all.
 #
 #   scripts/package.sh                   makes them for this machine, and tries both in empty roots
-#   scripts/package.sh --target TRIPLE   for another: aarch64-unknown-linux-gnu, tried by qemu, or x86_64-unknown-linux-musl
+#   scripts/package.sh --target TRIPLE   for another: x86_64 or aarch64, tried by qemu, with -unknown-linux-gnu or -unknown-linux-musl
 #   scripts/package.sh --again           does it once more from a copy of the sources elsewhere, and compares: the same bytes
 #   scripts/package.sh --tag             releases what was made: puts the tag vVERSION at this commit, with what CHANGELOG.md says of
 #                                        it and SHA256SUMS; pushes nothing
 #
-# The standard library of another target comes from rustup; where that has none, aarch64's from Debian, with its rustc. Packages for
-# other targets are kept as long as they are of the same commit. Without changes of your own that are not committed, that is: such
+# The standard library of another target comes from rustup, musl's with its libc; where that has none, aarch64's of glibc from Debian,
+# with its rustc. Packages for other targets are kept as long as they are of the same commit. Without changes of your own that are not committed, that is: such
 # packages are of no commit, and --tag refuses them.
 #
 # The same sources and the same toolchain give the same bytes, whatever the directory and the hour: times are those of the commit,
@@ -71,15 +71,15 @@ fi
 
 host=${release%/release}
 host=${host##*/}
-case $target in
-  '' | "$host") target=$host ;;
-  *-linux-musl) need musl-gcc musl-tools ;;
-  aarch64-unknown-linux-gnu)
+case ${target:=$host} in
+  "$host" | "${host%%-*}"-unknown-linux-musl) ;;
+  aarch64-unknown-linux-gnu | aarch64-unknown-linux-musl)
     need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
     need qemu-aarch64-static qemu-user-static
-    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    # musl's crt and libc are rustup's.
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_{GNU,MUSL}_LINKER=aarch64-linux-gnu-gcc
     ;;
-  *) die "--target is aarch64-unknown-linux-gnu or x86_64-unknown-linux-musl, not '$target'" ;;
+  *) die "--target is x86_64-unknown-linux-musl, aarch64-unknown-linux-gnu or aarch64-unknown-linux-musl, not '$target'" ;;
 esac
 need cc gcc
 need jq jq
@@ -117,10 +117,13 @@ esac
 
 # bill BINARY: its bill of materials.
 bill() {
-  local rust libc=musl
+  local rust libc
   rust=$("${RUSTC:-rustc}" --version)
   if [ "${target##*-}" = gnu ]; then
     libc=glibc@$(echo '#include <features.h>' | "${cross}gcc" -E -dM - | sed -n 's/^#define __GLIBC\(_MINOR\)\?__ //p' | paste -sd.)
+  else
+    libc=$(rustc --print target-libdir --target "$target")/self-contained/libc.a
+    libc=musl@$("${cross}ar" p "$libc" version.lo | "${cross}strings" | grep -x '[0-9.]*')
   fi
   cargo metadata --locked --format-version 1 --filter-platform "$target" |
     jq --rawfile lock Cargo.lock --arg sha256 "$(sha256sum <"$1" | cut -d' ' -f1)" --arg at "$(date -ud "@$SOURCE_DATE_EPOCH" +%FT%TZ)" \
