@@ -172,8 +172,11 @@ fn is_executable(path: &Path) -> bool {
 }
 
 fn is_ourselves(path: &Path) -> bool {
-    // The link in /proc names our file even when PATH led here through symlinks. Without /proc nothing is skipped.
-    FileId::at(Path::new("/proc/self/exe")).is_some_and(|us| FileId::at(path) == Some(us))
+    // The link in /proc leads to our file even when PATH led here through symlinks. Where an emulator runs us, as in a container for
+    // another processor, it leads to the emulator, and only what is read from it to us. Without /proc nothing is skipped.
+    let link = Path::new("/proc/self/exe");
+    let Some(found) = FileId::at(path) else { return false };
+    FileId::at(link) == Some(found) || fs::read_link(link).is_ok_and(|us| FileId::at(&us) == Some(found))
 }
 
 /// True if `name` is a command of claude's own, of which a newcomer may think that it is one here.

@@ -210,10 +210,12 @@ pub(super) fn stopped_process(holder: &Holder) -> Option<i32> {
     pids.into_iter().flatten().find(|&pid| Stat::read(pid).is_some_and(|stat| stat.state == b'T'))
 }
 
-/// True for a process of claude-run, under whatever name.
+/// True for a process of claude-run, under whatever name, or by its name where an emulator is the program.
 fn is_claude_run(pid: i32) -> bool {
-    let program = fs::read_link(format!("/proc/{pid}/exe"));
-    program.is_ok_and(|program| program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("claude-run")))
+    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let is_ours = |name: &str| name.starts_with("claude-run");
+    program.file_name().is_some_and(|name| is_ours(&name.to_string_lossy()))
+        || Stat::read(pid).is_some_and(|stat| is_ours(&stat.name()))
 }
 
 /// True also for a process on its way out, which has no program any more.
