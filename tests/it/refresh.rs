@@ -348,8 +348,8 @@ fn crash_at_any_refresh_step_frees_the_lock() {
                 kill(victim, Signal::SIGKILL).expect("a process");
                 let ended = agent.end();
                 assert_eq!(ended.code(), 137, "{about}: {ended:?}");
-                wait_until("the child is gone", || !is_alive(child));
-                assert!(!env.is_locked(), "{about}");
+                // A zombie's other threads may have its files still.
+                wait_until(&format!("child and lock are gone: {about}"), || !is_alive(child) && !env.is_locked());
                 // Time passes, as far as claude's own locks are concerned.
                 for lock in [env.config_dir().join(".oauth_refresh.lock"), env.home().join(".claude.lock")] {
                     if lock.exists() {

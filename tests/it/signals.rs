@@ -26,7 +26,8 @@ fn signals_are_forwarded_once_and_in_order() {
     assert!(ended.stdout.is_empty() || ended.stdout == ["signal TERM"], "nothing came twice: {ended:?}");
 }
 
-/// Signals that end a process by default, beside the common ones; the last three are real-time ones.
+/// Signals that end a process by default, beside the common ones; the last three are real-time ones, and the very last is the one that
+/// musl keeps for itself.
 const DEADLY: [i32; 13] = [
     libc::SIGALRM,
     libc::SIGPWR,
@@ -38,9 +39,9 @@ const DEADLY: [i32; 13] = [
     libc::SIGABRT,
     libc::SIGTRAP,
     libc::SIGSYS,
-    34,
     40,
     64,
+    34,
 ];
 
 fn send(pid: i32, signal: i32) {
