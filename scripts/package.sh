@@ -173,6 +173,9 @@ package() {
   printf '%s\n' "$at" >"$out/COMMIT"
 }
 
+work=$(mktemp -d)
+# What fails in its trials is not left for the sums of the next target.
+trap '[ $? = 0 ] || (cd "$out" 2>/dev/null && rm -f "$name.tar.gz" "$name.cdx.json" "$deb" SHA256SUMS); rm -rf "$work"' EXIT
 say "packages"
 package "$top"
 size=$(stat -c %s "$out/root/bin/claude-run")
@@ -186,8 +189,6 @@ differences=$(diff <(crates "$out/root/bin/claude-run") \
   wrong "the bill of materials is not what the binary says of itself: $differences"
 
 say "in empty roots"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 # As root, or as what a user namespace takes for it.
 PATH=$PATH:/usr/sbin:/sbin
 in_root=(env -i "$(type -P chroot)")

@@ -78,7 +78,8 @@ impl Watch {
             }
         }
         let records = config_dir.join("claude-run/runs");
-        for entry in fs::read_dir(&records)?.flatten() {
+        // On a slow machine, nobody may have had one.
+        for entry in fs::read_dir(&records).into_iter().flatten().flatten() {
             // Who was killed while it wrote its record has left half of one: it counts as such after a minute.
             File::options().write(true).open(entry.path())?.set_modified(SystemTime::now() - Duration::from_secs(120))?;
         }
