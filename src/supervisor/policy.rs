@@ -148,7 +148,7 @@ impl Policy {
             Input::Ended(ending, tree) => return self.on_ended(ending, tree, now),
             Input::TreeChanged(tree) => return self.on_tree_changed(tree),
             Input::LockLost if self.can_expire() => return self.expire(Outcome::LockLost, now),
-            Input::Clock if self.next_deadline().is_some_and(|deadline| now >= deadline) => return self.on_deadline(now),
+            Input::Clock => return self.on_deadline(now),
             Input::Frame(frame) => self.on_frame(frame, now),
             Input::StdinEnded => {
                 self.expects_input = false;
@@ -159,7 +159,7 @@ impl Policy {
                 self.stopped_by = None;
                 self.postpone_idle_limit(now);
             }
-            Input::LockLost | Input::Clock | Input::Refresh { .. } => {}
+            Input::LockLost | Input::Refresh { .. } => {}
         }
         Vec::new()
     }

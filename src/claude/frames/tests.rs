@@ -21,7 +21,8 @@ fn result_is_found_in_any_layout() {
     let spaced = "  { \"is_error\" : false , \"type\" : \"result\" , \"subtype\":\"success\" }\r";
     let escaped = r#"{"t\u0079pe":"res\u0075lt","is_error":false,"subtype":"success"}"#;
     let array = format!("[{{\"type\":\"system\",\"subtype\":\"init\"}},{NEW}]");
-    for (line, expected) in [(NEW, fine), (OLD, bad), (spaced, fine), (escaped, fine), (&array, fine)] {
+    let signs = format!(r#"[{{"t":"\"],[,\\"}},{NEW}]"#);
+    for (line, expected) in [(NEW, fine), (OLD, bad), (spaced, fine), (escaped, fine), (&array, fine), (&signs, fine)] {
         assert_eq!(events_of(&[line.as_bytes()]), [expected], "{line}");
         assert_eq!(events_of(&[line.as_bytes(), b"\n"]), [expected], "{line}");
     }
@@ -49,6 +50,24 @@ fn last_result_is_kept_with_its_fields() {
     assert!(!expected.is_success());
     assert!(LastResult { subtype: "success".into(), ..expected.clone() }.is_success());
     assert!(!LastResult { subtype: "success".into(), is_error: true, ..expected }.is_success());
+}
+
+#[test]
+fn refused_login_is_known_by_text_or_status() {
+    let is_refused = |members: &str| {
+        let mut reader = FrameReader::default();
+        reader.feed(format!("{{\"type\":\"result\",\"subtype\":\"success\",{members}}}\n").as_bytes(), |_| {});
+        reader.last_result().map(|result| result.auth_refused)
+    };
+    for (members, refused) in [
+        (r#""is_error":true,"result":"Failed to authenticate. API Error: 401""#, true),
+        (r#""is_error":true,"result":"x","api_error_status":401"#, true),
+        (r#""is_error":true,"api_error_status":529,"result":"It said: Failed to authenticate""#, false),
+        (r#""is_error":true"#, false),
+        (r#""is_error":false,"result":"Failed to authenticate is what it says""#, false),
+    ] {
+        assert_eq!(is_refused(members), Some(refused), "{members}");
+    }
 }
 
 #[test]
@@ -110,6 +129,8 @@ fn overlong_frame_is_skipped_alone() {
         reader.feed(&vec![b'x'; abridged::MAX_FRAME + 1], |event| seen.push(event));
         reader.feed(format!("{OLD}\n").as_bytes(), |event| seen.push(event));
         assert_eq!(seen, []);
+        reader.feed(format!("{{{}", " ".repeat(abridged::MAX_FRAME)).as_bytes(), |event| seen.push(event));
+        assert!(reader.end(|event| seen.push(event)), "what is skipped is not missed");
     }
 }
 
@@ -168,10 +189,19 @@ fn frame_without_its_newline_is_read_at_a_pause() {
         assert_eq!((seen.len(), reader.may_be_complete()), (0, text.starts_with('{') && text.ends_with('}')), "{text}");
         reader.pause(|event| seen.push(event));
         reader.pause(|event| seen.push(event));
-        reader.feed(b"\r\n", |event| seen.push(event));
         assert_eq!(seen.len(), expected, "{text}");
+        reader.feed(b"\r\n{", |event| seen.push(event));
+        reader.feed(format!("{}\n", &OLD[1..]).as_bytes(), |event| seen.push(event));
+        assert_eq!(seen.len(), expected + 1, "{text}");
         seen.clear();
     }
+    let mut reader = FrameReader::default();
+    let (head, tail) = NEW.split_at(NEW.find("},").map_or(0, |at| at + 1));
+    reader.feed(head.as_bytes(), |event| seen.push(event));
+    reader.pause(|event| seen.push(event));
+    assert!(seen.is_empty(), "it ends with the end of a member");
+    reader.feed(format!("{tail}\n").as_bytes(), |event| seen.push(event));
+    assert_eq!(seen, [FrameEvent::Result { is_error: false }]);
 }
 
 #[test]

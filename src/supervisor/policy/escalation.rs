@@ -28,7 +28,7 @@ impl Policy {
                 self.is_hurried = true;
                 self.kill_at = Some(self.kill_at.map_or(kill_at, |at| at.min(kill_at)));
             }
-            Phase::Running | Phase::Terminating if self.has_child() => return self.terminate(signal, now),
+            Phase::Running | Phase::Terminating => return self.terminate(signal, now),
             Phase::Killing | Phase::Killed if is_term => {
                 self.give_up_at = self.give_up_at.min(after(now, Some(SHORT_GRACE)));
             }

@@ -68,10 +68,9 @@ impl Policy {
 
     /// Counts the grace of what is deferred from `now`, at which it goes out.
     fn restart_grace(&mut self, now: Instant) {
-        let is_term = |action: &Action| matches!(action, Action::SignalChild(_) | Action::SignalTree(Signal::SIGTERM));
         match self.phase {
-            Phase::Terminating if self.deferred.iter().any(is_term) => self.restart_kill_grace(now),
-            Phase::Killing | Phase::Killed if self.is_deferring() => self.restart_patience(now),
+            Phase::Terminating => self.restart_kill_grace(now),
+            Phase::Killing | Phase::Killed => self.restart_patience(now),
             _ => {}
         }
     }
@@ -204,6 +203,16 @@ mod tests {
         run.refresh = true;
         assert_eq!(run.at(66, Input::Clock), [DEFERRED, Action::Log(Notice::KillGraceExpired)]);
         assert_eq!(run.refresh_ends(70), [KILL_TREE]);
+        assert_eq!(run.deadline(), Some(71), "newcomers have their second from then on");
+    }
+
+    #[test]
+    fn term_hurries_leftovers_that_are_spared() {
+        let mut run = Run::during_refresh();
+        run.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
+        assert_eq!(run.signal(2, Signal::SIGTERM), []);
+        assert_eq!(run.refresh_ends(4), [TERM_TREE]);
+        assert_eq!(run.deadline(), Some(5));
     }
 
     #[test]

@@ -289,8 +289,10 @@ fn term_ends_the_wait_for_the_unkillable() {
         case.at(301, Input::Clock);
         case.at(601, Input::Clock);
         case.at(602, Input::Clock);
-        case.term(602);
-        assert_eq!(case.at(603, Input::Clock), [Action::Log(Notice::GivenUp)], "not even the child has ended");
+        case.at(602, Input::Signal(Signal::SIGHUP, PROCESS));
+        assert!(!case.at(604, Input::Clock).contains(&Action::Log(Notice::GivenUp)), "nobody has asked for that");
+        case.term(604);
+        assert_eq!(case.at(605, Input::Clock), [Action::Log(Notice::GivenUp)], "not even the child has ended");
         assert_eq!(case.policy.result(), Some(Outcome::Killed(9)));
     }
 }
@@ -315,6 +317,12 @@ fn nobody_gets_kill_without_a_term_before_it() {
     late.term(1);
     assert!(late.at(100, Input::Clock).contains(&term_to_all), "we were stopped meanwhile");
     assert_eq!(late.at(101, Input::Clock), kill);
+    let mut brief = case(|config| config.kill_grace = Some(Duration::from_millis(300)));
+    brief.term(1);
+    brief.at(2, Input::Clock);
+    brief.at(3, Input::Clock);
+    let last = brief.start + Duration::from_millis(3300);
+    assert_eq!(brief.policy.next_deadline(), Some(last), "newcomers have no more than the others");
     let mut kept = case(|config| config.leftovers = Leftovers::Keep);
     kept.at(1, Input::Signal(Signal::SIGHUP, PROCESS));
     assert_eq!(kept.at(4, Input::Clock), [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::ChildStays)]);
@@ -372,12 +380,15 @@ fn late_clock_lets_the_relay_catch_up_once() {
         assert_eq!(case.at(20, Input::Clock), []);
         assert_eq!(case.deadline(), Some(21));
         let mut silent = case.policy.clone();
+        let at = |second| case.start + Duration::from_secs(second);
+        silent.decide(Input::LastOutput(at(5)), at(20)); // older than what counts
         let limit = if result { Outcome::HungAfterResult { is_error: false } } else { Outcome::IdleLimit };
-        let actions = silent.decide(Input::Clock, case.start + Duration::from_secs(30));
+        let actions = silent.decide(Input::Clock, at(30));
         assert!(actions.contains(&Action::Log(Notice::LimitExpired(limit))));
-        let arrived = if result { FINE } else { Input::LastOutput(case.start + Duration::from_secs(20)) };
+        let arrived = if result { FINE } else { Input::LastOutput(at(20)) };
         case.at(20, arrived);
         assert_eq!(case.deadline(), Some(30));
+        assert_eq!(case.at(40, Input::Clock), [], "once for each");
     }
 }
 
