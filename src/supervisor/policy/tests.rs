@@ -231,6 +231,7 @@ fn leftovers_get_term_then_kill() {
     assert_eq!(case.at(11, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGTERM)]);
     assert_eq!(case.at(15, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
     assert_eq!(case.at(15, Input::TreeChanged(TreeState::Alive)), [Action::KillTerminated], "newcomers have a second");
+    assert_eq!(case.at(15, Input::Clock), []);
     assert_eq!(case.policy.result(), None);
     for second in 16..19 {
         assert_eq!(case.at(second, Input::Clock), [Action::SignalTree(Signal::SIGKILL)]);
