@@ -180,6 +180,8 @@ mod tests {
             (Syntax::Backslash, r#"a\"b\u00e9\ud83d\ude00\\n\/c\qd\x41\"#, "a\"bé😀\\n/c\\qdA\\"),
             (Syntax::Percent, "a%22b%C3%a9c%zz%0", "a\"béc%zz%0"),
             (Syntax::Html, "a&quot;b&#233;&#xe9;&amp;c&x;&", "a\"béé&c&x;&"),
+            (Syntax::Backslash, r"a\tb\rc\fd\ud83de", "a\tb\rc\x0cd\u{fffd}e"),
+            (Syntax::Html, "&lt;&gt;&apos;", "<>'"),
         ] {
             let decoded = Decoded::new(source.as_bytes(), syntax).expect("encoded");
             assert_eq!(String::from_utf8_lossy(&decoded.text), text);

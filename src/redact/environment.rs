@@ -59,8 +59,7 @@ fn add(value: &[u8], forms: &mut Vec<Vec<u8>>) {
         return;
     }
     let lines = value.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
-    let lines = lines
-        .filter(|line| line.len() >= SHORTEST && line.iter().any(u8::is_ascii_alphanumeric) && !line.starts_with(b"-----"));
+    let lines = lines.filter(|line| line.iter().any(u8::is_ascii_alphanumeric) && !line.starts_with(b"-----"));
     for line in lines.flat_map(|line| line.chunks(LONGEST)).filter(|line| line.len() >= SHORTEST) {
         forms.extend(encoded(line));
         forms.push(line.to_vec());
@@ -165,6 +164,17 @@ mod tests {
         for shift in 0..3 {
             assert!(base64(b"hunter2", shift).len() >= 7);
         }
+    }
+
+    #[test]
+    fn ordinary_values_are_masked_nowhere() {
+        let known = |value: &str| known([("API_KEY".into(), value.into())], &[]);
+        for value in ["abc12", "ab\nc", "20260101", "${OTHER_KEY}", "ChangeMe", "https://host/a1b2c3", "/usr/bin", "======"] {
+            assert_eq!(known(value), Vec::<Vec<u8>>::new(), "{value}");
+        }
+        let lines = known("abc123\n======\n-----END x-----\nto");
+        assert!(lines.contains(&b"abc123".to_vec()));
+        assert!(!lines.iter().any(|line| [&b"======"[..], b"-----END x-----", b"to"].contains(&line.as_slice())));
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(super) const CONTEXTS: [Rule; 13] = [
         "GITHUB_PAT=«abc»", "${PASSWORD:-«hunter2»}", "JWT=«abc»", "\"jwt\": \"«abc»\"", "OPENAI_KEY=«abc»", "stripeKey: '«abc1»'", "PASSWORD='«the cat sat»'",
         "DB_PASSWORD=\"«correct horse battery of staple»\"", r#"{"api_keys": ["«a1b2c3d4»", "«b2c3d4e5»"]}"#,
         "password=&quot;«abc»&quot;", "password %3D «abc1»",
+        "TOKEN = b\"«abc»\"", "PASSWORD=$'«a b»'", "password: «swordfish», and more", "api_key = «abcdefghijklmnopqrst»", "f(password=«hunter2»)", "DB_PASSWORD_OLD=«abc1»", "token=«/AbCdEfGhIjKlMnOpQrStUvWxYz0123456789»", "PASSWORD=«+a1»", "password=«%abc1»", "password=«a:»", "PASSWORD=«$1abc»",
     ], &[
         "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
         "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",
@@ -35,6 +36,7 @@ pub(super) const CONTEXTS: [Rule; 13] = [
         "\"password\": \"Enter your password\"", "GH_TOKEN: ${{ secrets.GITHUB_TOKEN }}", "tokenizer=gpt2", "primary_key=id", "OLDPWD=x1",
         "PATH=/usr/bin:/bin", "PATHS=abc", "pat=abc", "JWT_ALGORITHM=RS256", "LANGFUSE_PUBLIC_KEY=pk1", "PASSWORD='Enter your password'",
         r#"{"tokens":["the","cat"]}"#, r#"{"password":["required","min:8"]}"#, "token: T,", "    pub token: Token,", "fn f(token: T) -> U {",
+        "password =~ \"ab1\"", "token>a1<b", "Token: it expires soon", "secret = swordfish", "secret = first_second_third", "f(password=some_value)", "the secret:swordfish", "see the token: swordfish", "KEY_GITHUB=abc", "password=%s", "TOKEN=%GH_TOKEN%", "password=#{pw1}", "password: *anchor", "secret: config.production.value,", "password: \"get_it(1)\"", "api_key = os.key",
         "secret: SecretString,", "password: Password {", "key: u64,", "token: Vec<u8>,", "token: T", "api_key=os.environ['X']",
         r#"{"github_token":null,"password":12345678}"#, "const { token } = props;", "sort_key=abc", "PWD=work", "token => token.value",
     ]),
