@@ -174,7 +174,6 @@ impl Drop for Ticket {
 impl Search<'_> {
     fn wait(&mut self, wait: &mut LockWait) -> Result<Acquisition<SlotGuard>> {
         if self.request.wait == Wait::No && (matches!(self.stage, Stage::First(..)) || self.request.is_full()) {
-            wait.begin(self.awaited(), Some(Duration::ZERO));
             return Ok(Acquisition::NotAcquired);
         }
         wait.begin(self.awaited(), limit(self.request.wait, PASSING));

@@ -202,6 +202,21 @@ fn waiting_line_shows_the_holder_in_80_columns() {
 }
 
 #[test]
+fn waiting_line_shows_the_place_for_a_slot() {
+    let env = Env::new();
+    let slots = ["--lock", "pass-through", "--slots", "1"];
+    let holder = env.start_fake(&slots, "ready; hang");
+    holder.ready();
+    let mut waiters = Vec::new();
+    for place in ["1st of 1", "2nd of 2"] {
+        let (columns, rows) = SIZES[0];
+        waiters.push(OnTerminal::sized(command(&env, &[&slots[..], &["--", "true"]].concat()), columns, rows));
+        let line = format!(", {place}; 1 of 1 slots in use");
+        wait_until("its place is shown", || waiters.last().is_some_and(|waiter| waiter.shown().contains(&line)));
+    }
+}
+
+#[test]
 fn drain_says_first_what_is_set_then_who_is_waited_for() {
     let env = Env::new();
     let _all = crowd(&env, 1);

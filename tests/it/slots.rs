@@ -1,6 +1,7 @@
 //! Slots: at most N runs at once, first come, first served, whatever becomes of them.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
@@ -83,6 +84,8 @@ fn runs_beyond_the_bound_wait_in_their_order() {
         assert_eq!(length(&json(&env, &["slots"])["in_use"]), 2);
         wait_until("the others wait on", || queued(&env).len() == 5 - turn);
     }
+    let names = fs::read_dir(slots_dir(&env)).expect("a dir").map(|entry| entry.expect("an entry").file_name());
+    assert_eq!(names.collect::<BTreeSet<_>>(), ["1", "2", "queue"].map(OsString::from).into(), "no ticket is left");
 }
 
 #[test]
@@ -220,21 +223,23 @@ fn change_of_the_bound_counts_for_those_who_wait() {
     set("1");
     let options = ["--lock", "pass-through"];
     let mut first = hold(&env, &options);
-    let waiting: Vec<_> = (0..5).map(|before| wait_in_line(&env, &options, before)).collect();
+    let waiting: Vec<_> = (0..6).map(|before| wait_in_line(&env, &options, before)).collect();
     set("3");
     waiting[0].expect_line("in");
     waiting[1].expect_line("in");
+    wait_until("four wait", || queued(&env).len() == 4);
+    set("4");
+    waiting[2].expect_line("in");
     wait_until("three wait", || queued(&env).len() == 3);
-    // Fewer than before: two of the three that run have to end, and one more.
+    // Fewer than before: three of the four that run have to end, and one more.
     set("1");
     first.close_stdin();
     first.end();
-    let [_, second, ..] = &waiting[..] else { panic!("five") };
-    second.signal(Signal::SIGTERM);
+    waiting[1..3].iter().for_each(|run| run.signal(Signal::SIGTERM));
     wait_until("one runs", || length(&json(&env, &["slots"])["in_use"]) == 1);
     assert_eq!(queued(&env).len(), 3, "the one that runs is all that may");
     set("none");
-    waiting[2..].iter().for_each(|run| run.expect_line("in"));
+    waiting[3..].iter().for_each(|run| run.expect_line("in"));
 }
 
 #[test]
@@ -282,6 +287,47 @@ fn replaced_slot_files_are_noticed() {
     assert_eq!(length(&seen["in_use"]), 1, "{seen}");
     drop(waiter);
     second.expect_line("in");
+}
+
+#[test]
+fn free_slot_is_for_those_who_wait_already() {
+    let env = Env::new();
+    fs::create_dir_all(slots_dir(&env)).expect("a dir");
+    let ticket = fs::File::create(slots_dir(&env).join("t1")).expect("a ticket");
+    fs4::FileExt::lock(&ticket).expect("a lock");
+    let run = start(&env, &ONE);
+    wait_until("it waits behind the ticket", || queued(&env).len() == 1);
+    drop(ticket);
+    run.expect_line("in");
+}
+
+/// Where the file is replaced meanwhile, for the new one.
+#[test]
+fn run_that_finds_the_queue_busy_waits_for_it() {
+    let env = Env::new();
+    let set = |slots: &str| env.claude_run().args(["slots", slots]).assert().code(0);
+    set("1");
+    let options = ["--lock", "pass-through"];
+    let _holder = hold(&env, &options);
+    let path = slots_dir(&env).join("queue");
+    let lock = || {
+        let file = fs::File::create(&path).expect("a file");
+        fs4::FileExt::lock(&file).expect("a lock");
+        file
+    };
+    let old = lock();
+    let run = start(&env, &options);
+    wait_until("it is in the queue", || queued(&env).len() == 1);
+    fs::remove_file(&path).expect("removed");
+    let new = lock();
+    drop(old);
+    wait_until("it is in the queue of the other", || queued(&env).len() == 1);
+    assert!(run.message().contains("waiting for a slot"));
+    drop(new);
+    wait_until("it waits for the slot", || queued(&env).len() == 1);
+    set("2");
+    assert!(run.message().contains("got one of 2 slots after"));
+    run.expect_line("in");
 }
 
 #[test]
