@@ -513,6 +513,17 @@ fn link_that_would_dangle_is_refused_by_name() {
 }
 
 #[test]
+fn link_by_another_name_is_left_as_it_is() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    place.setup(&["--yes"], 0);
+    fs::remove_file(place.link()).expect("a link");
+    symlink("../shared/config", place.link()).expect("a link");
+    assert!(place.setup(&["--yes"], 0).contains("nothing to do"));
+    assert_eq!(fs::read_link(place.link()).expect("a link"), Path::new("../shared/config"));
+}
+
+#[test]
 fn shared_dir_inside_the_config_dir_is_refused() {
     let place = Place::on_one_file_system();
     place.fill();

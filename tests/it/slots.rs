@@ -293,11 +293,16 @@ fn replaced_slot_files_are_noticed() {
 fn free_slot_is_for_those_who_wait_already() {
     let env = Env::new();
     fs::create_dir_all(slots_dir(&env)).expect("a dir");
-    let ticket = fs::File::create(slots_dir(&env).join("t1")).expect("a ticket");
-    fs4::FileExt::lock(&ticket).expect("a lock");
+    let [first, second] = ["t1", "t2"].map(|name| {
+        let ticket = fs::File::create(slots_dir(&env).join(name)).expect("a ticket");
+        fs4::FileExt::lock(&ticket).expect("a lock");
+        ticket
+    });
     let run = start(&env, &ONE);
-    wait_until("it waits behind the ticket", || queued(&env).len() == 1);
-    drop(ticket);
+    wait_until("it waits behind the second", || queued(&env).len() == 1);
+    drop(second);
+    wait_until("it waits behind the first", || !slots_dir(&env).join("t2").exists() && queued(&env).len() == 1);
+    drop(first);
     run.expect_line("in");
 }
 
