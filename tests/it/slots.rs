@@ -166,6 +166,8 @@ fn nested_run_needs_no_second_slot() {
     // One that is below nobody who has a slot gets through by no claim.
     let holder = env.start(ONE.into_iter().chain(["--", "sh", "-c", "echo $CLAUDE_RUN_SLOT; exec sleep 60"]));
     let claim = holder.line();
+    let file = fs::metadata(slots_dir(&env).join("1")).expect("a slot");
+    assert!(claim.starts_with(&format!("{}:{}:{}-", file.dev(), file.ino(), holder.pid())), "{claim}");
     for claim in [&*claim, "x", "1:2:3-4"] {
         env.claude_run().env("CLAUDE_RUN_SLOT", claim).args(ONE).args(["--wait", "0", "true"]).assert().code(75);
     }
@@ -281,6 +283,7 @@ fn replaced_slot_files_are_noticed() {
     fs::remove_dir_all(slots_dir(&env)).expect("removed");
     holder.close_stdin();
     waiter.expect_line("in");
+    assert!(holder.end().stderr_text().contains("the slot of this run was not kept: its file was removed or replaced"));
     let found = fs::metadata(slots_dir(&env).join("1")).expect("a new file");
     let seen = json(&env, &["slots"]);
     assert_eq!(seen["in_use"][0]["run"]["slot"]["inode"], found.ino(), "{seen}");
