@@ -273,3 +273,20 @@ fn output_comes_all_at_once_by_format() {
     assert!(!at_once(&["claude", "--output-format", "stream-json", "-p"]));
     assert!(!at_once(&["claude"]));
 }
+
+#[test]
+fn input_is_streamed_only_where_it_is_said() {
+    let streamed = |words: &[&str]| input_is_streamed(&words.iter().map(OsString::from).collect::<Vec<_>>());
+    assert!(streamed(&["claude", "-p", "--input-format", "stream-json"]));
+    assert!(!streamed(&["claude", "-p", "--output-format", "stream-json", "--input-format=text"]));
+}
+
+#[test]
+fn session_is_that_of_the_last_init() {
+    let mut reader = FrameReader::default();
+    for id in ["a", "b"] {
+        let frame = format!("{{\"type\":\"system\",\"subtype\":\"init\",\"session_id\":\"{id}\"}}\n");
+        reader.feed(frame.as_bytes(), |_| {});
+        assert_eq!(reader.session_id(), Some(id));
+    }
+}
