@@ -235,7 +235,7 @@ fn dir_is_moved_whole_and_readable_throughout() {
 #[test]
 fn conflict_changes_nothing_and_says_why() {
     type Make = fn(&Place);
-    let cases: [(Make, &str); 6] = [
+    let cases: [(Make, &str); 7] = [
         (
             |place| {
                 let other = place.env.home().join("other");
@@ -255,6 +255,7 @@ fn conflict_changes_nothing_and_says_why() {
         (|place| symlink("/nonesuch", place.link()).expect("a link"), "is a link to /nonesuch"),
         (|place| symlink("/tmp", place.link()).expect("a link"), "is a link to /tmp"),
         (|place| fs::write(place.link(), "x").expect("a file"), "is no directory"),
+        (|place| symlink("/nonesuch", place.env.home().join(".claude.json")).expect("a link"), "is no plain file"),
         (
             |place| {
                 fs::create_dir_all(&place.shared).expect("a directory");
