@@ -94,7 +94,12 @@ impl LockFile {
             let shown = path.display();
             match error.raw_os_error() {
                 Some(_) => {
-                    let todo = format!("cannot make or open the {kind} {shown}; make its directory writable, or {way_out}");
+                    let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+                    let todo = if is_full {
+                        format!("cannot make or open the {kind} {shown}; free some space, or inodes, there")
+                    } else {
+                        format!("cannot make or open the {kind} {shown}; make its directory writable, or {way_out}")
+                    };
                     Error::new(error).context(todo)
                 }
                 None => {

@@ -36,15 +36,15 @@ pub struct Queue {
 const GLANCE: usize = 8;
 
 impl Holder {
-    /// Finds the holder of `lock` among the oldest runs in `records`, as `RecordStore::glance` does; else it is the `last` that was found,
-    /// if that holds it still; else, unless there are more than `crowd` runs, looks among the visible processes.
-    pub fn find(records: Option<&RecordStore>, lock: FileId, crowd: usize, last: Option<&Self>) -> Option<Self> {
+    /// Finds the holder of `lock` among the oldest runs in `records`, as `RecordStore::glance` does; else it is the process that was
+    /// found `last`, if that holds it still; else, unless there are more than `crowd` runs, looks among the visible processes.
+    pub fn find(records: Option<&RecordStore>, lock: FileId, crowd: usize, last: Option<i32>) -> Option<Self> {
         let (run, count) = records.map_or((None, 0), |records| records.glance(lock, GLANCE));
         if let Some(run) = run {
             return Some(Self::Run(Box::new(run)));
         }
         match last {
-            Some(Self::Process { pid, .. }) if proc::flock_of(pid, lock).is_some() => Some(Self::process(*pid)),
+            Some(pid) if proc::flock_of(pid, lock).is_some() => Some(Self::of_pid(records, pid)),
             _ if count <= crowd => Self::find_without_record(&Queue::look(lock), records),
             _ => None,
         }
@@ -101,13 +101,11 @@ impl Holder {
         });
         match run {
             Some(run) => Self::Run(Box::new(run)),
-            None => Self::process(pid),
+            None => {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                Self::Process { pid, name: name.trim_end().to_owned() }
+            }
         }
-    }
-
-    fn process(pid: i32) -> Self {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Self::Process { pid, name: name.trim_end().to_owned() }
     }
 }
 

@@ -2,7 +2,7 @@
 //! sleeps on the event queue and handles all that may come meanwhile: signals, the recorder's deadlines, the deadline of the wait. And
 //! it has the sentences for what is waited for.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -36,8 +36,8 @@ pub(super) struct LockWait<'a> {
     /// Time of the first progress message; on a terminal, then the next update of the live line.
     pub(super) next_progress_at: Option<Instant>,
     live_line: Option<LiveLine>,
-    /// The holder that was found last.
-    holder: RefCell<Option<Holder>>,
+    /// The process without a record that was last found to hold the lock.
+    last_holder: Cell<Option<i32>>,
     /// True once the waiter was shown that it waits.
     pub(super) is_announced: bool,
 }
@@ -66,7 +66,8 @@ pub(super) enum WaitEnd<T> {
     Interrupted(Signal),
 }
 
-/// With more live runs than this, a waiter without a terminal looks for the holder in the records alone: while 64 asked the kernel, 256
+/// With more live runs than this, a waiter without a terminal looks for the holder in the records, and at the process that had it
+/// before: while 64 asked the kernel, 256
 /// waiters had a third of flock(1)'s hand-offs.
 const CROWD: usize = 8;
 
@@ -90,7 +91,7 @@ impl<'a> LockWait<'a> {
             recheck_at: None,
             next_progress_at: None,
             live_line: None,
-            holder: RefCell::default(),
+            last_holder: Cell::default(),
             is_announced: false,
         }
     }
@@ -280,7 +281,7 @@ impl<'a> LockWait<'a> {
         format!("waited {}{of}{what}{held}; Ctrl-C ends it", show(waited))
     }
 
-    /// In a crowd, only if the records tell: all together would keep the machine from the work that they wait for.
+    /// In a crowd, only if that takes no look at /proc/locks: all together would keep the machine from the work that they wait for.
     fn holder_at_a_glance(&self) -> Option<String> {
         self.holder_in(CROWD, Holder::to_string)
     }
@@ -289,9 +290,11 @@ impl<'a> LockWait<'a> {
         let records = self.recorder.store();
         match self.awaited {
             Awaited::SessionLock(_, file) => {
-                let found = Holder::find(records, file, crowd, self.holder.take().as_ref());
-                self.holder.replace(found);
-                self.holder.borrow().as_ref().map(name)
+                let found = Holder::find(records, file, crowd, self.last_holder.get());
+                if let Some(Holder::Process { pid, .. }) = found {
+                    self.last_holder.set(Some(pid));
+                }
+                found.as_ref().map(name)
             }
             // Where hosts share their records, but not their locks, that run may be gone by now.
             Awaited::Helper(_) => records.and_then(RecordStore::helped).map(|record| {

@@ -138,7 +138,10 @@ impl<'a> Status<'a> {
     }
 
     fn trouble(&self) -> Vec<String> {
-        let orphaned = self.orphaned.iter().map(|run| format!("claude-run gone, claude still running: {}", text::orphan(run)));
+        let orphaned = self
+            .orphaned
+            .iter()
+            .map(|run| format!("claude-run gone, claude still running: {}; {}", text::orphan(run), text::END_THEM));
         let refresh_locks = self.refresh_locks.iter().filter_map(|lock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => None,
             Standing::Stale(_) | Standing::Stuck(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
@@ -210,12 +213,13 @@ pub(super) fn stopped_process(holder: &Holder) -> Option<i32> {
     pids.into_iter().flatten().find(|&pid| Stat::read(pid).is_some_and(|stat| stat.state == b'T'))
 }
 
-/// True for a process of claude-run, under whatever name, or by its name where an emulator is the program.
-fn is_claude_run(pid: i32) -> bool {
+/// True for a process of claude-run, under whatever name; where an emulator is the program, by the name of the process. Any script
+/// may have such a name.
+pub(super) fn is_claude_run(pid: i32) -> bool {
     let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let is_ours = |name: &str| name.starts_with("claude-run");
-    program.file_name().is_some_and(|name| is_ours(&name.to_string_lossy()))
-        || Stat::read(pid).is_some_and(|stat| is_ours(&stat.name()))
+    is_ours(&program) || program.starts_with("qemu-") && Stat::read(pid).is_some_and(|stat| is_ours(&stat.name()))
 }
 
 /// True also for a process on its way out, which has no program any more.

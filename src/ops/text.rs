@@ -63,6 +63,10 @@ pub(super) fn orphan(run: &RunRecord) -> String {
     format!("{} was killed, and what it started{child} still holds the lock", run.who())
 }
 
+/// The way out of a lock that leftovers hold: who ignores TERM has to be killed, and what it has started may have the lock as well.
+pub(super) const END_THEM: &str =
+    "end it: `kill` and its pid, or `kill -KILL` if it ignores that; the lock is free with the last process that has it";
+
 /// How a run ended: `lock busy (75)`.
 pub(super) fn ending(outcome: &str, exit_code: Option<u8>) -> String {
     let code = exit_code.map_or_else(String::new, |code| format!(" ({code})"));

@@ -2,7 +2,7 @@
 //! whose lock is free is dead, whatever its pid says, in any container, and on any host that shares the file system with its
 //! locks. Where hosts share files without locks, each judges its own records.
 
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
@@ -148,11 +148,10 @@ impl RecordStore {
 
     /// Live runs whose claude-run has the pid `pid` in its own PID namespace.
     pub(crate) fn live_with_pid(&self, pid: i32) -> Vec<RunRecord> {
-        let (mut theirs, prefix) = (Vec::new(), format!("{pid}-"));
-        let visit =
-            |name: &str| theirs.extend(name.strip_suffix(".json").filter(|run| run.starts_with(&prefix)).map(str::to_owned));
-        let _ = self.open_runs().and_then(|runs| runs.for_each_name(usize::MAX, visit)); // none that can be read is none
-        theirs.iter().filter_map(|run| self.live(run)).collect()
+        let (mut theirs, prefix) = (BTreeSet::new(), format!("{pid}-"));
+        let stem = |name: &str| name.strip_suffix(".json").filter(|run| run.starts_with(&prefix)).and_then(RunId::parse);
+        let runs = self.open_runs().and_then(|runs| runs.for_each_name(usize::MAX, |name| theirs.extend(stem(name))));
+        theirs.into_iter().filter(|_| runs.is_ok()).filter_map(|run| self.live(&run.to_string())).collect()
     }
 
     /// Live run that has acquired `lock`, as [`glance`](Self::glance) finds it.

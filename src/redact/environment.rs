@@ -38,7 +38,7 @@ pub(super) fn known(environment: impl IntoIterator<Item = (OsString, OsString)>,
     for (name, value) in environment {
         let value = value.as_bytes().trim_ascii();
         let name = name.as_bytes();
-        let is_secret = names::is_secret(name) || names.iter().any(|added| *added == names::normalized(name));
+        let is_secret = names::is_secret(name) || !names.is_empty() && names.contains(&names::normalized(name));
         let password = url_password(value);
         for secret in password.into_iter().chain(connection_password(value)) {
             add(secret, &mut forms);

@@ -208,7 +208,9 @@ impl Injector {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let Some(status) = child.wait_timeout(Duration::from_secs(60))? else {
             self.board.violation(&format!("claude-run {operation} {value} hangs"));
-            return Ok(child.kill()?);
+            child.kill()?;
+            child.wait()?;
+            return Ok(());
         };
         let found = self.setting(key);
         let expected = if status.success() { Some(&value) } else { old.as_ref() };
@@ -289,7 +291,7 @@ impl Injector {
                 }
                 Undo::RefreshLock => {
                     let _ = fs::remove_file(self.config_dir.join(REFRESH_OWNER)); // there was no room for it
-                    fs::remove_dir(self.config_dir.join(REFRESH_LOCK))?;
+                    let _ = fs::remove_dir(self.config_dir.join(REFRESH_LOCK)); // nobody else removes it
                 }
                 Undo::Credentials => {
                     self.board.note_time("login");

@@ -42,7 +42,7 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
     }
     let Ok(status) = Status::look(factory, subject.context) else { return }; // reported by the check of the fleet
     for run in &status.orphaned {
-        check.fail(text::orphan(run), "everybody waits for it", "kill that process (the second pid); the lock is free with it");
+        check.fail(text::orphan(run), "everybody waits for it", text::END_THEM);
     }
     match status.holders.first() {
         _ if !status.orphaned.is_empty() => {}
@@ -57,8 +57,8 @@ fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
         return check.warn(what, "everybody waits for it", "let it go on (kill -CONT and that pid), or end it");
     }
     let Holder::Run(run) = holder else {
-        let means = "an old caller, or a user whose records cannot be kept here: how long it has had it is not known";
-        return check.warn(format!("held by {holder}"), means, "let it go through claude-run as well");
+        let means = "an old caller, or a run whose record cannot be kept (another user's, or the disk is full): how long it has had it is not known";
+        return check.warn(format!("held by {holder}"), means, "let old callers go through claude-run as well");
     };
     let held = text::age(run.since);
     let limit = settings.hard_limit.unwrap_or(HARD_LIMIT).as_limit();

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::super::layout::{Look, Row};
 use super::super::text;
-use super::{Status, stopped_process};
+use super::{Status, is_claude_run, stopped_process};
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
@@ -70,7 +70,11 @@ impl Status<'_> {
                 Holder::Run(record) => held_by(format!("{holder}{}{stopped}", helper_key(record)), look),
                 Holder::Process { pid, .. } => {
                     let age = proc::age(*pid).map_or_else(String::new, |age| format!(", started {} ago", show_seconds(age)));
-                    let hint = format!("; if it is a leftover, `kill {pid}` frees the lock");
+                    let hint = if is_claude_run(*pid) {
+                        "; a run whose record cannot be kept: is the disk full?".to_owned()
+                    } else {
+                        format!("; if it is a leftover, `kill {pid}` ends it")
+                    };
                     held_by(format!("{holder}{age}{stopped}{hint}"), look)
                 }
             }

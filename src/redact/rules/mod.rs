@@ -24,7 +24,7 @@ pub(super) struct Rule {
     /// Words of which each secret of this form has one.
     pub(super) words: &'static [&'static str],
     pub(super) matcher: Matcher,
-    /// Its place among all.
+    /// Its place in [`ALL`], which sets it.
     number: usize,
     #[cfg_attr(not(test), expect(dead_code, reason = "for the test of the table"))]
     pub(super) masked: &'static [&'static str],
