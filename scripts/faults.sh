@@ -13,10 +13,11 @@
 # cannot be written, uncommon signals, a file size limit, a request that the child ignores, a fork chain, a hung file system, a TERM
 # that it keeps to itself.
 #
-# What must hold: never two agents inside one lock or in one slot, a setting that is the new one or the old one as the exit code says,
-# never a run that follows another mode than the one set before it, never the lock free while its agent lives or passed on while a tool of it
-# does, never two refreshes at once, never a wait for a lock that is free, every exit code one of the table's and with its
-# reason, never a process left by a claude-run that has returned, and when all is over no record, no process, and a free lock.
+# What must hold: never two agents inside one lock or in one slot, a setting that is the new one or the old one as the exit code
+# says, never a run that follows another mode than the one set before it, never the lock free while its agent lives or passed on
+# while a tool of it does, never two refreshes at once, never a wait for a lock that is free, every exit code one of the table's and
+# with its reason, never a process left by a claude-run that has returned, and when all is over no record, no process, and a free
+# lock.
 # It prints how many agents there were, how they ended, which faults there were, and the violations: exit code 0 if there are
 # none. tests/faults holds the program; it runs in namespaces of its own (as root, or where user namespaces are allowed), so
 # that it can harm nobody else.

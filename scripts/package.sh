@@ -9,8 +9,8 @@
 #                                        it and SHA256SUMS; pushes nothing
 #
 # The standard library of another target comes from rustup, musl's with its libc; where that has none, aarch64's of glibc from Debian,
-# with its rustc. Packages for other targets are kept as long as they are of the same commit. Without changes of your own that are not committed, that is: such
-# packages are of no commit, and --tag refuses them.
+# with its rustc. Packages for other targets are kept as long as they are of the same commit. Without changes of your own that are not
+# committed, that is: such packages are of no commit, and --tag refuses them.
 #
 # The same sources and the same toolchain give the same bytes, whatever the directory and the hour: times are those of the commit,
 # and no path of this machine is left in the binary. The binary carries the list of its dependencies (cargo-auditable), which

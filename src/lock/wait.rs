@@ -67,8 +67,7 @@ pub(super) enum WaitEnd<T> {
 }
 
 /// With more live runs than this, a waiter without a terminal looks for the holder in the records, and at the process that had it
-/// before: while 64 asked the kernel, 256
-/// waiters had a third of flock(1)'s hand-offs.
+/// before: while 64 asked the kernel, 256 waiters had a third of flock(1)'s hand-offs.
 const CROWD: usize = 8;
 
 impl<'a> LockWait<'a> {
