@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use crate::env::{Env, Running, binary, can_unshare, wait_until};
+use nix::sys::signal::Signal;
+
+use crate::env::{Env, Running, binary, can_unshare, wait_for_records, wait_until};
 
 #[test]
 fn nested_run_starts_at_once_at_any_depth() {
@@ -187,4 +189,24 @@ fn lock_an_ancestor_holds_for_another_is_waited_for() {
     let ended = Running::start(supervisor).end();
     assert_eq!(ended.stdout, ["75", "in"], "{ended:?}");
     assert!(!env.path("started").exists());
+}
+
+#[test]
+fn holder_that_becomes_a_run_is_named_by_its_record() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    let script = r#"exec 9>>"$0"; flock 9; echo held; read -r; exec "$1" --label nightly -- sleep 600"#;
+    command.args(["-c", script]).arg(env.make_lock_file()).arg(binary()).stdin(std::process::Stdio::piped());
+    let mut holder = Running::start(command);
+    holder.expect_line("held");
+    let waiter = env.start(["--wait", "10m", "--", "true"]);
+    let message = waiter.message();
+    assert!(message.contains("held by bash (pid "), "{message}");
+    holder.close_stdin();
+    wait_for_records(&env.config_dir(), 2);
+    waiter.signal(Signal::SIGUSR1);
+    let message = waiter.message();
+    assert!(message.contains("held by nightly (pid "), "{message}");
+    holder.signal(Signal::SIGTERM);
+    assert_eq!((holder.end().code(), waiter.end().code()), (143, 0));
 }
