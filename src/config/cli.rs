@@ -74,16 +74,17 @@ impl Cli {
     /// The command line of a run, if its options are written out and sound, as in most. To make clap's parser, which takes all the
     /// others, is most of the time before a child starts.
     fn of_plain_run(words: &[OsString]) -> Option<Self> {
-        let (mut typed, mut is_quiet, mut verbose, mut is_ended) = (Vec::new(), false, 0_u8, false);
+        let (mut typed, mut is_quiet, mut verbose) = (Vec::new(), false, 0_u8);
         let mut words = words.iter().skip(1).peekable();
-        while let Some(word) = words.next_if(|word| word.as_encoded_bytes().first() == Some(&b'-')) {
-            let text = word.to_str()?;
+        while let Some(word) = words.peek() {
+            let text = word.to_str().filter(|text| !text.is_empty() && !Operation::has_subcommand(text))?;
+            if !text.starts_with('-') {
+                break;
+            }
+            words.next();
             let (flag, value) = text.split_once('=').map_or((text, None), |(flag, value)| (flag, Some(value)));
             match (flag, value) {
-                ("--", None) => {
-                    is_ended = true;
-                    break;
-                }
+                ("--", None) => break,
                 ("-q" | "--quiet", None) => is_quiet = true,
                 ("-v" | "--verbose", None) => verbose = verbose.saturating_add(1),
                 _ => {
@@ -91,16 +92,14 @@ impl Cli {
                     let value = match value {
                         Some(value) => value.into(),
                         None if option.is_switch() => "on".into(),
-                        None => words.next_if(|value| !value.as_encoded_bytes().starts_with(b"-"))?.clone(),
+                        None => words.next().filter(|value| !value.as_encoded_bytes().starts_with(b"-"))?.clone(),
                     };
                     typed.push((option.name, value));
                 }
             }
         }
-        if let Some(word) = words.peek().filter(|_| !is_ended) {
-            word.to_str().filter(|text| !text.is_empty() && !Operation::has_subcommand(text))?;
-        }
-        Some(Self { typed: with_verbosity(typed, is_quiet, verbose), command: words.cloned().collect() })
+        typed.extend(verbosity(is_quiet, verbose));
+        Some(Self { typed, command: words.cloned().collect() })
     }
 
     fn of(matches: &ArgMatches) -> Self {
@@ -111,9 +110,9 @@ impl Cli {
             let value = places.find_map(|place| place.try_get_one::<OsString>(option.name).ok()?)?;
             Some((option.name, value.clone()))
         };
-        let typed = OPTIONS.iter().filter_map(value).collect();
+        let verbosity = verbosity(matches.get_flag("quiet"), matches.get_count("verbose"));
         Self {
-            typed: with_verbosity(typed, matches.get_flag("quiet"), matches.get_count("verbose")),
+            typed: OPTIONS.iter().filter_map(value).chain(verbosity).collect(),
             command: matches.get_many("command").map(|words| words.cloned().collect()).unwrap_or_default(),
         }
     }
@@ -124,15 +123,15 @@ impl Cli {
     }
 }
 
-fn with_verbosity(mut typed: Vec<(&'static str, OsString)>, is_quiet: bool, verbose: u8) -> Vec<(&'static str, OsString)> {
-    let verbosity = match (is_quiet, verbose) {
-        (true, _) => Some("quiet"),
-        (false, 0) => None,
-        (false, 1) => Some("info"),
-        (false, _) => Some("debug"),
+/// The value of [`VERBOSITY`] that so many flags make.
+fn verbosity(is_quiet: bool, verbose: u8) -> Option<(&'static str, OsString)> {
+    let value = match (is_quiet, verbose) {
+        (true, _) => "quiet",
+        (false, 0) => return None,
+        (false, 1) => "info",
+        (false, _) => "debug",
     };
-    typed.extend(verbosity.map(|verbosity| (VERBOSITY.name, verbosity.into())));
-    typed
+    Some((VERBOSITY.name, value.into()))
 }
 
 /// clap's parser of the whole command line, with its help. It leaves every option's value as it is.

@@ -16,7 +16,7 @@ use nix::fcntl::OFlag;
 use crate::records::{RecordStore, is_locked};
 use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::{open_or_make_regular, open_regular};
+use crate::sys::fs::{is_for_lack_of_room, open_or_make_regular, open_regular};
 
 /// An open lock file.
 #[derive(Debug)]
@@ -94,13 +94,12 @@ impl LockFile {
             let shown = path.display();
             match error.raw_os_error() {
                 Some(_) => {
-                    let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-                    let todo = if is_full {
-                        format!("cannot make or open the {kind} {shown}; free some space, or inodes, there")
+                    let todo = if is_for_lack_of_room(&error) {
+                        "free some space, or inodes, there".to_owned()
                     } else {
-                        format!("cannot make or open the {kind} {shown}; make its directory writable, or {way_out}")
+                        format!("make its directory writable, or {way_out}")
                     };
-                    Error::new(error).context(todo)
+                    Error::new(error).context(format!("cannot make or open the {kind} {shown}; {todo}"))
                 }
                 None => {
                     let what = error.to_string();

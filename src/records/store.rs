@@ -150,8 +150,9 @@ impl RecordStore {
     pub(crate) fn live_with_pid(&self, pid: i32) -> Vec<RunRecord> {
         let (mut theirs, prefix) = (BTreeSet::new(), format!("{pid}-"));
         let stem = |name: &str| name.strip_suffix(".json").filter(|run| run.starts_with(&prefix)).and_then(RunId::parse);
-        let runs = self.open_runs().and_then(|runs| runs.for_each_name(usize::MAX, |name| theirs.extend(stem(name))));
-        theirs.into_iter().filter(|_| runs.is_ok()).filter_map(|run| self.live(&run.to_string())).collect()
+        let listed = self.open_runs().and_then(|runs| runs.for_each_name(usize::MAX, |name| theirs.extend(stem(name))));
+        let live = |run: RunId| self.live(&run.to_string());
+        listed.map_or_else(|_| Vec::new(), |()| theirs.into_iter().filter_map(live).collect())
     }
 
     /// Live run that has acquired `lock`, as [`glance`](Self::glance) finds it.

@@ -12,6 +12,11 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
+/// True if the disk, or a quota, has no room or no inode left.
+pub(crate) fn is_for_lack_of_room(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
 /// Opens `path` for reading, unless it is a FIFO or a socket.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
     Ok(open_if(path, File::options().read(true), 0, |kind| !kind.is_fifo() && !kind.is_socket())?.0)

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{getpid, getppid, setsid};
 
-use crate::board::{Board, Kind, credentials, now_ms};
+use crate::board::{Board, Kind, Mark, credentials, now_ms};
 
 /// A refresh is due when the token lives no longer than this, as for claude.
 const DUE_MS: u64 = 300_000;
@@ -46,11 +46,11 @@ pub(crate) fn agent(words: &[String]) -> Result<ExitCode> {
         let by_lock = || if lock.is_some() { "refresh" } else { "pass-through" }.to_owned();
         mode = board.mode_since(env::var("FAULTS_BEGAN")?.parse()?).unwrap_or_else(by_lock);
     }
-    let _in_slot = match claim_of_ours("CLAUDE_RUN_SLOT") {
-        Some(slot) => board.mark(&format!("slot-{}", slot.inode), Kind::Exclusive)?.inspect_err(|pid| {
-            board.violation(&format!("two agents have one slot at once: {} and pid {pid}", about_us()));
-        }),
-        None => Err(0),
+    // The old block has no run id.
+    let slot = if mode == "block" { None } else { claim_of_ours("CLAUDE_RUN_SLOT")? };
+    let _in_slot = match slot {
+        Some(slot) => mark_alone(&board, &format!("slot-{}", slot.inode), "two agents have one slot at once")?,
+        None => None,
     };
     // In `refresh` mode the lock may be free again from the moment that somebody's new token is on the disk.
     let whole_run = mode == "exclusive" || mode == "block";
@@ -143,13 +143,23 @@ fn lock_for_us(mode: &str) -> Result<Option<Lock>> {
         let found = fs::metadata("/proc/self/fd/9")?;
         return Ok(Some(Lock { device: found.dev(), inode: found.ino() }));
     }
-    Ok(claim_of_ours("CLAUDE_RUN_HELD"))
+    claim_of_ours("CLAUDE_RUN_HELD")
 }
 
 /// What our own run has claimed in `variable`.
-fn claim_of_ours(variable: &str) -> Option<Lock> {
-    let (run, claims) = (env::var("CLAUDE_RUN_ID").ok()?, env::var(variable).ok()?);
-    claims.split(',').find_map(|claim| claim.strip_suffix(&format!(":{run}"))).and_then(parse)
+fn claim_of_ours(variable: &str) -> Result<Option<Lock>> {
+    let run = env::var("CLAUDE_RUN_ID").context("no CLAUDE_RUN_ID")?;
+    let claims = env::var(variable).unwrap_or_default();
+    Ok(claims.split(',').find_map(|claim| claim.strip_suffix(&format!(":{run}"))).and_then(parse))
+}
+
+/// Marks `name` for us alone; if somebody else has it, `what` is so.
+fn mark_alone(board: &Board, name: &str, what: &str) -> Result<Option<Mark>> {
+    let mark = board.mark(name, Kind::Exclusive)?;
+    if let Err(pid) = mark {
+        board.violation(&format!("{what}: {} and pid {pid}", about_us()));
+    }
+    Ok(mark.ok())
 }
 
 /// The lock that is held for the whole tree that we are in.
@@ -164,7 +174,7 @@ fn parse(claim: &str) -> Option<Lock> {
 }
 
 /// Nobody else is inside, and nobody is left of those who were.
-fn enter(board: &Board, lock: &Lock, mode: &str) -> Result<Option<crate::board::Mark>> {
+fn enter(board: &Board, lock: &Lock, mode: &str) -> Result<Option<Mark>> {
     if !is_locked_by_our_descriptor(lock) {
         board.violation(&format!("an agent has started without the lock on its descriptor: {}", about_us()));
     }
@@ -174,10 +184,7 @@ fn enter(board: &Board, lock: &Lock, mode: &str) -> Result<Option<crate::board::
     if mode != "block" && !is_the_file && board.time_of("lock-file") + 2500 < now_ms() {
         board.violation(&format!("an agent holds a lock file that was replaced before: {}", about_us()));
     }
-    let mark = board.mark(&format!("inside-{}", lock.inode), Kind::Exclusive)?;
-    if let Err(pid) = mark {
-        board.violation(&format!("two agents hold one lock at once: {} and pid {pid}", about_us()));
-    }
+    let mark = mark_alone(board, &format!("inside-{}", lock.inode), "two agents hold one lock at once")?;
     if let Err(tool) = board.mark(&format!("tools-{}", lock.inode), Kind::Exclusive)? {
         let lineage = fs::read_to_string(board.path(&format!("tool-{tool}"))).unwrap_or_default();
         let is_ours = env::var("CLAUDE_RUN_LINEAGE").is_ok_and(|ours| ours == lineage && !ours.is_empty());
@@ -187,7 +194,7 @@ fn enter(board: &Board, lock: &Lock, mode: &str) -> Result<Option<crate::board::
             board.violation(&format!("the lock was passed on while tool {tool} of {lineage} lives: {}", about_us()));
         }
     }
-    Ok(mark.ok())
+    Ok(mark)
 }
 
 /// A run id begins with the pid.

@@ -192,32 +192,32 @@ impl Injector {
     /// The mode or the bound of slots is set for all. The file has the new value or the old one, as the exit code says.
     fn change_of_the_settings(&mut self) -> Result<()> {
         let modes = ["exclusive", "exclusive", "refresh", "pass-through"];
-        let (key, value) = if fastrand::bool() {
-            ("lock", modes[fastrand::usize(..modes.len())].to_owned())
-        } else {
-            ("slots", ["none".to_owned(), fastrand::u32(1..100).to_string()][fastrand::usize(..2)].clone())
+        let (operation, key, value) = match (fastrand::bool(), fastrand::bool()) {
+            (true, _) => ("mode", "lock", modes[fastrand::usize(..modes.len())].to_owned()),
+            (false, true) => ("slots", "slots", "none".to_owned()),
+            (false, false) => ("slots", "slots", fastrand::u32(1..100).to_string()),
         };
-        let operation = if key == "lock" { "mode" } else { key };
-        self.count(if key == "lock" { "mode set" } else { "slots set" });
+        self.count(if operation == "mode" { "mode set" } else { "slots set" });
         let old = self.setting(key);
-        if key == "lock" {
+        if operation == "mode" {
             self.board.note_mode("?");
         }
         let mut command = Command::new(&self.claude_run);
         command.env_clear().env("HOME", "/nonesuch").env("CLAUDE_CONFIG_DIR", &self.config_dir).args([operation, &value]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let Some(status) = child.wait_timeout(Duration::from_secs(60))? else {
+        let ended = child.wait_timeout(Duration::from_secs(60))?;
+        if ended.is_none() {
             self.board.violation(&format!("claude-run {operation} {value} hangs"));
             child.kill()?;
             child.wait()?;
-            return Ok(());
-        };
+        }
         let found = self.setting(key);
-        let expected = if status.success() { Some(&value) } else { old.as_ref() };
-        if found.as_ref() != expected {
+        if let Some(status) = ended
+            && found.as_ref() != if status.success() { Some(&value) } else { old.as_ref() }
+        {
             self.board.violation(&format!("{operation} {value} ended with {status}: {key} was {old:?} and is {found:?}"));
         }
-        if key == "lock" {
+        if operation == "mode" {
             self.board.note_mode(found.as_deref().unwrap_or("exclusive"));
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! Faults: hundreds of agents at once on one config dir, old `flock` callers among them, while claude-run, what it runs and
 //! what stands below that are killed, told to end and stopped at random, the lock file is replaced and removed, the disk is
-//! full, the config dir is read-only, the credentials are cut, the clock is stepped, the mode and the slots are set anew, and claude
-//! is killed in mid-refresh. All the time the promises are checked: by the agents themselves (`agent.rs`), from outside (`watch.rs`), and on runs that have each one fault of their own, and
-//! one way to end (`cases.rs`).
+//! full, the config dir is read-only, the credentials are cut, the clock is stepped, the mode and the slots are set anew, and
+//! claude is killed in mid-refresh. All the time the promises are checked: by the agents themselves (`agent.rs`), from outside
+//! (`watch.rs`), and on runs that have each one fault of their own, and one way to end (`cases.rs`).
 //!
 //!     faults [--seconds N] [--agents N] [--seed N] --claude-run PATH
 //!

@@ -35,6 +35,11 @@ fn hold(env: &Env, options: &[&str]) -> Running {
     run
 }
 
+/// Sets the bound for all.
+fn set(env: &Env, slots: &str) {
+    env.claude_run().args(["slots", slots]).assert().code(0);
+}
+
 const ONE: [&str; 4] = ["--lock", "pass-through", "--slots", "1"];
 const TWO: [&str; 4] = ["--lock", "pass-through", "--slots", "2"];
 
@@ -221,26 +226,25 @@ fn burst_without_a_wait_gets_all_free_slots() {
 #[test]
 fn change_of_the_bound_counts_for_those_who_wait() {
     let env = Env::new();
-    let set = |slots: &str| env.claude_run().args(["slots", slots]).assert().code(0);
-    set("1");
+    set(&env, "1");
     let options = ["--lock", "pass-through"];
     let mut first = hold(&env, &options);
     let waiting: Vec<_> = (0..6).map(|before| wait_in_line(&env, &options, before)).collect();
-    set("3");
+    set(&env, "3");
     waiting[0].expect_line("in");
     waiting[1].expect_line("in");
     wait_until("four wait", || queued(&env).len() == 4);
-    set("4");
+    set(&env, "4");
     waiting[2].expect_line("in");
     wait_until("three wait", || queued(&env).len() == 3);
     // Fewer than before: three of the four that run have to end, and one more.
-    set("1");
+    set(&env, "1");
     first.close_stdin();
     first.end();
     waiting[1..3].iter().for_each(|run| run.signal(Signal::SIGTERM));
     wait_until("one runs", || length(&json(&env, &["slots"])["in_use"]) == 1);
     assert_eq!(queued(&env).len(), 3, "the one that runs is all that may");
-    set("none");
+    set(&env, "none");
     waiting[3..].iter().for_each(|run| run.expect_line("in"));
 }
 
@@ -313,8 +317,7 @@ fn free_slot_is_for_those_who_wait_already() {
 #[test]
 fn run_that_finds_the_queue_busy_waits_for_it() {
     let env = Env::new();
-    let set = |slots: &str| env.claude_run().args(["slots", slots]).assert().code(0);
-    set("1");
+    set(&env, "1");
     let options = ["--lock", "pass-through"];
     let _holder = hold(&env, &options);
     let path = slots_dir(&env).join("queue");
@@ -333,7 +336,7 @@ fn run_that_finds_the_queue_busy_waits_for_it() {
     assert!(run.message().contains("waiting for a slot"));
     drop(new);
     wait_until("it waits for the slot", || queued(&env).len() == 1);
-    set("2");
+    set(&env, "2");
     assert!(run.message().contains("got one of 2 slots after"));
     run.expect_line("in");
 }

@@ -2,7 +2,7 @@
 //! temporary directory; and whether the session lock holds between hosts, by the file system of the lock file or by a lock helper.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -16,6 +16,7 @@ use super::{Check, Subject};
 use crate::claude::program::Program;
 use crate::config::duration::show;
 use crate::sys::file_watch::FileWatch;
+use crate::sys::fs::is_for_lack_of_room;
 use crate::sys::mount::{LockScope, Mount};
 
 const PROCESSES: usize = 4;
@@ -73,10 +74,6 @@ fn try_to_write(path: &Path) -> io::Result<()> {
     // Some file systems find only then that they have no place for it.
     let written = file.write_all(&vec![b'-'; ROOM]).and_then(|()| file.sync_all());
     written.and(fs::remove_file(path))
-}
-
-fn is_for_lack_of_room(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
