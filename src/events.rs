@@ -16,9 +16,9 @@ use nix::sys::time::TimeSpec;
 use crate::claude::frames::FrameEvent;
 use crate::sys::file_watch::FileWatch;
 use crate::sys::proc::Stat;
-use crate::sys::signal::{DUPLICATE_WINDOW, Signal};
+use crate::sys::signal::{DUPLICATE_WINDOW, Signal, SignalSource};
+pub use crate::sys::signal_pipe::SignalPipe;
 use crate::sys::signal_pipe::{Arrival, WAKE};
-pub use crate::sys::signal_pipe::{SignalPipe, SignalSource};
 
 /// An event of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

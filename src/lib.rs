@@ -114,7 +114,7 @@
 //! | who may run where there are slots | `lock/slots.rs` |
 //! | how a lock helper is started and ended | `lock/helper.rs`; the process that outlives us to end it: `lock/monitor.rs` |
 //! | the exit codes | `outcome.rs`, `Outcome::exit_code` |
-//! | when the record of a run is swept | `records/store.rs`, `SILENT_RECORD_TTL` |
+//! | when the record of a run is swept | `records/census.rs`, `SILENT_RECORD_TTL` |
 //! | the fields of a run record, and of a line of history | `records/run_record.rs`, `records/history.rs` |
 //! | what ends a process left over by claude | when: `supervisor/policy.rs`; how it is found and signalled: `supervisor/process_tree.rs` |
 //! | what happens to output that the caller is slow to read | `supervisor/output/spool.rs` |

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::Context;
 use crate::outcome::Outcome;
-use crate::redact::{Masker, Secrets};
+use crate::redact::{Masker, secrets};
 
 /// Copies stdin to stdout, masked; each line as soon as it is there.
 pub(super) fn filter(context: &Context) -> Result<Outcome> {
@@ -14,7 +14,7 @@ pub(super) fn filter(context: &Context) -> Result<Outcome> {
     if let Some(error) = &context.file_error {
         bail!("{error}");
     }
-    let mut masker = Masker::new(Secrets::of_process()?);
+    let mut masker = Masker::new(secrets()?);
     // Not anstream's, which takes escape sequences out of what goes to a file.
     let (mut input, mut output) = (stdin().lock(), stdout().lock());
     let (mut buffer, mut masked) = (vec![0; 64 << 10], Vec::new());

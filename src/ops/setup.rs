@@ -19,7 +19,7 @@ use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 use serde::Serialize;
 use serde_json::json;
 
-use self::plan::{SetupPaths, SetupPlan};
+use self::plan::{SHARED_DIR, SetupPaths, SetupPlan};
 use super::{Context, answer, layout, text, time_left, wait_until_none};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::claude::storage::ClaudeStorage;
@@ -32,7 +32,6 @@ use crate::outcome::Outcome;
 use crate::records::RecordStore;
 use crate::sys::signal;
 
-const SHARED_DIR: &str = "CLAUDE_SHARED_DIR";
 const DEFAULT_SHARED_DIR: &str = "/var/lib/disinto/claude-shared";
 
 /// Steps that were taken, or would be, and remarks, in the form that JSON has them.

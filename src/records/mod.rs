@@ -2,6 +2,7 @@
 //! session lock and who waits for it, and a history line for each finished one. Never a prompt, never a token, and
 //! never a reason for a run to fail.
 
+mod census;
 mod fields;
 mod history;
 mod kept;
@@ -14,7 +15,8 @@ pub use recorder::{RunInfo, RunRecorder};
 pub use run_record::RunRecord;
 pub use store::RecordStore;
 pub(crate) use {
+    census::Census,
     fields::{time, timestamp},
     run_record::{Hold, PathView, State, WaitsFor},
-    store::{Census, is_locked},
+    store::is_locked,
 };

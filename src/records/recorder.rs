@@ -13,11 +13,12 @@ use nix::unistd::{AccessFlags, access};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
+use super::census::SILENT_RECORD_TTL;
 use super::fields::time;
 use super::history;
 use super::kept::Line;
 use super::run_record::{Hold, PathView, RunRecord, State, WaitsFor};
-use super::store::{OwnRecord, RecordStore, SILENT_RECORD_TTL};
+use super::store::{OwnRecord, RecordStore};
 use crate::claude::frames::LastResult;
 use crate::claude::version::Version;
 use crate::config::duration::after;

@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use memchr::memchr;
 
+/// First bytes of encoded characters.
+pub(super) const ENCODED: &[u8] = b"\\%&\x1b";
+
 /// An encoding of single characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Syntax {

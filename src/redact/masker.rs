@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use memchr::{memchr, memchr2_iter, memrchr};
+use memchr::{memchr, memrchr};
 
 use super::json::{escape_around, is_json, is_structure, strings};
-use super::secrets::{Open, Secrets, Span};
-use super::values::NEAR;
+use super::secrets::Secrets;
+use super::span::{NEAR, Open, Span};
 
 /// Replacement for a secret.
 const MASK: &[u8] = b"***";
@@ -277,25 +277,4 @@ impl Masker {
 /// The last place in `text`, not behind `at`, that cuts no escape.
 fn boundary(text: &[u8], at: usize) -> usize {
     escape_around(text, at).map_or(at, |escape| escape.start)
-}
-
-impl Open {
-    /// Length of the rest of the secret in `text`.
-    pub(super) fn length(self, text: &[u8]) -> usize {
-        let end = match self {
-            Self::Word => {
-                text.iter().position(|byte| byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b'`' | b'\\'))
-            }
-            Self::Base64 => {
-                let goes_on = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'\\' | b' ');
-                text.iter().position(|byte| !goes_on(byte))
-            }
-            Self::Quoted(quote, most) => memchr2_iter(quote, b'"', text).find_map(|at| {
-                let backslashes = text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
-                let ends = text[at] == quote && backslashes <= most || text[at] == b'"' && backslashes == 0;
-                ends.then_some(at - backslashes) // its own are shown
-            }),
-        };
-        end.unwrap_or(text.len())
-    }
 }

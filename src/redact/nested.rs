@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::names;
 use super::ordinary::{Shape, is_ordinary, is_random, is_wordy};
-use super::secrets::Open;
+use super::span::Open;
 
 /// Deepest nesting below a name.
 const DEEPEST: usize = 16;

@@ -5,9 +5,10 @@ use std::sync::OnceLock;
 
 use memchr::memmem;
 
+use super::decode::ENCODED;
 use super::finder::{Bits, has};
 use super::rules::{self, Rule};
-use super::{environment, pem, secrets, values};
+use super::{environment, pem};
 
 /// A word, with its first two bytes, and the rule that it is of, unless it begins a key.
 #[derive(Clone, Copy)]
@@ -76,7 +77,7 @@ const fn pair(first: u8, second: u8) -> usize {
 /// True if there is surely no secret in `text`.
 pub(super) fn is_plain(text: &str) -> bool {
     let text = text.as_bytes();
-    !secrets::has_added() && !text.iter().any(|byte| values::ENCODED.contains(byte)) && !has_word(text) && !has_known(text)
+    !text.iter().any(|byte| ENCODED.contains(byte)) && !has_word(text) && !has_known(text)
 }
 
 /// True if there is a word of a rule in `text`, and may be a secret of that rule.

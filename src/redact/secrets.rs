@@ -2,15 +2,14 @@
 
 use std::ffi::OsString;
 use std::ops::{ControlFlow, Range};
-use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::decode::{Decoded, Syntax};
 use super::finder::{Finder, Meaning};
-use super::plain::is_plain;
 use super::rules;
+use super::span::{Open, Span};
 use super::{environment, json, names, pem, values};
 
 /// Encodings that may hide a known value where no other word tells, beside those of single bytes.
@@ -31,50 +30,6 @@ pub struct Secrets {
     finder: Finder,
 }
 
-/// A secret in a line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) range: Range<usize>,
-    /// How it goes on behind the end of the text, where it reaches that.
-    pub(super) open: Open,
-}
-
-/// How a secret goes on behind the end of a piece of a long line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Open {
-    /// To the end of its word.
-    Word,
-    /// To this quote behind so many backslashes, or fewer.
-    Quoted(u8, usize),
-    /// To what is no base64.
-    Base64,
-}
-
-static OURS: OnceLock<Arc<Secrets>> = OnceLock::new();
-
-static ADDED: OnceLock<(Vec<String>, Vec<String>)> = OnceLock::new();
-
-/// Adds names and patterns to what this process masks. Call before anything is masked.
-pub fn configure(names: Vec<String>, patterns: Vec<String>) {
-    let _ = ADDED.set((names, patterns));
-}
-
-/// True if [`configure`] has added something.
-pub(super) fn has_added() -> bool {
-    ADDED.get().is_some_and(|(names, patterns)| !names.is_empty() || !patterns.is_empty())
-}
-
-/// `text` of ours, masked. Most of it has no secret, which is seen without collecting those of this process.
-pub fn masked(text: &str) -> String {
-    if OURS.get().is_none() && is_plain(text) {
-        return text.to_owned();
-    }
-    let Ok(secrets) = Secrets::of_process() else { return "(not shown: its secrets cannot be masked)".to_owned() };
-    let mut out = Vec::with_capacity(text.len());
-    super::masker::mask_text(&secrets, text.as_bytes(), &mut out);
-    String::from_utf8_lossy(&out).into_owned()
-}
-
 /// Compiles a pattern of the settings file.
 ///
 /// # Errors
@@ -88,19 +43,6 @@ pub fn compile(pattern: &str) -> Result<Regex> {
 }
 
 impl Secrets {
-    /// Those of this process: its environment, and what [`configure`] has added; collected once.
-    ///
-    /// # Errors
-    /// As [`Secrets::new`].
-    pub fn of_process() -> Result<Arc<Self>> {
-        if let Some(secrets) = OURS.get() {
-            return Ok(Arc::clone(secrets));
-        }
-        let (names, patterns) = ADDED.get().cloned().unwrap_or_default();
-        let secrets = Arc::new(Self::new(std::env::vars_os(), &names, &patterns)?);
-        Ok(Arc::clone(OURS.get_or_init(|| secrets)))
-    }
-
     /// Collects the secrets of a process with this environment; `names` and `patterns` are masked as well.
     ///
     /// # Errors

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
+use super::decode::ENCODED;
 use super::ordinary::{Shape, is_ordinary, is_random};
-use super::secrets::Open;
+use super::span::{NEAR, Open};
 use super::{names, nested};
 
 /// Sign between a name and its value.
@@ -29,12 +30,6 @@ struct Scan<'a> {
     sign: Sign,
     is_spaced: bool,
 }
-
-/// Length to which a value is looked at before it is known to be secret.
-pub(super) const NEAR: usize = 4 << 10;
-
-/// First bytes of encoded characters.
-pub(super) const ENCODED: &[u8] = b"\\%&\x1b";
 
 /// False if a value of `name` cannot stand behind it in `text`, also in an encoding.
 pub(super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {

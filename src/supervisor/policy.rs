@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 use crate::claude::frames::FrameEvent;
 use crate::config::duration::after;
 use crate::config::settings::Leftovers;
-use crate::events::SignalSource;
 use crate::outcome::Outcome;
-use crate::sys::signal::{FORWARDED, SigSet, Signal, is_termination_request};
+use crate::sys::signal::{FORWARDED, SigSet, Signal, SignalSource, is_termination_request};
 pub use refresh_guard::MAX_DEFERRAL;
 pub use types::{Action, Group, Input, Notice, PolicyConfig, TreeState};
 

@@ -23,12 +23,12 @@ use super::spawn::{Launch, Role};
 use crate::claude::frames::{FrameEvent, LastResult};
 use crate::claude::refresh_locks::CutRefresh;
 use crate::claude::storage::ClaudeStorage;
-use crate::events::{Event, EventQueue, SignalSource};
+use crate::events::{Event, EventQueue};
 use crate::lock::{LockGuard, SlotGuard};
 use crate::outcome::Outcome;
 use crate::records::RunRecorder;
 use crate::sys::priority::Urgency;
-use crate::sys::signal::{Signal, kill};
+use crate::sys::signal::{Signal, SignalSource, kill};
 use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, terminal, wait};
 

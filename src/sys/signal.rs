@@ -16,10 +16,9 @@ use nix::unistd::{Pid, getpgid, getpgrp, getppid, getsid};
 
 use super::core_dump;
 use super::proc::{self, Stat};
-use super::signal_pipe::SignalSource;
 pub(crate) use super::signal_table::kill;
 use super::signal_table::{CHANGED, FAILED_WRITES, TERMINAL_STOPS};
-pub use super::signal_table::{FORWARDED, REQUESTS, SigSet, Signal, is_termination_request, requests_end};
+pub use super::signal_table::{FORWARDED, REQUESTS, SigSet, Signal, SignalSource, is_termination_request, requests_end};
 
 /// Time within which a second termination request is taken for the first: timeout(1) signals its child, and then the child's group.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);

@@ -15,16 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::pipe2;
 
 use super::signal::{disposition, exchange};
-use super::signal_table::{OF_TERMINAL, Signal};
-
-/// Cause of a signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SignalSource {
-    /// The terminal, by the kernel: a key, a hang-up, a new window size. Its whole foreground process group gets it.
-    Kernel,
-    /// A process with this pid, by kill(2) or a similar call; 0 for one outside our PID namespace, and for a timer or limit of ours.
-    Process(i32),
-}
+use super::signal_table::{OF_TERMINAL, Signal, SignalSource};
 
 /// Both ends of the pipe. Neither ever blocks.
 #[derive(Debug)]

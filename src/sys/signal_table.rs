@@ -49,6 +49,15 @@ impl fmt::Debug for Signal {
     }
 }
 
+/// Cause of a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SignalSource {
+    /// The terminal, by the kernel: a key, a hang-up, a new window size. Its whole foreground process group gets it.
+    Kernel,
+    /// A process with this pid, by kill(2) or a similar call; 0 for one outside our PID namespace, and for a timer or limit of ours.
+    Process(i32),
+}
+
 /// Sends `signal` to a process.
 pub(crate) fn kill(pid: Pid, signal: Signal) -> nix::Result<()> {
     // SAFETY: kill(2) touches no memory.

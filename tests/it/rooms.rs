@@ -1,4 +1,4 @@
-//! The rooms of the house: a module imports only what stands below it. `src/lib.rs` draws the same picture.
+//! The rooms of the house: a module imports only what stands below it, and files of one room form no circle. `src/lib.rs` draws the same picture.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,10 +22,14 @@ fn sources(dir: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
+/// What of a file is no test.
+fn product(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap_or_default()
+}
+
 /// The rooms that `text` names as `crate::ROOM`, tests left out.
 fn imported(text: &str) -> BTreeSet<String> {
-    let product = text.split("#[cfg(test)]").next().unwrap_or_default();
-    let rooms = product
+    let rooms = product(text)
         .split("crate::")
         .skip(1)
         .map(|rest| rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect::<String>());
@@ -58,6 +62,44 @@ fn every_import_points_down() {
         }
     }
     assert_eq!(up, [""; 0]);
+}
+
+/// The files beside `file` that it names, as `super::FILE` or `super::{FILE, …}`, tests left out.
+fn beside(file: &Path, text: &str) -> Vec<PathBuf> {
+    let product: String = product(text).lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let first = |rest: &str| rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect::<String>();
+    let group = |rest: &str| match rest.strip_prefix('{') {
+        Some(names) => names.split(['}', ';']).next().unwrap_or_default().split(',').map(|name| first(name.trim())).collect(),
+        None => vec![first(rest)],
+    };
+    let names = product.split("super::").skip(1).flat_map(group);
+    let dir = file.parent().expect("a directory");
+    names
+        .flat_map(|name| [dir.join(format!("{name}.rs")), dir.join(name).join("mod.rs")])
+        .filter(|path| path.exists())
+        .collect()
+}
+
+/// Files of a room import each other in one direction: taking away those that import none of the rest, and then those that none of the
+/// rest imports, leaves nothing.
+#[test]
+fn files_of_a_room_form_no_circle() {
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    files.retain(|file| !file.ends_with("tests.rs"));
+    let imports = |file: &PathBuf| beside(file, &fs::read_to_string(file).expect("text"));
+    let mut arrows: Vec<_> =
+        files.iter().flat_map(|file| imports(file).into_iter().map(move |other| (file.clone(), other))).collect();
+    assert!(arrows.len() > 100, "they are found");
+    loop {
+        let before = arrows.len();
+        let (from, to): (BTreeSet<_>, BTreeSet<_>) = arrows.iter().cloned().unzip();
+        arrows.retain(|(file, other)| from.contains(other) && to.contains(file));
+        if arrows.len() == before {
+            break;
+        }
+    }
+    assert_eq!(arrows, []);
 }
 
 /// True if `text` defines `name`: a word of the text that follows the keyword of an item.

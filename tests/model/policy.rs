@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use claude_run::claude::frames::FrameEvent;
 use claude_run::config::settings::Leftovers;
-use claude_run::events::SignalSource;
 use claude_run::outcome::Outcome;
 use claude_run::supervisor::policy::{Action, Group, Input, MAX_DEFERRAL, Notice, Policy, PolicyConfig, TreeState};
-use claude_run::sys::signal::{SigSet, Signal};
+use claude_run::sys::signal::{SigSet, Signal, SignalSource};
 use stateright::{Checker, Model, Property};
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);

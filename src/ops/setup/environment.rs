@@ -1,29 +1,31 @@
 //! The variables by which agents find the shared config dir, in a file of `NAME=value` lines.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::unistd::geteuid;
 
-use super::SHARED_DIR;
-use super::plan::{SetupPaths, Step};
-use crate::claude::config_dir;
 use crate::config::file;
 
-/// The step that writes the variables, unless they are there; all other lines stay as they are.
-pub(super) fn step(path: &Path, paths: &SetupPaths) -> Result<Option<Step>> {
-    let value = |path: &Path| match path.to_str() {
-        Some(text) if !text.chars().any(char::is_control) => Ok(text.to_owned()),
-        _ => bail!("{path:?} cannot be written into an env file; name a plain path"),
-    };
-    let values = [(SHARED_DIR, value(&paths.shared)?), (config_dir::VARIABLE, value(&paths.config_dir)?)];
+/// What writes these variables, each a path, into the file `path`, unless they are there; all other lines stay as they are.
+pub(super) fn change(
+    path: &Path,
+    variables: [(&'static str, &Path); 2],
+) -> Result<Option<impl FnOnce() -> io::Result<()> + 'static>> {
+    let mut values = Vec::new();
+    for (name, value) in variables {
+        match value.to_str() {
+            Some(text) if !text.chars().any(char::is_control) => values.push((name, text.to_owned())),
+            _ => bail!("{value:?} cannot be written into an env file; name a plain path"),
+        }
+    }
     ensure_plain(path)?;
     let old = file::read_to_rewrite(path).with_context(|| format!("cannot write {}", path.display()))?;
-    let (text, path) = (format!("write {SHARED_DIR} and CLAUDE_CONFIG_DIR into {}", path.display()), path.to_owned());
-    let is_new = with(&old, &values) != old;
-    Ok(is_new.then(|| (text, Box::new(move || file::rewrite(&path, |text| Ok(with(text, &values)))) as _)))
+    let (path, is_new) = (path.to_owned(), with(&old, &values) != old);
+    Ok(is_new.then_some(move || file::rewrite(&path, |text| Ok(with(text, &values)))))
 }
 
 /// Refuses a link, which may lead to a file of others, and a file of others.

@@ -12,8 +12,11 @@ use nix::unistd::{AccessFlags, faccessat, geteuid};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::environment;
+use crate::claude::config_dir;
 use crate::sys::file_id::FileId;
 use crate::sys::mount::{self, Mount};
+
+pub(super) const SHARED_DIR: &str = "CLAUDE_SHARED_DIR";
 
 /// Paths that setup deals with.
 pub(super) struct SetupPaths {
@@ -89,10 +92,15 @@ impl SetupPlan {
         if has_steps {
             plan.check_private(nearest(&paths.config_dir));
         }
-        match env_file.map(|file| environment::step(file, paths)) {
-            Some(Ok(step)) => plan.steps.extend(step),
-            Some(Err(error)) => plan.refuse(format!("{error:#}")),
-            None => {}
+        if let Some(file) = env_file {
+            let variables = [(SHARED_DIR, &*paths.shared), (config_dir::VARIABLE, &*paths.config_dir)];
+            match environment::change(file, variables) {
+                Ok(Some(change)) => {
+                    plan.push(format!("write {SHARED_DIR} and CLAUDE_CONFIG_DIR into {}", file.display()), change)
+                }
+                Ok(None) => {}
+                Err(error) => plan.refuse(format!("{error:#}")),
+            }
         }
         plan
     }

@@ -11,9 +11,9 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use self::contexts::CONTEXTS;
 use self::tokens::TOKENS;
+use super::decode::ENCODED;
 use super::ordinary::{is_keyword, is_number, is_placeholder};
-use super::secrets::Open;
-use super::values::NEAR;
+use super::span::{NEAR, Open};
 use super::{names, nested, values};
 
 /// A form of secrets.
@@ -199,8 +199,8 @@ impl Rule {
 /// True if something is encoded near the beginning of `text`, behind nothing but what `passes`, and on the same line.
 fn is_encoded(text: &[u8], passes: impl Fn(u8) -> bool) -> bool {
     let near = &text[..text.len().min(24)];
-    let sign = near.iter().position(|&byte| values::ENCODED.contains(&byte) || !passes(byte) || byte == b'\n');
-    sign.is_some_and(|at| values::ENCODED.contains(&near[at]) && !near[at..].starts_with(b"\\n"))
+    let sign = near.iter().position(|&byte| ENCODED.contains(&byte) || !passes(byte) || byte == b'\n');
+    sign.is_some_and(|at| ENCODED.contains(&near[at]) && !near[at..].starts_with(b"\\n"))
 }
 
 /// False if letters behind `word` make another word of it, as in `input_tokens`, which is most of what there is.

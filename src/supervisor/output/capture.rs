@@ -16,7 +16,7 @@ use crate::claude::frames::FrameReader;
 use crate::config::settings::{Redact, Settings};
 use crate::events::EventSender;
 use crate::logging::LogFile;
-use crate::redact::{Masker, Secrets};
+use crate::redact::{Masker, Secrets, secrets};
 use crate::sys::pipe::enlarge;
 use crate::sys::terminal::Pty;
 
@@ -38,7 +38,7 @@ impl OutputConfig {
     pub(crate) fn new(settings: &Settings, requires_result: bool, frames: bool, log: Option<Arc<LogFile>>) -> Result<Self> {
         let redacts_all = settings.redact == Redact::All;
         let masks = redacts_all || (settings.redact == Redact::Log && log.is_some());
-        let secrets = masks.then(Secrets::of_process).transpose();
+        let secrets = masks.then(secrets).transpose();
         let secrets = secrets.context("cannot look for the secrets in the environment; --redact off runs without")?;
         let (tracks_idle, pty) = (settings.idle_limit.as_limit().is_some(), settings.pty);
         Ok(Self { frames: frames || requires_result, requires_result, tracks_idle, pty, log, secrets, redacts_all })

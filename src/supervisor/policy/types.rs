@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::claude::frames::FrameEvent;
 use crate::config::settings::Leftovers;
-use crate::events::SignalSource;
 use crate::outcome::Outcome;
-use crate::sys::signal::{SigSet, Signal};
+use crate::sys::signal::{SigSet, Signal, SignalSource};
 
 /// Limits of a run, each `None` for "no limit", and its circumstances.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -15,8 +15,7 @@ use crate::config::settings::Leftovers;
 use crate::lock::{LockGuard, SlotGuard};
 use crate::outcome::Outcome;
 use crate::sys::proc::Stat;
-use crate::sys::signal::Signal;
-use crate::sys::signal_pipe::SignalSource;
+use crate::sys::signal::{Signal, SignalSource};
 
 pub(super) fn log_signal(signal: Signal, source: SignalSource) {
     let sender = if let SignalSource::Process(pid) = source { Some(pid) } else { None };

@@ -1,0 +1,222 @@
+//! Looks at all records: who holds the lock, who waits, who has died and what is left of that. Whoever looks removes what nobody needs,
+//! and writes the line of history for which a dead run did not live long enough.
+
+use std::collections::BinaryHeap;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::mem;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use super::history;
+use super::kept::Line;
+use super::run_record::{Hold, RunRecord};
+use super::store::{RecordStore, Seen, is_locked, look, record_name, temporary_name};
+use crate::run_id::RunId;
+use crate::sys::dir::Dir;
+use crate::sys::file_id::FileId;
+use crate::sys::fs::open_regular;
+use crate::sys::mount::may_lock_per_host;
+use crate::sys::proc::{boot_id, flock_of, is_of_our_pid_namespace, pid_namespace};
+
+/// All runs that have a record, the oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Census {
+    pub(crate) live: Vec<RunRecord>,
+    /// Runs whose claude-run was killed, while what they started still holds the session lock.
+    pub(crate) orphaned: Vec<RunRecord>,
+    /// Runs on other hosts, whose locks cannot be seen from here: alive, or dead for not too long.
+    pub(crate) elsewhere: Vec<RunRecord>,
+    dead: Vec<(RunId, Seen)>,
+    /// Number of records there were.
+    listed: usize,
+}
+
+/// Time for which the record of a run that may be alive elsewhere is kept after its last touch. A live run touches it more often.
+pub(super) const SILENT_RECORD_TTL: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// Upper bound on the time to write a record, lock it and rename it.
+const STILL_WRITING: Duration = Duration::from_secs(60);
+
+impl RecordStore {
+    /// Live run that has acquired `lock`, as [`glance`](Self::glance) finds it.
+    pub(crate) fn holder(&self, lock: FileId, at_most: usize) -> Option<RunRecord> {
+        self.glance(lock, at_most).0
+    }
+
+    /// Live run that has acquired `lock`, and the approximate number of records. Reads records, the oldest first and `at_most` so many,
+    /// until one says so: mostly the first does. With a bound, of a directory with very many only the [`LISTED`] first names count: what a
+    /// waiter does is not to grow with what others have left. Removes records of dead runs that it meets, unless they may still be needed.
+    pub(crate) fn glance(&self, lock: FileId, at_most: usize) -> (Option<RunRecord>, usize) {
+        let Ok(runs) = self.open_runs() else { return (None, 0) };
+        let Ok(Census { mut live, dead, listed, .. }) = survey(&runs, at_most, |record| record.holds(lock)) else {
+            return (None, 0);
+        };
+        let holder = live.pop_if(|record| record.holds(lock));
+        for (run, seen) in dead {
+            // What a dead run has started may still hold its lock: `lock`, if nobody else holds that.
+            let is_needed = seen.record.as_ref().is_some_and(|record| {
+                (record.hold == Some(Hold::Own) && (holder.is_none() || !record.holds(lock))) || !self.is_visible(record)
+            });
+            if !is_needed {
+                self.sweep(&runs, run, seen.record.as_ref());
+            }
+        }
+        (holder, listed)
+    }
+
+    /// Reads all records, and removes those of dead runs.
+    pub(crate) fn census(&self) -> io::Result<Census> {
+        let runs = match self.open_runs() {
+            Ok(runs) => runs,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Census::default());
+            }
+            Err(error) => return Err(error),
+        };
+        let mut census = survey(&runs, usize::MAX, |_| false)?;
+        // One run may release the lock and the next acquire it while we read. A run removes its record before it releases the lock,
+        // so a second look tells.
+        let holds = |record: &RunRecord| record.hold == Some(Hold::Own);
+        if census.live.iter().filter(|record| holds(record)).count() > 1 {
+            census.live.retain(|record| !holds(record) || self.live(&record.run).is_some());
+        }
+        for (run, Seen { record, modified, .. }) in mem::take(&mut census.dead) {
+            match record {
+                Some(record) if !self.is_visible(&record) && !is_older(modified, SILENT_RECORD_TTL) => {
+                    census.elsewhere.push(record)
+                }
+                record => match record.clone().and_then(|record| self.orphaned(record, &census.live)) {
+                    Some(record) => census.orphaned.push(record),
+                    None => self.sweep(&runs, run, record.as_ref()),
+                },
+            }
+        }
+        for runs in [&mut census.live, &mut census.elsewhere] {
+            runs.sort_by_key(|record| record.began);
+        }
+        Ok(census)
+    }
+
+    /// Removes the record of a dead run, unless its directory is read-only. Whoever has done so writes the line of history for which the
+    /// run did not live long enough.
+    fn sweep(&self, runs: &Dir, run: RunId, record: Option<&RunRecord>) {
+        if runs.remove(&record_name(&run.to_string())).is_ok()
+            && let Some(record) = record
+        {
+            let _ = Line::of(&history::vanished(record), &[]).and_then(|line| history::append(self, &line)); // the run had no better luck
+        }
+    }
+
+    /// Run whose lock helper holds its lock, by its last record.
+    pub(crate) fn helped(&self) -> Option<RunRecord> {
+        let census = self.census().ok()?;
+        census.live.into_iter().chain(census.elsewhere).find(|record| record.key.is_some())
+    }
+
+    /// The dead run `record`, if the lock that it held is still held, by none of the `live` runs. Its path may be another file here;
+    /// then the session lock of this config dir may be the lock. The child is named only if it is seen to hold the lock: anybody can
+    /// write a record.
+    fn orphaned(&self, mut record: RunRecord, live: &[RunRecord]) -> Option<RunRecord> {
+        let recorded = record.lock.as_ref().map(|view| PathBuf::from(&view.path));
+        let paths = recorded.into_iter().chain([self.path().with_file_name("session.lock")]);
+        let mut there = paths.filter_map(|path| Some((FileId::at(&path)?, path)));
+        let (lock, path) = there.find(|&(lock, _)| record.holds(lock))?;
+        // From inside a container only a try can tell. It is rare and short, so it disturbs nobody.
+        let is_held = || open_regular(&path, File::options().read(true), 0).is_ok_and(|(file, _)| is_locked(&file));
+        let is_orphaned = !live.iter().any(|other| other.holds(lock)) && is_held();
+        let is_visible = record.pid_namespace == pid_namespace();
+        record.child = record.child.filter(|child| is_visible && flock_of(child, lock).is_some());
+        is_orphaned.then_some(record)
+    }
+
+    /// True if the flock of a live run of `record` would be visible here. On another host, or through another mount, it may not
+    /// be, unless the file system passes locks on. In our own PID namespace the process itself is visible.
+    fn is_visible(&self, record: &RunRecord) -> bool {
+        let device = |file: Option<FileId>| file.map(|file| file.device);
+        let here = FileId::at(self.config_dir());
+        let is_of_this_boot = record.boot == boot_id();
+        let is_gone = || {
+            record.pid_namespace.is_some()
+                && record.pid_namespace == pid_namespace()
+                && is_of_our_pid_namespace()
+                && RunId::parse(&record.run).is_some_and(|run| !run.is_alive())
+        };
+        (is_of_this_boot && (device(record.config_dir.file_id()) == device(here) || is_gone()))
+            || !may_lock_per_host(self.path())
+    }
+}
+
+/// Runs that have a record.
+#[derive(Default)]
+struct Listing {
+    /// The oldest of them, in order.
+    oldest: Vec<RunId>,
+    /// Number of all.
+    total: usize,
+}
+
+/// Names that are read at most for a bounded look.
+const LISTED: usize = 1024;
+
+/// Most temporary files that one look removes.
+const SWEPT: usize = 16;
+
+/// Lists the runs that have a record, `at_most` so many of the oldest. Removes temporary files that a killed writer has left.
+fn list(runs: &Dir, at_most: usize) -> io::Result<Listing> {
+    let (mut oldest, mut total, mut temporary) = (BinaryHeap::new(), 0, Vec::new());
+    let names = if at_most == usize::MAX { usize::MAX } else { LISTED };
+    runs.for_each_name(names, |name| {
+        let Some((stem, ending)) = name.split_once('.') else { return };
+        let Some(run) = RunId::parse(stem) else { return };
+        total += usize::from(ending == "json");
+        let is_wanted = match ending {
+            "json" => oldest.len() < at_most || oldest.peek() > Some(&run),
+            "tmp" => temporary.len() < SWEPT,
+            _ => false,
+        };
+        // Others can put files there: only those are ours that are named as we name them.
+        if is_wanted && stem == run.to_string() {
+            if ending == "tmp" {
+                return temporary.push(stem.to_owned());
+            }
+            oldest.push(run);
+            if oldest.len() > at_most {
+                oldest.pop();
+            }
+        }
+    })?;
+    for run in temporary {
+        let name = temporary_name(&run);
+        if runs.modified(&name).is_ok_and(|modified| is_older(modified, STILL_WRITING)) // a look may be in the writer's way
+            && look(runs, &run, &name).is_some_and(|seen| !seen.is_live)
+        {
+            let _ = runs.remove(&name);
+        }
+    }
+    let mut oldest = oldest.into_sorted_vec();
+    oldest.dedup(); // while records come and go, an entry may be read twice
+    Ok(Listing { oldest, total })
+}
+
+/// Reads `at_most` so many records, the oldest first, up to that of a live run that `is_wanted`.
+fn survey(runs: &Dir, at_most: usize, is_wanted: impl Fn(&RunRecord) -> bool) -> io::Result<Census> {
+    let Listing { oldest, total } = list(runs, at_most)?;
+    let mut census = Census { listed: total, ..Census::default() };
+    for run in oldest {
+        let name = run.to_string();
+        match look(runs, &name, &record_name(&name)) {
+            Some(Seen { is_live: true, record, .. }) => census.live.extend(record),
+            Some(seen) => census.dead.push((run, seen)),
+            None => {}
+        }
+        if census.live.last().is_some_and(&is_wanted) {
+            break;
+        }
+    }
+    Ok(census)
+}
+
+fn is_older(modified: SystemTime, age: Duration) -> bool {
+    SystemTime::now().duration_since(modified).is_ok_and(|passed| passed > age)
+}

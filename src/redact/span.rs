@@ -1,0 +1,48 @@
+//! A secret in a line: where it stands, and how it goes on behind the end of what is there.
+
+use std::ops::Range;
+
+use memchr::memchr2_iter;
+
+/// Length to which a value is looked at before it is known to be secret.
+pub(super) const NEAR: usize = 4 << 10;
+
+/// A secret in a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) range: Range<usize>,
+    /// How it goes on behind the end of the text, where it reaches that.
+    pub(super) open: Open,
+}
+
+/// How a secret goes on behind the end of a piece of a long line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Open {
+    /// To the end of its word.
+    Word,
+    /// To this quote behind so many backslashes, or fewer.
+    Quoted(u8, usize),
+    /// To what is no base64.
+    Base64,
+}
+
+impl Open {
+    /// Length of the rest of the secret in `text`.
+    pub(super) fn length(self, text: &[u8]) -> usize {
+        let end = match self {
+            Self::Word => {
+                text.iter().position(|byte| byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b'`' | b'\\'))
+            }
+            Self::Base64 => {
+                let goes_on = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'\\' | b' ');
+                text.iter().position(|byte| !goes_on(byte))
+            }
+            Self::Quoted(quote, most) => memchr2_iter(quote, b'"', text).find_map(|at| {
+                let backslashes = text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
+                let ends = text[at] == quote && backslashes <= most || text[at] == b'"' && backslashes == 0;
+                ends.then_some(at - backslashes) // its own are shown
+            }),
+        };
+        end.unwrap_or(text.len())
+    }
+}
