@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::arguments::options;
 use super::config_dir;
 use super::credentials::{Login, is_token};
 use super::program::Program;
@@ -53,8 +54,9 @@ const PROVIDERS: [(&str, &str); 7] = [
     ("CLAUDE_CODE_USE_ANTHROPIC_GOOGLE_CLOUD", "anthropic-google-cloud"),
     ("CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST", "host"),
 ];
-/// Variables with a token that claude uses as it is, and never refreshes.
-const OAUTH_TOKENS: [&str; 2] = ["CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR"];
+/// Variable with a token that claude uses as it is, and never refreshes. One that names a descriptor does not count: claude up to 2.1.177
+/// passes it on to its tools without the descriptor, and a claude that cannot read that uses its login, and refreshes it.
+const OAUTH_TOKEN: &str = "CLAUDE_CODE_OAUTH_TOKEN";
 const AUTH_TOKEN: &str = "ANTHROPIC_AUTH_TOKEN";
 const API_KEY: &str = "ANTHROPIC_API_KEY";
 const HEADERS: &str = "ANTHROPIC_CUSTOM_HEADERS";
@@ -102,7 +104,7 @@ impl<'a> Invocation<'a> {
     /// The method that claude uses; `login` is read by the caller.
     pub(crate) fn auth(&self, login: &Login) -> Auth {
         let helper = self.settings().value(HELPER).filter(|(_, helper)| helper.is_string()).map(|(path, _)| path.display());
-        let oauth_token = OAUTH_TOKENS.into_iter().find(|name| self.has(name));
+        let oauth_token = Some(OAUTH_TOKEN).filter(|name| self.has(name));
         // In claude's own order of precedence.
         let (name, description) = match (self.provider(), helper, oauth_token) {
             (Some((variable, name)), ..) => (name, format!("{name} ({variable})")),
@@ -123,12 +125,11 @@ impl<'a> Invocation<'a> {
     /// Reason why claude never refreshes its login, if it does not. A variable that is blank counts as empty, as it does from 2.1.330
     /// on: 2.1.126 takes it for a token.
     pub(crate) fn rules_out_refreshes(&self) -> Option<String> {
-        let is_token = |name: &&str| self.is_settled(name, |token| !token.to_string_lossy().trim().is_empty());
         if self.is_bare() {
             return Some("a bare claude never refreshes its login".to_owned());
         }
-        if let Some(name) = OAUTH_TOKENS.into_iter().find(is_token) {
-            return Some(format!("{name} is set, and that token is never refreshed"));
+        if self.is_settled(OAUTH_TOKEN, |token| !token.to_string_lossy().trim().is_empty()) {
+            return Some(format!("{OAUTH_TOKEN} is set, and that token is never refreshed"));
         }
         let (name, _) = PROVIDERS.into_iter().find(|(variable, _)| self.is_settled(variable, is_true))?;
         self.version().filter(|version| *version >= Version::NO_IDLE_REFRESH)?;
@@ -141,7 +142,7 @@ impl<'a> Invocation<'a> {
     }
 
     fn is_bare(&self) -> bool {
-        let is_typed = self.arguments.iter().take_while(|word| *word != "--").any(|word| word == "--bare");
+        let is_typed = options(&self.arguments).any(|word| word == b"--bare");
         is_typed || self.is_settled(SIMPLE, is_true)
     }
 
@@ -231,8 +232,7 @@ mod tests {
     fn auth(variables: &[(&str, &str)], settings: &str, words: &[&str], login: &Login) -> io::Result<&'static str> {
         let auth = with(variables, settings, words, |claude, _| claude.auth(login))?;
         // The description names the variable or key that decides.
-        let names =
-            [AUTH_TOKEN, API_KEY, HELPER, HEADERS].into_iter().chain(OAUTH_TOKENS).chain(PROVIDERS.map(|(name, _)| name));
+        let names = [AUTH_TOKEN, API_KEY, HELPER, HEADERS, OAUTH_TOKEN].into_iter().chain(PROVIDERS.map(|(name, _)| name));
         let is_named = names.into_iter().any(|name| auth.description.contains(name));
         assert_eq!(is_named, auth.is_no_login(), "{}", auth.description);
         Ok(auth.name)
@@ -245,7 +245,7 @@ mod tests {
             ("ANTHROPIC_API_KEY", "k", "api-key"),
             ("ANTHROPIC_AUTH_TOKEN", "t", "auth-token"),
             ("CLAUDE_CODE_OAUTH_TOKEN", "t", "oauth-token"),
-            ("CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR", "3", "oauth-token"),
+            ("CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR", "3", "login"),
             ("CLAUDE_CODE_USE_BEDROCK", "1", "bedrock"),
             ("CLAUDE_CODE_USE_VERTEX", "true", "vertex"),
             ("CLAUDE_CODE_USE_FOUNDRY", "1", "foundry"),

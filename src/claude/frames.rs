@@ -4,10 +4,9 @@
 mod abridged;
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem;
-use std::os::unix::ffi::OsStrExt;
 
 use memchr::memchr;
 use serde::Deserialize;
@@ -15,6 +14,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use self::abridged::Abridged;
+use super::arguments::{is_headless, value_of};
 
 /// A frame, as far as the watchdog needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,24 +60,21 @@ impl LastResult {
 
 /// True if claude's arguments ask for an output format that has frames.
 pub fn are_expected(arguments: &[OsString]) -> bool {
-    matches!(value_of(arguments, b"--output-format"), Some(b"json" | b"stream-json"))
+    output_format(arguments).is_some_and(|format| format == "json" || format == "stream-json")
 }
 
 /// True if claude, by its arguments, prints nothing before its end.
 pub fn come_all_at_once(arguments: &[OsString]) -> bool {
-    let is_headless = arguments.iter().any(|word| word == "-p" || word == "--print");
-    is_headless && value_of(arguments, b"--output-format") != Some(b"stream-json")
+    is_headless(arguments) && output_format(arguments).is_none_or(|format| format != "stream-json")
 }
 
 /// True if claude's arguments say that messages come on stdin, one after the other.
 pub fn input_is_streamed(arguments: &[OsString]) -> bool {
-    value_of(arguments, b"--input-format") == Some(b"stream-json")
+    value_of(arguments, "--input-format").is_some_and(|format| format == "stream-json")
 }
 
-fn value_of<'a>(arguments: &'a [OsString], option: &[u8]) -> Option<&'a [u8]> {
-    let mut words = arguments.iter().map(|word| word.as_bytes());
-    let value = words.find_map(|word| word.strip_prefix(option).filter(|rest| rest.is_empty() || rest[0] == b'='))?;
-    value.strip_prefix(b"=").or_else(|| words.next())
+fn output_format(arguments: &[OsString]) -> Option<&OsStr> {
+    value_of(arguments, "--output-format")
 }
 
 /// Reader of claude's stdout, in whatever pieces it comes.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
-use super::settings::argument;
+use super::arguments::{is_headless, value_of};
 use super::version::Version;
 use crate::sys::file_id::FileId;
 
@@ -83,16 +83,9 @@ impl Program {
         }
     }
 
-    /// True if it is claude without a person who talks to it: a run with `-p`, also among other letters, or `--print`.
+    /// True if it is claude without a person who talks to it.
     pub(crate) fn is_headless(&self) -> bool {
-        let is_print = |word: &OsString| {
-            let word = word.as_bytes();
-            let letters = word.strip_prefix(b"-").and_then(|letters| letters.split(|&letter| letter == b'p').next());
-            // Letters of other options may take the rest of the word as their value.
-            word == b"--print"
-                || letters.is_some_and(|letters| 1 + letters.len() < word.len() && letters.iter().all(|l| b"chv".contains(l)))
-        };
-        self.arguments_for_claude().iter().take_while(|word| *word != "--").any(is_print)
+        is_headless(self.arguments_for_claude())
     }
 
     /// Arguments, if COMMAND is claude by its name or path.
@@ -110,7 +103,7 @@ impl Program {
     pub(crate) fn refresher(&self, version: Version) -> Option<Self> {
         // Settings that are typed may name another login than the command would refresh.
         let is_typed =
-            ["--settings", "--setting-sources"].iter().any(|name| argument(self.arguments_for_claude(), name).is_some());
+            ["--settings", "--setting-sources"].iter().any(|name| value_of(self.arguments_for_claude(), name).is_some());
         let is_known = self.is_named_claude() && version >= Version::WAITS_FOR_REFRESH && !is_typed;
         let argv = || [&self.argv[0], OsStr::new("mcp"), OsStr::new("get"), OsStr::new(NO_SERVER)].map(OsStr::to_owned).into();
         is_known.then(|| Self { path: self.path.clone(), argv: argv(), is_claude: self.is_claude })

@@ -2,12 +2,13 @@
 //! which go before those of the environment.
 
 use std::cell::OnceCell;
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::arguments::value_of;
 use crate::config::settings::Environment;
 use crate::sys::fs::read_bounded;
 
@@ -41,14 +42,14 @@ const MAX_SETTINGS: u64 = 8 << 20;
 impl ClaudeSettings {
     /// Reads those of a claude that is started in this directory with `arguments`.
     pub(crate) fn read(config_dir: &Path, arguments: &[OsString]) -> Self {
-        let typed = argument(arguments, "--settings");
-        let inline = typed.as_ref().and_then(|word| parse(word.as_bytes())).filter(Value::is_object);
+        let typed = value_of(arguments, "--settings");
+        let inline = typed.and_then(|word| parse(word.as_bytes())).filter(Value::is_object);
         let typed = match inline {
             Some(settings) => Some(Layer { path: "--settings".into(), settings }),
             None => typed.map(PathBuf::from).and_then(Layer::read),
         };
         let first = managed(Path::new(MANAGED)).into_iter().chain(typed).collect();
-        let sources = Sources(argument(arguments, "--setting-sources"));
+        let sources = Sources(value_of(arguments, "--setting-sources").map(OsStr::to_owned));
         let user = if sources.have("user") { Layer::read(config_dir.join("settings.json")) } else { None };
         Self { first, sources, project: OnceCell::new(), user }
     }
@@ -101,19 +102,6 @@ impl Layer {
             value @ (Value::Number(_) | Value::Bool(_)) => Some(value.to_string().into()),
             _ => None,
         }
-    }
-}
-
-/// Value of the option `name` among the words for claude: the next word, or what follows `=`.
-pub(super) fn argument(arguments: &[OsString], name: &str) -> Option<OsString> {
-    let options = arguments.iter().take_while(|word| *word != "--");
-    let (at, rest) = options.enumerate().find_map(|(at, word)| {
-        let rest = word.as_bytes().strip_prefix(name.as_bytes())?;
-        (rest.is_empty() || rest.starts_with(b"=")).then_some((at, rest))
-    })?;
-    match rest.strip_prefix(b"=") {
-        Some(value) => Some(OsString::from_vec(value.to_vec())),
-        None => arguments.get(at + 1).cloned(),
     }
 }
 

@@ -3,7 +3,7 @@
 //! they are read, and have lines of 100 KB.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -13,7 +13,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::frames::clamped;
-use crate::sys::fs::open_to_read;
+use crate::sys::fs::open_regular;
 
 /// Error of a line about a refresh that cannot be understood: cut, or of another shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,10 +140,10 @@ impl Telemetry {
 
     /// Reads up to the last complete line; the line that is being written comes the next time.
     fn read_file(&mut self, path: PathBuf, events: &mut Vec<RefreshEvent>) -> io::Result<()> {
-        let mut file = open_to_read(&path)?;
+        let (mut file, found) = open_regular(&path, File::options().read(true), 0)?;
         let offset = self.offsets.entry(path).or_default();
         // Claude Code rewrites a file when it has delivered a part of it.
-        if file.metadata()?.len() < *offset {
+        if found.len() < *offset {
             *offset = 0;
         }
         file.seek(SeekFrom::Start(*offset))?;

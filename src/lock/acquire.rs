@@ -68,7 +68,7 @@ fn acquire_session_lock(file: LockFile, request: &LockRequest, wait: &mut LockWa
     let acquisition = match file.try_lock()? {
         LockAttempt::Acquired(flock) => Acquisition::Held(LockGuard::own(flock)),
         LockAttempt::Busy(file) => match request.above.hold_for_us(file.file_id(), wait.recorder.store(), false) {
-            Some(hold) => Acquisition::Held(LockGuard::of_another(hold, file.file_id())),
+            Some(hold) => Acquisition::Held(LockGuard::of_another(hold, file.file_id(), &request.above)),
             None => wait_for_flock(file, request, wait)?,
         },
     };
@@ -97,6 +97,7 @@ fn prepare_for_refresh(
         return Ok(give_up(guard, Acquisition::NotAcquired, wait));
     }
     if !refresh_only || !guard.is_held() {
+        guard.above = guard.above.filter(|_| !refresh_only); // who holds it may release it when the token is fresh
         return Ok(Acquisition::Held(guard));
     }
     // By the token as it is now, since the previous holder may have refreshed it.

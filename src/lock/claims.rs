@@ -165,10 +165,13 @@ impl Claim {
         self.lock == lock && (is_visible() || record().is_some())
     }
 
-    /// Record of the run that made this claim, if that lives in another PID namespace.
+    /// Record of the run that made this claim, if that lives in another PID namespace, or its descriptors are hidden from us, as to who is
+    /// in a user namespace of its own.
     fn run_elsewhere(&self, records: Option<&RecordStore>) -> Option<RunRecord> {
         let record = records?.live(&self.run.to_string())?;
-        Some(record).filter(|record| record.pid_namespace.is_some() && record.pid_namespace != proc::pid_namespace())
+        let is_elsewhere = record.pid_namespace.is_some() && record.pid_namespace != proc::pid_namespace();
+        let is_hidden = || self.run.is_above_us() && fs::read_dir(format!("/proc/{}/fdinfo", self.run.pid)).is_err();
+        (is_elsewhere || is_hidden()).then_some(record)
     }
 }
 

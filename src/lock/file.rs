@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use fs4::{FileExt, TryLockError};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use crate::records::{RecordStore, is_locked};
@@ -93,11 +94,11 @@ impl LockFile {
             let (kind, path, way_out) = (place.kind(), place.path(), place.way_out());
             let shown = path.display();
             match error.raw_os_error() {
-                Some(_) => {
-                    let todo = if is_for_lack_of_room(&error) {
-                        "free some space, or inodes, there".to_owned()
-                    } else {
-                        format!("make its directory writable, or {way_out}")
+                Some(errno) => {
+                    let todo = match Errno::from_raw(errno) {
+                        _ if is_for_lack_of_room(&error) => "free some space, or inodes, there".to_owned(),
+                        Errno::EMFILE | Errno::ENFILE => "raise the limit of open files (ulimit -n)".to_owned(),
+                        _ => format!("make its directory writable, or {way_out}"),
                     };
                     Error::new(error).context(format!("cannot make or open the {kind} {shown}; {todo}"))
                 }

@@ -10,7 +10,7 @@ use super::helper::Helper;
 use super::refresh_due::AwaitedRefresh;
 use crate::claude::version::Version;
 use crate::events::EventQueue;
-use crate::records::{Hold, RunRecorder};
+use crate::records::{Hold, RecordStore, RunRecorder};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
 use crate::sys::signal::Signal;
@@ -25,6 +25,8 @@ pub struct LockGuard {
     /// Holder of the flock.
     pub(super) hold: Hold,
     pub(super) file_id: FileId,
+    /// The runs above us, if another process has to hold it as long as we run.
+    pub(super) above: Option<AncestorRuns>,
     /// The refresh that it is held for. Without one, it is held for the whole run.
     pub(super) refresh: Option<AwaitedRefresh>,
 }
@@ -33,12 +35,12 @@ impl LockGuard {
     /// Our own lock.
     pub(super) fn own(flock: FlockGuard) -> Self {
         let file_id = flock.file_id();
-        Self { flock: Some(flock), ..Self::of_another(Hold::Own, file_id) }
+        Self { helper: None, flock: Some(flock), hold: Hold::Own, file_id, above: None, refresh: None }
     }
 
-    /// Lock on `file_id` that another process holds for us.
-    pub(super) fn of_another(hold: Hold, file_id: FileId) -> Self {
-        Self { helper: None, flock: None, hold, file_id, refresh: None }
+    /// Lock on `file_id` that another process holds for us, as found with the runs `above` us.
+    pub(super) fn of_another(hold: Hold, file_id: FileId, above: &AncestorRuns) -> Self {
+        Self { helper: None, flock: None, hold, file_id, above: Some(above.clone()), refresh: None }
     }
 
     /// The lock helper's name for its lock.
@@ -63,9 +65,14 @@ impl LockGuard {
         Some(format!("the lock helper {} has ended ({how})", helper.name()))
     }
 
-    /// Reason why our flock keeps nobody out any more, if so.
-    pub fn fault(&self) -> Option<&'static str> {
-        self.flock.as_ref().and_then(FlockGuard::fault)
+    /// Reason why the flock keeps nobody out any more, if so: ours, or that of another process, which must hold it as long as we run.
+    pub fn fault(&self, records: Option<&RecordStore>) -> Option<&'static str> {
+        let is_over = || self.above.as_ref().is_some_and(|above| above.hold_for_us(self.file_id, records, false).is_none());
+        match self.hold {
+            Hold::Own => self.flock.as_ref().and_then(FlockGuard::fault),
+            Hold::RunAbove => is_over().then_some("the process above it that held it has ended, or has released it"),
+            Hold::Caller => is_over().then_some("the caller has released it"),
+        }
     }
 
     /// Releases it in mid-run, without waiting for the lock helper's end: what is started below us meanwhile must not rely on us.

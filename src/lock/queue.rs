@@ -42,7 +42,7 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
                 LockAttempt::Busy(replacement) => {
                     wanted = replacement.file_id();
                     if let Some(hold) = request.above.hold_for_us(wanted, wait.recorder.store(), false) {
-                        return Ok(Some(Acquisition::Held(LockGuard::of_another(hold, wanted))));
+                        return Ok(Some(Acquisition::Held(LockGuard::of_another(hold, wanted, &request.above))));
                     }
                     wait.awaited = Awaited::SessionLock(request.path.clone(), wanted);
                     thread = FlockThread::start(replacement, wait.events.sender())?;
@@ -57,7 +57,7 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
         if is_check_due {
             checks += 1;
             if let Some(hold) = request.above.hold_for_us(wanted, wait.recorder.store(), true) {
-                return Ok(Some(Acquisition::Held(LockGuard::of_another(hold, wanted))));
+                return Ok(Some(Acquisition::Held(LockGuard::of_another(hold, wanted, &request.above))));
             }
         }
         let may_be_held = checks < ANCESTOR_CHECKS && request.above.may_hold(wanted);

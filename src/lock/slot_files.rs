@@ -28,6 +28,9 @@ pub(crate) fn slot_files(store: &RecordStore) -> Vec<SlotFile> {
     slots.numbers.iter().filter_map(look).collect()
 }
 
+/// Beyond the number of any ticket: a name with more is another's, and would leave no number for the next.
+const BEYOND: u64 = u64::MAX / 2;
+
 /// The directory of the slots, read once.
 pub(super) struct SlotsDir {
     /// `None` if it is missing.
@@ -43,7 +46,7 @@ impl SlotsDir {
         let dir = store.open_slots().ok();
         let (mut numbers, mut tickets) = (Vec::new(), Vec::new());
         let visit = |name: &str| match name.strip_prefix('t') {
-            Some(ticket) => tickets.extend(ticket.parse::<u64>()),
+            Some(ticket) => tickets.extend(ticket.parse().ok().filter(|number: &u64| *number < BEYOND)),
             None => numbers.extend(name.parse().ok().filter(|number: &u16| number.to_string() == name)),
         };
         let _ = dir.as_ref().map(|dir| dir.for_each_name(usize::MAX, visit)); // what cannot be read is empty, as what is missing

@@ -4,7 +4,8 @@
 //! First come, first served, without polling. A run that finds others waiting, or no slot free, makes a ticket, a file with the next number
 //! that it keeps locked, and sleeps in flock(2) on the last ticket before its own whose run lives. So each waiter has one other to wait
 //! for, and a waiter that is killed wakes one other. (flock's own queue loses its order when waiters in it are killed: measured.) Tickets
-//! are made under the lock on the file `queue`, for a moment.
+//! are made under the lock on the file `queue`, for a moment. One that is stopped would keep a free slot from all behind it, and nothing
+//! wakes those: they look each ten seconds, and take what has stayed free.
 //!
 //! The first looks for a slot. It starts if less than N slots are held, counting those beyond N, from before N was lowered; else it sleeps
 //! in flock(2) on each slot that is held, with a thread for each, as the kernel has no wait for one of several locks. (inotify has one, but
@@ -62,6 +63,9 @@ pub struct SlotGuard {
 /// Name of the file that is locked while a ticket is made.
 const QUEUE: &str = "queue";
 
+/// Time for which a slot may be free while others wait: then whoever is before us is stopped, or frozen, and loses its turn.
+const MAX_TURN: Duration = Duration::from_secs(10);
+
 /// Time to get to a free slot where nobody wants to wait: others may be at the queue, on their way to theirs.
 const PASSING: Duration = Duration::from_millis(100);
 
@@ -78,7 +82,7 @@ pub fn acquire_slot(
     if request.above.claim_slots() && request.is_nested(false) {
         return Ok(without(NESTED));
     }
-    let mut search = Search { request, of: request.of, stage: Stage::Arriving(None) };
+    let mut search = Search { request, of: request.of, stage: Stage::Arriving(None), was_free: false };
     let first = match LockFile::open_among_slots(&request.store, QUEUE)?.try_lock()? {
         LockAttempt::Acquired(queue) => search.enter(queue, &events.sender())?,
         LockAttempt::Busy(queue) => {
@@ -128,11 +132,6 @@ impl SlotRequest {
         let lock = FileId::at(&self.session_lock);
         lock.is_some_and(|lock| self.above.hold_for_us(lock, recorder.store(), false).is_some())
     }
-
-    /// True if no slot is free.
-    fn is_full(&self) -> bool {
-        slot_files(&self.store).iter().filter(|slot| slot.is_held).count() >= usize::from(self.of)
-    }
 }
 
 /// The search for a free slot.
@@ -141,6 +140,8 @@ struct Search<'a> {
     /// Number of slots, which may change meanwhile.
     of: u16,
     stage: Stage,
+    /// True if a slot was free at our last look, though others are before us.
+    was_free: bool,
 }
 
 enum Stage {
@@ -173,7 +174,7 @@ impl Drop for Ticket {
 
 impl Search<'_> {
     fn wait(&mut self, wait: &mut LockWait) -> Result<Acquisition<SlotGuard>> {
-        if self.request.wait == Wait::No && (matches!(self.stage, Stage::First(..)) || self.request.is_full()) {
+        if self.request.wait == Wait::No && (matches!(self.stage, Stage::First(..)) || self.is_full()) {
             return Ok(Acquisition::NotAcquired);
         }
         wait.begin(self.awaited(), limit(self.request.wait, PASSING));
@@ -217,7 +218,7 @@ impl Search<'_> {
             }
         };
         if !is_answered {
-            return Ok(None);
+            return Ok(if wait.recheck_at.is_some_and(|at| Instant::now() >= at) { self.take_lost_turn(wait)? } else { None });
         }
         let was_first = matches!(self.stage, Stage::First(..));
         match self.bound() {
@@ -234,6 +235,25 @@ impl Search<'_> {
         })
     }
 
+    /// Takes a slot that stays free though others are before us.
+    fn take_lost_turn(&mut self, wait: &mut LockWait) -> Result<Option<Acquisition<SlotGuard>>> {
+        wait.recheck_at = Some(Instant::now() + MAX_TURN);
+        if let Slots::AtMost(of) = self.bound() {
+            self.of = of;
+        }
+        let is_free = !self.is_full();
+        if !mem::replace(&mut self.was_free, is_free) || !is_free {
+            return Ok(None);
+        }
+        let store = &self.request.store;
+        Ok(find_free(store, &SlotsDir::read(store), self.of)?.ok().map(Acquisition::Held))
+    }
+
+    /// True if no slot is free.
+    fn is_full(&self) -> bool {
+        slot_files(&self.request.store).iter().filter(|slot| slot.is_held).count() >= usize::from(self.of)
+    }
+
     /// The awaited slot, for messages.
     fn awaited(&self) -> Awaited {
         Awaited::Slot { of: self.of, ticket: self.ticket() }
@@ -247,9 +267,10 @@ impl Search<'_> {
     }
 
     /// Publishes a new ticket. Makes a change of the settings file an event, for the first: the others look when they are it.
-    fn on_moved(&self, wait: &mut LockWait) {
+    fn on_moved(&mut self, wait: &mut LockWait) {
         wait.awaited = self.awaited();
         wait.recorder.on_wait_for_slot(self.ticket());
+        (wait.recheck_at, self.was_free) = (matches!(self.stage, Stage::Behind(..)).then(|| Instant::now() + MAX_TURN), false);
         if let (Stage::First(..), Some(file)) = (&self.stage, &self.request.file) {
             wait.events.watch_files(slice::from_ref(file));
             wait.events.requeue(vec![Event::FilesChanged]); // it may have changed before it was watched
@@ -284,22 +305,21 @@ impl Search<'_> {
             Stage::First(ticket, threads) => (ticket, threads),
             Stage::Arriving(_) | Stage::Waiting(_) => return Ok(None),
         };
+        // They have a descriptor for each slot, and a look takes as many. One that has just acquired its slot lets it go.
+        FlockThread::interrupt(threads);
         let slots = SlotsDir::read(&self.request.store);
         if let Some(before) = slots.ticket_before(&self.request.store, ticket.number) {
             self.stage = Stage::Behind(ticket, FlockThread::start(before, events.clone())?);
             return Ok(None);
         }
-        let found = match find_free(&self.request.store, &slots, self.of)? {
+        Ok(match find_free(&self.request.store, &slots, self.of)? {
             Ok(slot) => Some(slot), // and our ticket is dropped
             Err(held) => {
                 let threads = held.into_iter().map(|file| FlockThread::start(file, events.clone())).collect::<Result<_>>()?;
                 self.stage = Stage::First(ticket, threads);
                 None
             }
-        };
-        // A slot that one of these has acquired meanwhile wakes a new one.
-        FlockThread::interrupt(threads);
-        Ok(found)
+        })
     }
 
     /// The bound as it is now.

@@ -287,6 +287,7 @@ impl RunRecorder {
         let is_first = self.published.is_none();
         if let Err(error) = store.publish(&self.record(store.config_dir()), &mut self.published) {
             self.warn_once(&error);
+            self.published = None; // removed: one that cannot be rewritten would go on claiming what it says
         } else if is_first {
             self.touch_at = after(Instant::now(), Some(TOUCH_AFTER));
         }

@@ -6,6 +6,7 @@ mod capture;
 mod drain;
 mod line_logger;
 mod relay;
+mod shared;
 mod sink;
 mod spool;
 

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Take, pipe};
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use memchr::memrchr;
@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{error, warn};
 
 use super::line_logger::Lines;
+use super::shared::Shared;
 use super::sink::Sink;
 use crate::claude::frames::{FrameEvent, FrameReader, LastResult};
 use crate::events::{Event, EventSender};
@@ -67,18 +68,6 @@ pub(super) struct Stream {
     pub(super) has_stalled: bool,
 }
 
-/// Shared between the relay's thread and the supervisor.
-#[derive(Debug)]
-struct Shared {
-    sender: EventSender,
-    started: Instant,
-    /// Nanoseconds from `started` to the last byte.
-    last_output: AtomicU64,
-    last_result: OnceLock<LastResult>,
-    lost_output: AtomicBool,
-    session_id: OnceLock<String>,
-}
-
 /// The child's stdout or stderr.
 #[derive(Debug)]
 pub(super) struct ChildEnd {
@@ -105,14 +94,7 @@ impl Relay {
     pub(super) fn start(captured: Vec<(Stream, ChildEnd)>, is_one: bool, sender: EventSender) -> io::Result<Self> {
         let (child_ended, child_is_alive) = pipe()?;
         let (streams, child_ends) = captured.into_iter().unzip();
-        let shared = Arc::new(Shared {
-            sender,
-            started: Instant::now(),
-            last_output: AtomicU64::new(0),
-            last_result: OnceLock::new(),
-            session_id: OnceLock::new(),
-            lost_output: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared::new(sender));
         let mut copier = Copier { streams, child_ended, shared: Arc::clone(&shared) };
         let (start, started) = mpsc::channel();
         // Without a child the sender is dropped.
@@ -130,7 +112,7 @@ impl Relay {
 
     /// Time of the child's last output.
     pub(crate) fn last_output(&self) -> Instant {
-        self.shared.started + Duration::from_nanos(self.shared.last_output.load(Ordering::Relaxed))
+        self.shared.last_output()
     }
 
     /// Gives the child's pseudo-terminals the size of ours. False if there are none.
@@ -204,6 +186,7 @@ impl Copier {
 
     /// Sleeps until there is something to do. True if the child has ended, and what it has left may still be read.
     fn wait(&mut self) -> bool {
+        self.shared.note_stall(self.streams.iter().any(|stream| stream.input.is_some() && !stream.is_reading()));
         let reading = || self.streams.iter().filter(|stream| stream.is_reading());
         let inputs = reading().filter_map(|stream| stream.input.as_ref());
         let mut ready: Vec<_> = inputs.map(|input| PollFd::new(input.get_ref().as_fd(), PollFlags::POLLIN)).collect();
@@ -269,7 +252,7 @@ impl Stream {
         let read = match input.read(&mut self.buffer[self.held..self.held + BATCH]) {
             Ok(length) if length > 0 => {
                 (self.is_paused, self.last_read) = (false, Some(Instant::now()));
-                shared.last_output.store(shared.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                shared.note_output();
                 length
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock && !child_ended => 0,

@@ -42,7 +42,7 @@ impl Supervisor<'_> {
 
     /// Warns, once, if what this run believes to hold keeps nobody out: there is no event for that.
     pub(super) fn warn_of_lost_locks(&mut self) {
-        let lock = self.lock.as_ref().and_then(LockGuard::fault).map(|fault| ("session lock", fault));
+        let lock = self.lock.as_ref().and_then(|lock| lock.fault(self.recorder.store())).map(|fault| ("session lock", fault));
         let slot = self.slot.as_ref().and_then(SlotGuard::fault).map(|fault| ("slot", fault));
         if let Some((what, fault)) = lock.or(slot)
             && !mem::replace(&mut self.has_warned_of_locks, true)
