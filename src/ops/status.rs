@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
+use super::checks::{self, Check};
 use super::slots::SlotsInUse;
 use super::{Context, Factory, answer, layout, text};
 use crate::claude::auth::Auth;
@@ -43,6 +44,9 @@ pub(super) struct Status<'a> {
     refresh_locks: [RefreshLock; 2],
     login: Login,
     auth: Auth,
+    /// What doctor finds as well: of the room, which is trouble, and of the login, as this shell sees it.
+    room: Vec<String>,
+    pub(super) login_objections: Vec<String>,
     /// The latest first.
     last: Vec<FinishedRun>,
 }
@@ -121,6 +125,12 @@ impl<'a> Status<'a> {
             waiting.retain(|waiter| waiter.as_ref().map_or(true, |record| record.run != holder.run));
         }
         let login = Login::read_whole(&factory.storage.credentials());
+        let auth = context.auth(&factory.config_dir, &login);
+        let (mut room, mut of_login) = (Check::default(), Check::default());
+        checks::check_room(&factory.config_dir, &mut room);
+        if !matches!(login, Login::Unclear(_)) {
+            checks::check_login(&factory.storage.credentials(), &login, &auth, &mut of_login);
+        }
         Ok(Self {
             factory,
             holders,
@@ -131,7 +141,9 @@ impl<'a> Status<'a> {
             elsewhere,
             unreadable,
             refresh_locks: RefreshLock::of(&factory.storage),
-            auth: context.auth(&factory.config_dir, &login),
+            auth,
+            room: room.objections().collect(),
+            login_objections: of_login.objections().collect(),
             login,
             last: factory.records.last_finished(5).into_iter().rev().collect(),
         })
@@ -167,7 +179,7 @@ impl<'a> Status<'a> {
         let settings = self.factory.file_error.as_ref().map(|error| format!("no run starts: {error}"));
         let records = self.unreadable.as_ref().map(|why| format!("{why}; of the runs, only what the kernel shows is listed"));
         let all = orphaned.chain(refresh_locks).chain(login).chain(cut).chain(self.replaced()).chain(holders).chain(stopped);
-        all.chain(settings).chain(records).collect()
+        all.chain(settings).chain(records).chain(self.room.iter().cloned()).collect()
     }
 
     /// Runs under which the lock file was removed or replaced.

@@ -122,6 +122,51 @@ fn status_creates_nothing() {
 }
 
 #[test]
+fn full_file_system_is_trouble_in_status() {
+    if !can_unshare("-rm") {
+        return;
+    }
+    let env = Env::new();
+    fs::create_dir(env.home().join(".claude")).expect("a config dir");
+    for (options, code) in [("size=64k", 1), ("nr_inodes=1", 1), ("size=4m", 0)] {
+        let script = format!(r#"mount -t tmpfs -o mode=700,{options} tmpfs "$HOME/.claude" && exec "$0" status"#);
+        let mut unshare = env.command("unshare");
+        unshare.args(["-rm", "bash", "-c", &script]).arg(binary());
+        let ended = Running::start(unshare).end();
+        let is_said = ended.stdout[0].starts_with("trouble        ") && ended.stdout[0].contains(" has no room for a MiB: ");
+        assert_eq!((ended.code(), is_said), (code, code == 1), "{options}: {ended:?}");
+    }
+}
+
+#[test]
+fn status_shows_what_doctor_finds_of_the_login() {
+    let env = Env::new();
+    let file = env.make_lock_file().with_file_name(".credentials.json");
+    let shown = |key: &str| {
+        let output = env.claude_run().arg("status").env("ANTHROPIC_API_KEY", key).output().expect("started");
+        (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+    };
+    for text in [None, Some("{}")] {
+        if let Some(text) = text {
+            fs::write(&file, text).expect("a file");
+        }
+        let (code, found) = shown("");
+        // The agents may have a key.
+        assert!(code == Some(0) && found.contains("doctor finds   there is no login in "), "{text:?}: {found}");
+        let (code, found) = shown("k");
+        assert!(code == Some(0) && !found.contains("doctor finds"), "{text:?}: {found}");
+    }
+    for text in ["", "{\"claudeAiOauth\":{\"acc"] {
+        fs::write(&file, text).expect("a file");
+        let (code, found) = shown("");
+        assert!(code == Some(1) && found.contains("trouble        ") && !found.contains("doctor finds"), "{text:?}: {found}");
+    }
+    fs::write(&file, r#"{"claudeAiOauth":{"accessToken":"x","expiresAt":4102444800000}}"#).expect("a file");
+    let (code, found) = shown("");
+    assert!(code == Some(0) && found.contains("there is no refresh token in "), "{found}");
+}
+
+#[test]
 fn read_only_config_dir_costs_records_and_a_warning() {
     if !can_unshare("-rm") {
         return;

@@ -51,6 +51,9 @@ impl Status<'_> {
         rows.push(Row::new("auth", self.auth.description.clone()));
         let look = if matches!(self.login, Login::Unclear(_)) { Look::Odd } else { Look::Plain };
         rows.push(Row::new("token", self.token().2).looks(look));
+        // No trouble for sure: the agents may have a key that this shell has not.
+        let objections = self.login_objections.iter().map(|objection| Row::new("", objection.clone()).looks(Look::Odd));
+        add_list(&mut rows, "doctor finds", objections);
         // They give way first.
         let last = if most == usize::MAX { most } else { most / 6 + 1 };
         add_list(&mut rows, "last runs", self.last.iter().take(last).map(finished));
