@@ -53,6 +53,16 @@ impl SlotsInUse {
         format!("{} in use{}", self.held.len(), if waiting == 0 { String::new() } else { format!(", {waiting} waiting") })
     }
 
+    /// Awaited by those who wait, as `3 for a slot: 2 of 2 taken`, if anybody does.
+    pub(super) fn awaited(&self, bound: Slots) -> Option<String> {
+        let of = match bound {
+            Slots::AtMost(number) => format!(" of {number}"),
+            Slots::Unlimited => String::new(), // these runs were told a bound of their own
+        };
+        let waiting = self.waiting.len();
+        (waiting > 0).then(|| format!("{waiting} for a slot: {}{of} taken", self.held.len()))
+    }
+
     pub(super) fn to_json(&self) -> Value {
         let held =
             |(slot, run): &(SlotFile, Option<RunRecord>)| json!({"slot": slot.number, "run": run.as_ref().map(text::run_json)});

@@ -72,6 +72,8 @@ impl Status<'_> {
             0 => "nobody".to_owned(),
             count => count.to_string(),
         };
+        let for_slots = self.slots.awaited(self.factory.settings.slots);
+        let waiting = waiting + &for_slots.map_or_else(String::new, |awaited| format!("; {awaited}"));
         let digits = self.waiting.len().to_string().len();
         let places = self.waiting.iter().zip(1..).map(|(waiter, place)| {
             let who = match waiter {
