@@ -150,7 +150,7 @@ fn check_settings(subject: &Subject, check: &mut Check) {
     }
     match &subject.factory {
         Ok(factory) => {
-            check.pass(format!("the lock mode is {}", text::setting(&factory.mode)));
+            check.pass(format!("the lock mode is {}", factory.mode_text()));
             check_modes(subject, factory, check);
         }
         Err(error) => return check.fail(format!("{error:#}"), means, "fix that value where it is set"),

@@ -175,7 +175,14 @@ impl Factory {
 
     /// Lock mode and its origin; not known where no run starts.
     fn mode_text(&self) -> String {
-        self.file_error.as_ref().map_or_else(|| text::setting(&self.mode), |_| "not known".to_owned())
+        match (&self.file_error, &self.mode.origin) {
+            (Some(_), _) => "not known".to_owned(),
+            // scripts/agent-sdk.sh does not take a default for an answer.
+            (None, Origin::Default) => {
+                format!("{} (default; agent-sdk.sh takes no lock until a mode is set)", self.mode.value.to_string_lossy())
+            }
+            (None, _) => text::setting(&self.mode),
+        }
     }
 
     fn mode_json(&self) -> Value {
