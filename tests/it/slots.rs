@@ -436,7 +436,7 @@ fn bound_is_shown_and_set_for_all() {
     let text = |words: &[&str]| {
         String::from_utf8_lossy(&env.command(binary()).args(words).output().expect("started").stdout).into_owned()
     };
-    assert_eq!(text(&["slots"]), "none (default)\n0 in use\n");
+    assert_eq!(text(&["slots"]), "the bound is none (default)\n0 in use\n");
     fs::create_dir_all(env.home().join(".claude")).expect("a config dir");
     let file = env.home().join(".claude/claude-run.toml");
     fs::write(&file, "# ours\nwait = 5 # s\n").expect("a file");
