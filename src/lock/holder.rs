@@ -6,8 +6,10 @@ use std::fs;
 use std::iter;
 use std::time::SystemTime;
 
+use super::claims::is_below;
 use crate::config::duration::show_seconds;
 use crate::records::{RecordStore, RunRecord, State};
+use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{self, Flock, Stat};
 
@@ -90,14 +92,17 @@ impl Holder {
         inheritor.or_else(|| locked_by.map(gone))
     }
 
-    /// The `holder` that was found, if any, as what one of the `orphaned` runs has left, if one has held `lock`.
+    /// The `holder` that was found, if any, as what one of the `orphaned` runs has left, if one has held `lock`. Since then, an old caller
+    /// may have acquired it: what a run has started is told by its environment.
     pub(crate) fn or_orphan(holder: Option<Self>, lock: FileId, orphaned: impl FnOnce() -> Vec<RunRecord>) -> Option<Self> {
         let processes = match holder {
             Some(Self::Processes(processes)) => processes,
             Some(run) => return Some(run),
             None => Vec::new(),
         };
-        let orphaned = orphaned().into_iter().filter(|run| run.holds(lock));
+        let is_left_by = |id: RunId| processes.iter().any(|process| is_below(process.pid, id) != Some(false));
+        let has_left = |run: &RunRecord| run.child.is_some() || RunId::parse(&run.run).is_some_and(is_left_by);
+        let orphaned = orphaned().into_iter().filter(|run| run.holds(lock) && (processes.is_empty() || has_left(run)));
         match orphaned.max_by_key(|run| (run.child.is_some(), run.began)) {
             Some(mut run) => {
                 // Where the child is gone, a tool of its may have the lock.

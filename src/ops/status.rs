@@ -112,8 +112,10 @@ impl<'a> Status<'a> {
         if let (true, Some(lock), Some(queue)) = (holders.is_empty(), lock, &queue) {
             let found = Holder::find_without_record(queue, Some(&factory.records));
             let found = Holder::or_orphan(found, lock, || orphaned.clone());
-            if let Some(Holder::Orphan(left, _)) = &found {
-                orphaned.iter_mut().filter(|run| run.run == left.run).for_each(|run| run.child = left.child);
+            match &found {
+                Some(Holder::Orphan(left, _)) => orphaned = vec![(**left).clone()],
+                Some(Holder::Processes(_)) => orphaned.clear(), // they are none of theirs
+                Some(Holder::Run(_)) | None => {}
             }
             holders.extend(found.filter(|holder| match holder {
                 Holder::Processes(processes) => !processes.first().is_some_and(|process| is_no_stranger(process.pid)),

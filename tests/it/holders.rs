@@ -121,6 +121,22 @@ fn descriptor_of_a_shell_is_held_by_it_and_its_child() {
 }
 
 #[test]
+fn old_caller_behind_a_killed_run_is_not_its_orphan() {
+    let env = Old(Env::new());
+    let run = env.start_fake(&["--label", "killed"], "ready; hang");
+    run.ready();
+    wait_until("it holds the lock", || status(&env)["holders"][0]["record"]["label"] == "killed");
+    run.signal(Signal::SIGKILL);
+    run.end();
+    // Its claude has ended at the signal of the kernel, and nobody has looked at its record since.
+    let _old = old_caller(&env, "echo held; exec sleep 1000");
+    wait_until("it sleeps", || processes(&status(&env)).iter().any(|(_, name)| *name == "sleep"));
+    let seen = status(&env);
+    assert_eq!((&seen["holders"][0]["orphaned"], &seen["holders"][0]["record"]), (&false.into(), &Value::Null), "{seen}");
+    assert!(seen["orphaned"].as_array().is_some_and(Vec::is_empty) && !waiter_names(&env).contains("killed"), "{seen}");
+}
+
+#[test]
 fn stopped_holder_has_one_hint() {
     let env = Old(Env::new());
     let old = old_caller(&env, "echo held; exec sleep 1000");
