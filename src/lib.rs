@@ -118,7 +118,7 @@
 //! | the fields of a run record, and of a line of history | `records/run_record.rs`, `records/history.rs` |
 //! | what ends a process left over by claude | when: `supervisor/policy.rs`; how it is found and signalled: `supervisor/process_tree.rs` |
 //! | what happens to output that the caller is slow to read | `supervisor/output/spool.rs` |
-//! | a new doctor check | a function in `ops/doctor/` that adds its findings, and a line in `CHECKS` of `ops/doctor.rs` |
+//! | a new doctor check | a function in `ops/doctor/` that adds its findings, and a line in `CHECKS` of `ops/doctor.rs`; one for status, too: `ops/checks.rs` |
 //! | the verdict of `claude-run events` | `claude/telemetry.rs` for the events, `ops/events.rs` for the verdict |
 //! | the form of a message on stderr or in the log | `logging/format.rs` |
 //!

@@ -136,6 +136,7 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
         let is_over = obstacle.is_none() || is_lost() || matches!(refreshes.state(), RefreshState::NotDue(_));
         Ok(is_over.then_some(()))
     })?;
+    wait.recorder.on_refresh_waited(wait.started.elapsed());
     match end {
         WaitEnd::Interrupted(signal) => return Ok(Some(signal)),
         WaitEnd::TimedOut => {

@@ -69,13 +69,10 @@ impl AncestorRuns {
         // An ancestor may hold it for somebody else. It was passed down to us if a process between its holder and us has it as well, as
         // the claude in an old shell block has; if a run whose claim we have has started the holder: a claude whose claude-run was killed;
         // or if the holder is flock(1), which has no other command. None of them need pass it to its tools.
-        let is_below = |claim: &Claim| {
-            claim.lock == lock
-                && !claim.run.is_alive()
-                && fs::read(format!("/proc/{nearest}/environ")).is_ok_and(|all| claim.run.is_above(&all))
-        };
+        let has_started_it =
+            |claim: &Claim| claim.lock == lock && !claim.run.is_alive() && is_below(nearest, claim.run) == Some(true);
         let is_flock = || fs::read_to_string(format!("/proc/{nearest}/comm")).is_ok_and(|name| name == "flock\n");
-        let is_passed_down = self.claims.iter().any(is_below) || holders.next().is_some() || is_flock();
+        let is_passed_down = self.claims.iter().any(has_started_it) || holders.next().is_some() || is_flock();
         is_passed_down.then_some(Hold::RunAbove)
     }
 
@@ -180,6 +177,11 @@ impl fmt::Display for Claim {
         let Self { lock: FileId { device, inode }, run } = self;
         write!(f, "{device}:{inode}:{run}")
     }
+}
+
+/// True if the process `pid` was started below `run`, by its environment; `None` if we may not read that.
+pub(super) fn is_below(pid: i32, run: RunId) -> Option<bool> {
+    fs::read(format!("/proc/{pid}/environ")).ok().map(|environment| run.is_above(&environment))
 }
 
 /// Pids of our ancestors, the nearest first, as far as they are visible.

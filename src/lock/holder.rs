@@ -6,8 +6,10 @@ use std::fs;
 use std::iter;
 use std::time::SystemTime;
 
+use super::claims::is_below;
 use crate::config::duration::show_seconds;
 use crate::records::{RecordStore, RunRecord, State};
+use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{self, Flock, Stat};
 
@@ -16,13 +18,18 @@ use crate::sys::proc::{self, Flock, Stat};
 pub enum Holder {
     /// A live run.
     Run(Box<RunRecord>),
-    /// A process that is no run.
-    Process {
-        /// Pid.
-        pid: i32,
-        /// Command name (/proc/PID/comm).
-        name: String,
-    },
+    /// A run whose claude-run was killed, and the processes that it has left with the lock, as far as they are visible.
+    Orphan(Box<RunRecord>, Vec<Process>),
+    /// Processes that are no run.
+    Processes(Vec<Process>),
+}
+
+/// Process that has the lock's open file description, as all have that inherited it: the lock is free with the last of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub(crate) pid: i32,
+    /// Command name.
+    pub(crate) name: String,
 }
 
 /// Flocks on a lock file, held and waited for, as far as they are visible here.
@@ -35,19 +42,25 @@ pub struct Queue {
 /// Number of records that are read before the kernel is asked.
 const GLANCE: usize = 8;
 
+/// Number of processes that are named; of the others, only the number is said.
+pub(crate) const NAMED: usize = 4;
+
 impl Holder {
-    /// Finds the holder of `lock` among the oldest runs in `records`, as `RecordStore::glance` does; else it is the process that was
-    /// found `last`, if that holds it still; else, unless there are more than `crowd` runs, looks among the visible processes.
-    pub fn find(records: Option<&RecordStore>, lock: FileId, crowd: usize, last: Option<i32>) -> Option<Self> {
+    /// Finds the holder of `lock` among the oldest runs in `records`, as `RecordStore::glance` does; else it is those of the processes
+    /// found `last` that hold it still; else, unless there are more than `crowd` runs, looks among the visible processes.
+    pub fn find(records: Option<&RecordStore>, lock: FileId, crowd: usize, last: &[Process]) -> Option<Self> {
         let (run, count) = records.map_or((None, 0), |records| records.glance(lock, GLANCE));
         if let Some(run) = run {
             return Some(Self::Run(Box::new(run)));
         }
-        match last {
-            Some(pid) if proc::flock_of(pid, lock).is_some() => Some(Self::of_pid(records, pid)),
-            _ if count <= crowd => Self::find_without_record(&Queue::look(lock), records),
-            _ => None,
-        }
+        let still: Vec<_> = last.iter().filter(|process| proc::flock_of(process.pid, lock).is_some()).cloned().collect();
+        let holder = match still.first().map(|process| process.pid) {
+            Some(pid) => Some(run_of(records, pid).map_or_else(|| Self::Processes(still), Self::Run)),
+            None if count <= crowd => Self::find_without_record(&Queue::look(lock), records),
+            None => return None,
+        };
+        let orphaned = || records.and_then(|records| records.census().ok()).map_or(Vec::new(), |census| census.orphaned);
+        Self::or_orphan(holder, lock, orphaned)
     }
 
     /// Finds a holder whose record does not say so, or that has no record.
@@ -56,7 +69,7 @@ impl Holder {
         let mut locked_by = None;
         match queue.owner() {
             Some(pid) if proc::flock_of(pid, lock).is_some() || proc::is_hidden(pid) => {
-                return Some(Self::of_pid(records, pid));
+                return Some(Self::of_pid(records, pid, lock));
             }
             Some(pid) => {
                 locked_by = Queue::look(lock).owner();
@@ -71,11 +84,41 @@ impl Holder {
         // The process that locked it is gone or not visible; those that inherited the descriptor hold the lock now. That process was
         // flock(1) in an old shell block, most likely: the shell has a pid just before its own, and what it runs one just behind.
         if let Some(near) = queue.owner().and_then(|pid| nearest_inheritor(pid, lock)) {
-            return Some(Self::of_pid(records, near));
+            return Some(Self::of_pid(records, near, lock));
         }
         let inheritors = Stat::all().into_iter().filter(|stat| proc::flock_of(stat.pid, lock).is_some());
-        let inheritor = inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid));
-        inheritor.or_else(|| Some(Self::Process { pid: locked_by?, name: "gone; who inherited it cannot be seen".to_owned() }))
+        let inheritor = inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid, lock));
+        let gone = |pid| Self::Processes(vec![Process { pid, name: "gone; who inherited it cannot be seen".to_owned() }]);
+        inheritor.or_else(|| locked_by.map(gone))
+    }
+
+    /// The `holder` that was found, if any, as what one of the `orphaned` runs has left, if one has held `lock`. Since then, an old caller
+    /// may have acquired it: what a run has started is told by its environment.
+    pub(crate) fn or_orphan(holder: Option<Self>, lock: FileId, orphaned: impl FnOnce() -> Vec<RunRecord>) -> Option<Self> {
+        let processes = match holder {
+            Some(Self::Processes(processes)) => processes,
+            Some(run) => return Some(run),
+            None => Vec::new(),
+        };
+        let is_left_by = |id: RunId| processes.iter().any(|process| is_below(process.pid, id) != Some(false));
+        let has_left = |run: &RunRecord| run.child.is_some() || RunId::parse(&run.run).is_some_and(is_left_by);
+        let orphaned = orphaned().into_iter().filter(|run| run.holds(lock) && (processes.is_empty() || has_left(run)));
+        match orphaned.max_by_key(|run| (run.child.is_some(), run.began)) {
+            Some(mut run) => {
+                // Where the child is gone, a tool of its may have the lock.
+                run.child = run.child.or(processes.first().map(|process| process.pid));
+                Some(Self::Orphan(Box::new(run), processes))
+            }
+            None => (!processes.is_empty()).then_some(Self::Processes(processes)),
+        }
+    }
+
+    /// Its processes, of which none is a run.
+    pub(crate) fn processes(&self) -> &[Process] {
+        match self {
+            Self::Run(_) => &[],
+            Self::Orphan(_, processes) | Self::Processes(processes) => processes,
+        }
     }
 
     /// Name and time, for a line that has little room.
@@ -88,25 +131,44 @@ impl Holder {
                     show_seconds(SystemTime::now().duration_since(record.since).unwrap_or_default())
                 )
             }
-            Self::Process { .. } => self.to_string(),
+            Self::Orphan(..) | Self::Processes(_) => self.to_string(),
         }
     }
 
-    /// The holder `pid`: a run, though its record may not say yet that it holds the lock, or another process.
-    fn of_pid(records: Option<&RecordStore>, pid: i32) -> Self {
-        let run = records.and_then(|records| {
-            // A run in a container below ours records another pid.
-            let (inner, namespace) = proc::innermost_pid(pid)?;
-            records.live_with_pid(inner).into_iter().find(|run| run.pid_namespace.as_ref() == Some(&namespace))
-        });
-        match run {
-            Some(run) => Self::Run(Box::new(run)),
-            None => {
-                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                Self::Process { pid, name: name.trim_end().to_owned() }
-            }
-        }
+    /// The holder `pid`: a run, or another process and all that have `lock` with it.
+    fn of_pid(records: Option<&RecordStore>, pid: i32, lock: FileId) -> Self {
+        let processes = || iter::once(pid).chain(sharers(pid, lock)).map(Process::of).collect();
+        run_of(records, pid).map_or_else(|| Self::Processes(processes()), Self::Run)
     }
+}
+
+/// The run whose claude-run is `pid`, though its record may not say yet that it holds the lock.
+fn run_of(records: Option<&RecordStore>, pid: i32) -> Option<Box<RunRecord>> {
+    // A run in a container below ours records another pid.
+    let (inner, namespace) = proc::innermost_pid(pid)?;
+    let mut live = records?.live_with_pid(inner).into_iter();
+    live.find(|run| run.pid_namespace.as_ref() == Some(&namespace)).map(Box::new)
+}
+
+impl Process {
+    fn of(pid: i32) -> Self {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        Self { pid, name: name.trim_end().to_owned() }
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (pid {})", self.name.escape_debug(), self.pid)
+    }
+}
+
+/// Other processes that hold `lock` beside `pid`, the oldest first.
+fn sharers(pid: i32, lock: FileId) -> Vec<i32> {
+    let mut all = Stat::all();
+    all.retain(|stat| stat.pid != pid && proc::flock_of(stat.pid, lock).is_some());
+    all.sort_by_key(|stat| (stat.start, stat.pid));
+    all.into_iter().map(|stat| stat.pid).collect()
 }
 
 /// Pids that are looked at before and behind that of a process that is gone.
@@ -191,6 +253,11 @@ impl Queue {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = |processes: &[Process]| {
+            let names = processes.iter().take(NAMED).map(Process::to_string).collect::<Vec<_>>().join(", ");
+            let more = processes.len().saturating_sub(NAMED);
+            if more > 0 { format!("{names} and {more} more") } else { names }
+        };
         match self {
             Self::Run(record) => {
                 let held = SystemTime::now().duration_since(record.since).unwrap_or_default();
@@ -198,7 +265,11 @@ impl fmt::Display for Holder {
                 let but = if record.state == State::Waiting { ", not started yet" } else { "" };
                 write!(f, "{} for {}{but}", record.who(), show_seconds(held))
             }
-            Self::Process { pid, name } => write!(f, "{} (pid {pid}), without a run record", name.escape_debug()),
+            Self::Orphan(record, processes) => {
+                write!(f, "what {} left when it was killed", record.who())?;
+                if processes.is_empty() { Ok(()) } else { write!(f, ": {}", named(processes)) }
+            }
+            Self::Processes(processes) => write!(f, "{}, without a run record", named(processes)),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use tracing::{info, warn};
 
-use super::holder::{Holder, Queue};
+use super::holder::{Holder, Process, Queue};
 use super::slot_files::{SlotsDir, slot_files};
 use crate::config::duration::{after, show, show_seconds};
 use crate::config::settings::Wait;
@@ -36,8 +36,8 @@ pub(super) struct LockWait<'a> {
     /// Time of the first progress message; on a terminal, then the next update of the live line.
     pub(super) next_progress_at: Option<Instant>,
     live_line: Option<LiveLine>,
-    /// The process without a record that was last found to hold the lock.
-    last_holder: Cell<Option<i32>>,
+    /// The processes without a record that were last found to hold the lock.
+    last_holder: Cell<Vec<Process>>,
     /// True once the waiter was shown that it waits.
     pub(super) is_announced: bool,
 }
@@ -289,10 +289,8 @@ impl<'a> LockWait<'a> {
         let records = self.recorder.store();
         match self.awaited {
             Awaited::SessionLock(_, file) => {
-                let found = Holder::find(records, file, crowd, self.last_holder.get());
-                if let Some(Holder::Process { pid, .. }) = found {
-                    self.last_holder.set(Some(pid));
-                }
+                let found = Holder::find(records, file, crowd, &self.last_holder.take());
+                self.last_holder.set(found.as_ref().map_or(Vec::new(), |holder| holder.processes().to_vec()));
                 found.as_ref().map(name)
             }
             // Where hosts share their records, but not their locks, that run may be gone by now.

@@ -12,9 +12,9 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::Result;
-use serde::Serialize;
 use serde_json::json;
 
+use super::checks::{Check, Finding, Verdict};
 use super::layout::{self, Look, hanging};
 use super::{Context, Factory, answer, text};
 use crate::claude::storage::ClaudeStorage;
@@ -23,32 +23,6 @@ use crate::config::settings::{EXTERNAL_LOCK, LockMode};
 use crate::logging::escaped;
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Verdict {
-    Pass,
-    Warning,
-    Failure,
-}
-
-/// One finding of a check, in the form that JSON has it.
-#[derive(Debug, Serialize)]
-struct Finding {
-    check: &'static str,
-    verdict: Verdict,
-    what: String,
-    /// Consequence; null for a pass.
-    means: Option<&'static str>,
-    #[serde(rename = "do")]
-    todo: Option<&'static str>,
-}
-
-#[derive(Default)]
-struct Check {
-    name: &'static str,
-    findings: Vec<Finding>,
-}
 
 struct Subject<'a> {
     context: &'a Context<'a>,
@@ -89,30 +63,6 @@ impl<'a> Subject<'a> {
     fn has_inner_lock(&self) -> Option<bool> {
         let (path, answer) = self.claude.as_ref().ok()?;
         Version::of_program(path).or_else(|| Version::parse(answer)).map(|version| version >= Version::INNER_LOCK)
-    }
-}
-
-impl Check {
-    fn pass(&mut self, what: impl Into<String>) {
-        self.add(Verdict::Pass, what, None, None);
-    }
-
-    fn pass_if_clean(&mut self, what: impl Into<String>) {
-        if self.findings.iter().all(|finding| finding.check != self.name) {
-            self.pass(what);
-        }
-    }
-
-    fn warn(&mut self, what: impl Into<String>, means: &'static str, todo: &'static str) {
-        self.add(Verdict::Warning, what, Some(means), Some(todo));
-    }
-
-    fn fail(&mut self, what: impl Into<String>, means: &'static str, todo: &'static str) {
-        self.add(Verdict::Failure, what, Some(means), Some(todo));
-    }
-
-    fn add(&mut self, verdict: Verdict, what: impl Into<String>, means: Option<&'static str>, todo: Option<&'static str>) {
-        self.findings.push(Finding { check: self.name, verdict, what: what.into(), means, todo });
     }
 }
 
@@ -172,11 +122,7 @@ pub(super) fn objections(context: &Context, mode: LockMode) -> Vec<String> {
     };
     let mut check = Check { name: "sibling lock", ..Check::default() };
     config_dir::check_sibling(&subject, &mut check);
-    let trouble = check.findings.into_iter().filter(|finding| finding.verdict != Verdict::Pass);
-    let text = |Finding { what, means, todo, .. }: Finding| {
-        format!("but {what}: {}; {}", means.unwrap_or_default(), todo.unwrap_or_default())
-    };
-    trouble.map(text).chain(older).collect()
+    check.objections().map(|text| format!("but {text}")).chain(older).collect()
 }
 
 /// A run keeps the mode that it began with.
@@ -204,7 +150,7 @@ fn check_settings(subject: &Subject, check: &mut Check) {
     }
     match &subject.factory {
         Ok(factory) => {
-            check.pass(format!("the lock mode is {}", text::setting(&factory.mode)));
+            check.pass(format!("the lock mode is {}", factory.mode_text()));
             check_modes(subject, factory, check);
         }
         Err(error) => return check.fail(format!("{error:#}"), means, "fix that value where it is set"),

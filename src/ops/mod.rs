@@ -1,6 +1,7 @@
 //! Operations. Each writes text for people, or JSON for programs with `--json`, and exits with 0 when all is well, with 1
 //! when it has found trouble. Only `mode` with a MODE, `slots` with an N, `doctor --fix` and `setup` change anything.
 
+mod checks;
 mod doctor;
 mod events;
 mod help;
@@ -174,7 +175,14 @@ impl Factory {
 
     /// Lock mode and its origin; not known where no run starts.
     fn mode_text(&self) -> String {
-        self.file_error.as_ref().map_or_else(|| text::setting(&self.mode), |_| "not known".to_owned())
+        match (&self.file_error, &self.mode.origin) {
+            (Some(_), _) => "not known".to_owned(),
+            // scripts/agent-sdk.sh does not take a default for an answer.
+            (None, Origin::Default) => {
+                format!("{} (default; agent-sdk.sh takes no lock until a mode is set)", self.mode.value.to_string_lossy())
+            }
+            (None, _) => text::setting(&self.mode),
+        }
     }
 
     fn mode_json(&self) -> Value {

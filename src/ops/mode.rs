@@ -123,7 +123,11 @@ impl Others {
         for holder in holders {
             match holder {
                 Holder::Run(run) => others.runs.push(*run),
-                Holder::Process { pid, .. } => others.without_record.push((pid, "holds the session lock")),
+                Holder::Orphan(..) => {} // it is among the orphaned
+                Holder::Processes(processes) => {
+                    let pid = processes.first().map(|process| process.pid);
+                    others.without_record.extend(pid.map(|pid| (pid, "holds the session lock")));
+                }
             }
         }
         for waiter in waiting {

@@ -60,6 +60,8 @@ struct Report {
     /// Milliseconds, sorted in the end, as are the `holds`.
     waits: Vec<u64>,
     slot_waits: Vec<u64>,
+    /// For claude's own refresh locks, of the runs that had one in their way.
+    refresh_waits: Vec<u64>,
     holds: Vec<u64>,
     /// The last day, the latest hour last.
     hours: Vec<Hour>,
@@ -73,6 +75,7 @@ struct Totals {
     failed: usize,
     waited_ms: u64,
     slot_waited_ms: u64,
+    refresh_waited_ms: u64,
     total_ms: u64,
     turns: u64,
     cost_usd: f64,
@@ -101,6 +104,7 @@ impl Totals {
         self.failed += usize::from(run.exit_code != Some(0));
         self.waited_ms = self.waited_ms.saturating_add(run.wait_ms.unwrap_or_default());
         self.slot_waited_ms = self.slot_waited_ms.saturating_add(run.slot_wait_ms.unwrap_or_default());
+        self.refresh_waited_ms = self.refresh_waited_ms.saturating_add(run.refresh_wait_ms.unwrap_or_default());
         self.total_ms = self.total_ms.saturating_add(run.total_ms);
         self.turns = self.turns.saturating_add(run.turns.unwrap_or_default());
         self.cost_usd += run.cost_usd.unwrap_or_default();
@@ -121,6 +125,7 @@ impl Report {
             labels: BTreeMap::new(),
             waits: Vec::new(),
             slot_waits: Vec::new(),
+            refresh_waits: Vec::new(),
             holds: Vec::new(),
             hours: (1..=HOURS).rev().map(hour).collect(),
         }
@@ -142,15 +147,16 @@ impl Report {
         }
         self.waits.extend(run.wait_ms);
         self.slot_waits.extend(run.slot_wait_ms);
+        self.refresh_waits.extend(run.refresh_wait_ms);
         self.holds.extend(run.hold_ms);
         self.labels.entry(run.label.clone()).or_default().add(&run);
         *self.endings.entry((run.outcome, run.exit_code)).or_default() += 1;
     }
 
     fn finish(&mut self) {
-        self.waits.sort_unstable();
-        self.slot_waits.sort_unstable();
-        self.holds.sort_unstable();
+        for spans in [&mut self.waits, &mut self.slot_waits, &mut self.refresh_waits, &mut self.holds] {
+            spans.sort_unstable();
+        }
     }
 
     /// The form that `schema/report.json` describes.
@@ -174,6 +180,7 @@ impl Report {
         value["labels"] = labels.collect();
         value["wait_ms"] = percentiles_json(&self.waits);
         value["slot_wait_ms"] = percentiles_json(&self.slot_waits);
+        value["refresh_wait_ms"] = percentiles_json(&self.refresh_waits);
         value["hold_ms"] = percentiles_json(&self.holds);
         value["last_day"] = json!(self.hours);
         value
@@ -228,7 +235,7 @@ mod tests {
         assert_eq!((&report["runs"], &report["failed"], &report["waited_ms"]), (&json!(3), &json!(2), &json!(10_000)));
         assert_eq!(
             report["labels"][1],
-            json!({"runs": 2, "failed": 1, "waited_ms": 4000, "slot_waited_ms": 2000, "total_ms": 8000, "turns": 6, "cost_usd": 0.5, "label": "a"})
+            json!({"runs": 2, "failed": 1, "waited_ms": 4000, "slot_waited_ms": 2000, "refresh_waited_ms": 0, "total_ms": 8000, "turns": 6, "cost_usd": 0.5, "label": "a"})
         );
         assert_eq!(report["labels"][0]["label"], Value::Null);
         assert_eq!(report["wait_ms"], json!({"count": 3, "p50": 4000, "p90": 6000, "p99": 6000, "max": 6000}));

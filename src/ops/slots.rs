@@ -53,6 +53,16 @@ impl SlotsInUse {
         format!("{} in use{}", self.held.len(), if waiting == 0 { String::new() } else { format!(", {waiting} waiting") })
     }
 
+    /// Awaited by those who wait, as `3 for a slot: 2 of 2 taken`, if anybody does.
+    pub(super) fn awaited(&self, bound: Slots) -> Option<String> {
+        let of = match bound {
+            Slots::AtMost(number) => format!(" of {number}"),
+            Slots::Unlimited => String::new(), // these runs were told a bound of their own
+        };
+        let waiting = self.waiting.len();
+        (waiting > 0).then(|| format!("{waiting} for a slot: {}{of} taken", self.held.len()))
+    }
+
     pub(super) fn to_json(&self) -> Value {
         let held =
             |(slot, run): &(SlotFile, Option<RunRecord>)| json!({"slot": slot.number, "run": run.as_ref().map(text::run_json)});
@@ -83,7 +93,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     let in_use = SlotsInUse::look(&factory.records, &factory.census()?.live);
     let mut lines = match &name {
         Some(name) => format!("the bound is {name} now, set in {}\n", path.display()),
-        None => text::setting(&factory.slots) + "\n",
+        None => format!("the bound is {}\n", text::setting(&factory.slots)),
     };
     let overruled = name.and_then(|name| text::overruled(&name, &factory.slots));
     lines.extend(overruled.map(|text| text + "\n"));

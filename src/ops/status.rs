@@ -13,13 +13,14 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
+use super::checks::{self, Check};
 use super::slots::SlotsInUse;
 use super::{Context, Factory, answer, layout, text};
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{CutRefresh, RefreshLock, Standing};
 use crate::config::duration::show_seconds;
-use crate::lock::{Holder, Queue, describe_refresh_lock};
+use crate::lock::{Holder, NAMED, Queue, describe_refresh_lock};
 use crate::outcome::Outcome;
 use crate::records::{Census, FinishedRun, Hold, RunRecord};
 use crate::sys::file_id::FileId;
@@ -43,6 +44,9 @@ pub(super) struct Status<'a> {
     refresh_locks: [RefreshLock; 2],
     login: Login,
     auth: Auth,
+    /// What doctor finds as well: of the room, which is trouble, and of the login, as this shell sees it.
+    room: Vec<String>,
+    pub(super) login_objections: Vec<String>,
     /// The latest first.
     last: Vec<FinishedRun>,
 }
@@ -105,22 +109,30 @@ impl<'a> Status<'a> {
         orphaned.retain(holds); // not those of another lock file
         let (holding, mut running): (Vec<_>, Vec<_>) = live.into_iter().filter(|record| !waits(record)).partition(holds);
         let mut holders: Vec<_> = holding.into_iter().map(|record| Holder::Run(Box::new(record))).collect();
-        let is_known = !holders.is_empty() || orphaned.iter().any(|run| run.child.is_some());
-        if let (false, Some(queue)) = (is_known, &queue) {
+        if let (true, Some(lock), Some(queue)) = (holders.is_empty(), lock, &queue) {
             let found = Holder::find_without_record(queue, Some(&factory.records));
-            // Where the child is gone, a tool of its may have the lock.
-            match (orphaned.first_mut(), found) {
-                (None, found) => holders.extend(found),
-                (Some(run), Some(Holder::Process { pid, .. })) => run.child = Some(pid),
-                _ => {}
+            let found = Holder::or_orphan(found, lock, || orphaned.clone());
+            match &found {
+                Some(Holder::Orphan(left, _)) => orphaned = vec![(**left).clone()],
+                Some(Holder::Processes(_)) => orphaned.clear(), // they are none of theirs
+                Some(Holder::Run(_)) | None => {}
             }
-            holders.retain(|holder| !matches!(holder, Holder::Process { pid, .. } if is_no_stranger(*pid)));
+            holders.extend(found.filter(|holder| match holder {
+                Holder::Processes(processes) => !processes.first().is_some_and(|process| is_no_stranger(process.pid)),
+                Holder::Run(_) | Holder::Orphan(..) => true,
+            }));
         }
         if let [Holder::Run(holder)] = holders.as_slice() {
             running.retain(|record| record.run != holder.run);
             waiting.retain(|waiter| waiter.as_ref().map_or(true, |record| record.run != holder.run));
         }
         let login = Login::read_whole(&factory.storage.credentials());
+        let auth = context.auth(&factory.config_dir, &login);
+        let (mut room, mut of_login) = (Check::default(), Check::default());
+        checks::check_room(&factory.config_dir, &mut room);
+        if !matches!(login, Login::Unclear(_)) {
+            checks::check_login(&factory.storage.credentials(), &login, &auth, &mut of_login);
+        }
         Ok(Self {
             factory,
             holders,
@@ -131,17 +143,19 @@ impl<'a> Status<'a> {
             elsewhere,
             unreadable,
             refresh_locks: RefreshLock::of(&factory.storage),
-            auth: context.auth(&factory.config_dir, &login),
+            auth,
+            room: room.objections().collect(),
+            login_objections: of_login.objections().collect(),
             login,
             last: factory.records.last_finished(5).into_iter().rev().collect(),
         })
     }
 
     fn trouble(&self) -> Vec<String> {
-        let orphaned = self
-            .orphaned
-            .iter()
-            .map(|run| format!("claude-run gone, claude still running: {}; {}", text::orphan(run), text::END_THEM));
+        let orphaned = self.holders.iter().filter(|holder| matches!(holder, Holder::Orphan(..)));
+        let orphaned = orphaned.map(|holder| {
+            format!("claude-run gone, claude still running: the session lock is held by {holder}; {}", text::END_THEM)
+        });
         let refresh_locks = self.refresh_locks.iter().filter_map(|lock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => None,
             Standing::Stale(_) | Standing::Stuck(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
@@ -157,8 +171,8 @@ impl<'a> Status<'a> {
         let login = (state == "unclear").then(|| format!("{} {why}", file.display()));
         let holders = (self.holders.len() > 1).then(|| "several runs hold the session lock".to_owned());
         let stopped = self.holders.iter().filter_map(|holder| {
-            let pid = stopped_process(holder)?;
-            Some(format!("the session lock is held by a stopped process; kill -CONT {pid} lets it go on"))
+            let pids = stopped_processes(holder)?;
+            Some(format!("the session lock is held by a stopped process; kill -CONT {pids} lets it go on"))
         });
         let cut = CutRefresh::last(&self.factory.storage).map(|cut| {
             let pid = cut.pid;
@@ -167,7 +181,7 @@ impl<'a> Status<'a> {
         let settings = self.factory.file_error.as_ref().map(|error| format!("no run starts: {error}"));
         let records = self.unreadable.as_ref().map(|why| format!("{why}; of the runs, only what the kernel shows is listed"));
         let all = orphaned.chain(refresh_locks).chain(login).chain(cut).chain(self.replaced()).chain(holders).chain(stopped);
-        all.chain(settings).chain(records).collect()
+        all.chain(settings).chain(records).chain(self.room.iter().cloned()).collect()
     }
 
     /// Runs under which the lock file was removed or replaced.
@@ -201,16 +215,18 @@ impl<'a> Status<'a> {
     }
 }
 
-/// Pid of the holder's process that is stopped, if one is, as far as that can be seen here.
-pub(super) fn stopped_process(holder: &Holder) -> Option<i32> {
-    let pids = match holder {
-        Holder::Process { pid, .. } => [Some(*pid), None],
+/// Pids of the holder's processes that are stopped, if any is, as far as that can be seen here: for a command line.
+pub(super) fn stopped_processes(holder: &Holder) -> Option<String> {
+    let pids: Vec<_> = match holder {
         Holder::Run(run) if run.boot == proc::boot_id() && run.pid_namespace == proc::pid_namespace() => {
-            [Some(run.pid), run.child]
+            [Some(run.pid), run.child].into_iter().flatten().collect()
         }
-        Holder::Run(_) => return None,
+        Holder::Run(_) => Vec::new(),
+        Holder::Orphan(_, processes) | Holder::Processes(processes) => processes.iter().map(|process| process.pid).collect(),
     };
-    pids.into_iter().flatten().find(|&pid| Stat::read(pid).is_some_and(|stat| stat.state == b'T'))
+    let is_stopped = |pid: &i32| Stat::read(*pid).is_some_and(|stat| stat.state == b'T');
+    let stopped: Vec<_> = pids.into_iter().filter(is_stopped).take(NAMED).map(|pid| pid.to_string()).collect();
+    (!stopped.is_empty()).then(|| stopped.join(" "))
 }
 
 /// True for a process of claude-run, under whatever name; where an emulator is the program, by the name of the process. Any script

@@ -1,14 +1,16 @@
 //! Forms that several operations share: in text for people, in JSON for programs.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+use crate::claude::program::NAME;
 use crate::config::duration::show_seconds;
 use crate::config::settings::{Origin, Written};
-use crate::logging::escaped;
+use crate::logging::{escaped, escaped_lines};
 use crate::records::{RunRecord, time};
-use crate::sys::proc::Stat;
+use crate::sys::proc::{self, Stat};
 
 pub(super) fn setting(Written { value, origin, .. }: &Written) -> String {
     format!("{} ({})", escaped(&value.to_string_lossy()), self::origin(origin))
@@ -50,17 +52,27 @@ pub(super) fn process(pid: i32) -> String {
     format!("{name} (pid {pid})")
 }
 
+/// Longest command line that is shown.
+const LONGEST_COMMAND: usize = 200; // characters
+
+/// Command line of a process, masked before anybody cuts or wraps it. A prompt is never shown: what stands behind the name of claude may
+/// be one, and so may be a word with spaces in it. A mark stands for the rest.
+pub(super) fn command_line(pid: i32) -> Option<String> {
+    let words = proc::command_line(pid)?;
+    let is_claude = |word: &&String| Path::new(word).file_name().is_some_and(|name| name == NAME);
+    let end = words.iter().position(|word| word.contains(char::is_whitespace)).unwrap_or(words.len());
+    let end = words[..end].iter().position(|word| is_claude(&word)).map_or(end, |claude| claude + 1);
+    let line = escaped_lines(&words[..end].join(" "));
+    let shown: String = line.chars().take(LONGEST_COMMAND).collect();
+    let is_whole = end == words.len() && shown.len() == line.len();
+    (!line.is_empty()).then_some(if is_whole { shown } else { shown + " …" })
+}
+
 /// A run, for programs: the fields of its record, and how long it has been in its state.
 pub(super) fn run_json(record: &RunRecord) -> Value {
     let mut value = json!(record);
     value["age_ms"] = age_json(record.since);
     value
-}
-
-/// A run whose claude-run was killed, while what it started holds the lock.
-pub(super) fn orphan(run: &RunRecord) -> String {
-    let child = run.child.map_or_else(String::new, |pid| format!(" (pid {pid})"));
-    format!("{} was killed, and what it started{child} still holds the lock", run.who())
 }
 
 /// The way out of a lock that leftovers hold: who ignores TERM has to be killed, and what it has started may have the lock as well.

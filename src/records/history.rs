@@ -60,6 +60,9 @@ pub struct FinishedRun {
     /// Time spent waiting for the lock, if the run wanted it.
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) wait_ms: Option<u64>,
+    /// Time spent waiting for claude's own refresh locks, with the lock held, if one was in the way.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) refresh_wait_ms: Option<u64>,
     #[serde(default, deserialize_with = "lenient")]
     pub(crate) hold_ms: Option<u64>,
     #[serde(default, deserialize_with = "lenient")]
@@ -172,7 +175,8 @@ impl FinishedRun {
         for text in [&mut run.run, &mut run.outcome].into_iter().chain(optional) {
             *text = clamped(text);
         }
-        let counts = [&mut run.slot_wait_ms, &mut run.wait_ms, &mut run.hold_ms, &mut run.turns].into_iter().flatten();
+        let counts = [&mut run.slot_wait_ms, &mut run.wait_ms, &mut run.refresh_wait_ms, &mut run.hold_ms, &mut run.turns];
+        let counts = counts.into_iter().flatten();
         counts.chain([&mut run.total_ms]).for_each(|count| *count = (*count).min(LARGEST_NUMBER));
         run.cost_usd = run.cost_usd.map(|cost| cost.clamp(0.0, LARGEST_NUMBER as f64));
         Some(run)

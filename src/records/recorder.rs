@@ -48,6 +48,8 @@ pub struct RunRecorder {
     /// Path of its slot, and the file.
     slot: Option<(PathBuf, FileId)>,
     waited: Option<Duration>,
+    /// Time that the wait for claude's own refresh locks took.
+    refresh_waited: Option<Duration>,
     hold: Option<Hold>,
     /// File of the lock, which may have been replaced since.
     locked: Option<FileId>,
@@ -105,6 +107,7 @@ impl RunRecorder {
             slot_waited: None,
             slot: None,
             waited: None,
+            refresh_waited: None,
             hold: None,
             locked: None,
             key: None,
@@ -173,6 +176,11 @@ impl RunRecorder {
     /// Notes that the wait for the lock is over, or given up.
     pub(crate) fn on_waited(&mut self) {
         self.waited = Some(self.began.elapsed().saturating_sub(self.slot_waited.unwrap_or_default()));
+    }
+
+    /// Notes how long claude's own refresh locks were waited for.
+    pub(crate) fn on_refresh_waited(&mut self, waited: Duration) {
+        self.refresh_waited = Some(waited);
     }
 
     /// Notes that the child is started. The first record is written now, while the child is on its way, and costs nobody any
@@ -358,6 +366,7 @@ impl RunRecorder {
             "total_ms": milliseconds(self.began.elapsed()),
             "slot_wait_ms": self.slot_waited.map(milliseconds),
             "wait_ms": self.waited.map(milliseconds),
+            "refresh_wait_ms": self.refresh_waited.map(milliseconds),
             "hold_ms": self.held.map(milliseconds),
             "run_ms": self.ran.map(milliseconds),
             "lock": lock_mode.name(),

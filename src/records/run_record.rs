@@ -130,9 +130,9 @@ impl RunRecord {
         self.hold == Some(Hold::Own) && self.is_about(lock)
     }
 
-    /// True if this run waits for its session lock.
+    /// True if this run waits for its session lock: not for a slot, which comes first.
     pub(crate) fn waits(&self) -> bool {
-        self.state == State::Waiting && self.hold.is_none()
+        self.state == State::Waiting && self.hold.is_none() && self.waits_for != Some(WaitsFor::Slot)
     }
 
     /// True if this run itself has acquired the slot `slot`.

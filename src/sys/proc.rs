@@ -291,6 +291,14 @@ pub(crate) fn age(pid: i32) -> Option<Duration> {
     now.checked_sub(Duration::from_millis(Stat::read(pid)?.start.saturating_mul(10)))
 }
 
+/// Words of the command line of the process `pid`: of a long one, the beginning.
+pub(crate) fn command_line(pid: i32) -> Option<Vec<String>> {
+    let mut bytes = Vec::new();
+    File::open(format!("/proc/{pid}/cmdline")).ok()?.take(4096).read_to_end(&mut bytes).ok()?;
+    bytes.pop_if(|last| *last == 0);
+    Some(bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
+}
+
 /// Name of this host or container.
 pub(crate) fn host() -> String {
     gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default()

@@ -21,6 +21,7 @@ mod factory;
 mod faults;
 mod first_refresh;
 mod fleet;
+mod holders;
 mod hosts;
 mod install;
 mod job_control;

@@ -25,7 +25,10 @@ fn mode(env: &Env, words: &[&str]) -> assert_cmd::Command {
 #[test]
 fn mode_is_shown_with_origin_and_set_for_later_runs() {
     let env = Env::new();
-    assert_eq!(stdout(mode(&env, &[]), 0), "exclusive (default)\nno live run follows another mode\n");
+    assert_eq!(
+        stdout(mode(&env, &[]), 0),
+        "exclusive (default; agent-sdk.sh takes no lock until a mode is set)\nno live run follows another mode\n"
+    );
     let path = file(&env).display().to_string();
     let set = stdout(mode(&env, &["pass-through"]), 0);
     assert!(set.starts_with(&format!("the lock mode is pass-through now, set in {path}\n")), "{set}");

@@ -59,6 +59,11 @@ fn lock_of_a_dead_owner_is_waited_for_until_stale() {
     age(&lock, 56);
     env.claude_run().args(["--lock", "refresh", "true"]).assert().code(0);
     assert!(started.elapsed() >= Duration::from_millis(3_500), "not before it is stale");
+    let report = |words: &[&str]| env.claude_run().arg("report").args(words).output().expect("started").stdout;
+    let seen: serde_json::Value = serde_json::from_slice(&report(&["--json"])).expect("JSON");
+    assert!(seen["refresh_waited_ms"].as_u64() > Some(3_000) && seen["refresh_wait_ms"]["count"] == 1, "{seen}");
+    let text = String::from_utf8(report(&[])).expect("text");
+    assert!(text.contains("\nwait for refresh ") && text.contains("\nlost to claude's refresh lock: "), "{text}");
 }
 
 /// The older versions take theirs over after 10 s, the newer ones after 60 s.

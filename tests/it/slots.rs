@@ -386,6 +386,25 @@ fn slots_of_another_user_are_refused_by_name() {
 }
 
 #[test]
+fn status_tells_waiters_for_a_slot_from_those_for_the_lock() {
+    let env = Env::new();
+    set(&env, "1");
+    let holder = hold(&env, &["--lock", "pass-through"]);
+    let waiter = wait_in_line(&env, &["--label", "waiter"], 0);
+    let text = env.claude_run().arg("status").output().expect("started").stdout;
+    let text = String::from_utf8(text).expect("text");
+    assert!(text.contains("waiting        nobody; 1 for a slot: 1 of 1 taken\n"), "{text}");
+    assert_eq!(text.matches("1. waiter (pid ").count(), 1, "{text}");
+    let seen = json(&env, &["status"]);
+    assert_eq!((length(&seen["waiting"]), length(&seen["queue"])), (0, 0), "{seen}");
+    assert_eq!(
+        (&seen["slots"]["waiting"][0]["label"], &seen["slots"]["waiting"][0]["waits_for"]),
+        (&"waiter".into(), &"slot".into())
+    );
+    drop((holder, waiter));
+}
+
+#[test]
 fn doctor_knows_a_bound_that_is_exceeded() {
     let env = Env::new();
     let finding = |verdict: &str| -> String {
@@ -417,7 +436,7 @@ fn bound_is_shown_and_set_for_all() {
     let text = |words: &[&str]| {
         String::from_utf8_lossy(&env.command(binary()).args(words).output().expect("started").stdout).into_owned()
     };
-    assert_eq!(text(&["slots"]), "none (default)\n0 in use\n");
+    assert_eq!(text(&["slots"]), "the bound is none (default)\n0 in use\n");
     fs::create_dir_all(env.home().join(".claude")).expect("a config dir");
     let file = env.home().join(".claude/claude-run.toml");
     fs::write(&file, "# ours\nwait = 5 # s\n").expect("a file");

@@ -122,6 +122,51 @@ fn status_creates_nothing() {
 }
 
 #[test]
+fn full_file_system_is_trouble_in_status() {
+    if !can_unshare("-rm") {
+        return;
+    }
+    let env = Env::new();
+    fs::create_dir(env.home().join(".claude")).expect("a config dir");
+    for (options, code) in [("size=64k", 1), ("nr_inodes=1", 1), ("size=4m", 0)] {
+        let script = format!(r#"mount -t tmpfs -o mode=700,{options} tmpfs "$HOME/.claude" && exec "$0" status"#);
+        let mut unshare = env.command("unshare");
+        unshare.args(["-rm", "bash", "-c", &script]).arg(binary());
+        let ended = Running::start(unshare).end();
+        let is_said = ended.stdout[0].starts_with("trouble        ") && ended.stdout[0].contains(" has no room for a MiB: ");
+        assert_eq!((ended.code(), is_said), (code, code == 1), "{options}: {ended:?}");
+    }
+}
+
+#[test]
+fn status_shows_what_doctor_finds_of_the_login() {
+    let env = Env::new();
+    let file = env.make_lock_file().with_file_name(".credentials.json");
+    let shown = |key: &str| {
+        let output = env.claude_run().arg("status").env("ANTHROPIC_API_KEY", key).output().expect("started");
+        (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+    };
+    for text in [None, Some("{}")] {
+        if let Some(text) = text {
+            fs::write(&file, text).expect("a file");
+        }
+        let (code, found) = shown("");
+        // The agents may have a key.
+        assert!(code == Some(0) && found.contains("doctor finds   there is no login in "), "{text:?}: {found}");
+        let (code, found) = shown("k");
+        assert!(code == Some(0) && !found.contains("doctor finds"), "{text:?}: {found}");
+    }
+    for text in ["", "{\"claudeAiOauth\":{\"acc"] {
+        fs::write(&file, text).expect("a file");
+        let (code, found) = shown("");
+        assert!(code == Some(1) && found.contains("trouble        ") && !found.contains("doctor finds"), "{text:?}: {found}");
+    }
+    fs::write(&file, r#"{"claudeAiOauth":{"accessToken":"x","expiresAt":4102444800000}}"#).expect("a file");
+    let (code, found) = shown("");
+    assert!(code == Some(0) && found.contains("there is no refresh token in "), "{found}");
+}
+
+#[test]
 fn read_only_config_dir_costs_records_and_a_warning() {
     if !can_unshare("-rm") {
         return;
@@ -191,7 +236,7 @@ fn orphaned_claude_is_listed_until_it_ends() {
     for _ in 0..2 {
         let assert = env.claude_run().args(["status", "--json"]).assert().code(1);
         let seen: Value = serde_json::from_slice(&assert.get_output().stdout).expect("JSON");
-        assert_eq!((labels(&seen["orphaned"]), length(&seen["holders"])), (vec!["orphan"], 0));
+        assert_eq!((labels(&seen["orphaned"]), length(&seen["holders"])), (vec!["orphan"], 1));
         assert!(seen["trouble"][0].as_str().is_some_and(|trouble| trouble.contains(&child.to_string())), "{seen}");
     }
     assert!(text(&env).contains("claude-run gone, claude still running"));
@@ -210,7 +255,7 @@ fn tool_of_a_killed_run_is_named_by_its_pid() {
     wait_until("it holds the lock", || length(&status(&env)["holders"]) == 1);
     run.signal(Signal::SIGKILL);
     run.end();
-    let named = format!("(pid {tool}) still holds the lock");
+    let named = format!(") left when it was killed: sleep (pid {tool})");
     // First its child ends, by the signal for the death of its parent.
     wait_until("status names the tool", || text(&env).contains(&named));
     let doctor = env.claude_run().arg("doctor").output().expect("started");

@@ -1,20 +1,17 @@
 //! The installed claude, what its version needs, and its login.
 
-use std::fs;
 use std::io::{Read, Seek};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use nix::unistd::{AccessFlags, access};
 use wait_timeout::ChildExt;
 
 use super::{Check, Subject};
 use crate::claude::credentials::Login;
 use crate::claude::daemon::Daemon;
-use crate::ops::{Context, text};
+use crate::ops::{Context, checks};
 
 /// Timeout for `claude --version`. The slowest that was measured took 0.6 s on an idle machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,40 +77,8 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
 }
 
 pub(super) fn check_login(subject: &Subject, check: &mut Check) {
-    let config_dir = &subject.config_dir;
     let file = subject.storage.credentials();
     let login = Login::read_whole(&file);
-    let auth = subject.context.auth(config_dir, &login);
-    let shown = file.display();
-    let by = format!("claude uses: {}", auth.description);
-    let expires = match &login {
-        Login::None if auth.is_no_login() => return check.pass(format!("{by}; there is no login in {shown}")),
-        Login::None => {
-            let what = format!("there is no login in {shown}, and no key or token in the environment");
-            let todo = "log in once with this config dir (claude, then /login), or give the agents an API key";
-            return check.fail(what, "no agent can work", todo);
-        }
-        Login::Unclear(why) => {
-            let means = "agents may fail, and in refresh mode every run holds the lock for as long as it lasts";
-            return check.fail(format!("{shown} {why}"), means, "log in again");
-        }
-        Login::Expires(at) => *at,
-    };
-    if let Ok(found) = fs::metadata(&file) {
-        let mode = found.mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            check.warn(format!("{shown} has mode {mode:04o}"), "others may read the tokens in it", "chmod 600 it");
-        }
-        // access(2) lets root write everything.
-        if access(&file, AccessFlags::W_OK).is_err() || mode & 0o200 == 0 {
-            let what = format!("{shown} is not writable (user {}, mode {mode:04o})", found.uid());
-            let means = "2.1.84 refreshes the token and cannot save it: the login is lost";
-            check.fail(what, means, "make it writable for its owner, who runs the agents");
-        }
-    }
-    if !Login::has_refresh_token(&file) {
-        let means = "when the token expires, nobody can refresh it";
-        check.warn(format!("there is no refresh token in {shown}"), means, "log in again");
-    }
-    check.pass_if_clean(format!("{by}; the token {}", text::expiry(expires)));
+    let auth = subject.context.auth(&subject.config_dir, &login);
+    checks::check_login(&file, &login, &auth, check);
 }

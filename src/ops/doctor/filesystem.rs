@@ -8,13 +8,13 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use fs4::FileExt;
-use nix::sys::statvfs::statvfs;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 
 use super::{Check, Subject};
 use crate::claude::program::Program;
 use crate::config::duration::show;
+use crate::ops::checks::{ROOM, fail_for_room};
 use crate::sys::file_watch::FileWatch;
 use crate::sys::fs::is_for_lack_of_room;
 use crate::sys::mount::{LockScope, Mount};
@@ -66,32 +66,11 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
     }
 }
 
-/// Bytes that a config dir should at least have room for: a login, some lines of history, what claude keeps of a session.
-const ROOM: usize = 1 << 20;
-
 fn try_to_write(path: &Path) -> io::Result<()> {
     let mut file = File::create(path)?;
     // Some file systems find only then that they have no place for it.
     let written = file.write_all(&vec![b'-'; ROOM]).and_then(|()| file.sync_all());
     written.and(fs::remove_file(path))
-}
-
-fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
-    let mount = Mount::of(dir).map_or_else(String::new, |mount| format!(", on {} at {},", mount.kind, mount.point.display()));
-    let free = statvfs(dir).map_or_else(
-        |_| "an unknown number of bytes".to_owned(),
-        |free| {
-            let bytes = free.blocks_available().saturating_mul(free.fragment_size());
-            // Some file systems have no fixed number of inodes, and say 0 of 0.
-            let files = if free.files() > 0 { free.files_available().to_string() + " inodes and " } else { String::new() };
-            format!("{files}{bytes} bytes")
-        },
-    );
-    check.fail(
-        format!("{}{mount} has no room for a MiB: {error}; {free} are free", dir.display()),
-        "a refreshed token cannot be saved: the login is lost; records, history and logs are lost, and no lock file can be made (125)",
-        "make room there, or raise the quota, before the token expires",
-    );
 }
 
 /// Of all processes that make a directory, one succeeds.

@@ -16,7 +16,7 @@ use crate::claude::version::Version;
 use crate::config::duration::show_seconds;
 use crate::config::settings::{HARD_LIMIT, Settings};
 use crate::lock::{Holder, describe_refresh_lock};
-use crate::ops::status::{Status, stopped_process};
+use crate::ops::status::{Status, stopped_processes};
 use crate::ops::text;
 use crate::records::{PathView, RunRecord};
 use crate::sys::mount;
@@ -41,20 +41,17 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
         check.warn(format!("{shown} belongs to user {owner}, mode {mode:04o}"), means, todo);
     }
     let Ok(status) = Status::look(factory, subject.context) else { return }; // reported by the check of the fleet
-    for run in &status.orphaned {
-        check.fail(text::orphan(run), "everybody waits for it", text::END_THEM);
-    }
     match status.holders.first() {
-        _ if !status.orphaned.is_empty() => {}
+        Some(orphan @ Holder::Orphan(..)) => check.fail(format!("held by {orphan}"), "everybody waits for it", text::END_THEM),
         Some(holder) => check_holder(holder, &factory.settings, check),
         None => check.pass_if_clean(format!("{shown}: nobody holds it")),
     }
 }
 
 fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
-    if let Some(pid) = stopped_process(holder) {
-        let what = format!("held by {holder}, whose process {pid} is stopped");
-        return check.warn(what, "everybody waits for it", "let it go on (kill -CONT and that pid), or end it");
+    if let Some(pids) = stopped_processes(holder) {
+        let what = format!("held by {holder}; stopped: {pids}");
+        return check.warn(what, "everybody waits for it", "let it go on (kill -CONT and those pids), or end it");
     }
     let Holder::Run(run) = holder else {
         let means = "an old caller, or a run whose record cannot be kept (another user's, or the disk is full): how long it has had it is not known";

@@ -23,7 +23,7 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
     for (slot, _) in in_use.held.iter().filter(|(_, run)| run.is_none()) {
         // It may have ended meanwhile, or have begun.
         let Some(holder) = Holder::find_without_record(&Queue::look(slot.file_id), Some(records)) else { continue };
-        if let Holder::Process { .. } = holder {
+        if let Holder::Processes(_) = holder {
             let means = "its claude-run was killed, or keeps no record: one run less may start";
             check.warn(format!("slot {} is held by {holder}", slot.number), means, "end that process, if nobody needs it");
         }

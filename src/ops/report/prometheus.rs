@@ -27,6 +27,7 @@ impl Report {
         for (name, help, spans) in [
             ("wait_seconds", "Time from the first try to the lock.", &self.waits),
             ("hold_seconds", "Time for which a run held the lock.", &self.holds),
+            ("refresh_wait_seconds", "Time spent waiting for claude's own refresh locks.", &self.refresh_waits),
         ] {
             let points = PERCENTS.into_iter().filter_map(|percent| {
                 let value = percentile(spans, percent)? as f64 / 1000.0;

@@ -86,14 +86,18 @@ impl Report {
             self.add_bars(&mut text, names);
         }
         text += &last_day(&self.hours, names, width);
-        let Totals { waited_ms, slot_waited_ms, total_ms, .. } = self.total;
+        let Totals { waited_ms, slot_waited_ms, refresh_waited_ms, total_ms, .. } = self.total;
         let lost = |to: &str, lost: u64| {
             let share = 100.0 * lost as f64 / total_ms.max(1) as f64;
             format!("lost to {to}: {} of {}, {share:.0} %\n", short(lost), short(total_ms))
         };
         text += &format!("\n{}", lost("the lock", waited_ms));
-        let has_slots = !self.slot_waits.is_empty();
-        text + &if has_slots { lost("slots", slot_waited_ms) } else { String::new() }
+        for (to, spans, waited_ms) in
+            [("slots", &self.slot_waits, slot_waited_ms), ("claude's refresh lock", &self.refresh_waits, refresh_waited_ms)]
+        {
+            text += &if spans.is_empty() { String::new() } else { lost(to, waited_ms) };
+        }
+        text
     }
 
     fn add_endings(&self, text: &mut String, names: usize) {
@@ -131,10 +135,11 @@ impl Report {
     fn add_lock(&self, text: &mut String, names: usize) {
         let head = ["p50", "p90", "p99", "max"].map(|name| format!("{name:>12}")).concat();
         *text += &heading("session lock", names, &head);
-        let slots = (!self.slot_waits.is_empty()).then_some(("wait for slot", &self.slot_waits));
-        for (name, spans) in [("wait", &self.waits), ("hold", &self.holds)].into_iter().chain(slots) {
+        let others = [("wait for slot", &self.slot_waits), ("wait for refresh", &self.refresh_waits)];
+        let others = others.into_iter().filter(|(_, spans)| !spans.is_empty());
+        for (name, spans) in [("wait", &self.waits), ("hold", &self.holds)].into_iter().chain(others) {
             let points = PERCENTS.map(|percent| percentile(spans, percent).map_or_else(|| "-".into(), short));
-            *text += &format!("{name:<names$}{}\n", points.map(|point| format!("{point:>12}")).concat());
+            *text += &format!("{}{}\n", fitted(name, names), points.map(|point| format!("{point:>12}")).concat());
         }
     }
 

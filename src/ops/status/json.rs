@@ -5,9 +5,9 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::super::text;
-use super::{Status, stopped_process};
+use super::{Status, stopped_processes};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
-use crate::lock::Holder;
+use crate::lock::{Holder, Process};
 use crate::records::{FinishedRun, RunRecord, time};
 
 impl Status<'_> {
@@ -40,14 +40,25 @@ impl Status<'_> {
 }
 
 fn holder_json(holder: &Holder) -> Value {
-    let stopped = stopped_process(holder).is_some();
-    match holder {
-        Holder::Run(run) => {
-            let name = run.label.as_ref().unwrap_or(&run.program);
-            json!({"pid": run.pid, "name": name, "stopped": stopped, "record": text::run_json(run)})
-        }
-        Holder::Process { pid, name } => json!({"pid": pid, "name": name, "stopped": stopped, "record": null}),
-    }
+    let process = |process: &Process| {
+        let command = text::command_line(process.pid);
+        json!({"pid": process.pid, "name": process.name, "command": command})
+    };
+    let first = holder.processes().first();
+    let (run, pid) = match holder {
+        Holder::Run(run) => (Some(run), Some(run.pid)),
+        Holder::Orphan(run, _) => (Some(run), first.map(|process| process.pid)),
+        Holder::Processes(_) => (None, first.map(|process| process.pid)),
+    };
+    let name = run.map(|run| run.label.as_ref().unwrap_or(&run.program)).or(first.map(|process| &process.name));
+    json!({
+        "pid": pid,
+        "name": name,
+        "stopped": stopped_processes(holder).is_some(),
+        "orphaned": matches!(holder, Holder::Orphan(..)),
+        "record": run.map(|run| text::run_json(run)),
+        "processes": holder.processes().iter().map(process).collect::<Value>(),
+    })
 }
 
 fn refresh_lock_json(lock: &RefreshLock) -> Value {

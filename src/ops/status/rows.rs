@@ -5,11 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use super::super::layout::{Look, Row};
 use super::super::text;
-use super::{Status, is_claude_run, stopped_process};
+use super::{Status, is_claude_run, stopped_processes};
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
-use crate::lock::{Holder, describe_refresh_lock};
+use crate::lock::{Holder, NAMED, describe_refresh_lock};
 use crate::records::{FinishedRun, RunRecord, State};
 use crate::sys::proc;
 
@@ -51,6 +51,9 @@ impl Status<'_> {
         rows.push(Row::new("auth", self.auth.description.clone()));
         let look = if matches!(self.login, Login::Unclear(_)) { Look::Odd } else { Look::Plain };
         rows.push(Row::new("token", self.token().2).looks(look));
+        // No trouble for sure: the agents may have a key that this shell has not.
+        let objections = self.login_objections.iter().map(|objection| Row::new("", objection.clone()).looks(Look::Odd));
+        add_list(&mut rows, "doctor finds", objections);
         // They give way first.
         let last = if most == usize::MAX { most } else { most / 6 + 1 };
         add_list(&mut rows, "last runs", self.last.iter().take(last).map(finished));
@@ -58,28 +61,10 @@ impl Status<'_> {
     }
 
     fn holder_rows(&self) -> Vec<Row> {
-        let held_by = |holder: String, look| Row::new("held by", holder).looks(look);
-        if self.holders.is_empty() && self.orphaned.is_empty() {
-            return vec![held_by("nobody".to_owned(), Look::Good)];
+        if self.holders.is_empty() {
+            return vec![Row::new("held by", "nobody").looks(Look::Good)];
         }
-        let orphaned = self.orphaned.iter().map(|run| held_by(text::orphan(run), Look::Bad));
-        let holders = self.holders.iter().map(|holder| {
-            let look = if stopped_process(holder).is_some() { Look::Bad } else { Look::Plain };
-            let stopped = if look == Look::Bad { ", stopped" } else { "" };
-            match holder {
-                Holder::Run(record) => held_by(format!("{holder}{}{stopped}", helper_key(record)), look),
-                Holder::Process { pid, .. } => {
-                    let age = proc::age(*pid).map_or_else(String::new, |age| format!(", started {} ago", show_seconds(age)));
-                    let hint = if is_claude_run(*pid) {
-                        "; a run whose record cannot be kept: is the disk full?".to_owned()
-                    } else {
-                        format!("; if it is a leftover, `kill {pid}` ends it")
-                    };
-                    held_by(format!("{holder}{age}{stopped}{hint}"), look)
-                }
-            }
-        });
-        orphaned.chain(holders).collect()
+        self.holders.iter().flat_map(holder_rows).collect()
     }
 
     fn add_runs(&self, rows: &mut Vec<Row>, most: usize) {
@@ -87,6 +72,8 @@ impl Status<'_> {
             0 => "nobody".to_owned(),
             count => count.to_string(),
         };
+        let for_slots = self.slots.awaited(self.factory.settings.slots);
+        let waiting = waiting + &for_slots.map_or_else(String::new, |awaited| format!("; {awaited}"));
         let digits = self.waiting.len().to_string().len();
         let places = self.waiting.iter().zip(1..).map(|(waiter, place)| {
             let who = match waiter {
@@ -114,6 +101,36 @@ impl Status<'_> {
         let other = other.map_or_else(String::new, |path| format!(", {waits} the lock file {path}"));
         Row::new("", text::run(run) + &other)
     }
+}
+
+/// A holder, and the command lines of its processes.
+fn holder_rows(holder: &Holder) -> Vec<Row> {
+    let is_stopped = stopped_processes(holder).is_some();
+    // The way to let it go on is among the trouble.
+    let rest = match holder {
+        _ if is_stopped => ", stopped".to_owned(),
+        Holder::Run(record) => helper_key(record),
+        Holder::Orphan(..) => String::new(),
+        Holder::Processes(processes) => {
+            let first = processes.first().map(|process| process.pid);
+            let age = first.and_then(proc::age).map_or_else(String::new, |age| format!(", started {} ago", show_seconds(age)));
+            let pids: Vec<_> = processes.iter().take(NAMED).map(|process| process.pid.to_string()).collect();
+            age + &match pids.as_slice() {
+                [_] if first.is_some_and(is_claude_run) => "; a run whose record cannot be kept: is the disk full?".to_owned(),
+                [pid] => format!("; if it is a leftover, `kill {pid}` ends it"),
+                pids => format!(
+                    "; if they are leftovers, `kill {}` ends them: the lock is free with the last that has it",
+                    pids.join(" ")
+                ),
+            }
+        }
+    };
+    let look = if is_stopped || matches!(holder, Holder::Orphan(..)) { Look::Bad } else { Look::Plain };
+    let commands = holder.processes().iter().take(NAMED).filter_map(|process| {
+        let command = text::command_line(process.pid).filter(|command| *command != process.name)?;
+        Some(Row { hang: 2, ..Row::new("", format!("pid {}: {command}", process.pid)).looks(Look::Faint) })
+    });
+    iter::once(Row::new("held by", format!("{holder}{rest}")).looks(look)).chain(commands).collect()
 }
 
 /// The first `most` of `count` rows, and the number of the others.

@@ -1,0 +1,143 @@
+//! Findings, and the checks that cost so little that `status` makes them as well as `doctor`: they take no lock and write nothing.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::{AccessFlags, access};
+use serde::Serialize;
+
+use super::text;
+use crate::claude::auth::Auth;
+use crate::claude::credentials::Login;
+use crate::sys::mount::Mount;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verdict {
+    Pass,
+    Warning,
+    Failure,
+}
+
+/// One finding of a check, in the form that JSON has it.
+#[derive(Debug, Serialize)]
+pub(super) struct Finding {
+    pub(super) check: &'static str,
+    pub(super) verdict: Verdict,
+    pub(super) what: String,
+    /// Consequence; null for a pass.
+    pub(super) means: Option<&'static str>,
+    #[serde(rename = "do")]
+    pub(super) todo: Option<&'static str>,
+}
+
+#[derive(Default)]
+pub(super) struct Check {
+    pub(super) name: &'static str,
+    pub(super) findings: Vec<Finding>,
+}
+
+impl Check {
+    pub(super) fn pass(&mut self, what: impl Into<String>) {
+        self.add(Verdict::Pass, what, None, None);
+    }
+
+    pub(super) fn pass_if_clean(&mut self, what: impl Into<String>) {
+        if self.findings.iter().all(|finding| finding.check != self.name) {
+            self.pass(what);
+        }
+    }
+
+    pub(super) fn warn(&mut self, what: impl Into<String>, means: &'static str, todo: &'static str) {
+        self.add(Verdict::Warning, what, Some(means), Some(todo));
+    }
+
+    pub(super) fn fail(&mut self, what: impl Into<String>, means: &'static str, todo: &'static str) {
+        self.add(Verdict::Failure, what, Some(means), Some(todo));
+    }
+
+    fn add(&mut self, verdict: Verdict, what: impl Into<String>, means: Option<&'static str>, todo: Option<&'static str>) {
+        self.findings.push(Finding { check: self.name, verdict, what: what.into(), means, todo });
+    }
+
+    /// All but the passes, a sentence each: what was found, what it means, and what to do.
+    pub(super) fn objections(self) -> impl Iterator<Item = String> {
+        let found = self.findings.into_iter().filter(|finding| finding.verdict != Verdict::Pass);
+        found.map(|Finding { what, means, todo, .. }| {
+            format!("{what}: {}; {}", means.unwrap_or_default(), todo.unwrap_or_default())
+        })
+    }
+}
+
+/// Bytes that a config dir should at least have room for: a login, some lines of history, what claude keeps of a session.
+pub(super) const ROOM: usize = 1 << 20;
+
+/// Checks the room on the file system of `dir`, by what that says itself: of a quota it may not know.
+pub(super) fn check_room(dir: &Path, check: &mut Check) {
+    let (Ok(dir), Ok(found)) = (fs::canonicalize(dir), statvfs(dir)) else { return };
+    let has_no_room = found.blocks() > 0 && found.blocks_available().saturating_mul(found.fragment_size()) < ROOM as u64;
+    let has_no_inode = found.files() > 0 && found.files_available() == 0;
+    // One that can only be read is always full.
+    if (has_no_room || has_no_inode) && !found.flags().contains(FsFlags::ST_RDONLY) {
+        fail_for_room(&dir, &io::Error::from(Errno::ENOSPC), check);
+    }
+}
+
+/// Says that `dir` has no room, by the `error` of who wanted to write there.
+pub(super) fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
+    let mount = Mount::of(dir).map_or_else(String::new, |mount| format!(", on {} at {},", mount.kind, mount.point.display()));
+    let free = statvfs(dir).map_or_else(
+        |_| "an unknown number of bytes".to_owned(),
+        |free| {
+            let bytes = free.blocks_available().saturating_mul(free.fragment_size());
+            // Some file systems have no fixed number of inodes, and say 0 of 0.
+            let files = if free.files() > 0 { free.files_available().to_string() + " inodes and " } else { String::new() };
+            format!("{files}{bytes} bytes")
+        },
+    );
+    check.fail(
+        format!("{}{mount} has no room for a MiB: {error}; {free} are free", dir.display()),
+        "a refreshed token cannot be saved: the login is lost; records, history and logs are lost, and no lock file can be made (125)",
+        "make room there, or raise the quota, before the token expires",
+    );
+}
+
+/// Checks the credentials `file`, in which `login` was found, where claude authenticates by `auth`.
+pub(super) fn check_login(file: &Path, login: &Login, auth: &Auth, check: &mut Check) {
+    let shown = file.display();
+    let by = format!("claude uses: {}", auth.description);
+    let expires = match login {
+        Login::None if auth.is_no_login() => return check.pass(format!("{by}; there is no login in {shown}")),
+        Login::None => {
+            let what = format!("there is no login in {shown}, and no key or token in the environment");
+            let todo = "log in once with this config dir (claude, then /login), or give the agents an API key";
+            return check.fail(what, "no agent can work", todo);
+        }
+        Login::Unclear(why) => {
+            let means = "agents may fail, and in refresh mode every run holds the lock for as long as it lasts";
+            return check.fail(format!("{shown} {why}"), means, "log in again");
+        }
+        Login::Expires(at) => *at,
+    };
+    if let Ok(found) = fs::metadata(file) {
+        let mode = found.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            check.warn(format!("{shown} has mode {mode:04o}"), "others may read the tokens in it", "chmod 600 it");
+        }
+        // access(2) lets root write everything.
+        if access(file, AccessFlags::W_OK).is_err() || mode & 0o200 == 0 {
+            let what = format!("{shown} is not writable (user {}, mode {mode:04o})", found.uid());
+            let means = "2.1.84 refreshes the token and cannot save it: the login is lost";
+            check.fail(what, means, "make it writable for its owner, who runs the agents");
+        }
+    }
+    if !Login::has_refresh_token(file) {
+        let means = "when the token expires, nobody can refresh it";
+        check.warn(format!("there is no refresh token in {shown}"), means, "log in again");
+    }
+    check.pass_if_clean(format!("{by}; the token {}", text::expiry(expires)));
+}
