@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -332,4 +332,32 @@ fn records_of_root_belong_to_the_owner_of_the_config_dir() {
         let text = ended.stdout.join("\n");
         assert!(ended.code() == 1 && text.contains(part) && text.contains("chown -R it"), "{words:?}: {ended:?}");
     }
+}
+
+#[test]
+fn record_that_cannot_be_rewritten_claims_nothing() {
+    let env = Env::new();
+    let holder = env.hold_lock();
+    let run = env.start(["--", "sh", "-c", "echo in; exec sleep 600"]);
+    let dir = env.home().join(".claude/claude-run");
+    wait_until("it waits", || env.waiters() == 1 && fs::read_dir(dir.join("runs")).is_ok_and(|runs| runs.count() == 1));
+    // What it would write it in is another's from here on.
+    let moved = env.path("moved");
+    fs::rename(&dir, &moved).expect("moved");
+    fs::write(&dir, "").expect("a file");
+    drop(holder);
+    run.expect_line("in");
+    wait_until("the record is gone", || fs::read_dir(moved.join("runs")).is_ok_and(|runs| runs.count() == 0));
+}
+
+#[test]
+fn history_that_cannot_be_rotated_grows() {
+    let env = Env::new();
+    let dir = env.home().join(".claude/claude-run");
+    fs::create_dir_all(dir.join("history.1.jsonl/x")).expect("a directory");
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).expect("ours");
+    fs::write(dir.join("history.jsonl"), "x\n".repeat(5 << 20)).expect("a large file");
+    env.claude_run().args(["--label", "last", "true"]).assert().code(0);
+    let history = fs::read_to_string(dir.join("history.jsonl")).expect("text");
+    assert!(history.lines().last().is_some_and(|line| line.contains("last")));
 }

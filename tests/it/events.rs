@@ -151,6 +151,8 @@ fn malformed_files_are_read_as_far_as_possible() {
     let cut = refresh("lock_error", 6, "s");
     file.write_all(&cut.as_bytes()[..cut.len() - 9]).expect("half a line");
     fs::create_dir(telemetry(&env).join("1p_failed_events.dir.json")).expect("a directory");
+    std::os::unix::fs::symlink("/dev/zero", telemetry(&env).join("1p_failed_events.device.json"))
+        .expect("a link without an end");
     fs::write(telemetry(&env).join("other.json"), refresh("lock_error", 1, "s")).expect("a file");
     let complete = telemetry(&env).join("1p_failed_events.t.5c1c.json");
     fs::write(complete, refresh("lock_retry", 7, "t")).expect("a file without a newline at its end");

@@ -162,3 +162,18 @@ fn idle_limit_excludes_time_in_which_we_are_stopped() {
         std::fs::remove_file(env.path("go")).expect("a FIFO");
     }
 }
+
+#[test]
+fn child_that_waits_for_our_reader_is_not_idle() {
+    let env = Env::new();
+    let script = r#"TMPDIR=/nonexistent "$0" --idle-timeout 1 head -c 30000000 /dev/zero | { until [ -e go ]; do sleep 0.1; done; wc -c; }
+        echo "${PIPESTATUS[0]}""#;
+    let mut bash = env.command("bash");
+    bash.args(["-c", script]).arg(binary());
+    let run = Running::start(bash);
+    while !run.message().contains("the child has to wait") {}
+    std::thread::sleep(Duration::from_millis(2500));
+    std::fs::write(env.path("go"), "").expect("a file");
+    let ended = run.end();
+    assert_eq!(ended.stdout, ["30000000", "0"], "{ended:?}");
+}

@@ -210,3 +210,46 @@ fn holder_that_becomes_a_run_is_named_by_its_record() {
     holder.signal(Signal::SIGTERM);
     assert_eq!((holder.end().code(), waiter.end().code()), (143, 0));
 }
+
+#[test]
+fn lock_of_another_that_ends_too_soon_is_told() {
+    let env = Env::new();
+    let us = binary().display();
+    let nested = format!("'{us}' --wait 0 -- sh -c 'echo in; until [ -e go ]; do sleep 0.01; done' >out 2>&1");
+    env.script("nested", &format!("#!/bin/sh\n{nested}; echo $? >done\n"));
+    let start = "setsid ./nested & until [ -s out ]; do sleep 0.01; done";
+    env.make_lock_file();
+    // A run above it, and a caller.
+    let above = format!("'{us}' --leftovers keep -- sh -c '{start}'");
+    for script in [above, format!("exec 9>$HOME/.claude/session.lock; flock 9; {start}; flock -u 9")] {
+        let mut bash = env.command("bash");
+        bash.args(["-c", &script]);
+        assert_eq!(Running::start(bash).end().code(), 0);
+        env.claude_run().args(["--wait", "0", "true"]).assert().code(0);
+        std::fs::write(env.path("go"), "").expect("a file");
+        wait_until("it has ended", || std::fs::read_to_string(env.path("done")).is_ok_and(|code| code == "0\n"));
+        let text = std::fs::read_to_string(env.path("out")).expect("its messages");
+        assert!(text.contains("the session lock of this run was not kept: the "), "{script}: {text}");
+        for name in ["go", "done", "out"] {
+            std::fs::remove_file(env.path(name)).expect("a file");
+        }
+    }
+}
+
+#[test]
+fn ancestor_beyond_a_user_namespace_is_found() {
+    if !can_unshare("-U") {
+        return;
+    }
+    let env = Env::new();
+    // A closed descriptor, or the lock would be seen there.
+    let inner = format!("exec unshare -Ur '{}' --wait 0 -- echo in", binary().display());
+    let script = format!("for fd in 3 4 5 6 7 8 9; do eval \"exec $fd>&-\"; done; {inner}");
+    for options in [&["--lock", "exclusive"][..], &["--lock", "pass-through", "--slots", "1"]] {
+        let mut outer = env.command(binary());
+        let inner = script.replace("--wait 0", &format!("--wait 0 {}", options.join(" ")));
+        outer.args(options).args(["--", "sh", "-c", &format!("sleep 0.3; {inner}")]);
+        let ended = Running::start(outer).end();
+        assert_eq!((ended.code(), &ended.stdout[..]), (0, &["in".to_owned()][..]), "{ended:?}");
+    }
+}

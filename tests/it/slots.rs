@@ -459,3 +459,52 @@ fn bound_is_shown_and_set_for_all() {
     }
     drop(run);
 }
+
+#[test]
+fn stopped_waiter_loses_its_turn() {
+    let env = Env::new();
+    let mut holder = hold(&env, &ONE);
+    let first = wait_in_line(&env, &ONE, 0);
+    let mut second = wait_in_line(&env, &ONE, 1);
+    first.signal(Signal::SIGSTOP);
+    holder.close_stdin();
+    assert_eq!(holder.end().code(), 0);
+    second.expect_line("in");
+    first.signal(Signal::SIGCONT);
+    wait_until("the first waits on", || queued(&env).len() == 1);
+    second.close_stdin();
+    assert_eq!(second.end().code(), 0);
+    first.expect_line("in");
+}
+
+#[test]
+fn waiter_for_many_slots_needs_one_descriptor_for_each() {
+    let env = Env::new();
+    let many = ["--lock", "pass-through", "--slots", "100"];
+    drop(hold(&env, &many));
+    // By another process: what an ancestor holds would be held for the waiter.
+    let all = r#"for i in {1..100}; do exec {slot}>>$0/$i; flock $slot; [ $i = 55 ] && some=$slot; done
+        echo held; until [ -e go ]; do sleep 0.1; done; exec {some}>&-; sleep 600"#;
+    let mut holder = env.command("bash");
+    holder.args(["-c", all]).arg(slots_dir(&env));
+    let holder = Running::start(holder);
+    holder.expect_line("held");
+    let mut bash = env.command("bash");
+    bash.args(["-c", r#"ulimit -Sn 128; exec "$@""#, "bash"]).arg(binary()).args(many).args(["--", "echo", "in"]);
+    let waiter = Running::start(bash);
+    wait_until("it waits", || length(&json(&env, &["slots"])["waiting"]) == 1);
+    fs::write(env.path("go"), "").expect("a file");
+    let ended = waiter.end();
+    assert_eq!((ended.code(), ended.stdout.join("")), (0, "in".into()), "{:?}", ended.stderr_text());
+}
+
+#[test]
+fn ticket_beyond_all_numbers_is_not_ours() {
+    let env = Env::new();
+    let mut holder = hold(&env, &ONE);
+    fs::write(slots_dir(&env).join(format!("t{}", u64::MAX)), "").expect("a file");
+    let waiter = wait_in_line(&env, &ONE, 0);
+    holder.close_stdin();
+    assert_eq!(holder.end().code(), 0);
+    waiter.expect_line("in");
+}
