@@ -20,7 +20,7 @@ use crate::records::WaitsFor;
 const ANCESTOR_CHECKS: u32 = 14;
 
 /// Time for such a record to appear where nobody wants to wait.
-const RECORD_GRACE: Duration = Duration::from_millis(100);
+const RECORD_GRACE: Duration = Duration::from_secs(1);
 
 /// Waits for the lock on `file`, which is busy.
 pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut LockWait) -> Result<Acquisition> {

@@ -66,8 +66,12 @@ const QUEUE: &str = "queue";
 /// Time for which a slot may be free while others wait: then whoever is before us is stopped, or frozen, and loses its turn.
 const MAX_TURN: Duration = Duration::from_secs(10);
 
-/// Time to get to a free slot where nobody wants to wait: others may be at the queue, on their way to theirs.
-const PASSING: Duration = Duration::from_millis(100);
+/// Time to get to a free slot where nobody wants to wait: others may be at the queue, on their way to theirs, on a machine that has much to
+/// do.
+const PASSING: Duration = Duration::from_secs(1);
+
+/// Time for which a wait is not worth a message.
+const UNNOTICED: Duration = Duration::from_millis(100);
 
 /// Acquires a slot, in a wait that is bounded from `started` on.
 ///
@@ -178,7 +182,7 @@ impl Search<'_> {
             return Ok(Acquisition::NotAcquired);
         }
         wait.begin(self.awaited(), limit(self.request.wait, PASSING));
-        wait.next_progress_at = (self.request.wait != Wait::No).then(|| Instant::now() + PASSING);
+        wait.next_progress_at = (self.request.wait != Wait::No).then(|| Instant::now() + UNNOTICED);
         if let Stage::Arriving(queue) = &mut self.stage
             && let Some(queue) = queue.take()
         {

@@ -13,7 +13,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, is_alive, needs_root, wait_until};
+use crate::env::{Env, Running, binary, is_alive, needs_root, wait_for_records, wait_until};
 use crate::oauth::EXPIRED;
 
 /// Directory of the slots.
@@ -415,8 +415,10 @@ fn doctor_knows_a_bound_that_is_exceeded() {
     };
     env.claude_run().args(["slots", "1"]).assert().code(0);
     let first = hold(&env, &["--lock", "pass-through"]);
+    wait_for_records(&env.home().join(".claude"), 1);
     assert!(finding("pass").contains("1 at most; 1 in use"));
     let _unbound = hold(&env, &["--lock", "pass-through", "--slots", "none"]);
+    wait_for_records(&env.home().join(".claude"), 2);
     assert!(finding("warning").contains("2 runs at once, and the bound is 1"));
     // What a killed claude-run leaves behind has its slot, and no record.
     let mut orphan = env.command("flock");
@@ -467,6 +469,7 @@ fn stopped_waiter_loses_its_turn() {
     let first = wait_in_line(&env, &ONE, 0);
     let mut second = wait_in_line(&env, &ONE, 1);
     first.signal(Signal::SIGSTOP);
+    wait_until("it is stopped, and out of the kernel's queue", || queued(&env).len() == 1);
     holder.close_stdin();
     assert_eq!(holder.end().code(), 0);
     second.expect_line("in");
