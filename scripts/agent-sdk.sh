@@ -141,6 +141,12 @@ claude_run_in_subshell() {
     TZ=UTC printf '[%(%Y-%m-%d %H:%M:%S UTC)T] watchdog: timeout_exit=%d elapsed_wall=%ds limit=%s exit=%d\n' \
       -1 "$_cr_expired" "$SECONDS" "$_cr_limit" "$_cr_code" >>"$_cr_log"
   fi
+  # By the signal itself, as claude-run: bash ends its own loop upon Ctrl-C only if INT has ended what it waits for. Of a death by
+  # any other, it would print a line.
+  if [ "$_cr_code" -eq 130 ]; then
+    trap - INT
+    kill -INT "$BASHPID"
+  fi
   exit "$_cr_code"
 }
 

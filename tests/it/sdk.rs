@@ -237,6 +237,26 @@ fn ctrl_c_in_a_terminal_ends_script_and_claude() {
     }
 }
 
+/// As around `claude-run` itself.
+#[test]
+fn ctrl_c_ends_the_callers_loop() {
+    for machine in machines() {
+        for site in [
+            "claude_run_with_watchdog claude -p 'ready; hang'",
+            "CLAUDE_PGID_FILE=$PWD/pgid claude_run_with_watchdog claude -p 'ready; hang'",
+            "output=$(claude_run_with_watchdog claude -p 'ready; hang' | tee /dev/tty)",
+        ] {
+            let script = format!("for turn in 1 2 3; do {site} && rc=0 || rc=$?; echo \"rc $rc\"; done");
+            let mut terminal = OnTerminal::start(machine.shell(&Machine::sourced(&script)));
+            terminal.ready();
+            terminal.types("\x03");
+            assert_eq!(terminal.ends(), 130, "{site}: {}", terminal.shown());
+            assert!(!terminal.shown().contains("rc "), "{site}: {}", terminal.shown());
+        }
+        assert!(machine.log().contains(" exit=130\n"), "{}", machine.log());
+    }
+}
+
 #[test]
 fn arguments_of_any_kind_and_the_callers_shell_survive() {
     for machine in machines() {
