@@ -66,8 +66,9 @@ claude_run_with_watchdog() {
 
 # Names begin with _cr_: any other may be a variable of the caller's that claude is to see.
 claude_run_in_subshell() {
-  # Whatever the caller has set: options, traps, signals that its exit path ignores, separators.
-  set +eCET
+  # Whatever the caller has set: options, traps, signals that its exit path ignores, separators. -a would export names of ours to
+  # claude, -k makes `export` print the environment, -x would trace the command line into the log, unmasked.
+  set +aeCETkvx
   trap - DEBUG ERR RETURN
   # claude-run is in our group, gets what that is sent as well, and has to be waited for. It starts with none of these traps.
   trap : HUP INT QUIT TERM
