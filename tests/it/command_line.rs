@@ -188,6 +188,33 @@ fn nonblocking_stdin_and_stdout_of_operations_are_waited_for() {
 }
 
 #[test]
+fn closed_stdin_or_stdout_of_an_operation_is_125() {
+    let env = Env::new();
+    for words in [
+        "-h >&-",
+        "--help >&-",
+        "--help 1</dev/null",
+        "--version >&-",
+        "help modes >&-",
+        "man-page >&-",
+        "completions bash >&-",
+        "settings >&-",
+        "status --json >&-",
+        "redact <<<x >&-",
+        "redact >&-",
+        "redact <&-",
+        "redact 0>/dev/null",
+        "redact <&- >&-",
+    ] {
+        let output = env.command("bash").args(["-c", &format!("\"$0\" {words}")]).arg(binary()).output().expect("started");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(125), 0), "{words}: {text}");
+        let is_said = text.contains("cannot write to stdout") || text.contains("cannot read stdin");
+        assert!(is_said && text.contains("Bad file descriptor"), "{words}: {text}");
+    }
+}
+
+#[test]
 fn missing_program_suggests_an_operation() {
     let env = Env::new();
     env.claude_run()
