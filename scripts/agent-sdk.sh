@@ -66,8 +66,9 @@ claude_run_with_watchdog() {
 
 # Names begin with _cr_: any other may be a variable of the caller's that claude is to see.
 claude_run_in_subshell() {
-  # Whatever the caller has set: options, traps, signals that its exit path ignores, separators.
-  set +eCET
+  # Whatever the caller has set: options, traps, signals that its exit path ignores, separators. -a would export names of ours to
+  # claude, -k makes `export` print the environment, -x would trace the command line into the log, unmasked.
+  set +aeCETkvx
   trap - DEBUG ERR RETURN
   # claude-run is in our group, gets what that is sent as well, and has to be waited for. It starts with none of these traps.
   trap : HUP INT QUIT TERM
@@ -140,6 +141,12 @@ claude_run_in_subshell() {
     [ "$_cr_code" -ne 124 ] || _cr_expired=124
     TZ=UTC printf '[%(%Y-%m-%d %H:%M:%S UTC)T] watchdog: timeout_exit=%d elapsed_wall=%ds limit=%s exit=%d\n' \
       -1 "$_cr_expired" "$SECONDS" "$_cr_limit" "$_cr_code" >>"$_cr_log"
+  fi
+  # By the signal itself, as claude-run: bash ends its own loop upon Ctrl-C only if INT has ended what it waits for. Of a death by
+  # any other, it would print a line.
+  if [ "$_cr_code" -eq 130 ]; then
+    trap - INT
+    kill -INT "$BASHPID"
   fi
   exit "$_cr_code"
 }

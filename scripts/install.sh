@@ -38,7 +38,14 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -n "$prefix" ] || die "there is no HOME; say where with --prefix DIR"
-absolute() { case $1 in /*) printf '%s' "${1%/}" ;; *) printf '%s' "$PWD/${1%/}" ;; esac; }
+newline='
+'
+# The list of shims has one a line.
+absolute() {
+  case $1 in /*) path=$1 ;; *) path=$PWD/$1 ;; esac
+  case $path in *"$newline"*) $uninstall || die "there is a newline in $path; choose another directory" ;; esac
+  printf '%s' "${path%/}"
+}
 prefix=$(absolute "$prefix")
 case $shim in
   '') ;;
@@ -62,9 +69,9 @@ is_same() { [ "$1" -ef "$2" ]; }
 # is_our_shim PATH: a link to the binary that is, or is to be, installed here.
 is_our_shim() { [ -L "$1" ] && { is_same "$1" "$installed" || [ "$(readlink -- "$1")" = "$installed" ]; }; }
 
-# remove FILE: and the directories below the prefix that it leaves empty.
+# remove FILE: and the directories below the prefix that it leaves empty. A directory of that name is not ours.
 remove() {
-  if [ -e "$1" ] || [ -L "$1" ]; then
+  if [ -f "$1" ] || [ -L "$1" ]; then
     rm -f -- "$1"
     printf 'removed %s\n' "$1"
   fi
@@ -104,13 +111,18 @@ fi
 if [ -n "$shim" ] && { [ -e "$shim/claude" ] || [ -L "$shim/claude" ]; } && ! is_our_shim "$shim/claude"; then
   die "$shim/claude is not a link of claude-run's, and is left alone; choose a directory before it on PATH: --shim=DIR"
 fi
-umask 022 # directories for everybody, whatever root's is
 for file in "$@" ${shim:+"$shim/claude" "$shims"}; do
+  # mv would put the file into it.
+  [ ! -d "$file" ] || die "$file is a directory; take it away, or choose another --prefix"
   dir=$(dirname -- "$file")
-  if ! mkdir -p -- "$dir" 2>/dev/null || ! [ -w "$dir" ]; then
+  first=$dir # that is there: the others are made in it
+  until [ -e "$first" ] || [ -L "$first" ]; do first=$(dirname -- "$first"); done
+  if ! [ -d "$first" ] || ! [ -w "$first" ] || ! [ -x "$first" ]; then
     die "cannot write $dir; call this as root, or choose another --prefix"
   fi
 done
+umask 022 # directories for everybody, whatever root's is
+for file in "$@" ${shim:+"$shim/claude" "$shims"}; do mkdir -p -- "$(dirname -- "$file")"; done
 
 # put FILE MODE COMMAND...: what COMMAND prints, in place at once or not at all.
 put() {

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::panic;
 use std::path::Path;
 use std::time::Instant;
@@ -74,17 +74,13 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
         Request::Operate(cli, operation) => (cli, Some(operation)),
         Request::Show(text) => {
             drop(blocked);
-            return match anstream::stdout().write_all(logging::in_locale(&text).as_bytes()) {
-                // The reader has seen enough.
-                Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
-                _ => Ok(Outcome::Shown),
-            };
+            return ops::show(&text);
         }
     };
     if let Some(operation) = operation {
         drop(blocked);
         logging::mask_with(redact::masked);
-        return operate(cli, &operation, &mut anstream::stdout());
+        return operate(cli, &operation, &mut ops::output());
     }
     let (config_dir, file) = config_of(&cli);
     signal::ignore_terminal_stops();

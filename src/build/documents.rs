@@ -1,5 +1,6 @@
 //! The man page, and the scripts by which shells complete a command line.
 
+use std::any::TypeId;
 use std::fs;
 use std::io::{self, Write};
 
@@ -11,7 +12,7 @@ use clap_mangen::roff::{Roff, bold, italic, roman};
 use crate::config::cli;
 use crate::config::help::{OTHER_VARIABLES, SECTIONS, USAGE, WHATIS};
 use crate::config::options::{OPTIONS, VERBOSITY};
-use crate::config::values::{LockMode, Shell, Value};
+use crate::config::values::{LockMode, Shell, Value, Words};
 
 #[path = "completions.rs"]
 mod completions;
@@ -26,7 +27,14 @@ pub(crate) fn completions(shell: &str) -> io::Result<String> {
     let options = described.get_arguments().filter(|arg| !arg.is_positional()).cloned();
     let operations = described.get_subcommands().cloned();
     let mut command = bare().version("").args(options).subcommands(operations);
-    command = command.mut_args(with_hint).mut_subcommands(|operation| operation.mut_args(with_hint));
+    let topics = PossibleValuesParser::new(topics());
+    command = command
+        .mut_args(|arg| {
+            let words = OPTIONS.iter().find(|option| arg.get_id() == option.name).map_or(&[][..], |option| option.words);
+            with_hint(arg, words)
+        })
+        .mut_subcommands(|operation| operation.mut_args(|arg| with_hint(arg.clone(), words_of_type(&arg))))
+        .mut_subcommand("help", |help| help.mut_arg("topic", |topic| topic.value_parser(topics)));
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, NAME, &mut script);
     let script = String::from_utf8(script).map_err(io::Error::other)?;
@@ -43,16 +51,15 @@ fn bare() -> Command {
     Command::new(NAME).disable_help_subcommand(true).disable_help_flag(true).disable_version_flag(true)
 }
 
+/// Words that the value of an operation's `arg` can be. By its type: operations share names of arguments, and those of options.
+fn words_of_type(arg: &Arg) -> Words {
+    let types = [(TypeId::of::<LockMode>(), LockMode::WORDS), (TypeId::of::<Shell>(), Shell::WORDS)];
+    let own = arg.get_value_parser().type_id();
+    types.into_iter().find(|(of_type, _)| own == *of_type).map_or(&[], |(_, words)| words)
+}
+
 /// Tells shells what can stand behind an option, and to complete file names only where one is wanted.
-fn with_hint(arg: Arg) -> Arg {
-    if arg.get_id() == "topic" {
-        return arg.value_parser(PossibleValuesParser::new(topics()));
-    }
-    let words = match arg.get_id().as_str() {
-        "set" => LockMode::WORDS,
-        "shell" => Shell::WORDS,
-        name => OPTIONS.iter().find(|option| option.name == name).map_or(&[][..], |option| option.words),
-    };
+fn with_hint(arg: Arg, words: Words) -> Arg {
     if !words.is_empty() {
         let value = |(word, meaning): &(&'static str, &'static str)| {
             PossibleValue::new(*word).help((!meaning.is_empty()).then_some(*meaning))

@@ -15,10 +15,11 @@ mod slots;
 mod status;
 mod text;
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use anstream::AutoStream;
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
 
@@ -37,6 +38,7 @@ use crate::lock;
 use crate::logging::{escaped_lines, in_locale, json_line};
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore, RunRecord};
+use crate::sys::stdio::StandardOutput;
 
 /// Input of an operation: the same that a run would start from.
 pub(crate) struct Context<'a> {
@@ -82,6 +84,16 @@ impl Context<'_> {
     }
 }
 
+/// Stdout, for text whose escape sequences only a terminal is to get.
+pub(crate) fn output() -> AutoStream<Box<dyn Write>> {
+    AutoStream::new(Box::new(BufWriter::new(StandardOutput)), AutoStream::choice(&stdout()))
+}
+
+/// Shows what the parser has to say.
+pub(crate) fn show(text: &str) -> Result<Outcome> {
+    unless_enough(write_own(&mut output(), &in_locale(text)).map(|()| Outcome::Shown))
+}
+
 pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Result<Outcome> {
     let outcome = match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
@@ -113,7 +125,11 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
             report::show(&context, since_time(*since), form, out)
         }
     };
-    // The reader has seen enough, as `head` has.
+    unless_enough(outcome)
+}
+
+/// `outcome`, if it is not the error that the reader has seen enough, as `head` has.
+fn unless_enough(outcome: Result<Outcome>) -> Result<Outcome> {
     let is_enough = |error: &anyhow::Error| error.downcast_ref().is_some_and(|e: &io::Error| e.kind() == ErrorKind::BrokenPipe);
     outcome.or_else(|error| if is_enough(&error) { Ok(Outcome::Shown) } else { Err(error) })
 }

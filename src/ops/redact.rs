@@ -1,12 +1,13 @@
 //! `claude-run redact <FILE`: the masker of the log as a filter, from stdin to stdout.
 
-use std::io::{ErrorKind, Read, Write, stdin, stdout};
+use std::io::{ErrorKind, Read, Write};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::Context;
 use crate::outcome::Outcome;
 use crate::redact::{Masker, secrets};
+use crate::sys::stdio::{StandardInput, StandardOutput};
 
 /// Copies stdin to stdout, masked; each line as soon as it is there.
 pub(super) fn filter(context: &Context) -> Result<Outcome> {
@@ -15,8 +16,8 @@ pub(super) fn filter(context: &Context) -> Result<Outcome> {
         bail!("{error}");
     }
     let mut masker = Masker::new(secrets()?);
-    // Not anstream's, which takes escape sequences out of what goes to a file.
-    let (mut input, mut output) = (stdin().lock(), stdout().lock());
+    // Not the output of other operations, which takes escape sequences out of what goes to a file.
+    let (mut input, mut output) = (StandardInput, StandardOutput);
     let (mut buffer, mut masked) = (vec![0; 64 << 10], Vec::new());
     loop {
         let length = match input.read(&mut buffer) {

@@ -6,7 +6,7 @@ mod environment;
 mod plan;
 
 use std::fs::{self, File};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -31,6 +31,7 @@ use crate::logging;
 use crate::outcome::Outcome;
 use crate::records::RecordStore;
 use crate::sys::signal;
+use crate::sys::stdio::StandardInput;
 
 const DEFAULT_SHARED_DIR: &str = "/var/lib/disinto/claude-shared";
 
@@ -112,7 +113,7 @@ fn ask_consent(paths: &SetupPaths, json: bool) -> Result<bool> {
     }
     logging::ask(&format!("move {} to {}, and leave a link? [Y/n] ", paths.link.display(), paths.config_dir.display()));
     let mut answer = String::new();
-    io::stdin().read_line(&mut answer).context("cannot read the answer")?;
+    BufReader::new(StandardInput).read_line(&mut answer).context("cannot read the answer")?;
     Ok(!answer.is_empty() && matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
 }
 

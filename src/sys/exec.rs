@@ -125,8 +125,9 @@ pub(crate) fn dup_onto(descriptor: BorrowedFd, number: RawFd) -> nix::Result<()>
     Errno::result(unsafe { libc::dup2(descriptor.as_raw_fd(), number) }).map(|_| ())
 }
 
-/// Opens /dev/null as each of stdin, stdout and stderr that our caller has closed, so that no file of ours gets such a number. It is
-/// close-on-exec: the child finds them closed.
+/// Opens /dev/null as each of stdin, stdout and stderr that our caller has closed, so that no file of ours gets such a number. To read
+/// or write there still fails with EBADF, but for stderr, which daemons close on purpose. They are close-on-exec: the child finds them
+/// closed.
 ///
 /// # Errors
 /// /dev/null cannot be opened.
@@ -135,7 +136,7 @@ pub fn fill_standard_descriptors() -> io::Result<()> {
         // SAFETY: F_GETFD only queries, and `number` need not be open.
         if unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
             // open(2) takes the lowest free number, which is this one.
-            let _ = File::options().read(true).write(true).open(NULL)?.into_raw_fd();
+            let _ = File::options().read(number != 0).write(number != 1).open(NULL)?.into_raw_fd();
         }
     }
     Ok(())

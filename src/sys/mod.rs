@@ -13,5 +13,6 @@ pub(crate) mod proc;
 pub mod signal;
 pub mod signal_pipe;
 pub mod signal_table;
+pub(crate) mod stdio;
 pub(crate) mod terminal;
 pub(crate) mod wait;

@@ -15,6 +15,7 @@ use nix::unistd::{getpgrp, tcgetpgrp};
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 
 use super::signal::end_by;
+use super::stdio::StandardOutput;
 
 /// Master side of a pseudo-terminal of our own terminal's size, without output processing.
 #[derive(Debug)]
@@ -119,8 +120,7 @@ impl FullScreen {
     /// Shows `text`.
     pub(crate) fn write(&self, text: &str) -> io::Result<()> {
         let _shown = locked(&self.0);
-        stdout().write_all(text.as_bytes())?;
-        stdout().flush()
+        StandardOutput.write_all(text.as_bytes())
     }
 }
 
@@ -142,5 +142,5 @@ fn show(sequence: &str, before: &ModesBefore, key_by_key: bool) {
         }
         let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, &modes);
     }
-    let _ = stdout().write_all(sequence.as_bytes()).and_then(|()| stdout().flush());
+    let _ = StandardOutput.write_all(sequence.as_bytes());
 }

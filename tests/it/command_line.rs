@@ -1,10 +1,16 @@
 //! The command line: what is whose, and refusals that teach.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
+use std::thread;
 
-use crate::env::{Env, binary, fake_claude};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::pipe2;
+
+use crate::env::{Env, binary, fake_claude, state, wait_until};
 
 #[test]
 fn word_with_a_dash_is_an_argument_of_claude() {
@@ -151,6 +157,61 @@ fn help_cut_short_by_its_reader_is_no_failure() {
     drop(reader);
     let output = claude_run.arg("--help").stdout(writer).output().expect("started");
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+/// node makes a pipe non-blocking, for whoever else has it, too.
+#[test]
+fn nonblocking_stdin_and_stdout_of_operations_are_waited_for() {
+    let env = Env::new();
+    let lines = "a line as any other\n".repeat(20_000);
+    let help = env.claude_run().arg("--help").assert().code(0).get_output().stdout.clone();
+    for (word, input, expected) in [("--help", "", &*help), ("redact", &*lines, lines.as_bytes())] {
+        let [(stdin, mut keyboard), (mut screen, stdout)] = [(); 2].map(|()| {
+            let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("a pipe");
+            fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).expect("a small pipe");
+            (File::from(reader), File::from(writer))
+        });
+        for ours in [&keyboard, &screen] {
+            fcntl(ours, FcntlArg::F_SETFL(OFlag::empty())).expect("a blocking end");
+        }
+        let mut child = env.command(binary()).arg(word).stdin(stdin).stdout(stdout).spawn().expect("started");
+        let waits = || state(child.id() as i32).is_some_and(|state| "SZ".contains(state));
+        wait_until("it waits for us, or has failed", waits);
+        let mut shown = Vec::new();
+        thread::scope(|scope| {
+            scope.spawn(move || keyboard.write_all(input.as_bytes()));
+            screen.read_to_end(&mut shown).expect("output");
+        });
+        assert_eq!((child.wait().expect("ended").code(), shown.len()), (Some(0), expected.len()), "{word}");
+        assert!(shown == expected, "{word}");
+    }
+}
+
+#[test]
+fn closed_stdin_or_stdout_of_an_operation_is_125() {
+    let env = Env::new();
+    for words in [
+        "-h >&-",
+        "--help >&-",
+        "--help 1</dev/null",
+        "--version >&-",
+        "help modes >&-",
+        "man-page >&-",
+        "completions bash >&-",
+        "settings >&-",
+        "status --json >&-",
+        "redact <<<x >&-",
+        "redact >&-",
+        "redact <&-",
+        "redact 0>/dev/null",
+        "redact <&- >&-",
+    ] {
+        let output = env.command("bash").args(["-c", &format!("\"$0\" {words}")]).arg(binary()).output().expect("started");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(125), 0), "{words}: {text}");
+        let is_said = text.contains("cannot write to stdout") || text.contains("cannot read stdin");
+        assert!(is_said && text.contains("Bad file descriptor"), "{words}: {text}");
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn output(mut program: Command) -> String {
 }
 
 /// Typed words, and the completions offered for the last one.
-const COMPLETIONS: [(&str, &[&str]); 18] = [
+const COMPLETIONS: [(&str, &[&str]); 21] = [
     ("claude-run st", &["status"]),
     ("claude-run --lo", &["--lock", "--lock-file", "--lock-helper", "--log", "--log-format"]),
     ("claude-run --lock ", MODES),
@@ -36,6 +36,9 @@ const COMPLETIONS: [(&str, &[&str]); 18] = [
     ("claude-run mode --dr", &["--drain"]),
     ("claude-run mode ", MODES),
     ("claude-run mode re", &["refresh"]),
+    ("claude-run slots ", &[]),
+    ("claude-run setup --wait ", &[]),
+    ("claude-run help slo", &["slots"]),
     ("claude-run completions z", &["zsh"]),
     ("claude-run claude st", &["stray"]),
     ("claude-run -w 5 -- claude st", &["stray"]),
@@ -141,7 +144,8 @@ fn zsh_completes_options_values_and_operations() {
         let text = offered();
         let completed: BTreeSet<_> = text.lines().filter(|word| *word != "end" && !word.is_empty()).collect();
         assert!(expected.iter().all(|word| completed.contains(word)), "{line:?}: {completed:?}");
-        let is_wrong = |word: &&&str| ["status", "report", "slots", "stray"].contains(*word) && !expected.contains(*word);
+        let known = ["status", "report", "slots", "stray"].iter().chain(MODES).collect::<Vec<_>>();
+        let is_wrong = |word: &&&str| known.contains(word) && !expected.contains(*word);
         assert_eq!(completed.iter().find(is_wrong), None, "{line:?}: {completed:?}");
         fs::remove_file(env.path("offered")).expect("removed");
     }

@@ -119,6 +119,36 @@ fn bad_prefix_or_binary_changes_nothing() {
     assert!(!env.path("prefix").exists());
 }
 
+/// mv(1) would put the file into it.
+#[test]
+fn directory_in_the_place_of_a_file_changes_nothing() {
+    let files = FILES.iter().filter_map(|line| line.split(' ').next());
+    for name in files.chain(["bin/claude", "share/claude-run/shims"]) {
+        let env = Env::new();
+        let directory = env.path("prefix").join(name);
+        fs::create_dir_all(&directory).expect("a directory");
+        let refused = refuses(&env, &["--shim"]);
+        assert!(refused.contains(&format!("{name} is ")), "{name}: {refused}");
+        // Nothing else, neither file nor directory.
+        let find = env.command("find").args(["prefix", "-depth"]).output().expect("find");
+        let found = String::from_utf8_lossy(&find.stdout).into_owned();
+        let expected: Vec<_> = Path::new("prefix").join(name).ancestors().map(|path| path.display().to_string()).collect();
+        assert_eq!(found.lines().collect::<Vec<_>>(), expected[..expected.len() - 1]);
+        assert_eq!(succeeds(&env, &["--uninstall"]), "");
+        assert!(directory.exists(), "it is not ours to remove");
+    }
+}
+
+/// The list of shims has one a line, and what it does not name stays behind.
+#[test]
+fn newline_in_a_directory_is_refused() {
+    let env = Env::new();
+    for words in [["--prefix=new\nline", "--shim"], ["--prefix=line\n", "--shim"], ["--shim=new\nline", "--shim=new\nline"]] {
+        assert!(refuses(&env, &words).contains("there is a newline in "), "{words:?}");
+    }
+    assert_eq!(fs::read_dir(env.path("")).expect("a directory").count(), 1, "home alone");
+}
+
 #[test]
 fn every_script_says_what_it_does_and_does_nothing() {
     let scripts = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");

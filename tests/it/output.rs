@@ -471,3 +471,14 @@ fn result_grace_begins_at_the_end_of_streamed_input() {
     at_end.args(["--input-format=stream-json"]).stdin(std::process::Stdio::null());
     assert_eq!(Running::start(at_end).end().code(), 0, "a file or a device is at its end");
 }
+
+#[test]
+fn closed_stdout_that_is_relayed_is_74_and_stderr_is_not() {
+    let env = Env::new();
+    for (closed, code) in [(">&-", "74\n"), ("2>&-", "0\n"), ("<&-", "0\n")] {
+        let script = format!(r#"{{ "$0" --log log sh -c 'echo out; echo err >&2' {closed}; }} >/dev/null 2>&1; echo $?"#);
+        let mut shell = env.command("sh");
+        let output = shell.args(["-c", &script]).arg(binary()).output().expect("started");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), code, "{closed}");
+    }
+}

@@ -313,3 +313,21 @@ fn marks_are_ascii_where_the_locale_is() {
         assert!(piped.stdout.is_ascii() && piped.stderr.is_ascii(), "{line}: {piped:?}");
     }
 }
+
+/// node makes its terminal non-blocking, and may leave it so.
+#[test]
+fn answer_from_a_nonblocking_terminal_is_waited_for() {
+    if !needs("perl") {
+        return;
+    }
+    let env = Env::new();
+    env.make_lock_file();
+    let mut command = env.command("perl");
+    command.args(["-MFcntl", "-e", "fcntl(STDIN, F_SETFL, O_RDWR | O_NONBLOCK) and exec @ARGV"]).arg(binary());
+    command.args(["setup", "--shared-dir"]).arg(env.path("shared"));
+    let mut setup = OnTerminal::start(command);
+    wait_until("it asks", || setup.shown().contains("[Y/n]"));
+    setup.types("y\n");
+    assert_eq!(setup.ends(), 0, "{}", setup.shown());
+    assert!(env.home().join(".claude").is_symlink());
+}

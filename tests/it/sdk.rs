@@ -142,6 +142,9 @@ fn options_traps_and_variables_of_the_caller_do_no_harm() {
             "IFS=:; shopt -s nullglob; set -f",
             "coproc cat; CLAUDE_PGID_FILE=$PWD/pgid",
             "readonly code=1 version=1 program=1 line=1",
+            "set -a; CLAUDE_PGID_FILE=$PWD/pgid",
+            "export SECRET_TOKEN=hunter2-hunter2; set -k",
+            "set -xv",
         ] {
             let _ = fs::remove_file(machine.env.path("log"));
             let script =
@@ -150,6 +153,7 @@ fn options_traps_and_variables_of_the_caller_do_no_harm() {
             let lines: Vec<_> = ended.stdout.iter().filter(|line| *line != "debug").collect();
             assert_eq!(lines, ["hi"], "{before}: {ended:?}\n{}", machine.log());
             assert!(!machine.log().contains("from one package") && !machine.log().contains("coproc"), "{}", machine.log());
+            assert!(!machine.log().contains("_cr_") && !machine.log().contains("claude -p"), "{before}: {}", machine.log());
             assert_eq!(machine.log().contains("cannot write CLAUDE_PGID_FILE /nonesuch/pgid"), before.contains("nonesuch"));
         }
         let names = ["name", "version", "limit", "code", "line", "program", "options", "settings", "key", "value", "IFS"];
@@ -158,6 +162,10 @@ fn options_traps_and_variables_of_the_caller_do_no_harm() {
         let ended = machine.run(&format!("{exports} claude_run_with_watchdog claude -p '{}'", steps.join("; ")));
         let expected: Vec<_> = names.iter().map(|name| format!("{name}=mine")).collect();
         assert_eq!(ended.stdout[..names.len() - 1], expected[..names.len() - 1], "{ended:?}");
+        let options = "set -ak; claude_run_with_watchdog claude -p 'tool env | sed -n /^_cr_/p; say end'; echo $-";
+        let ended = machine.run(options);
+        let is_kept = ended.stdout.last().is_some_and(|options| options.contains('a') && options.contains('k'));
+        assert!(ended.stdout.len() == 2 && ended.stdout[0] == "end" && is_kept, "{ended:?}");
     }
 }
 
@@ -234,6 +242,26 @@ fn ctrl_c_in_a_terminal_ends_script_and_claude() {
             wait_until("both have ended", || !is_alive(claude) && !is_alive(claude_run));
             wait_until("the file is gone", || !machine.env.path("pgid").exists());
         }
+    }
+}
+
+/// As around `claude-run` itself.
+#[test]
+fn ctrl_c_ends_the_callers_loop() {
+    for machine in machines() {
+        for site in [
+            "claude_run_with_watchdog claude -p 'ready; hang'",
+            "CLAUDE_PGID_FILE=$PWD/pgid claude_run_with_watchdog claude -p 'ready; hang'",
+            "output=$(claude_run_with_watchdog claude -p 'ready; hang' | tee /dev/tty)",
+        ] {
+            let script = format!("for turn in 1 2 3; do {site} && rc=0 || rc=$?; echo \"rc $rc\"; done");
+            let mut terminal = OnTerminal::start(machine.shell(&Machine::sourced(&script)));
+            terminal.ready();
+            terminal.types("\x03");
+            assert_eq!(terminal.ends(), 130, "{site}: {}", terminal.shown());
+            assert!(!terminal.shown().contains("rc "), "{site}: {}", terminal.shown());
+        }
+        assert!(machine.log().contains(" exit=130\n"), "{}", machine.log());
     }
 }
 
