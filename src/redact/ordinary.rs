@@ -356,4 +356,43 @@ mod tests {
             assert!(!is_ordinary(value.as_bytes(), shape), "{value} {shape:?}");
         }
     }
+
+    #[test]
+    fn code_and_sentences_are_no_secrets() {
+        let long = format!("abc.{}", "d".repeat(24));
+        let code = [("process.env.A1B2", QUOTED), ("my_secret", QUOTED), ("a.b", QUOTED), ("a.B", PLAIN), ("f(x1)", QUOTED)];
+        for (value, shape) in code {
+            assert!(is_code(value.as_bytes(), shape), "{value} {shape:?}");
+        }
+        let other =
+            [("abc1(d2", QUOTED), ("a1.b2", PLAIN), (&*long, PLAIN), ("ab1<x", QUOTED), ("a.B", QUOTED), ("String", PLAIN)];
+        for (value, shape) in other {
+            assert!(!is_code(value.as_bytes(), shape), "{value} {shape:?}");
+        }
+        for (value, expected) in [("your key", true), ("key ", false), ("my-key", false), ("abc def", false)] {
+            assert_eq!(is_sentence(value.as_bytes(), PROSE.len()), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn words_and_dates_are_not_random() {
+        for value in ["2026-11-23", "2026/11/23T1", "us-east-1", "a1-b234", "SHA256", "#ff00aa77", "a b1"] {
+            assert!(is_wordy(value.as_bytes()), "{value}");
+        }
+        for value in ["20261-1123", "2026-11123", "-a1", "a1-b2345", "a1b-c2d", "#ff00aa77b", "#ffg", "sha255"] {
+            assert!(!is_wordy(value.as_bytes()), "{value}");
+        }
+        for (value, expected) in [
+            ("abcdefghijklmnopqrstuvw", false),
+            ("Abcdefghijklmnopqrstuvw", false),
+            ("abcdefghijklmnopqrsT", true),
+            ("abcdefghijklmnopqrT", false),
+            ("aBc", false),
+            ("a1", false),
+            ("abcde1", true),
+            ("123456", false),
+        ] {
+            assert_eq!(is_random(value.as_bytes()), expected, "{value}");
+        }
+    }
 }
