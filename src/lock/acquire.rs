@@ -107,7 +107,6 @@ fn prepare_for_refresh(
             warn!(name: "refresh.unclear", "{why}; holding the session lock for the whole run, as in exclusive mode");
         }
         RefreshState::NotDue(why) => {
-            wait.started = Instant::now();
             let acquisition = give_up(guard, Acquisition::NotNeeded(why.clone()), wait);
             info!(name: "lock.released", "released the session lock again: {why}");
             return Ok(acquisition);
@@ -164,4 +163,34 @@ pub(crate) fn describe_refresh_lock(lock: &RefreshLock) -> String {
         Some(Owner { pid, .. }) => format!(", of pid {pid}"),
     };
     format!("{} {state}{owner}", lock.path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::wait::tests::recorder;
+    use super::*;
+    use crate::claude::auth::Invocation;
+    use crate::claude::storage::ClaudeStorage;
+    use crate::sys::file_id::FileId;
+    use crate::sys::signal::SigSet;
+
+    #[test]
+    fn wait_for_refresh_locks_has_a_bound_of_its_own() -> Result<()> {
+        let (dir, mut events) = (tempfile::tempdir()?, EventQueue::open()?);
+        let (storage, claude) = (ClaudeStorage::at(dir.path()), Invocation::new(&|_| None, dir.path()));
+        fs::write(storage.credentials(), r#"{"claudeAiOauth":{"accessToken":"a","refreshToken":"r","expiresAt":1}}"#)?;
+        fs::create_dir(dir.path().join(".oauth_refresh.lock"))?;
+        let refreshes = Refreshes { claude, storage, margin: None };
+        let mut recorder = recorder(dir.path());
+        let long_ago = Instant::now() - 2 * MAX_REFRESH_LOCK_WAIT;
+        let awaited = Awaited::SessionLock(dir.path().into(), FileId { device: 1, inode: 1 });
+        let mut wait = LockWait::new(awaited, long_ago, &mut recorder, &mut events, SigSet::empty());
+        assert_eq!(wait_for_refresh_locks(&refreshes, &mut wait, || true)?, None);
+        assert!(matches!(wait.awaited, Awaited::RefreshLocks));
+        assert_eq!((wait.limit, wait.deadline), (Some(MAX_REFRESH_LOCK_WAIT), Some(wait.started + MAX_REFRESH_LOCK_WAIT)));
+        assert!(wait.started.elapsed() < MAX_REFRESH_LOCK_WAIT);
+        Ok(())
+    }
 }

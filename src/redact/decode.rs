@@ -184,6 +184,8 @@ mod tests {
             (Syntax::Percent, "a%22b%C3%a9c%zz%0", "a\"béc%zz%0"),
             (Syntax::Html, "a&quot;b&#233;&#xe9;&amp;c&x;&", "a\"béé&c&x;&"),
             (Syntax::Backslash, r"a\tb\rc\fd\ud83de", "a\tb\rc\x0cd\u{fffd}e"),
+            (Syntax::Backslash, r"a\nb\ud83d--de00", "a\nb\u{fffd}--de00"),
+            (Syntax::Percent, "a%20b%0ac%1f", "a b\nc%1f"),
             (Syntax::Html, "&lt;&gt;&apos;", "<>'"),
         ] {
             let decoded = Decoded::new(source.as_bytes(), syntax).expect("encoded");
@@ -197,5 +199,7 @@ mod tests {
             }
         }
         assert!(Decoded::new(b"plain \\q", Syntax::Backslash).is_none());
+        assert_eq!(Decoded::new(b"a\x1b[1;31mb", Syntax::Escape).expect("a colour").text, b"ab");
+        assert!(Decoded::new(b"\x1b[31\x7f", Syntax::Escape).is_none(), "no end of a sequence");
     }
 }

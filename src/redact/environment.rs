@@ -79,7 +79,6 @@ fn is_distinctive(value: &[u8]) -> bool {
 
 /// The password in a URL.
 fn url_password(value: &[u8]) -> Option<&[u8]> {
-    memchr::memchr(b'@', value)?;
     let start = memchr::memmem::find(value, b"://")? + 3;
     let rest = &value[start..];
     let host = rest.iter().position(|byte| b"/?# \n\"'".contains(byte)).unwrap_or(rest.len());
@@ -103,7 +102,7 @@ fn percent_decoded(value: &[u8]) -> Vec<u8> {
 }
 
 /// Encodings of `value` that [`super::decode`] does not undo, and those in which nothing but the value says that there is one.
-fn encoded(value: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+fn encoded(value: &[u8]) -> Vec<Vec<u8>> {
     let json = |text: &[u8]| {
         let json = serde_json::Value::from(String::from_utf8_lossy(text)).to_string();
         json.as_bytes()[1..json.len() - 1].to_vec()
@@ -137,7 +136,7 @@ fn encoded(value: &[u8]) -> impl Iterator<Item = Vec<u8>> {
         });
         [url.collect(), plain]
     }));
-    forms.into_iter().filter(|form| form.len() > SHORTEST)
+    forms
 }
 
 /// Part of the base64 of `value` that is the same whatever stands around it; `shift` of its bytes are in a group before it.
@@ -175,6 +174,17 @@ mod tests {
         let lines = known("abc123\n======\n-----END x-----\nto");
         assert!(lines.contains(&b"abc123".to_vec()));
         assert!(!lines.iter().any(|line| [&b"======"[..], b"-----END x-----", b"to"].contains(&line.as_slice())));
+    }
+
+    #[test]
+    fn only_what_is_secret_is_known_and_once() {
+        let (town, odd) = (("HOME_TOWN".into(), "far-away-1".into()), ("ODD".into(), "odd-value-1".into()));
+        assert_eq!(known([town, odd], &[b"odd".to_vec()]), known([("API_KEY".into(), "odd-value-1".into())], &[]));
+        let url = "postgres://me:pa55%2Fword@db/x";
+        let forms = known([("API_KEY".into(), url.into())], &[]);
+        assert!([&b"pa55%2Fword"[..], b"pa55/word"].iter().all(|form| forms.contains(&form.to_vec())));
+        assert!(!forms.contains(&url.as_bytes().to_vec()));
+        assert!(forms.is_sorted_by(|one, next| one < next), "none is looked for twice");
     }
 
     #[test]

@@ -123,7 +123,6 @@ impl Masker {
 
     /// Appends the rest to `out`, at the end of the stream.
     pub fn end(&mut self, out: &mut Vec<u8>) {
-        self.pieces(out);
         self.end_line(out);
     }
 
@@ -211,13 +210,7 @@ impl Masker {
 
     /// Appends the last piece of a line, or all of it.
     fn end_line(&mut self, out: &mut Vec<u8>) {
-        if self.long.is_none() && self.shown == 0 {
-            let line = std::mem::take(&mut self.line);
-            mask_line(&self.secrets, &line, &mut self.in_key, out);
-            self.line = line;
-        } else {
-            self.mask_piece(self.line.len(), None, out);
-        }
+        self.mask_piece(self.line.len(), None, out);
         self.line.clear();
         (self.piece, self.shown, self.paused, self.is_masked, self.long) = (0, 0, 0, false, None);
     }
@@ -236,7 +229,7 @@ impl Masker {
             spans.insert(0, Span { range, open });
         }
         let cut_at = cut.unwrap_or(end);
-        long.open = spans.last().filter(|span| span.range.end == end && cut.is_some()).map(|span| span.open);
+        long.open = spans.last().map(|span| span.open);
         if long.is_json {
             let ends_inside = strings(&text[..cut_at], self.piece, long.in_string, |_| {});
             spans = clipped(text, spans, self.piece, long.in_string);
@@ -245,7 +238,6 @@ impl Masker {
         // A secret that begins in this piece is masked to its end.
         let begun = spans.iter().take_while(|span| span.range.start < cut_at).last().map_or(0, |span| span.range.end);
         let until = cut_at.max(begun.min(end));
-        spans.retain(|span| span.range.start < cut_at);
         self.show(until, &spans, out);
         if until < end {
             long.open = None;

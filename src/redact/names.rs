@@ -239,7 +239,7 @@ pub(super) fn is_secret(name: &[u8]) -> bool {
     let kind = parts.iter().rposition(|part| is_kind(part)).into_iter();
     let key =
         (1..parts.len()).rev().find(|&at| is_key(parts[at]) && KEYS.iter().any(|key| parts[at - 1].ends_with(key.as_bytes())));
-    let owned = (0..parts.len()).rev().find(|&at| is_owned(parts[at]) || at > 0 && is_of_owner(&parts[..at], parts[at]));
+    let owned = (0..parts.len()).rev().find(|&at| is_owned(parts[at]) || is_of_owner(&parts[..at], parts[at]));
     let access_token = is_loud.then(|| parts.iter().rposition(|part| *part == b"pat")).flatten().filter(|_| parts.len() > 1);
     let is_directory = |at: usize| parts[at] == b"pwd" && is_loud && parts.len() == 1;
     kind.chain(key).chain(owned).chain(access_token).any(|at| {
@@ -332,6 +332,37 @@ mod tests {
             ("__", &[]),
         ] {
             assert_eq!(parts(name.as_bytes()).map(|part| &name[part]).collect::<Vec<_>>(), expected);
+        }
+    }
+
+    #[test]
+    fn names_say_what_is_secret() {
+        let long = |length: usize| "x".repeat(length - 6) + "_token";
+        let secret = [
+            "api_2_key",
+            "GH_PAT",
+            "client_secret_id",
+            "dbpass",
+            "SMTPPASS",
+            "ghkey",
+            "x_claudepass",
+            "claude_my_key",
+            "my_openai_pass",
+            "token2",
+            "api_key1",
+            &long(3 * LONGEST),
+        ];
+        for name in secret {
+            assert!(is_secret(name.as_bytes()), "{name}");
+        }
+        for name in ["PAT", "client_secret_name", "token_id", "api_monkey", "openai_my_key", "PWD", &long(3 * LONGEST + 1)] {
+            assert!(!is_secret(name.as_bytes()), "{name}");
+        }
+        for (name, expected) in [("secret_description", true), ("type", true), ("id", false), ("value", false)] {
+            assert_eq!(is_note(name.as_bytes()), expected, "{name}");
+        }
+        for (name, expected) in [("AB_1", true), ("Ab", false), ("1_2", false)] {
+            assert_eq!(is_loud(name.as_bytes()), expected, "{name}");
         }
     }
 }

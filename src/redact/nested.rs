@@ -125,6 +125,7 @@ pub(super) fn may_open(rest: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::{Masker, Secrets};
+    use super::DEEPEST;
     use std::sync::Arc;
 
     /// `text`, masked whole and byte by byte.
@@ -168,7 +169,14 @@ mod tests {
             r#"{'password': {'value': '«a1b2 c3»', 'b': True}}"#,
             r#"{"secret":{"value":"«unfinished"#,
             r#"{"api_keys":[["«a1b2c3d4»"],["read","max:255"]],"password":"«x»"}"#,
+            r#"{"password" : {"value" : "«swordfish»" , "x" : 1}}"#,
+            r#"{"passwords":{"value":[{"name":"x"},"«swordfish1»"]}}"#,
+            r#"{"secret":{"id":"«msg_01a2b3-c4»"}}"#,
         ]);
+        for depth in [DEEPEST, DEEPEST + 1] {
+            let text = format!(r#"{{"secret":{}"a1b2c3d4"{}}}"#, "[".repeat(depth), "]".repeat(depth));
+            assert_eq!(masked(&text) != text, depth == DEEPEST, "{text}");
+        }
         let long = format!(r#"{{"pad":"{}","credentials":{{"note":"{}","x":"#, "a b ".repeat(17_000), "c d ".repeat(900));
         for pad in 0..9 {
             let text = format!(r#"{}{}"a1b2c3d4"}},"z":"{}"}}"#, long, " ".repeat(pad * 400), "e f ".repeat(9_000));
@@ -188,6 +196,7 @@ mod tests {
             r#"{"secret":{"created":"2026-11-23T09:07:35.848Z","version":"v1.2.3-rc1","hash":"sha256","kind":"aes-256-gcm"}}"#,
             r#"{"tokens":{"id":"msg_01AbCdEf234567","input":3},"secret":{"tool_use_id":"toolu_01A2b3C4"}}"#,
             r#"{"apiKeys":{"type":"array","items":{"type":"string"}},"id":"a1b2c3d4e5"}"#,
+            r#""secret":{"a":1}[{"key":"a1b2c3d4"}]"#,
             r#"{"type":"result","result":"db:\n  password: >\n    swordfish","session_id":"5e2b","total_cost_usd":0.1}"#,
         ]);
     }

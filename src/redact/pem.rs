@@ -48,8 +48,7 @@ fn marker(line: &[u8], word: &[u8]) -> Option<Range<usize>> {
     let rest = &line[key..];
     let rest = rest.strip_prefix(b" BLOCK").unwrap_or(rest);
     let dashes = rest.iter().skip_while(|&&byte| byte == b' ').take_while(|&&byte| byte == b'-').count();
-    (dashes >= 4 && line[..start].ends_with(b"-") || line[..start].ends_with(b"- "))
-        .then(|| start..line.len() - rest.iter().skip_while(|&&byte| byte == b' ' || byte == b'-').count())
+    (dashes >= 4 && line[..start].ends_with(b"-") || line[..start].ends_with(b"- ")).then_some(start..key)
 }
 
 /// Place of the base64 in a line of a key, which may be quoted, numbered or indented.
@@ -137,5 +136,47 @@ mod tests {
         assert!(!masked(&twice).0.contains("MIIE") && masked(&twice).0.matches("***").count() == 3, "{twice}");
         let begun = "-----BEGIN PRIVATE KEY-----\nMIIEpAIBAAKCAQEA0123\n-----END PRIVATE KEY-----\",\"";
         assert_eq!(masked(&begun.repeat(2)), (begun.repeat(2).replace("MIIEpAIBAAKCAQEA0123", "***"), false));
+    }
+
+    #[test]
+    fn marker_has_dashes_and_a_key_near_its_word() {
+        let body = "MIIEpAIBAAKCAQEA";
+        let far = |letters: usize| format!("-----BEGIN {}PRIVATE KEY-----", "A".repeat(letters));
+        for (begin, is_key) in [
+            ("----BEGIN PRIVATE KEY----", true),
+            ("-----BEGIN PRIVATE KEY -----", true),
+            ("- BEGIN PRIVATE KEY ----", true),
+            ("Private-Lines: 1", true),
+            ("-----BEGIN PRIVATE KEY abcd", false),
+            ("-----BEGIN PRIVATE KEY---", false),
+            ("BEGIN PRIVATE KEY-----", false),
+            (&far(33), true),
+            (&far(34), false),
+        ] {
+            let text = format!("{begin}\n{body}\n");
+            let expected = if is_key { text.replace(body, "***") } else { text.clone() };
+            assert_eq!(masked(&text), (expected, is_key));
+        }
+        let line = format!("-----BEGIN PRIVATE KEY-----{body}");
+        assert_eq!(masked(&line).0, "-----BEGIN PRIVATE KEY-----***");
+    }
+
+    #[test]
+    fn line_of_a_key_is_masked_to_its_last_run() {
+        let [short, long] = [32, 33].map(|length| "a".repeat(length));
+        for (line, expected) in [
+            (format!("{long} {long}"), "***"),
+            (format!("{long} abcd"), "***"),
+            (format!("{long} abc"), "*** abc"),
+            (format!("{short} abcd"), "*** abcd"),
+            (String::new(), ""),
+        ] {
+            let begin = "-----BEGIN PRIVATE KEY-----";
+            assert_eq!(masked(&format!("{begin}\n{line}\nab12=")), (format!("{begin}\n{expected}\n***"), true));
+        }
+        for line in ["ab12cd34= word", "abc: def"] {
+            let text = format!("-----BEGIN PRIVATE KEY-----\n{line}\nab12=");
+            assert_eq!(masked(&text), (text.clone(), false));
+        }
     }
 }

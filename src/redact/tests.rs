@@ -20,6 +20,8 @@ fn secrets() -> Arc<Secrets> {
         ("DATABASE_URL", "postgres://me:db-pa55%2Fword@db:5432/x"),
         ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"),
         ("ODD", "odd-value-of-mine"),
+        ("VAULT_PASS", "co$t of living;x"),
+        ("CLAUDE_PASS", "q1w2e3"),
     ];
     let environment = environment.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     let added = [vec!["odd".to_owned(), "factory_phrase".to_owned()], vec!["ID-([0-9]{4})".to_owned(), "zz+top".to_owned()]];
@@ -85,12 +87,16 @@ fn text_with_a_secret_is_never_left_out() {
     for (text, _) in MASKED.map(expand).iter().filter(|(text, _)| text.contains("PRIVATE KEY") || text.contains("GH_TOKEN")) {
         assert!(!plain::is_plain(text), "{text}");
     }
+    assert!(!plain::is_plain("a%41b"), "it may hide anything");
     let ours =
         "waiting for the session lock /srv/session.lock (at most 10m), held by run 47-11 on host a for 3s, --lock pass-through";
     assert!(plain::is_plain(ours));
 }
 
-const MASKED: [&str; 30] = [
+const MASKED: [&str; 33] = [
+    "x «q1w2e3»",
+    r#"echo "«co\$t of living;x»""#,
+    r"echo «co\$t\ of\ living\;x» y",
     "x «hunter2-hunter2» y",
     "x «hunter2-hunter2-longer» y",
     "x «hunter2-hunter2»-long y",
@@ -248,9 +254,18 @@ fn long_json_stays_json() {
 
 #[test]
 fn long_values_are_masked_to_their_end() {
-    let value = "b".repeat(200_000);
-    for (head, tail) in [("GH_TOKEN=", " x"), ("{\"t\":\"GH_TOKEN=\\\"", "\\\" x\"}"), ("ghp_", " x"), ("--password '", "' x")]
-    {
+    // In base64, line ends are part of it.
+    let key = "b".repeat(200_000) + "\\n";
+    let (plain, secrets) = ("b".repeat(200_000), format!("{}hunter2-hunter2", "b".repeat(9_985)).repeat(20));
+    for (head, value, tail) in [
+        ("GH_TOKEN=", &plain, " x"),
+        ("{\"t\":\"GH_TOKEN=\\\"", &plain, "\\\" x\"}"),
+        ("ghp_", &plain, " x"),
+        ("--password '", &plain, "' x"),
+        ("--password '", &secrets, "' x"),
+        ("{\"t\":\"GH_TOKEN='", &plain, "\",\"u\":\"v\"}"),
+        ("{\"k\":\"-----BEGIN PRIVATE KEY-----\\n", &key, "-----END PRIVATE KEY-----\\n\"}"),
+    ] {
         for before in [0, 1, 65_531, 65_535, 73_000] {
             let text = format!("{}{head}{value}{tail}\nnext", " ".repeat(before));
             assert!(
@@ -294,5 +309,32 @@ fn prompts_are_shown_at_a_pause() {
         masker.feed(b"cdefg hunter2-hunter2\n", &mut out);
         let (out, whole) = (String::from_utf8_lossy(&out).into_owned(), masked(&format!("{prompt}cdefg hunter2-hunter2\n")));
         assert_eq!(out, whole, "{prompt}");
+    }
+}
+
+#[test]
+fn nothing_of_a_key_or_a_long_secret_is_shown_at_a_pause() {
+    let begin = "-----BEGIN PRIVATE KEY-----";
+    let long = format!("GH_TOKEN={}", "b".repeat(80_000));
+    for (text, shown) in [
+        (format!("{begin}\nMIIEpAIBAAKCAQEA0123"), format!("{begin}\n")),
+        (format!("{begin}\\nMIIEpAIBAAKCAQEA0123"), String::new()),
+        (long, "GH_TOKEN=***".to_owned()),
+    ] {
+        let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
+        masker.feed(text.as_bytes(), &mut out);
+        masker.pause(&mut out);
+        assert_eq!(String::from_utf8_lossy(&out), shown);
+    }
+}
+
+#[test]
+fn pause_is_worth_it_once_for_what_has_come() {
+    let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
+    for (text, is_waiting) in [("", false), ("Password: ", true), ("\n", false), ("key ghp_ab", true), ("c", true)] {
+        masker.feed(text.as_bytes(), &mut out);
+        assert_eq!(masker.is_waiting(), is_waiting, "{text:?}");
+        masker.pause(&mut out);
+        assert!(!masker.is_waiting(), "{text:?}");
     }
 }

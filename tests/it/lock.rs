@@ -269,6 +269,46 @@ fn waiter_locks_the_file_that_replaced_the_old() {
 }
 
 #[test]
+fn new_lock_file_that_is_held_is_waited_for() {
+    let env = Env::new();
+    let mut holder = env.hold_lock();
+    let run = env.start_fake(&[], "ready; hang");
+    assert!(run.message().contains("waiting"));
+    wait_until("it is in the kernel's queue", || env.waiters() == 1);
+    let mut other = env.command("flock");
+    other.arg(env.path("new")).args(["sh", "-c", "echo held; exec cat"]).stdin(std::process::Stdio::piped());
+    let mut other = Running::start(other);
+    other.expect_line("held");
+    fs::rename(env.path("new"), env.lock_file()).expect("moved");
+    assert_eq!(env.waiters(), 0);
+    holder.close_stdin();
+    let message = run.message();
+    assert!(
+        message.contains("waiting for the session lock") && message.contains(&format!("(pid {})", other.pid())),
+        "{message}"
+    );
+    wait_until("it is in the other queue", || env.waiters() == 1);
+    other.close_stdin();
+    run.ready();
+    assert!(env.is_locked());
+}
+
+#[test]
+fn holder_that_was_named_is_named_in_a_crowd() {
+    let env = Env::new();
+    let holder = env.hold_lock();
+    let named = format!("held by flock (pid {})", holder.pid());
+    let first = env.start(["true"]);
+    assert!(first.message().contains(&named));
+    // With so many runs, nobody looks among all processes any more.
+    let others: Vec<_> = (0..10).map(|_| env.start(["true"])).collect();
+    others.iter().for_each(|waiter| drop(waiter.message()));
+    first.signal(Signal::SIGUSR1);
+    let message = first.message();
+    assert!(message.contains(&named), "{message}");
+}
+
+#[test]
 fn term_ends_a_waiter_and_it_leaves_the_queue() {
     let env = Env::new();
     let mut holder = env.hold_lock();

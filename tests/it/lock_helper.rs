@@ -99,6 +99,22 @@ fn hosts_that_share_only_the_engine_take_turns() {
 }
 
 #[test]
+fn helper_that_takes_its_time_is_said_to_have_its_lock() {
+    let env = Env::new();
+    let slow = helper(&env, "#!/bin/sh\nuntil [ -e go ]; do sleep 0.01; done\necho key\nexec sleep 600\n");
+    let mut holder = env.hold_lock();
+    let run = env.start(["--lock-helper", slow, "true"]);
+    assert!(run.message().contains("waiting for the session lock"));
+    holder.close_stdin();
+    assert!(run.message().contains("got the session lock after"));
+    assert!(run.message().contains("waiting for the lock helper ./helper"));
+    fs::write(env.path("go"), "").expect("a file");
+    assert!(run.message().contains("the lock helper ./helper has its lock after"));
+    let ended = run.end();
+    assert!(ended.code() == 0 && ended.stderr.is_empty(), "{ended:?}");
+}
+
+#[test]
 fn silent_or_ended_helper_is_a_conflict() {
     let env = Env::new();
     let silent = helper(&env, "#!/bin/sh\necho $$ >helper.pid\nprintf 'no line'\nexec sleep 600\n");
@@ -251,8 +267,17 @@ fn wait_for_helper_ends_once_the_token_is_fresh() {
     assert!(run.message().contains("waiting for the lock helper ./helper"));
     fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
     run.expect_line("started");
-    assert_eq!(run.end().code(), 0);
+    let ended = run.end();
+    assert!(ended.code() == 0 && ended.stderr_text().contains("need not wait for the lock helper ./helper any more, after"));
     assert!(!is_alive(pid) && !env.is_locked());
+    // What was not said to be waited for is no news.
+    env.log_in(EXPIRED);
+    fs::remove_file(env.path("helper.pid")).expect("a file");
+    let run = env.start(["--lock", "refresh", "--lock-helper", silent, "true"]);
+    helper_pid(&env);
+    fs::write(env.credentials(), credentials(FRESH)).expect("credentials");
+    let ended = run.end();
+    assert!(ended.code() == 0 && ended.stderr.is_empty(), "{ended:?}");
 }
 
 #[test]
@@ -520,6 +545,7 @@ fn signals_count_while_the_helper_shuts_down() {
         let ended = run.end();
         assert_eq!((ended.code(), is_alive(pid), &ended.stdout[..]), (7, false, &["last words".to_owned()][..]), "{ended:?}");
         assert!(ended.stderr_text().contains("SIGTERM: sending KILL to the lock helper ./helper"), "{ended:?}");
+        assert!(!ended.stderr_text().contains("nothing was started"), "{ended:?}");
     }
     // Nor can its monitor be stopped for that.
     let (run, pid) = start(&["true"]);

@@ -1,10 +1,13 @@
 //! claude-run below claude-run: an agent whose claude calls claude cannot wait for itself, and nobody else gets through.
 
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde_json::json;
 
-use crate::env::{Env, Running, binary, can_unshare, wait_for_records, wait_until};
+use crate::env::{Env, Running, binary, can_unshare, stat, wait_for_records, wait_until};
 
 #[test]
 fn nested_run_starts_at_once_at_any_depth() {
@@ -93,7 +96,8 @@ fn claim_on_another_lock_lets_nobody_through() {
     let _holder = env.hold_lock();
     let us = binary().display().to_string();
     let other = env.path("other.lock").display().to_string();
-    env.claude_run().args(["--lock-file", &other, "--", &us, "--wait", "0", "true"]).assert().code(75);
+    let ended = env.start(["--lock-file", &other, "--", &us, "--wait", "0", "true"]).end();
+    assert!(ended.code() == 75 && !ended.stderr_text().contains("waiting for"), "it has no reason to: {ended:?}");
 }
 
 #[test]
@@ -131,6 +135,63 @@ fn record_proves_the_holder_across_pid_namespaces() {
     // The same below two of them, each in a namespace of its own.
     let deeper = words().skip(1).chain(closing).chain(elsewhere).chain(["echo", "in"]);
     env.claude_run().args(deeper).assert().code(0).stdout("in\n");
+}
+
+#[test]
+fn record_that_comes_late_proves_the_holder() {
+    let env = Env::new();
+    let _holder = env.hold_lock();
+    let file = std::fs::metadata(env.lock_file()).expect("a lock file");
+    let mut waiter = env.command(binary());
+    waiter.env("CLAUDE_RUN_HELD", format!("{}:{}:7-7", file.dev(), file.ino())).args(["echo", "in"]);
+    let waiter = Running::start(waiter);
+    assert!(waiter.message().contains("waiting for the session lock"));
+    // It looks again and again, after 10 ms, 20 ms, 40 ms …, and sleeps meanwhile.
+    std::thread::sleep(Duration::from_millis(300));
+    let ticks: u32 = stat(waiter.pid().as_raw()).expect("it lives")[11..13].iter().flat_map(|ticks| ticks.parse::<u32>()).sum();
+    assert!(ticks < 20, "{ticks}");
+    let _record = record_elsewhere(&env, &file);
+    waiter.expect_line("in");
+    assert!(env.is_locked());
+}
+
+/// The record of a run with the id 7-7, in another PID namespace, that holds the lock on `file`. It lives as long as this.
+fn record_elsewhere(env: &Env, file: &Metadata) -> File {
+    let view = json!({ "path": "/f", "device": file.dev(), "inode": file.ino() });
+    let record = json!({
+        "run": "7-7", "state": "running", "since": "2026-01-01T00:00:00Z", "began": "2026-01-01T00:00:00Z", "mode": "exclusive",
+        "pid": 7, "pid_namespace": "pid:[1]", "boot": "none", "hold": "own", "program": "claude", "lock": view,
+        "config_dir": view, "parent": view,
+    });
+    std::fs::write(env.path("record"), record.to_string()).expect("a record");
+    let record = File::open(env.path("record")).expect("a record");
+    fs4::FileExt::lock(&record).expect("a lock");
+    let runs = env.config_dir().join("claude-run/runs");
+    std::fs::create_dir_all(&runs).expect("a directory");
+    std::fs::rename(env.path("record"), runs.join("7-7.json")).expect("moved");
+    record
+}
+
+#[test]
+fn new_lock_file_that_a_run_above_holds_is_not_waited_for() {
+    let env = Env::new();
+    let mut holder = env.hold_lock();
+    let [path, new] = [env.lock_file(), env.path("new")];
+    let mut command = env.command("flock");
+    command.arg(&new).args(["sh", "-c", "echo held; exec cat"]).stdin(std::process::Stdio::piped());
+    let above = Running::start(command);
+    above.expect_line("held");
+    let file = std::fs::metadata(&new).expect("a lock file");
+    let _record = record_elsewhere(&env, &file);
+    let mut waiter = env.command(binary());
+    waiter.env("CLAUDE_RUN_HELD", format!("{}:{}:7-7", file.dev(), file.ino())).args(["echo", "in"]);
+    let waiter = Running::start(waiter);
+    assert!(waiter.message().contains("waiting for the session lock"));
+    wait_until("it is in the kernel's queue", || env.waiters() == 1);
+    std::fs::rename(new, path).expect("moved");
+    holder.close_stdin();
+    waiter.expect_line("in");
+    assert!(env.is_locked());
 }
 
 #[test]
@@ -184,11 +245,18 @@ fn lock_an_ancestor_holds_for_another_is_waited_for() {
     // It holds the lock for an agent of its own, and passes the descriptor to none of us.
     let script =
         r#"exec 9>"$0"; flock 9; "$1" --wait 0 -- touch started 9>&-; echo $?; flock -u 9; "$1" --wait 0 -- echo in 9>&-"#;
-    let mut supervisor = env.command("bash");
-    supervisor.args(["-c", script]).arg(env.make_lock_file()).arg(binary());
-    let ended = Running::start(supervisor).end();
-    assert_eq!(ended.stdout, ["75", "in"], "{ended:?}");
-    assert!(!env.path("started").exists());
+    let file = std::fs::metadata(env.make_lock_file()).expect("a lock file");
+    // Nor does it count that a dead run was above it, whose claim we have, or that the claim of one that was not is on this lock.
+    let dead = format!("{}-1", i32::MAX);
+    let [this, another] = [0, 1].map(|more| format!("{}:{}:{dead}", file.dev(), file.ino() + more));
+    for (claim, lineage) in [("", ""), (&*another, &*dead), (&*this, "")] {
+        let mut supervisor = env.command("bash");
+        supervisor.args(["-c", script]).arg(env.lock_file()).arg(binary());
+        supervisor.env("CLAUDE_RUN_HELD", claim).env("CLAUDE_RUN_LINEAGE", lineage);
+        let ended = Running::start(supervisor).end();
+        assert_eq!(ended.stdout, ["75", "in"], "{ended:?}");
+        assert!(!env.path("started").exists());
+    }
 }
 
 #[test]

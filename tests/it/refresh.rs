@@ -134,6 +134,16 @@ fn lock_is_released_once_the_new_expiry_is_on_disk() {
             let status: Value = serde_json::from_slice(&status.get_output().stdout).expect("JSON");
             assert_eq!(status["holders"].as_array().map(Vec::len), Some(0), "{status}");
             assert_eq!((&status["running"][0]["mode"], &status["running"][0]["hold"]), (&"refresh".into(), &Value::Null));
+            // Once and for all.
+            env.log_in(FRESH);
+            agent.signal(Signal::SIGUSR1);
+            let mut said = vec![agent.message()];
+            while !said.iter().any(|message| message.contains(", next limit in ")) {
+                said.push(agent.message());
+            }
+            agent.signal(Signal::SIGTERM);
+            said.extend(agent.end().stderr);
+            assert!(!said.iter().any(|message| message.contains("released the session lock")), "{said:?}");
         }
     }
 }

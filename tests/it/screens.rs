@@ -202,6 +202,23 @@ fn waiting_line_shows_the_holder_in_80_columns() {
 }
 
 #[test]
+fn waiting_line_is_rewritten_each_second_and_wiped() {
+    let env = Env::new();
+    let _holder = env.hold_lock();
+    let (columns, rows) = SIZES[1];
+    let mut waiter = OnTerminal::sized(command(&env, &["--", "true"]), columns, rows);
+    wait_until("it counts the seconds", || waiter.shown().contains("waited 2s of 10m"));
+    let rewritten = waiter.shown().matches("waited ").count();
+    assert!((3..20).contains(&rewritten), "{rewritten}");
+    waiter.types("\x03");
+    assert_eq!(waiter.ends(), 130);
+    waiter.read_to_end();
+    let shown = waiter.shown();
+    let (_, end) = shown.rsplit_once("; Ctrl-C ends it").expect("a live line");
+    assert!(end.contains("\r\x1b[Kclaude-run: SIGINT ended the wait for the session lock"), "{shown:?}");
+}
+
+#[test]
 fn waiting_line_shows_the_place_for_a_slot() {
     let env = Env::new();
     let slots = ["--lock", "pass-through", "--slots", "1"];
@@ -214,6 +231,7 @@ fn waiting_line_shows_the_place_for_a_slot() {
         let line = format!(", {place}; 1 of 1 slots in use");
         wait_until("its place is shown", || waiters.last().is_some_and(|waiter| waiter.shown().contains(&line)));
     }
+    wait_until("the first counts the other", || waiters[0].shown().contains(", 1st of 2; "));
 }
 
 #[test]

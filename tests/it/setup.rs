@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 use crate::env::{Env, Running, binary, can_unshare};
 use crate::oauth::mount_namespace;
+use crate::terminal::OnTerminal;
 
 /// Home and shared dir, on one file system or on two.
 struct Place {
@@ -72,6 +73,7 @@ impl Place {
         for more in [&["--dry-run"][..], &["--yes"]] {
             let text = self.setup(&[words, more].concat(), 1);
             assert!(text.contains(why) && text.contains("nothing was changed"), "{why}: {text}");
+            assert!(!text.contains("export CLAUDE_CONFIG_DIR"), "{text}");
             assert_eq!(look(), before, "{text}");
         }
     }
@@ -218,7 +220,10 @@ fn dir_is_moved_whole_and_readable_throughout() {
         }
     });
     begun.recv().expect("a first read");
-    place.setup(&["--yes"], 0);
+    fs::set_permissions(place.link(), Permissions::from_mode(0o755)).expect("a mode");
+    let text = place.setup(&["--yes"], 0);
+    assert!(text.contains("and leave a link, in one step\nset ") && text.contains("/config to mode 0700\n"), "{text}");
+    assert_eq!(fs::metadata(place.config_dir()).expect("a directory").mode() & 0o777, 0o700);
     over.store(true, Ordering::Relaxed);
     reader.join().expect("a reader");
     assert_eq!(place.content(), before);
@@ -275,6 +280,20 @@ fn conflict_changes_nothing_and_says_why() {
 }
 
 #[test]
+fn what_cannot_be_looked_at_is_not_taken_for_missing() {
+    let place = Place::on_one_file_system();
+    let long = place.env.path(&"a".repeat(300)).to_string_lossy().into_owned();
+    place.refuses(&["--shared-dir", &long], "/config is no directory");
+    let ended = Running::start({
+        let mut command = place.command(&["--dry-run"]);
+        command.env("HOME", "");
+        command
+    })
+    .end();
+    assert!(ended.code() == 125 && ended.stderr_text().contains("HOME is not set; name it with --home"), "{ended:?}");
+}
+
+#[test]
 fn missing_permission_is_found_before_any_change() {
     let place = Place::on_one_file_system();
     place.fill();
@@ -294,7 +313,9 @@ fn missing_permission_is_found_before_any_change() {
     let ended = Running::start(command).end();
     fs::set_permissions(place.env.home(), Permissions::from_mode(0o755)).expect("a mode");
     assert_eq!(ended.code(), 1, "{ended:?}");
-    assert!(ended.stdout.join("").contains("is not writable by us (uid "), "{ended:?}");
+    let dir = if nix::unistd::geteuid().is_root() { place.shared.parent().expect("a parent") } else { &place.env.home() };
+    let why = format!("{} is not writable by us (uid ", dir.display());
+    assert_eq!(ended.stdout.join("").matches(&why).count(), 1, "{ended:?}");
     assert!(!place.link().is_symlink() && !place.shared.exists());
 }
 
@@ -303,9 +324,11 @@ fn empty_dir_gives_way_to_the_shared_one() {
     for place in Place::both() {
         fs::create_dir_all(place.config_dir()).expect("a directory");
         fs::write(place.config_dir().join("theirs"), "x").expect("a file");
+        fs::set_permissions(place.config_dir(), Permissions::from_mode(0o755)).expect("a mode");
         fs::create_dir(place.link()).expect("a directory");
         place.setup(&[], 0);
         assert_eq!(fs::read_to_string(place.link().join("theirs")).expect("a file"), "x");
+        assert_eq!(fs::metadata(place.config_dir()).expect("a directory").mode() & 0o777, 0o700);
         expect_tidy(&place);
     }
 }
@@ -320,6 +343,11 @@ fn live_run_or_refresh_blocks_the_move() {
     let text = place.setup(&["--yes", "--wait", "0"], 1);
     assert!(text.contains("1 run is live there") && text.contains("busy (pid "), "{text}");
     assert!(!place.link().is_symlink());
+    let other = place.env.start_fake(&["--lock", "pass-through"], "ready; hang");
+    other.ready();
+    crate::env::wait_for_records(&place.link(), 2);
+    assert!(place.setup(&["--yes", "--wait", "0"], 1).contains("2 runs are live there"));
+    drop(other);
     // It waits as long as it may, and then goes on.
     let waiting = Running::start(place.command(&["--yes", "--wait", "1h"]));
     drop(run);
@@ -401,15 +429,22 @@ const CHANGES: [&str; 14] = [
     "faccessat2",
 ];
 
+/// True if strace works on this machine. In CI a test may not be skipped for that.
+fn can_trace(env: &Env) -> bool {
+    let can = env.command("strace").arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+    if !can {
+        assert!(std::env::var_os("CI").is_none(), "strace does not work here, where every test has to run");
+        eprintln!("SKIPPED: strace does not work on this machine");
+    }
+    can
+}
+
 /// KILL at the first such call, at the second, … until it ends by itself: each time the old state stands or the new one, and the
 /// next setup gets there, though an agent has been at work since.
 #[test]
 fn kill_at_any_system_call_loses_nothing() {
     let place = Place::on_one_file_system();
-    let strace = place.env.command("strace").arg("true").stderr(Stdio::null()).status();
-    if !strace.is_ok_and(|status| status.success()) {
-        assert!(std::env::var_os("CI").is_none(), "strace does not work here, where every test has to run");
-        eprintln!("SKIPPED: strace does not work on this machine");
+    if !can_trace(&place.env) {
         return;
     }
     let mut kills = 0;
@@ -451,6 +486,10 @@ fn other_file_system_needs_a_person() {
     place.fill();
     let before = place.content();
     place.refuses(&[], "are on two file systems; while no claude runs: mkdir -p ");
+    let mut terminal = OnTerminal::sized(place.command(&["--dry-run"]), 80, 24);
+    let line = terminal.shows("runs: mkdir -p ");
+    assert!(line.contains(", and call setup again"), "a command stays one line: {line}");
+    terminal.ends();
     let text = place.setup(&["--yes"], 1);
     // What it says is enough.
     let commands: Vec<_> = text.lines().filter_map(|line| line.split_once("runs: ")?.1.split_once(", and call")).collect();
@@ -522,6 +561,9 @@ fn link_by_another_name_is_left_as_it_is() {
     symlink("../shared/config", place.link()).expect("a link");
     assert!(place.setup(&["--yes"], 0).contains("nothing to do"));
     assert_eq!(fs::read_link(place.link()).expect("a link"), Path::new("../shared/config"));
+    fs::remove_file(place.json()).expect("a link");
+    symlink("../shared/config/.claude.json", place.json()).expect("a link");
+    assert!(place.setup(&["--yes"], 0).contains("nothing to do"));
 }
 
 #[test]
@@ -600,6 +642,28 @@ fn second_setup_on_a_shared_dir_ends_at_once() {
 }
 
 #[test]
+fn plan_is_made_again_once_nobody_else_is_at_work() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    let holder = place.env.hold_lock();
+    let waiting = Running::start(place.command(&["--yes", "--wait", "1h"]));
+    assert!(waiting.message().contains("waiting for "));
+    let other = place.env.path("other");
+    fs::create_dir_all(other.join(".claude/own")).expect("a home");
+    place.setup(&["--yes", "--home", &other.to_string_lossy()], 0);
+    drop(holder);
+    let ended = waiting.end();
+    assert!(ended.code() == 1 && ended.stdout.join("").contains("both have content"), "{ended:?}");
+    assert!(place.link().join("twin").exists() && place.config_dir().join("own").is_dir());
+    // What is done needs nothing that another setup has.
+    let mut first = place.env.command("flock");
+    first.arg(&place.shared).args(["sh", "-c", "echo held; exec cat"]).stdin(Stdio::piped());
+    let first = Running::start(first);
+    first.expect_line("held");
+    assert!(place.setup(&["--home", &other.to_string_lossy()], 0).contains("nothing to do"));
+}
+
+#[test]
 fn root_leaves_the_home_to_its_owner() {
     let Some(place) = Place::of_another_user() else { return };
     fs::create_dir(&place.shared).expect("a directory");
@@ -613,6 +677,23 @@ fn root_leaves_the_home_to_its_owner() {
         let found = fs::symlink_metadata(&path).expect("it is there");
         assert_eq!((found.uid(), found.gid()), (65534, 65534), "{}", path.display());
     }
+    // What is done already is not refused.
+    for mode in [0o555, 0o777] {
+        fs::set_permissions(&place.shared, Permissions::from_mode(mode)).expect("a mode");
+        assert!(place.setup(&["--yes"], 0).contains("nothing to do"));
+    }
+    // A directory of root with the sticky bit is as good as /tmp.
+    let Some(place) = Place::of_another_user() else { return };
+    fs::create_dir(place.env.path("sticky")).expect("a directory");
+    fs::set_permissions(place.env.path("sticky"), Permissions::from_mode(0o1777)).expect("a mode");
+    std::os::unix::fs::chown(place.env.path("home"), Some(65534), Some(65534)).expect("an owner");
+    place.setup(&["--yes", "--shared-dir", &place.env.path("sticky/shared").to_string_lossy()], 0);
+    // Root of a user namespace cannot become somebody who is not in it.
+    let Some(place) = Place::of_another_user().filter(|_| can_unshare("-r")) else { return };
+    let mut unshare = place.env.command("unshare");
+    unshare.arg("-r").arg(binary()).args(["setup", "--yes", "--shared-dir"]).arg(&place.shared);
+    let ended = Running::start(unshare).end();
+    assert!(ended.code() == 125 && ended.stderr_text().contains("cannot become the owner of "), "{ended:?}");
 }
 
 #[test]
@@ -685,6 +766,30 @@ fn killed_setup_goes_on_after_an_agent() {
     place.setup(&[], 0);
     assert!(place.json().is_symlink());
     assert_eq!(fs::read_to_string(json).expect("a file"), "newer");
+    // And where nothing is left to move.
+    let place = Place::on_one_file_system();
+    fs::create_dir(&place.shared).expect("a directory");
+    symlink(place.config_dir(), place.config_dir()).expect("a link");
+    place.setup(&[], 0);
+    assert!(place.config_dir().is_dir() && place.link().join(".").is_dir());
+}
+
+#[test]
+fn setup_keeps_its_lock_to_the_end() {
+    let place = Place::on_one_file_system();
+    if !can_trace(&place.env) {
+        return;
+    }
+    place.fill();
+    let mut strace = place.env.command("strace");
+    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=renameat2:delay_enter=3000000:when=1", "-e", "trace=renameat2"]);
+    strace.arg(binary()).args(["setup", "--yes", "--shared-dir"]).arg(&place.shared);
+    let first = Running::start(strace);
+    crate::env::wait_until("it is at its move", || place.config_dir().is_symlink());
+    let other = place.env.path("other").to_string_lossy().into_owned();
+    fs::create_dir(&other).expect("a home");
+    assert!(place.setup(&["--yes", "--home", &other], 1).contains("another setup is at work in "));
+    assert_eq!(first.end().code(), 0);
 }
 
 #[test]

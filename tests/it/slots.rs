@@ -169,6 +169,10 @@ fn nested_run_needs_no_second_slot() {
         [&us, "--wait", "0", "--slots", "1", "--", &us, "--wait", "0", "--slots", "1", "--", "sh", "-c", "echo in; exit 6"];
     env.claude_run().args(ONE).arg("--").args(nested).assert().code(6).stdout("in\n");
     // One that is below nobody who has a slot gets through by no claim.
+    let two = [&us, "--lock", "pass-through", "--slots", "2", "--", &us, "slots", "--json"];
+    let used = env.claude_run().args(TWO).arg("--").args(two).assert().code(0);
+    let used: Value = serde_json::from_slice(&used.get_output().stdout).expect("JSON");
+    assert_eq!(length(&used["in_use"]), 1, "though another is free: {used}");
     let holder = env.start(ONE.into_iter().chain(["--", "sh", "-c", "echo $CLAUDE_RUN_SLOT; exec sleep 60"]));
     let claim = holder.line();
     let file = fs::metadata(slots_dir(&env).join("1")).expect("a slot");
@@ -191,7 +195,9 @@ fn nested_run_with_a_scrubbed_environment_needs_no_slot() {
 #[test]
 fn busy_slots_are_75_and_named() {
     let env = Env::new();
+    env.claude_run().args(TWO).arg("true").assert().code(0).stderr("");
     let _holder = hold(&env, &ONE);
+    fs::write(slots_dir(&env).join("2"), "").expect("a slot of a higher bound, which is free");
     let ended = env.start(ONE.into_iter().chain(["--wait", "0", "touch", "started"])).end();
     assert_eq!(ended.code(), 75);
     assert!(
@@ -202,13 +208,16 @@ fn busy_slots_are_75_and_named() {
     let ended = env.start(ONE.into_iter().chain(["--wait", "0.3", "-E", "9", "touch", "started"])).end();
     assert!(ended.code() == 9 && started.elapsed() >= Duration::from_millis(300), "{ended:?}");
     assert!(ended.stderr_text().contains("gave up after 300ms: 1 of 1 slots in use"), "{ended:?}");
+    let ended = env.start(ONE.into_iter().chain(["--log-format", "json", "--wait", "0.3", "true"])).end();
+    let event = |line: &String| serde_json::from_str::<Value>(line).expect("JSON")["event"].clone();
+    assert_eq!(ended.stderr.iter().map(event).collect::<Vec<_>>(), ["slot.waiting", "slot.timeout"], "{ended:?}");
     let waiter = wait_in_line(&env, &ONE, 0);
     assert!(waiter.message().contains("waiting for a slot (at most 10m), 1 of 1 slots in use"));
     waiter.signal(Signal::SIGTERM);
     assert_eq!(waiter.end().code(), 143);
     assert!(!env.path("started").exists());
     let report = json(&env, &["report"]);
-    assert_eq!(report["outcomes"]["slot-busy"], 2, "{report}");
+    assert_eq!(report["outcomes"]["slot-busy"], 3, "{report}");
     assert!(report["slot_waited_ms"].as_u64().is_some_and(|waited| waited >= 300), "{report}");
 }
 

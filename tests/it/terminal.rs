@@ -335,6 +335,17 @@ fn setup_asks_before_it_moves_anything() {
         assert_eq!(setup.ends(), 0);
         assert_eq!(env.home().join(".claude").is_symlink(), moves, "{answer:?}");
     }
+    // Where JSON is wanted, or no question is seen, nobody is asked.
+    for how in ["--json", "2>messages"] {
+        let env = Env::new();
+        env.make_lock_file();
+        let mut command = env.command("sh");
+        command.args(["-c", &format!(r#""$0" setup --shared-dir shared {how}"#)]).arg(binary());
+        let mut setup = OnTerminal::start(command);
+        setup.types("y\n");
+        setup.shows("--yes does it");
+        assert_eq!((setup.ends(), env.home().join(".claude").is_symlink()), (0, false), "{how}");
+    }
 }
 
 #[test]

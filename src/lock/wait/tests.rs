@@ -1,0 +1,58 @@
+//! Tests of the wait, without processes: its order, and what it leaves for the next.
+
+use super::*;
+use crate::config::settings::LockMode;
+use crate::events::SignalSource;
+use crate::records::{RunInfo, WaitsFor};
+use crate::run_id::RunId;
+
+/// Recorder of a run of this process.
+pub(in crate::lock) fn recorder(config_dir: &Path) -> RunRecorder {
+    let (run, program, records) = (RunId::take(), "claude".into(), Some(RecordStore::of(config_dir)));
+    let (label, lock_file, record_file) = (None, None, None);
+    RunRecorder::open(RunInfo { run, label, program, lock_mode: LockMode::Exclusive, records, lock_file, record_file })
+}
+
+#[test]
+fn second_wait_starts_afresh_and_writes_what_is_due() -> Result<()> {
+    let (dir, mut events) = (tempfile::tempdir()?, EventQueue::open()?);
+    let mut recorder = recorder(dir.path());
+    recorder.on_wait(WaitsFor::Lock);
+    recorder.on_started(1);
+    let due = recorder.next_deadline();
+    assert!(due.is_some());
+    let now = Instant::now();
+    let mut wait = LockWait::new(Awaited::RefreshLocks, now, &mut recorder, &mut events, SigSet::empty());
+    (wait.recheck_at, wait.next_progress_at, wait.is_announced) = (Some(now), Some(now), true);
+    wait.begin(Awaited::RefreshLocks, Some(Duration::from_secs(10)));
+    assert_eq!((wait.recheck_at, wait.next_progress_at, wait.is_announced), (None, None, false));
+    let end = wait.until(|wait, _| Ok((wait.recorder.next_deadline() != due).then_some(())))?;
+    assert!(matches!(end, WaitEnd::Met(())));
+    Ok(())
+}
+
+#[test]
+fn events_behind_the_signal_that_ends_a_wait_stay() -> Result<()> {
+    let (dir, mut events) = (tempfile::tempdir()?, EventQueue::open()?);
+    let [ignored, read, ends, stays] = [Signal::SIGHUP, Signal::SIGWINCH, Signal::SIGTERM, Signal::SIGINT];
+    for signal in [ignored, read, ends, stays] {
+        events.signal_pipe().write(signal.number(), SignalSource::Kernel);
+    }
+    events.sender().send(Event::FlockReturned);
+    let (mut recorder, mut set) = (recorder(dir.path()), SigSet::empty());
+    set.add(ignored);
+    let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), &mut recorder, &mut events, set);
+    wait.events.watch_files(&[dir.path().join("watched")]);
+    assert!(matches!(wait.until(|_, _| Ok(None::<()>))?, WaitEnd::Interrupted(signal) if signal == ends));
+    drop(wait);
+    assert_eq!(events.wait(Some(Instant::now()))?, [Event::Signal(stays, SignalSource::Kernel), Event::FlockReturned]);
+    std::fs::write(dir.path().join("watched"), "")?;
+    assert_eq!(events.wait(Some(Instant::now()))?, [], "nobody watches it any more");
+    Ok(())
+}
+
+#[test]
+fn places_are_read_as_people_say_them() {
+    let shown: Vec<_> = [1, 2, 3, 4, 11, 12, 13, 21, 102, 111].map(ordinal).to_vec();
+    assert_eq!(shown, ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th"]);
+}
