@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::config::settings::LockMode;
-use crate::events::SignalSource;
 use crate::records::{RunInfo, WaitsFor};
 use crate::run_id::RunId;
+use crate::sys::signal::SignalSource;
 
 /// Recorder of a run of this process.
 pub(in crate::lock) fn recorder(config_dir: &Path) -> RunRecorder {
