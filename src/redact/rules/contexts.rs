@@ -24,6 +24,8 @@ pub(super) const CONTEXTS: [Rule; 13] = [
         "DB_PASSWORD=\"«correct horse battery of staple»\"", r#"{"api_keys": ["«a1b2c3d4»", "«b2c3d4e5»"]}"#,
         "password=&quot;«abc»&quot;", "password %3D «abc1»",
         "TOKEN = b\"«abc»\"", "PASSWORD=$'«a b»'", "password: «swordfish», and more", "api_key = «abcdefghijklmnopqrst»", "f(password=«hunter2»)", "DB_PASSWORD_OLD=«abc1»", "token=«/AbCdEfGhIjKlMnOpQrStUvWxYz0123456789»", "PASSWORD=«+a1»", "password=«%abc1»", "password=«a:»", "PASSWORD=«$1abc»",
+        "spring.datasource.password=«kX9|mQ2vL7pR»", "password: «kX9[mQ2vL7pR»", "password: «kX9(mQ2v»", "password: «kX9<mQ2v»", "password: «kX9mQ2v?»", "x --password=«kX9|mQ2v» y", "api_key=«kX9mQ(2v»",
+        r#"{"password":"«kX9(mQ)2vL7pR»"}"#, "DB_PASSWORD=\"«kX9(mQ)2vL7pR»\"", "PGPASSWORD='«kX9(mQ)2v»'", "password: «/8Zp;HT]pa(>e9U»", "password: «+kX9(mQ]2v»",
     ], &[
         "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
         "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",
@@ -39,6 +41,8 @@ pub(super) const CONTEXTS: [Rule; 13] = [
         "password =~ \"ab1\"", "token>a1<b", "Token: it expires soon", "secret = swordfish", "secret = first_second_third", "f(password=some_value)", "the secret:swordfish", "see the token: swordfish", "KEY_GITHUB=abc", "password=%s", "TOKEN=%GH_TOKEN%", "password=#{pw1}", "password: *anchor", "secret: config.production.value,", "password: \"get_it(1)\"", "api_key = os.key",
         "secret: SecretString,", "password: Password {", "key: u64,", "token: Vec<u8>,", "token: T", "api_key=os.environ['X']",
         r#"{"github_token":null,"password":12345678}"#, "const { token } = props;", "sort_key=abc", "PWD=work", "token => token.value",
+        "token: Token![;],", "token = parse_token2(s)", "secret = (LPBYTE)pw1;", "password: tokens[0]", "key: Option<Base64>", "_token = r'(?:[^x]+)' % y", "passphrase: &lt;id&gt;[,x]",
+        "fetch(u,{credentials:'same-origin'})", "{\"credentials\":\"include\"}", "--color-token-primary: #ff00aa",         "TOKEN=$(cat f)", 
     ]),
     rule("authorization header", &["authorization", "ssws"], Matcher::Context(
         r#"(?:(?:proxy-)?authorization["'`]?\s*(?:[:=,]|=>)\s*["'`]?(?:(?:bearer|basic|token|digest|negotiate|ssws|apikey|key|flyv1)[ :]\s*)?|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &[
