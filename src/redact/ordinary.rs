@@ -232,6 +232,32 @@ fn is_code(value: &[u8], shape: Shape) -> bool {
     is_template || is_similar || is_path_of_names || is_type || is_type_name
 }
 
+/// True for a login behind a name that does not say that there is one: base64 of `user:password`, or what mixes letters and digits.
+pub(super) fn is_login(value: &[u8]) -> bool {
+    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/-_=".contains(byte);
+    let is_encoded = value.len() > 5 && value.iter().all(is_base64) && has_colon(value);
+    let is_code = || value.iter().any(|byte| b"(<[.|".contains(byte)) && is_expression(value);
+    is_encoded || is_random(value) && !is_wordy(value) && !is_path(value) && !is_code()
+}
+
+/// True if `value` is base64 of text with a colon in it.
+fn has_colon(value: &[u8]) -> bool {
+    let digit = |byte: &u8| match byte {
+        b'A'..=b'Z' => u32::from(byte - b'A'),
+        b'a'..=b'z' => u32::from(byte - b'a') + 26,
+        b'0'..=b'9' => u32::from(byte - b'0') + 52,
+        b'+' | b'-' => 62,
+        _ => 63,
+    };
+    let digits: Vec<u32> = value.iter().filter(|&&byte| byte != b'=').map(digit).collect();
+    let group = |four: &[u32]| {
+        let bits = four.iter().fold(0, |bits, digit| bits << 6 | digit) << (6 * (4 - four.len()));
+        bits.to_be_bytes().into_iter().skip(1).take(four.len() * 6 / 8).collect::<Vec<u8>>()
+    };
+    let text: Vec<u8> = digits.chunks(4).flat_map(group).collect();
+    text.contains(&b':') && std::str::from_utf8(&text).is_ok_and(|text| !text.contains(char::is_control))
+}
+
 /// True for words about secrets, such as a label or an error.
 fn is_sentence(value: &[u8], telling: usize) -> bool {
     let words = || value.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| !word.is_empty());

@@ -4,7 +4,7 @@ use super::{Matcher, Rule, rule};
 
 /// Names, headers, command lines and URLs.
 #[rustfmt::skip]
-pub(super) const CONTEXTS: [Rule; 13] = [
+pub(super) const CONTEXTS: [Rule; 15] = [
     rule("name", &["token", "secret", "passw", "pass", "credential", "key", "creds", "pwd", "kennwort", "jwt", "pat"], Matcher::Name, &[
         "GH_TOKEN=«abc» d", "forge_token=«abc» d", "GH_api_key=«abc»", "Claude_Code_Secret='«a b»' c", "my-github_pass=«abc»",
         "myGithubToken=«abc»", "MYGH_TOKEN=«abc»", "TOKEN=«abc»", "PASS=«hunter2»", "dbPassword=«hunter2»", "DB_PASSWD=«hunter2»",
@@ -44,11 +44,21 @@ pub(super) const CONTEXTS: [Rule; 13] = [
         "token: Token![;],", "token = parse_token2(s)", "secret = (LPBYTE)pw1;", "password: tokens[0]", "key: Option<Base64>", "_token = r'(?:[^x]+)' % y", "passphrase: &lt;id&gt;[,x]",
         "fetch(u,{credentials:'same-origin'})", "{\"credentials\":\"include\"}", "--color-token-primary: #ff00aa",         "TOKEN=$(cat f)", 
     ]),
-    rule("authorization header", &["authorization", "ssws"], Matcher::Context(
-        r#"(?:(?:proxy-)?authorization["'`]?\s*(?:[:=,]|=>)\s*["'`]?(?:(?:bearer|basic|token|digest|negotiate|ssws|apikey|key|flyv1)[ :]\s*)?|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &[
-        "Authorization: Bearer «abc»", "authorization: «abc»", "-H 'Authorization: token «abc»' x", "Proxy-Authorization: Basic «YTpi»",
+    rule("authorization", &["authorization", "ssws"], Matcher::Context(
+        r#"(?:(?:proxy-)?authorization["'`]?\]?\s*(?:[:=,]|=>)\s*(?:[bfru]{0,2}["'`])?(?:bearer|basic|token|digest|negotiate|ssws|apikey|key|flyv1)[ :]\s*|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &[
+        "Authorization: Bearer «abc»", "-H 'Authorization: token «abc»' x", "Proxy-Authorization: Basic «YTpi»",
         r#"{"Authorization":"Bearer «abc»"}"#, r#"{"t":"-H \"Authorization: Bearer «abc»\" x"}"#, "SSWS «00abc»",
-    ], &["Authorization: Bearer $TOKEN", "Authorization: `Bearer ${token}`", "authorization: <token>", "authorization failed"]),
+        ".header(\"Authorization\", \"Bearer «abc»\")", "headers={\"Authorization\": f\"Bearer «abc»\"}",
+    ], &["Authorization: Bearer $TOKEN", "Authorization: `Bearer ${token}`", "authorization: <token>", "authorization failed",
+        "headers={\"Authorization\": f\"Bearer {token}\"}", "headers[\"Authorization\"] = f\"Bearer {token}\""]),
+    rule("authorization header", &["authorization"], Matcher::Value(
+        r#"authorization["'`]?\]?\s*:\s*(?:[bfru]{0,2}["'`])?([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &["Authorization: «MAC id=\"h480\", mac=\"abc\"»", "authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»"],
+        &["authorization: string;", "authorization: authHeader(token),", "authorization: Authorization,", "{ authorization: null }"]),
+    rule("authorization value", &["authorization"], Matcher::Login(
+        r#"authorization["'`]?\]?\s*(?:=>?\s*["'`]?|,\s*["'`])([^\s"'`\\<${][^\s"'`\\]*)"#),
+        &["AUTHORIZATION=«a1b2c3d4e5»", "setRequestHeader('Authorization', '«a1B2c3d4e5»')", "headers[\"Authorization\"] = \"«dXNlcjpwYXNz»\""],
+        &["allowedHeaders: ['Authorization', 'Content-Type']", "Access-Control-Allow-Headers: Authorization, Content-Type",
+        "authorization = authorization.split()", "authorization = req.headers[0]"]),
     rule("bearer", &["bearer"], Matcher::Context(r"bearer[ \t]+([a-z0-9._~+/-]*[0-9][a-z0-9._~+/=-]{7,})"),
         &["Bearer «abcdefgh12345678»"], &["bearer authentication-scheme", "Bearer $TOKEN"]),
     rule("cookie", &["cookie"], Matcher::Context(r#"cookie["'`]?\s*(?:[:=,]|=>)\s*["'`]?([^\s"'`=;,]+=[^\n"'`\\]+)"#),
@@ -72,9 +82,11 @@ pub(super) const CONTEXTS: [Rule; 13] = [
         r"(?:machine[ \t]+\S+[ \t]+)?login[ \t]+\S+[ \t]+password[ \t]+(\S+)|machine[ \t]+\S+[ \t]+password[ \t]+(\S+)|passw(?:or)?d[ \t]+([^\s:=]*[0-9][^\s:]*)[ \t]*(?:$|[\r\n])"),
         &["machine x login y password «abc»", "  password «a1b2c3»"],
         &["password required", "reset the password", "password authentication is off", "login page asks password twice"]),
-    rule("docker auth", &["\"auth\"", "_auth", "\\\"auth"], Matcher::Context(
-        r#"["\\_]*auth[\\"]*\s*[:=]\s*[\\"]*((?:[a-z0-9+/]{4}){2,}(?:[a-z0-9+/]{2}==|[a-z0-9+/]{3}=)?)"#),
-        &[r#"{"auth":"«dXNlcjpwYXNz»"}"#, "_auth=«dXNlcjpwYXNz»"], &[r#""auth":"none""#]),
+    rule("docker auth", &["\"auth\"", "_auth", "\\\"auth"], Matcher::Login(
+        r#"["\\_]*auth[\\"]*\s*[:=]\s*[\\"']*(?:[a-z0-9._@-]+:([^\s"'`\\<>:]+)|([a-z0-9+/_-]{8,}={0,2})(?:$|[\s"'\\,;}&]))"#),
+        &[r#"{"auth":"«dXNlcjpwYXNz»"}"#, "_auth=«dXNlcjpwYXNz»", "_auth=«dXNlcjpwYXNzMQ»", r#"{"auth":"«a1b2c3d4e5f6a7»"}"#, "export BASIC_AUTH=username:«pass99»"],
+        &[r#""auth":"none""#, r#"{"auth":"passthrough"}"#, "CLIENT_AUTH: \"clientAuth\"", "SERVER_AUTH = ObjectIdentifier(\"1.3.6.1\")",
+        "USE_AUTH=disabled", "X_AUTH=localhost:5000", "USE_AUTH=oauth2"]),
     rule("webhook", &["/services/", "/api/webhooks/", "/workflows/", "/webhookb2/", "/triggers/"], Matcher::Context(
         r"/(?:services/T|workflows/T?|triggers/T?|api/webhooks/|webhookb2/)([a-z0-9@-]{6,}/[a-z0-9_/-]{8,})"),
         &["https://hooks.slack.com/services/T«00000000/B00000000/abcdefabcdef»", "https://discord.com/api/webhooks/«123456789/abcdef-ABC»"],
