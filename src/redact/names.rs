@@ -30,12 +30,13 @@ const KINDS: [&str; 20] = [
 ];
 
 /// Parts that make a key secret.
-const KEYS: [&str; 9] = ["api", "access", "private", "secret", "account", "auth", "master", "encryption", "storage"];
+const KEYS: [&str; 10] =
+    ["subscription", "api", "access", "private", "secret", "account", "auth", "master", "encryption", "storage"];
 
 /// Words that stand right before "pass" in one part.
-const BEFORE_PASS: [&str; 18] = [
-    "db", "user", "root", "admin", "my", "smtp", "ftp", "mysql", "pg", "redis", "mail", "email", "proxy", "ldap", "http",
-    "git", "basic", "app",
+const BEFORE_PASS: [&str; 26] = [
+    "ssh", "sudo", "imap", "postgres", "mongo", "vnc", "docker", "registry", "db", "user", "root", "admin", "my", "smtp",
+    "ftp", "mysql", "pg", "redis", "mail", "email", "proxy", "ldap", "http", "git", "basic", "app",
 ];
 
 /// First words of names in which a mere KEY or PASS is secret.

@@ -1,5 +1,6 @@
 //! Values behind a secret name that are no secrets: numbers, paths, variables, types, code and words.
 
+use super::code::is_expression;
 use super::names;
 
 /// Words that stand where a value would.
@@ -90,6 +91,12 @@ const WORDS: [&str; 84] = [
     "byte",
 ];
 
+/// Values of `credentials` in requests of a browser.
+const MODES: [&str; 3] = ["same-origin", "include", "omit"];
+
+/// Beginnings of what HTML encodes.
+const ENTITIES: [&str; 4] = ["&lt;", "&quot;", "&apos;", "&#"];
+
 /// Words of a sentence about secrets.
 const PROSE: [&str; 29] = [
     "password", "token", "secret", "key", "your", "not", "invalid", "required", "must", "enter", "please", "missing",
@@ -126,6 +133,7 @@ pub(super) fn is_ordinary(value: &[u8], shape: Shape) -> bool {
         || is_path(value)
         || is_placeholder(value)
         || is_word(value, shape)
+        || is_colour(value) && !names::is_password(shape.name)
         || !shape.is_literal && is_code(value, shape)
         || shape.is_quoted && is_sentence(value, if shape.is_assigned { TELLING } else { PROSE.len() })
 }
@@ -148,6 +156,7 @@ pub(super) fn is_path(value: &[u8]) -> bool {
     starts(&[b"http://", b"https://", b"file://"])
         || (starts(&[b"/", b"./", b"../", b"~/"]) || is_drive)
             && segments().all(|segment| segment.len() < 32 && segment.iter().all(is_plain))
+            && (is_expression(value) || starts(&[b"/^", b"/["]) || !value.iter().any(|byte| b"!$^&*(){}[]|;<>?".contains(byte)))
 }
 
 /// True for `$TOKEN`, `<token>`, `{token}`, `%s`, `***` and their like.
@@ -161,7 +170,7 @@ pub(super) fn is_placeholder(value: &[u8]) -> bool {
                 name.first().is_some_and(|first| !first.is_ascii_digit()) && (names::is_loud(name) || names::is_secret(name));
             rest.is_empty() || b"{(@*#?!".contains(&rest[0]) || rest.starts_with(b"env:") || is_name || rest.len() == 1
         }
-        b'<' => true,
+        b'<' => rest.contains(&b'>') || !is_random(value),
         b'{' | b'#' if rest.starts_with(b"{") || value.ends_with(b"}") || value == b"{" => true,
         b'%' => rest.len() < 3 || rest[0] == b'(' || rest.ends_with(b"%"),
         b':' | b'@' | b'&' | b'*' | b'!' => {
@@ -186,30 +195,67 @@ fn is_word(value: &[u8], shape: Shape) -> bool {
     let words: &[&str] = if shape.is_literal { &WORDS[..12] } else { &WORDS };
     let is_variable =
         names::is_loud(value) && value.contains(&b'_') && names::is_secret(value) && !value.iter().any(u8::is_ascii_digit);
-    words.iter().any(|word| word.as_bytes() == lower) || lower.starts_with(b"your") && !shape.is_literal || is_variable
+    let is_mode = MODES.iter().any(|mode| mode.as_bytes() == lower) && shape.name.eq_ignore_ascii_case(b"credentials");
+    words.iter().any(|word| word.as_bytes() == lower)
+        || is_mode
+        || lower.starts_with(b"your") && !shape.is_literal
+        || is_variable
 }
 
 /// True for an expression: a call, a member, a type, a variable with a name like that of a secret.
 fn is_code(value: &[u8], shape: Shape) -> bool {
     let has = |word: &str| value.windows(word.len()).any(|window| window == word.as_bytes());
-    let is_lookup = LOOKUPS.iter().any(|lookup| has(lookup));
-    let starts_as_code = b" \t)],;+}".contains(&value[0]) || b"&?".contains(&value[0]) && !shape.is_quoted;
-    if is_lookup || starts_as_code {
+    if LOOKUPS.iter().any(|lookup| has(lookup)) {
         return true;
     }
-    let is_call = has("(") && has(")") || has("${") || has("{{");
+    let is_expression = is_expression(value);
+    if b" \t)],;+}".contains(&value[0]) || b"&?".contains(&value[0]) && !shape.is_quoted {
+        return is_expression
+            || value.iter().any(u8::is_ascii_whitespace)
+            || ENTITIES.iter().any(|tag| value.starts_with(tag.as_bytes()));
+    }
+    let is_template = has("${") && has("}") || has("{{") && has("}}");
+    let is_pattern = ["(?:", "(?P<", "(?=", "(?!"].iter().any(|group| has(group)) || has("[^") && has("]");
+    let is_call = is_expression && has("(") && has(")");
     let is_wordy = |part: &[u8]| part.iter().all(|byte| byte.is_ascii_alphabetic() || b"_?!".contains(byte));
     let is_similar = is_wordy(value) && (names::is_secret(value) || value.eq_ignore_ascii_case(shape.name));
     let is_path_of_names = (has(".") || has("::") || has("->"))
         && value.split(|byte| b".:->".contains(byte)).all(|part| is_wordy(part) && part.len() < 24);
     if shape.is_quoted {
-        return is_call || is_similar || is_path_of_names && !value.iter().any(u8::is_ascii_uppercase);
+        let is_path = is_path_of_names && !value.iter().any(u8::is_ascii_uppercase);
+        return is_template || is_pattern || is_call && !shape.is_assigned || is_similar || is_path;
     }
-    let is_type = has("<") || has("[") || has("(") || value.ends_with(b"?") || has("|") || has("`");
+    let is_type = is_expression && (value.iter().any(|byte| b"<[(|`".contains(byte)) || value.ends_with(b"?"));
     let is_type_name = value[0].is_ascii_uppercase()
         && value.iter().all(u8::is_ascii_alphabetic)
         && (value.len() == 1 || shape.goes_on && value.iter().any(u8::is_ascii_lowercase));
-    is_call || is_similar || is_path_of_names || is_type || is_type_name
+    is_template || is_similar || is_path_of_names || is_type || is_type_name
+}
+
+/// True for a login behind a name that does not say that there is one: base64 of `user:password`, or what mixes letters and digits.
+pub(super) fn is_login(value: &[u8]) -> bool {
+    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/-_=".contains(byte);
+    let is_encoded = value.len() > 5 && value.iter().all(is_base64) && has_colon(value);
+    let is_code = || value.iter().any(|byte| b"(<[.|".contains(byte)) && is_expression(value);
+    is_encoded || is_random(value) && !is_wordy(value) && !is_path(value) && !is_code()
+}
+
+/// True if `value` is base64 of text with a colon in it.
+fn has_colon(value: &[u8]) -> bool {
+    let digit = |byte: &u8| match byte {
+        b'A'..=b'Z' => u32::from(byte - b'A'),
+        b'a'..=b'z' => u32::from(byte - b'a') + 26,
+        b'0'..=b'9' => u32::from(byte - b'0') + 52,
+        b'+' | b'-' => 62,
+        _ => 63,
+    };
+    let digits: Vec<u32> = value.iter().filter(|&&byte| byte != b'=').map(digit).collect();
+    let group = |four: &[u32]| {
+        let bits = four.iter().fold(0, |bits, digit| bits << 6 | digit) << (6 * (4 - four.len()));
+        bits.to_be_bytes().into_iter().skip(1).take(four.len() * 6 / 8).collect::<Vec<u8>>()
+    };
+    let text: Vec<u8> = digits.chunks(4).flat_map(group).collect();
+    text.contains(&b':') && std::str::from_utf8(&text).is_ok_and(|text| !text.contains(char::is_control))
 }
 
 /// True for words about secrets, such as a label or an error.
@@ -248,8 +294,13 @@ pub(super) fn is_wordy(value: &[u8]) -> bool {
     let is_compound =
         segments().count() > 1 && segments().all(is_segment) && value.iter().filter(|byte| byte.is_ascii_digit()).count() < 5;
     let is_algorithm = ALGORITHMS.iter().any(|name| name.as_bytes().eq_ignore_ascii_case(value));
-    let is_colour = value.len() < 10 && value.starts_with(b"#") && value[1..].iter().all(u8::is_ascii_hexdigit);
-    is_date || is_compound || is_algorithm || is_colour || value.contains(&b' ')
+    is_date || is_compound || is_algorithm || is_colour(value) || value.contains(&b' ')
+}
+
+/// True for `#ff00aa`.
+fn is_colour(value: &[u8]) -> bool {
+    let value = value.strip_suffix(b";").unwrap_or(value);
+    value.len() < 10 && value.starts_with(b"#") && value[1..].iter().all(u8::is_ascii_hexdigit)
 }
 
 /// True if `value` mixes letters and digits as words of a sentence do not.

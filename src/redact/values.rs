@@ -39,7 +39,9 @@ pub(super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
     let is_command = || {
         let before = &text[..name.start];
         let last = || before.trim_ascii_end().rsplit(|byte| byte.is_ascii_whitespace()).next().unwrap_or_default();
-        before.ends_with(b"-") || [&b"setenv"[..], b"ENV"].iter().any(|word| last().ends_with(word)) || last().starts_with(b"-")
+        before.ends_with(b"-")
+            || [&b"setenv"[..], b"ENV", b"set"].iter().any(|word| last().ends_with(word))
+            || last().starts_with(b"-")
     };
     b"=:+?>".contains(&next)
         || ENCODED.contains(&next) && !rest[spaces..].starts_with(b"\\n")
@@ -92,14 +94,19 @@ impl<'a> Scan<'a> {
             name: self.name(),
             is_quoted: quote.is_some(),
             is_literal: quote.is_none() && (is_shell || is_header),
-            is_assigned: is_shell,
+            is_assigned: is_shell && quote != Some(b'`'),
             goes_on: self.text[range.end..].trim_ascii_start().first().is_some_and(|byte| b",;){>".contains(byte)),
         };
         let open = quote.map_or(Open::Word, |quote| Open::Quoted(quote, 0));
+        // TOKEN=`command`
+        let is_command = quote == Some(b'`')
+            && self.sign == Sign::Equals
+            && !self.is_spaced
+            && (value.contains(&b' ') || is_shell && !is_random(value));
         let is_compared = self.sign == Sign::Compares && !is_random(value);
         let goes_on = quote.is_none() && range.len() >= NEAR;
         let end = if goes_on { range.end + Open::Word.length(&self.text[range.end..]) } else { range.end };
-        (!is_compared && !is_ordinary(value, shape)).then_some((range.start..end, open))
+        (!is_compared && !is_command && !is_ordinary(value, shape)).then_some((range.start..end, open))
     }
 
     fn peek(&self) -> Option<u8> {
@@ -127,6 +134,8 @@ impl<'a> Scan<'a> {
     fn skip_prefix(&mut self) {
         let rest = &self.text[self.at..];
         let letters = rest.iter().take(2).take_while(|byte| b"bBrRfFuU$@".contains(byte)).count();
+        let hashes = rest[letters..].iter().take(if letters > 0 { 8 } else { 0 }).take_while(|&&byte| byte == b'#').count();
+        let letters = letters + hashes;
         if letters > 0 && rest.get(letters).is_some_and(|byte| b"\"'".contains(byte)) {
             self.at += letters;
         }
@@ -157,6 +166,10 @@ impl<'a> Scan<'a> {
         if self.quote.is_some() && rest.starts_with(b",") {
             return self.pair();
         }
+        // `<add key="password" value="…"/>`.
+        if self.quote.is_some() && spaces > 0 && rest.starts_with(b"value=") {
+            return Some((Sign::Pair, self.at + 6));
+        }
         let is_word = spaces > 0 && self.quote.is_none() && self.is_command();
         is_word.then_some((Sign::Space, self.at))
     }
@@ -177,6 +190,7 @@ impl<'a> Scan<'a> {
     fn is_command(&self) -> bool {
         let before = self.before();
         let dashes = before.iter().rev().take_while(|&&byte| byte == b'-').count();
+        let is_config = |words: &[&[u8]]| matches!(words, [.., config, set] if [&b"configure"[..], b"config"].contains(config) && *set == b"set");
         let is_flag = dashes > 0 && before[..before.len() - dashes].last().is_none_or(|byte| b" \t\"'`([=".contains(byte));
         let words: Vec<&[u8]> = before.split(|&byte| byte == b' ').filter(|word| !word.is_empty()).collect();
         let is_setter = match words.as_slice() {
@@ -184,7 +198,7 @@ impl<'a> Scan<'a> {
             [.., set, option] => *set == b"set" && option.starts_with(b"-"),
             _ => false,
         };
-        is_flag || is_setter && names::is_loud(self.name())
+        is_flag || is_setter && names::is_loud(self.name()) || is_config(&words)
     }
 
     /// The value in `quote`, at which the scan stands. Without a closing quote it ends at any quote.
@@ -205,6 +219,13 @@ impl<'a> Scan<'a> {
             if rest[at] == b'\n' {
                 break;
             }
+            // A quote in the quotes of a shell.
+            let joints: [&[u8]; 2] = [br#"'"'"'"#, br"'\''"];
+            let joint = joints.iter().find(|joint| rest[at..].starts_with(joint));
+            if let Some(joint) = joint.filter(|_| quote == b'\'' && backslashes == 0 && self.sign == Sign::Equals) {
+                end = at + joint.len();
+                continue;
+            }
             if backslashes % 2 == 0 {
                 return Some(start..start + at);
             }
@@ -223,9 +244,15 @@ impl<'a> Scan<'a> {
     fn bare(&self) -> Option<Range<usize>> {
         let rest = &self.text[self.at..];
         let is_tag = self.sign == Sign::Tag;
-        let ends = |&byte: &u8| byte.is_ascii_whitespace() || b"\"'`\\".contains(&byte) || is_tag && byte == b'<';
         let near = &rest[..rest.len().min(NEAR)];
-        let whole = near.iter().position(ends).unwrap_or(near.len());
+        let is_escaped = |at: usize| at > 0 && near[at - 1] == b'\\' && b" !#$&()*,;<>?[]^{}~".contains(&near[at]);
+        let ends = |at: usize| match near[at] {
+            b'\\' => at == 0 || near.get(at + 1).is_none_or(|_| !is_escaped(at + 1)),
+            b'"' | b'\'' | b'`' => true,
+            b'<' => is_tag,
+            byte => byte.is_ascii_whitespace() && !is_escaped(at),
+        };
+        let whole = (0..near.len()).find(|&at| ends(at)).unwrap_or(near.len());
         let value = &rest[..without_tail(&rest[..whole])];
         let next = rest[whole..].iter().copied().find(|&byte| byte != b' ' && byte != b'\t');
         let is_last = next.is_none_or(|byte| b"\n\r\"'`\\#,})]|;&".contains(&byte)) || value.len() < whole;

@@ -4,7 +4,7 @@ use super::{Matcher, Rule, rule};
 
 /// Names, headers, command lines and URLs.
 #[rustfmt::skip]
-pub(super) const CONTEXTS: [Rule; 13] = [
+pub(super) const CONTEXTS: [Rule; 17] = [
     rule("name", &["token", "secret", "passw", "pass", "credential", "key", "creds", "pwd", "kennwort", "jwt", "pat"], Matcher::Name, &[
         "GH_TOKEN=«abc» d", "forge_token=«abc» d", "GH_api_key=«abc»", "Claude_Code_Secret='«a b»' c", "my-github_pass=«abc»",
         "myGithubToken=«abc»", "MYGH_TOKEN=«abc»", "TOKEN=«abc»", "PASS=«hunter2»", "dbPassword=«hunter2»", "DB_PASSWD=«hunter2»",
@@ -24,6 +24,10 @@ pub(super) const CONTEXTS: [Rule; 13] = [
         "DB_PASSWORD=\"«correct horse battery of staple»\"", r#"{"api_keys": ["«a1b2c3d4»", "«b2c3d4e5»"]}"#,
         "password=&quot;«abc»&quot;", "password %3D «abc1»",
         "TOKEN = b\"«abc»\"", "PASSWORD=$'«a b»'", "password: «swordfish», and more", "api_key = «abcdefghijklmnopqrst»", "f(password=«hunter2»)", "DB_PASSWORD_OLD=«abc1»", "token=«/AbCdEfGhIjKlMnOpQrStUvWxYz0123456789»", "PASSWORD=«+a1»", "password=«%abc1»", "password=«a:»", "PASSWORD=«$1abc»",
+        "spring.datasource.password=«kX9|mQ2vL7pR»", "password: «kX9[mQ2vL7pR»", "password: «kX9(mQ2v»", "password: «kX9<mQ2v»", "password: «kX9mQ2v?»", "x --password=«kX9|mQ2v» y", "api_key=«kX9mQ(2v»",
+        r#"{"password":"«kX9(mQ)2vL7pR»"}"#, "DB_PASSWORD=\"«kX9(mQ)2vL7pR»\"", "PGPASSWORD='«kX9(mQ)2v»'", "password: «/8Zp;HT]pa(>e9U»", "password: «+kX9(mQ]2v»",
+        "SSHPASS=«abc1»", "Ocp-Apim-Subscription-Key: «0a1b2c3d»", "aws configure set aws_secret_access_key «abc/d1»", "<add key=\"password\" value=\"«abc»\"/>",
+        "GH_TOKEN='«abc'\"'\"'def123»' x", "GH_TOKEN='«abc'\\''def123»' x", "GH_TOKEN=«abc\\ def123» x", "TOKEN=`«a1b2c3»`",
     ], &[
         "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
         "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",
@@ -39,12 +43,25 @@ pub(super) const CONTEXTS: [Rule; 13] = [
         "password =~ \"ab1\"", "token>a1<b", "Token: it expires soon", "secret = swordfish", "secret = first_second_third", "f(password=some_value)", "the secret:swordfish", "see the token: swordfish", "KEY_GITHUB=abc", "password=%s", "TOKEN=%GH_TOKEN%", "password=#{pw1}", "password: *anchor", "secret: config.production.value,", "password: \"get_it(1)\"", "api_key = os.key",
         "secret: SecretString,", "password: Password {", "key: u64,", "token: Vec<u8>,", "token: T", "api_key=os.environ['X']",
         r#"{"github_token":null,"password":12345678}"#, "const { token } = props;", "sort_key=abc", "PWD=work", "token => token.value",
+        "token: Token![;],", "token = parse_token2(s)", "secret = (LPBYTE)pw1;", "password: tokens[0]", "key: Option<Base64>", "_token = r'(?:[^x]+)' % y", "passphrase: &lt;id&gt;[,x]",
+        "fetch(u,{credentials:'same-origin'})", "{\"credentials\":\"include\"}", "--color-token-primary: #ff00aa", "TOKEN=`cat f`", "token=`cat f1`", "let secret = r#\"{{\"a\"",
+        "TOKEN=$(cat f)", "config set password_file x1", "<add key=\"password\" value=\"\"/>",
     ]),
-    rule("authorization header", &["authorization", "ssws"], Matcher::Context(
-        r#"(?:(?:proxy-)?authorization["'`]?\s*(?:[:=,]|=>)\s*["'`]?(?:(?:bearer|basic|token|digest|negotiate|ssws|apikey|key|flyv1)[ :]\s*)?|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &[
-        "Authorization: Bearer «abc»", "authorization: «abc»", "-H 'Authorization: token «abc»' x", "Proxy-Authorization: Basic «YTpi»",
+    rule("authorization", &["authorization", "ssws"], Matcher::Context(
+        r#"(?:(?:proxy-)?authorization["'`]?\]?\s*(?:[:=,]|=>)\s*(?:[bfru]{0,2}["'`])?(?:bearer|basic|token|digest|negotiate|ssws|apikey|key|flyv1)[ :]\s*|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &[
+        "Authorization: Bearer «abc»", "-H 'Authorization: token «abc»' x", "Proxy-Authorization: Basic «YTpi»",
         r#"{"Authorization":"Bearer «abc»"}"#, r#"{"t":"-H \"Authorization: Bearer «abc»\" x"}"#, "SSWS «00abc»",
-    ], &["Authorization: Bearer $TOKEN", "Authorization: `Bearer ${token}`", "authorization: <token>", "authorization failed"]),
+        ".header(\"Authorization\", \"Bearer «abc»\")", "headers={\"Authorization\": f\"Bearer «abc»\"}",
+    ], &["Authorization: Bearer $TOKEN", "Authorization: `Bearer ${token}`", "authorization: <token>", "authorization failed",
+        "headers={\"Authorization\": f\"Bearer {token}\"}", "headers[\"Authorization\"] = f\"Bearer {token}\""]),
+    rule("authorization header", &["authorization"], Matcher::Value(
+        r#"authorization["'`]?\]?\s*:\s*(?:[bfru]{0,2}["'`])?([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &["Authorization: «MAC id=\"h480\", mac=\"abc\"»", "authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»"],
+        &["authorization: string;", "authorization: authHeader(token),", "authorization: Authorization,", "{ authorization: null }"]),
+    rule("authorization value", &["authorization"], Matcher::Login(
+        r#"authorization["'`]?\]?\s*(?:=>?\s*["'`]?|,\s*["'`])([^\s"'`\\<${][^\s"'`\\]*)"#),
+        &["AUTHORIZATION=«a1b2c3d4e5»", "setRequestHeader('Authorization', '«a1B2c3d4e5»')", "headers[\"Authorization\"] = \"«dXNlcjpwYXNz»\""],
+        &["allowedHeaders: ['Authorization', 'Content-Type']", "Access-Control-Allow-Headers: Authorization, Content-Type",
+        "authorization = authorization.split()", "authorization = req.headers[0]"]),
     rule("bearer", &["bearer"], Matcher::Context(r"bearer[ \t]+([a-z0-9._~+/-]*[0-9][a-z0-9._~+/=-]{7,})"),
         &["Bearer «abcdefgh12345678»"], &["bearer authentication-scheme", "Bearer $TOKEN"]),
     rule("cookie", &["cookie"], Matcher::Context(r#"cookie["'`]?\s*(?:[:=,]|=>)\s*["'`]?([^\s"'`=;,]+=[^\n"'`\\]+)"#),
@@ -61,16 +78,26 @@ pub(super) const CONTEXTS: [Rule; 13] = [
     rule("command line password", &["curl", "wget", "etcdctl"], Matcher::Context(
         r#"(?:curl|wget|etcdctl)\b[^\n]*?\s(?:-u|--user|--proxy-user|-U)[ =]?["'\\]*[^\s:"']+:([^\s"'`\\$]+)"#),
         &["curl -u user:«pass» url", "curl -s --user 'a:«b»' url", "etcdctl --user root:«pw» lock x"], &["curl -u user url", "curl https://x:80"]),
-    rule("mysql password", &["mysql", "mariadb", "sshpass", "mysqldump"], Matcher::Context(
-        r#"(?:mysql|mysqldump|mariadb|sshpass)\b[^\n]*?\s-p['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#),
-        &["mysql -u root -p«abc» db", "sshpass -p«abc» ssh x"], &["mysql -u root -p db"]),
+    rule("mysql password", &["mysql", "mariadb", "mysqldump"], Matcher::Context(
+        r#"(?:mysql|mysqldump|mariadb)\b[^\n]*?\s-p['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#),
+        &["mysql -u root -p«abc» db"], &["mysql -u root -p db"]),
+    rule("sshpass password", &["sshpass"], Matcher::Context(
+        r#"sshpass(?:\s+-(?:[ve]|[dfP]\s*\S+))*\s+-p\s*['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#),
+        &["sshpass -p«abc» ssh x", "sshpass -p «S3cretPw9» ssh x", "sshpass -v -P word -p '«abc»' ssh x"],
+        &["sshpass -e ssh -p 2222 x", "sshpass -f pw ssh x mkdir -p a/b"]),
+    rule("login password", &["login"], Matcher::Context(
+        r#"login[ \t](?:[^\n|;&]*?[ \t])?(?:-u|--user(?:name)?)[ =][^\n|;&]*?[ \t]-p[ =]?['"]?([^\s"'`\\$=-][^\s"'`\\]*)|login[ \t]+(?:[^\n|;&]*?[ \t])?-p[ =]?['"]?([^\s"'`\\$=-][^\s"'`\\]*)['"]?[ \t][^\n|;&]*?(?:-u|--user(?:name)?)[ =]"#),
+        &["docker login -u x -p «S3cretPw9»", "docker login -p «S3cretPw9» -u x ghcr.io", "helm registry login r.io -u x -p «abc»"],
+        &["docker login -u x", "docker login -u x --password-stdin", "login -p -h host", "docker login -u x -p $PW"]),
     rule("netrc", &["login", "machine", "password", "passwd"], Matcher::Context(
         r"(?:machine[ \t]+\S+[ \t]+)?login[ \t]+\S+[ \t]+password[ \t]+(\S+)|machine[ \t]+\S+[ \t]+password[ \t]+(\S+)|passw(?:or)?d[ \t]+([^\s:=]*[0-9][^\s:]*)[ \t]*(?:$|[\r\n])"),
         &["machine x login y password «abc»", "  password «a1b2c3»"],
         &["password required", "reset the password", "password authentication is off", "login page asks password twice"]),
-    rule("docker auth", &["\"auth\"", "_auth", "\\\"auth"], Matcher::Context(
-        r#"["\\_]*auth[\\"]*\s*[:=]\s*[\\"]*((?:[a-z0-9+/]{4}){2,}(?:[a-z0-9+/]{2}==|[a-z0-9+/]{3}=)?)"#),
-        &[r#"{"auth":"«dXNlcjpwYXNz»"}"#, "_auth=«dXNlcjpwYXNz»"], &[r#""auth":"none""#]),
+    rule("docker auth", &["\"auth\"", "_auth", "\\\"auth"], Matcher::Login(
+        r#"["\\_]*auth[\\"]*\s*[:=]\s*[\\"']*(?:[a-z0-9._@-]+:([^\s"'`\\<>:]+)|([a-z0-9+/_-]{8,}={0,2})(?:$|[\s"'\\,;}&]))"#),
+        &[r#"{"auth":"«dXNlcjpwYXNz»"}"#, "_auth=«dXNlcjpwYXNz»", "_auth=«dXNlcjpwYXNzMQ»", r#"{"auth":"«a1b2c3d4e5f6a7»"}"#, "export BASIC_AUTH=username:«pass99»"],
+        &[r#""auth":"none""#, r#"{"auth":"passthrough"}"#, "CLIENT_AUTH: \"clientAuth\"", "SERVER_AUTH = ObjectIdentifier(\"1.3.6.1\")",
+        "USE_AUTH=disabled", "X_AUTH=localhost:5000", "USE_AUTH=oauth2"]),
     rule("webhook", &["/services/", "/api/webhooks/", "/workflows/", "/webhookb2/", "/triggers/"], Matcher::Context(
         r"/(?:services/T|workflows/T?|triggers/T?|api/webhooks/|webhookb2/)([a-z0-9@-]{6,}/[a-z0-9_/-]{8,})"),
         &["https://hooks.slack.com/services/T«00000000/B00000000/abcdefabcdef»", "https://discord.com/api/webhooks/«123456789/abcdef-ABC»"],

@@ -12,7 +12,7 @@ use regex::bytes::{Regex, RegexBuilder};
 use self::contexts::CONTEXTS;
 use self::tokens::TOKENS;
 use super::decode::ENCODED;
-use super::ordinary::{is_keyword, is_number, is_placeholder};
+use super::ordinary::{Shape, is_keyword, is_login, is_number, is_ordinary, is_placeholder};
 use super::span::{NEAR, Open};
 use super::{names, nested, values};
 
@@ -41,6 +41,10 @@ pub(super) enum Matcher {
     Token { rest: &'static str, kind: Kind },
     /// The pattern begins with the word, in any case; its group is the secret.
     Context(&'static str),
+    /// As a context, and the secret is no ordinary value of a name.
+    Value(&'static str),
+    /// As a context, and the secret looks like a login.
+    Login(&'static str),
 }
 
 /// Properties of a token, beside its pattern.
@@ -105,7 +109,7 @@ impl Rule {
                 self.secret(text, word, ours).is_some()
                     || self.is_token_at(text, word, ours) && is_encoded(&text[word.end..], is_part)
             }
-            Matcher::Context(_) => {
+            Matcher::Context(_) | Matcher::Value(_) | Matcher::Login(_) => {
                 self.secret(text, word, ours).is_some() || starts_word(text, word) && is_encoded(&text[word.end..], |_| true)
             }
         }
@@ -132,7 +136,7 @@ impl Rule {
         let range = match &self.matcher {
             Matcher::Name => return None,
             Matcher::Token { kind, .. } => self.token(text, word, ours, *kind)?,
-            Matcher::Context(_) => {
+            Matcher::Context(_) | Matcher::Value(_) | Matcher::Login(_) => {
                 let rest = starts_word(text, word).then(|| &text[word.start..])?;
                 let rest = &rest[..rest.len().min(NEAR)];
                 let captures = self.regex()?.captures(rest)?;
@@ -140,10 +144,28 @@ impl Rule {
                 let more = if part.end == NEAR { Open::Word.length(&text[word.start + NEAR..]) } else { 0 };
                 let range = word.start + part.start..word.start + part.end + more;
                 let value = &text[range.clone()];
-                (!is_placeholder(value) && !is_number(value) && !is_keyword(value)).then_some(range)?
+                let is_secret = !is_placeholder(value) && !is_number(value) && !is_keyword(value);
+                (is_secret && self.fits(value)).then_some(range)?
             }
         };
         Some((range, Open::Word))
+    }
+
+    /// True if `value` is one of this rule's, beyond what its pattern says.
+    fn fits(&self, value: &[u8]) -> bool {
+        let end = value.iter().rposition(|byte| !b",;)]}".contains(byte)).map_or(0, |last| last + 1);
+        let shape = Shape {
+            name: b"authorization",
+            is_quoted: false,
+            is_literal: false,
+            is_assigned: false,
+            goes_on: end < value.len(),
+        };
+        match self.matcher {
+            Matcher::Value(_) => !is_ordinary(value, shape) && !is_ordinary(&value[..end], shape),
+            Matcher::Login(_) => is_login(&value[..end]),
+            _ => true,
+        }
     }
 
     fn token(&self, text: &[u8], word: &Range<usize>, ours: &str, kind: Kind) -> Option<Range<usize>> {
@@ -187,9 +209,9 @@ impl Rule {
         let pattern = match &self.matcher {
             Matcher::Name => return None,
             Matcher::Token { rest, .. } => rest,
-            Matcher::Context(pattern) => pattern,
+            Matcher::Context(pattern) | Matcher::Value(pattern) | Matcher::Login(pattern) => pattern,
         };
-        let is_context = matches!(self.matcher, Matcher::Context(_));
+        let is_context = !matches!(self.matcher, Matcher::Token { .. });
         let compile =
             || RegexBuilder::new(&format!(r"\A(?:{pattern})")).unicode(false).case_insensitive(is_context).build().ok();
         REGEXES[self.number].get_or_init(compile).as_ref()

@@ -5,11 +5,14 @@ use super::{Matcher, Rule, rule, token};
 
 /// Known formats, by who issues them.
 #[rustfmt::skip]
-pub(super) const TOKENS: [Rule; 103] = [
+pub(super) const TOKENS: [Rule; 104] = [
     rule("anthropic", &["sk-ant-"], Matcher::Token { rest: r"[\w-]+", kind: Plain },
         &["key sk-ant-«api03-AbC_d-9», ok"], &["sk-ant-", "sk-ant-…", "SK-ANT-x"]),
     rule("github", &["ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"], Matcher::Token { rest: r"\w+", kind: Plain },
         &["https://ghp_«AbC123»@github.com", "_ghp_«abc_key»=", "\"github_pat_«11AB_cd»\""], &["ghp_ ", "aghp_abc"]),
+    rule("private key in base64", &["LS0tLS1CRUdJTiB"], Matcher::Token { rest: "(?:QUklW|SU0E|FQy|EU0E|PUEVOU1NI|FTkNSWVBU|QR1AgUFJJV)[A-Za-z0-9+/=]+", kind: Plain },
+        &["client-key-data: LS0tLS1CRUdJTiB«SU0EgUFJJVkFURSBLRVkt»", "tls.key: LS0tLS1CRUdJTiB«QUklWQVRFIEtFWS0t»"],
+        &["client-certificate-data: LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0t", "ca.pub: LS0tLS1CRUdJTiBQVUJMSUMgS0VZLS0t"]),
     rule("openai and others", &["sk-"], Matcher::Token { rest: r"(?:[b-zA-Z0-9_-]|a(?:[a-mo-zA-Z0-9_-]|n(?:[a-su-zA-Z0-9_-]|t\w)))[\w-]{18,}", kind: Mixed },
         &["sk-«0123456789abcdef0123456789abcdef»", "sk-«proj-abcdefgh12345678-_AB»", "sk-«or-v1-0123456789abcdef»", "sk-«admin-0123456789abcdef»"],
         &["task-0123456789abcdef0123456789abcdef", "sk-fading-circle-of-many-dots", "sk-12"]),
