@@ -313,6 +313,20 @@ fn prompts_are_shown_at_a_pause() {
 }
 
 #[test]
+fn token_begins_behind_an_encoded_character() {
+    for before in ["%3D", r"\u003d", r"\x3d", "\x1b[31m", "\x1b[1;31m", r"\n", r"\r", r"\t", "=", "("] {
+        for behind in ["", " y", r"\n", r"\u0022", "%22", "&quot;", "\x1b[0m"] {
+            let text = |token: &str| format!("x{before}{token}{behind}");
+            assert_eq!(masked(&text("ghp_abcdef1234")), text("ghp_***"));
+        }
+    }
+    for before in ["", "3D", "u003d", "x3d", "%3", r"\q"] {
+        let text = format!("x{before}ghp_abcdef1234");
+        assert_eq!(masked(&text), text);
+    }
+}
+
+#[test]
 fn nothing_of_a_key_or_a_long_secret_is_shown_at_a_pause() {
     let begin = "-----BEGIN PRIVATE KEY-----";
     let long = format!("GH_TOKEN={}", "b".repeat(80_000));
