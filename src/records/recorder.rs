@@ -6,7 +6,6 @@ use std::env;
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::{AccessFlags, access};
@@ -26,11 +25,8 @@ use crate::config::settings::LockMode;
 use crate::logging::{PATIENCE, append_lines, open_to_append};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
-use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
-use crate::sys::mount::may_lock_per_host;
 use crate::sys::proc::{boot_id, host, pid_namespace};
-use crate::sys::signal;
 
 /// Recorder of one run.
 #[derive(Debug)]
@@ -223,7 +219,7 @@ impl RunRecorder {
         if self.touch_at.take_if(|at| now >= *at).is_some()
             && let (Some(own), Some(store)) = (&self.published, &self.info.records)
         {
-            keep_fresh(own.runs.clone(), own.name.clone(), store.runs());
+            own.keep_fresh(store.runs(), TOUCH_AFTER);
         }
     }
 
@@ -388,18 +384,4 @@ impl RunRecorder {
 
 fn milliseconds(span: Duration) -> u64 {
     span.as_millis() as u64
-}
-
-/// Touches the record `name` from now on, until it is gone, if hosts may see it and not the lock on it. Such a file system may hang,
-/// so a thread does it, which ends with the process.
-fn keep_fresh(runs: Dir, name: String, path: PathBuf) {
-    let work = move || {
-        if may_lock_per_host(&path) {
-            // An error can be of a moment, as on a network.
-            while !runs.touch(&name).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-                thread::sleep(TOUCH_AFTER);
-            }
-        }
-    };
-    let _ = signal::spawn_with_signals_blocked("records", 64 * 1024, work); // without one, the record looks old
 }

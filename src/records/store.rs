@@ -17,6 +17,8 @@ use super::kept::{EXACT, Line};
 use super::run_record::RunRecord;
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
+use crate::sys::mount::may_lock_per_host;
+use crate::sys::signal;
 
 /// Directory of claude-run in a config dir.
 #[derive(Clone, Debug)]
@@ -149,6 +151,21 @@ impl RecordStore {
 }
 
 impl OwnRecord {
+    /// Touches it each `interval` from now on, until it is gone, if hosts may see it and not the lock on it. Such a file system may hang, so
+    /// a thread does it, which ends with the process. `path` is that of its directory.
+    pub(super) fn keep_fresh(&self, path: PathBuf, interval: Duration) {
+        let (runs, name) = (self.runs.clone(), self.name.clone());
+        let work = move || {
+            if may_lock_per_host(&path) {
+                // An error can be of a moment, as on a network.
+                while !runs.touch(&name).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                    thread::sleep(interval);
+                }
+            }
+        };
+        let _ = signal::spawn_with_signals_blocked("records", 64 * 1024, work); // without one, the record looks old
+    }
+
     pub(super) fn remove(&self) {
         let _ = self.runs.remove(&self.name); // else it is dead with the process, and a later census removes it
     }
