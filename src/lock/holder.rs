@@ -11,7 +11,7 @@ use crate::config::duration::show_seconds;
 use crate::records::{RecordStore, RunRecord, State};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
-use crate::sys::proc::{self, Flock, Stat};
+use crate::sys::proc::{self, Flock, Links, Stat};
 
 /// Holder of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,20 +56,27 @@ impl Holder {
         let still: Vec<_> = last.iter().filter(|process| proc::flock_of(process.pid, lock).is_some()).cloned().collect();
         let holder = match still.first().map(|process| process.pid) {
             Some(pid) => Some(run_of(records, pid).map_or_else(|| Self::Processes(still), Self::Run)),
-            None if count <= crowd => Self::find_without_record(&Queue::look(lock), records),
+            None if count <= crowd => Self::find_near(&Queue::look(lock), records, Links::descendants),
             None => return None,
         };
         let orphaned = || records.and_then(|records| records.census().ok()).map_or(Vec::new(), |census| census.orphaned);
         Self::or_orphan(holder, lock, orphaned)
     }
 
-    /// Finds a holder whose record does not say so, or that has no record.
+    /// Finds a holder whose record does not say so, or that has no record, with all visible processes that have the lock with it.
     pub fn find_without_record(queue: &Queue, records: Option<&RecordStore>) -> Option<Self> {
+        Self::find_near(queue, records, |_| Stat::all())
+    }
+
+    /// The same, with those that `near` gives for a holder: a waiter looks at those below it alone, since each look at all costs the more,
+    /// the more processes and waiters there are.
+    fn find_near(queue: &Queue, records: Option<&RecordStore>, near: impl Fn(i32) -> Vec<Stat>) -> Option<Self> {
         let lock = queue.lock;
+        let of_pid = |pid| Self::of_pid(records, pid, lock, &near);
         let mut locked_by = None;
         match queue.owner() {
             Some(pid) if proc::flock_of(pid, lock).is_some() || proc::is_hidden(pid) => {
-                return Some(Self::of_pid(records, pid, lock));
+                return Some(of_pid(pid));
             }
             Some(pid) => {
                 locked_by = Queue::look(lock).owner();
@@ -84,10 +91,10 @@ impl Holder {
         // The process that locked it is gone or not visible; those that inherited the descriptor hold the lock now. That process was
         // flock(1) in an old shell block, most likely: the shell has a pid just before its own, and what it runs one just behind.
         if let Some(near) = queue.owner().and_then(|pid| nearest_inheritor(pid, lock)) {
-            return Some(Self::of_pid(records, near, lock));
+            return Some(of_pid(near));
         }
         let inheritors = Stat::all().into_iter().filter(|stat| proc::flock_of(stat.pid, lock).is_some());
-        let inheritor = inheritors.min_by_key(|stat| stat.start).map(|inheritor| Self::of_pid(records, inheritor.pid, lock));
+        let inheritor = inheritors.min_by_key(|stat| stat.start).map(|inheritor| of_pid(inheritor.pid));
         let gone = |pid| Self::Processes(vec![Process { pid, name: "gone; who inherited it cannot be seen".to_owned() }]);
         inheritor.or_else(|| locked_by.map(gone))
     }
@@ -135,9 +142,9 @@ impl Holder {
         }
     }
 
-    /// The holder `pid`: a run, or another process and all that have `lock` with it.
-    fn of_pid(records: Option<&RecordStore>, pid: i32, lock: FileId) -> Self {
-        let processes = || iter::once(pid).chain(sharers(pid, lock)).map(Process::of).collect();
+    /// The holder `pid`: a run, or another process and those `near` it that have `lock` as well.
+    fn of_pid(records: Option<&RecordStore>, pid: i32, lock: FileId, near: impl Fn(i32) -> Vec<Stat>) -> Self {
+        let processes = || iter::once(pid).chain(sharers(pid, lock, near(pid))).map(Process::of).collect();
         run_of(records, pid).map_or_else(|| Self::Processes(processes()), Self::Run)
     }
 }
@@ -163,9 +170,8 @@ impl fmt::Display for Process {
     }
 }
 
-/// Other processes that hold `lock` beside `pid`, the oldest first.
-fn sharers(pid: i32, lock: FileId) -> Vec<i32> {
-    let mut all = Stat::all();
+/// Those of `all` that hold `lock` beside `pid`, the oldest first.
+fn sharers(pid: i32, lock: FileId, mut all: Vec<Stat>) -> Vec<i32> {
     all.retain(|stat| stat.pid != pid && proc::flock_of(stat.pid, lock).is_some());
     all.sort_by_key(|stat| (stat.start, stat.pid));
     all.into_iter().map(|stat| stat.pid).collect()

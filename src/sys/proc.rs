@@ -161,6 +161,17 @@ impl Links {
             None => children_by_threads(parent.stat.pid),
         }
     }
+
+    /// All below the process `pid`.
+    pub(crate) fn descendants(pid: i32) -> Vec<Stat> {
+        let (links, mut found) = (Self::read(), Vec::new());
+        let mut open: Vec<_> = Process::open(pid).into_iter().collect();
+        while let Some(parent) = open.pop() {
+            open.extend(links.children(&parent).into_iter().filter_map(Process::open));
+            found.push(parent.stat);
+        }
+        found
+    }
 }
 
 fn children_among(all: &[Stat], parent: i32) -> Vec<i32> {
