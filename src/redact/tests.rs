@@ -133,9 +133,12 @@ const MASKED: [&str; 33] = [
 fn secrets_of_environment_and_settings_are_masked() {
     let mut wrong = Vec::new();
     for (text, expected) in MASKED.map(expand) {
-        let out = masked(&text);
-        if out != expected {
-            wrong.push(format!("{text}\n    {out}\n    {expected}"));
+        // A line that is read whole is looked through for what may begin a secret first.
+        for ending in ["", "\n"] {
+            let out = masked(&format!("{text}{ending}"));
+            if out != format!("{expected}{ending}") {
+                wrong.push(format!("{text}\n    {out}\n    {expected}"));
+            }
         }
     }
     assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
@@ -315,14 +318,22 @@ fn prompts_are_shown_at_a_pause() {
 #[test]
 fn token_begins_behind_an_encoded_character() {
     for before in ["%3D", r"\u003d", r"\x3d", "\x1b[31m", "\x1b[1;31m", r"\n", r"\r", r"\t", "=", "("] {
-        for behind in ["", " y", r"\n", r"\u0022", "%22", "&quot;", "\x1b[0m"] {
+        for behind in ["", "\n", " y\n", r"\n", r"\u0022", "%22", "&quot;", "\x1b[0m"] {
             let text = |token: &str| format!("x{before}{token}{behind}");
             assert_eq!(masked(&text("ghp_abcdef1234")), text("ghp_***"));
         }
     }
     for before in ["", "3D", "u003d", "x3d", "%3", r"\q"] {
-        let text = format!("x{before}ghp_abcdef1234");
+        let text = format!("x{before}ghp_abcdef1234\n");
         assert_eq!(masked(&text), text);
+    }
+    for first in [r"\u0061", "%61", r"\x61", "&#97;", "\x1b[1ma"] {
+        let text = format!("x ghp_{first}bcdef1234 y\n");
+        assert!(masked(&text).ends_with("*** y\n"), "{text}");
+    }
+    for sign in ["%3D", r"\u003d", r"\x3d", "&#61;", "\x1b[0m="] {
+        let text = format!("x GH_TOKEN{sign}abc123 y\n");
+        assert_eq!(masked(&text), text.replace("abc123", "***"));
     }
 }
 
