@@ -130,11 +130,11 @@ impl<'a> LockWait<'a> {
                 return Ok(WaitEnd::Met(value));
             }
             let now = Instant::now();
-            if self.deadline.is_some_and(|deadline| now >= deadline) {
-                return Ok(WaitEnd::TimedOut);
-            }
             if self.next_progress_at.is_some_and(|at| now >= at) {
                 self.show_progress();
+            }
+            if self.deadline.is_some_and(|deadline| now >= deadline) {
+                return Ok(WaitEnd::TimedOut);
             }
             let deadlines = [self.deadline, self.recheck_at, self.next_progress_at, self.recorder.next_deadline()];
             wake_at = deadlines.into_iter().flatten().min();
