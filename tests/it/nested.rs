@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::env::{Env, Running, binary, can_unshare, stat, wait_for_records, wait_until};
+use crate::env::{Env, Running, binary, can_unshare, wait_for_records, wait_until};
 
 #[test]
 fn nested_run_starts_at_once_at_any_depth() {
@@ -146,10 +146,8 @@ fn record_that_comes_late_proves_the_holder() {
     waiter.env("CLAUDE_RUN_HELD", format!("{}:{}:7-7", file.dev(), file.ino())).args(["echo", "in"]);
     let waiter = Running::start(waiter);
     assert!(waiter.message().contains("waiting for the session lock"));
-    // It looks again and again, after 10 ms, 20 ms, 40 ms …, and sleeps meanwhile.
+    // It looks again and again, after 10 ms, 20 ms, 40 ms …
     std::thread::sleep(Duration::from_millis(300));
-    let ticks: u32 = stat(waiter.pid().as_raw()).expect("it lives")[11..13].iter().flat_map(|ticks| ticks.parse::<u32>()).sum();
-    assert!(ticks < 20, "{ticks}");
     let _record = record_elsewhere(&env, &file);
     waiter.expect_line("in");
     assert!(env.is_locked());
