@@ -71,7 +71,9 @@ claude_run_in_subshell() {
   set +aeCETkvx
   trap - DEBUG ERR RETURN
   # claude-run is in our group, gets what that is sent as well, and has to be waited for. It starts with none of these traps.
-  trap : HUP INT QUIT TERM
+  trap : HUP QUIT TERM
+  _cr_interrupted=
+  trap _cr_interrupted=1 INT
   IFS=$' \t\n'
   _cr_program=${CLAUDE_RUN:-claude-run}
   for _cr_name in CLAUDE_TIMEOUT CLAUDE_IDLE_GRACE CLAUDE_EXTERNAL_LOCK CLAUDE_CONFIG_DIR LOG_AGENT "${!CLAUDE_RUN_@}"; do
@@ -143,8 +145,8 @@ claude_run_in_subshell() {
       -1 "$_cr_expired" "$SECONDS" "$_cr_limit" "$_cr_code" >>"$_cr_log"
   fi
   # By the signal itself, as claude-run: bash ends its own loop upon Ctrl-C only if INT has ended what it waits for. Of a death by
-  # any other, it would print a line.
-  if [ "$_cr_code" -eq 130 ]; then
+  # any other, it would print a line. A COMMAND may exit with 130 by itself.
+  if [ "$_cr_code" -eq 130 ] && [ -n "$_cr_interrupted" ]; then
     trap - INT
     kill -INT "$BASHPID"
   fi

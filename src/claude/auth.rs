@@ -57,6 +57,8 @@ const PROVIDERS: [(&str, &str); 7] = [
 /// Variable with a token that claude uses as it is, and never refreshes. One that names a descriptor does not count: claude up to 2.1.177
 /// passes it on to its tools without the descriptor, and a claude that cannot read that uses its login, and refreshes it.
 const OAUTH_TOKEN: &str = "CLAUDE_CODE_OAUTH_TOKEN";
+/// Variable that names such a descriptor. Where there is no login, nothing is refreshed.
+const TOKEN_DESCRIPTOR: &str = "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR";
 const AUTH_TOKEN: &str = "ANTHROPIC_AUTH_TOKEN";
 const API_KEY: &str = "ANTHROPIC_API_KEY";
 const HEADERS: &str = "ANTHROPIC_CUSTOM_HEADERS";
@@ -104,7 +106,8 @@ impl<'a> Invocation<'a> {
     /// The method that claude uses; `login` is read by the caller.
     pub(crate) fn auth(&self, login: &Login) -> Auth {
         let helper = self.settings().value(HELPER).filter(|(_, helper)| helper.is_string()).map(|(path, _)| path.display());
-        let oauth_token = Some(OAUTH_TOKEN).filter(|name| self.has(name));
+        let descriptor = Some(TOKEN_DESCRIPTOR).filter(|name| *login == Login::None && self.has(name));
+        let oauth_token = Some(OAUTH_TOKEN).filter(|name| self.has(name)).or(descriptor);
         // In claude's own order of precedence.
         let (name, description) = match (self.provider(), helper, oauth_token) {
             (Some((variable, name)), ..) => (name, format!("{name} ({variable})")),
@@ -267,6 +270,7 @@ mod tests {
         assert_eq!(auth(&[], "{}", &[&format!("--settings={helper}")], &login)?, "api-key-helper");
         assert_eq!(auth(&[], "{}", &[], &login)?, "login");
         assert_eq!(auth(&[], "[]", &[], &Login::None)?, "none");
+        assert_eq!(auth(&[(TOKEN_DESCRIPTOR, "3")], "{}", &[], &Login::None)?, "oauth-token");
         assert_eq!(auth(&[(HEADERS, "X-Api-Key: k")], "{}", &[], &Login::None)?, "headers");
         assert_eq!(auth(&[(HEADERS, "X-Team: k")], "{}", &[], &Login::None)?, "none");
         Ok(())

@@ -190,6 +190,11 @@ fn ancestors() -> impl Iterator<Item = i32> {
     iter::successors(parent, |stat| Stat::read(stat.parent)).map(|stat| stat.pid)
 }
 
+/// True if any of our ancestors holds an exclusive flock on `lock`.
+pub(super) fn is_held_above(lock: FileId) -> bool {
+    ancestors().any(|pid| has_exclusive_flock(pid, lock))
+}
+
 /// True if a descriptor of `process` holds an exclusive flock on `lock`: an attempt to lock through an inherited descriptor that holds
 /// a shared one could lose that.
 fn has_exclusive_flock(process: impl Display, lock: FileId) -> bool {

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::claims::{AncestorRuns, Claim};
+use super::claims::{AncestorRuns, Claim, is_held_above};
 use super::file::FlockGuard;
 use super::helper::Helper;
 use super::refresh_due::AwaitedRefresh;
@@ -67,7 +67,10 @@ impl LockGuard {
 
     /// Reason why the flock keeps nobody out any more, if so: ours, or that of another process, which must hold it as long as we run.
     pub fn fault(&self, records: Option<&RecordStore>) -> Option<&'static str> {
-        let is_over = || self.above.as_ref().is_some_and(|above| above.hold_for_us(self.file_id, records, false).is_none());
+        // By now any ancestor will do: the run that started the holder may be gone.
+        let is_held =
+            |above: &AncestorRuns| above.hold_for_us(self.file_id, records, false).is_some() || is_held_above(self.file_id);
+        let is_over = || self.above.as_ref().is_some_and(|above| !is_held(above));
         match self.hold {
             Hold::Own => self.flock.as_ref().and_then(FlockGuard::fault),
             Hold::RunAbove => is_over().then_some("the process above it that held it has ended, or has released it"),

@@ -32,7 +32,7 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
     wait.recorder.on_wait(WaitsFor::Lock);
     // Before we look for the holder: no later waiter is to be served first because of that.
     let mut thread = FlockThread::start(file, wait.events.sender())?;
-    wait.next_progress_at = Some(wait.started);
+    wait.next_progress_at = (request.wait != Wait::No).then_some(wait.started);
     let (mut wanted_since, mut checks) = (wait.started, 0);
     let end = wait.until(|wait, events| {
         let mut is_check_due = wait.recheck_at.is_some_and(|at| Instant::now() >= at);

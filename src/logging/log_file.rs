@@ -57,7 +57,7 @@ impl LogFile {
         let found = file.metadata()?;
         let is_same = |descriptor: &str| {
             let other = fs::metadata(descriptor);
-            other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
+            other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()) && other.is_file())
         };
         let (is_stdout, is_stderr) = (is_same("/proc/self/fd/1"), is_same("/proc/self/fd/2"));
         Ok(Self {

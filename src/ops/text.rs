@@ -55,13 +55,18 @@ pub(super) fn process(pid: i32) -> String {
 /// Longest command line that is shown.
 const LONGEST_COMMAND: usize = 200; // characters
 
-/// Command line of a process, masked before anybody cuts or wraps it. A prompt is never shown: what stands behind the name of claude may
-/// be one, and so may be a word with spaces in it. A mark stands for the rest.
+/// Command line of a process, masked before anybody cuts or wraps it. A prompt is never shown: one may stand behind `-p` and behind the name
+/// of claude, of its script, or of claude-run; and a word with other signs than those of a path may be one anywhere. A mark stands for the
+/// rest.
 pub(super) fn command_line(pid: i32) -> Option<String> {
     let words = proc::command_line(pid)?;
-    let is_claude = |word: &&String| Path::new(word).file_name().is_some_and(|name| name == NAME);
-    let end = words.iter().position(|word| word.contains(char::is_whitespace)).unwrap_or(words.len());
-    let end = words[..end].iter().position(|word| is_claude(&word)).map_or(end, |claude| claude + 1);
+    let is_plain = |word: &str| word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._+,:@%=-".contains(&byte));
+    let is_before_prompt = |word: &String| {
+        let name = Path::new(word).file_name().unwrap_or_default().to_string_lossy();
+        name.contains(NAME) || ["cli.js", "-p", "--print"].contains(&&*name)
+    };
+    let end = words.iter().position(|word| !is_plain(word)).unwrap_or(words.len());
+    let end = words[..end].iter().position(is_before_prompt).map_or(end, |before| before + 1);
     let line = escaped_lines(&words[..end].join(" "));
     let shown: String = line.chars().take(LONGEST_COMMAND).collect();
     let is_whole = end == words.len() && shown.len() == line.len();

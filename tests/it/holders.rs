@@ -82,6 +82,10 @@ fn command_line_has_no_secret_and_no_prompt() {
     let secret = format!("ghp_{}", "a1B2".repeat(9));
     for (name, words, hidden, shown) in [
         ("claude", ["-p", "why"], "why", "…"),
+        ("slowclaude-2.1.84", ["-p", "hang"], "hang", "…"),
+        ("cli.js", ["--print", "hang"], "hang", "…"),
+        ("old", ["-p", "hang"], "hang", "-p …"),
+        ("old", ["-x", "昨日の売上"], "昨日", "-x …"),
         ("old", ["-p", "what is this"], "what", "-p …"),
         ("old", ["-x", &format!("GH_TOKEN={secret}")], &secret, "-x GH_TOKEN=***"),
     ] {

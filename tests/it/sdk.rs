@@ -266,6 +266,15 @@ fn ctrl_c_ends_the_callers_loop() {
 }
 
 #[test]
+fn code_130_of_a_command_ends_no_loop() {
+    for machine in machines() {
+        let call = "claude_run_with_watchdog claude -p 'exit 130' && rc=0 || rc=$?; echo \"rc $rc\"";
+        let ended = machine.run(&format!("set -m; for turn in 1 2; do {call}; done; echo after"));
+        assert_eq!(ended.stdout, ["rc 130", "rc 130", "after"], "{ended:?}");
+    }
+}
+
+#[test]
 fn arguments_of_any_kind_and_the_callers_shell_survive() {
     for machine in machines() {
         let prompt = r#"say a  b * $HOME "q" 'r' (s) %d \\n"#;

@@ -116,7 +116,10 @@ fn holder_rows(holder: &Holder) -> Vec<Row> {
             let age = first.and_then(proc::age).map_or_else(String::new, |age| format!(", started {} ago", show_seconds(age)));
             let pids: Vec<_> = processes.iter().take(NAMED).map(|process| process.pid.to_string()).collect();
             age + &match pids.as_slice() {
-                [_] if first.is_some_and(is_claude_run) => "; a run whose record cannot be kept: is the disk full?".to_owned(),
+                // Its child has the lock with it.
+                _ if processes.iter().any(|process| is_claude_run(process.pid)) => {
+                    "; a run whose record cannot be kept: is the disk full?".to_owned()
+                }
                 [pid] => format!("; if it is a leftover, `kill {pid}` ends it"),
                 pids => format!(
                     "; if they are leftovers, `kill {}` ends them: the lock is free with the last that has it",

@@ -94,8 +94,8 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         &["machine x login y password «abc»", "  password «a1b2c3»"],
         &["password required", "reset the password", "password authentication is off", "login page asks password twice"]),
     rule("docker auth", &["\"auth\"", "_auth", "\\\"auth"], Matcher::Login(
-        r#"["\\_]*auth[\\"]*\s*[:=]\s*[\\"']*(?:[a-z0-9._@-]+:([^\s"'`\\<>:]+)|([a-z0-9+/_-]{8,}={0,2})(?:$|[\s"'\\,;}&]))"#),
-        &[r#"{"auth":"«dXNlcjpwYXNz»"}"#, "_auth=«dXNlcjpwYXNz»", "_auth=«dXNlcjpwYXNzMQ»", r#"{"auth":"«a1b2c3d4e5f6a7»"}"#, "export BASIC_AUTH=username:«pass99»"],
+        r#"["\\_]*auth[\\"]*\s*[:=]\s*[\\"']*(?:[a-z0-9._@-]+:([^\s"'`\\<>:]+)|([a-z0-9+/_-]{8,}={1,2})|([a-z0-9+/_-]{8,})(?:$|[\s"'\\,;}&`)<|\]]))"#),
+        &[r#"{"auth":"«dXNlcjpwYXNz»"}"#, "_auth=«dXNlcjpwYXNz»", "`x:_auth=«dXNlcjpwYXNzd29yZDE=»`", "<b>_auth=«dXNlcjpwYXNz»</b>", "_auth=«dXNlcjpwYXNzd29yZDE=».", "(_auth=«dXNlcjpwYXNz»)", "_auth=«dXNlcjpwYXNzMQ»", r#"{"auth":"«a1b2c3d4e5f6a7»"}"#, "export BASIC_AUTH=username:«pass99»"],
         &[r#""auth":"none""#, r#"{"auth":"passthrough"}"#, "CLIENT_AUTH: \"clientAuth\"", "SERVER_AUTH = ObjectIdentifier(\"1.3.6.1\")",
         "USE_AUTH=disabled", "X_AUTH=localhost:5000", "USE_AUTH=oauth2"]),
     rule("webhook", &["/services/", "/api/webhooks/", "/workflows/", "/webhookb2/", "/triggers/"], Matcher::Context(
