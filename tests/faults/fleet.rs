@@ -219,6 +219,8 @@ impl Fleet {
         match code {
             // It was killed itself, or ends by the signal that has ended its child or its wait.
             1009 => by_kill,
+            // A child that has not followed another request in time, as one that was stopped meanwhile, gets TERM.
+            1015 => DEADLY.into_iter().any(was_sent),
             1000.. => was_sent(code - 1000),
             75 if agent.mode == "block" => DEADLY.into_iter().any(was_sent), // to its flock
             75 => agent.began.elapsed() >= agent.wait && agent.wait < Duration::from_secs(600),
