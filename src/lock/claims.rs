@@ -167,7 +167,7 @@ impl Claim {
     fn run_elsewhere(&self, records: Option<&RecordStore>) -> Option<RunRecord> {
         let record = records?.live(&self.run.to_string())?;
         let is_elsewhere = record.pid_namespace.is_some() && record.pid_namespace != proc::pid_namespace();
-        let is_hidden = || self.run.is_above_us() && fs::read_dir(format!("/proc/{}/fdinfo", self.run.pid)).is_err();
+        let is_hidden = || self.run.is_above_us() && proc::is_hidden(self.run.pid);
         (is_elsewhere || is_hidden()).then_some(record)
     }
 }

@@ -144,7 +144,7 @@ impl Holder {
 
     /// The holder `pid`: a run, or another process and those `near` it that have `lock` as well.
     fn of_pid(records: Option<&RecordStore>, pid: i32, lock: FileId, near: impl Fn(i32) -> Vec<Stat>) -> Self {
-        let processes = || iter::once(pid).chain(sharers(pid, lock, near(pid))).map(Process::of).collect();
+        let processes = || iter::once(Process::of(pid)).chain(sharers(pid, lock, near(pid))).collect();
         run_of(records, pid).map_or_else(|| Self::Processes(processes()), Self::Run)
     }
 }
@@ -171,10 +171,10 @@ impl fmt::Display for Process {
 }
 
 /// Those of `all` that hold `lock` beside `pid`, the oldest first.
-fn sharers(pid: i32, lock: FileId, mut all: Vec<Stat>) -> Vec<i32> {
+fn sharers(pid: i32, lock: FileId, mut all: Vec<Stat>) -> impl Iterator<Item = Process> {
     all.retain(|stat| stat.pid != pid && proc::flock_of(stat.pid, lock).is_some());
     all.sort_by_key(|stat| (stat.start, stat.pid));
-    all.into_iter().map(|stat| stat.pid).collect()
+    all.into_iter().map(|stat| Process { pid: stat.pid, name: stat.name() })
 }
 
 /// Pids that are looked at before and behind that of a process that is gone.
