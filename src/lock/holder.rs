@@ -65,7 +65,9 @@ impl Holder {
 
     /// Finds a holder whose record does not say so, or that has no record, with all visible processes that have the lock with it.
     pub fn find_without_record(queue: &Queue, records: Option<&RecordStore>) -> Option<Self> {
-        Self::find_near(queue, records, |_| Stat::all())
+        // Who waits for a lock does not share it, and there may be a thousand of them, each with the lock file open.
+        let waiting: HashSet<_> = queue.waiting().into_iter().collect();
+        Self::find_near(queue, records, |_| Stat::all().into_iter().filter(|stat| !waiting.contains(&stat.pid)).collect())
     }
 
     /// The same, with those that `near` gives for a holder: a waiter looks at those below it alone, since each look at all costs the more,

@@ -388,8 +388,11 @@ fn leftover_in_an_uninterruptible_sleep_frees_the_lock() {
     let script = r#"mount -t proc proc /proc && mkdir base below above && echo text >base/file && bindfs base below &&
         server=$(pidof bindfs) && bindfs below above && kill -STOP $server && "$0" --kill-after 0.1 -- bash -c "$1"; echo code $?
         flock -n "$HOME/.claude/session.lock" echo free"#;
-    let child =
-        "cat above/file & until grep -q ^cat /proc/$!/comm && grep -q '^[0-9]' /proc/$!/syscall; do sleep 0.01; done; exit 4";
+    // A cat can be killed until the file system above has taken its request, so another one takes its place until one outlives KILL.
+    let child = r#"until [ "$state" = D ]; do
+            cat above/file & until grep -q ^cat /proc/$!/comm; do sleep 0.01; done
+            kill -KILL $! && sleep 0.1; read -r _ _ state _ 2>/dev/null </proc/$!/stat
+        done; exit 4"#;
     unshare.args(["-rmupf", "--kill-child", "bash", "-c", script]).arg(binary()).arg(child);
     let ended = Running::start(unshare).end();
     assert_eq!(ended.stdout, ["code 4", "free"], "{ended:?}");
