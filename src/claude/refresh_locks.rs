@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::storage::ClaudeStorage;
 use crate::sys::fs::{birth, read_bounded};
-use crate::sys::proc::{Stat, boot_id, host, pid_namespace};
+use crate::sys::proc::{Stat, boot_id, host, is_invisible, pid_namespace};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RefreshLock {
@@ -31,7 +31,7 @@ pub(crate) struct RefreshLock {
 pub struct Owner {
     /// Pid in the owner's own PID namespace.
     pub(crate) pid: i32,
-    /// Liveness of that process; `None` if it is of another namespace.
+    /// Liveness of that process; `None` if it is of another namespace, or another user's that is hidden from us.
     pub(crate) lives: Option<bool>,
     namespace: Option<String>,
 }
@@ -213,7 +213,8 @@ impl Owner {
             && file["pidSpace"].as_str().is_none_or(|space| space == format!("{}#{ours}", host()));
         let start = file["procStart"].as_str().and_then(|start| start.parse::<u64>().ok());
         let lives = || Stat::read(pid).is_some_and(|stat| !stat.is_dead() && start.is_none_or(|start| start == stat.start));
-        Some(Self { pid, lives: is_here.then(lives), namespace: namespace.map(str::to_owned) })
+        let is_seen = is_here && !is_invisible(pid);
+        Some(Self { pid, lives: is_seen.then(lives), namespace: namespace.map(str::to_owned) })
     }
 
     /// True if the owner can be one of `processes`, each given by its pid in its own PID namespace and that namespace. Hosts

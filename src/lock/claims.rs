@@ -64,15 +64,14 @@ impl AncestorRuns {
         if !we_wait && has_exclusive_flock("self", lock) {
             return Some(Hold::Caller);
         }
-        let mut holders = ancestors().filter(|pid| has_exclusive_flock(pid, lock));
-        let nearest = holders.next()?;
+        let mut holders = ancestors().filter_map(|pid| Some((pid, exclusive_flock(pid, lock)?)));
+        let (nearest, flock) = holders.next()?;
         // An ancestor may hold it for somebody else. It was passed down to us if a process between its holder and us has it as well, as
         // the claude in an old shell block has; if a run whose claim we have has started the holder: a claude whose claude-run was killed;
-        // or if the holder is flock(1), which has no other command. None of them need pass it to its tools.
+        // or if the holder has it for whatever it starts. None of them need pass it to its tools.
         let has_started_it =
             |claim: &Claim| claim.lock == lock && !claim.run.is_alive() && is_below(nearest, claim.run) == Some(true);
-        let is_flock = || fs::read_to_string(format!("/proc/{nearest}/comm")).is_ok_and(|name| name == "flock\n");
-        let is_passed_down = self.claims.iter().any(has_started_it) || holders.next().is_some() || is_flock();
+        let is_passed_down = self.claims.iter().any(has_started_it) || holders.next().is_some() || holds_for_all_below(nearest, flock);
         is_passed_down.then_some(Hold::RunAbove)
     }
 
@@ -184,6 +183,25 @@ pub(super) fn is_below(pid: i32, run: RunId) -> Option<bool> {
     fs::read(format!("/proc/{pid}/environ")).ok().map(|environment| run.is_above(&environment))
 }
 
+/// Programs that hold a lock for what they start, and for nothing else.
+const LOCKERS: [&str; 3] = ["flock", "claude", "claude-run"];
+
+/// Programs that have a lock by flock(1), and can keep it from what they start.
+const SHELLS: [&str; 9] = ["ash", "bash", "busybox", "dash", "fish", "ksh", "mksh", "sh", "zsh"];
+
+/// True if the process `pid` has its `flock` for all that it starts: as one of [`LOCKERS`], or because it is in the place of the shell of an
+/// old block, as the block's last command is. Whoever has called flock(2) itself may have done so for something else.
+fn holds_for_all_below(pid: i32, flock: Flock) -> bool {
+    let words = proc::command_line(pid).unwrap_or_default();
+    // Of a script, the second is its name.
+    let mut names = words.iter().take(2).filter_map(|word| word.rsplit('/').next());
+    let is_shell = || {
+        let program = fs::read_link(format!("/proc/{pid}/exe")).ok();
+        program.is_none_or(|path| path.file_name().is_none_or(|name| SHELLS.iter().any(|shell| name == *shell)))
+    };
+    names.any(|name| LOCKERS.contains(&name)) || (flock.pid != pid && !is_shell())
+}
+
 /// Pids of our ancestors, the nearest first, as far as they are visible.
 fn ancestors() -> impl Iterator<Item = i32> {
     let parent = Stat::read(getppid().as_raw()).filter(|_| proc::is_of_our_pid_namespace());
@@ -198,7 +216,11 @@ pub(super) fn is_held_above(lock: FileId) -> bool {
 /// True if a descriptor of `process` holds an exclusive flock on `lock`: an attempt to lock through an inherited descriptor that holds
 /// a shared one could lose that.
 fn has_exclusive_flock(process: impl Display, lock: FileId) -> bool {
-    proc::flock_of(process, lock).is_some_and(|flock| flock.is_exclusive)
+    exclusive_flock(process, lock).is_some()
+}
+
+fn exclusive_flock(process: impl Display, lock: FileId) -> Option<Flock> {
+    proc::flock_of(process, lock).filter(|flock| flock.is_exclusive)
 }
 
 #[cfg(test)]

@@ -195,7 +195,7 @@ impl Factory {
             (Some(_), _) => "not known".to_owned(),
             // scripts/agent-sdk.sh does not take a default for an answer.
             (None, Origin::Default) => {
-                format!("{} (default; agent-sdk.sh takes no lock until a mode is set)", self.mode.value.to_string_lossy())
+                format!("{} (default, not set: agent-sdk.sh takes no lock)", self.mode.value.to_string_lossy())
             }
             (None, _) => text::setting(&self.mode),
         }

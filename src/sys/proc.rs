@@ -223,7 +223,8 @@ fn look_for_flocks(file: FileId) -> (Vec<Flock>, bool) {
     let _ = File::open("/proc/locks").and_then(|mut file| file.read_to_end(&mut text)); // without it, there are none
     let (locks, inode) = (String::from_utf8_lossy(&text), format!(":{} ", file.inode));
     let lines = locks.lines().filter(|line| line.contains(&inode));
-    let flocks = lines.filter_map(parse_flock).filter(|(_, at)| is_of(*at, file)).map(|(flock, _)| flock);
+    let is_on_it = |(flock, at): &(Flock, FileId)| is_of(*at, file, || may_have_opened(flock.pid, file));
+    let flocks = lines.filter_map(parse_flock).filter(is_on_it).map(|(flock, _)| flock);
     (flocks.collect(), locks.len() < 4096 - 128)
 }
 
@@ -245,8 +246,8 @@ pub(crate) fn flock_of(process: impl Display, file: FileId) -> Option<Flock> {
     flock_among(process, &[file])
 }
 
-/// The first flock on one of `files` that a descriptor of `process`, by its name in /proc, holds. Reads fdinfo alone: stat(2) of a
-/// descriptor hangs with the file system of a file that has nothing to do with us.
+/// The first flock on one of `files` that a descriptor of `process`, by its name in /proc, holds. Reads fdinfo, and but for one that may
+/// be such a file nothing else: stat(2) of a descriptor hangs with the file system of a file that has nothing to do with us.
 pub(crate) fn flock_among(process: impl Display, files: &[FileId]) -> Option<Flock> {
     let mut descriptors = Dir::open(&*format!("/proc/{process}/fdinfo"), DIRECTORY, Mode::empty()).ok()?;
     let names: Vec<_> = descriptors.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
@@ -256,18 +257,43 @@ pub(crate) fn flock_among(process: impl Display, files: &[FileId]) -> Option<Flo
         let length = open_in(&descriptors, &**name).ok()?.read(&mut piece).ok()?;
         let info = String::from_utf8_lossy(&piece[..length]);
         let mut flocks = info.lines().filter_map(|line| parse_flock(line.strip_prefix("lock:")?));
-        flocks.find_map(|(flock, at)| files.iter().any(|file| is_of(at, *file)).then_some(flock))
+        let is_opened = |file| name.to_str().is_ok_and(|name| has_opened(&process, name, file));
+        flocks.find_map(|(flock, at)| files.iter().any(|file| is_of(at, *file, || is_opened(*file))).then_some(flock))
     })
 }
 
 /// True if the descriptors of the process `pid` are hidden from us, as those of another user.
 pub(crate) fn is_hidden(pid: i32) -> bool {
-    fs::read_dir(format!("/proc/{pid}/fdinfo")).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    fs::read_dir(format!("/proc/{pid}/fdinfo")).is_err_and(|error| match error.kind() {
+        io::ErrorKind::NotFound => is_invisible(pid),
+        kind => kind == io::ErrorKind::PermissionDenied,
+    })
 }
 
-/// True if the kernel means `file` by `at`. Where stat(2) gives another device number than the kernel's own, the inode decides.
-fn is_of(at: FileId, file: FileId) -> bool {
-    at == file || (at.inode == file.inode && mount::has_own_device_numbers(at.device))
+/// True if there is a process `pid` though /proc does not show it: another user's, where /proc is mounted with `hidepid`.
+pub(crate) fn is_invisible(pid: i32) -> bool {
+    Stat::read(pid).is_none() && nix::sys::signal::kill(Pid::from_raw(pid), None) == Err(Errno::EPERM)
+}
+
+/// True if the kernel means `file` by `at`. Where stat(2) gives another device number than the kernel's own, the inode is the same, and
+/// what has been opened decides: two subvolumes, or two overlays of one directory, have files of one number.
+fn is_of(at: FileId, file: FileId, is_opened: impl FnOnce() -> bool) -> bool {
+    at == file || (at.inode == file.inode && mount::has_own_device_numbers(at.device) && is_opened())
+}
+
+/// True if `process`, by its name in /proc, has opened `file` as its `descriptor`.
+fn has_opened(process: impl Display, descriptor: &str, file: FileId) -> bool {
+    FileId::at(Path::new(&format!("/proc/{process}/fd/{descriptor}"))) == Some(file)
+}
+
+/// True if a descriptor of the process `pid` is `file`, or if none can be seen. Looks at those of that inode alone.
+fn may_have_opened(pid: i32, file: FileId) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return true };
+    let inode = format!("ino:\t{}\n", file.inode); // since Linux 5.14
+    let names = descriptors.flatten().filter(|entry| {
+        fs::read_to_string(entry.path()).is_ok_and(|info| info.contains(&inode) || !info.contains("ino:"))
+    });
+    names.filter_map(|entry| entry.file_name().into_string().ok()).any(|name| has_opened(pid, &name, file))
 }
 
 /// Pid of the process `pid` in its own PID namespace, and the name of that namespace.

@@ -27,7 +27,7 @@ fn mode_is_shown_with_origin_and_set_for_later_runs() {
     let env = Env::new();
     assert_eq!(
         stdout(mode(&env, &[]), 0),
-        "exclusive (default; agent-sdk.sh takes no lock until a mode is set)\nno live run follows another mode\n"
+        "exclusive (default, not set: agent-sdk.sh takes no lock)\nno live run follows another mode\n"
     );
     let path = file(&env).display().to_string();
     let set = stdout(mode(&env, &["pass-through"]), 0);

@@ -237,6 +237,47 @@ fn run_below_a_bash_block_does_not_wait_for_it() {
     assert_eq!((ended.code(), ended.stdout), (4, vec!["in".to_owned()]), "{:?}", ended.stderr);
 }
 
+/// A tool that runs its words, and leaves them none of its descriptors.
+const NODE: [&str; 3] = [
+    "node",
+    "-e",
+    "process.exit(require('child_process').spawnSync(process.argv[1], process.argv.slice(2), {stdio: 'inherit'}).status)",
+];
+
+#[test]
+fn run_below_the_last_command_of_a_block_does_not_wait() {
+    let env = Env::new();
+    // It is in the shell's place, and no process between it and us has the descriptor.
+    let claude = env.script("claude", "#!/bin/bash\n\"$@\" 9>&-\nexit $?\n").display().to_string();
+    let lock = env.make_lock_file().display().to_string();
+    let run = [binary().display().to_string(), "--wait".into(), "0".into(), "--".into(), "echo".into(), "in".into()];
+    for command in [&[&*claude][..], &NODE] {
+        let words: Vec<_> = command.iter().map(|word| (*word).to_owned()).chain(run.clone()).collect();
+        for block in ["( flock 9; \"$@\" ) 9>\"$0\"", "exec 9>\"$0\"; flock 9; exec \"$@\""] {
+            let mut bash = env.command("bash");
+            bash.args(["-c", block, &lock]).args(&words);
+            let ended = Running::start(bash).end();
+            assert_eq!((ended.code(), &*ended.stdout), (0, &["in".to_owned()][..]), "{block}: {ended:?}");
+        }
+    }
+    let mut flock = env.command("flock");
+    flock.args(["-F", &lock, &claude]).args(&run);
+    assert_eq!(Running::start(flock).end().code(), 0, "claude in the place of flock(1)");
+}
+
+#[test]
+fn orphan_without_environment_does_not_wait_for_the_run_above() {
+    let env = Env::new();
+    let script = r#"(setsid "$0" --wait 0 -- echo in >"$1" 2>&1 & ) ; until [ -s "$1" ]; do sleep 0.01; done; cat "$1""#;
+    let mut words: Vec<_> = NODE.iter().map(|word| (*word).to_owned()).collect();
+    let variables = ["PATH", "HOME"].map(|name| format!("{name}={}", std::env::var(name).expect("a variable")));
+    let config_dir = format!("CLAUDE_CONFIG_DIR={}", env.config_dir().display());
+    words.extend(["env".into(), "-i".into()].into_iter().chain(variables).chain([config_dir]));
+    words.extend(["sh", "-c", script].map(str::to_owned));
+    words.extend([binary().display().to_string(), env.path("out").display().to_string()]);
+    env.start(["--"].into_iter().chain(words.iter().map(String::as_str))).expect_line("in");
+}
+
 #[test]
 fn lock_an_ancestor_holds_for_another_is_waited_for() {
     let env = Env::new();
