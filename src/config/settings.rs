@@ -69,12 +69,12 @@ pub fn unknown_variables(names: impl Iterator<Item = OsString>) -> impl Iterator
     })
 }
 
-/// Bound on the runs at once, by the settings file `path` as it is now.
+/// Bound on the runs at once, by the settings file `path`, which had one, as it is now.
 ///
 /// # Errors
 /// The file cannot be read, or its value means nothing.
 pub fn slots_in(path: &Path) -> Result<Slots> {
-    let file = SettingsFile::read(path)?;
+    let file = SettingsFile::read_again(path)?;
     file.as_ref().and_then(|file| file.value(SLOTS)).map_or(Ok(Slots::Unlimited), |(value, _)| Slots::read(value))
 }
 

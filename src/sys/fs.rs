@@ -6,11 +6,28 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+/// Number and interval of the looks at a file that may be half-written, which outlast the rewriting of a small one.
+const LOOKS: u32 = 20;
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What `read` gives, as soon as it is not `unsettled`, or at last.
+pub(crate) fn settled<T>(read: impl Fn() -> T, is_unsettled: impl Fn(&T) -> bool) -> T {
+    for _ in 0..LOOKS {
+        let result = read();
+        if !is_unsettled(&result) {
+            return result;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    read()
+}
 
 /// True if the disk, or a quota, has no room or no inode left.
 pub(crate) fn is_for_lack_of_room(error: &io::Error) -> bool {
@@ -142,6 +159,15 @@ pub(crate) fn read_bounded_text(path: &Path, most: u64) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_unsettled_is_read_again_and_taken_at_last() {
+        for (settles_at, expected) in [(1, 1), (4, 4), (u32::MAX, LOOKS + 1)] {
+            let looks = std::cell::Cell::new(0);
+            let read = || looks.replace(looks.get() + 1) + 1;
+            assert_eq!(settled(read, |look| *look < settles_at), expected);
+        }
+    }
 
     #[test]
     fn open_waits_for_no_fifo_and_no_end() -> io::Result<()> {

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::unistd::geteuid;
 
-use crate::config::file;
+use crate::sys::replace::{read_to_replace, replace};
 
 /// What writes these variables, each a path, into the file `path`, unless they are there; all other lines stay as they are.
 pub(super) fn change(
@@ -23,9 +23,9 @@ pub(super) fn change(
         }
     }
     ensure_plain(path)?;
-    let old = file::read_to_rewrite(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let old = read_to_replace(path).with_context(|| format!("cannot write {}", path.display()))?;
     let (path, is_new) = (path.to_owned(), with(&old, &values) != old);
-    Ok(is_new.then_some(move || file::rewrite(&path, |text| Ok(with(text, &values)))))
+    Ok(is_new.then_some(move || replace(&path, |text| Ok(with(text, &values)))))
 }
 
 /// Refuses a link, which may lead to a file of others, and a file of others.
