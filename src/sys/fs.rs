@@ -4,14 +4,17 @@
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use nix::unistd::{fchown, geteuid};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+use super::dir::Dir;
 
 /// Number and interval of the looks at a file that may be half-written, which outlast the rewriting of a small one.
 const LOOKS: u32 = 20;
@@ -44,14 +47,30 @@ pub(crate) fn open_regular(path: &Path, options: &OpenOptions, flags: i32) -> io
     open_if(path, options, flags, FileType::is_file)
 }
 
-/// Opens the regular file `path` by `options`. If nothing is there, it is made.
+/// Opens the regular file `path` by `options`. If nothing is there, it is made; by root, for the owner of the directory.
 pub(crate) fn open_or_make_regular(path: &Path, options: &OpenOptions) -> io::Result<(File, Metadata)> {
     match open_regular(path, options, 0) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            check(options.clone().create(true).custom_flags(SAFELY).open(path)?, FileType::is_file)
-        }
-        opened => opened,
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        opened => return opened,
     }
+    let file = match options.clone().create_new(true).custom_flags(SAFELY).open(path) {
+        Ok(made) => {
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            // Where root may not, as in some user namespaces, it stays ours.
+            let _ = Dir::open(directory)?.give_to_owner(|owner, group| fchown(&made, owner, group));
+            made
+        }
+        // Another has made it at this moment; or it is a link, by whose owner's wish something is to be made elsewhere.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let uid = std::fs::symlink_metadata(path)?.uid();
+            if path.is_symlink() && ![0, geteuid().as_raw()].contains(&uid) {
+                return Err(io::Error::other(format!("it is a link of uid {uid} that leads nowhere")));
+            }
+            options.clone().create(true).custom_flags(SAFELY).open(path)?
+        }
+        Err(error) => return Err(error),
+    };
+    check(file, FileType::is_file)
 }
 
 /// Never hangs, and no terminal becomes ours.
