@@ -423,7 +423,7 @@ fn relative_lock_file_is_warned_of() {
 
 #[test]
 fn two_overlays_of_one_directory_have_two_locks() {
-    if !can_unshare("-rm") {
+    if !can_unshare("-rmpf") {
         return;
     }
     let env = Env::new();
@@ -434,12 +434,11 @@ fn two_overlays_of_one_directory_have_two_locks() {
         done
         run() { CLAUDE_CONFIG_DIR=$PWD/m$1/cfg "$us" --wait 0 -- "${@:2}"; echo "$?"; }
         us=$0; export -f run; export us
-        run 2 bash -c 'echo held; run 2 true; run 1 true; exec sleep 600' & holder=$!
+        run 2 bash -c 'echo held; run 2 true; run 1 true; exec sleep 600' &
         until [ -s m2/cfg/claude-run/runs/*.json ] && grep -q running m2/cfg/claude-run/runs/*.json; do sleep 0.01; done
-        run 1 bash -c 'run 2 echo beside the holder; run 1 echo nested'
-        kill $holder; wait"#;
+        run 1 bash -c 'run 2 echo beside the holder; run 1 echo nested'"#;
     let mut unshare = env.command("unshare");
-    unshare.args(["-rm", "bash", "-c", script]).arg(binary()).current_dir(env.path(""));
+    unshare.args(["-rmpf", "--mount-proc", "--kill-child", "bash", "-c", script]).arg(binary()).current_dir(env.path(""));
     let ended = Running::start(unshare).end();
     let stdout: std::collections::BTreeSet<_> = ended.stdout.iter().map(String::as_str).collect();
     assert!(stdout.contains("75") && stdout.contains("nested") && !stdout.contains("beside the holder"), "{ended:?}");
