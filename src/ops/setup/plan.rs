@@ -13,6 +13,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::environment;
 use crate::claude::config_dir;
+use crate::config::trust::open_to_others;
 use crate::sys::file_id::FileId;
 use crate::sys::mount::{self, Mount};
 
@@ -213,16 +214,12 @@ impl SetupPlan {
 
     /// Refuses a place for the login where another user could read it, or put something else in its place.
     fn check_private(&mut self, dir: &Path) {
-        if let Ok(found) = fs::metadata(dir)
-            && found.uid() != geteuid().as_raw()
-            && found.uid() != 0
-        {
-            self.refuse(format!("{} belongs to uid {}, who could take the login away", dir.display(), found.uid()));
-        }
-        // In a directory with the sticky bit, only owners rename and remove.
-        let is_open = |dir: &&Path| fs::metadata(dir).is_ok_and(|found| found.mode() & 0o1002 == 0o0002);
-        if let Some(dir) = real(dir).ancestors().find(is_open) {
-            self.refuse(format!("{} can be written by everybody, who could take the login away; chmod o-w it", dir.display()));
+        match open_to_others(dir) {
+            Ok(None) => {}
+            Ok(Some(open)) => {
+                self.refuse(format!("{open}: others could take the login away; change that, or name another --shared-dir"));
+            }
+            Err(error) => self.refuse(format!("cannot look at {}: {error}", dir.display())),
         }
     }
 
