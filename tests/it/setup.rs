@@ -284,13 +284,21 @@ fn what_cannot_be_looked_at_is_not_taken_for_missing() {
     let place = Place::on_one_file_system();
     let long = place.env.path(&"a".repeat(300)).to_string_lossy().into_owned();
     place.refuses(&["--shared-dir", &long], "/config is no directory");
-    let ended = Running::start({
+    let with = |variable: &str, value: &OsStr| {
         let mut command = place.command(&["--dry-run"]);
-        command.env("HOME", "");
-        command
-    })
-    .end();
-    assert!(ended.code() == 125 && ended.stderr_text().contains("HOME is not set; name it with --home"), "{ended:?}");
+        command.env(variable, value);
+        let ended = Running::start(command).end();
+        assert_eq!(ended.code(), 125, "{ended:?}");
+        ended.stderr_text()
+    };
+    assert!(with("HOME", OsStr::new("")).contains("HOME is not set; name it with --home"));
+    // What it prints of such a path would be another one, to the shell or to Compose.
+    for path in [&b"/home/a\xff"[..], b"/home/a\nb"] {
+        assert!(with("HOME", OsStr::from_bytes(path)).contains("name a plain path"), "{path:?}");
+    }
+    for path in [&b"/a\xff"[..], b"/a\nb", b"/a:b", b"/a\"b", b"/a$b", b"/a\\b", b"/a%{b"] {
+        assert!(with("CLAUDE_SHARED_DIR", OsStr::from_bytes(path)).contains("name a plain path"), "{path:?}");
+    }
 }
 
 #[test]
@@ -485,6 +493,8 @@ fn other_file_system_needs_a_person() {
     let Some(place) = Place::on_two() else { return };
     place.fill();
     let before = place.content();
+    let [old, older] = [".claude.json.old", ".claude.json.old2"].map(|name| place.env.home().join(name));
+    fs::write(&old, "a backup").and_then(|()| symlink("nonesuch", older)).expect("files");
     place.refuses(&[], "are on two file systems; while no claude runs: mkdir -p ");
     let mut terminal = OnTerminal::sized(place.command(&["--dry-run"]), 80, 24);
     let line = terminal.shows("runs: mkdir -p ");
@@ -502,7 +512,8 @@ fn other_file_system_needs_a_person() {
     assert_eq!(place.content(), before);
     assert_eq!(fs::read_to_string(place.config_dir().join(".claude.json")).expect("a file"), r#"{"mcpServers":{}}"#);
     assert_eq!(fs::read_link(place.json()).expect("a link"), place.config_dir().join(".claude.json"));
-    assert!(place.link().with_file_name(".claude.old").is_dir() && place.json().with_file_name(".claude.json.old").is_file());
+    assert!(place.link().with_file_name(".claude.old").is_dir() && place.json().with_file_name(".claude.json.old3").is_file());
+    assert_eq!(fs::read_to_string(old).expect("a file"), "a backup");
 }
 
 #[test]
@@ -564,6 +575,29 @@ fn link_by_another_name_is_left_as_it_is() {
     fs::remove_file(place.json()).expect("a link");
     symlink("../shared/config/.claude.json", place.json()).expect("a link");
     assert!(place.setup(&["--yes"], 0).contains("nothing to do"));
+    // So is one that leads nowhere as yet, and a ~/.claude.json that is a link into the dir that is moved.
+    for (content, target) in
+        [(None, None), (None, Some(".claude")), (Some("{}"), Some(".claude")), (Some("{}"), Some("../alias"))]
+    {
+        let place = Place::on_one_file_system();
+        symlink("home/.claude", place.env.path("alias")).expect("a link");
+        match content {
+            None => symlink("../shared/config", place.link()).expect("a link"),
+            Some(text) => {
+                fs::create_dir(place.link()).and_then(|()| fs::write(place.link().join(".claude.json"), text)).expect("a file")
+            }
+        }
+        for base in [Path::new(""), &place.env.home()] {
+            let Some(target) = target else { break };
+            let _ = fs::remove_file(place.json()); // the one before
+            symlink(base.join(target).join(".claude.json"), place.json()).expect("a link");
+            place.setup(&["--yes"], 0);
+            assert_eq!(fs::read_to_string(place.json()).ok().as_deref(), content);
+        }
+        place.setup(&["--yes"], 0);
+        assert_eq!(fs::canonicalize(place.link()).expect("a link"), place.config_dir());
+        assert!(place.setup(&["--yes"], 0).contains("nothing to do"));
+    }
 }
 
 #[test]
@@ -733,9 +767,7 @@ fn env_file_is_looked_at_before_any_change() {
     fs::remove_file(&file).expect("a link");
     nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     place.refuses(&["--env-file", &name], "it is no regular file");
-    let lines = place.env.path("two\nlines").to_string_lossy().into_owned();
     fs::remove_file(&file).expect("a FIFO");
-    place.refuses(&["--shared-dir", &lines, "--env-file", &name], "cannot be written into an env file");
     if nix::unistd::geteuid().is_root() {
         symlink(place.env.path("plain"), &file).expect("a link");
         fs::write(place.env.path("plain"), "").expect("a file");

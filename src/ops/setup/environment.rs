@@ -5,23 +5,17 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::unistd::geteuid;
 
 use crate::config::file;
 
-/// What writes these variables, each a path, into the file `path`, unless they are there; all other lines stay as they are.
+/// What writes these variables, each a plain path, into the file `path`, unless they are there; all other lines stay as they are.
 pub(super) fn change(
     path: &Path,
     variables: [(&'static str, &Path); 2],
 ) -> Result<Option<impl FnOnce() -> io::Result<()> + 'static>> {
-    let mut values = Vec::new();
-    for (name, value) in variables {
-        match value.to_str() {
-            Some(text) if !text.chars().any(char::is_control) => values.push((name, text.to_owned())),
-            _ => bail!("{value:?} cannot be written into an env file; name a plain path"),
-        }
-    }
+    let values = variables.map(|(name, value)| (name, value.to_string_lossy().into_owned()));
     ensure_plain(path)?;
     let old = file::read_to_rewrite(path).with_context(|| format!("cannot write {}", path.display()))?;
     let (path, is_new) = (path.to_owned(), with(&old, &values) != old);

@@ -3,6 +3,7 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, ErrorKind};
+use std::iter;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
@@ -55,8 +56,16 @@ impl SetupPaths {
         let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("{path:?}"));
         // By another name of it, a link could lead through itself.
         let (home, shared) = (absolute(home)?, real(&absolute(shared)?));
-        let is_plain = shared.components().all(|part| part != Component::ParentDir);
-        ensure!(is_plain, "{} has `..` behind what is missing; name it without", shared.display());
+        let has_up = shared.components().any(|part| part == Component::ParentDir);
+        ensure!(!has_up, "{} has `..` behind what is missing; name it without", shared.display());
+        // Both are printed, in commands to type and in lines for the shell, Compose and Nomad.
+        for (path, special) in [(&home, ""), (&shared, r#":"\$%"#)] {
+            let is_plain = |text: &str| !text.contains(|c: char| c.is_control() || special.contains(c));
+            ensure!(
+                path.to_str().is_some_and(is_plain),
+                "{path:?} has a character with a meaning of its own; name a plain path"
+            );
+        }
         Ok(Self { config_dir: shared.join("config"), link: home.join(".claude"), shared, home })
     }
 }
@@ -125,13 +134,13 @@ impl SetupPlan {
             _ if shared.ancestors().any(Path::is_symlink) => {
                 self.refuse(format!("{} lies behind a link that leads nowhere", shared.display()));
             }
-            (PathKind::Link(other), _) if other != *config_dir && !is_same(link, config_dir) => {
+            (PathKind::Link(other), _) if !leads_to(link, &other, config_dir) => {
                 self.refuse(format!("{from} is a link to {}, not to {to}", other.display()));
             }
             (PathKind::Other, _) => self.refuse(format!("{from} is no directory")),
             (_, PathKind::Link(_) | PathKind::Other) => self.refuse(format!("{to} is no directory")),
             (PathKind::FullDir, PathKind::FullDir) => {
-                let aside = format!("mv -T {0} {0}.old", shell_words::quote(&link.to_string_lossy()));
+                let aside = aside(link);
                 let choice =
                     format!("to share {to}: {aside}, and call setup again; to share {from}, name another --shared-dir");
                 self.refuse(format!("{from} and {to} both have content; {choice}"));
@@ -227,11 +236,12 @@ impl SetupPlan {
     fn plan_settings(&mut self, paths: &SetupPaths) {
         let SetupPaths { home, config_dir, link, .. } = paths;
         let (old, new) = (home.join(".claude.json"), config_dir.join(".claude.json"));
-        // Its present path: the content of ~/.claude may be yet to be moved.
-        let now = if self.moves_content { link.join(".claude.json") } else { new.clone() };
-        match (PathKind::of(&old), PathKind::of(&now)) {
+        // Its other path, and the only one while the content of ~/.claude is yet to be moved.
+        let by_link = link.join(".claude.json");
+        let now = if self.moves_content { &by_link } else { &new };
+        match (PathKind::of(&old), PathKind::of(now)) {
             (PathKind::Missing, _) => {}
-            (PathKind::Link(to), _) if to == new || is_same(&old, &new) => {}
+            (PathKind::Link(to), _) if leads_to(&old, &to, &new) || leads_to(&old, &to, &by_link) => {}
             (PathKind::Other, PathKind::Missing) if old.is_file() => self.plan_move(&old, &new),
             (_, PathKind::Missing) => self.refuse(format!("{} is no plain file", old.display())),
             _ => self.refuse(format!(
@@ -243,8 +253,10 @@ impl SetupPlan {
     }
 }
 
-fn is_same(one: &Path, other: &Path) -> bool {
-    FileId::at(one).is_some() && FileId::at(one) == FileId::at(other)
+/// True if `link`, a link to `target`, leads to `place`, or will once that is there.
+fn leads_to(link: &Path, target: &Path, place: &Path) -> bool {
+    let is_same = FileId::at(link).is_some_and(|file| FileId::at(place) == Some(file));
+    is_same || real(&link.with_file_name(target)) == real(place)
 }
 
 /// Real path of `path`, whose last parts may be missing.
@@ -288,10 +300,22 @@ fn ensure_links_hold(dir: &Path, depth: usize) -> io::Result<()> {
 
 /// Commands that a person may type instead of a move. Nothing is removed by it.
 fn by_hand(from: &Path, to: &Path) -> String {
-    let old = format!("{}.old", from.display());
-    let [above, from, to, old] = [to.parent().unwrap_or(to), from, to, Path::new(&old)].map(|path| path.to_string_lossy());
-    let [above, from, to, old] = [&above, &from, &to, &old].map(|word| shell_words::quote(word));
+    let [above, source, target] = [to.parent().unwrap_or(to), from, to].map(quoted);
+    let aside = aside(from);
     format!(
-        "while no claude runs: mkdir -p {above} && cp -aT {from} {to} && mv -T {from} {old} && ln -s {to} {from}, and call setup again"
+        "while no claude runs: mkdir -p {above} && cp -aT {source} {target} && {aside} && ln -s {target} {source}, and call setup again"
     )
+}
+
+/// Command that gives `path` a name beside it which nothing has yet.
+fn aside(path: &Path) -> String {
+    let numbered = (2..).map(|number| format!("{}.old{number}", path.display()));
+    let mut names = iter::once(format!("{}.old", path.display())).chain(numbered);
+    let free = names.find(|name| fs::symlink_metadata(name).is_err()).unwrap_or_default();
+    format!("mv -T {} {}", quoted(path), quoted(Path::new(&free)))
+}
+
+/// `path`, which is plain text, as a word for the shell.
+fn quoted(path: &Path) -> String {
+    shell_words::quote(&path.to_string_lossy()).into_owned()
 }
