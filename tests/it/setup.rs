@@ -284,13 +284,19 @@ fn what_cannot_be_looked_at_is_not_taken_for_missing() {
     let place = Place::on_one_file_system();
     let long = place.env.path(&"a".repeat(300)).to_string_lossy().into_owned();
     place.refuses(&["--shared-dir", &long], "/config is no directory");
-    let with = |variable: &str, value: &OsStr| {
+    assert!(place.setup(&["--dry-run", "--config-dir", "/x"], 125).contains("use --home or --shared-dir"));
+    let try_with = |variable: &str, value: &OsStr, code: i32| {
         let mut command = place.command(&["--dry-run"]);
         command.env(variable, value);
         let ended = Running::start(command).end();
-        assert_eq!(ended.code(), 125, "{ended:?}");
+        assert_eq!(ended.code(), code, "{ended:?}");
         ended.stderr_text()
     };
+    for (dir, said) in [(place.env.path("x"), 1), (place.link(), 0), (place.config_dir(), 0)] {
+        let text = try_with("CLAUDE_CONFIG_DIR", dir.as_os_str(), 0);
+        assert_eq!(text.matches("setup leaves that alone").count(), said, "{text}");
+    }
+    let with = |variable: &str, value: &OsStr| try_with(variable, value, 125);
     assert!(with("HOME", OsStr::new("")).contains("HOME is not set; name it with --home"));
     // What it prints of such a path would be another one, to the shell or to Compose.
     for path in [&b"/home/a\xff"[..], b"/home/a\nb"] {
@@ -774,6 +780,30 @@ fn env_file_is_looked_at_before_any_change() {
         std::os::unix::fs::lchown(&file, Some(65534), None).expect("an owner");
         place.refuses(&["--env-file", &name], "is a link");
     }
+    // Nor is anything done that would end at a file which cannot be replaced.
+    let dir = place.env.path("dir");
+    fs::create_dir(&dir).expect("a directory");
+    let file = dir.join("agents.env");
+    fs::write(&file, "A=1\n").expect("a file");
+    let name = file.to_string_lossy().into_owned();
+    let full = format!("mount -t tmpfs -o size=4k tmpfs '{0}'; echo >'{0}/full'", dir.display());
+    for (mount, why) in [(format!("mount --bind '{name}' '{name}'"), "is a mount point"), (full, "cannot write ")] {
+        for more in ["--yes", "--dry-run"] {
+            let Some((code, text)) = place.setup_with_mounts(&mount, &["--env-file", &name, more]) else { break };
+            assert!(code == 1 && text.contains(why) && text.contains("nothing was changed"), "{code} {text}");
+        }
+    }
+    let chattr = |how: &str, path: &Path| {
+        let mut chattr = place.env.command("chattr");
+        chattr.arg(how).arg(path).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    for file in [&file, &place.json()] {
+        if chattr("+i", file) {
+            place.refuses(&["--env-file", &name], "is immutable, or append-only");
+            assert!(chattr("-i", file));
+        }
+    }
+    assert!(!place.link().is_symlink() && !place.shared.exists());
     // A settings file that leads to a device is not replaced, either.
     nix::unistd::mkfifo(&place.env.path("device"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     symlink(place.env.path("device"), place.link().join("claude-run.toml")).expect("a link");

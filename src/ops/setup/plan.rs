@@ -8,9 +8,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::fcntl::{AT_FDCWD, AtFlags};
-use nix::unistd::{AccessFlags, faccessat, geteuid};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use nix::unistd::geteuid;
+use rustix::fs::{Access, AtFlags, CWD, RenameFlags, StatxAttributes, StatxFlags, accessat, renameat_with, statx};
 
 use super::environment;
 use crate::claude::config_dir;
@@ -68,6 +67,11 @@ impl SetupPaths {
         }
         Ok(Self { config_dir: shared.join("config"), link: home.join(".claude"), shared, home })
     }
+
+    /// True if `path` leads to `~/.claude`, or to what that is to become.
+    pub(super) fn are_at(&self, path: &Path) -> bool {
+        [&self.link, &self.config_dir].into_iter().any(|place| real(place) == real(path))
+    }
 }
 
 impl PathKind {
@@ -95,7 +99,7 @@ impl SetupPlan {
         let has_steps = !plan.steps.is_empty();
         let mut dirs = vec![&*paths.home, nearest(&paths.shared), nearest(&paths.config_dir)];
         dirs.dedup();
-        dirs.retain(|dir| faccessat(AT_FDCWD, *dir, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS).is_err());
+        dirs.retain(|dir| accessat(CWD, *dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err());
         for dir in dirs.into_iter().filter(|_| has_steps) {
             plan.refuse(format!("{} is not writable by us (uid {})", dir.display(), geteuid()));
         }
@@ -106,6 +110,7 @@ impl SetupPlan {
             let variables = [(SHARED_DIR, &*paths.shared), (config_dir::VARIABLE, &*paths.config_dir)];
             match environment::change(file, variables) {
                 Ok(Some(change)) => {
+                    plan.check_movable(file);
                     plan.push(format!("write {SHARED_DIR} and CLAUDE_CONFIG_DIR into {}", file.display()), change)
                 }
                 Ok(None) => {}
@@ -211,13 +216,17 @@ impl SetupPlan {
 
     fn check_movable(&mut self, path: &Path) {
         for mount in mount::points_below(&real(path)) {
-            self.refuse(format!("{} is a mount point, and cannot be moved away", mount.display()));
+            self.refuse(format!("{} is a mount point, and cannot be moved or replaced", mount.display()));
         }
-        match fs::symlink_metadata(path) {
-            Ok(found) if found.uid() != geteuid().as_raw() => {
-                self.refuse(format!("{} belongs to uid {}, and not to uid {}", path.display(), found.uid(), geteuid()));
-            }
-            _ => {}
+        if let Ok(found) = fs::symlink_metadata(path)
+            && found.uid() != geteuid().as_raw()
+        {
+            self.refuse(format!("{} belongs to uid {}, and not to uid {}", path.display(), found.uid(), geteuid()));
+        }
+        let fixed = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+        let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+        if found.is_ok_and(|found| found.stx_attributes.intersects(fixed)) {
+            self.refuse(format!("{} is immutable, or append-only; call chattr -ia on it", path.display()));
         }
     }
 
