@@ -91,7 +91,8 @@ claude_run_in_subshell() {
     echo "claude_run_with_watchdog: cannot write LOGFILE $LOGFILE; messages come here" >&2
   fi
   _cr_group_file=${CLAUDE_PGID_FILE:-}
-  if [ -n "$_cr_group_file" ] && ! { : >>"$_cr_group_file"; } 2>/dev/null; then
+  # A FIFO or a device may have no end, or nobody at the other one.
+  if [ -n "$_cr_group_file" ] && { { [ -e "$_cr_group_file" ] && [ ! -f "$_cr_group_file" ]; } || ! : >>"$_cr_group_file"; } 2>/dev/null; then
     echo "claude_run_with_watchdog: cannot write CLAUDE_PGID_FILE $_cr_group_file; nobody can end the run by it" >&2
     _cr_group_file=''
   fi
@@ -168,11 +169,7 @@ claude_run_process_group() {
   _cr_member=$!
   echo "$_cr_member" >"$_cr_group_file"
   echo ready
-  if wait "$_cr_member"; then
-    # Another run may have written its own meanwhile.
-    [ "$(<"$_cr_group_file")" != "$_cr_member" ] || rm -f -- "$_cr_group_file"
-  else
-    kill -TERM "$_cr_run"
-    rm -f -- "$_cr_group_file"
-  fi
+  wait "$_cr_member" || kill -TERM "$_cr_run"
+  # Another run may have written its own meanwhile.
+  [ "$(<"$_cr_group_file")" != "$_cr_member" ] || rm -f -- "$_cr_group_file"
 }

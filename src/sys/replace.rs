@@ -48,22 +48,23 @@ pub(crate) fn read_to_replace(path: &Path) -> io::Result<String> {
             return no("it has another name, as a hard link, which would keep the old text; make that a symlink".into());
         }
         (_, Ok(_)) if is_mount_point(&resolve_links(path)) => {
-            return no("it is a mount of its own; change the file that is mounted there".into());
+            return no("it is a mount point; change the file that is mounted there".into());
         }
         (_, Ok(_)) => read_bounded_text(path, LARGEST)?,
         (_, Err(error)) if error.kind() == ErrorKind::NotFound => String::new(),
         (_, Err(error)) => return Err(error),
     };
     let directory = directory_of(path)?;
-    if [path, &directory].into_iter().any(is_unchangeable) {
+    if [&*resolve_links(path), &directory].into_iter().any(is_unchangeable) {
         return no("it, or its directory, is immutable or append-only; see chattr(1)".into());
     }
     faccessat(AT_FDCWD, &directory, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
     Ok(text)
 }
 
-fn is_unchangeable(path: &Path) -> bool {
-    let found = statx(CWD, path, rustix::fs::AtFlags::empty(), StatxFlags::BASIC_STATS);
+/// True if nobody can replace `path` itself, not even root.
+pub(crate) fn is_unchangeable(path: &Path) -> bool {
+    let found = statx(CWD, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
     found.is_ok_and(|found| found.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND))
 }
 
@@ -191,7 +192,7 @@ mod tests {
         }
         assert_eq!(read_to_replace(&path("new"))?, "");
         let mounted = read_to_replace(Path::new("/proc/self/mounts"));
-        assert!(mounted.is_ok() || mounted.is_err_and(|error| !error.to_string().contains("mount of its own")));
+        assert!(mounted.is_ok() || mounted.is_err_and(|error| !error.to_string().contains("mount point")));
         Ok(())
     }
 

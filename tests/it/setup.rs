@@ -284,13 +284,27 @@ fn what_cannot_be_looked_at_is_not_taken_for_missing() {
     let place = Place::on_one_file_system();
     let long = place.env.path(&"a".repeat(300)).to_string_lossy().into_owned();
     place.refuses(&["--shared-dir", &long], "/config is no directory");
-    let ended = Running::start({
+    assert!(place.setup(&["--dry-run", "--config-dir", "/x"], 125).contains("use --home or --shared-dir"));
+    let try_with = |variable: &str, value: &OsStr, code: i32| {
         let mut command = place.command(&["--dry-run"]);
-        command.env("HOME", "");
-        command
-    })
-    .end();
-    assert!(ended.code() == 125 && ended.stderr_text().contains("HOME is not set; name it with --home"), "{ended:?}");
+        command.env(variable, value);
+        let ended = Running::start(command).end();
+        assert_eq!(ended.code(), code, "{ended:?}");
+        ended.stderr_text()
+    };
+    for (dir, said) in [(place.env.path("x"), 1), (place.link(), 0), (place.config_dir(), 0)] {
+        let text = try_with("CLAUDE_CONFIG_DIR", dir.as_os_str(), 0);
+        assert_eq!(text.matches("setup leaves that alone").count(), said, "{text}");
+    }
+    let with = |variable: &str, value: &OsStr| try_with(variable, value, 125);
+    assert!(with("HOME", OsStr::new("")).contains("HOME is not set; name it with --home"));
+    // What it prints of such a path would be another one, to the shell or to Compose.
+    for path in [&b"/home/a\xff"[..], b"/home/a\nb"] {
+        assert!(with("HOME", OsStr::from_bytes(path)).contains("name a plain path"), "{path:?}");
+    }
+    for path in [&b"/a\xff"[..], b"/a\nb", b"/a:b", b"/a\"b", b"/a$b", b"/a\\b", b"/a%{b"] {
+        assert!(with("CLAUDE_SHARED_DIR", OsStr::from_bytes(path)).contains("name a plain path"), "{path:?}");
+    }
 }
 
 #[test]
@@ -485,6 +499,8 @@ fn other_file_system_needs_a_person() {
     let Some(place) = Place::on_two() else { return };
     place.fill();
     let before = place.content();
+    let [old, older] = [".claude.json.old", ".claude.json.old2"].map(|name| place.env.home().join(name));
+    fs::write(&old, "a backup").and_then(|()| symlink("nonesuch", older)).expect("files");
     place.refuses(&[], "are on two file systems; while no claude runs: mkdir -p ");
     let mut terminal = OnTerminal::sized(place.command(&["--dry-run"]), 80, 24);
     let line = terminal.shows("runs: mkdir -p ");
@@ -502,7 +518,8 @@ fn other_file_system_needs_a_person() {
     assert_eq!(place.content(), before);
     assert_eq!(fs::read_to_string(place.config_dir().join(".claude.json")).expect("a file"), r#"{"mcpServers":{}}"#);
     assert_eq!(fs::read_link(place.json()).expect("a link"), place.config_dir().join(".claude.json"));
-    assert!(place.link().with_file_name(".claude.old").is_dir() && place.json().with_file_name(".claude.json.old").is_file());
+    assert!(place.link().with_file_name(".claude.old").is_dir() && place.json().with_file_name(".claude.json.old3").is_file());
+    assert_eq!(fs::read_to_string(old).expect("a file"), "a backup");
 }
 
 #[test]
@@ -564,6 +581,29 @@ fn link_by_another_name_is_left_as_it_is() {
     fs::remove_file(place.json()).expect("a link");
     symlink("../shared/config/.claude.json", place.json()).expect("a link");
     assert!(place.setup(&["--yes"], 0).contains("nothing to do"));
+    // So is one that leads nowhere as yet, and a ~/.claude.json that is a link into the dir that is moved.
+    for (content, target) in
+        [(None, None), (None, Some(".claude")), (Some("{}"), Some(".claude")), (Some("{}"), Some("../alias"))]
+    {
+        let place = Place::on_one_file_system();
+        symlink("home/.claude", place.env.path("alias")).expect("a link");
+        match content {
+            None => symlink("../shared/config", place.link()).expect("a link"),
+            Some(text) => {
+                fs::create_dir(place.link()).and_then(|()| fs::write(place.link().join(".claude.json"), text)).expect("a file")
+            }
+        }
+        for base in [Path::new(""), &place.env.home()] {
+            let Some(target) = target else { break };
+            let _ = fs::remove_file(place.json()); // the one before
+            symlink(base.join(target).join(".claude.json"), place.json()).expect("a link");
+            place.setup(&["--yes"], 0);
+            assert_eq!(fs::read_to_string(place.json()).ok().as_deref(), content);
+        }
+        place.setup(&["--yes"], 0);
+        assert_eq!(fs::canonicalize(place.link()).expect("a link"), place.config_dir());
+        assert!(place.setup(&["--yes"], 0).contains("nothing to do"));
+    }
 }
 
 #[test]
@@ -604,8 +644,9 @@ fn move_that_the_kernel_refuses_leaves_nothing() {
     let mount = format!("mount -t overlay overlay -o {options} '{0}' || exit 99; export HOME='{0}'", merged.display());
     let shared = merged.join("shared").to_string_lossy().into_owned();
     let Some((code, text)) = place.setup_with_mounts(&mount, &["--yes", "--shared-dir", &shared]) else { return };
-    if code == 99 {
-        eprintln!("SKIPPED: no overlayfs on this machine: {text}");
+    // To the root of a user namespace, / belongs to nobody.
+    if code == 99 || text.contains("/ has owner 65534 ") {
+        eprintln!("SKIPPED: no overlayfs that is ours on this machine: {text}");
         return;
     }
     assert!(code == 1 && text.contains("cp -aT ") && text.contains("goes on when called again"), "{code} {text}");
@@ -732,15 +773,37 @@ fn env_file_is_looked_at_before_any_change() {
     fs::remove_file(&file).expect("a link");
     nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     place.refuses(&["--env-file", &name], "it is no regular file");
-    let lines = place.env.path("two\nlines").to_string_lossy().into_owned();
     fs::remove_file(&file).expect("a FIFO");
-    place.refuses(&["--shared-dir", &lines, "--env-file", &name], "cannot be written into an env file");
     if nix::unistd::geteuid().is_root() {
         symlink(place.env.path("plain"), &file).expect("a link");
         fs::write(place.env.path("plain"), "").expect("a file");
         std::os::unix::fs::lchown(&file, Some(65534), None).expect("an owner");
         place.refuses(&["--env-file", &name], "is a link");
     }
+    // Nor is anything done that would end at a file which cannot be replaced.
+    let dir = place.env.path("dir");
+    fs::create_dir(&dir).expect("a directory");
+    let file = dir.join("agents.env");
+    fs::write(&file, "A=1\n").expect("a file");
+    let name = file.to_string_lossy().into_owned();
+    let full = format!("mount -t tmpfs -o size=4k tmpfs '{0}'; echo >'{0}/full'", dir.display());
+    for (mount, why) in [(format!("mount --bind '{name}' '{name}'"), "is a mount point"), (full, "cannot write ")] {
+        for more in ["--yes", "--dry-run"] {
+            let Some((code, text)) = place.setup_with_mounts(&mount, &["--env-file", &name, more]) else { break };
+            assert!(code == 1 && text.contains(why) && text.contains("nothing was changed"), "{code} {text}");
+        }
+    }
+    let chattr = |how: &str, path: &Path| {
+        let mut chattr = place.env.command("chattr");
+        chattr.arg(how).arg(path).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    for file in [&file, &place.json()] {
+        if chattr("+i", file) {
+            place.refuses(&["--env-file", &name], "is immutable, or append-only");
+            assert!(chattr("-i", file));
+        }
+    }
+    assert!(!place.link().is_symlink() && !place.shared.exists());
     // A settings file that leads to a device is not replaced, either.
     nix::unistd::mkfifo(&place.env.path("device"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     symlink(place.env.path("device"), place.link().join("claude-run.toml")).expect("a link");
@@ -832,14 +895,20 @@ fn shared_dir_of_others_is_refused() {
     place.fill();
     let before = place.content();
     fs::create_dir(&place.shared).expect("a directory");
-    let mode = |mode| fs::set_permissions(&place.shared, Permissions::from_mode(mode)).expect("a mode");
-    mode(0o777);
-    place.refuses(&["--yes"], "can be written by everybody");
-    mode(0o755);
-    if nix::unistd::geteuid().is_root() {
-        std::os::unix::fs::chown(&place.shared, Some(1000), None).expect("an owner");
-        place.refuses(&["--yes"], "belongs to uid 1000");
-        std::os::unix::fs::chown(&place.shared, Some(0), None).expect("an owner");
+    // One in which somebody else can replace it is as bad.
+    for shared in [place.shared.clone(), place.shared.join("ours")] {
+        fs::create_dir_all(&shared).expect("a directory");
+        let words = ["--shared-dir", &shared.to_string_lossy()];
+        for mode in [0o777, 0o775] {
+            fs::set_permissions(&place.shared, Permissions::from_mode(mode)).expect("a mode");
+            place.refuses(&words, &format!("and mode {mode:04o}: others could take the login away"));
+        }
+        fs::set_permissions(&place.shared, Permissions::from_mode(0o755)).expect("a mode");
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(&place.shared, Some(1000), None).expect("an owner");
+            place.refuses(&words, "has owner 1000 and ");
+            std::os::unix::fs::chown(&place.shared, Some(0), None).expect("an owner");
+        }
     }
     assert_eq!(place.content(), before);
     place.setup(&["--yes"], 0);
