@@ -56,7 +56,7 @@ pub(crate) fn read_to_replace(path: &Path) -> io::Result<String> {
     };
     let directory = directory_of(path)?;
     if [&*resolve_links(path), &directory].into_iter().any(is_unchangeable) {
-        return no("it, or its directory, is immutable or append-only; see chattr(1)".into());
+        return no("it, or its directory, is immutable, or append-only; call chattr -ia on it".into());
     }
     faccessat(AT_FDCWD, &directory, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
     Ok(text)
