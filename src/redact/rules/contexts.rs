@@ -28,6 +28,13 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         r#"{"password":"«kX9(mQ)2vL7pR»"}"#, "DB_PASSWORD=\"«kX9(mQ)2vL7pR»\"", "PGPASSWORD='«kX9(mQ)2v»'", "password: «/8Zp;HT]pa(>e9U»", "password: «+kX9(mQ]2v»",
         "SSHPASS=«abc1»", "Ocp-Apim-Subscription-Key: «0a1b2c3d»", "aws configure set aws_secret_access_key «abc/d1»", "<add key=\"password\" value=\"«abc»\"/>",
         "GH_TOKEN='«abc'\"'\"'def123»' x", "GH_TOKEN='«abc'\\''def123»' x", "GH_TOKEN=«abc\\ def123» x", "TOKEN=`«a1b2c3»`",
+        "\"--api-key «x1»\"", "-password «x1» y", r#"{"t":"x\n--password «x1»"}"#, "--api-key '«it'\"'\"'s1»' x", "--token «TOKEN1»", "GH_TOKEN=\t«abc» d",
+        "TOKEN = rb\"«abc»\"", "TOKEN = #\"«abc»\"#", "token = `«a1 b2c3d4»`", "token: `«a1 b2c3d4»`", "token=`«swordfish»`", "if token == \"«kX9mQ2vL7»\":",
+        "{name:\"API_KEY\",value:\"«abc»\"}", "\"name\": \"API_KEY\", \"value\": \"«abc»\"", "TOKEN => \"«abc1»\"", "\"token\" => \"«abc1»\"", "<password >«abc»</password>",
+        r#"{"t":"GH_TOKEN=\"«ab cd»\nx\" y"}"#, r#"{"password":"«ab\\»","x":"y z"}"#, "?apiKey: '«a1b2c3»'", r#"token: "«a1b2c3\»"#, r"token: «a1b2c3»\",
+        "password: «swordfish» ", "password: «swordfish»\t", "GH_TOKEN = «a_b»", "api_key = «abcdefghijklmnop»", "f(API_KEY=«swordfish»)", "see MY_TOKEN:«abc»",
+        "see PASSWD:«abc»", "see client_secret:«abc»", "see api-key:«abc»", "curl -H token:«swordfish»", "f(password: «swordfish»)", "token: «a1b2c3»]",
+        "AccountKey=«ab+c/d==»;Endpoint.Suffix=y", "TOKEN=«ab;=c»", "PASSWORD=«&abc=1»", "PASS=«a»;b=c;y=2",
     ], &[
         "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
         "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",
@@ -46,6 +53,11 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         "token: Token![;],", "token = parse_token2(s)", "secret = (LPBYTE)pw1;", "password: tokens[0]", "key: Option<Base64>", "_token = r'(?:[^x]+)' % y", "passphrase: &lt;id&gt;[,x]",
         "fetch(u,{credentials:'same-origin'})", "{\"credentials\":\"include\"}", "--color-token-primary: #ff00aa", "TOKEN=`cat f`", "token=`cat f1`", "let secret = r#\"{{\"a\"",
         "TOKEN=$(cat f)", "config set password_file x1", "<add key=\"password\" value=\"\"/>",
+        "m[token] = \"a1b2c3\"", "${TOKEN=", "TOKEN: str|None", "TOKEN = str|None", "api-key = str|None", "TOKEN=\"redacted\"", "TOKEN=`get_pw(1)`", "TOKEN=`whoami`",
+        "if (password == \"swordfish\")", "\"token\" x", "set -x token value=\"a1b2c3\"", "--password|a1b2", "see \"--password\" there", "ask--password x1 y",
+        "reset -x GH_TOKEN abc", "set my GH_TOKEN abc", "ENV token a1b2", "\"a\" \"token: \"x1y2\"", "token => \"abc1\"", "apiKey: '", "GH_TOKEN=\"", r"GH_TOKEN=\$TOKEN",
+        "token == a1b2c3", "x password = swordfish", "password = some words here", "api_key = abcdefghijklmno", "f(a, password=some_value)", "see Private-Token: abc",
+        "PASS: test1234", "--token VALUE", "--token MY_VALUE]", "--token --other1", "a*token: swordfish", "the \"x\" secret: swordfish", "password={pw1}", "def f(token: str):",
     ]),
     rule("authorization", &["authorization", "ssws"], Matcher::Context(
         r#"(?:(?:proxy-)?authorization["'`]?\]?\s*(?:[:=,]|=>)\s*(?:[bfru]{0,2}["'`])?(?:bearer|basic|token|digest|negotiate|ssws|apikey|key|flyv1)[ :]\s*|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &[
