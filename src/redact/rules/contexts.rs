@@ -52,7 +52,7 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         r#"{"github_token":null,"password":12345678}"#, "const { token } = props;", "sort_key=abc", "PWD=work", "token => token.value",
         "token: Token![;],", "token = parse_token2(s)", "secret = (LPBYTE)pw1;", "password: tokens[0]", "key: Option<Base64>", "_token = r'(?:[^x]+)' % y", "passphrase: &lt;id&gt;[,x]",
         "fetch(u,{credentials:'same-origin'})", "{\"credentials\":\"include\"}", "--color-token-primary: #ff00aa", "TOKEN=`cat f`", "token=`cat f1`", "let secret = r#\"{{\"a\"",
-        "TOKEN=$(cat f)", "config set password_file x1", "<add key=\"password\" value=\"\"/>",
+        "jwts=abc1", "TOKEN=$(cat f)", "config set password_file x1", "<add key=\"password\" value=\"\"/>",
         "m[token] = \"a1b2c3\"", "${TOKEN=", "TOKEN: str|None", "TOKEN = str|None", "api-key = str|None", "TOKEN=\"redacted\"", "TOKEN=`get_pw(1)`", "TOKEN=`whoami`",
         "if (password == \"swordfish\")", "\"token\" x", "set -x token value=\"a1b2c3\"", "--password|a1b2", "see \"--password\" there", "ask--password x1 y",
         "reset -x GH_TOKEN abc", "set my GH_TOKEN abc", "ENV token a1b2", "\"a\" \"token: \"x1y2\"", "token => \"abc1\"", "apiKey: '", "GH_TOKEN=\"", r"GH_TOKEN=\$TOKEN",
@@ -65,17 +65,17 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         r#"{"Authorization":"Bearer «abc»"}"#, r#"{"t":"-H \"Authorization: Bearer «abc»\" x"}"#, "SSWS «00abc»",
         ".header(\"Authorization\", \"Bearer «abc»\")", "headers={\"Authorization\": f\"Bearer «abc»\"}",
     ], &["Authorization: Bearer $TOKEN", "Authorization: `Bearer ${token}`", "authorization: <token>", "authorization failed",
-        "headers={\"Authorization\": f\"Bearer {token}\"}", "headers[\"Authorization\"] = f\"Bearer {token}\""]),
+        "headers={\"Authorization\": f\"Bearer {token}\"}", "headers[\"Authorization\"] = f\"Bearer {token}\"", "Authorization: Bearer null", "Authorization: Bearer %s"]),
     rule("authorization header", &["authorization"], Matcher::Value(
-        r#"authorization["'`]?\]?\s*:\s*(?:[bfru]{0,2}["'`])?([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &["Authorization: «MAC id=\"h480\", mac=\"abc\"»", "authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»"],
-        &["authorization: string;", "authorization: authHeader(token),", "authorization: Authorization,", "{ authorization: null }"]),
+        r#"authorization["'`]?\]?\s*:\s*(?:[bfru]{0,2}["'`])?([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &["Authorization: «MAC id=\"h480\", mac=\"abc\"»", "authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»", "Authorization: «Swordfish»"],
+        &["authorization: string;", "authorization: authHeader(token),", "authorization: Authorization,", "{ authorization: null }", "authorization: )", "authorization: str|None"]),
     rule("authorization value", &["authorization"], Matcher::Login(
         r#"authorization["'`]?\]?\s*(?:=>?\s*["'`]?|,\s*["'`])([^\s"'`\\<${][^\s"'`\\]*)"#),
         &["AUTHORIZATION=«a1b2c3d4e5»", "setRequestHeader('Authorization', '«a1B2c3d4e5»')", "headers[\"Authorization\"] = \"«dXNlcjpwYXNz»\""],
         &["allowedHeaders: ['Authorization', 'Content-Type']", "Access-Control-Allow-Headers: Authorization, Content-Type",
         "authorization = authorization.split()", "authorization = req.headers[0]"]),
     rule("bearer", &["bearer"], Matcher::Context(r"bearer[ \t]+([a-z0-9._~+/-]*[0-9][a-z0-9._~+/=-]{7,})"),
-        &["Bearer «abcdefgh12345678»"], &["bearer authentication-scheme", "Bearer $TOKEN"]),
+        &["Bearer «abcdefgh12345678»", "Bearer%20«abcdefgh12345678»"], &["bearer authentication-scheme", "Bearer $TOKEN"]),
     rule("cookie", &["cookie"], Matcher::Context(r#"cookie["'`]?\s*(?:[:=,]|=>)\s*["'`]?([^\s"'`=;,]+=[^\n"'`\\]+)"#),
         &["Cookie: «a=b; c=d»", "Set-Cookie: «sid=abc; Path=/»", r#"{"set-cookie":"«sid=abc»"}"#], &["cookie: yes", "cookie = jar"]),
     rule("url password", &["://", r":\/\/"], Matcher::Context(
@@ -86,13 +86,13 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         &["https://«0123456789abcdef0123»@host"], &["https://some-user-name-of-mine@host"]),
     rule("query", &["?key=", "&key=", "sig=", "signature=", "?auth=", "&auth=", "?code=", "&code=", "&pw=", "?pw="], Matcher::Context(
         r#"[?&]?(?:key|sig|signature|auth|code|pw)=([a-z0-9%._~+/=-]{6,})"#),
-        &["GET /x?key=«abcdef1»&b=2", "?sv=1&sig=«ab%2Bcd%3D»", "X-Amz-Signature=«0123abcd»"], &["?key=1"]),
+        &["GET /x?key=«abcdef1»&b=2", "?sv=1&sig=«ab%2Bcd%3D»", "X-Amz-Signature=«0123abcd»"], &["?key=1", "?code=123456"]),
     rule("command line password", &["curl", "wget", "etcdctl"], Matcher::Context(
         r#"(?:curl|wget|etcdctl)\b[^\n]*?\s(?:-u|--user|--proxy-user|-U)[ =]?["'\\]*[^\s:"']+:([^\s"'`\\$]+)"#),
         &["curl -u user:«pass» url", "curl -s --user 'a:«b»' url", "etcdctl --user root:«pw» lock x"], &["curl -u user url", "curl https://x:80"]),
     rule("mysql password", &["mysql", "mariadb", "mysqldump"], Matcher::Context(
         r#"(?:mysql|mysqldump|mariadb)\b[^\n]*?\s-p['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#),
-        &["mysql -u root -p«abc» db"], &["mysql -u root -p db"]),
+        &["mysql -u root -p«abc» db", "mysql -u root%20-p«abc» db"], &["mysql -u root -p db"]),
     rule("sshpass password", &["sshpass"], Matcher::Context(
         r#"sshpass(?:\s+-(?:[ve]|[dfP]\s*\S+))*\s+-p\s*['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#),
         &["sshpass -p«abc» ssh x", "sshpass -p «S3cretPw9» ssh x", "sshpass -v -P word -p '«abc»' ssh x"],

@@ -126,7 +126,7 @@ impl Rule {
         let is_end = matches!(self.matcher, Matcher::Name) && ends_part(text, word, ours);
         let name = is_end.then(|| names::around(text, word))?;
         // Of "tokens", only what is below it counts.
-        let is_plural = ours == "token" && name.end == word.end + 1 && text[word.end] == b's';
+        let is_plural = ours == "token" && name.end == word.end + 1;
         let single = name.start..name.end - usize::from(is_plural);
         names::is_secret(&text[single]).then_some(name)
     }
@@ -240,7 +240,7 @@ fn starts_word(text: &[u8], word: &Range<usize>) -> bool {
     let is_escape = |at: usize| at > 0 && text[at - 1] == b'\\' && b"nrt".contains(&text[at]);
     !text[word.start].is_ascii_alphanumeric()
         || before.is_none_or(|byte| !byte.is_ascii_alphanumeric())
-        || word.start > 0 && is_escape(word.start - 1)
+        || is_escape(word.start - 1)
         || ends_encoded(&text[..word.start])
 }
 
