@@ -122,6 +122,7 @@ mod tests {
             "abc(k1m2)",
             "abc(ABCd)",
             "abc(abCd)",
+            "abc(xaBCd)",
             "abc(#)",
             "abc($1)",
             "abc(x)$",
