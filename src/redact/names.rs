@@ -211,6 +211,11 @@ pub(super) fn around(text: &[u8], word: &Range<usize>) -> Range<usize> {
     start + dashes..end
 }
 
+/// True if `name` may begin with the end of an encoded sign: `\nNAME`, `%0ANAME`, `ESC [ 1 m NAME`.
+pub(super) fn is_behind_code(text: &[u8], name: &Range<usize>) -> bool {
+    text[..name.start].last().is_some_and(|byte| b"\\%;[".contains(byte))
+}
+
 /// True if no letter of `name` is small.
 pub(super) fn is_loud(name: &[u8]) -> bool {
     name.iter().any(u8::is_ascii_uppercase) && !name.iter().any(u8::is_ascii_lowercase)

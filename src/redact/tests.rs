@@ -95,7 +95,7 @@ fn text_with_a_secret_is_never_left_out() {
     }
 }
 
-const MASKED: [&str; 34] = [
+const MASKED: [&str; 36] = [
     "x «q1w2e3»",
     r#"echo "«co\$t of living;x»""#,
     r"echo «co\$t\ of\ living\;x» y",
@@ -130,6 +130,8 @@ const MASKED: [&str; 34] = [
     r#"{"f":"-----BEGIN PRIVATE KEY-----\n«MIIEpAIBAAKCAQEA0123»\n-----END PRIVATE KEY-----\n"}"#,
     "GH_TOKEN=«abc;echo» GH_TOKEN=«abc»; echo",
     "ID-«1234» GH_TOKEN=«abc»",
+    r#"{"t":"a\nodd=«value1»"}"#,
+    "\x1b[1modd=«value1»",
 ];
 
 #[test]

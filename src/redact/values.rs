@@ -39,7 +39,8 @@ pub(super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
     let is_command = || {
         let before = &text[..name.start];
         let last = || before.trim_ascii_end().rsplit(|byte| byte.is_ascii_whitespace()).next().unwrap_or_default();
-        before.last().is_some_and(|byte| b"-\\%;[".contains(byte)) // of a flag, or of what encodes the sign before it
+        before.ends_with(b"-")
+            || names::is_behind_code(text, name)
             || [&b"setenv"[..], b"ENV", b"set"].iter().any(|word| last().ends_with(word))
             || last().starts_with(b"-")
     };

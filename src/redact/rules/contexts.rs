@@ -28,7 +28,7 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         r#"{"password":"«kX9(mQ)2vL7pR»"}"#, "DB_PASSWORD=\"«kX9(mQ)2vL7pR»\"", "PGPASSWORD='«kX9(mQ)2v»'", "password: «/8Zp;HT]pa(>e9U»", "password: «+kX9(mQ]2v»",
         "SSHPASS=«abc1»", "Ocp-Apim-Subscription-Key: «0a1b2c3d»", "aws configure set aws_secret_access_key «abc/d1»", "<add key=\"password\" value=\"«abc»\"/>",
         "GH_TOKEN='«abc'\"'\"'def123»' x", "GH_TOKEN='«abc'\\''def123»' x", "GH_TOKEN=«abc\\ def123» x", "TOKEN=`«a1b2c3»`",
-        "\"--api-key «x1»\"", "-password «x1» y", r#"{"t":"x\n--api-key «x1»"}"#, "\x1b[1m--api-key «x1»", "a%0A--api-key «x1»", "--api-key '«it'\"'\"'s1»' x", "--token «TOKEN1»", "GH_TOKEN=\t«abc» d",
+        "\"--api-key «x1»\"", "-password «x1» y", r#"{"t":"x\n--api-key «x1»"}"#, "\x1b[1m--api-key «x1»", "a%0A--api-key «x1»", r#"{"t":"a\nGITHUB_PAT=«abc1»"}"#, "--api-key '«it'\"'\"'s1»' x", "--token «TOKEN1»", "GH_TOKEN=\t«abc» d",
         "TOKEN = rb\"«abc»\"", "TOKEN = #\"«abc»\"#", "token = `«a1 b2c3d4»`", "token: `«a1 b2c3d4»`", "token=`«swordfish»`", "if token == \"«kX9mQ2vL7»\":",
         "{name:\"API_KEY\",value:\"«abc»\"}", "\"name\": \"API_KEY\", \"value\": \"«abc»\"", "TOKEN => \"«abc1»\"", "\"token\" => \"«abc1»\"", "<password >«abc»</password>",
         r#"{"t":"GH_TOKEN=\"«it»'s\nx\" y"}"#, "?apiKey: '«a1b2c3»'", r#"token: "«a1b2c3\"»"#, r"token: «a1b2c3»\",

@@ -103,7 +103,13 @@ impl Rule {
     /// True if there may be such a secret at `word`, which is `ours` in any case, also in an encoding.
     pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>, ours: &str) -> bool {
         match &self.matcher {
-            Matcher::Name => self.secret_name(text, word, ours).is_some_and(|name| values::may_follow(text, &name)),
+            Matcher::Name => {
+                let behind_code = || {
+                    let name = ends_part(text, word, ours).then(|| names::around(text, word))?;
+                    names::is_behind_code(text, &name).then_some(name)
+                };
+                self.secret_name(text, word, ours).or_else(behind_code).is_some_and(|name| values::may_follow(text, &name))
+            }
             Matcher::Token { .. } => {
                 let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.~+/=".contains(&byte);
                 self.secret(text, word, ours).is_some()
