@@ -95,7 +95,7 @@ fn text_with_a_secret_is_never_left_out() {
     }
 }
 
-const MASKED: [&str; 36] = [
+const MASKED: [&str; 38] = [
     "x «q1w2e3»",
     r#"echo "«co\$t of living;x»""#,
     r"echo «co\$t\ of\ living\;x» y",
@@ -132,6 +132,8 @@ const MASKED: [&str; 36] = [
     "ID-«1234» GH_TOKEN=«abc»",
     r#"{"t":"a\nodd=«value1»"}"#,
     "\x1b[1modd=«value1»",
+    r#"«say%20"hi"\ to»"#,
+    "«wJalrXUtnFEMI%252FK7MDENG%252BbPxRfiCYEXAMPLEKEY»",
 ];
 
 #[test]
@@ -269,6 +271,7 @@ fn long_values_are_masked_to_their_end() {
         ("GH_TOKEN=", &plain, " x"),
         ("{\"t\":\"GH_TOKEN=\\\"", &plain, "\\\" x\"}"),
         ("ghp_", &plain, " x"),
+        ("GH_TOKEN=", &plain, "' x"),
         ("--password '", &plain, "' x"),
         ("--password '", &secrets, "' x"),
         ("Authorization: Bearer ", &plain, " x"),
@@ -311,6 +314,9 @@ fn prompts_are_shown_at_a_pause() {
         ("key gh", "key gh"),
         ("$ curl", "$ curl"),
         ("x hunter2-hu", "x "),
+        ("x q1", "x q1"),
+        ("x q1w", "x "),
+        ("x q1w2e3", "x ***"),
         ("GH_TOKEN=abc", "GH_TOKEN=***"),
     ] {
         let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());

@@ -52,7 +52,7 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         r#"{"github_token":null,"password":12345678}"#, "const { token } = props;", "sort_key=abc", "PWD=work", "token => token.value",
         "token: Token![;],", "token = parse_token2(s)", "secret = (LPBYTE)pw1;", "password: tokens[0]", "key: Option<Base64>", "_token = r'(?:[^x]+)' % y", "passphrase: &lt;id&gt;[,x]",
         "fetch(u,{credentials:'same-origin'})", "{\"credentials\":\"include\"}", "--color-token-primary: #ff00aa", "TOKEN=`cat f`", "token=`cat f1`", "let secret = r#\"{{\"a\"",
-        "jwts=abc1", "tokens=abc1", "TOKEN=$(cat f)", "config set password_file x1", "<add key=\"password\" value=\"\"/>",
+        "jwts=abc1", "tokens=abc1", "tokens: abc1", "TOKEN=$(cat f)", "config set password_file x1", "<add key=\"password\" value=\"\"/>",
         "m[token] = \"a1b2c3\"", "${TOKEN=", "TOKEN: str|None", "TOKEN = str|None", "api-key = str|None", "TOKEN=\"redacted\"", "TOKEN=`get_pw(1)`", "TOKEN=`whoami`",
         "if (password == \"swordfish\")", "\"token\" x", "set -x token value=\"a1b2c3\"", "--password|a1b2", "see \"--password\" there", "$--api-key x1 y",
         "reset -x GH_TOKEN abc", "set my GH_TOKEN abc", "ENV token a1b2", "\"a\" \"token: \"x1y2\"", "token => \"abc1\"", "apiKey: '", "GH_TOKEN=\"", r"GH_TOKEN=\$TOKEN",
