@@ -65,7 +65,7 @@ pub(super) const TOKENS: [Rule; 104] = [
     token("facebook, square", &["EAA"], r"[A-Za-z0-9_-]{40,}", Strict, &["EAA«BwzLixnjYBO0123456789abcdefghijklmnopqrstuvwxyz»"]),
     token("atlassian", &["ATATT3", "ATCTT3", "ATBB"], r"[\w=-]{20,}", Mixed, &["ATATT3«xFfGF0abcdefghijklmnop_-=12AB34CD»", "ATBB«abcdefghijklmnopqrst01234567»"]),
     rule("azure client", &["Q~"], Matcher::Token { rest: r"[\w.~-]{31,34}", kind: Behind(4) },
-        &["«abc8Q~abcdefghijklmnopqrstuvwxyz01234567»"], &["a.c8Q~abcdefghijklmnopqrstuvwxyz01234567"]),
+        &["«abc8Q~abcdefghijklmnopqrstuvwxyz01234567»", r#"{"t":"«\ud83d\ude00Q~abcdefghijklmnopqrstuvwxyz01234567»"}"#], &["a.c8Q~abcdefghijklmnopqrstuvwxyz01234567"]),
     rule("jwt", &["eyJ"], Matcher::Token { rest: r"[\w=-]{6,}(?:\.[\w=-]+){1,4}", kind: Plain },
         &["eyJ«hbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc-_1», ok"], &["eyJhbGciOiJIUzI1NiJ9"]),
     token("age", &["AGE-SECRET-KEY-1"], "[A-Z0-9]{10,}", Plain, &["AGE-SECRET-KEY-1«QQQQQQQQQQQQQQQQQQQQ»"]),
