@@ -34,7 +34,7 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         r#"{"t":"GH_TOKEN=\"«it»'s\nx\" y"}"#, "?apiKey: '«a1b2c3»'", r#"token: "«a1b2c3\"»"#, r"token: «a1b2c3»\",
         "password: «swordfish» ", "password: «swordfish»\t", "GH_TOKEN = «a_b»", "api_key = «abcdefghijklmnop»", "f(API_KEY=«swordfish»)", "see MY_TOKEN:«abc»",
         "see PASSWD:«abc»", "see client_secret:«abc»", "see api-key:«abc»", "curl -H token:«swordfish»", "f(password: «swordfish»)", "token: «a1b2c3»]",
-        "AccountKey=«ab+c/d==»;Endpoint.Suffix=y", "TOKEN=«ab;=c»", "PASSWORD=«&abc=1»", "PASS=«a»;b=c;y=2",
+        "AccountKey=«ab+c/d==»;Endpoint.Suffix=y", "client_secrets=«abc1»", "TOKEN=«ab;=c»", "PASSWORD=«&abc=1»", "PASS=«a»;b=c;y=2",
     ], &[
         "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
         "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",

@@ -168,7 +168,7 @@ impl Rule {
             goes_on: end < value.len(),
         };
         match self.matcher {
-            Matcher::Value(_) => !is_ordinary(value, shape) && !is_ordinary(&value[..end], shape),
+            Matcher::Value(_) => !is_ordinary(&value[..end], shape),
             Matcher::Login(_) => is_login(&value[..end]),
             _ => true,
         }
