@@ -38,7 +38,7 @@ pub(super) fn known(environment: impl IntoIterator<Item = (OsString, OsString)>,
     for (name, value) in environment {
         let value = value.as_bytes().trim_ascii();
         let name = name.as_bytes();
-        let is_secret = names::is_secret(name) || !names.is_empty() && names.contains(&names::normalized(name));
+        let is_secret = names::is_secret(name) || names.contains(&names::normalized(name));
         let password = url_password(value);
         for secret in password.into_iter().chain(connection_password(value)) {
             add(secret, &mut forms);
@@ -168,12 +168,45 @@ mod tests {
     #[test]
     fn ordinary_values_are_masked_nowhere() {
         let known = |value: &str| known([("API_KEY".into(), value.into())], &[]);
-        for value in ["abc12", "ab\nc", "20260101", "${OTHER_KEY}", "ChangeMe", "https://host/a1b2c3", "/usr/bin", "======"] {
+        for value in [
+            "abc12",
+            "ab\nc",
+            "20260101",
+            "${OTHER_KEY}",
+            "ChangeMe",
+            "https://host/a1b2c3",
+            "http://host/a1",
+            "/usr/bin",
+            "======",
+        ] {
             assert_eq!(known(value), Vec::<Vec<u8>>::new(), "{value}");
         }
+        assert_ne!(known("Cargo.toml"), Vec::<Vec<u8>>::new(), "only a whole path is one");
         let lines = known("abc123\n======\n-----END x-----\nto");
         assert!(lines.contains(&b"abc123".to_vec()));
         assert!(!lines.iter().any(|line| [&b"======"[..], b"-----END x-----", b"to"].contains(&line.as_slice())));
+    }
+
+    #[test]
+    fn values_are_known_in_every_encoding() {
+        let forms = known([("API_KEY".into(), "a'b/c d+1".into()), ("MY_TOKEN".into(), "a'b\"c d1".into())], &[]);
+        for form in [
+            "a'b/c d+1",
+            "a'b\"c d1",
+            "a%27b%2fc%20d%2b1",
+            "a%27b/c%20d%2b1",
+            "a%27b%2fc+d%2b1",
+            "a'b%2fc%20d%2b1",
+            r"a'\''b/c d+1",
+            r#"a'"'"'b/c d+1"#,
+            r"a\'b/c\ d+1",
+            "6127622f6320642b31",
+            "YSdiL2MgZCsx",
+            "EnYi9jIGQrM",
+            "hJ2IvYyBkKz",
+        ] {
+            assert!(forms.contains(&form.as_bytes().to_vec()), "{form}");
+        }
     }
 
     #[test]

@@ -103,7 +103,13 @@ impl Rule {
     /// True if there may be such a secret at `word`, which is `ours` in any case, also in an encoding.
     pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>, ours: &str) -> bool {
         match &self.matcher {
-            Matcher::Name => self.secret_name(text, word, ours).is_some_and(|name| values::may_follow(text, &name)),
+            Matcher::Name => {
+                let behind_code = || {
+                    let name = ends_part(text, word, ours).then(|| names::around(text, word))?;
+                    names::is_behind_code(text, &name).then_some(name)
+                };
+                self.secret_name(text, word, ours).or_else(behind_code).is_some_and(|name| values::may_follow(text, &name))
+            }
             Matcher::Token { .. } => {
                 let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.~+/=".contains(&byte);
                 self.secret(text, word, ours).is_some()
@@ -126,7 +132,7 @@ impl Rule {
         let is_end = matches!(self.matcher, Matcher::Name) && ends_part(text, word, ours);
         let name = is_end.then(|| names::around(text, word))?;
         // Of "tokens", only what is below it counts.
-        let is_plural = ours == "token" && name.end == word.end + 1 && text[word.end] == b's';
+        let is_plural = ours == "token" && name.end == word.end + 1;
         let single = name.start..name.end - usize::from(is_plural);
         names::is_secret(&text[single]).then_some(name)
     }
@@ -162,7 +168,7 @@ impl Rule {
             goes_on: end < value.len(),
         };
         match self.matcher {
-            Matcher::Value(_) => !is_ordinary(value, shape) && !is_ordinary(&value[..end], shape),
+            Matcher::Value(_) => !is_ordinary(&value[..end], shape),
             Matcher::Login(_) => is_login(&value[..end]),
             _ => true,
         }
@@ -240,7 +246,7 @@ fn starts_word(text: &[u8], word: &Range<usize>) -> bool {
     let is_escape = |at: usize| at > 0 && text[at - 1] == b'\\' && b"nrt".contains(&text[at]);
     !text[word.start].is_ascii_alphanumeric()
         || before.is_none_or(|byte| !byte.is_ascii_alphanumeric())
-        || word.start > 0 && is_escape(word.start - 1)
+        || is_escape(word.start - 1)
         || ends_encoded(&text[..word.start])
 }
 
