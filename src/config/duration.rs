@@ -69,6 +69,9 @@ pub(crate) fn after(from: Instant, span: Option<Duration>) -> Option<Instant> {
 
 /// `span` as people write it, without fractions nobody wants to read.
 pub fn show(span: Duration) -> String {
+    if span.as_millis() == 0 {
+        return humantime::format_duration(span).to_string();
+    }
     let tenths = (span.as_millis() + 50) / 100;
     if tenths >= 100 {
         return show_seconds(span);

@@ -199,9 +199,10 @@ fn list_of(key: &str, item: &Item) -> Result<Vec<String>> {
     let text = |value: &Value| value.as_str().map(str::to_owned).filter(|text| !text.is_empty());
     let texts = list.iter().map(|value| text(value).context("a list of strings is wanted, none of them empty"));
     let texts = texts.collect::<Result<Vec<_>>>()?;
-    let compile = |pattern: &String| redact::compile(pattern).map(drop).with_context(|| format!("{pattern:?}"));
+    let compile =
+        |(number, pattern): (usize, &String)| redact::compile(pattern).map(drop).with_context(|| format!("number {number}"));
     if key == "redact-patterns" {
-        texts.iter().try_for_each(compile)?;
+        (1..).zip(&texts).try_for_each(compile)?;
     } else if let Some(name) = texts.iter().find(|name| !name.chars().all(|c| c.is_alphanumeric() || "_-. ".contains(c))) {
         bail!("{name:?} is no name, and stands for nothing but itself; redact-patterns takes regular expressions");
     }

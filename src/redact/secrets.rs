@@ -37,7 +37,9 @@ pub struct Secrets {
 pub fn compile(pattern: &str) -> Result<Regex> {
     let builder = |pattern: &str| RegexBuilder::new(pattern).unicode(false).size_limit(PATTERN_SIZE).build();
     let regex = builder(pattern).or_else(|_| RegexBuilder::new(pattern).size_limit(PATTERN_SIZE).build());
-    let regex = regex.map_err(|error| anyhow::anyhow!(error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))?;
+    // Not the pattern itself, which may be a secret.
+    let why = |error: regex::Error| error.to_string().rsplit("error: ").next().unwrap_or_default().trim().to_owned();
+    let regex = regex.map_err(|error| anyhow::anyhow!(why(error)))?;
     anyhow::ensure!(!regex.is_match(b""), "it matches the empty text, and would mask everything");
     Ok(regex)
 }
