@@ -1,6 +1,6 @@
 //! Private keys in PEM, whose lines are secret from BEGIN to END.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use memchr::memmem;
 
@@ -11,8 +11,11 @@ pub(super) const WORDS: [&str; 2] = ["private key", "private-lines:"];
 const LEAST: usize = 16;
 
 /// Lengths of a full line of base64, and how many lines behind a BEGIN such a line is masked, though others stand between.
-const FULL: std::ops::RangeInclusive<usize> = 40..=80;
+const FULL: RangeInclusive<usize> = 40..=80;
 const NEAR_LINES: u8 = 64;
+
+/// The same right behind such a line, where a shorter one may be the last.
+const JUST_SEEN: u8 = NEAR_LINES + 1;
 
 /// Where a stream stands towards a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,15 +57,16 @@ fn in_line(line: &[u8], mut key: Key, mut found: impl FnMut(Range<usize>)) -> Ke
             (_, Some(_)) => Key::Outside,
             (Some(range), None) => Key::Inside(range.start),
             (None, None) if is_header(body) => key,
-            (None, None) => Key::Near(NEAR_LINES),
+            (None, None) if key == Key::Begun => Key::Near(NEAR_LINES),
+            (None, None) => Key::Near(JUST_SEEN),
         };
         range.into_iter().for_each(&mut found);
         from = end.map_or(0, |end| end.end);
     }
     if let Key::Near(left) = key {
-        let mut runs = full_runs(line).peekable();
+        let mut runs = full_runs(line, if left == JUST_SEEN { LEAST..=*FULL.end() } else { FULL }).peekable();
         let is_over = memmem::find(line, b"-----END").is_some() || memmem::find(line, b"-----BEGIN").is_some();
-        let left = if runs.peek().is_some() { NEAR_LINES } else { left - 1 };
+        let left = if runs.peek().is_some() { JUST_SEEN } else { left - 1 };
         key = if is_over || left == 0 { Key::Outside } else { Key::Near(left) };
         runs.for_each(&mut found);
     }
@@ -100,12 +104,15 @@ fn is_base64(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')
 }
 
-/// True for what a path, words or `name=value` have not.
-fn is_mixed(run: &[u8]) -> bool {
+/// True for what words, a path or `name=value` have not. `least`: bytes to each slash.
+fn is_mixed(run: &[u8], least: usize) -> bool {
     let has_both = run.iter().any(u8::is_ascii_uppercase) && run.iter().any(u8::is_ascii_lowercase);
     let slashes = run.iter().filter(|&&byte| byte == b'/').count();
     let is_name = run.windows(2).any(|pair| pair[0] == b'=' && pair[1] != b'=');
-    run[0] != b'/' && slashes * 16 <= run.len() && !is_name && (has_both || run.len() > *FULL.end())
+    run.first().is_some_and(|&first| first != b'/')
+        && slashes * least <= run.len()
+        && !is_name
+        && (has_both || run.len() > *FULL.end())
 }
 
 /// True if nothing but signs and escapes stand here, and no object or list is closed.
@@ -130,7 +137,7 @@ fn run_on(text: &[u8]) -> Option<Range<usize>> {
         let is_last = length < longest;
         let is_key = b"\"'".contains(&text_at(behind)) && text[behind + 1..].trim_ascii_start().starts_with(b":");
         let fits = match longest {
-            0 => length >= LEAST && is_mixed(run),
+            0 => length >= LEAST && is_mixed(run, LEAST),
             _ => !is_key && (!is_last || b"\n\r\"'\\-".contains(&text_at(behind))),
         };
         if length == 0 || !fits {
@@ -158,10 +165,9 @@ fn separators(text: &[u8]) -> usize {
         at += match rest.first() {
             Some(b' ' | b'\t' | b'\r') => 1,
             Some(b'\\') => backslashes + usize::from(rest.get(backslashes).is_some_and(|byte| b"nrt".contains(byte))),
-            _ => match joint {
-                Some(length) => length,
-                None => return at,
-            },
+            Some(b'<') if let Some(end) = rest.iter().take(8).position(|&byte| byte == b'>') => end + 1,
+            _ if let Some(length) = joint => length,
+            _ => return at,
         };
     }
 }
@@ -180,13 +186,13 @@ fn last_run(body: &[u8], key: Key) -> Option<Range<usize>> {
     let (run, before) = (body.get(start..end).filter(|run| !run.is_empty())?, &body[..start]);
     let is_alone = !before.iter().any(|&byte| byte.is_ascii_alphabetic() || byte == b':');
     let in_column = key == Key::Inside(start);
-    let is_line = run.len() >= LEAST && is_mixed(run) && before.iter().filter(|&&byte| byte == b'"').count() < 2;
+    let is_line = run.len() >= LEAST && is_mixed(run, LEAST) && before.iter().filter(|&&byte| byte == b'"').count() < 2;
     (is_line || is_alone && (run.len() >= LEAST || key != Key::Begun && run.iter().any(u8::is_ascii_alphabetic)) || in_column)
         .then_some(start..end)
 }
 
-/// Places of full lines of base64 that stand alone, in a line, in a string, or at the end of a line.
-fn full_runs(line: &[u8]) -> impl Iterator<Item = Range<usize>> {
+/// Places of lines of base64, of such lengths, that stand alone, in a line, in a string, or at the end of a line.
+fn full_runs(line: &[u8], lengths: RangeInclusive<usize>) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         at += line[at..].iter().position(|&byte| is_base64(byte))?;
@@ -194,12 +200,13 @@ fn full_runs(line: &[u8]) -> impl Iterator<Item = Range<usize>> {
         at += line[at..].iter().take_while(|&&byte| is_base64(byte)).count();
         Some(start..at.max(start))
     })
-    .filter(|range| {
+    .filter(move |range| {
         let (run, before) = (&line[range.clone()], line[..range.start].last().copied().unwrap_or(b'+'));
         let is_alone =
             b"+\"'\t".contains(&before) || before == b' ' && (run.len() >= 60 || line[..range.start].trim_ascii().is_empty());
         let ends = line.get(range.end).is_none_or(|byte| b"\"'\\\r".contains(byte));
-        FULL.contains(&run.len()) && is_alone && ends && is_mixed(run) && run.iter().any(u8::is_ascii_digit)
+        let is_key = is_mixed(run.strip_prefix(b"/").unwrap_or(run), 12) && run.iter().any(u8::is_ascii_digit);
+        lengths.contains(&run.len()) && is_alone && ends && is_key
     })
 }
 
@@ -309,13 +316,13 @@ mod tests {
     #[test]
     fn key_goes_on_behind_lines_of_others() {
         let line = "MIIEpAIBAAKCAQEA0123+/abcdefghijklmnopqrstuv";
-        for (others, is_masked) in [(1, true), (60, true), (64, false)] {
+        for (others, is_masked) in [(1, true), (60, true), (66, false)] {
             let text = format!("-----BEGIN PRIVATE KEY-----\n{line}\n{}{line}\n", "[INFO] heartbeat\n".repeat(others));
             assert_eq!(masked(&text).0.matches("***").count(), 1 + usize::from(is_masked), "{others}");
         }
         let logged = format!("{{\"log\":\"-----BEGIN PRIVATE KEY-----\\n\",\"n\":1}}\n{{\"log\":\"{line}\\n\",\"n\":1}}\n");
         assert_eq!(masked(&logged).0, logged.replace(line, "***"));
-        for (before, after) in [("-----END CERTIFICATE-----\n", ""), ("/", ""), ("", " is a word"), ("[x] ", ""), ("x=", "")] {
+        for (before, after) in [("-----END CERTIFICATE-----\n", ""), ("", " is a word"), ("[x] ", ""), ("x=", "")] {
             let text = format!("-----BEGIN PRIVATE KEY----- is a mark\n{before}{line}{after}\n");
             assert_eq!(masked(&text), (text.clone(), false));
         }
