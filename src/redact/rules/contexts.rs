@@ -4,7 +4,7 @@ use super::{Matcher, Rule, rule};
 
 /// Names, headers, command lines and URLs.
 #[rustfmt::skip]
-pub(super) const CONTEXTS: [Rule; 17] = [
+pub(super) const CONTEXTS: [Rule; 19] = [
     rule("name", &["token", "secret", "passw", "pass", "credential", "key", "creds", "pwd", "kennwort", "jwt", "pat"], Matcher::Name, &[
         "GH_TOKEN=«abc» d", "forge_token=«abc» d", "GH_api_key=«abc»", "Claude_Code_Secret='«a b»' c", "my-github_pass=«abc»",
         "myGithubToken=«abc»", "MYGH_TOKEN=«abc»", "TOKEN=«abc»", "PASS=«hunter2»", "dbPassword=«hunter2»", "DB_PASSWD=«hunter2»",
@@ -48,14 +48,23 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         "TOKEN=$(cat f)", "config set password_file x1", "<add key=\"password\" value=\"\"/>",
     ]),
     rule("authorization", &["authorization", "ssws"], Matcher::Context(
-        r#"(?:(?:proxy-)?authorization["'`]?\]?\s*(?:[:=,]|=>)\s*(?:[bfru]{0,2}["'`])?(?:bearer|basic|token|digest|negotiate|ssws|apikey|key|flyv1)[ :]\s*|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &[
+        r#"(?:(?:proxy-)?authorization["'`]?\]?\s*(?:[:=,]|=>)\s*\[?(?:[bfru]{0,2}["'`])?(?:bearer|basic|token|negotiate|ssws|api-?key|key|flyv1)[ :]\s*|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*)"#), &[
         "Authorization: Bearer «abc»", "-H 'Authorization: token «abc»' x", "Proxy-Authorization: Basic «YTpi»",
         r#"{"Authorization":"Bearer «abc»"}"#, r#"{"t":"-H \"Authorization: Bearer «abc»\" x"}"#, "SSWS «00abc»",
-        ".header(\"Authorization\", \"Bearer «abc»\")", "headers={\"Authorization\": f\"Bearer «abc»\"}",
+        ".header(\"Authorization\", \"Bearer «abc»\")", "headers={\"Authorization\": f\"Bearer «abc»\"}", r#"{"Authorization":["Basic «dXNl»"]}"#,
     ], &["Authorization: Bearer $TOKEN", "Authorization: `Bearer ${token}`", "authorization: <token>", "authorization failed",
         "headers={\"Authorization\": f\"Bearer {token}\"}", "headers[\"Authorization\"] = f\"Bearer {token}\""]),
+    rule("authorization by any scheme", &["authorization"], Matcher::Line(
+        r#"authorization["'`]?\]?\s*(?::|(?:[=,]|=>)\s*\[?[bfru]{0,2}["'`])\s*\[?(?:[bfru]{0,2}["'`])?([a-z][a-z0-9-]*) +([a-z_]+=(?:\\*"[^\s{$<%])|[^\s"'`\\<${][^\s"'`\\]*)"#), &[
+        "Authorization: OAuth «2YotnFZFEjr1zCsicMWpAA»", "Authorization: Klaviyo-API-Key «pk_0a1b2c»", "Authorization: SharedKey «acc:aGVsbG8gd29ybGQ1»",
+        "Authorization: Digest «username=\"bob\", qop=auth, response=\"0a1b\"» ", "-H 'Authorization: MAC «id=\"h480\", mac=\"abc\"»' x",
+        r#"{"Authorization":"OAuth «oauth_consumer_key=\"a\", b=\"c\"»","x":1}"#, r#"{"t":"> Authorization: Digest «a=\"b\", c=\"d\"»\nHost: x"}"#,
+        r#"{"t":"{\"t\":\"a Authorization: Digest «a=\\\"b\\\", c=\\\"d\\\"»\",\"x\":1}"}"#, "Authorization: «AWS4-HMAC-SHA256» «Credential=AKIAIOSFODNN7EXAMPLE/20261123, Signature=ab»",
+        "('Authorization', 'Splunk «a1b2c3d4»')",
+    ], &["Authorization: required for all of them", "Authorization: see oauth2-server", "Authorization: OAuth ${token}", "Authorization: Digest username=\"{user}\"",
+        "authorization = await f1(token2)"]),
     rule("authorization header", &["authorization"], Matcher::Value(
-        r#"authorization["'`]?\]?\s*:\s*(?:[bfru]{0,2}["'`])?([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &["Authorization: «MAC id=\"h480\", mac=\"abc\"»", "authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»"],
+        r#"authorization["'`]?\]?\s*:\s*\[?(?:[bfru]{0,2}["'`])?(?:([a-z-]{3,})\s*(?:$|[^\sa-z0-9.(<\[:=$/+-])|([a-z-]*(?:[^\s"'`\\<${a-z-]|[a-z-][<${])[^\s"'`\\]*))"#), &["authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»"],
         &["authorization: string;", "authorization: authHeader(token),", "authorization: Authorization,", "{ authorization: null }"]),
     rule("authorization value", &["authorization"], Matcher::Login(
         r#"authorization["'`]?\]?\s*(?:=>?\s*["'`]?|,\s*["'`])([^\s"'`\\<${][^\s"'`\\]*)"#),
@@ -64,8 +73,13 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         "authorization = authorization.split()", "authorization = req.headers[0]"]),
     rule("bearer", &["bearer"], Matcher::Context(r"bearer[ \t]+([a-z0-9._~+/-]*[0-9][a-z0-9._~+/=-]{7,})"),
         &["Bearer «abcdefgh12345678»"], &["bearer authentication-scheme", "Bearer $TOKEN"]),
-    rule("cookie", &["cookie"], Matcher::Context(r#"cookie["'`]?\s*(?:[:=,]|=>)\s*["'`]?([^\s"'`=;,]+=[^\n"'`\\]+)"#),
-        &["Cookie: «a=b; c=d»", "Set-Cookie: «sid=abc; Path=/»", r#"{"set-cookie":"«sid=abc»"}"#], &["cookie: yes", "cookie = jar"]),
+    rule("cookie", &["cookie"], Matcher::Line(r#"cookie["'`]?\]?\s*(?:[:=,]|=>)\s*\[?\s*[bfru]{0,2}["'`]?([^\s"'`=;,]+=[^\s;])"#),
+        &["Cookie: «a=b; c=d»", "Set-Cookie: «sid=abc; Path=/»", r#"{"set-cookie":"«sid=abc»"}"#, r#"{"set-cookie":["«sid=abc; Path=/»"],"x":1}"#,
+        "Cookie: «theme={\"a\":1}; session=kX9»", "Cookie: «a=\"b c\"; d=e»", "-H 'Cookie: «a=\"b c\"; d=e»' x", r#"{"t":"Cookie: «a=\"b\"; c=d»\r\nHost: x"}"#,
+        "('Cookie', '«a=b»')"], &["cookie: yes", "cookie = jar"]),
+    rule("cookie of curl", &["curl"], Matcher::Context(
+        r#"curl\b[^\n|;&]*?\s(?:-b|--cookie)[ =]?(?:["'\\]+([^\s"'`=;\\]+=[^"'`\\\n]+)|([^\s"'`=;\\]+=[^\s"'`\\]+))"#),
+        &["curl -b \"«sid=abc; c=d»\" x", "curl -s --cookie «sid=abc» x"], &["curl -b jar.txt x", "curl -b $JAR x"]),
     rule("url password", &["://", r":\/\/"], Matcher::Context(
         r#":(?:\\?/){2}[^\s:/@"'`<>\[]*:([^\s"'`<>/${*\\][^\s"'`<>/\\]*)@"#),
         &["https://user:«pw»@host/x", "postgres://u:«p@ss»@db:5432/x", r#"{"u":"https:\/\/a:«b»@c"}"#],

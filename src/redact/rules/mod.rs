@@ -14,7 +14,7 @@ use self::tokens::TOKENS;
 use super::decode::ENCODED;
 use super::ordinary::{Shape, is_keyword, is_login, is_number, is_ordinary, is_placeholder};
 use super::span::{NEAR, Open};
-use super::{names, nested, values};
+use super::{headers, names, nested, values};
 
 /// A form of secrets.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,9 @@ pub(super) enum Matcher {
     Value(&'static str),
     /// As a context, and the secret looks like a login.
     Login(&'static str),
+    /// The last group of the pattern begins the secret, which goes on to the end of its line or string. A first one of two is the scheme
+    /// of a login.
+    Line(&'static str),
 }
 
 /// Properties of a token, beside its pattern.
@@ -109,7 +112,7 @@ impl Rule {
                 self.secret(text, word, ours).is_some()
                     || self.is_token_at(text, word, ours) && is_encoded(&text[word.end..], is_part)
             }
-            Matcher::Context(_) | Matcher::Value(_) | Matcher::Login(_) => {
+            Matcher::Context(_) | Matcher::Value(_) | Matcher::Login(_) | Matcher::Line(_) => {
                 self.secret(text, word, ours).is_some() || starts_word(text, word) && is_encoded(&text[word.end..], |_| true)
             }
         }
@@ -136,6 +139,14 @@ impl Rule {
         let range = match &self.matcher {
             Matcher::Name => return None,
             Matcher::Token { kind, .. } => self.token(text, word, ours, *kind)?,
+            Matcher::Line(_) => {
+                let rest = starts_word(text, word).then(|| &text[word.start..])?;
+                let captures = self.regex()?.captures(&rest[..rest.len().min(NEAR)])?;
+                let value = captures.get(captures.len() - 1)?;
+                let is_secret = captures.len() == 2
+                    || headers::is_credentials(captures.get(1)?.as_bytes(), value.as_bytes(), &rest[value.end()..]);
+                return is_secret.then(|| headers::to_end(text, word.start, word.start + value.start()));
+            }
             Matcher::Context(_) | Matcher::Value(_) | Matcher::Login(_) => {
                 let rest = starts_word(text, word).then(|| &text[word.start..])?;
                 let rest = &rest[..rest.len().min(NEAR)];
@@ -209,7 +220,7 @@ impl Rule {
         let pattern = match &self.matcher {
             Matcher::Name => return None,
             Matcher::Token { rest, .. } => rest,
-            Matcher::Context(pattern) | Matcher::Value(pattern) | Matcher::Login(pattern) => pattern,
+            Matcher::Context(pattern) | Matcher::Value(pattern) | Matcher::Login(pattern) | Matcher::Line(pattern) => pattern,
         };
         let is_context = !matches!(self.matcher, Matcher::Token { .. });
         let compile =

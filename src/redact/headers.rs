@@ -1,0 +1,59 @@
+//! Values of headers, which go on to the end of their line, or of the string that they stand in.
+
+use std::ops::Range;
+
+use super::ordinary::is_login;
+use super::span::{NEAR, Open};
+
+/// Schemes with one word behind them.
+const SINGLE: [&str; 4] = ["bearer", "basic", "token", "negotiate"];
+
+/// The value at `value` of the header at `name`, to its end.
+pub(super) fn to_end(text: &[u8], name: usize, value: usize) -> (Range<usize>, Open) {
+    let (quote, backslashes) = quote_around(text, name, value).unwrap_or((b'\n', 0));
+    let open = Open::Line(quote, backslashes);
+    let length = text[value..value + open.length(&text[value..])].trim_ascii_end().len();
+    (value..value + length, open)
+}
+
+/// True if `word`, behind this scheme, begins a login: it looks like one, or like a parameter.
+pub(super) fn is_credentials(scheme: &[u8], word: &[u8], rest: &[u8]) -> bool {
+    let is_single = SINGLE.iter().any(|single| single.as_bytes().eq_ignore_ascii_case(scheme));
+    let is_name = word.ends_with(b"=") && rest.first().is_some_and(|byte| b"\"\\".contains(byte));
+    !is_single && !is_name && (word.contains(&b'"') || is_login(word.strip_suffix(b",").unwrap_or(word)))
+}
+
+/// The quote that ends a header's value, and the backslashes that it has: it opens the value, or the header, or a string around that.
+fn quote_around(text: &[u8], name: usize, value: usize) -> Option<(u8, usize)> {
+    let with_backslashes = |at: usize| (text[at], text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count());
+    let is_quote = |at: &usize| b"\"'`".contains(&text[*at]);
+    let before = name.checked_sub(1).filter(is_quote);
+    let mut between = (name..value).filter(is_quote);
+    match (before, between.next(), between.last()) {
+        (None, Some(opens), None) | (_, _, Some(opens)) => Some(with_backslashes(opens)),
+        (Some(opens), None, _) => Some(with_backslashes(opens)),
+        _ => {
+            let near = name.saturating_sub(NEAR);
+            let line = memchr::memrchr(b'\n', &text[near..name]).map_or(near, |end| near + end + 1);
+            let before = &text[line..name];
+            // Quotes of nested strings that are decoded tell nothing.
+            let is_json = line == near && near > 0 || memchr::memmem::find(before, b"{\"").is_some();
+            innermost(before).or(is_json.then_some(0)).map(|backslashes| (b'"', backslashes))
+        }
+    }
+}
+
+/// Backslashes of the quote that opens the innermost string which `before` does not close.
+fn innermost(before: &[u8]) -> Option<usize> {
+    let mut open = Vec::new();
+    for at in memchr::memchr_iter(b'"', before) {
+        let backslashes = before[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
+        open.truncate(open.partition_point(|of_outer| *of_outer <= backslashes));
+        if open.last() == Some(&backslashes) {
+            open.pop();
+        } else {
+            open.push(backslashes);
+        }
+    }
+    open.pop()
+}
