@@ -2,6 +2,7 @@
 //! In an example, « » stand around what is masked.
 
 mod contexts;
+mod list;
 mod tokens;
 
 use std::ops::Range;
@@ -10,6 +11,7 @@ use std::sync::OnceLock;
 use regex::bytes::{Regex, RegexBuilder};
 
 use self::contexts::CONTEXTS;
+use self::list::Line;
 use self::tokens::TOKENS;
 use super::decode::ENCODED;
 use super::ordinary::{Shape, is_keyword, is_login, is_number, is_ordinary, is_placeholder};
@@ -150,10 +152,14 @@ impl Rule {
             Matcher::Context(_) | Matcher::Value(_) | Matcher::Login(_) => {
                 let rest = starts_word(text, word).then(|| &text[word.start..])?;
                 let rest = &rest[..rest.len().min(NEAR)];
-                let captures = self.regex()?.captures(rest)?;
-                let part = captures.iter().skip(1).flatten().next()?.range();
-                let more = if part.end == NEAR { Open::Word.length(&text[word.start + NEAR..]) } else { 0 };
-                let range = word.start + part.start..word.start + part.end + more;
+                let part = |text: &[u8]| Some(self.regex()?.captures(text)?.iter().skip(1).flatten().next()?.range());
+                let in_list = || Line::at(text, word).and_then(|line| Some(line.source(&part(&line.text)?)));
+                let in_text = || {
+                    let part = part(rest)?;
+                    let more = if part.end == NEAR { Open::Word.length(&text[word.start + NEAR..]) } else { 0 };
+                    Some(word.start + part.start..word.start + part.end + more)
+                };
+                let range = in_list().or_else(in_text)?;
                 let value = &text[range.clone()];
                 let is_secret = !is_placeholder(value) && !is_number(value) && !is_keyword(value);
                 (is_secret && self.fits(value)).then_some(range)?
