@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use memchr::memmem;
+
 use super::ordinary::is_login;
 use super::span::{NEAR, Open};
 
@@ -10,8 +12,7 @@ const SINGLE: [&str; 4] = ["bearer", "basic", "token", "negotiate"];
 
 /// The value at `value` of the header at `name`, to its end.
 pub(super) fn to_end(text: &[u8], name: usize, value: usize) -> (Range<usize>, Open) {
-    let (quote, backslashes) = quote_around(text, name, value).unwrap_or((b'\n', 0));
-    let open = Open::Line(quote, backslashes);
+    let open = Open::Line(quote_around(text, name, value), string_around(text, name));
     let length = text[value..value + open.length(&text[value..])].trim_ascii_end().len();
     (value..value + length, open)
 }
@@ -23,24 +24,26 @@ pub(super) fn is_credentials(scheme: &[u8], word: &[u8], rest: &[u8]) -> bool {
     !is_single && !is_name && (word.contains(&b'"') || is_login(word.strip_suffix(b",").unwrap_or(word)))
 }
 
-/// The quote that ends a header's value, and the backslashes that it has: it opens the value, or the header, or a string around that.
+/// The quote that opens a header's value, or the header, and the backslashes that it has.
 fn quote_around(text: &[u8], name: usize, value: usize) -> Option<(u8, usize)> {
-    let with_backslashes = |at: usize| (text[at], text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count());
     let is_quote = |at: &usize| b"\"'`".contains(&text[*at]);
     let before = name.checked_sub(1).filter(is_quote);
     let mut between = (name..value).filter(is_quote);
-    match (before, between.next(), between.last()) {
-        (None, Some(opens), None) | (_, _, Some(opens)) => Some(with_backslashes(opens)),
-        (Some(opens), None, _) => Some(with_backslashes(opens)),
-        _ => {
-            let near = name.saturating_sub(NEAR);
-            let line = memchr::memrchr(b'\n', &text[near..name]).map_or(near, |end| near + end + 1);
-            let before = &text[line..name];
-            // Quotes of nested strings that are decoded tell nothing.
-            let is_json = line == near && near > 0 || memchr::memmem::find(before, b"{\"").is_some();
-            innermost(before).or(is_json.then_some(0)).map(|backslashes| (b'"', backslashes))
-        }
-    }
+    let opens = match (before, between.next(), between.last()) {
+        (None, Some(opens), None) | (_, _, Some(opens)) | (Some(opens), None, _) => Some(opens),
+        _ => None,
+    };
+    opens.map(|at| (text[at], text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count()))
+}
+
+/// Backslashes of the quote that opens the string in which the header stands.
+pub(super) fn string_around(text: &[u8], name: usize) -> Option<usize> {
+    let near = name.saturating_sub(NEAR);
+    let before = &text[near..name];
+    let line = memchr::memrchr(b'\n', before).map_or(0, |end| end + 1);
+    // Quotes of nested strings that are decoded tell nothing.
+    let is_json = near > 0 || [&b"{\""[..], b"[\""].iter().any(|start| memmem::find(before, start).is_some());
+    innermost(before[line..].strip_suffix(b"\"").unwrap_or(&before[line..])).or(is_json.then_some(0))
 }
 
 /// Backslashes of the quote that opens the innermost string which `before` does not close.

@@ -185,7 +185,7 @@ fn last_run(body: &[u8], key: Key) -> Option<Range<usize>> {
     }
     let (run, before) = (body.get(start..end).filter(|run| !run.is_empty())?, &body[..start]);
     let is_alone = !before.iter().any(|&byte| byte.is_ascii_alphabetic() || byte == b':');
-    let in_column = key == Key::Inside(start);
+    let in_column = key == Key::Inside(start) && !body[end..].contains(&b':');
     let is_line = run.len() >= LEAST && is_mixed(run, LEAST) && before.iter().filter(|&&byte| byte == b'"').count() < 2;
     (is_line || is_alone && (run.len() >= LEAST || key != Key::Begun && run.iter().any(u8::is_ascii_alphabetic)) || in_column)
         .then_some(start..end)

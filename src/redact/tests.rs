@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use super::*;
 
+mod frames;
+
 fn secrets() -> Arc<Secrets> {
     static SECRETS: OnceLock<Arc<Secrets>> = OnceLock::new();
     let environment = [
@@ -162,7 +164,8 @@ fn mixture(parts: &[&str], random: &mut impl FnMut(usize) -> usize) -> String {
 
 #[test]
 fn split_reads_mask_alike() {
-    for text in MASKED.map(|example| expand(example).0) {
+    let of_rules = rules::ALL.iter().flat_map(|rule| rule.masked).copied();
+    for text in MASKED.into_iter().chain(of_rules).map(|example| expand(example).0) {
         let (bytes, whole) = (text.as_bytes(), masked(&text));
         for cut in 0..=bytes.len() {
             assert_eq!(masked_in(&[&bytes[..cut], &bytes[cut..]]), whole, "{text} {cut}");
@@ -234,39 +237,6 @@ fn json_stays_json() {
         for line in [once, twice, ascii] {
             let masked = masked(&line);
             assert!(serde_json::from_str::<serde_json::Value>(&masked).is_ok(), "{line}\n{masked}");
-        }
-    }
-}
-
-/// A mention of a key's BEGIN is no key: what stands behind it in a frame, and the next frame, stays as it is.
-#[test]
-fn mention_of_a_key_leaves_a_frame_alone() {
-    let begin = "-----BEGIN PRIVATE KEY-----";
-    let mut random = random(11);
-    let parts = [
-        begin,
-        " only",
-        "\n",
-        "\"",
-        "'",
-        "(",
-        "/home/user/projects/Factory1/agents",
-        " internationalization",
-        "{\"a\":1}",
-        ", ",
-    ];
-    for _ in 0..200 {
-        let text = mixture(&parts, &mut random);
-        let frame = |text: &str| {
-            serde_json::json!({
-                "content": [{ "grep": text, "cwd": "/home/user/projects/factory/agents/alpha" }],
-                "session_id": "0f8e7d6c-5b4a-3928-1706-f5e4d3c2b1a0", "uuid": "0f8e7d6c5b4a39281706f5e4d3c2b1a0",
-                "is_error": false, "subtype": "success", "total_cost_usd": 0.1, "list": [begin, "a", 2],
-            })
-        };
-        for frame in [frame(&text), frame(&frame(&text).to_string())] {
-            let lines = format!("{frame}\nMIIEpAIBAAKCAQEA0123456789abcdefgh next line of others\n{frame}\n");
-            assert_eq!(masked(&lines), lines);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::ordinary::{Shape, is_ordinary, is_random};
 use super::span::{NEAR, Open};
-use super::{names, nested};
+use super::{headers, names, nested};
 
 mod sign;
 
@@ -148,12 +148,19 @@ impl<'a> Scan<'a> {
                 continue;
             }
             if backslashes % 2 == 0 {
-                return Some(start..start + at);
+                return Some(start..start + self.in_string(quote, &rest[..at]));
             }
             end = at + 1;
         }
         let line = rest.iter().position(|byte| b"\"'\n".contains(byte)).unwrap_or(rest.len());
         Some(start..start + line)
+    }
+
+    /// Length of `value` up to the end of the string in which it stands: what is in `'` there may not be closed.
+    fn in_string(&self, quote: u8, value: &[u8]) -> usize {
+        let string = Some(quote).filter(|&quote| quote != b'"' && value.contains(&b'"'));
+        let string = string.and_then(|_| headers::string_around(self.text, self.name.start));
+        string.map_or(value.len(), |most| Open::Line(None, Some(most)).length(value))
     }
 
     /// True if the name stands in a string that `quote` would close: `print("token: " + …)`.

@@ -201,8 +201,8 @@ impl Scan<'_> {
         let is_call = opening.ends_with(b"(");
         let is_closed = self.text[end..].get(1) == Some(&b')');
         let is_name = names::is_loud(self.name()) || self.name().contains(&b'-');
-        let is_other = value.iter().all(|byte| byte.is_ascii_uppercase() || b"_-".contains(byte))
-            || value.contains(&b'-') && value.iter().all(|byte| byte.is_ascii_alphabetic() || *byte == b'-');
+        let is_words = |sign: u8| value.contains(&sign) && value.iter().all(|byte| byte.is_ascii_alphabetic() || *byte == sign);
+        let is_other = value.iter().all(u8::is_ascii_uppercase) || is_words(b'-') || is_words(b'_');
         let is_value = !is_other && !value.starts_with(b"-") && !value.iter().any(u8::is_ascii_whitespace);
         is_value
             && (is_flag && self.fits_word(value)
