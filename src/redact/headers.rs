@@ -29,7 +29,7 @@ fn quote_around(text: &[u8], name: usize, value: usize) -> Option<(u8, usize)> {
     let is_quote = |at: &usize| b"\"'`".contains(&text[*at]);
     let before = name.checked_sub(1).filter(is_quote);
     let mut between = (name..value).filter(is_quote);
-    let opens = match (before, between.next(), between.last()) {
+    let opens = match (before, between.next(), between.next_back()) {
         (None, Some(opens), None) | (_, _, Some(opens)) | (Some(opens), None, _) => Some(opens),
         _ => None,
     };

@@ -155,7 +155,9 @@ impl Rule {
                 let part = |text: &[u8]| Some(self.regex()?.captures(text)?.iter().skip(1).flatten().next()?.range());
                 let in_list = || Line::at(text, word).and_then(|line| Some(line.source(&part(&line.text)?)));
                 let in_text = || {
-                    let part = part(rest)?;
+                    // A password may go on behind what is looked at.
+                    let is_cut = rest.len() == NEAR && self.words.contains(&"://");
+                    let part = part(rest).or_else(|| is_cut.then(|| part(&[rest, b"@"].concat()))?)?;
                     let more = if part.end == NEAR { Open::Word.length(&text[word.start + NEAR..]) } else { 0 };
                     Some(word.start + part.start..word.start + part.end + more)
                 };

@@ -63,6 +63,9 @@ fn masks_in_a_frame_leave_its_structure_alone() {
         "<password a=\"b\">",
         "<add value=\"v\" key=\"password\"/>",
         "https://u:p@h",
+        "DB_PASSWORD='a1",
+        "Cookie: a=b; ",
+        "mysql -u root '-p",
         "\"",
         "'",
         "\\",
@@ -97,5 +100,10 @@ fn headers_are_masked_to_their_end_at_any_length() {
         for value in [&cookies, &cookies[..9_000], &cookies[..400]] {
             assert_eq!(masked(&format!("{before}{value}{after}\n")), format!("{before}***{after}\n"));
         }
+    }
+    for length in [10, 4_000, 5_000, 90_000] {
+        let password = "aB3".repeat(length / 3);
+        let text = masked(&format!("x https://me:{password}@host/a y\n"));
+        assert!(text.starts_with("x https://me:***") && text.ends_with(" y\n") && text.len() < 50, "{text}");
     }
 }
