@@ -20,7 +20,7 @@ impl Line {
         let mut line = Self { text: text[word.start..first].to_vec(), places: (word.start..first).collect() };
         let mut at = first + 1;
         while line.text.len() < NEAR
-            && let Some(start) = next(&text[at..], quote)
+            && let Some(start) = next(text.get(at..).unwrap_or_default(), quote)
         {
             line.push(b' ', at);
             at += start;

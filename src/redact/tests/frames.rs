@@ -91,6 +91,14 @@ fn masks_in_a_frame_leave_its_structure_alone() {
 }
 
 #[test]
+fn list_may_end_anywhere() {
+    let text = r#"["curl","-u","a:b1"],('X-Api-Key','a1b2c3'),<add value="v" key="password"/>,x: [ 'a-key': ['v'"#;
+    for end in 0..=text.len() {
+        masked(&text[..end]);
+    }
+}
+
+#[test]
 fn headers_are_masked_to_their_end_at_any_length() {
     let cookies: String = (0..4_000).map(|at| format!("c{at}={at:064}; ")).collect();
     let cookies = cookies.trim_end().to_owned();
