@@ -184,8 +184,9 @@ fn last_run(body: &[u8], key: Key) -> Option<Range<usize>> {
         start -= 1 + run_before(start - 1);
     }
     let (run, before) = (body.get(start..end).filter(|run| !run.is_empty())?, &body[..start]);
-    let is_alone = !before.iter().any(|&byte| byte.is_ascii_alphabetic() || byte == b':');
-    let in_column = key == Key::Inside(start) && !body[end..].contains(&b':');
+    let is_named = body[end..].contains(&b':');
+    let is_alone = !is_named && !before.iter().any(|&byte| byte.is_ascii_alphabetic() || byte == b':');
+    let in_column = key == Key::Inside(start) && !is_named;
     let is_line = run.len() >= LEAST && is_mixed(run, LEAST) && before.iter().filter(|&&byte| byte == b'"').count() < 2;
     (is_line || is_alone && (run.len() >= LEAST || key != Key::Begun && run.iter().any(u8::is_ascii_alphabetic)) || in_column)
         .then_some(start..end)
@@ -307,7 +308,8 @@ mod tests {
         }
         let last = format!("{begin}\n[x] {long}\n[x] ab=\n[y]  done");
         assert_eq!(masked(&last).0, format!("{begin}\n[x] ***\n[x] ***\n[y]  done"));
-        for line in ["ab12cd34= word", "abc: def", "done", r#"{"a":"b","uuid":"aBcdefghijklmnopqr"}"#] {
+        assert_eq!(masked(&format!("{begin}\n\"{long}\"\n\"Name: \"")).0, format!("{begin}\n\"***\"\n\"Name: \""));
+        for line in ["\"Name: \"", "ab12cd34= word", "abc: def", "done", r#"{"a":"b","uuid":"aBcdefghijklmnopqr"}"#] {
             let text = format!("{begin}\n{line}\nab12=");
             assert_eq!(masked(&text), (text.clone(), false));
         }
