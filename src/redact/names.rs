@@ -30,8 +30,8 @@ const KINDS: [&str; 20] = [
 ];
 
 /// Parts that make a key secret.
-const KEYS: [&str; 10] =
-    ["subscription", "api", "access", "private", "secret", "account", "auth", "master", "encryption", "storage"];
+const KEYS: [&str; 11] =
+    ["subscription", "api", "access", "private", "secret", "account", "auth", "master", "encryption", "storage", "preshared"];
 
 /// Words that stand right before "pass" in one part.
 const BEFORE_PASS: [&str; 26] = [

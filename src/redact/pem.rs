@@ -1,6 +1,6 @@
 //! Private keys in PEM, whose lines are secret from BEGIN to END.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use memchr::memmem;
 
@@ -10,32 +10,81 @@ pub(super) const WORDS: [&str; 2] = ["private key", "private-lines:"];
 /// Least length of a line of base64 with something beside it.
 const LEAST: usize = 16;
 
-/// Marks what of `text` is secret. `is_inside`: a key has begun before it; afterwards, that it goes on behind it.
-pub(super) fn find(text: &[u8], is_inside: &mut bool, mut found: impl FnMut(Range<usize>)) {
+/// Lengths of a full line of base64, and how many lines behind a BEGIN such a line is masked, though others stand between.
+const FULL: RangeInclusive<usize> = 40..=80;
+const NEAR_LINES: u8 = 64;
+
+/// The same right behind such a line, where a shorter one may be the last.
+const JUST_SEEN: u8 = NEAR_LINES + 1;
+
+/// Where a stream stands towards a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Key {
+    #[default]
+    Outside,
+    /// Behind a line that ended with BEGIN.
+    Begun,
+    /// Behind a line of base64, which began at this column.
+    Inside(usize),
+    /// So many lines may still have some of a key that has begun, between others.
+    Near(u8),
+}
+
+impl Key {
+    /// True if what comes next is of a key.
+    pub(super) fn is_open(self) -> bool {
+        matches!(self, Self::Begun | Self::Inside(_))
+    }
+}
+
+/// Marks what of `text` is secret. `key`: the state before it, and then behind it.
+pub(super) fn find(text: &[u8], key: &mut Key, mut found: impl FnMut(Range<usize>)) {
     let mut start = 0;
     for line in text.split(|&byte| byte == b'\n') {
-        let mut from = 0;
-        // A line of JSON may have several keys.
-        loop {
-            if !*is_inside {
-                let Some(begin) = marker(&line[from..], b"BEGIN") else { break };
-                (*is_inside, from) = (true, from + begin.end);
-            }
-            let rest = &line[from..];
-            let end = marker(rest, b"END");
-            let body = &rest[..end.as_ref().map_or(rest.len(), |end| end.start)];
-            match base64_in(body) {
-                Some(range) if from == 0 && end.is_none() || range.len() >= LEAST => {
-                    found(start + from + range.start..start + from + range.end)
-                }
-                None if from == 0 && end.is_none() && !is_header(body) => *is_inside = false,
-                _ => {}
-            }
-            let Some(end) = end else { break };
-            (*is_inside, from) = (false, from + end.end);
-        }
+        *key = in_line(line, *key, |range| found(start + range.start..start + range.end));
         start += line.len() + 1;
     }
+}
+
+/// Marks what of `line` is secret, and returns the state behind it.
+fn in_line(line: &[u8], mut key: Key, mut found: impl FnMut(Range<usize>)) -> Key {
+    let mut from = 0;
+    if key.is_open() {
+        let end = marker(line, b"END");
+        let body = &line[..end.as_ref().map_or(line.len(), |end| end.start)];
+        let range = run_on(body).or_else(|| last_run(body, key));
+        key = match (&range, &end) {
+            (_, Some(_)) => Key::Outside,
+            (Some(range), None) => Key::Inside(range.start),
+            (None, None) if is_header(body) => key,
+            (None, None) if key == Key::Begun => Key::Near(NEAR_LINES),
+            (None, None) => Key::Near(JUST_SEEN),
+        };
+        range.into_iter().for_each(&mut found);
+        from = end.map_or(0, |end| end.end);
+    }
+    if let Key::Near(left) = key {
+        let mut runs = full_runs(line, if left == JUST_SEEN { LEAST..=*FULL.end() } else { FULL }).peekable();
+        let is_over = memmem::find(line, b"-----END").is_some() || memmem::find(line, b"-----BEGIN").is_some();
+        let left = if runs.peek().is_some() { JUST_SEEN } else { left - 1 };
+        key = if is_over || left == 0 { Key::Outside } else { Key::Near(left) };
+        runs.for_each(&mut found);
+    }
+    // A line of JSON may have several keys.
+    while let Some(begin) = marker(&line[from..], b"BEGIN") {
+        from += begin.end;
+        let range = run_on(&line[from..]);
+        let rest = from + range.as_ref().map_or(0, |range| range.end);
+        range.iter().for_each(|range| found(from + range.start..from + range.end));
+        key = match range {
+            _ if marker(&line[rest..], b"END").is_some() => Key::Outside,
+            _ if !is_signs(&line[rest..]) => Key::Near(NEAR_LINES),
+            Some(_) => Key::Inside(0),
+            None => Key::Begun,
+        };
+        from = rest;
+    }
+    key
 }
 
 /// Place of a marker as `-----BEGIN RSA PRIVATE KEY-----`, from `word` on, which is BEGIN or END.
@@ -51,34 +100,115 @@ fn marker(line: &[u8], word: &[u8]) -> Option<Range<usize>> {
     (dashes >= 4 && line[..start].ends_with(b"-") || line[..start].ends_with(b"- ")).then_some(start..key)
 }
 
-/// Place of the base64 in a line of a key, which may be quoted, numbered or indented.
-fn base64_in(body: &[u8]) -> Option<Range<usize>> {
-    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
-    let first = usize::from(body.starts_with(b"+")); // of a diff
-    let mut at = first;
-    let (mut best, mut last) = (at..at, at);
-    while at < body.len() {
-        at += usize::from(matches!(body[at], b'n' | b'r') && at > 0 && body[at - 1] == b'\\'); // of `\n`
-        let length = body[at..].iter().take_while(|&&byte| is_base64(byte)).count();
-        if length > best.len() {
-            best = at..at + length;
+fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')
+}
+
+/// True for what words, a path or `name=value` have not. `least`: bytes to each slash.
+fn is_mixed(run: &[u8], least: usize) -> bool {
+    let has_both = run.iter().any(u8::is_ascii_uppercase) && run.iter().any(u8::is_ascii_lowercase);
+    let slashes = run.iter().filter(|&&byte| byte == b'/').count();
+    let is_name = run.windows(2).any(|pair| pair[0] == b'=' && pair[1] != b'=');
+    run.first().is_some_and(|&first| first != b'/')
+        && slashes * least <= run.len()
+        && !is_name
+        && (has_both || run.len() > *FULL.end())
+}
+
+/// True if nothing but signs and escapes stand here, and no object or list is closed.
+fn is_signs(rest: &[u8]) -> bool {
+    let rest = rest.strip_prefix(b" BLOCK").unwrap_or(rest);
+    let is_escape = |at: usize| at > 0 && rest[at - 1] == b'\\' && b"nrt".contains(&rest[at]);
+    let is_sign = |(at, byte): (usize, &u8)| !byte.is_ascii_alphanumeric() && !b"}]".contains(byte) || is_escape(at);
+    rest.iter().enumerate().all(is_sign) || rest.starts_with(b": ")
+}
+
+/// Place of the base64 that `text` begins with, in one line: its lines end with blanks, escapes, or as strings of a list.
+fn run_on(text: &[u8]) -> Option<Range<usize>> {
+    let text_at = |at: usize| text.get(at).copied().unwrap_or(b'\n');
+    let head = text.strip_prefix(b" BLOCK").unwrap_or(text).iter().take_while(|&&byte| b" -+".contains(&byte)).count();
+    let head = head + if text.starts_with(b" BLOCK") { 6 } else { 0 };
+    let start = head + separators(&text[head..]);
+    let (mut at, mut end, mut longest) = (start, start, 0);
+    loop {
+        let length = text[at..].iter().take_while(|&&byte| is_base64(byte)).count();
+        let run = &text[at..at + length];
+        let behind = at + length + text[at + length..].iter().take_while(|&&byte| byte == b' ').count();
+        let is_last = length < longest;
+        let is_key = b"\"'".contains(&text_at(behind)) && text[behind + 1..].trim_ascii_start().starts_with(b":");
+        let fits = match longest {
+            0 => length >= LEAST && is_mixed(run, LEAST),
+            _ => !is_key && (!is_last || b"\n\r\"'\\-".contains(&text_at(behind))),
+        };
+        if length == 0 || !fits {
+            break;
         }
-        if length >= 4 {
-            last = at + length;
+        (end, longest) = (at + length, longest.max(length));
+        if is_last {
+            break;
         }
-        at += length.max(1);
+        at = end + separators(&text[end..]);
     }
-    let is_sign = |byte: &u8| {
-        !is_base64(*byte) && !b":".contains(byte) || byte.is_ascii_digit() && body[first..best.start].contains(byte)
-    };
-    let is_alone = body[first..best.start].iter().all(is_sign)
-        && body[best.end..].iter().all(|byte| is_sign(byte) || b"n+".contains(byte));
-    // Several runs on one line are words, unless one is long.
-    match best.len() {
-        0 => None,
-        LEAST.. => Some(best.start..if best.len() > 2 * LEAST { last.max(best.end) } else { best.end }),
-        _ => is_alone.then_some(best),
+    (longest > 0).then_some(start..end)
+}
+
+/// Length of what stands between two lines of base64 in one: blanks, `\n`, `", "`, `" + "`.
+fn separators(text: &[u8]) -> usize {
+    let mut at = 0;
+    loop {
+        let rest = &text[at..];
+        let backslashes = rest.iter().take_while(|&&byte| byte == b'\\').count();
+        let joint = rest.first().filter(|byte| b"\"'".contains(byte)).and_then(|quote| {
+            let signs = rest[1..].iter().take_while(|byte| b" ,+".contains(byte)).count();
+            (rest.get(1 + signs) == Some(quote)).then_some(signs + 2)
+        });
+        at += match rest.first() {
+            Some(b' ' | b'\t' | b'\r') => 1,
+            Some(b'\\') => backslashes + usize::from(rest.get(backslashes).is_some_and(|byte| b"nrt".contains(byte))),
+            Some(b'<') if let Some(end) = rest.iter().take(8).position(|&byte| byte == b'>') => end + 1,
+            _ if let Some(length) = joint => length,
+            _ => return at,
+        };
     }
+}
+
+/// Place of the base64 at the end of a line of a key, which may be quoted, numbered, indented, or behind the prefix of a log.
+fn last_run(body: &[u8], key: Key) -> Option<Range<usize>> {
+    let is_escape = |at: usize| at > 0 && body[at - 1] == b'\\' && b"nrt".contains(&body[at]);
+    let last = (0..body.len()).rev().find(|&at| body[at].is_ascii_alphanumeric() && !is_escape(at))?;
+    let run_before = |end: usize| body[..end].iter().rev().take_while(|&&byte| is_base64(byte)).count();
+    let mut start = last + 1 - run_before(last + 1);
+    let end = last + body[last..].iter().take_while(|&&byte| is_base64(byte)).count();
+    start += usize::from(is_escape(start) || start == 0 && body[0] == b'+'); // of `\n`, of a diff
+    while body[..start].ends_with(b" ") && run_before(start - 1) > 2 * LEAST {
+        start -= 1 + run_before(start - 1);
+    }
+    let (run, before) = (body.get(start..end).filter(|run| !run.is_empty())?, &body[..start]);
+    let is_named = body[end..].contains(&b':');
+    let is_alone = !is_named && !before.iter().any(|&byte| byte.is_ascii_alphabetic() || byte == b':');
+    let in_column = key == Key::Inside(start) && !is_named;
+    let is_line = run.len() >= LEAST && is_mixed(run, LEAST) && before.iter().filter(|&&byte| byte == b'"').count() < 2;
+    (is_line || is_alone && (run.len() >= LEAST || key != Key::Begun && run.iter().any(u8::is_ascii_alphabetic)) || in_column)
+        .then_some(start..end)
+}
+
+/// Places of lines of base64, of such lengths, that stand alone, in a line, in a string, or at the end of a line.
+fn full_runs(line: &[u8], lengths: RangeInclusive<usize>) -> impl Iterator<Item = Range<usize>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        at += line[at..].iter().position(|&byte| is_base64(byte))?;
+        let start = at + usize::from(at == 0 && line[0] == b'+');
+        at += line[at..].iter().take_while(|&&byte| is_base64(byte)).count();
+        Some(start..at.max(start))
+    })
+    .filter(move |range| {
+        let (run, before) = (&line[range.clone()], line[..range.start].last().copied().unwrap_or(b'+'));
+        let is_alone =
+            b"+\"'\t".contains(&before) || before == b' ' && (run.len() >= 60 || line[..range.start].trim_ascii().is_empty());
+        let ends = line.get(range.end).is_none_or(|byte| b"\"'\\\r".contains(byte));
+        let is_key = is_mixed(run.strip_prefix(b"/").unwrap_or(run), 12) && run.iter().any(u8::is_ascii_digit);
+        lengths.contains(&run.len()) && is_alone && ends && is_key
+    })
 }
 
 fn is_header(body: &[u8]) -> bool {
@@ -93,13 +223,13 @@ mod tests {
     use super::*;
 
     fn masked(text: &str) -> (String, bool) {
-        let (mut out, mut at, mut is_inside) = (String::new(), 0, false);
-        find(text.as_bytes(), &mut is_inside, |range| {
+        let (mut out, mut at, mut key) = (String::new(), 0, Key::Outside);
+        find(text.as_bytes(), &mut key, |range| {
             out += &text[at..range.start];
             out += "***";
             at = range.end;
         });
-        (out + &text[at..], is_inside)
+        (out + &text[at..], key.is_open())
     }
 
     #[test]
@@ -163,20 +293,58 @@ mod tests {
 
     #[test]
     fn line_of_a_key_is_masked_to_its_last_run() {
-        let [short, long] = [32, 33].map(|length| "a".repeat(length));
+        let (begin, long) = ("-----BEGIN PRIVATE KEY-----", "aB".repeat(17));
         for (line, expected) in [
             (format!("{long} {long}"), "***"),
             (format!("{long} abcd"), "***"),
-            (format!("{long} abc"), "*** abc"),
-            (format!("{short} abcd"), "*** abcd"),
-            (String::new(), ""),
+            (format!("{long} words of a sentence"), "*** words of a sentence"),
+            (format!("web-1  | {long}"), "web-1  | ***"),
+            (format!("id_rsa-2-{long}"), "id_rsa-2-***"),
+            (format!("^1a2b3c4 (Bob 2026-01-01 2) {long}"), "^1a2b3c4 (Bob 2026-01-01 2) ***"),
+            (format!("| {long} |"), "| *** |"),
+            (format!("\"{long}\\n\" +"), "\"***\\n\" +"),
         ] {
-            let begin = "-----BEGIN PRIVATE KEY-----";
             assert_eq!(masked(&format!("{begin}\n{line}\nab12=")), (format!("{begin}\n{expected}\n***"), true));
         }
-        for line in ["ab12cd34= word", "abc: def"] {
-            let text = format!("-----BEGIN PRIVATE KEY-----\n{line}\nab12=");
+        let last = format!("{begin}\n[x] {long}\n[x] ab=\n[y]  done");
+        assert_eq!(masked(&last).0, format!("{begin}\n[x] ***\n[x] ***\n[y]  done"));
+        assert_eq!(masked(&format!("{begin}\n\"{long}\"\n\"Name: \"")).0, format!("{begin}\n\"***\"\n\"Name: \""));
+        for line in ["\"Name: \"", "ab12cd34= word", "abc: def", "done", r#"{"a":"b","uuid":"aBcdefghijklmnopqr"}"#] {
+            let text = format!("{begin}\n{line}\nab12=");
             assert_eq!(masked(&text), (text.clone(), false));
+        }
+    }
+
+    #[test]
+    fn key_goes_on_behind_lines_of_others() {
+        let line = "MIIEpAIBAAKCAQEA0123+/abcdefghijklmnopqrstuv";
+        for (others, is_masked) in [(1, true), (60, true), (66, false)] {
+            let text = format!("-----BEGIN PRIVATE KEY-----\n{line}\n{}{line}\n", "[INFO] heartbeat\n".repeat(others));
+            assert_eq!(masked(&text).0.matches("***").count(), 1 + usize::from(is_masked), "{others}");
+        }
+        let logged = format!("{{\"log\":\"-----BEGIN PRIVATE KEY-----\\n\",\"n\":1}}\n{{\"log\":\"{line}\\n\",\"n\":1}}\n");
+        assert_eq!(masked(&logged).0, logged.replace(line, "***"));
+        for (before, after) in [("-----END CERTIFICATE-----\n", ""), ("", " is a word"), ("[x] ", ""), ("x=", "")] {
+            let text = format!("-----BEGIN PRIVATE KEY----- is a mark\n{before}{line}{after}\n");
+            assert_eq!(masked(&text), (text.clone(), false));
+        }
+    }
+
+    #[test]
+    fn key_in_one_line_ends_with_its_string() {
+        let (begin, end, body) = ("-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", "MIIEpAIBAAKCAQEA0123");
+        for (line, expected) in [
+            (format!(r#"["{begin}","{body}","ab12=","{end}"]"#), format!(r#"["{begin}","***","{end}"]"#)),
+            (format!(r#"["{begin}","{body}"],"a":"b""#), format!(r#"["{begin}","***"],"a":"b""#)),
+            (
+                format!(r#"{{"k":"{begin}\n{body}\n","cwd":"/home/user"}}"#),
+                format!(r#"{{"k":"{begin}\n***\n","cwd":"/home/user"}}"#),
+            ),
+            (format!(r#"["{begin}","internationalization"]"#), String::new()),
+            (format!(r#""{begin}","/home/user/Projects/a""#), String::new()),
+        ] {
+            let expected = if expected.is_empty() { &line } else { &expected };
+            assert_eq!(masked(&line), (expected.clone(), false));
         }
     }
 }

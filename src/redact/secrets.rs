@@ -8,9 +8,10 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use super::decode::{Decoded, Syntax};
 use super::finder::{Finder, Meaning};
+use super::pem::{self, Key};
 use super::rules;
 use super::span::{Open, Span};
-use super::{environment, json, names, pem, values};
+use super::{environment, json, names, values};
 
 /// Encodings that may hide a known value where no other word tells, beside those of single bytes.
 const ENCODINGS: [&str; 8] = [r"\u00", r"\u{", r"\/", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;"];
@@ -124,7 +125,7 @@ impl Secrets {
     }
 
     /// The secrets in `line`, sorted, none touching another. `in_key`: see [`pem::find`].
-    pub(super) fn spans(&self, line: &[u8], in_key: &mut bool) -> Vec<Span> {
+    pub(super) fn spans(&self, line: &[u8], in_key: &mut Key) -> Vec<Span> {
         let mut spans = Vec::new();
         self.search(line, in_key, |range, open| spans.push(span(line, range, open)));
         let mut layers = Vec::new();
@@ -148,13 +149,13 @@ impl Secrets {
             layers.push(decoded);
             let place = |range| layers.iter().rev().fold(range, |range, layer| layer.source(&range));
             let text = layers.last().map_or(line, |layer| &layer.text);
-            self.search(text, &mut false, |range, open| spans.push(span(line, place(range), open)));
+            self.search(text, &mut Key::default(), |range, open| spans.push(span(line, place(range), open)));
         }
     }
 
     /// Calls `found` for each secret in `text`, as it stands there.
-    fn search(&self, text: &[u8], in_key: &mut bool, mut found: impl FnMut(Range<usize>, Open)) {
-        let (mut has_key, mut last) = (*in_key, 0..0);
+    fn search(&self, text: &[u8], in_key: &mut Key, mut found: impl FnMut(Range<usize>, Open)) {
+        let (mut has_key, mut last) = (*in_key != Key::Outside, 0..0);
         self.finder.find(text, 0, |word, meaning| {
             // Each of many words in one long value would be looked at to its end.
             if last.contains(&word.start) && matches!(meaning, Meaning::Rule(..) | Meaning::Name) {

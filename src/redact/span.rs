@@ -22,6 +22,8 @@ pub(super) enum Open {
     Word,
     /// To this quote behind so many backslashes, or fewer.
     Quoted(u8, usize),
+    /// To the end of the line, also an encoded one, to this quote behind so many backslashes, or fewer, or to a `"` behind so many.
+    Line(Option<(u8, usize)>, Option<usize>),
     /// To what is no base64.
     Base64,
 }
@@ -36,6 +38,17 @@ impl Open {
             Self::Base64 => {
                 let goes_on = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'\\' | b' ');
                 text.iter().position(|byte| !goes_on(byte))
+            }
+            Self::Line(quote, string) => {
+                let mut backslashes = 0;
+                text.iter().enumerate().find_map(|(at, &byte)| {
+                    let before = backslashes;
+                    backslashes = if byte == b'\\' { before + 1 } else { 0 };
+                    let is_end = b"nr".contains(&byte) && before > 0
+                        || quote.is_some_and(|(quote, most)| byte == quote && before <= most)
+                        || string.is_some_and(|most| byte == b'"' && before <= most);
+                    (is_end || b"\r\n".contains(&byte)).then_some(at - before)
+                })
             }
             Self::Quoted(quote, most) => memchr2_iter(quote, b'"', text).find_map(|at| {
                 let backslashes = text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();

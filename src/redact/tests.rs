@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use super::*;
 
+mod frames;
+
 fn secrets() -> Arc<Secrets> {
     static SECRETS: OnceLock<Arc<Secrets>> = OnceLock::new();
     let environment = [
@@ -169,7 +171,8 @@ fn mixture(parts: &[&str], random: &mut impl FnMut(usize) -> usize) -> String {
 
 #[test]
 fn split_reads_mask_alike() {
-    for text in MASKED.map(|example| expand(example).0) {
+    let of_rules = rules::ALL.iter().flat_map(|rule| rule.masked).copied();
+    for text in MASKED.into_iter().chain(of_rules).map(|example| expand(example).0) {
         let (bytes, whole) = (text.as_bytes(), masked(&text));
         for cut in 0..=bytes.len() {
             assert_eq!(masked_in(&[&bytes[..cut], &bytes[cut..]]), whole, "{text} {cut}");

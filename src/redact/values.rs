@@ -2,23 +2,14 @@
 
 use std::ops::Range;
 
-use super::decode::ENCODED;
 use super::ordinary::{Shape, is_ordinary, is_random};
 use super::span::{NEAR, Open};
-use super::{names, nested};
+use super::{headers, names, nested};
 
-/// Sign between a name and its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sign {
-    Equals,
-    Compares,
-    Colon,
-    Arrow,
-    Tag,
-    Space,
-    /// `"name": "NAME", "value": "…"`.
-    Pair,
-}
+mod sign;
+
+use self::sign::Sign;
+pub(super) use self::sign::may_follow;
 
 /// A text and a place in it, on the way from a name to its value.
 struct Scan<'a> {
@@ -31,30 +22,13 @@ struct Scan<'a> {
     is_spaced: bool,
 }
 
-/// False if a value of `name` cannot stand behind it in `text`, also in an encoding.
-pub(super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
-    let rest = &text[name.end..];
-    let spaces = rest.iter().take(64).take_while(|byte| b" \t".contains(byte)).count();
-    let Some(&next) = rest.get(spaces) else { return false };
-    let is_command = || {
-        let before = &text[..name.start];
-        let last = || before.trim_ascii_end().rsplit(|byte| byte.is_ascii_whitespace()).next().unwrap_or_default();
-        before.ends_with(b"-")
-            || names::is_behind_code(text, name)
-            || [&b"setenv"[..], b"ENV", b"set"].iter().any(|word| last().ends_with(word))
-            || last().starts_with(b"-")
-    };
-    b"=:+?>".contains(&next)
-        || ENCODED.contains(&next) && !rest[spaces..].starts_with(b"\\n")
-        || spaces == 0 && b"\"'`".contains(&next)
-        || spaces > 0 && is_command()
-}
-
 /// The secret values of `name` in `text`: its own, or those below it.
 pub(super) fn of_name(text: &[u8], name: Range<usize>) -> Vec<(Range<usize>, Open)> {
     match Scan::behind(text, name) {
         Some(scan) => match (scan.quote, scan.peek()) {
-            (Some(quote), Some(b'{' | b'[')) => nested::in_json(text, scan.name(), quote, scan.at),
+            (Some(quote), Some(b'{' | b'[')) if ![Sign::Compares, Sign::Comma].contains(&scan.sign) => {
+                nested::in_json(text, scan.name(), quote, scan.at)
+            }
             _ => scan.value().into_iter().collect(),
         },
         None => Vec::new(),
@@ -67,11 +41,18 @@ impl<'a> Scan<'a> {
         let mut scan = Scan { text, at: name.end, name, quote: None, sign: Sign::Equals, is_spaced: false };
         scan.quote = scan.peek().filter(|byte| b"\"'`".contains(byte));
         scan.at += usize::from(scan.quote.is_some());
+        if scan.quote.is_some()
+            && let Some(place) = scan.place_before()
+        {
+            (scan.sign, scan.at) = (Sign::Pair, place.start - 1);
+            return Some(scan);
+        }
         scan.at += usize::from(scan.quote.is_some() && scan.peek() == Some(b']'));
         let spaces = scan.skip_spaces(64);
         (scan.sign, scan.at) = scan.sign(spaces)?;
         scan.is_spaced = spaces > 0;
         scan.skip_spaces(16);
+        scan.skip_opener();
         scan.skip_prefix();
         // The default in `${TOKEN:-default}`.
         scan.at += usize::from(scan.before().ends_with(b"${") && scan.peek().is_some_and(|byte| b"-=+?".contains(&byte)));
@@ -105,7 +86,8 @@ impl<'a> Scan<'a> {
         let is_compared = self.sign == Sign::Compares && !is_random(value);
         let goes_on = range.len() >= NEAR;
         let end = if goes_on { range.end + Open::Word.length(&self.text[range.end..]) } else { range.end };
-        (!is_compared && !is_command && !is_ordinary(value, shape)).then_some((range.start..end, open))
+        let is_shown = is_compared || is_command || self.sign == Sign::Comma && !self.fits_list(value, range.end);
+        (!is_shown && !is_ordinary(value, shape)).then_some((range.start..end, open))
     }
 
     fn peek(&self) -> Option<u8> {
@@ -139,63 +121,6 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The sign behind `spaces`, and the place behind it.
-    fn sign(&self, spaces: usize) -> Option<(Sign, usize)> {
-        let rest = &self.text[self.at..];
-        let table: [(&[u8], Sign); 12] = [
-            (b"=>", Sign::Arrow),
-            (b"===", Sign::Compares),
-            (b"==", Sign::Compares),
-            (b"=~", Sign::Compares),
-            (b"=", Sign::Equals),
-            (b"+=", Sign::Equals),
-            (b":=", Sign::Equals),
-            (b"?=", Sign::Equals),
-            (b"?:", Sign::Colon),
-            (b"::", Sign::Compares),
-            (b":", Sign::Colon),
-            (b">", Sign::Tag),
-        ];
-        if let Some((text, sign)) = table.into_iter().find(|(text, _)| rest.starts_with(text)) {
-            let is_other = sign == Sign::Tag && !self.text[..self.name.start].ends_with(b"<");
-            return (!is_other).then_some((sign, self.at + text.len()));
-        }
-        if rest.starts_with(b",") {
-            return self.pair();
-        }
-        // `<add key="password" value="…"/>`.
-        if self.quote.is_some() && rest.starts_with(b"value=") {
-            return Some((Sign::Pair, self.at + 6));
-        }
-        let is_word = spaces > 0 && self.quote.is_none() && self.is_command();
-        is_word.then_some((Sign::Space, self.at))
-    }
-
-    /// The value in `"name": "NAME", "value": "…"`, and in `["NAME", "…"]` of headers.
-    fn pair(&self) -> Option<(Sign, usize)> {
-        let quote = self.quote?;
-        let rest = self.text[self.at + 1..].trim_ascii_start();
-        let key = [&[quote][..], b"value", &[quote]].concat();
-        let rest = rest.strip_prefix(&key[..]).or_else(|| rest.strip_prefix(b"value"))?;
-        let signs = rest.iter().take_while(|byte| b" :=".contains(byte)).count();
-        Some((Sign::Pair, self.text.len() - rest.len() + signs))
-    }
-
-    /// True if a name and a space are followed by its value: a flag, `ENV NAME value`, `setenv NAME value`, `set -x NAME value`.
-    fn is_command(&self) -> bool {
-        let before = self.before();
-        let dashes = before.iter().rev().take_while(|&&byte| byte == b'-').count();
-        let is_config = |words: &[&[u8]]| matches!(words, [.., config, set] if [&b"configure"[..], b"config"].contains(config) && *set == b"set");
-        let is_flag = dashes > 0 && before[..before.len() - dashes].last().is_none_or(|byte| b" \t\"'`([=".contains(byte));
-        let words: Vec<&[u8]> = before.split(|&byte| byte == b' ').filter(|word| !word.is_empty()).collect();
-        let is_setter = match words.as_slice() {
-            [.., last] if [&b"setenv"[..], b"ENV"].contains(last) => true,
-            [.., set, option] => *set == b"set" && option.starts_with(b"-"),
-            _ => false,
-        };
-        is_flag || is_setter && names::is_loud(self.name()) || is_config(&words)
-    }
-
     /// The value in `quote`, at which the scan stands. Without a closing quote it ends at any quote.
     fn quoted(&self, quote: u8) -> Option<Range<usize>> {
         let start = self.at + 1;
@@ -221,12 +146,19 @@ impl<'a> Scan<'a> {
                 continue;
             }
             if backslashes % 2 == 0 {
-                return Some(start..start + at);
+                return Some(start..start + self.in_string(quote, &rest[..at]));
             }
             end = at + 1;
         }
         let line = rest.iter().position(|byte| b"\"'\n".contains(byte)).unwrap_or(rest.len());
         Some(start..start + line)
+    }
+
+    /// Length of `value` up to the end of the string in which it stands: what is in `'` there may not be closed.
+    fn in_string(&self, quote: u8, value: &[u8]) -> usize {
+        let string = Some(quote).filter(|&quote| quote != b'"' && value.contains(&b'"'));
+        let string = string.and_then(|_| headers::string_around(self.text, self.name.start));
+        string.map_or(value.len(), |most| Open::Line(None, Some(most)).length(value))
     }
 
     /// True if the name stands in a string that `quote` would close: `print("token: " + …)`.
@@ -250,12 +182,13 @@ impl<'a> Scan<'a> {
         };
         let whole = (0..near.len()).find(|&at| ends(at)).unwrap_or(near.len());
         let value = &rest[..without_tail(&rest[..whole])];
+        let value = value.strip_suffix(b"]]>").filter(|_| is_tag).unwrap_or(value);
         let next = rest[whole..].iter().copied().find(|&byte| byte != b' ' && byte != b'\t');
         let is_last = next.is_none_or(|byte| b"\n\r\"'`\\#,})]|;&".contains(&byte)) || value.len() < whole;
         let fits = match self.sign {
             Sign::Equals if self.is_spaced => self.fits_assignment(value, is_last),
             Sign::Equals => self.fits_argument(value),
-            Sign::Compares | Sign::Arrow | Sign::Pair => false,
+            Sign::Compares | Sign::Arrow | Sign::Pair | Sign::Comma => false,
             Sign::Colon => self.fits_colon(value, is_last),
             Sign::Space => self.fits_word(value),
             Sign::Tag => rest.get(whole) == Some(&b'<'),

@@ -59,6 +59,17 @@ fn colours_and_encodings_around_a_secret_hide_it_not() {
     }
 }
 
+/// A frame that speaks of a key, or shows a header, keeps its names, its other values, and the frame behind it.
+#[test]
+fn frame_keeps_what_stands_beside_a_secret() {
+    let env = Env::new();
+    let mention = r#"{"content":"it looks for -----BEGIN PRIVATE KEY----- only","cwd":"/home/user/projects/factory/alpha","is_error":false}"#;
+    let header = r#"{"content":"> Cookie: «a={\"b\":1}; c=d»\n> Host: x","args":["--token","«a1b2c3»"],"cost":0.1}"#;
+    let text = format!("{mention}\nMIIEpAIBAAKCAQEA0123456789abcdefgh next line of others\n{header}\n");
+    let expected = text.replace(r#"«a={\"b\":1}; c=d»"#, "***").replace("«a1b2c3»", "***");
+    assert_eq!(redacted(&env, &[], text.replace(['«', '»'], "").as_bytes()), expected);
+}
+
 #[test]
 fn redact_needs_no_config_dir_and_no_reader() {
     let env = Env::new();

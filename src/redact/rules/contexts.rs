@@ -2,9 +2,16 @@
 
 use super::{Matcher, Rule, rule};
 
+/// A pattern of a command and its arguments, which end where the next command begins.
+macro_rules! command {
+    ($names:literal, $argument:literal) => {
+        concat!("(?:", $names, r#")\b(?:"[^"\n]*"|'[^'\n]*'|[^\n;|&"']|[;|&][^\s;|&])*?\s"#, $argument)
+    };
+}
+
 /// Names, headers, command lines and URLs.
 #[rustfmt::skip]
-pub(super) const CONTEXTS: [Rule; 17] = [
+pub(super) const CONTEXTS: [Rule; 20] = [
     rule("name", &["token", "secret", "passw", "pass", "credential", "key", "creds", "pwd", "kennwort", "jwt", "pat"], Matcher::Name, &[
         "GH_TOKEN=«abc» d", "forge_token=«abc» d", "GH_api_key=«abc»", "Claude_Code_Secret='«a b»' c", "my-github_pass=«abc»",
         "myGithubToken=«abc»", "MYGH_TOKEN=«abc»", "TOKEN=«abc»", "PASS=«hunter2»", "dbPassword=«hunter2»", "DB_PASSWD=«hunter2»",
@@ -35,6 +42,15 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         "password: «swordfish» ", "password: «swordfish»\t", "GH_TOKEN = «a_b»", "api_key = «abcdefghijklmnop»", "f(API_KEY=«swordfish»)", "see MY_TOKEN:«abc»",
         "see PASSWD:«abc»", "see client_secret:«abc»", "see api-key:«abc»", "curl -H token:«swordfish»", "f(password: «swordfish»)", "token: «a1b2c3»]",
         "AccountKey=«ab+c/d==»;Endpoint.Suffix=y", "client_secrets=«abc1»", "TOKEN=«ab;=c»", "PASSWORD=«&abc=1»", "PASS=«a»;b=c;y=2",
+        r#"{"args":["-y","mcp-x","--api-key","«kX9mQ2vL7pR4»"]}"#, "Command '['x', '--password', '«swordfish»']'", r#"execve("/usr/bin/x", ["x", "--token", "«kX9a1»"], 0x7)"#,
+        "('X-Api-Key', '«v»')", "[ 'X-Api-Key', '«a1b2c3»', 'Host', 'x' ]", "req.set('x-api-key','«v»')", "(b'x-api-key', b'«v»')", "map[X-Api-Key:[«a1b2c3»]]",
+        r#"http.Header{"X-Api-Key": []string{"«v»"}}"#, "'x-api-key': [ '«v»' ],", "proxy_set_header X-Api-Key \"«v»\";", "setenv(\"API_KEY\", \"«v»\", 1)",
+        "define('DB_PASSWORD', '«v»');", "OrderedDict([('password', '«v»')])", r#"{"x-api-keys":["«a1b2c3»","«b2c3d4»"]}"#,
+        "const TOKEN: &str = \"«v»\";", "API_KEY: str = \"«v»\"", "API_KEY: Final[str] = \"«v»\"", "export const API_KEY: string = '«v»';", "val password: String = \"«v»\"",
+        "var apiKey string = \"«v»\"", "#define API_KEY \"«v»\"", "password: Some(\"«v»\"),", "password=SecretStr('«v»')",
+        "<password encrypted=\"false\">«v»</password>", "<password><![CDATA[«v»]]></password>", "<ns:password>«v»</ns:password>", "<wsse:Password Type=\"x\">«v»</wsse:Password>",
+        "<property name=\"password\">«v»</property>", "<add value=\"«v»\" key=\"password\"/>", "<key>password</key><string>«v»</string>", "- {name: DB_PASSWORD, value: \"«v»\"}",
+        "PresharedKey = «a1b2c3d4e5+/a=»", "password: !!str «v»", "password: &a «v1»", "npm config set //registry.npmjs.org/:_authToken «v1»",
     ], &[
         "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
         "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",
@@ -58,16 +74,28 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         "reset -x GH_TOKEN abc", "set my GH_TOKEN abc", "ENV token a1b2", "\"a\" \"token: \"x1y2\"", "token => \"abc1\"", "apiKey: '", "GH_TOKEN=\"", r"GH_TOKEN=\$TOKEN",
         "token == a1b2c3", "x password = swordfish", "password = some words here", "api_key = abcdefghijklmno", "f(a, password=some_value)", "see Private-Token: abc",
         "PASS: test1234", "--token VALUE", "--token MY_VALUE]", "--token --other1", "a*token: swordfish", "the \"x\" secret: swordfish", "password={pw1}", "def f(token: str):",
+                "passenv: ['GH_TOKEN', 'PATH']", "env=[\"API_KEY\", \"HOME\"]", "allowedHeaders: ['X-Api-Key', 'content-type']", "add_argument('--token', '-t', help='x')", "option('--api-key', 'API key to use')",
+        "t(\"password\", \"Password\")", "f(\"token\", \"abc\", 1)", "getenv(\"API_KEY\", \"\")", "password: &str, x: u8", "token: String = f(x)", "<span class=\"token\">const</span>",
+        "<label for=\"password\">Password</label>", "fn f(token: &str) -> &str { \"x\" }", "const token = f()", "password: &mut String", "<token a=b/>", "type Token = { token: string }; x = 'y'",
     ]),
     rule("authorization", &["authorization", "ssws"], Matcher::Context(
-        r#"(?:(?:proxy-)?authorization["'`]?\]?\s*(?:[:=,]|=>)\s*(?:[bfru]{0,2}["'`])?(?:bearer|basic|token|digest|negotiate|ssws|apikey|key|flyv1)[ :]\s*|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &[
+        r#"(?:(?:proxy-)?authorization["'`]?\]?\s*(?:[:=,]|=>)\s*\[?(?:[bfru]{0,2}["'`])?(?:bearer|basic|token|negotiate|ssws|api-?key|key|flyv1)[ :]\s*|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*)"#), &[
         "Authorization: Bearer «abc»", "-H 'Authorization: token «abc»' x", "Proxy-Authorization: Basic «YTpi»",
         r#"{"Authorization":"Bearer «abc»"}"#, r#"{"t":"-H \"Authorization: Bearer «abc»\" x"}"#, "SSWS «00abc»",
-        ".header(\"Authorization\", \"Bearer «abc»\")", "headers={\"Authorization\": f\"Bearer «abc»\"}",
+        ".header(\"Authorization\", \"Bearer «abc»\")", "headers={\"Authorization\": f\"Bearer «abc»\"}", r#"{"Authorization":["Basic «dXNl»"]}"#,
     ], &["Authorization: Bearer $TOKEN", "Authorization: `Bearer ${token}`", "authorization: <token>", "authorization failed",
         "headers={\"Authorization\": f\"Bearer {token}\"}", "headers[\"Authorization\"] = f\"Bearer {token}\"", "Authorization: Bearer null", "Authorization: Bearer %s"]),
+    rule("authorization by any scheme", &["authorization"], Matcher::Line(
+        r#"authorization["'`]?\]?\s*(?::|(?:[=,]|=>)\s*\[?[bfru]{0,2}["'`])\s*\[?(?:[bfru]{0,2}["'`])?([a-z][a-z0-9-]*) +([a-z_]+=(?:\\*"[^\s{$<%])|[^\s"'`\\<${][^\s"'`\\]*)"#), &[
+        "Authorization: OAuth «2YotnFZFEjr1zCsicMWpAA»", "Authorization: Klaviyo-API-Key «pk_0a1b2c»", "Authorization: SharedKey «acc:aGVsbG8gd29ybGQ1»",
+        "Authorization: Digest «username=\"bob\", qop=auth, response=\"0a1b\"» ", "-H 'Authorization: MAC «id=\"h480\", mac=\"abc\"»' x",
+        r#"{"Authorization":"OAuth «oauth_consumer_key=\"a\", b=\"c\"»","x":1}"#, r#"{"t":"> Authorization: Digest «a=\"b\", c=\"d\"»\nHost: x"}"#,
+        r#"{"t":"{\"t\":\"a Authorization: Digest «a=\\\"b\\\", c=\\\"d\\\"»\",\"x\":1}"}"#, "Authorization: «AWS4-HMAC-SHA256» «Credential=AKIAIOSFODNN7EXAMPLE/20261123, Signature=ab»",
+        "('Authorization', 'Splunk «a1b2c3d4»')",
+    ], &["Authorization: required for all of them", "Authorization: see oauth2-server", "Authorization: OAuth ${token}", "Authorization: Digest username=\"{user}\"",
+        "authorization = await f1(token2)"]),
     rule("authorization header", &["authorization"], Matcher::Value(
-        r#"authorization["'`]?\]?\s*:\s*(?:[bfru]{0,2}["'`])?([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &["Authorization: «MAC id=\"h480\", mac=\"abc\"»", "authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»", "Authorization: «Swordfish»"],
+        r#"authorization["'`]?\]?\s*:\s*\[?(?:[bfru]{0,2}["'`])?(?:([a-z-]{3,})\s*(?:$|[^\sa-z0-9.(<\[:=$/+-])|([a-z-]*(?:[^\s"'`\\<${a-z-]|[a-z-][<${])[^\s"'`\\]*))"#), &["authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»", "Authorization: «Swordfish»"],
         &["authorization: string;", "authorization: authHeader(token),", "authorization: Authorization,", "{ authorization: null }", "authorization: )", "authorization: str|None"]),
     rule("authorization value", &["authorization"], Matcher::Login(
         r#"authorization["'`]?\]?\s*(?:=>?\s*["'`]?|,\s*["'`])([^\s"'`\\<${][^\s"'`\\]*)"#),
@@ -76,8 +104,13 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         "authorization = authorization.split()", "authorization = req.headers[0]", "Authorization = ),"]),
     rule("bearer", &["bearer"], Matcher::Context(r"bearer[ \t]+([a-z0-9._~+/-]*[0-9][a-z0-9._~+/=-]{7,})"),
         &["Bearer «abcdefgh12345678»", "Bearer%20«abcdefgh12345678»"], &["bearer authentication-scheme", "Bearer $TOKEN"]),
-    rule("cookie", &["cookie"], Matcher::Context(r#"cookie["'`]?\s*(?:[:=,]|=>)\s*["'`]?([^\s"'`=;,]+=[^\n"'`\\]+)"#),
-        &["Cookie: «a=b; c=d»", "Set-Cookie: «sid=abc; Path=/»", r#"{"set-cookie":"«sid=abc»"}"#], &["cookie: yes", "cookie = jar"]),
+    rule("cookie", &["cookie"], Matcher::Line(r#"cookie["'`]?\]?\s*(?:[:=,]|=>)\s*\[?\s*[bfru]{0,2}["'`]?([^\s"'`=;,]+=[^\s;])"#),
+        &["Cookie: «a=b; c=d»", "Set-Cookie: «sid=abc; Path=/»", r#"{"set-cookie":"«sid=abc»"}"#, r#"{"set-cookie":["«sid=abc; Path=/»"],"x":1}"#,
+        "Cookie: «theme={\"a\":1}; session=kX9»", "Cookie: «a=\"b c\"; d=e»", "-H 'Cookie: «a=\"b c\"; d=e»' x", r#"{"t":"Cookie: «a=\"b\"; c=d»\r\nHost: x"}"#,
+        "('Cookie', '«a=b»')"], &["cookie: yes", "cookie = jar"]),
+    rule("cookie of curl", &["curl"], Matcher::Context(
+        command!("curl", r#"(?:-b|--cookie)[ =]?(?:["'\\]+([^\s"'`=;\\]+=[^"'`\\\n]+)|([^\s"'`=;\\]+=[^\s"'`\\]+))"#)),
+        &["curl -b \"«sid=abc; c=d»\" x", "curl -s --cookie «sid=abc» x", r#"["curl", "-b", "«sid=abc; c=d»"]"#], &["curl -b jar.txt x", "curl -b $JAR x"]),
     rule("url password", &["://", r":\/\/"], Matcher::Context(
         r#":(?:\\?/){2}[^\s:/@"'`<>\[]*:([^\s"'`<>/${*\\][^\s"'`<>/\\]*)@"#),
         &["https://user:«pw»@host/x", "postgres://u:«p@ss»@db:5432/x", r#"{"u":"https:\/\/a:«b»@c"}"#],
@@ -88,18 +121,24 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         r#"[?&]?(?:key|sig|signature|auth|code|pw)=([a-z0-9%._~+/=-]{6,})"#),
         &["GET /x?key=«abcdef1»&b=2", "?sv=1&sig=«ab%2Bcd%3D»", "X-Amz-Signature=«0123abcd»"], &["?key=1", "?code=123456"]),
     rule("command line password", &["curl", "wget", "etcdctl"], Matcher::Context(
-        r#"(?:curl|wget|etcdctl)\b[^\n]*?\s(?:-u|--user|--proxy-user|-U)[ =]?["'\\]*[^\s:"']+:([^\s"'`\\$]+)"#),
-        &["curl -u user:«pass» url", "curl -s --user 'a:«b»' url", "etcdctl --user root:«pw» lock x"], &["curl -u user url", "curl https://x:80"]),
-    rule("mysql password", &["mysql", "mariadb", "mysqldump"], Matcher::Context(
-        r#"(?:mysql|mysqldump|mariadb)\b[^\n]*?\s-p['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#),
-        &["mysql -u root -p«abc» db", "mysql -u root%20-p«abc» db"], &["mysql -u root -p db"]),
+        command!("curl|wget|etcdctl", r#"["'\\]*(?:-[a-z]{0,4}u|--user|--proxy-user)[ =]?["'\\]*[^\s:"']+:([^\s"'`\\$]+)"#)),
+        &["curl -u user:«pass» url", "curl -s --user 'a:«b»' url", "etcdctl --user root:«pw» lock x", "curl -sSu u:«pw» x", "curl 'a;b|c' -u u:«pw» x",
+        "curl \"x?a=1&b=2\" -H 'A: b; c' -u u:«pw»", "['curl', '-H', 'A: b; c', '-u', 'u:«pw»', 'x']"],
+        &["curl -u user url", "curl https://x:80", "curl -fsSL x | sh; docker run -u app:staff img", "curl x && docker run -u app:staff img", "['curl', '-u', 'u'] -u x:y"]),
+    rule("curl secret", &["curl"], Matcher::Context(
+        command!("curl", r#"(?:(?:-E|--cert|--proxy-cert)[ =]?["'\\]*[^\s:"'/]+:([^\s"'`\\$/]+)|--oauth2-bearer[ =]["'\\]*([^\s"'`\\$]+))"#)),
+        &["curl -E c.pem:«pw» x", "curl --oauth2-bearer «word» x"], &["curl -e https://x:80/ y", "curl --cert c.pem x"]),
+    rule("mysql password", &["mysql", "mariadb"], Matcher::Context(
+        command!("mysql[a-z_]*|mariadb[a-z-]*", r#"["']?-[vsfnbtrqwi]{0,3}p['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#)),
+        &["mysql -u root -p«abc» db", "mysql -u root%20-p«abc» db", "mysqladmin -p«abc» status", "mysql -vp«abc»", "mysql \"-p«abc»\" db", "mariadb-dump -p«abc» x", r#"["mysql","-u","root","-p«sword9»"]"#],
+        &["mysql -u root -p db", "mysql -hprod db", "mysql -e x; mkdir -pv a"]),
     rule("sshpass password", &["sshpass"], Matcher::Context(
-        r#"sshpass(?:\s+-(?:[ve]|[dfP]\s*\S+))*\s+-p\s*['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#),
-        &["sshpass -p«abc» ssh x", "sshpass -p «S3cretPw9» ssh x", "sshpass -v -P word -p '«abc»' ssh x"],
+        r#"sshpass(?:\s+-(?:[ve]|[dfP]\s*\S+))*\s+-v?p\s*['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#),
+        &["sshpass -p«abc» ssh x", "sshpass -p «S3cretPw9» ssh x", "sshpass -v -P word -p '«abc»' ssh x", "sshpass -vp «abc» ssh x"],
         &["sshpass -e ssh -p 2222 x", "sshpass -f pw ssh x mkdir -p a/b"]),
     rule("login password", &["login"], Matcher::Context(
-        r#"login[ \t](?:[^\n|;&]*?[ \t])?(?:-u|--user(?:name)?)[ =][^\n|;&]*?[ \t]-p[ =]?['"]?([^\s"'`\\$=-][^\s"'`\\]*)|login[ \t]+(?:[^\n|;&]*?[ \t])?-p[ =]?['"]?([^\s"'`\\$=-][^\s"'`\\]*)['"]?[ \t][^\n|;&]*?(?:-u|--user(?:name)?)[ =]"#),
-        &["docker login -u x -p «S3cretPw9»", "docker login -p «S3cretPw9» -u x ghcr.io", "helm registry login r.io -u x -p «abc»"],
+        r#"login[ \t](?:[^\n|;&]*?[ \t])?(?:-u[ =]?|--user(?:name)?[ =])[^\n|;&]*?[ \t]-p[ =]?['"]?([^\s"'`\\$=-][^\s"'`\\]*)|login[ \t]+(?:[^\n|;&]*?[ \t])?-p[ =]?['"]?([^\s"'`\\$=-][^\s"'`\\]*)['"]?[ \t][^\n|;&]*?(?:-u|--user(?:name)?)[ =]"#),
+        &["docker login -u x -p «S3cretPw9»", "docker login -p «S3cretPw9» -u x ghcr.io", "helm registry login r.io -u x -p «abc»", "docker login -ux -p«abc»", r#"["docker","login","-u","x","-p","«abc»"]"#],
         &["docker login -u x", "docker login -u x --password-stdin", "login -p -h host", "docker login -u x -p $PW"]),
     rule("netrc", &["login", "machine", "password", "passwd"], Matcher::Context(
         r"(?:machine[ \t]+\S+[ \t]+)?login[ \t]+\S+[ \t]+password[ \t]+(\S+)|machine[ \t]+\S+[ \t]+password[ \t]+(\S+)|passw(?:or)?d[ \t]+([^\s:=]*[0-9][^\s:]*)[ \t]*(?:$|[\r\n])"),

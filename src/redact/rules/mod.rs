@@ -2,6 +2,7 @@
 //! In an example, « » stand around what is masked.
 
 mod contexts;
+mod list;
 mod tokens;
 
 use std::ops::Range;
@@ -10,11 +11,12 @@ use std::sync::OnceLock;
 use regex::bytes::{Regex, RegexBuilder};
 
 use self::contexts::CONTEXTS;
+use self::list::Line;
 use self::tokens::TOKENS;
 use super::decode::ENCODED;
 use super::ordinary::{Shape, is_keyword, is_login, is_number, is_ordinary, is_placeholder};
 use super::span::{NEAR, Open};
-use super::{names, nested, values};
+use super::{headers, names, nested, values};
 
 /// A form of secrets.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +47,9 @@ pub(super) enum Matcher {
     Value(&'static str),
     /// As a context, and the secret looks like a login.
     Login(&'static str),
+    /// The last group of the pattern begins the secret, which goes on to the end of its line or string. A first one of two is the scheme
+    /// of a login.
+    Line(&'static str),
 }
 
 /// Properties of a token, beside its pattern.
@@ -115,7 +120,7 @@ impl Rule {
                 self.secret(text, word, ours).is_some()
                     || self.is_token_at(text, word, ours) && is_encoded(&text[word.end..], is_part)
             }
-            Matcher::Context(_) | Matcher::Value(_) | Matcher::Login(_) => {
+            Matcher::Context(_) | Matcher::Value(_) | Matcher::Login(_) | Matcher::Line(_) => {
                 self.secret(text, word, ours).is_some() || starts_word(text, word) && is_encoded(&text[word.end..], |_| true)
             }
         }
@@ -142,13 +147,27 @@ impl Rule {
         let range = match &self.matcher {
             Matcher::Name => return None,
             Matcher::Token { kind, .. } => self.token(text, word, ours, *kind)?,
+            Matcher::Line(_) => {
+                let rest = starts_word(text, word).then(|| &text[word.start..])?;
+                let captures = self.regex()?.captures(&rest[..rest.len().min(NEAR)])?;
+                let value = captures.get(captures.len() - 1)?;
+                let is_secret = captures.len() == 2
+                    || headers::is_credentials(captures.get(1)?.as_bytes(), value.as_bytes(), &rest[value.end()..]);
+                return is_secret.then(|| headers::to_end(text, word.start, word.start + value.start()));
+            }
             Matcher::Context(_) | Matcher::Value(_) | Matcher::Login(_) => {
                 let rest = starts_word(text, word).then(|| &text[word.start..])?;
                 let rest = &rest[..rest.len().min(NEAR)];
-                let captures = self.regex()?.captures(rest)?;
-                let part = captures.iter().skip(1).flatten().next()?.range();
-                let more = if part.end == NEAR { Open::Word.length(&text[word.start + NEAR..]) } else { 0 };
-                let range = word.start + part.start..word.start + part.end + more;
+                let part = |text: &[u8]| Some(self.regex()?.captures(text)?.iter().skip(1).flatten().next()?.range());
+                let in_list = || Line::at(text, word).and_then(|line| Some(line.source(&part(&line.text)?)));
+                let in_text = || {
+                    // A password may go on behind what is looked at.
+                    let is_cut = rest.len() == NEAR && self.words.contains(&"://");
+                    let part = part(rest).or_else(|| is_cut.then(|| part(&[rest, b"@"].concat()))?)?;
+                    let more = if part.end == NEAR { Open::Word.length(&text[word.start + NEAR..]) } else { 0 };
+                    Some(word.start + part.start..word.start + part.end + more)
+                };
+                let range = in_list().or_else(in_text)?;
                 let value = &text[range.clone()];
                 let is_secret = !is_placeholder(value) && !is_number(value) && !is_keyword(value);
                 (is_secret && self.fits(value)).then_some(range)?
@@ -215,7 +234,7 @@ impl Rule {
         let pattern = match &self.matcher {
             Matcher::Name => return None,
             Matcher::Token { rest, .. } => rest,
-            Matcher::Context(pattern) | Matcher::Value(pattern) | Matcher::Login(pattern) => pattern,
+            Matcher::Context(pattern) | Matcher::Value(pattern) | Matcher::Login(pattern) | Matcher::Line(pattern) => pattern,
         };
         let is_context = !matches!(self.matcher, Matcher::Token { .. });
         let compile =
