@@ -1,13 +1,10 @@
-//! Finds words in text: those of the rules, and the beginnings of values that are known. A set of bits says where one may begin, so that
+//! Finds words in text: those of the rules, and of texts that are known. A set of bits says where one may begin, so that
 //! nearly every byte costs a load and no branch.
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
 use super::rules::Rule;
-
-/// Bytes of a known value that are looked for; the rest is compared.
-const BEGINNING: usize = 6;
 
 /// Bytes of a word by which it is looked for.
 const HEAD: usize = 3;
@@ -26,13 +23,13 @@ pub(super) type Bits = [u64; 1 << (BITS - u64::BITS.trailing_zeros())];
 pub(super) enum Meaning {
     /// A form of secrets, and the word in its own case.
     Rule(&'static Rule, &'static str),
-    /// A known value, by its index.
-    Known(usize),
+    /// A known text, by its index, and the word's place in it.
+    Known(usize, usize),
     /// A name that the settings file has.
     Name,
     /// The beginning of a private key.
     Key,
-    /// An encoding that may hide a known value.
+    /// An encoding that may hide a secret.
     Encoding,
 }
 
@@ -52,9 +49,6 @@ impl Finder {
     pub(super) fn new(words: impl Iterator<Item = (Vec<u8>, Meaning)>) -> Self {
         let mut meanings = BTreeMap::<_, Vec<_>>::new();
         for (mut word, meaning) in words {
-            if matches!(meaning, Meaning::Known(_)) {
-                word.truncate(BEGINNING);
-            }
             word.make_ascii_lowercase();
             meanings.entry(word).or_default().push(meaning);
         }

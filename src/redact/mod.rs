@@ -1,5 +1,5 @@
 //! Masks secrets in text, line by line. `rules` is the table of their forms, `environment` finds those that our own environment
-//! has; `finder` finds the words that each form has in it, so that a line without them costs one pass. `names` and `values` know
+//! has, `known` the forms of such a one; `finder` finds the words that each form has in it, so that a line without them costs one pass. `names` and `values` know
 //! assignments, `ordinary` and `code` what is no secret behind a name, `nested` what stands below one, `decode` looks below JSON,
 //! percent-encoding and HTML, `pem` across lines; `masker` is the stream; `plain` sees that a short text needs none of this; `ours` is
 //! what this process masks.
@@ -11,6 +11,7 @@ mod decode;
 mod environment;
 mod finder;
 mod json;
+mod known;
 mod masker;
 mod names;
 mod nested;

@@ -8,12 +8,16 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use super::decode::{Decoded, Syntax};
 use super::finder::{Finder, Meaning};
+use super::known::Known;
 use super::rules;
 use super::span::{Open, Span};
 use super::{environment, json, names, pem, values};
 
-/// Encodings that may hide a known value where no other word tells, beside those of single bytes.
-const ENCODINGS: [&str; 8] = [r"\u00", r"\u{", r"\/", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;"];
+/// Encodings that may hide a secret where no other word tells, beside those of single bytes.
+const ENCODINGS: [&str; 8] = [r"\u0", r":\\", "\x1b[", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;"];
+
+/// Length at the end of a value in which another secret may begin.
+const END: usize = 64;
 
 /// Deepest nesting of strings that is looked into.
 const DEEPEST: usize = 4;
@@ -24,7 +28,7 @@ const PATTERN_SIZE: usize = 1 << 20;
 /// All that is masked.
 #[derive(Debug, Default)]
 pub struct Secrets {
-    known: Vec<Vec<u8>>,
+    known: Vec<Known>,
     names: Vec<Vec<u8>>,
     patterns: Vec<Regex>,
     finder: Finder,
@@ -62,8 +66,13 @@ impl Secrets {
         let of_rules = rules::ALL
             .iter()
             .flat_map(|rule| rule.words.iter().map(move |word| (word.as_bytes().to_vec(), Meaning::Rule(rule, word))));
-        let of_known = known.iter().enumerate().map(|(index, text)| (text.clone(), Meaning::Known(index)));
-        let of_encodings = encodings().filter(|_| !known.is_empty()).map(|word| (word.into_bytes(), Meaning::Encoding));
+        let of_known = known.iter().enumerate().flat_map(|(index, known)| {
+            let word = move |word: Range<usize>| (known.text[word.clone()].to_vec(), Meaning::Known(index, word.start));
+            known.words().into_iter().map(word)
+        });
+        let words = rules::ALL.iter().flat_map(|rule| rule.words).chain(&pem::WORDS);
+        let of_encodings =
+            encodings().chain(words.flat_map(|word| escaped(word))).map(|word| (word.into_bytes(), Meaning::Encoding));
         let of_names = parts.into_iter().map(|part| (part, Meaning::Name));
         let of_keys = pem::WORDS.iter().map(|word| (word.as_bytes().to_vec(), Meaning::Key));
         let finder = Finder::new(of_rules.chain(of_known).chain(of_encodings).chain(of_names).chain(of_keys));
@@ -87,12 +96,7 @@ impl Secrets {
     /// Place in `line`, not before `from`, from which on it may be the beginning of a secret.
     pub(super) fn undecided(&self, line: &[u8], from: usize) -> usize {
         let word = from + line[from..].iter().rposition(|byte| b" \t\"'=:>".contains(byte)).map_or(0, |end| end + 1);
-        let begins = |at: &usize| {
-            let rest = line[*at..].to_ascii_lowercase();
-            self.known
-                .iter()
-                .any(|known| known.len() > rest.len() && known[..rest.len()].eq_ignore_ascii_case(&rest) && rest.len() > 2)
-        };
+        let begins = |at: &usize| self.known.iter().any(|known| known.may_begin(&line[*at..]));
         let is_token = rules::ALL.iter().any(|rule| rule.may_begin(&line[word..]));
         let known = (from.max(line.len().saturating_sub(1 << 10))..line.len()).find(begins);
         known.unwrap_or(line.len()).min(if is_token { word } else { line.len() })
@@ -101,17 +105,11 @@ impl Secrets {
     /// True if there may be a secret at `word`, also in an encoding.
     fn may_be_secret(&self, text: &[u8], word: &Range<usize>, meaning: Meaning) -> bool {
         match meaning {
-            Meaning::Known(index) => self.known_at(text, word, index).is_some(),
+            Meaning::Known(index, offset) => self.known[index].may_be(text, word.start, offset),
             Meaning::Name => self.is_added(&text[names::around(text, word)]),
             Meaning::Encoding | Meaning::Key => true,
             Meaning::Rule(rule, ours) => rule.may_match(text, word, ours),
         }
-    }
-
-    fn known_at(&self, text: &[u8], word: &Range<usize>, index: usize) -> Option<Range<usize>> {
-        let known = &self.known[index];
-        let range = word.start..word.start + known.len();
-        text.get(range.clone()).is_some_and(|found| found.eq_ignore_ascii_case(known)).then_some(range)
     }
 
     fn is_added(&self, name: &[u8]) -> bool {
@@ -145,6 +143,14 @@ impl Secrets {
             let text = layers.last().map_or(line, |layer| &layer.text);
             self.search(text, &mut false, |range, open| spans.push(span(line, place(range), open)));
         }
+        // JSON may stand in a URL.
+        let backslashes = |text: &[u8]| memchr::memchr_iter(b'\\', text).count();
+        if syntax != Syntax::Backslash
+            && let Some(layer) = layers.last()
+            && backslashes(&layer.text) > backslashes(line)
+        {
+            self.search_below(line, (Syntax::Backslash, 2), layers, spans);
+        }
     }
 
     /// Calls `found` for each secret in `text`, as it stands there.
@@ -152,21 +158,24 @@ impl Secrets {
         let (mut has_key, mut last) = (*in_key, 0..0);
         self.finder.find(text, 0, |word, meaning| {
             // Each of many words in one long value would be looked at to its end.
-            if last.contains(&word.start) && matches!(meaning, Meaning::Rule(..) | Meaning::Name) {
+            let is_within = last.contains(&word.start) && word.start + END < last.end;
+            if is_within && matches!(meaning, Meaning::Rule(..) | Meaning::Name) {
                 return ControlFlow::Continue(());
             }
-            let name = match meaning {
-                Meaning::Rule(rule, ours) => rule.secret_name(text, &word, ours),
-                Meaning::Name => Some(names::around(text, &word)).filter(|name| self.is_added(&text[name.clone()])),
-                _ => None,
-            };
-            let secret = match meaning {
-                Meaning::Rule(rule, ours) => rule.secret(text, &word, ours),
-                Meaning::Known(index) => self.known_at(text, &word, index).map(|range| (range, Open::Word)),
-                Meaning::Name | Meaning::Encoding | Meaning::Key => None,
+            let secrets = match meaning {
+                Meaning::Rule(rule, ours) => rule.secrets(text, &word, ours),
+                Meaning::Name => {
+                    let name = Some(names::around(text, &word)).filter(|name| self.is_added(&text[name.clone()]));
+                    name.map_or(Vec::new(), |name| values::of_name(text, name))
+                }
+                Meaning::Known(index, offset) => {
+                    let place = self.known[index].find(text, word.start, offset);
+                    place.into_iter().map(|range| (range, Open::Word)).collect()
+                }
+                Meaning::Encoding | Meaning::Key => Vec::new(),
             };
             has_key |= matches!(meaning, Meaning::Key);
-            for (range, open) in name.map_or(Vec::new(), |name| values::of_name(text, name)).into_iter().chain(secret) {
+            for (range, open) in secrets {
                 last = range.clone();
                 found(range, open);
             }
@@ -183,11 +192,18 @@ impl Secrets {
     }
 }
 
-/// Words of which one is in every text that hides a known value.
+/// Words of which one is in every text in which a letter, or a word of a rule, is encoded.
 fn encodings() -> impl Iterator<Item = String> {
     let of_bytes = (b' '..0x7f).flat_map(|byte| [format!("%{byte:02x}"), format!(r"\x{byte:02x}")]);
     let of_html = "0123456789x".chars().map(|digit| format!("&#{digit}"));
     ENCODINGS.iter().map(|word| (*word).to_owned()).chain(of_bytes).chain(of_html)
+}
+
+/// A word as it stands in a regular expression or a shell, also in JSON, if signs in it are escaped there.
+fn escaped(word: &str) -> Vec<String> {
+    let signs = ['-', '.', '?', '&', '~', ' '];
+    let with = |escape: &str| signs.iter().fold(word.to_owned(), |word, &sign| word.replace(sign, &format!("{escape}{sign}")));
+    if word.contains(signs) { vec![with(r"\"), with(r"\\")] } else { Vec::new() }
 }
 
 /// A secret at `range` of `line`, with the backslashes that its quote has there.

@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use super::*;
 
+mod encodings;
+
 fn secrets() -> Arc<Secrets> {
     static SECRETS: OnceLock<Arc<Secrets>> = OnceLock::new();
     let environment = [
@@ -29,7 +31,11 @@ fn secrets() -> Arc<Secrets> {
 }
 
 fn masked_in(pieces: &[&[u8]]) -> String {
-    let mut masker = Masker::new(secrets());
+    masked_with(&secrets(), pieces)
+}
+
+fn masked_with(secrets: &Arc<Secrets>, pieces: &[&[u8]]) -> String {
+    let mut masker = Masker::new(Arc::clone(secrets));
     let mut out = Vec::new();
     for piece in pieces {
         masker.feed(piece, &mut out);

@@ -103,14 +103,18 @@ impl Rule {
     /// True if there may be such a secret at `word`, which is `ours` in any case, also in an encoding.
     pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>, ours: &str) -> bool {
         match &self.matcher {
-            Matcher::Name => self.secret_name(text, word, ours).is_some_and(|name| values::may_follow(text, &name)),
+            Matcher::Name => {
+                self.secret_name(text, word, ours).is_some_and(|name| values::may_follow(text, &name))
+                    || text[..names::around(text, word).start].ends_with(br"\-")
+            }
             Matcher::Token { .. } => {
                 let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.~+/=".contains(&byte);
                 self.secret(text, word, ours).is_some()
-                    || self.is_token_at(text, word, ours) && is_encoded(&text[word.end..], is_part)
+                    || self.is_token_at(text, word, ours) && is_encoded(&text[word.end..], 128, is_part)
             }
             Matcher::Context(_) | Matcher::Value(_) | Matcher::Login(_) => {
-                self.secret(text, word, ours).is_some() || starts_word(text, word) && is_encoded(&text[word.end..], |_| true)
+                self.secret(text, word, ours).is_some()
+                    || starts_word(text, word) && is_encoded(&text[word.end..], 24, |_| true)
             }
         }
     }
@@ -119,6 +123,12 @@ impl Rule {
     pub(super) fn may_begin(&self, rest: &[u8]) -> bool {
         let begins = |word: &&str| rest.starts_with(word.as_bytes()) || rest.len() > 2 && word.as_bytes().starts_with(rest);
         matches!(self.matcher, Matcher::Token { .. }) && self.words.iter().any(begins)
+    }
+
+    /// The secrets that `word` says of.
+    pub(super) fn secrets(&self, text: &[u8], word: &Range<usize>, ours: &str) -> Vec<(Range<usize>, Open)> {
+        let of_name = self.secret_name(text, word, ours).map_or(Vec::new(), |name| values::of_name(text, name));
+        of_name.into_iter().chain(self.secret(text, word, ours)).collect()
     }
 
     /// The secret name around `word`, if this is the rule of names.
@@ -218,9 +228,9 @@ impl Rule {
     }
 }
 
-/// True if something is encoded near the beginning of `text`, behind nothing but what `passes`, and on the same line.
-fn is_encoded(text: &[u8], passes: impl Fn(u8) -> bool) -> bool {
-    let near = &text[..text.len().min(24)];
+/// True if something is encoded in the first `near` bytes of `text`, behind nothing but what `passes`, and on the same line.
+fn is_encoded(text: &[u8], near: usize, passes: impl Fn(u8) -> bool) -> bool {
+    let near = &text[..text.len().min(near)];
     let sign = near.iter().position(|&byte| ENCODED.contains(&byte) || !passes(byte) || byte == b'\n');
     sign.is_some_and(|at| ENCODED.contains(&near[at]) && !near[at..].starts_with(b"\\n"))
 }
