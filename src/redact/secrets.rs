@@ -2,15 +2,17 @@
 
 use std::ffi::OsString;
 use std::ops::{ControlFlow, Range};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use regex::bytes::{Regex, RegexBuilder};
 
-use super::decode::{Decoded, Syntax};
+use super::decode::{Decoded, ENCODED, Syntax};
 use super::finder::{Finder, Meaning};
 use super::known::Known;
 use super::rules;
 use super::span::{Open, Span};
+use super::wrapped::Block;
 use super::{environment, json, names, pem, values};
 
 /// Encodings that may hide a secret where no other word tells, beside those of single bytes.
@@ -18,6 +20,19 @@ const ENCODINGS: [&str; 8] = [r"\u0", r":\\", "\x1b[", "&quot;", "&amp;", "&lt;"
 
 /// Length at the end of a value in which another secret may begin.
 const END: usize = 64;
+
+/// Encodings of single characters.
+const SYNTAXES: [Syntax; 4] = [Syntax::Backslash, Syntax::Percent, Syntax::Html, Syntax::Escape];
+
+/// Longest encoded character.
+const LONGEST: usize = 12;
+
+/// Beginnings of secrets that only what stands behind them tells: of a URL, of an element of XML, of a login's options.
+const BEGUN: [&str; 3] = [
+    r#"://(?:[^\s/:@"'`<>]*:([^\s/@"'`<>]*)|([^\s/:@"'`<>]{20,}))"#,
+    r"<[\w.:-]*(?:pass|secret|token|key|pwd|cred|jwt)[\w.:-]*>([^<\n]*)",
+    r"login\s(?:[^\n|;&]*?\s)?-p[ =]?([^\n|;&]*)",
+];
 
 /// Deepest nesting of strings that is looked into.
 const DEEPEST: usize = 4;
@@ -95,11 +110,28 @@ impl Secrets {
 
     /// Place in `line`, not before `from`, from which on it may be the beginning of a secret.
     pub(super) fn undecided(&self, line: &[u8], from: usize) -> usize {
+        static OPEN: OnceLock<Option<Regex>> = OnceLock::new();
+        let open = OPEN.get_or_init(|| compile(&format!(r"(?i)(?:{})\z", BEGUN.join("|"))).ok()).as_ref();
+        let begun = open.and_then(|open| Some(open.captures(&line[from..])?.iter().skip(1).flatten().next()?.start() + from));
         let word = from + line[from..].iter().rposition(|byte| b" \t\"'=:>".contains(byte)).map_or(0, |end| end + 1);
-        let begins = |at: &usize| self.known.iter().any(|known| known.may_begin(&line[*at..]));
-        let is_token = rules::ALL.iter().any(|rule| rule.may_begin(&line[word..]));
-        let known = (from.max(line.len().saturating_sub(1 << 10))..line.len()).find(begins);
-        known.unwrap_or(line.len()).min(if is_token { word } else { line.len() })
+        let token = rules::ALL.iter().any(|rule| rule.may_begin(&line[word..])).then_some(word);
+        // The last character may be encoded, and not be there yet.
+        let cut = line.iter().rev().take(LONGEST).position(|byte| ENCODED.contains(byte)).map(|at| line.len() - 1 - at);
+        let of_text = |text: &[u8]| {
+            let below = |syntax| {
+                let decoded = Decoded::new(text, syntax)?;
+                Some(decoded.source(&(self.known_begins(&decoded.text)?..decoded.text.len())).start)
+            };
+            SYNTAXES.into_iter().filter_map(below).chain(self.known_begins(text)).min()
+        };
+        let known = of_text(line).into_iter().chain(cut.and_then(|cut| of_text(&line[..cut])));
+        begun.into_iter().chain(token).chain(known).min().map_or(line.len(), |at| at.max(from))
+    }
+
+    /// First place from which on `text` is the beginning of a known text.
+    fn known_begins(&self, text: &[u8]) -> Option<usize> {
+        let longest = self.known.iter().map(|known| known.text.len()).max()?;
+        (text.len().saturating_sub(longest)..text.len()).find(|&at| self.known.iter().any(|known| known.may_begin(&text[at..])))
     }
 
     /// True if there may be a secret at `word`, also in an encoding.
@@ -116,14 +148,14 @@ impl Secrets {
         self.names.contains(&names::normalized(name))
     }
 
-    /// The secrets in `line`, sorted, none touching another. `in_key`: see [`pem::find`].
-    pub(super) fn spans(&self, line: &[u8], in_key: &mut bool) -> Vec<Span> {
+    /// The secrets in `line`, sorted, none touching another. `block`: what has begun before it, and goes on behind it.
+    pub(super) fn spans(&self, line: &[u8], block: &mut Block) -> Vec<Span> {
         let mut spans = Vec::new();
-        self.search(line, in_key, |range, open| spans.push(span(line, range, open)));
+        self.search(line, block, |range, open| spans.push(span(line, range, open)));
         let mut layers = Vec::new();
         self.search_below(line, (Syntax::Backslash, DEEPEST), &mut layers, &mut spans);
         let strings = layers.len();
-        for syntax in [Syntax::Percent, Syntax::Html, Syntax::Escape] {
+        for syntax in SYNTAXES.into_iter().filter(|syntax| *syntax != Syntax::Backslash) {
             layers.truncate(strings);
             self.search_below(line, (syntax, 2), &mut layers, &mut spans);
             // A backslash that is none of a string's would be gone there.
@@ -141,7 +173,7 @@ impl Secrets {
             layers.push(decoded);
             let place = |range| layers.iter().rev().fold(range, |range, layer| layer.source(&range));
             let text = layers.last().map_or(line, |layer| &layer.text);
-            self.search(text, &mut false, |range, open| spans.push(span(line, place(range), open)));
+            self.search(text, &mut Block::default(), |range, open| spans.push(span(line, place(range), open)));
         }
         // JSON may stand in a URL.
         let backslashes = |text: &[u8]| memchr::memchr_iter(b'\\', text).count();
@@ -154,8 +186,9 @@ impl Secrets {
     }
 
     /// Calls `found` for each secret in `text`, as it stands there.
-    fn search(&self, text: &[u8], in_key: &mut bool, mut found: impl FnMut(Range<usize>, Open)) {
-        let (mut has_key, mut last) = (*in_key, 0..0);
+    fn search(&self, text: &[u8], block: &mut Block, mut found: impl FnMut(Range<usize>, Open)) {
+        let (mut has_key, mut last) = (block.in_key, 0..0);
+        block.go_on(text, 0, |range| found(range, Open::Base64));
         self.finder.find(text, 0, |word, meaning| {
             // Each of many words in one long value would be looked at to its end.
             let is_within = last.contains(&word.start) && word.start + END < last.end;
@@ -177,12 +210,15 @@ impl Secrets {
             has_key |= matches!(meaning, Meaning::Key);
             for (range, open) in secrets {
                 last = range.clone();
+                if open == Open::Base64 {
+                    block.begin(text, range.end, |range| found(range, open));
+                }
                 found(range, open);
             }
             ControlFlow::Continue(())
         });
         if has_key {
-            pem::find(text, in_key, |range| found(range, Open::Base64));
+            pem::find(text, &mut block.in_key, |range| found(range, Open::Base64));
         }
         for captures in self.patterns.iter().flat_map(|pattern| pattern.captures_iter(text)) {
             if let Some(part) = captures.get(1).or(captures.get(0)).filter(|part| !part.is_empty()) {

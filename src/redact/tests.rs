@@ -310,6 +310,13 @@ fn prompts_are_shown_at_a_pause() {
         ("key ghp", "key "),
         ("x hunter2-hu", "x "),
         ("GH_TOKEN=abc", "GH_TOKEN=***"),
+        (r#"x say \"hi\"#, "x "),
+        ("x hunter2\x1b[", "x "),
+        ("x hunter2%2dhu", "x "),
+        ("https://bob:kX9mQ2vL7p", "https://bob:"),
+        ("at https://0123456789abcdef0123", "at https://"),
+        ("docker login -p kX9mQ2vL7", "docker login -p "),
+        ("<a><password>swordfish", "<a><password>"),
     ] {
         let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
         masker.feed(prompt.as_bytes(), &mut out);

@@ -60,6 +60,8 @@ pub(super) enum Kind {
     Random,
     /// So many bytes before the word belong to it.
     Behind(usize),
+    /// Base64, in which the word stands anywhere, and which may go on in the next line.
+    Base64,
 }
 
 const fn rule(
@@ -158,7 +160,8 @@ impl Rule {
                 (is_secret && self.fits(value)).then_some(range)?
             }
         };
-        Some((range, Open::Word))
+        let is_base64 = matches!(self.matcher, Matcher::Token { kind: Kind::Base64, .. });
+        Some((range, if is_base64 { Open::Base64 } else { Open::Word }))
     }
 
     /// True if `value` is one of this rule's, beyond what its pattern says.
@@ -188,7 +191,7 @@ impl Rule {
         let is_base64 = next.is_some_and(|&byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte))
             || word.start > 0 && b"+/".contains(&text[word.start - 1]);
         match kind {
-            Kind::Plain => Some(()),
+            Kind::Plain | Kind::Base64 => Some(()),
             Kind::Mixed | Kind::Behind(_) => is_mixed.then_some(()),
             Kind::Random => {
                 let has_both = token.iter().any(u8::is_ascii_uppercase) && token.iter().any(u8::is_ascii_lowercase);
@@ -210,6 +213,7 @@ impl Rule {
                 Matcher::Token { kind: Kind::Behind(before), .. } => {
                     word.start >= before && text[word.start - before..word.start].iter().all(u8::is_ascii_alphanumeric)
                 }
+                Matcher::Token { kind: Kind::Base64, .. } => true,
                 _ => starts_word(text, word),
             }
     }

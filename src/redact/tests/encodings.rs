@@ -101,3 +101,34 @@ fn known_value_is_masked_in_every_encoding() {
     }
     assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
 }
+
+#[test]
+fn wrapped_base64_is_masked_in_every_line() {
+    let key =
+        format!("-----BEGIN RSA PRIVATE KEY-----\n{}-----END RSA PRIVATE KEY-----\n", "MIIEpAIBAAKCAQEA0123/+\n".repeat(20));
+    let login = r#"{"claudeAiOauth":{"accessToken":"sk-ant-oat01-abcdefghijklmnopqrstuvwxyz0123456789","refreshToken":"sk-ant-ort01-x"}}"#;
+    let token = "forge".chars().cycle().zip('!'..='~').map(|(one, other)| format!("{one}{other}")).collect::<String>();
+    let secrets = Arc::new(Secrets::new([("MY_TOKEN".into(), token.clone().into())], &[], &[]).expect("no patterns"));
+    for (text, width) in [(key.as_str(), 64), (&key, 76), (login, 60), (login, 76), (&token, 60), (&token, 76)] {
+        let encoded = base64(text.as_bytes());
+        let lines: Vec<_> = encoded.as_bytes().chunks(width).map(|line| std::str::from_utf8(line).expect("base64")).collect();
+        for (before, between, after) in
+            [("", "\n", "\nnext line\nnext"), ("", "\r\n", "\r\n"), ("{\"c\":\"", "\\n", "\\nnext line\"}\n")]
+        {
+            let input = format!("{before}{}{after}", lines.join(between));
+            let whole = masked_with(&secrets, &[input.as_bytes()]);
+            assert_eq!(whole, masked_with(&secrets, &input.as_bytes().chunks(1).collect::<Vec<_>>()));
+            assert!(lines[1..].iter().all(|line| line.len() < 16 || !whole.contains(&line[..16])), "{whole}");
+            assert!(whole.ends_with(after), "{whole}");
+        }
+    }
+}
+
+fn base64(text: &[u8]) -> String {
+    let digits: Vec<char> = ('A'..='Z').chain('a'..='z').chain('0'..='9').chain(['+', '/']).collect();
+    let group = |three: &[u8]| {
+        let bits = three.iter().fold(0, |bits, byte| bits << 8 | usize::from(*byte)) << (8 * (3 - three.len()));
+        (0..4).map(|at| if at > three.len() { '=' } else { digits[bits >> (18 - 6 * at) & 63] }).collect::<String>()
+    };
+    text.chunks(3).map(group).collect()
+}
