@@ -39,8 +39,8 @@ pub(super) struct Finder {
     words: Vec<(Vec<u8>, Vec<Meaning>)>,
     /// The hashes of the heads of all words.
     heads: Vec<u64>,
-    /// Indices of the words, sorted by their hashes.
-    sorted: Vec<usize>,
+    /// Hashes and indices of the words, sorted.
+    sorted: Vec<(usize, usize)>,
     /// Where each bucket of `sorted` begins.
     buckets: Vec<usize>,
 }
@@ -65,7 +65,7 @@ impl Finder {
         hashes.dedup();
         let heads = bits(hashes.iter().map(|(hash, _)| *hash));
         let buckets = (0..=1 << BUCKET_BITS).map(|bucket| hashes.partition_point(|(hash, _)| self::bucket(*hash) < bucket));
-        Self { buckets: buckets.collect(), sorted: hashes.iter().map(|(_, index)| *index).collect(), heads, words }
+        Self { buckets: buckets.collect(), sorted: hashes, heads, words }
     }
 
     /// Calls `found` for each word in `text` from `from` on, as far as it says to go on, by their beginnings. The last bytes, too few for
@@ -75,13 +75,11 @@ impl Finder {
         while let Some((before, hash)) = self.next_head(&text[at..]) {
             at += before;
             let bucket = bucket(hash);
-            let mut last = usize::MAX;
-            for &index in &self.sorted[self.buckets[bucket]..self.buckets[bucket + 1]] {
+            for &(of_word, index) in &self.sorted[self.buckets[bucket]..self.buckets[bucket + 1]] {
                 let (word, meanings) = &self.words[index];
-                if index == last || !begins(&text[at..], word) {
+                if of_word != hash || !begins(&text[at..], word) {
                     continue;
                 }
-                last = index;
                 for &meaning in meanings {
                     if found(at..at + word.len(), meaning).is_break() {
                         return;

@@ -16,7 +16,7 @@ use super::wrapped::Block;
 use super::{environment, json, names, pem, values};
 
 /// Encodings that may hide a secret where no other word tells, beside those of single bytes.
-const ENCODINGS: [&str; 8] = [r"\u0", r":\\", "\x1b[", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;"];
+const ENCODINGS: [&str; 7] = [r"\u0", r":\\", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;"];
 
 /// Length at the end of a value in which another secret may begin.
 const END: usize = 64;
@@ -230,16 +230,24 @@ impl Secrets {
 
 /// Words of which one is in every text in which a letter, or a word of a rule, is encoded.
 fn encodings() -> impl Iterator<Item = String> {
-    let of_bytes = (b' '..0x7f).flat_map(|byte| [format!("%{byte:02x}"), format!(r"\x{byte:02x}")]);
-    let of_html = "0123456789x".chars().map(|digit| format!("&#{digit}"));
-    ENCODINGS.iter().map(|word| (*word).to_owned()).chain(of_bytes).chain(of_html)
+    let of_bytes = (b' '..0x7f).map(|byte| format!("%{byte:02x}"));
+    let behind = |sign: &'static str, next: &'static str| next.chars().map(move |next| format!("{sign}{next}"));
+    let of_digits = behind(r"\x", "234567").chain(behind("&#", "0123456789x")).chain(behind("\x1b[", "0123456789;?:mKHJABCD"));
+    ENCODINGS.iter().map(|word| (*word).to_owned()).chain(of_bytes).chain(of_digits)
 }
 
-/// A word as it stands in a regular expression or a shell, also in JSON, if signs in it are escaped there.
+/// A word from its first sign on, as it stands in a regular expression or a shell, also in JSON, if such a sign is escaped there.
+/// What begins with one letter and a backslash is in no plain text, and costs nothing there.
 fn escaped(word: &str) -> Vec<String> {
-    let signs = ['-', '.', '?', '&', '~', ' '];
-    let with = |escape: &str| signs.iter().fold(word.to_owned(), |word, &sign| word.replace(sign, &format!("{escape}{sign}")));
-    if word.contains(signs) { vec![with(r"\"), with(r"\\")] } else { Vec::new() }
+    let is_sign = |c: char| "-.?&~ ".contains(c);
+    let Some(sign) = word.find(is_sign) else { return Vec::new() };
+    let with = |escape: &str| {
+        let pieces = word[sign.saturating_sub(1)..].split_inclusive(is_sign).map(|piece| {
+            piece.strip_suffix(is_sign).map_or(piece.to_owned(), |text| [text, escape, &piece[text.len()..]].concat())
+        });
+        pieces.collect()
+    };
+    vec![with(r"\"), with(r"\\")]
 }
 
 /// A secret at `range` of `line`, with the backslashes that its quote has there.

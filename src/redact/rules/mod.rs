@@ -107,7 +107,7 @@ impl Rule {
         match &self.matcher {
             Matcher::Name => {
                 self.secret_name(text, word, ours).is_some_and(|name| values::may_follow(text, &name))
-                    || text[..names::around(text, word).start].ends_with(br"\-")
+                    || text[..word.start].ends_with(br"\-")
             }
             Matcher::Token { .. } => {
                 let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.~+/=".contains(&byte);
