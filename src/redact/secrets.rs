@@ -154,13 +154,11 @@ impl Secrets {
         self.search(line, block, |range, open| spans.push(span(line, range, open)));
         let mut layers = Vec::new();
         self.search_below(line, (Syntax::Backslash, DEEPEST), &mut layers, &mut spans);
-        let strings = layers.len();
-        for syntax in SYNTAXES.into_iter().filter(|syntax| *syntax != Syntax::Backslash) {
-            layers.truncate(strings);
-            self.search_below(line, (syntax, 2), &mut layers, &mut spans);
-            // A backslash that is none of a string's would be gone there.
-            if strings > 0 {
-                self.search_below(line, (syntax, 2), &mut Vec::new(), &mut spans);
+        // A backslash that is none of a string's would be gone in a deeper layer.
+        for strings in (0..=layers.len()).rev() {
+            for syntax in SYNTAXES.into_iter().filter(|syntax| *syntax != Syntax::Backslash) {
+                layers.truncate(strings);
+                self.search_below(line, (syntax, 2), &mut layers, &mut spans);
             }
         }
         merged(line, spans)
