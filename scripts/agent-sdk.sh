@@ -22,6 +22,9 @@
 #                     from outside: TERM to a shell that waits for this function waits, too
 #   CLAUDE_RUN        claude-run, where it is not on PATH
 #
+# For a `bash -c` of its own, all of it is exported: export -f claude_run_with_watchdog claude_run_in_subshell claude_run_process_group,
+# and CLAUDE_RUN_SDK_VERSION.
+#
 # The lock. CLAUDE_EXTERNAL_LOCK, not empty, means exclusive. Else CLAUDE_RUN_LOCK or claude-run.toml say the mode, or a
 # CLAUDE_RUN_LOCK_FILE of its own says that there is a lock. Where nobody says anything, none is taken.
 #
@@ -64,9 +67,10 @@ claude_run_with_watchdog() {
   (claude_run_in_subshell "$@")
 }
 
-# Names begin with _cr_: any other may be a variable of the caller's that claude is to see.
+# Names begin with _cr_: any other may be a variable of the caller's that claude is to see, or that is read-only, as IFS and SECONDS can
+# be: so nothing here depends on separators.
 claude_run_in_subshell() {
-  # Whatever the caller has set: options, traps, signals that its exit path ignores, separators. -a would export names of ours to
+  # Whatever the caller has set: options, traps, signals that its exit path ignores. -a would export names of ours to
   # claude, -k makes `export` print the environment, -x would trace the command line into the log, unmasked.
   set +aeCETkvx
   trap - DEBUG ERR RETURN
@@ -74,7 +78,6 @@ claude_run_in_subshell() {
   trap : HUP QUIT TERM
   _cr_interrupted=
   trap _cr_interrupted=1 INT
-  IFS=$' \t\n'
   _cr_program=${CLAUDE_RUN:-claude-run}
   for _cr_name in CLAUDE_TIMEOUT CLAUDE_IDLE_GRACE CLAUDE_EXTERNAL_LOCK CLAUDE_CONFIG_DIR LOG_AGENT "${!CLAUDE_RUN_@}"; do
     [[ -z ${!_cr_name:-} || $_cr_name == CLAUDE_RUN_SDK* ]] || export "${_cr_name?}"
@@ -91,7 +94,8 @@ claude_run_in_subshell() {
     echo "claude_run_with_watchdog: cannot write LOGFILE $LOGFILE; messages come here" >&2
   fi
   _cr_group_file=${CLAUDE_PGID_FILE:-}
-  if [ -n "$_cr_group_file" ] && ! { : >>"$_cr_group_file"; } 2>/dev/null; then
+  # A FIFO or a device may have no end, or nobody at the other one.
+  if [ -n "$_cr_group_file" ] && { { [ -e "$_cr_group_file" ] && [ ! -f "$_cr_group_file" ]; } || ! : >>"$_cr_group_file"; } 2>/dev/null; then
     echo "claude_run_with_watchdog: cannot write CLAUDE_PGID_FILE $_cr_group_file; nobody can end the run by it" >&2
     _cr_group_file=''
   fi
@@ -102,13 +106,15 @@ claude_run_in_subshell() {
 
   # With a mistake in its settings file it prints no settings here, and says so below.
   _cr_options=(--stdin null) _cr_lock='' _cr_redact=default _cr_limit=${CLAUDE_TIMEOUT:-2h}
-  while read -r _cr_key _cr_value _cr_origin _; do
-    case $_cr_key in
-      lock) _cr_lock=$_cr_origin ;;
-      timeout) _cr_limit=${_cr_value%;} ;;
-      redact) _cr_redact=$_cr_origin ;;
+  mapfile -t _cr_settings < <("$_cr_program" settings 2>/dev/null)
+  for _cr_line in "${_cr_settings[@]}"; do # NAME, VALUE, ORIGIN, with two blanks or more between them
+    case $_cr_line in
+      'lock '*'  default') _cr_lock=default ;;
+      'redact '*'  default') ;;
+      'redact '*) _cr_redact='' ;;
+      'timeout '*) [[ $_cr_line =~ ^timeout\ +([^\ ]+(\ [^\ ]+)*) ]] && _cr_limit=${BASH_REMATCH[1]%%;*} ;;
     esac
-  done < <("$_cr_program" settings 2>/dev/null)
+  done
   [ "$_cr_redact" != default ] || _cr_options+=(--redact all)
   if [ -n "${CLAUDE_EXTERNAL_LOCK:-}" ]; then
     _cr_options+=(--lock exclusive)
@@ -116,7 +122,8 @@ claude_run_in_subshell() {
     _cr_options+=(--lock pass-through)
   fi
 
-  SECONDS=0 _cr_code=0
+  printf -v _cr_began '%(%s)T' -1
+  _cr_code=0
   # claude-run ends by the signal that ended COMMAND; bash's own word on that is for nobody.
   exec {_cr_err}>&2
   if [ -z "$_cr_group_file" ]; then
@@ -137,12 +144,14 @@ claude_run_in_subshell() {
   fi
 
   if [ -n "$_cr_log" ]; then
+    _cr_limit=${_cr_limit// /}
     [[ $_cr_limit =~ ^[0-9.]+$ ]] && _cr_limit+=s
     [[ $_cr_limit =~ ^[0-9a-z.]+$ ]] || _cr_limit='?'
     _cr_expired=0
     [ "$_cr_code" -ne 124 ] || _cr_expired=124
+    printf -v _cr_now '%(%s)T' -1
     TZ=UTC printf '[%(%Y-%m-%d %H:%M:%S UTC)T] watchdog: timeout_exit=%d elapsed_wall=%ds limit=%s exit=%d\n' \
-      -1 "$_cr_expired" "$SECONDS" "$_cr_limit" "$_cr_code" >>"$_cr_log"
+      "$_cr_now" "$_cr_expired" "$((_cr_now - _cr_began))" "$_cr_limit" "$_cr_code" >>"$_cr_log"
   fi
   # By the signal itself, as claude-run: bash ends its own loop upon Ctrl-C only if INT has ended what it waits for. Of a death by
   # any other, it would print a line. A COMMAND may exit with 130 by itself.
@@ -168,11 +177,7 @@ claude_run_process_group() {
   _cr_member=$!
   echo "$_cr_member" >"$_cr_group_file"
   echo ready
-  if wait "$_cr_member"; then
-    # Another run may have written its own meanwhile.
-    [ "$(<"$_cr_group_file")" != "$_cr_member" ] || rm -f -- "$_cr_group_file"
-  else
-    kill -TERM "$_cr_run"
-    rm -f -- "$_cr_group_file"
-  fi
+  wait "$_cr_member" || kill -TERM "$_cr_run"
+  # Another run may have written its own meanwhile.
+  [ "$(<"$_cr_group_file")" != "$_cr_member" ] || rm -f -- "$_cr_group_file"
 }

@@ -535,6 +535,7 @@ show() {
 
 ensure_programs
 binary=${CLAUDE_RUN_BIN:+$(realpath -- "$CLAUDE_RUN_BIN")}
+unset CDPATH
 cd "$(dirname "$0")/.."
 race_script=$PWD/scripts/race.sh
 json=${json:-$PWD/target/bench.json}

@@ -8,11 +8,13 @@
 #   --shim[=DIR]    a link `claude` to claude-run as well, in DIR (default: PREFIX/bin): whoever calls claude comes under the
 #                   lock. It has to stand before the real claude on PATH, and never takes its place
 #   --binary FILE   install this binary (default: the one in an unpacked package, or else one built here with cargo)
-#   --uninstall     remove what was installed there, and nothing else
+#   --uninstall     remove what has the names of what is installed there, the shims, and directories that this leaves empty
 #
 # Any sh and busybox's tools are enough for it. It can be called again at any time; agents that run keep the binary that they began
-# with. At the end it says what is wrong with PATH, if something is. Exit code: 0 done, 2 nothing was changed.
+# with. At the end it says what is wrong with PATH, if something is. Exit code: 0 done, 1 begun and not done, 2 nothing was changed.
 set -eu
+unset CDPATH # with it, cd may go elsewhere, and prints where
+trap 'exit 1' HUP INT TERM # not every sh runs the trap of EXIT upon a signal
 
 die() { printf 'install.sh: %s\n' "$*" >&2; exit 2; }
 note() { printf 'note: %s\n' "$*"; }
@@ -66,27 +68,35 @@ set -- "$installed" "$man" "$bash" "$fish" "$zsh" "$sdk"
 # shellcheck disable=SC3013 # -ef is in POSIX since 2024, and was in every sh before
 is_same() { [ "$1" -ef "$2" ]; }
 
-# is_our_shim PATH: a link to the binary that is, or is to be, installed here.
-is_our_shim() { [ -L "$1" ] && { is_same "$1" "$installed" || [ "$(readlink -- "$1")" = "$installed" ]; }; }
+# is_our_shim PATH: a link to the binary that is, was, or is to be installed here, under whatever name of the prefix.
+is_our_shim() {
+  [ -L "$1" ] || return 1
+  target=$(readlink -- "$1")
+  [ "$target" = "$installed" ] || is_same "$1" "$installed" ||
+    { [ "${target%/bin/claude-run}" != "$target" ] && is_same "${target%/bin/claude-run}" "$prefix"; }
+}
 
-# remove FILE: and the directories below the prefix that it leaves empty. A directory of that name is not ours.
+# remove FILE: what a killed call has left beside it as well, and the directories below the prefix that this leaves empty. A directory of
+# that name is not ours.
 remove() {
-  if [ -f "$1" ] || [ -L "$1" ]; then
-    rm -f -- "$1"
-    printf 'removed %s\n' "$1"
-  fi
-  dir=$(dirname -- "$1")
-  while [ "${dir#"$prefix"/}" != "$dir" ] && rmdir -- "$dir" 2>/dev/null; do dir=$(dirname -- "$dir"); done
+  for file in "$1" "$1".new.??????; do
+    if [ -f "$file" ] || [ -L "$file" ]; then
+      rm -f -- "$file"
+      printf 'removed %s\n' "$file"
+      dir=$(dirname -- "$file")
+      while [ "${dir#"$prefix"/}" != "$dir" ] && rmdir -- "$dir" 2>/dev/null; do dir=$(dirname -- "$dir"); done
+    fi
+  done
 }
 
 if $uninstall; then
   if [ -f "$shims" ]; then
-    while IFS= read -r path; do
+    while IFS= read -r path || [ -n "$path" ]; do
       if is_our_shim "$path"; then remove "$path"; fi
     done <"$shims"
-    remove "$shims" >/dev/null
   fi
-  for file; do remove "$file"; done
+  remove "$shims" >/dev/null
+  for name; do remove "$name"; done
   exit 0
 fi
 
@@ -97,6 +107,7 @@ sdk_source=$here/agent-sdk.sh
 [ -f "$sdk_source" ] || sdk_source=$here/share/claude-run/agent-sdk.sh
 [ -f "$sdk_source" ] || die "there is no agent-sdk.sh beside this script; take it from the same package"
 if [ -n "$binary" ]; then
+  binary=$(absolute "$binary") # a bare name would be looked for on PATH
   if ! [ -f "$binary" ] || ! [ -x "$binary" ]; then die "$binary is no program"; fi
 elif [ -x "$here/bin/claude-run" ]; then
   binary=$here/bin/claude-run
@@ -104,8 +115,10 @@ else
   command -v cargo >/dev/null || die "there is no cargo to build it; install a Rust toolchain (rustup.rs), or take a package"
   command -v cc >/dev/null || die "there is no cc to link it; install a C compiler (on Debian: apt-get install gcc libc6-dev)"
   echo "building (about a minute the first time)"
+  CARGO_TARGET_DIR=$(absolute "${CARGO_TARGET_DIR:-$here/../target}")
+  export CARGO_TARGET_DIR
   (cd "$here/.." && cargo build --release --locked --quiet)
-  binary=${CARGO_TARGET_DIR:-$here/../target}/$(rustc -vV | sed -n 's/^host: //p')/release/claude-run
+  binary=$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release/claude-run
 fi
 "$binary" --version >/dev/null || die "$binary does not run here"
 if [ -n "$shim" ] && { [ -e "$shim/claude" ] || [ -L "$shim/claude" ]; } && ! is_our_shim "$shim/claude"; then
@@ -122,13 +135,13 @@ for file in "$@" ${shim:+"$shim/claude" "$shims"}; do
   fi
 done
 umask 022 # directories for everybody, whatever root's is
-for file in "$@" ${shim:+"$shim/claude" "$shims"}; do mkdir -p -- "$(dirname -- "$file")"; done
 
 # put FILE MODE COMMAND...: what COMMAND prints, in place at once or not at all.
 put() {
   file=$1 mode=$2
   shift 2
-  new=$(mktemp "$file.XXXXXX")
+  mkdir -p -- "$(dirname -- "$file")"
+  new=$(mktemp "$file.new.XXXXXX")
   trap 'rm -f -- "$new"' EXIT
   "$@" >"$new"
   chmod "$mode" "$new"
@@ -144,37 +157,48 @@ put "$fish" 644 "$installed" completions fish
 put "$zsh" 644 "$installed" completions zsh
 put "$sdk" 644 cat "$sdk_source"
 if [ -n "$shim" ]; then
+  # In the list before it is there: whatever ends this, --uninstall finds it.
+  list() { printf '%s\n' "$shim/claude" && if [ -f "$shims" ]; then grep -vxF -- "$shim/claude" "$shims" || :; fi; }
+  put "$shims" 644 list >/dev/null
+  mkdir -p -- "$shim"
   ln -sfn -- "$installed" "$shim/claude"
   printf 'installed %s -> %s\n' "$shim/claude" "$installed"
-  touch "$shims"
-  grep -qxF -- "$shim/claude" "$shims" || printf '%s\n' "$shim/claude" >>"$shims"
 fi
 
 # What a caller would find.
-on_path() { case :$PATH: in *":$1:"*) ;; *) return 1 ;; esac; }
-# programs NAME: all of that name, in the order of PATH.
+# programs NAME: all of that name, in the order of PATH, behind `ours` what is installed here, behind `other` what is not.
 programs() (
   set -f
   IFS=:
   for dir in $PATH; do
-    if [ -f "$dir/$1" ] && [ -x "$dir/$1" ]; then printf '%s\n' "$dir/$1"; fi
+    file=${dir:-.}/$1 whose=other
+    if [ -f "$file" ] && [ -x "$file" ]; then
+      if is_same "$file" "$installed"; then whose=ours; fi
+      printf '%s %s\n' "$whose" "$file"
+    fi
   done
 )
-found=$(programs claude-run | head -n 1)
-if ! on_path "$prefix/bin"; then
-  [ "$shim" = "$prefix/bin" ] || note "$prefix/bin is not on PATH; add it: export PATH=\"$prefix/bin:\$PATH\""
-elif ! is_same "$found" "$installed"; then
-  note "another claude-run comes before it on PATH: $found"
-fi
+found=$(programs claude-run)
+first=${found%%"$newline"*}
+case $found in
+  ours*) ;;
+  *"${newline}ours "*) note "another claude-run comes before it on PATH: ${first#other }" ;;
+  *) [ "$shim" = "$prefix/bin" ] || note "$prefix/bin is not on PATH; add it: export PATH=\"$prefix/bin:\$PATH\"" ;;
+esac
 if [ -n "$shim" ]; then
-  found=$(programs claude | head -n 1)
-  if ! on_path "$shim"; then
-    note "$shim is not on PATH, so claude is not under the lock yet; add it in front: export PATH=\"$shim:\$PATH\""
-  elif ! is_same "$found" "$installed"; then
-    note "$found comes before the shim on PATH, so claude is not under the lock yet; put $shim in front of it"
-  fi
-  real=$(programs claude | while IFS= read -r claude; do is_same "$claude" "$installed" || printf '%s\n' "$claude"; done)
-  [ -n "$real" ] || note "no other claude is on PATH for the shim to run; install Claude Code, or name it in CLAUDE_RUN_CLAUDE"
+  found=$(programs claude)
+  first=${found%%"$newline"*}
+  case $found in
+    ours*) ;;
+    *"${newline}ours "*)
+      note "${first#other } comes before the shim on PATH, so claude is not under the lock yet; put $shim in front of it"
+      ;;
+    *) note "$shim is not on PATH, so claude is not under the lock yet; add it in front: export PATH=\"$shim:\$PATH\"" ;;
+  esac
+  case $newline$found in
+    *"${newline}other "*) ;;
+    *) note "no other claude is on PATH for the shim to run; install Claude Code, or name it in CLAUDE_RUN_CLAUDE" ;;
+  esac
 fi
 if command -v zsh >/dev/null && [ "$prefix" != /usr/local ] && [ "$prefix" != /usr ]; then
   note "for zsh, before compinit: fpath=($prefix/share/zsh/site-functions \$fpath)"

@@ -9,6 +9,7 @@ for word in "$@"; do
   esac
 done
 
+unset CDPATH # with it, cd may go elsewhere, and prints where
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$top" || exit
 # Where cargo puts what .cargo/config.toml has it build. Without a rustc, `command -v cargo` is what tells so.

@@ -41,10 +41,6 @@ pub(crate) struct Plan {
 /// Our environment.
 pub(crate) const ENVIRONMENT: Environment = &|name| env::var_os(name);
 
-/// Deepest nesting of claude-run in claude-run. Agents that call agents need a few levels; a `claude` on PATH that is a script around
-/// claude-run would nest for ever.
-const MAX_NESTING: usize = 32;
-
 impl Plan {
     /// Decides, and checks all that can be known before anything is started. An error is a `ProgramError` if the program cannot be.
     pub(crate) fn new(
@@ -55,22 +51,27 @@ impl Plan {
         log: Option<Arc<LogFile>>,
     ) -> Result<Self> {
         let ancestors = AncestorRuns::of(ENVIRONMENT);
-        if ancestors.runs.len() >= MAX_NESTING {
+        if ancestors.are_too_many() {
             bail!(
-                "claude-run runs below itself {MAX_NESTING} times: is the claude on PATH a script that calls it? name the real one with CLAUDE_RUN_CLAUDE"
+                "claude-run runs below itself {MAX_NESTING} times: is the claude on PATH a script that calls it? name the real one with CLAUDE_RUN_CLAUDE",
+                MAX_NESTING = lock::MAX_NESTING
             );
         }
         let program = find_program(&settings)?;
         let is_bare = program.needs_no_lock();
         let mut launch =
             Launch { program, environment: env::vars_os().collect(), stdin: settings.stdin, role: Role::Command, signals };
-        launch.set(RunId::LINEAGE, Some([ancestors.runs.as_slice(), &[run.to_string()]].concat().join(",").into()));
+        launch.set(RunId::LINEAGE, Some(ancestors.lineage_with(run).into()));
         match &config_dir {
             Ok(ConfigDir { path, for_child: ForChild::Set }) => launch.set(config_dir::VARIABLE, Some(path.into())),
             Ok(ConfigDir { for_child: ForChild::Unset, .. }) => launch.set(config_dir::VARIABLE, None),
             Ok(_) | Err(_) => {}
         }
         let wants_lock = !is_bare && settings.lock_mode != LockMode::PassThrough;
+        if let Some(path) = settings.lock_file.as_ref().filter(|path| wants_lock && path.is_relative()) {
+            let path = path.display();
+            warn!("--lock-file={path} is relative: every working directory has a session lock of its own; make it absolute");
+        }
         let wants_slot = !is_bare && settings.slots != Slots::Unlimited;
         let is_required = wants_slot || (wants_lock && settings.lock_file.is_none());
         let config_dir = if is_bare { None } else { usable(config_dir, is_required)? };

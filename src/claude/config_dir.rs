@@ -62,7 +62,7 @@ impl ConfigDir {
         }
         if self.path.is_relative() {
             warn!(
-                "{VARIABLE}={path} is relative: every working directory has a config dir and a session lock of its own; make it absolute"
+                "the config dir {path} is relative: every working directory has one, and a session lock, of its own; make {VARIABLE}, or HOME, absolute"
             );
         }
         if self.path.to_str().is_some_and(|text| !is_nfc(text)) {

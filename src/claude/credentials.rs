@@ -2,13 +2,12 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::sys::fs::read_secret;
+use crate::sys::fs::{read_secret, settled};
 
 /// State of the OAuth login in the credentials file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,21 +20,12 @@ pub enum Login {
     Unclear(String),
 }
 
-/// Number and interval of retries, which outlast the rewriting of a small file.
-const RETRIES: u32 = 20;
-const RETRY_EVERY: Duration = Duration::from_millis(10);
 const MAX_SIZE: u64 = 8 << 20;
 
 impl Login {
     /// Reads `file`; again, while it looks half-written: older versions rewrite it in place.
     pub(crate) fn read_whole(file: &Path) -> Self {
-        for _ in 0..RETRIES {
-            match Self::read(file) {
-                Self::Unclear(_) => thread::sleep(RETRY_EVERY),
-                login => return login,
-            }
-        }
-        Self::read(file)
+        settled(|| Self::read(file), |login| matches!(login, Self::Unclear(_)))
     }
 
     pub(crate) fn read(file: &Path) -> Self {
@@ -145,8 +135,8 @@ mod tests {
         let text = r#"{"claudeAiOauth":{"expiresAt":1000,"refreshToken":"y"}}"#;
         std::fs::write(&file, &text[..9])?;
         let rewritten = file.clone();
-        let rewriting = thread::spawn(move || {
-            thread::sleep(RETRY_EVERY * 3);
+        let rewriting = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
             std::fs::write(rewritten, text)
         });
         assert_eq!(Login::read_whole(&file), Login::Expires(SystemTime::UNIX_EPOCH + Duration::from_secs(1)));

@@ -3,18 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata, Permissions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use fs4::FileExt;
-use nix::fcntl::{AT_FDCWD, AtFlags};
-use nix::unistd::{AccessFlags, faccessat, geteuid};
 use toml_edit::{Document, DocumentMut, Item, TomlError, Value};
 
 use super::options::OPTIONS;
@@ -22,8 +20,9 @@ use super::trust::{POWERFUL, ensure_only_ours};
 use super::values::nearest;
 use crate::redact;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::read_bounded_text;
+use crate::sys::fs::{read_bounded_text, settled};
 use crate::sys::proc::flocks;
+use crate::sys::replace::{directory_of, replace};
 
 /// Name of the file.
 pub const NAME: &str = "claude-run.toml";
@@ -49,6 +48,18 @@ pub struct SettingsFile {
     entries: BTreeMap<String, (OsString, usize)>,
     /// By key of [`LISTS`].
     lists: BTreeMap<String, (Vec<String>, usize)>,
+    /// True if nothing is in it, not even a comment.
+    is_empty: bool,
+}
+
+/// Time from a change of the file within which it may be half-written.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// True if the file `path`, as it was read `now`, is empty or broken, and has just been changed: editors and `cp` empty it first.
+fn is_half_written(path: &Path, file: &Result<Option<SettingsFile>>, now: SystemTime) -> bool {
+    let changed = || fs::metadata(path).and_then(|found| found.modified());
+    let looks_so = file.as_ref().map_or(true, |file| file.as_ref().is_some_and(|file| file.is_empty));
+    looks_so && changed().is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age < FRESH))
 }
 
 impl SettingsFile {
@@ -57,6 +68,15 @@ impl SettingsFile {
     /// # Errors
     /// The file cannot be read, is no TOML, or has a key or a kind of value that does not belong there.
     pub fn read(path: &Path) -> Result<Option<Self>> {
+        settled(|| Self::read_once(path), |file| is_half_written(path, file, SystemTime::now()))
+    }
+
+    /// The same, of a file that was there before: one that is missing may be on its way back.
+    pub(super) fn read_again(path: &Path) -> Result<Option<Self>> {
+        settled(|| Self::read(path), |file| matches!(file, Ok(None)))
+    }
+
+    fn read_once(path: &Path) -> Result<Option<Self>> {
         match read_bounded_text(path, LARGEST) {
             Ok(text) => {
                 let file = Self::parse(path, &text)?;
@@ -64,6 +84,9 @@ impl SettingsFile {
                     ensure_only_ours(path, key).with_context(|| format!("{}:{line}", path.display()))?;
                 }
                 Ok(Some(file))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound && path.is_symlink() => {
+                bail!("the settings file {} is a link that leads nowhere", path.display())
             }
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot read the settings file {}", path.display())),
@@ -82,7 +105,7 @@ impl SettingsFile {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
             // Of two writers at once, the second changes what the first has written.
             let _guard = lock_directory(&directory)?;
-            Ok(rewrite(path, |text| {
+            Ok(replace(path, |text| {
                 let broken = |error| io::Error::other(syntax_error(path, text, &error));
                 let mut document = DocumentMut::from_str(text).map_err(broken)?;
                 let mut value = value.clone();
@@ -90,7 +113,7 @@ impl SettingsFile {
                     *value.decor_mut() = old.decor().clone();
                 }
                 document[key] = Item::Value(value);
-                Ok(document.to_string())
+                Ok(in_the_form_of(text, document.to_string()))
             })?)
         };
         change().with_context(|| format!("cannot change the settings file {}", path.display()))
@@ -115,7 +138,7 @@ impl SettingsFile {
             let value = text_of(item, text).with_context(|| format!("{}: {key}", place(at)))?;
             entries.insert(key.to_owned(), (value.into(), line_of(text, at)));
         }
-        Ok(Self { path: path.to_owned(), entries, lists })
+        Ok(Self { path: path.to_owned(), entries, lists, is_empty: text.is_empty() })
     }
 
     /// Value of `key`, and its line.
@@ -133,6 +156,13 @@ impl SettingsFile {
     }
 }
 
+/// The `new` text with the byte order mark and the ends of lines of the `old`.
+fn in_the_form_of(old: &str, new: String) -> String {
+    let is_crlf = old.contains("\r\n") && !old.replace("\r\n", "").contains('\n');
+    let new = if is_crlf { new.replace("\r\n", "\n").replace('\n', "\r\n") } else { new };
+    if old.starts_with('\u{feff}') { format!("\u{feff}{}", new.trim_start_matches('\u{feff}')) } else { new }
+}
+
 /// Takes an flock on `directory`, which anybody can hold, and for ever.
 fn lock_directory(directory: &Path) -> Result<File> {
     let guard = File::open(directory)?;
@@ -146,66 +176,6 @@ fn lock_directory(directory: &Path) -> Result<File> {
         thread::sleep(LONGEST_WAIT / 100);
     }
     Ok(guard)
-}
-
-/// The file `path` itself: a link stays a link, as a mounted configuration may be one.
-fn resolve_links(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
-}
-
-fn directory_of(path: &Path) -> io::Result<PathBuf> {
-    let path = std::path::absolute(resolve_links(path))?;
-    path.parent().map(Path::to_owned).ok_or_else(|| io::Error::other("it is in no directory"))
-}
-
-/// Reads the text of the file `path`, empty if it is missing, after a look at what a rewrite would replace.
-///
-/// # Errors
-/// The file cannot be read, is no regular file, or a link that leads nowhere or belongs to neither us nor root; or its directory cannot be
-/// written.
-pub(crate) fn read_to_rewrite(path: &Path) -> io::Result<String> {
-    // A look first: opening a device can have effects of its own.
-    match (fs::symlink_metadata(path), fs::metadata(path)) {
-        (Ok(link), _) if link.is_symlink() && ![0, geteuid().as_raw()].contains(&link.uid()) => {
-            Err(io::Error::other(format!("it is a link of uid {}", link.uid())))
-        }
-        (Ok(link), Err(_)) if link.is_symlink() => Err(io::Error::other("it is a link that leads nowhere")),
-        (_, Ok(found)) if !found.is_file() => Err(io::Error::other("it is no regular file")),
-        (_, Ok(_)) => read_bounded_text(path, LARGEST),
-        (_, Err(error)) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
-        (_, Err(error)) => Err(error),
-    }
-    .and_then(|text| {
-        faccessat(AT_FDCWD, &directory_of(path)?, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
-        Ok(text)
-    })
-}
-
-/// Replaces the file `path`, or the target of that link, by a changed copy with its owner and mode; a new file gets the owner of
-/// its directory. Readers see the old file or the new one.
-///
-/// # Errors
-/// The file cannot be read or written, or `change` fails.
-pub(crate) fn rewrite(path: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
-    let text = read_to_rewrite(path)?;
-    let (path, directory) = (&resolve_links(path), &directory_of(path)?);
-    let old = fs::metadata(path);
-    // A new file, less the umask: whoever shares the directory reads it.
-    let mode = old.as_ref().map_or_else(|_| Permissions::from_mode(0o666), Metadata::permissions);
-    let mut copy = tempfile::Builder::new().permissions(mode.clone()).tempfile_in(directory)?;
-    copy.write_all(change(&text)?.as_bytes())?;
-    if old.is_ok() {
-        copy.as_file().set_permissions(mode)?;
-    }
-    let owner = old.or_else(|_| fs::metadata(directory))?;
-    let ours = copy.as_file().metadata()?;
-    if (ours.uid(), ours.gid()) != (owner.uid(), owner.gid()) {
-        // It fails unless we are root; then the file is ours from now on, with its old mode.
-        let _ = fchown(copy.as_file(), Some(owner.uid()), Some(owner.gid()));
-    }
-    copy.as_file().sync_all()?;
-    copy.persist(path)?;
-    Ok(())
 }
 
 fn ensure_known(key: &str) -> Result<()> {
@@ -313,6 +283,38 @@ mod tests {
         SettingsFile::set(&link, "lock", "exclusive")?;
         assert!(fs::symlink_metadata(&link)?.is_symlink() && fs::read_to_string(&path)?.contains("\"exclusive\""));
         assert_eq!(fs::read_dir(dir.path().join("new"))?.count(), 1, "nothing is left behind");
+        Ok(())
+    }
+
+    #[test]
+    fn set_keeps_line_ends_and_byte_order_mark() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join(NAME);
+        let (dos, mixed) = ("\u{feff}# factory\r\nlock = \"refresh\"\r\n", "# factory\r\nlock = \"refresh\"\n");
+        for text in [dos, mixed, "\u{feff}lock = \"refresh\""] {
+            fs::write(&path, text)?;
+            SettingsFile::set(&path, "lock", "exclusive")?;
+            let new = fs::read_to_string(&path)?;
+            assert_eq!(new.starts_with('\u{feff}'), text.starts_with('\u{feff}'), "{new:?}");
+            assert!(text != dos || new == text.replace("refresh", "exclusive"), "{new:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn file_that_is_being_saved_is_not_believed() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join(NAME);
+        for (text, expected) in [("", true), ("slots = \"4", true), ("slots = 4\n", false), ("# none\n", false)] {
+            fs::write(&path, text)?;
+            let (file, at) = (SettingsFile::read_once(&path), fs::metadata(&path)?.modified()?);
+            assert_eq!(is_half_written(&path, &file, at), expected, "{text:?}");
+            assert!(!is_half_written(&path, &file, at + FRESH), "{text:?}");
+        }
+        fs::remove_file(&path)?;
+        assert!(SettingsFile::read(&path)?.is_none() && SettingsFile::read_again(&path)?.is_none());
+        symlink("nowhere", &path)?;
+        assert!(SettingsFile::read(&path).is_err_and(|error| error.to_string().contains("leads nowhere")));
         Ok(())
     }
 

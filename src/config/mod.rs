@@ -15,5 +15,5 @@ pub mod help;
 pub mod operations;
 pub mod options;
 pub mod settings;
-mod trust;
+pub(crate) mod trust;
 pub mod values;

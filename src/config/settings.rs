@@ -43,13 +43,15 @@ fn given(option: &OptionSpec, cli: &Cli, environment: Environment, file: Option<
         "label" => read(LOG_AGENT),
         _ => None,
     };
-    let in_file = || {
-        let (value, line) = file?.value(name)?;
-        Some((value.clone(), Origin::File(file?.path.clone(), line)))
-    };
     let typed = cli.value(name).map(|value| (value.to_owned(), Origin::Flag));
-    let (value, origin) = typed.or_else(|| read(option.variable)).or_else(older).or_else(in_file)?;
-    Some(Written { name, value, origin })
+    let given = typed.or_else(|| read(option.variable)).or_else(older);
+    given.map(|(value, origin)| Written { name, value, origin }).or_else(|| in_file(option, file?))
+}
+
+/// The value of `option` in `file`.
+fn in_file(option: &OptionSpec, file: &SettingsFile) -> Option<Written> {
+    let (value, line) = file.value(option.name)?;
+    Some(Written { name: option.name, value: value.clone(), origin: Origin::File(file.path.clone(), line) })
 }
 
 /// A warning for each variable among `names` that looks like one of ours, and is none.
@@ -69,12 +71,12 @@ pub fn unknown_variables(names: impl Iterator<Item = OsString>) -> impl Iterator
     })
 }
 
-/// Bound on the runs at once, by the settings file `path` as it is now.
+/// Bound on the runs at once, by the settings file `path`, which had one, as it is now.
 ///
 /// # Errors
 /// The file cannot be read, or its value means nothing.
 pub fn slots_in(path: &Path) -> Result<Slots> {
-    let file = SettingsFile::read(path)?;
+    let file = SettingsFile::read_again(path)?;
     file.as_ref().and_then(|file| file.value(SLOTS)).map_or(Ok(Slots::Unlimited), |(value, _)| Slots::read(value))
 }
 
@@ -82,8 +84,11 @@ impl Settings {
     /// Resolves what was typed against `environment` and `file`.
     ///
     /// # Errors
-    /// A value means nothing.
+    /// A value means nothing, be it one in the file that does not count.
     pub fn resolve(cli: Cli, environment: Environment, file: Option<&SettingsFile>) -> Result<Self> {
+        if let Some(file) = file {
+            Self::read(Vec::new(), |option| in_file(option, file))?;
+        }
         let mut settings = Self::read(cli.command.clone(), |option| given(option, &cli, environment, file))?;
         if settings.require_result == RequireResult::OfCommand && cli.value("require-result").is_none() {
             settings.require_result = RequireResult::OfClaude;
@@ -148,5 +153,15 @@ mod tests {
                 assert!(message.contains(part), "{message:?} lacks {part:?}");
             }
         }
+    }
+
+    #[test]
+    fn bad_value_in_the_file_is_refused_under_a_flag_too() -> Result<()> {
+        let file = SettingsFile::parse(Path::new("/c/claude-run.toml"), "wait = 5\nlock = \"bogus\"\n")?;
+        let words = ["claude-run", "--lock", "refresh"].map(Into::into);
+        let Request::Run(cli) = Cli::parse(&words)? else { panic!("an operation") };
+        let message = format!("{:#}", Settings::resolve(cli, &|_| None, Some(&file)).expect_err("accepted"));
+        assert!(message.contains("/c/claude-run.toml:2: lock") && message.contains("bogus"), "{message}");
+        Ok(())
     }
 }

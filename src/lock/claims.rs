@@ -13,6 +13,10 @@ use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{self, Flock, Stat};
 
+/// Deepest nesting of claude-run in claude-run. Agents that call agents need a few levels; a `claude` on PATH that is a script around
+/// claude-run would nest for ever.
+pub const MAX_NESTING: usize = 32;
+
 /// The variable that gives the child its lock helper's key.
 pub const KEY_VARIABLE: &str = "CLAUDE_RUN_LOCK_KEY";
 
@@ -50,6 +54,20 @@ impl AncestorRuns {
         }
     }
 
+    /// True if so many of them live that it is a loop.
+    pub(crate) fn are_too_many(&self) -> bool {
+        self.runs.len() >= MAX_NESTING && self.runs.iter().filter(|run| is_alive(run)).count() >= MAX_NESTING
+    }
+
+    /// Value of [`RunId::LINEAGE`] for the child of `run`: all who live, and as many of the last that have ended as could still have left
+    /// something: a run can start another when it ends, and so on.
+    pub(crate) fn lineage_with(&self, run: RunId) -> String {
+        let older = self.runs.len().saturating_sub(MAX_NESTING);
+        let (older, last) = self.runs.split_at(older);
+        let kept = older.iter().filter(|run| is_alive(run)).chain(last).cloned();
+        kept.chain([run.to_string()]).collect::<Vec<_>>().join(",")
+    }
+
     /// True if one of them has claimed the lock `lock`.
     pub(super) fn may_hold(&self, lock: FileId) -> bool {
         self.claims.iter().any(|claim| claim.lock == lock)
@@ -71,7 +89,8 @@ impl AncestorRuns {
         // or if the holder has it for whatever it starts. None of them need pass it to its tools.
         let has_started_it =
             |claim: &Claim| claim.lock == lock && !claim.run.is_alive() && is_below(nearest, claim.run) == Some(true);
-        let is_passed_down = self.claims.iter().any(has_started_it) || holders.next().is_some() || holds_for_all_below(nearest, flock);
+        let is_passed_down =
+            self.claims.iter().any(has_started_it) || holders.next().is_some() || holds_for_all_below(nearest, flock);
         is_passed_down.then_some(Hold::RunAbove)
     }
 
@@ -178,6 +197,10 @@ impl fmt::Display for Claim {
     }
 }
 
+fn is_alive(run: &str) -> bool {
+    RunId::parse(run).is_some_and(RunId::is_alive)
+}
+
 /// True if the process `pid` was started below `run`, by its environment; `None` if we may not read that.
 pub(super) fn is_below(pid: i32, run: RunId) -> Option<bool> {
     fs::read(format!("/proc/{pid}/environ")).ok().map(|environment| run.is_above(&environment))
@@ -276,6 +299,18 @@ mod tests {
     /// Ids of runs that are no process here.
     fn runs() -> [RunId; 2] {
         [1, 2].map(|taken_at| RunId { pid: i32::MAX, taken_at })
+    }
+
+    #[test]
+    fn lineage_forgets_the_dead_that_are_long_gone() {
+        let (us, dead) = (RunId::take().to_string(), |number| format!("{}-{number}", i32::MAX));
+        let above = |runs: Vec<String>| AncestorRuns { runs, ..AncestorRuns::default() };
+        assert!(above(vec![us.clone(); MAX_NESTING]).are_too_many());
+        let runs: Vec<_> = [dead(0), us].into_iter().chain((1..=MAX_NESTING).map(dead)).collect();
+        let chain = above(runs.clone());
+        assert!(!chain.are_too_many(), "one after another");
+        let run = RunId { pid: 7, taken_at: 11 };
+        assert_eq!(chain.lineage_with(run), [&runs[1..], &["7-11".to_owned()]].concat().join(","));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -98,6 +98,12 @@ impl LockFile {
                     let todo = match Errno::from_raw(errno) {
                         _ if is_for_lack_of_room(&error) => "free some space, or inodes, there".to_owned(),
                         Errno::EMFILE | Errno::ENFILE => "raise the limit of open files (ulimit -n)".to_owned(),
+                        Errno::EACCES if let Ok(found) = fs::symlink_metadata(&path) => {
+                            let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+                            format!(
+                                "it belongs to user {owner}, mode {mode:04o}: let that be the user of all agents, or {way_out}"
+                            )
+                        }
                         _ => format!("make its directory writable, or {way_out}"),
                     };
                     Error::new(error).context(format!("cannot make or open the {kind} {shown}; {todo}"))

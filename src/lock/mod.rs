@@ -26,7 +26,7 @@ pub const FILE_NAME: &str = "session.lock";
 
 pub use acquire::acquire;
 pub(crate) use acquire::describe_refresh_lock;
-pub use claims::{AncestorRuns, Claim, KEY_VARIABLE};
+pub use claims::{AncestorRuns, Claim, KEY_VARIABLE, MAX_NESTING};
 pub(crate) use file::{FlockGuard, LockAttempt, LockFile};
 pub use guard::LockGuard;
 pub use helper::HelperCommand;

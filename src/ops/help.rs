@@ -52,7 +52,8 @@ fn topic_of_parser(topic: Option<&str>) -> Result<String> {
         return Ok(operation.render_long_help().ansi().to_string());
     }
     let names = topics().chain(command.get_subcommands().map(|operation| operation.get_name()));
-    let similar = nearest(topic, names, 0.7).map(|similar| format!("; did you mean {similar:?}?")).unwrap_or_default();
+    let similar =
+        nearest(&topic.to_lowercase(), names, 0.7).map(|similar| format!("; did you mean {similar:?}?")).unwrap_or_default();
     bail!("there is no topic {topic:?}{similar} (topics are {})", topics().collect::<Vec<_>>().join(", "))
 }
 

@@ -32,6 +32,7 @@ pub(super) fn run(
 ) -> Result<Outcome> {
     let (set, bound) = modes_and_bound(set, drain)?;
     if let Some(mode) = set {
+        Factory::of(&context)?; // a variable that means nothing is told before anything is changed
         let path = context.config_dir()?.join(file::NAME);
         SettingsFile::set(&path, "lock", mode.name())?;
         (context.file, context.file_error) = match SettingsFile::read(&path) {

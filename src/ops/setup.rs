@@ -13,7 +13,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Instant, SystemTime};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use fs4::FileExt;
 use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 use serde::Serialize;
@@ -21,6 +21,7 @@ use serde_json::json;
 
 use self::plan::{SHARED_DIR, SetupPaths, SetupPlan};
 use super::{Context, answer, layout, text, time_left, wait_until_none};
+use crate::claude::config_dir;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::claude::storage::ClaudeStorage;
 use crate::config::duration::after;
@@ -48,11 +49,20 @@ struct SetupReport {
 /// Sets up the shared config dir, or says how.
 pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Write) -> Result<Outcome> {
     let variable = |name: &str| (context.environment)(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    ensure!(
+        context.cli.value("config-dir").is_none(),
+        "--config-dir is not for setup, which makes ~/.claude a link to `config` in the shared dir; use --home or --shared-dir"
+    );
     let home = options.home.clone().or_else(|| variable("HOME")).context("HOME is not set; name it with --home")?;
     let shared = options.shared_dir.clone().or_else(|| variable(SHARED_DIR)).unwrap_or(DEFAULT_SHARED_DIR.into());
     let paths = SetupPaths::new(&home, &shared)?;
     become_owner(&home)?;
     signal::end_as_by_default().context("cannot set signal dispositions")?;
+    let own = variable(config_dir::VARIABLE).filter(|own| !paths.are_at(own));
+    if let Some(own) = own {
+        let link = paths.link.display();
+        logging::ask(&format!("{} is {}: setup leaves that alone, and is about {link}\n", config_dir::VARIABLE, own.display()));
+    }
     let config_dir = paths.config_dir.to_string_lossy().into_owned();
     let mut report = SetupReport { config_dir, done: false, steps: Vec::new(), notes: Vec::new() };
     let outcome = carry_out(context, options, &paths, &mut report)?;

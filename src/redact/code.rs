@@ -42,9 +42,9 @@ fn is_given(part: &[u8]) -> bool {
     let begins_word = |at: usize| {
         let is_upper = |at: usize| part.get(at).is_some_and(u8::is_ascii_uppercase);
         let is_lower = |at: usize| part.get(at).is_some_and(u8::is_ascii_lowercase);
-        at > 0 && is_upper(at) && (is_lower(at - 1) || is_upper(at - 1) && is_lower(at + 1))
+        is_upper(at) && (is_lower(at - 1) || is_upper(at - 1) && is_lower(at + 1))
     };
-    let words = 1 + (0..part.len()).filter(|&at| begins_word(at)).count();
+    let words = 1 + (1..part.len()).filter(|&at| begins_word(at)).count();
     numbers < 2 && (words == 1 || letters > 2 * words)
 }
 
@@ -95,12 +95,41 @@ mod tests {
             "Option<Base64>",
             "str|None",
             "f($x)",
+            "a1[b2+c]",
+            "abc(0xff_0)",
+            "abc(1_000u32)",
+            "abc(k12)",
+            "abc(x1Bc)",
+            "abc(abCde)",
+            "abc(x);",
+            "abc(x) %1",
+            "abc(x)% y",
         ] {
             assert!(is_expression(code.as_bytes()), "{code}");
         }
-        for password in
-            ["kX9(mQ)2vL7pR", "kX9[mQ2vL7pR", "kX9|mQ2v", "swordfish)x(", "abc#(def)", "aB<cD>eF(gH)", "kd(9w;Lz)[ie"]
-        {
+        for password in [
+            "kX9(mQ)2vL7pR",
+            "kX9[mQ2vL7pR",
+            "kX9|mQ2v",
+            "swordfish)x(",
+            "abc#(def)",
+            "aB<cD>eF(gH)",
+            "kd(9w;Lz)[ie",
+            "a1[b2+c3]",
+            "ab[c1+d2]",
+            "abc(x)_",
+            "abc(x_1a2)",
+            "abc(k1m2)",
+            "abc(ABCd)",
+            "abc(abCd)",
+            "abc(xaBCd)",
+            "abc(#)",
+            "abc($1)",
+            "abc(x)$",
+            "~1abc(x)",
+            "(a[0]bc)",
+            "abc(x]",
+        ] {
             assert!(!is_expression(password.as_bytes()), "{password}");
         }
     }

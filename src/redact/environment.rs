@@ -45,7 +45,7 @@ pub(super) fn known(environment: impl IntoIterator<Item = (OsString, OsString)>,
         let mut secrets = url_secrets(value);
         let has_login = !secrets.is_empty();
         secrets.extend(plain::secrets_in(value).into_iter().map(|range| &value[range]));
-        if names::is_secret(name) || !names.is_empty() && names.contains(&names::normalized(name)) {
+        if names::is_secret(name) || names.contains(&names::normalized(name)) {
             secrets.extend((!has_login).then_some(value));
             secrets.extend(parts(name, value));
         }
@@ -170,6 +170,7 @@ mod tests {
         let lines = texts("API_KEY", "abc123\n======\n-----END x-----\nto");
         assert!(lines.iter().any(|line| line == "abc123"));
         assert!(!lines.iter().any(|line| ["======", "-----END x-----", "to"].contains(&&line[..])));
+        assert_ne!(texts("API_KEY", "Cargo.toml"), [""; 0], "only a whole path is one");
     }
 
     #[test]

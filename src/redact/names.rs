@@ -211,6 +211,11 @@ pub(super) fn around(text: &[u8], word: &Range<usize>) -> Range<usize> {
     start + dashes..end
 }
 
+/// True if `name` may begin with the end of an encoded sign: `\nNAME`, `%0ANAME`, `ESC [ 1 m NAME`.
+pub(super) fn is_behind_code(text: &[u8], name: &Range<usize>) -> bool {
+    text[..name.start].last().is_some_and(|byte| b"\\%;[".contains(byte))
+}
+
 /// True if no letter of `name` is small.
 pub(super) fn is_loud(name: &[u8]) -> bool {
     name.iter().any(u8::is_ascii_uppercase) && !name.iter().any(u8::is_ascii_lowercase)
@@ -294,7 +299,7 @@ fn without_digits(part: &[u8]) -> &[u8] {
 fn parts(name: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let begins = |at: usize| {
         let (previous, this) = (name[at - 1], name[at]);
-        let ends_acronym = previous.is_ascii_uppercase() && name.get(at + 1).is_some_and(u8::is_ascii_lowercase);
+        let ends_acronym = name.get(at + 1).is_some_and(u8::is_ascii_lowercase);
         this.is_ascii_uppercase() && (!previous.is_ascii_uppercase() || ends_acronym)
     };
     let is_sign = |byte: u8| byte == b'_' || byte == b'-';
@@ -341,6 +346,8 @@ mod tests {
             "my_openai_pass",
             "token2",
             "api_key1",
+            "pwd",
+            "MY_PWD",
             &long(3 * LONGEST),
         ];
         for name in secret {
@@ -364,6 +371,9 @@ mod tests {
         }
         for (name, expected) in [("secret_description", true), ("type", true), ("id", false), ("value", false)] {
             assert_eq!(is_note(name.as_bytes()), expected, "{name}");
+        }
+        for (name, expected) in [("Pass", true), ("pwd2", true), ("db-password", true), ("db_pass", false)] {
+            assert_eq!(is_password(name.as_bytes()), expected, "{name}");
         }
         for (name, expected) in [("AB_1", true), ("Ab", false), ("1_2", false)] {
             assert_eq!(is_loud(name.as_bytes()), expected, "{name}");

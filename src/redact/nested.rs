@@ -67,7 +67,7 @@ pub(super) fn in_json(text: &[u8], name: &[u8], quote: u8, start: usize) -> Vec<
                 let string = at + 1..end.unwrap_or(text.len());
                 let next = string.end + 1 + text.get(string.end + 1..).map_or(0, spaces);
                 let Some(level) = levels.last_mut() else { break };
-                if !level.is_list && text.get(next) == Some(&b':') {
+                if text.get(next) == Some(&b':') {
                     key = string.clone();
                 } else {
                     let value = &text[string.start..string.end.min(string.start + 512)];
@@ -172,6 +172,7 @@ mod tests {
             r#"{"password" : {"value" : "«swordfish»" , "x" : 1}}"#,
             r#"{"passwords":{"value":[{"name":"x"},"«swordfish1»"]}}"#,
             r#"{"secret":{"id":"«msg_01a2b3-c4»"}}"#,
+            r#"{"tokens":["the",{"value":"«swordfish1»"}]}"#,
         ]);
         for depth in [DEEPEST, DEEPEST + 1] {
             let text = format!(r#"{{"secret":{}"a1b2c3d4"{}}}"#, "[".repeat(depth), "]".repeat(depth));
@@ -197,6 +198,7 @@ mod tests {
             r#"{"tokens":{"id":"msg_01AbCdEf234567","input":3},"secret":{"tool_use_id":"toolu_01A2b3C4"}}"#,
             r#"{"apiKeys":{"type":"array","items":{"type":"string"}},"id":"a1b2c3d4e5"}"#,
             r#""secret":{"a":1}[{"key":"a1b2c3d4"}]"#,
+            r#"{"secret":{"type":"a1b2c3d4","value":"f(x1)"},"password":{"value":"${PW}","raw":"your-key-1"}}"#,
             r#"{"type":"result","result":"db:\n  password: >\n    swordfish","session_id":"5e2b","total_cost_usd":0.1}"#,
         ]);
     }

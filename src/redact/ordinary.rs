@@ -174,9 +174,7 @@ pub(super) fn is_placeholder(value: &[u8]) -> bool {
         b'{' | b'#' if rest.starts_with(b"{") || value.ends_with(b"}") || value == b"{" => true,
         b'%' => rest.len() < 3 || rest[0] == b'(' || rest.ends_with(b"%"),
         b':' | b'@' | b'&' | b'*' | b'!' => {
-            rest.is_empty()
-                || rest.iter().all(|byte| byte.is_ascii_alphabetic() || b"_:".contains(byte))
-                || rest.starts_with(b"*")
+            rest.iter().all(|byte| byte.is_ascii_alphabetic() || b"_:".contains(byte)) || rest.starts_with(b"*")
         }
         b'[' => value.ends_with(b"]"),
         b'|' | b'>' | b'-' | b'+' | b'?' | b'=' => rest.len() < 2,

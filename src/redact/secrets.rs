@@ -138,7 +138,10 @@ impl Secrets {
     fn may_be_secret(&self, text: &[u8], word: &Range<usize>, meaning: Meaning) -> bool {
         match meaning {
             Meaning::Known(index, offset) => self.known[index].may_be(text, word.start, offset),
-            Meaning::Name => self.is_added(&text[names::around(text, word)]),
+            Meaning::Name => {
+                let name = names::around(text, word);
+                self.is_added(&text[name.clone()]) || names::is_behind_code(text, &name)
+            }
             Meaning::Encoding | Meaning::Key => true,
             Meaning::Rule(rule, ours) => rule.may_match(text, word, ours),
         }

@@ -96,10 +96,12 @@ fn text_with_a_secret_is_never_left_out() {
     assert!(!plain::is_plain("a%41b"), "it may hide anything");
     let ours =
         "waiting for the session lock /srv/session.lock (at most 10m), held by run 47-11 on host a for 3s, --lock pass-through";
-    assert!(plain::is_plain(ours));
+    for text in [ours, "pass|", "-PASS, --token, x", "a token T", "apiKey 'a1b2c3'", "ghp_ x", "curl x"] {
+        assert!(plain::is_plain(text), "{text}");
+    }
 }
 
-const MASKED: [&str; 33] = [
+const MASKED: [&str; 38] = [
     "x «q1w2e3»",
     r#"echo "«co\$t of living;x»""#,
     r"echo «co\$t\ of\ living\;x» y",
@@ -133,6 +135,11 @@ const MASKED: [&str; 33] = [
     "-----BEGIN PRIVATE KEY-----\n«MIIEpAIBAAKCAQEA0123»\n«ab12»\n-----END PRIVATE KEY-----\nafter1234567890123456789",
     r#"{"f":"-----BEGIN PRIVATE KEY-----\n«MIIEpAIBAAKCAQEA0123»\n-----END PRIVATE KEY-----\n"}"#,
     "GH_TOKEN=«abc;echo» GH_TOKEN=«abc»; echo",
+    "ID-«1234» GH_TOKEN=«abc»",
+    r#"{"t":"a\nodd=«value1»"}"#,
+    "\x1b[1modd=«value1»",
+    r#"«say%20"hi"\ to»"#,
+    "«wJalrXUtnFEMI%252FK7MDENG%252BbPxRfiCYEXAMPLEKEY»",
 ];
 
 #[test]
@@ -270,8 +277,10 @@ fn long_values_are_masked_to_their_end() {
         ("GH_TOKEN=", &plain, " x"),
         ("{\"t\":\"GH_TOKEN=\\\"", &plain, "\\\" x\"}"),
         ("ghp_", &plain, " x"),
+        ("GH_TOKEN=", &plain, "' x"),
         ("--password '", &plain, "' x"),
         ("--password '", &secrets, "' x"),
+        ("Authorization: Bearer ", &plain, " x"),
         ("{\"t\":\"GH_TOKEN='", &plain, "\",\"u\":\"v\"}"),
         ("{\"k\":\"-----BEGIN PRIVATE KEY-----\\n", &key, "-----END PRIVATE KEY-----\\n\"}"),
     ] {
@@ -308,7 +317,12 @@ fn prompts_are_shown_at_a_pause() {
         ("\x1b[2J\x1b[10;5Ha", "\x1b[2J\x1b[10;5Ha"),
         ("key ghp_ab", "key "),
         ("key ghp", "key "),
+        ("key gh", "key gh"),
+        ("$ curl", "$ curl"),
         ("x hunter2-hu", "x "),
+        ("x q1", "x q1"),
+        ("x q1w", "x "),
+        ("x q1w2e3", "x ***"),
         ("GH_TOKEN=abc", "GH_TOKEN=***"),
         (r#"x say \"hi\"#, "x "),
         ("x hunter2\x1b[", "x "),
@@ -343,6 +357,8 @@ fn token_begins_behind_an_encoded_character() {
     for first in [r"\u0061", "%61", r"\x61", "&#97;", "\x1b[1ma"] {
         let text = format!("x ghp_{first}bcdef1234 y\n");
         assert!(masked(&text).ends_with("*** y\n"), "{text}");
+        let text = format!("x sk-proj_{first}bcdefghijklmnopqrs1234 y\n");
+        assert_eq!(masked(&text), "x sk-*** y\n");
     }
     for sign in ["%3D", r"\u003d", r"\x3d", "&#61;", "\x1b[0m="] {
         let text = format!("x GH_TOKEN{sign}abc123 y\n");

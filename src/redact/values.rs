@@ -40,6 +40,7 @@ pub(super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
         let before = &text[..name.start];
         let last = || before.trim_ascii_end().rsplit(|byte| byte.is_ascii_whitespace()).next().unwrap_or_default();
         before.ends_with(b"-")
+            || names::is_behind_code(text, name)
             || [&b"setenv"[..], b"ENV", b"set"].iter().any(|word| last().ends_with(word))
             || last().starts_with(b"-")
     };
@@ -53,9 +54,7 @@ pub(super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
 pub(super) fn of_name(text: &[u8], name: Range<usize>) -> Vec<(Range<usize>, Open)> {
     match Scan::behind(text, name) {
         Some(scan) => match (scan.quote, scan.peek()) {
-            (Some(quote), Some(b'{' | b'[')) if scan.sign != Sign::Compares => {
-                nested::in_json(text, scan.name(), quote, scan.at)
-            }
+            (Some(quote), Some(b'{' | b'[')) => nested::in_json(text, scan.name(), quote, scan.at),
             _ => scan.value().into_iter().collect(),
         },
         None => Vec::new(),
@@ -104,7 +103,7 @@ impl<'a> Scan<'a> {
             && !self.is_spaced
             && (value.contains(&b' ') || is_shell && !is_random(value));
         let is_compared = self.sign == Sign::Compares && !is_random(value);
-        let goes_on = quote.is_none() && range.len() >= NEAR;
+        let goes_on = range.len() >= NEAR;
         let end = if goes_on { range.end + Open::Word.length(&self.text[range.end..]) } else { range.end };
         (!is_compared && !is_command && !is_ordinary(value, shape)).then_some((range.start..end, open))
     }
@@ -130,14 +129,13 @@ impl<'a> Scan<'a> {
         spaces
     }
 
-    /// Skips what stands before a quote in some languages: `b"…"`, `$'…'`.
+    /// Skips what stands before a quote in some languages: `b"…"`, `$'…'`, `#"…"#`.
     fn skip_prefix(&mut self) {
         let rest = &self.text[self.at..];
         let letters = rest.iter().take(2).take_while(|byte| b"bBrRfFuU$@".contains(byte)).count();
-        let hashes = rest[letters..].iter().take(if letters > 0 { 8 } else { 0 }).take_while(|&&byte| byte == b'#').count();
-        let letters = letters + hashes;
-        if letters > 0 && rest.get(letters).is_some_and(|byte| b"\"'".contains(byte)) {
-            self.at += letters;
+        let hashes = rest[letters..].iter().take(8).take_while(|&&byte| byte == b'#').count();
+        if rest.get(letters + hashes).is_some_and(|byte| b"\"'".contains(byte)) {
+            self.at += letters + hashes;
         }
     }
 
@@ -159,15 +157,14 @@ impl<'a> Scan<'a> {
             (b">", Sign::Tag),
         ];
         if let Some((text, sign)) = table.into_iter().find(|(text, _)| rest.starts_with(text)) {
-            let is_code = text == b"::" || text == b"=~";
-            let is_tag = sign != Sign::Tag || self.text[..self.name.start].ends_with(b"<") && spaces == 0;
-            return (!is_code && is_tag).then_some((sign, self.at + text.len()));
+            let is_other = sign == Sign::Tag && !self.text[..self.name.start].ends_with(b"<");
+            return (!is_other).then_some((sign, self.at + text.len()));
         }
-        if self.quote.is_some() && rest.starts_with(b",") {
+        if rest.starts_with(b",") {
             return self.pair();
         }
         // `<add key="password" value="…"/>`.
-        if self.quote.is_some() && spaces > 0 && rest.starts_with(b"value=") {
+        if self.quote.is_some() && rest.starts_with(b"value=") {
             return Some((Sign::Pair, self.at + 6));
         }
         let is_word = spaces > 0 && self.quote.is_none() && self.is_command();
@@ -176,14 +173,12 @@ impl<'a> Scan<'a> {
 
     /// The value in `"name": "NAME", "value": "…"`, and in `["NAME", "…"]` of headers.
     fn pair(&self) -> Option<(Sign, usize)> {
-        let rest = &self.text[self.at + 1..];
-        let skipped = rest.iter().take_while(|&&byte| byte == b' ').count();
-        let rest = &rest[skipped..];
         let quote = self.quote?;
+        let rest = self.text[self.at + 1..].trim_ascii_start();
         let key = [&[quote][..], b"value", &[quote]].concat();
-        let head = if rest.starts_with(&key) { key.len() } else { rest.strip_prefix(b"value").map(|_| 5)? };
-        let end = rest[head..].iter().take_while(|byte| b" :=".contains(byte)).count();
-        (end > 0).then_some((Sign::Pair, self.at + 1 + skipped + head + end))
+        let rest = rest.strip_prefix(&key[..]).or_else(|| rest.strip_prefix(b"value"))?;
+        let signs = rest.iter().take_while(|byte| b" :=".contains(byte)).count();
+        Some((Sign::Pair, self.text.len() - rest.len() + signs))
     }
 
     /// True if a name and a space are followed by its value: a flag, `ENV NAME value`, `setenv NAME value`, `set -x NAME value`.
@@ -221,8 +216,7 @@ impl<'a> Scan<'a> {
             }
             // A quote in the quotes of a shell.
             let joints: [&[u8]; 2] = [br#"'"'"'"#, br"'\''"];
-            let joint = joints.iter().find(|joint| rest[at..].starts_with(joint));
-            if let Some(joint) = joint.filter(|_| quote == b'\'' && backslashes == 0 && self.sign == Sign::Equals) {
+            if let Some(joint) = joints.iter().find(|joint| rest[at..].starts_with(joint)) {
                 end = at + joint.len();
                 continue;
             }
@@ -245,9 +239,11 @@ impl<'a> Scan<'a> {
         let rest = &self.text[self.at..];
         let is_tag = self.sign == Sign::Tag;
         let near = &rest[..rest.len().min(NEAR)];
-        let is_escaped = |at: usize| at > 0 && near[at - 1] == b'\\' && b" !#$&()*,;<>?[]^{}~".contains(&near[at]);
+        let is_escaped = |at: usize| {
+            at > 0 && near[at - 1] == b'\\' && near.get(at).is_some_and(|byte| b" !#$&()*,;<>?[]^{}~".contains(byte))
+        };
         let ends = |at: usize| match near[at] {
-            b'\\' => at == 0 || near.get(at + 1).is_none_or(|_| !is_escaped(at + 1)),
+            b'\\' => at == 0 || !is_escaped(at + 1),
             b'"' | b'\'' | b'`' => true,
             b'<' => is_tag,
             byte => byte.is_ascii_whitespace() && !is_escaped(at),
@@ -264,7 +260,7 @@ impl<'a> Scan<'a> {
             Sign::Space => self.fits_word(value),
             Sign::Tag => rest.get(whole) == Some(&b'<'),
         };
-        (fits && !value.is_empty()).then_some(self.at..self.at + value.len())
+        fits.then_some(self.at..self.at + value.len())
     }
 
     /// `name = value`: in code, a word is a variable.
@@ -291,7 +287,7 @@ impl<'a> Scan<'a> {
 
     /// `--name value`.
     fn fits_word(&self, value: &[u8]) -> bool {
-        let is_name = names::is_loud(value) && value.iter().all(|byte| byte.is_ascii_uppercase() || b"_-.]".contains(byte));
+        let is_name = value.iter().all(|byte| byte.is_ascii_uppercase() || b"_-.]".contains(byte));
         let words: [&[u8]; 22] = [
             b"option",
             b"options",
@@ -325,11 +321,7 @@ impl<'a> Scan<'a> {
         let has_space = before.len() < self.before().len();
         let is_first = !before.iter().any(u8::is_ascii_alphabetic);
         let last = before.last().copied().unwrap_or(b'\n');
-        let exports: [&[u8]; 5] = [b"export", b"set", b"env", b"-e", b"-H"];
-        is_first
-            || b"{[(,;|".contains(&last)
-            || !has_space && b"\"'`&?./".contains(&last)
-            || exports.iter().any(|word| before.ends_with(word))
+        is_first || b"{[(,;|".contains(&last) || !has_space && b"\"'`&?./".contains(&last) || before.ends_with(b"-H")
     }
 }
 
@@ -339,14 +331,8 @@ fn without_tail(value: &[u8]) -> usize {
         let name = rest.iter().take_while(|&&byte| names::is_part(byte) || byte == b'.').count();
         name > 0 && rest.get(name).is_some_and(|byte| b"=:".contains(byte))
     };
-    let mut end = value.len();
-    for (at, byte) in value.iter().enumerate() {
-        let rest = &value[at + 1..];
-        if at > 0 && b";&|,".contains(byte) && is_next(rest) {
-            end = at;
-            break;
-        }
-    }
+    let is_end = |&at: &usize| b";&|,".contains(&value[at]) && is_next(&value[at + 1..]);
+    let mut end = (1..value.len()).find(is_end).unwrap_or(value.len());
     let is_open = |close: u8, open: u8, part: &[u8]| part.ends_with(&[close]) && !part.contains(&open);
     loop {
         let part = &value[..end];

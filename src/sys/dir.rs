@@ -72,7 +72,7 @@ impl Dir {
     }
 
     /// Gives a file that root makes in the directory of another user to that user, who could not read it else.
-    fn give_to_owner(&self, chown: impl Fn(Option<Uid>, Option<Gid>) -> nix::Result<()>) -> io::Result<()> {
+    pub(super) fn give_to_owner(&self, chown: impl Fn(Option<Uid>, Option<Gid>) -> nix::Result<()>) -> io::Result<()> {
         let found = fstat(&self.0)?;
         if geteuid().is_root() && found.st_uid != 0 {
             chown(Some(found.st_uid.into()), Some(found.st_gid.into()))?;

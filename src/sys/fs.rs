@@ -4,13 +4,33 @@
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use nix::unistd::{fchown, geteuid};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+use super::dir::Dir;
+
+/// Number and interval of the looks at a file that may be half-written, which outlast the rewriting of a small one.
+const LOOKS: u32 = 20;
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What `read` gives, as soon as it is not `unsettled`, or at last.
+pub(crate) fn settled<T>(read: impl Fn() -> T, is_unsettled: impl Fn(&T) -> bool) -> T {
+    for _ in 0..LOOKS {
+        let result = read();
+        if !is_unsettled(&result) {
+            return result;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    read()
+}
 
 /// True if the disk, or a quota, has no room or no inode left.
 pub(crate) fn is_for_lack_of_room(error: &io::Error) -> bool {
@@ -27,14 +47,30 @@ pub(crate) fn open_regular(path: &Path, options: &OpenOptions, flags: i32) -> io
     open_if(path, options, flags, FileType::is_file)
 }
 
-/// Opens the regular file `path` by `options`. If nothing is there, it is made.
+/// Opens the regular file `path` by `options`. If nothing is there, it is made; by root, for the owner of the directory.
 pub(crate) fn open_or_make_regular(path: &Path, options: &OpenOptions) -> io::Result<(File, Metadata)> {
     match open_regular(path, options, 0) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            check(options.clone().create(true).custom_flags(SAFELY).open(path)?, FileType::is_file)
-        }
-        opened => opened,
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        opened => return opened,
     }
+    let file = match options.clone().create_new(true).custom_flags(SAFELY).open(path) {
+        Ok(made) => {
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            // Where root may not, as in some user namespaces, it stays ours.
+            let _ = Dir::open(directory)?.give_to_owner(|owner, group| fchown(&made, owner, group));
+            made
+        }
+        // Another has made it at this moment; or it is a link, by whose owner's wish something is to be made elsewhere.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let uid = std::fs::symlink_metadata(path)?.uid();
+            if path.is_symlink() && ![0, geteuid().as_raw()].contains(&uid) {
+                return Err(io::Error::other(format!("it is a link of uid {uid} that leads nowhere")));
+            }
+            options.clone().create(true).custom_flags(SAFELY).open(path)?
+        }
+        Err(error) => return Err(error),
+    };
+    check(file, FileType::is_file)
 }
 
 /// Never hangs, and no terminal becomes ours.
@@ -142,6 +178,15 @@ pub(crate) fn read_bounded_text(path: &Path, most: u64) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_unsettled_is_read_again_and_taken_at_last() {
+        for (settles_at, expected) in [(1, 1), (4, 4), (u32::MAX, LOOKS + 1)] {
+            let looks = std::cell::Cell::new(0);
+            let read = || looks.replace(looks.get() + 1) + 1;
+            assert_eq!(settled(read, |look| *look < settles_at), expected);
+        }
+    }
 
     #[test]
     fn open_waits_for_no_fifo_and_no_end() -> io::Result<()> {

@@ -10,6 +10,7 @@ pub mod mount;
 pub(crate) mod pipe;
 pub(crate) mod priority;
 pub(crate) mod proc;
+pub(crate) mod replace;
 pub mod signal;
 pub mod signal_pipe;
 pub mod signal_table;

@@ -309,7 +309,7 @@ fn lock_file_removed_under_a_run_is_trouble() {
 
 /// Root may run an agent once in a user's config dir, as by `docker exec`.
 #[test]
-fn records_of_root_belong_to_the_owner_of_the_config_dir() {
+fn files_of_root_belong_to_the_owner_of_the_config_dir() {
     if !needs_root("a config dir of another user") {
         return;
     }
@@ -318,11 +318,17 @@ fn records_of_root_belong_to_the_owner_of_the_config_dir() {
     for dir in [env.path(""), env.home(), env.config_dir()] {
         std::os::unix::fs::chown(dir, Some(1000), Some(1000)).expect("an owner");
     }
-    env.claude_run().args(["--lock", "pass-through", "true"]).assert().code(0);
+    env.claude_run().args(["true"]).assert().code(0);
     let records = env.config_dir().join("claude-run");
-    for file in [records.clone(), records.join("runs"), records.join("history.jsonl")] {
+    for file in [records.clone(), records.join("runs"), records.join("history.jsonl"), env.lock_file()] {
         assert_eq!(fs::metadata(&file).expect("a file").uid(), 1000, "{}", file.display());
     }
+    // Nor does that user have root make a file elsewhere.
+    let link = env.config_dir().join("elsewhere");
+    std::os::unix::fs::symlink(env.path("made"), &link).expect("a link");
+    std::os::unix::fs::lchown(&link, Some(1000), Some(1000)).expect("an owner");
+    let run = env.claude_run().env("CLAUDE_RUN_LOCK_FILE", &link).args(["true"]).assert().code(125);
+    assert!(String::from_utf8_lossy(&run.get_output().stderr).contains("link of uid 1000") && !env.path("made").exists());
     // Of one that was made before, it is said, and neither the mode nor the lock hides behind it.
     std::os::unix::fs::chown(&records, Some(0), Some(0)).expect("an owner");
     for (words, part) in [(&["status"][..], "held by        nobody"), (&["mode", "refresh"], "the lock mode is refresh now")] {

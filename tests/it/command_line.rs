@@ -331,8 +331,10 @@ fn help_prints_chapters_and_operations() {
     }
     assert!(help(&[], 0).contains("--refresh-margin"));
     assert!(help(&["status"], 0).contains("--watch"));
-    let refusal = help(&["watchdgo"], 125);
-    assert!(refusal.contains("did you mean \"watchdog\"?") && refusal.lines().count() == 1, "{refusal}");
+    for topic in ["watchdgo", "WATCHDOG"] {
+        let refusal = help(&[topic], 125);
+        assert!(refusal.contains("did you mean \"watchdog\"?") && refusal.lines().count() == 1, "{refusal}");
+    }
 }
 
 #[test]

@@ -9,8 +9,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, fake_claude, is_alive, stat, wait_until};
+use crate::env::{Env, Running, binary, fake_claude, is_alive, needs_root, stat, wait_until};
 use crate::oauth::{EXPIRED, FRESH, age, mount_namespace};
+use crate::refresh_locks::lock_of;
 
 /// Healthy config dir, and a claude of `version`.
 pub(crate) fn healthy(version: &str) -> Env {
@@ -277,6 +278,21 @@ fn refresh_locks_are_checked_and_fixed() {
     expect(doctor(&env, |doctor| doctor), "refresh locks", "warning", "which is dead");
     expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "pass", "removed");
     assert!(!owner.exists() && locks.iter().all(|lock| !lock.exists()));
+}
+
+#[test]
+fn refresh_lock_of_a_hidden_process_is_not_removed() {
+    if !needs_root("a process of another user") {
+        return;
+    }
+    let env = healthy("2.1.330");
+    let lock = lock_of(&env, std::process::id());
+    fs::set_permissions(env.config_dir(), Permissions::from_mode(0o777)).expect("a mode");
+    let script = r#"mount -t proc -o hidepid=invisible none /proc; exec setpriv --reuid 1000 --regid 1000 --clear-groups "$@""#;
+    let mut unshare = env.command("unshare");
+    unshare.args(["-m", "bash", "-c", script, "-"]).arg(binary()).args(["doctor", "--fix"]);
+    let ended = Running::start(unshare).end();
+    assert!(lock.exists() && !ended.stdout.join("\n").contains("dead"), "{ended:?}");
 }
 
 #[test]

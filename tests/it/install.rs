@@ -64,7 +64,10 @@ fn install_is_repeatable_and_uninstall_complete() {
     assert!(version.stdout.starts_with(b"claude-run "));
     assert!(succeeds(&env, &["--uninstall"]).contains("removed"));
     assert_eq!(fs::read_dir(env.path("prefix")).expect("a directory").count(), 0);
+    // An empty directory that is left may be somebody else's.
+    fs::create_dir(env.path("prefix/bin")).expect("a directory");
     assert_eq!(succeeds(&env, &["--uninstall"]), "");
+    assert!(env.path("prefix/bin").exists());
 }
 
 #[test]
@@ -73,9 +76,9 @@ fn shim_runs_the_real_claude_and_never_replaces_it() {
     put_claude(&env, "real/claude");
     let shim = env.path("shim");
     let shim = shim.to_str().expect("text");
-    assert!(succeeds(&env, &["--shim"]).contains("prefix/bin/claude -> "));
     let text = succeeds(&env, &[&format!("--shim={shim}")]);
-    assert!(text.contains(&format!("{shim} is not on PATH")), "{text}");
+    assert!(text.contains(&format!("{shim} is not on PATH")) && text.contains("no other claude is on PATH"), "{text}");
+    assert!(succeeds(&env, &["--shim"]).contains("prefix/bin/claude -> "));
 
     for path in [env.path("shim"), env.path("prefix/bin")] {
         let mut claude = env.command("claude");
@@ -84,6 +87,24 @@ fn shim_runs_the_real_claude_and_never_replaces_it() {
         assert_eq!(String::from_utf8_lossy(&output.stdout), "the real one: -p hi\n");
     }
     assert!(env.home().join(".claude/session.lock").exists());
+
+    // So does the list of an editor that leaves the last line without an end.
+    let list = env.path("prefix/share/claude-run/shims");
+    let cut = || fs::read_to_string(&list).and_then(|text| fs::write(&list, text.trim_end())).expect("a list");
+    cut();
+    succeeds(&env, &[&format!("--shim={}", env.path("third").display())]);
+    cut();
+    succeeds(&env, &["--uninstall"]);
+    for shim in ["shim/claude", "third/claude", "prefix/bin"] {
+        assert!(!env.path(shim).is_symlink() && !env.path(shim).exists(), "{shim}");
+    }
+    // And one whose binary is gone, of a prefix with two names.
+    std::os::unix::fs::symlink("prefix", env.path("alias")).expect("a link");
+    succeeds(&env, &[&format!("--shim={shim}")]);
+    fs::remove_dir_all(env.path("prefix/bin")).expect("removed");
+    succeeds(&env, &["--uninstall", "--prefix", env.path("alias").to_str().expect("text")]);
+    assert!(!env.path("shim/claude").is_symlink());
+    succeeds(&env, &[&format!("--shim={shim}")]);
 
     // Somebody has put another there since: it is not ours to remove.
     fs::remove_file(env.path("shim/claude")).expect("removed");
@@ -106,6 +127,55 @@ fn problems_with_path_are_reported() {
     let output = script.arg("--prefix").arg(&elsewhere).arg("--binary").arg(binary()).output().expect("started");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("another claude-run comes before it on PATH"), "{text}");
+    // By another name it is on PATH, too. A bare name is a file here, and a CDPATH leads nowhere else.
+    let mut script = env.command("scripts/install.sh");
+    script.current_dir(env!("CARGO_MANIFEST_DIR")).env("CDPATH", env!("CARGO_MANIFEST_DIR"));
+    script.env("PATH", format!("{}//:/usr/bin:/bin:", elsewhere.join("bin").display()));
+    let output = script.arg("--binary").arg(binary()).arg("--prefix").arg(&elsewhere).output().expect("started");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && !text.contains("PATH"), "{output:?}");
+    env.script("claude-run", "#!/bin/sh\nexit 1\n");
+    let mut script = env.command(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install.sh"));
+    script.current_dir(env.path("")).args(["--binary", "claude-run", "--prefix"]).arg(&elsewhere);
+    let output = script.env("PATH", format!("{}:/usr/bin:/bin", elsewhere.join("bin").display())).output().expect("started");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("claude-run does not run here"), "{output:?}");
+}
+
+/// A relative CARGO_TARGET_DIR is in the caller's directory, as cargo has it.
+#[test]
+fn build_goes_where_the_caller_says() {
+    let env = Env::new();
+    let build = format!(
+        "mkdir -p \"$CARGO_TARGET_DIR/host/release\" && cp '{}' \"$CARGO_TARGET_DIR/host/release\"",
+        binary().display()
+    );
+    for (name, text) in [("cargo", build.as_str()), ("rustc", "echo host: host"), ("cc", "")] {
+        env.script(&format!("tools/{name}"), &format!("#!/bin/sh\n{text}\n"));
+    }
+    let mut script = env.command(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install.sh"));
+    script.current_dir(env.path("")).args(["--prefix", "prefix"]).env("CARGO_TARGET_DIR", "out");
+    let path = format!("{}:/usr/bin:/bin", env.path("tools").display());
+    let output = script.env("PATH", path).output().expect("started");
+    assert!(output.status.success() && env.path("out/host/release/claude-run").exists(), "{output:?}");
+}
+
+/// Ended anywhere, it leaves nothing that `--uninstall` does not find.
+#[test]
+fn killed_install_is_uninstalled_whole() {
+    for (signal, is_left) in [("TERM", false), ("KILL", true)] {
+        let env = Env::new();
+        let own = |command: &str| format!("#!/bin/sh\n{command}\nkill -{signal} $PPID\n");
+        let program = env.script("program", &own("[ \"$1\" != --version ] || exit 0"));
+        let ends = |words: &[&str]| assert!(!install(&env, words).status.success(), "{words:?}");
+        ends(&["--binary", program.to_str().expect("text")]);
+        let left = installed(&env).iter().filter(|line| line.contains(".new.")).count();
+        assert_eq!(left, usize::from(is_left), "{signal}: {:?}", installed(&env));
+        env.script("prefix/bin/ln", &own("/bin/ln \"$@\""));
+        ends(&["--shim"]);
+        fs::remove_file(env.path("prefix/bin/ln")).expect("removed");
+        succeeds(&env, &["--uninstall"]);
+        assert_eq!(fs::read_dir(env.path("prefix")).expect("a directory").count(), 0);
+    }
 }
 
 #[test]
@@ -230,6 +300,7 @@ fn tag_is_put_only_where_packages_were_made() {
     let run = |program: &str, words: &[&str]| {
         let mut command = env.command(program);
         command.env("PATH", format!("{}:/usr/bin:/bin", env.path("tools").display())).args(words);
+        command.env("CDPATH", env.path("")); // which leads the scripts nowhere else
         let output = command.output().expect("started");
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         (output.status.code() == Some(0), text.trim_end().to_owned())
@@ -255,7 +326,7 @@ fn tag_is_put_only_where_packages_were_made() {
     refused("no packages of this commit");
     write("target/package/COMMIT", &format!("{head}\n"));
     write("target/package/claude-run-1", "content\n");
-    let (_, sums) = run("sh", &["-c", "cd target/package && sha256sum claude-run-1 | tee SHA256SUMS"]);
+    let (_, sums) = run("sh", &["-c", "cd ./target/package && sha256sum claude-run-1 | tee SHA256SUMS"]);
     write("target/package/claude-run-1", "other content\n");
     refused("no packages of this commit");
     write("target/package/claude-run-1", "content\n");

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::env::{Env, Running, binary, wait_until};
+use crate::env::{Env, Running, binary, can_unshare, wait_until};
 
 #[test]
 fn busy_lock_without_a_wait_is_75_at_once() {
@@ -411,4 +411,35 @@ fn full_disk_is_125_and_named() {
     assert_eq!(ended.stdout, ["code 125"], "{ended:?}");
     assert!(ended.stderr_text().contains("small/lock") && ended.stderr_text().contains("No space left"), "{ended:?}");
     assert!(!env.path("started").exists());
+}
+
+#[test]
+fn relative_lock_file_is_warned_of() {
+    let env = Env::new();
+    let run = env.claude_run().env("CLAUDE_RUN_LOCK_FILE", "my.lock").current_dir(env.path("")).args(["true"]).assert().code(0);
+    let message = String::from_utf8_lossy(&run.get_output().stderr).into_owned();
+    assert!(message.contains("--lock-file=my.lock is relative"), "{message}");
+}
+
+#[test]
+fn two_overlays_of_one_directory_have_two_locks() {
+    if !can_unshare("-rmpf") {
+        return;
+    }
+    let env = Env::new();
+    // The kernel gives both lock files one inode number, and shows the locks of both on one device.
+    let script = r#"mkdir m && mount -t tmpfs none m && cd m && mkdir -p l/cfg && : >l/cfg/session.lock
+        for i in 1 2; do
+            mkdir u$i w$i m$i && mount -t overlay none -o lowerdir=l,upperdir=u$i,workdir=w$i,userxattr m$i || exit 9
+        done
+        run() { CLAUDE_CONFIG_DIR=$PWD/m$1/cfg "$us" --wait 0 -- "${@:2}"; echo "$?"; }
+        us=$0; export -f run; export us
+        run 2 bash -c 'echo held; run 2 true; run 1 true; exec sleep 600' &
+        until [ -s m2/cfg/claude-run/runs/*.json ] && grep -q running m2/cfg/claude-run/runs/*.json; do sleep 0.01; done
+        run 1 bash -c 'run 2 echo beside the holder; run 1 echo nested'"#;
+    let mut unshare = env.command("unshare");
+    unshare.args(["-rmpf", "--mount-proc", "--kill-child", "bash", "-c", script]).arg(binary()).current_dir(env.path(""));
+    let ended = Running::start(unshare).end();
+    let stdout: std::collections::BTreeSet<_> = ended.stdout.iter().map(String::as_str).collect();
+    assert!(stdout.contains("75") && stdout.contains("nested") && !stdout.contains("beside the holder"), "{ended:?}");
 }

@@ -53,6 +53,8 @@ mod sdk_lock;
 mod secrets;
 mod settings;
 mod setup;
+mod setup_interrupted;
+mod setup_refusals;
 mod shim;
 mod signals;
 mod slots;

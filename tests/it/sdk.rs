@@ -110,6 +110,7 @@ fn one_line_a_run_says_how_it_ended() {
         let cases = [
             ("", "exit 0", "timeout_exit=0 elapsed_wall=0s limit=2h exit=0"),
             ("CLAUDE_TIMEOUT=90", "exit 3", "timeout_exit=0 elapsed_wall=0s limit=90s exit=3"),
+            ("CLAUDE_TIMEOUT='1h 30m'", "exit 3", "timeout_exit=0 elapsed_wall=0s limit=1h30m exit=3"),
             ("CLAUDE_TIMEOUT=1", "hang", "timeout_exit=124 elapsed_wall=1s limit=1s exit=124"),
             ("CLAUDE_TIMEOUT=$'1\\n0'", "hang", "timeout_exit=0 elapsed_wall=0s limit=? exit=125"),
             ("CLAUDE_IDLE_GRACE=0.2", "result new error; hang", "timeout_exit=0 elapsed_wall=0s limit=2h exit=1"),
@@ -142,6 +143,7 @@ fn options_traps_and_variables_of_the_caller_do_no_harm() {
             "IFS=:; shopt -s nullglob; set -f",
             "coproc cat; CLAUDE_PGID_FILE=$PWD/pgid",
             "readonly code=1 version=1 program=1 line=1",
+            "IFS=$'\\n\\t'; readonly IFS SECONDS TZ",
             "set -a; CLAUDE_PGID_FILE=$PWD/pgid",
             "export SECRET_TOKEN=hunter2-hunter2; set -k",
             "set -xv",

@@ -29,8 +29,12 @@ fn group_file_stands_while_claude_runs() {
         let ended = machine.run(&format!("CLAUDE_PGID_FILE=$PWD/pgid; {}", call(&steps.replace('$', "\\$"))));
         assert_eq!(ended.stdout, ["rc 4", "alive"], "{ended:?}\n{}", machine.log());
         assert!(!machine.env.path("pgid").exists());
-        let ended = machine.run(&format!("CLAUDE_PGID_FILE=/nonesuch/pgid; {}", call("exit 4")));
-        assert_eq!(ended.stdout[0], "rc 4", "{ended:?}");
+        for file in ["/nonesuch/pgid", "/dev/full", "fifo"] {
+            let script = format!("[ -e fifo ] || mkfifo fifo; CLAUDE_PGID_FILE={file}; {}", call("exit 4"));
+            let ended = machine.run(&script);
+            assert_eq!(ended.stdout[0], "rc 4", "{ended:?}");
+            assert!(machine.log().contains(&format!("cannot write CLAUDE_PGID_FILE {file};")), "{}", machine.log());
+        }
     }
 }
 
@@ -64,7 +68,7 @@ fn signals_to_the_group_end_claude_and_all_its_tools() {
     }
 }
 
-/// The file of a run that ends first is not taken from the other.
+/// The file of a run that ends first, by itself or by KILL to its group, is not taken from the other.
 #[test]
 fn two_runs_with_one_group_file_leave_the_last() {
     for machine in machines() {
@@ -74,12 +78,18 @@ fn two_runs_with_one_group_file_leave_the_last() {
         let first = run("ready; open end");
         first.ready();
         let before = group(&machine);
+        let killed = run("ready; hang");
+        killed.ready();
+        wait_until("the file is the next run's", || group(&machine) != before);
+        let killed_group = group(&machine);
         let second = run("ready; hang");
         second.ready();
-        wait_until("the file is the second's", || group(&machine) != before);
+        wait_until("the file is the last run's", || group(&machine) != killed_group);
+        kill(killed_group, Signal::SIGKILL).expect("a group");
+        assert_eq!(killed.end().code(), 143);
         fs::write(machine.env.path("end"), "").expect("a reader");
         assert_eq!(first.end().code(), 0);
-        assert!(is_gone(before));
+        assert!(is_gone(before) && is_gone(killed_group));
         kill(group(&machine), Signal::SIGTERM).expect("a group");
         assert_eq!(second.end().code(), 143);
         assert!(!machine.env.path("pgid").exists());

@@ -18,6 +18,10 @@ use crate::ops::checks::{ROOM, fail_for_room};
 use crate::sys::file_watch::FileWatch;
 use crate::sys::fs::is_for_lack_of_room;
 use crate::sys::mount::{LockScope, Mount};
+use crate::sys::replace::remove_leftovers;
+
+/// Beginning of the name of the directory in which all is tried.
+const PROBE: &str = ".claude-run-probe.";
 
 const PROCESSES: usize = 4;
 const ROUNDS: usize = 50;
@@ -34,7 +38,8 @@ const PROBES: [(&str, Probe, &str); 5] = [
 
 pub(super) fn check(subject: &Subject, check: &mut Check) {
     let Ok(real) = fs::canonicalize(&subject.config_dir) else { return };
-    let dir = match tempfile::Builder::new().prefix(".claude-run-probe.").tempdir_in(&real) {
+    remove_leftovers(&real, PROBE);
+    let dir = match tempfile::Builder::new().prefix(PROBE).tempdir_in(&real) {
         Ok(dir) => dir,
         Err(error) if is_for_lack_of_room(&error) => return fail_for_room(&real, &error, check),
         Err(error) => {

@@ -24,6 +24,10 @@ use crate::sys::mount;
 pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
     let Ok(factory) = &subject.factory else { return }; // reported by the check of the settings
     let shown = factory.lock_file.display();
+    if factory.settings.lock_file.as_ref().is_some_and(|path| path.is_relative()) {
+        let means = "every working directory has a lock of its own";
+        check.warn(format!("{shown} is relative"), means, "make --lock-file, or CLAUDE_RUN_LOCK_FILE, absolute");
+    }
     let Ok(found) = fs::metadata(&factory.lock_file) else {
         return check.pass(format!("{shown} is not there yet; nobody holds it"));
     };

@@ -1,63 +1,70 @@
 //! The variables by which agents find the shared config dir, in a file of `NAME=value` lines.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::io::{self, Write};
+use std::path::{Path, absolute};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use nix::unistd::geteuid;
+use anyhow::{Context as _, Result, ensure};
 
-use crate::config::file;
+use crate::sys::replace::{read_to_replace, replace};
 
-/// What writes these variables, each a path, into the file `path`, unless they are there; all other lines stay as they are.
+/// What writes these variables, each a plain path, into the file `path`, unless they are there; all other lines stay as they are.
 pub(super) fn change(
     path: &Path,
     variables: [(&'static str, &Path); 2],
 ) -> Result<Option<impl FnOnce() -> io::Result<()> + 'static>> {
-    let mut values = Vec::new();
-    for (name, value) in variables {
-        match value.to_str() {
-            Some(text) if !text.chars().any(char::is_control) => values.push((name, text.to_owned())),
-            _ => bail!("{value:?} cannot be written into an env file; name a plain path"),
-        }
+    let values = variables.map(|(name, value)| (name, value.to_string_lossy().into_owned()));
+    ensure!(!path.is_symlink(), "{} is a link; name the file that it leads to", path.display());
+    let cannot = || format!("cannot write {}", path.display());
+    let (path, old) = (absolute(path)?, read_to_replace(path).with_context(cannot)?);
+    let new = with(&old, &values);
+    if new == old {
+        return Ok(None);
     }
-    ensure_plain(path)?;
-    let old = file::read_to_rewrite(path).with_context(|| format!("cannot write {}", path.display()))?;
-    let (path, is_new) = (path.to_owned(), with(&old, &values) != old);
-    Ok(is_new.then_some(move || file::rewrite(&path, |text| Ok(with(text, &values)))))
+    // A file system without room is found now, rather than once all else is done.
+    let directory = path.parent().unwrap_or(&path);
+    tempfile::tempfile_in(directory).and_then(|mut copy| copy.write_all(new.as_bytes())).with_context(cannot)?;
+    Ok(Some(move || replace(&path, |text| Ok(with(text, &values)))))
 }
 
-/// Refuses a link, which may lead to a file of others, and a file of others.
-fn ensure_plain(path: &Path) -> Result<()> {
-    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
-    ensure!(!found.is_symlink(), "{} is a link; name the file that it leads to", path.display());
-    let us = geteuid().as_raw();
-    ensure!(found.uid() == us, "{} belongs to uid {}, and not to uid {us}; name another env file", path.display(), found.uid());
-    Ok(())
-}
-
-/// Sets these values in `text`, each in the place of the last line that has set it, or at the end.
+/// Sets these values in `text`, each in the place of the line that has set it last, if that does nothing else, or at the end.
 fn with(text: &str, values: &[(&str, String)]) -> String {
     let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
+    let end = if text.contains("\r\n") { "\r\n" } else { "\n" };
     for (name, value) in values {
-        let assignment = format!("{name}={}\n", shell_words::quote(value));
-        let unexported = |line: &str| line.trim_start().strip_prefix("export ").map(|rest| rest.trim_start().to_owned());
-        let sets = |line: &&mut String| {
-            let line = unexported(line).unwrap_or_else(|| line.trim_start().to_owned());
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with('='))
+        let assignment = format!("{name}={}", shell_words::quote(value));
+        let (at, export) = match lines.iter().rposition(|line| mentions(line, name)) {
+            Some(at) if bare(&lines[at]).1 == assignment => continue,
+            Some(at) if is_plain(&lines[at]) => (at, bare(&lines[at]).0),
+            _ => {
+                if let Some(last) = lines.last_mut().filter(|last| !last.ends_with('\n')) {
+                    last.push_str(end);
+                }
+                lines.push(String::new());
+                (lines.len() - 1, "")
+            }
         };
-        if let Some(line) = lines.iter_mut().rev().find(sets) {
-            let export = if unexported(line).is_some() { "export " } else { "" };
-            *line = format!("{export}{assignment}");
-            continue;
-        }
-        if let Some(last) = lines.last_mut().filter(|last| !last.ends_with('\n')) {
-            last.push('\n');
-        }
-        lines.push(assignment);
+        lines[at] = format!("{export}{assignment}{end}");
     }
     lines.concat()
+}
+
+/// `line` in two: `export `, if it begins with that, and the rest.
+fn bare(line: &str) -> (&'static str, &str) {
+    let line = line.trim();
+    line.strip_prefix("export ").map_or(("", line), |rest| ("export ", rest.trim_start()))
+}
+
+/// True if `line` may set the variable `name`.
+fn mentions(line: &str, name: &str) -> bool {
+    let is_part = |before: &str| before.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    !line.trim_start().starts_with('#') && line.match_indices(&format!("{name}=")).any(|(at, _)| !is_part(&line[..at]))
+}
+
+/// True if all of `line` is one assignment.
+fn is_plain(line: &str) -> bool {
+    let assignment = bare(line).1;
+    let is_word = shell_words::split(assignment).is_ok_and(|words| words.len() == 1);
+    is_word && !assignment.contains(['#', ';', '&', '|']) && !assignment.ends_with('\\')
 }
 
 #[cfg(test)]
@@ -71,6 +78,12 @@ mod tests {
             ("", "A=/x\nB='/with space'\\''s'\n"),
             ("# c\nA=1\n\nZ=2", "# c\nA=/x\n\nZ=2\nB='/with space'\\''s'\n"),
             ("export A=1\nB=old\nAB=3\n#A=4\n", "export A=/x\nB='/with space'\\''s'\nAB=3\n#A=4\n"),
+            // What else stands on a line is kept, and the last line counts.
+            ("A=1; export A\n", "A=1; export A\nA=/x\nB='/with space'\\''s'\n"),
+            ("A=1;C=2\nB=3\n", "A=1;C=2\nB='/with space'\\''s'\nA=/x\n"),
+            ("A=1\nexport B=2 A=3\n", "A=1\nexport B=2 A=3\nA=/x\nB='/with space'\\''s'\n"),
+            ("export A=1 # why\nB='1 2'", "export A=1 # why\nB='/with space'\\''s'\nA=/x\n"),
+            ("A=1\r\nC=2\r\n", "A=/x\r\nC=2\r\nB='/with space'\\''s'\r\n"),
         ];
         for (before, after) in cases {
             assert_eq!(with(before, &values), after, "{before:?}");

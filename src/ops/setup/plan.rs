@@ -3,18 +3,20 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, ErrorKind};
+use std::iter;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::fcntl::{AT_FDCWD, AtFlags};
-use nix::unistd::{AccessFlags, faccessat, geteuid};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use nix::unistd::geteuid;
+use rustix::fs::{Access, AtFlags, CWD, RenameFlags, accessat, renameat_with};
 
 use super::environment;
 use crate::claude::config_dir;
+use crate::config::trust::open_to_others;
 use crate::sys::file_id::FileId;
 use crate::sys::mount::{self, Mount};
+use crate::sys::replace::is_unchangeable;
 
 pub(super) const SHARED_DIR: &str = "CLAUDE_SHARED_DIR";
 
@@ -54,9 +56,22 @@ impl SetupPaths {
         let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("{path:?}"));
         // By another name of it, a link could lead through itself.
         let (home, shared) = (absolute(home)?, real(&absolute(shared)?));
-        let is_plain = shared.components().all(|part| part != Component::ParentDir);
-        ensure!(is_plain, "{} has `..` behind what is missing; name it without", shared.display());
+        let has_up = shared.components().any(|part| part == Component::ParentDir);
+        ensure!(!has_up, "{} has `..` behind what is missing; name it without", shared.display());
+        // Both are printed, in commands to type and in lines for the shell, Compose and Nomad.
+        for (path, special) in [(&home, ""), (&shared, r#":"\$%"#)] {
+            let is_plain = |text: &str| !text.contains(|c: char| c.is_control() || special.contains(c));
+            ensure!(
+                path.to_str().is_some_and(is_plain),
+                "{path:?} has a character with a meaning of its own; name a plain path"
+            );
+        }
         Ok(Self { config_dir: shared.join("config"), link: home.join(".claude"), shared, home })
+    }
+
+    /// True if `path` leads to `~/.claude`, or to what that is to become.
+    pub(super) fn are_at(&self, path: &Path) -> bool {
+        [&self.link, &self.config_dir].into_iter().any(|place| real(place) == real(path))
     }
 }
 
@@ -85,7 +100,7 @@ impl SetupPlan {
         let has_steps = !plan.steps.is_empty();
         let mut dirs = vec![&*paths.home, nearest(&paths.shared), nearest(&paths.config_dir)];
         dirs.dedup();
-        dirs.retain(|dir| faccessat(AT_FDCWD, *dir, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS).is_err());
+        dirs.retain(|dir| accessat(CWD, *dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err());
         for dir in dirs.into_iter().filter(|_| has_steps) {
             plan.refuse(format!("{} is not writable by us (uid {})", dir.display(), geteuid()));
         }
@@ -96,6 +111,7 @@ impl SetupPlan {
             let variables = [(SHARED_DIR, &*paths.shared), (config_dir::VARIABLE, &*paths.config_dir)];
             match environment::change(file, variables) {
                 Ok(Some(change)) => {
+                    plan.check_movable(file);
                     plan.push(format!("write {SHARED_DIR} and CLAUDE_CONFIG_DIR into {}", file.display()), change)
                 }
                 Ok(None) => {}
@@ -124,13 +140,13 @@ impl SetupPlan {
             _ if shared.ancestors().any(Path::is_symlink) => {
                 self.refuse(format!("{} lies behind a link that leads nowhere", shared.display()));
             }
-            (PathKind::Link(other), _) if other != *config_dir && !is_same(link, config_dir) => {
+            (PathKind::Link(other), _) if !leads_to(link, &other, config_dir) => {
                 self.refuse(format!("{from} is a link to {}, not to {to}", other.display()));
             }
             (PathKind::Other, _) => self.refuse(format!("{from} is no directory")),
             (_, PathKind::Link(_) | PathKind::Other) => self.refuse(format!("{to} is no directory")),
             (PathKind::FullDir, PathKind::FullDir) => {
-                let aside = format!("mv -T {0} {0}.old", shell_words::quote(&link.to_string_lossy()));
+                let aside = aside(link);
                 let choice =
                     format!("to share {to}: {aside}, and call setup again; to share {from}, name another --shared-dir");
                 self.refuse(format!("{from} and {to} both have content; {choice}"));
@@ -201,28 +217,26 @@ impl SetupPlan {
 
     fn check_movable(&mut self, path: &Path) {
         for mount in mount::points_below(&real(path)) {
-            self.refuse(format!("{} is a mount point, and cannot be moved away", mount.display()));
+            self.refuse(format!("{} is a mount point, and cannot be moved or replaced", mount.display()));
         }
-        match fs::symlink_metadata(path) {
-            Ok(found) if found.uid() != geteuid().as_raw() => {
-                self.refuse(format!("{} belongs to uid {}, and not to uid {}", path.display(), found.uid(), geteuid()));
-            }
-            _ => {}
+        if let Ok(found) = fs::symlink_metadata(path)
+            && found.uid() != geteuid().as_raw()
+        {
+            self.refuse(format!("{} belongs to uid {}, and not to uid {}", path.display(), found.uid(), geteuid()));
+        }
+        if is_unchangeable(path) {
+            self.refuse(format!("{} is immutable, or append-only; call chattr -ia on it", path.display()));
         }
     }
 
     /// Refuses a place for the login where another user could read it, or put something else in its place.
     fn check_private(&mut self, dir: &Path) {
-        if let Ok(found) = fs::metadata(dir)
-            && found.uid() != geteuid().as_raw()
-            && found.uid() != 0
-        {
-            self.refuse(format!("{} belongs to uid {}, who could take the login away", dir.display(), found.uid()));
-        }
-        // In a directory with the sticky bit, only owners rename and remove.
-        let is_open = |dir: &&Path| fs::metadata(dir).is_ok_and(|found| found.mode() & 0o1002 == 0o0002);
-        if let Some(dir) = real(dir).ancestors().find(is_open) {
-            self.refuse(format!("{} can be written by everybody, who could take the login away; chmod o-w it", dir.display()));
+        match open_to_others(dir) {
+            Ok(None) => {}
+            Ok(Some(open)) => {
+                self.refuse(format!("{open}: others could take the login away; change that, or name another --shared-dir"));
+            }
+            Err(error) => self.refuse(format!("cannot look at {}: {error}", dir.display())),
         }
     }
 
@@ -230,11 +244,12 @@ impl SetupPlan {
     fn plan_settings(&mut self, paths: &SetupPaths) {
         let SetupPaths { home, config_dir, link, .. } = paths;
         let (old, new) = (home.join(".claude.json"), config_dir.join(".claude.json"));
-        // Its present path: the content of ~/.claude may be yet to be moved.
-        let now = if self.moves_content { link.join(".claude.json") } else { new.clone() };
-        match (PathKind::of(&old), PathKind::of(&now)) {
+        // Its other path, and the only one while the content of ~/.claude is yet to be moved.
+        let by_link = link.join(".claude.json");
+        let now = if self.moves_content { &by_link } else { &new };
+        match (PathKind::of(&old), PathKind::of(now)) {
             (PathKind::Missing, _) => {}
-            (PathKind::Link(to), _) if to == new || is_same(&old, &new) => {}
+            (PathKind::Link(to), _) if leads_to(&old, &to, &new) || leads_to(&old, &to, &by_link) => {}
             (PathKind::Other, PathKind::Missing) if old.is_file() => self.plan_move(&old, &new),
             (_, PathKind::Missing) => self.refuse(format!("{} is no plain file", old.display())),
             _ => self.refuse(format!(
@@ -246,8 +261,10 @@ impl SetupPlan {
     }
 }
 
-fn is_same(one: &Path, other: &Path) -> bool {
-    FileId::at(one).is_some() && FileId::at(one) == FileId::at(other)
+/// True if `link`, a link to `target`, leads to `place`, or will once that is there.
+fn leads_to(link: &Path, target: &Path, place: &Path) -> bool {
+    let is_same = FileId::at(link).is_some_and(|file| FileId::at(place) == Some(file));
+    is_same || real(&link.with_file_name(target)) == real(place)
 }
 
 /// Real path of `path`, whose last parts may be missing.
@@ -291,10 +308,22 @@ fn ensure_links_hold(dir: &Path, depth: usize) -> io::Result<()> {
 
 /// Commands that a person may type instead of a move. Nothing is removed by it.
 fn by_hand(from: &Path, to: &Path) -> String {
-    let old = format!("{}.old", from.display());
-    let [above, from, to, old] = [to.parent().unwrap_or(to), from, to, Path::new(&old)].map(|path| path.to_string_lossy());
-    let [above, from, to, old] = [&above, &from, &to, &old].map(|word| shell_words::quote(word));
+    let [above, source, target] = [to.parent().unwrap_or(to), from, to].map(quoted);
+    let aside = aside(from);
     format!(
-        "while no claude runs: mkdir -p {above} && cp -aT {from} {to} && mv -T {from} {old} && ln -s {to} {from}, and call setup again"
+        "while no claude runs: mkdir -p {above} && cp -aT {source} {target} && {aside} && ln -s {target} {source}, and call setup again"
     )
+}
+
+/// Command that gives `path` a name beside it which nothing has yet.
+fn aside(path: &Path) -> String {
+    let numbered = (2..).map(|number| format!("{}.old{number}", path.display()));
+    let mut names = iter::once(format!("{}.old", path.display())).chain(numbered);
+    let free = names.find(|name| fs::symlink_metadata(name).is_err()).unwrap_or_default();
+    format!("mv -T {} {}", quoted(path), quoted(Path::new(&free)))
+}
+
+/// `path`, which is plain text, as a word for the shell.
+fn quoted(path: &Path) -> String {
+    shell_words::quote(&path.to_string_lossy()).into_owned()
 }

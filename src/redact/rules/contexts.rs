@@ -29,6 +29,13 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         "SSHPASS=«abc1»", "Ocp-Apim-Subscription-Key: «0a1b2c3d»", "aws configure set aws_secret_access_key «abc/d1»", "<add key=\"password\" value=\"«abc»\"/>",
         "GH_TOKEN='«abc'\"'\"'def123»' x", "GH_TOKEN='«abc'\\''def123»' x", "GH_TOKEN=«abc\\ def123» x", "TOKEN=`«a1b2c3»`",
         "PASSWORD=«a/Authorization:» Bearer «kX9mQ2vL7»", "TOKEN=«x-Cookie:» «sid=abc»", "password=«foo/curl» -u bob:«kX9»",
+        "\"--api-key «x1»\"", "-password «x1» y", r#"{"t":"x\n--api-key «x1»"}"#, "\x1b[1m--api-key «x1»", "a%0A--api-key «x1»", r#"{"t":"a\nGITHUB_PAT=«abc1»"}"#, "--api-key '«it'\"'\"'s1»' x", "--token «TOKEN1»", "GH_TOKEN=\t«abc» d",
+        "TOKEN = rb\"«abc»\"", "TOKEN = #\"«abc»\"#", "token = `«a1 b2c3d4»`", "token: `«a1 b2c3d4»`", "token=`«swordfish»`", "if token == \"«kX9mQ2vL7»\":",
+        "{name:\"API_KEY\",value:\"«abc»\"}", "\"name\": \"API_KEY\", \"value\": \"«abc»\"", "TOKEN => \"«abc1»\"", "\"token\" => \"«abc1»\"", "<password >«abc»</password>",
+        r#"{"t":"GH_TOKEN=\"«it»'s\nx\" y"}"#, "?apiKey: '«a1b2c3»'", r#"token: "«a1b2c3\"»"#, r"token: «a1b2c3»\",
+        "password: «swordfish» ", "password: «swordfish»\t", "GH_TOKEN = «a_b»", "api_key = «abcdefghijklmnop»", "f(API_KEY=«swordfish»)", "see MY_TOKEN:«abc»",
+        "see PASSWD:«abc»", "see client_secret:«abc»", "see api-key:«abc»", "curl -H token:«swordfish»", "f(password: «swordfish»)", "token: «a1b2c3»]",
+        "AccountKey=«ab+c/d==»;Endpoint.Suffix=y", "client_secrets=«abc1»", "TOKEN=«ab;=c»", "PASSWORD=«&abc=1»", "PASS=«a»;b=c;y=2",
     ], &[
         "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
         "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",
@@ -46,7 +53,12 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         r#"{"github_token":null,"password":12345678}"#, "const { token } = props;", "sort_key=abc", "PWD=work", "token => token.value",
         "token: Token![;],", "token = parse_token2(s)", "secret = (LPBYTE)pw1;", "password: tokens[0]", "key: Option<Base64>", "_token = r'(?:[^x]+)' % y", "passphrase: &lt;id&gt;[,x]",
         "fetch(u,{credentials:'same-origin'})", "{\"credentials\":\"include\"}", "--color-token-primary: #ff00aa", "TOKEN=`cat f`", "token=`cat f1`", "let secret = r#\"{{\"a\"",
-        "TOKEN=$(cat f)", "config set password_file x1", "<add key=\"password\" value=\"\"/>",
+        "jwts=abc1", "tokens=abc1", "tokens: abc1", "TOKEN=$(cat f)", "config set password_file x1", "<add key=\"password\" value=\"\"/>",
+        "m[token] = \"a1b2c3\"", "${TOKEN=", "TOKEN: str|None", "TOKEN = str|None", "api-key = str|None", "TOKEN=\"redacted\"", "TOKEN=`get_pw(1)`", "TOKEN=`whoami`",
+        "if (password == \"swordfish\")", "\"token\" x", "set -x token value=\"a1b2c3\"", "--password|a1b2", "see \"--password\" there", "$--api-key x1 y",
+        "reset -x GH_TOKEN abc", "set my GH_TOKEN abc", "ENV token a1b2", "\"a\" \"token: \"x1y2\"", "token => \"abc1\"", "apiKey: '", "GH_TOKEN=\"", r"GH_TOKEN=\$TOKEN",
+        "token == a1b2c3", "x password = swordfish", "password = some words here", "api_key = abcdefghijklmno", "f(a, password=some_value)", "see Private-Token: abc",
+        "PASS: test1234", "--token VALUE", "--token MY_VALUE]", "--token --other1", "a*token: swordfish", "the \"x\" secret: swordfish", "password={pw1}", "def f(token: str):",
     ]),
     rule("authorization", &["authorization", "ssws"], Matcher::Context(
         r#"(?:(?:proxy-)?authorization["'`]?\]?\s*(?:[:=,]|=>)\s*(?:[bfru]{0,2}["'`])?(?:bearer|basic|token|digest|negotiate|ssws|apikey|key|flyv1)[ :]\s*|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &[
@@ -54,17 +66,17 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         r#"{"Authorization":"Bearer «abc»"}"#, r#"{"t":"-H \"Authorization: Bearer «abc»\" x"}"#, "SSWS «00abc»",
         ".header(\"Authorization\", \"Bearer «abc»\")", "headers={\"Authorization\": f\"Bearer «abc»\"}",
     ], &["Authorization: Bearer $TOKEN", "Authorization: `Bearer ${token}`", "authorization: <token>", "authorization failed",
-        "headers={\"Authorization\": f\"Bearer {token}\"}", "headers[\"Authorization\"] = f\"Bearer {token}\""]),
+        "headers={\"Authorization\": f\"Bearer {token}\"}", "headers[\"Authorization\"] = f\"Bearer {token}\"", "Authorization: Bearer null", "Authorization: Bearer %s"]),
     rule("authorization header", &["authorization"], Matcher::Value(
-        r#"authorization["'`]?\]?\s*:\s*(?:[bfru]{0,2}["'`])?([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &["Authorization: «MAC id=\"h480\", mac=\"abc\"»", "authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»"],
-        &["authorization: string;", "authorization: authHeader(token),", "authorization: Authorization,", "{ authorization: null }"]),
+        r#"authorization["'`]?\]?\s*:\s*(?:[bfru]{0,2}["'`])?([^\s"'`\\<${][^\s"'`\\]*(?:,?\s+[a-z]+="[^"\n]*",?)*)"#), &["Authorization: «MAC id=\"h480\", mac=\"abc\"»", "authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»", "Authorization: «Swordfish»"],
+        &["authorization: string;", "authorization: authHeader(token),", "authorization: Authorization,", "{ authorization: null }", "authorization: )", "authorization: str|None"]),
     rule("authorization value", &["authorization"], Matcher::Login(
         r#"authorization["'`]?\]?\s*(?:=>?\s*["'`]?|,\s*["'`])([^\s"'`\\<${][^\s"'`\\]*)"#),
         &["AUTHORIZATION=«a1b2c3d4e5»", "setRequestHeader('Authorization', '«a1B2c3d4e5»')", "headers[\"Authorization\"] = \"«dXNlcjpwYXNz»\""],
         &["allowedHeaders: ['Authorization', 'Content-Type']", "Access-Control-Allow-Headers: Authorization, Content-Type",
-        "authorization = authorization.split()", "authorization = req.headers[0]"]),
+        "authorization = authorization.split()", "authorization = req.headers[0]", "Authorization = ),"]),
     rule("bearer", &["bearer"], Matcher::Context(r"bearer[ \t]+([a-z0-9._~+/-]*[0-9][a-z0-9._~+/=-]{7,})"),
-        &["Bearer «abcdefgh12345678»"], &["bearer authentication-scheme", "Bearer $TOKEN"]),
+        &["Bearer «abcdefgh12345678»", "Bearer%20«abcdefgh12345678»"], &["bearer authentication-scheme", "Bearer $TOKEN"]),
     rule("cookie", &["cookie"], Matcher::Context(r#"cookie["'`]?\s*(?:[:=,]|=>)\s*["'`]?([^\s"'`=;,]+=[^\n"'`\\]+)"#),
         &["Cookie: «a=b; c=d»", "Set-Cookie: «sid=abc; Path=/»", r#"{"set-cookie":"«sid=abc»"}"#], &["cookie: yes", "cookie = jar"]),
     rule("url password", &["://", r":\/\/"], Matcher::Context(
@@ -75,13 +87,13 @@ pub(super) const CONTEXTS: [Rule; 17] = [
         &["https://«0123456789abcdef0123»@host"], &["https://some-user-name-of-mine@host"]),
     rule("query", &["?key=", "&key=", "sig=", "signature=", "?auth=", "&auth=", "?code=", "&code=", "&pw=", "?pw="], Matcher::Context(
         r#"[?&]?(?:key|sig|signature|auth|code|pw)=([a-z0-9%._~+/=-]{6,})"#),
-        &["GET /x?key=«abcdef1»&b=2", "?sv=1&sig=«ab%2Bcd%3D»", "X-Amz-Signature=«0123abcd»"], &["?key=1"]),
+        &["GET /x?key=«abcdef1»&b=2", "?sv=1&sig=«ab%2Bcd%3D»", "X-Amz-Signature=«0123abcd»"], &["?key=1", "?code=123456"]),
     rule("command line password", &["curl", "wget", "etcdctl"], Matcher::Context(
         r#"(?:curl|wget|etcdctl)\b[^\n]*?\s(?:-u|--user|--proxy-user|-U)[ =]?["'\\]*[^\s:"']+:([^\s"'`\\$]+)"#),
         &["curl -u user:«pass» url", "curl -s --user 'a:«b»' url", "etcdctl --user root:«pw» lock x"], &["curl -u user url", "curl https://x:80"]),
     rule("mysql password", &["mysql", "mariadb", "mysqldump"], Matcher::Context(
         r#"(?:mysql|mysqldump|mariadb)\b[^\n]*?\s-p['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#),
-        &["mysql -u root -p«abc» db"], &["mysql -u root -p db"]),
+        &["mysql -u root -p«abc» db", "mysql -u root%20-p«abc» db"], &["mysql -u root -p db"]),
     rule("sshpass password", &["sshpass"], Matcher::Context(
         r#"sshpass(?:\s+-(?:[ve]|[dfP]\s*\S+))*\s+-p\s*['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#),
         &["sshpass -p«abc» ssh x", "sshpass -p «S3cretPw9» ssh x", "sshpass -v -P word -p '«abc»' ssh x"],

@@ -106,7 +106,11 @@ impl Rule {
     pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>, ours: &str) -> bool {
         match &self.matcher {
             Matcher::Name => {
-                self.secret_name(text, word, ours).is_some_and(|name| values::may_follow(text, &name))
+                let behind_code = || {
+                    let name = ends_part(text, word, ours).then(|| names::around(text, word))?;
+                    names::is_behind_code(text, &name).then_some(name)
+                };
+                self.secret_name(text, word, ours).or_else(behind_code).is_some_and(|name| values::may_follow(text, &name))
                     || text[..word.start].ends_with(br"\-")
             }
             Matcher::Token { .. } => {
@@ -138,7 +142,7 @@ impl Rule {
         let is_end = matches!(self.matcher, Matcher::Name) && ends_part(text, word, ours);
         let name = is_end.then(|| names::around(text, word))?;
         // Of "tokens", only what is below it counts.
-        let is_plural = ours == "token" && name.end == word.end + 1 && text[word.end] == b's';
+        let is_plural = ours == "token" && name.end == word.end + 1;
         let single = name.start..name.end - usize::from(is_plural);
         names::is_secret(&text[single]).then_some(name)
     }
@@ -175,7 +179,7 @@ impl Rule {
             goes_on: end < value.len(),
         };
         match self.matcher {
-            Matcher::Value(_) => !is_ordinary(value, shape) && !is_ordinary(&value[..end], shape),
+            Matcher::Value(_) => !is_ordinary(&value[..end], shape),
             Matcher::Login(_) => is_login(&value[..end]),
             _ => true,
         }
@@ -254,7 +258,7 @@ fn starts_word(text: &[u8], word: &Range<usize>) -> bool {
     let is_escape = |at: usize| at > 0 && text[at - 1] == b'\\' && b"nrt".contains(&text[at]);
     !text[word.start].is_ascii_alphanumeric()
         || before.is_none_or(|byte| !byte.is_ascii_alphanumeric())
-        || word.start > 0 && is_escape(word.start - 1)
+        || is_escape(word.start - 1)
         || ends_encoded(&text[..word.start])
 }
 

@@ -1,0 +1,217 @@
+//! Replaces a file by a changed copy, which keeps all that is said of it: owner and group, mode, ACL and the other extended attributes.
+//! Readers see the old file or the new one.
+
+use std::fs::{self, File, Metadata, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat, geteuid};
+use rustix::fs::{CWD, StatxAttributes, StatxFlags, XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, statx};
+
+use super::fs::read_bounded_text;
+use super::mount::is_mount_point;
+
+/// Larger than any such file.
+const LARGEST: u64 = 8 << 20;
+
+/// Attribute with the ACL, which a new file can have from its directory.
+const ACL: &str = "system.posix_acl_access";
+
+/// The file `path` itself: a link stays a link, as a mounted configuration may be one.
+fn resolve_links(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Directory in which the copy is made.
+pub(crate) fn directory_of(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(resolve_links(path))?;
+    path.parent().map(Path::to_owned).ok_or_else(|| io::Error::other("it is in no directory"))
+}
+
+/// Reads the text of the file `path`, empty if it is missing, after a look at whether it could be replaced.
+///
+/// # Errors
+/// It cannot be read or replaced; then the error says why.
+pub(crate) fn read_to_replace(path: &Path) -> io::Result<String> {
+    let no = |why: String| Err(io::Error::other(why));
+    // A look first: opening a device can have effects of its own.
+    let text = match (fs::symlink_metadata(path), fs::metadata(path)) {
+        (Ok(link), _) if link.is_symlink() && ![0, geteuid().as_raw()].contains(&link.uid()) => {
+            return no(format!("it is a link of uid {}", link.uid()));
+        }
+        (Ok(link), Err(_)) if link.is_symlink() => return no("it is a link that leads nowhere".into()),
+        (_, Ok(found)) if !found.is_file() => return no("it is no regular file".into()),
+        (_, Ok(found)) if found.nlink() > 1 => {
+            return no("it has another name, as a hard link, which would keep the old text; make that a symlink".into());
+        }
+        (_, Ok(_)) if is_mount_point(&resolve_links(path)) => {
+            return no("it is a mount point; change the file that is mounted there".into());
+        }
+        (_, Ok(_)) => read_bounded_text(path, LARGEST)?,
+        (_, Err(error)) if error.kind() == ErrorKind::NotFound => String::new(),
+        (_, Err(error)) => return Err(error),
+    };
+    let directory = directory_of(path)?;
+    if [&*resolve_links(path), &directory].into_iter().any(is_unchangeable) {
+        return no("it, or its directory, is immutable, or append-only; call chattr -ia on it".into());
+    }
+    faccessat(AT_FDCWD, &directory, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
+    Ok(text)
+}
+
+/// True if nobody can replace `path` itself, not even root.
+pub(crate) fn is_unchangeable(path: &Path) -> bool {
+    let found = statx(CWD, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+    found.is_ok_and(|found| found.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND))
+}
+
+/// Replaces the file `path`, or the target of that link. A new file gets the owner of its directory.
+///
+/// # Errors
+/// The file cannot be read, written or replaced, or `change` fails, or those who may read it now could not read the copy.
+pub(crate) fn replace(path: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
+    let text = read_to_replace(path)?;
+    let (path, directory) = (&resolve_links(path), &directory_of(path)?);
+    let old = File::open(path).ok();
+    // A new file, less the umask: whoever shares the directory reads it.
+    let mode = if old.is_some() { 0o600 } else { 0o666 };
+    let prefix = format!(".{}.claude-run.", path.file_name().unwrap_or_default().display());
+    remove_leftovers(directory, &prefix);
+    let mut builder = tempfile::Builder::new();
+    let mut copy = builder.prefix(&prefix).permissions(Permissions::from_mode(mode)).tempfile_in(directory)?;
+    copy.write_all(change(&text)?.as_bytes())?;
+    match &old {
+        Some(old) => keep_attributes(old, copy.as_file())?,
+        // It fails unless we are root, or of that group; then the file is ours.
+        None => drop(give(copy.as_file(), &fs::metadata(directory)?)),
+    }
+    copy.as_file().sync_all()?;
+    copy.persist(path)?;
+    Ok(())
+}
+
+fn keep_attributes(old: &File, copy: &File) -> io::Result<()> {
+    let found = old.metadata()?;
+    let mode = found.permissions().mode();
+    let is_for_the_group_alone = mode & 0o040 != 0 && mode & 0o004 == 0;
+    if give(copy, &found).is_err() && is_for_the_group_alone {
+        return Err(io::Error::other(format!("only group {} may read it, which we cannot give the copy to", found.gid())));
+    }
+    let _ = fremovexattr(copy, ACL); // there is none, mostly
+    let mut names = vec![0; 64 << 10];
+    let length = flistxattr(old, &mut names[..]).unwrap_or(0); // some file systems have none
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let mut value = vec![0; 64 << 10];
+        let kept = fgetxattr(old, name, &mut value[..])
+            .and_then(|length| fsetxattr(copy, name, &value[..length], XattrFlags::empty()));
+        // Those of the system's own labels are for it to set.
+        if let (Err(error), false) = (kept, name.starts_with(b"security.") || name.starts_with(b"trusted.")) {
+            let name = String::from_utf8_lossy(name);
+            return Err(io::Error::other(format!("its attribute {name} cannot be kept: {}", io::Error::from(error))));
+        }
+    }
+    copy.set_permissions(found.permissions())
+}
+
+/// Gives `file` the owner and group of `other`, or at least the group.
+fn give(file: &File, other: &Metadata) -> io::Result<()> {
+    let (ours, group) = (file.metadata()?, Some(other.gid()));
+    if (ours.uid(), ours.gid()) == (other.uid(), other.gid()) {
+        return Ok(());
+    }
+    fchown(file, Some(other.uid()), group).or_else(|_| fchown(file, None, group))
+}
+
+/// Age of what is left over, and not in use.
+const LEFT_OVER: Duration = Duration::from_secs(60);
+
+/// Removes from `directory` what calls that were killed have left there, by names of tempfile's: `prefix` and six characters.
+pub(crate) fn remove_leftovers(directory: &Path, prefix: &str) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_ours = name.to_str().and_then(|name| name.strip_prefix(prefix)).is_some_and(|rest| rest.len() == 6);
+        let is_old = |found: &Metadata| found.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > LEFT_OVER));
+        let Some(found) = is_ours.then(|| entry.metadata().ok()).flatten().filter(is_old) else { continue };
+        // Where it cannot be removed, it stays.
+        let _ = if found.is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn append(path: &Path) -> io::Result<()> {
+        replace(path, |text| Ok(format!("{text}b")))
+    }
+
+    #[test]
+    fn copy_keeps_mode_attributes_and_link() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (path, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&path, "a")?;
+        fs::set_permissions(&path, Permissions::from_mode(0o640))?;
+        symlink(&path, &link)?;
+        let has_attributes = rustix::fs::setxattr(&path, "user.claude-run", b"kept", XattrFlags::empty()).is_ok();
+        // u::rw-, u:1:r--, g::---, m::r--, o::---
+        let entries = [(1, 6, u32::MAX), (2, 4, 1), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)];
+        let mut acl = vec![2, 0, 0, 0];
+        for (tag, bits, id) in entries {
+            acl.extend([u16::to_le_bytes(tag), u16::to_le_bytes(bits)].concat());
+            acl.extend(u32::to_le_bytes(id));
+        }
+        let has_acl = rustix::fs::setxattr(&path, ACL, &acl, XattrFlags::empty()).is_ok();
+        append(&link)?;
+        assert!(link.is_symlink() && fs::read_to_string(&path)? == "ab");
+        assert_eq!(fs::metadata(&path)?.permissions().mode() & 0o777, 0o640);
+        for (name, value, is_there) in [("user.claude-run", &b"kept"[..], has_attributes), (ACL, &acl, has_acl)] {
+            let mut kept = vec![0; 256];
+            let length = rustix::fs::getxattr(&path, name, &mut kept[..]).unwrap_or(0);
+            assert!(!is_there || kept[..length] == *value, "{name}: {:?}", &kept[..length]);
+        }
+        assert_eq!(fs::read_dir(dir.path())?.count(), 2, "nothing is left behind");
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_is_refused_at_the_look() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("file"), "a")?;
+        fs::hard_link(path("file"), path("other"))?;
+        symlink("nowhere", path("dangling"))?;
+        let refusals = [("file", "hard link"), ("dangling", "leads nowhere"), (".", "no regular file")];
+        for (name, expected) in refusals {
+            let error = read_to_replace(&path(name)).expect_err(name).to_string();
+            assert!(error.contains(expected) && append(&path(name)).is_err(), "{name}: {error}");
+        }
+        assert_eq!(read_to_replace(&path("new"))?, "");
+        let mounted = read_to_replace(Path::new("/proc/self/mounts"));
+        assert!(mounted.is_ok() || mounted.is_err_and(|error| !error.to_string().contains("mount point")));
+        Ok(())
+    }
+
+    #[test]
+    fn leftovers_are_removed_once_they_are_old() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = |name: &str| dir.path().join(name);
+        let old = std::time::SystemTime::now() - 2 * LEFT_OVER;
+        for name in [".file.claude-run.abc123", ".file.claude-run.abc12", ".file.abc123", ".file.claude-run.new123"] {
+            let file = File::create(path(name))?;
+            if !name.contains("new") {
+                file.set_modified(old)?;
+            }
+        }
+        fs::write(path("file"), "a")?;
+        append(&path("file"))?;
+        let mut names: Vec<_> = fs::read_dir(dir.path())?.flatten().map(|entry| entry.file_name()).collect();
+        names.sort();
+        assert_eq!(names, [".file.abc123", ".file.claude-run.abc12", ".file.claude-run.new123", "file"]);
+        Ok(())
+    }
+}
