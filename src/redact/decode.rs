@@ -49,6 +49,9 @@ impl Decoded {
                 search = place + 1;
                 continue;
             };
+            if units.is_empty() {
+                text.reserve(source.len());
+            }
             text.extend_from_slice(&source[at..place]);
             let start = text.len();
             push_char(bytes, &mut text);

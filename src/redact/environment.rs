@@ -1,18 +1,22 @@
-//! Values of secret variables in our environment, in every form in which a tool may print them.
+//! Secrets in our environment: the values of secret variables, what is secret in such a value, and what the rules find in others.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::decode::{Decoded, Syntax};
-use super::names;
-use super::ordinary::{is_number, is_placeholder};
+use super::known::Known;
+use super::ordinary::{is_number, is_random, is_wordy};
+use super::{names, nested, plain};
 
 /// Shortest value that is masked wherever it stands.
 const SHORTEST: usize = 6;
 
 /// Longest text that is looked for as a whole.
 const LONGEST: usize = 1024;
+
+/// Words before a token in the value of a header.
+const SCHEMES: [&str; 4] = ["bearer", "basic", "token", "apikey"];
 
 /// Words that are passwords in examples, and words elsewhere.
 const COMMON: [&str; 14] = [
@@ -32,20 +36,24 @@ const COMMON: [&str; 14] = [
     "docker",
 ];
 
-/// Texts to mask, those of `environment` whose names are secret or among `names`.
-pub(super) fn known(environment: impl IntoIterator<Item = (OsString, OsString)>, names: &[Vec<u8>]) -> Vec<Vec<u8>> {
+/// Texts to mask: values of `environment` whose names are secret or among `names`, and what the rules find in others.
+pub(super) fn known(environment: impl IntoIterator<Item = (OsString, OsString)>, names: &[Vec<u8>]) -> Vec<Known> {
     let mut forms = Vec::new();
     for (name, value) in environment {
         let value = value.as_bytes().trim_ascii();
         let name = name.as_bytes();
-        let is_secret = names::is_secret(name) || names.contains(&names::normalized(name));
-        let password = url_password(value);
-        for secret in password.into_iter().chain(connection_password(value)) {
-            add(secret, &mut forms);
-            add(&percent_decoded(secret), &mut forms);
+        let mut secrets = url_secrets(value);
+        let has_login = !secrets.is_empty();
+        secrets.extend(plain::secrets_in(value).into_iter().map(|range| &value[range]));
+        if names::is_secret(name) || names.contains(&names::normalized(name)) {
+            secrets.extend((!has_login).then_some(value));
+            secrets.extend(parts(name, value));
         }
-        if is_secret && password.is_none() {
-            add(value, &mut forms);
+        for secret in secrets {
+            add(secret, &mut forms);
+            if let Some(decoded) = Decoded::new(secret, Syntax::Percent) {
+                add(&decoded.text, &mut forms);
+            }
         }
     }
     forms.sort();
@@ -53,160 +61,116 @@ pub(super) fn known(environment: impl IntoIterator<Item = (OsString, OsString)>,
     forms
 }
 
+/// What is secret by itself in the `value` of a secret name: `user:PASSWORD`, `Bearer TOKEN`, strings of JSON, the end of a URL.
+fn parts<'a>(name: &[u8], value: &'a [u8]) -> Vec<&'a [u8]> {
+    if value.starts_with(b"{") || value.starts_with(b"[") {
+        return nested::in_json(value, name, b'"', 0).into_iter().map(|(range, _)| &value[range]).collect();
+    }
+    if is_url(value) {
+        let is_secret = |segment: &[u8]| is_random(segment) && !is_wordy(segment);
+        let mut ends = memchr::memchr_iter(b'/', value).skip(2).map(|slash| &value[slash + 1..]);
+        return ends.find(|end| is_secret(end.split(|&byte| byte == b'/').next().unwrap_or_default())).into_iter().collect();
+    }
+    let behind = |sign: u8| Some((&value[..memchr::memchr(sign, value)?], &value[memchr::memchr(sign, value)? + 1..]));
+    let is_scheme = |word: &[u8]| SCHEMES.iter().any(|scheme| scheme.as_bytes().eq_ignore_ascii_case(word));
+    let is_user = |word: &[u8]| word.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._@-".contains(byte));
+    let token = behind(b' ').filter(|(word, _)| is_scheme(word));
+    let password = behind(b':').filter(|(word, rest)| is_user(word) && !rest.starts_with(b"//"));
+    token.into_iter().chain(password).map(|(_, rest)| rest.trim_ascii()).collect()
+}
+
 /// Adds the forms of `value`, if it is not too ordinary to be masked everywhere.
-fn add(value: &[u8], forms: &mut Vec<Vec<u8>>) {
+fn add(value: &[u8], forms: &mut Vec<Known>) {
     if !is_distinctive(value) {
         return;
     }
     let lines = value.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
     let lines = lines.filter(|line| line.iter().any(u8::is_ascii_alphanumeric) && !line.starts_with(b"-----"));
     for line in lines.flat_map(|line| line.chunks(LONGEST)).filter(|line| line.len() >= SHORTEST) {
-        forms.extend(encoded(line));
-        forms.push(line.to_vec());
+        forms.extend(Known::forms(line));
     }
     if value.contains(&b'\n') && value.len() <= LONGEST {
-        forms.extend(encoded(value));
+        forms.extend(Known::forms(value));
     }
 }
 
-/// False if a value is too ordinary to be masked everywhere: short, a number, an existing path.
+/// False if a value is too ordinary to be masked everywhere: short, a number, a reference, an existing path.
 fn is_distinctive(value: &[u8]) -> bool {
     let is_path = || value.starts_with(b"/") && Path::new(OsStr::from_bytes(value)).exists();
     let is_common = COMMON.iter().any(|word| word.as_bytes().eq_ignore_ascii_case(value));
-    let is_url = value.starts_with(b"http://") || value.starts_with(b"https://");
-    value.len() >= SHORTEST && !is_number(value) && !is_placeholder(value) && !is_common && !is_url && !is_path()
+    value.len() >= SHORTEST && !is_number(value) && !is_reference(value) && !is_common && !is_url(value) && !is_path()
 }
 
-/// The password in a URL.
-fn url_password(value: &[u8]) -> Option<&[u8]> {
-    let start = memchr::memmem::find(value, b"://")? + 3;
-    let rest = &value[start..];
-    let host = rest.iter().position(|byte| b"/?# \n\"'".contains(byte)).unwrap_or(rest.len());
-    let end = rest[..host].iter().rposition(|&byte| byte == b'@')?;
-    let colon = rest[..end].iter().position(|&byte| byte == b':')?;
-    Some(&rest[colon + 1..end]).filter(|password| **password != rest[..colon])
+fn is_url(value: &[u8]) -> bool {
+    value.starts_with(b"http://") || value.starts_with(b"https://")
 }
 
-/// The password in a connection string: `…;Password=…;…`.
-fn connection_password(value: &[u8]) -> Option<&[u8]> {
-    memchr::memchr(b'=', value)?;
-    let lower = value.to_ascii_lowercase();
-    let find = |word: &str| memchr::memmem::find(&lower, word.as_bytes()).map(|at| at + word.len());
-    let start = ["password=", "pwd=", "accountkey=", "sharedaccesskey="].into_iter().find_map(find)?;
-    let rest = &value[start..];
-    Some(&rest[..rest.iter().position(|byte| b"; \n&".contains(byte)).unwrap_or(rest.len())])
+/// True if all of `value` stands for another: `***`, `$NAME`, `${NAME}`, `<word>`, `{{…}}`.
+fn is_reference(value: &[u8]) -> bool {
+    let within = |start: &str, end: &str| value.strip_prefix(start.as_bytes())?.strip_suffix(end.as_bytes());
+    let is_name = |name: &[u8]| name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(byte));
+    let is_word = |word: &[u8]| word.iter().all(|byte| byte.is_ascii_alphabetic() || b"_- ".contains(byte));
+    value.iter().all(|&byte| byte == b'*')
+        || within("${", "}").is_some_and(is_name)
+        || within("$", "").is_some_and(|name| is_name(name) && names::is_loud(name))
+        || within("<", ">").is_some_and(is_word)
+        || within("{{", "}}").is_some()
 }
 
-fn percent_decoded(value: &[u8]) -> Vec<u8> {
-    Decoded::new(value, Syntax::Percent).map_or_else(|| value.to_vec(), |decoded| decoded.text)
-}
-
-/// Encodings of `value` that [`super::decode`] does not undo, and those in which nothing but the value says that there is one.
-fn encoded(value: &[u8]) -> Vec<Vec<u8>> {
-    let json = |text: &[u8]| {
-        let json = serde_json::Value::from(String::from_utf8_lossy(text)).to_string();
-        json.as_bytes()[1..json.len() - 1].to_vec()
+/// The passwords in URLs of `value`, and tokens in a user's place.
+fn url_secrets(value: &[u8]) -> Vec<&[u8]> {
+    let secret = |start: usize| {
+        let rest = &value[start..];
+        let host = rest.iter().position(|byte| b"/?# \n\"'".contains(byte)).unwrap_or(rest.len());
+        let login = &rest[..rest[..host].iter().rposition(|&byte| byte == b'@')?];
+        match memchr::memchr(b':', login) {
+            Some(colon) => Some(&login[colon + 1..]).filter(|password| **password != login[..colon]),
+            None => Some(login).filter(|login| is_random(login) && !is_wordy(login)),
+        }
     };
-    let once = json(value);
-    let twice = json(&once);
-    let mut forms = vec![json(&twice), twice, once];
-    let percent = |safe: &[u8], space: &str| {
-        let byte = |&byte: &u8| match byte {
-            b' ' => space.to_owned(),
-            _ if byte.is_ascii_alphanumeric() || safe.contains(&byte) => char::from(byte).to_string(),
-            _ => format!("%{byte:02x}"),
-        };
-        value.iter().map(byte).collect::<String>().into_bytes()
-    };
-    forms.extend([percent(b"-_.~", "%20"), percent(b"-_.~/", "%20"), percent(b"-_.*", "+"), percent(b"-_.!~*'()", "%20")]);
-    let with_quotes = |quote: &str| value.split(|&byte| byte == b'\'').collect::<Vec<_>>().join(quote.as_bytes());
-    forms.extend([with_quotes(r"'\''"), with_quotes(r#"'"'"'"#)]);
-    let escaped = |special: &[u8]| {
-        value.iter().flat_map(|&byte| if special.contains(&byte) { vec![b'\\', byte] } else { vec![byte] }).collect()
-    };
-    let escaped: [Vec<u8>; 2] = [escaped(b"\"$`\\"), escaped(b" \t!\"#$&'()*,;<>?[\\]^`{|}~")];
-    forms.extend(escaped);
-    forms.push(value.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect());
-    forms.extend((0..3).flat_map(|shift| {
-        let plain = base64(value, shift);
-        let url = plain.iter().map(|&byte| match byte {
-            b'+' => b'-',
-            b'/' => b'_',
-            other => other,
-        });
-        [url.collect(), plain]
-    }));
-    forms
-}
-
-/// Part of the base64 of `value` that is the same whatever stands around it; `shift` of its bytes are in a group before it.
-fn base64(value: &[u8], shift: usize) -> Vec<u8> {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let bits = |at: usize| {
-        (0..6).fold(0, |digit, bit| {
-            let place = at * 6 + bit;
-            let byte = value[place / 8 - shift];
-            digit << 1 | usize::from(byte >> (7 - place % 8) & 1)
-        })
-    };
-    let first = (shift * 8).div_ceil(6);
-    (first..(shift + value.len()) * 8 / 6).map(|at| DIGITS[bits(at)]).collect()
+    memchr::memmem::find_iter(value, b"://").filter_map(|at| secret(at + 3)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn base64_is_the_part_that_never_changes() {
-        assert_eq!(base64(b"hunter2", 0), b"aHVudGVyM");
-        for shift in 0..3 {
-            assert!(base64(b"hunter2", shift).len() >= 7);
-        }
+    fn texts(name: &str, value: &str) -> Vec<String> {
+        let text = |known: Known| String::from_utf8(known.text).expect("text");
+        known([(name.into(), value.into())], &[]).into_iter().map(text).collect()
     }
 
     #[test]
     fn ordinary_values_are_masked_nowhere() {
-        let known = |value: &str| known([("API_KEY".into(), value.into())], &[]);
         for value in [
             "abc12",
             "ab\nc",
             "20260101",
             "${OTHER_KEY}",
+            "$OTHER_KEY",
+            "<your-key>",
+            "{{ secrets.key }}",
+            "********",
             "ChangeMe",
-            "https://host/a1b2c3",
-            "http://host/a1",
+            "https://host/some/path",
+            "https://git@host/oauth2",
             "/usr/bin",
             "======",
         ] {
-            assert_eq!(known(value), Vec::<Vec<u8>>::new(), "{value}");
+            assert_eq!(texts("API_KEY", value), [""; 0], "{value}");
         }
-        assert_ne!(known("Cargo.toml"), Vec::<Vec<u8>>::new(), "only a whole path is one");
-        let lines = known("abc123\n======\n-----END x-----\nto");
-        assert!(lines.contains(&b"abc123".to_vec()));
-        assert!(!lines.iter().any(|line| [&b"======"[..], b"-----END x-----", b"to"].contains(&line.as_slice())));
-    }
-
-    #[test]
-    fn values_are_known_in_every_encoding() {
-        let forms = known([("API_KEY".into(), "a'b/c d+1".into()), ("MY_TOKEN".into(), "a'b\"c d1".into())], &[]);
-        for form in [
-            "a'b/c d+1",
-            "a'b\"c d1",
-            "a%27b%2fc%20d%2b1",
-            "a%27b/c%20d%2b1",
-            "a%27b%2fc+d%2b1",
-            "a'b%2fc%20d%2b1",
-            r"a'\''b/c d+1",
-            r#"a'"'"'b/c d+1"#,
-            r"a\'b/c\ d+1",
-            "6127622f6320642b31",
-            "YSdiL2MgZCsx",
-            "EnYi9jIGQrM",
-            "hJ2IvYyBkKz",
+        for (name, value) in [
+            ("PATH", "/a/key:/b/pass"),
+            ("X", "token of mine"),
+            ("PROXY", "http://proxy:3128"),
+            ("URL", "x://dockers:dockers@db"),
         ] {
-            assert!(forms.contains(&form.as_bytes().to_vec()), "{form}");
+            assert_eq!(texts(name, value), [""; 0], "{value}");
         }
+        let lines = texts("API_KEY", "abc123\n======\n-----END x-----\nto");
+        assert!(lines.iter().any(|line| line == "abc123"));
+        assert!(!lines.iter().any(|line| ["======", "-----END x-----", "to"].contains(&&line[..])));
+        assert_ne!(texts("API_KEY", "Cargo.toml"), [""; 0], "only a whole path is one");
     }
 
     #[test]
@@ -214,17 +178,35 @@ mod tests {
         let (town, odd) = (("HOME_TOWN".into(), "far-away-1".into()), ("ODD".into(), "odd-value-1".into()));
         assert_eq!(known([town, odd], &[b"odd".to_vec()]), known([("API_KEY".into(), "odd-value-1".into())], &[]));
         let url = "postgres://me:pa55%2Fword@db/x";
-        let forms = known([("API_KEY".into(), url.into())], &[]);
-        assert!([&b"pa55%2Fword"[..], b"pa55/word"].iter().all(|form| forms.contains(&form.to_vec())));
-        assert!(!forms.contains(&url.as_bytes().to_vec()));
+        let forms = texts("API_KEY", url);
+        assert!(["pa55%2Fword", "pa55/word"].iter().all(|form| forms.iter().any(|text| text == form)));
+        assert!(!forms.iter().any(|text| text == url));
         assert!(forms.is_sorted_by(|one, next| one < next), "none is looked for twice");
     }
 
     #[test]
-    fn passwords_are_found_in_urls_and_connection_strings() {
-        assert_eq!(url_password(b"postgres://u:p@ss@db:5432/x"), Some(&b"p@ss"[..]));
-        assert_eq!(url_password(b"postgres://u:u@db"), None);
-        assert_eq!(url_password(b"https://host:80/x@y"), None);
-        assert_eq!(connection_password(b"Server=x;Password=abc;Database=y"), Some(&b"abc"[..]));
+    fn secrets_within_a_value_are_known() {
+        for (name, value, secret) in [
+            ("MY_SECRET", "<zt`eqdY_W}r", "<zt`eqdY_W}r"),
+            ("MY_SECRET", "$(Summer)rain!", "$(Summer)rain!"),
+            ("MY_SECRET", "@Summerrain", "@Summerrain"),
+            ("MY_SECRET", "{Summerrain}", "{Summerrain}"),
+            ("MY_SECRET", "%Summerrain%", "%Summerrain%"),
+            ("MY_SECRET", "$PASS!word99xx", "$PASS!word99xx"),
+            ("MY_CREDENTIALS", r#"{"user":"b","password":"swordfish"}"#, "swordfish"),
+            ("MY_CREDENTIALS", r#"{"bob":"kX9mQ2vL7"}"#, "kX9mQ2vL7"),
+            ("MY_SECRET", "bob:swordfish", "swordfish"),
+            ("X_TOKEN", "Bearer swordfish", "swordfish"),
+            ("URLS", "http://a:swordfish@b,http://c:kX9mQ2vL7@d", "swordfish"),
+            ("URLS", "http://a:swordfish@b,http://c:kX9mQ2vL7@d", "kX9mQ2vL7"),
+            ("REMOTE", "https://kX9mQ2vL7pR@host/x", "kX9mQ2vL7pR"),
+            ("URL", "postgres://u:p@ss-word@db:5432/x", "p@ss-word"),
+            ("DSN", "Server=x;Password=swordfish;Database=y", "swordfish"),
+            ("ANTHROPIC_CUSTOM_HEADERS", "X-Api-Key: swordfish", "swordfish"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Bearer swordfish", "swordfish"),
+            ("SLACK_WEBHOOK_SECRET", "https://hooks.x/services/T00/B00/kX9mQ2vL7", "kX9mQ2vL7"),
+        ] {
+            assert!(texts(name, value).iter().any(|text| text == secret), "{name}={value}: {:?}", texts(name, value));
+        }
     }
 }

@@ -1,13 +1,10 @@
-//! Finds words in text: those of the rules, and the beginnings of values that are known. A set of bits says where one may begin, so that
+//! Finds words in text: those of the rules, and of texts that are known. A set of bits says where one may begin, so that
 //! nearly every byte costs a load and no branch.
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
 use super::rules::Rule;
-
-/// Bytes of a known value that are looked for; the rest is compared.
-const BEGINNING: usize = 6;
 
 /// Bytes of a word by which it is looked for.
 const HEAD: usize = 3;
@@ -26,13 +23,13 @@ pub(super) type Bits = [u64; 1 << (BITS - u64::BITS.trailing_zeros())];
 pub(super) enum Meaning {
     /// A form of secrets, and the word in its own case.
     Rule(&'static Rule, &'static str),
-    /// A known value, by its index.
-    Known(usize),
+    /// A known text, by its index, and the word's place in it.
+    Known(usize, usize),
     /// A name that the settings file has.
     Name,
     /// The beginning of a private key.
     Key,
-    /// An encoding that may hide a known value.
+    /// An encoding that may hide a secret.
     Encoding,
 }
 
@@ -42,8 +39,8 @@ pub(super) struct Finder {
     words: Vec<(Vec<u8>, Vec<Meaning>)>,
     /// The hashes of the heads of all words.
     heads: Vec<u64>,
-    /// Indices of the words, sorted by their hashes.
-    sorted: Vec<usize>,
+    /// Hashes and indices of the words, sorted.
+    sorted: Vec<(usize, usize)>,
     /// Where each bucket of `sorted` begins.
     buckets: Vec<usize>,
 }
@@ -52,9 +49,6 @@ impl Finder {
     pub(super) fn new(words: impl Iterator<Item = (Vec<u8>, Meaning)>) -> Self {
         let mut meanings = BTreeMap::<_, Vec<_>>::new();
         for (mut word, meaning) in words {
-            if matches!(meaning, Meaning::Known(_)) {
-                word.truncate(BEGINNING);
-            }
             word.make_ascii_lowercase();
             meanings.entry(word).or_default().push(meaning);
         }
@@ -71,7 +65,7 @@ impl Finder {
         hashes.dedup();
         let heads = bits(hashes.iter().map(|(hash, _)| *hash));
         let buckets = (0..=1 << BUCKET_BITS).map(|bucket| hashes.partition_point(|(hash, _)| self::bucket(*hash) < bucket));
-        Self { buckets: buckets.collect(), sorted: hashes.iter().map(|(_, index)| *index).collect(), heads, words }
+        Self { buckets: buckets.collect(), sorted: hashes, heads, words }
     }
 
     /// Calls `found` for each word in `text` from `from` on, as far as it says to go on, by their beginnings. The last bytes, too few for
@@ -81,13 +75,11 @@ impl Finder {
         while let Some((before, hash)) = self.next_head(&text[at..]) {
             at += before;
             let bucket = bucket(hash);
-            let mut last = usize::MAX;
-            for &index in &self.sorted[self.buckets[bucket]..self.buckets[bucket + 1]] {
+            for &(of_word, index) in &self.sorted[self.buckets[bucket]..self.buckets[bucket + 1]] {
                 let (word, meanings) = &self.words[index];
-                if index == last || !begins(&text[at..], word) {
+                if of_word != hash || !begins(&text[at..], word) {
                     continue;
                 }
-                last = index;
                 for &meaning in meanings {
                     if found(at..at + word.len(), meaning).is_break() {
                         return;

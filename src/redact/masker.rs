@@ -6,9 +6,9 @@ use std::sync::Arc;
 use memchr::{memchr, memrchr};
 
 use super::json::{escape_around, is_json, is_structure, strings};
-use super::pem::Key;
 use super::secrets::Secrets;
 use super::span::{NEAR, Open, Span};
+use super::wrapped::Block;
 
 /// Replacement for a secret.
 const MASK: &[u8] = b"***";
@@ -41,7 +41,7 @@ pub struct Masker {
     is_masked: bool,
     /// State of a long line, between two pieces.
     long: Option<Long>,
-    in_key: Key,
+    block: Block,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,15 +55,15 @@ struct Long {
 
 /// Appends `text`, masked, to `out`.
 pub(super) fn mask_text(secrets: &Secrets, text: &[u8], out: &mut Vec<u8>) {
-    let mut in_key = Key::default();
+    let mut block = Block::default();
     for line in text.split_inclusive(|&byte| byte == b'\n') {
-        mask_line(secrets, line, &mut in_key, out);
+        mask_line(secrets, line, &mut block, out);
     }
 }
 
 /// Appends one line, masked, to `out`.
-fn mask_line(secrets: &Secrets, line: &[u8], in_key: &mut Key, out: &mut Vec<u8>) {
-    let spans = secrets.spans(line, in_key);
+fn mask_line(secrets: &Secrets, line: &[u8], block: &mut Block, out: &mut Vec<u8>) {
+    let spans = secrets.spans(line, block);
     if spans.is_empty() {
         return out.extend_from_slice(line);
     }
@@ -106,7 +106,7 @@ fn clipped(text: &[u8], spans: Vec<Span>, from: usize, in_string: bool) -> Vec<S
 impl Masker {
     /// A masker at the beginning of a stream.
     pub fn new(secrets: Arc<Secrets>) -> Self {
-        Self { secrets, line: Vec::new(), piece: 0, shown: 0, paused: 0, is_masked: false, long: None, in_key: Key::default() }
+        Self { secrets, line: Vec::new(), piece: 0, shown: 0, paused: 0, is_masked: false, long: None, block: Block::default() }
     }
 
     /// Appends the lines that `bytes` complete, masked, to `out`, and what is certain of a long one.
@@ -130,12 +130,12 @@ impl Masker {
     /// Appends to `out` what is no secret of a line that waits for its end, as a prompt does, and does not begin like one.
     pub fn pause(&mut self, out: &mut Vec<u8>) {
         self.paused = self.line.len();
-        if self.line.len() <= self.shown || self.long.is_some() || self.in_key.is_open() {
+        if self.line.len() <= self.shown || self.long.is_some() || self.block.is_open() {
             return;
         }
-        let mut in_key = Key::default();
-        let (spans, is_json) = (self.secrets.spans(&self.line, &mut in_key), is_json(&self.line, false));
-        let until = if in_key.is_open() { self.shown } else { self.secrets.undecided(&self.line, self.shown) };
+        let mut block = Block::default();
+        let (spans, is_json) = (self.secrets.spans(&self.line, &mut block), is_json(&self.line, false));
+        let until = if block.is_open() { self.shown } else { self.secrets.undecided(&self.line, self.shown) };
         let spans = if is_json { clipped(&self.line, spans, 0, false) } else { spans };
         self.show(until, &spans, out);
     }
@@ -154,7 +154,7 @@ impl Masker {
     fn lines(&mut self, text: &[u8], out: &mut Vec<u8>) {
         let mut at = 0;
         while at < text.len() {
-            let place = if self.in_key != Key::Outside { Some(at) } else { self.secrets.next(text, at) };
+            let place = if self.block.goes_on() { Some(at) } else { self.secrets.next(text, at) };
             let Some(place) = place else { break };
             let start = memrchr(b'\n', &text[at..place]).map_or(at, |end| at + end + 1);
             let end = memchr(b'\n', &text[place..]).map_or(text.len(), |end| place + end);
@@ -172,7 +172,7 @@ impl Masker {
             self.pieces(out);
             self.end_line(out);
         } else {
-            mask_line(&self.secrets, line, &mut self.in_key, out);
+            mask_line(&self.secrets, line, &mut self.block, out);
         }
     }
 
@@ -221,7 +221,7 @@ impl Masker {
         let text = &self.line[..end];
         let json = is_json(text, self.long.is_none() && cut.is_none());
         let mut long = self.long.unwrap_or(Long { is_json: json, in_string: false, open: None });
-        let mut spans = self.secrets.spans(text, &mut self.in_key);
+        let mut spans = self.secrets.spans(text, &mut self.block);
         if let Some(open) = long.open.take() {
             let rest = &text[self.piece..];
             let length = open.length(rest);

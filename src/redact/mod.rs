@@ -1,8 +1,8 @@
 //! Masks secrets in text, line by line. `rules` is the table of their forms, `environment` finds those that our own environment
-//! has; `finder` finds the words that each form has in it, so that a line without them costs one pass. `names` and `values` know
-//! assignments, `ordinary` and `code` what is no secret behind a name, `nested` what stands below one, `headers` where their values end, `decode` looks below JSON,
-//! percent-encoding and HTML, `pem` across lines; `masker` is the stream; `plain` sees that a short text needs none of this; `ours` is
-//! what this process masks.
+//! has, `known` the forms of such a one; `finder` finds the words that each form has in it, so that a line without them costs one pass.
+//! `names` and `values` know assignments, `ordinary` and `code` what is no secret behind a name, `nested` what stands below one, `headers`
+//! where their values end, `decode` looks below JSON, percent-encoding and HTML, `pem` and `wrapped` across lines; `masker` is the stream;
+//! `plain` sees that a short text needs none of this; `ours` is what this process masks.
 //!
 //! A line that is JSON stays JSON, memory is bounded, and the output does not depend on where reads split.
 
@@ -12,6 +12,7 @@ mod environment;
 mod finder;
 mod headers;
 mod json;
+mod known;
 mod masker;
 mod names;
 mod nested;
@@ -23,6 +24,7 @@ mod rules;
 mod secrets;
 mod span;
 mod values;
+mod wrapped;
 
 pub use masker::Masker;
 pub use ours::{configure, masked, secrets};

@@ -239,9 +239,6 @@ pub(super) fn is_secret(name: &[u8]) -> bool {
     let lower = name.to_ascii_lowercase();
     let parts: Vec<&[u8]> = parts(name).map(|part| without_digits(&lower[part])).filter(|part| !part.is_empty()).collect();
     let is_loud = is_loud(name);
-    if is_loud && has_owner(&lower) {
-        return true;
-    }
     let kind = parts.iter().rposition(|part| is_kind(part)).into_iter();
     let key =
         (1..parts.len()).rev().find(|&at| is_key(parts[at]) && KEYS.iter().any(|key| parts[at - 1].ends_with(key.as_bytes())));
@@ -281,14 +278,6 @@ fn is_key(part: &[u8]) -> bool {
     [&b"key"[..], b"keys"].contains(&part)
 }
 
-/// True if an owner stands in `name`, and a kind of secret behind it.
-fn has_owner(name: &[u8]) -> bool {
-    let end_of =
-        |text: &[u8], word: &str| Some(text.windows(word.len()).position(|window| window == word.as_bytes())? + word.len());
-    let is_kind = |rest: &[u8]| ["token", "pass", "key", "secret"].iter().any(|kind| end_of(rest, kind).is_some());
-    OWNERS.iter().any(|owner| end_of(name, owner).is_some_and(|end| is_kind(&name[end..])))
-}
-
 /// True for an owner and a kind in one word: `ghkey`.
 fn is_owned(part: &[u8]) -> bool {
     let ends = |kind: &str| part.ends_with(kind.as_bytes());
@@ -296,9 +285,9 @@ fn is_owned(part: &[u8]) -> bool {
 }
 
 fn is_of_owner(before: &[&[u8]], part: &[u8]) -> bool {
-    let is_kind = ["key", "pass"].iter().any(|kind| part.ends_with(kind.as_bytes()));
+    let is_kind = ["key", "keys", "pass"].iter().any(|kind| part.ends_with(kind.as_bytes()));
     let is_service = || before.last().is_some_and(|last| SERVICES.iter().any(|service| service.as_bytes() == *last));
-    is_kind && (before.iter().any(|part| OWNERS.iter().any(|owner| part.ends_with(owner.as_bytes()))) || is_service())
+    is_kind && (before.iter().any(|part| OWNERS.iter().any(|owner| *part == owner.as_bytes())) || is_service())
 }
 
 fn without_digits(part: &[u8]) -> &[u8] {
@@ -353,6 +342,7 @@ mod tests {
             "ghkey",
             "x_claudepass",
             "claude_my_key",
+            "FORGE_KEYS",
             "my_openai_pass",
             "token2",
             "api_key1",
@@ -363,7 +353,20 @@ mod tests {
         for name in secret {
             assert!(is_secret(name.as_bytes()), "{name}");
         }
-        for name in ["PAT", "client_secret_name", "token_id", "api_monkey", "openai_my_key", "PWD", &long(3 * LONGEST + 1)] {
+        for name in [
+            "HIGHLIGHT_KEYWORDS",
+            "NIGHTLY_KEY",
+            "HIGH_KEY",
+            "GH_TOKEN_HOST",
+            "CLAUDE_TOKEN_FILE",
+            "PAT",
+            "client_secret_name",
+            "token_id",
+            "api_monkey",
+            "openai_my_key",
+            "PWD",
+            &long(3 * LONGEST + 1),
+        ] {
             assert!(!is_secret(name.as_bytes()), "{name}");
         }
         for (name, expected) in [("secret_description", true), ("type", true), ("id", false), ("value", false)] {

@@ -1,12 +1,14 @@
 //! A look at short text of ours. It nearly never has a secret, and a run is to know that without the time that it takes to make a masker,
 //! which is longer than all else it does before claude is started.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use memchr::memmem;
 
 use super::decode::ENCODED;
 use super::finder::{Bits, has};
+use super::known::Known;
 use super::rules::{self, Rule};
 use super::{environment, pem};
 
@@ -82,28 +84,40 @@ pub(super) fn is_plain(text: &str) -> bool {
 
 /// True if there is a word of a rule in `text`, and may be a secret of that rule.
 fn has_word(text: &[u8]) -> bool {
-    let may_match = |at: usize, Word { word, rule, .. }: &Word| {
-        let place = at..at + word.len();
-        let is_there = text.get(place.clone()).is_some_and(|found| found.eq_ignore_ascii_case(word.as_bytes()));
-        is_there && rule.is_none_or(|rule| rule.may_match(text, &place, word))
-    };
+    any_word(text, |word, place| word.rule.is_none_or(|rule| rule.may_match(text, place, word.word)))
+}
+
+/// The secrets that the rules find in `text`, but for those of URLs.
+pub(super) fn secrets_in(text: &[u8]) -> Vec<Range<usize>> {
+    let mut secrets = Vec::new();
+    any_word(text, |word, place| {
+        let rule = word.rule.filter(|_| !word.word.ends_with('/'));
+        secrets.extend(rule.into_iter().flat_map(|rule| rule.secrets(text, place, word.word)).map(|(range, _)| range));
+        false
+    });
+    secrets
+}
+
+/// True if `is_it` says so of a word in `text`.
+fn any_word(text: &[u8], mut is_it: impl FnMut(&Word, &Range<usize>) -> bool) -> bool {
     text.windows(2).enumerate().map(|(at, bytes)| (at, pair(bytes[0], bytes[1]))).any(|(at, here)| {
         has(&PAIRS, here)
-            && WORDS[WORDS.partition_point(|word| word.pair < here)..]
-                .iter()
-                .take_while(|word| word.pair == here)
-                .any(|word| may_match(at, word))
+            && WORDS[WORDS.partition_point(|word| word.pair < here)..].iter().take_while(|word| word.pair == here).any(|word| {
+                let place = at..at + word.word.len();
+                let found = text.get(place.clone());
+                found.is_some_and(|found| found.eq_ignore_ascii_case(word.word.as_bytes())) && is_it(word, &place)
+            })
     })
 }
 
 /// True if a value of our environment is in `text`, in any case.
 fn has_known(text: &[u8]) -> bool {
-    static KNOWN: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    static KNOWN: OnceLock<Vec<Known>> = OnceLock::new();
     let known = KNOWN.get_or_init(|| {
         let mut known = environment::known(std::env::vars_os(), &[]);
-        known.iter_mut().for_each(|value| value.make_ascii_lowercase());
+        known.iter_mut().for_each(|known| known.text.make_ascii_lowercase());
         known
     });
     let lower = text.to_ascii_lowercase();
-    known.iter().any(|value| memmem::find(&lower, value).is_some())
+    known.iter().any(|known| memmem::find(&lower, &known.text).is_some())
 }

@@ -2,19 +2,38 @@
 
 use std::ffi::OsString;
 use std::ops::{ControlFlow, Range};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use regex::bytes::{Regex, RegexBuilder};
 
-use super::decode::{Decoded, Syntax};
+use super::decode::{Decoded, ENCODED, Syntax};
 use super::finder::{Finder, Meaning};
+use super::known::Known;
 use super::pem::{self, Key};
 use super::rules;
 use super::span::{Open, Span};
+use super::wrapped::Block;
 use super::{environment, json, names, values};
 
-/// Encodings that may hide a known value where no other word tells, beside those of single bytes.
-const ENCODINGS: [&str; 8] = [r"\u00", r"\u{", r"\/", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;"];
+/// Encodings that may hide a secret where no other word tells, beside those of single bytes.
+const ENCODINGS: [&str; 7] = [r"\u0", r":\\", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;"];
+
+/// Length at the end of a value in which another secret may begin.
+const END: usize = 64;
+
+/// Encodings of single characters.
+const SYNTAXES: [Syntax; 4] = [Syntax::Backslash, Syntax::Percent, Syntax::Html, Syntax::Escape];
+
+/// Longest encoded character.
+const LONGEST: usize = 12;
+
+/// Beginnings of secrets that only what stands behind them tells: of a URL, of an element of XML, of a login's options.
+const BEGUN: [&str; 3] = [
+    r#"://(?:[^\s/:@"'`<>]*:([^\s/@"'`<>]*)|([^\s/:@"'`<>]{20,}))"#,
+    r"<[\w.:-]*(?:pass|secret|token|key|pwd|cred|jwt)[\w.:-]*>([^<\n]*)",
+    r"login\s(?:[^\n|;&]*?\s)?-p[ =]?([^\n|;&]*)",
+];
 
 /// Deepest nesting of strings that is looked into.
 const DEEPEST: usize = 4;
@@ -25,7 +44,7 @@ const PATTERN_SIZE: usize = 1 << 20;
 /// All that is masked.
 #[derive(Debug, Default)]
 pub struct Secrets {
-    known: Vec<Vec<u8>>,
+    known: Vec<Known>,
     names: Vec<Vec<u8>>,
     patterns: Vec<Regex>,
     finder: Finder,
@@ -65,8 +84,13 @@ impl Secrets {
         let of_rules = rules::ALL
             .iter()
             .flat_map(|rule| rule.words.iter().map(move |word| (word.as_bytes().to_vec(), Meaning::Rule(rule, word))));
-        let of_known = known.iter().enumerate().map(|(index, text)| (text.clone(), Meaning::Known(index)));
-        let of_encodings = encodings().filter(|_| !known.is_empty()).map(|word| (word.into_bytes(), Meaning::Encoding));
+        let of_known = known.iter().enumerate().flat_map(|(index, known)| {
+            let word = move |word: Range<usize>| (known.text[word.clone()].to_vec(), Meaning::Known(index, word.start));
+            known.words().into_iter().map(word)
+        });
+        let words = rules::ALL.iter().flat_map(|rule| rule.words).chain(&pem::WORDS);
+        let of_encodings =
+            encodings().chain(words.flat_map(|word| escaped(word))).map(|word| (word.into_bytes(), Meaning::Encoding));
         let of_names = parts.into_iter().map(|part| (part, Meaning::Name));
         let of_keys = pem::WORDS.iter().map(|word| (word.as_bytes().to_vec(), Meaning::Key));
         let finder = Finder::new(of_rules.chain(of_known).chain(of_encodings).chain(of_names).chain(of_keys));
@@ -89,22 +113,34 @@ impl Secrets {
 
     /// Place in `line`, not before `from`, from which on it may be the beginning of a secret.
     pub(super) fn undecided(&self, line: &[u8], from: usize) -> usize {
+        static OPEN: OnceLock<Option<Regex>> = OnceLock::new();
+        let open = OPEN.get_or_init(|| compile(&format!(r"(?i)(?:{})\z", BEGUN.join("|"))).ok()).as_ref();
+        let begun = open.and_then(|open| Some(open.captures(&line[from..])?.iter().skip(1).flatten().next()?.start() + from));
         let word = from + line[from..].iter().rposition(|byte| b" \t\"'=:>".contains(byte)).map_or(0, |end| end + 1);
-        let begins = |at: &usize| {
-            let rest = line[*at..].to_ascii_lowercase();
-            self.known
-                .iter()
-                .any(|known| known.len() > rest.len() && known[..rest.len()].eq_ignore_ascii_case(&rest) && rest.len() > 2)
+        let token = rules::ALL.iter().any(|rule| rule.may_begin(&line[word..])).then_some(word);
+        // The last character may be encoded, and not be there yet.
+        let cut = line.iter().rev().take(LONGEST).position(|byte| ENCODED.contains(byte)).map(|at| line.len() - 1 - at);
+        let of_text = |text: &[u8]| {
+            let below = |syntax| {
+                let decoded = Decoded::new(text, syntax)?;
+                Some(decoded.source(&(self.known_begins(&decoded.text)?..decoded.text.len())).start)
+            };
+            SYNTAXES.into_iter().filter_map(below).chain(self.known_begins(text)).min()
         };
-        let is_token = rules::ALL.iter().any(|rule| rule.may_begin(&line[word..]));
-        let known = (from.max(line.len().saturating_sub(1 << 10))..line.len()).find(begins);
-        known.unwrap_or(line.len()).min(if is_token { word } else { line.len() })
+        let known = of_text(line).into_iter().chain(cut.and_then(|cut| of_text(&line[..cut])));
+        begun.into_iter().chain(token).chain(known).min().map_or(line.len(), |at| at.max(from))
+    }
+
+    /// First place from which on `text` is the beginning of a known text.
+    fn known_begins(&self, text: &[u8]) -> Option<usize> {
+        let longest = self.known.iter().map(|known| known.text.len()).max()?;
+        (text.len().saturating_sub(longest)..text.len()).find(|&at| self.known.iter().any(|known| known.may_begin(&text[at..])))
     }
 
     /// True if there may be a secret at `word`, also in an encoding.
     fn may_be_secret(&self, text: &[u8], word: &Range<usize>, meaning: Meaning) -> bool {
         match meaning {
-            Meaning::Known(index) => self.known_at(text, word, index).is_some(),
+            Meaning::Known(index, offset) => self.known[index].may_be(text, word.start, offset),
             Meaning::Name => {
                 let name = names::around(text, word);
                 self.is_added(&text[name.clone()]) || names::is_behind_code(text, &name)
@@ -114,29 +150,21 @@ impl Secrets {
         }
     }
 
-    fn known_at(&self, text: &[u8], word: &Range<usize>, index: usize) -> Option<Range<usize>> {
-        let known = &self.known[index];
-        let range = word.start..word.start + known.len();
-        text.get(range.clone()).is_some_and(|found| found.eq_ignore_ascii_case(known)).then_some(range)
-    }
-
     fn is_added(&self, name: &[u8]) -> bool {
         self.names.contains(&names::normalized(name))
     }
 
-    /// The secrets in `line`, sorted, none touching another. `in_key`: see [`pem::find`].
-    pub(super) fn spans(&self, line: &[u8], in_key: &mut Key) -> Vec<Span> {
+    /// The secrets in `line`, sorted, none touching another. `block`: what has begun before it, and goes on behind it.
+    pub(super) fn spans(&self, line: &[u8], block: &mut Block) -> Vec<Span> {
         let mut spans = Vec::new();
-        self.search(line, in_key, |range, open| spans.push(span(line, range, open)));
+        self.search(line, block, |range, open| spans.push(span(line, range, open)));
         let mut layers = Vec::new();
         self.search_below(line, (Syntax::Backslash, DEEPEST), &mut layers, &mut spans);
-        let strings = layers.len();
-        for syntax in [Syntax::Percent, Syntax::Html, Syntax::Escape] {
-            layers.truncate(strings);
-            self.search_below(line, (syntax, 2), &mut layers, &mut spans);
-            // A backslash that is none of a string's would be gone there.
-            if strings > 0 {
-                self.search_below(line, (syntax, 2), &mut Vec::new(), &mut spans);
+        // A backslash that is none of a string's would be gone in a deeper layer.
+        for strings in (0..=layers.len()).rev() {
+            for syntax in SYNTAXES.into_iter().filter(|syntax| *syntax != Syntax::Backslash) {
+                layers.truncate(strings);
+                self.search_below(line, (syntax, 2), &mut layers, &mut spans);
             }
         }
         merged(line, spans)
@@ -149,37 +177,52 @@ impl Secrets {
             layers.push(decoded);
             let place = |range| layers.iter().rev().fold(range, |range, layer| layer.source(&range));
             let text = layers.last().map_or(line, |layer| &layer.text);
-            self.search(text, &mut Key::default(), |range, open| spans.push(span(line, place(range), open)));
+            self.search(text, &mut Block::default(), |range, open| spans.push(span(line, place(range), open)));
+        }
+        // JSON may stand in a URL.
+        let backslashes = |text: &[u8]| memchr::memchr_iter(b'\\', text).count();
+        if syntax != Syntax::Backslash
+            && let Some(layer) = layers.last()
+            && backslashes(&layer.text) > backslashes(line)
+        {
+            self.search_below(line, (Syntax::Backslash, 2), layers, spans);
         }
     }
 
     /// Calls `found` for each secret in `text`, as it stands there.
-    fn search(&self, text: &[u8], in_key: &mut Key, mut found: impl FnMut(Range<usize>, Open)) {
-        let (mut has_key, mut last) = (*in_key != Key::Outside, 0..0);
+    fn search(&self, text: &[u8], block: &mut Block, mut found: impl FnMut(Range<usize>, Open)) {
+        let (mut has_key, mut last) = (block.in_key != Key::Outside, 0..0);
+        block.go_on(text, 0, |range| found(range, Open::Base64));
         self.finder.find(text, 0, |word, meaning| {
             // Each of many words in one long value would be looked at to its end.
-            if last.contains(&word.start) && matches!(meaning, Meaning::Rule(..) | Meaning::Name) {
+            let is_within = last.contains(&word.start) && word.start + END < last.end;
+            if is_within && matches!(meaning, Meaning::Rule(..) | Meaning::Name) {
                 return ControlFlow::Continue(());
             }
-            let name = match meaning {
-                Meaning::Rule(rule, ours) => rule.secret_name(text, &word, ours),
-                Meaning::Name => Some(names::around(text, &word)).filter(|name| self.is_added(&text[name.clone()])),
-                _ => None,
-            };
-            let secret = match meaning {
-                Meaning::Rule(rule, ours) => rule.secret(text, &word, ours),
-                Meaning::Known(index) => self.known_at(text, &word, index).map(|range| (range, Open::Word)),
-                Meaning::Name | Meaning::Encoding | Meaning::Key => None,
+            let secrets = match meaning {
+                Meaning::Rule(rule, ours) => rule.secrets(text, &word, ours),
+                Meaning::Name => {
+                    let name = Some(names::around(text, &word)).filter(|name| self.is_added(&text[name.clone()]));
+                    name.map_or(Vec::new(), |name| values::of_name(text, name))
+                }
+                Meaning::Known(index, offset) => {
+                    let place = self.known[index].find(text, word.start, offset);
+                    place.into_iter().map(|range| (range, Open::Word)).collect()
+                }
+                Meaning::Encoding | Meaning::Key => Vec::new(),
             };
             has_key |= matches!(meaning, Meaning::Key);
-            for (range, open) in name.map_or(Vec::new(), |name| values::of_name(text, name)).into_iter().chain(secret) {
+            for (range, open) in secrets {
                 last = range.clone();
+                if open == Open::Base64 {
+                    block.begin(text, range.end, |range| found(range, open));
+                }
                 found(range, open);
             }
             ControlFlow::Continue(())
         });
         if has_key {
-            pem::find(text, in_key, |range| found(range, Open::Base64));
+            pem::find(text, &mut block.in_key, |range| found(range, Open::Base64));
         }
         for captures in self.patterns.iter().flat_map(|pattern| pattern.captures_iter(text)) {
             if let Some(part) = captures.get(1).or(captures.get(0)).filter(|part| !part.is_empty()) {
@@ -189,11 +232,26 @@ impl Secrets {
     }
 }
 
-/// Words of which one is in every text that hides a known value.
+/// Words of which one is in every text in which a letter, or a word of a rule, is encoded.
 fn encodings() -> impl Iterator<Item = String> {
-    let of_bytes = (b' '..0x7f).flat_map(|byte| [format!("%{byte:02x}"), format!(r"\x{byte:02x}")]);
-    let of_html = "0123456789x".chars().map(|digit| format!("&#{digit}"));
-    ENCODINGS.iter().map(|word| (*word).to_owned()).chain(of_bytes).chain(of_html)
+    let of_bytes = (b' '..0x7f).map(|byte| format!("%{byte:02x}"));
+    let behind = |sign: &'static str, next: &'static str| next.chars().map(move |next| format!("{sign}{next}"));
+    let of_digits = behind(r"\x", "234567").chain(behind("&#", "0123456789x")).chain(behind("\x1b[", "0123456789;?:mKHJABCD"));
+    ENCODINGS.iter().map(|word| (*word).to_owned()).chain(of_bytes).chain(of_digits)
+}
+
+/// A word from its first sign on, as it stands in a regular expression or a shell, also in JSON, if such a sign is escaped there.
+/// What begins with one letter and a backslash is in no plain text, and costs nothing there.
+fn escaped(word: &str) -> Vec<String> {
+    let is_sign = |c: char| "-.?&~ ".contains(c);
+    let Some(sign) = word.find(is_sign) else { return Vec::new() };
+    let with = |escape: &str| {
+        let pieces = word[sign.saturating_sub(1)..].split_inclusive(is_sign).map(|piece| {
+            piece.strip_suffix(is_sign).map_or(piece.to_owned(), |text| [text, escape, &piece[text.len()..]].concat())
+        });
+        pieces.collect()
+    };
+    vec![with(r"\"), with(r"\\")]
 }
 
 /// A secret at `range` of `line`, with the backslashes that its quote has there.

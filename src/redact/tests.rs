@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::*;
 
+mod encodings;
 mod frames;
 
 fn secrets() -> Arc<Secrets> {
@@ -31,7 +32,11 @@ fn secrets() -> Arc<Secrets> {
 }
 
 fn masked_in(pieces: &[&[u8]]) -> String {
-    let mut masker = Masker::new(secrets());
+    masked_with(&secrets(), pieces)
+}
+
+fn masked_with(secrets: &Arc<Secrets>, pieces: &[&[u8]]) -> String {
+    let mut masker = Masker::new(Arc::clone(secrets));
     let mut out = Vec::new();
     for piece in pieces {
         masker.feed(piece, &mut out);
@@ -321,6 +326,13 @@ fn prompts_are_shown_at_a_pause() {
         ("x q1w", "x "),
         ("x q1w2e3", "x ***"),
         ("GH_TOKEN=abc", "GH_TOKEN=***"),
+        (r#"x say \"hi\"#, "x "),
+        ("x hunter2\x1b[", "x "),
+        ("x hunter2%2dhu", "x "),
+        ("https://bob:kX9mQ2vL7p", "https://bob:"),
+        ("at https://0123456789abcdef0123", "at https://"),
+        ("docker login -p kX9mQ2vL7", "docker login -p "),
+        ("<a><password>swordfish", "<a><password>"),
     ] {
         let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
         masker.feed(prompt.as_bytes(), &mut out);

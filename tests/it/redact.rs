@@ -150,7 +150,7 @@ fn values_of_the_environment_are_masked_in_every_encoding() {
         "SSH_PRIVATE_KEY",
         "mysql_passwd",
     ];
-    let python = "import base64,html,json,shlex,sys,urllib.parse as u\nv=sys.argv[1];b=v.encode()\nforms=[v,json.dumps(v),json.dumps(json.dumps(v)),json.dumps(json.dumps(json.dumps(v))),json.dumps(v,ensure_ascii=False).replace('/','\\\\/'),''.join('\\\\u%04x'%ord(c) for c in v),''.join('\\\\u%04X'%ord(c) for c in v),u.quote(v),u.quote(v,safe=''),u.quote(v,safe='').lower(),u.quote_plus(v),u.quote(u.quote(v,safe=''),safe=''),html.escape(v),html.escape(v,quote=False),''.join('&#%d;'%ord(c) for c in v),''.join('&#x%x;'%ord(c) for c in v),b.hex(),b.hex().upper(),shlex.quote(v),json.dumps({'a':json.dumps({'b':[v]})})]\nforms+=[e(b'x'*n+b+t).decode() for e in (base64.b64encode,base64.urlsafe_b64encode) for n in range(3) for t in (b'',b'yy')]\nprint(json.dumps(forms))";
+    let python = "import base64,html,json,re,shlex,sys,urllib.parse as u\nv=sys.argv[1];b=v.encode()\nforms=[v,json.dumps(v),json.dumps(json.dumps(v)),json.dumps(json.dumps(json.dumps(v))),json.dumps(v,ensure_ascii=False).replace('/','\\\\/'),''.join('\\\\u%04x'%ord(c) for c in v),''.join('\\\\u%04X'%ord(c) for c in v),u.quote(v),u.quote(v,safe=''),u.quote(v,safe='').lower(),u.quote_plus(v),u.quote(u.quote(v,safe=''),safe=''),html.escape(v),html.escape(v,quote=False),''.join('&#%d;'%ord(c) for c in v),''.join('&#x%x;'%ord(c) for c in v),b.hex(),b.hex().upper(),shlex.quote(v),json.dumps({'a':json.dumps({'b':[v]})})]\nc=v[:4]+'\\x1b[01;31m\\x1b[K'+v[4:7]+'\\x1b[m'+v[7:]\nq=re.sub(r'([^\\w/@])',r'\\\\\\1',v)\nforms+=[re.escape(v),repr(v),q,c]+[json.dumps({'c':x}) for x in (re.escape(v),repr(v),q,c,u.quote(v),shlex.quote(v))]+[u.quote(json.dumps({'c':v}))]\nforms+=[e(b'x'*n+b+t).decode() for e in (base64.b64encode,base64.urlsafe_b64encode) for n in range(3) for t in (b'',b'yy')]\nprint(json.dumps(forms))";
     let output = Command::new("python3").args(["-c", python, value]).output().expect("python3");
     let forms: Vec<String> = serde_json::from_slice(&output.stdout).expect("forms");
     assert!(forms.len() > 30);
@@ -170,6 +170,12 @@ fn values_of_the_environment_are_masked_in_every_encoding() {
         b"pa55-w/ord pa55-w%2Ford s3cr3t-pw\n",
     );
     assert_eq!(masked, "*** *** ***\n");
+    let wrapped = redacted(
+        &env,
+        &[("MY_TOKEN", &"0123456789abcdefghijk".repeat(5))],
+        b"MDEyMzQ1Njc4OWFiY2RlZmdoaWprMDEyMzQ1Njc4OWFiY2RlZmdoaWprMDEyMzQ1Njc4OWFiY2Rl\nZmdoaWprMDEyMzQ1Njc4OWFi\n",
+    );
+    assert_eq!(wrapped, "***\n***\n");
     let lines = redacted(&env, &[("MY_SECRET", "first line\nsecond line\nend")], b"first line\n  second line.\n");
     assert_eq!(lines, "***\n  ***.\n");
 }

@@ -65,6 +65,8 @@ pub(super) enum Kind {
     Random,
     /// So many bytes before the word belong to it.
     Behind(usize),
+    /// Base64, in which the word stands anywhere, and which may go on in the next line.
+    Base64,
 }
 
 const fn rule(
@@ -114,14 +116,16 @@ impl Rule {
                     names::is_behind_code(text, &name).then_some(name)
                 };
                 self.secret_name(text, word, ours).or_else(behind_code).is_some_and(|name| values::may_follow(text, &name))
+                    || text[..word.start].ends_with(br"\-")
             }
             Matcher::Token { .. } => {
                 let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.~+/=".contains(&byte);
                 self.secret(text, word, ours).is_some()
-                    || self.is_token_at(text, word, ours) && is_encoded(&text[word.end..], is_part)
+                    || self.is_token_at(text, word, ours) && is_encoded(&text[word.end..], 128, is_part)
             }
             Matcher::Context(_) | Matcher::Value(_) | Matcher::Login(_) | Matcher::Line(_) => {
-                self.secret(text, word, ours).is_some() || starts_word(text, word) && is_encoded(&text[word.end..], |_| true)
+                self.secret(text, word, ours).is_some()
+                    || starts_word(text, word) && is_encoded(&text[word.end..], 24, |_| true)
             }
         }
     }
@@ -130,6 +134,12 @@ impl Rule {
     pub(super) fn may_begin(&self, rest: &[u8]) -> bool {
         let begins = |word: &&str| rest.starts_with(word.as_bytes()) || rest.len() > 2 && word.as_bytes().starts_with(rest);
         matches!(self.matcher, Matcher::Token { .. }) && self.words.iter().any(begins)
+    }
+
+    /// The secrets that `word` says of.
+    pub(super) fn secrets(&self, text: &[u8], word: &Range<usize>, ours: &str) -> Vec<(Range<usize>, Open)> {
+        let of_name = self.secret_name(text, word, ours).map_or(Vec::new(), |name| values::of_name(text, name));
+        of_name.into_iter().chain(self.secret(text, word, ours)).collect()
     }
 
     /// The secret name around `word`, if this is the rule of names.
@@ -173,7 +183,8 @@ impl Rule {
                 (is_secret && self.fits(value)).then_some(range)?
             }
         };
-        Some((range, Open::Word))
+        let is_base64 = matches!(self.matcher, Matcher::Token { kind: Kind::Base64, .. });
+        Some((range, if is_base64 { Open::Base64 } else { Open::Word }))
     }
 
     /// True if `value` is one of this rule's, beyond what its pattern says.
@@ -203,7 +214,7 @@ impl Rule {
         let is_base64 = next.is_some_and(|&byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte))
             || word.start > 0 && b"+/".contains(&text[word.start - 1]);
         match kind {
-            Kind::Plain => Some(()),
+            Kind::Plain | Kind::Base64 => Some(()),
             Kind::Mixed | Kind::Behind(_) => is_mixed.then_some(()),
             Kind::Random => {
                 let has_both = token.iter().any(u8::is_ascii_uppercase) && token.iter().any(u8::is_ascii_lowercase);
@@ -225,6 +236,7 @@ impl Rule {
                 Matcher::Token { kind: Kind::Behind(before), .. } => {
                     word.start >= before && text[word.start - before..word.start].iter().all(u8::is_ascii_alphanumeric)
                 }
+                Matcher::Token { kind: Kind::Base64, .. } => true,
                 _ => starts_word(text, word),
             }
     }
@@ -243,9 +255,9 @@ impl Rule {
     }
 }
 
-/// True if something is encoded near the beginning of `text`, behind nothing but what `passes`, and on the same line.
-fn is_encoded(text: &[u8], passes: impl Fn(u8) -> bool) -> bool {
-    let near = &text[..text.len().min(24)];
+/// True if something is encoded in the first `near` bytes of `text`, behind nothing but what `passes`, and on the same line.
+fn is_encoded(text: &[u8], near: usize, passes: impl Fn(u8) -> bool) -> bool {
+    let near = &text[..text.len().min(near)];
     let sign = near.iter().position(|&byte| ENCODED.contains(&byte) || !passes(byte) || byte == b'\n');
     sign.is_some_and(|at| ENCODED.contains(&near[at]) && !near[at..].starts_with(b"\\n"))
 }

@@ -1,19 +1,22 @@
 //! Tokens that are known by their own form.
 
-use super::Kind::{Behind, Mixed, Plain, Random, Strict};
+use super::Kind::{Base64, Behind, Mixed, Plain, Random, Strict};
 use super::{Matcher, Rule, rule, token};
 
 /// Known formats, by who issues them.
 #[rustfmt::skip]
-pub(super) const TOKENS: [Rule; 104] = [
+pub(super) const TOKENS: [Rule; 105] = [
     rule("anthropic", &["sk-ant-"], Matcher::Token { rest: r"[\w-]+", kind: Plain },
         &["key sk-ant-«api03-AbC_d-9», ok"], &["sk-ant-", "sk-ant-…", "SK-ANT-x"]),
     rule("github", &["ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"], Matcher::Token { rest: r"\w+", kind: Plain },
         &["https://ghp_«AbC123»@github.com", "_ghp_«abc_key»=", "\"github_pat_«11AB_cd»\"", r"\nghp_«abc»", "a%3Dghp_«abc»", r"\u003dghp_«abc»", r"\x3dghp_«abc»"],
         &["ghp_ ", "aghp_abc", "inghp_abc", "%zzghp_abc", "a[1ghp_abc"]),
-    rule("private key in base64", &["LS0tLS1CRUdJTiB"], Matcher::Token { rest: "(?:QUklW|SU0E|FQy|EU0E|PUEVOU1NI|FTkNSWVBU|QR1AgUFJJV)[A-Za-z0-9+/=]+", kind: Plain },
+    rule("private key in base64", &["LS0tLS1CRUdJTiB"], Matcher::Token { rest: "(?:QUklW|SU0E|FQy|EU0E|PUEVOU1NI|FTkNSWVBU|QR1AgUFJJV)[A-Za-z0-9+/=]+", kind: Base64 },
         &["client-key-data: LS0tLS1CRUdJTiB«SU0EgUFJJVkFURSBLRVkt»", "tls.key: LS0tLS1CRUdJTiB«QUklWQVRFIEtFWS0t»"],
         &["client-certificate-data: LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0t", "ca.pub: LS0tLS1CRUdJTiBQVUJMSUMgS0VZLS0t"]),
+    rule("claude's login in base64", &["eyJjbGF1ZGVBaU9hdXRo", "c2stYW50L", "NrLWFudC", "zay1hbnQt"], Matcher::Token { rest: r"[\w+/=-]{8,}", kind: Base64 },
+        &["eyJjbGF1ZGVBaU9hdXRo«Ijp7ImFjY2Vzc1Rva2VuIjoic2stYW50LW9hdDAxIn19»", "b: InNrLWFudC«1vYXQwMS1hYmMi»", "c2stYW50L«W9hdDAxLWFiYw==»", "eHhzay1hbnQt«b2F0MDEtYWJj»"],
+        &["eyJjbGF1ZGUiOnsieCI6MX19", "c2stYW50L", "Zay1hbnQtb2F0MDEtYWJj"]),
     rule("openai and others", &["sk-"], Matcher::Token { rest: r"(?:[b-zA-Z0-9_-]|a(?:[a-mo-zA-Z0-9_-]|n(?:[a-su-zA-Z0-9_-]|t\w)))[\w-]{18,}", kind: Mixed },
         &["sk-«0123456789abcdef0123456789abcdef»", "sk-«proj-abcdefgh12345678-_AB»", "sk-«or-v1-0123456789abcdef»", "sk-«admin-0123456789abcdef»"],
         &["task-0123456789abcdef0123456789abcdef", "sk-fading-circle-of-many-dots", "sk-12", "sk-012345678901234567890123"]),

@@ -1,0 +1,59 @@
+//! Base64 of a secret that is wrapped into lines: the first shows what it is, and those behind it are secret, too.
+
+use std::ops::Range;
+
+use super::pem::Key;
+
+/// Lengths of lines into which tools wrap.
+const WIDTHS: Range<usize> = 48..81;
+
+/// What goes on from one line to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Block {
+    /// A private key in PEM: see [`super::pem::find`].
+    pub(super) in_key: Key,
+    /// Length of the lines of wrapped base64, or none.
+    width: Option<usize>,
+}
+
+impl Block {
+    /// True if what comes next is of it.
+    pub(super) fn is_open(self) -> bool {
+        self.in_key.is_open() || self.width.is_some()
+    }
+
+    /// True if what comes next may be of it.
+    pub(super) fn goes_on(self) -> bool {
+        self.in_key != Key::Outside || self.width.is_some()
+    }
+
+    /// Begins with base64 that ends at `end` of `text`, if nothing stands behind it on its line. Calls `found` for the lines behind it.
+    pub(super) fn begin(&mut self, text: &[u8], end: usize, found: impl FnMut(Range<usize>)) {
+        let run = text[..end].iter().rev().take(WIDTHS.end).take_while(|&&byte| is_base64(byte)).count();
+        let rest = &text[end..];
+        let spaces = rest.iter().take_while(|&&byte| byte == b'\r').count();
+        self.width = Some(run).filter(|run| WIDTHS.contains(run) && rest.get(spaces).is_none_or(|&byte| byte == b'\n'));
+        self.go_on(text, end + spaces + 1, found);
+    }
+
+    /// Calls `found` for the lines of `text` from `from` on that go on with base64; the first shorter one is the last.
+    pub(super) fn go_on(&mut self, text: &[u8], from: usize, mut found: impl FnMut(Range<usize>)) {
+        let mut start = from;
+        while let Some(width) = self.width
+            && start < text.len()
+        {
+            let line = text[start..].split(|&byte| byte == b'\n').next().unwrap_or_default();
+            let (body, at) = (line.trim_ascii(), start + line.len() - line.trim_ascii_start().len());
+            let is_part = (1..=width).contains(&body.len()) && body.iter().all(|&byte| is_base64(byte));
+            if is_part {
+                found(at..at + body.len());
+            }
+            self.width = self.width.filter(|_| is_part && body.len() == width);
+            start += line.len() + 1;
+        }
+    }
+}
+
+fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte)
+}
