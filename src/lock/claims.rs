@@ -1,17 +1,15 @@
 //! The lock is held by an ancestor, or through a descriptor inherited from our caller; waiting would deadlock.
 
 use std::ffi::OsStr;
-use std::fmt::{self, Display};
+use std::fmt;
 use std::fs;
-use std::iter;
 
-use nix::unistd::getppid;
-
+use super::ancestors::{ancestors, exclusive_flock, holds_for_all_below};
 use crate::config::settings::Environment;
 use crate::records::{Hold, RecordStore, RunRecord};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
-use crate::sys::proc::{self, Flock, Stat};
+use crate::sys::proc::{self, Flock};
 
 /// Deepest nesting of claude-run in claude-run. Agents that call agents need a few levels; a `claude` on PATH that is a script around
 /// claude-run would nest for ever.
@@ -79,7 +77,7 @@ impl AncestorRuns {
         if self.claims.iter().any(|claim| claim.holds_above_us(lock, records)) {
             return Some(Hold::RunAbove);
         }
-        if !we_wait && has_exclusive_flock("self", lock) {
+        if !we_wait && exclusive_flock("self", lock).is_some() {
             return Some(Hold::Caller);
         }
         let mut holders = ancestors().filter_map(|pid| Some((pid, exclusive_flock(pid, lock)?)));
@@ -175,7 +173,7 @@ impl Claim {
     /// that cannot be seen; there the run's record counts.
     fn holds_above_us(&self, lock: FileId, records: Option<&RecordStore>) -> bool {
         let is_visible =
-            || proc::is_of_our_pid_namespace() && self.run.is_above_us() && has_exclusive_flock(self.run.pid, lock);
+            || proc::is_of_our_pid_namespace() && self.run.is_above_us() && exclusive_flock(self.run.pid, lock).is_some();
         let record = || self.run_elsewhere(records).filter(|record| record.holds(lock));
         self.lock == lock && (is_visible() || record().is_some())
     }
@@ -204,46 +202,6 @@ fn is_alive(run: &str) -> bool {
 /// True if the process `pid` was started below `run`, by its environment; `None` if we may not read that.
 pub(super) fn is_below(pid: i32, run: RunId) -> Option<bool> {
     fs::read(format!("/proc/{pid}/environ")).ok().map(|environment| run.is_above(&environment))
-}
-
-/// Programs that hold a lock for what they start, and for nothing else.
-const LOCKERS: [&str; 3] = ["flock", "claude", "claude-run"];
-
-/// Programs that have a lock by flock(1), and can keep it from what they start.
-const SHELLS: [&str; 9] = ["ash", "bash", "busybox", "dash", "fish", "ksh", "mksh", "sh", "zsh"];
-
-/// True if the process `pid` has its `flock` for all that it starts: as one of [`LOCKERS`], or because it is in the place of the shell of an
-/// old block, as the block's last command is. Whoever has called flock(2) itself may have done so for something else.
-fn holds_for_all_below(pid: i32, flock: Flock) -> bool {
-    let words = proc::command_line(pid).unwrap_or_default();
-    // Of a script, the second is its name.
-    let mut names = words.iter().take(2).filter_map(|word| word.rsplit('/').next());
-    let is_shell = || {
-        let program = fs::read_link(format!("/proc/{pid}/exe")).ok();
-        program.is_none_or(|path| path.file_name().is_none_or(|name| SHELLS.iter().any(|shell| name == *shell)))
-    };
-    names.any(|name| LOCKERS.contains(&name)) || (flock.pid != pid && !is_shell())
-}
-
-/// Pids of our ancestors, the nearest first, as far as they are visible.
-fn ancestors() -> impl Iterator<Item = i32> {
-    let parent = Stat::read(getppid().as_raw()).filter(|_| proc::is_of_our_pid_namespace());
-    iter::successors(parent, |stat| Stat::read(stat.parent)).map(|stat| stat.pid)
-}
-
-/// True if any of our ancestors holds an exclusive flock on `lock`.
-pub(super) fn is_held_above(lock: FileId) -> bool {
-    ancestors().any(|pid| has_exclusive_flock(pid, lock))
-}
-
-/// True if a descriptor of `process` holds an exclusive flock on `lock`: an attempt to lock through an inherited descriptor that holds
-/// a shared one could lose that.
-fn has_exclusive_flock(process: impl Display, lock: FileId) -> bool {
-    exclusive_flock(process, lock).is_some()
-}
-
-fn exclusive_flock(process: impl Display, lock: FileId) -> Option<Flock> {
-    proc::flock_of(process, lock).filter(|flock| flock.is_exclusive)
 }
 
 #[cfg(test)]

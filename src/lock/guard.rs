@@ -4,7 +4,8 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::claims::{AncestorRuns, Claim, is_held_above};
+use super::ancestors::is_held_above;
+use super::claims::{AncestorRuns, Claim};
 use super::file::FlockGuard;
 use super::helper::Helper;
 use super::refresh_due::AwaitedRefresh;

@@ -1,11 +1,12 @@
 //! The session lock, and the slots. [`acquire`](acquire()) is the story of the one, [`acquire_slot`] that of the other. Each of these
-//! imports only those before it: `file` (lock files and flock(2)), `flock_thread` (its wait), `claims` (locks that are held for us),
+//! imports only those before it: `file` (lock files and flock(2)), `flock_thread` (its wait), `ancestors` (what they hold), `claims` (locks that are held for us),
 //! `holder` (holder and waiters of a lock), `refresh_due` (claude's token), `slot_files` (who has a slot), `wait` (the one wait, and its
 //! messages), `monitor` and `helper` (a command that holds a lock of another engine, between hosts), `guard` (the
 //! lock, held), `request` (a request and its outcome), `queue` and `helper_wait` (the waits for the session lock and the lock
 //! helper), `acquire` (all of it in order, and the wait for claude's own refresh locks), `slots`.
 
 mod acquire;
+mod ancestors;
 mod claims;
 mod file;
 mod flock_thread;

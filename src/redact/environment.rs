@@ -7,7 +7,7 @@ use std::path::Path;
 use super::decode::{Decoded, Syntax};
 use super::known::Known;
 use super::ordinary::{is_number, is_random, is_wordy};
-use super::{names, nested, plain};
+use super::{names, nested, words};
 
 /// Shortest value that is masked wherever it stands.
 const SHORTEST: usize = 6;
@@ -44,7 +44,7 @@ pub(super) fn known(environment: impl IntoIterator<Item = (OsString, OsString)>,
         let name = name.as_bytes();
         let mut secrets = url_secrets(value);
         let has_login = !secrets.is_empty();
-        secrets.extend(plain::secrets_in(value).into_iter().map(|range| &value[range]));
+        secrets.extend(words::secrets_in(value).into_iter().map(|range| &value[range]));
         if names::is_secret(name) || names.contains(&names::normalized(name)) {
             secrets.extend((!has_login).then_some(value));
             secrets.extend(parts(name, value));

@@ -2,7 +2,7 @@
 //! has, `known` the forms of such a one; `finder` finds the words that each form has in it, so that a line without them costs one pass.
 //! `names` and `values` know assignments, `ordinary` and `code` what is no secret behind a name, `nested` what stands below one, `headers`
 //! where their values end, `decode` looks below JSON, percent-encoding and HTML, `pem` and `wrapped` across lines; `masker` is the stream;
-//! `plain` sees that a short text needs none of this; `ours` is what this process masks.
+//! `plain` sees, by `words`, that a short text needs none of this; `ours` is what this process masks.
 //!
 //! A line that is JSON stays JSON, memory is bounded, and the output does not depend on where reads split.
 
@@ -24,6 +24,7 @@ mod rules;
 mod secrets;
 mod span;
 mod values;
+mod words;
 mod wrapped;
 
 pub use masker::Masker;
