@@ -45,10 +45,8 @@ impl RunId {
 
     /// True if the process that took this id is alive, in our PID namespace, or another that we cannot see has its pid.
     pub(crate) fn is_alive(self) -> bool {
-        Stat::read(self.pid).map_or_else(
-            || is_invisible(self.pid),
-            |stat| stat.state != b'Z' && nanoseconds(stat.start) <= self.taken_at,
-        )
+        Stat::read(self.pid)
+            .map_or_else(|| is_invisible(self.pid), |stat| stat.state != b'Z' && nanoseconds(stat.start) <= self.taken_at)
     }
 
     /// True if the process that took this id is an ancestor of ours, and so alive. A run is the subreaper of its descendants, so

@@ -71,7 +71,8 @@ impl AncestorRuns {
         // or if the holder has it for whatever it starts. None of them need pass it to its tools.
         let has_started_it =
             |claim: &Claim| claim.lock == lock && !claim.run.is_alive() && is_below(nearest, claim.run) == Some(true);
-        let is_passed_down = self.claims.iter().any(has_started_it) || holders.next().is_some() || holds_for_all_below(nearest, flock);
+        let is_passed_down =
+            self.claims.iter().any(has_started_it) || holders.next().is_some() || holds_for_all_below(nearest, flock);
         is_passed_down.then_some(Hold::RunAbove)
     }
 

@@ -290,9 +290,9 @@ fn has_opened(process: impl Display, descriptor: &str, file: FileId) -> bool {
 fn may_have_opened(pid: i32, file: FileId) -> bool {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return true };
     let inode = format!("ino:\t{}\n", file.inode); // since Linux 5.14
-    let names = descriptors.flatten().filter(|entry| {
-        fs::read_to_string(entry.path()).is_ok_and(|info| info.contains(&inode) || !info.contains("ino:"))
-    });
+    let names = descriptors
+        .flatten()
+        .filter(|entry| fs::read_to_string(entry.path()).is_ok_and(|info| info.contains(&inode) || !info.contains("ino:")));
     names.filter_map(|entry| entry.file_name().into_string().ok()).any(|name| has_opened(pid, &name, file))
 }
 

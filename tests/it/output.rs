@@ -201,6 +201,47 @@ fn termination_ends_the_wait_for_a_reader() {
     assert!(message.contains("SIGTERM") && message.contains("lost"), "{message}");
 }
 
+/// Waits until `run`, whose output nobody reads, has no child any more, and longer than a reader may take after a request to end.
+fn wait_for_a_bound_drain(run: u32) {
+    wait_until("the child is done", || {
+        std::fs::read_to_string(format!("/proc/{run}/task/{run}/children")).is_ok_and(|children| children.trim().is_empty())
+    });
+    std::thread::sleep(Duration::from_millis(1500));
+}
+
+#[test]
+fn interrupt_that_the_child_survived_cuts_no_output() {
+    let env = Env::new();
+    let script = "trap '' INT; echo >ready; until [ -e go ]; do sleep 0.01; done; head -c 4000000 /dev/zero";
+    let mut command = env.command(binary());
+    let mut run = command.args(["--log", "log", "--", "bash", "-c", script]).stdout(Stdio::piped()).spawn().expect("started");
+    wait_until("the child ignores INT", || env.path("ready").exists());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.id() as i32), Signal::SIGINT).expect("it lives");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.id() as i32), Signal::SIGWINCH).expect("it lives");
+    std::thread::sleep(Duration::from_millis(100)); // the signals are read before the end of the child
+    std::fs::write(env.path("go"), "").expect("a file");
+    wait_for_a_bound_drain(run.id());
+    let mut read = Vec::new();
+    run.stdout.take().expect("piped").read_to_end(&mut read).expect("read");
+    assert_eq!((read.len(), run.wait().expect("a child").code()), (4_000_000, Some(0)));
+}
+
+#[test]
+fn hard_limit_bounds_the_wait_for_a_reader() {
+    let env = Env::new();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let mut command = env.command(binary());
+    command.args(["--log", "log", "--timeout", "0.5", "--", "yes"]).stdout(writer).stderr(Stdio::piped());
+    let mut run = command.spawn().expect("started");
+    drop(command);
+    let ended = wait_timeout::ChildExt::wait_timeout(&mut run, crate::env::CEILING).expect("a child");
+    let mut stderr = String::new();
+    run.stderr.take().expect("piped").read_to_string(&mut stderr).expect("messages");
+    assert_eq!(ended.expect("it has ended").code(), Some(124));
+    assert!(stderr.contains("the hard limit ended the wait for the reader"), "{stderr}");
+    drop(reader);
+}
+
 #[test]
 fn kept_descendant_with_the_pipe_is_not_waited_for() {
     let env = Env::new();

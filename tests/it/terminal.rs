@@ -194,6 +194,32 @@ fn ctrl_c_from_a_script_reaches_the_child_once() {
 }
 
 #[test]
+fn keys_that_the_child_survived_cut_no_output() {
+    let env = Env::new();
+    let child = "trap : INT QUIT; echo ready >/dev/tty; until [ -e go ]; do sleep 0.01; done; head -c 4000000 /dev/zero";
+    let reader = "trap : INT QUIT; until [ -e read ]; do sleep 0.01; done; wc -c";
+    for key in ["\x03", "\x1c"] {
+        let mut command = env.command("bash");
+        let script =
+            format!(r#"trap : INT QUIT; "$0" --log log -- bash -c "$1" | ({reader}); echo codes "${{PIPESTATUS[@]}}""#);
+        command.args(["-c", &script]).arg(binary()).arg(child);
+        let mut terminal = OnTerminal::start(command);
+        terminal.shows("ready");
+        terminal.types(key);
+        thread::sleep(Duration::from_millis(200)); // the child has survived it
+        std::fs::write(env.path("go"), "").expect("a file");
+        wait_until("the child has ended, and the lock is free", || !env.is_locked());
+        thread::sleep(Duration::from_millis(1500)); // longer than a reader may take after a request to end
+        std::fs::write(env.path("read"), "").expect("a file");
+        terminal.shows("4000000");
+        terminal.shows("codes 0 0");
+        for name in ["go", "read"] {
+            std::fs::remove_file(env.path(name)).expect("a file");
+        }
+    }
+}
+
+#[test]
 fn ctrl_c_ends_a_shell_loop_around_claude_run() {
     let env = Env::new();
     let run = format!("'{}' --claude '{}' -- -p 'ready; hang'", binary().display(), fake_claude().display());
@@ -264,8 +290,7 @@ fn pty_follows_our_size_and_modes_are_restored() {
     for (rows, columns) in [(30, 100), (31, 99)] {
         let size = nix::pty::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: TIOCSWINSZ reads one winsize.
-        let set =
-            unsafe { libc::ioctl(terminal.keyboard().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+        let set = unsafe { libc::ioctl(terminal.keyboard().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
         assert_eq!(set, 0);
         terminal.shows(&format!("{rows} {columns}"));
     }
