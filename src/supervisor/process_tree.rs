@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::mem;
 
-use nix::unistd::{Pid, getpgid, getpgrp, getpid};
+use nix::unistd::{Pid, getpgid, getpid, getsid};
 use tracing::debug;
 
 use super::policy::{Group, Input, TreeState};
@@ -24,6 +24,8 @@ pub(super) struct ProcessTree {
     /// Our children from before the run, as after `sleep 60 & exec claude-run …`.
     preexisting: Vec<Stat>,
     child: Option<Stat>,
+    /// Number of the child's own process group, if it has one.
+    child_group: i32,
     /// Processes that have got TERM.
     terminated: HashSet<(i32, u64)>,
     /// Pids of those among our own children. Until we reap one, no other process has its pid.
@@ -52,6 +54,7 @@ impl ProcessTree {
             monitor,
             preexisting: Vec::new(),
             child: None,
+            child_group: 0,
             terminated: HashSet::new(),
             terminated_children: HashSet::new(),
             newcomers: HashSet::new(),
@@ -66,6 +69,7 @@ impl ProcessTree {
     }
 
     pub(super) fn on_started(&mut self, child: Pid) {
+        self.child_group = child.as_raw();
         if !self.preexisting.is_empty() {
             self.child = Stat::read(child.as_raw());
         }
@@ -208,9 +212,14 @@ impl ProcessTree {
     /// Stops `member`: by one call with all of its process group, in which nobody can fork meanwhile, or alone where others are in that.
     fn stop(&self, member: &Process, groups: &mut HashSet<i32>) {
         let group = member.stat.group;
+        // In our own session, a member may have joined a group of our caller's; no process joins one of another session.
+        let is_of_our_session = || getsid(None).is_ok_and(|ours| ours.as_raw() == member.stat.session);
         // Group 0 is one outside of our PID namespace, and would be ours to kill(2); -1 is everybody.
-        let is_foreign =
-            || group <= 1 || group == getpgrp().as_raw() || self.preexisting.iter().any(|stat| stat.group == group);
+        let is_foreign = || {
+            group <= 1
+                || (group != self.child_group && is_of_our_session())
+                || self.preexisting.iter().any(|stat| stat.group == group)
+        };
         if groups.contains(&group) {
             return;
         }
