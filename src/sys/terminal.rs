@@ -1,19 +1,22 @@
 //! Terminals: their sizes, their modes, which claude changes and may not live to restore, a pseudo-terminal for it to write to, and the
 //! alternate screen for ourselves.
 
+use std::cell::LazyCell;
 use std::fs::File;
 use std::io::{self, Write, stderr, stdin, stdout};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::pty::openpty;
-use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::signal::{SigSet, Signal, killpg, raise};
 use nix::sys::termios::{LocalFlags, OutputFlags, SetArg, Termios, tcgetattr, tcsetattr};
-use nix::unistd::{getpgrp, tcgetpgrp};
+use nix::unistd::{getpgrp, getpid, tcgetpgrp, tcsetpgrp};
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 
+use super::proc::{Links, Stat, is_of_our_pid_namespace};
 use super::signal::end_by;
 use super::stdio::StandardOutput;
 
@@ -61,7 +64,20 @@ pub(crate) fn is_in_foreground() -> bool {
     tcgetpgrp(stdin()) == Ok(getpgrp())
 }
 
-/// Restores the modes of stdin when dropped.
+/// Takes the terminal back from a group that nobody needs it for any more, or in which a child with job control has put processes.
+/// TTOU has to be ignored.
+fn return_to_foreground() {
+    let Ok(group) = tcgetpgrp(stdin()) else { return };
+    let ours = LazyCell::new(|| Links::descendants(getpid().as_raw()));
+    let is_ours = |stat: &Stat| ours.iter().any(|other| other.process() == stat.process());
+    let is_foreign = |stat: &Stat| stat.group == group.as_raw() && !stat.is_dead() && !is_ours(stat);
+    let is_empty = killpg(group, None) == Err(Errno::ESRCH);
+    if is_empty || (is_of_our_pid_namespace() && !Stat::all().iter().any(is_foreign)) {
+        let _ = tcsetpgrp(stdin(), getpgrp()); // it fails if that is another session's
+    }
+}
+
+/// Restores the modes of stdin when dropped, and our place in the foreground.
 #[derive(Debug)]
 pub(crate) struct TerminalModeGuard(Option<Termios>);
 
@@ -74,6 +90,7 @@ impl TerminalModeGuard {
 impl Drop for TerminalModeGuard {
     fn drop(&mut self) {
         let Some(before) = &self.0 else { return };
+        return_to_foreground();
         // In the background the terminal belongs to another group, and the kernel would stop us with SIGTTOU.
         if is_in_foreground() {
             // An error means that the terminal is gone.
