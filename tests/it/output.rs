@@ -180,7 +180,7 @@ fn child_sees_that_the_reader_went_before_it_writes() {
     let waits = "import select; poll = select.poll(); poll.register(1, 0); poll.poll(); exit(3)";
     for (options, code) in [("--log log", "3"), ("--pty", "129")] {
         let mut shell = env.command("bash");
-        shell.args(["-c", &format!(r#""$0" --timeout 20 {options} -- python3 -c "$1" | true; echo ${{PIPESTATUS[0]}}"#)]);
+        shell.args(["-c", &format!(r#""$0" --timeout 60 {options} -- python3 -c "$1" | true; echo ${{PIPESTATUS[0]}}"#)]);
         let ended = Running::start({
             shell.arg(binary()).arg(waits);
             shell
@@ -397,6 +397,21 @@ fn child_waits_when_no_more_can_be_spooled() {
     std::fs::write(env.path("go"), "\n").expect("a FIFO");
     let ended = run.end();
     assert_eq!((ended.stdout, ended.stderr), (vec!["40000000".to_owned()], vec![]));
+}
+
+#[test]
+fn output_is_whole_where_memory_is_short() {
+    let env = Env::new();
+    // One arena: with more, the C library reserves address space in steps of 64 MiB.
+    let script = r#"export MALLOC_ARENA_MAX=1; size=$("$0" --log log sh -c 'grep VmPeak /proc/$PPID/status | tr -dc 0-9')
+        (ulimit -v $((size + 5000)); "$0" --log log head -c 20000000 /dev/zero; echo code $? >&2) | (sleep 1; wc -c)"#;
+    for dir in ["/tmp", "/nonexistent"] {
+        let mut shell = env.command("sh");
+        shell.env("TMPDIR", dir).args(["-c", script]).arg(binary());
+        let ended = Running::start(shell).end();
+        let has_ended = ended.stderr.last().is_some_and(|line| line == "code 0");
+        assert!(ended.stdout == ["20000000"] && has_ended, "{dir}: {ended:?}");
+    }
 }
 
 #[test]

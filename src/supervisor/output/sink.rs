@@ -79,22 +79,25 @@ impl Sink {
     /// # Errors
     /// `BrokenPipe` if our reader is gone.
     pub(super) fn deliver(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while self.is_behind() {
-            match write(&self.out, self.kind, self.spool.front())? {
-                0 => break,
-                written => self.spool.consume(written)?,
+        loop {
+            while self.is_behind() {
+                match write(&self.out, self.kind, self.spool.front())? {
+                    0 => break,
+                    written => self.spool.consume(written)?,
+                }
             }
-        }
-        while !self.is_behind() && !bytes.is_empty() {
-            match write(&self.out, self.kind, bytes)? {
-                0 => break,
-                written => bytes = &bytes[written..],
+            while !self.is_behind() && !bytes.is_empty() {
+                match write(&self.out, self.kind, bytes)? {
+                    0 => break,
+                    written => bytes = &bytes[written..],
+                }
             }
+            if bytes.is_empty() || self.spool.push(bytes) {
+                return Ok(());
+            }
+            // Out of memory: the child waits, too.
+            let _ = poll(&mut [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE); // the next write shows an error
         }
-        if !bytes.is_empty() {
-            self.spool.push(bytes);
-        }
-        Ok(())
     }
 }
 
