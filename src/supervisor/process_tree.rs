@@ -232,16 +232,17 @@ impl ProcessTree {
         log_signal(&member.stat, Signal::SIGSTOP, sent);
     }
 
-    /// Sends INT to the members of the child's process group, as a terminal does: a shell heeds it only if its own child died of it.
-    pub(super) fn interrupt(&self, child: Pid) -> nix::Result<()> {
+    /// Sends what a key sends to the members of the child's process group, as a terminal does: a shell heeds INT only if its own child died
+    /// of it, and waits for one that runs on.
+    pub(super) fn signal_group(&self, child: Pid, signal: Signal) -> nix::Result<()> {
         let group = getpgid(Some(child))?;
         if group == child {
-            return kill(Pid::from_raw(-child.as_raw()), Signal::SIGINT);
+            return kill(Pid::from_raw(-child.as_raw()), signal);
         }
         // It is our own group, in which our caller may be as well.
-        kill(child, Signal::SIGINT)?;
+        kill(child, signal)?;
         let is_due = |member: &&Stat| member.group == group.as_raw() && member.pid != child.as_raw();
-        self.members().iter().filter(is_due).for_each(|member| signal_one(member, Signal::SIGINT));
+        self.members().iter().filter(is_due).for_each(|member| signal_one(member, signal));
         Ok(())
     }
 

@@ -349,7 +349,10 @@ impl<'a> Supervisor<'a> {
                     debug!(%signal, pid, "signalling the child");
                 }
                 // It is not reaped yet, so the pid is its own, and to signal a zombie is no error.
-                let sent = if signal == Signal::SIGINT { self.tree.interrupt(self.child) } else { kill(self.child, signal) };
+                let sent = match signal {
+                    Signal::SIGINT | Signal::SIGTSTP | Signal::SIGCONT => self.tree.signal_group(self.child, signal),
+                    _ => kill(self.child, signal),
+                };
                 match sent {
                     Ok(()) if signal == Signal::SIGTERM => self.tree.on_terminated(self.child),
                     Ok(()) => {}
