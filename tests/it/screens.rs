@@ -101,13 +101,15 @@ fn watch_fits_the_screen_and_leaves_it_as_it_was() {
 #[test]
 fn watch_in_the_background_leaves_the_terminal_alone() {
     let env = Env::new();
-    // timeout(1) puts it into a process group of its own.
-    let script = r#"timeout 2 "$0" status --watch; echo ended $?; exec bash --norc --noprofile -i"#;
+    // As under timeout(1), it has a process group of its own.
+    let script = r#"set -m; "$0" status --watch & echo pid $!; wait $!; echo ended $?; exec bash --norc --noprofile -i"#;
     let mut shell = env.command("bash");
     shell.env("TERM", "xterm-256color").args(["-c", script]).arg(binary());
     let mut terminal = OnTerminal::start(shell);
+    let pid = terminal.shows("pid ")[4..].parse().expect("a pid");
     terminal.shows("claude-run status  20");
-    terminal.shows("ended 124");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).expect("it lives");
+    terminal.shows("ended 143");
     let enters = |terminal: &OnTerminal| terminal.shown().matches("\x1b[?1049h").count();
     assert_eq!(enters(&terminal), 0);
     terminal.types(&format!("'{}' status --watch; echo st\\opped\n", binary().display()));

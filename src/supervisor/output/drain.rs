@@ -13,8 +13,8 @@ use crate::sys::signal::{self, SigSet, Signal};
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// Waits, after the child's end, until our reader has taken all output. A termination request ends the wait, as it would end a child
-/// that waits for its reader; a limit or a request of before, `bound`, ends it after [`DRAIN_GRACE`]. Returns the outcome of a wait that was
-/// ended.
+/// that waits for its reader; a limit or a request of before, `bound`, ends it after [`DRAIN_GRACE`]. Returns the outcome of a wait that
+/// was ended.
 pub(crate) fn drain(bound: Option<Outcome>, events: &mut EventQueue, ignored: SigSet) -> io::Result<Option<Outcome>> {
     let deadline = bound.map(|_| Instant::now() + DRAIN_GRACE);
     let ended_by = |outcome: Outcome| {
