@@ -54,7 +54,8 @@ pub(super) struct Status<'a> {
 pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Write) -> Result<Outcome> {
     let factory = Factory::of(context)?;
     let is_dumb = || (context.environment)("TERM").is_some_and(|kind| kind == "dumb");
-    if watch && !json && io::stdout().is_terminal() && !is_dumb() {
+    // A job in the background may write to its terminal, but not take it.
+    if watch && !json && io::stdout().is_terminal() && !is_dumb() && !terminal::is_in_background(io::stdout()) {
         return watch::on_terminal(&factory, context);
     }
     loop {

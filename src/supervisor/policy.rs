@@ -183,8 +183,6 @@ impl Policy {
     }
 
     fn on_signal(&mut self, signal: Signal, source: SignalSource, now: Instant) -> Vec<Action> {
-        // The terminal has signalled a child in our group as well; a process may have signalled us alone.
-        let is_childs_too = self.config.group == Group::Shared && source == SignalSource::Kernel;
         let is_ignored = self.config.ignored.contains(signal);
         let mut actions = Vec::new();
         match signal {
@@ -203,17 +201,28 @@ impl Policy {
                 }
                 // A shell's `fg` sends CONT to the group.
                 let is_needed = self.config.group == Group::Own || signal != Signal::SIGCONT || self.stopped_by.is_some();
-                if self.has_child() && !is_childs_too && is_needed {
+                if self.has_child() && !self.is_childs_too(source) && is_needed {
                     actions.push(Action::SignalChild(signal));
                 }
-                // Neither one that our caller ignores, as with nohup(1), nor the QUIT key, which is for the child.
-                if is_termination_request(signal) && !is_ignored && !(is_childs_too && signal == Signal::SIGQUIT) {
+                if self.heeds(signal, source) {
                     actions.extend(self.on_termination_request(signal, now));
                 }
             }
             _ => {}
         }
         actions
+    }
+
+    /// True if `signal` starts the kill grace: neither one that our caller ignores, as with nohup(1), does, nor the QUIT key, which is for
+    /// the child.
+    pub(super) fn heeds(&self, signal: Signal, source: SignalSource) -> bool {
+        let is_key = signal == Signal::SIGQUIT && self.is_childs_too(source);
+        is_termination_request(signal) && !self.config.ignored.contains(signal) && !is_key
+    }
+
+    /// True if the terminal has signalled a child in our group as well; a process may have signalled us alone.
+    fn is_childs_too(&self, source: SignalSource) -> bool {
+        self.config.group == Group::Shared && source == SignalSource::Kernel
     }
 
     fn on_frame(&mut self, frame: FrameEvent, now: Instant) {

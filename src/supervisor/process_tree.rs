@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::mem;
 
-use nix::unistd::{Pid, getpgid, getpgrp, getpid};
+use nix::unistd::{Pid, getpgid, getpid, getsid};
 use tracing::debug;
 
 use super::policy::{Group, Input, TreeState};
@@ -24,6 +24,8 @@ pub(super) struct ProcessTree {
     /// Our children from before the run, as after `sleep 60 & exec claude-run …`.
     preexisting: Vec<Stat>,
     child: Option<Stat>,
+    /// Number of the child's own process group, if it has one.
+    child_group: i32,
     /// Processes that have got TERM.
     terminated: HashSet<(i32, u64)>,
     /// Pids of those among our own children. Until we reap one, no other process has its pid.
@@ -52,6 +54,7 @@ impl ProcessTree {
             monitor,
             preexisting: Vec::new(),
             child: None,
+            child_group: 0,
             terminated: HashSet::new(),
             terminated_children: HashSet::new(),
             newcomers: HashSet::new(),
@@ -66,6 +69,7 @@ impl ProcessTree {
     }
 
     pub(super) fn on_started(&mut self, child: Pid) {
+        self.child_group = child.as_raw();
         if !self.preexisting.is_empty() {
             self.child = Stat::read(child.as_raw());
         }
@@ -208,9 +212,14 @@ impl ProcessTree {
     /// Stops `member`: by one call with all of its process group, in which nobody can fork meanwhile, or alone where others are in that.
     fn stop(&self, member: &Process, groups: &mut HashSet<i32>) {
         let group = member.stat.group;
+        // In our own session, a member may have joined a group of our caller's; no process joins one of another session.
+        let is_of_our_session = || getsid(None).is_ok_and(|ours| ours.as_raw() == member.stat.session);
         // Group 0 is one outside of our PID namespace, and would be ours to kill(2); -1 is everybody.
-        let is_foreign =
-            || group <= 1 || group == getpgrp().as_raw() || self.preexisting.iter().any(|stat| stat.group == group);
+        let is_foreign = || {
+            group <= 1
+                || (group != self.child_group && is_of_our_session())
+                || self.preexisting.iter().any(|stat| stat.group == group)
+        };
         if groups.contains(&group) {
             return;
         }
@@ -223,16 +232,17 @@ impl ProcessTree {
         log_signal(&member.stat, Signal::SIGSTOP, sent);
     }
 
-    /// Sends INT to the members of the child's process group, as a terminal does: a shell heeds it only if its own child died of it.
-    pub(super) fn interrupt(&self, child: Pid) -> nix::Result<()> {
+    /// Sends what a key sends to the members of the child's process group, as a terminal does: a shell heeds INT only if its own child died
+    /// of it, and waits for one that runs on.
+    pub(super) fn signal_group(&self, child: Pid, signal: Signal) -> nix::Result<()> {
         let group = getpgid(Some(child))?;
         if group == child {
-            return kill(Pid::from_raw(-child.as_raw()), Signal::SIGINT);
+            return kill(Pid::from_raw(-child.as_raw()), signal);
         }
         // It is our own group, in which our caller may be as well.
-        kill(child, Signal::SIGINT)?;
+        kill(child, signal)?;
         let is_due = |member: &&Stat| member.group == group.as_raw() && member.pid != child.as_raw();
-        self.members().iter().filter(is_due).for_each(|member| signal_one(member, Signal::SIGINT));
+        self.members().iter().filter(is_due).for_each(|member| signal_one(member, signal));
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 mod first_refresh;
 mod messages;
 mod refresh;
+mod requests;
 
 pub(crate) use first_refresh::refresh_first;
 
@@ -31,6 +32,7 @@ use crate::sys::priority::Urgency;
 use crate::sys::signal::{Signal, SignalSource, kill};
 use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, terminal, wait};
+use requests::Requests;
 
 /// Parts of a supervised run.
 #[derive(Debug)]
@@ -52,15 +54,15 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     let (ignored, requires_result) = (run.policy.ignored, run.output.requires_result);
     let mut supervisor = Supervisor::start(run, recorder, events)?;
     let mut outcome = supervisor.run()?;
-    let request = supervisor.release_lock();
+    let bound = supervisor.release_lock().or_else(|| supervisor.requests.drain_bound(outcome));
     let (relay, output_done) = (supervisor.relay.take(), supervisor.output_done);
     drop(supervisor);
     let (mut last_result, mut session_id, mut lost_output) = (None, None, false);
     if let Some(mut relay) = relay {
         relay.on_child_ended();
-        let interrupted_by =
-            if output_done { None } else { drain(request, events, ignored).context("cannot wait for events")? };
-        outcome = interrupted_by.map_or(outcome, |signal| Outcome::EndedDraining(signal.number()));
+        if !output_done {
+            outcome = drain(bound, events, ignored).context("cannot wait for events")?.unwrap_or(outcome);
+        }
         (last_result, session_id, lost_output) = (relay.last_result(), relay.session_id(), relay.lost_output());
     }
     if requires_result && outcome.exit_code() == 0 && !has_success(last_result.as_ref()) {
@@ -101,10 +103,7 @@ struct Supervisor<'a> {
     cut_before: Option<CutRefresh>,
     has_warned_of_locks: bool,
     watched_files: Vec<PathBuf>,
-    /// Time of the last termination request to us.
-    requested_at: Option<Instant>,
-    /// That request; later it bounds the wait for our reader.
-    request: Option<Signal>,
+    requests: Requests,
     relay: Option<Relay>,
     /// The child, in our group, is stopped until that is in the foreground. Nobody tells us when it is.
     waits_for_terminal: bool,
@@ -156,8 +155,7 @@ impl<'a> Supervisor<'a> {
             cut_before,
             has_warned_of_locks: false,
             watched_files: Vec::new(),
-            requested_at: None,
-            request: None,
+            requests: Requests::default(),
             relay,
             waits_for_terminal: false,
             has_said_so: false,
@@ -220,15 +218,15 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Releases the lock of a dead tree. Returns the last termination request, which may have come while the lock helper ended.
-    fn release_lock(&mut self) -> Option<Signal> {
+    /// Releases the lock of a dead tree. Returns the bound of the wait for our reader, if a termination request came meanwhile.
+    fn release_lock(&mut self) -> Option<Outcome> {
         self.recorder.on_tree_exited();
         let was_held = self.lock.as_ref().is_some_and(LockGuard::is_held);
-        let mut request = self.request;
+        let mut request = None;
         if let Some(lock) = self.lock.as_mut().filter(|lock| lock.has_helper()) {
             self.recorder.flush_pending();
-            let later = lock.shut_down_helper(self.recorder, self.events, self.requested_at);
-            request = later.filter(|signal| *signal != Signal::SIGUSR2).or(request);
+            let later = lock.shut_down_helper(self.recorder, self.events, self.requests.last_at());
+            request = later.filter(|signal| *signal != Signal::SIGUSR2);
         }
         self.warn_of_lost_locks();
         self.recorder.retire(); // before another run can acquire the lock
@@ -239,7 +237,7 @@ impl<'a> Supervisor<'a> {
         if self.slot.take().is_some() {
             info!(name: "slot.released", "released the slot");
         }
-        request
+        request.map(|signal| Outcome::EndedDraining(signal.number()))
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -274,16 +272,15 @@ impl<'a> Supervisor<'a> {
         if signal == Signal::SIGTSTP && source == SignalSource::Kernel && !signal::has_job_control_shell() {
             return;
         }
-        let requests_end = signal::requests_end(signal);
-        if requests_end && !self.policy.config.ignored.contains(signal) {
-            (self.requested_at, self.request) = (Some(Instant::now()), Some(signal));
+        if signal::requests_end(signal) && !self.policy.config.ignored.contains(signal) {
+            self.requests.note(signal, self.policy.heeds(signal, source));
         }
         if signal == Signal::SIGCONT {
             self.handle_sigchld(); // a shell's `fg` has continued the child as well
         }
         // Before the start it means to give up, as in the wait for the lock; and claude would die of it, in mid-refresh too.
         let signal = if signal == Signal::SIGUSR2 && self.role == Role::Refresher {
-            self.request = self.request.or(Some(signal));
+            self.requests.note(signal, true);
             Signal::SIGTERM
         } else {
             signal
@@ -352,7 +349,10 @@ impl<'a> Supervisor<'a> {
                     debug!(%signal, pid, "signalling the child");
                 }
                 // It is not reaped yet, so the pid is its own, and to signal a zombie is no error.
-                let sent = if signal == Signal::SIGINT { self.tree.interrupt(self.child) } else { kill(self.child, signal) };
+                let sent = match signal {
+                    Signal::SIGINT | Signal::SIGTSTP | Signal::SIGCONT => self.tree.signal_group(self.child, signal),
+                    _ => kill(self.child, signal),
+                };
                 match sent {
                     Ok(()) if signal == Signal::SIGTERM => self.tree.on_terminated(self.child),
                     Ok(()) => {}

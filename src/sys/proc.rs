@@ -32,6 +32,7 @@ pub(crate) struct Stat {
     pub(crate) parent: i32,
     /// Process group.
     pub(crate) group: i32,
+    pub(crate) session: i32,
     pub(crate) threads: u32,
     /// Clock ticks from boot to its start. With the pid, it identifies one process for ever.
     pub(crate) start: u64,
@@ -60,10 +61,11 @@ impl Stat {
         let state = *fields.next()?.as_bytes().first()?;
         let parent = fields.next()?.parse().ok()?;
         let group = fields.next()?.parse().ok()?;
-        // Fields 20 and 22 of proc(5); five are read, the pid and the name among them.
-        let threads = fields.nth(14)?.parse().ok()?;
+        let session = fields.next()?.parse().ok()?;
+        // Fields 20 and 22 of proc(5); six are read, the pid and the name among them.
+        let threads = fields.nth(13)?.parse().ok()?;
         let start = fields.nth(1)?.parse().ok()?;
-        Some(Self { pid, name, state, parent, group, threads, start })
+        Some(Self { pid, name, state, parent, group, session, threads, start })
     }
 
     /// Name of its program, of at most 15 bytes.
@@ -352,12 +354,13 @@ mod tests {
 
     #[test]
     fn any_name_is_read() {
-        let rest = "S 17 4711 4711 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543 5832704";
+        let rest = "S 17 4711 4710 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543 5832704";
         for name in ["sh", "a) R 1 (b", "((", "))", "", "x\ny", " "] {
             let line = format!("4711 ({name}) {rest}\n");
             let stat = Stat::parse(4711, line.as_bytes()).expect("a whole line");
+            let (group, session) = (4711, 4710);
             let expected =
-                Stat { pid: 4711, name: stat.name, state: b'S', parent: 17, group: 4711, threads: 1, start: 9_876_543 };
+                Stat { pid: 4711, name: stat.name, state: b'S', parent: 17, group, session, threads: 1, start: 9_876_543 };
             assert_eq!((stat, stat.name()), (expected, name.to_owned()));
         }
     }

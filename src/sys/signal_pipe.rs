@@ -12,10 +12,10 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::pipe2;
+use nix::unistd::{getpid, getsid, pipe2};
 
 use super::signal::{disposition, exchange};
-use super::signal_table::{OF_TERMINAL, Signal, SignalSource};
+use super::signal_table::{OF_HANG_UP, OF_TERMINAL, Signal, SignalSource};
 
 /// Both ends of the pipe. Neither ever blocks.
 #[derive(Debug)]
@@ -113,10 +113,11 @@ impl Drop for SignalHandlers {
 extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let errno = Errno::last_raw();
     RUNNING.fetch_add(1, Ordering::SeqCst);
+    let is_ours_alone = || OF_HANG_UP.contains(signal.into()) && getsid(None) == Ok(getpid());
     // SAFETY: the kernel passes a siginfo_t. Codes up to 0 (SI_USER, SI_QUEUE, SI_TKILL) are those of processes, with a si_pid.
     let source = match unsafe { ((*info).si_code, (*info).si_pid()) } {
         (..=0, pid) => SignalSource::Process(pid),
-        _ if OF_TERMINAL.contains(signal.into()) => SignalSource::Kernel,
+        _ if OF_TERMINAL.contains(signal.into()) && !is_ours_alone() => SignalSource::Kernel,
         _ => SignalSource::Process(0),
     };
     // SAFETY: null, or kept until `RUNNING` is zero.

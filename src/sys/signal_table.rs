@@ -52,9 +52,11 @@ impl fmt::Debug for Signal {
 /// Cause of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SignalSource {
-    /// The terminal, by the kernel: a key, a hang-up, a new window size. Its whole foreground process group gets it.
+    /// The terminal, by the kernel: a key, a new window size, a hang-up whose session another process leads. Its whole foreground process
+    /// group gets it.
     Kernel,
-    /// A process with this pid, by kill(2) or a similar call; 0 for one outside our PID namespace, and for a timer or limit of ours.
+    /// A process with this pid, by kill(2) or a similar call; 0 for one outside our PID namespace, and for what the kernel sends to us
+    /// alone: a timer or limit of ours, and a hang-up where we lead the session.
     Process(i32),
 }
 
@@ -107,7 +109,10 @@ pub(super) const CHANGED: SigSet = FORWARDED.and(OURS).and(FAILED_WRITES).and(TE
 
 /// Sent by the terminal, if the kernel sends them: to its whole foreground process group.
 pub(super) const OF_TERMINAL: SigSet =
-    SigSet::of(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTSTP, Signal::SIGWINCH, Signal::SIGCONT]);
+    SigSet::of(&[Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTSTP, Signal::SIGWINCH]).and(OF_HANG_UP);
+
+/// Sent by a terminal that hangs up: to the leader of the session alone, and to the foreground process group when that leader has ended.
+pub(super) const OF_HANG_UP: SigSet = SigSet::of(&[Signal::SIGHUP, Signal::SIGCONT]);
 
 /// True for the forwarded signals that start the kill grace.
 pub fn is_termination_request(signal: Signal) -> bool {

@@ -1,19 +1,23 @@
 //! Terminals: their sizes, their modes, which claude changes and may not live to restore, a pseudo-terminal for it to write to, and the
 //! alternate screen for ourselves.
 
+use std::cell::LazyCell;
 use std::fs::File;
 use std::io::{self, Write, stderr, stdin, stdout};
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::pty::openpty;
-use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::signal::{SigSet, Signal, killpg, raise};
 use nix::sys::termios::{LocalFlags, OutputFlags, SetArg, Termios, tcgetattr, tcsetattr};
-use nix::unistd::{getpgrp, tcgetpgrp};
+use nix::unistd::{getpgrp, getpid, tcgetpgrp, tcsetpgrp};
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 
+use super::proc::{Links, Stat, is_of_our_pid_namespace};
 use super::signal::end_by;
 use super::stdio::StandardOutput;
 
@@ -61,7 +65,23 @@ pub(crate) fn is_in_foreground() -> bool {
     tcgetpgrp(stdin()) == Ok(getpgrp())
 }
 
-/// Restores the modes of stdin when dropped.
+/// Takes the terminal back from a group that nobody needs it for any more, or in which a child with job control has put processes.
+/// TTOU has to be ignored.
+fn return_to_foreground() {
+    let Ok(group) = tcgetpgrp(stdin()) else { return };
+    if group == getpgrp() {
+        return;
+    }
+    let ours = LazyCell::new(|| Links::descendants(getpid().as_raw()));
+    let is_ours = |stat: &Stat| ours.iter().any(|other| other.process() == stat.process());
+    let is_foreign = |stat: &Stat| stat.group == group.as_raw() && !stat.is_dead() && !is_ours(stat);
+    let is_empty = killpg(group, None) == Err(Errno::ESRCH);
+    if is_empty || (is_of_our_pid_namespace() && !Stat::all().iter().any(is_foreign)) {
+        let _ = tcsetpgrp(stdin(), getpgrp()); // it fails if that is another session's
+    }
+}
+
+/// Restores the modes of stdin when dropped, and our place in the foreground.
 #[derive(Debug)]
 pub(crate) struct TerminalModeGuard(Option<Termios>);
 
@@ -74,6 +94,7 @@ impl TerminalModeGuard {
 impl Drop for TerminalModeGuard {
     fn drop(&mut self) {
         let Some(before) = &self.0 else { return };
+        return_to_foreground();
         // In the background the terminal belongs to another group, and the kernel would stop us with SIGTTOU.
         if is_in_foreground() {
             // An error means that the terminal is gone.
@@ -82,60 +103,94 @@ impl Drop for TerminalModeGuard {
     }
 }
 
-/// Alternate screen of the terminal that is stdout, with its keys as they come. It is left when dropped, and before a signal ends or
-/// stops this process.
-#[derive(Debug)]
-pub(crate) struct FullScreen(Arc<Mutex<ModesBefore>>);
+/// True if `terminal` is ours, and another process group has it: what we did to it would be done to that one, or would stop us.
+pub(crate) fn is_in_background(terminal: impl AsFd) -> bool {
+    tcgetpgrp(terminal).is_ok_and(|group| group != getpgrp())
+}
 
-type ModesBefore = Option<Termios>;
+/// Alternate screen of the terminal that is stdout, with its keys as they come. It is left when dropped, and before a signal ends or
+/// stops this process; in the background the terminal is left alone.
+#[derive(Debug)]
+pub(crate) struct FullScreen(Arc<Mutex<Screen>>);
+
+#[derive(Debug)]
+struct Screen {
+    modes_before: Option<Termios>,
+    is_shown: bool,
+}
 
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 
 impl FullScreen {
     pub(crate) fn enter() -> io::Result<Self> {
-        let handled = SigSet::from_iter([Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGTSTP]);
-        handled.thread_block()?;
-        let screen = Arc::new(Mutex::new(tcgetattr(stdin()).ok()));
+        let ends = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+        let handled = SigSet::from_iter(ends.into_iter().chain([Signal::SIGTSTP, Signal::SIGCONT]));
+        // Those two: after a look at the foreground another group may get it, and a stopped thread hears no signal.
+        handled.iter().chain([Signal::SIGTTIN, Signal::SIGTTOU]).collect::<SigSet>().thread_block()?;
+        let screen = Arc::new(Mutex::new(Screen { modes_before: tcgetattr(stdin()).ok(), is_shown: false }));
         let seen = Arc::clone(&screen);
         thread::Builder::new().stack_size(64 * 1024).spawn(move || {
             while let Ok(signal) = handled.wait() {
-                let modes = locked(&seen);
-                show(LEAVE, &modes, false);
-                if signal == Signal::SIGTSTP {
-                    let _ = raise(Signal::SIGSTOP); // it fails for invalid signals only
-                    show(ENTER, &modes, true);
-                    continue;
+                let mut screen = locked(&seen);
+                match signal {
+                    Signal::SIGCONT => screen.enter(), // a shell may have used the terminal
+                    Signal::SIGTSTP => {
+                        screen.leave();
+                        let _ = raise(Signal::SIGSTOP); // it fails for invalid signals only
+                    }
+                    _ => {
+                        screen.leave();
+                        let _ = handled.thread_unblock(); // it fails for invalid arguments only
+                        end_by((signal as i32).into());
+                        // SAFETY: it ends this process, as PID 1, too, for which a signal has no default action.
+                        unsafe { libc::_exit(128 + signal as i32) }
+                    }
                 }
-                let _ = handled.thread_unblock(); // it fails for invalid arguments only
-                end_by((signal as i32).into());
-                // SAFETY: it ends this process, as PID 1, too, for which a signal has no default action.
-                unsafe { libc::_exit(128 + signal as i32) }
             }
         })?;
-        show(ENTER, &locked(&screen), true);
+        locked(&screen).enter();
         Ok(Self(screen))
     }
 
-    /// Shows `text`.
+    /// Shows `text`, unless another process group has the terminal.
     pub(crate) fn write(&self, text: &str) -> io::Result<()> {
-        let _shown = locked(&self.0);
-        StandardOutput.write_all(text.as_bytes())
+        let mut screen = locked(&self.0);
+        // A shell that brings a job that runs to the foreground sends it no signal.
+        if !screen.is_shown {
+            screen.enter();
+        }
+        if is_in_background(stdout()) { Ok(()) } else { StandardOutput.write_all(text.as_bytes()) }
+    }
+}
+
+impl Screen {
+    fn enter(&mut self) {
+        self.is_shown = !is_in_background(stdout());
+        if self.is_shown {
+            show(ENTER, &self.modes_before, true);
+        }
+    }
+
+    fn leave(&mut self) {
+        if mem::take(&mut self.is_shown) && !is_in_background(stdout()) {
+            show(LEAVE, &self.modes_before, false);
+        }
     }
 }
 
 impl Drop for FullScreen {
     fn drop(&mut self) {
-        show(LEAVE, &locked(&self.0), false);
+        locked(&self.0).leave();
     }
 }
 
-fn locked(screen: &Mutex<ModesBefore>) -> MutexGuard<'_, ModesBefore> {
+fn locked(screen: &Mutex<Screen>) -> MutexGuard<'_, Screen> {
     screen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes `sequence`, and has the terminal pass keys at once and without echo, or as `before`. An error means that it is gone.
-fn show(sequence: &str, before: &ModesBefore, key_by_key: bool) {
+fn show(sequence: &str, before: &Option<Termios>, key_by_key: bool) {
     if let Some(mut modes) = before.clone() {
         if key_by_key {
             modes.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);

@@ -134,6 +134,34 @@ fn self_stopped_child_returns_the_terminal() {
 }
 
 #[test]
+fn terminal_is_taken_back_from_a_killed_shell() {
+    // A shell has a foreground group of its own; with `keep`, one of its jobs outlives it there.
+    let job = r"(trap '' TTIN HUP; echo u\p $PPID; exec sleep 600)";
+    for (leftovers, job, left) in [("kill", r"echo u\p $PPID", 0), ("keep", job, 1)] {
+        let env = Env::new();
+        let mut command = env.command("bash");
+        let script = format!(
+            r#"stty -g; "$0" --kill-after 0.2 --leftovers {leftovers} bash --norc -i
+                echo code $?; stty -g; read -r word; echo "read $word""#
+        );
+        command.args(["-c", &script]).env("PS1", "$ ").arg(binary());
+        let mut terminal = OnTerminal::start(command);
+        let before = terminal.shows(":");
+        terminal.types(&format!("trap '' TERM; stty raw -echo; {job}\n"));
+        let supervisor = terminal.shows("up ").rsplit(' ').next().expect("a pid").parse().expect("a pid");
+        kill(Pid::from_raw(supervisor), Signal::SIGTERM).expect("it lives");
+        terminal.shows("code 137");
+        terminal.shows(&before);
+        terminal.types("words\n");
+        terminal.shows("read words");
+        assert_eq!(terminal.ends(), 0);
+        let kept = env.processes();
+        assert_eq!(kept.len(), left, "{leftovers}");
+        kept.into_iter().for_each(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it lives"));
+    }
+}
+
+#[test]
 fn int_to_claude_run_alone_reaches_the_whole_job() {
     let env = Env::new();
     let mut terminal = interactive_shell(&env);

@@ -150,6 +150,42 @@ fn preexisting_child_is_left_alone() {
 }
 
 #[test]
+fn leftover_in_a_job_of_the_caller_takes_nobody_with_it() {
+    let env = Env::new();
+    let job = "trap 'echo >>continued' CONT; while :; do echo >>beats; sleep 0.01; done";
+    // At its TERM, it starts another one, which gets its KILL later.
+    let leftover = "import os, signal, sys, time
+job, gone = int(sys.argv[1]), os.pipe()
+if os.fork():
+  os.close(gone[1])
+  os.read(gone[0], 1)
+  os._exit(4)
+def again(*_):
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  os.fork()
+signal.signal(signal.SIGTERM, again)
+os.setpgid(0, job)
+print(os.getpid(), flush=True)
+os.close(gone[0])
+os.close(gone[1])
+while True: time.sleep(600)
+";
+    let mut bash = env.command("bash");
+    // With `set -m`, the job has a process group of its own, in our session.
+    let script = r#"set -m; bash -c "$1" & echo $!; until [ -e beats ]; do sleep 0.01; done
+        "$0" --kill-after 0.2 -- python3 -c "$2" $!; echo code $?"#;
+    bash.args(["-c", script]).arg(binary()).arg(job).arg(leftover);
+    let run = Running::start(bash);
+    let (job, leftover) = (pid(&run), pid(&run));
+    run.expect_line("code 4");
+    let beats = || std::fs::metadata(env.path("beats")).expect("beats").len();
+    let before = beats();
+    wait_until("the job goes on", || beats() > before + 1);
+    assert!(!is_alive(leftover) && !env.path("continued").exists(), "it was not stopped meanwhile either");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(job), Signal::SIGKILL).expect("it lives");
+}
+
+#[test]
 fn leftovers_are_found_among_preexisting_children() {
     for script in [
         "env -i /bin/setsid sleep 600 & echo $!",

@@ -1,6 +1,8 @@
 //! The relay: every byte, whatever reads it; and what the frames in it set off.
 
+use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -173,6 +175,44 @@ fn child_gets_sigpipe_when_the_reader_goes() {
 }
 
 #[test]
+fn child_sees_that_the_reader_went_before_it_writes() {
+    let env = Env::new();
+    let waits = "import select; poll = select.poll(); poll.register(1, 0); poll.poll(); exit(3)";
+    for (options, code) in [("--log log", "3"), ("--pty", "129")] {
+        let mut shell = env.command("bash");
+        shell.args(["-c", &format!(r#""$0" --timeout 60 {options} -- python3 -c "$1" | true; echo ${{PIPESTATUS[0]}}"#)]);
+        let ended = Running::start({
+            shell.arg(binary()).arg(waits);
+            shell
+        })
+        .end();
+        assert_eq!(ended.stdout, [code], "{options}: {ended:?}");
+    }
+}
+
+#[test]
+fn fifo_may_have_another_reader() {
+    let env = Env::new();
+    nix::unistd::mkfifo(&env.path("out"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let open = || File::options().read(true).custom_flags(libc::O_NONBLOCK).open(env.path("out")).expect("a FIFO");
+    let first = open();
+    let mut command = env.command(binary());
+    command.args(["--log", "log", "--", "sh", "-c", "echo >ready; until [ -e go ]; do sleep 0.01; done; echo x"]);
+    command.stdout(File::options().write(true).open(env.path("out")).expect("a FIFO"));
+    let mut run = command.spawn().expect("started");
+    drop(command);
+    wait_until("it runs", || env.path("ready").exists());
+    drop(first);
+    std::thread::sleep(Duration::from_millis(200)); // it could be noticed
+    let mut second = open();
+    std::fs::write(env.path("go"), "").expect("a file");
+    assert!(run.wait().expect("a child").success());
+    let mut read = String::new();
+    second.read_to_string(&mut read).expect("read");
+    assert_eq!(read, "x\n");
+}
+
+#[test]
 fn termination_ends_the_wait_for_a_reader() {
     let env = Env::new();
     let mut command = env.command("sh");
@@ -199,6 +239,47 @@ fn termination_ends_the_wait_for_a_reader() {
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
     stderr.read_to_string(&mut message).expect("messages");
     assert!(message.contains("SIGTERM") && message.contains("lost"), "{message}");
+}
+
+/// Waits until `run`, whose output nobody reads, has no child any more, and longer than a reader may take after a request to end.
+fn wait_for_a_bound_drain(run: u32) {
+    wait_until("the child is done", || {
+        std::fs::read_to_string(format!("/proc/{run}/task/{run}/children")).is_ok_and(|children| children.trim().is_empty())
+    });
+    std::thread::sleep(Duration::from_millis(1500));
+}
+
+#[test]
+fn interrupt_that_the_child_survived_cuts_no_output() {
+    let env = Env::new();
+    let script = "trap '' INT; echo >ready; until [ -e go ]; do sleep 0.01; done; head -c 4000000 /dev/zero";
+    let mut command = env.command(binary());
+    let mut run = command.args(["--log", "log", "--", "bash", "-c", script]).stdout(Stdio::piped()).spawn().expect("started");
+    wait_until("the child ignores INT", || env.path("ready").exists());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.id() as i32), Signal::SIGINT).expect("it lives");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.id() as i32), Signal::SIGWINCH).expect("it lives");
+    std::thread::sleep(Duration::from_millis(100)); // the signals are read before the end of the child
+    std::fs::write(env.path("go"), "").expect("a file");
+    wait_for_a_bound_drain(run.id());
+    let mut read = Vec::new();
+    run.stdout.take().expect("piped").read_to_end(&mut read).expect("read");
+    assert_eq!((read.len(), run.wait().expect("a child").code()), (4_000_000, Some(0)));
+}
+
+#[test]
+fn hard_limit_bounds_the_wait_for_a_reader() {
+    let env = Env::new();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let mut command = env.command(binary());
+    command.args(["--log", "log", "--timeout", "0.5", "--", "yes"]).stdout(writer).stderr(Stdio::piped());
+    let mut run = command.spawn().expect("started");
+    drop(command);
+    let ended = wait_timeout::ChildExt::wait_timeout(&mut run, crate::env::CEILING).expect("a child");
+    let mut stderr = String::new();
+    run.stderr.take().expect("piped").read_to_string(&mut stderr).expect("messages");
+    assert_eq!(ended.expect("it has ended").code(), Some(124));
+    assert!(stderr.contains("the hard limit ended the wait for the reader"), "{stderr}");
+    drop(reader);
 }
 
 #[test]
@@ -316,6 +397,21 @@ fn child_waits_when_no_more_can_be_spooled() {
     std::fs::write(env.path("go"), "\n").expect("a FIFO");
     let ended = run.end();
     assert_eq!((ended.stdout, ended.stderr), (vec!["40000000".to_owned()], vec![]));
+}
+
+#[test]
+fn output_is_whole_where_memory_is_short() {
+    let env = Env::new();
+    // One arena: with more, the C library reserves address space in steps of 64 MiB.
+    let script = r#"export MALLOC_ARENA_MAX=1; size=$("$0" --log log sh -c 'grep VmPeak /proc/$PPID/status | tr -dc 0-9')
+        (ulimit -v $((size + 5000)); "$0" --log log head -c 20000000 /dev/zero; echo code $? >&2) | (sleep 1; wc -c)"#;
+    for dir in ["/tmp", "/nonexistent"] {
+        let mut shell = env.command("sh");
+        shell.env("TMPDIR", dir).args(["-c", script]).arg(binary());
+        let ended = Running::start(shell).end();
+        let has_ended = ended.stderr.last().is_some_and(|line| line == "code 0");
+        assert!(ended.stdout == ["20000000"] && has_ended, "{dir}: {ended:?}");
+    }
 }
 
 #[test]

@@ -99,6 +99,35 @@ fn watch_fits_the_screen_and_leaves_it_as_it_was() {
 }
 
 #[test]
+fn watch_in_the_background_leaves_the_terminal_alone() {
+    let env = Env::new();
+    // As under timeout(1), it has a process group of its own.
+    let script = r#"set -m; "$0" status --watch & echo pid $!; wait $!; echo ended $?; exec bash --norc --noprofile -i"#;
+    let mut shell = env.command("bash");
+    shell.env("TERM", "xterm-256color").args(["-c", script]).arg(binary());
+    let mut terminal = OnTerminal::start(shell);
+    let pid = terminal.shows("pid ")[4..].parse().expect("a pid");
+    terminal.shows("claude-run status  20");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).expect("it lives");
+    terminal.shows("ended 143");
+    let enters = |terminal: &OnTerminal| terminal.shown().matches("\x1b[?1049h").count();
+    assert_eq!(enters(&terminal), 0);
+    terminal.types(&format!("'{}' status --watch; echo st\\opped\n", binary().display()));
+    wait_until("the screen is shown", || enters(&terminal) == 1);
+    terminal.types("\x1a");
+    terminal.shows("stopped");
+    terminal.types("bg; sleep 2; jobs; echo lo\\oked\n");
+    assert!(terminal.shows("status --watch &").contains('1'));
+    terminal.shows("looked");
+    assert_eq!(enters(&terminal), 1, "{}", terminal.shown());
+    terminal.types("fg; echo code $?\n");
+    wait_until("it is shown again", || enters(&terminal) == 2);
+    terminal.types("q");
+    terminal.shows("code 0");
+    terminal.leaves();
+}
+
+#[test]
 fn piped_watch_tells_one_look_from_the_next() {
     let env = Env::new();
     let watch = env.start(["status", "--watch"]);

@@ -237,6 +237,18 @@ fn tstp_stops_both_and_cont_resumes_both() {
 }
 
 #[test]
+fn tstp_and_cont_reach_the_process_group_of_the_child() {
+    let env = Env::new();
+    let run = env.start(["--", "bash", "-c", "(echo $BASHPID; exec sleep 600); echo after"]);
+    let grandchild = run.line().parse().expect("a pid");
+    run.signal(Signal::SIGTSTP);
+    wait_until("it is stopped", || state(grandchild) == Some('T'));
+    wait_until("claude-run is stopped, too", || state(run.pid().as_raw()) == Some('T'));
+    run.signal(Signal::SIGCONT);
+    wait_until("it goes on", || state(grandchild) == Some('S'));
+}
+
+#[test]
 fn term_ends_a_stopped_child() {
     let env = Env::new();
     let run = env.start_fake(&[], "ready; stop; hang");

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::pty::{Winsize, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::unistd::setsid;
 use wait_timeout::ChildExt;
@@ -21,7 +22,8 @@ use crate::env::{CEILING, Env, binary, fake_claude, is_alive, shell_code, wait_u
 /// Process that leads a session on a pseudo-terminal, as a login shell does.
 pub(crate) struct OnTerminal {
     child: Child,
-    keyboard: File,
+    /// Our side of the terminal; `None` after its hang-up.
+    keyboard: Option<Arc<File>>,
     screen: Receiver<String>,
     pub(crate) seen: Vec<String>,
     /// All that has been shown, lines that may go on included.
@@ -61,14 +63,19 @@ impl OnTerminal {
         let child = command.spawn().expect("started");
         drop((command, slave));
         let (sender, screen) = channel();
-        let master = File::from(OwnedFd::from(master));
-        let mut reader = master.try_clone().expect("a descriptor");
+        let master = Arc::new(File::from(OwnedFd::from(master)));
+        let reader = Arc::downgrade(&master);
         let shown = Arc::new(Mutex::new(Vec::new()));
         let all = Arc::clone(&shown);
         thread::spawn(move || {
             let mut line = Vec::new();
             let mut bytes = [0; 4096];
-            while let Ok(length @ 1..) = reader.read(&mut bytes) {
+            while let Some(master) = reader.upgrade() {
+                // A read that waits would keep the terminal from its hang-up.
+                if let Ok(0) = poll(&mut [PollFd::new(master.as_fd(), PollFlags::POLLIN)], 20u8) {
+                    continue;
+                }
+                let Ok(length @ 1..) = (&*master).read(&mut bytes) else { break };
                 all.lock().unwrap_or_else(PoisonError::into_inner).extend(&bytes[..length]);
                 for &byte in &bytes[..length] {
                     if byte != b'\n' {
@@ -83,11 +90,20 @@ impl OnTerminal {
                 }
             }
         });
-        Self { child, keyboard: master, screen, seen: Vec::new(), shown }
+        Self { child, keyboard: Some(master), screen, seen: Vec::new(), shown }
+    }
+
+    fn keyboard(&self) -> &File {
+        self.keyboard.as_ref().expect("no hang-up yet")
+    }
+
+    /// Closes the terminal, as a terminal emulator that ends.
+    pub(crate) fn hangs_up(&mut self) {
+        self.keyboard = None;
     }
 
     pub(crate) fn types(&mut self, keys: &str) {
-        self.keyboard.write_all(keys.as_bytes()).expect("typed");
+        self.keyboard().write_all(keys.as_bytes()).expect("typed");
     }
 
     /// The next line with `part` in it.
@@ -178,6 +194,32 @@ fn ctrl_c_from_a_script_reaches_the_child_once() {
 }
 
 #[test]
+fn keys_that_the_child_survived_cut_no_output() {
+    let env = Env::new();
+    let child = "trap : INT QUIT; echo ready >/dev/tty; until [ -e go ]; do sleep 0.01; done; head -c 4000000 /dev/zero";
+    let reader = "trap : INT QUIT; until [ -e read ]; do sleep 0.01; done; wc -c";
+    for key in ["\x03", "\x1c"] {
+        let mut command = env.command("bash");
+        let script =
+            format!(r#"trap : INT QUIT; "$0" --log log -- bash -c "$1" | ({reader}); echo codes "${{PIPESTATUS[@]}}""#);
+        command.args(["-c", &script]).arg(binary()).arg(child);
+        let mut terminal = OnTerminal::start(command);
+        terminal.shows("ready");
+        terminal.types(key);
+        thread::sleep(Duration::from_millis(200)); // the child has survived it
+        std::fs::write(env.path("go"), "").expect("a file");
+        wait_until("the child has ended, and the lock is free", || !env.is_locked());
+        thread::sleep(Duration::from_millis(1500)); // longer than a reader may take after a request to end
+        std::fs::write(env.path("read"), "").expect("a file");
+        terminal.shows("4000000");
+        terminal.shows("codes 0 0");
+        for name in ["go", "read"] {
+            std::fs::remove_file(env.path(name)).expect("a file");
+        }
+    }
+}
+
+#[test]
 fn ctrl_c_ends_a_shell_loop_around_claude_run() {
     let env = Env::new();
     let run = format!("'{}' --claude '{}' -- -p 'ready; hang'", binary().display(), fake_claude().display());
@@ -200,17 +242,18 @@ fn ctrl_c_ends_a_shell_loop_around_claude_run() {
 
 #[test]
 fn hangup_ends_child_and_frees_lock() {
-    let env = Env::new();
-    let mut command = env.command(binary());
-    command.args(["--kill-after", "0.2", "--claude"]).arg(fake_claude()).args(["--", "-p", "ignore HUP; ready; hang"]);
-    let mut terminal = OnTerminal::start(command);
-    let [child, ..] = terminal.ready();
-    assert!(env.is_locked());
-    terminal.keyboard = File::open("/dev/null").expect("/dev/null"); // the reader thread holds the other copy
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(terminal.child.id() as i32), nix::sys::signal::Signal::SIGHUP)
-        .expect("it lives");
-    assert_eq!(terminal.ends(), 143, "it gets a TERM before the KILL");
-    assert!(!is_alive(child) && !env.is_locked());
+    // claude-run leads the session: the kernel tells nobody else.
+    for (kill_after, steps, code) in [("0", "ready; hang", 129), ("0.2", "ignore HUP; ready; hang", 143)] {
+        let env = Env::new();
+        let mut command = env.command(binary());
+        command.args(["--kill-after", kill_after, "--claude"]).arg(fake_claude()).args(["--", "-p", steps]);
+        let mut terminal = OnTerminal::start(command);
+        let [child, ..] = terminal.ready();
+        assert!(env.is_locked());
+        terminal.hangs_up();
+        assert_eq!(terminal.ends(), code, "it gets HUP, and a TERM before any KILL");
+        assert!(!is_alive(child) && !env.is_locked());
+    }
 }
 
 #[test]
@@ -247,8 +290,7 @@ fn pty_follows_our_size_and_modes_are_restored() {
     for (rows, columns) in [(30, 100), (31, 99)] {
         let size = nix::pty::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: TIOCSWINSZ reads one winsize.
-        let set =
-            unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&terminal.keyboard), libc::TIOCSWINSZ, &raw const size) };
+        let set = unsafe { libc::ioctl(terminal.keyboard().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
         assert_eq!(set, 0);
         terminal.shows(&format!("{rows} {columns}"));
     }

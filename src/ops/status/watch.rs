@@ -38,10 +38,9 @@ pub(super) fn head() -> String {
     format!("claude-run status  {} UTC", now[..19].replace('T', " "))
 }
 
-/// As much of the status as the screen has room for.
+/// As much of the status as the screen has room for; of unknown size, it has what programs assume.
 fn screen_text(status: &Status) -> String {
-    let height = terminal::size_of(stdout()).map_or(24, |size| usize::from(size.ws_row));
-    let width = layout::width();
+    let (height, width) = terminal::size_of(stdout()).map_or((24, 79), |size| (usize::from(size.ws_row), layout::width()));
     let room = height.saturating_sub(2).max(1);
     let text = status.to_text(width, room);
     let lines: Vec<_> = text.lines().take(room).collect();
@@ -60,7 +59,7 @@ fn escaped_screen(text: &str) -> String {
 /// Waits for a key, and for the next look at most.
 fn is_ended_by_a_key() -> Result<bool> {
     let input = stdin();
-    if !input.is_terminal() {
+    if !input.is_terminal() || terminal::is_in_background(&input) {
         thread::sleep(PERIOD);
         return Ok(false);
     }
@@ -74,7 +73,8 @@ fn is_ended_by_a_key() -> Result<bool> {
         // The terminal is gone.
         Ok(0) => Ok(true),
         Ok(length) => Ok(typed[..length].iter().any(|key| matches!(key, b'q' | b'Q'))),
-        Err(Errno::EINTR | Errno::EAGAIN) => Ok(false),
+        // EIO: another process group has the terminal by now, and the key is for that.
+        Err(Errno::EINTR | Errno::EAGAIN | Errno::EIO) => Ok(false),
         Err(error) => Err(io::Error::from(error)).context("cannot read the keys"),
     }
 }

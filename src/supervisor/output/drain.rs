@@ -6,33 +6,38 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use crate::events::{Event, EventQueue};
+use crate::outcome::Outcome;
 use crate::sys::signal::{self, SigSet, Signal};
 
-/// How long a reader may take for the rest of the output after a termination request.
+/// How long a reader may take for the rest of the output after a termination request, or the hard limit.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// Waits, after the child's end, until our reader has taken all output. A termination request ends the wait, as it would end a child
-/// that waits for its reader; an earlier one, `request`, ends it after [`DRAIN_GRACE`]. Returns the signal that ended it.
-pub(crate) fn drain(request: Option<Signal>, events: &mut EventQueue, ignored: SigSet) -> io::Result<Option<Signal>> {
-    let deadline = request.map(|_| Instant::now() + DRAIN_GRACE);
-    let interrupted_by = |signal| {
-        warn!("{signal} ended the wait for the reader of the child's output; some of it is lost");
-        Ok(Some(signal))
+/// that waits for its reader; a limit or a request of before, `bound`, ends it after [`DRAIN_GRACE`]. Returns the outcome of a wait that
+/// was ended.
+pub(crate) fn drain(bound: Option<Outcome>, events: &mut EventQueue, ignored: SigSet) -> io::Result<Option<Outcome>> {
+    let deadline = bound.map(|_| Instant::now() + DRAIN_GRACE);
+    let ended_by = |outcome: Outcome| {
+        let cause = outcome.signal().map_or_else(|| "the hard limit".to_owned(), signal::name);
+        warn!("{cause} ended the wait for the reader of the child's output; some of it is lost");
+        Ok(Some(outcome))
     };
     loop {
         let events = events.wait(deadline)?;
         if events.contains(&Event::OutputDone) {
             return Ok(None);
         }
-        if let (Some(signal), Some(at)) = (request, deadline)
+        if let (Some(outcome), Some(at)) = (bound, deadline)
             && Instant::now() >= at
         {
-            return interrupted_by(signal);
+            return ended_by(outcome);
         }
         for event in events {
             match event {
                 Event::Signal(signal, _) if ignored.contains(signal) => {}
-                Event::Signal(signal, _) if signal::requests_end(signal) => return interrupted_by(signal),
+                Event::Signal(signal, _) if signal::requests_end(signal) => {
+                    return ended_by(Outcome::EndedDraining(signal.number()));
+                }
                 Event::Signal(Signal::SIGTSTP, source) => signal::stop_for_job_control(source),
                 Event::Signal(Signal::SIGUSR1, _) => {
                     warn!(name: "run.state", "the child has ended; its output waits for our reader")

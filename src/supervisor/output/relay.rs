@@ -188,14 +188,20 @@ impl Copier {
     fn wait(&mut self) -> bool {
         self.shared.note_stall(self.streams.iter().any(|stream| stream.input.is_some() && !stream.is_reading()));
         let reading = || self.streams.iter().filter(|stream| stream.is_reading());
-        let inputs = reading().filter_map(|stream| stream.input.as_ref());
-        let mut ready: Vec<_> = inputs.map(|input| PollFd::new(input.get_ref().as_fd(), PollFlags::POLLIN)).collect();
-        let reads = !ready.is_empty();
-        if reads {
-            ready.insert(0, PollFd::new(self.child_ended.as_fd(), PollFlags::POLLIN));
-        }
-        let sinks = self.streams.iter().filter_map(|stream| stream.sink.as_ref()).filter(|sink| sink.is_behind());
-        ready.extend(sinks.map(|sink| PollFd::new(sink.as_fd(), PollFlags::POLLOUT)));
+        let reads = reading().next().is_some();
+        let mut ready = Vec::new();
+        let mut add = |fd, events| {
+            ready.push(PollFd::new(fd, events));
+            ready.len() - 1
+        };
+        let end_at = reads.then(|| add(self.child_ended.as_fd(), PollFlags::POLLIN));
+        let places = self.streams.iter().map(|stream| {
+            let input = stream.input.as_ref().filter(|_| stream.is_reading());
+            let sink = stream.sink.as_ref().filter(|sink| input.is_some() || sink.is_behind());
+            let input_at = input.map(|input| add(input.get_ref().as_fd(), PollFlags::POLLIN));
+            (input_at, sink.and_then(|sink| Some(add(sink.as_fd(), sink.awaited()?))))
+        });
+        let places: Vec<_> = places.collect();
         let timeout = match reading().filter_map(Stream::pause_at).min() {
             _ if reading().any(|stream| stream.held > 0) => PollTimeout::ZERO,
             // Rounded up, or it would wake a little too early.
@@ -204,7 +210,15 @@ impl Copier {
         };
         // Signals are blocked here, so EINTR does not come; after another error the next read shows it.
         let _ = poll(&mut ready, timeout);
-        let child_ended = reads && ready.first().and_then(PollFd::any).unwrap_or(false);
+        let has =
+            |at: Option<usize>, flags| at.and_then(|at| ready.get(at)?.revents()).is_some_and(|seen| seen.intersects(flags));
+        let child_ended = has(end_at, PollFlags::all());
+        // What there is to read is read first: writing it shows the same.
+        let is_lost = |&(input, sink)| has(sink, PollFlags::POLLERR | PollFlags::POLLHUP) && !has(input, PollFlags::all());
+        let lost: Vec<_> = places.iter().map(is_lost).collect();
+        for (stream, _) in self.streams.iter_mut().zip(lost).filter(|(stream, is_lost)| *is_lost && !stream.is_behind()) {
+            stream.lose_reader(&self.shared);
+        }
         let now = Instant::now();
         for stream in self.streams.iter_mut().filter(|stream| stream.pause_at().is_some_and(|at| now >= at)) {
             stream.pause(now, &self.shared);
@@ -332,15 +346,19 @@ impl Stream {
             }
             return;
         };
-        self.sink = None;
-        if error.kind() != ErrorKind::BrokenPipe {
+        if error.kind() == ErrorKind::BrokenPipe {
+            self.lose_reader(shared);
+        } else {
             // The child goes on, as if all were read: it may have more to do than to print.
+            self.sink = None;
             error!(%error, "cannot write the child's output to {}: from here on it is lost", self.name);
             shared.lost_output.store(true, Ordering::Relaxed);
-            return;
         }
-        // Our reader is gone: with the pipe closed, the child gets EPIPE, as it would without us.
-        self.input = None;
+    }
+
+    /// Our reader is gone: with the pipe closed, the child gets EPIPE, as it would without us.
+    fn lose_reader(&mut self, shared: &Shared) {
+        (self.sink, self.input) = (None, None);
         if self.terminal.take().is_some() {
             shared.sender.send(Event::HungUp); // it would get EIO
         }

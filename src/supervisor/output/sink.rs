@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use memchr::{memchr, memrchr};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::statfs::{FsType, fstatfs};
 use rustix::io::ioctl_fionread;
 
 use super::spool::Spool;
@@ -17,8 +18,13 @@ use super::spool::Spool;
 pub(super) struct Sink {
     out: File,
     kind: Kind,
+    /// No other reader can come after the last one, as one can to a FIFO.
+    is_private: bool,
     spool: Spool,
 }
+
+/// Type of the file system of pipes without a name.
+const PIPEFS_MAGIC: FsType = FsType(0x5049_5045);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -40,7 +46,8 @@ impl Sink {
             Err(_) if file_type.is_file() || file_type.is_char_device() => Kind::Other,
             Err(_) => Kind::Blocking,
         };
-        let mut sink = Self { out, kind, spool: Spool::default() };
+        let is_private = file_type.is_socket() || fstatfs(&out).is_ok_and(|system| system.filesystem_type() == PIPEFS_MAGIC);
+        let mut sink = Self { out, kind, is_private, spool: Spool::default() };
         if matches!(kind, Kind::Pipe(_) | Kind::Terminal) {
             // Opened again, since O_NONBLOCK on the inherited file description would affect our caller.
             let path = format!("/proc/self/fd/{}", sink.out.as_raw_fd());
@@ -57,6 +64,11 @@ impl Sink {
         !self.spool.is_empty()
     }
 
+    /// What to wait for: room for what is spooled, or else the end of our reader alone, which poll(2) shows unasked.
+    pub(super) fn awaited(&self) -> Option<PollFlags> {
+        if self.is_behind() { Some(PollFlags::POLLOUT) } else { self.is_private.then(PollFlags::empty) }
+    }
+
     /// Bytes that are spooled, if they are too many: more can be delivered, but should wait.
     pub(super) fn excess(&self) -> Option<usize> {
         self.spool.is_full().then(|| self.spool.len())
@@ -67,22 +79,25 @@ impl Sink {
     /// # Errors
     /// `BrokenPipe` if our reader is gone.
     pub(super) fn deliver(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while self.is_behind() {
-            match write(&self.out, self.kind, self.spool.front())? {
-                0 => break,
-                written => self.spool.consume(written)?,
+        loop {
+            while self.is_behind() {
+                match write(&self.out, self.kind, self.spool.front())? {
+                    0 => break,
+                    written => self.spool.consume(written)?,
+                }
             }
-        }
-        while !self.is_behind() && !bytes.is_empty() {
-            match write(&self.out, self.kind, bytes)? {
-                0 => break,
-                written => bytes = &bytes[written..],
+            while !self.is_behind() && !bytes.is_empty() {
+                match write(&self.out, self.kind, bytes)? {
+                    0 => break,
+                    written => bytes = &bytes[written..],
+                }
             }
+            if bytes.is_empty() || self.spool.push(bytes) {
+                return Ok(());
+            }
+            // Out of memory: the child waits, too.
+            let _ = poll(&mut [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE); // the next write shows an error
         }
-        if !bytes.is_empty() {
-            self.spool.push(bytes);
-        }
-        Ok(())
     }
 }
 

@@ -18,6 +18,9 @@ const IN_FILE: u64 = 256 << 20;
 /// Bytes that are read from the file at once. Fewer than that are in memory only at the end, so that lines are whole.
 const PIECE: usize = 256 << 10;
 
+/// Memory that is left to everybody else: where it is bounded (`ulimit -v`), they end by what they do not get.
+const HEADROOM: usize = 4 << 20;
+
 /// Bytes that were read and not yet written. Oldest first: those in memory, in the file, in the tail.
 #[derive(Debug, Default)]
 pub(super) struct Spool {
@@ -47,13 +50,24 @@ impl Spool {
         !self.tail.is_empty()
     }
 
-    /// Appends `bytes`.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
-        if self.overflow.is_none() && self.memory.len() + bytes.len() <= IN_MEMORY {
+    /// Appends `bytes`; false if there is no memory for them, and nothing is.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> bool {
+        let fits = !self.is_full() && self.overflow.is_none() && self.memory.len() + bytes.len() <= IN_MEMORY;
+        if fits && has_room_for(self.memory.len() + bytes.len(), self.memory.capacity()) {
             self.memory.extend(bytes);
-        } else if self.is_full() || self.push_to_file(bytes).is_err() {
+            return true;
+        }
+        // The oldest are in memory.
+        if self.is_empty() {
+            return false;
+        }
+        if self.is_full() || self.push_to_file(bytes).is_err() {
+            if !has_room_for(self.tail.len() + bytes.len(), self.tail.capacity()) {
+                return false;
+            }
             self.tail.extend_from_slice(bytes);
         }
+        true
     }
 
     fn push_to_file(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -86,21 +100,32 @@ impl Spool {
             return Ok(());
         }
         if let Some(file) = &self.overflow {
-            let mut piece = vec![0; PIECE.min((self.end - self.start) as usize)];
-            file.read_exact_at(&mut piece, self.start)?;
-            let (at, length) = (self.start as i64, piece.len() as i64);
+            let (at, capacity) = (self.memory.len(), self.memory.capacity());
+            let wanted = PIECE.min((self.end - self.start) as usize);
+            let length = if has_room_for(at + wanted, capacity) { wanted } else { wanted.min(capacity - at) };
+            self.memory.resize(at + length, 0);
+            file.read_exact_at(&mut self.memory.make_contiguous()[at..], self.start)?;
+            let (start, length) = (self.start as i64, length as i64);
             // Frees the space; without, on some file systems, it is freed at the end.
-            let _ = fallocate(file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, at, length);
-            self.start += piece.len() as u64;
-            self.memory.extend(piece);
+            let _ = fallocate(file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, start, length);
+            self.start += length as u64;
         }
         if self.start == self.end {
             (self.overflow, self.start, self.end) = (None, 0, 0); // frees its disk space
-            self.memory.extend(mem::take(&mut self.tail));
+            if self.memory.is_empty() {
+                self.memory = mem::take(&mut self.tail).into();
+            } else if has_room_for(self.memory.len() + self.tail.len(), self.memory.capacity()) {
+                self.memory.extend(mem::take(&mut self.tail));
+            }
         }
         self.memory.shrink_to(2 * PIECE);
         Ok(())
     }
+}
+
+/// True if a buffer of this `capacity`, which doubles when it grows, can grow to `length`, with enough left.
+fn has_room_for(length: usize, capacity: usize) -> bool {
+    length <= capacity || Vec::<u8>::new().try_reserve_exact(length.max(2 * capacity) + HEADROOM).is_ok()
 }
 
 #[cfg(test)]
@@ -114,7 +139,7 @@ mod tests {
             let (mut pushed, mut popped) = (Vec::new(), Vec::new());
             for step in 0..300usize {
                 let bytes: Vec<u8> = (0..step * 701 % 200_000).map(|at| (step * 31 + at) as u8).collect();
-                spool.push(&bytes);
+                assert!(spool.push(&bytes));
                 pushed.extend_from_slice(&bytes);
                 if step % pushes_per_pop == 0 {
                     pop(&mut spool, &mut popped)?;
@@ -135,9 +160,8 @@ mod tests {
         let full = File::options().read(true).write(true).open("/dev/full")?;
         let mut spool = Spool { overflow: Some(full), limit: IN_FILE, ..Spool::default() };
         spool.memory.extend(b"oldest");
-        spool.push(b", older");
-        assert!(spool.is_full());
-        spool.push(b", old");
+        assert!(spool.push(b", older") && spool.is_full());
+        assert!(spool.push(b", old"));
         let mut popped = Vec::new();
         while !spool.is_empty() {
             pop(&mut spool, &mut popped)?;

@@ -53,7 +53,7 @@ pub(crate) fn refresh_first(
     supervisor.check_awaited_refresh();
     supervisor.recorder.on_refreshed();
     let after = show(began.elapsed());
-    let not_started = match (supervisor.request, outcome) {
+    let not_started = match (supervisor.requests.last(), outcome) {
         (Some(signal), _) => {
             warn!(name: "lock.interrupted", "{signal} came while claude refreshed its token; nothing was started");
             Some(Outcome::EndedWaiting(signal.number()))
