@@ -66,9 +66,6 @@ const QUEUE: &str = "queue";
 /// Time for which a slot may be free while others wait: then whoever is before us is stopped, or frozen, and loses its turn.
 const MAX_TURN: Duration = Duration::from_secs(10);
 
-/// Number of threads, each with the descriptor of a slot, above which they end before the next look, which takes as many again.
-const MANY: usize = 64;
-
 /// Time to get to a free slot where nobody wants to wait: others may be at the queue, on their way to theirs, on a machine that has much to
 /// do.
 const PASSING: Duration = Duration::from_secs(1);
@@ -307,28 +304,21 @@ impl Search<'_> {
     /// Waits for the ticket before ours; as the first, takes a slot, or has a thread wait for each that is held.
     fn move_up(&mut self, events: &EventSender) -> Result<Option<SlotGuard>> {
         let (Stage::Behind(..) | Stage::First(..)) = &self.stage else { return Ok(None) };
-        let (ticket, mut threads) = match mem::replace(&mut self.stage, Stage::Arriving(None)) {
+        let (ticket, threads) = match mem::replace(&mut self.stage, Stage::Arriving(None)) {
             Stage::Behind(ticket, thread) => (ticket, vec![thread]),
             Stage::First(ticket, threads) => (ticket, threads),
             Stage::Arriving(_) | Stage::Waiting(_) => return Ok(None),
         };
-        // A thread that has just acquired its slot lets it go.
-        if threads.len() > MANY {
-            FlockThread::interrupt(mem::take(&mut threads));
-        }
+        // They have a descriptor for each slot, and a look takes as many. One that has just acquired its slot lets it go.
+        FlockThread::interrupt(threads);
         let slots = SlotsDir::read(&self.request.store);
         if let Some(before) = slots.ticket_before(&self.request.store, ticket.number) {
             self.stage = Stage::Behind(ticket, FlockThread::start(before, events.clone())?);
             return Ok(None);
         }
         Ok(match find_free(&self.request.store, &slots, self.of)? {
-            Ok(slot) => {
-                drop(ticket); // the next looks while our threads end
-                FlockThread::interrupt(threads);
-                Some(slot)
-            }
+            Ok(slot) => Some(slot), // and our ticket is dropped
             Err(held) => {
-                FlockThread::interrupt(threads);
                 let threads = held.into_iter().map(|file| FlockThread::start(file, events.clone())).collect::<Result<_>>()?;
                 self.stage = Stage::First(ticket, threads);
                 None
