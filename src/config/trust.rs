@@ -13,7 +13,7 @@ pub(super) const POWERFUL: [&str; 7] = ["claude", "lock-helper", "log", "record"
 
 /// Refuses the file `path` with its `key` if somebody else can write it, or put another in its place.
 pub(super) fn ensure_only_ours(path: &Path, key: &str) -> Result<()> {
-    if let Some(open) = open_to_others(path)? {
+    if let Some(open) = open_to_others(path, 0o022)? {
         bail!(
             "{key} counts only in a file that nobody but root and uid {} can write, but {open}; change that, take {key} out of {}, or \
              use --{key}",
@@ -25,14 +25,14 @@ pub(super) fn ensure_only_ours(path: &Path, key: &str) -> Result<()> {
 }
 
 /// Says what lets somebody but root and our user write `path`, or put something else in its place: the owner and mode of itself, or of a
-/// directory above it or its real path.
-pub(crate) fn open_to_others(path: &Path) -> Result<Option<String>> {
+/// directory above it or its real path. `writable`: the bits of the mode that do.
+pub(crate) fn open_to_others(path: &Path, writable: u32) -> Result<Option<String>> {
     let (named, real) = (absolute(path)?, fs::canonicalize(path)?);
     for at in [&named, &real].into_iter().flat_map(|file| file.ancestors()) {
         let found = fs::metadata(at)?;
         let (owner, mode) = (found.uid(), found.mode() & 0o7777);
         // In a directory with the sticky bit, only owners rename and remove.
-        let is_open = mode & 0o022 != 0 && !(found.is_dir() && mode & 0o1000 != 0);
+        let is_open = mode & writable != 0 && !(found.is_dir() && mode & 0o1000 != 0);
         if is_open || ![0, geteuid().as_raw()].contains(&owner) {
             return Ok(Some(format!("{} has owner {owner} and mode {mode:04o}", at.display())));
         }

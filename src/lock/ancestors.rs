@@ -1,7 +1,6 @@
 //! Our ancestors, and what they hold by their descriptors.
 
 use std::fmt::Display;
-use std::fs;
 use std::iter;
 
 use nix::unistd::getppid;
@@ -9,11 +8,9 @@ use nix::unistd::getppid;
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{self, Flock, Stat};
 
-/// Programs that hold a lock for what they start, and for nothing else.
+/// Programs that hold a lock for all that they start, and for nothing else. As the last command of an old block, claude is in the place of
+/// its shell; whatever else is there may have the lock for itself.
 const LOCKERS: [&str; 3] = ["flock", "claude", "claude-run"];
-
-/// Programs that have a lock by flock(1), and can keep it from what they start.
-const SHELLS: [&str; 9] = ["ash", "bash", "busybox", "dash", "fish", "ksh", "mksh", "sh", "zsh"];
 
 /// Pids of our ancestors, the nearest first, as far as they are visible.
 pub(super) fn ancestors() -> impl Iterator<Item = i32> {
@@ -32,15 +29,11 @@ pub(super) fn exclusive_flock(process: impl Display, lock: FileId) -> Option<Flo
     proc::flock_of(process, lock).filter(|flock| flock.is_exclusive)
 }
 
-/// True if the process `pid` has its `flock` for all that it starts: as one of [`LOCKERS`], or because it is in the place of the shell of an
-/// old block, as the block's last command is. Whoever has called flock(2) itself may have done so for something else.
-pub(super) fn holds_for_all_below(pid: i32, flock: Flock) -> bool {
+/// True if the process `pid` is one of [`LOCKERS`].
+pub(super) fn holds_for_all_below(pid: i32) -> bool {
     let words = proc::command_line(pid).unwrap_or_default();
-    // Of a script, the second is its name.
-    let mut names = words.iter().take(2).filter_map(|word| word.rsplit('/').next());
-    let is_shell = || {
-        let program = fs::read_link(format!("/proc/{pid}/exe")).ok();
-        program.is_none_or(|path| path.file_name().is_none_or(|name| SHELLS.iter().any(|shell| name == *shell)))
-    };
-    names.any(|name| LOCKERS.contains(&name)) || (flock.pid != pid && !is_shell())
+    // Of a script, the second is its path.
+    let script = words.get(1).filter(|word| word.contains('/'));
+    let mut names = words.first().into_iter().chain(script).filter_map(|word| word.rsplit('/').next());
+    names.any(|name| LOCKERS.contains(&name))
 }

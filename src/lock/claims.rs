@@ -80,15 +80,14 @@ impl AncestorRuns {
         if !we_wait && exclusive_flock("self", lock).is_some() {
             return Some(Hold::Caller);
         }
-        let mut holders = ancestors().filter_map(|pid| Some((pid, exclusive_flock(pid, lock)?)));
-        let (nearest, flock) = holders.next()?;
+        let mut holders = ancestors().filter(|&pid| exclusive_flock(pid, lock).is_some());
+        let nearest = holders.next()?;
         // An ancestor may hold it for somebody else. It was passed down to us if a process between its holder and us has it as well, as
         // the claude in an old shell block has; if a run whose claim we have has started the holder: a claude whose claude-run was killed;
         // or if the holder has it for whatever it starts. None of them need pass it to its tools.
         let has_started_it =
             |claim: &Claim| claim.lock == lock && !claim.run.is_alive() && is_below(nearest, claim.run) == Some(true);
-        let is_passed_down =
-            self.claims.iter().any(has_started_it) || holders.next().is_some() || holds_for_all_below(nearest, flock);
+        let is_passed_down = self.claims.iter().any(has_started_it) || holders.next().is_some() || holds_for_all_below(nearest);
         is_passed_down.then_some(Hold::RunAbove)
     }
 

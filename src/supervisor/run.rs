@@ -61,7 +61,7 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     if let Some(mut relay) = relay {
         relay.on_child_ended();
         if !output_done {
-            outcome = drain(bound, events, ignored).context("cannot wait for events")?.unwrap_or(outcome);
+            outcome = drain(bound, &relay, events, ignored).context("cannot wait for events")?.unwrap_or(outcome);
         }
         (last_result, session_id, lost_output) = (relay.last_result(), relay.session_id(), relay.lost_output());
     }

@@ -288,14 +288,15 @@ fn has_opened(process: impl Display, descriptor: &str, file: FileId) -> bool {
     FileId::at(Path::new(&format!("/proc/{process}/fd/{descriptor}"))) == Some(file)
 }
 
-/// True if a descriptor of the process `pid` is `file`, or if none can be seen. Looks at those of that inode alone.
+/// True if a descriptor of the process `pid` is `file`, or if that cannot be seen. Looks at those of that inode alone.
 fn may_have_opened(pid: i32, file: FileId) -> bool {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return true };
-    let inode = format!("ino:\t{}\n", file.inode); // since Linux 5.14
-    let names = descriptors
-        .flatten()
-        .filter(|entry| fs::read_to_string(entry.path()).is_ok_and(|info| info.contains(&inode) || !info.contains("ino:")));
-    names.filter_map(|entry| entry.file_name().into_string().ok()).any(|name| has_opened(pid, &name, file))
+    descriptors.flatten().any(|entry| {
+        let info = fs::read_to_string(entry.path()).unwrap_or_default();
+        let inode = info.lines().find_map(|line| line.strip_prefix("ino:")); // since Linux 5.14
+        let is_it = || entry.file_name().to_str().is_some_and(|name| has_opened(pid, name, file));
+        inode.is_none_or(|inode| inode.trim() == file.inode.to_string() && is_it())
+    })
 }
 
 /// Pid of the process `pid` in its own PID namespace, and the name of that namespace.

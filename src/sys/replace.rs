@@ -44,9 +44,6 @@ pub(crate) fn read_to_replace(path: &Path) -> io::Result<String> {
         }
         (Ok(link), Err(_)) if link.is_symlink() => return no("it is a link that leads nowhere".into()),
         (_, Ok(found)) if !found.is_file() => return no("it is no regular file".into()),
-        (_, Ok(found)) if found.nlink() > 1 => {
-            return no("it has another name, as a hard link, which would keep the old text; make that a symlink".into());
-        }
         (_, Ok(_)) if is_mount_point(&resolve_links(path)) => {
             return no("it is a mount point; change the file that is mounted there".into());
         }
@@ -98,7 +95,8 @@ fn keep_attributes(old: &File, copy: &File) -> io::Result<()> {
     let mode = found.permissions().mode();
     let is_for_the_group_alone = mode & 0o040 != 0 && mode & 0o004 == 0;
     if give(copy, &found).is_err() && is_for_the_group_alone {
-        return Err(io::Error::other(format!("only group {} may read it, which we cannot give the copy to", found.gid())));
+        let group = found.gid();
+        return Err(io::Error::other(format!("it is for group {group}, in which we are not; let root change it, or chgrp it")));
     }
     let _ = fremovexattr(copy, ACL); // there is none, mostly
     let mut names = vec![0; 64 << 10];
@@ -107,10 +105,9 @@ fn keep_attributes(old: &File, copy: &File) -> io::Result<()> {
         let mut value = vec![0; 64 << 10];
         let kept = fgetxattr(old, name, &mut value[..])
             .and_then(|length| fsetxattr(copy, name, &value[..length], XattrFlags::empty()));
-        // Those of the system's own labels are for it to set.
-        if let (Err(error), false) = (kept, name.starts_with(b"security.") || name.starts_with(b"trusted.")) {
-            let name = String::from_utf8_lossy(name);
-            return Err(io::Error::other(format!("its attribute {name} cannot be kept: {}", io::Error::from(error))));
+        // Others may be the system's own, or of the old text.
+        if let (Err(error), true) = (kept, name == ACL.as_bytes()) {
+            return Err(io::Error::other(format!("its ACL cannot be kept: {}", io::Error::from(error))));
         }
     }
     copy.set_permissions(found.permissions())
@@ -183,9 +180,8 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let path = |name: &str| dir.path().join(name);
         fs::write(path("file"), "a")?;
-        fs::hard_link(path("file"), path("other"))?;
         symlink("nowhere", path("dangling"))?;
-        let refusals = [("file", "hard link"), ("dangling", "leads nowhere"), (".", "no regular file")];
+        let refusals = [("dangling", "leads nowhere"), (".", "no regular file")];
         for (name, expected) in refusals {
             let error = read_to_replace(&path(name)).expect_err(name).to_string();
             assert!(error.contains(expected) && append(&path(name)).is_err(), "{name}: {error}");

@@ -69,7 +69,8 @@ pub(crate) fn is_in_foreground() -> bool {
 /// TTOU has to be ignored.
 fn return_to_foreground() {
     let Ok(group) = tcgetpgrp(stdin()) else { return };
-    if group == getpgrp() {
+    // 0: one outside of our PID namespace. EPERM: one of another user's, whom /proc may hide.
+    if group == getpgrp() || group.as_raw() <= 0 || killpg(group, None) == Err(Errno::EPERM) {
         return;
     }
     let ours = LazyCell::new(|| Links::descendants(getpid().as_raw()));

@@ -1,8 +1,6 @@
 //! The relay: every byte, whatever reads it; and what the frames in it set off.
 
-use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -172,44 +170,6 @@ fn child_gets_sigpipe_when_the_reader_goes() {
         wait_timeout::ChildExt::wait_timeout(&mut run, crate::env::CEILING).expect("a child").expect("it has ended").code();
     assert!(matches!(code, Some(3 | 4)), "{code:?}");
     assert!(!env.is_locked());
-}
-
-#[test]
-fn child_sees_that_the_reader_went_before_it_writes() {
-    let env = Env::new();
-    let waits = "import select; poll = select.poll(); poll.register(1, 0); poll.poll(); exit(3)";
-    for (options, code) in [("--log log", "3"), ("--pty", "129")] {
-        let mut shell = env.command("bash");
-        shell.args(["-c", &format!(r#""$0" --timeout 60 {options} -- python3 -c "$1" | true; echo ${{PIPESTATUS[0]}}"#)]);
-        let ended = Running::start({
-            shell.arg(binary()).arg(waits);
-            shell
-        })
-        .end();
-        assert_eq!(ended.stdout, [code], "{options}: {ended:?}");
-    }
-}
-
-#[test]
-fn fifo_may_have_another_reader() {
-    let env = Env::new();
-    nix::unistd::mkfifo(&env.path("out"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
-    let open = || File::options().read(true).custom_flags(libc::O_NONBLOCK).open(env.path("out")).expect("a FIFO");
-    let first = open();
-    let mut command = env.command(binary());
-    command.args(["--log", "log", "--", "sh", "-c", "echo >ready; until [ -e go ]; do sleep 0.01; done; echo x"]);
-    command.stdout(File::options().write(true).open(env.path("out")).expect("a FIFO"));
-    let mut run = command.spawn().expect("started");
-    drop(command);
-    wait_until("it runs", || env.path("ready").exists());
-    drop(first);
-    std::thread::sleep(Duration::from_millis(200)); // it could be noticed
-    let mut second = open();
-    std::fs::write(env.path("go"), "").expect("a file");
-    assert!(run.wait().expect("a child").success());
-    let mut read = String::new();
-    second.read_to_string(&mut read).expect("read");
-    assert_eq!(read, "x\n");
 }
 
 #[test]

@@ -299,7 +299,7 @@ fn shared_dir_of_others_is_refused() {
     for shared in [place.shared.clone(), place.shared.join("ours")] {
         fs::create_dir_all(&shared).expect("a directory");
         let words = ["--shared-dir", &shared.to_string_lossy()];
-        for mode in [0o777, 0o775] {
+        for mode in [0o777, 0o757] {
             fs::set_permissions(&place.shared, Permissions::from_mode(mode)).expect("a mode");
             place.refuses(&words, &format!("and mode {mode:04o}: others could take the login away"));
         }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use super::relay::Relay;
 use crate::events::{Event, EventQueue};
 use crate::outcome::Outcome;
 use crate::sys::signal::{self, SigSet, Signal};
@@ -13,21 +14,28 @@ use crate::sys::signal::{self, SigSet, Signal};
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// Waits, after the child's end, until our reader has taken all output. A termination request ends the wait, as it would end a child
-/// that waits for its reader; a limit or a request of before, `bound`, ends it after [`DRAIN_GRACE`]. Returns the outcome of a wait that
-/// was ended.
-pub(crate) fn drain(bound: Option<Outcome>, events: &mut EventQueue, ignored: SigSet) -> io::Result<Option<Outcome>> {
-    let deadline = bound.map(|_| Instant::now() + DRAIN_GRACE);
+/// that waits for its reader; one of before, `bound`, ends it after [`DRAIN_GRACE`], and the hard limit once a reader has taken nothing for
+/// so long. Returns the outcome of a wait that was ended.
+pub(crate) fn drain(
+    bound: Option<Outcome>,
+    relay: &Relay,
+    events: &mut EventQueue,
+    ignored: SigSet,
+) -> io::Result<Option<Outcome>> {
+    let began = Instant::now();
+    let began_or = |progress: Instant| if bound == Some(Outcome::HardLimit) { began.max(progress) } else { began };
+    let deadline = || bound.map(|_| began_or(relay.last_delivery()) + DRAIN_GRACE);
     let ended_by = |outcome: Outcome| {
         let cause = outcome.signal().map_or_else(|| "the hard limit".to_owned(), signal::name);
         warn!("{cause} ended the wait for the reader of the child's output; some of it is lost");
         Ok(Some(outcome))
     };
     loop {
-        let events = events.wait(deadline)?;
+        let events = events.wait(deadline())?;
         if events.contains(&Event::OutputDone) {
             return Ok(None);
         }
-        if let (Some(outcome), Some(at)) = (bound, deadline)
+        if let (Some(outcome), Some(at)) = (bound, deadline())
             && Instant::now() >= at
         {
             return ended_by(outcome);

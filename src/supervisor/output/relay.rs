@@ -111,6 +111,11 @@ impl Relay {
     }
 
     /// Time of the child's last output.
+    /// Time at which our reader has last taken something.
+    pub(super) fn last_delivery(&self) -> Instant {
+        self.shared.last_delivery()
+    }
+
     pub(crate) fn last_output(&self) -> Instant {
         self.shared.last_output()
     }
@@ -188,20 +193,14 @@ impl Copier {
     fn wait(&mut self) -> bool {
         self.shared.note_stall(self.streams.iter().any(|stream| stream.input.is_some() && !stream.is_reading()));
         let reading = || self.streams.iter().filter(|stream| stream.is_reading());
-        let reads = reading().next().is_some();
-        let mut ready = Vec::new();
-        let mut add = |fd, events| {
-            ready.push(PollFd::new(fd, events));
-            ready.len() - 1
-        };
-        let end_at = reads.then(|| add(self.child_ended.as_fd(), PollFlags::POLLIN));
-        let places = self.streams.iter().map(|stream| {
-            let input = stream.input.as_ref().filter(|_| stream.is_reading());
-            let sink = stream.sink.as_ref().filter(|sink| input.is_some() || sink.is_behind());
-            let input_at = input.map(|input| add(input.get_ref().as_fd(), PollFlags::POLLIN));
-            (input_at, sink.and_then(|sink| Some(add(sink.as_fd(), sink.awaited()?))))
-        });
-        let places: Vec<_> = places.collect();
+        let inputs = reading().filter_map(|stream| stream.input.as_ref());
+        let mut ready: Vec<_> = inputs.map(|input| PollFd::new(input.get_ref().as_fd(), PollFlags::POLLIN)).collect();
+        let reads = !ready.is_empty();
+        if reads {
+            ready.insert(0, PollFd::new(self.child_ended.as_fd(), PollFlags::POLLIN));
+        }
+        let sinks = self.streams.iter().filter_map(|stream| stream.sink.as_ref()).filter(|sink| sink.is_behind());
+        ready.extend(sinks.map(|sink| PollFd::new(sink.as_fd(), PollFlags::POLLOUT)));
         let timeout = match reading().filter_map(Stream::pause_at).min() {
             _ if reading().any(|stream| stream.held > 0) => PollTimeout::ZERO,
             // Rounded up, or it would wake a little too early.
@@ -210,15 +209,7 @@ impl Copier {
         };
         // Signals are blocked here, so EINTR does not come; after another error the next read shows it.
         let _ = poll(&mut ready, timeout);
-        let has =
-            |at: Option<usize>, flags| at.and_then(|at| ready.get(at)?.revents()).is_some_and(|seen| seen.intersects(flags));
-        let child_ended = has(end_at, PollFlags::all());
-        // What there is to read is read first: writing it shows the same.
-        let is_lost = |&(input, sink)| has(sink, PollFlags::POLLERR | PollFlags::POLLHUP) && !has(input, PollFlags::all());
-        let lost: Vec<_> = places.iter().map(is_lost).collect();
-        for (stream, _) in self.streams.iter_mut().zip(lost).filter(|(stream, is_lost)| *is_lost && !stream.is_behind()) {
-            stream.lose_reader(&self.shared);
-        }
+        let child_ended = reads && ready.first().and_then(PollFd::any).unwrap_or(false);
         let now = Instant::now();
         for stream in self.streams.iter_mut().filter(|stream| stream.pause_at().is_some_and(|at| now >= at)) {
             stream.pause(now, &self.shared);
@@ -340,25 +331,22 @@ impl Stream {
     fn deliver(&mut self, bytes: &[u8], shared: &Shared) {
         let Some(sink) = &mut self.sink else { return };
         let Err(error) = sink.deliver(bytes) else {
+            shared.note_delivery();
             if let Some(length) = sink.excess().filter(|_| !mem::replace(&mut self.has_stalled, true)) {
                 let behind = length >> 20;
                 warn!("the reader of {} is {behind} MiB behind, and no more is kept for it: the child has to wait", self.name);
             }
             return;
         };
-        if error.kind() == ErrorKind::BrokenPipe {
-            self.lose_reader(shared);
-        } else {
+        self.sink = None;
+        if error.kind() != ErrorKind::BrokenPipe {
             // The child goes on, as if all were read: it may have more to do than to print.
-            self.sink = None;
             error!(%error, "cannot write the child's output to {}: from here on it is lost", self.name);
             shared.lost_output.store(true, Ordering::Relaxed);
+            return;
         }
-    }
-
-    /// Our reader is gone: with the pipe closed, the child gets EPIPE, as it would without us.
-    fn lose_reader(&mut self, shared: &Shared) {
-        (self.sink, self.input) = (None, None);
+        // Our reader is gone: with the pipe closed, the child gets EPIPE, as it would without us.
+        self.input = None;
         if self.terminal.take().is_some() {
             shared.sender.send(Event::HungUp); // it would get EIO
         }

@@ -14,6 +14,8 @@ pub(super) struct Shared {
     started: Instant,
     /// Nanoseconds from `started` to the last byte.
     last_output: AtomicU64,
+    /// Nanoseconds from `started` to the last time that our reader has taken something.
+    last_delivery: AtomicU64,
     /// True while the child has to wait for our reader.
     is_stalled: AtomicBool,
     pub(super) last_result: OnceLock<LastResult>,
@@ -27,6 +29,7 @@ impl Shared {
             sender,
             started: Instant::now(),
             last_output: AtomicU64::new(0),
+            last_delivery: AtomicU64::new(0),
             is_stalled: AtomicBool::new(false),
             last_result: OnceLock::new(),
             lost_output: AtomicBool::new(false),
@@ -36,6 +39,14 @@ impl Shared {
 
     pub(super) fn note_output(&self) {
         self.last_output.store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_delivery(&self) {
+        self.last_delivery.store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn last_delivery(&self) -> Instant {
+        self.started + Duration::from_nanos(self.last_delivery.load(Ordering::Relaxed))
     }
 
     /// Notes whether the child has to wait for our reader.

@@ -8,7 +8,6 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use memchr::{memchr, memrchr};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::statfs::{FsType, fstatfs};
 use rustix::io::ioctl_fionread;
 
 use super::spool::Spool;
@@ -18,13 +17,8 @@ use super::spool::Spool;
 pub(super) struct Sink {
     out: File,
     kind: Kind,
-    /// No other reader can come after the last one, as one can to a FIFO.
-    is_private: bool,
     spool: Spool,
 }
-
-/// Type of the file system of pipes without a name.
-const PIPEFS_MAGIC: FsType = FsType(0x5049_5045);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -46,8 +40,7 @@ impl Sink {
             Err(_) if file_type.is_file() || file_type.is_char_device() => Kind::Other,
             Err(_) => Kind::Blocking,
         };
-        let is_private = file_type.is_socket() || fstatfs(&out).is_ok_and(|system| system.filesystem_type() == PIPEFS_MAGIC);
-        let mut sink = Self { out, kind, is_private, spool: Spool::default() };
+        let mut sink = Self { out, kind, spool: Spool::default() };
         if matches!(kind, Kind::Pipe(_) | Kind::Terminal) {
             // Opened again, since O_NONBLOCK on the inherited file description would affect our caller.
             let path = format!("/proc/self/fd/{}", sink.out.as_raw_fd());
@@ -62,11 +55,6 @@ impl Sink {
     /// True if spooled bytes wait for the descriptor.
     pub(super) fn is_behind(&self) -> bool {
         !self.spool.is_empty()
-    }
-
-    /// What to wait for: room for what is spooled, or else the end of our reader alone, which poll(2) shows unasked.
-    pub(super) fn awaited(&self) -> Option<PollFlags> {
-        if self.is_behind() { Some(PollFlags::POLLOUT) } else { self.is_private.then(PollFlags::empty) }
     }
 
     /// Bytes that are spooled, if they are too many: more can be delivered, but should wait.
