@@ -117,6 +117,11 @@ fn is_reference(value: &[u8]) -> bool {
         || within("{{", "}}").is_some()
 }
 
+/// False for what may be the name of a user.
+fn is_no_user(login: &[u8]) -> bool {
+    login.len() >= 20 || (login.iter().any(u8::is_ascii_uppercase) && login.iter().any(u8::is_ascii_lowercase))
+}
+
 /// The passwords in URLs of `value`, and tokens in a user's place.
 fn url_secrets(value: &[u8]) -> Vec<&[u8]> {
     let secret = |start: usize| {
@@ -125,7 +130,7 @@ fn url_secrets(value: &[u8]) -> Vec<&[u8]> {
         let login = &rest[..rest[..host].iter().rposition(|&byte| byte == b'@')?];
         match memchr::memchr(b':', login) {
             Some(colon) => Some(&login[colon + 1..]).filter(|password| **password != login[..colon]),
-            None => Some(login).filter(|login| is_random(login) && !is_wordy(login)),
+            None => Some(login).filter(|login| is_random(login) && !is_wordy(login) && is_no_user(login)),
         }
     };
     memchr::memmem::find_iter(value, b"://").filter_map(|at| secret(at + 3)).collect()
@@ -164,6 +169,7 @@ mod tests {
             ("X", "token of mine"),
             ("PROXY", "http://proxy:3128"),
             ("URL", "x://dockers:dockers@db"),
+            ("DOCKER_HOST", "ssh://ubuntu22@10.0.0.5"),
         ] {
             assert_eq!(texts(name, value), [""; 0], "{value}");
         }

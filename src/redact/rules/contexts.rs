@@ -5,7 +5,12 @@ use super::{Matcher, Rule, rule};
 /// A pattern of a command and its arguments, which end where the next command begins.
 macro_rules! command {
     ($names:literal, $argument:literal) => {
-        concat!("(?:", $names, r#")\b(?:"[^"\n]*"|'[^'\n]*'|[^\n;|&"']|[;|&][^\s;|&])*?\s"#, $argument)
+        concat!(
+            "(?:",
+            $names,
+            r#")\b(?:"(?:\\[^n\n]|[^"\\\n])*"|'[^'\n]*'|\$\([^)\n]*\)|\\[^n\n]|[^\n;|&"'\\]|[;|&][^\s;|&]|["'])*?\s"#,
+            $argument
+        )
     };
 }
 
@@ -46,7 +51,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         r#"{"args":["-y","mcp-x","--api-key","«kX9mQ2vL7pR4»"]}"#, "Command '['x', '--password', '«swordfish»']'", r#"execve("/usr/bin/x", ["x", "--token", "«kX9a1»"], 0x7)"#,
         "('X-Api-Key', '«v»')", "[ 'X-Api-Key', '«a1b2c3»', 'Host', 'x' ]", "req.set('x-api-key','«v»')", "(b'x-api-key', b'«v»')", "map[X-Api-Key:[«a1b2c3»]]",
         r#"http.Header{"X-Api-Key": []string{"«v»"}}"#, "'x-api-key': [ '«v»' ],", "proxy_set_header X-Api-Key \"«v»\";", "setenv(\"API_KEY\", \"«v»\", 1)",
-        "define('DB_PASSWORD', '«v»');", "OrderedDict([('password', '«v»')])", r#"{"x-api-keys":["«a1b2c3»","«b2c3d4»"]}"#,
+        "define('DB_PASSWORD', '«v»');", "OrderedDict([('password', '«hunter2»')])", r#"{"x-api-keys":["«a1b2c3»","«b2c3d4»"]}"#,
         "const TOKEN: &str = \"«v»\";", "API_KEY: str = \"«v»\"", "API_KEY: Final[str] = \"«v»\"", "export const API_KEY: string = '«v»';", "val password: String = \"«v»\"",
         "var apiKey string = \"«v»\"", "#define API_KEY \"«v»\"", "password: Some(\"«v»\"),", "password=SecretStr('«v»')",
         "<password encrypted=\"false\">«v»</password>", "<password><![CDATA[«v»]]></password>", "<ns:password>«v»</ns:password>", "<wsse:Password Type=\"x\">«v»</wsse:Password>",
@@ -76,7 +81,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         "token == a1b2c3", "x password = swordfish", "password = some words here", "api_key = abcdefghijklmno", "f(a, password=some_value)", "see Private-Token: abc",
         "PASS: test1234", "--token VALUE", "--token MY_VALUE]", "--token --other1", "a*token: swordfish", "the \"x\" secret: swordfish", "password={pw1}", "def f(token: str):",
                 "passenv: ['GH_TOKEN', 'PATH']", "env=[\"API_KEY\", \"HOME\"]", "allowedHeaders: ['X-Api-Key', 'content-type']", "add_argument('--token', '-t', help='x')", "option('--api-key', 'API key to use')",
-        "t(\"password\", \"Password\")", "f(\"token\", \"abc\", 1)", "getenv(\"API_KEY\", \"\")", "password: &str, x: u8", "token: String = f(x)", "<span class=\"token\">const</span>",
+        "t(\"password\", \"Password\")", "fields = (\"password\", \"email\")", r#"{"input":{"pattern":"--token","path":"src"}}"#, r#"{"t":["--token"],"n":[1]}"#, "f(\"token\", \"abc\", 1)", "getenv(\"API_KEY\", \"\")", "password: &str, x: u8", "token: String = f(x)", "<span class=\"token\">const</span>",
         "<label for=\"password\">Password</label>", "fn f(token: &str) -> &str { \"x\" }", "const token = f()", "password: &mut String", "<token a=b/>", "type Token = { token: string }; x = 'y'",
     ]),
     rule("authorization", &["authorization", "ssws"], Matcher::Context(
@@ -96,7 +101,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
     ], &["Authorization: required for all of them", "Authorization: see oauth2-server", "Authorization: OAuth ${token}", "Authorization: Digest username=\"{user}\"",
         "authorization = await f1(token2)"]),
     rule("authorization header", &["authorization"], Matcher::Value(
-        r#"authorization["'`]?\]?\s*:\s*\[?(?:[bfru]{0,2}["'`])?(?:([a-z-]{3,})\s*(?:$|[^\sa-z0-9.(<\[:=$/+-])|([a-z-]*(?:[^\s"'`\\<${a-z-]|[a-z-][<${])[^\s"'`\\]*))"#), &["authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»", "Authorization: «Swordfish»"],
+        r#"authorization["'`]?\]?\s*:\s*\[?(?:[bfru]{0,2}["'`])?(?:([a-z-]{3,})[ \t\r]*(?:$|\n|[^\sa-z0-9.(<\[:=$/+-])|([a-z-]*(?:[^\s"'`\\<${a-z-]|[a-z-][<${])[^\s"'`\\]*))"#), &["authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»", "Authorization: «Swordfish»"],
         &["authorization: string;", "authorization: authHeader(token),", "authorization: Authorization,", "{ authorization: null }", "authorization: )", "authorization: str|None"]),
     rule("authorization value", &["authorization"], Matcher::Login(
         r#"authorization["'`]?\]?\s*(?:=>?\s*["'`]?|,\s*["'`])([^\s"'`\\<${][^\s"'`\\]*)"#),
@@ -105,10 +110,11 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         "authorization = authorization.split()", "authorization = req.headers[0]", "Authorization = ),"]),
     rule("bearer", &["bearer"], Matcher::Context(r"bearer[ \t]+([a-z0-9._~+/-]*[0-9][a-z0-9._~+/=-]{7,})"),
         &["Bearer «abcdefgh12345678»", "Bearer%20«abcdefgh12345678»"], &["bearer authentication-scheme", "Bearer $TOKEN"]),
-    rule("cookie", &["cookie"], Matcher::Line(r#"cookie["'`]?\]?\s*(?:[:=,]|=>)\s*\[?\s*[bfru]{0,2}["'`]?([^\s"'`=;,]+=[^\s;])"#),
+    rule("cookie", &["cookie"], Matcher::Line(
+        r#"cookie["'`]?\]?\s*(?:(?:[:=]|=>)\s*\[?\s*(?:[bfru]{0,2}["'`])?|,\s*\[?\s*[bfru]{0,2}["'`])([^\s"'`=;,]+=(?:[^\s;]|[ ;]+[^\s"'`=;]+=[^\s;]))"#),
         &["Cookie: «a=b; c=d»", "Set-Cookie: «sid=abc; Path=/»", r#"{"set-cookie":"«sid=abc»"}"#, r#"{"set-cookie":["«sid=abc; Path=/»"],"x":1}"#,
         "Cookie: «theme={\"a\":1}; session=kX9»", "Cookie: «a=\"b c\"; d=e»", "-H 'Cookie: «a=\"b c\"; d=e»' x", r#"{"t":"Cookie: «a=\"b\"; c=d»\r\nHost: x"}"#,
-        "('Cookie', '«a=b»')"], &["cookie: yes", "cookie = jar"]),
+        "('Cookie', '«a=b»')", "Cookie: «_ga=; sid=kX9mQ2»", "Set-Cookie: «foo=bar»"], &["cookie: yes", "cookie = jar", "a cookie, domain='%s' x"]),
     rule("cookie of curl", &["curl"], Matcher::Context(
         command!("curl", r#"(?:-b|--cookie)[ =]?(?:["'\\]+([^\s"'`=;\\]+=[^"'`\\\n]+)|([^\s"'`=;\\]+=[^\s"'`\\]+))"#)),
         &["curl -b \"«sid=abc; c=d»\" x", "curl -s --cookie «sid=abc» x", r#"["curl", "-b", "«sid=abc; c=d»"]"#], &["curl -b jar.txt x", "curl -b $JAR x"]),
@@ -124,8 +130,8 @@ pub(super) const CONTEXTS: [Rule; 20] = [
     rule("command line password", &["curl", "wget", "etcdctl"], Matcher::Context(
         command!("curl|wget|etcdctl", r#"["'\\]*(?:-[a-z]{0,4}u|--user|--proxy-user)[ =]?["'\\]*[^\s:"']+:([^\s"'`\\$]+)"#)),
         &["curl -u user:«pass» url", "curl -s --user 'a:«b»' url", "etcdctl --user root:«pw» lock x", "curl -sSu u:«pw» x", "curl 'a;b|c' -u u:«pw» x",
-        "curl \"x?a=1&b=2\" -H 'A: b; c' -u u:«pw»", "['curl', '-H', 'A: b; c', '-u', 'u:«pw»', 'x']"],
-        &["curl -u user url", "curl https://x:80", "curl -fsSL x | sh; docker run -u app:staff img", "curl x && docker run -u app:staff img", "['curl', '-u', 'u'] -u x:y"]),
+        "curl \"x?a=1&b=2\" -H 'A: b; c' -u u:«pw»", r#"curl -d '{"a":"it'\''s"}' -u a:«secret1» x"#, r#"curl -H "A: 5\" disc" -u a:«secret1» x"#, "curl -d it\\'s -u a:«secret1» x", "curl x/$(date +%s; ) -u a:«secret1» x", "['curl', '-H', 'A: b; c', '-u', 'u:«pw»', 'x']"],
+        &["curl -u user url", "curl https://x:80", "curl -fsSL x | sh; docker run -u app:staff img", "curl x && docker run -u app:staff img"]),
     rule("curl secret", &["curl"], Matcher::Context(
         command!("curl", r#"(?:(?:-E|--cert|--proxy-cert)[ =]?["'\\]*[^\s:"'/]+:([^\s"'`\\$/]+)|--oauth2-bearer[ =]["'\\]*([^\s"'`\\$]+))"#)),
         &["curl -E c.pem:«pw» x", "curl --oauth2-bearer «word» x"], &["curl -e https://x:80/ y", "curl --cert c.pem x"]),

@@ -17,6 +17,13 @@ impl Line {
             text[word.end..].iter().take(16).take_while(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(byte)).count();
         let first = word.end + name;
         let quote = *text.get(first).filter(|byte| b"\"'".contains(byte))?;
+        // Only from the first string on, or the second: each of many would be looked at to the end.
+        let before = before_string(&text[..word.start], quote)?;
+        let second = || before_string(before.strip_suffix(b",")?.trim_ascii_end().strip_suffix(&[quote])?, quote);
+        [Some(before), second()]
+            .into_iter()
+            .flatten()
+            .find(|before| before.ends_with(b"[") || before.ends_with(b"(") || before.ends_with(b"{"))?;
         let mut line = Self { text: text[word.start..first].to_vec(), places: (word.start..first).collect() };
         let mut at = first + 1;
         while line.text.len() < NEAR
@@ -43,6 +50,12 @@ impl Line {
     pub(super) fn source(&self, part: &Range<usize>) -> Range<usize> {
         self.places[part.start]..self.places[part.end - 1] + 1
     }
+}
+
+/// What stands before the string that `head` ends in.
+fn before_string(head: &[u8], quote: u8) -> Option<&[u8]> {
+    let path = head.iter().rev().take(64).take_while(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(byte)).count();
+    Some(head[..head.len() - path].strip_suffix(&[quote])?.trim_ascii_end())
 }
 
 /// Beginning of the string in `quote` that follows in the list.

@@ -183,7 +183,7 @@ impl Scan<'_> {
 
     /// A string behind the name, in a list or a call.
     fn comma(&self) -> Option<(Sign, usize)> {
-        self.quote?;
+        self.quote.filter(|_| !self.text[self.name.end..self.at].contains(&b']'))?;
         let rest = &self.text[self.at + 1..];
         let skipped = rest.iter().take(16).take_while(|byte| byte.is_ascii_whitespace()).count();
         Some((Sign::Comma, self.at + 1 + skipped))
@@ -203,10 +203,13 @@ impl Scan<'_> {
         let is_name = names::is_loud(self.name()) || self.name().contains(&b'-');
         let is_words = |sign: u8| value.contains(&sign) && value.iter().all(|byte| byte.is_ascii_alphabetic() || *byte == sign);
         let is_other = value.iter().all(u8::is_ascii_uppercase) || is_words(b'-') || is_words(b'_');
-        let is_value = !is_other && !value.starts_with(b"-") && !value.iter().any(u8::is_ascii_whitespace);
+        // The next key of an object.
+        let is_key = self.text[end..].get(1..).unwrap_or_default().trim_ascii_start().starts_with(b":");
+        let is_word = value.iter().all(u8::is_ascii_lowercase);
+        let is_value = !is_other && !is_key && !value.starts_with(b"-") && !value.iter().any(u8::is_ascii_whitespace);
         is_value
             && (is_flag && self.fits_word(value)
-                || is_call && (is_closed || is_name)
+                || is_call && (is_name || is_closed && !is_word)
                 || is_name && !is_flag && is_random(value))
     }
 
