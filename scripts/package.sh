@@ -179,7 +179,7 @@ trap '[ $? = 0 ] || (cd "$out" 2>/dev/null && rm -f "$name.tar.gz" "$name.cdx.js
 say "packages"
 package "$top"
 size=$(stat -c %s "$out/root/bin/claude-run")
-[ "$size" -le $((4 * 1024 * 1024)) ] || wrong "the binary has $size bytes, more than 4 MiB"
+[ "$size" -le $((5 * 1024 * 1024)) ] || wrong "the binary has $size bytes, more than 5 MiB"
 if LC_ALL=C ldd "$out/root/bin/claude-run" 2>&1 | grep -q '=>'; then wrong "the binary is linked dynamically"; fi
 if grep -qaF -e "$top/" -e "${CARGO_HOME:-$HOME/.cargo}/" "$out/root/bin/claude-run"; then
   wrong "the binary names paths of this machine"
