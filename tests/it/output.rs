@@ -352,7 +352,9 @@ fn child_waits_when_no_more_can_be_spooled() {
     shell.env("TMPDIR", "/nonexistent").args(["-c", script]).arg(binary());
     let run = Running::start(shell);
     let message = run.message();
-    assert!(message.contains("8 MiB behind") && message.contains("has to wait"), "{message}");
+    // By as much as one read more, where the relay comes late.
+    let is_bound = ["8 MiB behind", "9 MiB behind"].iter().any(|bound| message.contains(bound));
+    assert!(is_bound && message.contains("has to wait"), "{message}");
     assert!(!env.path("done").exists(), "the child waits");
     std::fs::write(env.path("go"), "\n").expect("a FIFO");
     let ended = run.end();
