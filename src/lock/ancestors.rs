@@ -6,7 +6,7 @@ use std::iter;
 use nix::unistd::getppid;
 
 use crate::sys::file_id::FileId;
-use crate::sys::proc::{self, Flock, Stat};
+use crate::sys::proc::{self, Stat};
 
 /// Programs that hold a lock for all that they start, and for nothing else. As the last command of an old block, claude is in the place of
 /// its shell; whatever else is there may have the lock for itself.
@@ -20,13 +20,13 @@ pub(super) fn ancestors() -> impl Iterator<Item = i32> {
 
 /// True if any of our ancestors holds an exclusive flock on `lock`.
 pub(super) fn is_held_above(lock: FileId) -> bool {
-    ancestors().any(|pid| exclusive_flock(pid, lock).is_some())
+    ancestors().any(|pid| has_exclusive_flock(pid, &[lock]))
 }
 
-/// The exclusive flock on `lock` that a descriptor of `process` holds: an attempt to lock through an inherited descriptor that holds a
-/// shared one could lose that.
-pub(super) fn exclusive_flock(process: impl Display, lock: FileId) -> Option<Flock> {
-    proc::flock_of(process, lock).filter(|flock| flock.is_exclusive)
+/// True if a descriptor of `process` holds an exclusive flock on one of `files`: an attempt to lock through an inherited descriptor that
+/// holds a shared one could lose that.
+pub(super) fn has_exclusive_flock(process: impl Display, files: &[FileId]) -> bool {
+    proc::flock_among(process, files).is_some_and(|flock| flock.is_exclusive)
 }
 
 /// True if the process `pid` is one of [`LOCKERS`].

@@ -4,12 +4,12 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 
-use super::ancestors::{ancestors, exclusive_flock, holds_for_all_below};
+use super::ancestors::{ancestors, has_exclusive_flock, holds_for_all_below};
 use crate::config::settings::Environment;
 use crate::records::{Hold, RecordStore, RunRecord};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
-use crate::sys::proc::{self, Flock};
+use crate::sys::proc;
 
 /// Deepest nesting of claude-run in claude-run. Agents that call agents need a few levels; a `claude` on PATH that is a script around
 /// claude-run would nest for ever.
@@ -77,10 +77,10 @@ impl AncestorRuns {
         if self.claims.iter().any(|claim| claim.holds_above_us(lock, records)) {
             return Some(Hold::RunAbove);
         }
-        if !we_wait && exclusive_flock("self", lock).is_some() {
+        if !we_wait && has_exclusive_flock("self", &[lock]) {
             return Some(Hold::Caller);
         }
-        let mut holders = ancestors().filter(|&pid| exclusive_flock(pid, lock).is_some());
+        let mut holders = ancestors().filter(|&pid| has_exclusive_flock(pid, &[lock]));
         let nearest = holders.next()?;
         // An ancestor may hold it for somebody else. It was passed down to us if a process between its holder and us has it as well, as
         // the claude in an old shell block has; if a run whose claim we have has started the holder: a claude whose claude-run was killed;
@@ -100,12 +100,11 @@ impl AncestorRuns {
     /// for all below it. Where it cannot be seen, in another PID namespace, a claim and the run's record do. While threads of ours wait
     /// for the slots, our own descriptors tell nothing.
     pub(super) fn have_slot(&self, slots: &[FileId], records: Option<&RecordStore>, we_wait: bool) -> bool {
-        let has_one = |flock: Option<Flock>| flock.is_some_and(|flock| flock.is_exclusive);
         let is_elsewhere = |claim: &Claim| {
             slots.contains(&claim.lock) && claim.run_elsewhere(records).is_some_and(|record| record.has_slot(claim.lock))
         };
-        (!we_wait && has_one(proc::flock_among("self", slots)))
-            || ancestors().any(|pid| has_one(proc::flock_among(pid, slots)))
+        (!we_wait && has_exclusive_flock("self", slots))
+            || ancestors().any(|pid| has_exclusive_flock(pid, slots))
             || self.slots.iter().any(is_elsewhere)
     }
 
@@ -172,7 +171,7 @@ impl Claim {
     /// that cannot be seen; there the run's record counts.
     fn holds_above_us(&self, lock: FileId, records: Option<&RecordStore>) -> bool {
         let is_visible =
-            || proc::is_of_our_pid_namespace() && self.run.is_above_us() && exclusive_flock(self.run.pid, lock).is_some();
+            || proc::is_of_our_pid_namespace() && self.run.is_above_us() && has_exclusive_flock(self.run.pid, &[lock]);
         let record = || self.run_elsewhere(records).filter(|record| record.holds(lock));
         self.lock == lock && (is_visible() || record().is_some())
     }

@@ -110,12 +110,12 @@ impl Relay {
         [end(0), end(if self.is_one { 0 } else { 1 })]
     }
 
-    /// Time of the child's last output.
     /// Time at which our reader has last taken something.
     pub(super) fn last_delivery(&self) -> Instant {
         self.shared.last_delivery()
     }
 
+    /// Time of the child's last output.
     pub(crate) fn last_output(&self) -> Instant {
         self.shared.last_output()
     }

@@ -38,15 +38,15 @@ impl Shared {
     }
 
     pub(super) fn note_output(&self) {
-        self.last_output.store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.note(&self.last_output);
     }
 
     pub(super) fn note_delivery(&self) {
-        self.last_delivery.store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.note(&self.last_delivery);
     }
 
     pub(super) fn last_delivery(&self) -> Instant {
-        self.started + Duration::from_nanos(self.last_delivery.load(Ordering::Relaxed))
+        self.noted(&self.last_delivery)
     }
 
     /// Notes whether the child has to wait for our reader.
@@ -61,6 +61,14 @@ impl Shared {
         if self.is_stalled.load(Ordering::Relaxed) {
             return Instant::now();
         }
-        self.started + Duration::from_nanos(self.last_output.load(Ordering::Relaxed))
+        self.noted(&self.last_output)
+    }
+
+    fn note(&self, time: &AtomicU64) {
+        time.store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    fn noted(&self, time: &AtomicU64) -> Instant {
+        self.started + Duration::from_nanos(time.load(Ordering::Relaxed))
     }
 }
