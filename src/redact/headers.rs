@@ -4,14 +4,16 @@ use std::ops::Range;
 
 use memchr::memmem;
 
+use super::names;
 use super::ordinary::is_login;
 use super::span::{NEAR, Open};
 
 /// Schemes with one word behind them.
 const SINGLE: [&str; 4] = ["bearer", "basic", "token", "negotiate"];
 
-/// The value at `value` of the header at `name`, to its end.
-pub(super) fn to_end(text: &[u8], name: usize, value: usize) -> (Range<usize>, Open) {
+/// The value at `value` of the header whose name ends with the word at `word`, to its end.
+pub(super) fn to_end(text: &[u8], word: usize, value: usize) -> (Range<usize>, Open) {
+    let name = names::around(text, &(word..word)).start;
     let open = Open::Line(quote_around(text, name, value), string_around(text, name));
     let length = text[value..value + open.length(&text[value..])].trim_ascii_end().len();
     (value..value + length, open)

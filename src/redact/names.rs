@@ -285,9 +285,14 @@ fn is_owned(part: &[u8]) -> bool {
 }
 
 fn is_of_owner(before: &[&[u8]], part: &[u8]) -> bool {
-    let is_kind = ["key", "keys", "pass"].iter().any(|kind| part.ends_with(kind.as_bytes()));
+    let is_kind = ["key", "keys", "pass", "tokens"].iter().any(|kind| part.ends_with(kind.as_bytes()));
     let is_service = || before.last().is_some_and(|last| SERVICES.iter().any(|service| service.as_bytes() == *last));
-    is_kind && (before.iter().any(|part| OWNERS.iter().any(|owner| *part == owner.as_bytes())) || is_service())
+    is_kind && (before.iter().any(|part| OWNERS.iter().any(|owner| names_owner(part, owner.as_bytes()))) || is_service())
+}
+
+/// True if `part` is this owner: `vault`, `myvault`; two letters at the end of a part are no owner: `high`.
+fn names_owner(part: &[u8], owner: &[u8]) -> bool {
+    part == owner || (owner.len() > 2 && part.ends_with(owner))
 }
 
 fn without_digits(part: &[u8]) -> &[u8] {
@@ -343,6 +348,8 @@ mod tests {
             "x_claudepass",
             "claude_my_key",
             "FORGE_KEYS",
+            "MYVAULT_KEY",
+            "GITHUB_TOKENS",
             "my_openai_pass",
             "token2",
             "api_key1",

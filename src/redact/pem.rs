@@ -92,12 +92,14 @@ fn marker(line: &[u8], word: &[u8]) -> Option<Range<usize>> {
     if word == b"BEGIN" && line.starts_with(b"Private-Lines:") {
         return Some(0..line.len());
     }
-    let start = memmem::find(line, word)?;
-    let key = start + memmem::find(&line[start..], b"PRIVATE KEY").filter(|&at| at < 40)? + b"PRIVATE KEY".len();
-    let rest = &line[key..];
-    let rest = rest.strip_prefix(b" BLOCK").unwrap_or(rest);
-    let dashes = rest.iter().skip_while(|&&byte| byte == b' ').take_while(|&&byte| byte == b'-').count();
-    (dashes >= 4 && line[..start].ends_with(b"-") || line[..start].ends_with(b"- ")).then_some(start..key)
+    memmem::find_iter(line, word).find_map(|start| {
+        let near = &line[start..line.len().min(start + 64)];
+        let key = start + memmem::find(near, b"PRIVATE KEY").filter(|&at| at < 40)? + b"PRIVATE KEY".len();
+        let rest = &line[key..];
+        let rest = rest.strip_prefix(b" BLOCK").unwrap_or(rest);
+        let dashes = rest.iter().skip_while(|&&byte| byte == b' ').take_while(|&&byte| byte == b'-').count();
+        (dashes >= 4 && line[..start].ends_with(b"-") || line[..start].ends_with(b"- ")).then_some(start..key)
+    })
 }
 
 fn is_base64(byte: u8) -> bool {
@@ -335,6 +337,12 @@ mod tests {
         let (begin, end, body) = ("-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", "MIIEpAIBAAKCAQEA0123");
         for (line, expected) in [
             (format!(r#"["{begin}","{body}","ab12=","{end}"]"#), format!(r#"["{begin}","***","{end}"]"#)),
+            (
+                format!(
+                    r#""-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n{begin}\n{body}\n{end}\n","a":"b""#
+                ),
+                format!(r#""-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n{begin}\n***\n{end}\n","a":"b""#),
+            ),
             (format!(r#"["{begin}","{body}"],"a":"b""#), format!(r#"["{begin}","***"],"a":"b""#)),
             (
                 format!(r#"{{"k":"{begin}\n{body}\n","cwd":"/home/user"}}"#),

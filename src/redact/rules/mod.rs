@@ -146,8 +146,8 @@ impl Rule {
     pub(super) fn secret_name(&self, text: &[u8], word: &Range<usize>, ours: &str) -> Option<Range<usize>> {
         let is_end = matches!(self.matcher, Matcher::Name) && ends_part(text, word, ours);
         let name = is_end.then(|| names::around(text, word))?;
-        // Of "tokens", only what is below it counts.
-        let is_plural = ours == "token" && name.end == word.end + 1;
+        // Of "tokens" of nobody, only what is below it counts.
+        let is_plural = ours == "token" && name.end == word.end + 1 && nested::may_open(&text[name.end..]);
         let single = name.start..name.end - usize::from(is_plural);
         names::is_secret(&text[single]).then_some(name)
     }
@@ -265,7 +265,7 @@ fn is_encoded(text: &[u8], near: usize, passes: impl Fn(u8) -> bool) -> bool {
 /// False if letters behind `word` make another word of it, as in `input_tokens`, which is most of what there is.
 fn ends_part(text: &[u8], word: &Range<usize>, ours: &str) -> bool {
     match text.get(word.end) {
-        Some(b's') => ours != "token" || nested::may_open(&text[word.end + 1..]),
+        Some(b's') => !text.get(word.end + 1).is_some_and(u8::is_ascii_lowercase),
         Some(byte) if byte.is_ascii_lowercase() => ours.starts_with("pass"),
         _ => true,
     }
