@@ -118,8 +118,20 @@ fn end_of_string(text: &[u8], start: usize, quote: u8) -> Option<usize> {
 
 /// True if an object or a list follows a name at whose end `rest` begins, perhaps in a string of JSON.
 pub(super) fn may_open(rest: &[u8]) -> bool {
-    let mut signs = rest.iter().take(24).filter(|byte| !b"\\\"' \t".contains(byte));
-    signs.next() == Some(&b':') && signs.next().is_some_and(|byte| b"{[".contains(byte))
+    let mut signs = signs(rest);
+    signs.next() == Some(b':') && signs.next().is_some_and(|byte| b"{[".contains(&byte))
+}
+
+/// True if a number, or no value at all, stands behind a name, as behind `input_tokens`.
+pub(super) fn is_count(rest: &[u8]) -> bool {
+    let mut signs = signs(rest);
+    !signs.next().is_some_and(|byte| b":=".contains(&byte))
+        || signs.find(|byte| !byte.is_ascii_digit()).is_none_or(|byte| b",}]\r\n".contains(&byte))
+}
+
+/// What stands behind a name, without blanks and quotes.
+fn signs(rest: &[u8]) -> impl Iterator<Item = u8> {
+    rest.iter().take(24).copied().filter(|byte| !b"\\\"' \t".contains(byte))
 }
 
 #[cfg(test)]

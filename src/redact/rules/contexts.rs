@@ -56,7 +56,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         "var apiKey string = \"«v»\"", "#define API_KEY \"«v»\"", "password: Some(\"«v»\"),", "password=SecretStr('«v»')",
         "<password encrypted=\"false\">«v»</password>", "<password><![CDATA[«v»]]></password>", "<ns:password>«v»</ns:password>", "<wsse:Password Type=\"x\">«v»</wsse:Password>",
         "<property name=\"password\">«v»</property>", "<add value=\"«v»\" key=\"password\"/>", "<key>password</key><string>«v»</string>", "- {name: DB_PASSWORD, value: \"«v»\"}",
-        "GITHUB_TOKENS=«a1,b2»", "claude_tokens: \"«abc»\"", "MYVAULT_KEY=«abc»", "PresharedKey = «a1b2c3d4e5+/a=»", "password: !!str «v»", "password: &a «v1»", "npm config set //registry.npmjs.org/:_authToken «v1»",
+        "GITHUB_TOKENS=«a1,b2»", "GITHUB_TOKENS=«1a2b,3c»", "claude_tokens: \"«abc»\"", "MYVAULT_KEY=«abc»", "PresharedKey = «a1b2c3d4e5+/a=»", "password: !!str «v»", "password: &a «v1»", "npm config set //registry.npmjs.org/:_authToken «v1»",
     ], &[
         "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
         "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",

@@ -265,6 +265,7 @@ fn is_encoded(text: &[u8], near: usize, passes: impl Fn(u8) -> bool) -> bool {
 /// False if letters behind `word` make another word of it, as in `input_tokens`, which is most of what there is.
 fn ends_part(text: &[u8], word: &Range<usize>, ours: &str) -> bool {
     match text.get(word.end) {
+        Some(b's') if ours == "token" => !nested::is_count(&text[word.end + 1..]),
         Some(b's') => !text.get(word.end + 1).is_some_and(u8::is_ascii_lowercase),
         Some(byte) if byte.is_ascii_lowercase() => ours.starts_with("pass"),
         _ => true,
