@@ -18,10 +18,10 @@ pub(super) fn allow(allowed: bool) {
 pub struct LiveLine(());
 
 impl LiveLine {
-    /// A live line, if stderr is a terminal and the verbosity allows it.
+    /// A live line, if stderr is a terminal that is ours to rewrite, and the verbosity allows it.
     pub fn on_terminal() -> Option<Self> {
         // Not `then_some`: dropped, it writes.
-        (IS_ALLOWED.load(Ordering::Relaxed) && stderr().is_terminal()).then(|| Self(()))
+        (IS_ALLOWED.load(Ordering::Relaxed) && stderr().is_terminal() && is_ours()).then(|| Self(()))
     }
 
     /// Shows `head`, and as many of `names` as there is room for.
@@ -41,7 +41,7 @@ impl LiveLine {
         // A hint is shown whole, or not at all.
         let hint = text.find("; Ctrl-C").filter(|_| text.chars().count() > width);
         let text: String = text[..hint.unwrap_or(text.len())].chars().take(width).collect();
-        say(&format!("\r\x1b[K{text}"));
+        rewrite(&text);
     }
 }
 
@@ -54,6 +54,17 @@ fn width() -> usize {
 
 impl Drop for LiveLine {
     fn drop(&mut self) {
-        say("\r\x1b[K");
+        rewrite("");
+    }
+}
+
+/// False in the background, where others type.
+fn is_ours() -> bool {
+    !terminal::is_in_background(stderr())
+}
+
+fn rewrite(text: &str) {
+    if is_ours() {
+        say(&format!("\r\x1b[K{text}"));
     }
 }

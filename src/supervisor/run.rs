@@ -50,12 +50,11 @@ pub(crate) struct Supervision {
 
 /// Starts the child and waits until its tree is dead. Then it releases the lock, and waits for the reader of the output.
 pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Outcome> {
-    let _modes = (run.policy.group == Group::Shared).then(TerminalModeGuard::of_stdin);
     let (ignored, requires_result) = (run.policy.ignored, run.output.requires_result);
     let mut supervisor = Supervisor::start(run, recorder, events)?;
     let mut outcome = supervisor.run()?;
     let bound = supervisor.release_lock().or_else(|| supervisor.requests.drain_bound(outcome));
-    let (relay, output_done) = (supervisor.relay.take(), supervisor.output_done);
+    let (relay, output_done, _modes) = (supervisor.relay.take(), supervisor.output_done, supervisor.modes.take());
     drop(supervisor);
     let (mut last_result, mut session_id, mut lost_output) = (None, None, false);
     if let Some(mut relay) = relay {
@@ -105,7 +104,9 @@ struct Supervisor<'a> {
     watched_files: Vec<PathBuf>,
     requests: Requests,
     relay: Option<Relay>,
-    /// The child, in our group, is stopped until that is in the foreground. Nobody tells us when it is.
+    /// If the child is in our group.
+    modes: Option<TerminalModeGuard>,
+    /// It is stopped until our group is in the foreground. Nobody tells us when it is.
     waits_for_terminal: bool,
     /// True if it was reported that the child wants the terminal, as it may again and again.
     has_said_so: bool,
@@ -121,6 +122,7 @@ impl<'a> Supervisor<'a> {
         if let Err(error) = set_child_subreaper(true) {
             warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
         }
+        let modes = (config.group == Group::Shared).then(TerminalModeGuard::of_stdin);
         let cut_before = storage.as_ref().and_then(CutRefresh::last);
         let mut tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
@@ -157,6 +159,7 @@ impl<'a> Supervisor<'a> {
             watched_files: Vec::new(),
             requests: Requests::default(),
             relay,
+            modes,
             waits_for_terminal: false,
             has_said_so: false,
             output_done: false,
@@ -277,6 +280,7 @@ impl<'a> Supervisor<'a> {
         }
         if signal == Signal::SIGCONT {
             self.handle_sigchld(); // a shell's `fg` has continued the child as well
+            self.modes.iter_mut().for_each(TerminalModeGuard::on_continued);
         }
         // Before the start it means to give up, as in the wait for the lock; and claude would die of it, in mid-refresh too.
         let signal = if signal == Signal::SIGUSR2 && self.role == Role::Refresher {

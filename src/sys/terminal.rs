@@ -77,26 +77,42 @@ fn return_to_foreground() {
     let is_ours = |stat: &Stat| ours.iter().any(|other| other.process() == stat.process());
     let is_foreign = |stat: &Stat| stat.group == group.as_raw() && !stat.is_dead() && !is_ours(stat);
     let is_empty = killpg(group, None) == Err(Errno::ESRCH);
-    if is_empty || (is_of_our_pid_namespace() && !Stat::all().iter().any(is_foreign)) {
+    let nobody_needs_it = is_empty || (is_of_our_pid_namespace() && !Stat::all().iter().any(is_foreign));
+    // A shell may have taken it meanwhile.
+    if nobody_needs_it && tcgetpgrp(stdin()) == Ok(group) {
         let _ = tcsetpgrp(stdin(), getpgrp()); // it fails if that is another session's
     }
 }
 
-/// Restores the modes of stdin when dropped, and our place in the foreground.
-#[derive(Debug)]
-pub(crate) struct TerminalModeGuard(Option<Termios>);
+/// Restores the modes of stdin when dropped, and our place in the foreground: if a shell has put us there, and not in the background,
+/// where the terminal is that of others at all times.
+#[derive(Debug, Default)]
+pub(crate) struct TerminalModeGuard {
+    modes_before: Option<Termios>,
+    is_foreground_job: bool,
+}
 
 impl TerminalModeGuard {
     pub(crate) fn of_stdin() -> Self {
-        Self(tcgetattr(stdin()).ok())
+        let mut guard = Self::default();
+        guard.on_continued();
+        guard
+    }
+
+    /// Looks where the shell has put us, which is why we go on.
+    pub(crate) fn on_continued(&mut self) {
+        self.is_foreground_job = is_in_foreground();
+        if self.is_foreground_job && self.modes_before.is_none() {
+            self.modes_before = tcgetattr(stdin()).ok();
+        }
     }
 }
 
 impl Drop for TerminalModeGuard {
     fn drop(&mut self) {
-        let Some(before) = &self.0 else { return };
+        let Some(before) = self.modes_before.as_ref().filter(|_| self.is_foreground_job) else { return };
         return_to_foreground();
-        // In the background the terminal belongs to another group, and the kernel would stop us with SIGTTOU.
+        // Else the kernel would stop us with SIGTTOU.
         if is_in_foreground() {
             // An error means that the terminal is gone.
             let _ = tcsetattr(stdin(), SetArg::TCSANOW, before);

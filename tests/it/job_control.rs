@@ -162,6 +162,28 @@ fn terminal_is_taken_back_from_a_killed_shell() {
 }
 
 #[test]
+fn background_run_takes_the_terminal_from_no_shell() {
+    let env = Env::new();
+    let mut command = env.command("bash");
+    // The job in the foreground stops the shell, and is a dead process group there when the run in the background ends.
+    let script = r#"set -m
+        "$0" sh -c 'until read -r job <job && grep -q ") Z" "/proc/$job/stat"; do sleep 0.02; done 2>/dev/null' &
+        echo "shell $$ run $!:"
+        sh -c 'kill -STOP "$PPID"; echo $$ >new; mv new job'
+        read -r word; echo "read $word""#;
+    command.args(["--norc", "-c", script]).arg(binary()).current_dir(env.home());
+    let mut terminal = OnTerminal::start(command);
+    let line = terminal.shows(":");
+    let pids: Vec<i32> = line.split([' ', ':']).filter_map(|word| word.parse().ok()).collect();
+    let [shell, run] = pids[..] else { panic!("{line}") };
+    wait_until("the run has ended", || state(run) == Some('Z'));
+    kill(Pid::from_raw(shell), Signal::SIGCONT).expect("it lives");
+    terminal.types("words\n");
+    terminal.shows("read words");
+    assert_eq!(terminal.ends(), 0);
+}
+
+#[test]
 fn int_to_claude_run_alone_reaches_the_whole_job() {
     let env = Env::new();
     let mut terminal = interactive_shell(&env);
