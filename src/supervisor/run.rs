@@ -17,7 +17,7 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::unistd::{Pid, getpid};
 use tracing::{debug, error, info, warn};
 
-use super::output::{OutputConfig, Relay, drain};
+use super::output::{DrainLimit, OutputConfig, Relay, drain};
 use super::policy::{Action, Group, Input, Policy, PolicyConfig, TreeState};
 use super::process_tree::ProcessTree;
 use super::spawn::{Launch, Role};
@@ -50,17 +50,18 @@ pub(crate) struct Supervision {
 
 /// Starts the child and waits until its tree is dead. Then it releases the lock, and waits for the reader of the output.
 pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Outcome> {
-    let (ignored, requires_result) = (run.policy.ignored, run.output.requires_result);
+    let (ignored, hard_limit, requires_result) = (run.policy.ignored, run.policy.hard_limit, run.output.requires_result);
     let mut supervisor = Supervisor::start(run, recorder, events)?;
     let mut outcome = supervisor.run()?;
-    let bound = supervisor.release_lock().or_else(|| supervisor.requests.drain_bound(outcome));
+    let request = supervisor.release_lock().or_else(|| supervisor.requests.drain_bound(outcome));
+    let limit = DrainLimit { request, hard_limit, started: supervisor.started };
     let (relay, output_done, _modes) = (supervisor.relay.take(), supervisor.output_done, supervisor.modes.take());
     drop(supervisor);
     let (mut last_result, mut session_id, mut lost_output) = (None, None, false);
     if let Some(mut relay) = relay {
         relay.on_child_ended();
         if !output_done {
-            outcome = drain(bound, &relay, events, ignored).context("cannot wait for events")?.unwrap_or(outcome);
+            outcome = drain(limit, &relay, events, ignored).context("cannot wait for events")?.unwrap_or(outcome);
         }
         (last_result, session_id, lost_output) = (relay.last_result(), relay.session_id(), relay.lost_output());
     }
@@ -221,8 +222,8 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Releases the lock of a dead tree. Returns the bound of the wait for our reader, if a termination request came meanwhile.
-    fn release_lock(&mut self) -> Option<Outcome> {
+    /// Releases the lock of a dead tree. Returns a termination request that came meanwhile.
+    fn release_lock(&mut self) -> Option<Signal> {
         self.recorder.on_tree_exited();
         let was_held = self.lock.as_ref().is_some_and(LockGuard::is_held);
         let mut request = None;
@@ -240,7 +241,7 @@ impl<'a> Supervisor<'a> {
         if self.slot.take().is_some() {
             info!(name: "slot.released", "released the slot");
         }
-        request.map(|signal| Outcome::EndedDraining(signal.number()))
+        request
     }
 
     fn handle_event(&mut self, event: Event) {

@@ -3,7 +3,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::env::{Env, binary, fake_claude, is_alive, state, wait_until};
+use crate::env::{Env, binary, fake_claude, is_alive, stat, state, wait_until};
 use crate::terminal::{OnTerminal, line};
 
 fn interactive_shell(env: &Env) -> OnTerminal {
@@ -177,6 +177,8 @@ fn background_run_takes_the_terminal_from_no_shell() {
     let pids: Vec<i32> = line.split([' ', ':']).filter_map(|word| word.parse().ok()).collect();
     let [shell, run] = pids[..] else { panic!("{line}") };
     wait_until("the run has ended", || state(run) == Some('Z'));
+    let foreground = &stat(shell).expect("it lives")[5];
+    assert_ne!(*foreground, run.to_string());
     kill(Pid::from_raw(shell), Signal::SIGCONT).expect("it lives");
     terminal.types("words\n");
     terminal.shows("read words");

@@ -6,25 +6,44 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::relay::Relay;
+use crate::config::duration::after;
 use crate::events::{Event, EventQueue};
 use crate::outcome::Outcome;
 use crate::sys::signal::{self, SigSet, Signal};
 
-/// How long a reader may take for the rest of the output after a termination request, or the hard limit.
+/// How long a reader may take for the rest of the output after a termination request, and how long it may take nothing after the hard
+/// limit.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
+/// What bounds the wait for our reader.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DrainLimit {
+    /// A termination request from before the wait.
+    pub(crate) request: Option<Signal>,
+    pub(crate) hard_limit: Option<Duration>,
+    /// Start of the child.
+    pub(crate) started: Instant,
+}
+
+impl DrainLimit {
+    fn outcome(self) -> Outcome {
+        self.request.map_or(Outcome::HardLimit, |signal| Outcome::EndedDraining(signal.number()))
+    }
+
+    /// End of a wait that `began`, for a reader that was seen to take something at `progress`.
+    fn deadline(self, began: Instant, progress: Instant) -> Option<Instant> {
+        match self.request {
+            Some(_) => Some(began + DRAIN_GRACE),
+            None => after(self.started, self.hard_limit).map(|at| at.max(began.max(progress) + DRAIN_GRACE)),
+        }
+    }
+}
+
 /// Waits, after the child's end, until our reader has taken all output. A termination request ends the wait, as it would end a child
-/// that waits for its reader; one of before, `bound`, ends it after [`DRAIN_GRACE`], and the hard limit once a reader has taken nothing for
-/// so long. Returns the outcome of a wait that was ended.
-pub(crate) fn drain(
-    bound: Option<Outcome>,
-    relay: &Relay,
-    events: &mut EventQueue,
-    ignored: SigSet,
-) -> io::Result<Option<Outcome>> {
+/// that waits for its reader. Returns the outcome of a wait that was ended.
+pub(crate) fn drain(limit: DrainLimit, relay: &Relay, events: &mut EventQueue, ignored: SigSet) -> io::Result<Option<Outcome>> {
     let began = Instant::now();
-    let began_or = |progress: Instant| if bound == Some(Outcome::HardLimit) { began.max(progress) } else { began };
-    let deadline = || bound.map(|_| began_or(relay.last_delivery()) + DRAIN_GRACE);
+    let deadline = || limit.deadline(began, relay.last_delivery());
     let ended_by = |outcome: Outcome| {
         let cause = outcome.signal().map_or_else(|| "the hard limit".to_owned(), signal::name);
         warn!("{cause} ended the wait for the reader of the child's output; some of it is lost");
@@ -35,10 +54,8 @@ pub(crate) fn drain(
         if events.contains(&Event::OutputDone) {
             return Ok(None);
         }
-        if let (Some(outcome), Some(at)) = (bound, deadline())
-            && Instant::now() >= at
-        {
-            return ended_by(outcome);
+        if deadline().is_some_and(|at| Instant::now() >= at) {
+            return ended_by(limit.outcome());
         }
         for event in events {
             match event {

@@ -11,5 +11,5 @@ mod sink;
 mod spool;
 
 pub use capture::OutputConfig;
-pub(crate) use drain::drain;
+pub(crate) use drain::{DrainLimit, drain};
 pub(crate) use relay::Relay;

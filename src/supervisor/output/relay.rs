@@ -330,13 +330,21 @@ impl Stream {
     /// Writes or spools `bytes`, after those that are spooled already.
     fn deliver(&mut self, bytes: &[u8], shared: &Shared) {
         let Some(sink) = &mut self.sink else { return };
-        let Err(error) = sink.deliver(bytes) else {
-            shared.note_delivery();
-            if let Some(length) = sink.excess().filter(|_| !mem::replace(&mut self.has_stalled, true)) {
-                let behind = length >> 20;
-                warn!("the reader of {} is {behind} MiB behind, and no more is kept for it: the child has to wait", self.name);
+        let error = match sink.deliver(bytes) {
+            Ok(has_taken) => {
+                if has_taken {
+                    shared.note_delivery();
+                }
+                if let Some(length) = sink.excess().filter(|_| !mem::replace(&mut self.has_stalled, true)) {
+                    let behind = length >> 20;
+                    warn!(
+                        "the reader of {} is {behind} MiB behind, and no more is kept for it: the child has to wait",
+                        self.name
+                    );
+                }
+                return;
             }
-            return;
+            Err(error) => error,
         };
         self.sink = None;
         if error.kind() != ErrorKind::BrokenPipe {

@@ -62,26 +62,29 @@ impl Sink {
         self.spool.is_full().then(|| self.spool.len())
     }
 
-    /// Writes what is spooled and then `bytes`, as far as our reader takes them now, and spools the rest.
+    /// Writes what is spooled and then `bytes`, as far as our reader takes them now, and spools the rest. True if it took any.
     ///
     /// # Errors
     /// `BrokenPipe` if our reader is gone.
-    pub(super) fn deliver(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn deliver(&mut self, mut bytes: &[u8]) -> io::Result<bool> {
+        let mut has_taken = false;
         loop {
             while self.is_behind() {
                 match write(&self.out, self.kind, self.spool.front())? {
                     0 => break,
                     written => self.spool.consume(written)?,
                 }
+                has_taken = true;
             }
             while !self.is_behind() && !bytes.is_empty() {
                 match write(&self.out, self.kind, bytes)? {
                     0 => break,
                     written => bytes = &bytes[written..],
                 }
+                has_taken = true;
             }
             if bytes.is_empty() || self.spool.push(bytes) {
-                return Ok(());
+                return Ok(has_taken);
             }
             // Out of memory: the child waits, too.
             let _ = poll(&mut [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE); // the next write shows an error

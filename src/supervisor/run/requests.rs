@@ -26,12 +26,10 @@ impl Requests {
         self.last.map(|(_, at)| at)
     }
 
-    /// What bounds the wait for our reader after a child that ended by `outcome`: the hard limit, or a request that has ended the child, or
-    /// would have. One that was for the child alone, and that it has survived, is over.
-    pub(super) fn drain_bound(&self, outcome: Outcome) -> Option<Outcome> {
+    /// The request that bounds the wait for our reader after a child that ended by `outcome`: it has ended the child, or would have. One
+    /// that was for the child alone, and that it has survived, is over.
+    pub(super) fn drain_bound(&self, outcome: Outcome) -> Option<Signal> {
         let is_its_end = |signal: &Signal| i32::from(outcome.exit_code()) == 128 + signal.number();
-        let request = self.heeded.or(self.last().filter(is_its_end));
-        let ended = request.map(|signal| Outcome::EndedDraining(signal.number()));
-        if outcome == Outcome::HardLimit { Some(outcome) } else { ended }
+        self.heeded.or(self.last().filter(is_its_end))
     }
 }
