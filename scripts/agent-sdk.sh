@@ -75,7 +75,7 @@ claude_run_in_subshell() {
   set +aeCETkvx
   trap - DEBUG ERR RETURN
   # claude-run is in our group, gets what that is sent as well, and has to be waited for. It starts with none of these traps.
-  trap : HUP QUIT TERM
+  trap : HUP QUIT TERM XFSZ
   _cr_interrupted=
   trap _cr_interrupted=1 INT
   _cr_program=${CLAUDE_RUN:-claude-run}
@@ -167,7 +167,9 @@ claude_run_in_subshell() {
 # spares a token refresh or ends the last tools. stdin: the pid of claude-run, then a word when that has ended.
 claude_run_process_group() {
   trap '' HUP INT QUIT TERM # for its caller's group; the member has its own
-  read -r _cr_run || return
+  mapfile -t -n 1 _cr_lines # read would cut off a digit that IFS has
+  _cr_run=${_cr_lines[0]-}
+  [ -n "$_cr_run" ] || return
   set -m # a job of its own is a process group of its own
   {
     trap 'kill -TERM "$_cr_run"' HUP INT QUIT TERM

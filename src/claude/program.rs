@@ -169,7 +169,13 @@ fn is_ourselves(path: &Path) -> bool {
     // another processor, it leads to the emulator, and only what is read from it to us. Without /proc nothing is skipped.
     let link = Path::new("/proc/self/exe");
     let Some(found) = FileId::at(path) else { return false };
-    FileId::at(link) == Some(found) || fs::read_link(link).is_ok_and(|us| FileId::at(&us) == Some(found))
+    FileId::at(link) == Some(found) || fs::read_link(link).is_ok_and(|us| FileId::at(&us) == Some(found)) || is_copy(path, link)
+}
+
+/// True for two files of the same bytes: each host, and each image, may have a shim of its own.
+fn is_copy(one: &Path, other: &Path) -> bool {
+    let length = |path: &Path| fs::metadata(path).ok().map(|found| found.len());
+    length(one).is_some_and(|found| length(other) == Some(found)) && fs::read(one).ok() == fs::read(other).ok()
 }
 
 /// True if `name` is a command of claude's own, of which a newcomer may think that it is one here.

@@ -15,10 +15,10 @@ pub(super) const POWERFUL: [&str; 7] = ["claude", "lock-helper", "log", "record"
 pub(super) fn ensure_only_ours(path: &Path, key: &str) -> Result<()> {
     if let Some(open) = open_to_others(path, 0o022)? {
         bail!(
-            "{key} counts only in a file that nobody but root and uid {} can write, but {open}; change that, take {key} out of {}, or \
-             use --{key}",
+            "{key} counts only in a file that nobody but root and uid {} can write, but {open}; change that, or take {key} out of {}{}",
             geteuid(),
-            path.display()
+            path.display(),
+            if key.starts_with("redact-") { String::new() } else { format!(" and use --{key}") }
         );
     }
     Ok(())

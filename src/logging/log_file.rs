@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
 
 use super::stderr::say;
+use super::words::escaped;
 use crate::config::values::LogFormat;
 use crate::run_id::RunId;
 
@@ -77,7 +78,8 @@ impl LogFile {
         if let Err(error) = append_lines(&self.file, lines, patience)
             && !self.has_failed.swap(true, Ordering::Relaxed)
         {
-            say(&format!("claude-run: cannot write the log {}: {error}; lines of it are lost\n", self.path.display()));
+            let path = self.path.to_string_lossy();
+            say(&format!("claude-run: cannot write the log {}: {error}; lines of it are lost\n", escaped(&path)));
         }
     }
 

@@ -20,7 +20,7 @@ pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Resul
         Err(error) => return Err(error),
     };
     if let Some(mistake) = &mistake {
-        logging::ask(&format!("{mistake}; no run starts\n"));
+        logging::ask(&format!("{}; no run starts\n", escaped(mistake)));
     }
     answer(out, json, mistake.is_none(), &to_text(&settings), settings.iter().map(text::setting_json).collect())
 }

@@ -92,7 +92,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     }
     let in_use = SlotsInUse::look(&factory.records, &factory.census()?.live);
     let mut lines = match &name {
-        Some(name) => format!("the bound is {name} now, set in {}\n", path.display()),
+        Some(name) => format!("the bound is {name} now, set in {}\n", text::path(&path)),
         None => format!("the bound is {}\n", text::setting(&factory.slots)),
     };
     let overruled = name.and_then(|name| text::overruled(&name, &factory.slots));

@@ -20,15 +20,21 @@ pub(super) fn origin(origin: &Origin) -> String {
     match origin {
         Origin::Flag => "flag".into(),
         Origin::Variable(name) => name.to_string(),
-        Origin::File(path, line) => format!("{}:{line}", path.display()),
+        Origin::File(file, line) => format!("{}:{line}", path(file)),
         Origin::Default => "default".into(),
     }
+}
+
+/// A path, whose bytes are not ours.
+pub(super) fn path(path: &Path) -> String {
+    escaped(&path.to_string_lossy()).into_owned()
 }
 
 /// Objection to `set`, a value that was written into the settings file just now: it was said here, and may be said elsewhere, too.
 pub(super) fn overruled(set: &str, Written { value: here, origin: place, .. }: &Written) -> Option<String> {
     let goes_before = here != set && matches!(place, Origin::Flag | Origin::Variable(_));
-    goes_before.then(|| format!("but here {} says {}, and goes before the file", origin(place), here.display()))
+    goes_before
+        .then(|| format!("but here {} says {}, and goes before the file", origin(place), escaped(&here.to_string_lossy())))
 }
 
 pub(super) fn setting_json(Written { name, value, origin }: &Written) -> Value {

@@ -47,6 +47,7 @@ fn signals_to_the_group_end_claude_and_all_its_tools() {
             (":", &[Signal::SIGKILL], 143),
             (":", &[Signal::SIGTERM, Signal::SIGKILL], 143),
             ("trap '' TERM", &[Signal::SIGTERM], 143),
+            ("IFS=0123456789", &[Signal::SIGTERM], 143),
         ] {
             let mark = format!("{}.{}", 7000 + signals.len() * 100 + before.len(), signals[0] as i32);
             let steps = format!("tool& sleep {mark}; tool& trap '' TERM && echo deaf && sleep {mark}; hang");

@@ -5,17 +5,20 @@ use std::process::Command;
 
 use crate::env::{Env, Running, binary, fake_claude};
 
-/// Call of the shim, with a PATH that has the shim first, another name of it second, and a real claude last.
+const DIRECTORIES: [&str; 4] = ["shim", "again", "copy", "real"];
+
+/// Call of the shim, with a PATH that has the shim first, then another name of it, a copy of it, and a real claude last.
 fn with_shim(env: &Env) -> Command {
-    for dir in ["shim", "again", "real"] {
+    for dir in DIRECTORIES {
         std::fs::create_dir(env.path(dir)).expect("a directory");
     }
     let shim = env.path("shim/claude");
     symlink(binary(), &shim).expect("a symlink");
     symlink("../shim/claude", env.path("again/claude")).expect("a symlink");
+    std::fs::copy(binary(), env.path("copy/claude")).expect("a copy");
     symlink(fake_claude(), env.path("real/claude")).expect("a symlink");
     let mut command = env.command(&shim);
-    let path = ["shim", "again", "real"].map(|dir| env.path(dir).display().to_string()).join(":");
+    let path = DIRECTORIES.map(|dir| env.path(dir).display().to_string()).join(":");
     command.env("PATH", format!("{path}:/usr/bin:/bin"));
     command
 }
@@ -47,7 +50,7 @@ fn version_and_help_never_wait_for_the_lock() {
         let mut command = with_shim(&env);
         command.env("CLAUDE_RUN_WAIT", "0").arg(word);
         assert_eq!(Running::start(command).end().code(), 0, "{word}");
-        for dir in ["shim", "again", "real"] {
+        for dir in DIRECTORIES {
             std::fs::remove_dir_all(env.path(dir)).expect("removed");
         }
         env.claude_run().args(["--wait", "0", "--claude"]).arg(fake_claude()).args(["--", word]).assert().code(0);
