@@ -62,8 +62,7 @@ pub(crate) fn open_or_make_regular(path: &Path, options: &OpenOptions) -> io::Re
         }
         // Another has made it at this moment; or it is a link, by whose owner's wish something is to be made elsewhere.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            let uid = std::fs::symlink_metadata(path)?.uid();
-            if path.is_symlink() && ![0, geteuid().as_raw()].contains(&uid) {
+            if let Some(uid) = foreign_link(path) {
                 return Err(io::Error::other(format!("it is a link of uid {uid} that leads nowhere")));
             }
             options.clone().create(true).custom_flags(SAFELY).open(path)?
@@ -71,6 +70,12 @@ pub(crate) fn open_or_make_regular(path: &Path, options: &OpenOptions) -> io::Re
         Err(error) => return Err(error),
     };
     check(file, FileType::is_file)
+}
+
+/// The user who made `path` a link, by whose wish something would be made or written elsewhere; nobody if that is root, or we.
+pub(crate) fn foreign_link(path: &Path) -> Option<u32> {
+    let link = std::fs::symlink_metadata(path).ok().filter(Metadata::is_symlink)?;
+    Some(link.uid()).filter(|uid| ![0, geteuid().as_raw()].contains(uid))
 }
 
 /// Never hangs, and no terminal becomes ours.

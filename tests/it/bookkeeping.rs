@@ -329,6 +329,9 @@ fn files_of_root_belong_to_the_owner_of_the_config_dir() {
     std::os::unix::fs::lchown(&link, Some(1000), Some(1000)).expect("an owner");
     let run = env.claude_run().env("CLAUDE_RUN_LOCK_FILE", &link).args(["true"]).assert().code(125);
     assert!(String::from_utf8_lossy(&run.get_output().stderr).contains("link of uid 1000") && !env.path("made").exists());
+    let run = env.claude_run().arg("--log").arg(&link).arg("--record").arg(&link).args(["echo", "it ran"]).assert().code(0);
+    let stderr = String::from_utf8_lossy(&run.get_output().stderr).into_owned();
+    assert!(stderr.matches("link of uid 1000").count() == 2 && !env.path("made").exists(), "{stderr}");
     // Of one that was made before, it is said, and neither the mode nor the lock hides behind it.
     std::os::unix::fs::chown(&records, Some(0), Some(0)).expect("an owner");
     for (words, part) in [(&["status"][..], "held by        nobody"), (&["mode", "refresh"], "the lock mode is refresh now")] {
