@@ -3,15 +3,11 @@
 use std::ops::Range;
 
 use memchr::{memchr, memchr2};
-use serde::de::IgnoredAny;
 
-/// True if the line is JSON; `is_whole`: all of it is known.
-pub(super) fn is_json(line: &[u8], is_whole: bool) -> bool {
+/// True if `line` begins as JSON does.
+pub(super) fn is_json(line: &[u8]) -> bool {
     let text = line.trim_ascii_start();
-    if is_whole {
-        return text.starts_with(b"{") || text.starts_with(b"[") && serde_json::from_slice::<IgnoredAny>(text).is_ok();
-    }
-    text.starts_with(b"{\"") || [&b"[{"[..], b"[\"", b"[["].iter().any(|start| text.starts_with(start))
+    text.starts_with(b"{") || text.starts_with(b"[{")
 }
 
 /// Calls `found` for each string of JSON in `text` from `from` on, without its quotes. `is_inside`: `from` is in a string. Returns that
@@ -42,10 +38,8 @@ pub(super) fn strings(text: &[u8], from: usize, mut is_inside: bool, mut found: 
 
 /// True if `text` can stand between strings of JSON.
 pub(super) fn is_structure(text: &[u8]) -> bool {
-    let mut words = text.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| !word.is_empty());
-    words.all(|word| {
-        [&b"true"[..], b"false", b"null", b"e", b"E"].iter().any(|other| other.ends_with(word) || other.starts_with(word))
-    })
+    let mut words = text.split(|byte| !byte.is_ascii_alphabetic());
+    words.all(|word| [&b""[..], b"true", b"false", b"null", b"e", b"E"].contains(&word))
 }
 
 /// The escape in `text` that `at` would cut, or the pair of those of one character.

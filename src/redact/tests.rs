@@ -25,6 +25,8 @@ fn secrets() -> Arc<Secrets> {
         ("ODD", "odd-value-of-mine"),
         ("VAULT_PASS", "co$t of living;x"),
         ("CLAUDE_PASS", "q1w2e3"),
+        ("FORGE_PASS", r#"q1","t":[true,null,1e5,-1E5,false]"#),
+        ("FORGE_SECRET", r#"w1"} x7"#),
     ];
     let environment = environment.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     let added = [vec!["odd".to_owned(), "factory_phrase".to_owned()], vec!["ID-([0-9]{4})".to_owned(), "zz+top".to_owned()]];
@@ -102,7 +104,9 @@ fn text_with_a_secret_is_never_left_out() {
     }
 }
 
-const MASKED: [&str; 38] = [
+const MASKED: [&str; 40] = [
+    r#" [{"s":"«q1»","«t»":[true,null,1e5,-1E5,false]}]"#,
+    r#"{"s":"«w1"} x7»"#,
     "x «q1w2e3»",
     r#"echo "«co\$t of living;x»""#,
     r"echo «co\$t\ of\ living\;x» y",
@@ -263,7 +267,8 @@ fn long_json_stays_json() {
         while text.len() < 150_000 {
             text += &parts[random(parts.len())].repeat(1 + random(9_000));
         }
-        let line = serde_json::json!({ "t": &text, "u": [&text, 1] }).to_string();
+        let line = serde_json::json!({ "a": &text, "u": [&text, 1] }).to_string();
+        let line = line.replace("]}", r#"],"s":"q1","t":[true,null,1e5,-1E5,false]}"#);
         let masked = masked(&line);
         assert!(serde_json::from_str::<serde_json::Value>(&masked).is_ok());
         assert!(!masked.contains("hunter2-hunter2"));
@@ -274,10 +279,12 @@ fn long_json_stays_json() {
 fn long_values_are_masked_to_their_end() {
     // In base64, line ends are part of it.
     let key = "b".repeat(200_000) + "\\n";
+    let quotes = format!("{}{}", "b".repeat(80_000), r#"bbbb\\\""#.repeat(15_000));
     let (plain, secrets) = ("b".repeat(200_000), format!("{}hunter2-hunter2", "b".repeat(9_985)).repeat(20));
     for (head, value, tail) in [
         ("GH_TOKEN=", &plain, " x"),
         ("{\"t\":\"GH_TOKEN=\\\"", &plain, "\\\" x\"}"),
+        ("{\"t\":\"GH_TOKEN=\\\"", &quotes, "\\\" x\"}"),
         ("ghp_", &plain, " x"),
         ("GH_TOKEN=", &plain, "' x"),
         ("--password '", &plain, "' x"),
@@ -333,6 +340,12 @@ fn prompts_are_shown_at_a_pause() {
         ("at https://0123456789abcdef0123", "at https://"),
         ("docker login -p kX9mQ2vL7", "docker login -p "),
         ("<a><password>swordfish", "<a><password>"),
+        (
+            r#"{"s":"q1","t":[true,null,1e5,-1E5,false],"u":"q1w2e3 y"#,
+            r#"{"s":"***","***":[true,null,1e5,-1E5,false],"u":"*** y"#,
+        ),
+        ("x q1w2e3 y", "x *** y"),
+        ("x hunter2-hunter2", "x "),
     ] {
         let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
         masker.feed(prompt.as_bytes(), &mut out);
@@ -387,7 +400,7 @@ fn nothing_of_a_key_or_a_long_secret_is_shown_at_a_pause() {
 #[test]
 fn pause_is_worth_it_once_for_what_has_come() {
     let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
-    for (text, is_waiting) in [("", false), ("Password: ", true), ("\n", false), ("key ghp_ab", true), ("c", true)] {
+    for (text, is_waiting) in [("", false), ("P", true), ("assword: ", true), ("\n", false), ("k", true), ("ey ghp_ab", true)] {
         masker.feed(text.as_bytes(), &mut out);
         assert_eq!(masker.is_waiting(), is_waiting, "{text:?}");
         masker.pause(&mut out);

@@ -83,8 +83,8 @@ fn masks_in_a_frame_leave_its_structure_alone() {
             })
         };
         for frame in [frame(&text), frame(&frame(&text).to_string())] {
-            let out = masked(&frame.to_string());
-            let after: Value = serde_json::from_str(&out).expect("JSON");
+            let out = masked(&format!("x\n{frame}"));
+            let after: Value = serde_json::from_str(&out[2..]).expect("JSON");
             assert_eq!(skeleton(&after), skeleton(&frame), "{frame}\n{out}");
         }
     }
