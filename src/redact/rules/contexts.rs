@@ -56,7 +56,10 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         "var apiKey string = \"«v»\"", "#define API_KEY \"«v»\"", "password: Some(\"«v»\"),", "password=SecretStr('«v»')",
         "<password encrypted=\"false\">«v»</password>", "<password><![CDATA[«v»]]></password>", "<ns:password>«v»</ns:password>", "<wsse:Password Type=\"x\">«v»</wsse:Password>",
         "<property name=\"password\">«v»</property>", "<add value=\"«v»\" key=\"password\"/>", "<key>password</key><string>«v»</string>", "- {name: DB_PASSWORD, value: \"«v»\"}",
-        "PresharedKey = «a1b2c3d4e5+/a=»", "password: !!str «v»", "password: &a «v1»", "npm config set //registry.npmjs.org/:_authToken «v1»",
+        "PresharedKey = «a1b2c3d4e5+/a=»", "<entry key=\"password\">«v»</entry>", "<prop key=\"password\">«v»</prop>", "<param name=\"password\">«v»</param>", "<string name=\"api_key\">«v»</string>",
+        "let password = String::from(\"«v»\");", "password := []byte(\"«v»\")", "add_header X-Api-Key \"«v»\";", "const apiKey string = \"«v»\"", "password: «aB3dE6gH=»",
+        "if (token === \"«kX9mQ2vL7»\")", "TOKEN ?= «abc1»", "apiKey?: string = \"«v»\"", "<add value=\"«v»\" name=\"password\"/>", "<key>password</key> <string>«v»</string>",
+        "password: !!str «v»", "password: &a «v1»", "npm config set //registry.npmjs.org/:_authToken «v1»",
     ], &[
         "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
         "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",
@@ -74,7 +77,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         r#"{"github_token":null,"password":12345678}"#, "const { token } = props;", "sort_key=abc", "PWD=work", "token => token.value",
         "token: Token![;],", "token = parse_token2(s)", "secret = (LPBYTE)pw1;", "password: tokens[0]", "key: Option<Base64>", "_token = r'(?:[^x]+)' % y", "passphrase: &lt;id&gt;[,x]",
         "fetch(u,{credentials:'same-origin'})", "{\"credentials\":\"include\"}", "--color-token-primary: #ff00aa", "TOKEN=`cat f`", "token=`cat f1`", "let secret = r#\"{{\"a\"",
-        "jwts=abc1", "tokens=abc1", "tokens: abc1", "TOKEN=$(cat f)", "config set password_file x1", "<add key=\"password\" value=\"\"/>",
+        "jwts=abc1", "tokens=abc1", "tokens: abc1", "TOKEN=$(cat f)", "config set password_file x1", "<add key=\"password\" value=\"\"/>", "<add value=\"\" key=\"password\"/>", "<a name=\"password\">Swordfish1</a>",
         "m[token] = \"a1b2c3\"", "${TOKEN=", "TOKEN: str|None", "TOKEN = str|None", "api-key = str|None", "TOKEN=\"redacted\"", "TOKEN=`get_pw(1)`", "TOKEN=`whoami`",
         "if (password == \"swordfish\")", "\"token\" x", "set -x token value=\"a1b2c3\"", "--password|a1b2", "see \"--password\" there", "$--api-key x1 y",
         "reset -x GH_TOKEN abc", "set my GH_TOKEN abc", "ENV token a1b2", "\"a\" \"token: \"x1y2\"", "token => \"abc1\"", "apiKey: '", "GH_TOKEN=\"", r"GH_TOKEN=\$TOKEN",
@@ -117,7 +120,8 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         "('Cookie', '«a=b»')", "Cookie: «_ga=; sid=kX9mQ2»", "Set-Cookie: «foo=bar»"], &["cookie: yes", "cookie = jar", "a cookie, domain='%s' x"]),
     rule("cookie of curl", &["curl"], Matcher::Context(
         command!("curl", r#"(?:-b|--cookie)[ =]?(?:["'\\]+([^\s"'`=;\\]+=[^"'`\\\n]+)|([^\s"'`=;\\]+=[^\s"'`\\]+))"#)),
-        &["curl -b \"«sid=abc; c=d»\" x", "curl -s --cookie «sid=abc» x", r#"["curl", "-b", "«sid=abc; c=d»"]"#], &["curl -b jar.txt x", "curl -b $JAR x"]),
+        &["curl -b \"«sid=abc; c=d»\" x", "curl -s --cookie «sid=abc» x", r#"["curl", "-b", "«sid=abc; c=d»"]"#, r#"run("curl.exe", "-b", "«sid=abc; c=d»")"#,
+        r#"{"./my_x-1.0/curl", "-b", "«sid=abc; c=d»"}"#], &["curl -b jar.txt x", "curl -b $JAR x"]),
     rule("url password", &["://", r":\/\/"], Matcher::Context(
         r#":(?:\\?/){2}[^\s:/@"'`<>\[]*:([^\s"'`<>/${*\\][^\s"'`<>/\\]*)@"#),
         &["https://user:«pw»@host/x", "postgres://u:«p@ss»@db:5432/x", r#"{"u":"https:\/\/a:«b»@c"}"#],

@@ -29,23 +29,10 @@ pub(super) enum Sign {
 const SETTERS: [&[u8]; 7] = [b"setenv", b"ENV", b"define", b"_set_header", b"add_header", b"var", b"const"];
 
 /// What may stand around a value in quotes.
-const OPENERS: [&[u8]; 12] = [
-    b"Some(",
-    b"SecretStr(",
-    b"SecretString::from(",
-    b"SecretString::new(",
-    b"Secret::new(",
-    b"String::from(",
-    b"Optional.of(",
-    b"[]string{",
-    b"[]byte(",
-    b"new String(",
-    b"Ok(",
-    b"Just ",
-];
+const OPENERS: [&[u8]; 5] = [b"Some(", b"SecretStr(", b"String::from(", b"[]string{", b"[]byte("];
 
 /// Elements whose attribute is the name of their text.
-const ELEMENTS: [&[u8]; 8] = [b"property", b"entry", b"prop", b"param", b"string", b"setting", b"variable", b"env"];
+const ELEMENTS: [&[u8]; 5] = [b"property", b"entry", b"prop", b"param", b"string"];
 
 /// False if a value of `name` cannot stand behind it in `text`, also in an encoding.
 pub(in super::super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
@@ -84,31 +71,24 @@ fn typed(rest: &[u8]) -> Option<usize> {
     let end = near.iter().position(|&byte| byte == b'=')?;
     let kind = near[..end].trim_ascii_end();
     let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"_<>[] .&'|?*:".contains(byte);
-    let word = kind.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
-    let is_type = kind.first().is_some_and(|first| first.is_ascii_uppercase() || b"&*".contains(first))
-        || ["str", "string", "bytes", "any", "object", "char"]
-            .iter()
-            .any(|word_of_type| word_of_type.as_bytes() == &kind[..word]);
     let spaces = near[end + 1..].iter().take_while(|&&byte| byte == b' ').count();
     let is_quoted = near.get(end + 1 + spaces).is_some_and(|byte| b"\"'".contains(byte));
-    (is_type && kind.iter().all(is_part) && is_quoted).then_some(end + 1)
+    (kind.iter().all(is_part) && is_quoted).then_some(end + 1)
 }
 
 impl Scan<'_> {
     /// The sign behind `spaces`, and the place behind it.
     pub(super) fn sign(&self, spaces: usize) -> Option<(Sign, usize)> {
         let rest = &self.text[self.at..];
-        let table: [(&[u8], Sign); 12] = [
+        let table: [(&[u8], Sign); 10] = [
             (b"=>", Sign::Arrow),
             (b"===", Sign::Compares),
             (b"==", Sign::Compares),
-            (b"=~", Sign::Compares),
             (b"=", Sign::Equals),
             (b"+=", Sign::Equals),
             (b":=", Sign::Equals),
             (b"?=", Sign::Equals),
             (b"?:", Sign::Colon),
-            (b"::", Sign::Compares),
             (b":", Sign::Colon),
             (b">", Sign::Tag),
         ];
@@ -136,23 +116,14 @@ impl Scan<'_> {
             let blanks = next.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
             return next[blanks..].starts_with(b"<string>").then_some((Sign::Tag, self.at + 14 + blanks));
         }
-        if spaces > 0 && opens_tag(self.before()) {
-            let near = &rest[..rest.len().min(256)];
-            let end = near
-                .iter()
-                .position(|byte| b"<>\n".contains(byte))
-                .filter(|&end| near[end] == b'>' && near[..end].contains(&b'='));
-            return end.filter(|&end| near[end - 1] != b'/').map(|end| (Sign::Tag, self.at + end + 1));
+        if opens_tag(self.before()) {
+            let end = memchr::memchr(b'>', &rest[..rest.len().min(256)])?;
+            return Some((Sign::Tag, self.at + end + 1));
         }
         if spaces == 0 || self.quote.is_some() || !self.is_command() {
             return None;
         }
-        let words = || self.before().trim_ascii_end();
-        let is_declared = [&b"var"[..], b"const"].iter().any(|word| words().ends_with(word));
-        match typed(rest) {
-            Some(length) => Some((Sign::Equals, self.at + length)),
-            None => (!is_declared).then_some((Sign::Space, self.at)),
-        }
+        Some(typed(rest).map_or((Sign::Space, self.at), |length| (Sign::Equals, self.at + length)))
     }
 
     /// The value in `"name": "NAME", "value": "…"`, `{name: NAME, value: …}`, and in `["NAME", "…"]` of headers.
@@ -178,7 +149,7 @@ impl Scan<'_> {
         let tag = tag.strip_suffix(b" key=").or_else(|| tag.strip_suffix(b" name="))?.strip_suffix(b"\"")?;
         let start = memmem::rfind(tag, b" value=\"").filter(|&start| !tag[start + 8..].contains(&b'"'))? + 8;
         let line = self.name.start - before.len();
-        (memchr::memchr(b'<', tag).is_some() && start < tag.len()).then_some(line + start..line + tag.len())
+        (start < tag.len()).then_some(line + start..line + tag.len())
     }
 
     /// A string behind the name, in a list or a call.
