@@ -44,27 +44,19 @@ pub(super) fn is_structure(text: &[u8]) -> bool {
 
 /// The escape in `text` that `at` would cut, or the pair of those of one character.
 pub(super) fn escape_around(text: &[u8], at: usize) -> Option<Range<usize>> {
-    let mut before = None; // number of backslashes before `start`, if that is one itself
+    let is_second = |at: usize| {
+        let half = text.get(at..at + 4);
+        half.is_some_and(|half| half[..3].eq_ignore_ascii_case(b"\\ud") && b"cdef".contains(&half[3].to_ascii_lowercase()))
+    };
     (1..=at.min(11)).find_map(|back| {
         let start = at - back;
-        if text[start] != b'\\' {
-            before = None;
-            return None;
-        }
-        let count = || text[..start].iter().rev().take_while(|&&byte| byte == b'\\').count();
-        let backslashes = before.map_or_else(count, |before: usize| before - 1);
-        before = Some(backslashes);
-        let is_half = |at: usize, signs: &[u8]| {
-            let half = text.get(at..at + 4);
-            half.is_some_and(|half| half[..3].eq_ignore_ascii_case(b"\\ud") && signs.contains(&half[3].to_ascii_lowercase()))
-        };
-        let is_first = |at: usize| is_half(at, b"89ab") && is_half(at + 6, b"cdef");
+        let backslashes = text[..=start].iter().rev().take_while(|&&byte| byte == b'\\').count();
         let width = match text.get(start + 1) {
-            Some(b'u') if is_first(start) => 12,
-            Some(b'u') if start.checked_sub(6).is_some_and(is_first) => return None,
+            Some(b'u') if is_second(start + 6) => 12,
+            Some(b'u') if is_second(start) => return None,
             Some(b'u') => 6,
             _ => 2,
         };
-        (backslashes.is_multiple_of(2) && width > back).then(|| start..(start + width).min(text.len()))
+        (backslashes % 2 == 1 && width > back).then(|| start..(start + width).min(text.len()))
     })
 }

@@ -140,12 +140,11 @@ impl Secrets {
     /// True if there may be a secret at `word`, also in an encoding.
     fn may_be_secret(&self, text: &[u8], word: &Range<usize>, meaning: Meaning) -> bool {
         match meaning {
-            Meaning::Known(index, offset) => self.known[index].may_be(text, word.start, offset),
             Meaning::Name => {
                 let name = names::around(text, word);
                 self.is_added(&text[name.clone()]) || names::is_behind_code(text, &name)
             }
-            Meaning::Encoding | Meaning::Key => true,
+            Meaning::Known(..) | Meaning::Encoding | Meaning::Key => true,
             Meaning::Rule(rule, ours) => rule.may_match(text, word, ours),
         }
     }
