@@ -41,7 +41,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         "SSHPASS=«abc1»", "Ocp-Apim-Subscription-Key: «0a1b2c3d»", "aws configure set aws_secret_access_key «abc/d1»", "<add key=\"password\" value=\"«abc»\"/>",
         "GH_TOKEN='«abc'\"'\"'def123»' x", "GH_TOKEN='«abc'\\''def123»' x", "GH_TOKEN=«abc\\ def123» x", "TOKEN=`«a1b2c3»`",
         "PASSWORD=«a/Authorization:» Bearer «kX9mQ2vL7»", "TOKEN=«x-Cookie:» «sid=abc»", "password=«foo/curl» -u bob:«kX9»",
-        "\"--api-key «x1»\"", "-password «x1» y", r#"{"t":"x\n--api-key «x1»"}"#, "\x1b[1m--api-key «x1»", "a%0A--api-key «x1»", r#"{"t":"a\nGITHUB_PAT=«abc1»"}"#, "--api-key '«it'\"'\"'s1»' x", "--token «TOKEN1»", "GH_TOKEN=\t«abc» d",
+        "\"--api-key «x1»\"", "'--api-key «x1»'", "x\t--api-key «x1»", "-password «x1» y", r#"{"t":"x\n--api-key «x1»"}"#, "\x1b[1m--api-key «x1»", "a%0A--api-key «x1»", r#"{"t":"a\nGITHUB_PAT=«abc1»"}"#, "--api-key '«it'\"'\"'s1»' x", "--token «TOKEN1»", "GH_TOKEN=\t«abc» d",
         "TOKEN = rb\"«abc»\"", "TOKEN = #\"«abc»\"#", "token = `«a1 b2c3d4»`", "token: `«a1 b2c3d4»`", "token=`«swordfish»`", "if token == \"«kX9mQ2vL7»\":",
         "{name:\"API_KEY\",value:\"«abc»\"}", "\"name\": \"API_KEY\", \"value\": \"«abc»\"", "TOKEN => \"«abc1»\"", "\"token\" => \"«abc1»\"", "<password >«abc»</password>",
         r#"{"t":"GH_TOKEN=\"«it»'s\nx\" y"}"#, "?apiKey: '«a1b2c3»'", r#"token: "«a1b2c3\"»"#, r"token: «a1b2c3»\",
@@ -84,6 +84,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         "token == a1b2c3", "x password = swordfish", "password = some words here", "api_key = abcdefghijklmno", "f(a, password=some_value)", "see Private-Token: abc",
         "PASS: test1234", "--token VALUE", "--token MY_VALUE]", "--token --other1", "a*token: swordfish", "the \"x\" secret: swordfish", "password={pw1}", "def f(token: str):",
                 "passenv: ['GH_TOKEN', 'PATH']", "env=[\"API_KEY\", \"HOME\"]", "allowedHeaders: ['X-Api-Key', 'content-type']", "add_argument('--token', '-t', help='x')", "option('--api-key', 'API key to use')",
+        "f(\"API_KEY\", \"HOME\")", "f(\"X-Api-Key\", \"content-type\")", "f(\"API_KEY\", \"user_id\")", "f(\"API_KEY\", \"-t1\")", "f(\"API_KEY\", \"a key\")", "f(\"token\", \"abc1\", 1)", "env=[\"API_KEY\", \"home\"]",
         "t(\"password\", \"Password\")", "fields = (\"password\", \"email\")", r#"{"input":{"pattern":"--token","path":"src"}}"#, r#"{"t":["--token"],"n":[1]}"#, "f(\"token\", \"abc\", 1)", "getenv(\"API_KEY\", \"\")", "password: &str, x: u8", "token: String = f(x)", "<span class=\"token\">const</span>",
         "<label for=\"password\">Password</label>", "fn f(token: &str) -> &str { \"x\" }", "const token = f()", "password: &mut String", "<token a=b/>", "type Token = { token: string }; x = 'y'",
     ]),
@@ -120,7 +121,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         "('Cookie', '«a=b»')", "Cookie: «_ga=; sid=kX9mQ2»", "Set-Cookie: «foo=bar»"], &["cookie: yes", "cookie = jar", "a cookie, domain='%s' x"]),
     rule("cookie of curl", &["curl"], Matcher::Context(
         command!("curl", r#"(?:-b|--cookie)[ =]?(?:["'\\]+([^\s"'`=;\\]+=[^"'`\\\n]+)|([^\s"'`=;\\]+=[^\s"'`\\]+))"#)),
-        &["curl -b \"«sid=abc; c=d»\" x", "curl -s --cookie «sid=abc» x", r#"["curl", "-b", "«sid=abc; c=d»"]"#, r#"run("curl.exe", "-b", "«sid=abc; c=d»")"#,
+        &["curl -b \"«sid=abc; c=d»\" x", "curl -s --cookie «sid=abc» x", r#"[ "curl", "-b", "«sid=abc; c=d»" ]"#, r#"run("curl.exe", "-b", "«sid=abc; c=d»")"#,
         r#"{"./my_x-1.0/curl", "-b", "«sid=abc; c=d»"}"#], &["curl -b jar.txt x", "curl -b $JAR x"]),
     rule("url password", &["://", r":\/\/"], Matcher::Context(
         r#":(?:\\?/){2}[^\s:/@"'`<>\[]*:([^\s"'`<>/${*\\][^\s"'`<>/\\]*)@"#),

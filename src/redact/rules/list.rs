@@ -13,13 +13,12 @@ pub(super) struct Line {
 impl Line {
     /// The list whose first string ends with `word`, or a little behind it.
     pub(super) fn at(text: &[u8], word: &Range<usize>) -> Option<Self> {
-        let name =
-            text[word.end..].iter().take(16).take_while(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(byte)).count();
+        let name = text[word.end..].iter().take(16).take_while(|byte| byte.is_ascii_alphanumeric() || **byte == b'.').count();
         let first = word.end + name;
         let quote = *text.get(first).filter(|byte| b"\"'".contains(byte))?;
         // Only from the first string on, or the second: each of many would be looked at to the end.
         let before = before_string(&text[..word.start], quote)?;
-        let second = || before_string(before.strip_suffix(b",")?.trim_ascii_end().strip_suffix(&[quote])?, quote);
+        let second = || before_string(before.strip_suffix(b",")?.strip_suffix(&[quote])?, quote);
         [Some(before), second()]
             .into_iter()
             .flatten()

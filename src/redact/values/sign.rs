@@ -192,17 +192,12 @@ impl Scan<'_> {
             self.at += opener.len();
         } else if self.sign == Sign::Tag && rest.starts_with(b"<![CDATA[") {
             self.at += 9;
-        } else if self.sign == Sign::Colon
-            && self.quote.is_none()
-            && self.starts()
-            && (rest.starts_with(b"!!") || rest.starts_with(b"&"))
-        {
+        } else if self.sign == Sign::Colon && self.starts() && (rest.starts_with(b"!!") || rest.starts_with(b"&")) {
             let line = rest.split(|&byte| byte == b'\n').next().unwrap_or_default();
             let word = line.iter().take_while(|&&byte| !byte.is_ascii_whitespace()).count();
-            let is_yaml = line[word..].split(|&byte| byte == b' ').filter(|word| !word.is_empty()).count() == 1
-                && line[1..word].iter().all(|byte| byte.is_ascii_alphanumeric() || b"!_-".contains(byte));
+            let is_yaml = line[word..].split(|&byte| byte == b' ').filter(|word| !word.is_empty()).count() == 1;
             self.at += if is_yaml { word + 1 } else { 0 };
-        } else if self.sign == Sign::Colon && self.name().contains(&b'-') && rest.starts_with(b"[") {
+        } else if self.name().contains(&b'-') && rest.starts_with(b"[") {
             let blanks = rest[1..].iter().take_while(|&&byte| byte == b' ').count();
             let end = rest.iter().take(NEAR).position(|&byte| byte == b']').unwrap_or(0);
             let is_one = !rest[..end].contains(&b',') && (is_quote(1 + blanks) || is_random(&rest[1..end.max(1)]));
@@ -227,7 +222,7 @@ impl Scan<'_> {
             let words = words.split_last().filter(|(last, _)| last.starts_with(b"//")).map_or(words, |(_, words)| words);
             matches!(words, [.., config, set] if [&b"configure"[..], b"config"].contains(config) && *set == b"set")
         };
-        let is_flag = dashes > 0 && before[..before.len() - dashes].last().is_none_or(|byte| b" \t\"'`([=".contains(byte));
+        let is_flag = dashes > 0 && before[..before.len() - dashes].last().is_none_or(|byte| b" \t\"'".contains(byte));
         let words: Vec<&[u8]> = before.split(|&byte| byte == b' ').filter(|word| !word.is_empty()).collect();
         let is_setter = match words.as_slice() {
             [.., last] if SETTERS.iter().any(|setter| last.ends_with(setter)) => true,
