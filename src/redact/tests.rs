@@ -110,7 +110,11 @@ fn text_with_a_secret_is_never_left_out() {
     }
 }
 
-const MASKED: [&str; 52] = [
+const MASKED: [&str; 56] = [
+    "FACTORY=x1 PHRASE=x2",
+    "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\n«A+b»\nnext1",
+    "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\nwordwordwordwordwordwordwordwordwordwordwordwordwordwordwordword\nnext1",
+    "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\nsome word some word some word some word some word some words\nnext1",
     "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIj»\nnext1",
     "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj» x\nnext1",
     "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\nnext line",
