@@ -203,6 +203,7 @@ mod tests {
         }
         assert!(Decoded::new(b"plain \\q", Syntax::Backslash).is_none());
         assert_eq!(Decoded::new(b"a\x1b[1;31mb", Syntax::Escape).expect("a colour").text, b"ab");
+        assert_eq!(Decoded::new(b"a\x1b[1 ?@b", Syntax::Escape).expect("its parts").text, b"ab");
         assert!(Decoded::new(b"\x1b[31\x7f", Syntax::Escape).is_none(), "no end of a sequence");
     }
 }

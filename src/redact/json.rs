@@ -3,15 +3,11 @@
 use std::ops::Range;
 
 use memchr::{memchr, memchr2};
-use serde::de::IgnoredAny;
 
-/// True if the line is JSON; `is_whole`: all of it is known.
-pub(super) fn is_json(line: &[u8], is_whole: bool) -> bool {
+/// True if `line` begins as JSON does.
+pub(super) fn is_json(line: &[u8]) -> bool {
     let text = line.trim_ascii_start();
-    if is_whole {
-        return text.starts_with(b"{") || text.starts_with(b"[") && serde_json::from_slice::<IgnoredAny>(text).is_ok();
-    }
-    text.starts_with(b"{\"") || [&b"[{"[..], b"[\"", b"[["].iter().any(|start| text.starts_with(start))
+    text.starts_with(b"{") || [&b"[{"[..], b"[\"", b"[["].iter().any(|start| text.starts_with(start))
 }
 
 /// Calls `found` for each string of JSON in `text` from `from` on, without its quotes. `is_inside`: `from` is in a string. Returns that
@@ -42,35 +38,25 @@ pub(super) fn strings(text: &[u8], from: usize, mut is_inside: bool, mut found: 
 
 /// True if `text` can stand between strings of JSON.
 pub(super) fn is_structure(text: &[u8]) -> bool {
-    let mut words = text.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| !word.is_empty());
-    words.all(|word| {
-        [&b"true"[..], b"false", b"null", b"e", b"E"].iter().any(|other| other.ends_with(word) || other.starts_with(word))
-    })
+    let mut words = text.split(|byte| !byte.is_ascii_alphabetic());
+    words.all(|word| [&b""[..], b"true", b"false", b"null", b"e", b"E"].contains(&word))
 }
 
 /// The escape in `text` that `at` would cut, or the pair of those of one character.
 pub(super) fn escape_around(text: &[u8], at: usize) -> Option<Range<usize>> {
-    let mut before = None; // number of backslashes before `start`, if that is one itself
+    let is_second = |at: usize| {
+        let half = text.get(at..at + 4);
+        half.is_some_and(|half| half[..3].eq_ignore_ascii_case(b"\\ud") && b"cdef".contains(&half[3].to_ascii_lowercase()))
+    };
     (1..=at.min(11)).find_map(|back| {
         let start = at - back;
-        if text[start] != b'\\' {
-            before = None;
-            return None;
-        }
-        let count = || text[..start].iter().rev().take_while(|&&byte| byte == b'\\').count();
-        let backslashes = before.map_or_else(count, |before: usize| before - 1);
-        before = Some(backslashes);
-        let is_half = |at: usize, signs: &[u8]| {
-            let half = text.get(at..at + 4);
-            half.is_some_and(|half| half[..3].eq_ignore_ascii_case(b"\\ud") && signs.contains(&half[3].to_ascii_lowercase()))
-        };
-        let is_first = |at: usize| is_half(at, b"89ab") && is_half(at + 6, b"cdef");
+        let backslashes = text[..=start].iter().rev().take_while(|&&byte| byte == b'\\').count();
         let width = match text.get(start + 1) {
-            Some(b'u') if is_first(start) => 12,
-            Some(b'u') if start.checked_sub(6).is_some_and(is_first) => return None,
+            Some(b'u') if is_second(start + 6) => 12,
+            Some(b'u') if is_second(start) => return None,
             Some(b'u') => 6,
             _ => 2,
         };
-        (backslashes.is_multiple_of(2) && width > back).then(|| start..(start + width).min(text.len()))
+        (backslashes % 2 == 1 && width > back).then(|| start..(start + width).min(text.len()))
     })
 }

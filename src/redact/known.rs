@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use super::decode::ENCODED;
-
 /// Most bytes of a text by which it is looked for; the rest is compared.
 const WORD: usize = 6;
 
@@ -64,12 +62,6 @@ impl Known {
         let behind = text[at..].iter().zip(&self.text[offset..]).take_while(same).count();
         let least = if self.is_base { PIECE.min(self.text.len()) } else { self.text.len() };
         (before + behind >= least).then_some(at - before..at + behind)
-    }
-
-    /// True if it may stand there, also in an encoding.
-    pub(super) fn may_be(&self, text: &[u8], at: usize, offset: usize) -> bool {
-        let near = at.saturating_sub(self.text.len())..text.len().min(at + self.text.len() + 1);
-        self.find(text, at, offset).is_some() || text[near].iter().any(|byte| ENCODED.contains(byte))
     }
 
     /// True if it begins with `rest`, the end of a text.

@@ -1,11 +1,12 @@
 //! A stream while it is masked: whole lines, and the pieces of a long one. What is found in a line depends on the line alone, not on
 //! where reads split it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use memchr::{memchr, memrchr};
 
-use super::json::{escape_around, is_json, is_structure, strings};
+use super::json::{is_json, is_structure, strings};
 use super::secrets::Secrets;
 use super::span::{NEAR, Open, Span};
 use super::wrapped::Block;
@@ -21,9 +22,6 @@ const AHEAD: usize = 8 << 10;
 
 /// Bytes before a piece that are looked at with it, for the name of its first secret, or of an object around that.
 const BEFORE: usize = NEAR + (1 << 10);
-
-/// Longest escape, in which a piece does not end: `\u0041`.
-const ESCAPE: usize = 6;
 
 /// A stream that is masked.
 #[derive(Debug)]
@@ -53,21 +51,13 @@ struct Long {
     open: Option<Open>,
 }
 
-/// Appends `text`, masked, to `out`.
-pub(super) fn mask_text(secrets: &Secrets, text: &[u8], out: &mut Vec<u8>) {
-    let mut block = Block::default();
-    for line in text.split_inclusive(|&byte| byte == b'\n') {
-        mask_line(secrets, line, &mut block, out);
-    }
-}
-
 /// Appends one line, masked, to `out`.
 fn mask_line(secrets: &Secrets, line: &[u8], block: &mut Block, out: &mut Vec<u8>) {
     let spans = secrets.spans(line, block);
     if spans.is_empty() {
         return out.extend_from_slice(line);
     }
-    let spans = if is_json(line, true) { clipped(line, spans, 0, false) } else { spans };
+    let spans = if is_json(line) { clipped(line, spans, 0, false) } else { spans };
     let mut at = 0;
     for span in spans {
         out.extend_from_slice(&line[at..span.range.start]);
@@ -79,28 +69,20 @@ fn mask_line(secrets: &Secrets, line: &[u8], block: &mut Block, out: &mut Vec<u8
 
 /// The parts of `spans` that are in strings of JSON; all of them, if `text` has what is no JSON. `in_string`: `from` is in a string.
 fn clipped(text: &[u8], spans: Vec<Span>, from: usize, in_string: bool) -> Vec<Span> {
-    let (mut parts, mut next, mut outside, mut is_json) = (Vec::new(), 0, from, true);
+    let (mut parts, mut outside, mut is_json) = (Vec::new(), from, true);
+    let parts_in = |range: Range<usize>| {
+        let first = spans.partition_point(|span| span.range.end <= range.start);
+        let (start, end) = (range.start, range.end);
+        let of_them = spans[first..].iter().take_while(move |span| span.range.start < end);
+        of_them.map(move |span| Span { range: span.range.start.max(start)..span.range.end.min(end), open: span.open })
+    };
+    let is_between = |range: Range<usize>| parts_in(range).all(|part| is_structure(&text[part.range]));
     strings(text, from, in_string, |string| {
-        let between = outside..string.start.saturating_sub(1).max(outside);
-        is_json &= !spans.iter().any(|span| {
-            let part = span.range.start.max(between.start)..span.range.end.min(between.end);
-            !part.is_empty() && !is_structure(&text[part])
-        });
-        outside = string.end + 1;
-        while spans.get(next).is_some_and(|span| span.range.end <= string.start) {
-            next += 1;
-        }
-        for span in spans[next..].iter().take_while(|span| span.range.start < string.end) {
-            let range = span.range.start.max(string.start)..span.range.end.min(string.end);
-            if !range.is_empty() {
-                parts.push(Span { range, open: span.open });
-            }
-        }
+        is_json &= is_between(outside..string.start);
+        outside = string.end;
+        parts.extend(parts_in(string));
     });
-    is_json &= spans.last().is_none_or(|span| {
-        span.range.end <= outside || is_structure(&text[span.range.start.max(outside).min(span.range.end)..span.range.end])
-    });
-    if is_json { parts } else { spans }
+    if is_json && is_between(outside..text.len()) { parts } else { spans }
 }
 
 impl Masker {
@@ -134,7 +116,7 @@ impl Masker {
             return;
         }
         let mut block = Block::default();
-        let (spans, is_json) = (self.secrets.spans(&self.line, &mut block), is_json(&self.line, false));
+        let (spans, is_json) = (self.secrets.spans(&self.line, &mut block), is_json(&self.line));
         let until = if block.is_open() { self.shown } else { self.secrets.undecided(&self.line, self.shown) };
         let spans = if is_json { clipped(&self.line, spans, 0, false) } else { spans };
         self.show(until, &spans, out);
@@ -142,7 +124,7 @@ impl Masker {
 
     /// True if a line has not ended, and it is worth a [`Masker::pause`].
     pub fn is_waiting(&self) -> bool {
-        self.line.len() > self.shown && self.line.len() != self.paused
+        self.line.len() != self.paused
     }
 
     #[cfg(test)]
@@ -192,18 +174,12 @@ impl Masker {
     /// Appends the pieces of a long line that are complete.
     fn pieces(&mut self, out: &mut Vec<u8>) {
         while self.line.len() > self.piece + PIECE + AHEAD {
-            let end = boundary(&self.line, self.piece + PIECE + AHEAD);
-            let mut cut = self.piece + PIECE;
-            while cut >= self.piece + PIECE / 2
-                && let Some(place) = memrchr(b'\\', &self.line[cut - ESCAPE..cut])
-            {
-                cut -= ESCAPE - place; // behind no backslash, if there is such a place near
-            }
-            if cut < self.piece + PIECE / 2 {
-                cut = boundary(&self.line, self.piece + PIECE);
-            }
+            let (whole, end) = (self.piece + PIECE, self.piece + PIECE + AHEAD);
+            // The backslashes of a quote stay with it.
+            let backslashes = self.line[..whole].iter().rev().take(PIECE / 2).take_while(|&&byte| byte == b'\\').count();
+            let cut = whole - backslashes;
             self.mask_piece(end, Some(cut), out);
-            let kept = boundary(&self.line, cut - BEFORE);
+            let kept = cut - BEFORE;
             self.line.drain(..kept);
             (self.piece, self.shown) = (cut - kept, self.shown - kept);
         }
@@ -219,8 +195,7 @@ impl Masker {
     /// Masks the piece that ends at `cut`, by what stands in the line up to `end`; without a cut it is the last.
     fn mask_piece(&mut self, end: usize, cut: Option<usize>, out: &mut Vec<u8>) {
         let text = &self.line[..end];
-        let json = is_json(text, self.long.is_none() && cut.is_none());
-        let mut long = self.long.unwrap_or(Long { is_json: json, in_string: false, open: None });
+        let mut long = self.long.unwrap_or(Long { is_json: is_json(text), in_string: false, open: None });
         let mut spans = self.secrets.spans(text, &mut self.block);
         if let Some(open) = long.open.take() {
             let rest = &text[self.piece..];
@@ -237,8 +212,8 @@ impl Masker {
             long.in_string = ends_inside;
         }
         // A secret that begins in this piece is masked to its end.
-        let begun = spans.iter().take_while(|span| span.range.start < cut_at).last().map_or(0, |span| span.range.end);
-        let until = cut_at.max(begun.min(end));
+        let begun = spans.iter().take_while(|span| span.range.start < cut_at).last();
+        let until = begun.map_or(cut_at, |span| cut_at.max(span.range.end));
         self.show(until, &spans, out);
         if until < end {
             long.open = None;
@@ -265,9 +240,4 @@ impl Masker {
             (self.shown, self.is_masked) = (until, false);
         }
     }
-}
-
-/// The last place in `text`, not behind `at`, that cuts no escape.
-fn boundary(text: &[u8], at: usize) -> usize {
-    escape_around(text, at).map_or(at, |escape| escape.start)
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
 
-use super::masker::mask_text;
+use super::masker::Masker;
 use super::plain::is_plain;
 use super::secrets::Secrets;
 
@@ -40,6 +40,8 @@ pub fn masked(text: &str) -> String {
     }
     let Ok(secrets) = secrets() else { return "(not shown: its secrets cannot be masked)".to_owned() };
     let mut out = Vec::with_capacity(text.len());
-    mask_text(&secrets, text.as_bytes(), &mut out);
+    let mut masker = Masker::new(secrets);
+    masker.feed(text.as_bytes(), &mut out);
+    masker.end(&mut out);
     String::from_utf8_lossy(&out).into_owned()
 }

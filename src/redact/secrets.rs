@@ -17,7 +17,7 @@ use super::wrapped::Block;
 use super::{environment, json, names, values};
 
 /// Encodings that may hide a secret where no other word tells, beside those of single bytes.
-const ENCODINGS: [&str; 7] = [r"\u0", r":\\", "&quot;", "&amp;", "&lt;", "&gt;", "&apos;"];
+const ENCODINGS: [&str; 2] = [r"\u0", r":\\"];
 
 /// Length at the end of a value in which another secret may begin.
 const END: usize = 64;
@@ -101,7 +101,8 @@ impl Secrets {
     pub(super) fn next(&self, text: &[u8], from: usize) -> Option<usize> {
         let mut first = None;
         self.finder.find(text, from, |word, meaning| {
-            if self.may_be_secret(text, &word, meaning) {
+            // Of the words of rules there are many.
+            if !matches!(meaning, Meaning::Rule(rule, ours) if !rule.may_match(text, &word, ours)) {
                 first = Some(word.start);
                 return ControlFlow::Break(());
             }
@@ -135,19 +136,6 @@ impl Secrets {
     fn known_begins(&self, text: &[u8]) -> Option<usize> {
         let longest = self.known.iter().map(|known| known.text.len()).max()?;
         (text.len().saturating_sub(longest)..text.len()).find(|&at| self.known.iter().any(|known| known.may_begin(&text[at..])))
-    }
-
-    /// True if there may be a secret at `word`, also in an encoding.
-    fn may_be_secret(&self, text: &[u8], word: &Range<usize>, meaning: Meaning) -> bool {
-        match meaning {
-            Meaning::Known(index, offset) => self.known[index].may_be(text, word.start, offset),
-            Meaning::Name => {
-                let name = names::around(text, word);
-                self.is_added(&text[name.clone()]) || names::is_behind_code(text, &name)
-            }
-            Meaning::Encoding | Meaning::Key => true,
-            Meaning::Rule(rule, ours) => rule.may_match(text, word, ours),
-        }
     }
 
     fn is_added(&self, name: &[u8]) -> bool {

@@ -20,7 +20,7 @@ pub(super) struct Span {
 pub(super) enum Open {
     /// To the end of its word.
     Word,
-    /// To this quote behind so many backslashes, or fewer.
+    /// To this quote, or a `"`, behind so many backslashes, or fewer.
     Quoted(u8, usize),
     /// To the end of the line, also an encoded one, to this quote behind so many backslashes, or fewer, or to a `"` behind so many.
     Line(Option<(u8, usize)>, Option<usize>),
@@ -52,8 +52,7 @@ impl Open {
             }
             Self::Quoted(quote, most) => memchr2_iter(quote, b'"', text).find_map(|at| {
                 let backslashes = text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
-                let ends = text[at] == quote && backslashes <= most || text[at] == b'"' && backslashes == 0;
-                ends.then_some(at - backslashes) // its own are shown
+                (backslashes <= most).then_some(at - backslashes) // its own are shown
             }),
         };
         end.unwrap_or(text.len())
