@@ -5,9 +5,9 @@
 mod environment;
 mod plan;
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -105,7 +105,9 @@ fn carry_out(context: &Context, options: &SetupOptions, paths: &SetupPaths, repo
         return Ok(report.note(vec![format!("{why}; nothing was changed")]));
     }
     if !plan.steps.is_empty() {
-        fs::create_dir_all(&paths.shared).with_context(|| format!("cannot make {}", paths.shared.display()))?;
+        // Whatever the umask: a place that others can write is refused.
+        let made = DirBuilder::new().recursive(true).mode(0o755).create(&paths.shared);
+        made.with_context(|| format!("cannot make {}", paths.shared.display()))?;
         let shared = File::open(&paths.shared).with_context(|| format!("cannot read {}", paths.shared.display()))?;
         if FileExt::try_lock(&shared).is_err_and(|error| matches!(error, fs4::TryLockError::WouldBlock)) {
             return Ok(report.note(vec![format!("another setup is at work in {}; call again", paths.shared.display())]));

@@ -312,6 +312,14 @@ fn shared_dir_of_others_is_refused() {
     }
     assert_eq!(place.content(), before);
     place.setup(&["--yes"], 0);
+    // What setup makes itself is nobody else's, whatever the umask.
+    let place = Place::on_one_file_system();
+    let shared = place.shared.join("a/b").to_string_lossy().into_owned();
+    let mut command = place.env.command("sh");
+    command.args(["-c", "umask 0; exec \"$0\" setup --yes --shared-dir \"$1\""]).arg(binary()).arg(&shared);
+    let ended = Running::start(command).end();
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    assert_eq!(fs::metadata(&place.shared).expect("a directory").permissions().mode() & 0o7777, 0o755);
 }
 
 #[test]
