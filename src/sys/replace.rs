@@ -10,15 +10,13 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
 use rustix::fs::{CWD, StatxAttributes, StatxFlags, XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, statx};
 
+use super::acl::ACL;
 use super::dir::Dir;
 use super::fs::read_bounded_text;
 use super::mount::is_mount_point;
 
 /// Larger than any such file.
 const LARGEST: u64 = 8 << 20;
-
-/// Attribute with the ACL, which a new file can have from its directory.
-const ACL: &str = "system.posix_acl_access";
 
 /// End of the name of a copy.
 const COPY: &str = ".claude-run-copy";
@@ -101,7 +99,7 @@ fn keep_attributes(old: &File, copy: &File) -> io::Result<()> {
         let group = found.gid();
         return Err(io::Error::other(format!("it is for group {group}, in which we are not; let root change it, or chgrp it")));
     }
-    let _ = fremovexattr(copy, ACL); // there is none, mostly
+    let _ = fremovexattr(copy, ACL); // which it can have from its directory
     let mut names = vec![0; 64 << 10];
     let length = flistxattr(old, &mut names[..]).unwrap_or(0); // some file systems have none
     for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {

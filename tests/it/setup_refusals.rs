@@ -310,6 +310,17 @@ fn shared_dir_of_others_is_refused() {
             std::os::unix::fs::chown(&place.shared, Some(0), None).expect("an owner");
         }
     }
+    // The mode does not show a user in the ACL: u::rwx, u:65534:rwx, g::r-x, m::rwx, o::r-x
+    let mut acl = vec![2, 0, 0, 0];
+    for (tag, bits, id) in [(1, 7, u32::MAX), (2, 7, 65534), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 5, u32::MAX)] {
+        acl.extend([u16::to_le_bytes(tag), u16::to_le_bytes(bits)].concat());
+        acl.extend(u32::to_le_bytes(id));
+    }
+    let name = "system.posix_acl_access";
+    if rustix::fs::setxattr(&place.shared, name, &acl, rustix::fs::XattrFlags::empty()).is_ok() {
+        place.refuses(&[], "has an ACL by which uid 65534 can write it: others could take the login away");
+        rustix::fs::removexattr(&place.shared, name).expect("an ACL");
+    }
     assert_eq!(place.content(), before);
     place.setup(&["--yes"], 0);
     // What setup makes itself is nobody else's, whatever the umask.
