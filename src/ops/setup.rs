@@ -30,7 +30,7 @@ use crate::config::settings::Wait;
 use crate::lock::{self, FlockGuard, LockAttempt, LockFile};
 use crate::logging;
 use crate::outcome::Outcome;
-use crate::records::RecordStore;
+use crate::records::{RecordStore, RunRecord};
 use crate::sys::signal;
 use crate::sys::stdio::StandardInput;
 
@@ -138,13 +138,15 @@ fn keep_others_out(context: &Context, paths: &SetupPaths, session_lock: &mut Opt
         Wait::Forever => None,
     };
     *session_lock = lock_within(&paths.link.join(lock::FILE_NAME), deadline)?;
-    if session_lock.is_none() {
+    let Some(lock) = session_lock.as_ref().map(FlockGuard::file_id) else {
         return Ok(Some(format!("{} is in use; end what runs there, or raise --wait", paths.link.display())));
-    }
+    };
     let records = RecordStore::of(&paths.link);
     let live = wait_until_none(&records, deadline, || {
         let census = records.census().with_context(|| format!("cannot read {}", records.runs().display()))?;
-        Ok(census.live.into_iter().chain(census.elsewhere).collect())
+        // Who waits for this lock waits for us, and starts where the file is by then.
+        let is_at_work = |run: &RunRecord| !(run.waits() && run.is_about(lock));
+        Ok(census.live.into_iter().chain(census.elsewhere).filter(is_at_work).collect())
     })?;
     if !live.is_empty() {
         let names: Vec<_> = live.iter().map(text::run).collect();
