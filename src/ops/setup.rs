@@ -31,6 +31,7 @@ use crate::lock::{self, FlockGuard, LockAttempt, LockFile};
 use crate::logging;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecord};
+use crate::sys::replace::remove_leftovers;
 use crate::sys::signal;
 use crate::sys::stdio::StandardInput;
 
@@ -114,6 +115,9 @@ fn carry_out(context: &Context, options: &SetupOptions, paths: &SetupPaths, repo
         }
         shared_locks.push(shared);
         plan = SetupPlan::of(paths, env_file); // now that nobody changes it any more
+    }
+    if let Some(file) = env_file.filter(|_| plan.refusals.is_empty()) {
+        let _ = remove_leftovers(file); // what cannot be removed stays
     }
     Ok(report.take_steps(plan))
 }
