@@ -7,7 +7,6 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -106,8 +105,7 @@ impl SettingsFile {
             // Of two writers at once, the second changes what the first has written.
             let _guard = lock_directory(&directory)?;
             Ok(replace(path, |text| {
-                let broken = |error| io::Error::other(syntax_error(path, text, &error));
-                let mut document = DocumentMut::from_str(text).map_err(broken)?;
+                let mut document = read_to_set(path, text, key).map_err(io::Error::other)?;
                 let mut value = value.clone();
                 if let Some(old) = document.get(key).and_then(Item::as_value) {
                     *value.decor_mut() = old.decor().clone();
@@ -154,6 +152,16 @@ impl SettingsFile {
     fn line(&self, key: &str) -> Option<usize> {
         self.value(key).map(|(_, line)| line).or_else(|| Some(self.lists.get(key)?.1))
     }
+}
+
+/// Reads `text` of the file `path` for a change of `key`, which loses no more than one value.
+fn read_to_set(path: &Path, text: &str, key: &str) -> Result<DocumentMut> {
+    let document = Document::parse(text).map_err(|error| syntax_error(path, text, &error))?;
+    if let Some((name, item)) = document.get_key_value(key) {
+        let line = line_of(text, name.span().map_or(0, |span| span.start));
+        text_of(item, text).with_context(|| format!("{}:{line}: {key}", path.display()))?;
+    }
+    Ok(document.into_mut())
 }
 
 /// The `new` text with the byte order mark and the ends of lines of the `old`.

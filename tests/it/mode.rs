@@ -73,6 +73,13 @@ fn invalid_mode_or_file_is_125_and_changes_nothing() {
     assert!(!file(&env).exists());
     env.make_lock_file();
     mode(&env, &["exclusive", "--drain", "refresh"]).assert().code(125);
+    for text in ["# old\n[lock]\nx = 1\n", "\nlock = { x = 1 }\n", "\nlock.x = 1\n", "\n[[lock]]\n", "\nlock = [1]\n"] {
+        fs::write(file(&env), text).expect("a file");
+        let assert = mode(&env, &["refresh"]).assert().code(125);
+        let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(stderr.contains("claude-run.toml:2: lock: a string"), "{text:?}: {stderr}");
+        assert_eq!(fs::read_to_string(file(&env)).expect("a file"), text);
+    }
     fs::write(file(&env), "lock = [").expect("a file");
     mode(&env, &["pass-through"]).assert().code(125);
     assert!(stdout(mode(&env, &[]), 1).starts_with("not known\nno run starts: "));
