@@ -245,7 +245,7 @@ fn env_file_is_looked_at_before_any_change() {
     place.fill();
     let file = place.env.path("agents.env");
     let name = file.to_string_lossy().into_owned();
-    place.refuses(&["--env-file", &format!("{name}/none/x")], "No such file");
+    place.refuses(&["--env-file", &format!("{name}/none/x")], "/none is no directory; make it first");
     symlink(place.env.path("nonesuch"), &file).expect("a link");
     place.refuses(&["--env-file", &name], "is a link");
     fs::remove_file(&file).expect("a link");

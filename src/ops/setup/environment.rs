@@ -5,7 +5,7 @@ use std::path::{Path, absolute};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::sys::replace::{read_to_replace, replace};
+use crate::sys::replace::{directory_of, read_to_replace, replace};
 
 /// What writes these variables, each a plain path, into the file `path`, unless they are there; all other lines stay as they are.
 pub(super) fn change(
@@ -15,13 +15,14 @@ pub(super) fn change(
     let values = variables.map(|(name, value)| (name, value.to_string_lossy().into_owned()));
     ensure!(!path.is_symlink(), "{} is a link; name the file that it leads to", path.display());
     let cannot = || format!("cannot write {}", path.display());
+    let directory = directory_of(path)?;
+    ensure!(directory.is_dir(), "{}: {} is no directory; make it first", cannot(), directory.display());
     let (path, old) = (absolute(path)?, read_to_replace(path).with_context(cannot)?);
     let new = with(&old, &values);
     if new == old {
         return Ok(None);
     }
     // A file system without room is found now, rather than once all else is done.
-    let directory = path.parent().unwrap_or(&path);
     tempfile::tempfile_in(directory).and_then(|mut copy| copy.write_all(new.as_bytes())).with_context(cannot)?;
     Ok(Some(move || replace(&path, |text| Ok(with(text, &values)))))
 }
