@@ -190,7 +190,10 @@ impl SetupReport {
         }
         for (text, action) in plan.steps {
             if let Err(error) = action() {
-                let rest = "what was done so far stands, and setup goes on when called again";
+                let rest = match self.steps.is_empty() {
+                    true => "nothing was changed",
+                    false => "what was done so far stands, and setup goes on when called again",
+                };
                 return self.note(vec![format!("cannot {text}: {error}; {rest}")]);
             }
             self.steps.push(text);

@@ -13,7 +13,7 @@ use crate::setup::Place;
 #[test]
 fn conflict_changes_nothing_and_says_why() {
     type Make = fn(&Place);
-    let cases: [(Make, &str); 7] = [
+    let cases: [(Make, &str); 8] = [
         (
             |place| {
                 let other = place.env.home().join("other");
@@ -41,6 +41,7 @@ fn conflict_changes_nothing_and_says_why() {
             },
             "is no directory",
         ),
+        (|place| fs::write(&place.shared, "x").expect("a file"), "/shared is no directory"),
     ];
     for (make, why) in cases {
         let place = Place::on_one_file_system();
@@ -131,7 +132,10 @@ fn mount_point_on_the_way_is_refused_by_name() {
         let mount = if point == place.config_dir() { mount.replace("; :", "; test -e '") + "' || true" } else { mount };
         let Some((code, text)) = place.setup_with_mounts(&mount, &["--yes"]) else { return };
         assert!(code == 1 && text.contains(&format!("{} is a mount point", point.display())), "{code} {text}");
+        assert!(point == place.config_dir() || !text.contains("mv -T"), "a mount point cannot be renamed: {text}");
     }
+    let Some((code, text)) = place.setup_with_mounts("mount -t tmpfs tmpfs /proc", &["--yes"]) else { return };
+    assert!(code == 1 && text.contains("cannot be told") && !text.contains("are on two"), "{code} {text}");
     let mount = format!("mount --bind '{0}' '{0}'", place.json().display());
     let Some((code, text)) = place.setup_with_mounts(&mount, &["--dry-run"]) else { return };
     assert!(code == 1 && text.contains(".claude.json is a mount point"), "{code} {text}");
@@ -211,7 +215,7 @@ fn move_that_the_kernel_refuses_leaves_nothing() {
         eprintln!("SKIPPED: no overlayfs that is ours on this machine: {text}");
         return;
     }
-    assert!(code == 1 && text.contains("cp -aT ") && text.contains("goes on when called again"), "{code} {text}");
+    assert!(code == 1 && text.contains("cp -aT ") && text.contains("; nothing was changed"), "{code} {text}");
     assert!(!upper.join("shared/config").is_symlink() && place.link().join("twin").exists());
 }
 
