@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
-use fs4::FileExt;
+use fs4::{FileExt, TryLockError};
 use toml_edit::{Document, DocumentMut, Item, TomlError, Value};
 
 use super::options::OPTIONS;
@@ -171,11 +171,11 @@ fn in_the_form_of(old: &str, new: String) -> String {
     if old.starts_with('\u{feff}') { format!("\u{feff}{}", new.trim_start_matches('\u{feff}')) } else { new }
 }
 
-/// Takes an flock on `directory`, which anybody can hold, and for ever.
+/// Takes an flock on `directory`, which anybody can hold, and for ever. Where there is none, nobody can be kept out.
 fn lock_directory(directory: &Path) -> Result<File> {
     let guard = File::open(directory)?;
     let deadline = Instant::now() + LONGEST_WAIT;
-    while FileExt::try_lock(&guard).is_err() {
+    while FileExt::try_lock(&guard).is_err_and(|error| matches!(error, TryLockError::WouldBlock)) {
         if Instant::now() >= deadline {
             let holders = flocks(FileId::of(&guard.metadata()?));
             let pids: Vec<_> = holders.iter().map(|flock| format!("pid {}", flock.pid)).collect();

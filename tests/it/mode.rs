@@ -202,6 +202,15 @@ fn lock_on_the_config_dir_is_not_waited_for_without_end() {
     assert!(stderr.contains("is locked by another process (pid ") && !file(&env).exists(), "{stderr}");
     drop(holder);
     mode(&env, &["refresh"]).assert().code(0);
+    // Where nobody can have one, it is not waited for.
+    if !crate::setup_interrupted::can_trace(&env) {
+        return;
+    }
+    let mut strace = env.command("strace");
+    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=flock:error=ENOLCK", "-e", "trace=flock"]);
+    strace.arg(binary()).args(["mode", "pass-through"]);
+    let ended = Running::start(strace).end();
+    assert!(ended.code() == 0 && ended.stdout[0].contains("is pass-through now"), "{ended:?}");
 }
 
 #[test]
