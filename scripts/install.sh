@@ -79,7 +79,7 @@ is_our_shim() {
 # remove FILE: what a killed call has left beside it as well, and the directories below the prefix that this leaves empty. A directory of
 # that name is not ours.
 remove() {
-  for file in "$1" "$1".new.??????; do
+  for file in "$1" "$1".claude-run-new.??????; do
     if [ -f "$file" ] || [ -L "$file" ]; then
       rm -f -- "$file"
       printf 'removed %s\n' "$file"
@@ -141,7 +141,7 @@ put() {
   file=$1 mode=$2
   shift 2
   mkdir -p -- "$(dirname -- "$file")"
-  new=$(mktemp "$file.new.XXXXXX")
+  new=$(mktemp "$file.claude-run-new.XXXXXX")
   trap 'rm -f -- "$new"' EXIT
   "$@" >"$new"
   chmod "$mode" "$new"

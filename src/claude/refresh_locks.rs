@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 
 use super::storage::ClaudeStorage;
-use crate::sys::fs::{birth, read_bounded};
+use crate::sys::fs::{apart, birth, read_bounded};
 use crate::sys::proc::{Stat, boot_id, host, is_invisible, pid_namespace};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,8 +85,8 @@ impl RefreshLock {
         let newer = Self::at(storage.dir.join(NEWER), NEWER_STALE_AFTER);
         let older = Self::at(with_suffix(&real, ".lock"), STALE_AFTER);
         // The newer versions take the older lock as well, and touch both.
-        let apart = |(a, b): (SystemTime, SystemTime)| a.duration_since(b).unwrap_or_else(|error| error.duration());
-        let have_one_holder = older.touched.zip(newer.touched).map(apart).is_some_and(|apart| apart < STALE_AFTER);
+        let touched = older.touched.zip(newer.touched);
+        let have_one_holder = touched.is_some_and(|(older, newer)| apart(older, newer) < STALE_AFTER);
         if have_one_holder {
             [Self { owner: newer.owner.clone(), stale_after: NEWER_STALE_AFTER, ..older }, newer]
         } else {

@@ -7,12 +7,11 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
-use fs4::FileExt;
+use fs4::{FileExt, TryLockError};
 use toml_edit::{Document, DocumentMut, Item, TomlError, Value};
 
 use super::options::OPTIONS;
@@ -20,7 +19,7 @@ use super::trust::{POWERFUL, ensure_only_ours};
 use super::values::nearest;
 use crate::redact;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::{read_bounded_text, settled};
+use crate::sys::fs::{apart, read_bounded_text, settled};
 use crate::sys::proc::flocks;
 use crate::sys::replace::{directory_of, replace};
 
@@ -59,7 +58,7 @@ const FRESH: Duration = Duration::from_secs(1);
 fn is_half_written(path: &Path, file: &Result<Option<SettingsFile>>, now: SystemTime) -> bool {
     let changed = || fs::metadata(path).and_then(|found| found.modified());
     let looks_so = file.as_ref().map_or(true, |file| file.as_ref().is_some_and(|file| file.is_empty));
-    looks_so && changed().is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age < FRESH))
+    looks_so && changed().is_ok_and(|at| apart(now, at) < FRESH)
 }
 
 impl SettingsFile {
@@ -106,8 +105,7 @@ impl SettingsFile {
             // Of two writers at once, the second changes what the first has written.
             let _guard = lock_directory(&directory)?;
             Ok(replace(path, |text| {
-                let broken = |error| io::Error::other(syntax_error(path, text, &error));
-                let mut document = DocumentMut::from_str(text).map_err(broken)?;
+                let mut document = read_to_set(path, text, key).map_err(io::Error::other)?;
                 let mut value = value.clone();
                 if let Some(old) = document.get(key).and_then(Item::as_value) {
                     *value.decor_mut() = old.decor().clone();
@@ -156,6 +154,16 @@ impl SettingsFile {
     }
 }
 
+/// Reads `text` of the file `path` for a change of `key`, which loses no more than one value.
+fn read_to_set(path: &Path, text: &str, key: &str) -> Result<DocumentMut> {
+    let document = Document::parse(text).map_err(|error| syntax_error(path, text, &error))?;
+    if let Some((name, item)) = document.get_key_value(key) {
+        let line = line_of(text, name.span().map_or(0, |span| span.start));
+        text_of(item, text).with_context(|| format!("{}:{line}: {key}", path.display()))?;
+    }
+    Ok(document.into_mut())
+}
+
 /// The `new` text with the byte order mark and the ends of lines of the `old`.
 fn in_the_form_of(old: &str, new: String) -> String {
     let is_crlf = old.contains("\r\n") && !old.replace("\r\n", "").contains('\n');
@@ -163,11 +171,11 @@ fn in_the_form_of(old: &str, new: String) -> String {
     if old.starts_with('\u{feff}') { format!("\u{feff}{}", new.trim_start_matches('\u{feff}')) } else { new }
 }
 
-/// Takes an flock on `directory`, which anybody can hold, and for ever.
+/// Takes an flock on `directory`, which anybody can hold, and for ever. Where there is none, nobody can be kept out.
 fn lock_directory(directory: &Path) -> Result<File> {
     let guard = File::open(directory)?;
     let deadline = Instant::now() + LONGEST_WAIT;
-    while FileExt::try_lock(&guard).is_err() {
+    while FileExt::try_lock(&guard).is_err_and(|error| matches!(error, TryLockError::WouldBlock)) {
         if Instant::now() >= deadline {
             let holders = flocks(FileId::of(&guard.metadata()?));
             let pids: Vec<_> = holders.iter().map(|flock| format!("pid {}", flock.pid)).collect();
@@ -310,7 +318,9 @@ mod tests {
             fs::write(&path, text)?;
             let (file, at) = (SettingsFile::read_once(&path), fs::metadata(&path)?.modified()?);
             assert_eq!(is_half_written(&path, &file, at), expected, "{text:?}");
-            assert!(!is_half_written(&path, &file, at + FRESH), "{text:?}");
+            // The clock of a file server may be ahead.
+            assert_eq!(is_half_written(&path, &file, at - FRESH / 2), expected, "{text:?}");
+            assert!(![at + FRESH, at - FRESH].into_iter().any(|now| is_half_written(&path, &file, now)), "{text:?}");
         }
         fs::remove_file(&path)?;
         assert!(SettingsFile::read(&path)?.is_none() && SettingsFile::read_again(&path)?.is_none());

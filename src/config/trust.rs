@@ -8,6 +8,8 @@ use std::path::{Path, absolute};
 use anyhow::{Result, bail};
 use nix::unistd::geteuid;
 
+use crate::sys::acl::named_writers;
+
 /// Keys that have a program started, a file written, or secrets shown.
 pub(super) const POWERFUL: [&str; 7] = ["claude", "lock-helper", "log", "record", "redact", "redact-names", "redact-patterns"];
 
@@ -25,16 +27,21 @@ pub(super) fn ensure_only_ours(path: &Path, key: &str) -> Result<()> {
 }
 
 /// Says what lets somebody but root and our user write `path`, or put something else in its place: the owner and mode of itself, or of a
-/// directory above it or its real path. `writable`: the bits of the mode that do.
+/// directory above it or its real path, or a user in its ACL. `writable`: the bits of the mode that do.
 pub(crate) fn open_to_others(path: &Path, writable: u32) -> Result<Option<String>> {
     let (named, real) = (absolute(path)?, fs::canonicalize(path)?);
     for at in [&named, &real].into_iter().flat_map(|file| file.ancestors()) {
         let found = fs::metadata(at)?;
         let (owner, mode) = (found.uid(), found.mode() & 0o7777);
         // In a directory with the sticky bit, only owners rename and remove.
-        let is_open = mode & writable != 0 && !(found.is_dir() && mode & 0o1000 != 0);
+        let is_sticky = found.is_dir() && mode & 0o1000 != 0;
+        let is_open = mode & writable != 0 && !is_sticky;
         if is_open || ![0, geteuid().as_raw()].contains(&owner) {
             return Ok(Some(format!("{} has owner {owner} and mode {mode:04o}", at.display())));
+        }
+        let named = named_writers(at).into_iter().find(|user| ![0, geteuid().as_raw()].contains(user));
+        if let Some(user) = named.filter(|_| !is_sticky) {
+            return Ok(Some(format!("{} has an ACL by which uid {user} can write it", at.display())));
         }
     }
     Ok(None)

@@ -203,7 +203,7 @@ impl Place {
 }
 
 impl FlockGuard {
-    pub(super) fn file_id(&self) -> FileId {
+    pub(crate) fn file_id(&self) -> FileId {
         self.0.file_id
     }
 

@@ -5,9 +5,9 @@
 mod environment;
 mod plan;
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -30,7 +30,8 @@ use crate::config::settings::Wait;
 use crate::lock::{self, FlockGuard, LockAttempt, LockFile};
 use crate::logging;
 use crate::outcome::Outcome;
-use crate::records::RecordStore;
+use crate::records::{RecordStore, RunRecord};
+use crate::sys::replace::remove_leftovers;
 use crate::sys::signal;
 use crate::sys::stdio::StandardInput;
 
@@ -105,13 +106,18 @@ fn carry_out(context: &Context, options: &SetupOptions, paths: &SetupPaths, repo
         return Ok(report.note(vec![format!("{why}; nothing was changed")]));
     }
     if !plan.steps.is_empty() {
-        fs::create_dir_all(&paths.shared).with_context(|| format!("cannot make {}", paths.shared.display()))?;
+        // Whatever the umask: a place that others can write is refused.
+        let made = DirBuilder::new().recursive(true).mode(0o755).create(&paths.shared);
+        made.with_context(|| format!("cannot make {}", paths.shared.display()))?;
         let shared = File::open(&paths.shared).with_context(|| format!("cannot read {}", paths.shared.display()))?;
         if FileExt::try_lock(&shared).is_err_and(|error| matches!(error, fs4::TryLockError::WouldBlock)) {
             return Ok(report.note(vec![format!("another setup is at work in {}; call again", paths.shared.display())]));
         }
         shared_locks.push(shared);
         plan = SetupPlan::of(paths, env_file); // now that nobody changes it any more
+    }
+    if let Some(file) = env_file.filter(|_| plan.refusals.is_empty()) {
+        let _ = remove_leftovers(file); // what cannot be removed stays
     }
     Ok(report.take_steps(plan))
 }
@@ -136,13 +142,15 @@ fn keep_others_out(context: &Context, paths: &SetupPaths, session_lock: &mut Opt
         Wait::Forever => None,
     };
     *session_lock = lock_within(&paths.link.join(lock::FILE_NAME), deadline)?;
-    if session_lock.is_none() {
+    let Some(lock) = session_lock.as_ref().map(FlockGuard::file_id) else {
         return Ok(Some(format!("{} is in use; end what runs there, or raise --wait", paths.link.display())));
-    }
+    };
     let records = RecordStore::of(&paths.link);
     let live = wait_until_none(&records, deadline, || {
         let census = records.census().with_context(|| format!("cannot read {}", records.runs().display()))?;
-        Ok(census.live.into_iter().chain(census.elsewhere).collect())
+        // Who waits for this lock waits for us, and starts where the file is by then.
+        let is_at_work = |run: &RunRecord| !(run.waits() && run.is_about(lock));
+        Ok(census.live.into_iter().chain(census.elsewhere).filter(is_at_work).collect())
     })?;
     if !live.is_empty() {
         let names: Vec<_> = live.iter().map(text::run).collect();
@@ -182,7 +190,10 @@ impl SetupReport {
         }
         for (text, action) in plan.steps {
             if let Err(error) = action() {
-                let rest = "what was done so far stands, and setup goes on when called again";
+                let rest = match self.steps.is_empty() {
+                    true => "nothing was changed",
+                    false => "what was done so far stands, and setup goes on when called again",
+                };
                 return self.note(vec![format!("cannot {text}: {error}; {rest}")]);
             }
             self.steps.push(text);

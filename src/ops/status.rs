@@ -239,6 +239,11 @@ pub(super) fn is_claude_run(pid: i32) -> bool {
     is_ours(&program) || program.starts_with("qemu-") && Stat::read(pid).is_some_and(|stat| is_ours(&stat.name()))
 }
 
+/// True for the only operation that takes the session lock.
+fn is_setup(pid: i32) -> bool {
+    is_claude_run(pid) && proc::command_line(pid).is_some_and(|words| words.get(1).is_some_and(|word| word == "setup"))
+}
+
 /// True also for a process on its way out, which has no program any more.
 fn is_gone(pid: i32) -> bool {
     let has_no_program =

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use fs4::FileExt;
 use nix::dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
@@ -19,6 +20,9 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, unlinkat};
 /// An open directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Dir(Arc<OwnedFd>);
+
+/// Longest time that a call works on a temporary file or directory.
+const LEFT_OVER: Duration = Duration::from_secs(60);
 
 const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
@@ -89,6 +93,27 @@ impl Dir {
         Ok(())
     }
 
+    /// Names in it that tempfile has made of `prefix` and `suffix`, of what has been there for longer than any call takes.
+    pub(crate) fn leftovers(&self, prefix: &str, suffix: &str) -> io::Result<Vec<String>> {
+        let is_ours = |name: &str| name.strip_prefix(prefix)?.strip_suffix(suffix).filter(|random| random.len() == 6).map(drop);
+        let is_old = |name: &str| self.modified(name).is_ok_and(|at| at.elapsed().is_ok_and(|age| age > LEFT_OVER));
+        let mut names = Vec::new();
+        self.for_each_name(usize::MAX, |name| names.extend(is_ours(name).map(|()| name.to_owned())))?;
+        names.retain(|name| is_old(name));
+        Ok(names)
+    }
+
+    /// Opens the directory `name` of our user and locks it, for as long as it is open.
+    pub(crate) fn lock_dir(&self, name: &str) -> io::Result<Self> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let dir = File::from(openat(&self.0, name, flags, Mode::empty())?);
+        if dir.metadata()?.uid() != geteuid().as_raw() {
+            return Err(io::Error::other(format!("{name} is another user's")));
+        }
+        FileExt::try_lock(&dir)?;
+        Ok(Self(Arc::new(dir.into())))
+    }
+
     /// True if `name` leads to `file`.
     pub(crate) fn has(&self, name: &str, file: &Metadata) -> bool {
         let found = fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW);
@@ -108,6 +133,11 @@ impl Dir {
 
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
         Ok(unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir)?)
+    }
+
+    /// Removes the directory `name`, if it is empty.
+    pub(crate) fn remove_dir(&self, name: &str) -> io::Result<()> {
+        Ok(unlinkat(&self.0, name, UnlinkatFlags::RemoveDir)?)
     }
 
     /// Sets the times of `name` to now.

@@ -32,6 +32,11 @@ pub(crate) fn settled<T>(read: impl Fn() -> T, is_unsettled: impl Fn(&T) -> bool
     read()
 }
 
+/// Time between the two, whichever is the later: clocks of two hosts differ.
+pub(crate) fn apart(one: SystemTime, other: SystemTime) -> Duration {
+    one.duration_since(other).unwrap_or_else(|error| error.duration())
+}
+
 /// True if the disk, or a quota, has no room or no inode left.
 pub(crate) fn is_for_lack_of_room(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)

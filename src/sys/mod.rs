@@ -1,5 +1,6 @@
 //! Linux, and nothing of claude: system calls, /proc, files and terminals. It imports nothing of ours. All raw calls are here.
 
+pub(crate) mod acl;
 mod core_dump;
 pub(crate) mod dir;
 pub mod exec;

@@ -5,20 +5,21 @@ use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
 use rustix::fs::{CWD, StatxAttributes, StatxFlags, XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, statx};
 
+use super::acl::ACL;
+use super::dir::Dir;
 use super::fs::read_bounded_text;
 use super::mount::is_mount_point;
 
 /// Larger than any such file.
 const LARGEST: u64 = 8 << 20;
 
-/// Attribute with the ACL, which a new file can have from its directory.
-const ACL: &str = "system.posix_acl_access";
+/// End of the name of a copy.
+const COPY: &str = ".claude-run-copy";
 
 /// The file `path` itself: a link stays a link, as a mounted configuration may be one.
 fn resolve_links(path: &Path) -> PathBuf {
@@ -75,10 +76,10 @@ pub(crate) fn replace(path: &Path, change: impl Fn(&str) -> io::Result<String>) 
     let old = File::open(path).ok();
     // A new file, less the umask: whoever shares the directory reads it.
     let mode = if old.is_some() { 0o600 } else { 0o666 };
-    let prefix = format!(".{}.claude-run.", path.file_name().unwrap_or_default().display());
-    remove_leftovers(directory, &prefix);
-    let mut builder = tempfile::Builder::new();
-    let mut copy = builder.prefix(&prefix).permissions(Permissions::from_mode(mode)).tempfile_in(directory)?;
+    let _ = remove_leftovers(path); // where they cannot be removed, they stay
+    let (mut builder, prefix) = (tempfile::Builder::new(), prefix_of_copy(path));
+    builder.prefix(&prefix).suffix(COPY).permissions(Permissions::from_mode(mode));
+    let mut copy = builder.tempfile_in(directory)?;
     copy.write_all(change(&text)?.as_bytes())?;
     match &old {
         Some(old) => keep_attributes(old, copy.as_file())?,
@@ -98,7 +99,7 @@ fn keep_attributes(old: &File, copy: &File) -> io::Result<()> {
         let group = found.gid();
         return Err(io::Error::other(format!("it is for group {group}, in which we are not; let root change it, or chgrp it")));
     }
-    let _ = fremovexattr(copy, ACL); // there is none, mostly
+    let _ = fremovexattr(copy, ACL); // which it can have from its directory
     let mut names = vec![0; 64 << 10];
     let length = flistxattr(old, &mut names[..]).unwrap_or(0); // some file systems have none
     for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
@@ -122,19 +123,19 @@ fn give(file: &File, other: &Metadata) -> io::Result<()> {
     fchown(file, Some(other.uid()), group).or_else(|_| fchown(file, None, group))
 }
 
-/// Age of what is left over, and not in use.
-const LEFT_OVER: Duration = Duration::from_secs(60);
-
-/// Removes from `directory` what calls that were killed have left there, by names of tempfile's: `prefix` and six characters.
-pub(crate) fn remove_leftovers(directory: &Path, prefix: &str) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let is_ours = name.to_str().and_then(|name| name.strip_prefix(prefix)).is_some_and(|rest| rest.len() == 6);
-        let is_old = |found: &Metadata| found.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > LEFT_OVER));
-        let Some(found) = is_ours.then(|| entry.metadata().ok()).flatten().filter(is_old) else { continue };
-        // Where it cannot be removed, it stays.
-        let _ = if found.is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+/// Removes the copies of the file `path` that calls which were killed have left.
+pub(crate) fn remove_leftovers(path: &Path) -> io::Result<()> {
+    let directory = Dir::open(&directory_of(path)?)?;
+    for name in directory.leftovers(&prefix_of_copy(&resolve_links(path)), COPY)? {
+        if directory.open_file(&name, OFlag::O_RDONLY).is_ok() {
+            directory.remove(&name)?;
+        }
     }
+    Ok(())
+}
+
+fn prefix_of_copy(path: &Path) -> String {
+    format!(".{}.", path.file_name().unwrap_or_default().display())
 }
 
 #[cfg(test)]
@@ -196,18 +197,20 @@ mod tests {
     fn leftovers_are_removed_once_they_are_old() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
         let path = |name: &str| dir.path().join(name);
-        let old = std::time::SystemTime::now() - 2 * LEFT_OVER;
-        for name in [".file.claude-run.abc123", ".file.claude-run.abc12", ".file.abc123", ".file.claude-run.new123"] {
-            let file = File::create(path(name))?;
-            if !name.contains("new") {
-                file.set_modified(old)?;
-            }
+        let old = std::time::SystemTime::now() - std::time::Duration::from_secs(120);
+        let [left, new, directory] = ["abc123", "new123", "dir123"].map(|random| format!(".file.{random}{COPY}"));
+        let kept =
+            [".file.claude-run.backup", ".other.abc123.claude-run-copy", ".file.abc12.claude-run-copy", &new, &directory];
+        fs::create_dir(path(&directory))?;
+        for name in kept.into_iter().chain([&*left]).filter(|name| *name != directory) {
+            File::create(path(name))?;
+        }
+        for name in kept.into_iter().chain([&*left]).filter(|name| *name != new) {
+            File::open(path(name))?.set_modified(old)?;
         }
         fs::write(path("file"), "a")?;
         append(&path("file"))?;
-        let mut names: Vec<_> = fs::read_dir(dir.path())?.flatten().map(|entry| entry.file_name()).collect();
-        names.sort();
-        assert_eq!(names, [".file.abc123", ".file.claude-run.abc12", ".file.claude-run.new123", "file"]);
+        assert!(!path(&left).exists() && kept.iter().all(|name| path(name).exists()), "{:?}", fs::read_dir(dir.path()));
         Ok(())
     }
 }

@@ -419,3 +419,52 @@ fn live_runs_of_another_version_are_found() {
     fs4::FileExt::lock(&locked).expect("a lock");
     expect(doctor(&env, |doctor| doctor), "claude-run", "warning", "older (pid ");
 }
+
+#[test]
+fn what_only_looks_like_a_leftover_is_kept() {
+    let env = healthy("2.1.330");
+    let dir = |name: &str, files: &[&str]| {
+        let dir = env.config_dir().join(name);
+        fs::create_dir_all(dir.join("mkdir-0")).expect("a directory");
+        files.iter().for_each(|file| fs::write(dir.join(file), "").expect("a file"));
+        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        File::open(&dir).and_then(|dir| dir.set_modified(hour_ago)).expect("a time");
+        dir
+    };
+    let left = dir(".claude-run-probe.abc123", &["room", "flock"]);
+    let in_use = dir(".claude-run-probe.abc456", &["room"]);
+    let others =
+        [".claude-run-probe.backup", ".claude-run.toml.claude-run.backup"].map(|name| dir(name, &["room", "precious"]));
+    let lock = File::open(&in_use).expect("a directory");
+    fs4::FileExt::lock(&lock).expect("a lock");
+    env.claude_run().args(["mode", "exclusive"]).assert().code(0);
+    let (code, seen) = doctor(&env, |doctor| doctor);
+    assert!(code == 0 && !left.exists(), "{seen:#}");
+    assert!(in_use.join("room").exists() && others.iter().all(|dir| dir.join("precious").exists()), "{seen:#}");
+}
+
+#[test]
+fn probes_that_somebody_removes_prove_nothing() {
+    let env = healthy("2.1.330");
+    if !crate::setup_interrupted::can_trace(&env) {
+        return;
+    }
+    let probe = || {
+        let mut entries = fs::read_dir(env.config_dir()).expect("a directory").flatten();
+        entries.find(|entry| entry.file_name().to_string_lossy().contains("-probe.")).map(|entry| entry.path())
+    };
+    for call in ["fsync", "mkdir"] {
+        let mut strace = env.command("strace");
+        strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"]);
+        strace.arg(format!("inject={call}:delay_enter=2000000:when=1")).arg(binary()).args(["doctor", "--json"]);
+        strace.env("PATH", format!("{}:/usr/bin:/bin", env.path("bin").display()));
+        let doctor = Running::start(strace);
+        wait_until("it tries", || probe().is_some());
+        // Its first file is there at the fsync, and gone when its processes begin.
+        wait_until("it waits", || probe().is_some_and(|probe| probe.join("room").exists() == (call == "fsync")));
+        fs::remove_dir_all(probe().expect("a directory")).expect("removed");
+        let ended = doctor.end();
+        let seen = serde_json::from_str(&ended.stdout.join("")).expect("JSON");
+        expect((ended.code(), seen), "file system", "warning", "nothing can be tried: somebody has removed ");
+    }
+}

@@ -168,12 +168,16 @@ fn killed_install_is_uninstalled_whole() {
         let program = env.script("program", &own("[ \"$1\" != --version ] || exit 0"));
         let ends = |words: &[&str]| assert!(!install(&env, words).status.success(), "{words:?}");
         ends(&["--binary", program.to_str().expect("text")]);
-        let left = installed(&env).iter().filter(|line| line.contains(".new.")).count();
+        let left = installed(&env).iter().filter(|line| line.contains(".claude-run-new.")).count();
         assert_eq!(left, usize::from(is_left), "{signal}: {:?}", installed(&env));
         env.script("prefix/bin/ln", &own("/bin/ln \"$@\""));
         ends(&["--shim"]);
         fs::remove_file(env.path("prefix/bin/ln")).expect("removed");
+        fs::create_dir_all(env.path("prefix/bin")).expect("a directory");
+        let kept = env.script("prefix/bin/claude-run.new.backup", "");
         succeeds(&env, &["--uninstall"]);
+        assert!(kept.exists(), "its name is nobody's but its owner's");
+        fs::remove_file(kept).and_then(|()| fs::remove_dir(env.path("prefix/bin"))).expect("nothing else in it");
         assert_eq!(fs::read_dir(env.path("prefix")).expect("a directory").count(), 0);
     }
 }

@@ -73,6 +73,13 @@ fn invalid_mode_or_file_is_125_and_changes_nothing() {
     assert!(!file(&env).exists());
     env.make_lock_file();
     mode(&env, &["exclusive", "--drain", "refresh"]).assert().code(125);
+    for text in ["# old\n[lock]\nx = 1\n", "\nlock = { x = 1 }\n", "\nlock.x = 1\n", "\n[[lock]]\n", "\nlock = [1]\n"] {
+        fs::write(file(&env), text).expect("a file");
+        let assert = mode(&env, &["refresh"]).assert().code(125);
+        let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(stderr.contains("claude-run.toml:2: lock: a string"), "{text:?}: {stderr}");
+        assert_eq!(fs::read_to_string(file(&env)).expect("a file"), text);
+    }
     fs::write(file(&env), "lock = [").expect("a file");
     mode(&env, &["pass-through"]).assert().code(125);
     assert!(stdout(mode(&env, &[]), 1).starts_with("not known\nno run starts: "));
@@ -195,6 +202,15 @@ fn lock_on_the_config_dir_is_not_waited_for_without_end() {
     assert!(stderr.contains("is locked by another process (pid ") && !file(&env).exists(), "{stderr}");
     drop(holder);
     mode(&env, &["refresh"]).assert().code(0);
+    // Where nobody can have one, it is not waited for.
+    if !crate::setup_interrupted::can_trace(&env) {
+        return;
+    }
+    let mut strace = env.command("strace");
+    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=flock:error=ENOLCK", "-e", "trace=flock"]);
+    strace.arg(binary()).args(["mode", "pass-through"]);
+    let ended = Running::start(strace).end();
+    assert!(ended.code() == 0 && ended.stdout[0].contains("is pass-through now"), "{ended:?}");
 }
 
 #[test]

@@ -266,6 +266,14 @@ fn env_file_is_updated_once_and_keeps_other_lines() {
         assert_eq!(fs::read_to_string(&file).expect("a file"), expected);
     }
     assert_eq!(fs::metadata(&file).expect("a file").permissions().mode() & 0o777, 0o640);
+    // What a killed one has left, with all that is in the file, goes though there is nothing to write.
+    let copy = place.env.path(".agents.env.abc123.claude-run-copy");
+    let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+    File::create(&copy).and_then(|copy| copy.set_modified(hour_ago)).expect("a copy");
+    place.setup(&[words[0], words[1], "--dry-run"], 0);
+    assert!(copy.exists(), "a dry run changes nothing");
+    place.setup(&words, 0);
+    assert!(!copy.exists());
     let mut shell = place.env.command("sh");
     let output = shell.args(["-c", r#"set -a; . "$0"; cd "$CLAUDE_CONFIG_DIR" && pwd"#]).arg(&file).output().expect("sh");
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), place.config_dir().to_string_lossy());

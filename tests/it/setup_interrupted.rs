@@ -41,6 +41,30 @@ fn live_run_or_refresh_blocks_the_move() {
     assert!(!place.link().is_symlink() && !place.shared.join("config").exists());
 }
 
+#[test]
+fn run_that_waits_for_setup_is_not_waited_for() {
+    let place = Place::on_one_file_system();
+    place.fill();
+    let holder = place.env.hold_lock();
+    let setup = Running::start(place.command(&["--yes", "--wait", "1h"]));
+    assert!(setup.message().contains("waiting for "));
+    let run = place.env.start(["--wait", "1h", "--", "sh", "-c", "cd -P ~/.claude && pwd"]);
+    assert!(run.message().contains("waiting"));
+    let live = place.env.start_fake(&["--lock", "pass-through"], "ready; hang");
+    live.ready();
+    crate::env::wait_for_records(&place.link(), 2);
+    drop(holder);
+    crate::env::wait_until("setup is named", || {
+        let assert = place.env.claude_run().arg("status").assert();
+        String::from_utf8_lossy(&assert.get_output().stdout).contains("; claude-run setup, which moves this config dir")
+    });
+    drop(live);
+    let (setup, run) = (setup.end(), run.end());
+    assert_eq!((setup.code(), run.code()), (0, 0), "{setup:?} {run:?}");
+    assert_eq!(run.stdout, [place.config_dir().to_string_lossy()], "{run:?}");
+    assert!(place.config_dir().join("claude-run/history.jsonl").exists());
+}
+
 /// Every system call that can change something, or that what follows rests on.
 const CHANGES: [&str; 14] = [
     "?open", // by musl
@@ -60,7 +84,7 @@ const CHANGES: [&str; 14] = [
 ];
 
 /// True if strace works on this machine. In CI a test may not be skipped for that.
-fn can_trace(env: &Env) -> bool {
+pub(crate) fn can_trace(env: &Env) -> bool {
     let can = env.command("strace").arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success());
     if !can {
         assert!(std::env::var_os("CI").is_none(), "strace does not work here, where every test has to run");

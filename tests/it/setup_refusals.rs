@@ -13,7 +13,7 @@ use crate::setup::Place;
 #[test]
 fn conflict_changes_nothing_and_says_why() {
     type Make = fn(&Place);
-    let cases: [(Make, &str); 7] = [
+    let cases: [(Make, &str); 8] = [
         (
             |place| {
                 let other = place.env.home().join("other");
@@ -41,6 +41,7 @@ fn conflict_changes_nothing_and_says_why() {
             },
             "is no directory",
         ),
+        (|place| fs::write(&place.shared, "x").expect("a file"), "/shared is no directory"),
     ];
     for (make, why) in cases {
         let place = Place::on_one_file_system();
@@ -131,7 +132,10 @@ fn mount_point_on_the_way_is_refused_by_name() {
         let mount = if point == place.config_dir() { mount.replace("; :", "; test -e '") + "' || true" } else { mount };
         let Some((code, text)) = place.setup_with_mounts(&mount, &["--yes"]) else { return };
         assert!(code == 1 && text.contains(&format!("{} is a mount point", point.display())), "{code} {text}");
+        assert!(point == place.config_dir() || !text.contains("mv -T"), "a mount point cannot be renamed: {text}");
     }
+    let Some((code, text)) = place.setup_with_mounts("mount -t tmpfs tmpfs /proc", &["--yes"]) else { return };
+    assert!(code == 1 && text.contains("cannot be told") && !text.contains("are on two"), "{code} {text}");
     let mount = format!("mount --bind '{0}' '{0}'", place.json().display());
     let Some((code, text)) = place.setup_with_mounts(&mount, &["--dry-run"]) else { return };
     assert!(code == 1 && text.contains(".claude.json is a mount point"), "{code} {text}");
@@ -211,7 +215,7 @@ fn move_that_the_kernel_refuses_leaves_nothing() {
         eprintln!("SKIPPED: no overlayfs that is ours on this machine: {text}");
         return;
     }
-    assert!(code == 1 && text.contains("cp -aT ") && text.contains("goes on when called again"), "{code} {text}");
+    assert!(code == 1 && text.contains("cp -aT ") && text.contains("; nothing was changed"), "{code} {text}");
     assert!(!upper.join("shared/config").is_symlink() && place.link().join("twin").exists());
 }
 
@@ -245,7 +249,7 @@ fn env_file_is_looked_at_before_any_change() {
     place.fill();
     let file = place.env.path("agents.env");
     let name = file.to_string_lossy().into_owned();
-    place.refuses(&["--env-file", &format!("{name}/none/x")], "No such file");
+    place.refuses(&["--env-file", &format!("{name}/none/x")], "/none is no directory; make it first");
     symlink(place.env.path("nonesuch"), &file).expect("a link");
     place.refuses(&["--env-file", &name], "is a link");
     fs::remove_file(&file).expect("a link");
@@ -310,8 +314,27 @@ fn shared_dir_of_others_is_refused() {
             std::os::unix::fs::chown(&place.shared, Some(0), None).expect("an owner");
         }
     }
+    // The mode does not show a user in the ACL: u::rwx, u:65534:rwx, g::r-x, m::rwx, o::r-x
+    let mut acl = vec![2, 0, 0, 0];
+    for (tag, bits, id) in [(1, 7, u32::MAX), (2, 7, 65534), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 5, u32::MAX)] {
+        acl.extend([u16::to_le_bytes(tag), u16::to_le_bytes(bits)].concat());
+        acl.extend(u32::to_le_bytes(id));
+    }
+    let name = "system.posix_acl_access";
+    if rustix::fs::setxattr(&place.shared, name, &acl, rustix::fs::XattrFlags::empty()).is_ok() {
+        place.refuses(&[], "has an ACL by which uid 65534 can write it: others could take the login away");
+        rustix::fs::removexattr(&place.shared, name).expect("an ACL");
+    }
     assert_eq!(place.content(), before);
     place.setup(&["--yes"], 0);
+    // What setup makes itself is nobody else's, whatever the umask.
+    let place = Place::on_one_file_system();
+    let shared = place.shared.join("a/b").to_string_lossy().into_owned();
+    let mut command = place.env.command("sh");
+    command.args(["-c", "umask 0; exec \"$0\" setup --yes --shared-dir \"$1\""]).arg(binary()).arg(&shared);
+    let ended = Running::start(command).end();
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    assert_eq!(fs::metadata(&place.shared).expect("a directory").permissions().mode() & 0o7777, 0o755);
 }
 
 #[test]

@@ -15,13 +15,17 @@ use super::{Check, Subject};
 use crate::claude::program::Program;
 use crate::config::duration::show;
 use crate::ops::checks::{ROOM, fail_for_room};
+use crate::sys::dir::Dir;
 use crate::sys::file_watch::FileWatch;
-use crate::sys::fs::is_for_lack_of_room;
+use crate::sys::fs::{apart, is_for_lack_of_room};
 use crate::sys::mount::{LockScope, Mount};
-use crate::sys::replace::remove_leftovers;
 
 /// Beginning of the name of the directory in which all is tried.
 const PROBE: &str = ".claude-run-probe.";
+
+/// Names in it, and the beginning of more.
+const PROBED: [&str; 7] = ["room", "flock", "inside", "rename", "rename-new", "mtime", "inotify"];
+const MKDIR: &str = "mkdir-";
 
 const PROCESSES: usize = 4;
 const ROUNDS: usize = 50;
@@ -38,7 +42,7 @@ const PROBES: [(&str, Probe, &str); 5] = [
 
 pub(super) fn check(subject: &Subject, check: &mut Check) {
     let Ok(real) = fs::canonicalize(&subject.config_dir) else { return };
-    remove_leftovers(&real, PROBE);
+    let _ = remove_leftovers(&real); // where they cannot be removed, they stay
     let dir = match tempfile::Builder::new().prefix(PROBE).tempdir_in(&real) {
         Ok(dir) => dir,
         Err(error) if is_for_lack_of_room(&error) => return fail_for_room(&real, &error, check),
@@ -47,14 +51,17 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
             return check.fail(what, "no lock can be taken here", "see that there is the right to write");
         }
     };
+    // Where no directory can be locked, none is taken for a leftover.
+    let _in_use = dir.path().file_name().and_then(|name| Dir::open(&real).ok()?.lock_dir(name.to_str()?).ok());
     // Whatever it is that is short: blocks, those that are not root's, a quota. The probes would only fail for the same reason.
     if let Err(error) = try_to_write(&dir.path().join("room")) {
-        return fail_for_room(&real, &error, check);
+        return if dir.path().exists() { fail_for_room(&real, &error, check) } else { warn_of_removal(dir.path(), check) };
     }
     let mut passed = Vec::new();
     for (name, probe, means) in PROBES {
         match probe(dir.path()) {
             Ok(None) => passed.push(name),
+            Ok(Some(_)) | Err(_) if !dir.path().exists() => return warn_of_removal(dir.path(), check),
             Ok(Some(what)) if name == "inotify" => {
                 check.warn(format!("{name}: {what}"), means, "nothing, unless that second matters");
             }
@@ -71,6 +78,27 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
     }
 }
 
+fn warn_of_removal(dir: &Path, check: &mut Check) {
+    let what = format!("nothing can be tried: somebody has removed {}", dir.display());
+    check.warn(what, "whether locks hold here is not known", "call doctor again");
+}
+
+/// Removes what calls that were killed have left: unlocked, with nothing in it but what is made here.
+fn remove_leftovers(real: &Path) -> io::Result<()> {
+    let dir = Dir::open(real)?;
+    for name in dir.leftovers(PROBE, "")? {
+        let Ok(probe) = dir.lock_dir(&name) else { continue };
+        let mut inside = Vec::new();
+        probe.for_each_name(usize::MAX, |name| inside.push(name.to_owned()))?;
+        inside.retain(|name| ![".", ".."].contains(&&**name));
+        if inside.iter().all(|name| PROBED.contains(&&**name) || name.starts_with(MKDIR)) {
+            inside.iter().try_for_each(|name| probe.remove(name).or_else(|_| probe.remove_dir(name)))?;
+            dir.remove_dir(&name)?;
+        }
+    }
+    Ok(())
+}
+
 fn try_to_write(path: &Path) -> io::Result<()> {
     let mut file = File::create(path)?;
     // Some file systems find only then that they have no place for it.
@@ -80,7 +108,7 @@ fn try_to_write(path: &Path) -> io::Result<()> {
 
 /// Of all processes that make a directory, one succeeds.
 fn mkdir_is_exclusive(dir: &Path) -> io::Result<Option<String>> {
-    let paths: Vec<_> = (0..ROUNDS).map(|round| dir.join(format!("mkdir-{round}"))).collect();
+    let paths: Vec<_> = (0..ROUNDS).map(|round| dir.join(format!("{MKDIR}{round}"))).collect();
     let made = at_once(|_| paths.iter().filter(|path| fs::create_dir(path).is_ok()).count())?;
     Ok((made != ROUNDS).then(|| format!("of {ROUNDS} directories, {made} were made by {PROCESSES} processes")))
 }
@@ -118,7 +146,6 @@ fn mtime_is_kept(dir: &Path) -> io::Result<Option<String>> {
     let dir = dir.join("mtime");
     fs::create_dir(&dir)?;
     let made = fs::metadata(&dir)?.modified()?;
-    let apart = |one: SystemTime, other: SystemTime| one.duration_since(other).unwrap_or_else(|error| error.duration());
     let off = apart(made, SystemTime::now());
     if off > Duration::from_secs(2) {
         return Ok(Some(format!("what is made now is dated {} away: two clocks", show(off))));

@@ -100,9 +100,12 @@ impl SetupPlan {
         let has_steps = !plan.steps.is_empty();
         let mut dirs = vec![&*paths.home, nearest(&paths.shared), nearest(&paths.config_dir)];
         dirs.dedup();
-        dirs.retain(|dir| accessat(CWD, *dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err());
         for dir in dirs.into_iter().filter(|_| has_steps) {
-            plan.refuse(format!("{} is not writable by us (uid {})", dir.display(), geteuid()));
+            if !dir.is_dir() {
+                plan.refuse(format!("{} is no directory", dir.display()));
+            } else if accessat(CWD, dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
+                plan.refuse(format!("{} is not writable by us (uid {})", dir.display(), geteuid()));
+            }
         }
         if has_steps {
             plan.check_private(nearest(&paths.config_dir));
@@ -197,9 +200,13 @@ impl SetupPlan {
     /// Plans the move of a file or directory within one file system. To another it would have to be copied, and something might be
     /// lost: that is left to a person.
     fn plan_move(&mut self, from: &Path, to: &Path) {
+        let (refused, pair) = (self.refusals.len(), format!("{} and {}", from.display(), to.display()));
         self.check_movable(from);
-        if !is_one_file_system(from, to) {
-            self.refuse(format!("{} and {} are on two file systems; {}", from.display(), to.display(), by_hand(from, to)));
+        match is_one_file_system(from, to) {
+            Some(true) => {}
+            Some(false) if self.refusals.len() > refused => {} // nor can it be renamed by hand
+            Some(false) => self.refuse(format!("{pair} are on two file systems; {}", by_hand(from, to))),
+            None => self.refuse(format!("whether {pair} are on one file system cannot be told without /proc; mount it")),
         }
         self.clear(to);
         let text = format!("move {} to {}, and leave a link, in one step", from.display(), to.display());
@@ -281,10 +288,11 @@ fn nearest(path: &Path) -> &Path {
     path.ancestors().find(|path| path.exists()).unwrap_or(path)
 }
 
-fn is_one_file_system(from: &Path, to: &Path) -> bool {
+/// `None` if that cannot be told.
+fn is_one_file_system(from: &Path, to: &Path) -> Option<bool> {
     // Subvolumes of btrfs are on one mount, and yet nothing can be renamed from one to another.
     let place = |path: &Path| Some((Mount::of(path)?, FileId::at(path)?.device));
-    place(from).is_some_and(|one| place(nearest(to)) == Some(one))
+    Some(place(from)? == place(nearest(to))?)
 }
 
 /// Fails for a link below `dir` that would lead elsewhere if what is `depth` levels above `dir` were moved. `..` is sure to stay inside

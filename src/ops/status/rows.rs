@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::super::layout::{Look, Row};
 use super::super::text;
-use super::{Status, is_claude_run, stopped_processes};
+use super::{Status, is_claude_run, is_setup, stopped_processes};
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
@@ -117,6 +117,9 @@ fn holder_rows(holder: &Holder) -> Vec<Row> {
             let pids: Vec<_> = processes.iter().take(NAMED).map(|process| process.pid.to_string()).collect();
             age + &match pids.as_slice() {
                 // Its child has the lock with it.
+                _ if processes.iter().any(|process| is_setup(process.pid)) => {
+                    "; claude-run setup, which moves this config dir".to_owned()
+                }
                 _ if processes.iter().any(|process| is_claude_run(process.pid)) => {
                     "; a run whose record cannot be kept: is the disk full?".to_owned()
                 }
