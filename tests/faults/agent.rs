@@ -85,7 +85,8 @@ pub(crate) fn agent(words: &[String]) -> Result<ExitCode> {
     let mut orphaned = None;
     // Whoever ignores TERM and whose claude-run was killed would keep the lock for ever, as it should.
     while started.elapsed() < work || (hangs && orphaned.is_none_or(|at: Instant| at.elapsed() < Duration::from_millis(300))) {
-        if getppid() != parent {
+        // As the first of its namespace, nobody else starts agents.
+        if getppid() != parent || parent.as_raw() == 1 {
             orphaned.get_or_insert_with(Instant::now);
         }
         if let Some(lock) = lock.as_ref().filter(|_| whole_run)

@@ -79,11 +79,15 @@ impl Watch {
         }
         let records = config_dir.join("claude-run/runs");
         // On a slow machine, nobody may have had one.
-        for entry in fs::read_dir(&records).into_iter().flatten().flatten() {
+        let left: Vec<_> = fs::read_dir(&records).into_iter().flatten().flatten().collect();
+        for entry in &left {
             // Who was killed while it wrote its record has left half of one: it counts as such after a minute.
             File::options().write(true).open(entry.path())?.set_modified(SystemTime::now() - Duration::from_secs(120))?;
         }
-        // Whoever comes next sweeps the records of the dead, and has the lock at once.
+        // Whoever comes next sweeps the records of the dead, and of the halves a few, and has the lock at once.
+        for _ in left.chunks(16) {
+            Command::new(claude_run).args(["--config-dir"]).arg(config_dir).arg("status").output()?;
+        }
         let mut next = Command::new(claude_run);
         next.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonesuch").env("CLAUDE_CONFIG_DIR", config_dir);
         let next = next.args(["--wait", "1", "true"]).output()?;
