@@ -324,8 +324,18 @@ mod tests {
         }
         fs::remove_file(&path)?;
         assert!(SettingsFile::read(&path)?.is_none() && SettingsFile::read_again(&path)?.is_none());
-        symlink("nowhere", &path)?;
-        assert!(SettingsFile::read(&path).is_err_and(|error| error.to_string().contains("leads nowhere")));
+        thread::scope(|scope| {
+            let read = scope.spawn(|| SettingsFile::read_again(&path));
+            thread::sleep(Duration::from_millis(20));
+            fs::write(&path, "slots = 4\n")?;
+            assert!(read.join().expect("it does not panic")?.is_some(), "it is back");
+            anyhow::Ok(())
+        })?;
+        for (target, expected) in [("nowhere", "leads nowhere"), (".", "cannot read the settings file")] {
+            fs::remove_file(&path)?;
+            symlink(target, &path)?;
+            assert!(SettingsFile::read(&path).is_err_and(|error| error.to_string().contains(expected)), "{target}");
+        }
         Ok(())
     }
 

@@ -267,6 +267,23 @@ mod tests {
         assert!(!chain.are_too_many(), "one after another");
         let run = RunId { pid: 7, taken_at: 11 };
         assert_eq!(chain.lineage_with(run), [&runs[1..], &["7-11".to_owned()]].concat().join(","));
+        assert_eq!(AncestorRuns::of(&|_| None).lineage_with(run), "7-11");
+    }
+
+    #[test]
+    fn key_without_a_run_that_could_have_given_it_is_stale() {
+        let has_stale_key = |key: bool, run: &str| {
+            let value = |name: &str| match name {
+                KEY_VARIABLE if key => Some("etcd/1".into()),
+                RunId::LINEAGE => Some(run.into()),
+                _ => None,
+            };
+            AncestorRuns::of(&value).has_stale_key(None)
+        };
+        let us = RunId::take().to_string();
+        for (key, run, expected) in [(true, "", true), (true, "7-11", true), (true, &us, false), (false, "", false)] {
+            assert_eq!(has_stale_key(key, run), expected, "{key} {run}");
+        }
     }
 
     #[test]
@@ -289,6 +306,9 @@ mod tests {
         fs4::FileExt::lock(&file)?;
         assert!(claim.holds_above_us(lock, None));
         assert!(!claim.holds_above_us(FileId { inode: lock.inode + 1, ..lock }, None));
+        assert!(!Claim { lock: FILE, ..claim }.holds_above_us(lock, None), "a claim on another file");
+        let of_another = RunId { taken_at: 0, ..claim.run };
+        assert!(!Claim { run: of_another, ..claim }.holds_above_us(lock, None), "a pid used again");
         fs4::FileExt::unlock(&file)?;
         assert!(!claim.holds_above_us(lock, None), "released");
         Ok(())
@@ -308,6 +328,13 @@ mod tests {
             let above = AncestorRuns { slots: vec![claim(run, file)], ..AncestorRuns::default() };
             assert_eq!(above.have_slot(&[file], records.as_ref(), true), expected, "{run} {file:?}");
             assert!(!above.have_slot(&[], records.as_ref(), true), "free by now");
+        }
+        for namespace in [json!(null), json!(proc::pid_namespace())] {
+            let mut here = Elsewhere::new()?;
+            for run in [holder, RunId::take()] {
+                here.add(run, json!({ "lock": view(FILE), "hold": "own", "pid_namespace": namespace }))?;
+                assert!(!claim(run, FILE).holds_above_us(FILE, Some(&here.store())), "{namespace}: its descriptors tell");
+            }
         }
         Ok(())
     }
@@ -343,7 +370,16 @@ mod tests {
             assert_eq!(above.is_helped(FILE, records.as_ref()), expected, "{key}");
             assert_eq!(without_key.is_helped(FILE, records.as_ref()), expected, "{key}");
             assert!(!above.is_helped(OTHER, records.as_ref()));
+            assert!(above.may_hold(FILE) && !above.may_hold(OTHER));
+            assert!(!without_key.is_helped(FILE, None));
         }
+        let mut there = Elsewhere::new()?;
+        there.add(holder, json!({ "lock": view(FILE), "hold": "own" }))?;
+        there.add(nested, json!({ "lock": view(FILE), "hold": "run-above", "lock_key": "etcd/1" }))?;
+        assert!(above.is_helped(FILE, Some(&there.store())), "the nested one has a helper of its own");
+        let claims = vec![Claim { lock: FILE, run: holder }, Claim { lock: OTHER, run: us }];
+        let above = AncestorRuns { claims, ..above };
+        assert!(above.is_helped(OTHER, None) && !above.is_helped(FILE, None), "only a run that lives");
         Ok(())
     }
 

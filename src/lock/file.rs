@@ -305,9 +305,29 @@ mod tests {
         });
         assert!(attempt.is_ok(), "{attempt:?}");
         assert!(matches!(LockFile::open(&path)?.try_lock()?, LockAttempt::Busy(_)), "held");
+        assert!(try_lock_beside_looks(&look, 20).is_err(), "a holder is not waited for");
         drop(file);
         FileExt::try_lock_shared(&look)?;
-        assert!(matches!(LockFile::open(&path)?.try_lock()?, LockAttempt::Busy(_)), "a shared lock that stays");
+        let busy = LockFile::open(&path)?.try_lock()?;
+        assert!(matches!(busy, LockAttempt::Busy(_)), "a shared lock that stays");
+        assert!(FileExt::try_lock(&look).is_ok(), "no attempt leaves a lock");
+        let idle = LockFile::open(&path)?;
+        assert!(idle.is_held());
+        FileExt::unlock(&look)?;
+        assert!(!idle.is_held() && FileExt::try_lock(&look).is_ok(), "nor does a look");
+        Ok(())
+    }
+
+    #[test]
+    fn ticket_that_was_removed_is_not_made_again() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let store = RecordStore::of(dir.path());
+        store.make_slots()?;
+        drop(LockFile::new_ticket(&store, "ticket")?);
+        let ticket = LockFile::open_ticket(&store, "ticket")?;
+        fs::remove_file(store.slots().join("ticket"))?;
+        assert!(matches!(ticket.try_lock()?, LockAttempt::Acquired(_)));
+        assert!(!store.slots().join("ticket").exists());
         Ok(())
     }
 

@@ -43,7 +43,7 @@ pub(crate) fn read_to_replace(path: &Path) -> io::Result<String> {
         (Ok(link), _) if link.is_symlink() && ![0, geteuid().as_raw()].contains(&link.uid()) => {
             return no(format!("it is a link of uid {}", link.uid()));
         }
-        (Ok(link), Err(_)) if link.is_symlink() => return no("it is a link that leads nowhere".into()),
+        (Ok(_), Err(_)) => return no("it is a link that leads nowhere".into()),
         (_, Ok(found)) if !found.is_file() => return no("it is no regular file".into()),
         (_, Ok(_)) if is_mount_point(&resolve_links(path)) => {
             return no("it is a mount point; change the file that is mounted there".into());
@@ -173,6 +173,12 @@ mod tests {
             assert!(!is_there || kept[..length] == *value, "{name}: {:?}", &kept[..length]);
         }
         assert_eq!(fs::read_dir(dir.path())?.count(), 2, "nothing is left behind");
+        fs::remove_file(&path)?;
+        fs::write(&path, "a")?;
+        let is_given_to_new_files =
+            rustix::fs::setxattr(dir.path(), "system.posix_acl_default", &acl, XattrFlags::empty()).is_ok();
+        append(&path)?;
+        assert!(!is_given_to_new_files || rustix::fs::getxattr(&path, ACL, &mut vec![0; 256][..]).is_err(), "it has none");
         Ok(())
     }
 
@@ -182,7 +188,13 @@ mod tests {
         let path = |name: &str| dir.path().join(name);
         fs::write(path("file"), "a")?;
         symlink("nowhere", path("dangling"))?;
-        let refusals = [("dangling", "leads nowhere"), (".", "no regular file")];
+        symlink("file", path("link"))?;
+        let mut refusals = vec![("dangling", "leads nowhere"), (".", "no regular file"), ("file/below", "Not a directory")];
+        if std::os::unix::fs::lchown(path("link"), Some(1), None).is_ok() {
+            refusals.push(("link", "it is a link of uid 1"));
+            std::os::unix::fs::lchown(path("file"), Some(1), None)?;
+            assert_eq!(read_to_replace(&path("file"))?, "a", "a file of another is none");
+        }
         for (name, expected) in refusals {
             let error = read_to_replace(&path(name)).expect_err(name).to_string();
             assert!(error.contains(expected) && append(&path(name)).is_err(), "{name}: {error}");
@@ -208,6 +220,9 @@ mod tests {
         for name in kept.into_iter().chain([&*left]).filter(|name| *name != new) {
             File::open(path(name))?.set_modified(old)?;
         }
+        fs::create_dir(path(".file.claude-run.dir123"))?;
+        fs::write(path(".file.claude-run.dir123/file"), "")?;
+        File::open(path(".file.claude-run.dir123"))?.set_modified(old)?;
         fs::write(path("file"), "a")?;
         append(&path("file"))?;
         assert!(!path(&left).exists() && kept.iter().all(|name| path(name).exists()), "{:?}", fs::read_dir(dir.path()));

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::env::{Env, Running, binary, can_unshare, wait_for_records, wait_until};
@@ -225,16 +226,57 @@ fn run_below_an_orphaned_holder_does_not_wait() {
     wait_until("the child is gone, and the lock free", || !env.is_locked());
 }
 
+/// True if `pid` has no memory any more.
+fn is_gone(pid: Pid) -> bool {
+    std::fs::read(format!("/proc/{pid}/environ")).map_or(true, |environment| environment.is_empty())
+}
+
+#[test]
+fn run_below_an_orphan_that_is_no_claude_does_not_wait() {
+    let env = Env::new();
+    let closed = (3..20).map(|fd| format!(" {fd}>&-")).collect::<String>();
+    let nested = format!("\"$1\" --wait 0 -- echo in >out 2>&1{closed}");
+    let script = format!("#!/bin/bash\ntrap '' TERM\necho up\nuntil [ -e go ]; do sleep 0.05; done\n{nested}\ntouch done\n");
+    let agent = env.script("agent", &script).display().to_string();
+    let run = env.start(["--", &*agent, &*binary().display().to_string()]);
+    run.expect_line("up");
+    run.signal(Signal::SIGKILL);
+    wait_until("claude-run is gone", || is_gone(run.pid()));
+    std::fs::write(env.path("go"), "").expect("a file");
+    wait_until("the nested run has ended", || env.path("done").exists());
+    let text = std::fs::read_to_string(env.path("out")).expect("its output");
+    assert!(text.contains("in\n"), "{text}");
+}
+
 #[test]
 fn run_below_a_bash_block_does_not_wait_for_it() {
     let env = Env::new();
-    // claude has the descriptor, closes it for its tools, and one of them calls claude.
-    let claude = env.script("claude", "#!/bin/sh\n\"$1\" --wait 0 -- sh -c 'echo in; exit 4' 9>&-\nexit $?\n");
+    // claude, by whatever name, has the descriptor, closes it for its tools, and one of them calls claude.
+    for name in ["claude", "agent"] {
+        let claude = env.script(name, "#!/bin/sh\n\"$1\" --wait 0 -- sh -c 'echo in; exit 4' 9>&-\nexit $?\n");
+        let mut bash = env.command("bash");
+        bash.args(["-c", r#"( flock -w 600 9 || exit 1; "$1" "$2"; exit $? ) 9>"$0""#]);
+        bash.arg(env.make_lock_file()).arg(claude).arg(binary());
+        let ended = Running::start(bash).end();
+        assert_eq!((ended.code(), ended.stdout), (4, vec!["in".to_owned()]), "{name}: {:?}", ended.stderr);
+    }
+}
+
+#[test]
+fn run_below_a_block_that_was_killed_keeps_its_lock() {
+    let env = Env::new();
+    let nested = r#""$1" --wait 0 -- sh -c 'echo in; until [ -e go ]; do sleep 0.01; done' >out 2>&1 9>&-"#;
+    let agent = env.script("agent", &format!("#!/bin/sh\n{nested}\necho $? >done\n"));
     let mut bash = env.command("bash");
-    bash.args(["-c", r#"( flock -w 600 9 || exit 1; "$1" "$2"; exit $? ) 9>"$0""#]);
-    bash.arg(env.make_lock_file()).arg(claude).arg(binary());
-    let ended = Running::start(bash).end();
-    assert_eq!((ended.code(), ended.stdout), (4, vec!["in".to_owned()]), "{:?}", ended.stderr);
+    bash.args(["-c", r#"exec 9>"$0"; flock 9; "$1" "$2"; exit"#]).arg(env.make_lock_file()).arg(agent).arg(binary());
+    let bash = Running::start(bash);
+    wait_until("it has started", || std::fs::read_to_string(env.path("out")).is_ok_and(|out| out.contains("in\n")));
+    bash.signal(Signal::SIGKILL);
+    wait_until("the shell is gone", || is_gone(bash.pid()));
+    std::fs::write(env.path("go"), "").expect("a file");
+    wait_until("it has ended", || std::fs::read_to_string(env.path("done")).is_ok_and(|code| code == "0\n"));
+    let text = std::fs::read_to_string(env.path("out")).expect("its messages");
+    assert!(!text.contains("was not kept"), "{text}");
 }
 
 /// A tool that runs its words, and leaves them none of its descriptors.

@@ -120,8 +120,7 @@ impl Policy {
     }
 
     pub(super) fn restart_patience(&mut self, now: Instant) {
-        let again = if self.phase == Phase::Killing { self.short_grace() } else { KILL_AGAIN };
-        self.kill_at = after(now, Some(again));
+        self.kill_at = after(now, Some(self.short_grace()));
         self.give_up_at = after(now, self.config.kill_grace.max(Some(MIN_PATIENCE)));
     }
 

@@ -26,8 +26,8 @@ impl Policy {
                 self.restart_grace(now);
                 return [vec![Action::Log(Notice::RefreshTooLong)], mem::take(&mut self.deferred)].concat();
             }
-            // The child is a zombie: drop the signals for it, keep those for its leftovers.
-            Input::Ended(..) => self.deferred.retain(|action| is_for_tree(*action)),
+            // The child is a zombie, and its leftovers get a signal of their own now.
+            Input::Ended(..) => self.deferred.clear(),
             _ => {}
         }
         let mut actions = self.decide(input, now);
@@ -91,7 +91,7 @@ fn is_for_tree(action: Action) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{PROCESS, case};
-    use super::super::{Leftovers, TreeState};
+    use super::super::{Leftovers, PolicyConfig, TreeState};
     use super::*;
     use crate::outcome::Outcome;
 
@@ -104,7 +104,11 @@ mod tests {
     impl Run {
         /// A run with a hard limit of 60 s and a kill grace of 5 s.
         fn new() -> Self {
-            let case = case(|_| {});
+            Self::of(|_| {})
+        }
+
+        fn of(change: impl FnOnce(&mut PolicyConfig)) -> Self {
+            let case = case(change);
             Self { policy: case.policy, start: case.start, refresh: false }
         }
 
@@ -192,6 +196,9 @@ mod tests {
             run.at(13, Input::Clock);
             assert_eq!(run.deadline(), Some(15));
         }
+        let mut without_grace = Run { refresh: true, ..Run::of(|config| config.kill_grace = None) };
+        without_grace.signal(1, Signal::SIGTERM);
+        assert_eq!((without_grace.refresh_ends(10), without_grace.deadline()), (vec![TERM], Some(12)));
     }
 
     #[test]
@@ -204,6 +211,12 @@ mod tests {
         assert_eq!(run.at(66, Input::Clock), [DEFERRED, Action::Log(Notice::KillGraceExpired)]);
         assert_eq!(run.refresh_ends(70), [KILL_TREE]);
         assert_eq!(run.deadline(), Some(71), "newcomers have their second from then on");
+        let mut kept = Run::of(|config| config.leftovers = Leftovers::Keep);
+        assert_eq!(kept.at(1, Input::Refresh { in_progress: true }), [], "nothing is deferred");
+        assert_eq!(kept.signal(2, Signal::SIGTERM), [TERM]);
+        kept.refresh = true;
+        assert_eq!(kept.signal(3, Signal::SIGTERM), [DEFERRED, Action::Log(Notice::SecondTerm)]);
+        assert_eq!(kept.refresh_ends(4), [TERM, Action::SignalChild(Signal::SIGKILL)]);
     }
 
     #[test]

@@ -246,12 +246,27 @@ fn leftovers_get_term_then_kill() {
 }
 
 #[test]
-fn hard_limit_does_not_count_for_leftovers() {
-    let mut case = case(|_| {});
-    case.at(59, Input::Ended(Outcome::Exited(0), TreeState::Alive));
-    assert_eq!(case.at(60, Input::Clock), []);
-    case.at(61, Input::TreeChanged(TreeState::Empty));
-    assert_eq!(case.policy.result(), Some(Outcome::Exited(0)));
+fn no_limit_counts_for_leftovers_or_after_a_kill() {
+    for limit in ["hard", "idle", "result"] {
+        let of = |name| (limit == name).then_some(Duration::from_secs(60));
+        let case = || {
+            let mut case = case(|config| {
+                (config.hard_limit, config.idle_limit, config.result_grace) = (of("hard"), of("idle"), of("result"));
+            });
+            case.at(0, FINE);
+            case
+        };
+        let mut leaving = case();
+        leaving.at(59, Input::Ended(Outcome::Exited(0), TreeState::Alive));
+        assert_eq!(leaving.at(60, Input::Clock), [], "{limit}");
+        leaving.at(61, Input::TreeChanged(TreeState::Empty));
+        assert_eq!(leaving.policy.result(), Some(Outcome::Exited(0)));
+        let mut killed = case();
+        killed.term(58);
+        killed.term(58);
+        killed.at(59, Input::Clock);
+        assert_eq!(killed.at(60, Input::Clock), [Action::SignalTree(Signal::SIGKILL)], "{limit}");
+    }
 }
 
 #[test]
@@ -269,14 +284,28 @@ fn kept_leftovers_get_no_signal() {
 
 #[test]
 fn leftovers_that_kill_does_not_end_are_given_up() {
-    let mut case = case(|_| {});
-    case.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
-    case.at(6, Input::Clock);
-    for second in 7..11 {
-        assert_eq!(case.at(second, Input::Clock), [Action::SignalTree(Signal::SIGKILL)]);
+    for (kill_grace, patience) in [(2, 5), (5, 5), (20, 20)] {
+        let mut case = case(|config| config.kill_grace = Some(Duration::from_secs(kill_grace)));
+        case.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
+        let killed = 1 + kill_grace;
+        case.at(killed, Input::Clock);
+        for second in killed + 1..killed + patience {
+            assert_eq!(case.at(second, Input::Clock), [Action::SignalTree(Signal::SIGKILL)]);
+        }
+        assert_eq!(case.at(killed + patience, Input::Clock), [Action::Log(Notice::GivenUp)]);
+        assert_eq!(case.policy.result(), Some(Outcome::Exited(0)));
     }
-    assert_eq!(case.at(11, Input::Clock), [Action::Log(Notice::GivenUp)]);
-    assert_eq!(case.policy.result(), Some(Outcome::Exited(0)));
+}
+
+#[test]
+fn what_a_killed_child_leaves_gets_kill() {
+    for (seconds, kill) in [(3, Action::KillTerminated), (4, Action::SignalTree(Signal::SIGKILL))] {
+        let mut case = case(|_| {});
+        case.term(1);
+        case.term(2);
+        (3..=seconds).for_each(|second| drop(case.at(second, Input::Clock)));
+        assert_eq!(case.at(seconds, Input::Ended(Outcome::Killed(9), TreeState::Alive)), [kill]);
+    }
 }
 
 #[test]
@@ -483,6 +512,8 @@ fn term_after_the_child_s_end_leaves_a_second() {
     for kill_grace in [None, Some(GRACE), Some(Duration::from_secs(3600))] {
         let mut case = case(|config| config.kill_grace = kill_grace);
         case.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
+        case.at(2, Input::Signal(Signal::SIGHUP, PROCESS));
+        assert_eq!(case.deadline(), kill_grace.map(|grace| 1 + grace.as_secs()), "nobody has asked for that");
         assert_eq!((case.term(2), case.deadline()), (vec![], Some(3)));
         let mut patient = Case { policy: case.policy.clone(), start: case.start };
         assert_eq!(patient.at(3, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
@@ -510,8 +541,9 @@ fn second_of_a_second_term_does_not_begin_anew() {
     case.term(11);
     assert_eq!(case.deadline(), Some(12));
     let term = [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::Leftovers(Leftovers::Kill))];
-    assert_eq!(case.at(11, Input::Ended(Outcome::Exited(0), TreeState::Alive)), term);
-    assert_eq!(case.deadline(), Some(12));
+    let later = case.start + Duration::from_millis(11_500);
+    assert_eq!(case.policy.decide(Input::Ended(Outcome::Exited(0), TreeState::Alive), later), term);
+    assert_eq!(case.policy.next_deadline(), Some(case.start + Duration::from_secs(12)));
 }
 
 #[test]

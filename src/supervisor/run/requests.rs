@@ -33,3 +33,31 @@ impl Requests {
         self.heeded.or(self.last().filter(is_its_end))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wait_for_the_reader_is_bounded_by_what_has_ended_the_child() {
+        let ended = |signal: Signal| Some(Outcome::EndedDraining(signal.number()));
+        let (term, hup) = ((Signal::SIGTERM, true), (Signal::SIGHUP, false));
+        let killed = |signal: Signal| Outcome::Killed(signal.number());
+        for (noted, outcome, expected) in [
+            (&[][..], Outcome::Exited(0), None),
+            (&[], Outcome::HardLimit, Some(Outcome::HardLimit)),
+            (&[term], Outcome::HardLimit, Some(Outcome::HardLimit)),
+            (&[term], Outcome::Exited(0), ended(Signal::SIGTERM)),
+            (&[term, hup], Outcome::Exited(0), ended(Signal::SIGTERM)),
+            (&[hup], Outcome::Exited(0), None),
+            (&[hup], killed(Signal::SIGINT), None),
+            (&[hup], killed(Signal::SIGHUP), ended(Signal::SIGHUP)),
+        ] {
+            let mut requests = Requests::default();
+            noted.iter().for_each(|&(signal, is_heeded)| requests.note(signal, is_heeded));
+            assert_eq!(requests.drain_bound(outcome), expected, "{noted:?} {outcome:?}");
+            assert_eq!(requests.last(), noted.last().map(|(signal, _)| *signal));
+            assert_eq!(requests.last_at().is_some(), !noted.is_empty());
+        }
+    }
+}
