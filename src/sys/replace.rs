@@ -220,9 +220,6 @@ mod tests {
         for name in kept.into_iter().chain([&*left]).filter(|name| *name != new) {
             File::open(path(name))?.set_modified(old)?;
         }
-        fs::create_dir(path(".file.claude-run.dir123"))?;
-        fs::write(path(".file.claude-run.dir123/file"), "")?;
-        File::open(path(".file.claude-run.dir123"))?.set_modified(old)?;
         fs::write(path("file"), "a")?;
         append(&path("file"))?;
         assert!(!path(&left).exists() && kept.iter().all(|name| path(name).exists()), "{:?}", fs::read_dir(dir.path()));

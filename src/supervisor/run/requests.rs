@@ -30,7 +30,7 @@ impl Requests {
     /// that was for the child alone, and that it has survived, is over.
     pub(super) fn drain_bound(&self, outcome: Outcome) -> Option<Signal> {
         let is_its_end = |signal: &Signal| i32::from(outcome.exit_code()) == 128 + signal.number();
-        self.heeded.or(self.last().filter(is_its_end))
+        self.heeded.or(self.last().filter(is_its_end)).filter(|_| outcome != Outcome::HardLimit)
     }
 }
 
@@ -40,18 +40,16 @@ mod tests {
 
     #[test]
     fn wait_for_the_reader_is_bounded_by_what_has_ended_the_child() {
-        let ended = |signal: Signal| Some(Outcome::EndedDraining(signal.number()));
         let (term, hup) = ((Signal::SIGTERM, true), (Signal::SIGHUP, false));
         let killed = |signal: Signal| Outcome::Killed(signal.number());
         for (noted, outcome, expected) in [
             (&[][..], Outcome::Exited(0), None),
-            (&[], Outcome::HardLimit, Some(Outcome::HardLimit)),
-            (&[term], Outcome::HardLimit, Some(Outcome::HardLimit)),
-            (&[term], Outcome::Exited(0), ended(Signal::SIGTERM)),
-            (&[term, hup], Outcome::Exited(0), ended(Signal::SIGTERM)),
+            (&[term], Outcome::HardLimit, None),
+            (&[term], Outcome::Exited(0), Some(Signal::SIGTERM)),
+            (&[term, hup], Outcome::Exited(0), Some(Signal::SIGTERM)),
             (&[hup], Outcome::Exited(0), None),
             (&[hup], killed(Signal::SIGINT), None),
-            (&[hup], killed(Signal::SIGHUP), ended(Signal::SIGHUP)),
+            (&[hup], killed(Signal::SIGHUP), Some(Signal::SIGHUP)),
         ] {
             let mut requests = Requests::default();
             noted.iter().for_each(|&(signal, is_heeded)| requests.note(signal, is_heeded));
