@@ -120,7 +120,8 @@ impl Policy {
     }
 
     pub(super) fn restart_patience(&mut self, now: Instant) {
-        self.kill_at = after(now, Some(self.short_grace()));
+        let again = if self.phase == Phase::Killing { self.short_grace() } else { KILL_AGAIN };
+        self.kill_at = after(now, Some(again));
         self.give_up_at = after(now, self.config.kill_grace.max(Some(MIN_PATIENCE)));
     }
 

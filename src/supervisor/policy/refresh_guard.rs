@@ -26,8 +26,8 @@ impl Policy {
                 self.restart_grace(now);
                 return [vec![Action::Log(Notice::RefreshTooLong)], mem::take(&mut self.deferred)].concat();
             }
-            // The child is a zombie, and its leftovers get a signal of their own now.
-            Input::Ended(..) => self.deferred.clear(),
+            // The child is a zombie: drop the signals for it, keep those for its leftovers.
+            Input::Ended(..) => self.deferred.retain(|action| is_for_tree(*action)),
             _ => {}
         }
         let mut actions = self.decide(input, now);
