@@ -394,6 +394,7 @@ fn settings_are_checked() {
     let env = healthy("2.1.330");
     expect(doctor(&env, |doctor| doctor.env("CLAUDE_EXTERNAL_LOCK", "1")), "settings", "warning", "CLAUDE_EXTERNAL_LOCK");
     expect(doctor(&env, |doctor| doctor.env("CLAUDE_RUN_WAIT", "x")), "settings", "failure", "CLAUDE_RUN_WAIT");
+    expect(doctor(&env, |doctor| doctor.env("CLAUDE_RUN_LOK", "x")), "settings", "warning", "did you mean CLAUDE_RUN_LOCK?");
     let file = env.config_dir().join("claude-run.toml");
     fs::write(&file, "lock = \"refresh\"\n").expect("a file");
     expect(doctor(&env, |doctor| doctor), "settings", "pass", "the lock mode is refresh");

@@ -1,7 +1,6 @@
 //! The config dir, and the place of Claude Code's own lock beside it.
 
 use std::fs::{self, Metadata};
-use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -9,7 +8,7 @@ use nix::unistd::{AccessFlags, access, geteuid};
 use unicode_normalization::is_nfc;
 
 use super::{Check, Subject};
-use crate::claude::config_dir::{ConfigDir, ForChild, VARIABLE};
+use crate::claude::config_dir::{ConfigDir, ForChild, VARIABLE, obstacle};
 use crate::ops::Context;
 use crate::sys::mount;
 
@@ -28,19 +27,16 @@ pub(super) fn check(context: &Context, check: &mut Check) {
         ForChild::Unchanged | ForChild::Unset => "HOME",
     };
     let shown = format!("{} ({origin})", resolved.path.display());
+    if let Some(obstacle) = obstacle(&resolved.path) {
+        let means = "no run starts; claude by itself fails, or prints nothing and exits with 0 (2.1.84)";
+        let todo = "mount it, move what is there away, or point CLAUDE_CONFIG_DIR at a directory that the user of the agents can reach";
+        return check.fail(format!("{shown} {obstacle}"), means, todo);
+    }
     match fs::metadata(&resolved.path) {
-        Ok(found) if found.is_dir() => check_directory(resolved, &found, &shown, check),
-        Ok(_) => {
-            let means = "2.1.84 then prints nothing and exits with 0, later versions fail";
-            check.fail(format!("{shown} is not a directory"), means, "move it away, or point CLAUDE_CONFIG_DIR at one");
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
+        Ok(found) => check_directory(resolved, &found, &shown, check),
+        Err(_) => {
             let means = "the first run makes it, and nobody is logged in there";
             check.warn(format!("{shown} is not there"), means, "log in there, or point CLAUDE_CONFIG_DIR at the right one");
-        }
-        Err(error) => {
-            let what = format!("{shown} cannot be reached: {error}");
-            check.fail(what, "no run can start here", "let the agents' user go there");
         }
     }
 }
