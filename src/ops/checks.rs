@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::text;
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
+use crate::records::{FinishedRun, RecordStore};
 use crate::sys::mount::Mount;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -104,6 +105,17 @@ pub(super) fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
         "a refreshed token cannot be saved: the login is lost; records, history and logs are lost, and no lock file can be made (125)",
         "make room there, or raise the quota, before the token expires",
     );
+}
+
+/// Checks whether the API has refused the login of the last runs in `records`, and nobody has written the credentials `file` since.
+pub(super) fn check_refusals(records: &RecordStore, file: &Path, check: &mut Check) {
+    let runs = records.last_finished(20);
+    let refused = runs.iter().fold(0, |count, run| run.count_refusals(count));
+    let refused_at = runs.iter().rfind(|run| run.auth_refused.is_some()).map(FinishedRun::ended);
+    let written = fs::metadata(file).and_then(|found| found.modified()).ok();
+    if let Some(what) = text::refusals(refused).filter(|_| written < refused_at) {
+        check.fail(what, "no agent can work", "log in again");
+    }
 }
 
 /// Checks the credentials `file`, in which `login` was found, where claude authenticates by `auth`.

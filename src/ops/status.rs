@@ -132,6 +132,7 @@ impl<'a> Status<'a> {
         let auth = context.auth(&factory.config_dir, &login);
         let (mut found, mut of_login) = (Check::default(), Check::default());
         checks::check_room(&factory.config_dir, &mut found);
+        checks::check_refusals(&factory.records, &factory.storage.credentials(), &mut found);
         if !matches!(login, Login::Unclear(_)) && obstacle(&factory.config_dir).is_none() {
             checks::check_login(&factory.storage.credentials(), &login, &auth, &mut of_login);
         }

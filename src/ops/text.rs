@@ -103,6 +103,11 @@ pub(super) fn expiry(expiry: SystemTime) -> String {
     }
 }
 
+/// Says that the login of the last `runs` in a row was refused. One alone may have met a token that another was just refreshing.
+pub(super) fn refusals(runs: usize) -> Option<String> {
+    (runs > 1).then(|| format!("the last {runs} runs in a row ended with \"authentication refused (401)\""))
+}
+
 /// Time since `at`; zero if that is yet to come.
 pub(super) fn age(at: SystemTime) -> Duration {
     SystemTime::now().duration_since(at).unwrap_or_default()
