@@ -77,13 +77,16 @@ impl Check {
 /// Bytes that a config dir should at least have room for: a login, some lines of history, what claude keeps of a session.
 pub(super) const ROOM: usize = 1 << 20;
 
-/// Checks the room on the file system of `dir`, by what that says itself: of a quota it may not know.
+/// Checks that the file system of `dir` can be written and has room, by what it says itself: of a quota it may not know.
 pub(super) fn check_room(dir: &Path, check: &mut Check) {
     let (Ok(dir), Ok(found)) = (fs::canonicalize(dir), statvfs(dir)) else { return };
     let has_no_room = found.blocks() > 0 && found.blocks_available().saturating_mul(found.fragment_size()) < ROOM as u64;
     let has_no_inode = found.files() > 0 && found.files_available() == 0;
     // One that can only be read is always full.
-    if (has_no_room || has_no_inode) && !found.flags().contains(FsFlags::ST_RDONLY) {
+    if found.flags().contains(FsFlags::ST_RDONLY) {
+        let means = "a refreshed token cannot be saved: the login is lost; no run is recorded, and without a lock file there no run that needs it starts";
+        check.fail(format!("{} is mounted read-only", dir.display()), means, "remount it writable");
+    } else if has_no_room || has_no_inode {
         fail_for_room(&dir, &io::Error::from(Errno::ENOSPC), check);
     }
 }
@@ -141,10 +144,15 @@ pub(super) fn check_login(file: &Path, login: &Login, auth: &Auth, check: &mut C
             check.warn(format!("{shown} has mode {mode:04o}"), "others may read the tokens in it", "chmod 600 it");
         }
         // access(2) lets root write everything.
-        if access(file, AccessFlags::W_OK).is_err() || mode & 0o200 == 0 {
+        let error = access(file, AccessFlags::W_OK).err();
+        if error.is_some() || mode & 0o200 == 0 {
             let what = format!("{shown} is not writable (user {}, mode {mode:04o})", found.uid());
             let means = "2.1.84 refreshes the token and cannot save it: the login is lost";
-            check.fail(what, means, "make it writable for its owner, who runs the agents");
+            let todo = match error {
+                Some(Errno::EROFS) => "it is mounted read-only: remount it writable",
+                _ => "make it writable for its owner, who runs the agents",
+            };
+            check.fail(what, means, todo);
         }
     }
     if !Login::has_refresh_token(file) {

@@ -175,12 +175,13 @@ fn read_only_config_dir_costs_records_and_a_warning() {
     env.make_lock_file();
     fs::create_dir_all(runs(&env)).expect("a directory");
     let script = r#"mount --bind "$HOME/.claude" "$HOME/.claude" && mount -o remount,bind,ro "$HOME/.claude" &&
-        "$0" status && "$0" sh -c 'exit 7'; echo "code $?""#;
+        "$0" status; "$0" sh -c 'exit 7'; echo "code $?""#;
     let mut unshare = env.command("unshare");
     unshare.args(["-rm", "bash", "-c", script]).arg(binary());
     let ended = Running::start(unshare).end();
     assert_eq!(ended.stdout.last().map(String::as_str), Some("code 7"), "{ended:?}");
     assert!(ended.stdout.iter().any(|line| line == "held by        nobody"), "{ended:?}");
+    assert!(ended.stdout[0].starts_with("trouble") && ended.stdout[0].contains("mounted read-only"), "{ended:?}");
     assert!(ended.stderr.len() == 1 && ended.stderr[0].contains("is not writable"), "{ended:?}");
 }
 

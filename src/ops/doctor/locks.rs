@@ -58,7 +58,7 @@ fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
         return check.warn(what, "everybody waits for it", "let it go on (kill -CONT and those pids), or end it");
     }
     let Holder::Run(run) = holder else {
-        let means = "an old caller, or a run whose record cannot be kept (another user's, or the disk is full): how long it has had it is not known";
+        let means = "an old caller, or a run whose record cannot be kept (another user's, or the disk is full or read-only): how long it has had it is not known";
         return check.warn(format!("held by {holder}"), means, "let old callers go through claude-run as well");
     };
     let held = text::age(run.since);

@@ -118,7 +118,7 @@ fn holder_rows(holder: &Holder) -> Vec<Row> {
             age + &match pids.as_slice() {
                 // Its child has the lock with it.
                 _ if processes.iter().any(|process| is_claude_run(process.pid)) => {
-                    "; a run whose record cannot be kept: is the disk full?".to_owned()
+                    "; a run whose record cannot be kept: is the disk full, or read-only?".to_owned()
                 }
                 [pid] => format!("; if it is a leftover, `kill {pid}` ends it"),
                 pids => format!(
