@@ -1,5 +1,6 @@
 //! Findings, and the checks that cost so little that `status` makes them as well as `doctor`: they take no lock and write nothing.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -33,7 +34,7 @@ pub(super) struct Finding {
     /// Consequence; null for a pass.
     pub(super) means: Option<&'static str>,
     #[serde(rename = "do")]
-    pub(super) todo: Option<&'static str>,
+    pub(super) todo: Option<Cow<'static, str>>,
 }
 
 #[derive(Default)]
@@ -53,15 +54,15 @@ impl Check {
         }
     }
 
-    pub(super) fn warn(&mut self, what: impl Into<String>, means: &'static str, todo: &'static str) {
-        self.add(Verdict::Warning, what, Some(means), Some(todo));
+    pub(super) fn warn(&mut self, what: impl Into<String>, means: &'static str, todo: impl Into<Cow<'static, str>>) {
+        self.add(Verdict::Warning, what, Some(means), Some(todo.into()));
     }
 
-    pub(super) fn fail(&mut self, what: impl Into<String>, means: &'static str, todo: &'static str) {
-        self.add(Verdict::Failure, what, Some(means), Some(todo));
+    pub(super) fn fail(&mut self, what: impl Into<String>, means: &'static str, todo: impl Into<Cow<'static, str>>) {
+        self.add(Verdict::Failure, what, Some(means), Some(todo.into()));
     }
 
-    fn add(&mut self, verdict: Verdict, what: impl Into<String>, means: Option<&'static str>, todo: Option<&'static str>) {
+    fn add(&mut self, verdict: Verdict, what: impl Into<String>, means: Option<&'static str>, todo: Option<Cow<'static, str>>) {
         self.findings.push(Finding { check: self.name, verdict, what: what.into(), means, todo });
     }
 

@@ -79,8 +79,9 @@ impl Finding {
         let (indent, end) = if width < 60 { (2, "\n  ") } else { (25, "") };
         let style = look.style();
         let head = format!("{style}{verdict:<9}{style:#}{check:<16}{end}");
-        let rest =
-            [("means", means), ("do", todo)].into_iter().filter_map(|(name, line)| Some(format!("{name}: {}", (*line)?)));
+        let rest = [("means", *means), ("do", todo.as_deref())]
+            .into_iter()
+            .filter_map(|(name, line)| Some(format!("{name}: {}", line?)));
         let rest: String = rest.map(|line| format!("{:indent$}{}\n", "", hanging(&line, indent, width))).collect();
         format!("{head}{}\n{rest}", hanging(what, indent, width))
     }

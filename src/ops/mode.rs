@@ -159,7 +159,9 @@ impl Others {
         let mut by_mode = BTreeMap::<_, usize>::new();
         self.runs.iter().for_each(|record| *by_mode.entry(&*record.mode).or_default() += 1);
         by_mode.extend((!self.without_record.is_empty()).then_some(("without a run record", self.without_record.len())));
-        let modes: Vec<_> = by_mode.iter().map(|(mode, count)| format!("{count} {mode}")).collect();
+        let is_one = by_mode.len() == 1 && self.without_record.is_empty();
+        let modes: Vec<_> =
+            by_mode.iter().map(|(mode, count)| if is_one { (*mode).to_owned() } else { format!("{count} {mode}") }).collect();
         let bound = bound.and_then(DurationSetting::as_limit).filter(|_| !self.is_empty());
         let gave_up = bound.map_or_else(String::new, |bound| format!("gave up after {}: ", show(bound)));
         let head = match (self.count(), mode) {

@@ -107,8 +107,14 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
         lines += &format!("  slot {}: {who}\n", slot.number);
     }
     lines.extend(in_use.waiting.iter().zip(1..).map(|(run, place)| format!("  {place}. {}\n", text::run(run))));
+    let uncounted = live.iter().filter(|run| run.slot.is_none() && run.waits_for != Some(WaitsFor::Slot)).count();
+    if uncounted > 0 && factory.slots.value != "none" {
+        let runs = text::count(uncounted, "live run");
+        lines += &format!("not counted: {runs} without a slot, which began without a bound, or below another run\n");
+    }
     let mut value = text::setting_json(&factory.slots);
     value["error"] = json!(factory.mistake);
+    value["not_counted"] = json!(uncounted);
     value["set"] = json!(set.map(|_| factory.slots.value.to_string_lossy()));
     for (key, part) in in_use.to_json().as_object_mut().into_iter().flatten() {
         value[key] = part.take();

@@ -161,7 +161,10 @@ impl<'a> Status<'a> {
         }
         let orphaned = self.holders.iter().filter(|holder| matches!(holder, Holder::Orphan(..)));
         let orphaned = orphaned.map(|holder| {
-            format!("claude-run gone, claude still running: the session lock is held by {holder}; {}", text::END_THEM)
+            format!(
+                "claude-run gone, claude still running: the session lock is held by {holder}; {}",
+                text::end_leftovers(holder)
+            )
         });
         let refresh_locks = self.refresh_locks.iter().filter_map(|lock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => None,
@@ -222,12 +225,15 @@ impl<'a> Status<'a> {
     }
 }
 
+/// True if the pids of `run` are the same here.
+fn is_of_our_namespace(run: &RunRecord) -> bool {
+    run.boot == proc::boot_id() && run.pid_namespace == proc::pid_namespace()
+}
+
 /// Pids of the holder's processes that are stopped, if any is, as far as that can be seen here: for a command line.
 pub(super) fn stopped_processes(holder: &Holder) -> Option<String> {
     let pids: Vec<_> = match holder {
-        Holder::Run(run) if run.boot == proc::boot_id() && run.pid_namespace == proc::pid_namespace() => {
-            [Some(run.pid), run.child].into_iter().flatten().collect()
-        }
+        Holder::Run(run) if is_of_our_namespace(run) => [Some(run.pid), run.child].into_iter().flatten().collect(),
         Holder::Run(_) => Vec::new(),
         Holder::Orphan(_, processes) | Holder::Processes(processes) => processes.iter().map(|process| process.pid).collect(),
     };

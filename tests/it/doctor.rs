@@ -331,19 +331,21 @@ fn refresh_lock_that_never_ends_is_a_failure() {
     let lock = env.config_dir().join(".oauth_refresh.lock");
     let target = env.path("elsewhere");
     fs::create_dir(&target).expect("a directory");
-    let make: [(&str, &dyn Fn()); 4] = [
-        ("has a time that is yet to come", &|| {
+    let make: [(&str, &str, &dyn Fn()); 4] = [
+        ("has a time that is yet to come", "rmdir", &|| {
             fs::create_dir(&lock).expect("a lock");
             let later = SystemTime::now() + Duration::from_secs(3600);
             File::open(&lock).and_then(|lock| lock.set_modified(later)).expect("a time");
         }),
-        ("has something in it", &|| fs::create_dir_all(lock.join("x")).expect("a lock")),
-        ("is no directory", &|| fs::write(&lock, "").expect("a file")),
-        ("is no directory", &|| symlink(&target, &lock).expect("a link")),
+        ("has something in it", "rm -r", &|| fs::create_dir_all(lock.join("x")).expect("a lock")),
+        ("is no directory", "rm", &|| fs::write(&lock, "").expect("a file")),
+        ("is no directory", "rm", &|| symlink(&target, &lock).expect("a link")),
     ];
-    for (why, make) in make {
+    for (why, removal, make) in make {
         make();
-        expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "failure", why);
+        let found = doctor(&env, |doctor| doctor.arg("--fix"));
+        assert!(found.1.to_string().contains(&format!("remove it: {removal} {}", lock.display())), "{:#}", found.1);
+        expect(found, "refresh locks", "failure", why);
         let mut status = command(&env);
         status.arg("status");
         let status = Running::start(status).end();

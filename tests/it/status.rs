@@ -70,9 +70,14 @@ fn status_lists_waiters_after_truncation() {
     let since = humantime::parse_rfc3339(record["since"].as_str().expect("a time")).expect("a time");
     assert!(SystemTime::now().duration_since(since).is_ok_and(|age| age < Duration::from_secs(600)));
     let seen = text(&env);
-    for part in
-        ["held by        holder (pid ", "waiting        3\n", " 1. first (pid ", " 2. second (pid ", ", without a run record"]
-    {
+    for part in [
+        "held by        holder (pid ",
+        &format!("; if it hangs, kill {} (not -KILL) ends it", holder.pid()),
+        "waiting        3\n",
+        " 1. first (pid ",
+        " 2. second (pid ",
+        ", without a run record",
+    ] {
         assert!(seen.contains(part), "{part:?}: {seen}");
     }
     holder.signal(Signal::SIGTERM);
