@@ -1,6 +1,5 @@
 //! One invocation from its words to its exit code: what was asked for, then an operation, or one supervised run.
 
-use std::env;
 use std::ffi::OsString;
 use std::io::Write;
 use std::panic;
@@ -90,7 +89,7 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
     }
     let id = RunId::take();
     let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), id);
-    settings::unknown_variables(env::vars_os().map(|(name, _)| name)).for_each(|warning| warn!("{warning}"));
+    settings::unknown_variables().for_each(|warning| warn!("{warning}"));
     let Plan { run, slot, lock, mut recorder, supervises } = Plan::new(settings, inherited, id, config_dir, log)?;
     if !supervises {
         return Err(run.launch.exec());

@@ -70,15 +70,15 @@ impl ConfigDir {
                 "the config dir {path} is not in Unicode NFC: claude looks for its credentials at the NFC form and is not logged in; rename it"
             );
         }
+        if let Some(obstacle) = obstacle(&self.path) {
+            bail!("the config dir {path} {obstacle}; point {VARIABLE} at a directory that can be used");
+        }
         match fs::metadata(&self.path) {
-            Ok(found) if !found.is_dir() => {
-                bail!("the config dir {path} is not a directory; move it away, or point {VARIABLE} at one")
-            }
             Ok(_) if access(&self.path, AccessFlags::W_OK | AccessFlags::X_OK).is_err() => warn!(
                 "the config dir {path} is not writable: claude cannot refresh its login there, and older versions print nothing and exit 0"
             ),
             Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(_) => {
                 let message = format!("cannot make the config dir {path}; make it, or point {VARIABLE} at another");
                 DirBuilder::new().recursive(true).mode(0o700).create(&self.path).context(message)?;
                 // The default is made by whoever comes first; but a name may be mistyped, or lead into a volume that is not mounted.
@@ -88,9 +88,27 @@ impl ConfigDir {
                     );
                 }
             }
-            Err(error) => bail!("cannot reach the config dir {path}; point {VARIABLE} at one that can be: {error}"),
         }
         Ok(self)
+    }
+}
+
+/// Reason why the config dir `path` is not there and cannot be made, as a sentence about it.
+pub(crate) fn obstacle(path: &Path) -> Option<String> {
+    match fs::metadata(path) {
+        Ok(found) => (!found.is_dir()).then(|| "is not a directory".to_owned()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            // By components, since a slash at the end would follow the link.
+            let link = path.components().as_path().ancestors().find(|dir| dir.is_symlink() && !dir.exists())?;
+            let place = if link.components().eq(path.components()) {
+                String::new()
+            } else {
+                format!("is below {}, which ", link.display())
+            };
+            let target = fs::read_link(link).unwrap_or_default();
+            Some(format!("{place}is a link to {}, which is not there (is it not mounted?)", target.display()))
+        }
+        Err(error) => Some(format!("cannot be reached: {error}")),
     }
 }
 

@@ -45,6 +45,9 @@ impl Login {
 
     /// Reads the text of a credentials file.
     pub fn parse(bytes: &[u8]) -> Self {
+        if bytes.trim_ascii().is_empty() {
+            return Self::Unclear("is empty".to_owned());
+        }
         let file = match serde_json::from_slice::<CredentialsFile>(bytes) {
             Ok(file) => file,
             // The place alone: serde_json's message may quote a string, which may be a token.

@@ -33,7 +33,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 const LARGEST: u64 = 8 << 20;
 
 /// Keys that are no options: lists of text.
-const LISTS: [&str; 2] = ["redact-names", "redact-patterns"];
+pub(super) const LISTS: [&str; 2] = ["redact-names", "redact-patterns"];
 
 /// Options that are no keys of the file.
 const NOT_SHARED: [&str; 3] = ["config-dir", "lock-file", "log-format"];
@@ -149,7 +149,7 @@ impl SettingsFile {
         self.lists.get(key).map(|(list, _)| list.clone()).unwrap_or_default()
     }
 
-    fn line(&self, key: &str) -> Option<usize> {
+    pub(super) fn line(&self, key: &str) -> Option<usize> {
         self.value(key).map(|(_, line)| line).or_else(|| Some(self.lists.get(key)?.1))
     }
 }

@@ -1,6 +1,7 @@
 //! The merge: flag over environment over file over default -> [`Settings`]. The value that counts for each option goes through
 //! one reader, wherever it stands; a refusal names the flag, the variable or the line, the value, and what would be right.
 
+use std::env;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -8,7 +9,7 @@ use anyhow::Result;
 
 use super::cli::Cli;
 use super::duration::DurationSetting;
-use super::file::SettingsFile;
+use super::file::{LISTS, SettingsFile};
 use super::help::SECTIONS;
 use super::options::{OPTIONS, OptionSpec, SLOTS, VERBOSITY};
 pub use super::options::{Origin, Settings, Written};
@@ -26,10 +27,21 @@ const LOG_AGENT: &str = "LOG_AGENT";
 /// Hard limit of a run that is not attended.
 pub const HARD_LIMIT: DurationSetting = DurationSetting::from_secs(2 * 60 * 60);
 
-/// Every option, with the value that counts.
+/// Every option, and every list of the file, with the value that counts.
 pub fn explain(cli: &Cli, environment: Environment, file: Option<&SettingsFile>) -> Vec<Written> {
     let default = |option: &OptionSpec| Written { name: option.name, value: option.default.into(), origin: Origin::Default };
-    OPTIONS.iter().map(|option| given(option, cli, environment, file).unwrap_or_else(|| default(option))).collect()
+    let options = OPTIONS.iter().chain([&VERBOSITY]);
+    let options = options.map(|option| given(option, cli, environment, file).unwrap_or_else(|| default(option)));
+    options.chain(LISTS.map(|name| written_list(name, file))).collect()
+}
+
+/// A list of the settings file, in the form that it has there.
+fn written_list(name: &'static str, file: Option<&SettingsFile>) -> Written {
+    let found = file.and_then(|file| Some((file, file.line(name)?)));
+    found.map_or(Written { name, value: "none".into(), origin: Origin::Default }, |(file, line)| {
+        let value = format!("{:?}", file.list(name)).into();
+        Written { name, value, origin: Origin::File(file.path.clone(), line) }
+    })
 }
 
 /// The value that somebody has given `option`.
@@ -54,11 +66,11 @@ fn in_file(option: &OptionSpec, file: &SettingsFile) -> Option<Written> {
     Some(Written { name: option.name, value: value.clone(), origin: Origin::File(file.path.clone(), line) })
 }
 
-/// A warning for each variable among `names` that looks like one of ours, and is none.
-pub fn unknown_variables(names: impl Iterator<Item = OsString>) -> impl Iterator<Item = String> {
+/// A warning for each variable of this process that looks like one of ours, and is none.
+pub fn unknown_variables() -> impl Iterator<Item = String> {
     let options = || OPTIONS.iter().chain([&VERBOSITY]).map(|option| option.variable);
     let of_children = || SECTIONS.iter().flat_map(|section| section.terms).map(|(term, _)| *term);
-    names.filter_map(move |name| {
+    env::vars_os().filter_map(move |(name, _)| {
         let name = name.to_str()?;
         let own = name.strip_prefix("CLAUDE_RUN_")?;
         // Those of the scripts are no concern of ours.

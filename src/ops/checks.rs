@@ -1,5 +1,6 @@
 //! Findings, and the checks that cost so little that `status` makes them as well as `doctor`: they take no lock and write nothing.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -13,6 +14,7 @@ use serde::Serialize;
 use super::text;
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
+use crate::records::{FinishedRun, RecordStore};
 use crate::sys::mount::Mount;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -32,7 +34,7 @@ pub(super) struct Finding {
     /// Consequence; null for a pass.
     pub(super) means: Option<&'static str>,
     #[serde(rename = "do")]
-    pub(super) todo: Option<&'static str>,
+    pub(super) todo: Option<Cow<'static, str>>,
 }
 
 #[derive(Default)]
@@ -52,15 +54,15 @@ impl Check {
         }
     }
 
-    pub(super) fn warn(&mut self, what: impl Into<String>, means: &'static str, todo: &'static str) {
-        self.add(Verdict::Warning, what, Some(means), Some(todo));
+    pub(super) fn warn(&mut self, what: impl Into<String>, means: &'static str, todo: impl Into<Cow<'static, str>>) {
+        self.add(Verdict::Warning, what, Some(means), Some(todo.into()));
     }
 
-    pub(super) fn fail(&mut self, what: impl Into<String>, means: &'static str, todo: &'static str) {
-        self.add(Verdict::Failure, what, Some(means), Some(todo));
+    pub(super) fn fail(&mut self, what: impl Into<String>, means: &'static str, todo: impl Into<Cow<'static, str>>) {
+        self.add(Verdict::Failure, what, Some(means), Some(todo.into()));
     }
 
-    fn add(&mut self, verdict: Verdict, what: impl Into<String>, means: Option<&'static str>, todo: Option<&'static str>) {
+    fn add(&mut self, verdict: Verdict, what: impl Into<String>, means: Option<&'static str>, todo: Option<Cow<'static, str>>) {
         self.findings.push(Finding { check: self.name, verdict, what: what.into(), means, todo });
     }
 
@@ -76,13 +78,16 @@ impl Check {
 /// Bytes that a config dir should at least have room for: a login, some lines of history, what claude keeps of a session.
 pub(super) const ROOM: usize = 1 << 20;
 
-/// Checks the room on the file system of `dir`, by what that says itself: of a quota it may not know.
+/// Checks that the file system of `dir` can be written and has room, by what it says itself: of a quota it may not know.
 pub(super) fn check_room(dir: &Path, check: &mut Check) {
     let (Ok(dir), Ok(found)) = (fs::canonicalize(dir), statvfs(dir)) else { return };
     let has_no_room = found.blocks() > 0 && found.blocks_available().saturating_mul(found.fragment_size()) < ROOM as u64;
     let has_no_inode = found.files() > 0 && found.files_available() == 0;
     // One that can only be read is always full.
-    if (has_no_room || has_no_inode) && !found.flags().contains(FsFlags::ST_RDONLY) {
+    if found.flags().contains(FsFlags::ST_RDONLY) {
+        let means = "a refreshed token cannot be saved: the login is lost; no run is recorded, and without a lock file there no run that needs it starts";
+        check.fail(format!("{} is mounted read-only", dir.display()), means, "remount it writable");
+    } else if has_no_room || has_no_inode {
         fail_for_room(&dir, &io::Error::from(Errno::ENOSPC), check);
     }
 }
@@ -104,6 +109,17 @@ pub(super) fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
         "a refreshed token cannot be saved: the login is lost; records, history and logs are lost, and no lock file can be made (125)",
         "make room there, or raise the quota, before the token expires",
     );
+}
+
+/// Checks whether the API has refused the login of the last runs in `records`, and nobody has written the credentials `file` since.
+pub(super) fn check_refusals(records: &RecordStore, file: &Path, check: &mut Check) {
+    let runs = records.last_finished(20);
+    let refused = runs.iter().fold(0, |count, run| run.count_refusals(count));
+    let refused_at = runs.iter().rfind(|run| run.auth_refused.is_some()).map(FinishedRun::ended);
+    let written = fs::metadata(file).and_then(|found| found.modified()).ok();
+    if let Some(what) = text::refusals(refused).filter(|_| written < refused_at) {
+        check.fail(what, "no agent can work", "log in again");
+    }
 }
 
 /// Checks the credentials `file`, in which `login` was found, where claude authenticates by `auth`.
@@ -129,10 +145,15 @@ pub(super) fn check_login(file: &Path, login: &Login, auth: &Auth, check: &mut C
             check.warn(format!("{shown} has mode {mode:04o}"), "others may read the tokens in it", "chmod 600 it");
         }
         // access(2) lets root write everything.
-        if access(file, AccessFlags::W_OK).is_err() || mode & 0o200 == 0 {
+        let error = access(file, AccessFlags::W_OK).err();
+        if error.is_some() || mode & 0o200 == 0 {
             let what = format!("{shown} is not writable (user {}, mode {mode:04o})", found.uid());
             let means = "2.1.84 refreshes the token and cannot save it: the login is lost";
-            check.fail(what, means, "make it writable for its owner, who runs the agents");
+            let todo = match error {
+                Some(Errno::EROFS) => "it is mounted read-only: remount it writable",
+                _ => "make it writable for its owner, who runs the agents",
+            };
+            check.fail(what, means, todo);
         }
     }
     if !Login::has_refresh_token(file) {

@@ -17,9 +17,10 @@ use serde_json::json;
 use super::checks::{Check, Finding, Verdict};
 use super::layout::{self, Look, hanging};
 use super::{Context, Factory, answer, text};
+use crate::claude::config_dir::obstacle;
 use crate::claude::storage::ClaudeStorage;
 use crate::claude::version::Version;
-use crate::config::settings::{EXTERNAL_LOCK, LockMode};
+use crate::config::settings::{EXTERNAL_LOCK, LockMode, unknown_variables};
 use crate::logging::escaped;
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore};
@@ -78,8 +79,9 @@ impl Finding {
         let (indent, end) = if width < 60 { (2, "\n  ") } else { (25, "") };
         let style = look.style();
         let head = format!("{style}{verdict:<9}{style:#}{check:<16}{end}");
-        let rest =
-            [("means", means), ("do", todo)].into_iter().filter_map(|(name, line)| Some(format!("{name}: {}", (*line)?)));
+        let rest = [("means", *means), ("do", todo.as_deref())]
+            .into_iter()
+            .filter_map(|(name, line)| Some(format!("{name}: {}", line?)));
         let rest: String = rest.map(|line| format!("{:indent$}{}\n", "", hanging(&line, indent, width))).collect();
         format!("{head}{}\n{rest}", hanging(what, indent, width))
     }
@@ -89,7 +91,8 @@ impl Finding {
 pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl Write) -> Result<Outcome> {
     let mut check = Check { name: "config dir", ..Check::default() };
     config_dir::check(context, &mut check);
-    if let Ok(config_dir) = context.config_dir() {
+    // Of what has no place, there is nothing more to say.
+    if let Some(config_dir) = context.config_dir().ok().filter(|dir| obstacle(dir).is_none()) {
         let subject = Subject::of(context, config_dir, fix);
         for (name, work) in CHECKS {
             check.name = name;
@@ -144,9 +147,12 @@ fn check_modes(subject: &Subject, factory: &Factory, check: &mut Check) {
 
 fn check_settings(subject: &Subject, check: &mut Check) {
     let means = "no run starts: each ends with 125 and this message";
-    let mistake = subject.factory.as_ref().map_or(&subject.context.file_error, |factory| &factory.file_error);
+    let mistake = subject.factory.as_ref().map_or(&subject.context.file_error, |factory| &factory.mistake);
     if let Some(error) = mistake {
-        return check.fail(error, means, "fix that line, or move the file away");
+        return check.fail(error, means, "fix that value where it is set, or move the file away");
+    }
+    for what in unknown_variables() {
+        check.warn(what, "it has no effect", "correct its name, or unset it");
     }
     match &subject.factory {
         Ok(factory) => {

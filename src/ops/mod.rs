@@ -20,11 +20,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anstream::AutoStream;
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
 
 use crate::claude::auth::{Auth, Invocation};
-use crate::claude::config_dir::ConfigDir;
+use crate::claude::config_dir::{self, ConfigDir};
 use crate::claude::credentials::Login;
 use crate::claude::program::{NAME, Program};
 use crate::claude::storage::ClaudeStorage;
@@ -55,6 +55,15 @@ impl Context<'_> {
         self.config_dir.as_ref().map(|config_dir| config_dir.path.clone()).map_err(|error| anyhow!("{error:#}"))
     }
 
+    /// The config dir, for an operation that writes there.
+    fn usable_config_dir(&self) -> Result<PathBuf> {
+        let path = self.config_dir()?;
+        match config_dir::obstacle(&path) {
+            Some(obstacle) => bail!("the config dir {} {obstacle}", path.display()),
+            None => Ok(path),
+        }
+    }
+
     fn claude_storage(&self, config_dir: &Path) -> ClaudeStorage {
         Invocation::new(self.environment, config_dir).storage()
     }
@@ -66,13 +75,15 @@ impl Context<'_> {
 
     /// The claude that a run would start.
     fn claude(&self) -> Result<Program> {
-        let named = self.setting("claude").filter(|setting| setting.origin != Origin::Default);
-        let named = named.map(|setting| PathBuf::from(setting.value));
-        Ok(Program::find(&[NAME.into()], named.as_deref())?)
+        Ok(Program::find(&[NAME.into()], self.given("claude").as_deref())?)
     }
 
     fn settings(&self) -> Result<Settings> {
         Settings::resolve(self.cli.clone(), self.environment, self.file.as_ref())
+    }
+
+    fn settings_without_file(&self) -> Result<Settings> {
+        Settings::resolve(self.cli.clone(), self.environment, None)
     }
 
     fn written(&self) -> Vec<Written> {
@@ -81,6 +92,11 @@ impl Context<'_> {
 
     fn setting(&self, name: &str) -> Option<Written> {
         self.written().into_iter().find(|setting| setting.name == name)
+    }
+
+    /// The path that somebody has given as the setting `name`.
+    fn given(&self, name: &str) -> Option<PathBuf> {
+        self.setting(name).filter(|setting| setting.origin != Origin::Default).map(|setting| setting.value.into())
     }
 }
 
@@ -140,12 +156,12 @@ struct Factory {
     storage: ClaudeStorage,
     records: RecordStore,
     lock_file: PathBuf,
-    /// Those that count; without those of a settings file that cannot be used.
+    /// Those that count; without those of a settings file that cannot be used, or of variables.
     settings: Settings,
     /// Lock mode of a run that is started here.
     mode: Written,
-    /// Mistake in the settings file: no run starts.
-    file_error: Option<String>,
+    /// Mistake in the settings file or a variable: no run starts.
+    mistake: Option<String>,
     /// Bound on the runs at once, likewise.
     slots: Written,
 }
@@ -153,19 +169,19 @@ struct Factory {
 impl Factory {
     fn of(context: &Context) -> Result<Self> {
         let config_dir = context.config_dir()?;
-        let (settings, file_error) = match context.settings() {
+        let (settings, mistake) = match context.settings() {
             Ok(settings) => (settings, context.file_error.clone()),
-            // If it is a flag or a variable that is wrong, this fails as well.
             Err(error) => {
-                let settings = Settings::resolve(context.cli.clone(), context.environment, None)?;
-                (settings, Some(format!("{error:#}")))
+                // If it is a flag that is wrong, both fail.
+                let without_variables = |_| Settings::resolve(context.cli.clone(), &|_| None, None);
+                (context.settings_without_file().or_else(without_variables)?, Some(format!("{error:#}")))
             }
         };
-        let lock_file = settings.lock_file.clone().unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
+        let lock_file = context.given("lock-file").unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
         let mode = context.setting("lock").context("no lock mode")?;
         let slots = context.setting(SLOTS).context("no bound")?;
         let storage = context.claude_storage(&config_dir);
-        Ok(Self { records: RecordStore::of(&config_dir), config_dir, storage, lock_file, settings, mode, slots, file_error })
+        Ok(Self { records: RecordStore::of(&config_dir), config_dir, storage, lock_file, settings, mode, slots, mistake })
     }
 
     fn census(&self) -> Result<Census> {
@@ -191,7 +207,7 @@ impl Factory {
 
     /// Lock mode and its origin; not known where no run starts.
     fn mode_text(&self) -> String {
-        match (&self.file_error, &self.mode.origin) {
+        match (&self.mistake, &self.mode.origin) {
             (Some(_), _) => "not known".to_owned(),
             // scripts/agent-sdk.sh does not take a default for an answer.
             (None, Origin::Default) => {
@@ -202,7 +218,7 @@ impl Factory {
     }
 
     fn mode_json(&self) -> Value {
-        self.file_error.as_ref().map_or_else(|| text::setting_json(&self.mode), |_| Value::Null)
+        self.mistake.as_ref().map_or_else(|| text::setting_json(&self.mode), |_| Value::Null)
     }
 }
 

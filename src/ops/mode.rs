@@ -32,8 +32,8 @@ pub(super) fn run(
 ) -> Result<Outcome> {
     let (set, bound) = modes_and_bound(set, drain)?;
     if let Some(mode) = set {
-        Factory::of(&context)?; // a variable that means nothing is told before anything is changed
-        let path = context.config_dir()?.join(file::NAME);
+        context.settings_without_file()?; // a variable that means nothing is told before anything is changed
+        let path = context.usable_config_dir()?.join(file::NAME);
         SettingsFile::set(&path, "lock", mode.name())?;
         (context.file, context.file_error) = match SettingsFile::read(&path) {
             Ok(file) => (file, None),
@@ -46,21 +46,21 @@ pub(super) fn run(
     if !json {
         write(out, &lines(head.iter()))?;
     }
-    let mode = set.or_else(|| factory.file_error.is_none().then_some(factory.settings.lock_mode));
+    let mode = set.or_else(|| factory.mistake.is_none().then_some(factory.settings.lock_mode));
     let others = match bound {
         Some(bound) => drain_others(&factory, &context, mode, bound)?,
         None => Others::find(&factory, &context, mode)?,
     };
     let mut value = text::setting_json(&factory.mode);
-    if factory.file_error.is_some() {
+    if factory.mistake.is_some() {
         value["value"] = Value::Null;
     }
-    value["error"] = json!(factory.file_error);
+    value["error"] = json!(factory.mistake);
     value["set"] = json!(set.map(LockMode::name));
     value["slots"] = text::setting_json(&factory.slots);
     value["others"] = others.runs.iter().map(text::run_json).collect();
     value["without_record"] = others.without_record.iter().map(|(pid, _)| *pid).collect();
-    let is_well = factory.file_error.is_none() && others.unreadable.is_none() && (bound.is_none() || others.is_empty());
+    let is_well = factory.mistake.is_none() && others.unreadable.is_none() && (bound.is_none() || others.is_empty());
     answer(out, json, is_well, &lines(others.rows(mode, bound).iter()), value)
 }
 
@@ -94,7 +94,7 @@ fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row>
         Some(mode) => line(format!("the lock mode is {} now, set in {}", mode.name(), path.display()), Look::Plain),
         None => line(factory.mode_text(), Look::Plain),
     }];
-    rows.extend(factory.file_error.iter().map(|error| line(format!("no run starts: {error}"), Look::Bad)));
+    rows.extend(factory.mistake.iter().map(|error| line(format!("no run starts: {error}"), Look::Bad)));
     if factory.slots.value != "none" {
         rows.push(line(format!("slots: {}", text::setting(&factory.slots)), Look::Plain));
     }
@@ -159,7 +159,9 @@ impl Others {
         let mut by_mode = BTreeMap::<_, usize>::new();
         self.runs.iter().for_each(|record| *by_mode.entry(&*record.mode).or_default() += 1);
         by_mode.extend((!self.without_record.is_empty()).then_some(("without a run record", self.without_record.len())));
-        let modes: Vec<_> = by_mode.iter().map(|(mode, count)| format!("{count} {mode}")).collect();
+        let is_one = by_mode.len() == 1 && self.without_record.is_empty();
+        let modes: Vec<_> =
+            by_mode.iter().map(|(mode, count)| if is_one { (*mode).to_owned() } else { format!("{count} {mode}") }).collect();
         let bound = bound.and_then(DurationSetting::as_limit).filter(|_| !self.is_empty());
         let gave_up = bound.map_or_else(String::new, |bound| format!("gave up after {}: ", show(bound)));
         let head = match (self.count(), mode) {

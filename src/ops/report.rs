@@ -136,9 +136,7 @@ impl Report {
             return;
         }
         self.total.add(&run);
-        if let Some(is_refused) = run.auth_refused {
-            self.refused_in_a_row = if is_refused { self.refused_in_a_row + 1 } else { 0 };
-        }
+        self.refused_in_a_row = run.count_refusals(self.refused_in_a_row);
         if let Some(hour) = self.hours.iter_mut().rfind(|hour| hour.from <= run.began) {
             hour.runs += 1;
             hour.failed += u64::from(run.exit_code != Some(0));

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::layout::{columns, fitted};
 use super::{Context, Factory, answer, text};
-use crate::config::settings::Written;
+use crate::config::settings::{Written, unknown_variables};
 use crate::logging::{self, escaped};
 use crate::outcome::Outcome;
 
@@ -14,7 +14,7 @@ use crate::outcome::Outcome;
 pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Result<Outcome> {
     let settings = context.written();
     let mistake = match Factory::of(context) {
-        Ok(factory) => factory.file_error,
+        Ok(factory) => factory.mistake,
         // Without a config dir, there is no settings file either.
         Err(_) if context.config_dir.is_err() => context.settings().err().map(|error| format!("{error:#}")),
         Err(error) => return Err(error),
@@ -22,6 +22,7 @@ pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Resul
     if let Some(mistake) = &mistake {
         logging::ask(&format!("{}; no run starts\n", escaped(mistake)));
     }
+    unknown_variables().for_each(|warning| logging::ask(&format!("{}\n", escaped(&warning))));
     answer(out, json, mistake.is_none(), &to_text(&settings), settings.iter().map(text::setting_json).collect())
 }
 

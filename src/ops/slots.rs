@@ -13,6 +13,7 @@ use crate::config::file::{self, SettingsFile};
 use crate::config::options::SLOTS;
 use crate::config::settings::Slots;
 use crate::lock::{SlotFile, slot_files};
+use crate::logging::escaped;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecord, WaitsFor};
 
@@ -75,38 +76,48 @@ impl SlotsInUse {
 
 /// Shows the bound and who has a slot, or sets the bound.
 pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &mut impl Write) -> Result<Outcome> {
-    let mut factory = Factory::of(&context)?;
-    let path = factory.config_dir.join(file::NAME);
     let name = set.map(|slots| match slots {
         Slots::Unlimited => "none".to_owned(),
         Slots::AtMost(number) => number.to_string(),
     });
+    let path = context.config_dir()?.join(file::NAME);
     if let Some(slots) = set {
+        context.settings_without_file()?;
+        context.usable_config_dir()?;
         let value = match slots {
             Slots::Unlimited => TomlValue::from("none"),
             Slots::AtMost(number) => TomlValue::from(i64::from(number)),
         };
         SettingsFile::set(&path, SLOTS, value)?;
         context.file = SettingsFile::read(&path)?;
-        factory = Factory::of(&context)?;
     }
-    let in_use = SlotsInUse::look(&factory.records, &factory.census()?.live);
+    let factory = Factory::of(&context)?;
+    let live = factory.census()?.live;
+    let in_use = SlotsInUse::look(&factory.records, &live);
     let mut lines = match &name {
         Some(name) => format!("the bound is {name} now, set in {}\n", text::path(&path)),
         None => format!("the bound is {}\n", text::setting(&factory.slots)),
     };
     let overruled = name.and_then(|name| text::overruled(&name, &factory.slots));
     lines.extend(overruled.map(|text| text + "\n"));
+    lines.extend(factory.mistake.iter().map(|mistake| format!("no run starts: {}\n", escaped(mistake))));
     lines += &format!("{}\n", in_use.summary());
     for (slot, run) in &in_use.held {
         let who = run.as_ref().map_or_else(|| "without a run record".to_owned(), text::run);
         lines += &format!("  slot {}: {who}\n", slot.number);
     }
     lines.extend(in_use.waiting.iter().zip(1..).map(|(run, place)| format!("  {place}. {}\n", text::run(run))));
+    let uncounted = live.iter().filter(|run| run.slot.is_none() && run.waits_for != Some(WaitsFor::Slot)).count();
+    if uncounted > 0 && factory.slots.value != "none" {
+        let runs = text::count(uncounted, "live run");
+        lines += &format!("not counted: {runs} without a slot, which began without a bound, or below another run\n");
+    }
     let mut value = text::setting_json(&factory.slots);
+    value["error"] = json!(factory.mistake);
+    value["not_counted"] = json!(uncounted);
     value["set"] = json!(set.map(|_| factory.slots.value.to_string_lossy()));
     for (key, part) in in_use.to_json().as_object_mut().into_iter().flatten() {
         value[key] = part.take();
     }
-    answer(out, json, true, &lines, value)
+    answer(out, json, factory.mistake.is_none(), &lines, value)
 }

@@ -17,6 +17,7 @@ use super::checks::{self, Check};
 use super::slots::SlotsInUse;
 use super::{Context, Factory, answer, layout, text};
 use crate::claude::auth::Auth;
+use crate::claude::config_dir::obstacle;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{CutRefresh, RefreshLock, Standing};
 use crate::config::duration::show_seconds;
@@ -44,8 +45,8 @@ pub(super) struct Status<'a> {
     refresh_locks: [RefreshLock; 2],
     login: Login,
     auth: Auth,
-    /// What doctor finds as well: of the room, which is trouble, and of the login, as this shell sees it.
-    room: Vec<String>,
+    /// What doctor finds as well: of the room and of refusals, which is trouble, and of the login, as this shell sees it.
+    found: Vec<String>,
     pub(super) login_objections: Vec<String>,
     /// The latest first.
     last: Vec<FinishedRun>,
@@ -129,9 +130,10 @@ impl<'a> Status<'a> {
         }
         let login = Login::read_whole(&factory.storage.credentials());
         let auth = context.auth(&factory.config_dir, &login);
-        let (mut room, mut of_login) = (Check::default(), Check::default());
-        checks::check_room(&factory.config_dir, &mut room);
-        if !matches!(login, Login::Unclear(_)) {
+        let (mut found, mut of_login) = (Check::default(), Check::default());
+        checks::check_room(&factory.config_dir, &mut found);
+        checks::check_refusals(&factory.records, &factory.storage.credentials(), &mut found);
+        if !matches!(login, Login::Unclear(_)) && obstacle(&factory.config_dir).is_none() {
             checks::check_login(&factory.storage.credentials(), &login, &auth, &mut of_login);
         }
         Ok(Self {
@@ -145,7 +147,7 @@ impl<'a> Status<'a> {
             unreadable,
             refresh_locks: RefreshLock::of(&factory.storage),
             auth,
-            room: room.objections().collect(),
+            found: found.objections().collect(),
             login_objections: of_login.objections().collect(),
             login,
             last: factory.records.last_finished(5).into_iter().rev().collect(),
@@ -153,9 +155,16 @@ impl<'a> Status<'a> {
     }
 
     fn trouble(&self) -> Vec<String> {
+        // All else would only follow from it.
+        if let Some(obstacle) = obstacle(&self.factory.config_dir) {
+            return vec![format!("no run starts: the config dir {} {obstacle}", self.factory.config_dir.display())];
+        }
         let orphaned = self.holders.iter().filter(|holder| matches!(holder, Holder::Orphan(..)));
         let orphaned = orphaned.map(|holder| {
-            format!("claude-run gone, claude still running: the session lock is held by {holder}; {}", text::END_THEM)
+            format!(
+                "claude-run gone, claude still running: the session lock is held by {holder}; {}",
+                text::end_leftovers(holder)
+            )
         });
         let refresh_locks = self.refresh_locks.iter().filter_map(|lock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => None,
@@ -179,10 +188,10 @@ impl<'a> Status<'a> {
             let pid = cut.pid;
             format!("claude (pid {pid}) has ended in the midst of a refresh: the login is probably lost; log in again if the next run fails")
         });
-        let settings = self.factory.file_error.as_ref().map(|error| format!("no run starts: {error}"));
+        let settings = self.factory.mistake.as_ref().map(|error| format!("no run starts: {error}"));
         let records = self.unreadable.as_ref().map(|why| format!("{why}; of the runs, only what the kernel shows is listed"));
         let all = orphaned.chain(refresh_locks).chain(login).chain(cut).chain(self.replaced()).chain(holders).chain(stopped);
-        all.chain(settings).chain(records).chain(self.room.iter().cloned()).collect()
+        all.chain(settings).chain(records).chain(self.found.iter().cloned()).collect()
     }
 
     /// Runs under which the lock file was removed or replaced.
@@ -216,12 +225,15 @@ impl<'a> Status<'a> {
     }
 }
 
+/// True if the pids of `run` are the same here.
+fn is_of_our_namespace(run: &RunRecord) -> bool {
+    run.boot == proc::boot_id() && run.pid_namespace == proc::pid_namespace()
+}
+
 /// Pids of the holder's processes that are stopped, if any is, as far as that can be seen here: for a command line.
 pub(super) fn stopped_processes(holder: &Holder) -> Option<String> {
     let pids: Vec<_> = match holder {
-        Holder::Run(run) if run.boot == proc::boot_id() && run.pid_namespace == proc::pid_namespace() => {
-            [Some(run.pid), run.child].into_iter().flatten().collect()
-        }
+        Holder::Run(run) if is_of_our_namespace(run) => [Some(run.pid), run.child].into_iter().flatten().collect(),
         Holder::Run(_) => Vec::new(),
         Holder::Orphan(_, processes) | Holder::Processes(processes) => processes.iter().map(|process| process.pid).collect(),
     };

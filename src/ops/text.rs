@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::claude::program::NAME;
 use crate::config::duration::show_seconds;
 use crate::config::settings::{Origin, Written};
+use crate::lock::{Holder, NAMED};
 use crate::logging::{escaped, escaped_lines};
 use crate::records::{RunRecord, time};
 use crate::sys::proc::{self, Stat};
@@ -86,9 +87,17 @@ pub(super) fn run_json(record: &RunRecord) -> Value {
     value
 }
 
-/// The way out of a lock that leftovers hold: who ignores TERM has to be killed, and what it has started may have the lock as well.
-pub(super) const END_THEM: &str =
-    "end it: `kill` and its pid, or `kill -KILL` if it ignores that; the lock is free with the last process that has it";
+/// The way out of a lock that the leftovers of `holder` have: who ignores TERM has to be killed, and what it has started may have the
+/// lock as well.
+pub(super) fn end_leftovers(holder: &Holder) -> String {
+    let pids: Vec<_> = holder.processes().iter().take(NAMED).map(|process| process.pid.to_string()).collect();
+    let (whom, pids) = match pids.as_slice() {
+        [] => ("it", "and its pid".to_owned()),
+        [pid] => ("it", pid.clone()),
+        pids => ("them", pids.join(" ")),
+    };
+    format!("end {whom}: kill {pids}, or kill -KILL where that is ignored; the lock is free with the last process that has it")
+}
 
 /// How a run ended: `lock busy (75)`.
 pub(super) fn ending(outcome: &str, exit_code: Option<u8>) -> String {
@@ -101,6 +110,11 @@ pub(super) fn expiry(expiry: SystemTime) -> String {
         Ok(left) => format!("expires in {}", show_seconds(left)),
         Err(error) => format!("expired {} ago; the next claude refreshes it", show_seconds(error.duration())),
     }
+}
+
+/// Says that the login of the last `runs` in a row was refused. One alone may have met a token that another was just refreshing.
+pub(super) fn refusals(runs: usize) -> Option<String> {
+    (runs > 1).then(|| format!("the last {runs} runs in a row ended with \"authentication refused (401)\""))
 }
 
 /// Time since `at`; zero if that is yet to come.

@@ -182,6 +182,11 @@ impl FinishedRun {
         Some(run)
     }
 
+    /// Number of runs in a row whose login was refused, up to this one, if it was `before`; a run that printed no result does not count.
+    pub(crate) fn count_refusals(&self, before: usize) -> usize {
+        self.auth_refused.map_or(before, |is_refused| if is_refused { before + 1 } else { 0 })
+    }
+
     pub(crate) fn ended(&self) -> SystemTime {
         self.began.checked_add(Duration::from_millis(self.total_ms)).unwrap_or(self.began)
     }

@@ -1,7 +1,7 @@
 //! The config dir: looked at before anything else, because claude fails over it in silence.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use crate::env::{Env, fake_claude};
 
@@ -73,6 +73,34 @@ fn file_in_its_place_is_125_and_named() {
     assert!(stderr(&assert).contains("file/below"));
     env.claude_run().env("CLAUDE_CONFIG_DIR", "/proc/nonesuch").args(["touch", "started"]).assert().code(125);
     assert!(!env.path("started").exists());
+}
+
+/// What follows from it is not said again.
+#[test]
+fn dir_that_cannot_be_is_said_alike_by_all() {
+    let env = Env::new();
+    fs::write(env.path("file"), "").expect("a file");
+    symlink(env.path("unmounted"), env.path("link")).expect("a link");
+    let link = format!("is a link to {}, which is not there (is it not mounted?)", env.path("unmounted").display());
+    let below = format!("is below {}, which {link}", env.path("link").display());
+    for (dir, what) in
+        [("file", "is not a directory"), ("file/x", "cannot be reached"), ("link", &link), ("link/", &link), ("link/x", &below)]
+    {
+        let call = |words: &[&str], code| {
+            let assert = env.claude_run().env("CLAUDE_CONFIG_DIR", env.path(dir)).args(words).assert().code(code);
+            assert_eq!(assert.get_output().stdout.is_empty(), code == 125, "{words:?}");
+            String::from_utf8_lossy(&assert.get_output().stdout).into_owned() + &stderr(&assert)
+        };
+        for words in [&["touch", "started"][..], &["mode", "refresh"], &["slots", "2"]] {
+            let said = call(words, 125);
+            assert!(said.contains(what) && said.lines().count() == 1, "{words:?}: {said}");
+        }
+        let shown = call(&["status"], 1);
+        assert!(shown.contains(what) && shown.matches("trouble ").count() == 1 && !shown.contains("log in"), "{shown}");
+        let found = call(&["doctor"], 1);
+        assert!(found.contains(what) && found.ends_with("1 failure, 0 warnings in 1 check\n"), "{found}");
+    }
+    assert!(!env.path("started").exists() && !env.path("unmounted").exists());
 }
 
 #[test]

@@ -74,6 +74,10 @@ fn all_processes_with_the_lock_are_named() {
     {
         assert!(shown.contains(&format!("pid {}: {command}\n", found[place].0)), "{command}: {shown}");
     }
+    let pids = found.iter().map(|(pid, _)| pid.to_string()).collect::<Vec<_>>().join(" ");
+    let way_out =
+        format!("; if they are leftovers, end them: kill {pids}, or kill -KILL where that is ignored; the lock is free");
+    assert!(shown.contains(&way_out), "{way_out}: {shown}");
     assert_eq!(waiter_names(&env), named);
 }
 
@@ -149,7 +153,7 @@ fn stopped_holder_has_one_hint() {
     let hint = format!("kill -CONT {} lets it go on", old.pid());
     wait_until("it is stopped, and status says so", || text(&env).contains(&hint));
     let shown = text(&env);
-    assert!(shown.contains(", without a run record, stopped\n") && !shown.contains("`kill "), "{shown}");
+    assert!(shown.contains(", without a run record, stopped\n") && !shown.contains("leftover"), "{shown}");
     old.signal(Signal::SIGCONT);
 }
 

@@ -97,7 +97,7 @@ fn drain_waits_only_for_runs_of_the_old_mode() {
     let waiter = env.start(["--label", "waiter", "--", "true"]);
     assert!(waiter.message().contains("waiting"));
     let shown = stdout(mode(&env, &["pass-through"]), 0);
-    assert!(shown.contains("2 live runs still follow another mode: 2 exclusive\n") && shown.contains("  old (pid "), "{shown}");
+    assert!(shown.contains("2 live runs still follow another mode: exclusive\n") && shown.contains("  old (pid "), "{shown}");
     let free = env.start_fake(&["--label", "free"], "ready; hang");
     free.ready();
     let short = stdout(mode(&env, &["--drain=0.1"]), 1);

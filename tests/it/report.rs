@@ -6,6 +6,7 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use crate::env::{Env, Running, binary, fake_claude, is_alive, wait_for_records, wait_until};
+use crate::oauth::FRESH;
 
 fn history(env: &Env) -> std::path::PathBuf {
     env.home().join(".claude/claude-run/history.jsonl")
@@ -76,7 +77,19 @@ fn refused_login_is_counted_in_a_row() {
     assert_eq!(after("result old refused; exit 1"), (json!(1), false));
     assert_eq!(after("exit 3"), (json!(1), false), "no result says nothing");
     assert_eq!(after("result new refused; exit 1"), (json!(2), true));
-    assert!(report(&env, &[]).contains("the last 2 runs in a row ended with \"authentication refused (401)\": log in again\n"));
+    let refusals = "the last 2 runs in a row ended with \"authentication refused (401)\"";
+    assert!(report(&env, &[]).contains(&format!("{refusals}: log in again\n")));
+    let shown = |operation: &str| {
+        let output = env.command(binary()).arg(operation).output().expect("started");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    for operation in ["status", "doctor"] {
+        assert!(shown(operation).contains(refusals), "{}", shown(operation));
+    }
+    env.log_in(FRESH);
+    for operation in ["status", "doctor"] {
+        assert!(!shown(operation).contains(refusals), "somebody has logged in since: {}", shown(operation));
+    }
     assert_eq!(after("result new error; exit 1"), (json!(0), false), "for another reason");
 }
 

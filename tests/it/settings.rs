@@ -57,6 +57,26 @@ fn invalid_file_is_125_with_line_and_key() {
 }
 
 #[test]
+fn invalid_variable_hides_nothing_and_sets_nothing() {
+    let env = Env::new();
+    for (operation, part) in
+        [("status", "held by "), ("mode", "not known"), ("slots", "the bound is "), ("settings", "kill-after ")]
+    {
+        let assert = env.claude_run().env("CLAUDE_RUN_WAIT", "soon").arg(operation).assert().code(1);
+        let text =
+            [&assert.get_output().stdout, &assert.get_output().stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+        assert!(text[0].contains(part) && text.concat().contains("CLAUDE_RUN_WAIT: \"soon\""), "{operation}: {text:?}");
+    }
+    for words in [["mode", "refresh"], ["slots", "2"]] {
+        env.claude_run().env("CLAUDE_RUN_WAIT", "soon").args(words).assert().code(125).stdout("");
+    }
+    assert!(!env.home().join(".claude/claude-run.toml").exists());
+    let assert = env.claude_run().env("CLAUDE_RUN_LOK", "refresh").arg("settings").assert().code(0);
+    let said = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert_eq!(said, "claude-run: there is no variable CLAUDE_RUN_LOK; did you mean CLAUDE_RUN_LOCK?\n");
+}
+
+#[test]
 fn unreadable_file_is_no_silent_default() {
     let env = Env::new();
     let path = env.home().join(".claude/claude-run.toml");
@@ -80,7 +100,7 @@ fn unreadable_file_is_no_silent_default() {
 #[test]
 fn settings_prints_each_value_and_origin() {
     let env = Env::new();
-    let file = write_file(&env, "wait = \"20m\"\npty = false\n").display().to_string();
+    let file = write_file(&env, "wait = \"20m\"\npty = false\nredact-names = [\"a\"]\n").display().to_string();
     let mut command = env.claude_run();
     command.args(["--lock", "pass-through"]).env("CLAUDE_TIMEOUT", "90").env("LOG_AGENT", "fixer");
     let output = command.arg("settings").assert().code(0).get_output().clone();
@@ -93,6 +113,9 @@ fn settings_prints_each_value_and_origin() {
         &["wait", "20m", &format!("{file}:1")],
         &["pty", "off", &format!("{file}:2")],
         &["kill-after", "5s", "default"],
+        &["verbosity", "warnings", "default"],
+        &["redact-names", "[\"a\"]", &format!("{file}:3")],
+        &["redact-patterns", "none", "default"],
     ] {
         assert!(rows.iter().any(|found| found == row), "{row:?} is not in\n{text}");
     }

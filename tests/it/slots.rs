@@ -429,6 +429,9 @@ fn doctor_knows_a_bound_that_is_exceeded() {
     let _unbound = hold(&env, &["--lock", "pass-through", "--slots", "none"]);
     wait_for_records(&env.home().join(".claude"), 2);
     assert!(finding("warning").contains("2 runs at once, and the bound is 1"));
+    let output = env.claude_run().arg("slots").output().expect("started");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(shown.contains("\n1 in use\n") && shown.contains("\nnot counted: 1 live run without a slot, "), "{shown}");
     // What a killed claude-run leaves behind has its slot, and no record.
     let mut orphan = env.command("flock");
     orphan.arg(slots_dir(&env).join("7")).args(["sh", "-c", "echo held; exec cat"]).stdin(Stdio::piped());

@@ -70,9 +70,14 @@ fn status_lists_waiters_after_truncation() {
     let since = humantime::parse_rfc3339(record["since"].as_str().expect("a time")).expect("a time");
     assert!(SystemTime::now().duration_since(since).is_ok_and(|age| age < Duration::from_secs(600)));
     let seen = text(&env);
-    for part in
-        ["held by        holder (pid ", "waiting        3\n", " 1. first (pid ", " 2. second (pid ", ", without a run record"]
-    {
+    for part in [
+        "held by        holder (pid ",
+        &format!("; if it hangs, kill {} (not -KILL) ends it", holder.pid()),
+        "waiting        3\n",
+        " 1. first (pid ",
+        " 2. second (pid ",
+        ", without a run record",
+    ] {
         assert!(seen.contains(part), "{part:?}: {seen}");
     }
     holder.signal(Signal::SIGTERM);
@@ -175,12 +180,13 @@ fn read_only_config_dir_costs_records_and_a_warning() {
     env.make_lock_file();
     fs::create_dir_all(runs(&env)).expect("a directory");
     let script = r#"mount --bind "$HOME/.claude" "$HOME/.claude" && mount -o remount,bind,ro "$HOME/.claude" &&
-        "$0" status && "$0" sh -c 'exit 7'; echo "code $?""#;
+        "$0" status; "$0" sh -c 'exit 7'; echo "code $?""#;
     let mut unshare = env.command("unshare");
     unshare.args(["-rm", "bash", "-c", script]).arg(binary());
     let ended = Running::start(unshare).end();
     assert_eq!(ended.stdout.last().map(String::as_str), Some("code 7"), "{ended:?}");
     assert!(ended.stdout.iter().any(|line| line == "held by        nobody"), "{ended:?}");
+    assert!(ended.stdout[0].starts_with("trouble") && ended.stdout[0].contains("mounted read-only"), "{ended:?}");
     assert!(ended.stderr.len() == 1 && ended.stderr[0].contains("is not writable"), "{ended:?}");
 }
 
@@ -373,7 +379,7 @@ fn bad_value_in_the_settings_file_hides_nothing() {
     let text = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
     assert!(text.starts_with("the lock mode is exclusive now, set in ") && text.contains("no run starts: "), "{text}");
     assert!(fs::read_to_string(&file).expect("a file").contains("lock = \"exclusive\""));
-    env.claude_run().env("CLAUDE_TIMEOUT", "soon").arg("status").assert().code(125);
+    env.claude_run().env("CLAUDE_TIMEOUT", "soon").arg("status").assert().code(1);
 }
 
 #[test]

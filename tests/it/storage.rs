@@ -204,14 +204,17 @@ fn dead_login_is_said_alike_by_all() {
         (r#"{"accessToken":"a","refreshToken":"r","expiresAt":"2030-01-01"}"#, "cannot be understood: no expiresAt"),
         (r#"{"accessToken":"a","refreshToken":"r","expiresAt":null}"#, "cannot be understood: no expiresAt"),
         (r#"{"accessToken":"\q","refreshToken":"r","expiresAt":1}"#, "cannot be understood: no JSON of claude's"),
+        ("", ".credentials.json is empty"),
     ] {
-        fs::write(&file, format!(r#"{{"claudeAiOauth":{login}}}"#)).expect("a file");
+        let text = if login.is_empty() { String::new() } else { format!(r#"{{"claudeAiOauth":{login}}}"#) };
+        fs::write(&file, text).expect("a file");
         expect(doctor(&env, |doctor| doctor), "login", "failure", why);
         let mut status = command(&env);
         status.arg("status");
         let status = Running::start(status).end();
         let trouble = status.stdout.iter().any(|line| line.starts_with("trouble") && line.contains(why));
         assert!(status.code() == 1 && trouble, "{status:?}");
+        assert!(status.stdout.iter().any(|line| line == "token          none that can be used"), "{status:?}");
         let mut run = command(&env);
         run.args(["--lock", "refresh", "--", "claude", "-p", "x"]);
         let run = Running::start(run).end();

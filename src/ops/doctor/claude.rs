@@ -12,6 +12,7 @@ use super::{Check, Subject};
 use crate::claude::credentials::Login;
 use crate::claude::daemon::Daemon;
 use crate::ops::{Context, checks};
+use crate::records::RecordStore;
 
 /// Timeout for `claude --version`. The slowest that was measured took 0.6 s on an idle machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,5 +81,6 @@ pub(super) fn check_login(subject: &Subject, check: &mut Check) {
     let file = subject.storage.credentials();
     let login = Login::read_whole(&file);
     let auth = subject.context.auth(&subject.config_dir, &login);
+    checks::check_refusals(&RecordStore::of(&subject.config_dir), &file, check);
     checks::check_login(&file, &login, &auth, check);
 }

@@ -1,15 +1,14 @@
 //! The config dir, and the place of Claude Code's own lock beside it.
 
 use std::fs::{self, Metadata};
-use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, geteuid};
 use unicode_normalization::is_nfc;
 
 use super::{Check, Subject};
-use crate::claude::config_dir::{ConfigDir, ForChild, VARIABLE};
+use crate::claude::config_dir::{ConfigDir, ForChild, VARIABLE, obstacle};
 use crate::ops::Context;
 use crate::sys::mount;
 
@@ -28,19 +27,16 @@ pub(super) fn check(context: &Context, check: &mut Check) {
         ForChild::Unchanged | ForChild::Unset => "HOME",
     };
     let shown = format!("{} ({origin})", resolved.path.display());
+    if let Some(obstacle) = obstacle(&resolved.path) {
+        let means = "no run starts; claude by itself fails, or prints nothing and exits with 0 (2.1.84)";
+        let todo = "mount it, move what is there away, or point CLAUDE_CONFIG_DIR at a directory that the user of the agents can reach";
+        return check.fail(format!("{shown} {obstacle}"), means, todo);
+    }
     match fs::metadata(&resolved.path) {
-        Ok(found) if found.is_dir() => check_directory(resolved, &found, &shown, check),
-        Ok(_) => {
-            let means = "2.1.84 then prints nothing and exits with 0, later versions fail";
-            check.fail(format!("{shown} is not a directory"), means, "move it away, or point CLAUDE_CONFIG_DIR at one");
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
+        Ok(found) => check_directory(resolved, &found, &shown, check),
+        Err(_) => {
             let means = "the first run makes it, and nobody is logged in there";
             check.warn(format!("{shown} is not there"), means, "log in there, or point CLAUDE_CONFIG_DIR at the right one");
-        }
-        Err(error) => {
-            let what = format!("{shown} cannot be reached: {error}");
-            check.fail(what, "no run can start here", "let the agents' user go there");
         }
     }
 }
@@ -70,17 +66,14 @@ fn check_directory(resolved: &ConfigDir, found: &Metadata, with_origin: &str, ch
         let means = "claude looks for its credentials at the NFC form of that path and is not logged in";
         check.fail(format!("{shown} is not in Unicode NFC"), means, "rename it");
     }
-    if !is_writable(path) {
+    // Of a file system that is read-only, its own check tells.
+    if access(path, AccessFlags::W_OK | AccessFlags::X_OK).is_err_and(|errno| errno != Errno::EROFS) {
         let means = "claude cannot refresh its login; 2.1.84 prints nothing and exits with 0";
         check.fail(format!("{shown} is not writable by us"), means, "make it writable for the user of the agents");
     }
     let real = fs::canonicalize(path).ok().filter(|real| real != path);
     let real = real.map_or_else(String::new, |real| format!(", really {}", real.display()));
     check.pass_if_clean(format!("{with_origin}{real}: ours, mode {mode:04o}"));
-}
-
-fn is_writable(dir: &Path) -> bool {
-    access(dir, AccessFlags::W_OK | AccessFlags::X_OK).is_ok()
 }
 
 /// Checks whether all who share the config dir share Claude Code's own lock, which lies beside the real config dir.
@@ -90,13 +83,18 @@ pub(super) fn check_sibling(subject: &Subject, check: &mut Check) {
     let lock = format!("{}.lock", real.display());
     let is_newer = subject.has_inner_lock();
     let severity = if is_newer == Some(false) { Check::fail } else { Check::warn };
-    if !is_writable(parent) {
+    if access(parent, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
         let what = format!("{lock} cannot be made: {} is not writable by us", parent.display());
         let means = match is_newer {
             Some(false) => "this claude, before 2.1.128, then never refreshes its token",
             _ => "claude before 2.1.128 then never refreshes its token; later ones go without this lock",
         };
-        severity(check, what, means, "make that directory writable for the user of the agents");
+        severity(
+            check,
+            what,
+            means,
+            "make that directory writable for the user of the agents, or remount it, if it is mounted read-only",
+        );
     }
     if mount::is_mount_point(&real) {
         let what = format!("{} is a mount point: what is beside it, {lock}, is not shared with it", real.display());

@@ -14,7 +14,7 @@ use nix::unistd::{ForkResult, Pid, fork, pipe};
 use super::{Check, Subject};
 use crate::claude::program::Program;
 use crate::config::duration::show;
-use crate::ops::checks::{ROOM, fail_for_room};
+use crate::ops::checks::{ROOM, check_room, fail_for_room};
 use crate::sys::dir::Dir;
 use crate::sys::file_watch::FileWatch;
 use crate::sys::fs::{apart, is_for_lack_of_room};
@@ -45,6 +45,7 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
     let _ = remove_leftovers(&real); // where they cannot be removed, they stay
     let dir = match tempfile::Builder::new().prefix(PROBE).tempdir_in(&real) {
         Ok(dir) => dir,
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => return check_room(&real, check),
         Err(error) if is_for_lack_of_room(&error) => return fail_for_room(&real, &error, check),
         Err(error) => {
             let what = format!("nothing can be made in {}: {error}", real.display());

@@ -46,7 +46,9 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
     }
     let Ok(status) = Status::look(factory, subject.context) else { return }; // reported by the check of the fleet
     match status.holders.first() {
-        Some(orphan @ Holder::Orphan(..)) => check.fail(format!("held by {orphan}"), "everybody waits for it", text::END_THEM),
+        Some(orphan @ Holder::Orphan(..)) => {
+            check.fail(format!("held by {orphan}"), "everybody waits for it", text::end_leftovers(orphan));
+        }
         Some(holder) => check_holder(holder, &factory.settings, check),
         None => check.pass_if_clean(format!("{shown}: nobody holds it")),
     }
@@ -55,10 +57,11 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
 fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
     if let Some(pids) = stopped_processes(holder) {
         let what = format!("held by {holder}; stopped: {pids}");
-        return check.warn(what, "everybody waits for it", "let it go on (kill -CONT and those pids), or end it");
+        let todo = format!("let it go on: kill -CONT {pids}; or end it: kill {pids}, and then kill -CONT {pids}");
+        return check.warn(what, "everybody waits for it", todo);
     }
     let Holder::Run(run) = holder else {
-        let means = "an old caller, or a run whose record cannot be kept (another user's, or the disk is full): how long it has had it is not known";
+        let means = "an old caller, or a run whose record cannot be kept (another user's, or the disk is full or read-only): how long it has had it is not known";
         return check.warn(format!("held by {holder}"), means, "let old callers go through claude-run as well");
     };
     let held = text::age(run.since);
@@ -84,7 +87,7 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
                 continue;
             }
             Standing::Stuck(_) => {
-                check.fail(what, "no version of claude takes it over, and none can refresh", "remove it by hand");
+                check.fail(what, "no version of claude takes it over, and none can refresh", removal(&lock.path));
                 continue;
             }
             Standing::OwnerDead(_) => "until then, claude from 2.1.128 on mostly fails when it has to refresh",
@@ -94,7 +97,7 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
         };
         match subject.fix.then(|| remove(lock)) {
             Some(Ok(())) => check.pass(format!("{what}: removed")),
-            Some(Err(error)) => check.fail(format!("{what}: cannot be removed: {error}"), means, "remove it by hand"),
+            Some(Err(error)) => check.fail(format!("{what}: cannot be removed: {error}"), means, removal(&lock.path)),
             None => check.warn(what, means, "claude-run doctor --fix removes it; then see whether claude is still logged in"),
         }
     }
@@ -104,6 +107,17 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
         locks.iter().for_each(|lock| drop(fs::remove_file(owner_file(&lock.path))));
     }
     check.pass_if_clean("free");
+}
+
+/// The command that removes the lock at `path`, whatever it is.
+fn removal(path: &Path) -> String {
+    let command = match fs::read_dir(path).map(|entries| entries.count()) {
+        _ if path.is_symlink() => "rm",
+        Ok(0) => "rmdir",
+        Ok(_) => "rm -r",
+        Err(_) => "rm",
+    };
+    format!("remove it: {command} {}", shell_words::quote(&path.to_string_lossy()))
 }
 
 /// Removes exactly this lock: a process that has acquired it meanwhile gets it back.

@@ -35,7 +35,7 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
     if running > usize::from(bound) {
         let what = format!("{} at once, and the bound is {bound}", text::count(running, "run"));
         let means = "they began before it was set, below another run, or with a bound of their own";
-        check.warn(what, means, "wait for their end, and take --slots and CLAUDE_RUN_SLOTS out of single calls");
+        check.warn(what, means, "wait for the end of those that began before; if there are more again, take --slots and CLAUDE_RUN_SLOTS out of single calls");
     }
     check.pass_if_clean(format!("{bound} at most; {}", in_use.summary()));
 }

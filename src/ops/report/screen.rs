@@ -59,13 +59,9 @@ impl Report {
         if self.skipped > 0 {
             text += &format!("{} of the history skipped: cut, or not ours\n", text::count(self.skipped, "line"));
         }
-        // One alone may have met a token that another was just refreshing.
-        if self.refused_in_a_row > 1 {
+        if let Some(refusals) = text::refusals(self.refused_in_a_row) {
             let style = Look::Bad.style();
-            let runs = self.refused_in_a_row;
-            text += &format!(
-                "{style}the last {runs} runs in a row ended with \"authentication refused (401)\": log in again{style:#}\n"
-            );
+            text += &format!("{style}{refusals}: log in again{style:#}\n");
         }
         if self.total.runs == 0 {
             return text;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::super::layout::{Look, Row};
 use super::super::text;
-use super::{Status, is_claude_run, is_setup, stopped_processes};
+use super::{Status, is_claude_run, is_of_our_namespace, is_setup, stopped_processes};
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
@@ -50,7 +50,9 @@ impl Status<'_> {
         add_list(&mut rows, "refresh locks", held.chain(free));
         rows.push(Row::new("auth", self.auth.description.clone()));
         let look = if matches!(self.login, Login::Unclear(_)) { Look::Odd } else { Look::Plain };
-        rows.push(Row::new("token", self.token().2).looks(look));
+        // The reason is among the trouble.
+        let token = if look == Look::Odd { "none that can be used".to_owned() } else { self.token().2 };
+        rows.push(Row::new("token", token).looks(look));
         // No trouble for sure: the agents may have a key that this shell has not.
         let objections = self.login_objections.iter().map(|objection| Row::new("", objection.clone()).looks(Look::Odd));
         add_list(&mut rows, "doctor finds", objections);
@@ -64,7 +66,7 @@ impl Status<'_> {
         if self.holders.is_empty() {
             return vec![Row::new("held by", "nobody").looks(Look::Good)];
         }
-        self.holders.iter().flat_map(holder_rows).collect()
+        self.holders.iter().flat_map(|holder| holder_rows(holder, !self.waiting.is_empty())).collect()
     }
 
     fn add_runs(&self, rows: &mut Vec<Row>, most: usize) {
@@ -103,31 +105,30 @@ impl Status<'_> {
     }
 }
 
-/// A holder, and the command lines of its processes.
-fn holder_rows(holder: &Holder) -> Vec<Row> {
+/// A holder, for which somebody waits or not, and the command lines of its processes.
+fn holder_rows(holder: &Holder, is_awaited: bool) -> Vec<Row> {
     let is_stopped = stopped_processes(holder).is_some();
     // The way to let it go on is among the trouble.
     let rest = match holder {
         _ if is_stopped => ", stopped".to_owned(),
+        Holder::Run(record) if is_awaited && is_of_our_namespace(record) => {
+            format!("{}; if it hangs, kill {} (not -KILL) ends it with all that it has started", helper_key(record), record.pid)
+        }
         Holder::Run(record) => helper_key(record),
         Holder::Orphan(..) => String::new(),
         Holder::Processes(processes) => {
             let first = processes.first().map(|process| process.pid);
             let age = first.and_then(proc::age).map_or_else(String::new, |age| format!(", started {} ago", show_seconds(age)));
-            let pids: Vec<_> = processes.iter().take(NAMED).map(|process| process.pid.to_string()).collect();
-            age + &match pids.as_slice() {
+            age + &match processes.as_slice() {
                 // Its child has the lock with it.
                 _ if processes.iter().any(|process| is_setup(process.pid)) => {
                     "; claude-run setup, which moves this config dir".to_owned()
                 }
                 _ if processes.iter().any(|process| is_claude_run(process.pid)) => {
-                    "; a run whose record cannot be kept: is the disk full?".to_owned()
+                    "; a run whose record cannot be kept: is the disk full, or read-only?".to_owned()
                 }
-                [pid] => format!("; if it is a leftover, `kill {pid}` ends it"),
-                pids => format!(
-                    "; if they are leftovers, `kill {}` ends them: the lock is free with the last that has it",
-                    pids.join(" ")
-                ),
+                [_] => format!("; if it is a leftover, {}", text::end_leftovers(holder)),
+                _ => format!("; if they are leftovers, {}", text::end_leftovers(holder)),
             }
         }
     };
