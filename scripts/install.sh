@@ -81,7 +81,8 @@ is_our_shim() {
 remove() {
   for file in "$1" "$1".claude-run-new.??????; do
     if [ -f "$file" ] || [ -L "$file" ]; then
-      rm -f -- "$file"
+      found=true
+      rm -f -- "$file" || { left=true && continue; }
       printf 'removed %s\n' "$file"
       dir=$(dirname -- "$file")
       while [ "${dir#"$prefix"/}" != "$dir" ] && rmdir -- "$dir" 2>/dev/null; do dir=$(dirname -- "$dir"); done
@@ -90,14 +91,18 @@ remove() {
 }
 
 if $uninstall; then
+  found=false left=false
   if [ -f "$shims" ]; then
     while IFS= read -r path || [ -n "$path" ]; do
       if is_our_shim "$path"; then remove "$path"; fi
     done <"$shims"
   fi
-  remove "$shims" >/dev/null
+  $left || remove "$shims" >/dev/null # with a shim left, the next call looks for it there
   for name; do remove "$name"; done
-  exit 0
+  $found || echo "there is nothing of claude-run's in $prefix"
+  $left || exit 0
+  echo "install.sh: the rest is removed; call this again as a user who can remove what is named above" >&2
+  exit 1
 fi
 
 # Whatever can be wrong is found before anything is changed.

@@ -5,11 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 
-use crate::env::{Env, binary};
+use crate::env::{Env, binary, needs_root};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/install.sh");
 
 /// Calls the script with our binary and a prefix of the test's own.
 fn install(env: &Env, words: &[&str]) -> Output {
-    let mut script = env.command(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install.sh"));
+    let mut script = env.command(SCRIPT);
     script.arg("--prefix").arg(env.path("prefix")).arg("--binary").arg(binary()).args(words);
     script.env("PATH", format!("{}:/usr/bin:/bin", env.path("prefix/bin").display()));
     script.output().expect("started")
@@ -66,7 +68,7 @@ fn install_is_repeatable_and_uninstall_complete() {
     assert_eq!(fs::read_dir(env.path("prefix")).expect("a directory").count(), 0);
     // An empty directory that is left may be somebody else's.
     fs::create_dir(env.path("prefix/bin")).expect("a directory");
-    assert_eq!(succeeds(&env, &["--uninstall"]), "");
+    assert!(succeeds(&env, &["--uninstall"]).contains("there is nothing of"));
     assert!(env.path("prefix/bin").exists());
 }
 
@@ -122,7 +124,7 @@ fn problems_with_path_are_reported() {
     let elsewhere = env.path("elsewhere");
     let text = succeeds(&env, &["--prefix", elsewhere.to_str().expect("text")]);
     assert!(text.contains("elsewhere/bin is not on PATH; add it: export PATH="), "{text}");
-    let mut script = env.command(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install.sh"));
+    let mut script = env.command(SCRIPT);
     script.env("PATH", format!("{}:{}:/usr/bin:/bin", env.path("prefix/bin").display(), env.path("elsewhere/bin").display()));
     let output = script.arg("--prefix").arg(&elsewhere).arg("--binary").arg(binary()).output().expect("started");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -135,7 +137,7 @@ fn problems_with_path_are_reported() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && !text.contains("PATH"), "{output:?}");
     env.script("claude-run", "#!/bin/sh\nexit 1\n");
-    let mut script = env.command(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install.sh"));
+    let mut script = env.command(SCRIPT);
     script.current_dir(env.path("")).args(["--binary", "claude-run", "--prefix"]).arg(&elsewhere);
     let output = script.env("PATH", format!("{}:/usr/bin:/bin", elsewhere.join("bin").display())).output().expect("started");
     assert!(String::from_utf8_lossy(&output.stderr).contains("claude-run does not run here"), "{output:?}");
@@ -152,7 +154,7 @@ fn build_goes_where_the_caller_says() {
     for (name, text) in [("cargo", build.as_str()), ("rustc", "echo host: host"), ("cc", "")] {
         env.script(&format!("tools/{name}"), &format!("#!/bin/sh\n{text}\n"));
     }
-    let mut script = env.command(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install.sh"));
+    let mut script = env.command(SCRIPT);
     script.current_dir(env.path("")).args(["--prefix", "prefix"]).env("CARGO_TARGET_DIR", "out");
     let path = format!("{}:/usr/bin:/bin", env.path("tools").display());
     let output = script.env("PATH", path).output().expect("started");
@@ -183,6 +185,32 @@ fn killed_install_is_uninstalled_whole() {
 }
 
 #[test]
+fn uninstall_removes_what_it_can_and_says_what_is_left() {
+    if !needs_root("a directory of another user") {
+        return;
+    }
+    let env = Env::new();
+    let shims = env.path("shims");
+    fs::create_dir(&shims).expect("a directory");
+    succeeds(&env, &[&format!("--shim={}", shims.display())]);
+    env.command("chown").args(["-R", "65534", "."]).status().expect("chown");
+    std::os::unix::fs::chown(&shims, Some(0), Some(0)).expect("an owner");
+    let mut uninstall = env.command("setpriv");
+    uninstall.args(["--reuid", "65534", "--clear-groups", "sh", "-s", "--", "--uninstall", "--prefix"]).arg(env.path("prefix"));
+    uninstall.stdin(fs::File::open(SCRIPT).expect("the script"));
+    let output = uninstall.output().expect("started");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(1) && stderr.contains("shims/claude") && stderr.contains("call this again"),
+        "{stderr}"
+    );
+    assert_eq!(installed(&env).len(), 1, "the list of shims: {:?}", installed(&env));
+    succeeds(&env, &["--uninstall"]);
+    assert!(!shims.join("claude").exists() && installed(&env).is_empty());
+    assert!(succeeds(&env, &["--uninstall"]).contains("there is nothing of claude-run's"));
+}
+
+#[test]
 fn bad_prefix_or_binary_changes_nothing() {
     let env = Env::new();
     fs::write(env.path("prefix"), "a file").expect("a file");
@@ -208,7 +236,7 @@ fn directory_in_the_place_of_a_file_changes_nothing() {
         let found = String::from_utf8_lossy(&find.stdout).into_owned();
         let expected: Vec<_> = Path::new("prefix").join(name).ancestors().map(|path| path.display().to_string()).collect();
         assert_eq!(found.lines().collect::<Vec<_>>(), expected[..expected.len() - 1]);
-        assert_eq!(succeeds(&env, &["--uninstall"]), "");
+        assert!(succeeds(&env, &["--uninstall"]).contains("there is nothing of"));
         assert!(directory.exists(), "it is not ours to remove");
     }
 }
