@@ -75,7 +75,8 @@ claude_run_in_subshell() {
   set +aeCETkvx
   trap - DEBUG ERR RETURN
   # claude-run is in our group, gets what that is sent as well, and has to be waited for. It starts with none of these traps.
-  trap : HUP QUIT TERM XFSZ
+  trap : HUP QUIT TERM
+  [[ $(trap -p XFSZ) == *"''"* ]] || trap : XFSZ # ignored, it stays so for COMMAND
   _cr_interrupted=
   trap _cr_interrupted=1 INT
   _cr_program=${CLAUDE_RUN:-claude-run}

@@ -53,7 +53,7 @@ impl Plan {
         let ancestors = AncestorRuns::of(ENVIRONMENT);
         if ancestors.are_too_many() {
             bail!(
-                "claude-run runs below itself {MAX_NESTING} times: is the claude on PATH a script that calls it? name the real one with CLAUDE_RUN_CLAUDE",
+                "claude-run runs below itself {MAX_NESTING} times: is the claude on PATH a script that calls it, or another claude-run? name the real one with CLAUDE_RUN_CLAUDE",
                 MAX_NESTING = lock::MAX_NESTING
             );
         }

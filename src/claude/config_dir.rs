@@ -2,8 +2,8 @@
 //! before anything else, since claude itself fails over it in silence. Its contents are neither read nor changed here.
 
 use std::env;
-use std::fs::{self, DirBuilder};
-use std::io::ErrorKind;
+use std::fs::{self, DirBuilder, Metadata};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -70,10 +70,11 @@ impl ConfigDir {
                 "the config dir {path} is not in Unicode NFC: claude looks for its credentials at the NFC form and is not logged in; rename it"
             );
         }
-        if let Some(obstacle) = obstacle(&self.path) {
+        let found = fs::metadata(&self.path);
+        if let Some(obstacle) = obstacle_in(&self.path, &found) {
             bail!("the config dir {path} {obstacle}; point {VARIABLE} at a directory that can be used");
         }
-        match fs::metadata(&self.path) {
+        match found {
             Ok(_) if access(&self.path, AccessFlags::W_OK | AccessFlags::X_OK).is_err() => warn!(
                 "the config dir {path} is not writable: claude cannot refresh its login there, and older versions print nothing and exit 0"
             ),
@@ -95,7 +96,11 @@ impl ConfigDir {
 
 /// Reason why the config dir `path` is not there and cannot be made, as a sentence about it.
 pub(crate) fn obstacle(path: &Path) -> Option<String> {
-    match fs::metadata(path) {
+    obstacle_in(path, &fs::metadata(path))
+}
+
+fn obstacle_in(path: &Path, found: &io::Result<Metadata>) -> Option<String> {
+    match found {
         Ok(found) => (!found.is_dir()).then(|| "is not a directory".to_owned()),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             // By components, since a slash at the end would follow the link.

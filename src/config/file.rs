@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Error, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use fs4::{FileExt, TryLockError};
 use toml_edit::{Document, DocumentMut, Item, TomlError, Value};
 
@@ -159,7 +159,8 @@ fn read_to_set(path: &Path, text: &str, key: &str) -> Result<DocumentMut> {
     let document = Document::parse(text).map_err(|error| syntax_error(path, text, &error))?;
     if let Some((name, item)) = document.get_key_value(key) {
         let line = line_of(text, name.span().map_or(0, |span| span.start));
-        text_of(item, text).with_context(|| format!("{}:{line}: {key}", path.display()))?;
+        let is_plain = item.as_value().is_some_and(|value| !value.is_array() && !value.is_inline_table());
+        ensure!(is_plain, "{}:{line}: {key} has more than one value; remove it first", path.display());
     }
     Ok(document.into_mut())
 }

@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -228,20 +229,23 @@ impl<'a> LockWait<'a> {
         format!("{in_use} of {of} slots in use")
     }
 
-    /// Shows one live line on a terminal, rewritten each second; elsewhere logs one message, and nothing needs to wake us again.
+    /// Shows one live line on a terminal, rewritten each second. Elsewhere, and in the background, it logs one message; elsewhere nothing
+    /// needs to wake us again.
     fn show_progress(&mut self) {
-        self.is_announced = true;
+        let is_first = !mem::replace(&mut self.is_announced, true);
         self.live_line = self.live_line.take().or_else(LiveLine::on_terminal);
-        if let Some(line) = &self.live_line {
-            line.show(&self.live_text());
-            self.next_progress_at = after(self.started, Some(self.waited() + Duration::from_secs(1)));
-        } else {
+        let needs_message = self.live_line.as_ref().is_none_or(|line| is_first && !line.is_shown());
+        if needs_message {
             match self.awaited {
                 Awaited::Slot { .. } => warn!(name: "slot.waiting", "{}", self.progress()),
                 _ => warn!(name: "lock.waiting", "{}", self.progress()),
             }
-            self.next_progress_at = None;
         }
+        let next = self.waited() + Duration::from_secs(1);
+        self.next_progress_at = self.live_line.as_ref().and_then(|line| {
+            line.show(&self.live_text());
+            after(self.started, Some(next))
+        });
     }
 
     fn progress(&self) -> String {

@@ -18,10 +18,15 @@ pub(super) fn allow(allowed: bool) {
 pub struct LiveLine(());
 
 impl LiveLine {
-    /// A live line, if stderr is a terminal that is ours to rewrite, and the verbosity allows it.
+    /// A live line, if stderr is a terminal and the verbosity allows it.
     pub fn on_terminal() -> Option<Self> {
         // Not `then_some`: dropped, it writes.
-        (IS_ALLOWED.load(Ordering::Relaxed) && stderr().is_terminal() && is_ours()).then(|| Self(()))
+        (IS_ALLOWED.load(Ordering::Relaxed) && stderr().is_terminal()).then(|| Self(()))
+    }
+
+    /// False in the background, where others type: it is not written until the shell brings it to the foreground.
+    pub fn is_shown(&self) -> bool {
+        !terminal::is_in_background(stderr())
     }
 
     /// Shows `head`, and as many of `names` as there is room for.
@@ -41,7 +46,13 @@ impl LiveLine {
         // A hint is shown whole, or not at all.
         let hint = text.find("; Ctrl-C").filter(|_| text.chars().count() > width);
         let text: String = text[..hint.unwrap_or(text.len())].chars().take(width).collect();
-        rewrite(&text);
+        self.rewrite(&text);
+    }
+
+    fn rewrite(&self, text: &str) {
+        if self.is_shown() {
+            say(&format!("\r\x1b[K{text}"));
+        }
     }
 }
 
@@ -54,17 +65,6 @@ fn width() -> usize {
 
 impl Drop for LiveLine {
     fn drop(&mut self) {
-        rewrite("");
-    }
-}
-
-/// False in the background, where others type.
-fn is_ours() -> bool {
-    !terminal::is_in_background(stderr())
-}
-
-fn rewrite(text: &str) {
-    if is_ours() {
-        say(&format!("\r\x1b[K{text}"));
+        self.rewrite("");
     }
 }

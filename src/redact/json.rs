@@ -3,11 +3,14 @@
 use std::ops::Range;
 
 use memchr::{memchr, memchr2};
+use serde::de::IgnoredAny;
 
-/// True if `line` begins as JSON does.
-pub(super) fn is_json(line: &[u8]) -> bool {
+/// True if `line` begins as JSON does. `is_whole`: a list is one to its end.
+pub(super) fn is_json(line: &[u8], is_whole: bool) -> bool {
     let text = line.trim_ascii_start();
-    text.starts_with(b"{") || [&b"[{"[..], b"[\"", b"[["].iter().any(|start| text.starts_with(start))
+    let is_list = || !is_whole || serde_json::from_slice::<IgnoredAny>(text).is_ok();
+    text.strip_prefix(b"{").is_some_and(|rest| rest.trim_ascii_start().starts_with(b"\""))
+        || [&b"[{"[..], b"[\"", b"[["].iter().any(|start| text.starts_with(start)) && is_list()
 }
 
 /// Calls `found` for each string of JSON in `text` from `from` on, without its quotes. `is_inside`: `from` is in a string. Returns that

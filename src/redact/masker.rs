@@ -57,7 +57,7 @@ fn mask_line(secrets: &Secrets, line: &[u8], block: &mut Block, out: &mut Vec<u8
     if spans.is_empty() {
         return out.extend_from_slice(line);
     }
-    let spans = if is_json(line) { clipped(line, spans, 0, false) } else { spans };
+    let spans = if is_json(line, true) { clipped(line, spans, 0, false) } else { spans };
     let mut at = 0;
     for span in spans {
         out.extend_from_slice(&line[at..span.range.start]);
@@ -116,7 +116,7 @@ impl Masker {
             return;
         }
         let mut block = Block::default();
-        let (spans, is_json) = (self.secrets.spans(&self.line, &mut block), is_json(&self.line));
+        let (spans, is_json) = (self.secrets.spans(&self.line, &mut block), is_json(&self.line, false));
         let until = if block.is_open() { self.shown } else { self.secrets.undecided(&self.line, self.shown) };
         let spans = if is_json { clipped(&self.line, spans, 0, false) } else { spans };
         self.show(until, &spans, out);
@@ -195,7 +195,8 @@ impl Masker {
     /// Masks the piece that ends at `cut`, by what stands in the line up to `end`; without a cut it is the last.
     fn mask_piece(&mut self, end: usize, cut: Option<usize>, out: &mut Vec<u8>) {
         let text = &self.line[..end];
-        let mut long = self.long.unwrap_or(Long { is_json: is_json(text), in_string: false, open: None });
+        let json = is_json(text, self.long.is_none() && cut.is_none());
+        let mut long = self.long.unwrap_or(Long { is_json: json, in_string: false, open: None });
         let mut spans = self.secrets.spans(text, &mut self.block);
         if let Some(open) = long.open.take() {
             let rest = &text[self.piece..];

@@ -54,7 +54,7 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     let mut supervisor = Supervisor::start(run, recorder, events)?;
     let mut outcome = supervisor.run()?;
     let request = supervisor.release_lock().or_else(|| supervisor.requests.drain_bound(outcome));
-    let limit = DrainLimit { request, hard_limit, started: supervisor.started };
+    let limit = DrainLimit { ended: outcome, request, hard_limit, started: supervisor.started };
     let (relay, output_done, _modes) = (supervisor.relay.take(), supervisor.output_done, supervisor.modes.take());
     drop(supervisor);
     let (mut last_result, mut session_id, mut lost_output) = (None, None, false);

@@ -80,7 +80,14 @@ pub(crate) fn open_or_make_regular(path: &Path, options: &OpenOptions) -> io::Re
 /// The user who made `path` a link, by whose wish something would be made or written elsewhere; nobody if that is root, or we.
 pub(crate) fn foreign_link(path: &Path) -> Option<u32> {
     let link = std::fs::symlink_metadata(path).ok().filter(Metadata::is_symlink)?;
-    Some(link.uid()).filter(|uid| ![0, geteuid().as_raw()].contains(uid))
+    Some(link.uid()).filter(|uid| ![0, geteuid().as_raw()].contains(uid) && !is_unmapped(*uid))
+}
+
+/// True of the id that all have whom our user namespace does not know, root among them.
+fn is_unmapped(uid: u32) -> bool {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let knows_all = || read("/proc/self/uid_map").split_ascii_whitespace().eq(["0", "0", "4294967295"]);
+    read("/proc/sys/kernel/overflowuid").trim() == uid.to_string() && !knows_all()
 }
 
 /// Never hangs, and no terminal becomes ours.

@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::pty::openpty;
 use nix::sys::signal::{SigSet, Signal, killpg, raise};
 use nix::sys::termios::{LocalFlags, OutputFlags, SetArg, Termios, tcgetattr, tcsetattr};
-use nix::unistd::{getpgrp, getpid, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{Pid, getpgrp, getpid, tcgetpgrp, tcsetpgrp};
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 
 use super::proc::{Links, Stat, is_of_our_pid_namespace};
@@ -65,23 +65,20 @@ pub(crate) fn is_in_foreground() -> bool {
     tcgetpgrp(stdin()) == Ok(getpgrp())
 }
 
-/// Takes the terminal back from a group that nobody needs it for any more, or in which a child with job control has put processes.
-/// TTOU has to be ignored.
-fn return_to_foreground() {
-    let Ok(group) = tcgetpgrp(stdin()) else { return };
+/// The foreground group, if it is another than ours, and has nobody any more but those whom a child with job control has put there.
+fn foreground_of_our_tree() -> Option<Pid> {
     // 0: one outside of our PID namespace. EPERM: one of another user's, whom /proc may hide.
-    if group == getpgrp() || group.as_raw() <= 0 || killpg(group, None) == Err(Errno::EPERM) {
-        return;
+    let group = tcgetpgrp(stdin()).ok().filter(|group| *group != getpgrp() && group.as_raw() > 0)?;
+    if killpg(group, None) == Err(Errno::EPERM) {
+        return None;
     }
     let ours = LazyCell::new(|| Links::descendants(getpid().as_raw()));
     let is_ours = |stat: &Stat| ours.iter().any(|other| other.process() == stat.process());
     let is_foreign = |stat: &Stat| stat.group == group.as_raw() && !stat.is_dead() && !is_ours(stat);
     let is_empty = killpg(group, None) == Err(Errno::ESRCH);
-    let nobody_needs_it = is_empty || (is_of_our_pid_namespace() && !Stat::all().iter().any(is_foreign));
+    let is_ours_alone = is_empty || (is_of_our_pid_namespace() && !Stat::all().iter().any(is_foreign));
     // A shell may have taken it meanwhile.
-    if nobody_needs_it && tcgetpgrp(stdin()) == Ok(group) {
-        let _ = tcsetpgrp(stdin(), getpgrp()); // it fails if that is another session's
-    }
+    Some(group).filter(|group| is_ours_alone && tcgetpgrp(stdin()) == Ok(*group))
 }
 
 /// Restores the modes of stdin when dropped, and our place in the foreground: if a shell has put us there, and not in the background,
@@ -101,7 +98,8 @@ impl TerminalModeGuard {
 
     /// Looks where the shell has put us, which is why we go on.
     pub(crate) fn on_continued(&mut self) {
-        self.is_foreground_job = is_in_foreground();
+        let was_so = self.is_foreground_job;
+        self.is_foreground_job = is_in_foreground() || (was_so && foreground_of_our_tree().is_some());
         if self.is_foreground_job && self.modes_before.is_none() {
             self.modes_before = tcgetattr(stdin()).ok();
         }
@@ -111,7 +109,9 @@ impl TerminalModeGuard {
 impl Drop for TerminalModeGuard {
     fn drop(&mut self) {
         let Some(before) = self.modes_before.as_ref().filter(|_| self.is_foreground_job) else { return };
-        return_to_foreground();
+        if foreground_of_our_tree().is_some() {
+            let _ = tcsetpgrp(stdin(), getpgrp()); // it fails if that is another session's; TTOU has to be ignored
+        }
         // Else the kernel would stop us with SIGTTOU.
         if is_in_foreground() {
             // An error means that the terminal is gone.

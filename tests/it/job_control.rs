@@ -147,7 +147,7 @@ fn terminal_is_taken_back_from_a_killed_shell() {
         command.args(["-c", &script]).env("PS1", "$ ").arg(binary());
         let mut terminal = OnTerminal::start(command);
         let before = terminal.shows(":");
-        terminal.types(&format!("trap '' TERM; stty raw -echo; {job}\n"));
+        terminal.types(&format!("trap '' TERM; kill -CONT $PPID; stty raw -echo; {job}\n"));
         let supervisor = terminal.shows("up ").rsplit(' ').next().expect("a pid").parse().expect("a pid");
         kill(Pid::from_raw(supervisor), Signal::SIGTERM).expect("it lives");
         terminal.shows("code 137");

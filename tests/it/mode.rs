@@ -77,7 +77,7 @@ fn invalid_mode_or_file_is_125_and_changes_nothing() {
         fs::write(file(&env), text).expect("a file");
         let assert = mode(&env, &["refresh"]).assert().code(125);
         let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
-        assert!(stderr.contains("claude-run.toml:2: lock: a string"), "{text:?}: {stderr}");
+        assert!(stderr.contains("claude-run.toml:2: lock has more than one value; remove it first"), "{text:?}: {stderr}");
         assert_eq!(fs::read_to_string(file(&env)).expect("a file"), text);
     }
     fs::write(file(&env), "lock = [").expect("a file");

@@ -228,17 +228,17 @@ fn interrupt_that_the_child_survived_cuts_no_output() {
 
 #[test]
 fn hard_limit_bounds_the_wait_for_a_reader() {
-    for child in ["yes", "head -c 4000000 /dev/zero"] {
+    for (child, code) in [("yes", 124), ("head -c 4000000 /dev/zero", 74)] {
         let env = Env::new();
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let mut command = env.command(binary());
-        command.args(["--log", "log", "--timeout", "0.5", "--"]).args(child.split(' ')).stdout(writer).stderr(Stdio::piped());
+        command.args(["--log", "log", "--timeout", "3", "--"]).args(child.split(' ')).stdout(writer).stderr(Stdio::piped());
         let mut run = command.spawn().expect("started");
         drop(command);
         let ended = wait_timeout::ChildExt::wait_timeout(&mut run, crate::env::CEILING).expect("a child");
         let mut stderr = String::new();
         run.stderr.take().expect("piped").read_to_string(&mut stderr).expect("messages");
-        assert_eq!(ended.expect("it has ended").code(), Some(124));
+        assert_eq!(ended.expect("it has ended").code(), Some(code));
         assert!(stderr.contains("the hard limit ended the wait for the reader"), "{child}: {stderr}");
         drop(reader);
     }

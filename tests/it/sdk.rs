@@ -193,6 +193,8 @@ fn unwritable_logfile_costs_the_log_alone() {
         assert!(ended.stderr_text().contains("/nonesuch/log"), "{ended:?}");
         let ended = machine.run(&script("head -c 1024 /dev/zero >$LOGFILE; ulimit -f 1"));
         assert_eq!(ended.stdout, ["4 hi"], "{ended:?}");
+        let seen = machine.run("trap '' XFSZ; claude_run_with_watchdog grep SigIgn /proc/self/status").stdout;
+        assert!(seen[0].ends_with("1000000"), "ignored, as it was: {seen:?}");
         let ended = machine.run(&script("unset LOGFILE"));
         assert_eq!((&ended.stdout[..], &ended.stderr[..]), (&["4 hi".to_owned()][..], &[][..]), "{ended:?}");
     }

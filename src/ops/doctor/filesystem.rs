@@ -87,15 +87,18 @@ fn warn_of_removal(dir: &Path, check: &mut Check) {
 /// Removes what calls that were killed have left: unlocked, with nothing in it but what is made here.
 fn remove_leftovers(real: &Path) -> io::Result<()> {
     let dir = Dir::open(real)?;
-    for name in dir.leftovers(PROBE, "")? {
-        let Ok(probe) = dir.lock_dir(&name) else { continue };
-        let mut inside = Vec::new();
-        probe.for_each_name(usize::MAX, |name| inside.push(name.to_owned()))?;
-        inside.retain(|name| ![".", ".."].contains(&&**name));
-        if inside.iter().all(|name| PROBED.contains(&&**name) || name.starts_with(MKDIR)) {
-            inside.iter().try_for_each(|name| probe.remove(name).or_else(|_| probe.remove_dir(name)))?;
-            dir.remove_dir(&name)?;
-        }
+    // What cannot be removed keeps nothing else.
+    dir.leftovers(PROBE, "")?.iter().for_each(|name| drop(remove_probes(&dir, name)));
+    Ok(())
+}
+
+fn remove_probes(dir: &Dir, name: &str) -> io::Result<()> {
+    let (probe, mut inside) = (dir.lock_dir(name)?, Vec::new());
+    probe.for_each_name(usize::MAX, |name| inside.push(name.to_owned()))?;
+    inside.retain(|name| ![".", ".."].contains(&&**name));
+    if inside.iter().all(|name| PROBED.contains(&&**name) || name.starts_with(MKDIR)) {
+        inside.iter().try_for_each(|name| probe.remove(name).or_else(|_| probe.remove_dir(name)))?;
+        dir.remove_dir(name)?;
     }
     Ok(())
 }

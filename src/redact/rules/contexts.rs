@@ -56,7 +56,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         "var apiKey string = \"«v»\"", "#define API_KEY \"«v»\"", "password: Some(\"«v»\"),", "password=SecretStr('«v»')",
         "<password encrypted=\"false\">«v»</password>", "<password><![CDATA[«v»]]></password>", "<ns:password>«v»</ns:password>", "<wsse:Password Type=\"x\">«v»</wsse:Password>",
         "<property name=\"password\">«v»</property>", "<add value=\"«v»\" key=\"password\"/>", "<key>password</key><string>«v»</string>", "- {name: DB_PASSWORD, value: \"«v»\"}",
-        "GITHUB_TOKENS=«a1,b2»", "GITHUB_TOKENS=«1a2b,3c»", "claude_tokens: \"«abc»\"", "MYVAULT_KEY=«abc»",
+        "GITHUB_TOKENS=«a1,b2»", "GITHUB_TOKENS=«1a2b,3c»", "claude_tokens: \"«abc»\"", "MYVAULT_KEY=«abc»", "[\"x\"] password=«0123-4567»", "{x} password=«1234-5678»",
         "PresharedKey = «a1b2c3d4e5+/a=»", "<entry key=\"password\">«v»</entry>", "<prop key=\"password\">«v»</prop>", "<param name=\"password\">«v»</param>", "<string name=\"api_key\">«v»</string>",
         "let password = String::from(\"«v»\");", "password := []byte(\"«v»\")", "add_header X-Api-Key \"«v»\";", "const apiKey string = \"«v»\"", "password: «aB3dE6gH=»",
         "if (token === \"«kX9mQ2vL7»\")", "TOKEN ?= «abc1»", "apiKey?: string = \"«v»\"", "<add value=\"«v»\" name=\"password\"/>", "<key>password</key> <string>«v»</string>",

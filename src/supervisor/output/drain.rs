@@ -12,12 +12,17 @@ use crate::outcome::Outcome;
 use crate::sys::signal::{self, SigSet, Signal};
 
 /// How long a reader may take for the rest of the output after a termination request, and how long it may take nothing after the hard
-/// limit.
+/// limit has ended the child.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// How long it may take nothing beyond the hard limit, where the child has ended by itself. A pipe tells of whole pages alone.
+const STALL: Duration = Duration::from_secs(10);
 
 /// What bounds the wait for our reader.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DrainLimit {
+    /// How the child has ended.
+    pub(crate) ended: Outcome,
     /// A termination request from before the wait.
     pub(crate) request: Option<Signal>,
     pub(crate) hard_limit: Option<Duration>,
@@ -27,14 +32,21 @@ pub(crate) struct DrainLimit {
 
 impl DrainLimit {
     fn outcome(self) -> Outcome {
-        self.request.map_or(Outcome::HardLimit, |signal| Outcome::EndedDraining(signal.number()))
+        match self.request {
+            Some(signal) => Outcome::EndedDraining(signal.number()),
+            None if self.ended.exit_code() == 0 => Outcome::OutputLost,
+            None => self.ended,
+        }
     }
 
     /// End of a wait that `began`, for a reader that was seen to take something at `progress`.
     fn deadline(self, began: Instant, progress: Instant) -> Option<Instant> {
         match self.request {
             Some(_) => Some(began + DRAIN_GRACE),
-            None => after(self.started, self.hard_limit).map(|at| at.max(began.max(progress) + DRAIN_GRACE)),
+            None => {
+                let stall = if self.ended == Outcome::HardLimit { DRAIN_GRACE } else { STALL };
+                after(self.started, self.hard_limit).map(|at| at.max(began.max(progress) + stall))
+            }
         }
     }
 }
