@@ -67,7 +67,7 @@ pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Writ
     let config_dir = paths.config_dir.to_string_lossy().into_owned();
     let mut report = SetupReport { config_dir, done: false, steps: Vec::new(), notes: Vec::new() };
     let outcome = carry_out(context, options, &paths, &mut report)?;
-    let is_possible = outcome == Outcome::Shown && report.notes.is_empty();
+    let is_possible = report.notes.is_empty();
     report.done = is_possible && (!options.dry_run || report.steps.is_empty());
     answer(out, options.json, outcome == Outcome::Shown, &report.to_text(&paths, is_possible), json!(report))
 }

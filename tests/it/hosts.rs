@@ -119,6 +119,10 @@ fn hosts_without_shared_locks_keep_foreign_records() {
         text.contains("first (pid 1 on one), exclusive, ") && text.contains("with the lock helper's lock the/key"),
         "{text}"
     );
+    let shared = env.home().join("shared").to_string_lossy().into_owned();
+    let setup = on("three", &["setup", "--yes", "--wait", "0", "--shared-dir", &shared]).end();
+    let live = setup.stdout.join("\n");
+    assert!(setup.code() == 1 && live.contains("2 runs are live there: first (pid 1 on one)"), "{setup:?}");
     let drained = on("three", &["mode", "refresh", "--drain=0.1"]).end();
     assert_eq!(drained.code(), 1);
     let drained = drained.stdout.join("\n");

@@ -195,6 +195,7 @@ fn missing_dirs_are_created_once() {
         for _ in 0..2 {
             assert!(place.setup(&[], 0).contains("nothing to do"));
         }
+        assert!(place.setup(&["--dry-run", "--json"], 0).contains(r#""done":true"#), "nothing is left");
         expect_tidy(&place);
     }
 }
@@ -272,7 +273,7 @@ fn env_file_is_updated_once_and_keeps_other_lines() {
     File::create(&copy).and_then(|copy| copy.set_modified(hour_ago)).expect("a copy");
     place.setup(&[words[0], words[1], "--dry-run"], 0);
     assert!(copy.exists(), "a dry run changes nothing");
-    place.setup(&words, 0);
+    assert!(place.setup(&words, 0).contains("nothing to do"));
     assert!(!copy.exists());
     let mut shell = place.env.command("sh");
     let output = shell.args(["-c", r#"set -a; . "$0"; cd "$CLAUDE_CONFIG_DIR" && pwd"#]).arg(&file).output().expect("sh");
@@ -330,6 +331,15 @@ fn link_by_another_name_is_left_as_it_is() {
     fs::remove_file(place.json()).expect("a link");
     symlink("../shared/config/.claude.json", place.json()).expect("a link");
     assert!(place.setup(&["--yes"], 0).contains("nothing to do"));
+    // In a container, the shared dir may have another path.
+    fs::create_dir(place.env.path("alias")).expect("a directory");
+    fs::remove_file(place.link()).and_then(|()| symlink("../alias/config", place.link())).expect("a link");
+    let mount = format!("mount --bind '{}' '{}'", place.shared.display(), place.env.path("alias").display());
+    let text = place.setup_with_mounts(&mount, &["--yes"]);
+    assert!(text.is_none_or(|(code, text)| code == 0 && text.contains("nothing to do")));
+    // A ~/.claude.json that leads there is right before ~/.claude does.
+    fs::remove_file(place.link()).expect("a link");
+    place.setup(&["--yes"], 0);
     // So is one that leads nowhere as yet, and a ~/.claude.json that is a link into the dir that is moved.
     for (content, target) in
         [(None, None), (None, Some(".claude")), (Some("{}"), Some(".claude")), (Some("{}"), Some("../alias"))]
@@ -379,6 +389,15 @@ fn root_leaves_the_home_to_its_owner() {
     fs::create_dir(place.env.path("sticky")).expect("a directory");
     fs::set_permissions(place.env.path("sticky"), Permissions::from_mode(0o1777)).expect("a mode");
     std::os::unix::fs::chown(place.env.path("home"), Some(65534), Some(65534)).expect("an owner");
+    // Nobody else becomes the owner.
+    let mut other = place.env.command("setpriv");
+    other
+        .args(["--reuid", "1000", "--regid", "1000", "--clear-groups"])
+        .arg(binary())
+        .args(["setup", "--dry-run", "--shared-dir"])
+        .arg(place.env.path("sticky/shared"));
+    let ended = Running::start(other).end();
+    assert!(ended.code() == 1 && ended.stdout.join("").contains("is not writable by us (uid 1000)"), "{ended:?}");
     place.setup(&["--yes", "--shared-dir", &place.env.path("sticky/shared").to_string_lossy()], 0);
     // Root of a user namespace cannot become somebody who is not in it.
     let Some(place) = Place::of_another_user().filter(|_| can_unshare("-r")) else { return };

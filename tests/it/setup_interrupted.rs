@@ -1,14 +1,16 @@
 //! setup beside others at work, and killed at any moment.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::env::{Env, Running, binary, can_unshare};
+use crate::oauth::FRESH;
 use crate::setup::{Place, expect_tidy};
 
 #[test]
@@ -21,11 +23,22 @@ fn live_run_or_refresh_blocks_the_move() {
     let text = place.setup(&["--yes", "--wait", "0"], 1);
     assert!(text.contains("1 run is live there") && text.contains("busy (pid "), "{text}");
     assert!(!place.link().is_symlink());
-    let other = place.env.start_fake(&["--lock", "pass-through"], "ready; hang");
+    // So do one that needs no lock, and one that waits for another lock.
+    place.env.log_in(FRESH);
+    let other = place.env.start_fake(&["--lock", "refresh"], "ready; hang");
     other.ready();
     crate::env::wait_for_records(&place.link(), 2);
     assert!(place.setup(&["--yes", "--wait", "0"], 1).contains("2 runs are live there"));
-    drop(other);
+    let mut holder = place.env.command("flock");
+    let own = place.env.path("own.lock").to_string_lossy().into_owned();
+    holder.args([&own, "sh", "-c", "echo held; exec cat"]).stdin(Stdio::piped());
+    let holder = Running::start(holder);
+    holder.expect_line("held");
+    let waiter = place.env.start(["--lock-file", &own, "--lock", "exclusive", "--wait", "1h", "true"]);
+    assert!(waiter.message().contains("waiting"));
+    crate::env::wait_for_records(&place.link(), 3);
+    assert!(place.setup(&["--yes", "--wait", "0"], 1).contains("3 runs are live there"));
+    drop((other, waiter, holder));
     // It waits as long as it may, and then goes on.
     let waiting = Running::start(place.command(&["--yes", "--wait", "1h"]));
     drop(run);
@@ -168,7 +181,10 @@ fn plan_is_made_again_once_nobody_else_is_at_work() {
     let place = Place::on_one_file_system();
     place.fill();
     let holder = place.env.hold_lock();
-    let waiting = Running::start(place.command(&["--yes", "--wait", "1h"]));
+    let copy = place.env.path(".agents.env.abc123.claude-run-copy");
+    let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+    File::create(&copy).and_then(|copy| copy.set_modified(hour_ago)).expect("a copy");
+    let waiting = Running::start(place.command(&["--yes", "--wait", "1h", "--env-file", "agents.env"]));
     assert!(waiting.message().contains("waiting for "));
     let other = place.env.path("other");
     fs::create_dir_all(other.join(".claude/own")).expect("a home");
@@ -177,6 +193,7 @@ fn plan_is_made_again_once_nobody_else_is_at_work() {
     let ended = waiting.end();
     assert!(ended.code() == 1 && ended.stdout.join("").contains("both have content"), "{ended:?}");
     assert!(place.link().join("twin").exists() && place.config_dir().join("own").is_dir());
+    assert!(copy.exists(), "nothing was changed");
     // What is done needs nothing that another setup has.
     let mut first = place.env.command("flock");
     first.arg(&place.shared).args(["sh", "-c", "echo held; exec cat"]).stdin(Stdio::piped());

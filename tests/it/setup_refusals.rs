@@ -245,7 +245,7 @@ fn fifo_as_settings_file_is_not_opened() {
 
 #[test]
 fn env_file_is_looked_at_before_any_change() {
-    let place = Place::on_one_file_system();
+    let mut place = Place::on_one_file_system();
     place.fill();
     let file = place.env.path("agents.env");
     let name = file.to_string_lossy().into_owned();
@@ -286,6 +286,16 @@ fn env_file_is_looked_at_before_any_change() {
         }
     }
     assert!(!place.link().is_symlink() && !place.shared.exists());
+    // A file system without room for a directory.
+    let dir = place.env.path("full");
+    fs::create_dir(&dir).and_then(|()| fs::remove_dir_all(place.link())).expect("directories");
+    fs::remove_file(place.json()).expect("a file");
+    place.shared = dir.join("shared");
+    let mount = format!("mount -t tmpfs -o nr_inodes=1 tmpfs '{}'", dir.display());
+    if let Some((code, text)) = place.setup_with_mounts(&mount, &["--yes"]) {
+        assert!(code == 125 && text.contains(&format!("cannot make {}", place.shared.display())), "{code} {text}");
+    }
+    fs::create_dir(place.link()).expect("a directory");
     // A settings file that leads to a device is not replaced, either.
     nix::unistd::mkfifo(&place.env.path("device"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     symlink(place.env.path("device"), place.link().join("claude-run.toml")).expect("a link");

@@ -173,6 +173,17 @@ fn nested_run_needs_no_second_slot() {
     let used = env.claude_run().args(TWO).arg("--").args(two).assert().code(0);
     let used: Value = serde_json::from_slice(&used.get_output().stdout).expect("JSON");
     assert_eq!(length(&used["in_use"]), 1, "though another is free: {used}");
+    // Nor does the child of a run that was killed, which has its slot.
+    let last = format!("trap '' TERM; echo in; read line; exec '{us}' --lock pass-through --slots 1 --wait 0 -v -- echo last");
+    let mut outer = env.command(binary());
+    outer.args(ONE).args(["--", "sh", "-c", &last]).stdin(Stdio::piped());
+    let mut outer = Running::start(outer);
+    outer.expect_line("in");
+    outer.signal(Signal::SIGKILL);
+    outer.close_stdin();
+    outer.expect_line("last");
+    let ended = outer.end();
+    assert!(ended.stderr_text().contains("starting without a slot: a run above this one has one"), "{ended:?}");
     let holder = env.start(ONE.into_iter().chain(["--", "sh", "-c", "echo $CLAUDE_RUN_SLOT; exec sleep 60"]));
     let claim = holder.line();
     let file = fs::metadata(slots_dir(&env).join("1")).expect("a slot");
@@ -196,6 +207,16 @@ fn nested_run_with_a_scrubbed_environment_needs_no_slot() {
 fn busy_slots_are_75_and_named() {
     let env = Env::new();
     env.claude_run().args(TWO).arg("true").assert().code(0).stderr("");
+    for name in ["2", "3", "01"] {
+        fs::write(slots_dir(&env).join(name), "").expect("two free slots, and a file that is none");
+    }
+    let first = hold(&env, &TWO);
+    let found = fs::metadata(slots_dir(&env).join("1")).expect("a slot");
+    let seen = json(&env, &["slots"]);
+    assert_eq!(seen["in_use"][0]["run"]["slot"]["inode"], found.ino(), "the first of them");
+    assert_eq!(length(&seen["in_use"]), 1, "{seen}");
+    drop(first);
+    fs::remove_file(slots_dir(&env).join("3")).expect("a slot");
     let _holder = hold(&env, &ONE);
     fs::write(slots_dir(&env).join("2"), "").expect("a slot of a higher bound, which is free");
     let ended = env.start(ONE.into_iter().chain(["--wait", "0", "touch", "started"])).end();
@@ -303,6 +324,13 @@ fn replaced_slot_files_are_noticed() {
     assert_eq!(length(&seen["in_use"]), 1, "{seen}");
     drop(waiter);
     second.expect_line("in");
+    // A ticket of the same name in a new directory is another run's.
+    let waiter = wait_in_line(&env, &ONE, 0);
+    fs::remove_dir_all(slots_dir(&env)).and_then(|()| fs::create_dir(slots_dir(&env))).expect("a new directory");
+    fs::write(slots_dir(&env).join("t1"), "").expect("a ticket");
+    waiter.signal(Signal::SIGTERM);
+    assert_eq!(waiter.end().code(), 143);
+    assert!(slots_dir(&env).join("t1").exists());
 }
 
 #[test]
@@ -482,9 +510,11 @@ fn stopped_waiter_loses_its_turn() {
     let mut second = wait_in_line(&env, &ONE, 1);
     first.signal(Signal::SIGSTOP);
     wait_until("it is stopped, and out of the kernel's queue", || queued(&env).len() == 1);
+    let held = Instant::now();
     holder.close_stdin();
     assert_eq!(holder.end().code(), 0);
     second.expect_line("in");
+    assert!(held.elapsed() >= Duration::from_secs(10), "the slot has stayed free for {:?}", held.elapsed());
     first.signal(Signal::SIGCONT);
     wait_until("the first waits on", || queued(&env).len() == 1);
     second.close_stdin();

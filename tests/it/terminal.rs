@@ -366,7 +366,7 @@ fn wait_for_lock_helper_is_one_live_line() {
 
 #[test]
 fn setup_asks_before_it_moves_anything() {
-    for (answer, moves) in [("n\n", false), ("x\n", false), ("\n", true), ("y\n", true)] {
+    for (answer, moves) in [("n\n", false), ("x\n", false), ("\x04", false), ("\n", true), ("y\n", true)] {
         let env = Env::new();
         env.make_lock_file();
         let mut command = env.command(binary());
@@ -377,9 +377,10 @@ fn setup_asks_before_it_moves_anything() {
         assert_eq!(setup.ends(), 0);
         assert_eq!(env.home().join(".claude").is_symlink(), moves, "{answer:?}");
     }
-    // Where JSON is wanted, or no question is seen, nobody is asked.
-    for how in ["--json", "2>messages"] {
+    // Where JSON is wanted, or no question is seen or answered, nobody is asked.
+    for how in ["--json", "2>messages", "<answer"] {
         let env = Env::new();
+        std::fs::write(env.path("answer"), "y\n").expect("a file");
         env.make_lock_file();
         let mut command = env.command("sh");
         command.args(["-c", &format!(r#""$0" setup --shared-dir shared {how}"#)]).arg(binary());

@@ -77,7 +77,7 @@ fn is_open(lines: &[String]) -> bool {
         |line: &str| line.split_once("<<")?.1.trim_start_matches(['-', ' ']).split_whitespace().next().map(str::to_owned);
     let is_endless = |(at, word): (usize, String)| {
         let word = word.replace(['"', '\'', '\\'], "");
-        lines[at + 1..].iter().all(|line| line.trim() != word)
+        lines[at..].iter().all(|line| line.trim() != word)
     };
     let mut documents = lines.iter().enumerate().filter_map(|(at, line)| Some((at, word(line)?)));
     shell_words::split(&lines.concat()).is_err() || documents.any(is_endless)
@@ -95,16 +95,19 @@ mod tests {
             ("# c\nA=1\n\nZ=2", "# c\nA=/x\n\nZ=2\nB='/with space'\\''s'\n"),
             ("export A=1\nB=old\nAB=3\n#A=4\n", "export A=/x\nB='/with space'\\''s'\nAB=3\n#A=4\n"),
             // What else stands on a line is kept, and the last line counts.
+            ("A=1\nMY_A=2\n", "A=/x\nMY_A=2\nB='/with space'\\''s'\n"),
             ("A=1; export A\n", "A=1; export A\nA=/x\nB='/with space'\\''s'\n"),
             ("A=1;C=2\nB=3\n", "A=1;C=2\nB='/with space'\\''s'\nA=/x\n"),
             ("A=1\nexport B=2 A=3\n", "A=1\nexport B=2 A=3\nA=/x\nB='/with space'\\''s'\n"),
             ("export A=1 # why\nB='1 2'", "export A=1 # why\nB='/with space'\\''s'\nA=/x\n"),
+            ("A=1\\\nC\nB=2\n", "A=1\\\nC\nB='/with space'\\''s'\nA=/x\n"),
+            (" export A=/x\nB='/with space'\\''s'", " export A=/x\nB='/with space'\\''s'"),
             ("A=1\r\nC=2\r\n", "A=/x\r\nC=2\r\nB='/with space'\\''s'\r\n"),
             // A value may have it in its text.
             ("C=\"-e A=1 -v /d\"\nB=2\n", "C=\"-e A=1 -v /d\"\nB='/with space'\\''s'\nA=/x\n"),
             ("C=--env=A=1\nC='B=2 x'\n", "C=--env=A=1\nC='B=2 x'\nA=/x\nB='/with space'\\''s'\n"),
             ("C='x\nA=1\n'\nB=2\n", "C='x\nA=1\n'\nB='/with space'\\''s'\nA=/x\n"),
-            ("cat <<-'E'\nA=/x\nE\nB=2\n", "cat <<-'E'\nA=/x\nE\nB='/with space'\\''s'\nA=/x\n"),
+            ("cat <<-'E'\nC\nA=/x\nE\nB=2\n", "cat <<-'E'\nC\nA=/x\nE\nB='/with space'\\''s'\nA=/x\n"),
         ];
         for (before, after) in cases {
             assert_eq!(with(before, &values), after, "{before:?}");
