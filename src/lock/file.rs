@@ -95,10 +95,10 @@ impl LockFile {
             let shown = path.display();
             match error.raw_os_error() {
                 Some(errno) => {
-                    let todo = match Errno::from_raw(errno) {
+                    let todo = match (Errno::from_raw(errno), fs::symlink_metadata(&path)) {
                         _ if is_for_lack_of_room(&error) => "free some space, or inodes, there".to_owned(),
-                        Errno::EMFILE | Errno::ENFILE => "raise the limit of open files (ulimit -n)".to_owned(),
-                        Errno::EACCES if let Ok(found) = fs::symlink_metadata(&path) => {
+                        (Errno::EMFILE | Errno::ENFILE, _) => "raise the limit of open files (ulimit -n)".to_owned(),
+                        (Errno::EACCES, Ok(found)) => {
                             let (owner, mode) = (found.uid(), found.mode() & 0o7777);
                             format!(
                                 "it belongs to user {owner}, mode {mode:04o}: let that be the user of all agents, or {way_out}"

@@ -164,12 +164,14 @@ fn separators(text: &[u8]) -> usize {
             let signs = rest[1..].iter().take_while(|byte| b" ,+".contains(byte)).count();
             (rest.get(1 + signs) == Some(quote)).then_some(signs + 2)
         });
+        let tag = rest.iter().take(8).position(|&byte| byte == b'>').filter(|_| rest[0] == b'<').map(|end| end + 1);
         at += match rest.first() {
             Some(b' ' | b'\t' | b'\r') => 1,
             Some(b'\\') => backslashes + usize::from(rest.get(backslashes).is_some_and(|byte| b"nrt".contains(byte))),
-            Some(b'<') if let Some(end) = rest.iter().take(8).position(|&byte| byte == b'>') => end + 1,
-            _ if let Some(length) = joint => length,
-            _ => return at,
+            _ => match tag.or(joint) {
+                Some(length) => length,
+                None => return at,
+            },
         };
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::*;
 
+mod bounds;
 mod encodings;
 mod frames;
 mod pauses;
@@ -110,12 +111,14 @@ fn text_with_a_secret_is_never_left_out() {
     }
 }
 
-const MASKED: [&str; 56] = [
+const MASKED: [&str; 61] = [
     "FACTORY=x1 PHRASE=x2",
     "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\n«A+b»\nnext1",
     "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\nwordwordwordwordwordwordwordwordwordwordwordwordwordwordwordword\nnext1",
     "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\nsome word some word some word some word some word some words\nnext1",
     "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIj»\nnext1",
+    "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\n\n«A+b»\nnext1",
+    "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\n  \nnext1",
     "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj» x\nnext1",
     "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\nnext line",
     "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\n  «A»\nnext1",
@@ -157,6 +160,9 @@ const MASKED: [&str; 56] = [
     "GH_TOKEN=\"«a b»\"",
     "{\"GH_TOKEN\": \"«a\\\"b»\"}",
     "text\n{\"t\":\"GH_TOKEN='«a b»\"}",
+    "text\n«hunter2-hunter2» x",
+    "text\n[{\"s\":\"«q1»\",\"«t»\":[true,null,1e5,-1E5,false]}]",
+    "-----BEGIN PRIVATE KEY----- is its first line\nsome words that have nothing of a key in them\n«MIIEpAIBAAKCAQEA0123+/abcdefghijklmnopqrstuv»",
     "[INFO] GH_TOKEN=«abc»",
     r#"data: {"t":"GH_TOKEN=«abc»"}"#,
     "-----BEGIN PRIVATE KEY-----\n«MIIEpAIBAAKCAQEA0123»\n«ab12»\n-----END PRIVATE KEY-----\nafter1234567890123456789",
@@ -302,11 +308,14 @@ fn long_values_are_masked_to_their_end() {
     // In base64, line ends are part of it.
     let key = "b".repeat(200_000) + "\\n";
     let quotes = format!("{}{}", "b".repeat(80_000), r#"bbbb\\\""#.repeat(15_000));
+    let (escapes, escaped) = (r#"bbbb\\\""#.repeat(25_000), r"bbbb\\'".repeat(25_000));
     let (plain, secrets) = ("b".repeat(200_000), format!("{}hunter2-hunter2", "b".repeat(9_985)).repeat(20));
     for (head, value, tail) in [
         ("GH_TOKEN=", &plain, " x"),
         ("{\"t\":\"GH_TOKEN=\\\"", &plain, "\\\" x\"}"),
         ("{\"t\":\"GH_TOKEN=\\\"", &quotes, "\\\" x\"}"),
+        ("{\"t\":\"GH_TOKEN=\\\"", &escapes, "\\\" x\"}"),
+        ("{\"t\":\"GH_TOKEN='", &escaped, "' x\"}"),
         ("ghp_", &plain, " x"),
         ("GH_TOKEN=", &plain, "' x"),
         ("--password '", &plain, "' x"),

@@ -121,7 +121,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The value in `quote`, at which the scan stands. Without a closing quote it ends at any quote.
+    /// The value in `quote`, at which the scan stands. Without a closing quote it ends at any, but for those that are escaped.
     fn quoted(&self, quote: u8) -> Option<Range<usize>> {
         let start = self.at + 1;
         if self.sign == Sign::Colon && self.quote.is_none() && self.is_in_string(quote) {
@@ -150,7 +150,7 @@ impl<'a> Scan<'a> {
             }
             end = at + 1;
         }
-        let line = rest.iter().position(|byte| b"\"'\n".contains(byte)).unwrap_or(rest.len());
+        let line = rest[end..].iter().position(|byte| b"\"'\n".contains(byte)).map_or(rest.len(), |line| end + line);
         Some(start..start + line)
     }
 

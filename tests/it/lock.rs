@@ -439,8 +439,8 @@ fn two_overlays_of_one_directory_have_two_locks() {
         done
         run() { CLAUDE_CONFIG_DIR=$PWD/m$1/cfg "$us" --wait 0 -- "${@:2}"; echo "$?"; }
         us=$0; export -f run; export us
-        run 2 bash -c 'echo held; run 2 true; run 1 true; exec sleep 600' &
-        until [ -s m2/cfg/claude-run/runs/*.json ] && grep -q running m2/cfg/claude-run/runs/*.json; do sleep 0.01; done
+        run 2 bash -c 'echo held; run 2 true; run 1 true; echo >ready; exec sleep 600' &
+        until [ -e ready ]; do sleep 0.01; done
         run 1 bash -c 'run 2 echo beside the holder; run 1 echo nested'"#;
     let mut unshare = env.command("unshare");
     unshare.args(["-rmpf", "--mount-proc", "--kill-child", "bash", "-c", script]).arg(binary()).current_dir(env.path(""));

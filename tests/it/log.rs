@@ -251,8 +251,9 @@ fn stdout_that_is_the_log_has_nothing_in_clear() {
 #[test]
 fn pipe_as_log_gets_every_line_whole() {
     let env = Env::new();
-    // A burst far beyond the pipe, and a reader that is a little late.
-    let script = r#"mkfifo log; { sleep 0.3; cat; } <log >copy & "$0" --log log -- seq -f 'line %.0f' 60000 >/dev/null; wait"#;
+    // A burst far beyond the pipe, and a reader that is a little late, though it has the FIFO open.
+    let script = r#"mkfifo log; exec 3<>log; { sleep 0.3; exec cat; } <log 3>&- >copy &
+        "$0" --log log -- seq -f 'line %.0f' 60000 >/dev/null 3>&-; exec 3>&-; wait"#;
     let mut bash = env.command("bash");
     bash.args(["-c", script]).arg(binary());
     assert_eq!(Running::start(bash).end().code(), 0);

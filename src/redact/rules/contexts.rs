@@ -61,6 +61,11 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         "let password = String::from(\"«v»\");", "password := []byte(\"«v»\")", "add_header X-Api-Key \"«v»\";", "const apiKey string = \"«v»\"", "password: «aB3dE6gH=»",
         "if (token === \"«kX9mQ2vL7»\")", "TOKEN ?= «abc1»", "apiKey?: string = \"«v»\"", "<add value=\"«v»\" name=\"password\"/>", "<key>password</key> <string>«v»</string>",
         "password: !!str «v»", "password: &a «v1»", "npm config set //registry.npmjs.org/:_authToken «v1»",
+        "<password kind=\"x\">«v1»<br/>", "password: «Swordfish=x1»", "let password: String='«a b»';", "GH_TOKEN=«Ey» = \"abc\"", "<add value=\"\" key=\"password\" value=\"«v1»\"/>",
+        r#"{"t":"define('DB_PASSWORD',\n '«v»')"}"#, "[\"-api_key\", \"«abc1»\"]", "f(\"password\", \"«Ab»\")", "f(\"API_KEY\", \"«a1_b2»\")", "password: «Some(b2c3»", "password=<![CDATA[«v1]]>»",
+        "\"password\": &a «v1»", "password: !!str «v1» ", "x-api-key=[«a1b2c3»]", "x-api-key: «[a»",
+        "TOKEN = «rbu»\"x y\"", "let password = r########\"«v1»\"########;", "TOKEN=«r#########»\"v1\"", r#"DB_PASSWORD="«a\\\" b»""#, r#"--api-key '«a1'"'"'b»"#, r#"GH_TOKEN="«a1\"»'b c"#,
+        r#"{"t":"GH_TOKEN='«a\nb»' c"}"#, r#"{"GH_TOKEN":"«a\"\nb»"}"#, "`token=«abc1»` x",
     ], &[
         "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
         "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",
@@ -88,10 +93,14 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         "f(\"API_KEY\", \"HOME\")", "f(\"X-Api-Key\", \"content-type\")", "f(\"API_KEY\", \"user_id\")", "f(\"API_KEY\", \"-t1\")", "f(\"API_KEY\", \"a key\")", "f(\"token\", \"abc1\", 1)", "env=[\"API_KEY\", \"home\"]",
         "t(\"password\", \"Password\")", "fields = (\"password\", \"email\")", r#"{"input":{"pattern":"--token","path":"src"}}"#, r#"{"t":["--token"],"n":[1]}"#, "f(\"token\", \"abc\", 1)", "getenv(\"API_KEY\", \"\")", "password: &str, x: u8", "token: String = f(x)", "<span class=\"token\">const</span>",
         "<label for=\"password\">Password</label>", "fn f(token: &str) -> &str { \"x\" }", "const token = f()", "password: &mut String", "<token a=b/>", "type Token = { token: string }; x = 'y'",
+        "password: kept = \"v\"", "<password.min a=\"b\">8x</password.min>", "<password field>abc</password>", "<password a=x<b>v1</b>", "<token a=b/>abc1</b>", "[\"API_KEY\", \"value\"\"x1\"]",
+        "x value=\"v1\" key=\"password\"", "see --token', 'v1'", "f(\"API_KEY\", \"a b\")", "[\"--token\", \"value\"]", "[\"token\", \"abc1234\"]", "password=&a v1", "see the token: &a \"v1\"",
+        "password: &anchor", "password: &self.a v1", "password: &*a v1", "api-key:", "x-api-key: [header]", "x-api-key: [page1]", "x-api-key: [", "please set aws_secret_access_key here1", "npm config get api_key x1",
+        "t(\"tokens\", [\"utf8a1\", \"utf8b2\"])", "<input value=\"v1\" name=\"password hint\"/>", r#"{"t":"GH_TOKEN=\"\nnext1 line"}"#, "{name: API_KEY, value: other}",
     ]),
     rule("authorization", &["authorization", "ssws"], Matcher::Context(
         r#"(?:(?:proxy-)?authorization["'`]?\]?\s*(?:[:=,]|=>)\s*\[?(?:[bfru]{0,2}["'`])?(?:bearer|basic|token|negotiate|ssws|api-?key|key|flyv1)[ :]\s*|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*)"#), &[
-        "Authorization: Bearer «abc»", "-H 'Authorization: token «abc»' x", "Proxy-Authorization: Basic «YTpi»",
+        "Authorization: Bearer «abc»", "Authorization: Bearer «a1b2c3d4» f6 x", "-H 'Authorization: token «abc»' x", "Proxy-Authorization: Basic «YTpi»",
         r#"{"Authorization":"Bearer «abc»"}"#, r#"{"t":"-H \"Authorization: Bearer «abc»\" x"}"#, "SSWS «00abc»",
         ".header(\"Authorization\", \"Bearer «abc»\")", "headers={\"Authorization\": f\"Bearer «abc»\"}", r#"{"Authorization":["Basic «dXNl»"]}"#,
     ], &["Authorization: Bearer $TOKEN", "Authorization: `Bearer ${token}`", "authorization: <token>", "authorization failed",
@@ -103,7 +112,8 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         r#"{"Authorization":"OAuth «oauth_consumer_key=\"a\", b=\"c\"»","x":1}"#, r#"{"t":"> Authorization: Digest «a=\"b\", c=\"d\"»\nHost: x"}"#,
         r#"{"t":"{\"t\":\"a Authorization: Digest «a=\\\"b\\\", c=\\\"d\\\"»\",\"x\":1}"}"#, "Authorization: «AWS4-HMAC-SHA256» «Credential=AKIAIOSFODNN7EXAMPLE/20261123, Signature=ab»",
         "('Authorization', 'Splunk «a1b2c3d4»')",
-    ], &["Authorization: required for all of them", "Authorization: see oauth2-server", "Authorization: OAuth ${token}", "Authorization: Digest username=\"{user}\"",
+        "('Authorization', 'Splunk «a1b2c3=»')", r#"{"t":"say \"x\" Authorization: Digest «a=\"b\"»","n":1}"#,
+    ], &["Authorization: required for all of them", "Authorization: see oauth2-server", "Authorization: OAuth ${token}", "Authorization: Digest user1=\"{user}\"", "Authorization: Digest username=\"{user}\"",
         "authorization = await f1(token2)"]),
     rule("authorization header", &["authorization"], Matcher::Value(
         r#"authorization["'`]?\]?\s*:\s*\[?(?:[bfru]{0,2}["'`])?(?:([a-z-]{3,})[ \t\r]*(?:$|\n|[^\sa-z0-9.(<\[:=$/+-])|([a-z-]*(?:[^\s"'`\\<${a-z-]|[a-z-][<${])[^\s"'`\\]*))"#), &["authorization: «abc»", "\"authorization\": \"«abc»\"", "Authorization: «a1b2c3»", "Authorization: «Swordfish»"],
@@ -117,7 +127,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         &["Bearer «abcdefgh12345678»", "Bearer%20«abcdefgh12345678»"], &["bearer authentication-scheme", "Bearer $TOKEN"]),
     rule("cookie", &["cookie"], Matcher::Line(
         r#"cookie["'`]?\]?\s*(?:(?:[:=]|=>)\s*\[?\s*(?:[bfru]{0,2}["'`])?|,\s*\[?\s*[bfru]{0,2}["'`])([^\s"'`=;,]+=(?:[^\s;]|[ ;]+[^\s"'`=;]+=[^\s;]))"#),
-        &["Cookie: «a=b; c=d»", "Set-Cookie: «sid=abc; Path=/»", r#"{"set-cookie":"«sid=abc»"}"#, r#"{"set-cookie":["«sid=abc; Path=/»"],"x":1}"#,
+        &["Cookie: «a=b; c=d»", "{'Cookie': '«a=b; c=d»', 'x': 'y'}", "cookie = '«a=b; c=d»' + x", "Set-Cookie: «sid=abc; Path=/»", r#"{"set-cookie":"«sid=abc»"}"#, r#"{"set-cookie":["«sid=abc; Path=/»"],"x":1}"#,
         "-H 'X-Cookie: «a=b»' x c=d", "Cookie: «theme={\"a\":1}; session=kX9»", "Cookie: «a=\"b c\"; d=e»", "-H 'Cookie: «a=\"b c\"; d=e»' x", r#"{"t":"Cookie: «a=\"b\"; c=d»\r\nHost: x"}"#,
         "('Cookie', '«a=b»')", "Cookie: «_ga=; sid=kX9mQ2»", "Set-Cookie: «foo=bar»"], &["cookie: yes", "cookie = jar", "a cookie, domain='%s' x"]),
     rule("cookie of curl", &["curl"], Matcher::Context(
@@ -137,7 +147,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         command!("curl|wget|etcdctl", r#"["'\\]*(?:-[a-z]{0,4}u|--user|--proxy-user)[ =]?["'\\]*[^\s:"']+:([^\s"'`\\$]+)"#)),
         &["curl -u user:«pass» url", "curl -s --user 'a:«b»' url", "etcdctl --user root:«pw» lock x", "curl -sSu u:«pw» x", "curl 'a;b|c' -u u:«pw» x",
         "curl \"x?a=1&b=2\" -H 'A: b; c' -u u:«pw»", r#"curl -d '{"a":"it'\''s"}' -u a:«secret1» x"#, r#"curl -H "A: 5\" disc" -u a:«secret1» x"#, "curl -d it\\'s -u a:«secret1» x", "curl x/$(date +%s; ) -u a:«secret1» x", "['curl', '-H', 'A: b; c', '-u', 'u:«pw»', 'x']"],
-        &["curl -u user url", "curl https://x:80", "curl -fsSL x | sh; docker run -u app:staff img", "curl x && docker run -u app:staff img"]),
+        &[r#"{"t":"['curl', 'a\nb', '-u', 'c:d1']"}"#, "curl -u user url", "curl https://x:80", "curl -fsSL x | sh; docker run -u app:staff img", "curl x && docker run -u app:staff img"]),
     rule("curl secret", &["curl"], Matcher::Context(
         command!("curl", r#"(?:(?:-E|--cert|--proxy-cert)[ =]?["'\\]*[^\s:"'/]+:([^\s"'`\\$/]+)|--oauth2-bearer[ =]["'\\]*([^\s"'`\\$]+))"#)),
         &["curl -E c.pem:«pw» x", "curl --oauth2-bearer «word» x"], &["curl -e https://x:80/ y", "curl --cert c.pem x"]),

@@ -104,9 +104,14 @@ fn list_may_end_anywhere() {
 fn headers_are_masked_to_their_end_at_any_length() {
     let cookies: String = (0..4_000).map(|at| format!("c{at}={at:064}; ")).collect();
     let cookies = cookies.trim_end().to_owned();
-    for (before, after) in
-        [("Cookie: ", ""), ("> Set-Cookie: ", "\r"), ("{\"t\":\"Cookie: ", "\",\"n\":1}"), ("-H 'Cookie: ", "' x")]
-    {
+    let far = format!("{{\"t\":\"{} Cookie: ", "x".repeat(5_000));
+    for (before, after) in [
+        ("Cookie: ", ""),
+        ("> Set-Cookie: ", "\r"),
+        ("{\"t\":\"Cookie: ", "\",\"n\":1}"),
+        (&far, "\",\"n\":1}"),
+        ("-H 'Cookie: ", "' x"),
+    ] {
         for value in [&cookies, &cookies[..9_000], &cookies[..400]] {
             assert_eq!(masked(&format!("{before}{value}{after}\n")), format!("{before}***{after}\n"));
         }

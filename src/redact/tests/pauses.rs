@@ -35,6 +35,7 @@ fn prompts_are_shown_at_a_pause() {
             r#"{"s":"***","***":[true,null,1e5,-1E5,false],"u":"*** y"#,
         ),
         ("x q1w2e3 y", "x *** y"),
+        (r#"x q1","t":[true,null,1e5,-1E5,false] y"#, "x *** y"),
         ("x hunter2-hunter2", "x "),
     ] {
         let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());

@@ -210,7 +210,7 @@ impl Scan<'_> {
         is_value
             && (is_flag && self.fits_word(value)
                 || is_call && (is_name || is_closed && !is_word)
-                || is_name && !is_flag && is_random(value))
+                || is_name && is_random(value))
     }
 
     /// Skips what may stand before a value: `Some(`, `[` of a header, a type or an anchor of YAML.
@@ -219,19 +219,15 @@ impl Scan<'_> {
         let is_quote = |at: usize| rest.get(at).is_some_and(|byte| b"\"'".contains(byte));
         if let Some(opener) = OPENERS.iter().find(|opener| rest.starts_with(opener) && is_quote(opener.len())) {
             self.at += opener.len();
-        } else if self.sign == Sign::Tag && rest.starts_with(b"<![CDATA[") {
+        } else if rest.starts_with(b"<![CDATA[") {
             self.at += 9;
-        } else if self.sign == Sign::Colon
-            && self.quote.is_none()
-            && self.starts()
-            && (rest.starts_with(b"!!") || rest.starts_with(b"&"))
-        {
+        } else if self.sign == Sign::Colon && self.starts() && (rest.starts_with(b"!!") || rest.starts_with(b"&")) {
             let line = rest.split(|&byte| byte == b'\n').next().unwrap_or_default();
             let word = line.iter().take_while(|&&byte| !byte.is_ascii_whitespace()).count();
             let is_yaml = line[word..].split(|&byte| byte == b' ').filter(|word| !word.is_empty()).count() == 1
                 && line[1..word].iter().all(|byte| byte.is_ascii_alphanumeric() || b"!_-".contains(byte));
             self.at += if is_yaml { word + 1 } else { 0 };
-        } else if self.sign == Sign::Colon && self.name().contains(&b'-') && rest.starts_with(b"[") {
+        } else if self.name().contains(&b'-') && rest.starts_with(b"[") {
             let blanks = rest[1..].iter().take_while(|&&byte| byte == b' ').count();
             let end = rest.iter().take(NEAR).position(|&byte| byte == b']').unwrap_or(0);
             let is_one = !rest[..end].contains(&b',') && (is_quote(1 + blanks) || is_random(&rest[1..end.max(1)]));
