@@ -82,7 +82,7 @@ remove() {
   for file in "$1" "$1".claude-run-new.??????; do
     if [ -f "$file" ] || [ -L "$file" ]; then
       found=true
-      rm -f -- "$file" || { left=true && continue; }
+      rm -f -- "$file" || { left=true; continue; }
       printf 'removed %s\n' "$file"
       dir=$(dirname -- "$file")
       while [ "${dir#"$prefix"/}" != "$dir" ] && rmdir -- "$dir" 2>/dev/null; do dir=$(dirname -- "$dir"); done

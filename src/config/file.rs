@@ -11,7 +11,6 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
-use fs4::{FileExt, TryLockError};
 use toml_edit::{Document, DocumentMut, Item, TomlError, Value};
 
 use super::options::OPTIONS;
@@ -19,7 +18,7 @@ use super::trust::{POWERFUL, ensure_only_ours};
 use super::values::nearest;
 use crate::redact;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::{apart, read_bounded_text, settled};
+use crate::sys::fs::{apart, read_bounded_text, settled, try_flock};
 use crate::sys::proc::flocks;
 use crate::sys::replace::{directory_of, replace};
 
@@ -172,11 +171,11 @@ fn in_the_form_of(old: &str, new: String) -> String {
     if old.starts_with('\u{feff}') { format!("\u{feff}{}", new.trim_start_matches('\u{feff}')) } else { new }
 }
 
-/// Takes an flock on `directory`, which anybody can hold, and for ever. Where there is none, nobody can be kept out.
+/// Takes an flock on `directory`, which anybody can hold, and for ever.
 fn lock_directory(directory: &Path) -> Result<File> {
     let guard = File::open(directory)?;
     let deadline = Instant::now() + LONGEST_WAIT;
-    while FileExt::try_lock(&guard).is_err_and(|error| matches!(error, TryLockError::WouldBlock)) {
+    while !try_flock(&guard) {
         if Instant::now() >= deadline {
             let holders = flocks(FileId::of(&guard.metadata()?));
             let pids: Vec<_> = holders.iter().map(|flock| format!("pid {}", flock.pid)).collect();

@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use nix::unistd::geteuid;
 
 use crate::sys::acl::named_writers;
+use crate::sys::fs::is_foreign;
 
 /// Keys that have a program started, a file written, or secrets shown.
 pub(super) const POWERFUL: [&str; 7] = ["claude", "lock-helper", "log", "record", "redact", "redact-names", "redact-patterns"];
@@ -36,10 +37,10 @@ pub(crate) fn open_to_others(path: &Path, writable: u32) -> Result<Option<String
         // In a directory with the sticky bit, only owners rename and remove.
         let is_sticky = found.is_dir() && mode & 0o1000 != 0;
         let is_open = mode & writable != 0 && !is_sticky;
-        if is_open || ![0, geteuid().as_raw()].contains(&owner) {
+        if is_open || is_foreign(owner) {
             return Ok(Some(format!("{} has owner {owner} and mode {mode:04o}", at.display())));
         }
-        let named = named_writers(at).into_iter().find(|user| ![0, geteuid().as_raw()].contains(user));
+        let named = named_writers(at).into_iter().find(|user| is_foreign(*user));
         if let Some(user) = named.filter(|_| !is_sticky) {
             return Ok(Some(format!("{} has an ACL by which uid {user} can write it", at.display())));
         }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::text;
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
-use crate::records::{FinishedRun, RecordStore};
+use crate::records::FinishedRun;
 use crate::sys::mount::Mount;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -111,9 +111,11 @@ pub(super) fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
     );
 }
 
-/// Checks whether the API has refused the login of the last runs in `records`, and nobody has written the credentials `file` since.
-pub(super) fn check_refusals(records: &RecordStore, file: &Path, check: &mut Check) {
-    let runs = records.last_finished(20);
+/// Number of the last runs whose refusals are counted.
+pub(super) const RECENT: usize = 20;
+
+/// Checks whether the API has refused the login of the last `runs`, and nobody has written the credentials `file` since.
+pub(super) fn check_refusals(runs: &[FinishedRun], file: &Path, check: &mut Check) {
     let refused = runs.iter().fold(0, |count, run| run.count_refusals(count));
     let refused_at = runs.iter().rfind(|run| run.auth_refused.is_some()).map(FinishedRun::ended);
     let written = fs::metadata(file).and_then(|found| found.modified()).ok();

@@ -55,12 +55,13 @@ impl Context<'_> {
         self.config_dir.as_ref().map(|config_dir| config_dir.path.clone()).map_err(|error| anyhow!("{error:#}"))
     }
 
-    /// The config dir, for an operation that writes there.
-    fn usable_config_dir(&self) -> Result<PathBuf> {
+    /// Fails where no key of the settings file can be set; a variable that means nothing is told before anything is changed.
+    fn ensure_can_be_set(&self) -> Result<()> {
+        self.settings_without_file()?;
         let path = self.config_dir()?;
         match config_dir::obstacle(&path) {
             Some(obstacle) => bail!("the config dir {} {obstacle}", path.display()),
-            None => Ok(path),
+            None => Ok(()),
         }
     }
 

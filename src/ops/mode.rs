@@ -32,8 +32,8 @@ pub(super) fn run(
 ) -> Result<Outcome> {
     let (set, bound) = modes_and_bound(set, drain)?;
     if let Some(mode) = set {
-        context.settings_without_file()?; // a variable that means nothing is told before anything is changed
-        let path = context.usable_config_dir()?.join(file::NAME);
+        context.ensure_can_be_set()?;
+        let path = context.config_dir()?.join(file::NAME);
         SettingsFile::set(&path, "lock", mode.name())?;
         (context.file, context.file_error) = match SettingsFile::read(&path) {
             Ok(file) => (file, None),

@@ -27,7 +27,7 @@ pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Resul
 }
 
 fn to_text(settings: &[Written]) -> String {
-    let values: Vec<_> = settings.iter().map(|setting| escaped(&setting.value.to_string_lossy()).into_owned()).collect();
+    let values: Vec<_> = settings.iter().map(|setting| text::shown(&setting.value)).collect();
     // One long value is not to push all origins off the screen.
     let width = values.iter().map(|value| columns(value)).filter(|width| *width <= 40).max().unwrap_or_default();
     let row = |(Written { name, origin, .. }, value): (&Written, &String)| {

@@ -14,7 +14,6 @@ use std::thread;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use fs4::FileExt;
 use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 use serde::Serialize;
 use serde_json::json;
@@ -31,6 +30,7 @@ use crate::lock::{self, FlockGuard, LockAttempt, LockFile};
 use crate::logging;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecord};
+use crate::sys::fs::try_flock;
 use crate::sys::replace::remove_leftovers;
 use crate::sys::signal;
 use crate::sys::stdio::StandardInput;
@@ -110,7 +110,7 @@ fn carry_out(context: &Context, options: &SetupOptions, paths: &SetupPaths, repo
         let made = DirBuilder::new().recursive(true).mode(0o755).create(&paths.shared);
         made.with_context(|| format!("cannot make {}", paths.shared.display()))?;
         let shared = File::open(&paths.shared).with_context(|| format!("cannot read {}", paths.shared.display()))?;
-        if FileExt::try_lock(&shared).is_err_and(|error| matches!(error, fs4::TryLockError::WouldBlock)) {
+        if !try_flock(&shared) {
             return Ok(report.note(vec![format!("another setup is at work in {}; call again", paths.shared.display())]));
         }
         shared_locks.push(shared);

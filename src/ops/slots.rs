@@ -82,8 +82,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     });
     let path = context.config_dir()?.join(file::NAME);
     if let Some(slots) = set {
-        context.settings_without_file()?;
-        context.usable_config_dir()?;
+        context.ensure_can_be_set()?;
         let value = match slots {
             Slots::Unlimited => TomlValue::from("none"),
             Slots::AtMost(number) => TomlValue::from(i64::from(number)),
@@ -95,7 +94,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     let live = factory.census()?.live;
     let in_use = SlotsInUse::look(&factory.records, &live);
     let mut lines = match &name {
-        Some(name) => format!("the bound is {name} now, set in {}\n", text::path(&path)),
+        Some(name) => format!("the bound is {name} now, set in {}\n", text::shown(&path)),
         None => format!("the bound is {}\n", text::setting(&factory.slots)),
     };
     let overruled = name.and_then(|name| text::overruled(&name, &factory.slots));

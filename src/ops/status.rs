@@ -48,6 +48,8 @@ pub(super) struct Status<'a> {
     /// What doctor finds as well: of the room and of refusals, which is trouble, and of the login, as this shell sees it.
     found: Vec<String>,
     pub(super) login_objections: Vec<String>,
+    /// Why the config dir cannot be.
+    obstacle: Option<String>,
     /// The latest first.
     last: Vec<FinishedRun>,
 }
@@ -130,10 +132,11 @@ impl<'a> Status<'a> {
         }
         let login = Login::read_whole(&factory.storage.credentials());
         let auth = context.auth(&factory.config_dir, &login);
+        let (runs, obstacle) = (factory.records.last_finished(checks::RECENT), obstacle(&factory.config_dir));
         let (mut found, mut of_login) = (Check::default(), Check::default());
         checks::check_room(&factory.config_dir, &mut found);
-        checks::check_refusals(&factory.records, &factory.storage.credentials(), &mut found);
-        if !matches!(login, Login::Unclear(_)) && obstacle(&factory.config_dir).is_none() {
+        checks::check_refusals(&runs, &factory.storage.credentials(), &mut found);
+        if !matches!(login, Login::Unclear(_)) && obstacle.is_none() {
             checks::check_login(&factory.storage.credentials(), &login, &auth, &mut of_login);
         }
         Ok(Self {
@@ -150,13 +153,14 @@ impl<'a> Status<'a> {
             found: found.objections().collect(),
             login_objections: of_login.objections().collect(),
             login,
-            last: factory.records.last_finished(5).into_iter().rev().collect(),
+            last: runs.into_iter().rev().take(5).collect(),
+            obstacle,
         })
     }
 
     fn trouble(&self) -> Vec<String> {
         // All else would only follow from it.
-        if let Some(obstacle) = obstacle(&self.factory.config_dir) {
+        if let Some(obstacle) = &self.obstacle {
             return vec![format!("no run starts: the config dir {} {obstacle}", self.factory.config_dir.display())];
         }
         let orphaned = self.holders.iter().filter(|holder| matches!(holder, Holder::Orphan(..)));

@@ -1,5 +1,6 @@
 //! Forms that several operations share: in text for people, in JSON for programs.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -14,28 +15,27 @@ use crate::records::{RunRecord, time};
 use crate::sys::proc::{self, Stat};
 
 pub(super) fn setting(Written { value, origin, .. }: &Written) -> String {
-    format!("{} ({})", escaped(&value.to_string_lossy()), self::origin(origin))
+    format!("{} ({})", shown(value), self::origin(origin))
 }
 
 pub(super) fn origin(origin: &Origin) -> String {
     match origin {
         Origin::Flag => "flag".into(),
         Origin::Variable(name) => name.to_string(),
-        Origin::File(file, line) => format!("{}:{line}", path(file)),
+        Origin::File(file, line) => format!("{}:{line}", shown(file)),
         Origin::Default => "default".into(),
     }
 }
 
-/// A path, whose bytes are not ours.
-pub(super) fn path(path: &Path) -> String {
-    escaped(&path.to_string_lossy()).into_owned()
+/// A path or a value, whose bytes are not ours.
+pub(super) fn shown(text: impl AsRef<OsStr>) -> String {
+    escaped(&text.as_ref().to_string_lossy()).into_owned()
 }
 
 /// Objection to `set`, a value that was written into the settings file just now: it was said here, and may be said elsewhere, too.
 pub(super) fn overruled(set: &str, Written { value: here, origin: place, .. }: &Written) -> Option<String> {
     let goes_before = here != set && matches!(place, Origin::Flag | Origin::Variable(_));
-    goes_before
-        .then(|| format!("but here {} says {}, and goes before the file", origin(place), escaped(&here.to_string_lossy())))
+    goes_before.then(|| format!("but here {} says {}, and goes before the file", origin(place), shown(here)))
 }
 
 pub(super) fn setting_json(Written { name, value, origin }: &Written) -> Value {

@@ -107,7 +107,7 @@ struct Supervisor<'a> {
     relay: Option<Relay>,
     /// If the child is in our group.
     modes: Option<TerminalModeGuard>,
-    /// It is stopped until our group is in the foreground. Nobody tells us when it is.
+    /// The child, in our group, is stopped until that is in the foreground. Nobody tells us when it is.
     waits_for_terminal: bool,
     /// True if it was reported that the child wants the terminal, as it may again and again.
     has_said_so: bool,

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use fs4::{FileExt, TryLockError};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{fchown, geteuid};
@@ -35,6 +36,11 @@ pub(crate) fn settled<T>(read: impl Fn() -> T, is_unsettled: impl Fn(&T) -> bool
 /// Time between the two, whichever is the later: clocks of two hosts differ.
 pub(crate) fn apart(one: SystemTime, other: SystemTime) -> Duration {
     one.duration_since(other).unwrap_or_else(|error| error.duration())
+}
+
+/// Takes an flock on `file` for us alone. False if another has one; where there is none, nobody can be kept out.
+pub(crate) fn try_flock(file: &File) -> bool {
+    !matches!(FileExt::try_lock(file), Err(TryLockError::WouldBlock))
 }
 
 /// True if the disk, or a quota, has no room or no inode left.
@@ -80,7 +86,12 @@ pub(crate) fn open_or_make_regular(path: &Path, options: &OpenOptions) -> io::Re
 /// The user who made `path` a link, by whose wish something would be made or written elsewhere; nobody if that is root, or we.
 pub(crate) fn foreign_link(path: &Path) -> Option<u32> {
     let link = std::fs::symlink_metadata(path).ok().filter(Metadata::is_symlink)?;
-    Some(link.uid()).filter(|uid| ![0, geteuid().as_raw()].contains(uid) && !is_unmapped(*uid))
+    Some(link.uid()).filter(|uid| is_foreign(*uid) && !is_unmapped(*uid))
+}
+
+/// True of a user who is neither root nor ours.
+pub(crate) fn is_foreign(uid: u32) -> bool {
+    ![0, geteuid().as_raw()].contains(&uid)
 }
 
 /// True of the id that all have whom our user namespace does not know, root among them.

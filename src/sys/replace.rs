@@ -7,12 +7,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
-use nix::unistd::{AccessFlags, faccessat, geteuid};
+use nix::unistd::{AccessFlags, faccessat};
 use rustix::fs::{CWD, StatxAttributes, StatxFlags, XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, statx};
 
 use super::acl::ACL;
 use super::dir::Dir;
-use super::fs::read_bounded_text;
+use super::fs::{is_foreign, read_bounded_text};
 use super::mount::is_mount_point;
 
 /// Larger than any such file.
@@ -40,7 +40,7 @@ pub(crate) fn read_to_replace(path: &Path) -> io::Result<String> {
     let no = |why: String| Err(io::Error::other(why));
     // A look first: opening a device can have effects of its own.
     let text = match (fs::symlink_metadata(path), fs::metadata(path)) {
-        (Ok(link), _) if link.is_symlink() && ![0, geteuid().as_raw()].contains(&link.uid()) => {
+        (Ok(link), _) if link.is_symlink() && is_foreign(link.uid()) => {
             return no(format!("it is a link of uid {}", link.uid()));
         }
         (Ok(_), Err(_)) => return no("it is a link that leads nowhere".into()),
