@@ -11,7 +11,7 @@ use super::format::{to_json, to_log_line, to_text};
 use super::live_line;
 use super::log_file::LogFile;
 use super::stderr::say;
-use super::words::{clamped, escaped, escaped_lines, masked};
+use super::words::{clamped, escaped, masked};
 use crate::config::values::{LogFormat, Verbosity};
 use crate::run_id::RunId;
 
@@ -94,11 +94,20 @@ pub fn report(error: &anyhow::Error) {
     if tracing::dispatcher::has_been_set() {
         tracing::error!("{error:#}");
     } else {
-        say(&format!("claude-run: {}\n", escaped(&masked(&clamped(&format!("{error:#}"))))));
+        tell(&format!("{error:#}"));
     }
+}
+
+/// Prints one line that is no message of a run.
+pub fn tell(line: &str) {
+    say(&format!("claude-run: {}\n", shown(line)));
 }
 
 /// Prints a question, for the person at the terminal.
 pub fn ask(question: &str) {
-    say(&format!("claude-run: {}", escaped_lines(question)));
+    say(&format!("claude-run: {}", shown(question)));
+}
+
+fn shown(text: &str) -> String {
+    escaped(&masked(&clamped(text))).into_owned()
 }

@@ -199,9 +199,9 @@ fn drain_others(factory: &Factory, context: &Context, mode: Option<LockMode>, bo
             live_line = LiveLine::on_terminal();
             let who = format!("waiting for {} of another mode", text::count(names.len(), "live run"));
             let at_most = limit.map_or_else(String::new, |limit| format!(", at most {}", show(limit)));
-            logging::ask(&match &live_line {
-                Some(_) => format!("{who}; Ctrl-C stops only the wait\n"),
-                None => format!("{who}{at_most}: {}\n", names.join(", ")),
+            logging::tell(&match &live_line {
+                Some(_) => format!("{who}; Ctrl-C stops only the wait"),
+                None => format!("{who}{at_most}: {}", names.join(", ")),
             });
         }
         if let Some(line) = &live_line {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::layout::{columns, fitted};
 use super::{Context, Factory, answer, text};
 use crate::config::settings::{Written, unknown_variables};
-use crate::logging::{self, escaped};
+use crate::logging;
 use crate::outcome::Outcome;
 
 /// One line, or one object, for each. A mistake that a run would refuse is said on stderr.
@@ -20,9 +20,9 @@ pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Resul
         Err(error) => return Err(error),
     };
     if let Some(mistake) = &mistake {
-        logging::ask(&format!("{}; no run starts\n", escaped(mistake)));
+        logging::tell(&format!("{mistake}; no run starts"));
     }
-    unknown_variables().for_each(|warning| logging::ask(&format!("{}\n", escaped(&warning))));
+    unknown_variables().for_each(|warning| logging::tell(&warning));
     answer(out, json, mistake.is_none(), &to_text(&settings), settings.iter().map(text::setting_json).collect())
 }
 

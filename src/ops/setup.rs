@@ -62,7 +62,7 @@ pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Writ
     let own = variable(config_dir::VARIABLE).filter(|own| !paths.are_at(own));
     if let Some(own) = own {
         let link = paths.link.display();
-        logging::ask(&format!("{} is {}: setup leaves that alone, and is about {link}\n", config_dir::VARIABLE, own.display()));
+        logging::tell(&format!("{} is {}: setup leaves that alone, and is about {link}", config_dir::VARIABLE, own.display()));
     }
     let config_dir = paths.config_dir.to_string_lossy().into_owned();
     let mut report = SetupReport { config_dir, done: false, steps: Vec::new(), notes: Vec::new() };
@@ -167,7 +167,7 @@ fn lock_within(path: &Path, deadline: Option<Instant>) -> Result<Option<FlockGua
         LockAttempt::Acquired(lock) => return Ok(Some(lock)),
         LockAttempt::Busy(file) => file,
     };
-    logging::ask(&format!("waiting for {}, which is in use\n", path.display()));
+    logging::tell(&format!("waiting for {}, which is in use", path.display()));
     let (sender, locked) = mpsc::sync_channel(1);
     // At a timeout the thread is left behind, and ends with the process.
     thread::spawn(move || sender.send(file.lock_blocking()));

@@ -5,7 +5,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::env::{Running, binary};
 use crate::setup::Place;
@@ -275,14 +275,9 @@ fn env_file_is_looked_at_before_any_change() {
             assert!(code == 1 && text.contains(why) && text.contains("nothing was changed"), "{code} {text}");
         }
     }
-    let chattr = |how: &str, path: &Path| {
-        let mut chattr = place.env.command("chattr");
-        chattr.arg(how).arg(path).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    };
     for file in [&file, &place.json()] {
-        if chattr("+i", file) {
+        if let Some(_fixed) = Immutable::make(file) {
             place.refuses(&["--env-file", &name], "is immutable, or append-only");
-            assert!(chattr("-i", file));
         }
     }
     assert!(!place.link().is_symlink() && !place.shared.exists());
@@ -360,4 +355,23 @@ fn env_file_that_is_a_link_or_of_others_is_refused() {
         place.refuses(&["--env-file", &target.to_string_lossy()], "belongs to uid 1000");
     }
     assert_eq!(fs::read_to_string(&target).expect("a file"), "A=1\n");
+}
+
+/// A file that nobody can change or remove, whatever becomes of the test, as long as this lives.
+struct Immutable<'a>(&'a Path);
+
+impl<'a> Immutable<'a> {
+    fn make(file: &'a Path) -> Option<Self> {
+        chattr("+i", file).then_some(Self(file))
+    }
+}
+
+impl Drop for Immutable<'_> {
+    fn drop(&mut self) {
+        assert!(chattr("-i", self.0));
+    }
+}
+
+fn chattr(how: &str, path: &Path) -> bool {
+    Command::new("chattr").arg(how).arg(path).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
