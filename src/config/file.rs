@@ -168,7 +168,7 @@ fn read_to_set(path: &Path, text: &str, key: &str) -> Result<DocumentMut> {
 fn in_the_form_of(old: &str, new: String) -> String {
     let is_crlf = old.contains("\r\n") && !old.replace("\r\n", "").contains('\n');
     let new = if is_crlf { new.replace("\r\n", "\n").replace('\n', "\r\n") } else { new };
-    if old.starts_with('\u{feff}') { format!("\u{feff}{}", new.trim_start_matches('\u{feff}')) } else { new }
+    if old.starts_with('\u{feff}') { format!("\u{feff}{new}") } else { new }
 }
 
 /// Takes an flock on `directory`, which anybody can hold, and for ever.
@@ -276,6 +276,7 @@ mod tests {
         let path = dir.path().join("new/claude-run.toml");
         SettingsFile::set(&path, "lock", "pass-through")?;
         assert_eq!(fs::read_to_string(&path)?, "lock = \"pass-through\"\n");
+        assert_eq!(fs::metadata(dir.path().join("new"))?.permissions().mode() & 0o777, 0o700);
         let before = "# factory\nwait = 5 # s\n\nlock  =  \"exclusive\"  # for now\n# end\n";
         fs::write(&path, before)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640))?;
@@ -306,6 +307,7 @@ mod tests {
             let new = fs::read_to_string(&path)?;
             assert_eq!(new.starts_with('\u{feff}'), text.starts_with('\u{feff}'), "{new:?}");
             assert!(text != dos || new == text.replace("refresh", "exclusive"), "{new:?}");
+            assert!(text != mixed || new.ends_with("\"exclusive\"\n"), "{new:?}");
         }
         Ok(())
     }
@@ -322,6 +324,7 @@ mod tests {
             assert_eq!(is_half_written(&path, &file, at - FRESH / 2), expected, "{text:?}");
             assert!(![at + FRESH, at - FRESH].into_iter().any(|now| is_half_written(&path, &file, now)), "{text:?}");
         }
+        assert!(SettingsFile::read(&path.join(NAME))?.is_none(), "a file in place of the directory");
         fs::remove_file(&path)?;
         assert!(SettingsFile::read(&path)?.is_none() && SettingsFile::read_again(&path)?.is_none());
         thread::scope(|scope| {

@@ -78,7 +78,12 @@ pub fn unknown_variables() -> impl Iterator<Item = String> {
         if of_scripts || options().chain(of_children()).any(|known| known == name) {
             return None;
         }
-        let similar = nearest(name, options(), 0.8).map(|similar| format!("; did you mean {similar}?"));
+        // That of the option, which need not begin alike; else one that is spelled nearly so, whatever they all begin with.
+        let option = own.to_ascii_lowercase().replace('_', "-");
+        let of_option = OPTIONS.iter().find(|row| row.name == option).map(|row| row.variable);
+        let spelled = || nearest(own, options().filter_map(|variable| variable.strip_prefix("CLAUDE_RUN_")), 0.8);
+        let similar = of_option.map(str::to_owned).or_else(|| Some(format!("CLAUDE_RUN_{}", spelled()?)));
+        let similar = similar.map(|similar| format!("; did you mean {similar}?"));
         Some(format!("there is no variable {name}{}", similar.unwrap_or_default()))
     })
 }

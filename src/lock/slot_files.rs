@@ -75,3 +75,23 @@ impl SlotsDir {
 pub(super) fn ticket_name(number: u64) -> String {
     format!("t{number}")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn slots_are_listed_by_number() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let store = RecordStore::of(dir.path());
+        fs::create_dir_all(store.slots())?;
+        for number in (1..=40_u16).rev().chain([100]) {
+            fs::write(store.slots().join(number.to_string()), "")?;
+        }
+        let numbers: Vec<_> = slot_files(&store).iter().map(|slot| slot.number).collect();
+        assert_eq!(numbers, (1..=40).chain([100]).collect::<Vec<_>>());
+        Ok(())
+    }
+}

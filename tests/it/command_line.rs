@@ -355,10 +355,16 @@ fn unknown_variable_is_one_warning() {
         let assert = env.claude_run().env(name, "1").arg("true").assert().code(0);
         String::from_utf8_lossy(&assert.get_output().stderr).into_owned()
     };
-    assert_eq!(
-        messages("CLAUDE_RUN_WIAT"),
-        "claude-run: there is no variable CLAUDE_RUN_WIAT; did you mean CLAUDE_RUN_WAIT?\n"
-    );
+    // That of the option, or one that is spelled nearly so.
+    let cases = [
+        ("CLAUDE_RUN_WIAT", "; did you mean CLAUDE_RUN_WAIT?"),
+        ("CLAUDE_RUN_TIMEOUT", "; did you mean CLAUDE_TIMEOUT?"),
+        ("CLAUDE_RUN_CONFIG_DIR", "; did you mean CLAUDE_CONFIG_DIR?"),
+        ("CLAUDE_RUN_FOO", ""),
+    ];
+    for (name, similar) in cases {
+        assert_eq!(messages(name), format!("claude-run: there is no variable {name}{similar}\n"));
+    }
     assert_eq!(messages("CLAUDE_RUN_XYZXYZ").lines().count(), 1);
     for name in ["CLAUDE_RUN_LABEL", "CLAUDE_RUN_ID", "CLAUDE_RUN_BIN", "CLAUDE_RUNNER"] {
         assert_eq!(messages(name), "", "{name}");

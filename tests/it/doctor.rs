@@ -249,6 +249,8 @@ fn session_lock_is_checked() {
     let env = healthy("2.1.330");
     nix::unistd::mkfifo(&env.lock_file(), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     expect(doctor(&env, |doctor| doctor), "session lock", "failure", "no regular file");
+    fs::remove_file(env.lock_file()).and_then(|()| symlink("session.lock", env.lock_file())).expect("a link to itself");
+    expect(doctor(&env, |doctor| doctor), "session lock", "failure", "cannot be looked at");
 }
 
 #[test]

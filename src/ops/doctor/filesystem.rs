@@ -213,7 +213,7 @@ pub(super) fn check_hosts(subject: &Subject, check: &mut Check) {
     let helper = factory.settings.lock_helper.as_deref().unwrap_or_default().first();
     match helper.map(|name| Program::find(&[name.into()], None)) {
         None => {}
-        Some(Ok(program)) => check.pass(format!("the lock helper {} holds a lock between hosts", program.path.display())),
+        Some(Ok(program)) => check.pass(format!("the lock helper {} is there; it is not tried", program.path.display())),
         Some(Err(error)) => {
             let todo = "install it for every agent, or correct lock-helper";
             check.fail(format!("lock helper: {error}"), "a run that needs the session lock does not start", todo);
