@@ -151,7 +151,7 @@ struct Search<'a> {
 enum Stage {
     /// About to make a ticket, while the lock on the queue is busy.
     Arriving(Option<LockFile>),
-    /// Sleeps until that is so.
+    /// Sleeps until that lock is ours.
     Waiting(FlockThread),
     /// Has a ticket; asleep on the one before.
     Behind(Ticket, FlockThread),

@@ -342,7 +342,7 @@ impl RunRecorder {
         }
     }
 
-    /// Line of the run in the history. README, `--record`, describes its fields.
+    /// Line of the run in the history. The guide, logs.md, describes its fields.
     fn finished(&self, outcome: Outcome) -> Value {
         let RunInfo { run, label, program, lock_mode, .. } = &self.info;
         let result = self.last_result.as_ref();

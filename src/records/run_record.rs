@@ -53,7 +53,7 @@ pub(crate) struct PathView {
     inode: Option<u64>,
 }
 
-/// Run record. README, "Run records", describes its fields to other programs. Fields that some version may lack are read
+/// Run record. The guide, operations.md, describes its fields to other programs. Fields that some version may lack are read
 /// tolerantly; without one of the others, a record cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunRecord {

@@ -1,4 +1,4 @@
-//! Linux, and nothing of claude: system calls, /proc, files and terminals. It imports nothing of ours. All raw calls are here.
+//! Linux, and nothing of claude: system calls, /proc, files and terminals. It imports nothing of ours.
 
 pub(crate) mod acl;
 mod core_dump;

@@ -47,7 +47,7 @@ impl InheritedDispositions {
         Ok(Self { ignored })
     }
 
-    /// Restores the inherited dispositions, limit of core files and an empty mask, before an exec. Async-signal-safe.
+    /// Restores the inherited dispositions and the limit of core files, and empties the mask, before an exec. Async-signal-safe.
     pub fn restore(&self) -> nix::Result<()> {
         for signal in CHANGED.iter().chain([Signal::SIGCHLD]) {
             let disposition = if self.ignored.contains(signal) { libc::SIG_IGN } else { libc::SIG_DFL };

@@ -57,7 +57,7 @@ pub(super) enum Matcher {
 pub(super) enum Kind {
     /// Its first word is enough.
     Plain,
-    /// True if the value has letters and digits.
+    /// The value has letters and digits.
     Mixed,
     /// As mixed, and it is no part of base64.
     Strict,
