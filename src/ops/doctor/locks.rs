@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -29,18 +28,18 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
         let means = "every working directory has a lock of its own";
         check.warn(format!("{shown} is relative"), means, "make --lock-file, or CLAUDE_RUN_LOCK_FILE, absolute");
     }
+    let means = "no run that needs the lock can start";
     let found = match fs::metadata(&factory.lock_file) {
         Ok(found) => found,
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return check.pass(format!("{shown} is not there yet; nobody holds it"));
         }
         Err(error) => {
-            let means = "no run that needs the lock can start";
             return check.fail(format!("{shown} cannot be looked at: {error}"), means, "name another, or mend its path");
         }
     };
     if !found.is_file() {
-        return check.fail(format!("{shown} is no regular file"), "no run that needs the lock can start", "move it away");
+        return check.fail(format!("{shown} is no regular file"), means, "move it away");
     }
     if mount::is_mount_point(&factory.lock_file) {
         let means = "it is shared without the directory around it: claude's own locks and the run records are not, and its login may not be";
