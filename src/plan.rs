@@ -97,7 +97,7 @@ impl Plan {
             !is_bare && (slot.is_some() || lock.is_some() || has_limits || output.captures() || record_file.is_some());
         let recorder = RunRecorder::open(RunInfo {
             run,
-            label: settings.label,
+            label: settings.label.filter(|label| !label.is_empty()), // as of a script whose variable is empty
             program: launch.program.path.clone(),
             lock_mode: settings.lock_mode,
             records,
@@ -130,7 +130,7 @@ fn find_program(settings: &Settings) -> Result<Program, ProgramError> {
 
 /// The config dir, if it can be used. If it is not required, an error is only logged: it is claude's affair.
 fn usable(config_dir: Result<ConfigDir>, is_required: bool) -> Result<Option<PathBuf>> {
-    match config_dir.and_then(ConfigDir::usable) {
+    match config_dir.and_then(|config_dir| config_dir.usable(ENVIRONMENT)) {
         Err(error) if !is_required => {
             warn!("{error:#}");
             Ok(None)

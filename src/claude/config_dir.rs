@@ -1,7 +1,6 @@
 //! The config dir as Claude Code resolves it: `CLAUDE_CONFIG_DIR` if set and not empty, else `$HOME/.claude`. It is checked
 //! before anything else, since claude itself fails over it in silence. Its contents are neither read nor changed here.
 
-use std::env;
 use std::fs::{self, DirBuilder, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
@@ -52,8 +51,27 @@ impl ConfigDir {
         }
     }
 
+    /// What has named it: the flag, or a variable.
+    pub(crate) fn origin(&self, environment: Environment) -> &'static str {
+        match self.for_child {
+            ForChild::Set => "--config-dir",
+            ForChild::Unchanged if environment(VARIABLE).is_some() => VARIABLE,
+            ForChild::Unchanged | ForChild::Unset => "HOME",
+        }
+    }
+
+    /// A word on a config dir that somebody has named and that is not there: its name may be mistyped, or lead into a volume that is not
+    /// mounted. The default one is made by whoever comes first.
+    pub(crate) fn missing(&self, environment: Environment) -> Option<String> {
+        let (path, origin) = (self.path.display(), self.origin(environment));
+        let found = fs::metadata(&self.path);
+        (found.is_err() && obstacle_in(&self.path, &found).is_none() && origin != "HOME").then(|| {
+            format!("the config dir {path} ({origin}) is not there: no other run shares its lock, nobody is logged in there")
+        })
+    }
+
     /// Creates the config dir if it is missing, and warns of faults that claude itself is silent about.
-    pub(crate) fn usable(self) -> Result<Self> {
+    pub(crate) fn usable(self, environment: Environment) -> Result<Self> {
         let path = self.path.display();
         if self.for_child == ForChild::Unset {
             warn!(
@@ -80,14 +98,10 @@ impl ConfigDir {
             ),
             Ok(_) => {}
             Err(_) => {
+                let missing = self.missing(environment);
                 let message = format!("cannot make the config dir {path}; make it, or point {VARIABLE} at another");
                 DirBuilder::new().recursive(true).mode(0o700).create(&self.path).context(message)?;
-                // The default is made by whoever comes first; but a name may be mistyped, or lead into a volume that is not mounted.
-                if self.for_child == ForChild::Set || env::var_os(VARIABLE).is_some_and(|path| !path.is_empty()) {
-                    warn!(
-                        "the config dir {path} was not there, and is made: no other run shares its lock, nobody is logged in there"
-                    );
-                }
+                missing.iter().for_each(|missing| warn!("{missing}; it is made now"));
             }
         }
         Ok(self)

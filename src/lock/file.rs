@@ -98,6 +98,8 @@ impl LockFile {
                     let todo = match (Errno::from_raw(errno), fs::symlink_metadata(&path)) {
                         _ if is_for_lack_of_room(&error) => "free some space, or inodes, there".to_owned(),
                         (Errno::EMFILE | Errno::ENFILE, _) => "raise the limit of open files (ulimit -n)".to_owned(),
+                        (Errno::ELOOP | Errno::ENOTDIR | Errno::ENAMETOOLONG, _) => format!("mend its path, or {way_out}"),
+                        (Errno::ENOENT, _) => format!("make its directory, or {way_out}"),
                         (Errno::EACCES, Ok(found)) => {
                             let (owner, mode) = (found.uid(), found.mode() & 0o7777);
                             format!(
@@ -328,6 +330,25 @@ mod tests {
         fs::remove_file(store.slots().join("ticket"))?;
         assert!(matches!(ticket.try_lock()?, LockAttempt::Acquired(_)));
         assert!(!store.slots().join("ticket").exists());
+        Ok(())
+    }
+
+    #[test]
+    fn path_that_leads_nowhere_is_told_from_a_directory_without_rights() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        std::os::unix::fs::symlink("itself", dir.path().join("itself"))?;
+        fs::write(dir.path().join("file"), "")?;
+        let long = "x".repeat(300);
+        let ways_out = [
+            ("itself", "mend its path"),
+            ("file/lock", "mend its path"),
+            (&long, "mend its path"),
+            ("no/lock", "make its directory,"),
+        ];
+        for (path, way_out) in ways_out {
+            let error = format!("{:#}", LockFile::open(&dir.path().join(path)).expect_err("it cannot be opened"));
+            assert!(error.contains(&format!("; {way_out}")) && error.contains("--lock-file"), "{error}");
+        }
         Ok(())
     }
 

@@ -36,5 +36,5 @@ pub use holder::{Holder, Process, Queue};
 pub use monitor::{MONITOR, run_monitor};
 pub use refresh_due::Refreshes;
 pub use request::{Acquisition, LockRequest};
-pub(crate) use slot_files::{SlotFile, slot_files};
+pub(crate) use slot_files::{SlotFile, slot_files, try_slot_files};
 pub use slots::{SlotGuard, SlotRequest, acquire_slot};

@@ -2,6 +2,10 @@
 //! tickets `t1`, `t2` and so on of those who wait, each locked by its run. Here they are only looked at, and the tickets of the dead
 //! removed.
 
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 
 use super::file::LockFile;
@@ -27,6 +31,28 @@ pub(crate) fn slot_files(store: &RecordStore) -> Vec<SlotFile> {
     };
     slots.numbers.iter().filter_map(look).collect()
 }
+
+/// Opens the directory of the slots and each of its files that is there, as a run would.
+///
+/// # Errors
+/// One cannot be opened; the error names it.
+pub(crate) fn try_slot_files(store: &RecordStore) -> Result<()> {
+    fn if_there<T>(path: &Path, opened: io::Result<T>) -> Result<Option<T>> {
+        match opened {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some).with_context(|| format!("{} cannot be used", path.display())),
+        }
+    }
+    let path = store.slots();
+    let Some(dir) = if_there(&path, store.open_slots())? else { return Ok(()) };
+    for name in SlotsDir::read(store).numbers.iter().map(u16::to_string).chain([QUEUE.to_owned()]) {
+        if_there(&path.join(&name), dir.open_file(&name, OFlag::O_RDONLY))?;
+    }
+    Ok(())
+}
+
+/// Name of the file that is locked while a ticket is made.
+pub(super) const QUEUE: &str = "queue";
 
 /// Beyond the number of any ticket: a name with more is another's, and would leave no number for the next.
 const BEYOND: u64 = u64::MAX / 2;

@@ -27,7 +27,7 @@ use super::claims::{AncestorRuns, Claim};
 use super::file::{FlockGuard, LockAttempt, LockFile};
 use super::flock_thread::FlockThread;
 use super::request::{Acquisition, limit};
-use super::slot_files::{SlotsDir, slot_files, ticket_name};
+use super::slot_files::{QUEUE, SlotsDir, slot_files, ticket_name};
 use super::wait::{Awaited, LockWait, WaitEnd};
 use crate::config::settings::{Slots, Wait, slots_in};
 use crate::events::{Event, EventQueue, EventSender};
@@ -59,9 +59,6 @@ pub struct SlotGuard {
     flock: FlockGuard,
     number: u16,
 }
-
-/// Name of the file that is locked while a ticket is made.
-const QUEUE: &str = "queue";
 
 /// Time for which a slot may be free while others wait: then whoever is before us is stopped, or frozen, and loses its turn.
 const MAX_TURN: Duration = Duration::from_secs(10);

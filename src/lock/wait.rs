@@ -209,7 +209,7 @@ impl<'a> LockWait<'a> {
             }
             Awaited::Slot { of, .. } => format!("{gave_up}: {}; {way_out}", self.slots_in_use(*of)),
             awaited => {
-                let reason = reason.as_deref().unwrap_or("raise --wait");
+                let reason = reason.as_deref().unwrap_or("see whether its engine answers, or raise --wait");
                 format!("{gave_up}: {awaited} did not get its lock; {reason}; nothing was started")
             }
         }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::text;
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
-use crate::records::FinishedRun;
+use crate::records::{FinishedRun, RecordStore};
 use crate::sys::mount::Mount;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -112,16 +112,26 @@ pub(super) fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
 }
 
 /// Number of the last runs whose refusals are counted.
-pub(super) const RECENT: usize = 20;
+const RECENT: usize = 20;
 
-/// Checks whether the API has refused the login of the last `runs`, and nobody has written the credentials `file` since.
-pub(super) fn check_refusals(runs: &[FinishedRun], file: &Path, check: &mut Check) {
+/// Gives the last finished runs, and checks whether the API has refused their login, and nobody has written the credentials `file` since.
+pub(super) fn check_last_runs(records: &RecordStore, file: &Path, check: &mut Check) -> Vec<FinishedRun> {
+    let runs = records.last_finished(RECENT).unwrap_or_else(|error| {
+        let what = format!("the history in {} cannot be read: {error}", records.path().display());
+        check.fail(
+            what,
+            "how runs have ended is not known, and may not be kept",
+            "move away what is in its place, or see who owns it",
+        );
+        Vec::new()
+    });
     let refused = runs.iter().fold(0, |count, run| run.count_refusals(count));
     let refused_at = runs.iter().rfind(|run| run.auth_refused.is_some()).map(FinishedRun::ended);
     let written = fs::metadata(file).and_then(|found| found.modified()).ok();
     if let Some(what) = text::refusals(refused).filter(|_| written < refused_at) {
         check.fail(what, "no agent can work", "log in again");
     }
+    runs
 }
 
 /// Checks the credentials `file`, in which `login` was found, where claude authenticates by `auth`.

@@ -35,7 +35,7 @@ use crate::config::options::SLOTS;
 use crate::config::settings::{Environment, Origin, Settings, Written, explain};
 use crate::config::values::Shell;
 use crate::lock;
-use crate::logging::{escaped_lines, in_locale, json_line};
+use crate::logging::{self, escaped_lines, in_locale, json_line};
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore, RunRecord};
 use crate::sys::stdio::StandardOutput;
@@ -112,6 +112,11 @@ pub(crate) fn show(text: &str) -> Result<Outcome> {
 }
 
 pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Result<Outcome> {
+    if is_about_config_dir(operation)
+        && let Ok(config_dir) = &context.config_dir
+    {
+        config_dir.missing(context.environment).iter().for_each(|warning| logging::tell(warning));
+    }
     let outcome = match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
         Operation::Mode { json, set, drain } => mode::run(context, *set, *drain, *json, out),
@@ -143,6 +148,12 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
         }
     };
     unless_enough(outcome)
+}
+
+/// True for an operation that shows or sets what is in the config dir. `doctor` finds by itself that it is missing, `setup` has others.
+fn is_about_config_dir(operation: &Operation) -> bool {
+    use Operation::{Events, Mode, Report, Settings, Slots, Status};
+    matches!(operation, Status { .. } | Mode { .. } | Slots { .. } | Events { .. } | Settings { .. } | Report { .. })
 }
 
 /// `outcome`, if it is not the error that the reader has seen enough, as `head` has.

@@ -132,10 +132,10 @@ impl<'a> Status<'a> {
         }
         let login = Login::read_whole(&factory.storage.credentials());
         let auth = context.auth(&factory.config_dir, &login);
-        let (runs, obstacle) = (factory.records.last_finished(checks::RECENT), obstacle(&factory.config_dir));
+        let obstacle = obstacle(&factory.config_dir);
         let (mut found, mut of_login) = (Check::default(), Check::default());
         checks::check_room(&factory.config_dir, &mut found);
-        checks::check_refusals(&runs, &factory.storage.credentials(), &mut found);
+        let last = checks::check_last_runs(&factory.records, &factory.storage.credentials(), &mut found);
         if !matches!(login, Login::Unclear(_)) && obstacle.is_none() {
             checks::check_login(&factory.storage.credentials(), &login, &auth, &mut of_login);
         }
@@ -153,7 +153,7 @@ impl<'a> Status<'a> {
             found: found.objections().collect(),
             login_objections: of_login.objections().collect(),
             login,
-            last: runs.into_iter().rev().take(5).collect(),
+            last: last.into_iter().rev().take(5).collect(),
             obstacle,
         })
     }

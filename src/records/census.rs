@@ -69,9 +69,7 @@ impl RecordStore {
     pub(crate) fn census(&self) -> io::Result<Census> {
         let runs = match self.open_runs() {
             Ok(runs) => runs,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                return Ok(Census::default());
-            }
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Census::default()),
             Err(error) => return Err(error),
         };
         let mut census = survey(&runs, usize::MAX, |_| false)?;

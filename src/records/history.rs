@@ -82,7 +82,7 @@ impl RecordStore {
         for name in [OLDER, CURRENT] {
             let file = match self.open().and_then(|dir| dir.open_file(name, OFlag::O_RDONLY)) {
                 Ok(file) => file,
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => {
                     return Err(io::Error::new(error.kind(), format!("{}: {error}", self.path().join(name).display())));
                 }
@@ -96,18 +96,21 @@ impl RecordStore {
     }
 
     /// The last `count` finished runs since the history was rotated.
-    pub(crate) fn last_finished(&self, count: usize) -> Vec<FinishedRun> {
-        let Ok(file) = self.open().and_then(|dir| dir.open_file(CURRENT, OFlag::O_RDONLY)) else { return Vec::new() };
-        let length = file.metadata().map_or(0, |found| found.len());
+    pub(crate) fn last_finished(&self, count: usize) -> io::Result<Vec<FinishedRun>> {
+        let file = match self.open().and_then(|dir| dir.open_file(CURRENT, OFlag::O_RDONLY)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            opened => opened?,
+        };
+        let length = file.metadata()?.len();
         let mut tail = 16 << 10;
         loop {
             let mut bytes = Vec::new();
             let begin = length.saturating_sub(tail);
-            let _ = (&file).seek(SeekFrom::Start(begin)).and_then(|_| (&file).take(tail).read_to_end(&mut bytes));
+            (&file).seek(SeekFrom::Start(begin)).and_then(|_| (&file).take(tail).read_to_end(&mut bytes))?;
             let mut last: Vec<_> = bytes.rsplit(|&byte| byte == b'\n').filter_map(FinishedRun::from_json).take(count).collect();
             if last.len() == count || begin == 0 || tail >= LARGEST_TAIL {
                 last.reverse();
-                return last;
+                return Ok(last);
             }
             tail *= 16;
         }

@@ -15,7 +15,7 @@ fn missing_dir_is_created_for_its_owner_only() {
     let dir = env.path("deep/config");
     let assert = env.claude_run().env("CLAUDE_CONFIG_DIR", &dir).arg("true").assert().code(0);
     // It may have been mistyped, or lead into a volume that is not mounted.
-    assert!(stderr(&assert).contains("deep/config was not there, and is made") && stderr(&assert).lines().count() == 1);
+    assert!(stderr(&assert).contains("deep/config (CLAUDE_CONFIG_DIR) is not there: ") && stderr(&assert).lines().count() == 1);
     env.claude_run().env("CLAUDE_CONFIG_DIR", &dir).arg("true").assert().code(0).stderr("");
     env.claude_run().arg("true").assert().code(0).stderr("");
     assert_eq!(fs::metadata(&dir).expect("made").permissions().mode() & 0o777, 0o700);
@@ -32,6 +32,20 @@ fn missing_dir_is_one_finding_of_doctor() {
         assert!(!text.contains(&format!("  {check}")), "{text}");
     }
     assert!(!env.path("none").exists());
+}
+
+#[test]
+fn missing_dir_is_told_by_operations() {
+    let env = Env::new();
+    for words in [&["status"][..], &["mode"], &["slots"], &["settings"], &["report"], &["events"], &["mode", "refresh"]] {
+        let assert = env.claude_run().args(words).assert();
+        assert!(!stderr(&assert).contains("is not there"), "{words:?}: the default is made by whoever comes first");
+        let assert = env.claude_run().args(words).args(["--config-dir", "mistyped"]).assert().code(0);
+        let told = stderr(&assert);
+        assert!(told.contains("mistyped (--config-dir) is not there: ") && told.lines().count() == 1, "{words:?}: {told}");
+    }
+    let assert = env.claude_run().args(["status", "--config-dir", "mistyped"]).assert();
+    assert_eq!(stderr(&assert), "", "it has been made to set the mode");
 }
 
 #[test]

@@ -214,6 +214,17 @@ fn full_file_system_is_named_with_what_fails() {
     }
 }
 
+#[test]
+fn limit_of_file_sizes_is_no_full_disk() {
+    let env = healthy("2.1.330");
+    let mut doctor = env.command("sh");
+    doctor.args(["-c", "ulimit -f 0; exec \"$0\" doctor"]).arg(binary());
+    let output = doctor.output().expect("started");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("no file here may have 1048576 bytes: ") && said.contains("(ulimit -f)"), "{said}");
+    assert!(!said.contains("has no room"), "{said}");
+}
+
 /// Waits for the records, which may be written after `ready`.
 pub(crate) fn expect_records(env: &Env, count: usize) {
     let is_record = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "json");

@@ -76,3 +76,10 @@ fn record_of_a_timed_out_wait_and_unwritable_record() {
     let ended = env.start(options).end();
     assert!(ended.code() == 3 && ended.stderr_text().contains("/nonesuch/record"), "{ended:?}");
 }
+
+#[test]
+fn empty_label_is_none() {
+    let env = Env::new();
+    env.claude_run().args(["--record", "record", "--label", "", "true"]).assert().code(0);
+    assert_eq!(records(&env)[0]["label"], Value::Null);
+}

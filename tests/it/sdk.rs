@@ -300,7 +300,7 @@ fn missing_claude_run_is_127() {
     for machine in machines() {
         let ended = machine.run(&format!("CLAUDE_RUN=/nonesuch/claude-run; {}", call("exit 0")));
         assert_eq!(ended.stdout[0], "rc 127", "{ended:?}");
-        assert!(machine.log().contains("/nonesuch/claude-run"), "{}", machine.log());
+        assert!(machine.log().contains("cannot find /nonesuch/claude-run; install claude-run, or"), "{}", machine.log());
     }
 }
 

@@ -467,6 +467,8 @@ fn doctor_knows_a_bound_that_is_exceeded() {
     orphan.expect_line("held");
     assert!(finding("warning").contains("slot 7 is held by flock (pid "));
     drop((first, orphan));
+    fs::create_dir(slots_dir(&env).join("3")).expect("a directory");
+    assert!(finding("failure").contains("claude-run/slots/3 cannot be used: it is no regular file"));
     fs::remove_dir_all(slots_dir(&env)).expect("removed");
     fs::write(slots_dir(&env), "").expect("a file");
     assert!(finding("failure").contains("claude-run/slots cannot be used"));

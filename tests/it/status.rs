@@ -1,7 +1,7 @@
 //! `claude-run status`, and the run records that it reads.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -200,7 +200,23 @@ fn unwritable_records_cost_one_warning() {
     let assert = env.claude_run().args(["sh", "-c", "exit 7"]).assert().code(7);
     let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     assert!(stderr.lines().count() == 1 && stderr.contains(&*place.to_string_lossy()), "{stderr}");
-    env.claude_run().args(["status"]).assert().code(0);
+    let what = |words: &[&str], code| {
+        let assert = env.claude_run().args(words).assert().code(code);
+        String::from_utf8_lossy(&[&*assert.get_output().stdout, &*assert.get_output().stderr].concat()).into_owned()
+    };
+    let expect_told = || {
+        let (status, doctor) = (what(&["status"], 1), what(&["doctor"], 1));
+        for of in ["claude-run/runs", "the history in "] {
+            assert!(status.lines().any(|line| line.starts_with("trouble ") && line.contains(of)), "{status}");
+        }
+        assert!(doctor.contains("the run records cannot be read") && doctor.contains("the history in "), "{doctor}");
+        assert!(what(&["report"], 125).contains("history"));
+    };
+    expect_told();
+    fs::remove_file(&place).expect("removed");
+    fs::create_dir_all(place.join("history.jsonl")).expect("a directory");
+    symlink("elsewhere", place.join("runs")).expect("a link");
+    expect_told();
 }
 
 #[test]

@@ -81,6 +81,6 @@ pub(super) fn check_login(subject: &Subject, check: &mut Check) {
     let file = subject.storage.credentials();
     let login = Login::read_whole(&file);
     let auth = subject.context.auth(&subject.config_dir, &login);
-    checks::check_refusals(&RecordStore::of(&subject.config_dir).last_finished(checks::RECENT), &file, check);
+    checks::check_last_runs(&RecordStore::of(&subject.config_dir), &file, check);
     checks::check_login(&file, &login, &auth, check);
 }

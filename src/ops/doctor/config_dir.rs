@@ -8,7 +8,7 @@ use nix::unistd::{AccessFlags, access, geteuid};
 use unicode_normalization::is_nfc;
 
 use super::{Check, Subject};
-use crate::claude::config_dir::{ConfigDir, ForChild, VARIABLE, obstacle};
+use crate::claude::config_dir::{ConfigDir, ForChild, obstacle};
 use crate::ops::Context;
 use crate::sys::mount;
 
@@ -21,11 +21,7 @@ pub(super) fn check(context: &Context, check: &mut Check) {
             return check.fail(format!("{error:#}"), "claude has no place for its login, and there is no lock", todo);
         }
     };
-    let origin = match &resolved.for_child {
-        ForChild::Set => "--config-dir",
-        ForChild::Unchanged if (context.environment)(VARIABLE).is_some() => VARIABLE,
-        ForChild::Unchanged | ForChild::Unset => "HOME",
-    };
+    let origin = resolved.origin(context.environment);
     let shown = format!("{} ({origin})", resolved.path.display());
     if let Some(obstacle) = obstacle(&resolved.path) {
         let means = "no run starts; claude by itself fails, or prints nothing and exits with 0 (2.1.84)";

@@ -55,8 +55,14 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
     // Where no directory can be locked, none is taken for a leftover.
     let _in_use = dir.path().file_name().and_then(|name| Dir::open(&real).ok()?.lock_dir(name.to_str()?).ok());
     // Whatever it is that is short: blocks, those that are not root's, a quota. The probes would only fail for the same reason.
-    if let Err(error) = try_to_write(&dir.path().join("room")) {
-        return if dir.path().exists() { fail_for_room(&real, &error, check) } else { warn_of_removal(dir.path(), check) };
+    match try_to_write(&dir.path().join("room")) {
+        Ok(()) => {}
+        Err(_) if !dir.path().exists() => return warn_of_removal(dir.path(), check),
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+            let what = format!("no file here may have {ROOM} bytes: {error}");
+            return check.fail(what, "a refreshed token, records and logs can be cut", "raise the limit (ulimit -f)");
+        }
+        Err(error) => return fail_for_room(&real, &error, check),
     }
     let mut passed = Vec::new();
     for (name, probe, means) in PROBES {

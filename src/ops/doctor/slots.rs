@@ -1,23 +1,22 @@
 //! The slots: can they be had, does the bound hold, and is one held by what nobody knows of?
 
-use std::io::ErrorKind;
-
-use nix::fcntl::OFlag;
-
 use super::{Check, Subject};
 use crate::config::settings::Slots;
-use crate::lock::{Holder, Queue};
+use crate::lock::{Holder, Queue, try_slot_files};
 use crate::ops::slots::SlotsInUse;
 use crate::ops::text;
-use crate::records::{RecordStore, State};
+use crate::records::State;
 
 pub(super) fn check(subject: &Subject, check: &mut Check) {
     let (Ok(factory), Ok(census)) = (&subject.factory, &subject.census) else { return }; // reported by their own checks
     let records = &factory.records;
-    if let Err(error) = try_to_open(records) {
-        let what = format!("{} cannot be used: {error}", records.slots().display());
+    if let Err(error) = try_slot_files(records) {
         let means = "a run with a bound ends with 125";
-        return check.fail(what, means, "let the user who runs the agents own it, or set no bound (claude-run slots none)");
+        return check.fail(
+            format!("{error:#}"),
+            means,
+            "let the user who runs the agents own it, or set no bound (claude-run slots none)",
+        );
     }
     let in_use = SlotsInUse::look(records, &census.live);
     for (slot, _) in in_use.held.iter().filter(|(_, run)| run.is_none()) {
@@ -38,13 +37,4 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
         check.warn(what, means, "wait for the end of those that began before; if there are more again, take --slots and CLAUDE_RUN_SLOTS out of single calls");
     }
     check.pass_if_clean(format!("{bound} at most; {}", in_use.summary()));
-}
-
-/// Opens the queue as a run does, if it is there.
-fn try_to_open(records: &RecordStore) -> std::io::Result<()> {
-    let queue = records.open_slots().and_then(|slots| slots.open_file("queue", OFlag::O_RDWR));
-    match queue {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
