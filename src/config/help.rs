@@ -81,6 +81,7 @@ pub const SECTIONS: [Section; 7] = [
             ("126", "COMMAND was found but cannot be run"),
             ("127", "COMMAND was not found"),
             ("128+N", "COMMAND was ended by signal N, or claude-run was, waiting for lock or reader"),
+            ("0, 1 or 125", "of an OPERATION: all is well, trouble found, it failed itself"),
         ],
     ),
     terms(

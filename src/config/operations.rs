@@ -62,7 +62,7 @@ pub enum Operation {
         /// exclusive, refresh or pass-through
         #[arg(value_name = "MODE", value_parser = parser::<LockMode>())]
         set: Option<LockMode>,
-        /// Wait until all live runs follow the new mode, at most DUR [default: 125m]
+        /// Wait until all live runs follow the new mode, at most DUR; 0 or none: for ever [default: 125m]
         #[arg(long, value_name = "DUR", num_args = 0..=1, default_missing_value = "", value_parser = parser::<Drain>())]
         drain: Option<Drain>,
     },
@@ -82,12 +82,14 @@ pub enum Operation {
     /// Prints every setting, its value and its origin
     ///
     /// The origin is a flag, a variable, a line of the settings file, or the default.
+    #[command(after_help = EXIT_CODES)]
     Settings {
         /// As JSON
         #[arg(long)]
         json: bool,
     },
     /// Sums up finished runs: outcomes, waits, holds, the last day, the time lost to the lock, and the cost
+    #[command(after_help = EXIT_CODES)]
     Report {
         /// As JSON
         #[arg(long)]

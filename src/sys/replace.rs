@@ -79,8 +79,9 @@ pub(crate) fn replace(path: &Path, change: impl Fn(&str) -> io::Result<String>) 
     let _ = remove_leftovers(path); // where they cannot be removed, they stay
     let (mut builder, prefix) = (tempfile::Builder::new(), prefix_of_copy(path));
     builder.prefix(&prefix).suffix(COPY).permissions(Permissions::from_mode(mode));
-    let mut copy = builder.tempfile_in(directory)?;
-    copy.write_all(change(&text)?.as_bytes())?;
+    // By the file, and by the kind of an error: tempfile puts the name of the copy into each.
+    let mut copy = builder.tempfile_in(directory).map_err(|error| error.kind())?;
+    copy.as_file_mut().write_all(change(&text)?.as_bytes())?;
     match &old {
         Some(old) => keep_attributes(old, copy.as_file())?,
         // It fails unless we are root, or of that group; then the file is ours.

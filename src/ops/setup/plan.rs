@@ -144,7 +144,8 @@ impl SetupPlan {
                 self.refuse(format!("{} lies behind a link that leads nowhere", shared.display()));
             }
             (PathKind::Link(other), _) if !leads_to(link, &other, config_dir) => {
-                self.refuse(format!("{from} is a link to {}, not to {to}", other.display()));
+                let other = other.display();
+                self.refuse(format!("{from} is a link to {other}, not to {to}; name what is shared with --shared-dir, or remove the link"));
             }
             (PathKind::Other, _) => self.refuse(format!("{from} is no directory")),
             (_, PathKind::Link(_) | PathKind::Other) => self.refuse(format!("{to} is no directory")),
