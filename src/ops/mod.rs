@@ -22,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anstream::AutoStream;
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
+use toml_edit::Value as TomlValue;
 
 use crate::claude::auth::{Auth, Invocation};
 use crate::claude::config_dir::{self, ConfigDir};
@@ -30,7 +31,7 @@ use crate::claude::program::{NAME, Program};
 use crate::claude::storage::ClaudeStorage;
 use crate::config::cli::{Cli, Operation, command};
 use crate::config::duration::DurationSetting;
-use crate::config::file::SettingsFile;
+use crate::config::file::{self, SettingsFile};
 use crate::config::options::SLOTS;
 use crate::config::settings::{Environment, Origin, Settings, Written, explain};
 use crate::config::values::Shell;
@@ -55,14 +56,23 @@ impl Context<'_> {
         self.config_dir.as_ref().map(|config_dir| config_dir.path.clone()).map_err(|error| anyhow!("{error:#}"))
     }
 
-    /// Fails where no key of the settings file can be set; a variable that means nothing is told before anything is changed.
-    fn ensure_can_be_set(&self) -> Result<()> {
+    /// Sets `key` in the settings file, and reads that again.
+    ///
+    /// # Errors
+    /// A variable means nothing, there can be no config dir, or the file cannot be changed: it is as it was.
+    fn set(&mut self, key: &str, value: impl Into<TomlValue>) -> Result<()> {
         self.settings_without_file()?;
-        let path = self.config_dir()?;
-        match config_dir::obstacle(&path) {
-            Some(obstacle) => bail!("the config dir {} {obstacle}", path.display()),
-            None => Ok(()),
+        let config_dir = self.config_dir()?;
+        if let Some(obstacle) = config_dir::obstacle(&config_dir) {
+            bail!("the config dir {} {obstacle}", config_dir.display());
         }
+        let path = config_dir.join(file::NAME);
+        SettingsFile::set(&path, key, value)?;
+        (self.file, self.file_error) = match SettingsFile::read(&path) {
+            Ok(file) => (file, None),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
+        Ok(())
     }
 
     fn claude_storage(&self, config_dir: &Path) -> ClaudeStorage {

@@ -14,7 +14,7 @@ use super::layout::{self, Look, Row};
 use super::status::Status;
 use super::{Context, Factory, answer, doctor, text, time_left, write};
 use crate::config::duration::{DurationSetting, after, show, show_seconds};
-use crate::config::file::{self, SettingsFile};
+use crate::config::file::NAME;
 use crate::config::operations::Drain;
 use crate::config::settings::LockMode;
 use crate::lock::Holder;
@@ -32,13 +32,7 @@ pub(super) fn run(
 ) -> Result<Outcome> {
     let (set, bound) = modes_and_bound(set, drain)?;
     if let Some(mode) = set {
-        context.ensure_can_be_set()?;
-        let path = context.config_dir()?.join(file::NAME);
-        SettingsFile::set(&path, "lock", mode.name())?;
-        (context.file, context.file_error) = match SettingsFile::read(&path) {
-            Ok(file) => (file, None),
-            Err(error) => (None, Some(format!("{error:#}"))),
-        };
+        context.set("lock", mode.name())?;
     }
     let factory = Factory::of(&context)?;
     let head = head(&factory, &context, set);
@@ -89,7 +83,7 @@ fn line(value: impl Into<String>, look: Look) -> Row {
 
 /// The mode that is set, and objections to it.
 fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row> {
-    let path = factory.config_dir.join(file::NAME);
+    let path = factory.config_dir.join(NAME);
     let mut rows = vec![match set {
         Some(mode) => line(format!("the lock mode is {} now, set in {}", mode.name(), path.display()), Look::Plain),
         None => line(factory.mode_text(), Look::Plain),

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use toml_edit::Value as TomlValue;
 
 use super::{Context, Factory, answer, text};
-use crate::config::file::{self, SettingsFile};
+use crate::config::file::NAME;
 use crate::config::options::SLOTS;
 use crate::config::settings::Slots;
 use crate::lock::{SlotFile, slot_files};
@@ -80,21 +79,16 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
         Slots::Unlimited => "none".to_owned(),
         Slots::AtMost(number) => number.to_string(),
     });
-    let path = context.config_dir()?.join(file::NAME);
-    if let Some(slots) = set {
-        context.ensure_can_be_set()?;
-        let value = match slots {
-            Slots::Unlimited => TomlValue::from("none"),
-            Slots::AtMost(number) => TomlValue::from(i64::from(number)),
-        };
-        SettingsFile::set(&path, SLOTS, value)?;
-        context.file = SettingsFile::read(&path)?;
+    match set {
+        Some(Slots::Unlimited) => context.set(SLOTS, "none")?,
+        Some(Slots::AtMost(number)) => context.set(SLOTS, i64::from(number))?,
+        None => {}
     }
     let factory = Factory::of(&context)?;
     let live = factory.census()?.live;
     let in_use = SlotsInUse::look(&factory.records, &live);
     let mut lines = match &name {
-        Some(name) => format!("the bound is {name} now, set in {}\n", text::shown(&path)),
+        Some(name) => format!("the bound is {name} now, set in {}\n", text::shown(factory.config_dir.join(NAME))),
         None => format!("the bound is {}\n", text::setting(&factory.slots)),
     };
     let overruled = name.and_then(|name| text::overruled(&name, &factory.slots));

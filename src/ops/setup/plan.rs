@@ -145,7 +145,9 @@ impl SetupPlan {
             }
             (PathKind::Link(other), _) if !leads_to(link, &other, config_dir) => {
                 let other = other.display();
-                self.refuse(format!("{from} is a link to {other}, not to {to}; name what is shared with --shared-dir, or remove the link"));
+                self.refuse(format!(
+                    "{from} is a link to {other}, not to {to}; name what is shared with --shared-dir, or remove the link"
+                ));
             }
             (PathKind::Other, _) => self.refuse(format!("{from} is no directory")),
             (_, PathKind::Link(_) | PathKind::Other) => self.refuse(format!("{to} is no directory")),
