@@ -4,6 +4,7 @@
 mod checks;
 mod doctor;
 mod events;
+mod fleet;
 mod help;
 mod layout;
 mod mode;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::iter;
+use std::mem;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
+use super::fleet::Fleet;
 use super::layout::{self, Look, Row};
-use super::status::Status;
 use super::{Context, Factory, answer, doctor, text, time_left, write};
 use crate::config::duration::{DurationSetting, after, show, show_seconds};
 use crate::config::file::NAME;
@@ -42,8 +43,8 @@ pub(super) fn run(
     }
     let mode = set.or_else(|| factory.mistake.is_none().then_some(factory.settings.lock_mode));
     let others = match bound {
-        Some(bound) => drain_others(&factory, &context, mode, bound)?,
-        None => Others::find(&factory, &context, mode)?,
+        Some(bound) => drain_others(&factory, mode, bound),
+        None => Others::find(&factory, mode),
     };
     let mut value = text::setting_json(&factory.mode);
     if factory.mistake.is_some() {
@@ -112,8 +113,8 @@ struct Others {
 
 impl Others {
     /// Finds those who do not follow `mode`; all, if that is not known.
-    fn find(factory: &Factory, context: &Context, mode: Option<LockMode>) -> Result<Self> {
-        let Status { holders, waiting, running, orphaned, elsewhere, unreadable, .. } = Status::look(factory, context)?;
+    fn find(factory: &Factory, mode: Option<LockMode>) -> Self {
+        let Fleet { holders, waiting, running, orphaned, elsewhere, unreadable, .. } = Fleet::look(factory);
         let mut others = Self { unreadable, ..Self::default() };
         for holder in holders {
             match holder {
@@ -137,7 +138,7 @@ impl Others {
         if mode == Some(LockMode::Exclusive) {
             others.without_record.clear();
         }
-        Ok(others)
+        others
     }
 
     fn is_empty(&self) -> bool {
@@ -178,18 +179,19 @@ impl Others {
 }
 
 /// Waits until nobody follows another mode than `mode`, and gives those that are left at the bound. Meanwhile it shows who they are.
-fn drain_others(factory: &Factory, context: &Context, mode: Option<LockMode>, bound: DurationSetting) -> Result<Others> {
+fn drain_others(factory: &Factory, mode: Option<LockMode>, bound: DurationSetting) -> Others {
     let (started, limit) = (Instant::now(), bound.as_limit());
     let deadline = after(started, limit);
     let mut live_line = None;
     let mut awaited: Option<AwaitedRun> = None;
-    for turn in 0.. {
-        let (others, left) = (Others::find(factory, context, mode)?, time_left(deadline));
-        if others.is_empty() || (left.is_zero() && turn > 0) {
-            return Ok(others);
+    let mut is_told = false;
+    loop {
+        let (others, left) = (Others::find(factory, mode), time_left(deadline));
+        if others.is_empty() || (left.is_zero() && is_told) {
+            return others;
         }
         let names = others.names();
-        if turn == 0 {
+        if !mem::replace(&mut is_told, true) {
             live_line = LiveLine::on_terminal();
             let who = format!("waiting for {} of another mode", text::count(names.len(), "live run"));
             let at_most = limit.map_or_else(String::new, |limit| format!(", at most {}", show(limit)));
@@ -211,7 +213,6 @@ fn drain_others(factory: &Factory, context: &Context, mode: Option<LockMode>, bo
             None => thread::sleep(bound),
         }
     }
-    Ok(Others::default())
 }
 
 /// A run whose end a thread waits for.

@@ -16,7 +16,7 @@ use crate::claude::version::Version;
 use crate::config::duration::show_seconds;
 use crate::config::settings::{HARD_LIMIT, Settings};
 use crate::lock::{Holder, describe_refresh_lock};
-use crate::ops::status::{Status, stopped_processes};
+use crate::ops::fleet::{Fleet, stopped_processes};
 use crate::ops::text;
 use crate::records::{PathView, RunRecord};
 use crate::sys::mount;
@@ -51,8 +51,7 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
         let todo = "let the owner of the config dir own it, readable for all agents";
         check.warn(format!("{shown} belongs to user {owner}, mode {mode:04o}"), means, todo);
     }
-    let Ok(status) = Status::look(factory, subject.context) else { return }; // reported by the check of the fleet
-    match status.holders.first() {
+    match Fleet::look(factory).holders.first() {
         Some(orphan @ Holder::Orphan(..)) => {
             check.fail(format!("held by {orphan}"), "everybody waits for it", text::end_leftovers(orphan));
         }

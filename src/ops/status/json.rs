@@ -4,8 +4,9 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
+use super::super::fleet::stopped_processes;
 use super::super::text;
-use super::{Status, stopped_processes};
+use super::Status;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::lock::{Holder, Process};
 use crate::records::{FinishedRun, RunRecord, time};
@@ -14,22 +15,22 @@ impl Status<'_> {
     pub(super) fn to_json(&self) -> Value {
         let runs = |records: &[RunRecord]| records.iter().map(text::run_json).collect::<Value>();
         let (state, expires, _) = self.token();
-        let mut slots = self.slots.to_json();
+        let mut slots = self.fleet.slots.to_json();
         slots["bound"] = text::setting_json(&self.factory.slots);
         json!({
             "config_dir": self.factory.config_dir.to_string_lossy(),
             "storage": self.factory.storage.dir.to_string_lossy(),
             "lock_file": self.factory.lock_file.to_string_lossy(),
             "mode": self.factory.mode_json(),
-            "holders": self.holders.iter().map(holder_json).collect::<Value>(),
-            "waiting": self.waiting.iter().flatten().map(text::run_json).collect::<Value>(),
-            "waiting_without_record": self.waiting.iter().filter_map(|waiter| waiter.as_ref().err()).collect::<Vec<_>>(),
-            "queue": self.waiting.iter().map(|waiter| waiter.as_ref().map_or_else(|pid| json!({"pid": pid, "run": null}),
+            "holders": self.fleet.holders.iter().map(holder_json).collect::<Value>(),
+            "waiting": self.fleet.waiting.iter().flatten().map(text::run_json).collect::<Value>(),
+            "waiting_without_record": self.fleet.waiting.iter().filter_map(|waiter| waiter.as_ref().err()).collect::<Vec<_>>(),
+            "queue": self.fleet.waiting.iter().map(|waiter| waiter.as_ref().map_or_else(|pid| json!({"pid": pid, "run": null}),
                 |run| json!({"pid": run.pid, "run": run.run}))).collect::<Value>(),
-            "running": runs(&self.running),
+            "running": runs(&self.fleet.running),
             "slots": slots,
-            "orphaned": runs(&self.orphaned),
-            "elsewhere": runs(&self.elsewhere),
+            "orphaned": runs(&self.fleet.orphaned),
+            "elsewhere": runs(&self.fleet.elsewhere),
             "refresh_locks": self.refresh_locks.each_ref().map(refresh_lock_json),
             "auth": self.auth.name,
             "token": {"state": state, "expires": expires.map(time)},

@@ -3,9 +3,10 @@
 use std::iter;
 use std::time::{Duration, SystemTime};
 
+use super::super::fleet::{is_claude_run, is_of_our_namespace, stopped_processes};
 use super::super::layout::{Look, Row};
 use super::super::text;
-use super::{Status, is_claude_run, is_of_our_namespace, is_setup, stopped_processes};
+use super::{Status, is_setup};
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
@@ -32,12 +33,17 @@ impl Status<'_> {
         rows.extend(storage.moved_by.map(|variable| Row::new("login in", format!("{} ({variable})", storage.dir.display()))));
         rows.extend(self.holder_rows());
         self.add_runs(&mut rows, most);
-        let (bound, in_use) = (&self.factory.slots, self.slots.summary());
-        if bound.value != "none" || !self.slots.held.is_empty() {
-            let places =
-                self.slots.waiting.iter().zip(1..).map(|(run, place)| Row::new("", format!("{place}. {}", text::run(run))));
+        let (bound, in_use) = (&self.factory.slots, self.fleet.slots.summary());
+        if bound.value != "none" || !self.fleet.slots.held.is_empty() {
+            let places = self
+                .fleet
+                .slots
+                .waiting
+                .iter()
+                .zip(1..)
+                .map(|(run, place)| Row::new("", format!("{place}. {}", text::run(run))));
             let head = Row::new("", format!("{}, {in_use}", text::setting(bound)));
-            let waiting = shortened(places, self.slots.waiting.len(), most);
+            let waiting = shortened(places, self.fleet.slots.waiting.len(), most);
             add_list(&mut rows, "slots", iter::once(head).chain(waiting));
         }
         let look = |lock: &RefreshLock| match lock.standing(SystemTime::now()) {
@@ -63,21 +69,21 @@ impl Status<'_> {
     }
 
     fn holder_rows(&self) -> Vec<Row> {
-        if self.holders.is_empty() {
+        if self.fleet.holders.is_empty() {
             return vec![Row::new("held by", "nobody").looks(Look::Good)];
         }
-        self.holders.iter().flat_map(|holder| holder_rows(holder, !self.waiting.is_empty())).collect()
+        self.fleet.holders.iter().flat_map(|holder| holder_rows(holder, !self.fleet.waiting.is_empty())).collect()
     }
 
     fn add_runs(&self, rows: &mut Vec<Row>, most: usize) {
-        let waiting = match self.waiting.len() {
+        let waiting = match self.fleet.waiting.len() {
             0 => "nobody".to_owned(),
             count => count.to_string(),
         };
-        let for_slots = self.slots.awaited(self.factory.settings.slots);
+        let for_slots = self.fleet.slots.awaited(self.factory.settings.slots);
         let waiting = waiting + &for_slots.map_or_else(String::new, |awaited| format!("; {awaited}"));
-        let digits = self.waiting.len().to_string().len();
-        let places = self.waiting.iter().zip(1..).map(|(waiter, place)| {
+        let digits = self.fleet.waiting.len().to_string().len();
+        let places = self.fleet.waiting.iter().zip(1..).map(|(waiter, place)| {
             let who = match waiter {
                 Ok(run) => text::run(run),
                 Err(pid) => text::process(*pid) + ", without a run record",
@@ -85,14 +91,20 @@ impl Status<'_> {
             Row { hang: digits + 2, ..Row::new("", format!("{place:>digits$}. {who}")) }
         });
         let waiting = Row::new("", waiting);
-        add_list(rows, "waiting", iter::once(waiting).chain(shortened(places, self.waiting.len(), most)));
+        add_list(rows, "waiting", iter::once(waiting).chain(shortened(places, self.fleet.waiting.len(), most)));
         let note = ", on hosts whose locks cannot be seen from here, by their records";
-        let wants_slot = |run: &RunRecord| self.slots.waiting.iter().any(|other| other.run == run.run);
-        let running: Vec<_> = self.running.iter().filter(|run| !wants_slot(run)).map(|run| self.other_run(run)).collect();
+        let wants_slot = |run: &RunRecord| self.fleet.slots.waiting.iter().any(|other| other.run == run.run);
+        let running: Vec<_> = self.fleet.running.iter().filter(|run| !wants_slot(run)).map(|run| self.other_run(run)).collect();
         let count = running.len();
         add_counted(rows, "not holding", shortened(running.into_iter(), count, most), count, "");
-        let elsewhere = self.elsewhere.iter().map(|run| Row::new("", elsewhere(run)));
-        add_counted(rows, "elsewhere", shortened(elsewhere, self.elsewhere.len(), most), self.elsewhere.len(), note);
+        let elsewhere = self.fleet.elsewhere.iter().map(|run| Row::new("", elsewhere(run)));
+        add_counted(
+            rows,
+            "elsewhere",
+            shortened(elsewhere, self.fleet.elsewhere.len(), most),
+            self.fleet.elsewhere.len(),
+            note,
+        );
     }
 
     /// A run that does not want the lock of this status.

@@ -24,7 +24,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 pub(super) fn on_terminal(factory: &Factory, context: &Context) -> Result<Outcome> {
     let screen = FullScreen::enter().context("cannot use the terminal")?;
     loop {
-        let text = screen_text(&Status::look(factory, context)?);
+        let text = screen_text(&Status::look(factory, context));
         screen.write(&escaped_screen(&text)).context("cannot write to the terminal")?;
         if is_ended_by_a_key()? {
             return Ok(Outcome::Shown);

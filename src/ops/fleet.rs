@@ -1,0 +1,118 @@
+//! The fleet: all live runs around one session lock, and whoever else holds it or waits for it.
+
+use std::fs;
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use super::Factory;
+use super::slots::SlotsInUse;
+use crate::lock::{Holder, NAMED, Queue};
+use crate::records::{Census, RunRecord};
+use crate::sys::file_id::FileId;
+use crate::sys::proc::{self, Stat};
+
+/// Who has, wants or does without the session lock.
+pub(super) struct Fleet {
+    /// More than one only if the lock file was replaced under the first.
+    pub(super) holders: Vec<Holder>,
+    /// In the order of the queue; in it, a process without a record has its pid alone.
+    pub(super) waiting: Vec<Result<RunRecord, i32>>,
+    /// Runs that want this lock not, or no more, those of another lock file included.
+    pub(super) running: Vec<RunRecord>,
+    pub(super) slots: SlotsInUse,
+    pub(super) orphaned: Vec<RunRecord>,
+    /// Runs of other hosts, whose locks cannot be seen here.
+    pub(super) elsewhere: Vec<RunRecord>,
+    /// Reason why there are no records.
+    pub(super) unreadable: Option<String>,
+}
+
+impl Fleet {
+    /// Leaves out a claude-run that is just starting, whose record comes a moment after its flock. One that stays without a record
+    /// cannot keep any.
+    pub(super) fn look(factory: &Factory) -> Self {
+        let lock = FileId::at(&factory.lock_file);
+        // The kernel takes some 10 ms for its answer: time to read the records. It is asked only once, since it halts all locking.
+        let (queue, (mut census, unreadable)) = thread::scope(|scope| {
+            let queue = lock.map(|lock| scope.spawn(move || Queue::look(lock)));
+            let census = factory.census_if_readable();
+            (queue.and_then(|queue| queue.join().ok()), census)
+        });
+        let strangers = |census: &Census| -> Vec<i32> {
+            let found = queue.iter().flat_map(|queue| queue.without_record(&census.live));
+            found.filter(|&pid| is_claude_run(pid)).collect()
+        };
+        let mut without_record = strangers(&census);
+        for _ in 0..10 {
+            if without_record.is_empty() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+            census = factory.census_if_readable().0;
+            without_record = strangers(&census);
+        }
+        // One that has ended by now, or has begun since.
+        let is_no_stranger = |pid: i32| !without_record.contains(&pid) && (is_claude_run(pid) || is_gone(pid));
+        let Census { live, mut orphaned, elsewhere, .. } = census;
+        let slots = SlotsInUse::look(&factory.records, &live);
+        let waits = |record: &RunRecord| record.waits() && lock.is_some_and(|lock| record.is_about(lock));
+        let waiting = live.iter().filter(|record| waits(record)).cloned().collect();
+        let mut waiting = queue.as_ref().map_or(Vec::new(), |queue| queue.in_order(&live, waiting, is_no_stranger));
+        let holds = |record: &RunRecord| lock.is_some_and(|lock| record.holds(lock));
+        orphaned.retain(holds); // not those of another lock file
+        let (holding, mut running): (Vec<_>, Vec<_>) = live.into_iter().filter(|record| !waits(record)).partition(holds);
+        let mut holders: Vec<_> = holding.into_iter().map(|record| Holder::Run(Box::new(record))).collect();
+        if let (true, Some(lock), Some(queue)) = (holders.is_empty(), lock, &queue) {
+            let found = Holder::find_without_record(queue, Some(&factory.records));
+            let found = Holder::or_orphan(found, lock, || orphaned.clone());
+            match &found {
+                Some(Holder::Orphan(left, _)) => orphaned = vec![(**left).clone()],
+                Some(Holder::Processes(_)) => orphaned.clear(), // they are none of theirs
+                Some(Holder::Run(_)) | None => {}
+            }
+            holders.extend(found.filter(|holder| match holder {
+                Holder::Processes(processes) => !processes.first().is_some_and(|process| is_no_stranger(process.pid)),
+                Holder::Run(_) | Holder::Orphan(..) => true,
+            }));
+        }
+        if let [Holder::Run(holder)] = holders.as_slice() {
+            running.retain(|record| record.run != holder.run);
+            waiting.retain(|waiter| waiter.as_ref().map_or(true, |record| record.run != holder.run));
+        }
+        Self { holders, waiting, running, slots, orphaned, elsewhere, unreadable }
+    }
+}
+
+/// True if the pids of `run` are the same here.
+pub(super) fn is_of_our_namespace(run: &RunRecord) -> bool {
+    run.boot == proc::boot_id() && run.pid_namespace == proc::pid_namespace()
+}
+
+/// Pids of the holder's processes that are stopped, if any is, as far as that can be seen here: for a command line.
+pub(super) fn stopped_processes(holder: &Holder) -> Option<String> {
+    let pids: Vec<_> = match holder {
+        Holder::Run(run) if is_of_our_namespace(run) => [Some(run.pid), run.child].into_iter().flatten().collect(),
+        Holder::Run(_) => Vec::new(),
+        Holder::Orphan(_, processes) | Holder::Processes(processes) => processes.iter().map(|process| process.pid).collect(),
+    };
+    let is_stopped = |pid: &i32| Stat::read(*pid).is_some_and(|stat| stat.state == b'T');
+    let stopped: Vec<_> = pids.into_iter().filter(is_stopped).take(NAMED).map(|pid| pid.to_string()).collect();
+    (!stopped.is_empty()).then(|| stopped.join(" "))
+}
+
+/// True for a process of claude-run, under whatever name; where an emulator is the program, by the name of the process. Any script
+/// may have such a name.
+pub(super) fn is_claude_run(pid: i32) -> bool {
+    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let is_ours = |name: &str| name.starts_with("claude-run");
+    is_ours(&program) || program.starts_with("qemu-") && Stat::read(pid).is_some_and(|stat| is_ours(&stat.name()))
+}
+
+/// True also for a process on its way out, which has no program any more.
+fn is_gone(pid: i32) -> bool {
+    let has_no_program =
+        || fs::read_link(format!("/proc/{pid}/exe")).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    Stat::read(pid).is_none_or(|stat| stat.is_dead()) || has_no_program()
+}
