@@ -343,6 +343,23 @@ mod tests {
     }
 
     #[test]
+    fn writers_at_once_keep_what_the_others_set() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join(NAME);
+        let keys = ["lock", "timeout", "wait"];
+        let set = |key: &str| SettingsFile::set(&path, key, if key == "lock" { "refresh" } else { "1m" });
+        thread::scope(|scope| keys.map(|key| scope.spawn(move || set(key))).map(|writer| writer.join().expect("no panic")))
+            .into_iter()
+            .collect::<Result<()>>()?;
+        let file = SettingsFile::read(&path)?.expect("it is there");
+        assert!(keys.iter().all(|key| file.entries.contains_key(*key)), "{file:?}");
+        let _holder = lock_directory(dir.path())?;
+        let error = format!("{:#}", SettingsFile::set(&path, "lock", "exclusive").expect_err("the directory is locked"));
+        assert!(error.ends_with(&format!("is locked by another process (pid {})", std::process::id())), "{error}");
+        Ok(())
+    }
+
+    #[test]
     fn broken_file_is_not_changed_and_not_shown() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let (path, text) = (dir.path().join(NAME), "lock = sk-secret\n");
