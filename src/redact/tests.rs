@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::sync::{Arc, OnceLock};
 
+use self::examples::EXAMPLES;
 use super::*;
 
 mod bounds;
 mod encodings;
+mod examples;
 mod frames;
 mod pauses;
 
@@ -58,7 +60,7 @@ fn masked(text: &str) -> String {
     masked_in(&[text.as_bytes()])
 }
 
-/// An example of the table: « » stand around what is masked.
+/// Text and masked text of an example.
 fn expand(example: &str) -> (String, String) {
     let mut parts = example.split(['«', '»']);
     let (mut text, mut expected) = (parts.next().unwrap_or_default().to_owned(), String::new());
@@ -75,7 +77,9 @@ fn every_rule_keeps_its_own_examples() {
     let mut wrong = Vec::new();
     let none = Vec::<(OsString, OsString)>::new();
     let secrets = Arc::new(Secrets::new(none, &[], &[]).expect("no patterns"));
-    for rule in &rules::ALL {
+    for (rule, (name, masked, shown)) in rules::ALL.iter().zip(EXAMPLES) {
+        assert_eq!(rule.name, name, "the examples of each rule");
+        assert!(!masked.is_empty(), "{name} has no example");
         let mut check = |text: &str, expected: &str| {
             for ending in ["", "\n"] {
                 let (mut masker, mut out) = (Masker::new(Arc::clone(&secrets)), Vec::new());
@@ -83,21 +87,21 @@ fn every_rule_keeps_its_own_examples() {
                 masker.end(&mut out);
                 let out = String::from_utf8_lossy(&out);
                 if out != format!("{expected}{ending}") {
-                    wrong.push(format!("{}: {text:?} -> {out:?}, not {expected:?}", rule.name));
+                    wrong.push(format!("{name}: {text:?} -> {out:?}, not {expected:?}"));
                 }
             }
         };
-        rule.masked.iter().map(|example| expand(example)).for_each(|(text, expected)| check(&text, &expected));
-        rule.shown.iter().for_each(|text| check(text, text));
+        masked.iter().map(|example| expand(example)).for_each(|(text, expected)| check(&text, &expected));
+        shown.iter().for_each(|text| check(text, text));
     }
     assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]
 fn text_with_a_secret_is_never_left_out() {
-    for rule in &rules::ALL {
-        for text in rule.masked.iter().map(|example| expand(example).0) {
-            assert!(!plain::is_plain(&text), "{}: {text}", rule.name);
+    for (name, masked, _) in EXAMPLES {
+        for text in masked.iter().map(|example| expand(example).0) {
+            assert!(!plain::is_plain(&text), "{name}: {text}");
         }
     }
     for (text, _) in MASKED.map(expand).iter().filter(|(text, _)| text.contains("PRIVATE KEY") || text.contains("GH_TOKEN")) {
@@ -208,7 +212,7 @@ fn mixture(parts: &[&str], random: &mut impl FnMut(usize) -> usize) -> String {
 
 #[test]
 fn split_reads_mask_alike() {
-    let of_rules = rules::ALL.iter().flat_map(|rule| rule.masked).copied();
+    let of_rules = EXAMPLES.iter().flat_map(|(_, masked, _)| *masked).copied();
     for text in MASKED.into_iter().chain(of_rules).map(|example| expand(example).0) {
         let (bytes, whole) = (text.as_bytes(), masked(&text));
         for cut in 0..=bytes.len() {

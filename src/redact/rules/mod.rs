@@ -1,5 +1,4 @@
-//! The table: every form of a secret, with the words that it has in it, and with examples of what is masked and what is not.
-//! In an example, « » stand around what is masked.
+//! The table: every form of a secret, with the words that it has in it. `tests/examples.rs` has examples of each.
 
 mod contexts;
 mod list;
@@ -21,17 +20,13 @@ use super::{headers, names, nested, values};
 /// A form of secrets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rule {
-    #[cfg_attr(not(test), expect(dead_code, reason = "for people, and the test of the table"))]
+    #[cfg_attr(not(test), expect(dead_code, reason = "for people, and for the examples"))]
     pub(super) name: &'static str,
     /// Words of which each secret of this form has one.
     pub(super) words: &'static [&'static str],
     pub(super) matcher: Matcher,
     /// Its place in [`ALL`], which sets it.
     number: usize,
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the test of the table"))]
-    pub(super) masked: &'static [&'static str],
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the test of the table"))]
-    pub(super) shown: &'static [&'static str],
 }
 
 /// Way to find a secret around a word.
@@ -69,25 +64,12 @@ pub(super) enum Kind {
     Base64,
 }
 
-const fn rule(
-    name: &'static str,
-    words: &'static [&'static str],
-    matcher: Matcher,
-    masked: &'static [&'static str],
-    shown: &'static [&'static str],
-) -> Rule {
-    Rule { name, words, matcher, number: 0, masked, shown }
+const fn rule(name: &'static str, words: &'static [&'static str], matcher: Matcher) -> Rule {
+    Rule { name, words, matcher, number: 0 }
 }
 
-/// A token whose first word is shown.
-const fn token(
-    name: &'static str,
-    words: &'static [&'static str],
-    rest: &'static str,
-    kind: Kind,
-    masked: &'static [&'static str],
-) -> Rule {
-    rule(name, words, Matcher::Token { rest, kind }, masked, &[])
+const fn token(name: &'static str, words: &'static [&'static str], rest: &'static str, kind: Kind) -> Rule {
+    rule(name, words, Matcher::Token { rest, kind })
 }
 
 const COUNT: usize = CONTEXTS.len() + TOKENS.len();
