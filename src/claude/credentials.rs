@@ -64,7 +64,7 @@ impl Login {
         let lacks_inference =
             |scopes: Vec<&RawValue>| !scopes.is_empty() && !scopes.iter().any(|scope| scope.get() == r#""user:inference""#);
         match expiry {
-            // From 2.1.128 on, claude does that when a refresh token is refused.
+            // From 2.1.128 on, claude empties both tokens when the refresh token is refused.
             _ if oauth.access_token.is_some_and(is_empty) => {
                 Self::Unclear("has a dead login, with its tokens emptied: log in again".to_owned())
             }

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -148,48 +149,31 @@ impl Telemetry {
         }
         file.seek(SeekFrom::Start(*offset))?;
         let mut reader = BufReader::new(file);
-        let mut line = Vec::new();
+        // Length of the pieces before this one, if the line is too long.
+        let (mut line, mut skipped) = (Vec::new(), 0);
         loop {
             line.clear();
             let length = reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? as u64;
-            if length == 0 {
+            let has_end = line.ends_with(b"\n");
+            if length == 0 && skipped == 0 {
                 return Ok(());
             }
-            if length == MAX_LINE && !line.ends_with(b"\n") {
-                let Some(rest) = skip_line(&mut reader)? else { break };
-                self.malformed += 1;
-                *offset += length + rest;
+            if length == MAX_LINE && !has_end {
+                skipped += length;
                 continue;
             }
-            if !line.ends_with(b"\n") && serde_json::from_slice::<IgnoredAny>(&line).is_err() {
+            if !has_end && (skipped > 0 || serde_json::from_slice::<IgnoredAny>(&line).is_err()) {
                 break;
             }
-            match RefreshEvent::parse(&line) {
+            let event = if skipped > 0 { Err(Malformed) } else { RefreshEvent::parse(&line) };
+            match event {
                 Ok(event) => events.extend(event),
                 Err(Malformed) => self.malformed += 1,
             }
-            *offset += length;
+            *offset += mem::take(&mut skipped) + length;
         }
         self.cut += 1;
         Ok(())
-    }
-}
-
-/// Skips the rest of a line: its length, if it has an end yet.
-fn skip_line(reader: &mut impl BufRead) -> io::Result<Option<u64>> {
-    let mut skipped = 0;
-    loop {
-        let bytes = reader.fill_buf()?;
-        if bytes.is_empty() {
-            return Ok(None);
-        }
-        let end = memchr::memchr(b'\n', bytes);
-        let length = end.map_or(bytes.len(), |at| at + 1);
-        reader.consume(length);
-        skipped += length as u64;
-        if end.is_some() {
-            return Ok(Some(skipped));
-        }
     }
 }
 
@@ -212,5 +196,25 @@ mod tests {
         assert_eq!(line(&format!(r#""{COMMON}""#)), Err(Malformed));
         assert_eq!(line(&format!(r#"{{"event_name":"other","text":"{COMMON}"}}"#)), Ok(None));
         assert_eq!(RefreshEvent::parse(b"{"), Ok(None));
+    }
+
+    #[test]
+    fn line_beyond_the_bound_is_skipped_once_it_has_an_end() -> io::Result<()> {
+        let config_dir = tempfile::tempdir()?;
+        let mut telemetry = Telemetry::of(config_dir.path());
+        fs::create_dir(&telemetry.dir)?;
+        let path = telemetry.dir.join("1p_failed_events.s.u.json");
+        let event =
+            r#"{"event_data":{"event_name":"tengu_oauth_token_refresh_starting","client_timestamp":"1970-01-01T00:00:00Z"}}"#;
+        for length in [MAX_LINE, MAX_LINE + 1, 2 * MAX_LINE, 2 * MAX_LINE + 1] {
+            let long = "x".repeat(length as usize);
+            telemetry = Telemetry { malformed: 0, offsets: HashMap::new(), ..telemetry };
+            fs::write(&path, format!("{event}\n{long}"))?;
+            assert_eq!((telemetry.read()?.len(), telemetry.malformed, telemetry.cut), (1, 0, 1), "{length}");
+            fs::write(&path, format!("{event}\n{long}\n{event}\n"))?;
+            assert_eq!((telemetry.read()?.len(), telemetry.malformed, telemetry.cut), (1, 1, 0), "{length}");
+            assert_eq!(telemetry.offsets[&path], fs::metadata(&path)?.len());
+        }
+        Ok(())
     }
 }

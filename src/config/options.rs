@@ -1,5 +1,5 @@
-//! The table of options: from it come the parser, the help, the man page, the completions, the variables, the keys of the settings
-//! file, and the struct of their values. It costs a run nothing but the reading of its values.
+//! The table of options. From it come the parser, the help, the man page, the completions, the variables, the keys of the settings
+//! file, and the struct of their values. Most runs need only that struct: the rest is made when it is asked for, or by the build script.
 //!
 //! The first paragraph of a row's comment is its line in `-h`, all of it stands in `--help`. An option that is an `Option` has a
 //! default in words. A new row also needs a place where its value is used, and a row in `guide/options.md`, on which a test insists.

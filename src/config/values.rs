@@ -111,6 +111,13 @@ words! {
     }
 }
 
+/// Of a run that nobody attends.
+impl Default for Leftovers {
+    fn default() -> Self {
+        Self::Kill
+    }
+}
+
 /// Longest wait for the session lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -120,6 +127,17 @@ pub enum Wait {
     AtMost(Duration),
     /// Never give up.
     Forever,
+}
+
+impl Wait {
+    /// Bound of the wait; where nobody wants to wait, `at_once`.
+    pub fn limit(self, at_once: Duration) -> Option<Duration> {
+        match self {
+            Self::No => Some(at_once),
+            Self::AtMost(limit) => Some(limit),
+            Self::Forever => None,
+        }
+    }
 }
 
 /// Bound on the runs at once in one config dir.

@@ -58,15 +58,6 @@ impl LockRequest {
 
     /// Bound of the wait; where nobody wants to wait, `at_once`.
     pub(super) fn limit(&self, at_once: Duration) -> Option<Duration> {
-        limit(self.wait, at_once)
-    }
-}
-
-/// Bound of a wait; where nobody wants to wait, `at_once`.
-pub(super) fn limit(wait: Wait, at_once: Duration) -> Option<Duration> {
-    match wait {
-        Wait::No => Some(at_once),
-        Wait::AtMost(limit) => Some(limit),
-        Wait::Forever => None,
+        self.wait.limit(at_once)
     }
 }

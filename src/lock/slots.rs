@@ -26,7 +26,7 @@ use tracing::{debug, info};
 use super::claims::{AncestorRuns, Claim};
 use super::file::{FlockGuard, LockAttempt, LockFile};
 use super::flock_thread::FlockThread;
-use super::request::{Acquisition, limit};
+use super::request::Acquisition;
 use super::slot_files::{QUEUE, SlotsDir, slot_files, ticket_name};
 use super::wait::{Awaited, LockWait, WaitEnd};
 use crate::config::settings::{Slots, Wait, slots_in};
@@ -178,7 +178,7 @@ impl Search<'_> {
         if self.request.wait == Wait::No && (matches!(self.stage, Stage::First(..)) || self.is_full()) {
             return Ok(Acquisition::NotAcquired);
         }
-        wait.begin(self.awaited(), limit(self.request.wait, PASSING));
+        wait.begin(self.awaited(), self.request.wait.limit(PASSING));
         wait.next_progress_at = (self.request.wait != Wait::No).then(|| Instant::now() + UNNOTICED);
         if let Stage::Arriving(queue) = &mut self.stage
             && let Some(queue) = queue.take()

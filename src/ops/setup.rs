@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
@@ -25,7 +25,6 @@ use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::claude::storage::ClaudeStorage;
 use crate::config::duration::after;
 use crate::config::operations::SetupOptions;
-use crate::config::settings::Wait;
 use crate::lock::{self, FlockGuard, LockAttempt, LockFile};
 use crate::logging;
 use crate::outcome::Outcome;
@@ -136,11 +135,7 @@ fn ask_consent(paths: &SetupPaths, json: bool) -> Result<bool> {
 /// Acquires the session lock of the dir that is to be moved, then waits until no run is live there. Returns what is in the way at last.
 /// Signals end us as they do by default.
 fn keep_others_out(context: &Context, paths: &SetupPaths, session_lock: &mut Option<FlockGuard>) -> Result<Option<String>> {
-    let deadline = match context.settings()?.wait {
-        Wait::No => Some(Instant::now()),
-        Wait::AtMost(bound) => after(Instant::now(), Some(bound)),
-        Wait::Forever => None,
-    };
+    let deadline = after(Instant::now(), context.settings()?.wait.limit(Duration::ZERO));
     *session_lock = lock_within(&paths.link.join(lock::FILE_NAME), deadline)?;
     let Some(lock) = session_lock.as_ref().map(FlockGuard::file_id) else {
         return Ok(Some(format!("{} is in use; end what runs there, or raise --wait", paths.link.display())));

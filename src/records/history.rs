@@ -117,7 +117,7 @@ impl RecordStore {
     }
 }
 
-/// Line of a run that was killed, or went down with its machine: how it ended is not known, nor when, but for the time of this line.
+/// Line of a run that was killed, or went down with its machine. Its exit code is not known; it counts as ended when this line is written.
 pub(super) fn vanished(record: &RunRecord) -> Value {
     let passed = SystemTime::now().duration_since(record.began).unwrap_or_default();
     json!({
