@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, stdin};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use tracing::warn;
 
@@ -51,22 +51,14 @@ impl Plan {
         log: Option<Arc<LogFile>>,
     ) -> Result<Self> {
         let ancestors = AncestorRuns::of(ENVIRONMENT);
-        if ancestors.are_too_many() {
-            bail!(
-                "claude-run runs below itself {MAX_NESTING} times: is the claude on PATH a script that calls it, or another claude-run? name the real one with CLAUDE_RUN_CLAUDE",
-                MAX_NESTING = lock::MAX_NESTING
-            );
-        }
-        let program = find_program(&settings)?;
-        let is_bare = program.needs_no_lock();
-        let mut launch =
-            Launch { program, environment: env::vars_os().collect(), stdin: settings.stdin, role: Role::Command, signals };
+        ensure!(
+            !ancestors.are_too_many(),
+            "claude-run runs below itself {MAX_NESTING} times: is the claude on PATH a script that calls it, or another claude-run? name the real one with CLAUDE_RUN_CLAUDE",
+            MAX_NESTING = lock::MAX_NESTING
+        );
+        let mut launch = launch(&settings, signals, config_dir.as_ref().ok())?;
         launch.set(RunId::LINEAGE, Some(ancestors.lineage_with(run).into()));
-        match &config_dir {
-            Ok(ConfigDir { path, for_child: ForChild::Set }) => launch.set(config_dir::VARIABLE, Some(path.into())),
-            Ok(ConfigDir { for_child: ForChild::Unset, .. }) => launch.set(config_dir::VARIABLE, None),
-            Ok(_) | Err(_) => {}
-        }
+        let is_bare = launch.program.needs_no_lock();
         let wants_lock = !is_bare && settings.lock_mode != LockMode::PassThrough;
         if let Some(path) = settings.lock_file.as_ref().filter(|path| wants_lock && path.is_relative()) {
             let path = path.display();
@@ -112,6 +104,18 @@ impl Plan {
             supervises,
         })
     }
+}
+
+/// COMMAND, to be started in our environment, with the config dir in it.
+fn launch(settings: &Settings, signals: InheritedDispositions, config_dir: Option<&ConfigDir>) -> Result<Launch> {
+    let (program, environment) = (find_program(settings)?, env::vars_os().collect());
+    let mut launch = Launch { program, environment, stdin: settings.stdin, role: Role::Command, signals };
+    match config_dir {
+        Some(ConfigDir { path, for_child: ForChild::Set }) => launch.set(config_dir::VARIABLE, Some(path.into())),
+        Some(ConfigDir { for_child: ForChild::Unset, .. }) => launch.set(config_dir::VARIABLE, None),
+        Some(ConfigDir { for_child: ForChild::Unchanged, .. }) | None => {}
+    }
+    Ok(launch)
 }
 
 /// Finds COMMAND. If it looks like an operation, the error says so.

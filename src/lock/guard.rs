@@ -1,7 +1,6 @@
 //! The session lock, held: for the whole run, or until a refresh of claude's token is on the disk.
 
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use super::ancestors::is_held_above;
@@ -9,7 +8,6 @@ use super::claims::{AncestorRuns, Claim};
 use super::file::FlockGuard;
 use super::helper::Helper;
 use super::refresh_due::AwaitedRefresh;
-use crate::claude::version::Version;
 use crate::events::EventQueue;
 use crate::records::{Hold, RecordStore, RunRecorder};
 use crate::run_id::RunId;
@@ -29,7 +27,7 @@ pub struct LockGuard {
     /// The runs above us, if another process has to hold it as long as we run.
     pub(super) above: Option<AncestorRuns>,
     /// The refresh that it is held for. Without one, it is held for the whole run.
-    pub(super) refresh: Option<AwaitedRefresh>,
+    pub(crate) refresh: Option<AwaitedRefresh>,
 }
 
 impl LockGuard {
@@ -118,31 +116,6 @@ impl LockGuard {
     /// Descriptor for the child to inherit, so that the lock is held while the child lives, even if we are killed.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.flock.as_ref().map(FlockGuard::descriptor)
-    }
-
-    /// Version of the claude whose refresh the lock is held for, if it is known, and if that refresh is due for claude now.
-    pub(crate) fn refreshing_version(&self) -> Option<Version> {
-        self.refresh.as_ref()?.refreshing_version()
-    }
-
-    /// Starts the time within which claude begins with the refresh that the lock is held for.
-    pub fn on_child_started(&mut self, now: Instant) {
-        self.refresh.iter_mut().for_each(|refresh| refresh.on_child_started(now));
-    }
-
-    /// Files whose change may mean the [end of that refresh](Self::refresh_end).
-    pub fn refresh_files(&self) -> Vec<PathBuf> {
-        self.refresh.as_ref().map_or(Vec::new(), AwaitedRefresh::files)
-    }
-
-    /// Time at which the refresh may end without a change of a file.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.refresh.as_ref()?.next_deadline()
-    }
-
-    /// Reason to release the lock, if the refresh that it is held for is done, or does not come.
-    pub fn refresh_end(&mut self, now: Instant) -> Option<&'static str> {
-        self.refresh.as_mut()?.end(now)
     }
 
     fn running_helper(&self) -> Option<&Helper> {

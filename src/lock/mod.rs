@@ -34,6 +34,7 @@ pub use helper::HelperCommand;
 pub(crate) use holder::NAMED;
 pub use holder::{Holder, Process, Queue};
 pub use monitor::{MONITOR, run_monitor};
+pub(crate) use refresh_due::AwaitedRefresh;
 pub use refresh_due::Refreshes;
 pub use request::{Acquisition, LockRequest};
 pub(crate) use slot_files::{SlotFile, slot_files, try_slot_files};

@@ -22,7 +22,7 @@ pub struct Refreshes {
 
 /// A refresh that the session lock is held for.
 #[derive(Debug)]
-pub(super) struct AwaitedRefresh {
+pub(crate) struct AwaitedRefresh {
     storage: ClaudeStorage,
     /// Expiry of the token in the credentials file, until that is later.
     expiry: SystemTime,
@@ -127,26 +127,28 @@ impl AwaitedRefresh {
     }
 
     /// Version of claude, if it is known, and if that claude refreshes the token now, by its own mark.
-    pub(super) fn refreshing_version(&self) -> Option<Version> {
+    pub(crate) fn refreshing_version(&self) -> Option<Version> {
         self.version.filter(|_| self.expiry <= SystemTime::now() + CLAUDES_MARK)
     }
 
-    pub(super) fn on_child_started(&mut self, now: Instant) {
+    /// Starts the time within which claude begins with it.
+    pub(crate) fn on_child_started(&mut self, now: Instant) {
         self.give_up_at = after(now, Some(MAX_DELAY).filter(|_| !self.never_gives_up));
     }
 
-    /// Files whose change may mean that it begins or is done.
-    pub(super) fn files(&self) -> Vec<PathBuf> {
+    /// Files whose change may mean that it begins, or its [`end`](Self::end).
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let locks = RefreshLock::of(&self.storage).map(|lock| lock.path).into_iter().filter(|_| self.give_up_at.is_some());
         locks.chain([self.storage.credentials()]).collect()
     }
 
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
+    /// Time at which it may [`end`](Self::end) without a change of a file.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.give_up_at
     }
 
-    /// Reason for the end of the wait, if it is over: a file that is missing or half-written does not end it.
-    pub(super) fn end(&mut self, now: Instant) -> Option<&'static str> {
+    /// Reason to release the lock, if the refresh is done or does not come. A file that is missing or half-written is no end.
+    pub(crate) fn end(&mut self, now: Instant) -> Option<&'static str> {
         if matches!(Login::read(&self.storage.credentials()), Login::Expires(at) if at > self.expiry) {
             return Some("the token is refreshed");
         }
@@ -163,7 +165,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::settings::Environment;
+    use crate::config::cli::Cli;
+    use crate::config::settings::{Environment, Settings};
 
     fn refreshes(margin: Option<u64>) -> Refreshes {
         let margin = margin.map(Duration::from_secs);
@@ -192,6 +195,13 @@ mod tests {
         assert!(matches!(at(now - Duration::from_secs(86_400)), RefreshState::NotDue(_)));
         assert!(matches!(at(SystemTime::UNIX_EPOCH), RefreshState::NotDue(_)));
         assert!(matches!(at(now + Duration::from_secs(86_400)), RefreshState::Due(_)));
+    }
+
+    #[test]
+    fn default_margin_is_that_of_the_start() -> anyhow::Result<()> {
+        let settings = Settings::resolve(Cli::default(), &|_| None, None)?;
+        assert_eq!(settings.refresh_margin.as_span(), Some(AT_START));
+        Ok(())
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub use refresh_guard::MAX_DEFERRAL;
 pub use types::{Action, Group, Input, Notice, PolicyConfig, TreeState};
 
 /// State of a run. Tests compare and copy it, to try all that can happen: see `tests/model`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Policy {
     pub(super) config: PolicyConfig,
     phase: Phase,
@@ -28,7 +28,7 @@ pub struct Policy {
     hard_deadline: Option<Instant>,
     idle_deadline: Option<Instant>,
     result_deadline: Option<Instant>,
-    /// The relay had a moment to read what had arrived when we woke too late.
+    /// True once the relay was given [`CATCH_UP`] before a limit that we had found too late.
     has_caught_up: bool,
     /// Time at which those get TERM who have had none.
     rest_term_at: Option<Instant>,
@@ -54,8 +54,9 @@ pub struct Policy {
     refresh_since: Option<Instant>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum Phase {
+    #[default]
     Running,
     /// The child was asked to end, or its leftovers have got TERM.
     Terminating,
@@ -79,25 +80,9 @@ impl Policy {
         Self {
             hard_deadline: after(now, config.hard_limit),
             idle_deadline: after(now, config.idle_limit),
-            result_deadline: None,
-            has_caught_up: false,
-            rest_term_at: None,
-            rest_has_term: false,
-            is_hurried: false,
-            kill_at: None,
-            give_up_at: None,
             expects_input: config.streams_input,
             config,
-            phase: Phase::Running,
-            ending: None,
-            expired_limit: None,
-            stopped_by: None,
-            last_result: None,
-            open_tasks: 0,
-            has_term: false,
-            continued: SigSet::empty(),
-            deferred: Vec::new(),
-            refresh_since: None,
+            ..Self::default()
         }
     }
 

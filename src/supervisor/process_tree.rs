@@ -28,7 +28,7 @@ pub(super) struct ProcessTree {
     child_group: i32,
     /// Processes that have got TERM.
     terminated: HashSet<(i32, u64)>,
-    /// Pids of those among our own children. Until we reap one, no other process has its pid.
+    /// Pids of our own children among them, each until we reap it: then another process may get the pid.
     terminated_children: HashSet<i32>,
     /// Those that have got it when the others got KILL.
     newcomers: HashSet<(i32, u64)>,

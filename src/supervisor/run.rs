@@ -25,7 +25,7 @@ use crate::claude::frames::{FrameEvent, LastResult};
 use crate::claude::refresh_locks::CutRefresh;
 use crate::claude::storage::ClaudeStorage;
 use crate::events::{Event, EventQueue};
-use crate::lock::{LockGuard, SlotGuard};
+use crate::lock::{AwaitedRefresh, LockGuard, SlotGuard};
 use crate::outcome::Outcome;
 use crate::records::RunRecorder;
 use crate::sys::priority::Urgency;
@@ -142,7 +142,7 @@ impl<'a> Supervisor<'a> {
             info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
         }
         tree.on_started(child);
-        lock.iter_mut().for_each(|lock| lock.on_child_started(started));
+        lock.iter_mut().flat_map(|lock| &mut lock.refresh).for_each(|refresh| refresh.on_child_started(started));
         let stdin_ended = !(config.streams_input && events.watch_stdin());
         let mut supervisor = Self {
             recorder,
@@ -188,7 +188,7 @@ impl<'a> Supervisor<'a> {
                 continue;
             }
             let look_at = self.waits_for_terminal.then(|| Instant::now() + Duration::from_secs(1));
-            let lock_at = self.lock.as_ref().and_then(LockGuard::next_deadline);
+            let lock_at = self.awaited_refresh().and_then(AwaitedRefresh::next_deadline);
             let deadlines = [self.policy.next_deadline(), self.recorder.next_deadline(), lock_at, look_at];
             let deadline = deadlines.into_iter().flatten().min();
             let mut events = self.events.wait(deadline).context("cannot wait for events")?;

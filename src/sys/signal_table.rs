@@ -67,7 +67,7 @@ pub(crate) fn kill(pid: Pid, signal: Signal) -> nix::Result<()> {
 }
 
 /// Set of signals.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SigSet(u64);
 
 /// Forwarded to the child, and a request to end: each ends a process by default, and none is a fault of the program's own. Real-time

@@ -1,7 +1,5 @@
 //! Every state against every input, without a clock.
 
-use crate::sys::signal::SigSet;
-
 use super::*;
 
 const GRACE: Duration = Duration::from_secs(5);
@@ -16,14 +14,10 @@ pub(super) struct Case {
 fn config() -> PolicyConfig {
     PolicyConfig {
         hard_limit: Some(Duration::from_secs(60)),
-        idle_limit: None,
         result_grace: Some(Duration::from_secs(30)),
         task_grace: Some(Duration::from_secs(600)),
         kill_grace: Some(GRACE),
-        leftovers: Leftovers::Kill,
-        streams_input: false,
-        group: Group::Own,
-        ignored: SigSet::empty(),
+        ..PolicyConfig::default()
     }
 }
 

@@ -8,8 +8,8 @@ use crate::config::settings::Leftovers;
 use crate::outcome::Outcome;
 use crate::sys::signal::{SigSet, Signal, SignalSource};
 
-/// Limits of a run, each `None` for "no limit", and its circumstances.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Limits of a run, each `None` for "no limit", and its circumstances. By default, a run that nobody attends, without limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PolicyConfig {
     /// From the start of the child to a TERM.
     pub hard_limit: Option<Duration>,
@@ -30,9 +30,10 @@ pub struct PolicyConfig {
 }
 
 /// The child's process group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Group {
     /// A group of its own: the terminal signals only us.
+    #[default]
     Own,
     /// Ours: the terminal signals the child as well.
     Shared,

@@ -8,13 +8,12 @@ use anyhow::Result;
 use tracing::{info, warn};
 
 use super::super::output::OutputConfig;
-use super::super::policy::{Group, PolicyConfig};
+use super::super::policy::PolicyConfig;
 use super::{Supervision, Supervisor};
 use crate::claude::credentials::Login;
 use crate::config::duration::show;
-use crate::config::settings::Leftovers;
 use crate::events::EventQueue;
-use crate::lock::LockGuard;
+use crate::lock::AwaitedRefresh;
 use crate::outcome::Outcome;
 use crate::records::RunRecorder;
 
@@ -31,19 +30,15 @@ pub(crate) fn refresh_first(
     recorder: &mut RunRecorder,
     events: &mut EventQueue,
 ) -> Result<Option<Outcome>> {
-    let version = run.lock.as_ref().and_then(LockGuard::refreshing_version);
+    let refresh = run.lock.as_ref().and_then(|lock| lock.refresh.as_ref());
+    let version = refresh.and_then(AwaitedRefresh::refreshing_version);
     let Some(launch) = version.and_then(|version| run.launch.refresher(version)) else { return Ok(None) };
     info!(name: "refresh.first", "claude's token is due: refreshing it before the start");
     let policy = PolicyConfig {
         hard_limit: Some(LIMIT),
-        idle_limit: None,
-        result_grace: None,
-        task_grace: None,
         kill_grace: Some(KILL_GRACE),
-        leftovers: Leftovers::Kill,
-        streams_input: false,
-        group: Group::Own,
-        ..run.policy
+        ignored: run.policy.ignored,
+        ..PolicyConfig::default()
     };
     let (slot, lock, storage) = (run.slot.take(), run.lock.take(), run.storage.clone());
     let refresher = Supervision { launch, policy, output: OutputConfig::default(), slot, lock, storage };
@@ -63,7 +58,7 @@ pub(crate) fn refresh_first(
     };
     if not_started.is_some() {
         supervisor.release_lock();
-    } else if supervisor.lock.as_ref().and_then(LockGuard::refreshing_version).is_some() {
+    } else if supervisor.awaited_refresh().and_then(AwaitedRefresh::refreshing_version).is_some() {
         let how = match supervisor.storage.as_ref().map(|storage| Login::read(&storage.credentials())) {
             Some(Login::Unclear(why)) => format!(".credentials.json {why}"),
             _ => format!("{} {}", outcome.name(), outcome.exit_code()),

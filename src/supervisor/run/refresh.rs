@@ -10,11 +10,16 @@ use tracing::{error, info};
 use super::super::policy::Input;
 use super::Supervisor;
 use crate::claude::refresh_locks::{CutRefresh, Owner, RefreshLock, Standing};
-use crate::lock::LockGuard;
+use crate::lock::{AwaitedRefresh, LockGuard};
 
 impl Supervisor<'_> {
+    /// The refresh that the lock is held for.
+    pub(super) fn awaited_refresh(&self) -> Option<&AwaitedRefresh> {
+        self.lock.as_ref()?.refresh.as_ref()
+    }
+
     pub(super) fn files_to_watch(&self) -> Vec<PathBuf> {
-        let mut files = self.lock.as_ref().map_or(Vec::new(), LockGuard::refresh_files);
+        let mut files = self.awaited_refresh().map_or(Vec::new(), AwaitedRefresh::files);
         if let Some(storage) = self.storage.as_ref().filter(|_| self.policy.is_deferring()) {
             files.extend(RefreshLock::all(storage).into_iter().map(|lock| lock.path));
         }
@@ -41,7 +46,7 @@ impl Supervisor<'_> {
 
     pub(super) fn check_awaited_refresh(&mut self) {
         let Some(lock) = &mut self.lock else { return };
-        if let Some(reason) = lock.refresh_end(Instant::now()) {
+        if let Some(reason) = lock.refresh.as_mut().and_then(|refresh| refresh.end(Instant::now())) {
             self.recorder.on_released();
             lock.release();
             info!(name: "lock.released", "released the session lock: {reason}");
