@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 
 use super::storage::ClaudeStorage;
-use crate::sys::fs::{apart, birth, read_bounded};
+use crate::sys::fs::{apart, birth, read_bounded, real};
 use crate::sys::proc::{Stat, boot_id, host, is_invisible, pid_namespace};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,9 +81,8 @@ const SAME_BIRTH: f64 = 10.0;
 impl RefreshLock {
     /// Both locks of the login: that of all versions, and that of the newer ones.
     pub(crate) fn of(storage: &ClaudeStorage) -> [Self; 2] {
-        let real = fs::canonicalize(&storage.dir).unwrap_or_else(|_| storage.dir.clone());
         let newer = Self::at(storage.dir.join(NEWER), NEWER_STALE_AFTER);
-        let older = Self::at(with_suffix(&real, ".lock"), STALE_AFTER);
+        let older = Self::at(with_suffix(&real(&storage.dir), ".lock"), STALE_AFTER);
         // The newer versions take the older lock as well, and touch both.
         let touched = older.touched.zip(newer.touched);
         let have_one_holder = touched.is_some_and(|(older, newer)| apart(older, newer) < STALE_AFTER);

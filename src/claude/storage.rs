@@ -1,13 +1,13 @@
 //! Where claude keeps its login and its refresh locks: in its config dir, unless a variable moves them.
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::config_dir;
 use super::settings::ClaudeSettings;
 use super::version::Version;
 use crate::config::settings::Environment;
+use crate::sys::fs::real;
 
 /// Variable that moves the login and its locks, from [`Version::MOVED_STORAGE`] on. Empty, it stands for `~/.claude`.
 pub(crate) const VARIABLE: &str = "CLAUDE_SECURESTORAGE_CONFIG_DIR";
@@ -64,10 +64,6 @@ impl ClaudeStorage {
     pub(crate) fn profile_lock(&self) -> Option<PathBuf> {
         Some(self.profiles.as_ref()?.join("credentials.lock"))
     }
-}
-
-fn real(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -14,7 +14,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::frames::clamped;
-use crate::sys::fs::open_regular;
+use crate::sys::fs::{if_there, open_regular};
 
 /// Error of a line about a refresh that cannot be understood: cut, or of another shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,11 +120,7 @@ impl Telemetry {
 
     /// Reads what has been added since the last call, and returns it oldest first.
     pub(crate) fn read(&mut self) -> io::Result<Vec<RefreshEvent>> {
-        let entries = match fs::read_dir(&self.dir) {
-            Ok(entries) => entries,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
+        let Some(entries) = if_there(fs::read_dir(&self.dir))? else { return Ok(Vec::new()) };
         let mut events = Vec::new();
         self.cut = 0;
         for entry in entries {

@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::iter;
-use std::time::SystemTime;
 
 use super::claims::is_below;
 use crate::config::duration::show_seconds;
@@ -133,13 +132,7 @@ impl Holder {
     /// Name and time, for a line that has little room.
     pub(crate) fn short(&self) -> String {
         match self {
-            Self::Run(record) => {
-                format!(
-                    "{}, {}",
-                    record.who(),
-                    show_seconds(SystemTime::now().duration_since(record.since).unwrap_or_default())
-                )
-            }
+            Self::Run(record) => format!("{}, {}", record.who(), show_seconds(record.age())),
             Self::Orphan(..) | Self::Processes(_) => self.to_string(),
         }
     }
@@ -268,10 +261,9 @@ impl fmt::Display for Holder {
         };
         match self {
             Self::Run(record) => {
-                let held = SystemTime::now().duration_since(record.since).unwrap_or_default();
                 // It waits for its lock helper, or for claude's own refresh lock.
                 let but = if record.state == State::Waiting { ", not started yet" } else { "" };
-                write!(f, "{} for {}{but}", record.who(), show_seconds(held))
+                write!(f, "{} for {}{but}", record.who(), show_seconds(record.age()))
             }
             Self::Orphan(record, processes) => {
                 write!(f, "what {} left when it was killed", record.who())?;

@@ -2,8 +2,7 @@
 //! tickets `t1`, `t2` and so on of those who wait, each locked by its run. Here they are only looked at, and the tickets of the dead
 //! removed.
 
-use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
@@ -12,6 +11,7 @@ use super::file::LockFile;
 use crate::records::{RecordStore, is_locked};
 use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
+use crate::sys::fs::if_there;
 
 /// Slot, as anybody can see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,16 +37,11 @@ pub(crate) fn slot_files(store: &RecordStore) -> Vec<SlotFile> {
 /// # Errors
 /// One cannot be opened; the error names it.
 pub(crate) fn try_slot_files(store: &RecordStore) -> Result<()> {
-    fn if_there<T>(path: &Path, opened: io::Result<T>) -> Result<Option<T>> {
-        match opened {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            opened => opened.map(Some).with_context(|| format!("{} cannot be used", path.display())),
-        }
-    }
+    let unusable = |path: PathBuf| move || format!("{} cannot be used", path.display());
     let path = store.slots();
-    let Some(dir) = if_there(&path, store.open_slots())? else { return Ok(()) };
+    let Some(dir) = if_there(store.open_slots()).with_context(unusable(path.clone()))? else { return Ok(()) };
     for name in SlotsDir::read(store).numbers.iter().map(u16::to_string).chain([QUEUE.to_owned()]) {
-        if_there(&path.join(&name), dir.open_file(&name, OFlag::O_RDONLY))?;
+        if_there(dir.open_file(&name, OFlag::O_RDONLY)).with_context(unusable(path.join(name)))?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::mem;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tracing::{info, warn};
@@ -298,10 +298,9 @@ impl<'a> LockWait<'a> {
                 found.as_ref().map(name)
             }
             // Where hosts share their records, but not their locks, that run may be gone by now.
-            Awaited::Helper(_) => records.and_then(RecordStore::helped).map(|record| {
-                let since = SystemTime::now().duration_since(record.since).unwrap_or_default();
-                format!("{} for {}, by its record", record.who(), show_seconds(since))
-            }),
+            Awaited::Helper(_) => records
+                .and_then(RecordStore::helped)
+                .map(|record| format!("{} for {}, by its record", record.who(), show_seconds(record.age()))),
             Awaited::Slot { .. } | Awaited::HelperShutdown(_) | Awaited::RefreshLocks => None,
         }
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BinaryHeap;
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::mem;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -15,7 +15,7 @@ use super::store::{RecordStore, Seen, is_locked, look, record_name, temporary_na
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::open_regular;
+use crate::sys::fs::{if_there, open_regular};
 use crate::sys::mount::may_lock_per_host;
 use crate::sys::proc::{boot_id, flock_of, is_of_our_pid_namespace, pid_namespace};
 
@@ -67,11 +67,7 @@ impl RecordStore {
 
     /// Reads all records, and removes those of dead runs.
     pub(crate) fn census(&self) -> io::Result<Census> {
-        let runs = match self.open_runs() {
-            Ok(runs) => runs,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Census::default()),
-            Err(error) => return Err(error),
-        };
+        let Some(runs) = if_there(self.open_runs())? else { return Ok(Census::default()) };
         let mut census = survey(&runs, usize::MAX, |_| false)?;
         // One run may release the lock and the next acquire it while we read. A run removes its record before it releases the lock,
         // so a second look tells.

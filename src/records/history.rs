@@ -15,6 +15,7 @@ use super::run_record::RunRecord;
 use super::store::RecordStore;
 use crate::claude::frames::clamped;
 use crate::logging::{PATIENCE, append_lines};
+use crate::sys::fs::if_there;
 
 const CURRENT: &str = "history.jsonl";
 
@@ -80,13 +81,10 @@ impl RecordStore {
     pub(crate) fn read_history(&self, mut take: impl FnMut(FinishedRun)) -> io::Result<usize> {
         let mut skipped = 0;
         for name in [OLDER, CURRENT] {
-            let file = match self.open().and_then(|dir| dir.open_file(name, OFlag::O_RDONLY)) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => {
-                    return Err(io::Error::new(error.kind(), format!("{}: {error}", self.path().join(name).display())));
-                }
-            };
+            let file = if_there(self.open().and_then(|dir| dir.open_file(name, OFlag::O_RDONLY)));
+            let path = self.path().join(name);
+            let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+            let Some(file) = file.map_err(named)? else { continue };
             for_each_line(BufReader::new(file), |line| match FinishedRun::from_json(line) {
                 Some(run) => take(run),
                 None => skipped += 1,
@@ -97,10 +95,8 @@ impl RecordStore {
 
     /// The last `count` finished runs since the history was rotated.
     pub(crate) fn last_finished(&self, count: usize) -> io::Result<Vec<FinishedRun>> {
-        let file = match self.open().and_then(|dir| dir.open_file(CURRENT, OFlag::O_RDONLY)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            opened => opened?,
-        };
+        let file = if_there(self.open().and_then(|dir| dir.open_file(CURRENT, OFlag::O_RDONLY)))?;
+        let Some(file) = file else { return Ok(Vec::new()) };
         let length = file.metadata()?.len();
         let mut tail = 16 << 10;
         loop {

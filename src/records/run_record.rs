@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -148,6 +148,11 @@ impl RunRecord {
     fn is_same(&self, view: Option<&PathView>, file: FileId) -> bool {
         let seen = view.and_then(PathView::file_id);
         seen.is_some_and(|seen| seen.inode == file.inode && (seen.device == file.device || self.boot != boot_id()))
+    }
+
+    /// Time that it has been in its state; zero if that is yet to come.
+    pub(crate) fn age(&self) -> Duration {
+        SystemTime::now().duration_since(self.since).unwrap_or_default()
     }
 
     /// Name for people: the label, or the program, with pid and host.

@@ -1,11 +1,11 @@
 //! Opening files in places where others may have put something else: a FIFO must neither hang us nor lose what its writer writes, and
 //! an endless file must not fill the memory.
 
-use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::fs::{self, File, FileType, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -31,6 +31,19 @@ pub(crate) fn settled<T>(read: impl Fn() -> T, is_unsettled: impl Fn(&T) -> bool
         thread::sleep(LOOK_EVERY);
     }
     read()
+}
+
+/// What was opened; `None` if nothing is there.
+pub(crate) fn if_there<T>(opened: io::Result<T>) -> io::Result<Option<T>> {
+    match opened {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// `path` without symbolic links; as it is where it leads nowhere.
+pub(crate) fn real(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Time between the two, whichever is the later: clocks of two hosts differ.

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, StatxAttributes, StatxFlags, XattrFlags, fgetxattr, flistx
 
 use super::acl::ACL;
 use super::dir::Dir;
-use super::fs::{is_foreign, read_bounded_text};
+use super::fs::{is_foreign, read_bounded_text, real};
 use super::mount::is_mount_point;
 
 /// Larger than any such file.
@@ -21,14 +21,9 @@ const LARGEST: u64 = 8 << 20;
 /// End of the name of a copy.
 const COPY: &str = ".claude-run-copy";
 
-/// The file `path` itself: a link stays a link, as a mounted configuration may be one.
-fn resolve_links(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
-}
-
 /// Directory in which the copy is made.
 pub(crate) fn directory_of(path: &Path) -> io::Result<PathBuf> {
-    let path = std::path::absolute(resolve_links(path))?;
+    let path = std::path::absolute(real(path))?;
     path.parent().map(Path::to_owned).ok_or_else(|| io::Error::other("it is in no directory"))
 }
 
@@ -45,7 +40,7 @@ pub(crate) fn read_to_replace(path: &Path) -> io::Result<String> {
         }
         (Ok(_), Err(_)) => return no("it is a link that leads nowhere".into()),
         (_, Ok(found)) if !found.is_file() => return no("it is no regular file".into()),
-        (_, Ok(_)) if is_mount_point(&resolve_links(path)) => {
+        (_, Ok(_)) if is_mount_point(&real(path)) => {
             return no("it is a mount point; change the file that is mounted there".into());
         }
         (_, Ok(_)) => read_bounded_text(path, LARGEST)?,
@@ -53,7 +48,7 @@ pub(crate) fn read_to_replace(path: &Path) -> io::Result<String> {
         (_, Err(error)) => return Err(error),
     };
     let directory = directory_of(path)?;
-    if [&*resolve_links(path), &directory].into_iter().any(is_unchangeable) {
+    if [&*real(path), &directory].into_iter().any(is_unchangeable) {
         return no("it, or its directory, is immutable, or append-only; call chattr -ia on it".into());
     }
     faccessat(AT_FDCWD, &directory, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
@@ -72,7 +67,7 @@ pub(crate) fn is_unchangeable(path: &Path) -> bool {
 /// The file cannot be read, written or replaced, or `change` fails, or those who may read it now could not read the copy.
 pub(crate) fn replace(path: &Path, change: impl Fn(&str) -> io::Result<String>) -> io::Result<()> {
     let text = read_to_replace(path)?;
-    let (path, directory) = (&resolve_links(path), &directory_of(path)?);
+    let (path, directory) = (&real(path), &directory_of(path)?);
     let old = File::open(path).ok();
     // A new file, less the umask: whoever shares the directory reads it.
     let mode = if old.is_some() { 0o600 } else { 0o666 };
@@ -127,7 +122,7 @@ fn give(file: &File, other: &Metadata) -> io::Result<()> {
 /// Removes the copies of the file `path` that calls which were killed have left.
 pub(crate) fn remove_leftovers(path: &Path) -> io::Result<()> {
     let directory = Dir::open(&directory_of(path)?)?;
-    for name in directory.leftovers(&prefix_of_copy(&resolve_links(path)), COPY)? {
+    for name in directory.leftovers(&prefix_of_copy(&real(path)), COPY)? {
         if directory.open_file(&name, OFlag::O_RDONLY).is_ok() {
             directory.remove(&name)?;
         }

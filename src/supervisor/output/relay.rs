@@ -292,23 +292,24 @@ impl Stream {
             });
             seen.into_iter().for_each(|frame| shared.sender.send(Event::Frame(frame)));
         }
-        match &mut self.masker {
-            None => self.pass_on_masked(bytes, shared),
-            Some(masker) => {
-                let mut masked = Vec::with_capacity(bytes.len());
-                masker.feed(bytes, &mut masked);
-                self.pass_on_masked(&masked, shared);
-            }
-        }
+        let feed = |masker: &mut Masker, masked: &mut Vec<u8>| {
+            masked.reserve(bytes.len());
+            masker.feed(bytes, masked);
+        };
+        if self.masker.is_none() { self.pass_on_masked(bytes, shared) } else { self.mask(feed, shared) }
+    }
+
+    /// Passes on what `step` of the masker, if there is one, gives.
+    fn mask(&mut self, step: impl FnOnce(&mut Masker, &mut Vec<u8>), shared: &Shared) {
+        let Some(masker) = &mut self.masker else { return };
+        let mut masked = Vec::new();
+        step(masker, &mut masked);
+        self.pass_on_masked(&masked, shared);
     }
 
     fn pause(&mut self, now: Instant, shared: &Shared) {
-        if self.prompt_at().is_some_and(|at| now >= at)
-            && let Some(masker) = &mut self.masker
-        {
-            let mut masked = Vec::new();
-            masker.pause(&mut masked);
-            self.pass_on_masked(&masked, shared);
+        if self.prompt_at().is_some_and(|at| now >= at) {
+            self.mask(Masker::pause, shared);
         }
         if self.frame_pause_at().is_some_and(|at| now >= at)
             && let Some(frames) = &mut self.frames
@@ -364,11 +365,7 @@ impl Stream {
     fn end(&mut self, shared: &Shared) -> Option<LastResult> {
         let buffer = mem::take(&mut self.buffer);
         self.copy(&buffer[..self.held], shared);
-        if let Some(masker) = &mut self.masker {
-            let mut masked = Vec::new();
-            masker.end(&mut masked);
-            self.pass_on_masked(&masked, shared);
-        }
+        self.mask(Masker::end, shared);
         self.input = None;
         if let Some(lines) = &mut self.lines {
             lines.end();
