@@ -100,7 +100,7 @@
 //! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one row; a new type of value: `config/values.rs` |
 //! | an operation | `config/operations.rs` for its words, `ops/` for what it does |
 //! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `policy_config`; the hard limit: `config/settings.rs`, `HARD_LIMIT` |
-//! | what is masked: a format, or a name before a value | a row of `redact/rules/tokens.rs` or `redact/rules/contexts.rs`, with its examples; which names: `redact/names.rs` |
+//! | what is masked: a format, or a name before a value | a row of `redact/rules/tokens.rs` or `redact/rules/contexts.rs`, and its examples in `redact/tests/examples.rs`; which names: `redact/names.rs` |
 //! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::decide`; from TERM to KILL: `supervisor/policy/escalation.rs` |
 //! | how long a refresh of claude's is spared our signals | `supervisor/policy/refresh_guard.rs`, `MAX_DEFERRAL` |
 //! | how long a start waits for claude's refresh locks | `lock/acquire.rs`, `MAX_REFRESH_LOCK_WAIT` |

@@ -74,11 +74,8 @@ impl Plan {
         let slot = config_dir.as_deref().and_then(|config_dir| slot_request(&settings, &launch, config_dir, &ancestors));
         let claude = config_dir.as_deref().map(|config_dir| Invocation::of(&launch.program, ENVIRONMENT, config_dir));
         let storage = claude.as_ref().map(Invocation::storage);
-        let refreshes = claude.zip(storage.clone()).map(|(claude, storage)| Refreshes {
-            claude,
-            storage,
-            margin: settings.refresh_margin.as_span(),
-        });
+        let margin = settings.refresh_margin.as_span();
+        let refreshes = claude.zip(storage.clone()).map(|(claude, storage)| Refreshes { claude, storage, margin });
         let lock_file = settings.lock_file.clone().or_else(|| Some(config_dir.as_deref()?.join(lock::FILE_NAME)));
         let lock = lock_file.filter(|_| wants_lock).map(|path| lock_request(&settings, &launch, path, refreshes, ancestors));
         let policy = policy_config(&settings, &launch);

@@ -49,6 +49,7 @@ pub(super) fn show(
     }
 }
 
+#[derive(Default)]
 struct Summary {
     since: Option<SystemTime>,
     files: usize,
@@ -78,8 +79,7 @@ struct Window {
 impl Summary {
     fn of(events: &[RefreshEvent], telemetry: &Telemetry, since: Option<SystemTime>) -> Self {
         let (files, skipped) = (telemetry.offsets.len(), telemetry.malformed + telemetry.cut);
-        let (counts, windows, broken, other_failures) = Default::default();
-        let mut summary = Self { since, files, skipped, counts, windows, broken, other_failures };
+        let mut summary = Self { since, files, skipped, ..Self::default() };
         let (mut refreshing, mut starts) = (BTreeMap::<&str, SystemTime>::new(), VecDeque::new());
         for event in events {
             let (count, sessions) = summary.counts.entry((event.name.clone(), event.version.clone())).or_default();
