@@ -24,7 +24,7 @@ pub enum Outcome {
     },
     /// The lock helper ended, and with it the lock, and claude-run ended the child.
     LockLost,
-    /// The session lock was not free within `--wait`; `code` is `--conflict-exit-code`.
+    /// The session lock was not free within `--wait`; `code` is `--conflict-exit-code`, by default EX_TEMPFAIL, "try again later".
     LockBusy {
         code: u8,
     },
@@ -41,9 +41,6 @@ pub enum Outcome {
     /// claude-run itself failed, usage errors included.
     Failed,
 }
-
-/// Default of `--conflict-exit-code`: EX_TEMPFAIL, "try again later".
-pub const CONFLICT: u8 = 75;
 
 impl Outcome {
     /// The exit code: the contract with every caller.
@@ -118,8 +115,8 @@ mod tests {
             Outcome::IdleLimit,
             Outcome::NoResult,
             Outcome::OutputLost,
-            Outcome::LockBusy { code: CONFLICT },
-            Outcome::SlotBusy { code: CONFLICT },
+            Outcome::LockBusy { code: 75 },
+            Outcome::SlotBusy { code: 75 },
             Outcome::Failed,
             Outcome::CannotRun,
             Outcome::NotFound,

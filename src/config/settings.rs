@@ -140,6 +140,14 @@ mod tests {
     }
 
     #[test]
+    fn hard_limit_is_the_one_that_the_help_names() -> Result<()> {
+        let row = OPTIONS.iter().find(|option| option.name == "timeout").expect("a row");
+        let (limit, _) = row.default.split_once(';').expect("a default in words");
+        assert_eq!(DurationSetting::parse(limit)?, HARD_LIMIT);
+        Ok(())
+    }
+
+    #[test]
     fn empty_variable_counts_as_unset() -> Result<()> {
         let empty: Vec<_> = OPTIONS.iter().map(|option| (option.variable, "")).collect();
         let settings = resolve(&[], &empty)?;
