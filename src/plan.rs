@@ -56,8 +56,7 @@ impl Plan {
             "claude-run runs below itself {MAX_NESTING} times: is the claude on PATH a script that calls it, or another claude-run? name the real one with CLAUDE_RUN_CLAUDE",
             MAX_NESTING = lock::MAX_NESTING
         );
-        let mut launch = launch(&settings, signals, config_dir.as_ref().ok())?;
-        launch.set(RunId::LINEAGE, Some(ancestors.lineage_with(run).into()));
+        let mut launch = launch(&settings, signals, ancestors.lineage_with(run), config_dir.as_ref().ok())?;
         let is_bare = launch.program.needs_no_lock();
         let wants_lock = !is_bare && settings.lock_mode != LockMode::PassThrough;
         if let Some(path) = settings.lock_file.as_ref().filter(|path| wants_lock && path.is_relative()) {
@@ -103,10 +102,16 @@ impl Plan {
     }
 }
 
-/// COMMAND, to be started in our environment, with the config dir in it.
-fn launch(settings: &Settings, signals: InheritedDispositions, config_dir: Option<&ConfigDir>) -> Result<Launch> {
+/// COMMAND, to be started in our environment, with its `lineage` and the config dir in it.
+fn launch(
+    settings: &Settings,
+    signals: InheritedDispositions,
+    lineage: String,
+    config_dir: Option<&ConfigDir>,
+) -> Result<Launch> {
     let (program, environment) = (find_program(settings)?, env::vars_os().collect());
     let mut launch = Launch { program, environment, stdin: settings.stdin, role: Role::Command, signals };
+    launch.set(RunId::LINEAGE, Some(lineage.into()));
     match config_dir {
         Some(ConfigDir { path, for_child: ForChild::Set }) => launch.set(config_dir::VARIABLE, Some(path.into())),
         Some(ConfigDir { for_child: ForChild::Unset, .. }) => launch.set(config_dir::VARIABLE, None),
