@@ -140,12 +140,6 @@ pub(crate) fn blocks(kind: &str) -> Vec<&'static str> {
 /// Machine that they assume: claude-run and a claude on PATH, a login.
 pub(crate) fn machine() -> Env {
     let env = Env::new();
-    let put = |path: &str, mode: u32, text: &str| {
-        let path = env.path(path);
-        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
-        fs::write(&path, text).expect("a file");
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("a mode");
-    };
     let claude = r#"#!/bin/sh
 case $* in
   --version) echo "2.1.330 (Claude Code)" ;;
@@ -153,15 +147,18 @@ case $* in
   *) echo hi ;;
 esac
 "#;
-    put("bin/claude", 0o755, claude);
-    put("bin/etcdctl", 0o755, "#!/bin/sh\necho key\nexec sleep 600\n");
-    put("bin/dsh", 0o755, "#!/bin/sh\necho hi\n");
-    put("nightly.sh", 0o755, "#!/bin/sh\n");
+    env.script("bin/claude", claude);
+    env.script("bin/etcdctl", "#!/bin/sh\necho key\nexec sleep 600\n");
+    env.script("bin/dsh", "#!/bin/sh\necho hi\n");
+    env.script("nightly.sh", "#!/bin/sh\n");
     symlink(binary(), env.path("bin/claude-run")).expect("a link");
     symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts"), env.path("scripts")).expect("a link");
     let login = r#"{"claudeAiOauth":{"accessToken":"a","refreshToken":"r","expiresAt":4102444800000,"scopes":[]}}"#;
     for config_dir in ["home/.claude", "srv/claude/config"] {
-        put(&format!("{config_dir}/.credentials.json"), 0o600, login);
+        let file = env.path(config_dir).join(".credentials.json");
+        fs::create_dir_all(env.path(config_dir)).expect("a directory");
+        fs::write(&file, login).expect("a file");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("a mode");
         fs::set_permissions(env.path(config_dir), fs::Permissions::from_mode(0o700)).expect("a mode");
     }
     env

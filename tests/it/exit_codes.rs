@@ -1,7 +1,6 @@
 //! Exit codes: the child's own pass unchanged, ours can be told apart, and a child that cannot be started has its reason.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 
 use crate::env::Env;
@@ -49,8 +48,7 @@ fn program_that_cannot_run_is_126_and_named() {
     fs::write(env.path("plain"), "text").expect("a file");
     let headless = env.script("headless", "echo never through a shell\n");
     let orphaned = env.script("orphaned", "#!/nonesuch/interpreter\n");
-    fs::write(env.path("binary"), [0x7f, b'E', b'L', b'F', 0]).expect("a file");
-    fs::set_permissions(env.path("binary"), fs::Permissions::from_mode(0o755)).expect("a mode");
+    env.script("binary", "\x7fELF\0");
     for path in [env.path("plain"), env.home(), headless, orphaned, env.path("binary")] {
         let assert = env.claude_run().arg("--").arg(&path).assert().code(126).stdout("");
         let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();

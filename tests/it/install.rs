@@ -1,7 +1,6 @@
 //! `scripts/install.sh`: what it puts where, that it can be called again, and that it takes everything away.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 
@@ -50,9 +49,7 @@ const FILES: [&str; 6] = [
 
 /// A real claude at `path`.
 fn put_claude(env: &Env, path: &str) {
-    fs::create_dir_all(env.path(path).parent().expect("a directory")).expect("a directory");
-    fs::write(env.path(path), "#!/bin/sh\necho the real one: \"$@\"\n").expect("a file");
-    fs::set_permissions(env.path(path), fs::Permissions::from_mode(0o755)).expect("a mode");
+    env.script(path, "#!/bin/sh\necho the real one: \"$@\"\n");
 }
 
 #[test]

@@ -165,11 +165,12 @@ fn terminal_is_taken_back_from_a_killed_shell() {
 fn background_run_takes_the_terminal_from_no_shell() {
     let env = Env::new();
     let mut command = env.command("bash");
-    // The job in the foreground stops the shell, and is a dead process group there when the run in the background ends.
+    // The job in the foreground stops the shell, which must not reap it, and is a dead process group there when the run in the
+    // background ends.
     let script = r#"set -m
         "$0" sh -c 'until read -r job <job && grep -q ") Z" "/proc/$job/stat"; do sleep 0.02; done 2>/dev/null' &
         echo "shell $$ run $!:"
-        sh -c 'kill -STOP "$PPID"; echo $$ >new; mv new job'
+        sh -c 'kill -STOP "$PPID"; until grep -q ") T" "/proc/$PPID/stat"; do sleep 0.02; done; echo $$ >new; mv new job'
         read -r word; echo "read $word""#;
     command.args(["--norc", "-c", script]).arg(binary()).current_dir(env.home());
     let mut terminal = OnTerminal::start(command);

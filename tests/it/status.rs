@@ -340,9 +340,7 @@ fn waiters_are_listed_in_the_kernel_order() {
 #[test]
 fn script_named_like_claude_run_is_a_holder() {
     let env = Env::new();
-    let script = env.path("claude-run-nightly");
-    fs::write(&script, "#!/bin/sh\nexec 9>\"$1\"; flock 9; echo held; read -r end\n").expect("a script");
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("ours");
+    let script = env.script("claude-run-nightly", "#!/bin/sh\nexec 9>\"$1\"; flock 9; echo held; read -r end\n");
     let mut command = env.command(&script);
     command.arg(env.make_lock_file()).stdin(std::process::Stdio::piped());
     let holder = Running::start(command);
