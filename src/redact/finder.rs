@@ -1,13 +1,11 @@
-//! Finds words in text: those of the rules, and of texts that are known. A set of bits says where one may begin, so that
-//! nearly every byte costs a load and no branch.
+//! Finds words in text: those of the rules, and of texts that are known. [`Pairs`] says where one may begin, and a hash of its first
+//! bytes which it may be.
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
+use super::pairs::{HEAD, Head, Pairs};
 use super::rules::Rule;
-
-/// Bytes of a word by which it is looked for.
-const HEAD: usize = 3;
 
 /// Bits of a hash: far more hashes than words, and few enough for a set of them in the first-level cache.
 const BITS: u32 = 16;
@@ -37,6 +35,7 @@ pub(super) enum Meaning {
 #[derive(Debug, Default)]
 pub(super) struct Finder {
     words: Vec<(Vec<u8>, Vec<Meaning>)>,
+    pairs: Pairs,
     /// The hashes of the heads of all words.
     heads: Vec<u64>,
     /// Hashes and indices of the words, sorted.
@@ -53,23 +52,23 @@ impl Finder {
             meanings.entry(word).or_default().push(meaning);
         }
         let words: Vec<_> = meanings.into_iter().collect();
-        let of_word = |(index, (word, _)): (usize, &(Vec<u8>, _))| {
-            let (head, known) =
-                (word.iter().take(HEAD).fold(0, |head, &byte| add(head, byte)), 8 * word.len().min(HEAD) as u32);
-            // Anything may follow a short word.
-            let fillers = 0..1 << (8 * HEAD as u32 - known);
-            fillers.map(move |filler| (hash(head >> (8 * HEAD as u32 - known) | filler << known), index))
-        };
-        let mut hashes: Vec<_> = words.iter().enumerate().flat_map(of_word).collect();
+        let mut pairs = Pairs::new();
+        let mut hashes = Vec::new();
+        for (index, (word, _)) in words.iter().enumerate() {
+            for head in heads(word) {
+                pairs.add(head);
+                hashes.push((hash(head), index));
+            }
+        }
         hashes.sort_unstable();
         hashes.dedup();
         let heads = bits(hashes.iter().map(|(hash, _)| *hash));
         let buckets = (0..=1 << BUCKET_BITS).map(|bucket| hashes.partition_point(|(hash, _)| self::bucket(*hash) < bucket));
-        Self { buckets: buckets.collect(), sorted: hashes, heads, words }
+        Self { buckets: buckets.collect(), sorted: hashes, heads, pairs, words }
     }
 
-    /// Calls `found` for each word in `text` from `from` on, as far as it says to go on, by their beginnings. The last bytes, too few for
-    /// a word and a secret behind it, are left out.
+    /// Calls `found` for each word in `text` that begins at `from` or behind it, in the order of their places, until it returns `Break`.
+    /// Words that begin in the last two bytes are left out: no secret can follow them.
     pub(super) fn find(&self, text: &[u8], from: usize, mut found: impl FnMut(Range<usize>, Meaning) -> ControlFlow<()>) {
         let mut at = from;
         while let Some((before, hash)) = self.next_head(&text[at..]) {
@@ -93,13 +92,18 @@ impl Finder {
     /// First place in `text` at which a word may begin, and its hash.
     fn next_head(&self, text: &[u8]) -> Option<(usize, usize)> {
         let heads: &Bits = self.heads.as_slice().try_into().ok()?;
-        let (&[first, second], rest) = text.split_first_chunk()?;
-        let mut head = add(add(0, first), second);
-        let at = rest.iter().position(|&byte| {
-            head = add(head, byte);
-            has(heads, hash(head))
-        })?;
-        Some((at, hash(head)))
+        let mut from = 0;
+        loop {
+            let near = self.pairs.next(&text[from..]);
+            // The last place may be in no pair that has a next one.
+            let first = near.map_or(text.len().saturating_sub(HEAD), |near| from + near);
+            let mut places = (first..first + 2).filter_map(|at| Some((at, hash(*text.get(at..)?.first_chunk()?))));
+            if let Some(found) = places.find(|(_, hash)| has(heads, *hash)) {
+                return Some(found);
+            }
+            near?;
+            from = first + 2;
+        }
     }
 }
 
@@ -121,16 +125,18 @@ fn bits(of: impl Iterator<Item = usize>) -> Vec<u64> {
     bits
 }
 
-/// The head that ends with `byte`, behind the last bytes of `head`.
-#[inline(always)]
-fn add(head: u32, byte: u8) -> u32 {
-    head >> 8 | u32::from(byte) << 16
+/// The first bytes of `word`, and of what else may follow a short one.
+fn heads(word: &[u8]) -> impl Iterator<Item = Head> {
+    let bytes = move |at: usize| word.get(at).map_or(0..=u8::MAX, |&byte| byte..=byte);
+    let pairs = bytes(0).flat_map(move |first| bytes(1).map(move |second| (first, second)));
+    pairs.flat_map(move |(first, second)| bytes(2).map(move |third| [first, second, third]))
 }
 
 /// Hash of a head, alike in any case.
 #[inline(always)]
-fn hash(head: u32) -> usize {
-    ((head | 0x0020_2020).wrapping_mul(0x9e37_79b1) >> (u32::BITS - BITS)) as usize
+fn hash([first, second, third]: Head) -> usize {
+    let head = u32::from_le_bytes([first, second, third, 0]) | 0x0020_2020;
+    (head.wrapping_mul(0x9e37_79b1) >> (u32::BITS - BITS)) as usize
 }
 
 fn bucket(hash: usize) -> usize {
@@ -141,21 +147,45 @@ fn bucket(hash: usize) -> usize {
 mod tests {
     use super::*;
 
+    fn places(finder: &Finder, text: &[u8], from: usize) -> Vec<(usize, usize)> {
+        let mut places = Vec::new();
+        finder.find(text, from, |place, _| {
+            places.push((place.start, place.len()));
+            ControlFlow::Continue(())
+        });
+        places
+    }
+
+    fn finder(words: &[&str]) -> Finder {
+        Finder::new(words.iter().map(|word| (word.as_bytes().to_vec(), Meaning::Name)))
+    }
+
     #[test]
     fn words_are_found_at_every_place_in_any_case() {
         let words = ["q~", "key", "ghp_", "://", "x"];
-        let finder = Finder::new(words.iter().map(|word| (word.as_bytes().to_vec(), Meaning::Name)));
+        let finder = finder(&words);
         for word in words {
             for before in 0..9 {
                 for text in [word.to_owned(), word.to_uppercase()] {
                     let text = format!("{}{text}  ", "-".repeat(before));
-                    let mut places = Vec::new();
-                    finder.find(text.as_bytes(), 0, |place, _| {
-                        places.push((place.start, place.len()));
-                        ControlFlow::Continue(())
-                    });
-                    assert_eq!(places, [(before, word.len())], "{text}");
+                    assert_eq!(places(&finder, text.as_bytes(), 0), [(before, word.len())], "{text}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn words_are_found_as_by_a_look_at_every_place() {
+        // The first two letters are alike in what the table of pairs has of them.
+        let (letters, words) = (*b"aI~i", ["aaia", "ai", "i~", "ia~", "ii~a", "~ai"]);
+        let finder = finder(&words);
+        for number in 0..4_usize.pow(7) {
+            let text: Vec<_> = (0..7).map(|at| letters[number >> (2 * at) & 3]).collect();
+            for (from, length) in [(0, 7), (1, 7), (0, 6), (4, 6)] {
+                let text = &text[..length];
+                let of_place = |at: usize| words.iter().filter(move |word| begins(&text[at..], word.as_bytes()));
+                let all = (from..length - 2).flat_map(|at| of_place(at).map(move |word| (at, word.len())));
+                assert_eq!(places(&finder, text, from), all.collect::<Vec<_>>(), "{}", String::from_utf8_lossy(text));
             }
         }
     }

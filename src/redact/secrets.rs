@@ -228,8 +228,8 @@ fn encodings() -> impl Iterator<Item = String> {
     ENCODINGS.iter().map(|word| (*word).to_owned()).chain(of_bytes).chain(of_digits)
 }
 
-/// A word from its first sign on, as it stands in a regular expression or a shell, also in JSON, if such a sign is escaped there.
-/// What begins with one letter and a backslash is in no plain text, and costs nothing there.
+/// What a word with signs becomes where those are escaped, as `\-` in a regular expression or a shell, and as `\\-` in JSON of that: from
+/// the letter before its first sign on. A letter before a backslash is rare elsewhere, so that such words cost next to nothing.
 fn escaped(word: &str) -> Vec<String> {
     let is_sign = |c: char| "-.?&~ ".contains(c);
     let Some(sign) = word.find(is_sign) else { return Vec::new() };
