@@ -16,46 +16,39 @@ const BITS: u16 = 0x5f5f;
 /// words at the second.
 type Classes = u16;
 
-/// The words that may begin in a pair of bytes, and those that may end in it.
-#[derive(Clone, Copy, Debug, Default)]
-struct Pair {
-    begin: Classes,
-    end: Classes,
-}
-
-/// A table of all pairs.
+/// For each pair of bytes, the words that may begin in it, and those that may end in it.
 #[derive(Debug, Default)]
-pub(super) struct Pairs(Vec<Pair>);
+pub(super) struct Pairs(Vec<[Classes; 2]>);
 
 const COUNT: usize = BITS as usize + 1;
 
 impl Pairs {
     /// A table of no words. It has what one byte alone tells: the first of a word that begins at it, and the third of one that ends at it.
     pub(super) fn new() -> Self {
-        let mut pairs = vec![Pair::default(); COUNT];
-        // The rest of the table is never touched, and takes no memory.
+        let mut pairs = vec![[0; 2]; COUNT];
+        // Other places of the table are of no pair.
         let [bits, _] = BITS.to_le_bytes();
         let bytes = || (0..=bits).filter(|byte| byte & !bits == 0);
         for (first, second) in bytes().flat_map(|first| bytes().map(move |second| (first, second))) {
-            pairs[index([first, second])] = Pair { begin: of_second(second), end: of_first(first) };
+            pairs[index([first, second])] = [of_second(second), of_first(first)];
         }
         Self(pairs)
     }
 
     /// Adds the words with this head, by the pair of bytes in it: the other byte is in [`Self::new`]'s part.
     pub(super) fn add(&mut self, [first, second, third]: Head) {
-        self.0[index([first, second])].begin |= of_first(third);
-        self.0[index([second, third])].end |= of_second(first);
+        self.0[index([first, second])][0] |= of_first(third);
+        self.0[index([second, third])][1] |= of_second(first);
     }
 
     /// Place in `text` of the first pair in which a word may begin whose first bytes end in the next one.
     pub(super) fn next(&self, text: &[u8]) -> Option<usize> {
-        let pairs: &[Pair; COUNT] = self.0.as_slice().try_into().ok()?;
+        let pairs: &[[Classes; 2]; COUNT] = self.0.as_slice().try_into().ok()?;
         let mut begun = 0;
         let end = text.chunks_exact(2).position(|pair| {
-            let pair = pairs[index([pair[0], pair[1]])];
-            let is_end = begun & pair.end != 0;
-            begun = pair.begin;
+            let [begin, end] = pairs[index([pair[0], pair[1]])];
+            let is_end = begun & end != 0;
+            begun = begin;
             is_end
         })?;
         Some(2 * end - 2)
