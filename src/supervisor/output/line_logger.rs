@@ -77,7 +77,8 @@ impl Lines {
                 self.part.pop_if(|&mut last| last == b'\r');
                 rest
             }
-            _ => rest.strip_suffix(b"\r").unwrap_or(rest),
+            [line @ .., b'\r'] => line,
+            _ => rest,
         };
         self.entry(rest);
         self.continued = false;
