@@ -112,7 +112,7 @@ impl Masker {
     /// Appends to `out` what is no secret of a line that waits for its end, as a prompt does, and does not begin like one.
     pub fn pause(&mut self, out: &mut Vec<u8>) {
         self.paused = self.line.len();
-        if self.line.len() <= self.shown || self.long.is_some() || self.block.is_open() {
+        if self.long.is_some() || self.block.is_open() {
             return;
         }
         let mut block = Block::default();
@@ -195,8 +195,8 @@ impl Masker {
     /// Masks the piece that ends at `cut`, by what stands in the line up to `end`; without a cut it is the last.
     fn mask_piece(&mut self, end: usize, cut: Option<usize>, out: &mut Vec<u8>) {
         let text = &self.line[..end];
-        let json = is_json(text, self.long.is_none() && cut.is_none());
-        let mut long = self.long.unwrap_or(Long { is_json: json, in_string: false, open: None });
+        let first = || Long { is_json: is_json(text, cut.is_none()), in_string: false, open: None };
+        let mut long = self.long.unwrap_or_else(first);
         let mut spans = self.secrets.spans(text, &mut self.block);
         if let Some(open) = long.open.take() {
             let rest = &text[self.piece..];

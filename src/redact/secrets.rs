@@ -112,7 +112,7 @@ impl Secrets {
         of_patterns.chain(first).min()
     }
 
-    /// Place in `line`, not before `from`, from which on it may be the beginning of a secret.
+    /// Place in `line` from which on it may be the beginning of a secret. Up to `from` it is shown or masked.
     pub(super) fn undecided(&self, line: &[u8], from: usize) -> usize {
         static OPEN: OnceLock<Option<Regex>> = OnceLock::new();
         let open = OPEN.get_or_init(|| compile(&format!(r"(?i)(?:{})\z", BEGUN.join("|"))).ok()).as_ref();
@@ -129,7 +129,7 @@ impl Secrets {
             SYNTAXES.into_iter().filter_map(below).chain(self.known_begins(text)).min()
         };
         let known = of_text(line).into_iter().chain(cut.and_then(|cut| of_text(&line[..cut])));
-        begun.into_iter().chain(token).chain(known).min().map_or(line.len(), |at| at.max(from))
+        begun.into_iter().chain(token).chain(known).min().unwrap_or(line.len())
     }
 
     /// First place from which on `text` is the beginning of a known text.

@@ -10,6 +10,7 @@ mod bounds;
 mod encodings;
 mod examples;
 mod frames;
+mod long;
 mod pauses;
 
 fn secrets() -> Arc<Secrets> {
@@ -208,6 +209,12 @@ fn random(seed: u64) -> impl FnMut(usize) -> usize {
 /// Up to 13 of `parts`, in any order.
 fn mixture(parts: &[&str], random: &mut impl FnMut(usize) -> usize) -> String {
     (0..random(14)).map(|_| parts[random(parts.len())]).collect()
+}
+
+#[test]
+fn pattern_may_have_letters_of_any_language() {
+    let secrets = Arc::new(Secrets::new(Vec::new(), &[], &["id-[äöü]+".to_owned()]).expect("a good pattern"));
+    assert_eq!(masked_with(&secrets, &["x id-äüö y".as_bytes()]), "x *** y");
 }
 
 #[test]

@@ -35,6 +35,7 @@ fn prompts_are_shown_at_a_pause() {
             r#"{"s":"***","***":[true,null,1e5,-1E5,false],"u":"*** y"#,
         ),
         ("x q1w2e3 y", "x *** y"),
+        ("x q1w2e3 docker login -u x -p kX9mQ2vL7", "x *** docker login -u x -p "),
         (r#"x q1","t":[true,null,1e5,-1E5,false] y"#, "x *** y"),
         ("x hunter2-hunter2", "x "),
     ] {
@@ -46,6 +47,35 @@ fn prompts_are_shown_at_a_pause() {
         let (out, whole) = (String::from_utf8_lossy(&out).into_owned(), masked(&format!("{prompt}cdefg hunter2-hunter2\n")));
         assert_eq!(out, whole, "{prompt}");
     }
+}
+
+#[test]
+fn rest_is_shown_at_the_next_pause() {
+    for (first, second, shown) in [
+        ("at ", "https://bob:kX9mQ2vL7p", "at https://bob:"),
+        ("at ", "https://0123456789abcdef0123", "at https://"),
+        ("docker ", "login -p kX9mQ2vL7", "docker login -p "),
+        ("key ", "ghp_ab", "key "),
+        ("ghp_ab ", "cd", "ghp_*** cd"),
+        ("x ", "hunter2-hu", "x "),
+        ("x=a", "bcd y", "x=abcd y"),
+    ] {
+        let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
+        for text in [first, second] {
+            masker.feed(text.as_bytes(), &mut out);
+            masker.pause(&mut out);
+        }
+        assert_eq!(String::from_utf8_lossy(&out), shown);
+    }
+}
+
+#[test]
+fn list_is_one_before_its_end() {
+    let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
+    masker.feed(br#"[{"s":"q1","t":[true,null,1e5,-1E5,false],"u":"v "#, &mut out);
+    masker.pause(&mut out);
+    masker.feed(b"w\"}]\n", &mut out);
+    assert_eq!(String::from_utf8_lossy(&out), r#"[{"s":"***","***":[true,null,1e5,-1E5,false],"u":"v w"}]"#.to_owned() + "\n");
 }
 
 #[test]
