@@ -2,6 +2,7 @@
 //! reads them, from wherever they come; no I/O, no defaults.
 
 use std::ffi::{OsStr, OsString};
+use std::iter;
 
 use anyhow::{Result, bail};
 use clap::builder::ValueParser;
@@ -213,13 +214,17 @@ fn operation_in(words: &[OsString]) -> Option<&str> {
     words[at].to_str()
 }
 
+/// Options of flock(1), timeout(1) and tini(1) that are none of ours.
+const PEERS: &str = "-n -x -e -s -u -o -F -f -g --nonblock --exclusive --shared --unlock --close --no-fork --foreground --preserve-status --signal";
+
 /// The mistake in the words of the command line or of `operation`, and a way out. One line, as all errors.
 fn refusal(error: &clap::Error, operation: Option<&str>) -> String {
     let invalid = context(error, ContextKind::InvalidArg);
     let unknown = invalid.filter(|_| error.kind() == ErrorKind::UnknownArgument);
     let mistake = match unknown.filter(|word| word.starts_with('-')) {
         Some(word) => {
-            let similar = context(error, ContextKind::SuggestedArg).map(|similar| format!("; did you mean {similar}?"));
+            let similar = context(error, ContextKind::SuggestedArg).and_then(|name| nearest(word, iter::once(name), 0.8));
+            let similar = similar.map(|similar| format!("; did you mean {similar}?"));
             format!("there is no option {word}{}", similar.unwrap_or_default())
         }
         None => match (invalid.map(name_of), std::error::Error::source(error)) {
@@ -230,7 +235,14 @@ fn refusal(error: &clap::Error, operation: Option<&str>) -> String {
     };
     match (operation, unknown) {
         (Some(operation), _) => format!("{operation}: {mistake} (see `claude-run {operation} --help`)"),
-        (None, Some(word)) => format!("{mistake} (put claude's arguments after `--`: `claude-run -- {word} ...`)"),
+        (None, Some(word)) => {
+            let of_peers = if PEERS.split(' ').any(|name| name == word) {
+                "; for flock's, timeout's, tini's: `claude-run help coming-from`"
+            } else {
+                ""
+            };
+            format!("{mistake} (put claude's arguments after `--`: `claude-run -- {word} ...`{of_peers})")
+        }
         (None, None) => format!("{mistake} (see `claude-run --help`)"),
     }
 }

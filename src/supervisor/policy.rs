@@ -189,6 +189,10 @@ impl Policy {
                 if self.has_child() && !self.is_childs_too(source) && is_needed {
                     actions.push(Action::SignalChild(signal));
                 }
+                // Ctrl-C is not to wait for a terminal that the child does not get.
+                if signal == Signal::SIGINT && matches!(self.stopped_by, Some(Signal::SIGTTIN | Signal::SIGTTOU)) {
+                    actions.extend(self.continue_if_stopped());
+                }
                 if self.heeds(signal, source) {
                     actions.extend(self.on_termination_request(signal, now));
                 }

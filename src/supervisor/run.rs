@@ -308,10 +308,10 @@ impl<'a> Supervisor<'a> {
         let wants_terminal = matches!(change, Input::Stopped(Signal::SIGTTIN | Signal::SIGTTOU));
         self.waits_for_terminal = wants_terminal && self.policy.config.group == Group::Shared;
         if wants_terminal && !mem::replace(&mut self.has_said_so, true) {
-            let todo = if self.waits_for_terminal { "bring it to the foreground" } else { "give it stdin from there" };
-            warn!(
-                "the child is stopped because it wants the terminal, which its process group has not; {todo}, or use --stdin null"
-            );
+            let in_group = self.waits_for_terminal;
+            let todo =
+                if in_group { "bring it to the foreground, or use --stdin null" } else { "its stdin has to be that terminal" };
+            warn!("the child is stopped because it wants the terminal, which its process group has not; {todo}");
         }
         if let Input::Ended(ending, tree) = change {
             self.urgency = (tree == TreeState::Alive).then(Urgency::new);

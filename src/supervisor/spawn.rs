@@ -86,6 +86,9 @@ impl Launch {
             warn!(%error, "cannot set the child's parent-death signal: if claude-run is killed, the child runs on");
         }
         pid.or_else(|error| match error {
+            SpawnError::NoProcess(errno @ Errno::EAGAIN) => {
+                Err(errno).context("cannot start a process; raise the limit of processes (ulimit -u, or that of the container)")
+            }
             SpawnError::NoProcess(errno) => Err(errno).context("cannot start a process"),
             SpawnError::Prepare(errno) => {
                 Err(errno).context("cannot prepare the child's process: its group, signals or descriptors are refused here")

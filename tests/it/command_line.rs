@@ -44,6 +44,11 @@ fn usage_errors_are_125_and_name_the_word() {
         (&["--bad", "x"][..], "--bad"),
         (&["-p", "hi"], "there is no option -p (put claude's arguments after `--`: `claude-run -- -p ...`)"),
         (&["--wiat", "1", "x"], "there is no option --wiat; did you mean --wait?"),
+        (
+            &["--foreground", "x"],
+            "there is no option --foreground (put claude's arguments after `--`: `claude-run -- --foreground ...`; for flock's",
+        ),
+        (&["-n", "x"], "`claude-run help coming-from`)"),
         (&["--wait"], "--wait needs a value (see `claude-run --help`)"),
         (&["--quiet=1", "x"], "--quiet takes no value"),
         (&["status", "--jsn"], "status: there is no option --jsn; did you mean --json? (see `claude-run status --help`)"),

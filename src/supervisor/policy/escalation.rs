@@ -70,7 +70,10 @@ impl Policy {
     pub(super) fn on_escalation_due(&mut self, now: Instant) -> Vec<Action> {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
         match self.phase {
-            Phase::Terminating if is_due(self.kill_at) => self.escalate(Notice::KillGraceExpired, now),
+            Phase::Terminating if is_due(self.kill_at) => {
+                let notice = if self.rest_has_term { Notice::KillGraceExpired } else { Notice::ChildStays };
+                self.escalate(notice, now)
+            }
             Phase::Terminating if is_due(self.rest_term_at) => {
                 [self.terminate_rest(), vec![Action::Log(Notice::ChildStays)]].concat()
             }

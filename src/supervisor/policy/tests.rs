@@ -322,6 +322,26 @@ fn term_ends_the_wait_for_the_unkillable() {
 }
 
 #[test]
+fn ctrl_c_does_not_wait_for_a_terminal() {
+    for (stopped_by, is_continued) in [(Signal::SIGTTIN, true), (Signal::SIGTTOU, true), (Signal::SIGSTOP, false)] {
+        let mut case = case(|_| {});
+        case.at(1, Input::Stopped(stopped_by));
+        let actions = case.at(2, Input::Signal(Signal::SIGINT, PROCESS));
+        assert_eq!(actions[0], Action::SignalChild(Signal::SIGINT));
+        assert_eq!(actions.contains(&Action::SignalChild(Signal::SIGCONT)), is_continued, "{stopped_by}");
+    }
+}
+
+#[test]
+fn late_kill_is_told_when_it_is_sent() {
+    let mut case = case(|_| {});
+    case.term(1);
+    let late = case.at(50, Input::Clock);
+    assert_eq!(late, [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::ChildStays)]);
+    assert_eq!(case.at(51, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
+}
+
+#[test]
 fn nobody_gets_kill_without_a_term_before_it() {
     let term_to_all = Action::SignalTree(Signal::SIGTERM);
     let kill = [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)];
