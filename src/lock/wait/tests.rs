@@ -26,8 +26,19 @@ fn second_wait_starts_afresh_and_writes_what_is_due() -> Result<()> {
     (wait.recheck_at, wait.next_progress_at, wait.is_announced) = (Some(now), Some(now), true);
     wait.begin(Awaited::RefreshLocks, Some(Duration::from_secs(10)));
     assert_eq!((wait.recheck_at, wait.next_progress_at, wait.is_announced), (None, None, false));
-    let end = wait.until(|wait, _| Ok((wait.recorder.next_deadline() != due).then_some(())))?;
-    assert!(matches!(end, WaitEnd::Met(())));
+    let end = wait.until(|wait, _| Ok((wait.recorder.next_deadline() != due).then(|| wait.deadline > Some(Instant::now()))))?;
+    assert!(matches!(end, WaitEnd::Met(true)), "it wakes up for the recorder, not only at its end");
+    Ok(())
+}
+
+#[test]
+fn value_at_the_deadline_is_no_timeout() -> Result<()> {
+    let (dir, mut events) = (tempfile::tempdir()?, EventQueue::open()?);
+    let mut recorder = recorder(dir.path());
+    let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), &mut recorder, &mut events, SigSet::empty());
+    wait.begin(Awaited::RefreshLocks, Some(Duration::ZERO));
+    assert!(matches!(wait.until(|_, _| Ok(Some(())))?, WaitEnd::Met(())));
+    assert!(matches!(wait.until(|_, _| Ok(None::<()>))?, WaitEnd::TimedOut));
     Ok(())
 }
 
