@@ -63,6 +63,19 @@ fn events_behind_the_signal_that_ends_a_wait_stay() -> Result<()> {
 }
 
 #[test]
+fn progress_names_the_path_and_the_time() -> Result<()> {
+    let (dir, mut events) = (tempfile::tempdir()?, EventQueue::open()?);
+    let mut recorder = recorder(dir.path());
+    let awaited = Awaited::SessionLock("/some/lock".into(), FileId { device: 1, inode: 1 });
+    let long_ago = Instant::now() - Duration::from_secs(300);
+    let wait = LockWait::new(awaited, long_ago, &mut recorder, &mut events, SigSet::empty());
+    let progress = wait.progress();
+    assert!(progress.starts_with("waiting for the session lock /some/lock (5m"), "{progress}");
+    assert!(progress.contains(" of no limit)"), "{progress}");
+    Ok(())
+}
+
+#[test]
 fn places_are_read_as_people_say_them() {
     let shown: Vec<_> = [1, 2, 3, 4, 11, 12, 13, 21, 102, 111].map(ordinal).to_vec();
     assert_eq!(shown, ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th"]);
