@@ -215,6 +215,8 @@ fn waiting_line_shows_the_holder_in_80_columns() {
     let mut old = env.command("flock");
     old.arg(env.lock_file()).arg("true");
     let _old = Running::start(old);
+    let beside = env.start_fake(&["--lock", "pass-through"], "ready; hang");
+    beside.ready(); // a live run that does not wait
     wait_until("the old caller waits", || env.waiters() == 1);
     let start = |(columns, rows)| OnTerminal::sized(command(&env, &["--", "true"]), columns, rows);
     let narrow = start(SIZES[0]);
