@@ -110,25 +110,32 @@ pub(crate) struct Telemetry {
     pub(crate) malformed: usize,
     /// Number of files whose end is incomplete.
     pub(crate) cut: usize,
+    /// A file that could not be read at the last look, and why.
+    pub(crate) unreadable: Option<String>,
 }
 
 impl Telemetry {
     /// The files of `config_dir`, none of them read yet.
     pub(crate) fn of(config_dir: &Path) -> Self {
-        Self { dir: config_dir.join("telemetry"), offsets: HashMap::new(), malformed: 0, cut: 0 }
+        Self { dir: config_dir.join("telemetry"), offsets: HashMap::new(), malformed: 0, cut: 0, unreadable: None }
     }
 
     /// Reads what has been added since the last call, and returns it oldest first.
     pub(crate) fn read(&mut self) -> io::Result<Vec<RefreshEvent>> {
         let Some(entries) = if_there(fs::read_dir(&self.dir))? else { return Ok(Vec::new()) };
         let mut events = Vec::new();
-        self.cut = 0;
+        (self.cut, self.unreadable) = (0, None);
         for entry in entries {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with("1p_failed_events.") && name.ends_with(".json") {
-                // Gone meanwhile, or not readable for us: the other files count all the same.
-                let _ = self.read_file(entry.path(), &mut events);
+                let path = entry.path();
+                // The other files count all the same. One that is no regular file is not claude's; one that is gone was delivered.
+                if let Err(error) = self.read_file(path.clone(), &mut events)
+                    && error.raw_os_error().is_some_and(|errno| errno != libc::ENOENT)
+                {
+                    self.unreadable.get_or_insert(format!("{}: {error}", path.display()));
+                }
             }
         }
         events.sort_by_key(|event| event.at);

@@ -111,6 +111,34 @@ pub(super) fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
     );
 }
 
+/// Checks that the lock file `path` can be opened, or made if it is missing. True if nothing is wrong.
+pub(super) fn check_lock_file(path: &Path, config_dir: &Path, check: &mut Check) -> bool {
+    let (shown, means) = (path.display(), "no run that needs the lock can start");
+    let place = fs::read_link(path).map_or_else(|_| path.to_owned(), |target| path.with_file_name(target));
+    let dir = place.parent().unwrap_or(Path::new("/"));
+    let denied = |path: &Path, right| access(path, right).is_err_and(|errno| errno == Errno::EACCES);
+    let (what, todo) = match fs::metadata(path) {
+        Ok(found) if !found.is_file() => ("is no regular file".to_owned(), "move it away"),
+        Ok(_) if denied(path, AccessFlags::R_OK) => {
+            ("cannot be read by us".to_owned(), "let the owner of the config dir own it, readable for all agents")
+        }
+        // The config dir is made by the first run, and what is wrong with it, its own check tells.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && dir != config_dir => match fs::metadata(dir) {
+            Ok(_) if !denied(dir, AccessFlags::W_OK | AccessFlags::X_OK) => return true,
+            Ok(_) => {
+                (format!("cannot be made: {} is not writable by us", dir.display()), "make it writable, or name another file")
+            }
+            Err(error) => (format!("cannot be made: {}: {error}", dir.display()), "make that directory, or name another file"),
+        },
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            (format!("cannot be looked at: {error}"), "name another, or mend its path")
+        }
+        Ok(_) | Err(_) => return true,
+    };
+    check.fail(format!("{shown} {what}"), means, todo);
+    false
+}
+
 /// Number of the last runs whose refusals are counted.
 const RECENT: usize = 20;
 
@@ -147,7 +175,9 @@ pub(super) fn check_login(file: &Path, login: &Login, auth: &Auth, check: &mut C
         }
         Login::Unclear(why) => {
             let means = "agents may fail, and in refresh mode every run holds the lock for as long as it lasts";
-            return check.fail(format!("{shown} {why}"), means, "log in again");
+            let is_denied = access(file, AccessFlags::R_OK).is_err_and(|errno| errno == Errno::EACCES);
+            let todo = if is_denied { "let the user who runs the agents own it" } else { "log in again" };
+            return check.fail(format!("{shown} {why}"), means, todo);
         }
         Login::Expires(at) => *at,
     };

@@ -54,6 +54,8 @@ struct Summary {
     since: Option<SystemTime>,
     files: usize,
     skipped: usize,
+    /// File that cannot be read, if one is there, and why.
+    unreadable: Option<String>,
     /// Number of events and their sessions, by name and version.
     counts: BTreeMap<(String, String), (usize, BTreeSet<String>)>,
     windows: Vec<Window>,
@@ -79,7 +81,7 @@ struct Window {
 impl Summary {
     fn of(events: &[RefreshEvent], telemetry: &Telemetry, since: Option<SystemTime>) -> Self {
         let (files, skipped) = (telemetry.offsets.len(), telemetry.malformed + telemetry.cut);
-        let mut summary = Self { since, files, skipped, ..Self::default() };
+        let mut summary = Self { since, files, skipped, unreadable: telemetry.unreadable.clone(), ..Self::default() };
         let (mut refreshing, mut starts) = (BTreeMap::<&str, SystemTime>::new(), VecDeque::new());
         for event in events {
             let (count, sessions) = summary.counts.entry((event.name.clone(), event.version.clone())).or_default();
@@ -148,11 +150,11 @@ impl Summary {
     }
 
     fn is_healthy(&self) -> bool {
-        self.broken.is_empty()
+        self.broken.is_empty() && self.unreadable.is_none()
     }
 
     fn verdict(&self) -> String {
-        if !self.is_healthy() {
+        if !self.broken.is_empty() {
             let sessions: BTreeSet<_> = self.broken.iter().map(|event| event.session.as_str()).collect();
             let names: BTreeSet<_> = self.broken.iter().map(|event| event.name.as_str()).collect();
             let names = names.into_iter().collect::<Vec<_>>().join(", ");
@@ -160,6 +162,9 @@ impl Summary {
                 return format!("bad: the login was lost ({names})");
             }
             return format!("bad: the refresh locks did not hold for {} ({names})", text::count(sessions.len(), "session"));
+        }
+        if let Some(unreadable) = &self.unreadable {
+            return format!("not known: a file cannot be read, {unreadable}; call this as the user who runs the agents");
         }
         if self.windows.iter().any(|window| window.resolved > 0) {
             let windows = text::count(self.windows.len(), "time");
@@ -216,12 +221,17 @@ impl Summary {
             json!({"name": name, "version": version, "count": count, "sessions": sessions})
         });
         json!({
-            "verdict": if self.is_healthy() { "healthy" } else { "bad" },
+            "verdict": match self.broken.is_empty() {
+                true if self.is_healthy() => "healthy",
+                true => "not known",
+                false => "bad",
+            },
             "why": self.verdict(),
             "advice": self.advice(),
             "since": self.since.map(time),
             "files": self.files,
             "skipped": self.skipped,
+            "unreadable": self.unreadable,
             "counts": counts.collect::<Value>(),
             "windows": self.windows,
             "other_failures": self.other_failures,

@@ -141,7 +141,7 @@ pub(super) fn fitted(text: &str, width: usize) -> String {
         used < width
     };
     let cut: String = text.chars().take_while(fits).collect();
-    format!("{cut}…{:1$}", "", (width - 1).saturating_sub(columns(&cut)))
+    format!("{cut}…{:1$}", "", width.saturating_sub(columns(&cut) + 1))
 }
 
 /// Columns of a character: none for those that combine with another, two for the wide ones of East Asia and for emoji.
@@ -170,6 +170,7 @@ mod tests {
             let without_spaces = |text: &str| text.replace(' ', "");
             assert_eq!(without_spaces(&lines.concat()), without_spaces(text), "{room}");
         }
+        assert_eq!(["…", "…", "o…"], [0, 1, 2].map(|width| fitted("one", width)));
         assert_eq!(wrapped("one two three", 7, 0), ["one two", "three"]);
         assert_eq!(wrapped("one \x1b[1mtwo\x1b[0m three", 7, 0), ["one \x1b[1mtwo\x1b[0m", "three"]);
         assert_eq!(wrapped("", 7, 0), [""]);

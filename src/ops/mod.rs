@@ -214,7 +214,8 @@ impl Factory {
     /// The census, and the reason why it is empty where the records are another user's, with the way out.
     fn census_if_readable(&self) -> (Census, Option<String>) {
         let is_denied = |error: &anyhow::Error| {
-            error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == ErrorKind::PermissionDenied)
+            self.records.path().exists()
+                && error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == ErrorKind::PermissionDenied)
         };
         match self.census() {
             Ok(census) => (census, None),

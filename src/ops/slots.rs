@@ -85,15 +85,17 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
         None => {}
     }
     let factory = Factory::of(&context)?;
-    let live = factory.census()?.live;
+    let (census, unreadable) = factory.census_if_readable();
+    let live = census.live;
     let in_use = SlotsInUse::look(&factory.records, &live);
     let mut lines = match &name {
         Some(name) => format!("the bound is {name} now, set in {}\n", text::shown(factory.config_dir.join(NAME))),
         None => format!("the bound is {}\n", text::setting(&factory.slots)),
     };
-    let overruled = name.and_then(|name| text::overruled(&name, &factory.slots));
+    let overruled = name.as_ref().and_then(|name| text::overruled(name, &factory.slots));
     lines.extend(overruled.map(|text| text + "\n"));
     lines.extend(factory.mistake.iter().map(|mistake| format!("no run starts: {}\n", escaped(mistake))));
+    lines.extend(unreadable.iter().map(|why| format!("{}: who has a slot is not known\n", escaped(why))));
     lines += &format!("{}\n", in_use.summary());
     for (slot, run) in &in_use.held {
         let who = run.as_ref().map_or_else(|| "without a run record".to_owned(), text::run);
@@ -108,9 +110,9 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     let mut value = text::setting_json(&factory.slots);
     value["error"] = json!(factory.mistake);
     value["not_counted"] = json!(uncounted);
-    value["set"] = json!(set.map(|_| factory.slots.value.to_string_lossy()));
+    value["set"] = json!(name);
     for (key, part) in in_use.to_json().as_object_mut().into_iter().flatten() {
         value[key] = part.take();
     }
-    answer(out, json, factory.mistake.is_none(), &lines, value)
+    answer(out, json, factory.mistake.is_none() && unreadable.is_none(), &lines, value)
 }

@@ -20,6 +20,7 @@ use crate::claude::config_dir::obstacle;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{CutRefresh, RefreshLock, Standing};
 use crate::config::duration::show_seconds;
+use crate::config::settings::LockMode;
 use crate::lock::{Holder, describe_refresh_lock};
 use crate::outcome::Outcome;
 use crate::records::{FinishedRun, Hold};
@@ -74,6 +75,9 @@ impl<'a> Status<'a> {
         let obstacle = obstacle(&factory.config_dir);
         let (mut found, mut of_login) = (Check::default(), Check::default());
         checks::check_room(&factory.config_dir, &mut found);
+        if factory.settings.lock_mode != LockMode::PassThrough {
+            checks::check_lock_file(&factory.lock_file, &factory.config_dir, &mut found);
+        }
         let last = checks::check_last_runs(&factory.records, &factory.storage.credentials(), &mut found);
         if !matches!(login, Login::Unclear(_)) && obstacle.is_none() {
             checks::check_login(&factory.storage.credentials(), &login, &auth, &mut of_login);

@@ -265,6 +265,24 @@ fn session_lock_is_checked() {
 }
 
 #[test]
+fn lock_file_that_cannot_be_made_is_trouble() {
+    let env = healthy("2.1.330");
+    symlink("nowhere/lock", env.lock_file()).expect("a link to nowhere");
+    env.claude_run().arg("true").assert().code(125);
+    expect(doctor(&env, |doctor| doctor), "session lock", "failure", "session.lock cannot be made: ");
+    let status = |code, words: &[&str]| {
+        let assert = env.claude_run().arg("status").args(words).assert().code(code);
+        String::from_utf8_lossy(&assert.get_output().stdout).into_owned()
+    };
+    assert!(status(1, &[]).contains("session.lock cannot be made: "));
+    env.claude_run().env("CLAUDE_RUN_LOCK", "pass-through").arg("status").assert().code(0);
+    let elsewhere = env.path("elsewhere").display().to_string();
+    assert!(status(1, &["--lock-file", &format!("{elsewhere}/lock")]).contains("make that directory"));
+    fs::create_dir(env.path("elsewhere")).expect("a directory");
+    status(0, &["--lock-file", &format!("{elsewhere}/lock")]);
+}
+
+#[test]
 fn refresh_locks_are_checked_and_fixed() {
     for is_newer in [false, true] {
         let env = healthy("2.1.330");

@@ -209,3 +209,15 @@ fn row_of_the_table_is_one_line() {
         "{text}"
     );
 }
+
+#[test]
+fn file_that_cannot_be_read_is_no_health() {
+    let env = Env::new();
+    let file = write(&env, "s", &[refresh("lock_acquired", 0, "s")]);
+    assert_eq!(seen(&env, 0)["verdict"], "healthy");
+    let unreadable = file.with_file_name("1p_failed_events.t.5c1c.json");
+    std::os::unix::fs::symlink(&unreadable, &unreadable).expect("a link to itself");
+    let seen = seen(&env, 1);
+    assert_eq!((&seen["verdict"], &seen["files"]), (&"not known".into(), &1.into()), "{seen}");
+    assert!(seen["unreadable"].as_str().is_some_and(|why| why.contains("1p_failed_events.t.")), "{seen}");
+}

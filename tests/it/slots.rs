@@ -497,6 +497,10 @@ fn bound_is_shown_and_set_for_all() {
     let mut overruled = env.command(binary());
     let output = overruled.env("CLAUDE_RUN_SLOTS", "7").args(["slots", "none"]).output().expect("started");
     assert!(String::from_utf8_lossy(&output.stdout).contains("but here CLAUDE_RUN_SLOTS says 7, and goes before the file\n"));
+    let mut overruled = env.command(binary());
+    let output = overruled.env("CLAUDE_RUN_SLOTS", "7").args(["slots", "3", "--json"]).output().expect("started");
+    let seen: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&seen["set"], &seen["value"]), (&"3".into(), &"7".into()), "{seen}");
     for wrong in ["0", "1001", "-1", "x", ""] {
         env.claude_run().args(["slots", "--", wrong]).assert().code(125);
         env.claude_run().arg(format!("--slots={wrong}")).arg("true").assert().code(125);
@@ -554,4 +558,14 @@ fn ticket_beyond_all_numbers_is_not_ours() {
     holder.close_stdin();
     assert_eq!(holder.end().code(), 0);
     waiter.expect_line("in");
+}
+
+#[test]
+fn bound_that_is_set_is_said_without_records() {
+    let env = Env::new();
+    fs::create_dir_all(env.config_dir()).expect("a config dir");
+    fs::write(env.config_dir().join("claude-run"), "in the way").expect("a file");
+    let assert = env.claude_run().args(["slots", "4"]).assert().code(1);
+    let said = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
+    assert!(said.starts_with("the bound is 4 now, ") && said.contains("who has a slot is not known"), "{said}");
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -16,6 +16,7 @@ use crate::claude::version::Version;
 use crate::config::duration::show_seconds;
 use crate::config::settings::{HARD_LIMIT, Settings};
 use crate::lock::{Holder, describe_refresh_lock};
+use crate::ops::checks::check_lock_file;
 use crate::ops::fleet::{Fleet, stopped_processes};
 use crate::ops::text;
 use crate::records::{PathView, RunRecord};
@@ -28,19 +29,12 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
         let means = "every working directory has a lock of its own";
         check.warn(format!("{shown} is relative"), means, "make --lock-file, or CLAUDE_RUN_LOCK_FILE, absolute");
     }
-    let means = "no run that needs the lock can start";
-    let found = match fs::metadata(&factory.lock_file) {
-        Ok(found) => found,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return check.pass(format!("{shown} is not there yet; nobody holds it"));
-        }
-        Err(error) => {
-            return check.fail(format!("{shown} cannot be looked at: {error}"), means, "name another, or mend its path");
-        }
-    };
-    if !found.is_file() {
-        return check.fail(format!("{shown} is no regular file"), means, "move it away");
+    if !check_lock_file(&factory.lock_file, &factory.config_dir, check) {
+        return;
     }
+    let Ok(found) = fs::metadata(&factory.lock_file) else {
+        return check.pass_if_clean(format!("{shown} is not there yet; nobody holds it"));
+    };
     if mount::is_mount_point(&factory.lock_file) {
         let means = "it is shared without the directory around it: claude's own locks and the run records are not, and its login may not be";
         check.fail(format!("{shown} is a mount point"), means, "share the directory, not the file");
@@ -175,7 +169,7 @@ pub(super) fn check_views(subject: &Subject, check: &mut Check) {
         Ok(census) => &census.live,
         Err(error) => {
             let what = format!("the run records cannot be read: {error}");
-            return check.fail(what, "who runs cannot be told", "see who owns them");
+            return check.fail(what, "who runs cannot be told", "see who owns them, and what stands in their place");
         }
     };
     for (name, view, means, todo) in SHARED_PATHS {
