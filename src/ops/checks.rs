@@ -115,7 +115,7 @@ pub(super) fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
 pub(super) fn check_lock_file(path: &Path, config_dir: &Path, check: &mut Check) -> bool {
     let (shown, means) = (path.display(), "no run that needs the lock can start");
     let place = fs::read_link(path).map_or_else(|_| path.to_owned(), |target| path.with_file_name(target));
-    let dir = place.parent().unwrap_or(Path::new("/"));
+    let dir = place.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let denied = |path: &Path, right| access(path, right).is_err_and(|errno| errno == Errno::EACCES);
     let (what, todo) = match fs::metadata(path) {
         Ok(found) if !found.is_file() => ("is no regular file".to_owned(), "move it away"),

@@ -275,6 +275,7 @@ fn lock_file_that_cannot_be_made_is_trouble() {
         String::from_utf8_lossy(&assert.get_output().stdout).into_owned()
     };
     assert!(status(1, &[]).contains("session.lock cannot be made: "));
+    status(0, &["--lock-file", "relative"]);
     env.claude_run().env("CLAUDE_RUN_LOCK", "pass-through").arg("status").assert().code(0);
     let elsewhere = env.path("elsewhere").display().to_string();
     assert!(status(1, &["--lock-file", &format!("{elsewhere}/lock")]).contains("make that directory"));
