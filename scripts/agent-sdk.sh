@@ -100,7 +100,7 @@ claude_run_in_subshell() {
     echo "claude_run_with_watchdog: cannot write CLAUDE_PGID_FILE $_cr_group_file; nobody can end the run by it" >&2
     _cr_group_file=''
   fi
-  if ! type -P "$_cr_program" >/dev/null; then
+  if ! type -t "$_cr_program" >/dev/null; then
     echo "claude_run_with_watchdog: cannot find $_cr_program; install claude-run, or name it with CLAUDE_RUN" >&2
   fi
   _cr_version=$("$_cr_program" --version 2>/dev/null)

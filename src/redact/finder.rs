@@ -68,7 +68,7 @@ impl Finder {
     }
 
     /// Calls `found` for each word in `text` that begins at `from` or behind it, in the order of their places, until it returns `Break`.
-    /// Words that begin in the last two bytes are left out: no secret can follow them.
+    /// Words that begin in the last two bytes are left out.
     pub(super) fn find(&self, text: &[u8], from: usize, mut found: impl FnMut(Range<usize>, Meaning) -> ControlFlow<()>) {
         let mut at = from;
         while let Some((before, hash)) = self.next_head(&text[at..]) {

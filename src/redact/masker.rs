@@ -117,7 +117,7 @@ impl Masker {
         }
         let mut block = Block::default();
         let (spans, is_json) = (self.secrets.spans(&self.line, &mut block), is_json(&self.line, false));
-        let until = if block.is_open() { self.shown } else { self.secrets.undecided(&self.line, self.shown) };
+        let until = if block.is_open() { self.shown } else { self.secrets.undecided(&self.line) };
         let spans = if is_json { clipped(&self.line, spans, 0, false) } else { spans };
         self.show(until, &spans, out);
     }

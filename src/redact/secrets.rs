@@ -112,12 +112,13 @@ impl Secrets {
         of_patterns.chain(first).min()
     }
 
-    /// Place in `line` from which on it may be the beginning of a secret. Up to `from` it is shown or masked.
-    pub(super) fn undecided(&self, line: &[u8], from: usize) -> usize {
+    /// Place in `line` from which on it may be the beginning of a secret. It may be within what was shown at an earlier pause: what stands
+    /// before a secret tells it all the same.
+    pub(super) fn undecided(&self, line: &[u8]) -> usize {
         static OPEN: OnceLock<Option<Regex>> = OnceLock::new();
         let open = OPEN.get_or_init(|| compile(&format!(r"(?i)(?:{})\z", BEGUN.join("|"))).ok()).as_ref();
-        let begun = open.and_then(|open| Some(open.captures(&line[from..])?.iter().skip(1).flatten().next()?.start() + from));
-        let word = from + line[from..].iter().rposition(|byte| b" \t\"'=:>".contains(byte)).map_or(0, |end| end + 1);
+        let begun = open.and_then(|open| Some(open.captures(line)?.iter().skip(1).flatten().next()?.start()));
+        let word = line.iter().rposition(|byte| b" \t\"'=:>".contains(byte)).map_or(0, |end| end + 1);
         let token = rules::ALL.iter().any(|rule| rule.may_begin(&line[word..])).then_some(word);
         // The last character may be encoded, and not be there yet.
         let cut = line.iter().rev().take(LONGEST).position(|byte| ENCODED.contains(byte)).map(|at| line.len() - 1 - at);

@@ -108,3 +108,22 @@ fn pause_is_worth_it_once_for_what_has_come() {
         assert!(!masker.is_waiting(), "{text:?}");
     }
 }
+
+#[test]
+fn what_was_shown_at_a_pause_still_tells_a_secret() {
+    for pieces in [
+        ["at https://", "bob:kX9mQ2vL7p", "@h/ x\n"],
+        ["at https:", "//bob:kX9mQ2vL7p", "@h/ x\n"],
+        ["docker login -p ", "kX9mQ2vL7p", " y\n"],
+        ["Cloning https://", "0123456789abcdef0123", "@h/ x\n"],
+        ["https://bob:", "kX9mQ2", "vL7p@h/\n"],
+        ["<password>", "kX9mQ2", "vL7p</password>\n"],
+    ] {
+        let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
+        for text in pieces {
+            masker.feed(text.as_bytes(), &mut out);
+            masker.pause(&mut out);
+        }
+        assert_eq!(String::from_utf8_lossy(&out), masked(&pieces.concat()), "{pieces:?}");
+    }
+}
