@@ -116,15 +116,14 @@ pub(super) fn check_lock_file(path: &Path, config_dir: &Path, check: &mut Check)
     let (shown, means) = (path.display(), "no run that needs the lock can start");
     let place = fs::read_link(path).map_or_else(|_| path.to_owned(), |target| path.with_file_name(target));
     let dir = place.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let denied = |path: &Path, right| access(path, right).is_err_and(|errno| errno == Errno::EACCES);
     let (what, todo) = match fs::metadata(path) {
         Ok(found) if !found.is_file() => ("is no regular file".to_owned(), "move it away"),
-        Ok(_) if denied(path, AccessFlags::R_OK) => {
+        Ok(_) if is_denied(path, AccessFlags::R_OK) => {
             ("cannot be read by us".to_owned(), "let the owner of the config dir own it, readable for all agents")
         }
         // The config dir is made by the first run, and what is wrong with it, its own check tells.
         Err(error) if error.kind() == io::ErrorKind::NotFound && dir != config_dir => match fs::metadata(dir) {
-            Ok(_) if !denied(dir, AccessFlags::W_OK | AccessFlags::X_OK) => return true,
+            Ok(_) if !is_denied(dir, AccessFlags::W_OK | AccessFlags::X_OK) => return true,
             Ok(_) => {
                 (format!("cannot be made: {} is not writable by us", dir.display()), "make it writable, or name another file")
             }
@@ -137,6 +136,11 @@ pub(super) fn check_lock_file(path: &Path, config_dir: &Path, check: &mut Check)
     };
     check.fail(format!("{shown} {what}"), means, todo);
     false
+}
+
+/// True if we have no `right` to `path`. A file system that is read-only is told by a check of its own.
+fn is_denied(path: &Path, right: AccessFlags) -> bool {
+    access(path, right).is_err_and(|errno| errno == Errno::EACCES)
 }
 
 /// Number of the last runs whose refusals are counted.
@@ -175,8 +179,8 @@ pub(super) fn check_login(file: &Path, login: &Login, auth: &Auth, check: &mut C
         }
         Login::Unclear(why) => {
             let means = "agents may fail, and in refresh mode every run holds the lock for as long as it lasts";
-            let is_denied = access(file, AccessFlags::R_OK).is_err_and(|errno| errno == Errno::EACCES);
-            let todo = if is_denied { "let the user who runs the agents own it" } else { "log in again" };
+            let todo =
+                if is_denied(file, AccessFlags::R_OK) { "let the user who runs the agents own it" } else { "log in again" };
             return check.fail(format!("{shown} {why}"), means, todo);
         }
         Login::Expires(at) => *at,

@@ -149,8 +149,17 @@ impl Summary {
         }
     }
 
+    /// The verdict in a word.
+    fn health(&self) -> &'static str {
+        match (self.broken.is_empty(), &self.unreadable) {
+            (false, _) => "bad",
+            (true, Some(_)) => "not known",
+            (true, None) => "healthy",
+        }
+    }
+
     fn is_healthy(&self) -> bool {
-        self.broken.is_empty() && self.unreadable.is_none()
+        self.health() == "healthy"
     }
 
     fn verdict(&self) -> String {
@@ -221,11 +230,7 @@ impl Summary {
             json!({"name": name, "version": version, "count": count, "sessions": sessions})
         });
         json!({
-            "verdict": match self.broken.is_empty() {
-                true if self.is_healthy() => "healthy",
-                true => "not known",
-                false => "bad",
-            },
+            "verdict": self.health(),
             "why": self.verdict(),
             "advice": self.advice(),
             "since": self.since.map(time),

@@ -207,26 +207,26 @@ impl Factory {
         Ok(Self { records: RecordStore::of(&config_dir), config_dir, storage, lock_file, settings, mode, slots, mistake })
     }
 
-    fn census(&self) -> Result<Census> {
-        self.records.census().with_context(|| format!("cannot read {}", self.records.runs().display()))
-    }
-
-    /// The census, and the reason why it is empty where the records are another user's, with the way out.
+    /// The census, and the reason why it is empty, with the way out where the records are another user's.
     fn census_if_readable(&self) -> (Census, Option<String>) {
-        let is_denied = |error: &anyhow::Error| {
-            self.records.path().exists()
-                && error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == ErrorKind::PermissionDenied)
-        };
-        match self.census() {
+        let path = self.records.path();
+        match self.records.census() {
             Ok(census) => (census, None),
             Err(error) => {
-                let path = self.records.path().display();
-                let way_out =
-                    format!(": a run of another user, as root, has made {path}; chown -R it to the config dir's owner");
-                let way_out = if is_denied(&error) { way_out } else { String::new() };
-                (Census::default(), Some(format!("{error:#}{way_out}")))
+                let way_out = match error.kind() {
+                    ErrorKind::PermissionDenied if path.exists() => {
+                        let path = path.display();
+                        format!(": a run of another user, as root, has made {path}; chown -R it to the config dir's owner")
+                    }
+                    _ => String::new(),
+                };
+                (Census::default(), Some(format!("cannot read {}: {error}{way_out}", self.records.runs().display())))
             }
         }
+    }
+
+    fn settings_file(&self) -> PathBuf {
+        self.config_dir.join(file::NAME)
     }
 
     /// Lock mode and its origin; not known where no run starts.

@@ -15,7 +15,6 @@ use super::fleet::Fleet;
 use super::layout::{self, Look, Row};
 use super::{Context, Factory, answer, doctor, text, time_left, write};
 use crate::config::duration::{DurationSetting, after, show, show_seconds};
-use crate::config::file::NAME;
 use crate::config::operations::Drain;
 use crate::config::settings::LockMode;
 use crate::lock::Holder;
@@ -84,7 +83,7 @@ fn line(value: impl Into<String>, look: Look) -> Row {
 
 /// The mode that is set, and objections to it.
 fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row> {
-    let path = factory.config_dir.join(NAME);
+    let path = factory.settings_file();
     let mut rows = vec![match set {
         Some(mode) => line(format!("the lock mode is {} now, set in {}", mode.name(), path.display()), Look::Plain),
         None => line(factory.mode_text(), Look::Plain),

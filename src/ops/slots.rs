@@ -8,7 +8,6 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Context, Factory, answer, text};
-use crate::config::file::NAME;
 use crate::config::options::SLOTS;
 use crate::config::settings::Slots;
 use crate::lock::{SlotFile, slot_files};
@@ -89,7 +88,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     let live = census.live;
     let in_use = SlotsInUse::look(&factory.records, &live);
     let mut lines = match &name {
-        Some(name) => format!("the bound is {name} now, set in {}\n", text::shown(factory.config_dir.join(NAME))),
+        Some(name) => format!("the bound is {name} now, set in {}\n", text::shown(factory.settings_file())),
         None => format!("the bound is {}\n", text::setting(&factory.slots)),
     };
     let overruled = name.as_ref().and_then(|name| text::overruled(name, &factory.slots));

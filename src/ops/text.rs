@@ -50,7 +50,7 @@ pub(super) fn setting_json(Written { name, value, origin }: &Written) -> Value {
 }
 
 pub(super) fn run(record: &RunRecord) -> String {
-    format!("{}, {}, {}", record.who(), escaped(&record.mode), show_seconds(age(record.since)))
+    format!("{}, {}, {}", record.who(), escaped(&record.mode), show_seconds(record.age()))
 }
 
 /// A process that is no run.

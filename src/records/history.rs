@@ -1,6 +1,7 @@
 //! `history.jsonl`: a line for each finished run. It is appended to in single writes, and rotated to `history.1.jsonl` when
 //! it is large, replacing the one before.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::time::{Duration, SystemTime};
 
@@ -81,10 +82,9 @@ impl RecordStore {
     pub(crate) fn read_history(&self, mut take: impl FnMut(FinishedRun)) -> io::Result<usize> {
         let mut skipped = 0;
         for name in [OLDER, CURRENT] {
-            let file = if_there(self.open().and_then(|dir| dir.open_file(name, OFlag::O_RDONLY)));
             let path = self.path().join(name);
             let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-            let Some(file) = file.map_err(named)? else { continue };
+            let Some(file) = self.open_history(name).map_err(named)? else { continue };
             for_each_line(BufReader::new(file), |line| match FinishedRun::from_json(line) {
                 Some(run) => take(run),
                 None => skipped += 1,
@@ -93,10 +93,13 @@ impl RecordStore {
         Ok(skipped)
     }
 
+    fn open_history(&self, name: &str) -> io::Result<Option<File>> {
+        if_there(self.open().and_then(|dir| dir.open_file(name, OFlag::O_RDONLY)))
+    }
+
     /// The last `count` finished runs since the history was rotated.
     pub(crate) fn last_finished(&self, count: usize) -> io::Result<Vec<FinishedRun>> {
-        let file = if_there(self.open().and_then(|dir| dir.open_file(CURRENT, OFlag::O_RDONLY)))?;
-        let Some(file) = file else { return Ok(Vec::new()) };
+        let Some(file) = self.open_history(CURRENT)? else { return Ok(Vec::new()) };
         let length = file.metadata()?.len();
         let mut tail = 16 << 10;
         loop {

@@ -64,7 +64,7 @@ fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
         let means = "an old caller, or a run whose record cannot be kept (another user's, or the disk is full or read-only): how long it has had it is not known";
         return check.warn(format!("held by {holder}"), means, "let old callers go through claude-run as well");
     };
-    let held = text::age(run.since);
+    let held = run.age();
     let limit = settings.hard_limit.unwrap_or(HARD_LIMIT).as_limit();
     let grace = settings.kill_grace.as_limit().unwrap_or_default() + Duration::from_secs(1);
     if limit.is_none_or(|limit| held <= limit.saturating_add(grace)) {
