@@ -215,7 +215,10 @@ fn operation_in(words: &[OsString]) -> Option<&str> {
 }
 
 /// Options of flock(1), timeout(1) and tini(1) that are none of ours.
-const PEERS: &str = "-n -x -e -s -u -o -F -f -g --nonblock --exclusive --shared --unlock --close --no-fork --foreground --preserve-status --signal";
+const PEERS: &str = "-n -x -e -s -u -o -F -f -g -c -l -r --nb --nonblock --exclusive --shared --unlock --close --no-fork --command --fcntl --foreground --preserve-status --signal --rewrite --single-child";
+
+/// What options are called elsewhere, where our most similar name means something else.
+const OTHER_NAMES: [(&str, &str); 3] = [("--log-file", "--log"), ("--logfile", "--log"), ("--lock-timeout", "--wait")];
 
 /// The mistake in the words of the command line or of `operation`, and a way out. One line, as all errors.
 fn refusal(error: &clap::Error, operation: Option<&str>) -> String {
@@ -223,9 +226,10 @@ fn refusal(error: &clap::Error, operation: Option<&str>) -> String {
     let unknown = invalid.filter(|_| error.kind() == ErrorKind::UnknownArgument);
     let mistake = match unknown.filter(|word| word.starts_with('-')) {
         Some(word) => {
-            let similar = context(error, ContextKind::SuggestedArg).and_then(|name| nearest(word, iter::once(name), 0.8));
-            let similar = similar.map(|similar| format!("; did you mean {similar}?"));
-            format!("there is no option {word}{}", similar.unwrap_or_default())
+            let other = OTHER_NAMES.iter().find(|(name, _)| *name == word).map(|(_, ours)| *ours);
+            let similar = || context(error, ContextKind::SuggestedArg).and_then(|name| nearest(word, iter::once(name), 0.8));
+            let meant = other.or_else(similar).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+            format!("there is no option {word}{meant}")
         }
         None => match (invalid.map(name_of), std::error::Error::source(error)) {
             (Some(name), Some(mistake)) => format!("{name}: {mistake}"),
@@ -236,12 +240,9 @@ fn refusal(error: &clap::Error, operation: Option<&str>) -> String {
     match (operation, unknown) {
         (Some(operation), _) => format!("{operation}: {mistake} (see `claude-run {operation} --help`)"),
         (None, Some(word)) => {
-            let of_peers = if PEERS.split(' ').any(|name| name == word) {
-                "; for flock's, timeout's, tini's: `claude-run help coming-from`"
-            } else {
-                ""
-            };
-            format!("{mistake} (put claude's arguments after `--`: `claude-run -- {word} ...`{of_peers})")
+            let is_of_peers = PEERS.split(' ').any(|name| name == word);
+            let hint = if is_of_peers { "; for flock's, timeout's, tini's: `claude-run help coming-from`" } else { "" };
+            format!("{mistake} (put claude's arguments after `--`: `claude-run -- {word} ...`{hint})")
         }
         (None, None) => format!("{mistake} (see `claude-run --help`)"),
     }
@@ -315,25 +316,8 @@ mod tests {
 
     #[test]
     fn plain_runs_are_read_as_clap_reads_them() {
-        let alphabet = [
-            "--",
-            "-p",
-            "-v",
-            "x",
-            "",
-            "claude",
-            "status",
-            "--wait",
-            "-",
-            "---",
-            "--wait=1",
-            "-w",
-            "-w=",
-            "--pty",
-            "-1",
-            "-q",
-            "--verbose",
-        ];
+        let alphabet: Vec<_> =
+            " -- -p -v x claude status --wait - --- --wait=1 -w -w= --pty -1 -q --verbose".split(' ').collect();
         let mut plain = 0;
         for order in 0..alphabet.len().pow(3) {
             let word = |place: usize| alphabet[order / alphabet.len().pow(place as u32) % alphabet.len()];

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::pairs::HEAD;
+
 /// Most bytes of a text by which it is looked for; the rest is compared.
 const WORD: usize = 6;
 
@@ -45,7 +47,8 @@ impl Known {
             return starts.map(|start| start..self.text.len().min(start + WORD)).collect();
         }
         let (mut best, mut at) = (0..0, 0);
-        while at < self.text.len() {
+        // The finder finds no word that begins in the last two bytes of a text, which may end with this one.
+        while at + HEAD <= self.text.len() {
             let length = self.text[at..].iter().take(WORD).take_while(|byte| byte.is_ascii_alphanumeric()).count();
             if length > best.len() {
                 best = at..at + length;
@@ -114,9 +117,14 @@ mod tests {
 
     #[test]
     fn word_is_what_no_encoding_of_signs_changes() {
-        for (value, word) in
-            [("ab-swordfish", "swordf"), ("#a1b2!c3", "a1b2"), ("!#a?bc.", "bc"), ("!#a?b.", "!#a?b."), ("a\"b", "a\"b")]
-        {
+        for (value, word) in [
+            ("ab-swordfish", "swordf"),
+            ("#a1b2!c3", "a1b2"),
+            ("!#a?bc.", "bc"),
+            ("!#a?b!bc", "!#a?b!"),
+            ("!#a?b.", "!#a?b."),
+            ("a\"b", "a\"b"),
+        ] {
             let known = Known { text: value.into(), is_base: false };
             assert_eq!(&known.text[known.words()[0].clone()], word.as_bytes());
         }

@@ -48,6 +48,8 @@ fn usage_errors_are_125_and_name_the_word() {
             &["--foreground", "x"],
             "there is no option --foreground (put claude's arguments after `--`: `claude-run -- --foreground ...`; for flock's",
         ),
+        (&["--log-file", "x"], "there is no option --log-file; did you mean --log?"),
+        (&["--lock-timeout=5", "x"], "did you mean --wait?"),
         (&["-n", "x"], "`claude-run help coming-from`)"),
         (&["--wait"], "--wait needs a value (see `claude-run --help`)"),
         (&["--quiet=1", "x"], "--quiet takes no value"),

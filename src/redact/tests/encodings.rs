@@ -103,6 +103,18 @@ fn known_value_is_masked_in_every_encoding() {
 }
 
 #[test]
+fn known_value_of_any_shape_is_masked_at_the_end_of_a_text() {
+    for shape in 1..1 << 7 {
+        let value: String =
+            ('a'..='g').enumerate().map(|(at, letter)| if shape >> at & 1 == 1 { letter } else { '!' }).collect();
+        let secrets = Arc::new(Secrets::new([("MY_SECRET".into(), value.clone().into())], &[], &[]).expect("no patterns"));
+        for (text, expected) in [(value.clone(), "***"), (format!("{value}\n"), "***\n"), (format!("is {value}"), "is ***")] {
+            assert_eq!(masked_with(&secrets, &[text.as_bytes()]), expected, "{value}");
+        }
+    }
+}
+
+#[test]
 fn wrapped_base64_is_masked_in_every_line() {
     let key =
         format!("-----BEGIN RSA PRIVATE KEY-----\n{}-----END RSA PRIVATE KEY-----\n", "MIIEpAIBAAKCAQEA0123/+\n".repeat(20));
