@@ -190,7 +190,7 @@ impl Queue {
     }
 
     /// Pid that called flock(2); a process that inherited the descriptor may hold the lock now.
-    fn owner(&self) -> Option<i32> {
+    pub(super) fn owner(&self) -> Option<i32> {
         self.flocks.iter().find(|flock| !flock.waits).map(|flock| flock.pid)
     }
 

@@ -37,5 +37,5 @@ pub use monitor::{MONITOR, run_monitor};
 pub(crate) use refresh_due::AwaitedRefresh;
 pub use refresh_due::Refreshes;
 pub use request::{Acquisition, LockRequest};
-pub(crate) use slot_files::{SlotFile, slot_files, try_slot_files};
+pub(crate) use slot_files::{SlotFile, queue_holder, slot_files, slot_obstacles};
 pub use slots::{SlotGuard, SlotRequest, acquire_slot};

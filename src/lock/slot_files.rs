@@ -2,16 +2,15 @@
 //! tickets `t1`, `t2` and so on of those who wait, each locked by its run. Here they are only looked at, and the tickets of the dead
 //! removed.
 
-use std::path::PathBuf;
-
-use anyhow::{Context, Result};
+use anyhow::Error;
 use nix::fcntl::OFlag;
 
 use super::file::LockFile;
+use super::holder::{Holder, Queue};
 use crate::records::{RecordStore, is_locked};
 use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::if_there;
+use crate::sys::fs::{obstacles, settled};
 
 /// Slot, as anybody can see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,18 +31,21 @@ pub(crate) fn slot_files(store: &RecordStore) -> Vec<SlotFile> {
     slots.numbers.iter().filter_map(look).collect()
 }
 
-/// Opens the directory of the slots and each of its files that is there, as a run would.
-///
-/// # Errors
-/// One cannot be opened; the error names it.
-pub(crate) fn try_slot_files(store: &RecordStore) -> Result<()> {
-    let unusable = |path: PathBuf| move || format!("{} cannot be used", path.display());
-    let path = store.slots();
-    let Some(dir) = if_there(store.open_slots()).with_context(unusable(path.clone()))? else { return Ok(()) };
-    for name in SlotsDir::read(store).numbers.iter().map(u16::to_string).chain([QUEUE.to_owned()]) {
-        if_there(dir.open_file(&name, OFlag::O_RDONLY)).with_context(unusable(path.join(name)))?;
-    }
-    Ok(())
+/// What a run cannot use of the slots.
+pub(crate) fn slot_obstacles(store: &RecordStore) -> Vec<Error> {
+    let numbers = SlotsDir::read(store).numbers;
+    let names: Vec<_> = numbers.iter().map(u16::to_string).chain([QUEUE.to_owned()]).collect();
+    obstacles(&store.slots(), store.open_slots(), OFlag::O_RDONLY, &names)
+}
+
+/// Who keeps the queue locked: a run does for a moment only.
+pub(crate) fn queue_holder(store: &RecordStore) -> Option<Holder> {
+    let file = store.open_slots().ok()?.open_file(QUEUE, OFlag::O_RDONLY).ok()?;
+    let lock = FileId::of(&file.metadata().ok()?);
+    let owner = is_locked(&file).then(|| Queue::look(lock).owner())?;
+    let is_still_locked = settled(|| is_locked(&file), |is_locked| *is_locked);
+    let queue = is_still_locked.then(|| Queue::look(lock)).filter(|queue| queue.owner() == owner)?;
+    Holder::find_without_record(&queue, Some(store))
 }
 
 /// Name of the file that is locked while a ticket is made.

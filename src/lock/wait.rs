@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use tracing::{info, warn};
 
 use super::holder::{Holder, Process, Queue};
-use super::slot_files::{SlotsDir, slot_files};
+use super::slot_files::{SlotsDir, queue_holder, slot_files};
 use crate::config::duration::{after, show, show_seconds};
 use crate::config::settings::Wait;
 use crate::events::{Event, EventQueue};
@@ -207,7 +207,12 @@ impl<'a> LockWait<'a> {
                 let holder = self.holder_at_a_glance().unwrap_or_else(|| "another process".to_owned());
                 format!("{gave_up}: {} is held by {holder}; {way_out}", self.with_path())
             }
-            Awaited::Slot { of, .. } => format!("{gave_up}: {}; {way_out}", self.slots_in_use(*of)),
+            Awaited::Slot { of, ticket } => {
+                let records = self.recorder.store().filter(|_| ticket.is_none());
+                let queue =
+                    records.and_then(queue_holder).map(|holder| format!(", and the queue for them is held by {holder}"));
+                format!("{gave_up}: {}{}; {way_out}", self.slots_in_use(*of), queue.unwrap_or_default())
+            }
             awaited => {
                 let reason = reason.as_deref().unwrap_or("see whether its engine answers, or raise --wait");
                 format!("{gave_up}: {awaited} did not get its lock; {reason}; nothing was started")

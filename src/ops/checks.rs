@@ -3,17 +3,20 @@
 use std::borrow::Cow;
 use std::fs;
 use std::io;
+use std::iter;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 
+use super::fleet::stopped_processes;
 use super::text;
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
+use crate::lock::{queue_holder, slot_obstacles};
 use crate::records::{FinishedRun, RecordStore};
 use crate::sys::mount::Mount;
 
@@ -111,28 +114,30 @@ pub(super) fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
     );
 }
 
+/// Most links that the kernel follows on the way to a file.
+const MAX_LINKS: usize = 40;
+
 /// Checks that the lock file `path` can be opened, or made if it is missing. True if nothing is wrong.
 pub(super) fn check_lock_file(path: &Path, config_dir: &Path, check: &mut Check) -> bool {
     let (shown, means) = (path.display(), "no run that needs the lock can start");
-    let place = fs::read_link(path).map_or_else(|_| path.to_owned(), |target| path.with_file_name(target));
+    let behind_link = |path: &PathBuf| Some(path.with_file_name(fs::read_link(path).ok()?));
+    let place = iter::successors(Some(path.to_owned()), behind_link).take(MAX_LINKS).last().unwrap_or_default();
     let dir = place.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (what, todo) = match fs::metadata(path) {
         Ok(found) if !found.is_file() => ("is no regular file".to_owned(), "move it away"),
         Ok(_) if is_denied(path, AccessFlags::R_OK) => {
             ("cannot be read by us".to_owned(), "let the owner of the config dir own it, readable for all agents")
         }
-        // The config dir is made by the first run, and what is wrong with it, its own check tells.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && dir != config_dir => match fs::metadata(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::metadata(dir) {
             Ok(_) if !is_denied(dir, AccessFlags::W_OK | AccessFlags::X_OK) => return true,
+            Err(_) if dir == config_dir => return true, // the first run makes it
             Ok(_) => {
                 (format!("cannot be made: {} is not writable by us", dir.display()), "make it writable, or name another file")
             }
             Err(error) => (format!("cannot be made: {}: {error}", dir.display()), "make that directory, or name another file"),
         },
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            (format!("cannot be looked at: {error}"), "name another, or mend its path")
-        }
-        Ok(_) | Err(_) => return true,
+        Err(error) => (format!("cannot be looked at: {error}"), "name another, or mend its path"),
+        Ok(_) => return true,
     };
     check.fail(format!("{shown} {what}"), means, todo);
     false
@@ -143,27 +148,54 @@ fn is_denied(path: &Path, right: AccessFlags) -> bool {
     access(path, right).is_err_and(|errno| errno == Errno::EACCES)
 }
 
-/// Number of the last runs whose refusals are counted.
-const RECENT: usize = 20;
+/// Checks that runs can be recorded. True if nothing is wrong.
+pub(super) fn check_records(records: &RecordStore, check: &mut Check) -> bool {
+    let obstacles = records.obstacles();
+    for error in &obstacles {
+        let means = "runs are not recorded, or not how they ended; those that live are not all known";
+        check.fail(format!("{error:#}"), means, way_out(error));
+    }
+    obstacles.is_empty()
+}
 
-/// Gives the last finished runs, and checks whether the API has refused their login, and nobody has written the credentials `file` since.
-pub(super) fn check_last_runs(records: &RecordStore, file: &Path, check: &mut Check) -> Vec<FinishedRun> {
-    let runs = records.last_finished(RECENT).unwrap_or_else(|error| {
-        let what = format!("the history in {} cannot be read: {error}", records.path().display());
-        check.fail(
-            what,
-            "how runs have ended is not known, and may not be kept",
-            "move away what is in its place, or see who owns it",
-        );
-        Vec::new()
-    });
+/// Checks that runs can have a slot. True if nothing is wrong.
+pub(super) fn check_slots(records: &RecordStore, check: &mut Check) -> bool {
+    let obstacles = slot_obstacles(records);
+    for error in &obstacles {
+        let todo = format!("{}, or set no bound (claude-run slots none)", way_out(error));
+        check.fail(format!("{error:#}"), "a run with a bound ends with 125", todo);
+    }
+    let holder = if obstacles.is_empty() { queue_holder(records) } else { None };
+    if let Some(holder) = &holder {
+        let todo = stopped_processes(holder).map_or_else(|| "end it, if nobody needs it".to_owned(), |pids| let_go_on(&pids));
+        check.fail(format!("the queue for the slots is held by {holder}"), "no run with a bound starts", todo);
+    }
+    obstacles.is_empty() && holder.is_none()
+}
+
+/// What to do about a file or directory of ours that cannot be used.
+fn way_out(error: &anyhow::Error) -> &'static str {
+    let is_denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    if error.downcast_ref().is_some_and(is_denied) {
+        "chown -R it to the owner of the config dir, if a run of another user, as root, has made it"
+    } else {
+        "move it away"
+    }
+}
+
+/// What to do about stopped processes.
+pub(super) fn let_go_on(pids: &str) -> String {
+    format!("let it go on: kill -CONT {pids}; or end it: kill {pids}, and then kill -CONT {pids}")
+}
+
+/// Checks whether the API has refused the login of the last `runs`, and nobody has written the credentials `file` since.
+pub(super) fn check_last_runs(runs: &[FinishedRun], file: &Path, check: &mut Check) {
     let refused = runs.iter().fold(0, |count, run| run.count_refusals(count));
     let refused_at = runs.iter().rfind(|run| run.auth_refused.is_some()).map(FinishedRun::ended);
     let written = fs::metadata(file).and_then(|found| found.modified()).ok();
     if let Some(what) = text::refusals(refused).filter(|_| written < refused_at) {
         check.fail(what, "no agent can work", "log in again");
     }
-    runs
 }
 
 /// Checks the credentials `file`, in which `login` was found, where claude authenticates by `auth`.

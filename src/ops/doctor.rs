@@ -32,16 +32,18 @@ struct Subject<'a> {
     /// Path, and answer to `--version`.
     claude: Result<(PathBuf, String)>,
     factory: Result<Factory>,
+    records: RecordStore,
     census: io::Result<Census>,
     fix: bool,
 }
 
 type Work = fn(&Subject, &mut Check);
 /// Checks of a config dir that can be resolved.
-const CHECKS: [(&str, Work); 12] = [
+const CHECKS: [(&str, Work); 13] = [
     ("sibling lock", config_dir::check_sibling),
     ("file system", filesystem::check),
     ("several hosts", filesystem::check_hosts),
+    ("records", locks::check_records),
     ("fleet", locks::check_views),
     ("session lock", locks::check_session_lock),
     ("slots", slots::check),
@@ -56,8 +58,9 @@ const CHECKS: [(&str, Work); 12] = [
 impl<'a> Subject<'a> {
     fn of(context: &'a Context<'a>, config_dir: PathBuf, fix: bool) -> Self {
         let (claude, storage) = (claude::find(context), context.claude_storage(&config_dir));
-        let census = RecordStore::of(&config_dir).census();
-        Self { context, config_dir, storage, claude, factory: Factory::of(context), census, fix }
+        let records = RecordStore::of(&config_dir);
+        let census = records.census();
+        Self { context, config_dir, storage, claude, factory: Factory::of(context), records, census, fix }
     }
 
     /// True if the claude here has a refresh lock inside its storage; `None` if its version is not known.

@@ -14,7 +14,7 @@ use super::{Context, answer, text};
 use crate::claude::telemetry::{Meaning, RefreshEvent, Telemetry};
 use crate::config::duration;
 use crate::events::EventQueue;
-use crate::logging::escaped;
+use crate::logging::{self, escaped};
 use crate::outcome::Outcome;
 use crate::records::{time, timestamp};
 
@@ -33,6 +33,7 @@ pub(super) fn show(
     if follow {
         events.watch_directory(&telemetry.dir);
     }
+    let mut told = None;
     loop {
         let mut recent = telemetry.read().with_context(|| format!("cannot read {}", telemetry.dir.display()))?;
         recent.retain(|event| since.is_none_or(|since| event.at >= since));
@@ -44,6 +45,10 @@ pub(super) fn show(
             let RefreshEvent { at, name, version, session } = event;
             let line = format!("{}  {version:<9}  {session}  {name}", time(*at));
             answer(out, json, true, &format!("{}\n", escaped(&line)), event_json(event))?;
+        }
+        if told != telemetry.unreadable {
+            told = telemetry.unreadable.clone();
+            told.iter().for_each(|unreadable| logging::tell(&format!("a file cannot be read: {unreadable}")));
         }
         events.wait(None).context("cannot wait for events")?;
     }

@@ -62,7 +62,7 @@ impl Context<'_> {
     /// # Errors
     /// A variable means nothing, there can be no config dir, or the file cannot be changed: it is as it was.
     fn set(&mut self, key: &str, value: impl Into<TomlValue>) -> Result<()> {
-        self.settings_without_file()?;
+        self.settings_without_file().context("nothing was set")?;
         let config_dir = self.config_dir()?;
         if let Some(obstacle) = config_dir::obstacle(&config_dir) {
             bail!("the config dir {} {obstacle}", config_dir.display());

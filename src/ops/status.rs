@@ -20,7 +20,7 @@ use crate::claude::config_dir::obstacle;
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{CutRefresh, RefreshLock, Standing};
 use crate::config::duration::show_seconds;
-use crate::config::settings::LockMode;
+use crate::config::settings::{LockMode, Slots};
 use crate::lock::{Holder, describe_refresh_lock};
 use crate::outcome::Outcome;
 use crate::records::{FinishedRun, Hold};
@@ -78,7 +78,16 @@ impl<'a> Status<'a> {
         if factory.settings.lock_mode != LockMode::PassThrough {
             checks::check_lock_file(&factory.lock_file, &factory.config_dir, &mut found);
         }
-        let last = checks::check_last_runs(&factory.records, &factory.storage.credentials(), &mut found);
+        if checks::check_records(&factory.records, &mut found)
+            && let Some(why) = &fleet.unreadable
+        {
+            found.fail(why, "of the runs, only what the kernel shows is listed", "see what is wrong there");
+        }
+        if factory.settings.slots != Slots::Unlimited {
+            checks::check_slots(&factory.records, &mut found);
+        }
+        let last = factory.records.last_finished().unwrap_or_default(); // what cannot be read is told by now
+        checks::check_last_runs(&last, &factory.storage.credentials(), &mut found);
         if !matches!(login, Login::Unclear(_)) && obstacle.is_none() {
             checks::check_login(&factory.storage.credentials(), &login, &auth, &mut of_login);
         }
@@ -130,10 +139,8 @@ impl<'a> Status<'a> {
             format!("claude (pid {pid}) has ended in the midst of a refresh: the login is probably lost; log in again if the next run fails")
         });
         let settings = self.factory.mistake.as_ref().map(|error| format!("no run starts: {error}"));
-        let records =
-            self.fleet.unreadable.as_ref().map(|why| format!("{why}; of the runs, only what the kernel shows is listed"));
         let all = orphaned.chain(refresh_locks).chain(login).chain(cut).chain(self.replaced()).chain(holders).chain(stopped);
-        all.chain(settings).chain(records).chain(self.found.iter().cloned()).collect()
+        all.chain(settings).chain(self.found.iter().cloned()).collect()
     }
 
     /// Runs under which the lock file was removed or replaced.

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::time::{Duration, SystemTime};
 
+use anyhow::Error;
 use fs4::FileExt;
 use nix::fcntl::OFlag;
 use serde::Deserialize;
@@ -16,7 +17,7 @@ use super::run_record::RunRecord;
 use super::store::RecordStore;
 use crate::claude::frames::clamped;
 use crate::logging::{PATIENCE, append_lines};
-use crate::sys::fs::if_there;
+use crate::sys::fs::{if_there, obstacles};
 
 const CURRENT: &str = "history.jsonl";
 
@@ -31,6 +32,9 @@ const VANISHED: &str = "vanished";
 
 /// Longer than any line that a run writes.
 const LONGEST_LINE: u64 = 4 << 20;
+
+/// Number of the last runs that tell how things stand.
+const LAST: usize = 20;
 
 /// Longest part of a history that is searched for its last runs.
 const LARGEST_TAIL: u64 = 4 << 20;
@@ -93,12 +97,21 @@ impl RecordStore {
         Ok(skipped)
     }
 
+    /// What a run cannot use of its record's place and the history. If the directory itself is none, that is all.
+    pub(crate) fn obstacles(&self) -> Vec<Error> {
+        let mut found = obstacles(self.path(), self.open(), OFlag::O_RDWR | OFlag::O_APPEND, &[OLDER, CURRENT]);
+        if self.open().is_ok() {
+            found.extend(obstacles(&self.runs(), self.open_runs(), OFlag::O_RDONLY, &[""; 0]));
+        }
+        found
+    }
+
     fn open_history(&self, name: &str) -> io::Result<Option<File>> {
         if_there(self.open().and_then(|dir| dir.open_file(name, OFlag::O_RDONLY)))
     }
 
-    /// The last `count` finished runs since the history was rotated.
-    pub(crate) fn last_finished(&self, count: usize) -> io::Result<Vec<FinishedRun>> {
+    /// The last finished runs since the history was rotated.
+    pub(crate) fn last_finished(&self) -> io::Result<Vec<FinishedRun>> {
         let Some(file) = self.open_history(CURRENT)? else { return Ok(Vec::new()) };
         let length = file.metadata()?.len();
         let mut tail = 16 << 10;
@@ -106,8 +119,8 @@ impl RecordStore {
             let mut bytes = Vec::new();
             let begin = length.saturating_sub(tail);
             (&file).seek(SeekFrom::Start(begin)).and_then(|_| (&file).take(tail).read_to_end(&mut bytes))?;
-            let mut last: Vec<_> = bytes.rsplit(|&byte| byte == b'\n').filter_map(FinishedRun::from_json).take(count).collect();
-            if last.len() == count || begin == 0 || tail >= LARGEST_TAIL {
+            let mut last: Vec<_> = bytes.rsplit(|&byte| byte == b'\n').filter_map(FinishedRun::from_json).take(LAST).collect();
+            if last.len() == LAST || begin == 0 || tail >= LARGEST_TAIL {
                 last.reverse();
                 return Ok(last);
             }

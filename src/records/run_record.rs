@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::fields::{lenient, timestamp};
 use crate::logging::escaped;
 use crate::sys::file_id::FileId;
-use crate::sys::proc::{boot_id, host};
+use crate::sys::proc::{boot_id, host, pid_namespace};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -159,8 +159,17 @@ impl RunRecord {
     pub(crate) fn who(&self) -> String {
         let program = || Path::new(&self.program).file_name().map(|name| name.to_string_lossy().into_owned());
         let name = self.label.clone().or_else(program).unwrap_or_default();
-        let elsewhere = if self.host == host() { String::new() } else { format!(" on {}", self.host) };
+        let elsewhere = match () {
+            () if self.host != host() => format!(" on {}", self.host),
+            () if !self.is_of_our_pid_namespace() => " in another PID namespace".to_owned(),
+            () => String::new(),
+        };
         escaped(&format!("{name} (pid {}{elsewhere})", self.pid)).into_owned()
+    }
+
+    /// True if its pids are the same here.
+    pub(crate) fn is_of_our_pid_namespace(&self) -> bool {
+        self.boot == boot_id() && self.pid_namespace == pid_namespace()
     }
 
     /// Reads a record. None if it cannot be understood.

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fstat, fstatat, mkdirat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, unlinkat};
+use nix::unistd::{AccessFlags, Gid, Uid, UnlinkatFlags, faccessat, fchown, fchownat, geteuid, unlinkat};
 
 /// An open directory.
 #[derive(Clone, Debug)]
@@ -91,6 +91,14 @@ impl Dir {
             entry?.file_name().to_str().into_iter().for_each(&mut visit);
         }
         Ok(())
+    }
+
+    /// Checks that we may list it, and make files in it. That a file system is read-only is no error.
+    pub(super) fn check_access(&self) -> io::Result<()> {
+        match faccessat(&self.0, ".", AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::empty()) {
+            Ok(()) | Err(Errno::EROFS) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Names in it that tempfile has made of `prefix` and `suffix`, of what has been there for longer than any call takes.

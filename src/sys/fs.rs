@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Error;
 use fs4::{FileExt, TryLockError};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -39,6 +40,19 @@ pub(crate) fn if_there<T>(opened: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         opened => opened.map(Some),
     }
+}
+
+/// What we cannot use of `opened`, the directory at `path`, and of the files `names` in it, by these `flags`: each error names its
+/// path. What is missing is no error.
+pub(crate) fn obstacles(path: &Path, opened: io::Result<Dir>, flags: OFlag, names: &[impl AsRef<str>]) -> Vec<Error> {
+    let unusable = |path: &Path, error| Error::new(error).context(format!("{} cannot be used", path.display()));
+    let dir = match if_there(opened.and_then(|dir| dir.check_access().map(|()| dir))) {
+        Ok(Some(dir)) => dir,
+        Ok(None) => return Vec::new(),
+        Err(error) => return vec![unusable(path, error)],
+    };
+    let obstacle = |name: &str| if_there(dir.open_file(name, flags)).err().map(|error| unusable(&path.join(name), error));
+    names.iter().filter_map(|name| obstacle(name.as_ref())).collect()
 }
 
 /// `path` without symbolic links; as it is where it leads nowhere.

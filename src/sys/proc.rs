@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process;
 use std::ptr;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::NixPath;
@@ -308,7 +309,8 @@ pub(crate) fn innermost_pid(pid: i32) -> Option<(i32, String)> {
 
 /// Name of our PID namespace, as `pid:[4026531836]`.
 pub(crate) fn pid_namespace() -> Option<String> {
-    namespace_of("self")
+    static OURS: OnceLock<Option<String>> = OnceLock::new();
+    OURS.get_or_init(|| namespace_of("self")).clone()
 }
 
 fn namespace_of(process: impl Display) -> Option<String> {
@@ -322,7 +324,9 @@ pub(crate) fn is_outermost_pid_namespace() -> bool {
 
 /// Identifies this boot of the kernel.
 pub(crate) fn boot_id() -> Option<String> {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+    static ID: OnceLock<Option<String>> = OnceLock::new();
+    let read = || fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned());
+    ID.get_or_init(read).clone()
 }
 
 /// Time since the start of the process `pid`.

@@ -6,6 +6,8 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::Signal;
+
 use crate::env::{Ended, Env, Running, binary, can_unshare, fake_claude, wait_until};
 
 /// The command in a mount namespace of its own, behind `prepare`, a shell command.
@@ -37,6 +39,8 @@ fn pid_and_mount_namespaces_exclude_each_other() {
     let mut status = env.claude_run();
     let seen = status.args(["status", "--json"]).assert().success();
     let seen: serde_json::Value = serde_json::from_slice(&seen.get_output().stdout).expect("JSON");
+    let shown = || String::from_utf8_lossy(&env.claude_run().arg("status").output().expect("started").stdout).into_owned();
+    assert!(shown().contains("first (pid 1 in another PID namespace) for "), "{}", shown());
     assert_eq!(seen["holders"][0]["record"]["label"], "first", "{seen:#}");
     assert_eq!(seen["waiting"][0]["label"], "second", "{seen:#}");
     assert_eq!(seen["waiting_without_record"], serde_json::json!([]), "nobody is counted twice: {seen:#}");
@@ -44,7 +48,11 @@ fn pid_and_mount_namespaces_exclude_each_other() {
     let [unshare, first] = [holder.pid().as_raw(), 0];
     let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).expect("a process");
     let claude_run: i32 = children.trim().parse().unwrap_or(first);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(claude_run), nix::sys::signal::Signal::SIGTERM).expect("it lives");
+    let signal = |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(claude_run), signal).expect("it lives");
+    signal(Signal::SIGSTOP);
+    wait_until("status has its pid here", || shown().contains(&format!("kill -CONT {claude_run} ")));
+    signal(Signal::SIGCONT);
+    signal(Signal::SIGTERM);
     assert_eq!(holder.end().code(), 143);
     assert_eq!(waiter.end().code(), 0);
     assert!(!env.is_locked());

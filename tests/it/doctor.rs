@@ -90,7 +90,7 @@ fn healthy_setup_passes_and_nothing_is_left() {
     let mut text = command(&env);
     text.arg("doctor");
     let ended = Running::start(text).end();
-    assert_eq!(ended.stdout.last().map(String::as_str), Some("0 failures, 0 warnings in 13 checks"));
+    assert_eq!(ended.stdout.last().map(String::as_str), Some("0 failures, 0 warnings in 14 checks"));
     assert!(!ended.stdout.join("").contains("at-0") && !seen.to_string().contains("rt-0"), "never a token");
 }
 
@@ -281,6 +281,9 @@ fn lock_file_that_cannot_be_made_is_trouble() {
     assert!(status(1, &["--lock-file", &format!("{elsewhere}/lock")]).contains("make that directory"));
     fs::create_dir(env.path("elsewhere")).expect("a directory");
     status(0, &["--lock-file", &format!("{elsewhere}/lock")]);
+    // A link to a link to nowhere.
+    symlink(env.lock_file(), format!("{elsewhere}/lock")).expect("a link");
+    assert!(status(1, &["--lock-file", &format!("{elsewhere}/lock")]).contains("nowhere: No such file"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -194,6 +195,9 @@ fn followed_events_are_shown_once() {
         assert_eq!(next(&follower)["name"], "lock_retry");
         file.write_all(tail.as_bytes()).expect("the other half");
         assert_eq!((&next(&follower)["name"], follower.is_running()), (&"success".into(), true));
+        let unreadable = env.home().join(".claude/telemetry/1p_failed_events.t.loop.json");
+        symlink(&unreadable, &unreadable).expect("a link to itself");
+        assert!(follower.message().contains("cannot be read: "));
     }
 }
 
@@ -216,7 +220,7 @@ fn file_that_cannot_be_read_is_no_health() {
     let file = write(&env, "s", &[refresh("lock_acquired", 0, "s")]);
     assert_eq!(seen(&env, 0)["verdict"], "healthy");
     let unreadable = file.with_file_name("1p_failed_events.t.5c1c.json");
-    std::os::unix::fs::symlink(&unreadable, &unreadable).expect("a link to itself");
+    symlink(&unreadable, &unreadable).expect("a link to itself");
     let seen = seen(&env, 1);
     assert_eq!((&seen["verdict"], &seen["files"]), (&"not known".into(), &1.into()), "{seen}");
     assert!(seen["unreadable"].as_str().is_some_and(|why| why.contains("1p_failed_events.t.")), "{seen}");

@@ -204,19 +204,22 @@ fn unwritable_records_cost_one_warning() {
         let assert = env.claude_run().args(words).assert().code(code);
         String::from_utf8_lossy(&[&*assert.get_output().stdout, &*assert.get_output().stderr].concat()).into_owned()
     };
-    let expect_told = || {
+    let expect_told = |obstacles: &[&str]| {
         let (status, doctor) = (what(&["status"], 1), what(&["doctor"], 1));
-        for of in ["claude-run/runs", "the history in "] {
-            assert!(status.lines().any(|line| line.starts_with("trouble ") && line.contains(of)), "{status}");
+        let told = |text: &str| text.lines().filter(|line| line.contains(" cannot be used: ")).count();
+        for of in obstacles {
+            let part = format!("{of} cannot be used: ");
+            assert!(status.lines().any(|line| line.starts_with("trouble ") && line.contains(&part)), "{status}");
+            assert!(doctor.lines().any(|line| line.starts_with("failure  records ") && line.contains(&part)), "{doctor}");
         }
-        assert!(doctor.contains("the run records cannot be read") && doctor.contains("the history in "), "{doctor}");
+        assert_eq!((told(&status), told(&doctor)), (obstacles.len(), obstacles.len()), "{status}{doctor}");
         assert!(what(&["report"], 125).contains("history"));
     };
-    expect_told();
+    expect_told(&["claude-run"]);
     fs::remove_file(&place).expect("removed");
     fs::create_dir_all(place.join("history.jsonl")).expect("a directory");
     symlink("elsewhere", place.join("runs")).expect("a link");
-    expect_told();
+    expect_told(&["claude-run/history.jsonl", "claude-run/runs"]);
 }
 
 #[test]
@@ -394,6 +397,9 @@ fn bad_value_in_the_settings_file_hides_nothing() {
     assert!(text.starts_with("the lock mode is exclusive now, set in ") && text.contains("no run starts: "), "{text}");
     assert!(fs::read_to_string(&file).expect("a file").contains("lock = \"exclusive\""));
     env.claude_run().env("CLAUDE_TIMEOUT", "soon").arg("status").assert().code(1);
+    let refused = env.claude_run().env("CLAUDE_TIMEOUT", "soon").args(["mode", "refresh"]).assert().code(125);
+    let said = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    assert!(said.starts_with("claude-run: nothing was set: CLAUDE_TIMEOUT: "), "{said}");
 }
 
 #[test]
@@ -402,13 +408,13 @@ fn records_of_another_user_cost_the_records_alone() {
         return;
     }
     let env = Env::new();
-    env.claude_run().arg("true").assert().code(0);
+    env.claude_run().args(["--slots", "1", "true"]).assert().code(0);
     for dir in ["", "home", "home/.claude"] {
         fs::set_permissions(env.path(dir), fs::Permissions::from_mode(0o755)).expect("permissions");
     }
     let _holder = env.hold_lock();
     for (operation, code, part) in [
-        ("status", 1, "cannot read"),
+        ("status", 1, "claude-run cannot be used: "),
         ("report", 1, "cannot be read"),
         ("mode", 1, "cannot read"),
         ("settings", 0, "exclusive"),
@@ -420,6 +426,18 @@ fn records_of_another_user_cost_the_records_alone() {
         assert!(ended.code() == code && text.contains(part), "{operation}: {ended:?}");
         assert!(operation != "status" || text.contains("held by        flock (pid "), "{text}");
     }
+    // What can be read and not written.
+    for (place, mode) in [("", 0o755), ("runs", 0o755), ("slots", 0o755), ("history.jsonl", 0o644)] {
+        let path = env.home().join(".claude/claude-run").join(place);
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
+    }
+    let mut command = env.command("setpriv");
+    command.args(["--reuid", "65534", "--clear-groups"]).arg(binary()).args(["--slots", "1", "doctor"]);
+    let told = Running::start(command).end().stdout.join("\n");
+    for of in ["records         ", "slots           "] {
+        assert!(told.lines().any(|line| line.starts_with("failure  ") && line.contains(of)), "{told}");
+    }
+    assert!(told.contains("do: chown -R it to the owner of the config dir"), "{told}");
 }
 
 #[test]

@@ -12,7 +12,6 @@ use super::{Check, Subject};
 use crate::claude::credentials::Login;
 use crate::claude::daemon::Daemon;
 use crate::ops::{Context, checks};
-use crate::records::RecordStore;
 
 /// Timeout for `claude --version`. The slowest that was measured took 0.6 s on an idle machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -81,6 +80,7 @@ pub(super) fn check_login(subject: &Subject, check: &mut Check) {
     let file = subject.storage.credentials();
     let login = Login::read_whole(&file);
     let auth = subject.context.auth(&subject.config_dir, &login);
-    checks::check_last_runs(&RecordStore::of(&subject.config_dir), &file, check);
+    // A history that cannot be read is told by the check of the records.
+    checks::check_last_runs(&subject.records.last_finished().unwrap_or_default(), &file, check);
     checks::check_login(&file, &login, &auth, check);
 }

@@ -16,10 +16,10 @@ use crate::claude::version::Version;
 use crate::config::duration::show_seconds;
 use crate::config::settings::{HARD_LIMIT, Settings};
 use crate::lock::{Holder, describe_refresh_lock};
-use crate::ops::checks::check_lock_file;
+use crate::ops::checks::{self, check_lock_file, let_go_on};
 use crate::ops::fleet::{Fleet, stopped_processes};
 use crate::ops::text;
-use crate::records::{PathView, RunRecord};
+use crate::records::{Census, PathView, RunRecord};
 use crate::sys::mount;
 
 pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
@@ -57,8 +57,7 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
 fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
     if let Some(pids) = stopped_processes(holder) {
         let what = format!("held by {holder}; stopped: {pids}");
-        let todo = format!("let it go on: kill -CONT {pids}; or end it: kill {pids}, and then kill -CONT {pids}");
-        return check.warn(what, "everybody waits for it", todo);
+        return check.warn(what, "everybody waits for it", let_go_on(&pids));
     }
     let Holder::Run(run) = holder else {
         let means = "an old caller, or a run whose record cannot be kept (another user's, or the disk is full or read-only): how long it has had it is not known";
@@ -164,14 +163,18 @@ const SHARED_PATHS: [(&str, View, &str, &str); 3] = [
     ),
 ];
 
+pub(super) fn check_records(subject: &Subject, check: &mut Check) {
+    if checks::check_records(&subject.records, check)
+        && let Err(error) = &subject.census
+    {
+        let what = format!("the run records cannot be read: {error}");
+        check.fail(what, "who runs cannot be told", "see what is wrong there");
+    }
+    check.pass_if_clean(format!("{} can be used", subject.records.path().display()));
+}
+
 pub(super) fn check_views(subject: &Subject, check: &mut Check) {
-    let live = match &subject.census {
-        Ok(census) => &census.live,
-        Err(error) => {
-            let what = format!("the run records cannot be read: {error}");
-            return check.fail(what, "who runs cannot be told", "see who owns them, and what stands in their place");
-        }
-    };
+    let Ok(Census { live, .. }) = &subject.census else { return }; // reported by the check of the records
     for (name, view, means, todo) in SHARED_PATHS {
         // Each view once, that of the oldest run first.
         let mut known: Vec<(&RunRecord, &PathView)> = Vec::new();

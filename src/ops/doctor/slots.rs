@@ -2,7 +2,8 @@
 
 use super::{Check, Subject};
 use crate::config::settings::Slots;
-use crate::lock::{Holder, Queue, try_slot_files};
+use crate::lock::{Holder, Queue};
+use crate::ops::checks::check_slots;
 use crate::ops::slots::SlotsInUse;
 use crate::ops::text;
 use crate::records::State;
@@ -10,13 +11,8 @@ use crate::records::State;
 pub(super) fn check(subject: &Subject, check: &mut Check) {
     let (Ok(factory), Ok(census)) = (&subject.factory, &subject.census) else { return }; // reported by their own checks
     let records = &factory.records;
-    if let Err(error) = try_slot_files(records) {
-        let means = "a run with a bound ends with 125";
-        return check.fail(
-            format!("{error:#}"),
-            means,
-            "let the user who runs the agents own it, or set no bound (claude-run slots none)",
-        );
+    if !check_slots(records, check) {
+        return;
     }
     let in_use = SlotsInUse::look(records, &census.live);
     for (slot, _) in in_use.held.iter().filter(|(_, run)| run.is_none()) {

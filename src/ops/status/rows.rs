@@ -3,7 +3,7 @@
 use std::iter;
 use std::time::{Duration, SystemTime};
 
-use super::super::fleet::{is_claude_run, is_of_our_namespace, stopped_processes};
+use super::super::fleet::{is_claude_run, stopped_processes};
 use super::super::layout::{Look, Row};
 use super::super::text;
 use super::{Status, is_setup};
@@ -123,7 +123,7 @@ fn holder_rows(holder: &Holder, is_awaited: bool) -> Vec<Row> {
     // The way to let it go on is among the trouble.
     let rest = match holder {
         _ if is_stopped => ", stopped".to_owned(),
-        Holder::Run(record) if is_awaited && is_of_our_namespace(record) => {
+        Holder::Run(record) if is_awaited && record.is_of_our_pid_namespace() => {
             format!("{}; if it hangs, kill {} (not -KILL) ends it with all that it has started", helper_key(record), record.pid)
         }
         Holder::Run(record) => helper_key(record),
