@@ -121,6 +121,9 @@ pub(super) fn escaped_json(json: &str) -> String {
 
 /// True for controls, and for characters that change the order or the look of others.
 fn acts(c: char) -> bool {
+    if c.is_ascii() {
+        return c.is_ascii_control(); // soon, of nearly all
+    }
     let changes_order = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || changes_order || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200b}'..='\u{200d}' | '\u{feff}')
 }

@@ -111,7 +111,7 @@ pub(super) fn examine(context: &Context, fix: bool, json: bool, out: &mut impl W
     let lines: String = findings.iter().map(|finding| finding.to_text(layout::width())).collect();
     let (failures, warnings) = (text::count(failures, "failure"), text::count(warnings, "warning"));
     let text = format!("{lines}\n{failures}, {warnings} in {}\n", text::count(findings.len(), "check"));
-    answer(out, json, worst != Verdict::Failure, &text, json_form)
+    answer(out, json, worst != Verdict::Failure, || text, || json_form)
 }
 
 /// Objections to a mode without the session lock, or with less of it: trouble with claude's own lock.

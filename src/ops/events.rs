@@ -39,12 +39,12 @@ pub(super) fn show(
         recent.retain(|event| since.is_none_or(|since| event.at >= since));
         if !follow {
             let summary = Summary::of(&recent, &telemetry, since);
-            return answer(out, json, summary.is_healthy(), &summary.to_text(), summary.to_json());
+            return answer(out, json, summary.is_healthy(), || summary.to_text(), || summary.to_json());
         }
         for event in &recent {
             let RefreshEvent { at, name, version, session } = event;
             let line = format!("{}  {version:<9}  {session}  {name}", time(*at));
-            answer(out, json, true, &format!("{}\n", escaped(&line)), event_json(event))?;
+            answer(out, json, true, || format!("{}\n", escaped(&line)), || event_json(event))?;
         }
         if told != telemetry.unreadable {
             told = telemetry.unreadable.clone();

@@ -256,12 +256,18 @@ fn write_own(out: &mut impl Write, text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
 }
 
-/// Writes text for people, or a line of JSON.
-fn answer(out: &mut impl Write, json: bool, is_well: bool, text: &str, value: Value) -> Result<Outcome> {
+/// Writes text for people, or a line of JSON; only what is written is made.
+fn answer(
+    out: &mut impl Write,
+    json: bool,
+    is_well: bool,
+    text: impl FnOnce() -> String,
+    value: impl FnOnce() -> Value,
+) -> Result<Outcome> {
     if json {
-        write_own(out, &json_line(value))?
+        write_own(out, &json_line(value()))?
     } else {
-        write(out, text)?
+        write(out, &text())?
     }
     Ok(if is_well { Outcome::Shown } else { Outcome::Trouble })
 }

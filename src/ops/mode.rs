@@ -45,17 +45,20 @@ pub(super) fn run(
         Some(bound) => drain_others(&factory, mode, bound),
         None => Others::find(&factory, mode),
     };
-    let mut value = text::setting_json(&factory.mode);
-    if factory.mistake.is_some() {
-        value["value"] = Value::Null;
-    }
-    value["error"] = json!(factory.mistake);
-    value["set"] = json!(set.map(LockMode::name));
-    value["slots"] = text::setting_json(&factory.slots);
-    value["others"] = others.runs.iter().map(text::run_json).collect();
-    value["without_record"] = others.without_record.iter().map(|(pid, _)| *pid).collect();
+    let to_json = || {
+        let mut value = text::setting_json(&factory.mode);
+        if factory.mistake.is_some() {
+            value["value"] = Value::Null;
+        }
+        value["error"] = json!(factory.mistake);
+        value["set"] = json!(set.map(LockMode::name));
+        value["slots"] = text::setting_json(&factory.slots);
+        value["others"] = others.runs.iter().map(text::run_json).collect();
+        value["without_record"] = others.without_record.iter().map(|(pid, _)| *pid).collect();
+        value
+    };
     let is_well = factory.mistake.is_none() && others.unreadable.is_none() && (bound.is_none() || others.is_empty());
-    answer(out, json, is_well, &lines(others.rows(mode, bound).iter()), value)
+    answer(out, json, is_well, || lines(others.rows(mode, bound).iter()), to_json)
 }
 
 /// The mode to set and the bound of `--drain`, behind which a MODE may stand.

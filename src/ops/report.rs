@@ -42,7 +42,7 @@ pub(super) fn show(context: &Context, since: Option<SystemTime>, form: Form, out
             write_own(out, &report.to_prometheus())?;
             Ok(if is_well { Outcome::Shown } else { Outcome::Trouble })
         }
-        form => answer(out, form == Form::Json, is_well, &report.to_text(), report.to_json()),
+        form => answer(out, form == Form::Json, is_well, || report.to_text(), || report.to_json()),
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Resul
         logging::tell(&format!("{mistake}; no run starts"));
     }
     unknown_variables().for_each(|warning| logging::tell(&warning));
-    answer(out, json, mistake.is_none(), &to_text(&settings), settings.iter().map(text::setting_json).collect())
+    answer(out, json, mistake.is_none(), || to_text(&settings), || settings.iter().map(text::setting_json).collect())
 }
 
 fn to_text(settings: &[Written]) -> String {

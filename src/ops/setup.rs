@@ -68,7 +68,7 @@ pub(super) fn run(context: &Context, options: &SetupOptions, out: &mut impl Writ
     let outcome = carry_out(context, options, &paths, &mut report)?;
     let is_possible = report.notes.is_empty();
     report.done = is_possible && (!options.dry_run || report.steps.is_empty());
-    answer(out, options.json, outcome == Outcome::Shown, &report.to_text(&paths, is_possible), json!(report))
+    answer(out, options.json, outcome == Outcome::Shown, || report.to_text(&paths, is_possible), || json!(report))
 }
 
 /// Gives up root in the home of somebody else: what is made there is to be the owner's, and what the owner may not do is refused.

@@ -106,12 +106,15 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
         let runs = text::count(uncounted, "live run");
         lines += &format!("not counted: {runs} without a slot, which began without a bound, or below another run\n");
     }
-    let mut value = text::setting_json(&factory.slots);
-    value["error"] = json!(factory.mistake);
-    value["not_counted"] = json!(uncounted);
-    value["set"] = json!(name);
-    for (key, part) in in_use.to_json().as_object_mut().into_iter().flatten() {
-        value[key] = part.take();
-    }
-    answer(out, json, factory.mistake.is_none() && unreadable.is_none(), &lines, value)
+    let to_json = || {
+        let mut value = text::setting_json(&factory.slots);
+        value["error"] = json!(factory.mistake);
+        value["not_counted"] = json!(uncounted);
+        value["set"] = json!(name);
+        for (key, part) in in_use.to_json().as_object_mut().into_iter().flatten() {
+            value[key] = part.take();
+        }
+        value
+    };
+    answer(out, json, factory.mistake.is_none() && unreadable.is_none(), || lines, to_json)
 }

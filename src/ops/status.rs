@@ -54,11 +54,11 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
         let status = Status::look(&factory, context);
         // With a prompt below.
         let height = terminal::size_of(io::stdout()).map_or(usize::MAX, |size| usize::from(size.ws_row) - 1);
-        let mut text = status.to_text(layout::width(), height);
-        if watch {
-            text = format!("{}\n{text}\n", watch::head());
-        }
-        let outcome = answer(out, json, status.trouble().is_empty(), &text, status.to_json())?;
+        let text = || {
+            let text = status.to_text(layout::width(), height);
+            if watch { format!("{}\n{text}\n", watch::head()) } else { text }
+        };
+        let outcome = answer(out, json, status.trouble().is_empty(), text, || status.to_json())?;
         if !watch {
             return Ok(outcome);
         }

@@ -233,15 +233,16 @@ fn look_for_flocks(file: FileId) -> (Vec<Flock>, bool) {
 
 /// Reads a line of the form `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`, with `->` before FLOCK while it waits.
 fn parse_flock(line: &str) -> Option<(Flock, FileId)> {
-    let (waits, line) = (line.contains("-> "), line.replace("-> ", ""));
-    let [_, "FLOCK", _, kind, pid, file, ..] = line.split_whitespace().collect::<Vec<_>>()[..] else { return None };
-    let [major, minor, inode] = file.split(':').collect::<Vec<_>>()[..] else { return None };
-    let hex = |number| u32::from_str_radix(number, 16).ok();
-    let device = libc::makedev(hex(major)?, hex(minor)?);
-    Some((
-        Flock { pid: pid.parse().ok()?, waits, is_exclusive: kind == "WRITE" },
-        FileId { device, inode: inode.parse().ok()? },
-    ))
+    let mut words = line.split_ascii_whitespace().skip(1).peekable();
+    let waits = words.next_if_eq(&"->").is_some();
+    let ("FLOCK", _, kind, pid, file) = (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?) else {
+        return None;
+    };
+    let mut numbers = file.split(':');
+    let mut hex = || u32::from_str_radix(numbers.next()?, 16).ok();
+    let device = libc::makedev(hex()?, hex()?);
+    let flock = Flock { pid: pid.parse().ok()?, waits, is_exclusive: kind == "WRITE" };
+    Some((flock, FileId { device, inode: numbers.next()?.parse().ok()? }))
 }
 
 /// The flock on `file` that a descriptor of `process`, by its name in /proc, holds.
@@ -345,7 +346,8 @@ pub(crate) fn command_line(pid: i32) -> Option<Vec<String>> {
 
 /// Name of this host or container.
 pub(crate) fn host() -> String {
-    gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default()
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default()).clone()
 }
 
 /// True if /proc is that of our PID namespace. A container may mount the /proc of its host.
