@@ -147,7 +147,7 @@ const SHARED_PATHS: [(&str, View, &str, &str); 3] = [
         "lock file",
         |run| run.lock.as_ref(),
         "the session lock does not keep them apart",
-        "give both the same config dir, and no --lock-file of their own",
+        "give both the same config dir, and no --lock-file of their own; if the file was removed under the older one, let that end",
     ),
     (
         "config dir",
