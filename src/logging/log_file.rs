@@ -183,3 +183,29 @@ fn ends_in_mid_line(file: &File) -> bool {
 pub(super) fn now() -> impl std::fmt::Display {
     humantime::format_rfc3339_millis(SystemTime::now())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use nix::fcntl::OFlag;
+    use nix::unistd::pipe2;
+
+    use super::*;
+
+    #[test]
+    fn reader_gets_whole_lines_at_once() -> io::Result<()> {
+        // Of such a pipe, a read gets what one write has put there.
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_DIRECT)?;
+        let (mut reader, writer) = (File::from(reader), File::from(writer));
+        let lines = ["x".repeat(999), "y".repeat(3000), "z".repeat(4095), "end".to_owned()].map(|line| line + "\n");
+        write_to_reader(&writer, lines.concat().as_bytes(), Instant::now())?;
+        drop(writer);
+        let (mut writes, mut bytes) = (Vec::new(), [0; libc::PIPE_BUF]);
+        while let length @ 1.. = reader.read(&mut bytes)? {
+            writes.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+        }
+        assert_eq!(writes, [lines[..2].concat(), lines[2].clone(), lines[3].clone()]);
+        Ok(())
+    }
+}

@@ -84,3 +84,44 @@ pub(crate) fn drain(limit: DrainLimit, relay: &Relay, events: &mut EventQueue, i
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadline_follows_the_reader_beyond_the_hard_limit() {
+        let (started, second) = (Instant::now(), Duration::from_secs(1));
+        let (began, exited) = (100, Outcome::Exited(0));
+        for (ended, request, hard_limit, progress, expected) in [
+            (exited, None, None, 130, None),
+            (exited, None, Some(1000), 130, Some(1000)),
+            (exited, None, Some(60), 50, Some(110)),
+            (exited, None, Some(60), 130, Some(140)),
+            (Outcome::HardLimit, None, Some(100), 50, Some(101)),
+            (Outcome::HardLimit, None, Some(100), 130, Some(131)),
+            (exited, Some(Signal::SIGTERM), None, 130, Some(101)),
+            (exited, Some(Signal::SIGTERM), Some(1000), 130, Some(101)),
+        ] {
+            let hard_limit = hard_limit.map(|seconds| second * seconds);
+            let limit = DrainLimit { ended, request, hard_limit, started };
+            let deadline = limit.deadline(started + second * began, started + second * progress);
+            assert_eq!(deadline, expected.map(|seconds| started + second * seconds), "{limit:?} {progress}");
+        }
+    }
+
+    #[test]
+    fn outcome_of_a_cut_wait_names_its_cause() {
+        let term = Some(Signal::SIGTERM);
+        for (ended, request, expected) in [
+            (Outcome::Exited(0), None, Outcome::OutputLost),
+            (Outcome::Exited(3), None, Outcome::Exited(3)),
+            (Outcome::HardLimit, None, Outcome::HardLimit),
+            (Outcome::Exited(0), term, Outcome::EndedDraining(15)),
+            (Outcome::Exited(3), term, Outcome::EndedDraining(15)),
+        ] {
+            let limit = DrainLimit { ended, request, hard_limit: None, started: Instant::now() };
+            assert_eq!(limit.outcome(), expected, "{limit:?}");
+        }
+    }
+}

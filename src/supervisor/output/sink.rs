@@ -134,3 +134,52 @@ impl AsFd for Sink {
         self.out.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, pipe};
+
+    use super::*;
+
+    #[test]
+    fn share_that_may_not_fit_is_of_whole_lines() -> io::Result<()> {
+        let (mut reader, writer) = pipe()?;
+        let out = File::from(std::os::fd::OwnedFd::from(writer));
+        let lines = [b'x'; 999].into_iter().chain([b'\n']).collect::<Vec<_>>().repeat(10);
+        let long = [&[b'x'; 5000], &b"\n"[..], &lines].concat();
+        let endless = [b'x'; 6000];
+        let size = 65_536;
+        for (is_empty, kind, bytes, expected) in [
+            (true, Kind::Pipe(size), &long[..], long.len()),
+            (true, Kind::Pipe(8192), &lines, 4000),
+            (false, Kind::Pipe(size), &lines, 4000),
+            (false, Kind::Pipe(size), &lines[..4000], 4000),
+            (false, Kind::Pipe(size), &long, 5001),
+            (false, Kind::Pipe(size), &endless, 6000),
+            (false, Kind::Blocking, &lines, 4000),
+            (false, Kind::Blocking, &long, 4096),
+            (false, Kind::Terminal, &long, long.len()),
+            (false, Kind::Other, &long, long.len()),
+        ] {
+            if !is_empty {
+                (&out).write_all(b".")?;
+            }
+            assert_eq!(share(&out, kind, bytes), expected, "{is_empty} {kind:?} {}", bytes.len());
+            if !is_empty {
+                reader.read_exact(&mut [0])?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn reader_that_takes_spooled_bytes_makes_progress() -> io::Result<()> {
+        let (mut reader, writer) = pipe()?;
+        let mut sink = Sink::new(writer.as_fd())?;
+        assert!(sink.deliver(&[b'x'; 1 << 20])? && sink.is_behind());
+        assert!(!sink.deliver(&[])?, "the pipe is full");
+        reader.read_exact(&mut [0; 64 << 10])?;
+        assert!(sink.deliver(&[])? && sink.is_behind());
+        Ok(())
+    }
+}

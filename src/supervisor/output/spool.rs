@@ -171,6 +171,42 @@ mod tests {
         Ok(())
     }
 
+    #[test]
+    fn bytes_behind_the_tail_stay_behind_it() -> io::Result<()> {
+        for overflow in [None, Some(tempfile::tempfile()?)] {
+            let mut spool = Spool { overflow, limit: IN_FILE, tail: b", older".to_vec(), ..Spool::default() };
+            spool.memory.extend(b"oldest");
+            assert!(spool.push(b", old") && spool.is_full());
+            let mut popped = Vec::new();
+            while !spool.is_empty() {
+                pop(&mut spool, &mut popped)?;
+            }
+            assert_eq!(String::from_utf8_lossy(&popped), "oldest, older, old");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn front_is_long_while_there_is_more() -> io::Result<()> {
+        let mut spool = Spool::default();
+        assert!(spool.push(&[b'x'; IN_MEMORY]) && spool.push(&[b'y'; 2 * PIECE]));
+        for rest in [1, PIECE] {
+            spool.consume(spool.memory.len() - rest)?;
+            assert!(spool.front().len() >= PIECE, "{rest}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn file_grows_to_its_limit() -> io::Result<()> {
+        let mut spool = Spool { overflow: Some(tempfile::tempfile()?), limit: 10, ..Spool::default() };
+        spool.memory.extend(b"oldest");
+        assert!(spool.push(b", older") && !spool.is_full());
+        assert!(spool.push(b", old") && spool.is_full());
+        assert_eq!((spool.end, spool.len()), (7, 18));
+        Ok(())
+    }
+
     fn pop(spool: &mut Spool, popped: &mut Vec<u8>) -> io::Result<()> {
         let length = spool.front().len().div_ceil(2);
         popped.extend_from_slice(&spool.front()[..length]);
