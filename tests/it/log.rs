@@ -187,7 +187,7 @@ fn messages_carry_event_names() {
 fn characters_of_a_long_line_stay_whole() {
     let env = Env::new();
     for before in 0..4 {
-        let script = r#"printf "%.$1s" xxx; yes '…é' | head -n 60000 | tr -d '\n'"#;
+        let script = r#"printf "%.$1s" xxx; yes '…é' | head -n 60000 | tr -d '\n'; printf '\nnext\n'"#;
         env.claude_run()
             .args(["--log-format", "json", "--log", "log", "--", "sh", "-c", script, "sh"])
             .arg(before.to_string())
@@ -195,13 +195,25 @@ fn characters_of_a_long_line_stay_whole() {
             .code(0);
         let text = fs::read_to_string(env.path("log")).expect("a log");
         let entries = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
-        let line: String = entries
-            .filter(|entry| !entry["stream"].is_null())
-            .map(|entry| entry["line"].as_str().unwrap_or_default().to_owned())
-            .collect();
+        let mut entries: Vec<_> = entries.filter(|entry| !entry["stream"].is_null()).collect();
+        let next = entries.pop().expect("another line");
+        assert!(next["line"] == "next" && next["continued"].is_null(), "{next}");
+        let continued: Vec<_> = entries.iter().map(|entry| entry["continued"] == true).collect();
+        assert!(continued.len() > 2 && !continued[0] && continued[1..].iter().all(|continued| *continued), "{continued:?}");
+        let line: String = entries.iter().map(|entry| entry["line"].as_str().unwrap_or_default()).collect();
         assert!(line == format!("{}{}", "x".repeat(before.min(3)), "…é".repeat(60_000)), "{before}");
         fs::remove_file(env.path("log")).expect("a log");
     }
+}
+
+#[test]
+fn carriage_return_before_a_newline_is_not_logged() {
+    let env = Env::new();
+    let script = r#"printf 'one\r\nt\rwo\r'; sleep 0.3; printf '\nthree\r'"#; // read in two pieces
+    env.claude_run().args(["--redact", "off", "--log", "log", "--", "sh", "-c", script]).assert().code(0);
+    assert_eq!(childs_lines(&env), ["stdout: one", "stdout: t\rwo", "stdout: three"]);
+    let log = fs::read_to_string(env.path("log")).expect("a log"); // of which `lines` strips them
+    assert!(!log.contains("\r\n"), "{log:?}");
 }
 
 #[test]
@@ -260,4 +272,18 @@ fn pipe_as_log_gets_every_line_whole() {
     let copy = fs::read_to_string(env.path("copy")).expect("a copy");
     let lines: Vec<_> = copy.lines().filter_map(|line| line.split_once(" stdout: line ").map(|(_, number)| number)).collect();
     assert!(lines.iter().map(|number| number.parse::<u32>().expect("a number")).eq(1..=60_000), "{} lines", lines.len());
+}
+
+#[test]
+fn reader_of_the_log_that_reads_nothing_is_given_up_once() {
+    let env = Env::new();
+    // Thousands of lines behind the first that finds no room: to wait for each would take minutes.
+    let script = r#"mkfifo log; exec 3<>log; "$0" --log log -- sh -c 'yes "$0" | head -c 20000000; exit 3' "$1" 3>&- | wc -c
+        echo "${PIPESTATUS[0]}""#;
+    let mut bash = env.command("bash");
+    bash.args(["-c", script]).arg(binary()).arg("x".repeat(500));
+    let ended = Running::start(bash).end();
+    assert_eq!(ended.stdout, ["20000000", "3"]);
+    assert_eq!(ended.stderr.len(), 1, "{ended:?}");
+    assert!(ended.stderr[0].contains("its reader does not read; lines of it are lost"), "{ended:?}");
 }
