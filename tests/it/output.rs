@@ -1,6 +1,9 @@
 //! The relay: every byte, whatever reads it; and what the frames in it set off.
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -172,6 +175,126 @@ fn child_gets_sigpipe_when_the_reader_goes() {
     assert!(!env.is_locked());
 }
 
+/// Waits until a run has released the lock, with its child, though nobody reads its output.
+fn wait_until_it_waits_for_its_reader(env: &Env, run: u32) {
+    wait_until("the child is done, and the lock free", || {
+        env.lock_file().exists()
+            && !env.is_locked()
+            && std::fs::read_to_string(format!("/proc/{run}/task/{run}/children"))
+                .is_ok_and(|children| children.trim().is_empty())
+    });
+}
+
+#[test]
+fn slow_reader_of_a_socket_holds_no_lock() {
+    let env = Env::new();
+    // One line that is longer than all pipes and buffers on its way.
+    let bytes = [b'x'].repeat(12 << 20);
+    let (mut reader, writer) = UnixStream::pair().expect("a socket");
+    let mut run = printing(&env, &bytes).stdout(OwnedFd::from(writer)).spawn().expect("started");
+    wait_until_it_waits_for_its_reader(&env, run.id());
+    let mut read = Vec::new();
+    reader.read_to_end(&mut read).expect("read");
+    assert!(read == bytes, "{} of {} bytes, or others", read.len(), bytes.len());
+    assert_eq!(run.wait().expect("a child").code(), Some(5));
+}
+
+#[test]
+fn slow_reader_of_anothers_pipe_holds_no_lock() {
+    if !crate::env::needs_root("to hand a pipe to another user") {
+        return;
+    }
+    let env = Env::new();
+    let bytes = [b'x'].repeat(12 << 20);
+    let printing = printing(&env, &bytes);
+    let mut command = env.command("setpriv");
+    command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]).arg(printing.get_program());
+    command.args(printing.get_args()).env("TMPDIR", "/tmp").stdout(Stdio::piped());
+    assert!(Command::new("chown").args(["-R", "1000"]).arg(env.path("")).status().expect("chown").success());
+    let mut run = command.spawn().expect("started");
+    wait_until_it_waits_for_its_reader(&env, run.id());
+    let mut read = Vec::new();
+    run.stdout.take().expect("piped").read_to_end(&mut read).expect("read");
+    assert!(read == bytes, "{} of {} bytes, or others", read.len(), bytes.len());
+    assert_eq!(run.wait().expect("a child").code(), Some(5));
+}
+
+/// A child that waits until its reader is gone, and prints more than all pipes hold.
+const AFTER_THE_READER: &str = r#"echo first; echo second; until [ -e gone ]; do sleep 0.01; done
+    printf '{"type":"result","sub'; exec head -c 20000000 /dev/zero"#;
+
+#[test]
+fn reset_connection_is_a_reader_that_has_gone() {
+    let env = Env::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let writer = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
+    let (reader, _) = listener.accept().expect("a connection");
+    let mut command = env.command(binary());
+    command.args(["--timeout", "60", "--", "sh", "-c", AFTER_THE_READER, "x", "--output-format", "json"]);
+    command.stdout(OwnedFd::from(writer)).stderr(Stdio::piped());
+    let run = command.spawn().expect("started");
+    drop(command);
+    // What is left unread makes the end of a reader a reset.
+    reader.peek(&mut [0; 13]).expect("some bytes");
+    drop(reader);
+    std::fs::write(env.path("gone"), "").expect("a file");
+    let output = run.wait_with_output().expect("a child");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((crate::env::shell_code(output.status), &*stderr), (141, ""));
+}
+
+#[test]
+fn child_that_outlives_its_reader_keeps_its_code() {
+    let env = Env::new();
+    // In the end it is there a little longer than the relay.
+    let surviving = AFTER_THE_READER.replace("exec head", "head") + "; sleep 0.3; exit 3";
+    for (script, code) in [(AFTER_THE_READER, 141), (&surviving, 3)] {
+        let mut command = env.command(binary());
+        command.args(["--timeout", "60", "--", "sh", "-c", script, "x", "--output-format", "json"]);
+        let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
+        run.stdout.take().expect("piped").read_exact(&mut [0; 13]).expect("some bytes");
+        std::fs::write(env.path("gone"), "").expect("a file");
+        let output = run.wait_with_output().expect("a child");
+        // Nor is it reported that the reader has left in the middle of a frame.
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((crate::env::shell_code(output.status), &*stderr), (code, ""));
+        std::fs::remove_file(env.path("gone")).expect("a file");
+    }
+}
+
+#[test]
+fn beginning_of_a_line_is_passed_on_at_once() {
+    let env = Env::new();
+    for (options, print, length) in [
+        (&["--redact", "all"][..], "printf 'a prompt: '", 10),
+        // As much as is read at once.
+        (&["--result-grace", "1h"], "dd if=/dev/zero bs=65536 count=1 2>/dev/null", 65_536),
+    ] {
+        let script = format!("{print}; until [ -e go ]; do sleep 0.01; done; exit 3");
+        let mut command = env.command(binary());
+        command.args(options).args(["--timeout", "60", "--", "sh", "-c", &script, "x", "--output-format", "json"]);
+        let mut run = command.stdout(Stdio::piped()).spawn().expect("started");
+        run.stdout.as_mut().expect("piped").read_exact(&mut vec![0; length]).expect("it is passed on");
+        std::fs::write(env.path("go"), "").expect("a file");
+        assert_eq!(run.wait().expect("a child").code(), Some(3), "{print}");
+        std::fs::remove_file(env.path("go")).expect("a file");
+    }
+}
+
+#[test]
+fn wait_for_a_reader_can_be_stopped_and_continued() {
+    let env = Env::new();
+    let mut run = printing(&env, &[b'x'; 9 << 20]).stdout(Stdio::piped()).spawn().expect("started");
+    wait_until_it_waits_for_its_reader(&env, run.id());
+    let us = nix::unistd::Pid::from_raw(run.id() as i32);
+    nix::sys::signal::kill(us, Signal::SIGTSTP).expect("it lives");
+    wait_until("it is stopped", || crate::env::state(us.as_raw()) == Some('T'));
+    nix::sys::signal::kill(us, Signal::SIGCONT).expect("it lives");
+    let mut read = Vec::new();
+    run.stdout.take().expect("piped").read_to_end(&mut read).expect("read");
+    assert_eq!((read.len(), run.wait().expect("a child").code()), (9 << 20, Some(5)));
+}
+
 #[test]
 fn termination_ends_the_wait_for_a_reader() {
     let env = Env::new();
@@ -180,12 +303,7 @@ fn termination_ends_the_wait_for_a_reader() {
     let printing = printing(&env, &[b'x'; 4 << 20]);
     command.args(["-c", r#"trap '' HUP; exec "$0" "$@""#]).arg(printing.get_program()).args(printing.get_args());
     let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
-    wait_until("the child is done", || {
-        env.lock_file().exists()
-            && !env.is_locked()
-            && std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.id()))
-                .is_ok_and(|children| children.trim().is_empty())
-    });
+    wait_until_it_waits_for_its_reader(&env, run.id());
     let us = nix::unistd::Pid::from_raw(run.id() as i32);
     let signal = |signal| nix::sys::signal::kill(us, signal).expect("it lives");
     let mut stderr = std::io::BufReader::new(run.stderr.take().expect("piped"));
@@ -228,11 +346,16 @@ fn interrupt_that_the_child_survived_cuts_no_output() {
 
 #[test]
 fn hard_limit_bounds_the_wait_for_a_reader() {
-    for (child, code) in [("yes", 124), ("head -c 4000000 /dev/zero", 74)] {
+    // The second is long done at its limit.
+    for (child, hard_limit, code) in [("yes", "3", 124), ("head -c 4000000 /dev/zero", "10", 74)] {
         let env = Env::new();
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let mut command = env.command(binary());
-        command.args(["--log", "log", "--timeout", "3", "--"]).args(child.split(' ')).stdout(writer).stderr(Stdio::piped());
+        command
+            .args(["--log", "log", "--timeout", hard_limit, "--"])
+            .args(child.split(' '))
+            .stdout(writer)
+            .stderr(Stdio::piped());
         let mut run = command.spawn().expect("started");
         drop(command);
         let ended = wait_timeout::ChildExt::wait_timeout(&mut run, crate::env::CEILING).expect("a child");
@@ -247,18 +370,16 @@ fn hard_limit_bounds_the_wait_for_a_reader() {
 #[test]
 fn kept_descendant_with_the_pipe_is_not_waited_for() {
     let env = Env::new();
-    let leaving = env
-        .script("leaving-claude", "#!/bin/sh\nsetsid sleep 600 & echo $!\n(while :; do echo noise; done) & echo $!\nexit 6\n");
-    let mut command = env.command(binary());
-    command.arg("--claude").arg(leaving).args(["--leftovers", "keep", "--", "-p", "x", "--output-format=json"]);
-    let run = Running::start(command);
-    let mut kept = Vec::new();
-    while kept.len() < 2 {
-        kept.extend(run.line().parse::<i32>().ok());
-    }
-    assert_eq!(run.end().code(), 6);
-    for pid in kept {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+    // The others end by SIGPIPE.
+    for descendant in ["setsid sleep 600", "yes noise & yes noise & yes noise"] {
+        let leaving = env.script("leaving-claude", &format!("#!/bin/sh\n{descendant} & echo $!\nexit 6\n"));
+        let mut command = env.command(binary());
+        command.arg("--claude").arg(leaving).args(["--leftovers", "keep", "--", "-p", "x", "--output-format=json"]);
+        let run = Running::start(command);
+        let kept = std::iter::repeat_with(|| run.line().parse().ok()).flatten().next().expect("a pid");
+        let ended = run.end();
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(kept), Signal::SIGKILL);
+        assert_eq!(ended.code(), 6, "{descendant}");
     }
 }
 
@@ -304,7 +425,9 @@ fn stdout_and_stderr_in_one_place_keep_their_order() {
     for options in ["--log log", "--idle-timeout 1h", "--require-result", "--redact all", "--pty"] {
         for place in ["2>&1 | cat", ">file 2>&1; cat file", ">>appended 2>>appended; cat appended; rm appended"] {
             let mut shell = env.command("sh");
-            shell.args(["-c", &format!(r#""$0" {options} -- sh -c "$1" {place}"#)]).arg(binary()).arg(BOTH);
+            // Of two descriptors that append, one has been written to.
+            let script = format!(r#"{{ echo claude-run follows; "$0" {options} -- sh -c "$1"; }} {place}"#);
+            shell.args(["-c", &script]).arg(binary()).arg(BOTH);
             let mut lines = Running::start(shell).end().stdout;
             lines.retain(|line| !line.starts_with("claude-run"));
             assert!(lines == expected, "{options} {place}: {} lines", lines.len());
@@ -347,20 +470,28 @@ fn lines_behind_a_slow_reader_stay_whole() {
 #[test]
 fn child_waits_when_no_more_can_be_spooled() {
     let env = Env::new();
-    let script =
-        r#""$0" -- sh -c 'head -c 40000000 /dev/zero; touch done' x --output-format json | (read line <go; cat) | wc -c"#;
+    let script = r#""$0" --idle-timeout 1h -- sh -c 'yes | head -c 80000000; touch done' |
+        (read line <go; head -c 40000000; read line <again; cat) | wc -c"#;
     let mut shell = env.command("sh");
-    assert!(Command::new("mkfifo").arg(env.path("go")).status().expect("mkfifo").success());
+    assert!(Command::new("mkfifo").args([env.path("go"), env.path("again")]).status().expect("mkfifo").success());
     shell.env("TMPDIR", "/nonexistent").args(["-c", script]).arg(binary());
     let run = Running::start(shell);
     let message = run.message();
     // By as much as one read more, where the relay comes late.
     let is_bound = ["8 MiB behind", "9 MiB behind"].iter().any(|bound| message.contains(bound));
     assert!(is_bound && message.contains("has to wait"), "{message}");
+    // A child that does not wait is done by then.
+    std::thread::sleep(Duration::from_secs(1));
     assert!(!env.path("done").exists(), "the child waits");
     std::fs::write(env.path("go"), "\n").expect("a FIFO");
+    // It waits once more, which is not said again.
+    let mut again = std::fs::File::options().write(true).open(env.path("again")).expect("a FIFO");
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!env.path("done").exists(), "the child waits");
+    again.write_all(b"\n").expect("a FIFO");
+    drop(again);
     let ended = run.end();
-    assert_eq!((ended.stdout, ended.stderr), (vec!["40000000".to_owned()], vec![]));
+    assert_eq!((ended.stdout, ended.stderr), (vec!["80000000".to_owned()], vec![]));
 }
 
 #[test]
@@ -390,9 +521,12 @@ fn output_that_ends_within_a_frame_is_reported() {
 #[test]
 fn result_without_a_newline_is_found_before_the_end() {
     let env = Env::new();
-    let script = r#"printf '{"type":"result","subtype":"success","is_error":false}'; exec sleep 600"#;
-    let ended = env.start(["--result-grace", "0.2", "--", "sh", "-c", script, "sh", "--output-format", "json"]).end();
-    assert!(ended.code() == 0 && ended.stderr_text().contains("result grace"), "{ended:?}");
+    // Also behind another frame that a pause has made whole.
+    for before in ["", r#"printf '{"type":"user"}'; sleep 0.5; echo;"#] {
+        let script = format!(r#"{before} printf '{{"type":"result","subtype":"success","is_error":false}}'; exec sleep 600"#);
+        let ended = env.start(["--result-grace", "0.2", "--", "sh", "-c", &script, "sh", "--output-format", "json"]).end();
+        assert!(ended.code() == 0 && ended.stderr_text().contains("result grace"), "{ended:?}");
+    }
 }
 
 #[test]
@@ -530,6 +664,26 @@ fn result_grace_begins_at_the_end_of_streamed_input() {
     let mut at_end = framed(&env, &["--result-grace", "1"], "result old; hang");
     at_end.args(["--input-format=stream-json"]).stdin(std::process::Stdio::null());
     assert_eq!(Running::start(at_end).end().code(), 0, "a file or a device is at its end");
+}
+
+#[test]
+fn spool_leaves_most_of_a_small_disk_free() {
+    if !crate::env::can_unshare("-rm") {
+        return;
+    }
+    let env = Env::new();
+    // A quarter of it for our reader, who comes late.
+    let script = r#"mkdir disk; mount -t tmpfs -o size=16m none disk
+        TMPDIR=$PWD/disk "$0" --log log -- head -c 60000000 /dev/zero | (read line <go; df --output=avail disk; wc -c)"#;
+    assert!(Command::new("mkfifo").arg(env.path("go")).status().expect("mkfifo").success());
+    let mut unshare = env.command("unshare");
+    unshare.args(["-rm", "sh", "-c", script]).arg(binary());
+    let run = Running::start(unshare);
+    assert!(run.message().contains("has to wait"));
+    std::fs::write(env.path("go"), "\n").expect("a FIFO");
+    let ended = run.end();
+    let free: u64 = ended.stdout[1].trim().parse().expect("KiB");
+    assert!(free >= 12 << 10 && ended.stdout[2] == "60000000", "{ended:?}");
 }
 
 #[test]

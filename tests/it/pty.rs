@@ -1,8 +1,15 @@
 //! `--pty`: the child sees a terminal, and what it prints comes out as it went in.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Stdio;
 
-use crate::env::{Env, Running, binary};
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+
+use crate::env::{Env, Running, binary, shell_code};
 
 #[test]
 fn child_sees_a_terminal_and_no_cr_is_added() {
@@ -53,12 +60,36 @@ fn kept_descendant_on_the_pty_is_not_waited_for() {
 fn reader_that_goes_hangs_the_terminal_up() {
     let env = Env::new();
     let deaf = "trap '' PIPE; while :; do echo y; sleep 0.01; done 2>/dev/null";
-    for (endless, code) in [("while :; do echo y; done", "129"), ("exec yes 2>/dev/null", "1"), (deaf, "129")] {
+    let deafer = "trap '' HUP PIPE; while echo y; do :; done 2>/dev/null; exit 7";
+    for (endless, code) in [("while :; do echo y; done", "129"), ("exec yes 2>/dev/null", "1"), (deaf, "129"), (deafer, "7")] {
         let mut shell = env.command("sh");
-        shell.args(["-c", r#"("$0" --pty -- sh -c "$1"; echo $? >code) | head -n 1; cat code"#]).arg(binary()).arg(endless);
+        // With a log, its stderr has another pipe, which stays.
+        shell.args(["-c", r#"("$0" --pty --log log -- sh -c "$1"; echo $? >code) | head -n 1; cat code"#]);
+        shell.arg(binary()).arg(endless);
         let ended = Running::start(shell).end();
         // yes(1) may see the EIO before its HUP.
         assert!(ended.stdout == ["y", code] || ended.stdout == ["y", "129"], "{endless}: {ended:?}");
         assert!(!env.is_locked());
     }
+}
+
+#[test]
+fn own_terminal_that_hangs_up_is_a_reader_that_goes() {
+    let env = Env::new();
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a pseudo-terminal");
+    grantpt(&master).and_then(|()| unlockpt(&master)).expect("a pseudo-terminal");
+    let slave = ptsname_r(&master).expect("its name");
+    let slave = File::options().write(true).custom_flags(nix::libc::O_NOCTTY).open(slave).expect("its other end");
+    // A process that another test starts just now may have the other end a moment longer.
+    let script = "echo first; until [ -e gone ]; do sleep 0.01; done; while :; do echo more; done 2>/dev/null";
+    let mut command = env.command(binary());
+    command.args(["--pty", "--timeout", "60", "--", "sh", "-c", script]).stdout(slave).stderr(Stdio::piped());
+    let run = command.spawn().expect("started");
+    drop(command);
+    let mut master = File::from(OwnedFd::from(master));
+    master.read_exact(&mut [0; 5]).expect("some bytes");
+    drop(master);
+    std::fs::write(env.path("gone"), "").expect("a file");
+    let output = run.wait_with_output().expect("a child");
+    assert_eq!((shell_code(output.status), &*String::from_utf8_lossy(&output.stderr)), (129, ""));
 }

@@ -127,3 +127,16 @@ fn busy_config_dir_seldom_wakes_a_waiter() {
     env.log_in(crate::oauth::FRESH);
     assert!(waiter.message().contains("need not wait"));
 }
+
+#[test]
+fn pause_in_a_line_wakes_claude_run_seldom() {
+    let env = Env::new();
+    // What only looks like a frame, and for the masker like a prompt.
+    let script = "printf '{no frame}'; sleep 2; cat /proc/$PPID/task/*/status >switches";
+    let ended = env.start(["--redact", "all", "--", "sh", "-c", script, "x", "--output-format", "json"]).end();
+    assert_eq!((ended.code(), ended.stdout), (0, vec!["{no frame}".to_owned()]));
+    let text = fs::read_to_string(env.path("switches")).expect("text");
+    let count = |line: &str| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok();
+    let switches: u64 = text.lines().filter_map(count).sum();
+    assert!(switches < 300, "{switches}");
+}
