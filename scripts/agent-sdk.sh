@@ -85,8 +85,14 @@ claude_run_in_subshell() {
   done
   # A log or a group file that cannot be written is no reason not to run.
   _cr_log=''
-  if [ -n "${LOGFILE:-}" ] && (umask 077 && : >>"$LOGFILE") 2>/dev/null; then
-    _cr_log=$LOGFILE
+  if [ -p "${LOGFILE:-}" ] && [ -r "$LOGFILE" ] && [ -w "$LOGFILE" ]; then
+    _cr_log=1
+    # By a descriptor for both first: to open a FIFO for writing alone waits for its reader, who may never come. No probe, whose end
+    # would be the end for that reader.
+    exec {_cr_both}<>"$LOGFILE"
+    exec 2>>"$LOGFILE" {_cr_both}>&-
+  elif [ -n "${LOGFILE:-}" ] && [ ! -p "$LOGFILE" ] && (umask 077 && : >>"$LOGFILE") 2>/dev/null; then
+    _cr_log=1
     exec 2>>"$LOGFILE"
     if [ -f "$LOGFILE" ]; then
       export CLAUDE_RUN_LOG="${CLAUDE_RUN_LOG-$LOGFILE}" CLAUDE_RUN_RECORD="${CLAUDE_RUN_RECORD-$LOGFILE.runs.jsonl}"
@@ -129,13 +135,13 @@ claude_run_in_subshell() {
   printf -v _cr_began '%(%s)T' -1
   _cr_code=0
   # claude-run ends by the signal that ended COMMAND; bash's own word on that is for nobody.
-  exec {_cr_err}>&2
+  exec {_cr_err}>&2 || exit 125
   if [ -z "$_cr_group_file" ]; then
     { "$_cr_program" "${_cr_options[@]}" -- "$@" </dev/null 2>&"$_cr_err" {_cr_err}>&-; } 2>/dev/null || _cr_code=$?
   else
     { coproc CLAUDE_RUN_GROUP { claude_run_process_group; }; } 2>/dev/null
     _cr_group=$CLAUDE_RUN_GROUP_PID
-    exec {_cr_to}>&"${CLAUDE_RUN_GROUP[1]}" {_cr_from}<&"${CLAUDE_RUN_GROUP[0]}"
+    exec {_cr_to}>&"${CLAUDE_RUN_GROUP[1]}" {_cr_from}<&"${CLAUDE_RUN_GROUP[0]}" || exit 125
     {
       (
         echo "$BASHPID" >&"$_cr_to"
@@ -154,8 +160,9 @@ claude_run_in_subshell() {
     _cr_expired=0
     [ "$_cr_code" -ne 124 ] || _cr_expired=124
     printf -v _cr_now '%(%s)T' -1
+    trap '' PIPE # of a FIFO whose reader has gone
     TZ=UTC printf '[%(%Y-%m-%d %H:%M:%S UTC)T] watchdog: timeout_exit=%d elapsed_wall=%ds limit=%s exit=%d\n' \
-      "$_cr_now" "$_cr_expired" "$((_cr_now - _cr_began))" "$_cr_limit" "$_cr_code" >>"$_cr_log"
+      "$_cr_now" "$_cr_expired" "$((_cr_now - _cr_began))" "$_cr_limit" "$_cr_code" >&2 2>/dev/null
   fi
   # By the signal itself, as claude-run: bash ends its own loop upon Ctrl-C only if INT has ended what it waits for. Of a death by
   # any other, it would print a line. A COMMAND may exit with 130 by itself.

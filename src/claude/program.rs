@@ -65,7 +65,12 @@ impl Program {
                 let why = "is claude-run itself; name the real claude with --claude or CLAUDE_RUN_CLAUDE";
                 return Err(cannot_run(path, why));
             }
-            Some(path) if is_claude => executable(path)?,
+            Some(path) if is_claude => executable(path).map_err(|error| match error {
+                ProgramError::NotFound(message) if path.parent() == Some(Path::new("")) => ProgramError::NotFound(format!(
+                    "{message} in the working directory; --claude is a path, PATH is not searched for it"
+                )),
+                error => error,
+            })?,
             _ if name.as_bytes().contains(&b'/') => executable(Path::new(name))?,
             _ => on_path(name, is_claude)?,
         };

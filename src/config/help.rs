@@ -74,7 +74,7 @@ pub const SECTIONS: [Section; 7] = [
             ("0 or 1", "claude hung after its result frame and was ended: 1 if the frame says is_error"),
             ("65", "with --require-result: 0, but without a successful result frame"),
             ("69", "the lock helper ended while COMMAND ran: the lock was lost"),
-            ("74", "0, but some of COMMAND's output could not be written"),
+            ("74", "0, but some of the output that claude-run passes on could not be written"),
             ("75", "the lock, or a slot, was not free within --wait (-E changes it)"),
             ("124", "hard limit or idle limit; the message says which"),
             ("125", "claude-run itself failed, usage errors included"),

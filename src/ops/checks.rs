@@ -95,6 +95,15 @@ pub(super) fn check_room(dir: &Path, check: &mut Check) {
     }
 }
 
+/// Checks that we may write in the config dir. Of a file system that is read-only, [`check_room`] tells.
+pub(super) fn check_writable(config_dir: &Path, check: &mut Check) {
+    if is_denied(config_dir, AccessFlags::W_OK | AccessFlags::X_OK) {
+        let means = "claude cannot refresh its login; 2.1.84 prints nothing and exits with 0";
+        let what = format!("{} is not writable by us", config_dir.display());
+        check.fail(what, means, "make it writable for the user of the agents");
+    }
+}
+
 /// Says that `dir` has no room, by the `error` of who wanted to write there.
 pub(super) fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
     let mount = Mount::of(dir).map_or_else(String::new, |mount| format!(", on {} at {},", mount.kind, mount.point.display()));

@@ -54,6 +54,7 @@ pub(super) fn run(
         value["set"] = json!(set.map(LockMode::name));
         value["slots"] = text::setting_json(&factory.slots);
         value["others"] = others.runs.iter().map(text::run_json).collect();
+        value["unreadable"] = json!(others.unreadable);
         value["without_record"] = others.without_record.iter().map(|(pid, _)| *pid).collect();
         value
     };

@@ -109,6 +109,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     let to_json = || {
         let mut value = text::setting_json(&factory.slots);
         value["error"] = json!(factory.mistake);
+        value["unreadable"] = json!(unreadable);
         value["not_counted"] = json!(uncounted);
         value["set"] = json!(name);
         for (key, part) in in_use.to_json().as_object_mut().into_iter().flatten() {

@@ -74,6 +74,7 @@ impl<'a> Status<'a> {
         let auth = context.auth(&factory.config_dir, &login);
         let obstacle = obstacle(&factory.config_dir);
         let (mut found, mut of_login) = (Check::default(), Check::default());
+        checks::check_writable(&factory.config_dir, &mut found);
         checks::check_room(&factory.config_dir, &mut found);
         if factory.settings.lock_mode != LockMode::PassThrough {
             checks::check_lock_file(&factory.lock_file, &factory.config_dir, &mut found);

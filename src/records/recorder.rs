@@ -303,7 +303,9 @@ impl RunRecorder {
         let was_said = error.kind() != io::ErrorKind::NotFound
             && access(store.config_dir(), AccessFlags::W_OK | AccessFlags::X_OK).is_err();
         if !mem::replace(&mut self.has_failed, true) && !was_said {
-            warn!("cannot keep records in {}: {error}; going on without", store.path().display());
+            let why = store.obstacles().into_iter().next();
+            let why = why.map_or_else(|| format!("{}: {error}", store.path().display()), |obstacle| format!("{obstacle:#}"));
+            warn!("this run is not recorded in full: {why}");
         }
     }
 

@@ -227,7 +227,10 @@ pub(crate) fn read_secret(path: &Path, most: u64) -> io::Result<Wiped> {
 
 /// Reads the whole text file `path`, of at most `most` bytes.
 pub(crate) fn read_bounded_text(path: &Path, most: u64) -> io::Result<String> {
-    String::from_utf8(read_bounded(path, most)?).map_err(io::Error::other)
+    String::from_utf8(read_bounded(path, most)?).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|&byte| byte == b'\n').count();
+        io::Error::other(format!("line {line} is not UTF-8"))
+    })
 }
 
 #[cfg(test)]
@@ -254,6 +257,8 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "123456789")?;
         assert_eq!(read_bounded_text(&file, 9)?, "123456789");
+        std::fs::write(&file, b"1\n2\xff4567\n")?;
+        assert!(read_bounded_text(&file, 9).is_err_and(|error| error.to_string() == "line 2 is not UTF-8"));
         // The writer of a FIFO still waits for a reader, and a link is none where none is to be followed.
         let writes = || File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&fifo);
         assert!(open_regular(&fifo, File::options().read(true).write(true), 0).is_err() && writes().is_err());

@@ -229,6 +229,11 @@ fn missing_program_suggests_an_operation() {
         .assert()
         .code(127)
         .stderr("claude-run: statsu: not found on PATH; did you mean `claude-run status`?\n");
+    env.claude_run()
+        .args(["--claude", "claude-2", "--", "-p", "x"])
+        .assert()
+        .code(127)
+        .stderr("claude-run: claude-2: not found in the working directory; --claude is a path, PATH is not searched for it\n");
     env.claude_run().arg("nonesuch").assert().code(127).stderr("claude-run: nonesuch: not found on PATH\n");
 }
 

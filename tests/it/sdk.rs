@@ -200,6 +200,32 @@ fn unwritable_logfile_costs_the_log_alone() {
     }
 }
 
+const HI: &str = "claude_run_with_watchdog claude -p 'say hi; exit 4' && rc=0 || rc=$?; echo rc $rc";
+
+#[test]
+fn fifo_as_logfile_has_its_lines_and_is_not_waited_for() {
+    for machine in machines() {
+        let script = |reader: &str| format!("rm -f fifo; mkfifo fifo; {reader} LOGFILE=$PWD/fifo; {HI}; wait; cat got");
+        let ended = machine.run(&script("echo none >got;"));
+        assert_eq!(ended.stdout, ["hi", "rc 4", "none"], "{ended:?}");
+        let ended = machine.run(&script("cat fifo >got &"));
+        assert!(ended.stdout[..2] == ["hi", "rc 4"] && ended.stdout[2].contains("watchdog: timeout_exit=0 "), "{ended:?}");
+    }
+}
+
+#[test]
+fn lack_of_descriptors_is_125() {
+    for machine in machines() {
+        for group in [":", "CLAUDE_PGID_FILE=$PWD/pgid"] {
+            for limit in 4..16 {
+                let ended = machine.run(&format!("unset LOGFILE; {group}; ulimit -n {limit}; {HI}"));
+                let code = ended.stdout.last().map(String::as_str);
+                assert!([Some("rc 4"), Some("rc 125")].contains(&code), "{group} {limit}: {ended:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn other_harness_is_left_to_its_own_frames() {
     for machine in machines() {

@@ -220,6 +220,8 @@ fn unwritable_records_cost_one_warning() {
     fs::create_dir_all(place.join("history.jsonl")).expect("a directory");
     symlink("elsewhere", place.join("runs")).expect("a link");
     expect_told(&["claude-run/history.jsonl", "claude-run/runs"]);
+    fs::remove_file(place.join("runs")).expect("removed");
+    assert!(what(&["true"], 0).contains("claude-run/history.jsonl cannot be used: it is no regular file\n"));
 }
 
 #[test]
@@ -415,6 +417,8 @@ fn records_of_another_user_cost_the_records_alone() {
     let _holder = env.hold_lock();
     for (operation, code, part) in [
         ("status", 1, "claude-run cannot be used: "),
+        ("status", 1, ".claude is not writable by us: "),
+        ("slots", 1, "who has a slot is not known"),
         ("report", 1, "cannot be read"),
         ("mode", 1, "cannot read"),
         ("settings", 0, "exclusive"),

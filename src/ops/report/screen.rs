@@ -106,7 +106,8 @@ impl Report {
     }
 
     fn add_labels(&self, text: &mut String, names: usize, most: usize) {
-        *text += &heading("label", names, &format!("{:>7}{:>8}{:>12}{:>9}{:>12}", "runs", "failed", "waited", "turns", "cost"));
+        *text +=
+            &heading("label", names, &format!("{:>7} {:>7} {:>11} {:>8} {:>11}", "runs", "failed", "waited", "turns", "cost"));
         let mut labels: Vec<_> = self.labels.iter().collect();
         let hidden = labels.len().saturating_sub(most);
         if hidden > 0 {
@@ -117,7 +118,7 @@ impl Report {
             let Totals { runs, failed, waited_ms, turns, cost_usd, .. } = totals;
             let (name, waited) = (fitted(&escaped(name), names), short(*waited_ms));
             let look = if *failed > 0 { Look::Odd } else { Look::Plain }.style();
-            format!("{name}{runs:>7}{look}{failed:>8}{look:#}{waited:>12}{turns:>9}{cost_usd:>8.2} USD\n")
+            format!("{name}{runs:>7}{look}{failed:>8}{look:#} {waited:>11} {turns:>8} {cost_usd:>7.2} USD\n")
         };
         text.extend(labels.iter().map(|(label, totals)| row(label.as_deref().unwrap_or("(no label)"), totals)));
         if hidden > 0 {
@@ -135,7 +136,7 @@ impl Report {
         let others = others.into_iter().filter(|(_, spans)| !spans.is_empty());
         for (name, spans) in [("wait", &self.waits), ("hold", &self.holds)].into_iter().chain(others) {
             let points = PERCENTS.map(|percent| percentile(spans, percent).map_or_else(|| "-".into(), short));
-            *text += &format!("{}{}\n", fitted(name, names), points.map(|point| format!("{point:>12}")).concat());
+            *text += &format!("{}{}\n", fitted(name, names), points.map(|point| format!(" {point:>11}")).concat());
         }
     }
 
@@ -207,6 +208,12 @@ mod tests {
         let counts = bars(&spans).map(|bar| bar[..7].trim().to_owned());
         assert_eq!(counts, ["3", "2", "1", "0", "0", "1", "2"]);
         assert_eq!(bars(&spans)[0].matches('#').count(), 14);
+    }
+
+    #[test]
+    fn cells_stay_apart() {
+        let text = report(&[(None, 999_999_999, 4), (None, 999_999_999, 4)]).to_text();
+        assert!(text.contains(" 31years 8months 31years 8months") && text.contains("2\u{1b}[0m 63years 4months "), "{text}");
     }
 
     #[test]
