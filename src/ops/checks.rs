@@ -18,6 +18,7 @@ use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
 use crate::lock::{queue_holder, slot_obstacles};
 use crate::records::{FinishedRun, RecordStore};
+use crate::sys::fs::lacks_room;
 use crate::sys::mount::Mount;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -78,19 +79,13 @@ impl Check {
     }
 }
 
-/// Bytes that a config dir should at least have room for: a login, some lines of history, what claude keeps of a session.
-pub(super) const ROOM: usize = 1 << 20;
-
-/// Checks that the file system of `dir` can be written and has room, by what it says itself: of a quota it may not know.
+/// Checks that the file system of `dir` can be written and has room.
 pub(super) fn check_room(dir: &Path, check: &mut Check) {
     let (Ok(dir), Ok(found)) = (fs::canonicalize(dir), statvfs(dir)) else { return };
-    let has_no_room = found.blocks() > 0 && found.blocks_available().saturating_mul(found.fragment_size()) < ROOM as u64;
-    let has_no_inode = found.files() > 0 && found.files_available() == 0;
-    // One that can only be read is always full.
     if found.flags().contains(FsFlags::ST_RDONLY) {
         let means = "a refreshed token cannot be saved: the login is lost; no run is recorded, and without a lock file there no run that needs it starts";
         check.fail(format!("{} is mounted read-only", dir.display()), means, "remount it writable");
-    } else if has_no_room || has_no_inode {
+    } else if lacks_room(&dir) {
         fail_for_room(&dir, &io::Error::from(Errno::ENOSPC), check);
     }
 }

@@ -13,6 +13,7 @@ use anyhow::Error;
 use fs4::{FileExt, TryLockError};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{fchown, geteuid};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
@@ -73,6 +74,18 @@ pub(crate) fn try_flock(file: &File) -> bool {
 /// True if the disk, or a quota, has no room or no inode left.
 pub(crate) fn is_for_lack_of_room(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+/// Bytes that a config dir should at least have room for: a login, some lines of history, what claude keeps of a session.
+pub(crate) const ROOM: usize = 1 << 20;
+
+/// True if `dir` has less, or no inode, by what its file system says itself: of a quota it may not know. One that is read-only may be full.
+pub(crate) fn lacks_room(dir: &Path) -> bool {
+    statvfs(dir).is_ok_and(|found| {
+        let has_no_room = found.blocks() > 0 && found.blocks_available().saturating_mul(found.fragment_size()) < ROOM as u64;
+        let has_no_inode = found.files() > 0 && found.files_available() == 0;
+        (has_no_room || has_no_inode) && !found.flags().contains(FsFlags::ST_RDONLY)
+    })
 }
 
 /// Opens `path` for reading, unless it is a FIFO or a socket.

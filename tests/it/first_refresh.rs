@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
 
-use crate::env::{Env, Running, binary, fake_claude, is_alive, wait_until};
+use crate::env::{Env, Running, binary, can_unshare, fake_claude, is_alive, wait_until};
 use crate::oauth::{EXPIRED, FRESH, StandIn};
 
 /// A claude of this version, as its own installer names it.
@@ -77,6 +77,26 @@ fn refresher_runs_only_where_claude_would_refresh() {
         run.assert().code(3);
         assert_eq!(env.path("ran").exists(), runs, "{about}");
     }
+}
+
+#[test]
+fn nothing_is_refreshed_before_the_start_on_a_full_disk() {
+    if !can_unshare("-rm") {
+        return;
+    }
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let script = r#"cp "$HOME/.claude/.credentials.json" login; mount -t tmpfs -o mode=700,size=64k tmpfs "$HOME/.claude"
+        cp login "$HOME/.claude/.credentials.json"; exec "$0" --lock refresh --claude "$1" -- -p 'exit 3'"#;
+    let mut unshare = env.command("unshare");
+    unshare
+        .env("FAKE_MCP_GET", "tool touch ran")
+        .args(["-rm", "bash", "-c", script])
+        .arg(binary())
+        .arg(claude(&env, "2.1.330"));
+    let ended = Running::start(unshare).end();
+    assert!(ended.code() == 3 && ended.stderr_text().contains(" has no room: a token that claude refreshes now "), "{ended:?}");
+    assert!(!env.path("ran").exists());
 }
 
 #[test]

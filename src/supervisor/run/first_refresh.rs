@@ -16,6 +16,7 @@ use crate::events::EventQueue;
 use crate::lock::AwaitedRefresh;
 use crate::outcome::Outcome;
 use crate::records::RunRecorder;
+use crate::sys::fs::lacks_room;
 
 /// Longest time for it, and 15 s more while it holds a refresh lock: endpoints take a second, and 20 s are waited for by claude.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -30,6 +31,10 @@ pub(crate) fn refresh_first(
     recorder: &mut RunRecorder,
     events: &mut EventQueue,
 ) -> Result<Option<Outcome>> {
+    // What it would get could not be saved.
+    if run.storage.as_ref().is_some_and(|storage| lacks_room(&storage.dir)) {
+        return Ok(None);
+    }
     let refresh = run.lock.as_ref().and_then(|lock| lock.refresh.as_ref());
     let version = refresh.and_then(AwaitedRefresh::refreshing_version);
     let Some(launch) = version.and_then(|version| run.launch.refresher(version)) else { return Ok(None) };
