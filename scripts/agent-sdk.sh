@@ -16,7 +16,8 @@
 #   LOGFILE           gets COMMAND's stdout and stderr line by line as they come, masked, what claude-run says, and at the end
 #                     one line that tells how the run ended (timeout_exit is 124 for exit code 124, else 0):
 #                       [2026-11-26 01:32:04 UTC] watchdog: timeout_exit=0 elapsed_wall=12s limit=2h exit=0
-#                     $LOGFILE.runs.jsonl gets a JSON line as well (CLAUDE_RUN_RECORD names another file, or, empty, none)
+#                     $LOGFILE.runs.jsonl gets a JSON line as well (CLAUDE_RUN_RECORD names another file, or, empty, none).
+#                     A FIFO needs a reader for as long as the run lasts: once it is full, COMMAND waits
 #   CLAUDE_PGID_FILE  holds a process group while COMMAND runs. TERM to that group asks claude-run to end COMMAND and all it
 #                     has started; KILL to it makes that quick. Neither cuts a token refresh short. It is the way to end a run
 #                     from outside: TERM to a shell that waits for this function waits, too
@@ -85,19 +86,17 @@ claude_run_in_subshell() {
   done
   # A log or a group file that cannot be written is no reason not to run.
   _cr_log=''
-  if [ -p "${LOGFILE:-}" ] && [ -r "$LOGFILE" ] && [ -w "$LOGFILE" ]; then
-    _cr_log=1
-    # By a descriptor for both first: to open a FIFO for writing alone waits for its reader, who may never come. No probe, whose end
-    # would be the end for that reader.
-    exec {_cr_both}<>"$LOGFILE"
-    exec 2>>"$LOGFILE" {_cr_both}>&-
-  elif [ -n "${LOGFILE:-}" ] && [ ! -p "$LOGFILE" ] && (umask 077 && : >>"$LOGFILE") 2>/dev/null; then
-    _cr_log=1
+  if [ -p "${LOGFILE:-}" ] && [ ! -L "$LOGFILE" ]; then
+    # Once, and for both: to open a FIFO for writing alone waits for its reader, to which the end of a probe is the end.
+    [ -r "$LOGFILE" ] && [ -w "$LOGFILE" ] && exec 2<>"$LOGFILE" && _cr_log=/dev/stderr
+  elif [ -n "${LOGFILE:-}" ] && (umask 077 && : >>"$LOGFILE") 2>/dev/null; then
+    _cr_log=$LOGFILE
     exec 2>>"$LOGFILE"
     if [ -f "$LOGFILE" ]; then
       export CLAUDE_RUN_LOG="${CLAUDE_RUN_LOG-$LOGFILE}" CLAUDE_RUN_RECORD="${CLAUDE_RUN_RECORD-$LOGFILE.runs.jsonl}"
     fi
-  elif [ -n "${LOGFILE:-}" ]; then
+  fi
+  if [ -n "${LOGFILE:-}" ] && [ -z "$_cr_log" ]; then
     echo "claude_run_with_watchdog: cannot write LOGFILE $LOGFILE; messages come here" >&2
   fi
   _cr_group_file=${CLAUDE_PGID_FILE:-}
@@ -160,9 +159,8 @@ claude_run_in_subshell() {
     _cr_expired=0
     [ "$_cr_code" -ne 124 ] || _cr_expired=124
     printf -v _cr_now '%(%s)T' -1
-    trap '' PIPE # of a FIFO whose reader has gone
     TZ=UTC printf '[%(%Y-%m-%d %H:%M:%S UTC)T] watchdog: timeout_exit=%d elapsed_wall=%ds limit=%s exit=%d\n' \
-      "$_cr_now" "$_cr_expired" "$((_cr_now - _cr_began))" "$_cr_limit" "$_cr_code" >&2 2>/dev/null
+      "$_cr_now" "$_cr_expired" "$((_cr_now - _cr_began))" "$_cr_limit" "$_cr_code" >>"$_cr_log"
   fi
   # By the signal itself, as claude-run: bash ends its own loop upon Ctrl-C only if INT has ended what it waits for. Of a death by
   # any other, it would print a line. A COMMAND may exit with 130 by itself.

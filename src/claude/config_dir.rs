@@ -12,7 +12,6 @@ use tracing::warn;
 use unicode_normalization::is_nfc;
 
 use crate::config::settings::Environment;
-use crate::sys::fs::lacks_room;
 
 pub(crate) const VARIABLE: &str = "CLAUDE_CONFIG_DIR";
 
@@ -97,11 +96,6 @@ impl ConfigDir {
             Ok(_) if access(&self.path, AccessFlags::W_OK | AccessFlags::X_OK).is_err() => warn!(
                 "the config dir {path} is not writable: claude cannot refresh its login there, and older versions print nothing and exit 0"
             ),
-            Ok(_) if lacks_room(&self.path) => {
-                warn!(
-                    "the config dir {path} has no room: a token that claude refreshes now cannot be saved, and the login is lost with it"
-                )
-            }
             Ok(_) => {}
             Err(_) => {
                 let missing = self.missing(environment);

@@ -10,7 +10,7 @@ use super::holder::{Holder, Queue};
 use crate::records::{RecordStore, is_locked};
 use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::{obstacles, settled};
+use crate::sys::fs::{file_obstacle, obstacles, settled};
 
 /// Slot, as anybody can see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,14 +31,17 @@ pub(crate) fn slot_files(store: &RecordStore) -> Vec<SlotFile> {
     slots.numbers.iter().filter_map(look).collect()
 }
 
-/// What a run cannot use of the slots.
-pub(crate) fn slot_obstacles(store: &RecordStore) -> Vec<Error> {
-    let numbers = SlotsDir::read(store).numbers;
-    let names: Vec<_> = numbers.iter().map(u16::to_string).chain([QUEUE.to_owned()]).collect();
-    obstacles(&store.slots(), store.open_slots(), OFlag::O_RDONLY, &names)
+/// Errors that keep a run from using the slots, or from looking at them alone.
+pub(crate) fn slot_obstacles(store: &RecordStore, writes: bool) -> Vec<Error> {
+    let path = store.slots();
+    obstacles(&path, store.open_slots(), writes, |dir| {
+        let numbers = SlotsDir::read(store).numbers;
+        let names = numbers.iter().map(u16::to_string).chain([QUEUE.to_owned()]);
+        names.filter_map(|name| file_obstacle(dir, &path, &name, OFlag::O_RDONLY)).collect()
+    })
 }
 
-/// Who keeps the queue locked: a run does for a moment only.
+/// Holder of the lock on the queue, if it stays locked: a run holds it for a moment only.
 pub(crate) fn queue_holder(store: &RecordStore) -> Option<Holder> {
     let file = store.open_slots().ok()?.open_file(QUEUE, OFlag::O_RDONLY).ok()?;
     let lock = FileId::of(&file.metadata().ok()?);

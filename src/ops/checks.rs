@@ -79,23 +79,17 @@ impl Check {
     }
 }
 
+/// Bytes that a config dir should at least have room for: a login, some lines of history, what claude keeps of a session.
+pub(super) const ROOM: usize = 1 << 20;
+
 /// Checks that the file system of `dir` can be written and has room.
 pub(super) fn check_room(dir: &Path, check: &mut Check) {
     let (Ok(dir), Ok(found)) = (fs::canonicalize(dir), statvfs(dir)) else { return };
     if found.flags().contains(FsFlags::ST_RDONLY) {
         let means = "a refreshed token cannot be saved: the login is lost; no run is recorded, and without a lock file there no run that needs it starts";
         check.fail(format!("{} is mounted read-only", dir.display()), means, "remount it writable");
-    } else if lacks_room(&dir) {
+    } else if lacks_room(&dir, ROOM) {
         fail_for_room(&dir, &io::Error::from(Errno::ENOSPC), check);
-    }
-}
-
-/// Checks that we may write in the config dir. Of a file system that is read-only, [`check_room`] tells.
-pub(super) fn check_writable(config_dir: &Path, check: &mut Check) {
-    if is_denied(config_dir, AccessFlags::W_OK | AccessFlags::X_OK) {
-        let means = "claude cannot refresh its login; 2.1.84 prints nothing and exits with 0";
-        let what = format!("{} is not writable by us", config_dir.display());
-        check.fail(what, means, "make it writable for the user of the agents");
     }
 }
 
@@ -132,9 +126,10 @@ pub(super) fn check_lock_file(path: &Path, config_dir: &Path, check: &mut Check)
         Ok(_) if is_denied(path, AccessFlags::R_OK) => {
             ("cannot be read by us".to_owned(), "let the owner of the config dir own it, readable for all agents")
         }
+        // The config dir is made by the first run, and what is wrong with it, its own check tells.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && dir == config_dir => return true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::metadata(dir) {
             Ok(_) if !is_denied(dir, AccessFlags::W_OK | AccessFlags::X_OK) => return true,
-            Err(_) if dir == config_dir => return true, // the first run makes it
             Ok(_) => {
                 (format!("cannot be made: {} is not writable by us", dir.display()), "make it writable, or name another file")
             }
@@ -152,9 +147,9 @@ fn is_denied(path: &Path, right: AccessFlags) -> bool {
     access(path, right).is_err_and(|errno| errno == Errno::EACCES)
 }
 
-/// Checks that runs can be recorded. True if nothing is wrong.
-pub(super) fn check_records(records: &RecordStore, check: &mut Check) -> bool {
-    let obstacles = records.obstacles();
+/// Checks that runs can be recorded, or that their records can be read alone. True if nothing is wrong.
+pub(super) fn check_records(records: &RecordStore, writes: bool, check: &mut Check) -> bool {
+    let obstacles = records.obstacles(writes);
     for error in &obstacles {
         let means = "runs are not recorded, or not how they ended; those that live are not all known";
         check.fail(format!("{error:#}"), means, way_out(error));
@@ -162,9 +157,9 @@ pub(super) fn check_records(records: &RecordStore, check: &mut Check) -> bool {
     obstacles.is_empty()
 }
 
-/// Checks that runs can have a slot. True if nothing is wrong.
-pub(super) fn check_slots(records: &RecordStore, check: &mut Check) -> bool {
-    let obstacles = slot_obstacles(records);
+/// Checks that runs can have a slot, or that the slots can be looked at alone. True if nothing is wrong.
+pub(super) fn check_slots(records: &RecordStore, writes: bool, check: &mut Check) -> bool {
+    let obstacles = slot_obstacles(records, writes);
     for error in &obstacles {
         let todo = format!("{}, or set no bound (claude-run slots none)", way_out(error));
         check.fail(format!("{error:#}"), "a run with a bound ends with 125", todo);
@@ -177,17 +172,16 @@ pub(super) fn check_slots(records: &RecordStore, check: &mut Check) -> bool {
     obstacles.is_empty() && holder.is_none()
 }
 
-/// What to do about a file or directory of ours that cannot be used.
+/// Advice on a file or directory of ours that cannot be used.
 fn way_out(error: &anyhow::Error) -> &'static str {
-    let is_denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
-    if error.downcast_ref().is_some_and(is_denied) {
-        "chown -R it to the owner of the config dir, if a run of another user, as root, has made it"
-    } else {
-        "move it away"
+    match error.downcast_ref().map(|error: &io::Error| (error.kind(), error.raw_os_error())) {
+        Some((io::ErrorKind::PermissionDenied, _)) => "chown -R it to the user who runs the agents",
+        Some((io::ErrorKind::NotADirectory | io::ErrorKind::Other, _) | (_, Some(libc::ELOOP))) => "move it away",
+        _ => "see what is wrong there",
     }
 }
 
-/// What to do about stopped processes.
+/// Advice on stopped processes.
 pub(super) fn let_go_on(pids: &str) -> String {
     format!("let it go on: kill -CONT {pids}; or end it: kill {pids}, and then kill -CONT {pids}")
 }

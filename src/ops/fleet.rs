@@ -101,6 +101,9 @@ fn pids_of(run: &RunRecord) -> Vec<i32> {
     if run.is_of_our_pid_namespace() {
         return pids.collect();
     }
+    if !run.is_of_this_boot() {
+        return Vec::new(); // the initial PID namespace has one name on every machine
+    }
     // Of a container below ours, all processes are seen here, with pids of ours.
     let theirs: Vec<_> = pids.filter_map(|pid| Some((pid, run.pid_namespace.clone()?))).collect();
     let is_theirs = |pid: &i32| proc::innermost_pid(*pid).is_some_and(|inner| theirs.contains(&inner));

@@ -74,18 +74,17 @@ impl<'a> Status<'a> {
         let auth = context.auth(&factory.config_dir, &login);
         let obstacle = obstacle(&factory.config_dir);
         let (mut found, mut of_login) = (Check::default(), Check::default());
-        checks::check_writable(&factory.config_dir, &mut found);
         checks::check_room(&factory.config_dir, &mut found);
         if factory.settings.lock_mode != LockMode::PassThrough {
             checks::check_lock_file(&factory.lock_file, &factory.config_dir, &mut found);
         }
-        if checks::check_records(&factory.records, &mut found)
+        if checks::check_records(&factory.records, false, &mut found)
             && let Some(why) = &fleet.unreadable
         {
             found.fail(why, "of the runs, only what the kernel shows is listed", "see what is wrong there");
         }
         if factory.settings.slots != Slots::Unlimited {
-            checks::check_slots(&factory.records, &mut found);
+            checks::check_slots(&factory.records, false, &mut found);
         }
         let last = factory.records.last_finished().unwrap_or_default(); // what cannot be read is told by now
         checks::check_last_runs(&last, &factory.storage.credentials(), &mut found);

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Error;
@@ -17,7 +18,7 @@ use super::run_record::RunRecord;
 use super::store::RecordStore;
 use crate::claude::frames::clamped;
 use crate::logging::{PATIENCE, append_lines};
-use crate::sys::fs::{if_there, obstacles};
+use crate::sys::fs::{file_obstacle, if_there, obstacles};
 
 const CURRENT: &str = "history.jsonl";
 
@@ -97,13 +98,18 @@ impl RecordStore {
         Ok(skipped)
     }
 
-    /// What a run cannot use of its record's place and the history. If the directory itself is none, that is all.
-    pub(crate) fn obstacles(&self) -> Vec<Error> {
-        let mut found = obstacles(self.path(), self.open(), OFlag::O_RDWR | OFlag::O_APPEND, &[OLDER, CURRENT]);
-        if self.open().is_ok() {
-            found.extend(obstacles(&self.runs(), self.open_runs(), OFlag::O_RDONLY, &[""; 0]));
-        }
-        found
+    /// Errors that keep a run from writing its record and the history, or from reading them alone.
+    pub(crate) fn obstacles(&self, writes: bool) -> Vec<Error> {
+        let flags = if writes { OFlag::O_RDWR | OFlag::O_APPEND } else { OFlag::O_RDONLY };
+        obstacles(self.path(), self.open(), writes, |dir| {
+            let files = [(CURRENT, flags), (OLDER, OFlag::O_RDONLY)].into_iter();
+            let files = files.filter_map(|(name, flags)| file_obstacle(dir, self.path(), name, flags));
+            files.chain(obstacles(&self.runs(), self.open_runs(), writes, |_| Vec::new())).collect()
+        })
+    }
+
+    pub(super) fn history(&self) -> PathBuf {
+        self.path().join(CURRENT)
     }
 
     fn open_history(&self, name: &str) -> io::Result<Option<File>> {

@@ -273,7 +273,8 @@ impl RunRecorder {
         if let Some(store) = &self.info.records
             && let Err(error) = history::append(store, &line)
         {
-            self.warn_once(&error);
+            let place = store.history();
+            self.warn_once(&place, &error);
         }
     }
 
@@ -290,7 +291,8 @@ impl RunRecorder {
         let (Some(store), false) = (&self.info.records, self.has_failed) else { return };
         let is_first = self.published.is_none();
         if let Err(error) = store.publish(&self.record(store.config_dir()), &mut self.published) {
-            self.warn_once(&error);
+            let place = store.runs();
+            self.warn_once(&place, &error);
             self.published = None; // removed: one that cannot be rewritten would go on claiming what it says
         } else if is_first {
             self.touch_at = after(Instant::now(), Some(TOUCH_AFTER));
@@ -298,14 +300,12 @@ impl RunRecorder {
     }
 
     /// Warns that nothing can be recorded, unless it was said already, as of a config dir that cannot be written.
-    fn warn_once(&mut self, error: &io::Error) {
+    fn warn_once(&mut self, place: &Path, error: &io::Error) {
         let Some(store) = &self.info.records else { return };
         let was_said = error.kind() != io::ErrorKind::NotFound
             && access(store.config_dir(), AccessFlags::W_OK | AccessFlags::X_OK).is_err();
         if !mem::replace(&mut self.has_failed, true) && !was_said {
-            let why = store.obstacles().into_iter().next();
-            let why = why.map_or_else(|| format!("{}: {error}", store.path().display()), |obstacle| format!("{obstacle:#}"));
-            warn!("this run is not recorded in full: {why}");
+            warn!("cannot keep records in {}: {error}; going on without", place.display());
         }
     }
 

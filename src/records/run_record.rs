@@ -161,7 +161,7 @@ impl RunRecord {
         let name = self.label.clone().or_else(program).unwrap_or_default();
         let elsewhere = match () {
             () if self.host != host() => format!(" on {}", self.host),
-            () if !self.is_of_our_pid_namespace() => " in another PID namespace".to_owned(),
+            () if self.is_of_this_boot() && !self.is_of_our_pid_namespace() => " in another PID namespace".to_owned(),
             () => String::new(),
         };
         escaped(&format!("{name} (pid {}{elsewhere})", self.pid)).into_owned()
@@ -169,7 +169,12 @@ impl RunRecord {
 
     /// True if its pids are the same here.
     pub(crate) fn is_of_our_pid_namespace(&self) -> bool {
-        self.boot == boot_id() && self.pid_namespace == pid_namespace()
+        self.is_of_this_boot() && self.pid_namespace == pid_namespace()
+    }
+
+    /// True if it is on this machine, in whatever container.
+    pub(crate) fn is_of_this_boot(&self) -> bool {
+        self.boot == boot_id()
     }
 
     /// Reads a record. None if it cannot be understood.

@@ -70,7 +70,8 @@ impl Dir {
         let found = fstat(&file)?;
         ensure_regular(&found)?;
         if found.st_nlink > 1 || ![geteuid().as_raw(), fstat(&self.0)?.st_uid].contains(&found.st_uid) {
-            return Err(io::Error::other(format!("{name} is another user's, or has another name elsewhere")));
+            let why = format!("{name} is another user's, or has another name elsewhere");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
         Ok(file.into())
     }
@@ -93,9 +94,10 @@ impl Dir {
         Ok(())
     }
 
-    /// Checks that we may list it, and make files in it. That a file system is read-only is no error.
-    pub(super) fn check_access(&self) -> io::Result<()> {
-        match faccessat(&self.0, ".", AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::empty()) {
+    /// Checks that we may list it, and, if we `write`, make files in it. That its file system is read-only is no error.
+    pub(super) fn check_access(&self, write: bool) -> io::Result<()> {
+        let to_write = if write { AccessFlags::W_OK } else { AccessFlags::empty() };
+        match faccessat(&self.0, ".", AccessFlags::R_OK | AccessFlags::X_OK | to_write, AtFlags::empty()) {
             Ok(()) | Err(Errno::EROFS) => Ok(()),
             Err(error) => Err(error.into()),
         }

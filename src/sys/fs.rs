@@ -43,17 +43,28 @@ pub(crate) fn if_there<T>(opened: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// What we cannot use of `opened`, the directory at `path`, and of the files `names` in it, by these `flags`: each error names its
-/// path. What is missing is no error.
-pub(crate) fn obstacles(path: &Path, opened: io::Result<Dir>, flags: OFlag, names: &[impl AsRef<str>]) -> Vec<Error> {
-    let unusable = |path: &Path, error| Error::new(error).context(format!("{} cannot be used", path.display()));
-    let dir = match if_there(opened.and_then(|dir| dir.check_access().map(|()| dir))) {
-        Ok(Some(dir)) => dir,
-        Ok(None) => return Vec::new(),
-        Err(error) => return vec![unusable(path, error)],
-    };
-    let obstacle = |name: &str| if_there(dir.open_file(name, flags)).err().map(|error| unusable(&path.join(name), error));
-    names.iter().filter_map(|name| obstacle(name.as_ref())).collect()
+/// Error of `opened`, the directory at `path`, for who writes there or lists it alone; without one, the errors `within` it. None if it is
+/// missing.
+pub(crate) fn obstacles(
+    path: &Path,
+    opened: io::Result<Dir>,
+    writes: bool,
+    within: impl FnOnce(&Dir) -> Vec<Error>,
+) -> Vec<Error> {
+    match if_there(opened.and_then(|dir| dir.check_access(writes).map(|()| dir))) {
+        Ok(dir) => dir.as_ref().map_or(Vec::new(), within),
+        Err(error) => vec![unusable(path, error)],
+    }
+}
+
+/// Error of the file `name` in `dir`, the directory at `path`, if it is there. That its file system is read-only is none.
+pub(crate) fn file_obstacle(dir: &Dir, path: &Path, name: &str, flags: OFlag) -> Option<Error> {
+    let error = if_there(dir.open_file(name, flags)).err().filter(|error| error.kind() != ErrorKind::ReadOnlyFilesystem);
+    error.map(|error| unusable(&path.join(name), error))
+}
+
+fn unusable(path: &Path, error: io::Error) -> Error {
+    Error::new(error).context(format!("{} cannot be used", path.display()))
 }
 
 /// `path` without symbolic links; as it is where it leads nowhere.
@@ -76,13 +87,13 @@ pub(crate) fn is_for_lack_of_room(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
-/// Bytes that a config dir should at least have room for: a login, some lines of history, what claude keeps of a session.
-pub(crate) const ROOM: usize = 1 << 20;
-
-/// True if `dir` has less, or no inode, by what its file system says itself: of a quota it may not know. One that is read-only may be full.
-pub(crate) fn lacks_room(dir: &Path) -> bool {
+/// True if `dir` has no room for `bytes`, or no inode, by what its file system says itself: of a quota it may not know. One that is read-only
+/// may be full.
+pub(crate) fn lacks_room(dir: &Path, bytes: usize) -> bool {
     statvfs(dir).is_ok_and(|found| {
-        let has_no_room = found.blocks() > 0 && found.blocks_available().saturating_mul(found.fragment_size()) < ROOM as u64;
+        // Some blocks are for root alone.
+        let free = if geteuid().is_root() { found.blocks_free() } else { found.blocks_available() };
+        let has_no_room = found.blocks() > 0 && free.saturating_mul(found.fragment_size()) < bytes as u64;
         let has_no_inode = found.files() > 0 && found.files_available() == 0;
         (has_no_room || has_no_inode) && !found.flags().contains(FsFlags::ST_RDONLY)
     })

@@ -95,7 +95,7 @@ fn nothing_is_refreshed_before_the_start_on_a_full_disk() {
         .arg(binary())
         .arg(claude(&env, "2.1.330"));
     let ended = Running::start(unshare).end();
-    assert!(ended.code() == 3 && ended.stderr_text().contains(" has no room: a token that claude refreshes now "), "{ended:?}");
+    assert!(ended.code() == 3 && ended.stderr_text().contains(" has no room: a token that is refreshed now "), "{ended:?}");
     assert!(!env.path("ran").exists());
 }
 

@@ -3,13 +3,13 @@
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, geteuid};
 use unicode_normalization::is_nfc;
 
 use super::{Check, Subject};
 use crate::claude::config_dir::{ConfigDir, ForChild, obstacle};
 use crate::ops::Context;
-use crate::ops::checks::check_writable;
 use crate::sys::mount;
 
 /// Checks where it is, its owner and mode, and what claude makes of it.
@@ -62,7 +62,11 @@ fn check_directory(resolved: &ConfigDir, found: &Metadata, with_origin: &str, ch
         let means = "claude looks for its credentials at the NFC form of that path and is not logged in";
         check.fail(format!("{shown} is not in Unicode NFC"), means, "rename it");
     }
-    check_writable(path, check);
+    // Of a file system that is read-only, its own check tells.
+    if access(path, AccessFlags::W_OK | AccessFlags::X_OK).is_err_and(|errno| errno != Errno::EROFS) {
+        let means = "claude cannot refresh its login; 2.1.84 prints nothing and exits with 0";
+        check.fail(format!("{shown} is not writable by us"), means, "make it writable for the user of the agents");
+    }
     let real = fs::canonicalize(path).ok().filter(|real| real != path);
     let real = real.map_or_else(String::new, |real| format!(", really {}", real.display()));
     check.pass_if_clean(format!("{with_origin}{real}: ours, mode {mode:04o}"));

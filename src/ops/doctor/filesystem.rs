@@ -14,10 +14,10 @@ use nix::unistd::{ForkResult, Pid, fork, pipe};
 use super::{Check, Subject};
 use crate::claude::program::Program;
 use crate::config::duration::show;
-use crate::ops::checks::{check_room, fail_for_room};
+use crate::ops::checks::{ROOM, check_room, fail_for_room};
 use crate::sys::dir::Dir;
 use crate::sys::file_watch::FileWatch;
-use crate::sys::fs::{ROOM, apart, is_for_lack_of_room};
+use crate::sys::fs::{apart, is_for_lack_of_room};
 use crate::sys::mount::{LockScope, Mount};
 
 /// Beginning of the name of the directory in which all is tried.

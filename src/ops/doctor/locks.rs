@@ -164,13 +164,13 @@ const SHARED_PATHS: [(&str, View, &str, &str); 3] = [
 ];
 
 pub(super) fn check_records(subject: &Subject, check: &mut Check) {
-    if checks::check_records(&subject.records, check)
+    if checks::check_records(&subject.records, true, check)
         && let Err(error) = &subject.census
     {
         let what = format!("the run records cannot be read: {error}");
         check.fail(what, "who runs cannot be told", "see what is wrong there");
     }
-    check.pass_if_clean(format!("{} can be used", subject.records.path().display()));
+    check.pass_if_clean(format!("nothing is in the way in {}", subject.records.path().display()));
 }
 
 pub(super) fn check_views(subject: &Subject, check: &mut Check) {

@@ -11,7 +11,7 @@ use crate::records::State;
 pub(super) fn check(subject: &Subject, check: &mut Check) {
     let (Ok(factory), Ok(census)) = (&subject.factory, &subject.census) else { return }; // reported by their own checks
     let records = &factory.records;
-    if !check_slots(records, check) {
+    if !check_slots(records, true, check) {
         return;
     }
     let in_use = SlotsInUse::look(records, &census.live);

@@ -24,6 +24,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Time from its TERM to its KILL.
 const KILL_GRACE: Duration = Duration::from_secs(5);
 
+/// Bytes for what claude writes to save a token.
+const ROOM: usize = 64 << 10;
+
 /// Refreshes the token before `run`, if the lock is held for that and this claude is known to have a command for it. Gives the outcome if
 /// the run is not to be started any more: a signal has come, or the lock is lost.
 pub(crate) fn refresh_first(
@@ -31,13 +34,14 @@ pub(crate) fn refresh_first(
     recorder: &mut RunRecorder,
     events: &mut EventQueue,
 ) -> Result<Option<Outcome>> {
-    // What it would get could not be saved.
-    if run.storage.as_ref().is_some_and(|storage| lacks_room(&storage.dir)) {
-        return Ok(None);
-    }
     let refresh = run.lock.as_ref().and_then(|lock| lock.refresh.as_ref());
     let version = refresh.and_then(AwaitedRefresh::refreshing_version);
     let Some(launch) = version.and_then(|version| run.launch.refresher(version)) else { return Ok(None) };
+    if let Some(storage) = run.storage.as_ref().filter(|storage| lacks_room(&storage.dir, ROOM)) {
+        let dir = storage.dir.display();
+        warn!(name: "refresh.first", "{dir} has no room: a token that is refreshed now cannot be saved, and the login is lost with it; not refreshing it before the start");
+        return Ok(None);
+    }
     info!(name: "refresh.first", "claude's token is due: refreshing it before the start");
     let policy = PolicyConfig {
         hard_limit: Some(LIMIT),
