@@ -352,6 +352,16 @@ mod tests {
     }
 
     #[test]
+    fn inherited_lock_counts_unless_a_thread_waits() -> std::io::Result<()> {
+        let (file, above) = (tempfile::tempfile()?, AncestorRuns::default());
+        let lock = FileId::of(&file.metadata()?);
+        fs4::FileExt::lock(&file)?;
+        assert_eq!(above.hold_for_us(lock, None, false), Some(Hold::Caller));
+        assert_eq!(above.hold_for_us(lock, None, true), None, "by a thread of ours");
+        Ok(())
+    }
+
+    #[test]
     fn run_that_holds_itself_says_if_it_has_a_helper() -> std::io::Result<()> {
         let ([holder, nested], us) = (runs(), RunId::take());
         let above = AncestorRuns {

@@ -70,3 +70,50 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
         WaitEnd::Interrupted(signal) => Acquisition::Interrupted(signal),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::claims::{AncestorRuns, Claim};
+    use super::super::wait::tests::recorder;
+    use super::*;
+    use crate::events::EventQueue;
+    use crate::run_id::RunId;
+    use crate::sys::signal::{SigSet, Signal, SignalSource};
+
+    fn request(path: &Path, above: AncestorRuns) -> LockRequest {
+        LockRequest {
+            path: path.to_owned(),
+            refresh_only: false,
+            refreshes: None,
+            helper: None,
+            wait: Wait::No,
+            conflict_exit_code: 75,
+            above,
+            ignored: SigSet::empty(),
+        }
+    }
+
+    #[test]
+    fn run_that_cannot_wait_sleeps_only_if_a_run_above_claims_the_lock() -> Result<()> {
+        let (dir, mut events) = (tempfile::tempdir()?, EventQueue::open()?);
+        let (path, mut recorder) = (dir.path().join("session.lock"), recorder(dir.path()));
+        let held = LockFile::open(&path)?.try_lock()?;
+        let lock = LockFile::open(&path)?.file_id();
+        let awaited = || Awaited::SessionLock(path.clone(), lock);
+        events.signal_pipe().write(Signal::SIGTERM.number(), SignalSource::Kernel);
+        let mut wait = LockWait::new(awaited(), Instant::now(), &mut recorder, &mut events, SigSet::empty());
+        let without = request(&path, AncestorRuns::default());
+        assert!(matches!(wait_for_flock(LockFile::open(&path)?, &without, &mut wait)?, Acquisition::NotAcquired));
+        assert_eq!(wait.deadline, None, "it has not slept");
+        let claim = Claim { lock, run: RunId { pid: i32::MAX, taken_at: 1 } }.to_string();
+        let above = AncestorRuns::of(&move |name| (name == Claim::VARIABLE).then(|| claim.clone().into()));
+        let acquisition = wait_for_flock(LockFile::open(&path)?, &request(&path, above), &mut wait)?;
+        assert!(matches!(acquisition, Acquisition::Interrupted(Signal::SIGTERM)), "it has slept");
+        assert_eq!(wait.limit, Some(RECORD_GRACE), "the record that proves it may come");
+        assert_eq!((wait.next_progress_at, wait.is_announced), (None, false), "and that is no wait to speak of");
+        drop(held);
+        Ok(())
+    }
+}
