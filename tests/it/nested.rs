@@ -194,6 +194,22 @@ fn new_lock_file_that_a_run_above_holds_is_not_waited_for() {
 }
 
 #[test]
+fn new_lock_file_that_the_caller_holds_is_not_waited_for() {
+    let env = Env::new();
+    let mut holder = env.hold_lock();
+    let [path, new] = [env.lock_file(), env.path("new")];
+    let mut block = env.command("bash");
+    block.args(["-c", r#"( flock 9; exec "$0" echo in ) 9>"$1""#]).arg(binary()).arg(&new);
+    let waiter = Running::start(block);
+    assert!(waiter.message().contains("waiting for the session lock"));
+    wait_until("it is in the kernel's queue", || env.waiters() == 1);
+    std::fs::rename(new, path).expect("moved");
+    holder.close_stdin();
+    waiter.expect_line("in");
+    assert_eq!(waiter.end().code(), 0);
+}
+
+#[test]
 fn stale_claim_fails_in_another_pid_namespace_too() {
     if !can_unshare("-rpf") {
         return;

@@ -237,6 +237,9 @@ fn busy_slots_are_75_and_named() {
     waiter.signal(Signal::SIGTERM);
     assert_eq!(waiter.end().code(), 143);
     assert!(!env.path("started").exists());
+    let history = fs::read_to_string(env.config_dir().join("claude-run/history.jsonl")).expect("a history");
+    let ended: Value = serde_json::from_str(history.lines().last().expect("a line")).expect("JSON");
+    assert!(ended["slot_wait_ms"].is_u64(), "a wait that a signal has ended is a wait for a slot: {ended}");
     let report = json(&env, &["report"]);
     assert_eq!(report["outcomes"]["slot-busy"], 3, "{report}");
     assert!(report["slot_waited_ms"].as_u64().is_some_and(|waited| waited >= 300), "{report}");
