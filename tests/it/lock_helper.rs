@@ -98,6 +98,23 @@ fn hosts_that_share_only_the_engine_take_turns() {
     }
 }
 
+/// Hosts that share the config dir, but not its locks, as some file systems have it: two lock files here.
+#[test]
+fn waiter_of_a_helper_names_the_holder_by_its_record() {
+    let env = Env::new();
+    let engine = "flock engine sh -c 'echo key; exec sleep 600'";
+    let [here, there] = ["here", "there"].map(|name| env.path(name).display().to_string());
+    let holder =
+        ["--label", "dev-agent", "--lock-file", &there, "--lock-helper", engine, "sh", "-c", "echo in; exec sleep 600"];
+    let holder = env.start(holder);
+    holder.expect_line("in");
+    let waiter = env.start(["--lock-file", &here, "--lock-helper", engine, "true"]);
+    let said = waiter.message();
+    let held = format!(", held by dev-agent (pid {}) for ", holder.pid());
+    assert!(said.contains("waiting for the lock helper flock (") && said.contains(&held), "{said}");
+    assert!(said.ends_with(", by its record"), "{said}");
+}
+
 #[test]
 fn helper_that_takes_its_time_is_said_to_have_its_lock() {
     let env = Env::new();

@@ -268,6 +268,22 @@ fn waiting_line_is_for_the_foreground() {
 }
 
 #[test]
+fn waiting_line_counts_no_waiter_for_another_lock() {
+    let env = Env::new();
+    let _holder = env.hold_lock();
+    let other = env.path("other.lock").display().to_string();
+    let holder = env.start(["--lock-file", &other, "--", "sh", "-c", "echo held; exec sleep 600"]);
+    holder.expect_line("held");
+    let earlier = env.start(["--lock-file", &other, "--", "true"]);
+    assert!(earlier.message().contains("waiting for the session lock"), "and its record says so");
+    let (columns, rows) = SIZES[1];
+    let waiter = OnTerminal::sized(command(&env, &["--", "true"]), columns, rows);
+    wait_until("its place is shown", || waiter.shown().contains(" of 10m, "));
+    wait_until("it is alone", || waiter.shown().contains(" of 10m, 1st of 1; "));
+    assert!(!waiter.shown().contains(" of 2; "), "{}", waiter.shown());
+}
+
+#[test]
 fn waiting_line_shows_the_place_for_a_slot() {
     let env = Env::new();
     let slots = ["--lock", "pass-through", "--slots", "1"];
