@@ -229,7 +229,7 @@ fn busy_slots_are_75_and_named() {
     let ended = env.start(ONE.into_iter().chain(["--wait", "0.3", "-E", "9", "touch", "started"])).end();
     assert!(ended.code() == 9 && started.elapsed() >= Duration::from_millis(300), "{ended:?}");
     assert!(ended.stderr_text().contains("gave up after 300ms: 1 of 1 slots in use"), "{ended:?}");
-    let ended = env.start(ONE.into_iter().chain(["--log-format", "json", "--wait", "0.3", "true"])).end();
+    let ended = env.start(ONE.into_iter().chain(["--log-format", "json", "--wait", "2", "true"])).end();
     let event = |line: &String| serde_json::from_str::<Value>(line).expect("JSON")["event"].clone();
     assert_eq!(ended.stderr.iter().map(event).collect::<Vec<_>>(), ["slot.waiting", "slot.timeout"], "{ended:?}");
     let waiter = wait_in_line(&env, &ONE, 0);
