@@ -38,9 +38,9 @@ take_values() {
   rows=("${@:-}")
 }
 
-# need COMMAND PACKAGE: has COMMAND, or installs Debian's PACKAGE, or says what to do.
+# need WHAT PACKAGE: has a command, or a file by its whole path, or installs Debian's PACKAGE, or says what to do.
 need() {
-  ! command -v "$1" >/dev/null || return 0
+  ! has "$1" || return 0
   if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     die "$1 is missing; install it (on Debian: apt-get install $2) and try again"
   fi
@@ -48,8 +48,11 @@ need() {
   if ! apt-get install -y --no-install-recommends "$2" >/dev/null 2>&1; then
     apt-get update >/dev/null && apt-get install -y --no-install-recommends "$2" >/dev/null
   fi
-  command -v "$1" >/dev/null || die "$2 was installed, but there is no $1"
+  has "$1" || die "$2 was installed, but there is no $1"
 }
+
+# has WHAT: it is there.
+has() { case $1 in /*) [ -e "$1" ] ;; *) command -v "$1" >/dev/null ;; esac; }
 
 # need_cargo SUBCOMMAND: has `cargo SUBCOMMAND`, or builds and installs it; unoptimised, which takes half the time: they run for
 # seconds.

@@ -77,6 +77,7 @@ case ${target:=$host} in
     need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
     need qemu-aarch64-static qemu-user-static
     # musl's crt and libc are rustup's.
+    [ "$target" != aarch64-unknown-linux-gnu ] || need /usr/aarch64-linux-gnu/lib/crt1.o libc6-dev-arm64-cross
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_{GNU,MUSL}_LINKER=aarch64-linux-gnu-gcc
     ;;
   *) die "--target is x86_64-unknown-linux-musl, aarch64-unknown-linux-gnu or aarch64-unknown-linux-musl, not '$target'" ;;
@@ -149,8 +150,11 @@ package() {
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
   at=$(commit)
   mkdir -p "$out"
-  if [ -z "$at" ] || [ "$(cat "$out/COMMIT" 2>/dev/null)" != "$at" ]; then rm -f "$out"/*.tar.gz "$out"/*.deb "$out"/*.cdx.json; fi
-  rm -rf "$out/root" "$out/COMMIT"
+  # Those of other targets stay, whatever becomes of this one; without their sums, nothing is released.
+  if [ -z "$at" ] || [ "$(cat "$out/COMMIT" 2>/dev/null)" != "$at" ]; then
+    rm -f "$out"/*.tar.gz "$out"/*.deb "$out"/*.cdx.json "$out/COMMIT"
+  fi
+  rm -rf "$out/root" "$out/SHA256SUMS"
   root=$out/root
   # These flags come on top of those in .cargo/config.toml.
   cargo auditable build --release --locked --quiet --target "$target" \
