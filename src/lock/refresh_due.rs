@@ -162,9 +162,12 @@ impl AwaitedRefresh {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
 
     use super::*;
+    use crate::claude::program::Program;
     use crate::config::cli::Cli;
     use crate::config::settings::{Environment, Settings};
 
@@ -216,5 +219,83 @@ mod tests {
         assert!(matches!(without.state_of(due, now), RefreshState::Due(_)), "claude refreshes a login that it does not need");
         let ruled_out = with_variables(None, &|name| (name == "CLAUDE_CODE_OAUTH_TOKEN").then(|| "token".into()));
         assert!(matches!(ruled_out.state(), RefreshState::NotDue(_)));
+    }
+
+    /// A login that expires at `at`.
+    fn login(at: SystemTime) -> anyhow::Result<String> {
+        let at = at.duration_since(SystemTime::UNIX_EPOCH)?.as_millis();
+        Ok(format!(r#"{{"claudeAiOauth":{{"accessToken":"a","refreshToken":"r","expiresAt":{at}}}}}"#))
+    }
+
+    #[test]
+    fn refresh_ends_with_a_later_expiry_or_does_not_come() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (storage, started) = (ClaudeStorage::at(dir.path()), Instant::now());
+        let (expiry, file) = (SystemTime::now() + Duration::from_secs(60), storage.credentials());
+        let awaited = |never_gives_up, file: &str| {
+            let (storage, version) = (storage.clone(), None);
+            let mut refresh = AwaitedRefresh { storage, expiry, give_up_at: None, version, never_gives_up };
+            fs::write(refresh.storage.credentials(), file).map(|()| {
+                refresh.on_child_started(started);
+                refresh
+            })
+        };
+        let (before, same) = (login(expiry - Duration::from_secs(1))?, login(expiry)?);
+        for text in [&before, &same, "", "{", &same[..same.len() - 9]] {
+            let mut refresh = awaited(false, text)?;
+            assert_eq!(refresh.end(started), None, "{text}");
+            assert_eq!(refresh.next_deadline(), Some(started + MAX_DELAY), "{text}");
+            assert_eq!(refresh.end(started + MAX_DELAY - Duration::from_millis(1)), None, "{text}");
+            assert!(refresh.end(started + MAX_DELAY).is_some(), "{text}");
+        }
+        let mut patient = awaited(true, &same)?;
+        assert_eq!((patient.next_deadline(), patient.end(started + 9 * MAX_DELAY)), (None, None));
+        fs::remove_file(&file)?;
+        assert_eq!(patient.end(started), None, "missing");
+        let mut refresh = awaited(false, &same)?;
+        assert_eq!(refresh.files().len(), RefreshLock::of(&storage).len() + 1);
+        fs::create_dir(&RefreshLock::of(&storage)[0].path)?;
+        assert_eq!((refresh.end(started + MAX_DELAY), refresh.next_deadline()), (None, None), "it has begun");
+        assert_eq!(refresh.files(), [file], "nothing else matters now");
+        fs::remove_dir(&RefreshLock::of(&storage)[0].path)?;
+        assert_eq!(refresh.end(started + 9 * MAX_DELAY), None, "and may take its time");
+        let later = login(expiry + Duration::from_millis(1))?;
+        assert_eq!(awaited(false, &later)?.end(started), Some("the token is refreshed"));
+        assert_eq!(awaited(true, &later)?.end(started), Some("the token is refreshed"));
+        Ok(())
+    }
+
+    #[test]
+    fn only_a_margin_raised_on_purpose_waits_for_ever() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let claude = dir.path().join("2.1.330"); // its own installer's name for it
+        fs::write(&claude, "")?;
+        fs::set_permissions(&claude, fs::Permissions::from_mode(0o755))?;
+        let program = Program::find(&[claude.into()], None)?;
+        let gives_up = |margin, claude| {
+            let refreshes = Refreshes { claude, ..refreshes(margin) };
+            !AwaitedRefresh::new(&refreshes, SystemTime::UNIX_EPOCH).never_gives_up
+        };
+        for (margin, expected) in [(Some(0), true), (Some(310), true), (Some(311), false), (None, false)] {
+            assert_eq!(gives_up(margin, Invocation::of(&program, &|_| None, dir.path())), expected, "{margin:?}");
+        }
+        assert!(
+            !gives_up(Some(310), Invocation::new(&|_| None, dir.path())),
+            "perhaps a script that comes to its claude later"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn claude_refreshes_by_its_own_mark() {
+        let known = Version::parse("2.1.330");
+        let at = |left: i64| {
+            let now = SystemTime::now();
+            let distance = Duration::from_secs(left.unsigned_abs());
+            let expiry = if left < 0 { now - distance } else { now + distance };
+            let storage = ClaudeStorage::at(Path::new("/nonesuch"));
+            AwaitedRefresh { storage, expiry, give_up_at: None, version: known, never_gives_up: false }.refreshing_version()
+        };
+        assert_eq!([-60, 200, 290, 360].map(|left| at(left).is_some()), [true, true, true, false]);
     }
 }

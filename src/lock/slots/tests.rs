@@ -125,3 +125,20 @@ fn first_looks_once_at_the_settings_file() -> Result<()> {
     assert_eq!(wait.events.wait(Some(Instant::now()))?, [], "and nothing wakes it again");
     Ok(())
 }
+
+#[test]
+fn bound_that_cannot_be_read_stays_as_it_was() -> Result<()> {
+    let (dir, file) = (tempfile::tempdir()?, |dir: &tempfile::TempDir| dir.path().join("claude-run.toml"));
+    let mut request = request(dir.path(), Wait::Forever);
+    assert_eq!(search(&request, Stage::Arriving(None)).bound(), Slots::AtMost(1), "set by an option");
+    request.file = Some(file(&dir));
+    let bound = || search(&request, Stage::Arriving(None)).bound();
+    for (text, expected) in [("slots = 7\n", Slots::AtMost(7)), ("slots = x\n", Slots::AtMost(1)), ("", Slots::Unlimited)] {
+        fs::write(file(&dir), text)?;
+        assert_eq!(bound(), expected, "{text}");
+    }
+    fs::remove_file(file(&dir))?;
+    fs::create_dir(file(&dir))?;
+    assert_eq!(bound(), Slots::AtMost(1), "a directory");
+    Ok(())
+}
