@@ -86,7 +86,7 @@ claude_run_in_subshell() {
   done
   # A log or a group file that cannot be written is no reason not to run.
   _cr_log=''
-  if [ -p "${LOGFILE:-}" ] && [ ! -L "$LOGFILE" ]; then
+  if [ -p "${LOGFILE:-}" ] && [ ! "$LOGFILE" -ef /dev/stdout ] && [ ! "$LOGFILE" -ef /dev/stderr ]; then
     # Once, and for both: to open a FIFO for writing alone waits for its reader, to which the end of a probe is the end.
     [ -r "$LOGFILE" ] && [ -w "$LOGFILE" ] && exec 2<>"$LOGFILE" && _cr_log=/dev/stderr
   elif [ -n "${LOGFILE:-}" ] && (umask 077 && : >>"$LOGFILE") 2>/dev/null; then

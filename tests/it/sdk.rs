@@ -205,11 +205,19 @@ const HI: &str = "claude_run_with_watchdog claude -p 'say hi; exit 4' && rc=0 ||
 #[test]
 fn fifo_as_logfile_has_its_lines_and_is_not_waited_for() {
     for machine in machines() {
-        let script = |reader: &str| format!("rm -f fifo; mkfifo fifo; {reader} LOGFILE=$PWD/fifo; {HI}; wait; cat got");
-        let ended = machine.run(&script("echo none >got;"));
-        assert_eq!(ended.stdout, ["hi", "rc 4", "none"], "{ended:?}");
-        let ended = machine.run(&script("cat fifo >got &"));
-        assert!(ended.stdout[..2] == ["hi", "rc 4"] && ended.stdout[2].contains("watchdog: timeout_exit=0 "), "{ended:?}");
+        for log in ["fifo", "link"] {
+            let script = |reader: &str| {
+                format!("rm -f fifo; mkfifo fifo; ln -sf fifo link; {reader} LOGFILE=$PWD/{log}; {HI}; wait; cat got")
+            };
+            let ended = machine.run(&script("echo none >got;"));
+            assert_eq!(ended.stdout, ["hi", "rc 4", "none"], "{log}: {ended:?}");
+            let ended = machine.run(&script("cat fifo >got &"));
+            let is_told = ended.stdout.get(2).is_some_and(|line| line.contains("watchdog: timeout_exit=0 "));
+            assert!(ended.stdout[..2] == ["hi", "rc 4"] && is_told, "{log}: {ended:?}");
+        }
+        // A log of a container: a link to the pipe that it has on stderr.
+        let ended = machine.run(&format!("( ln -sf /dev/stderr link; LOGFILE=$PWD/link; {HI} ) 2>&1 | cat >got; cat got"));
+        assert!(ended.stdout.iter().any(|line| line.contains("watchdog: timeout_exit=0 ")), "{ended:?}");
     }
 }
 
