@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
 
 use super::stderr::say;
-use super::words::escaped;
+use super::words::{escaped, escaped_json};
 use crate::config::values::LogFormat;
 use crate::run_id::RunId;
 use crate::sys::fs::foreign_link;
@@ -110,7 +110,7 @@ impl LogFile {
                 if continued {
                     entry["continued"] = true.into();
                 }
-                out.extend_from_slice(entry.to_string().as_bytes());
+                out.extend_from_slice(escaped_json(&entry.to_string()).as_bytes());
             }
         }
         out.push(b'\n');

@@ -108,10 +108,15 @@ pub(crate) fn each_text(value: &mut Value, change: &mut impl FnMut(&mut String))
 }
 
 /// Finished JSON, in which serde_json has left the characters beyond ASCII as they are.
-pub(super) fn escaped_json(json: &str) -> String {
+pub(crate) fn escaped_json(json: &str) -> String {
+    if json.bytes().all(|byte| byte < 0x7f) {
+        return json.to_owned();
+    }
     json.chars().fold(String::with_capacity(json.len()), |mut safe, c| {
         if acts(c) && c != '\n' {
-            let _ = write!(safe, "\\u{:04x}", u32::from(c)); // into memory
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| {
+                let _ = write!(safe, "\\u{unit:04x}"); // into memory
+            });
         } else {
             safe.push(c);
         }
@@ -119,13 +124,14 @@ pub(super) fn escaped_json(json: &str) -> String {
     })
 }
 
-/// True for controls, and for characters that change the order or the look of others.
+/// True for controls, and for characters that change the order or the look of others, or that nobody sees.
 fn acts(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_control(); // soon, of nearly all
     }
-    let changes_order = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    c.is_control() || changes_order || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200b}'..='\u{200d}' | '\u{feff}')
+    let is_format = matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+        || matches!(c, '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}');
+    c.is_control() || is_format
 }
 
 #[cfg(test)]
@@ -138,7 +144,7 @@ mod tests {
         let safe = escaped_lines(text);
         assert_eq!(safe, "\x1b[1mbold\x1b[0m \\u{1b}]52;c;x\\u{7} \\u{9b}31m \\u{202e}txt\nnext\\u{1b}[2J\\r");
         assert_eq!(escaped("a\nb\u{85}"), "a\\nb\\u{85}");
-        assert_eq!(escaped_json("{\"a\":\"\u{9b}é\u{2066}\"}\n"), "{\"a\":\"\\u009bé\\u2066\"}\n");
+        assert_eq!(escaped_json("{\"a\":\"\u{9b}é\u{2066}\u{e0041}\"}\n"), "{\"a\":\"\\u009bé\\u2066\\udb40\\udc41\"}\n");
     }
 
     #[test]

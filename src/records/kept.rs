@@ -7,7 +7,7 @@ use std::ops::Deref;
 use serde::Serialize;
 
 use crate::claude::frames::clamped;
-use crate::logging::each_text;
+use crate::logging::{each_text, escaped_json};
 use crate::redact;
 
 /// Fields of a run record that stay exact, with all in them, since records are compared by them: the files by which a run is known to
@@ -15,7 +15,7 @@ use crate::redact;
 /// words, the rest is ours.
 pub(super) const EXACT: [&str; 8] = ["run", "lock", "slot", "config_dir", "parent", "host", "boot", "pid_namespace"];
 
-/// A line of JSON, masked, with its end.
+/// A line of JSON, masked and escaped, with its end.
 #[derive(Debug)]
 pub(super) struct Line(String);
 
@@ -26,7 +26,7 @@ impl Line {
         for (_, value) in record.as_object_mut().into_iter().flatten().filter(|(name, _)| !exact.contains(&name.as_str())) {
             each_text(value, &mut |text| *text = redact::masked(&clamped(text)));
         }
-        Ok(Self(format!("{record}\n")))
+        Ok(Self(escaped_json(&format!("{record}\n"))))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Secrets in our environment: the values of secret variables, what is secret in such a value, and what the rules find in others.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -85,7 +86,7 @@ fn add(value: &[u8], forms: &mut Vec<Known>) {
         return;
     }
     let lines = value.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
-    let lines = lines.filter(|line| line.iter().any(u8::is_ascii_alphanumeric) && !line.starts_with(b"-----"));
+    let lines = lines.filter(|line| !is_rule(line) && !line.starts_with(b"-----"));
     for line in lines.flat_map(|line| line.chunks(LONGEST)).filter(|line| line.len() >= SHORTEST) {
         forms.extend(Known::forms(line));
     }
@@ -99,6 +100,12 @@ fn is_distinctive(value: &[u8]) -> bool {
     let is_path = || value.starts_with(b"/") && Path::new(OsStr::from_bytes(value)).exists();
     let is_common = COMMON.iter().any(|word| word.as_bytes().eq_ignore_ascii_case(value));
     value.len() >= SHORTEST && !is_number(value) && !is_reference(value) && !is_common && !is_url(value) && !is_path()
+}
+
+/// True for what parts or underlines other text, as `======`: a few signs, again and again.
+fn is_rule(line: &[u8]) -> bool {
+    let is_sign = |byte: &u8| byte.is_ascii() && !byte.is_ascii_alphanumeric();
+    line.iter().all(is_sign) && line.iter().collect::<HashSet<_>>().len() < 4
 }
 
 fn is_url(value: &[u8]) -> bool {
@@ -194,6 +201,9 @@ mod tests {
     fn secrets_within_a_value_are_known() {
         for (name, value, secret) in [
             ("MY_SECRET", "<zt`eqdY_W}r", "<zt`eqdY_W}r"),
+            ("MY_SECRET", "мойсекрет", "мойсекрет"),
+            ("MY_SECRET", "密码密码密码", "密码密码密码"),
+            ("MY_SECRET", "!@#$%^&*()", "!@#$%^&*()"),
             ("MY_SECRET", "$(Summer)rain!", "$(Summer)rain!"),
             ("MY_SECRET", "@Summerrain", "@Summerrain"),
             ("MY_SECRET", "{Summerrain}", "{Summerrain}"),
