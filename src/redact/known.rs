@@ -40,7 +40,8 @@ impl Known {
         plain.into_iter().map(|text| Self { text, is_base: false }).chain(base)
     }
 
-    /// Places in it of the words by which it is looked for. No encoding of signs hides such a word, and each piece has one.
+    /// Places in it of the words by which it is looked for. No encoding of signs hides such a word, and each piece has one; of letters
+    /// beyond ASCII, [`encoded`](Self::encoded) tells.
     pub(super) fn words(&self) -> Vec<Range<usize>> {
         if self.is_base {
             let starts = (0..=self.text.len().saturating_sub(WORD)).step_by(PIECE - WORD + 1);
@@ -49,13 +50,22 @@ impl Known {
         let (mut best, mut at) = (0..0, 0);
         // The finder finds no word that begins in the last two bytes of a text, which may end with this one.
         while at + HEAD <= self.text.len() {
-            let length = self.text[at..].iter().take(WORD).take_while(|byte| byte.is_ascii_alphanumeric()).count();
+            let length = self.text[at..].iter().take(WORD).take_while(|byte| is_letter(**byte)).count();
             if length > best.len() {
                 best = at..at + length;
             }
             at += length.max(1);
         }
         vec![if best.len() < SHORTEST { 0..self.text.len().min(WORD) } else { best }]
+    }
+
+    /// Words of which one is in every text in which its first letter beyond ASCII is encoded, as JSON or a URL has it.
+    pub(super) fn encoded(&self) -> Vec<String> {
+        let Some(at) = self.text.iter().position(|byte| !byte.is_ascii()) else { return Vec::new() };
+        let byte = self.text[at];
+        let letter = self.text[at..].utf8_chunks().next().and_then(|chunk| chunk.valid().chars().next());
+        let unit = letter.map(|letter| format!("\\u{:04x}", letter.encode_utf16(&mut [0; 2])[0]));
+        unit.into_iter().chain([format!("%{byte:02x}"), format!("\\x{byte:02x}")]).collect()
     }
 
     /// Its place in `text`, where its word that begins at `offset` stands at `at`.
@@ -71,6 +81,11 @@ impl Known {
     pub(super) fn may_begin(&self, rest: &[u8]) -> bool {
         rest.len() > 2 && self.text.len() > rest.len() && self.text[..rest.len()].eq_ignore_ascii_case(rest)
     }
+}
+
+/// True for a letter or digit of ASCII, and for a byte of anything beyond it.
+fn is_letter(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || !byte.is_ascii()
 }
 
 /// Part of the base64 of `value` that is the same whatever stands around it; `shift` of its bytes are in a group before it.

@@ -91,9 +91,10 @@ impl Secrets {
         let words = rules::ALL.iter().flat_map(|rule| rule.words).chain(&pem::WORDS);
         let of_encodings =
             encodings().chain(words.flat_map(|word| escaped(word))).map(|word| (word.into_bytes(), Meaning::Encoding));
+        let of_letters = known.iter().flat_map(Known::encoded).map(|word| (word.into_bytes(), Meaning::Encoding));
         let of_names = parts.into_iter().map(|part| (part, Meaning::Name));
         let of_keys = pem::WORDS.iter().map(|word| (word.as_bytes().to_vec(), Meaning::Key));
-        let finder = Finder::new(of_rules.chain(of_known).chain(of_encodings).chain(of_names).chain(of_keys));
+        let finder = Finder::new(of_rules.chain(of_known).chain(of_encodings).chain(of_letters).chain(of_names).chain(of_keys));
         Ok(Self { known, names, patterns, finder })
     }
 
