@@ -237,8 +237,14 @@ pub(super) fn is_secret(name: &[u8]) -> bool {
         return false;
     }
     let lower = name.to_ascii_lowercase();
-    let parts: Vec<&[u8]> = parts(name).map(|part| without_digits(&lower[part])).filter(|part| !part.is_empty()).collect();
+    // A capital may begin a part, or may not: `dbToken`, `dB_ToKEN`.
     let is_loud = is_loud(name);
+    is_secret_of(parts(name), &lower, is_loud) || !is_loud && is_secret_of(parts(&lower), &lower, false)
+}
+
+/// The same for the `lower` name of these parts. `is_loud`: no letter of it was small.
+fn is_secret_of(parts: impl Iterator<Item = Range<usize>>, lower: &[u8], is_loud: bool) -> bool {
+    let parts: Vec<&[u8]> = parts.map(|part| without_digits(&lower[part])).filter(|part| !part.is_empty()).collect();
     let kind = parts.iter().rposition(|part| is_kind(part)).into_iter();
     let key =
         (1..parts.len()).rev().find(|&at| is_key(parts[at]) && KEYS.iter().any(|key| parts[at - 1].ends_with(key.as_bytes())));
@@ -355,6 +361,12 @@ mod tests {
             "api_key1",
             "pwd",
             "MY_PWD",
+            "PaSsWoRd",
+            "dB_pAsSwOrD",
+            "API_kEY",
+            "fOrGe_ToKeN",
+            "gH_key",
+            "TOKENs_sEcReT",
             &long(3 * LONGEST),
         ];
         for name in secret {
