@@ -218,6 +218,9 @@ fn fifo_as_logfile_has_its_lines_and_is_not_waited_for() {
         // A log of a container: a link to the pipe that it has on stderr.
         let ended = machine.run(&format!("( ln -sf /dev/stderr link; LOGFILE=$PWD/link; {HI} ) 2>&1 | cat >got; cat got"));
         assert!(ended.stdout.iter().any(|line| line.contains("watchdog: timeout_exit=0 ")), "{ended:?}");
+        let ended = machine.run(&format!("( LOGFILE=/dev/stderr; {HI} ) 2>file; cat file; ls /dev/stderr.*"));
+        assert!(ended.stdout.iter().any(|line| line.contains("watchdog: timeout_exit=0 ")), "{ended:?}");
+        assert!(!ended.stdout.iter().any(|line| line.contains("runs.jsonl")), "{ended:?}");
     }
 }
 
