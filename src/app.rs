@@ -26,7 +26,7 @@ use crate::run_id::RunId;
 use crate::supervisor::policy::Group;
 use crate::supervisor::{self, Supervision};
 use crate::sys::exec::{fill_standard_descriptors, has_foreign_privileges};
-use crate::sys::signal::{self, FORWARDED, InheritedDispositions, Signal, UserSignalsBlocked};
+use crate::sys::signal::{self, FORWARDED, HarmlessBlocked, InheritedDispositions, Signal};
 use crate::sys::signal_pipe::SignalHandlers;
 
 /// The program: runs `words`, reports a failure, returns the exit code, or ends by the signal that ended the run.
@@ -61,11 +61,11 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
 /// # Errors
 /// Anything that keeps it from running the child; `ProgramError` if that is the child's program.
 pub fn run(words: Vec<OsString>) -> Result<Outcome> {
+    let blocked = HarmlessBlocked::new().context("cannot set the signal mask")?;
     ensure!(
         !has_foreign_privileges(),
         "installed setuid, setgid or with capabilities, it would lend them to whatever claude starts; take them off the file"
     );
-    let blocked = UserSignalsBlocked::new().context("cannot set the signal mask")?;
     fill_standard_descriptors().context("cannot open /dev/null")?;
     let inherited = InheritedDispositions::take().context("cannot set signal dispositions")?;
     let (cli, operation) = match parse(words)? {
@@ -131,7 +131,7 @@ fn run_under_lock(
     slot: Option<&SlotRequest>,
     lock: Option<&LockRequest>,
     recorder: &mut RunRecorder,
-    blocked: UserSignalsBlocked,
+    blocked: HarmlessBlocked,
 ) -> Result<Outcome> {
     let mut events = EventQueue::open().context("cannot make a pipe")?;
     // In the terminal's group, its stop key stops us as it stops the child: by the default disposition.

@@ -46,6 +46,8 @@ pub struct Policy {
     expects_input: bool,
     /// A TERM was sent to us.
     has_term: bool,
+    /// The child has a handler for USR2, or ignores it: it does not end by that.
+    pub(super) handles_usr2: bool,
     /// Signals that have stopped the child since its TERM, each answered by one CONT.
     continued: SigSet,
     /// Signals that are deferred for the sake of a refresh, in order.

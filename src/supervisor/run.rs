@@ -284,12 +284,12 @@ impl<'a> Supervisor<'a> {
             self.modes.iter_mut().for_each(TerminalModeGuard::on_continued);
         }
         // Before the start it means to give up, as in the wait for the lock; and claude would die of it, in mid-refresh too.
-        let signal = if signal == Signal::SIGUSR2 && self.role == Role::Refresher {
+        let gives_up = signal == Signal::SIGUSR2 && self.role == Role::Refresher;
+        if gives_up {
             self.requests.note(signal, true);
-            Signal::SIGTERM
-        } else {
-            signal
-        };
+        }
+        let signal = if gives_up { Signal::SIGTERM } else { signal };
+        self.policy.handles_usr2 = signal == Signal::SIGUSR2 && signal::is_handled(self.child, signal);
         let was_resized = signal == Signal::SIGWINCH && self.relay.as_ref().is_some_and(Relay::resize);
         self.dispatch(Input::Signal(signal, source));
         // A child in our group got its WINCH before its pseudo-terminal had the new size.

@@ -1,6 +1,7 @@
 //! Signal dispositions of claude-run and of the child, threads without signals, and job control. The child starts with the
 //! dispositions that our caller gave us.
 
+use std::fs;
 use std::io;
 use std::mem;
 use std::os::unix::thread::JoinHandleExt;
@@ -76,22 +77,29 @@ pub(crate) fn ignore_terminal_stops() {
     }
 }
 
-/// Blocks USR1 and USR2, which nobody means to end us with, until it is dropped. Others are not blocked, whatever our caller has
-/// blocked: before there is a child, they may end us.
-pub(crate) struct UserSignalsBlocked(());
+/// Blocks USR1, USR2, PIPE, TTIN and TTOU, which nobody means to end or stop us with, until it is dropped: by then each has what is to
+/// become of it. Others are not blocked, whatever our caller has blocked: before there is a child, they may end us.
+pub(crate) struct HarmlessBlocked(());
 
-impl UserSignalsBlocked {
+impl HarmlessBlocked {
     pub(crate) fn new() -> io::Result<Self> {
-        let blocked = Mask::from_iter([Named::SIGUSR1, Named::SIGUSR2]);
+        let blocked = Mask::from_iter([Named::SIGUSR1, Named::SIGUSR2, Named::SIGPIPE, Named::SIGTTIN, Named::SIGTTOU]);
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&blocked), None)?;
         Ok(Self(()))
     }
 }
 
-impl Drop for UserSignalsBlocked {
+impl Drop for HarmlessBlocked {
     fn drop(&mut self) {
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&Mask::empty()), None); // it fails for invalid arguments only
     }
+}
+
+/// True if the process `pid` has a handler for `signal`, or ignores it.
+pub(crate) fn is_handled(pid: Pid, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let masks = status.lines().filter_map(|line| line.strip_prefix("SigIgn:").or(line.strip_prefix("SigCgt:")));
+    masks.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok()).any(|mask| mask >> (signal.number() - 1) & 1 == 1)
 }
 
 /// Ends this process by `signal`, without a core dump. Returns if the kernel does not do so, as for PID 1.

@@ -161,6 +161,23 @@ fn termination_is_deferred_until_a_refresh_ends() {
 }
 
 #[test]
+fn usr2_is_deferred_if_claude_would_end_by_it() {
+    for kind in ["legacy", "modern"] {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let stand_in = StandIn::start(&env, &[]);
+        let agent = env.agent(&stand_in, "exclusive", &[], &format!("refresh {kind} posted"));
+        while agent.line() != "posted" {}
+        agent.signal(Signal::SIGUSR2);
+        expect_deferral(&agent);
+        for lock in [sibling(&env), env.config_dir().join(NEWER)] {
+            let _ = fs::remove_dir(lock); // one of them is there: the refresh is over
+        }
+        assert_eq!(agent.end().code(), 128 + Signal::SIGUSR2 as i32);
+    }
+}
+
+#[test]
 fn limit_and_kill_are_deferred_too() {
     let env = Env::new();
     env.log_in(EXPIRED);

@@ -122,9 +122,10 @@ fn file_size_limit_does_not_end_claude_run() {
 }
 
 #[test]
-fn usr1_at_the_very_start_is_answered() {
+fn harmless_signals_at_the_very_start_do_no_harm() {
     let env = Env::new();
-    for signal in [Signal::SIGUSR1, Signal::SIGUSR2] {
+    let harmless = [Signal::SIGUSR1, Signal::SIGPIPE, Signal::SIGTTIN, Signal::SIGTTOU];
+    for signal in harmless.into_iter().chain([Signal::SIGUSR2]) {
         let mut command = env.command(binary());
         // Pending from before the exec: earlier than anybody can send it.
         // SAFETY: both calls are async-signal-safe.
@@ -139,8 +140,8 @@ fn usr1_at_the_very_start_is_answered() {
             command.arg("true");
             command
         });
-        if signal == Signal::SIGUSR1 {
-            assert!(run.message().contains("waiting for the session lock"));
+        if harmless.contains(&signal) {
+            assert!(run.message().contains("waiting for the session lock"), "{signal}");
         } else {
             let ended = run.end();
             assert!(ended.code() == 140 && ended.stderr_text().contains("nothing was started"), "{ended:?}");

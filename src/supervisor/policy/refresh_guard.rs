@@ -31,8 +31,17 @@ impl Policy {
             _ => {}
         }
         let mut actions = self.decide(input, now);
-        actions.retain_mut(|action| !ends_processes(*action) || self.defer(action));
+        actions.retain_mut(|action| !self.ends_processes(*action) || self.defer(action));
         actions
+    }
+
+    /// True for INT and USR2 as well: a claude without a terminal ends by them, in mid-refresh too.
+    fn ends_processes(&self, action: Action) -> bool {
+        match action {
+            Action::SignalChild(Signal::SIGUSR2) => !self.handles_usr2,
+            Action::SignalChild(signal) | Action::SignalTree(signal) => requests_end(signal) || signal == Signal::SIGKILL,
+            action => action == Action::KillTerminated,
+        }
     }
 
     /// Defers `action`. The first becomes a check, whose answer decides on those behind it, too; the others are left out.
@@ -73,14 +82,6 @@ impl Policy {
             Phase::Killing | Phase::Killed => self.restart_patience(now),
             _ => {}
         }
-    }
-}
-
-/// True for INT as well: a claude without a terminal ends by it, in mid-refresh too.
-fn ends_processes(action: Action) -> bool {
-    match action {
-        Action::SignalChild(signal) | Action::SignalTree(signal) => requests_end(signal) || signal == Signal::SIGKILL,
-        action => action == Action::KillTerminated,
     }
 }
 
@@ -264,10 +265,19 @@ mod tests {
             [DEFERRED, Action::SignalChild(Signal::SIGCONT)],
             "it has to go on to finish"
         );
+        run.policy.handles_usr2 = true;
         for signal in [Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT] {
             assert_eq!(run.signal(3, signal), [Action::SignalChild(signal)]);
         }
         assert_eq!(run.signal(3, Signal::SIGUSR1), [Action::Report]);
+    }
+
+    #[test]
+    fn usr2_is_deferred_for_a_child_that_would_end_by_it() {
+        let mut run = Run::during_refresh();
+        assert_eq!(run.signal(1, Signal::SIGUSR2), [DEFERRED]);
+        assert_eq!(run.refresh_ends(2), [Action::SignalChild(Signal::SIGUSR2)]);
+        assert_eq!(run.deadline(), Some(60), "that of the hard limit: it is no request to end");
     }
 
     #[test]
