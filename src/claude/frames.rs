@@ -49,12 +49,14 @@ pub struct LastResult {
     pub cost_usd: Option<f64>,
     /// True if the API has refused the login, and claude could not refresh it.
     pub auth_refused: bool,
+    /// True if a turn has begun behind it, or a frame that is cut off: what was to come is missing.
+    pub is_outdated: bool,
 }
 
 impl LastResult {
     /// True if claude did its task; its exit code alone does not say so.
     pub fn is_success(&self) -> bool {
-        !self.is_error && self.subtype == "success"
+        !self.is_error && !self.is_outdated && self.subtype == "success"
     }
 }
 
@@ -179,6 +181,7 @@ impl FrameReader {
             Line::Array(_) => false,
         };
         self.feed(b"\n", report);
+        self.last_result.iter_mut().for_each(|result| result.is_outdated |= !is_complete);
         is_complete
     }
 
@@ -266,11 +269,13 @@ impl FrameReader {
                     duration_ms: member(frame, "duration_ms"),
                     cost_usd: member(frame, "total_cost_usd"),
                     auth_refused: is_error && says_auth_refused(frame),
+                    is_outdated: false,
                 });
                 self.is_between_turns = true;
                 return Some(FrameEvent::Result { is_error });
             }
             ("system", Some("init")) => {
+                self.last_result.iter_mut().for_each(|result| result.is_outdated = true);
                 self.session_id = member(frame, "session_id").map(|id: String| clamped(&id));
                 return self.other(b"system", subtype.as_deref());
             }

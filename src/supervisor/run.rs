@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_child_subreaper;
 use nix::unistd::{Pid, getpid};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::output::{DrainLimit, OutputConfig, Relay, drain};
 use super::policy::{Action, Group, Input, Policy, PolicyConfig, TreeState};
 use super::process_tree::ProcessTree;
 use super::spawn::{Launch, Role};
-use crate::claude::frames::{FrameEvent, LastResult};
+use crate::claude::frames::FrameEvent;
 use crate::claude::refresh_locks::CutRefresh;
 use crate::claude::storage::ClaudeStorage;
 use crate::events::{Event, EventQueue};
@@ -65,7 +65,7 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
         }
         (last_result, session_id, lost_output) = (relay.last_result(), relay.session_id(), relay.lost_output());
     }
-    if requires_result && outcome.exit_code() == 0 && !has_success(last_result.as_ref()) {
+    if requires_result && outcome.exit_code() == 0 && !messages::has_success(last_result.as_ref()) {
         outcome = Outcome::NoResult;
     }
     if lost_output && outcome.exit_code() == 0 {
@@ -73,18 +73,6 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     }
     recorder.on_result(last_result, session_id);
     Ok(outcome)
-}
-
-/// True if claude's last result frame says so; else it logs why not.
-fn has_success(last_result: Option<&LastResult>) -> bool {
-    match last_result {
-        Some(result) if result.is_success() => return true,
-        None => error!("the child exited with 0, but printed no result frame"),
-        Some(LastResult { subtype, is_error, .. }) => {
-            error!(subtype, is_error, "the child exited with 0, but its last result frame is no success");
-        }
-    }
-    false
 }
 
 struct Supervisor<'a> {

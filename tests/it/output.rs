@@ -616,6 +616,8 @@ fn require_result_accepts_only_a_successful_frame() {
         ("init; exit 0", 65),
         (cut, 65),
         (max_turns, 65),
+        (&format!("result old ok; init; {cut}"), 65),
+        ("result old ok; init; exit 0", 65),
         ("init; exit 3", 3),
         ("result new ok; exit 3", 3),
         ("die KILL", 137),

@@ -39,6 +39,7 @@ fn last_result_is_kept_with_its_fields() {
     reader.feed(text.as_bytes(), |_| {});
     let expected = LastResult {
         auth_refused: false,
+        is_outdated: false,
         subtype: "error_max_turns".into(),
         is_error: false,
         session_id: Some("s".into()),
@@ -50,6 +51,28 @@ fn last_result_is_kept_with_its_fields() {
     assert!(!expected.is_success());
     assert!(LastResult { subtype: "success".into(), ..expected.clone() }.is_success());
     assert!(!LastResult { subtype: "success".into(), is_error: true, ..expected }.is_success());
+}
+
+#[test]
+fn result_is_outdated_by_a_new_turn_or_a_cut_frame() {
+    let init = r#"{"type":"system","subtype":"init","session_id":"s"}"#;
+    let task = r#"{"type":"system","subtype":"task_notification","task_id":"1"}"#;
+    for (text, expected) in [
+        (format!("{NEW}\n"), false),
+        (NEW.to_owned(), false),
+        (format!("{NEW}\n{init}\n"), true),
+        (format!("{NEW}\n{init}\n{NEW}\n"), false),
+        (format!("{NEW}\n{task}\n"), false),
+        (format!("{NEW}\n{}", &OLD[..OLD.len() - 9]), true),
+        (format!("[{init},{NEW}]"), false),
+        (format!("[{init},{NEW},"), true),
+        (format!("{NEW}\ntext\n"), false),
+    ] {
+        let mut reader = FrameReader::default();
+        reader.feed(text.as_bytes(), |_| {});
+        reader.end(|_| {});
+        assert_eq!(reader.last_result().map(|result| result.is_outdated), Some(expected), "{text}");
+    }
 }
 
 #[test]

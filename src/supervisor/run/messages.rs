@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::time::Instant;
 
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::super::policy::{Input, MAX_DEFERRAL, Notice, PolicyConfig};
 use super::super::spawn::Role;
 use super::Supervisor;
+use crate::claude::frames::LastResult;
 use crate::claude::program;
 use crate::config::duration::show;
 use crate::config::settings::Leftovers;
@@ -132,4 +133,19 @@ fn some_of(mut names: Vec<String>) -> String {
         0 => names.join(", "),
         _ => format!("{} and {more} more", names.join(", ")),
     }
+}
+
+/// True if claude's last result frame says so; else it logs why not.
+pub(super) fn has_success(last_result: Option<&LastResult>) -> bool {
+    match last_result {
+        Some(result) if result.is_success() => return true,
+        None => error!("the child exited with 0, but printed no result frame"),
+        Some(result) if result.is_outdated => {
+            error!("the child exited with 0, but the result frame of its last turn is missing, or cut off");
+        }
+        Some(LastResult { subtype, is_error, .. }) => {
+            error!(subtype, is_error, "the child exited with 0, but its last result frame is no success");
+        }
+    }
+    false
 }
