@@ -100,7 +100,7 @@ impl Holder {
         inheritor.or_else(|| locked_by.map(gone))
     }
 
-    /// The `holder` that was found, if any, as what one of the `orphaned` runs has left, if one has held `lock`. Since then, an old caller
+    /// The `holder` that was found, if any, as what one of the `orphaned` runs has left, if one has held `lock`, or that slot. Since then, an old caller
     /// may have acquired it: what a run has started is told by its environment.
     pub(crate) fn or_orphan(holder: Option<Self>, lock: FileId, orphaned: impl FnOnce() -> Vec<RunRecord>) -> Option<Self> {
         let processes = match holder {
@@ -110,7 +110,9 @@ impl Holder {
         };
         let is_left_by = |id: RunId| processes.iter().any(|process| is_below(process.pid, id) != Some(false));
         let has_left = |run: &RunRecord| run.child.is_some() || RunId::parse(&run.run).is_some_and(is_left_by);
-        let orphaned = orphaned().into_iter().filter(|run| run.holds(lock) && (processes.is_empty() || has_left(run)));
+        let orphaned = orphaned()
+            .into_iter()
+            .filter(|run| (run.holds(lock) || run.has_slot(lock)) && (processes.is_empty() || has_left(run)));
         match orphaned.max_by_key(|run| (run.child.is_some(), run.began)) {
             Some(mut run) => {
                 // Where the child is gone, a tool of its may have the lock.
@@ -118,6 +120,14 @@ impl Holder {
                 Some(Self::Orphan(Box::new(run), processes))
             }
             None => (!processes.is_empty()).then_some(Self::Processes(processes)),
+        }
+    }
+
+    /// The run that holds it, or has left it.
+    pub(crate) fn run(&self) -> Option<&RunRecord> {
+        match self {
+            Self::Run(run) | Self::Orphan(run, _) => Some(run),
+            Self::Processes(_) => None,
         }
     }
 
@@ -187,6 +197,11 @@ impl Queue {
     /// Reads /proc/locks, for which the kernel halts all locking on the machine for a moment: some 10 ms, mostly asleep.
     pub fn look(lock: FileId) -> Self {
         Self { lock, flocks: proc::flocks(lock) }
+    }
+
+    /// True if nobody has it or waits for it, as far as can be seen here.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.flocks.is_empty()
     }
 
     /// Pid that called flock(2); a process that inherited the descriptor may hold the lock now.

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use super::Factory;
+use super::broken::Held;
 use super::slots::SlotsInUse;
 use crate::lock::{Holder, NAMED, Queue};
-use crate::records::{Census, RunRecord};
+use crate::records::{Census, Hold, RunRecord, is_locked_at};
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{self, Stat};
 
@@ -21,6 +23,8 @@ pub(super) struct Fleet {
     /// Runs that want this lock not, or no more, those of another lock file included.
     pub(super) running: Vec<RunRecord>,
     pub(super) slots: SlotsInUse,
+    /// What has become of the session lock under runs that it keeps apart from nobody any more.
+    pub(super) broken: Vec<String>,
     pub(super) orphaned: Vec<RunRecord>,
     /// Runs of other hosts, whose locks cannot be seen here.
     pub(super) elsewhere: Vec<RunRecord>,
@@ -54,8 +58,19 @@ impl Fleet {
         }
         // One that has ended by now, or has begun since.
         let is_no_stranger = |pid: i32| !without_record.contains(&pid) && (is_claude_run(pid) || is_gone(pid));
+        let slots = SlotsInUse::look(&factory.records, &census);
         let Census { live, mut orphaned, elsewhere, .. } = census;
-        let slots = SlotsInUse::look(&factory.records, &live);
+        let path = &factory.lock_file;
+        let session_lock = Held { name: "the session lock", path, has: RunRecord::holds };
+        let is_free = |_| queue.as_ref().is_some_and(Queue::is_empty) && !is_locked_at(path);
+        let is_ours = |run: &&RunRecord| {
+            run.hold == Some(Hold::Own) && run.lock.as_ref().is_some_and(|view| Path::new(&view.path) == path)
+        };
+        let broken = live
+            .iter()
+            .filter(is_ours)
+            .filter_map(|run| session_lock.broken(&factory.records, run, |file| run.is_of_this_boot() && is_free(file)));
+        let broken = broken.collect();
         let waits = |record: &RunRecord| record.waits() && lock.is_some_and(|lock| record.is_about(lock));
         let waiting = live.iter().filter(|record| waits(record)).cloned().collect();
         let mut waiting = queue.as_ref().map_or(Vec::new(), |queue| queue.in_order(&live, waiting, is_no_stranger));
@@ -80,7 +95,15 @@ impl Fleet {
             running.retain(|record| record.run != holder.run);
             waiting.retain(|waiter| waiter.as_ref().map_or(true, |record| record.run != holder.run));
         }
-        Self { holders, waiting, running, slots, orphaned, elsewhere, unreadable }
+        Self { holders, waiting, running, slots, broken, orphaned, elsewhere, unreadable }
+    }
+
+    /// Holders of the session lock, and those of slots that are none of them, with what they hold.
+    pub(super) fn held(&self) -> impl Iterator<Item = (String, &Holder)> {
+        let of_lock = self.holders.iter().map(|holder| ("the session lock".to_owned(), holder));
+        let of_slots =
+            self.slots.held.iter().filter_map(|(slot, holder)| Some((format!("slot {}", slot.number), holder.as_ref()?)));
+        of_lock.chain(of_slots.filter(|(_, holder)| !self.holders.iter().any(|other| other.run() == holder.run())))
     }
 }
 

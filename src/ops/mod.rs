@@ -1,6 +1,7 @@
 //! Operations. Each writes text for people, or JSON for programs with `--json`, and exits with 0 when all is well, with 1
 //! when it has found trouble. Only `mode` with a MODE, `slots` with an N, `doctor --fix` and `setup` change anything.
 
+mod broken;
 mod checks;
 mod doctor;
 mod events;

@@ -1,49 +1,75 @@
 //! `claude-run slots`: the bound on the runs at once, the slots in use, who waits for one, and how to change the bound.
 
 use std::io::Write;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::broken::Held;
 use super::{Context, Factory, answer, text};
 use crate::config::options::SLOTS;
 use crate::config::settings::Slots;
-use crate::lock::{SlotFile, slot_files};
+use crate::lock::{Holder, Queue, SlotFile, slot_files};
 use crate::logging::escaped;
 use crate::outcome::Outcome;
-use crate::records::{RecordStore, RunRecord, WaitsFor};
+use crate::records::{Census, RecordStore, RunRecord, WaitsFor};
+use crate::sys::file_id::FileId;
 
 /// Slots of a config dir.
 pub(super) struct SlotsInUse {
-    /// Those that are held, and the live run that each belongs to.
-    pub(super) held: Vec<(SlotFile, Option<RunRecord>)>,
+    /// Those that are held, and by whom, where that can be told.
+    pub(super) held: Vec<(SlotFile, Option<Holder>)>,
     /// In the order of the queue.
     pub(super) waiting: Vec<RunRecord>,
+    /// What has become of slots that bound nobody any more.
+    pub(super) broken: Vec<String>,
 }
 
 impl SlotsInUse {
     /// Looks a few times for a run that is just starting: its record comes a moment after its slot.
-    pub(super) fn look(records: &RecordStore, live: &[RunRecord]) -> Self {
-        let mut seen = Self::of(records, live);
+    pub(super) fn look(records: &RecordStore, census: &Census) -> Self {
+        let mut seen = Self::of(records, &census.live);
+        let mut orphaned = census.orphaned.clone();
         for _ in 0..10 {
-            if seen.held.iter().all(|(_, run)| run.is_some()) {
-                break;
+            if seen.held.iter().all(|(_, holder)| holder.is_some()) {
+                return seen;
             }
             thread::sleep(Duration::from_millis(20));
             let Ok(census) = records.census() else { break };
-            seen = Self::of(records, &census.live);
+            (seen, orphaned) = (Self::of(records, &census.live), census.orphaned);
+        }
+        for (slot, holder) in seen.held.iter_mut().filter(|(_, holder)| holder.is_none()) {
+            let found = Holder::find_without_record(&Queue::look(slot.file_id), Some(records));
+            *holder = Holder::or_orphan(found, slot.file_id, || orphaned.clone());
         }
         seen
     }
 
     fn of(records: &RecordStore, live: &[RunRecord]) -> Self {
-        let owner = |slot: &SlotFile| live.iter().find(|run| run.has_slot(slot.file_id)).cloned();
-        let held = slot_files(records).into_iter().filter(|slot| slot.is_held);
+        let files = slot_files(records);
+        // Of several, the last has it: it was released or removed under the others.
+        let owner = |slot: FileId| live.iter().rfind(|run| run.has_slot(slot));
+        let held = files.iter().filter(|slot| slot.is_held);
+        let holder = |slot: &SlotFile| owner(slot.file_id).map(|run| Holder::Run(Box::new(run.clone())));
+        let is_free = |run: &RunRecord, slot| {
+            owner(slot).is_some_and(|last| last.run != run.run)
+                || files.iter().any(|file| file.file_id == slot && !file.is_held)
+        };
+        // Where another mount has the config dir, its files have other names.
+        let is_of_this_dir =
+            |run: &RunRecord| run.is_of_this_boot() && run.config_dir.file_id() == FileId::at(records.config_dir());
+        let broken = live.iter().filter(|run| is_of_this_dir(run)).filter_map(|run| {
+            let number = Path::new(&run.slot.as_ref()?.path).file_name()?;
+            let name = format!("slot {}", escaped(&number.to_string_lossy()));
+            let slot = Held { name: &name, path: &records.slots().join(number), has: RunRecord::has_slot };
+            slot.broken(records, run, |file| is_free(run, file))
+        });
         let mut waiting: Vec<_> = live.iter().filter(|run| run.waits_for == Some(WaitsFor::Slot)).cloned().collect();
         waiting.sort_by_key(|run| run.ticket);
-        Self { held: held.map(|slot| (slot, owner(&slot))).collect(), waiting }
+        Self { held: held.map(|slot| (*slot, holder(slot))).collect(), waiting, broken: broken.collect() }
     }
 
     /// In one line, as `2 in use, 3 waiting`.
@@ -63,8 +89,10 @@ impl SlotsInUse {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        let held =
-            |(slot, run): &(SlotFile, Option<RunRecord>)| json!({"slot": slot.number, "run": run.as_ref().map(text::run_json)});
+        let held = |(slot, holder): &(SlotFile, Option<Holder>)| {
+            let run = holder.as_ref().and_then(Holder::run).map(text::run_json);
+            json!({"slot": slot.number, "run": run, "orphaned": matches!(holder, Some(Holder::Orphan(..)))})
+        };
         json!({
             "in_use": self.held.iter().map(held).collect::<Value>(),
             "waiting": self.waiting.iter().map(text::run_json).collect::<Value>(),
@@ -85,8 +113,8 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     }
     let factory = Factory::of(&context)?;
     let (census, unreadable) = factory.census_if_readable();
+    let in_use = SlotsInUse::look(&factory.records, &census);
     let live = census.live;
-    let in_use = SlotsInUse::look(&factory.records, &live);
     let mut lines = match &name {
         Some(name) => format!("the bound is {name} now, set in {}\n", text::shown(factory.settings_file())),
         None => format!("the bound is {}\n", text::setting(&factory.slots)),
@@ -96,10 +124,15 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     lines.extend(factory.mistake.iter().map(|mistake| format!("no run starts: {}\n", escaped(mistake))));
     lines.extend(unreadable.iter().map(|why| format!("{}: who has a slot is not known\n", escaped(why))));
     lines += &format!("{}\n", in_use.summary());
-    for (slot, run) in &in_use.held {
-        let who = run.as_ref().map_or_else(|| "without a run record".to_owned(), text::run);
+    for (slot, holder) in &in_use.held {
+        let who = match holder {
+            Some(Holder::Run(run)) => text::run(run),
+            Some(left) => format!("held by {left}"),
+            None => "without a run record".to_owned(),
+        };
         lines += &format!("  slot {}: {who}\n", slot.number);
     }
+    lines.extend(in_use.broken.iter().map(|what| format!("  {what}\n")));
     lines.extend(in_use.waiting.iter().zip(1..).map(|(run, place)| format!("  {place}. {}\n", text::run(run))));
     let uncounted = live.iter().filter(|run| run.slot.is_none() && run.waits_for != Some(WaitsFor::Slot)).count();
     if uncounted > 0 && factory.slots.value != "none" {

@@ -6,7 +6,6 @@ mod rows;
 mod watch;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -23,8 +22,7 @@ use crate::config::duration::show_seconds;
 use crate::config::settings::{LockMode, Slots};
 use crate::lock::{Holder, describe_refresh_lock};
 use crate::outcome::Outcome;
-use crate::records::{FinishedRun, Hold};
-use crate::sys::file_id::FileId;
+use crate::records::FinishedRun;
 use crate::sys::proc;
 use crate::sys::terminal;
 
@@ -109,12 +107,9 @@ impl<'a> Status<'a> {
         if let Some(obstacle) = &self.obstacle {
             return vec![format!("no run starts: the config dir {} {obstacle}", self.factory.config_dir.display())];
         }
-        let orphaned = self.fleet.holders.iter().filter(|holder| matches!(holder, Holder::Orphan(..)));
-        let orphaned = orphaned.map(|holder| {
-            format!(
-                "claude-run gone, claude still running: the session lock is held by {holder}; {}",
-                text::end_leftovers(holder)
-            )
+        let held = || self.fleet.held();
+        let orphaned = held().filter(|(_, holder)| matches!(holder, Holder::Orphan(..))).map(|(what, holder)| {
+            format!("claude-run gone, claude still running: {what} is held by {holder}; {}", text::end_leftovers(holder))
         });
         let refresh_locks = self.refresh_locks.iter().filter_map(|lock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => None,
@@ -130,32 +125,19 @@ impl<'a> Status<'a> {
         let file = self.factory.storage.credentials();
         let login = (state == "unclear").then(|| format!("{} {why}", file.display()));
         let holders = (self.fleet.holders.len() > 1).then(|| "several runs hold the session lock".to_owned());
-        let stopped = self.fleet.holders.iter().filter_map(|holder| {
+        let stopped = held().filter_map(|(what, holder)| {
             let pids = stopped_processes(holder)?;
-            Some(format!("the session lock is held by a stopped process; kill -CONT {pids} lets it go on"))
+            Some(format!("{what} is held by a stopped process; kill -CONT {pids} lets it go on"))
         });
+        let broken = self.fleet.broken.iter().chain(&self.fleet.slots.broken);
+        let broken = broken.map(|what| format!("{what}: it keeps apart from nobody who came later; let it end"));
         let cut = CutRefresh::last(&self.factory.storage).map(|cut| {
             let pid = cut.pid;
             format!("claude (pid {pid}) has ended in the midst of a refresh: the login is probably lost; log in again if the next run fails")
         });
         let settings = self.factory.mistake.as_ref().map(|error| format!("no run starts: {error}"));
-        let all = orphaned.chain(refresh_locks).chain(login).chain(cut).chain(self.replaced()).chain(holders).chain(stopped);
+        let all = orphaned.chain(refresh_locks).chain(login).chain(cut).chain(broken).chain(holders).chain(stopped);
         all.chain(settings).chain(self.found.iter().cloned()).collect()
-    }
-
-    /// Runs under which the lock file was removed or replaced.
-    fn replaced(&self) -> impl Iterator<Item = String> {
-        let lock = FileId::at(&self.factory.lock_file);
-        let replaced = self.fleet.running.iter().filter(move |run| {
-            let has_our_path = run.lock.as_ref().is_some_and(|seen| Path::new(&seen.path) == self.factory.lock_file);
-            run.hold == Some(Hold::Own) && has_our_path && !lock.is_some_and(|lock| run.is_about(lock))
-        });
-        replaced.map(|run| {
-            let who = run.who();
-            format!(
-                "the session lock was removed or replaced under {who}: it keeps apart from nobody who came later; let it end"
-            )
-        })
     }
 
     /// State of the token of the login, its expiry, and both for people.

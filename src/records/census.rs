@@ -2,20 +2,19 @@
 //! and writes the line of history for which a dead run did not live long enough.
 
 use std::collections::BinaryHeap;
-use std::fs::File;
 use std::io;
 use std::mem;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::history;
 use super::kept::Line;
 use super::run_record::{Hold, RunRecord};
-use super::store::{RecordStore, Seen, is_locked, look, record_name, temporary_name};
+use super::store::{RecordStore, Seen, is_locked_at, look, record_name, temporary_name};
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::{if_there, open_regular};
+use crate::sys::fs::if_there;
 use crate::sys::mount::may_lock_per_host;
 use crate::sys::proc::{boot_id, flock_of, is_of_our_pid_namespace, pid_namespace};
 
@@ -23,7 +22,8 @@ use crate::sys::proc::{boot_id, flock_of, is_of_our_pid_namespace, pid_namespace
 #[derive(Debug, Default)]
 pub(crate) struct Census {
     pub(crate) live: Vec<RunRecord>,
-    /// Runs whose claude-run was killed, while what they started still holds the session lock.
+    /// Runs whose claude-run was killed, while what they started still holds the session lock or a slot; see [`RunRecord::holds`] and
+    /// [`RunRecord::has_slot`].
     pub(crate) orphaned: Vec<RunRecord>,
     /// Runs on other hosts, whose locks cannot be seen from here: alive, or dead for not too long.
     pub(crate) elsewhere: Vec<RunRecord>,
@@ -54,9 +54,10 @@ impl RecordStore {
         };
         let holder = live.pop_if(|record| record.holds(lock));
         for (run, seen) in dead {
-            // What a dead run has started may still hold its lock: `lock`, if nobody else holds that.
+            // What a dead run has started may still hold its slot, or its lock: `lock`, if nobody else holds that.
             let is_needed = seen.record.as_ref().is_some_and(|record| {
-                (record.hold == Some(Hold::Own) && (holder.is_none() || !record.holds(lock))) || !self.is_visible(record)
+                let may_hold = record.hold == Some(Hold::Own) && (holder.is_none() || !record.holds(lock));
+                may_hold || self.slot_left_by(record, &[]).is_some() || !self.is_visible(record)
             });
             if !is_needed {
                 self.sweep(&runs, run, seen.record.as_ref());
@@ -108,20 +109,26 @@ impl RecordStore {
         census.live.into_iter().chain(census.elsewhere).find(|record| record.key.is_some())
     }
 
-    /// The dead run `record`, if the lock that it held is still held, by none of the `live` runs. Its path may be another file here;
-    /// then the session lock of this config dir may be the lock. The child is named only if it is seen to hold the lock: anybody can
-    /// write a record.
+    /// The dead run `record`, if the session lock or the slot that it held is still held, by none of the `live` runs; it keeps what is.
+    /// The path of its lock may be another file here; then the session lock of this config dir may be the lock. The child is named only
+    /// if it is seen to hold one of them: anybody can write a record.
     fn orphaned(&self, mut record: RunRecord, live: &[RunRecord]) -> Option<RunRecord> {
         let recorded = record.lock.as_ref().map(|view| PathBuf::from(&view.path));
-        let paths = recorded.into_iter().chain([self.path().with_file_name("session.lock")]);
-        let mut there = paths.filter_map(|path| Some((FileId::at(&path)?, path)));
-        let (lock, path) = there.find(|&(lock, _)| record.holds(lock))?;
-        // From inside a container only a try can tell. It is rare and short, so it disturbs nobody.
-        let is_held = || open_regular(&path, File::options().read(true), 0).is_ok_and(|(file, _)| is_locked(&file));
-        let is_orphaned = !live.iter().any(|other| other.holds(lock)) && is_held();
+        let mut paths = recorded.into_iter().chain([self.path().with_file_name("session.lock")]);
+        let lock = paths.find_map(|path| left_by(&record, &path, live, RunRecord::holds));
+        let slot = self.slot_left_by(&record, live);
+        let locks: Vec<_> = lock.into_iter().chain(slot).collect();
+        record.hold = record.hold.filter(|_| lock.is_some());
+        record.slot = record.slot.filter(|_| slot.is_some());
         let is_visible = record.pid_namespace == pid_namespace();
-        record.child = record.child.filter(|child| is_visible && flock_of(child, lock).is_some());
-        is_orphaned.then_some(record)
+        record.child = record.child.filter(|child| is_visible && locks.iter().any(|lock| flock_of(child, *lock).is_some()));
+        (!locks.is_empty()).then_some(record)
+    }
+
+    /// The slot of the dead run `record`, if it is still held, by none of the `live` runs.
+    fn slot_left_by(&self, record: &RunRecord, live: &[RunRecord]) -> Option<FileId> {
+        let name = Path::new(&record.slot.as_ref()?.path).file_name()?;
+        left_by(record, &self.slots().join(name), live, RunRecord::has_slot)
     }
 
     /// True if the flock of a live run of `record` would be visible here. On another host, or through another mount, it may not
@@ -139,6 +146,13 @@ impl RecordStore {
         (is_of_this_boot && (device(record.config_dir.file_id()) == device(here) || is_gone()))
             || !may_lock_per_host(self.path())
     }
+}
+
+/// The file at `path`, if the dead run `record` was one that `holds` its lock, which is still held, by none of the `live` runs.
+fn left_by(record: &RunRecord, path: &Path, live: &[RunRecord], holds: fn(&RunRecord, FileId) -> bool) -> Option<FileId> {
+    let lock = FileId::at(path).filter(|lock| holds(record, *lock))?;
+    // From inside a container only a try can tell.
+    (!live.iter().any(|other| holds(other, lock)) && is_locked_at(path)).then_some(lock)
 }
 
 /// Runs that have a record.

@@ -18,5 +18,5 @@ pub(crate) use {
     census::Census,
     fields::{time, timestamp},
     run_record::{Hold, PathView, State, WaitsFor},
-    store::is_locked,
+    store::{is_locked, is_locked_at},
 };

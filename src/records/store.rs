@@ -17,6 +17,7 @@ use super::kept::{EXACT, Line};
 use super::run_record::RunRecord;
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
+use crate::sys::fs::open_regular;
 use crate::sys::mount::may_lock_per_host;
 use crate::sys::signal;
 
@@ -208,4 +209,9 @@ pub(super) fn look(runs: &Dir, run: &str, name: &str) -> Option<Seen> {
 /// True if another process has locked `file`. Tries a shared lock, so that two who look do not take each other for the owner.
 pub(crate) fn is_locked(file: &File) -> bool {
     matches!(FileExt::try_lock_shared(file), Err(TryLockError::WouldBlock))
+}
+
+/// The same of the file at `path`. Rare and short, it disturbs nobody.
+pub(crate) fn is_locked_at(path: &Path) -> bool {
+    open_regular(path, File::options().read(true), 0).is_ok_and(|(file, _)| is_locked(&file))
 }

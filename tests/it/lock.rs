@@ -90,6 +90,14 @@ fn lock_that_is_gone_is_said_once() {
         let others = Running::start(others);
         others.expect_line("in");
         wait_until("it has ended, or holds the lock", || another == "cat" || !env.is_locked());
+        let trouble = match (reason == released, another) {
+            (true, "cat") => "several runs hold the session lock",
+            (true, _) => "the session lock was released under sh (pid ",
+            (false, _) => "the session lock was removed or replaced under sh (pid ",
+        };
+        let status = env.claude_run().arg("status").assert().code(1);
+        let shown = String::from_utf8_lossy(&status.get_output().stdout);
+        assert!(shown.contains(trouble), "{shown}");
         run.signal(Signal::SIGUSR1);
         assert!(run.message().contains(", next limit in "));
         assert!(run.message().contains(&format!("the session lock of this run was not kept: {reason}")));

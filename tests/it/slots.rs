@@ -313,6 +313,63 @@ fn lock_that_the_caller_holds_needs_no_slot() {
     assert_eq!((ended.code(), &ended.stdout[..]), (0, &["in".to_owned()][..]), "{ended:?}");
 }
 
+/// What `status` prints, if there is trouble.
+fn trouble(env: &Env) -> String {
+    let status = env.claude_run().arg("status").assert().code(1);
+    String::from_utf8_lossy(&status.get_output().stdout).into_owned()
+}
+
+#[test]
+fn slot_that_is_gone_is_trouble() {
+    let release = "for fd in /proc/$$/fd/*; do case $(readlink $fd) in */slots/1) flock -u ${fd##*/};; esac; done";
+    let (remove, remove_all) = ("rm $HOME/.claude/claude-run/slots/1", "rm -r $HOME/.claude/claude-run/slots");
+    for (script, how) in [(release, "released"), (remove, "removed or replaced"), (remove_all, "removed or replaced")] {
+        let env = Env::new();
+        let mut command = env.command(binary());
+        command.args(ONE).args(["--", "sh", "-c", &format!("{script}; echo gone; exec cat")]).stdin(Stdio::piped());
+        let mut run = Running::start(command);
+        run.expect_line("gone");
+        let expected = format!("slot 1 was {how} under sh (pid ");
+        assert!(trouble(&env).contains(&expected), "{script}");
+        let other = hold(&env, &["--lock", "pass-through", "--slots", "1", "--label", "other"]);
+        wait_for_records(&env.home().join(".claude"), 2);
+        assert!(trouble(&env).contains(&expected), "{script}");
+        let seen = json(&env, &["slots"]);
+        assert_eq!((length(&seen["in_use"]), &seen["in_use"][0]["run"]["label"]), (1, &"other".into()), "{seen}");
+        run.close_stdin();
+        assert_eq!(run.end().code(), 0);
+        env.claude_run().arg("status").assert().code(0);
+        drop(other);
+    }
+}
+
+#[test]
+fn killed_and_stopped_holders_of_a_slot_are_trouble() {
+    let env = Env::new();
+    let mut command = env.command(binary());
+    command.args(ONE).args(["--label", "bob", "--", "sh", "-c", "trap '' TERM; echo in; exec sleep 60"]);
+    let run = Running::start(command);
+    run.expect_line("in");
+    wait_for_records(&env.home().join(".claude"), 1);
+    let child = json(&env, &["slots"])["in_use"][0]["run"]["child"].as_i64().expect("a pid");
+    run.signal(Signal::SIGSTOP);
+    wait_until("it is stopped", || trouble(&env).contains("slot 1 is held by a stopped process; kill -CONT "));
+    run.signal(Signal::SIGCONT);
+    wait_until("it goes on", || env.claude_run().arg("status").output().expect("started").status.success());
+    run.signal(Signal::SIGKILL);
+    let _ended = run.end();
+    for _ in 0..2 {
+        let trouble = trouble(&env);
+        assert!(trouble.contains("slot 1 is held by what bob (pid ") && trouble.contains(&child.to_string()), "{trouble}");
+        // A waiter that looks for a holder leaves its record.
+        env.claude_run().args(["--slots", "1", "--wait", "0", "true"]).assert().code(75);
+    }
+    let seen = json(&env, &["slots"]);
+    assert_eq!((&seen["in_use"][0]["run"]["label"], &seen["in_use"][0]["orphaned"]), (&"bob".into(), &true.into()), "{seen}");
+    kill(Pid::from_raw(i32::try_from(child).expect("a pid")), Signal::SIGKILL).expect("it lives");
+    wait_until("all is well", || env.claude_run().arg("status").output().expect("started").status.success());
+}
+
 #[test]
 fn replaced_slot_files_are_noticed() {
     let env = Env::new();

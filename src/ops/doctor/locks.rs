@@ -45,7 +45,11 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
         let todo = "let the owner of the config dir own it, readable for all agents";
         check.warn(format!("{shown} belongs to user {owner}, mode {mode:04o}"), means, todo);
     }
-    match Fleet::look(factory).holders.first() {
+    let fleet = Fleet::look(factory);
+    for what in &fleet.broken {
+        check.fail(what, "it keeps apart from nobody who came later: two may refresh the login at once", "let it end");
+    }
+    match fleet.holders.first() {
         Some(orphan @ Holder::Orphan(..)) => {
             check.fail(format!("held by {orphan}"), "everybody waits for it", text::end_leftovers(orphan));
         }

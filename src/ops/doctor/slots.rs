@@ -2,8 +2,9 @@
 
 use super::{Check, Subject};
 use crate::config::settings::Slots;
-use crate::lock::{Holder, Queue};
-use crate::ops::checks::check_slots;
+use crate::lock::Holder;
+use crate::ops::checks::{check_slots, let_go_on};
+use crate::ops::fleet::stopped_processes;
 use crate::ops::slots::SlotsInUse;
 use crate::ops::text;
 use crate::records::State;
@@ -14,14 +15,21 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
     if !check_slots(records, true, check) {
         return;
     }
-    let in_use = SlotsInUse::look(records, &census.live);
-    for (slot, _) in in_use.held.iter().filter(|(_, run)| run.is_none()) {
-        // It may have ended meanwhile, or have begun.
-        let Some(holder) = Holder::find_without_record(&Queue::look(slot.file_id), Some(records)) else { continue };
-        if let Holder::Processes(_) = holder {
-            let means = "its claude-run was killed, or keeps no record: one run less may start";
-            check.warn(format!("slot {} is held by {holder}", slot.number), means, "end that process, if nobody needs it");
+    let in_use = SlotsInUse::look(records, census);
+    for (slot, holder) in &in_use.held {
+        let Some(holder) = holder else { continue }; // it has ended meanwhile
+        let what = format!("slot {} is held by {holder}", slot.number);
+        match (holder, stopped_processes(holder)) {
+            (_, Some(pids)) => check.warn(format!("{what}; stopped: {pids}"), "one run less may start", let_go_on(&pids)),
+            (Holder::Run(_), None) => {}
+            (Holder::Orphan(..) | Holder::Processes(_), None) => {
+                let means = "its claude-run was killed, or keeps no record: one run less may start";
+                check.warn(what, means, text::end_leftovers(holder));
+            }
         }
+    }
+    for what in &in_use.broken {
+        check.warn(what, "it counts for nobody who came later: one run more may start", "let it end");
     }
     let Slots::AtMost(bound) = factory.settings.slots else {
         return check.pass_if_clean(format!("there is no bound; {}", in_use.summary()));

@@ -46,18 +46,15 @@ fn holder_json(holder: &Holder) -> Value {
         json!({"pid": process.pid, "name": process.name, "command": command})
     };
     let first = holder.processes().first();
-    let (run, pid) = match holder {
-        Holder::Run(run) => (Some(run), Some(run.pid)),
-        Holder::Orphan(run, _) => (Some(run), first.map(|process| process.pid)),
-        Holder::Processes(_) => (None, first.map(|process| process.pid)),
-    };
+    let run = holder.run();
+    let pid = if let Holder::Run(run) = holder { Some(run.pid) } else { first.map(|process| process.pid) };
     let name = run.map(|run| run.label.as_ref().unwrap_or(&run.program)).or(first.map(|process| &process.name));
     json!({
         "pid": pid,
         "name": name,
         "stopped": stopped_processes(holder).is_some(),
         "orphaned": matches!(holder, Holder::Orphan(..)),
-        "record": run.map(|run| text::run_json(run)),
+        "record": run.map(text::run_json),
         "processes": holder.processes().iter().map(process).collect::<Value>(),
     })
 }
