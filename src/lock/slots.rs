@@ -21,7 +21,7 @@ use std::slice;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::claims::{AncestorRuns, Claim};
 use super::file::{FlockGuard, LockAttempt, LockFile};
@@ -150,10 +150,10 @@ enum Stage {
     Arriving(Option<LockFile>),
     /// Sleeps until that lock is ours.
     Waiting(FlockThread),
-    /// Has a ticket; asleep on the one before.
-    Behind(Ticket, FlockThread),
-    /// Has the first ticket; a thread for each slot that was found busy.
-    First(Ticket, Vec<FlockThread>),
+    /// Has a ticket, unless none could be made, as on a full disk; asleep on the one before.
+    Behind(Option<Ticket>, FlockThread),
+    /// The first, or without a ticket that others could wait for; a thread for each slot that was found busy.
+    First(Option<Ticket>, Vec<FlockThread>),
 }
 
 /// Our place among those who wait. Dropping it wakes the next.
@@ -262,7 +262,7 @@ impl Search<'_> {
 
     fn ticket(&self) -> Option<u64> {
         match &self.stage {
-            Stage::Behind(ticket, _) | Stage::First(ticket, _) => Some(ticket.number),
+            Stage::Behind(ticket, _) | Stage::First(ticket, _) => Some(ticket.as_ref()?.number),
             Stage::Arriving(_) | Stage::Waiting(_) => None,
         }
     }
@@ -289,7 +289,9 @@ impl Search<'_> {
             return Ok(Some(slot));
         }
         let number = slots.tickets.last().map_or(1, |last| last.saturating_add(1));
-        let ticket = Ticket { number, store: store.clone(), flock: LockFile::new_ticket(store, &ticket_name(number))? };
+        let flock = LockFile::new_ticket(store, &ticket_name(number));
+        let flock = flock.inspect_err(|error| warn!("{error:#}; others may go before this run")).ok();
+        let ticket = flock.map(|flock| Ticket { number, store: store.clone(), flock });
         drop(queue);
         self.stage = match before {
             Some(before) => Stage::Behind(ticket, FlockThread::start(before, events.clone())?),
@@ -309,7 +311,8 @@ impl Search<'_> {
         // They have a descriptor for each slot, and a look takes as many. One that has just acquired its slot lets it go.
         FlockThread::interrupt(threads);
         let slots = SlotsDir::read(&self.request.store);
-        if let Some(before) = slots.ticket_before(&self.request.store, ticket.number) {
+        let number = ticket.as_ref().map_or(0, |ticket| ticket.number);
+        if let Some(before) = slots.ticket_before(&self.request.store, number) {
             self.stage = Stage::Behind(ticket, FlockThread::start(before, events.clone())?);
             return Ok(None);
         }

@@ -13,7 +13,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, is_alive, needs_root, wait_for_records, wait_until};
+use crate::env::{Env, Running, binary, can_unshare, is_alive, needs_root, wait_for_records, wait_until};
 use crate::oauth::EXPIRED;
 
 /// Directory of the slots.
@@ -311,6 +311,26 @@ fn lock_that_the_caller_holds_needs_no_slot() {
     block.args(["--slots", "1", "--wait", "5", "echo", "in"]);
     let ended = Running::start(block).end();
     assert_eq!((ended.code(), &ended.stdout[..]), (0, &["in".to_owned()][..]), "{ended:?}");
+}
+
+#[test]
+fn waiter_without_room_for_a_ticket_waits_all_the_same() {
+    if !can_unshare("-rm") {
+        return;
+    }
+    let env = Env::new();
+    let script = r#"mkdir small && mount -t tmpfs -o mode=700,nr_inodes=30 tmpfs small && export CLAUDE_CONFIG_DIR=$PWD/small
+        mkfifo go; "$0" --lock pass-through --slots 1 -- sh -c 'echo first; exec cat go' &
+        until [ -s small/claude-run/history.jsonl ] || "$0" status --json | grep -q '"child":[0-9]'; do sleep 0.1; done
+        n=0; while : >small/fill.$n; do n=$((n + 1)); done 2>/dev/null
+        "$0" --lock pass-through --slots 1 --wait 20 -- echo second & waiter=$!
+        until grep -q -- "->.*FLOCK.* $waiter " /proc/locks; do sleep 0.1; done
+        echo >go; wait $waiter; echo "code $?""#;
+    let mut unshare = env.command("unshare");
+    unshare.args(["-rm", "bash", "-c", script]).arg(binary());
+    let ended = Running::start(unshare).end();
+    assert!(ended.stderr_text().contains("others may go before this run"), "{ended:?}");
+    assert_eq!(ended.stdout, ["first", "", "second", "code 0"], "{ended:?}");
 }
 
 /// What `status` prints, if there is trouble.

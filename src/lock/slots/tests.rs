@@ -40,7 +40,7 @@ fn behind(request: &SlotRequest, before: u64, events: &EventQueue) -> Result<Sta
     let number = before + 1;
     let flock = LockFile::new_ticket(&request.store, &ticket_name(number))?;
     let thread = FlockThread::start(LockFile::open_ticket(&request.store, &ticket_name(before))?, events.sender())?;
-    Ok(Stage::Behind(Ticket { number, store: request.store.clone(), flock }, thread))
+    Ok(Stage::Behind(Some(Ticket { number, store: request.store.clone(), flock }), thread))
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn first_looks_once_at_the_settings_file() -> Result<()> {
     fs::write(dir.path().join("claude-run.toml"), "slots = 1\n")?;
     let _slot = hold(&request, "1")?;
     let flock = LockFile::new_ticket(&request.store, "t1")?;
-    let stage = Stage::First(Ticket { number: 1, store: request.store.clone(), flock }, Vec::new());
+    let stage = Stage::First(Some(Ticket { number: 1, store: request.store.clone(), flock }), Vec::new());
     let mut search = search(&request, stage);
     let awaited = Awaited::Slot { of: 1, ticket: None };
     let mut wait = LockWait::new(awaited, Instant::now(), &mut recorder, &mut events, SigSet::empty());

@@ -78,9 +78,9 @@ impl Supervisor<'_> {
                 warn!(name: "run.limit", limit, after_ms, pid, "{option} {span} reached: sending TERM to pid {pid}");
             }
             Notice::KillGraceExpired => {
-                warn!(name: "run.stopping", pid, "the kill grace ran out: sending KILL to the whole tree");
+                warn!(name: "run.stopping", pid, "the kill grace ran out: sending KILL to {}", self.addressees());
             }
-            Notice::SecondTerm => warn!(name: "run.stopping", pid, "a second TERM: ending the whole tree"),
+            Notice::SecondTerm => warn!(name: "run.stopping", pid, "a second TERM: ending {}", self.addressees()),
             Notice::ChildStays => {
                 info!(name: "run.stopping", pid, "the child has not ended: sending TERM to the rest of its tree");
             }
@@ -100,6 +100,14 @@ impl Supervisor<'_> {
     }
 
     /// Says how many leftovers there are, and of which programs: claude's session in the background may be one.
+    /// Those who get TERM and KILL.
+    fn addressees(&self) -> &'static str {
+        match self.policy.config.leftovers {
+            Leftovers::Kill => "the whole tree",
+            Leftovers::Keep => "the child alone, as what it has started is kept",
+        }
+    }
+
     fn log_leftovers(&self, leftovers: Leftovers) {
         let mut programs = BTreeMap::new();
         for member in self.tree.leftovers() {
