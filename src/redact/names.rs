@@ -30,8 +30,23 @@ const KINDS: [&str; 20] = [
 ];
 
 /// Parts that make a key secret.
-const KEYS: [&str; 11] =
-    ["subscription", "api", "access", "private", "secret", "account", "auth", "master", "encryption", "storage", "preshared"];
+const KEYS: [&str; 15] = [
+    "subscription",
+    "api",
+    "access",
+    "private",
+    "secret",
+    "account",
+    "auth",
+    "master",
+    "encryption",
+    "storage",
+    "preshared",
+    "signing",
+    "hmac",
+    "license",
+    "licence",
+];
 
 /// Words that stand right before "pass" in one part.
 const BEFORE_PASS: [&str; 26] = [
@@ -208,7 +223,14 @@ pub(super) fn around(text: &[u8], word: &Range<usize>) -> Range<usize> {
     let after = text[word.end..].iter().take(LONGEST).take_while(|&&byte| is_part(byte)).count();
     let (start, end) = (word.start - before, word.end + after);
     let dashes = text[start..end].iter().take_while(|&&byte| byte == b'-').count();
-    start + dashes..end
+    let name = start + dashes..end;
+    // `stripe.api.key=`, but not a file: `private.key: not found`.
+    let is_set = || text[end..].iter().find(|byte| !b" \t\\".contains(byte)) == Some(&b'=');
+    if is_key(&text[name.clone()].to_ascii_lowercase()) && text[..name.start].ends_with(b".") && is_set() {
+        let part = text[..name.start - 1].iter().rev().take(LONGEST).take_while(|&&byte| is_part(byte)).count();
+        return name.start - 1 - part..end;
+    }
+    name
 }
 
 /// True if `name` may begin with the end of an encoded sign: `\nNAME`, `%0ANAME`, `ESC [ 1 m NAME`.
@@ -313,7 +335,7 @@ fn parts(name: &[u8]) -> impl Iterator<Item = Range<usize>> {
         let ends_acronym = name.get(at + 1).is_some_and(u8::is_ascii_lowercase);
         this.is_ascii_uppercase() && (!previous.is_ascii_uppercase() || ends_acronym)
     };
-    let is_sign = |byte: u8| byte == b'_' || byte == b'-';
+    let is_sign = |byte: u8| b"_-.".contains(&byte);
     let mut at = 0;
     std::iter::from_fn(move || {
         at += name.get(at..)?.iter().take_while(|&&byte| is_sign(byte)).count();

@@ -33,7 +33,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         command!("curl", r#"(?:-b|--cookie)[ =]?(?:["'\\]+([^\s"'`=;\\]+=[^"'`\\\n]+)|([^\s"'`=;\\]+=[^\s"'`\\]+))"#))),
     rule("url password", &["://", r":\/\/"], Matcher::Context(
         r#":(?:\\?/){2}[^\s:/@"'`<>\[]*:([^\s"'`<>/${*\\][^\s"'`<>/\\]*)@"#)),
-    rule("url token", &["://"], Matcher::Context(r#"://([a-z0-9_-]*[0-9][a-z0-9_-]{19,})@"#)),
+    rule("url token", &["://"], Matcher::Context(r#"://([a-z0-9_-]*[0-9][a-z0-9_-]{19,})(?::(?:x-oauth-basic)?)?@"#)),
     rule("query", &["?key=", "&key=", "sig=", "signature=", "?auth=", "&auth=", "?code=", "&code=", "&pw=", "?pw="], Matcher::Context(
         r#"[?&]?(?:key|sig|signature|auth|code|pw)=([a-z0-9%._~+/=-]{6,})"#)),
     rule("command line password", &["curl", "wget", "etcdctl"], Matcher::Context(

@@ -102,7 +102,7 @@ pub(super) const TOKENS: [Rule; 105] = [
     token("octopus", &["API-"], "[A-Z0-9]{26,}", Strict),
     token("dropbox", &["sl.B", "sl.u."], r"[\w-]{60,}", Mixed),
     token("typeform, readable", &["tfp_"], r"[\w.-]{30,}", Mixed),
-    token("harness, vercel", &["pat.", "vcp_", "vca_"], r"[\w.-]{24,}", Strict),
+    token("harness, vercel", &["pat.", "vcp_", "vca_", "vercel_blob_rw_"], r"[\w.-]{24,}", Strict),
     token("adobe, planet", &["p8e-", "PLAK"], "[A-Za-z0-9]{30,}", Mixed),
     token("scaleway, yandex", &["AQVN", "y0_A"], r"[\w-]{30,}", Strict),
     token("zhipu", &["zai-"], r"[\w.-]{24,}", Mixed),

@@ -26,7 +26,7 @@ pub(super) enum Sign {
 }
 
 /// Words behind which a name, a space and a value stand.
-const SETTERS: [&[u8]; 7] = [b"setenv", b"ENV", b"define", b"_set_header", b"add_header", b"var", b"const"];
+const SETTERS: [&[u8]; 8] = [b"setenv", b"setx", b"ENV", b"define", b"_set_header", b"add_header", b"var", b"const"];
 
 /// What may stand around a value in quotes.
 const OPENERS: [&[u8]; 12] = [
@@ -64,6 +64,7 @@ pub(in super::super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
             || opens_tag(before)
     };
     b"=:+?>".contains(&next)
+        || rest[spaces..].starts_with(b"||=")
         || ENCODED.contains(&next) && !rest[spaces..].starts_with(b"\\n")
         || spaces == 0 && b"\"'`".contains(&next)
         || spaces > 0 && is_command()
@@ -98,7 +99,7 @@ impl Scan<'_> {
     /// The sign behind `spaces`, and the place behind it.
     pub(super) fn sign(&self, spaces: usize) -> Option<(Sign, usize)> {
         let rest = &self.text[self.at..];
-        let table: [(&[u8], Sign); 12] = [
+        let table: [(&[u8], Sign); 14] = [
             (b"=>", Sign::Arrow),
             (b"===", Sign::Compares),
             (b"==", Sign::Compares),
@@ -107,6 +108,8 @@ impl Scan<'_> {
             (b"+=", Sign::Equals),
             (b":=", Sign::Equals),
             (b"?=", Sign::Equals),
+            (b"??=", Sign::Equals),
+            (b"||=", Sign::Equals),
             (b"?:", Sign::Colon),
             (b"::", Sign::Compares),
             (b":", Sign::Colon),
