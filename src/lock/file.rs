@@ -4,7 +4,7 @@
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -260,9 +260,7 @@ fn try_lock_beside_looks(file: &File, tries: u32) -> Result<(), TryLockError> {
 }
 
 fn open_or_create(path: &Path) -> io::Result<(File, Metadata)> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o666);
-    match open_or_make_regular(path, &options) {
+    match open_or_make_regular(path, 0o666) {
         // Another owner's file, or a read-only file system: flock(2) is content with a descriptor for reading.
         Err(error) if is_for_readers_alone(&error) => open_regular(path, OpenOptions::new().read(true), 0).map_err(|_| error),
         other => other,

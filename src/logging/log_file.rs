@@ -18,7 +18,7 @@ use super::stderr::say;
 use super::words::{escaped, escaped_json};
 use crate::config::values::LogFormat;
 use crate::run_id::RunId;
-use crate::sys::fs::foreign_link;
+use crate::sys::steps::ensure_no_foreign_link;
 
 /// How long the reader of a log that is a pipe may take for what is written at once. Once it has taken longer, it is not waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
@@ -119,9 +119,7 @@ impl LogFile {
 
 /// Opens a file that several runs append lines to; a new one has mode 0600.
 pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
-    if let Some(uid) = foreign_link(path) {
-        return Err(io::Error::other(format!("it is a link of uid {uid}; name the file that it leads to")));
-    }
+    ensure_no_foreign_link(path).map_err(|error| io::Error::other(format!("{error}; name the file that it leads to")))?;
     // O_NONBLOCK: open(2) of a FIFO without a reader would block.
     let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
     let open = |reads| File::options().read(reads).append(true).create(true).mode(0o600).custom_flags(flags).open(path);

@@ -20,6 +20,7 @@ use crate::lock::{queue_holder, slot_obstacles};
 use crate::records::{FinishedRun, RecordStore};
 use crate::sys::fs::lacks_room;
 use crate::sys::mount::Mount;
+use crate::sys::steps::MAX_LINKS;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -111,9 +112,6 @@ pub(super) fn fail_for_room(dir: &Path, error: &io::Error, check: &mut Check) {
         "make room there, or raise the quota, before the token expires",
     );
 }
-
-/// Most links that the kernel follows on the way to a file.
-const MAX_LINKS: usize = 40;
 
 /// Checks that the lock file `path` can be opened, or made if it is missing. True if nothing is wrong.
 pub(super) fn check_lock_file(path: &Path, config_dir: &Path, check: &mut Check) -> bool {

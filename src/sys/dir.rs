@@ -1,6 +1,7 @@
 //! A directory by its descriptor: what is done in it stays in it, wherever its path leads by then. No link in it is followed, and
 //! only regular files of its owner, or our own, are opened: others can write there.
 
+use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -69,11 +70,24 @@ impl Dir {
         };
         let found = fstat(&file)?;
         ensure_regular(&found)?;
-        if found.st_nlink > 1 || ![geteuid().as_raw(), fstat(&self.0)?.st_uid].contains(&found.st_uid) {
+        if found.st_nlink > 1 || ![geteuid().as_raw(), self.owner()?].contains(&found.st_uid) {
             let why = format!("{name} is another user's, or has another name elsewhere");
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
         Ok(file.into())
+    }
+
+    /// Makes the file `name` with `mode`, to read and write.
+    pub(super) fn make_file(&self, name: &OsStr, mode: Mode) -> io::Result<File> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let made = openat(&self.0, name, flags, mode)?;
+        // Where root may not, as in some user namespaces, it stays ours.
+        let _ = self.give_to_owner(|owner, group| fchown(&made, owner, group));
+        Ok(made.into())
+    }
+
+    pub(super) fn owner(&self) -> io::Result<u32> {
+        Ok(fstat(&self.0)?.st_uid)
     }
 
     /// Gives a file that root makes in the directory of another user to that user, who could not read it else.

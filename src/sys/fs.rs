@@ -4,7 +4,7 @@
 use std::fs::{self, File, FileType, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -14,10 +14,11 @@ use fs4::{FileExt, TryLockError};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{fchown, geteuid};
+use nix::unistd::geteuid;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::dir::Dir;
+use super::steps::{ensure_no_foreign_link, foreign_links};
 
 /// Number and interval of the looks at a file that may be half-written, which outlast the rewriting of a small one.
 const LOOKS: u32 = 20;
@@ -109,47 +110,29 @@ pub(crate) fn open_regular(path: &Path, options: &OpenOptions, flags: i32) -> io
     open_if(path, options, flags, FileType::is_file)
 }
 
-/// Opens the regular file `path` by `options`. If nothing is there, it is made; by root, for the owner of the directory.
-pub(crate) fn open_or_make_regular(path: &Path, options: &OpenOptions) -> io::Result<(File, Metadata)> {
-    match open_regular(path, options, 0) {
+/// Opens the regular file `path` to read and write. If nothing is there, it is made, with `mode`; by root, for the owner of the directory.
+pub(crate) fn open_or_make_regular(path: &Path, mode: u32) -> io::Result<(File, Metadata)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(mode);
+    let open = || open_regular(path, &options, 0);
+    match open() {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         opened => return opened,
     }
-    let file = match options.clone().create_new(true).custom_flags(SAFELY).open(path) {
-        Ok(made) => {
-            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            // Where root may not, as in some user namespaces, it stays ours.
-            let _ = Dir::open(directory)?.give_to_owner(|owner, group| fchown(&made, owner, group));
-            made
+    let dir = Dir::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    // Whoever leads into a directory of their own could have made it there themselves.
+    let owner = dir.owner()?;
+    if foreign_links(path).all(|(_, uid)| uid == owner) {
+        match dir.make_file(path.file_name().unwrap_or_default(), Mode::from_bits_truncate(mode)) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            made => return check(made?, FileType::is_file),
         }
-        // Another has made it at this moment; or it is a link, by whose owner's wish something is to be made elsewhere.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            if let Some(uid) = foreign_link(path) {
-                return Err(io::Error::other(format!("it is a link of uid {uid} that leads nowhere")));
-            }
-            options.clone().create(true).custom_flags(SAFELY).open(path)?
-        }
-        Err(error) => return Err(error),
-    };
-    check(file, FileType::is_file)
-}
-
-/// The user who made `path` a link, by whose wish something would be made or written elsewhere; nobody if that is root, or we.
-pub(crate) fn foreign_link(path: &Path) -> Option<u32> {
-    let link = std::fs::symlink_metadata(path).ok().filter(Metadata::is_symlink)?;
-    Some(link.uid()).filter(|uid| is_foreign(*uid) && !is_unmapped(*uid))
-}
-
-/// True of a user who is neither root nor ours.
-pub(crate) fn is_foreign(uid: u32) -> bool {
-    ![0, geteuid().as_raw()].contains(&uid)
-}
-
-/// True of the id that all have whom our user namespace does not know, root among them.
-fn is_unmapped(uid: u32) -> bool {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let knows_all = || read("/proc/self/uid_map").split_ascii_whitespace().eq(["0", "0", "4294967295"]);
-    read("/proc/sys/kernel/overflowuid").trim() == uid.to_string() && !knows_all()
+    }
+    // Another has made it at this moment; or it is a link, by whose owner's wish something is to be made elsewhere.
+    match ensure_no_foreign_link(path) {
+        Ok(()) => check(options.create(true).custom_flags(SAFELY).open(path)?, FileType::is_file),
+        Err(refusal) => open().map_err(|_| refusal),
+    }
 }
 
 /// Never hangs, and no terminal becomes ours.

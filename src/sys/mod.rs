@@ -16,5 +16,6 @@ pub mod signal;
 pub mod signal_pipe;
 pub mod signal_table;
 pub(crate) mod stdio;
+pub(crate) mod steps;
 pub(crate) mod terminal;
 pub(crate) mod wait;

@@ -12,8 +12,9 @@ use rustix::fs::{CWD, StatxAttributes, StatxFlags, XattrFlags, fgetxattr, flistx
 
 use super::acl::ACL;
 use super::dir::Dir;
-use super::fs::{is_foreign, read_bounded_text, real};
+use super::fs::{read_bounded_text, real};
 use super::mount::is_mount_point;
+use super::steps::is_foreign;
 
 /// Larger than any such file.
 const LARGEST: u64 = 8 << 20;

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, fake_claude};
+use crate::env::{Env, Running, binary, fake_claude, needs_root};
 use crate::terminal::OnTerminal;
 
 fn write_file(env: &Env, text: &str) -> std::path::PathBuf {
@@ -215,6 +215,56 @@ fn file_that_others_can_write_names_no_program() {
         for (dir, mode) in [(&dir, 0o777), (&env.home(), 0o775)] {
             check(dir, mode, text, 125);
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).expect("permissions");
+        }
+    }
+    assert!(!marker.exists());
+}
+
+/// Whoever can replace a link on the way to the file chooses the file.
+#[test]
+fn file_behind_a_link_that_others_could_replace_names_no_program() {
+    let env = Env::new();
+    let marker = env.path("started");
+    let program = env.script("bin/named", &format!("#!/bin/sh\ntouch '{}'\n", marker.display()));
+    let text = format!("claude = \"{}\"\n", program.display());
+    let [open, ours, dir] = ["open", "ours", "dir"].map(|name| env.path(name));
+    for dir in [&open, &ours, &dir] {
+        fs::create_dir(dir).expect("a directory");
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("permissions");
+    }
+    fs::write(dir.join("claude-run.toml"), text).expect("a file");
+    let run = |config_dir: &std::path::Path| {
+        let mut command = env.claude_run();
+        let ended = command.env("CLAUDE_CONFIG_DIR", config_dir).args(["--", "-p", "x"]).assert().get_output().clone();
+        (ended.status.code(), String::from_utf8_lossy(&ended.stderr).into_owned())
+    };
+    // Of the config dir, of a directory above it, by a relative target, and of the file alone.
+    let links = [("config", "../dir", ""), ("above", "..", "dir"), ("far", &*dir.to_string_lossy(), "")];
+    let toml = ours.join("alone/claude-run.toml");
+    fs::create_dir(ours.join("alone")).expect("a directory");
+    for (name, target, below) in links {
+        for place in [&open, &ours] {
+            symlink(target, place.join(name)).expect("a link");
+        }
+        assert_eq!(run(&ours.join(name).join(below)).0, Some(0), "{name}: ours");
+        assert!(fs::remove_file(&marker).is_ok(), "{name}");
+        for mode in [0o777, 0o1777] {
+            fs::set_permissions(&open, fs::Permissions::from_mode(mode)).expect("permissions");
+            let expected = match (mode, needs_root("a link of another user")) {
+                (0o777, _) => format!("{} has owner ", open.display()),
+                (_, true) => format!("{} is a link of uid 1000", open.join(name).display()),
+                (_, false) => continue,
+            };
+            if mode == 0o1777 {
+                std::os::unix::fs::lchown(open.join(name), Some(1000), None).expect("an owner");
+            }
+            // Also where ours leads there.
+            let _ = fs::remove_file(&toml);
+            symlink(open.join(name).join(below).join("claude-run.toml"), &toml).expect("a link");
+            for config_dir in [open.join(name).join(below), ours.join("alone")] {
+                let (code, stderr) = run(&config_dir);
+                assert!(code == Some(125) && stderr.contains(&expected), "{name} {mode:o}: {code:?} {stderr}");
+            }
         }
     }
     assert!(!marker.exists());

@@ -242,9 +242,9 @@ impl SetupPlan {
     /// Refuses a place for the login where another user could read it, or put something else in its place.
     fn check_private(&mut self, dir: &Path) {
         // A volume is often its group's, which is that of the agents.
-        match open_to_others(dir, 0o002) {
+        match open_to_others(dir, 0o002, geteuid()) {
             Ok(None) => {}
-            Ok(Some(open)) => {
+            Ok(Some((_, open))) => {
                 self.refuse(format!("{open}: others could take the login away; change that, or name another --shared-dir"));
             }
             Err(error) => self.refuse(format!("cannot look at {}: {error}", dir.display())),
