@@ -127,6 +127,38 @@ pub(crate) fn in_namespace(env: &Env, mounts: &str, config_dir: &std::path::Path
 }
 
 #[test]
+fn way_to_the_config_dir_that_others_can_change_is_a_warning() {
+    let env = healthy("2.1.330");
+    let mode = |mode| fs::set_permissions(env.home(), Permissions::from_mode(mode)).expect("a mode");
+    mode(0o777);
+    expect(doctor(&env, |doctor| doctor), "config dir", "warning", &format!("{} has owner", env.home().display()));
+    for closed in [0o1777, 0o775, 0o755] {
+        mode(closed);
+        assert_eq!(worst(&doctor(&env, |doctor| doctor).1, "config dir").0, "pass", "{closed:o}");
+    }
+    // What is said of the dir itself is said once.
+    fs::set_permissions(env.config_dir(), Permissions::from_mode(0o777)).expect("a mode");
+    let warnings = |env: &Env| {
+        doctor(env, |doctor| doctor).1["checks"].as_array().map_or(0, |checks| {
+            checks.iter().filter(|found| found["check"] == "config dir" && found["verdict"] == "warning").count()
+        })
+    };
+    assert_eq!(warnings(&env), 1);
+    if !needs_root("a config dir of another user") {
+        return;
+    }
+    for dir in [env.home(), env.config_dir()] {
+        std::os::unix::fs::chown(dir, Some(1000), None).expect("an owner");
+    }
+    assert_eq!(warnings(&env), 2, "its mode, and its owner");
+    let link = env.path("link");
+    symlink(env.config_dir(), &link).expect("a link");
+    std::os::unix::fs::lchown(&link, Some(1001), None).expect("an owner");
+    let found = doctor(&env, |doctor| doctor.env("CLAUDE_CONFIG_DIR", &link)).1;
+    assert!(found.to_string().contains(&format!("{} is a link of uid 1001, on the way to", link.display())), "{found:#}");
+}
+
+#[test]
 fn mount_point_is_judged_by_the_claude_version() {
     for (version, verdict) in
         [("2.1.84", "failure"), ("2.1.127", "failure"), ("2.1.128", "warning"), ("3.0.0", "warning"), ("new", "warning")]

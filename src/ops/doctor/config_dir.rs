@@ -9,6 +9,7 @@ use unicode_normalization::is_nfc;
 
 use super::{Check, Subject};
 use crate::claude::config_dir::{ConfigDir, ForChild, obstacle};
+use crate::config::trust::open_to_others;
 use crate::ops::Context;
 use crate::sys::mount;
 
@@ -58,6 +59,12 @@ fn check_directory(resolved: &ConfigDir, found: &Metadata, with_origin: &str, ch
         let what = format!("{shown} belongs to user {owner}, and this is user {us}");
         check.warn(what, means, "let one user own it and run all agents");
     }
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+    // Of itself, that is said by now.
+    if let Ok(Some((_, open))) = open_to_others(path, 0o002, owner.into()).map(|open| open.filter(|(at, _)| *at != real)) {
+        let means = "others can put another directory in its place, and take the login away";
+        check.warn(format!("{open}, on the way to {shown}"), means, "change that, or move the config dir");
+    }
     if path.to_str().is_some_and(|text| !is_nfc(text)) {
         let means = "claude looks for its credentials at the NFC form of that path and is not logged in";
         check.fail(format!("{shown} is not in Unicode NFC"), means, "rename it");
@@ -67,8 +74,7 @@ fn check_directory(resolved: &ConfigDir, found: &Metadata, with_origin: &str, ch
         let means = "claude cannot refresh its login; 2.1.84 prints nothing and exits with 0";
         check.fail(format!("{shown} is not writable by us"), means, "make it writable for the user of the agents");
     }
-    let real = fs::canonicalize(path).ok().filter(|real| real != path);
-    let real = real.map_or_else(String::new, |real| format!(", really {}", real.display()));
+    let real = if real == *path { String::new() } else { format!(", really {}", real.display()) };
     check.pass_if_clean(format!("{with_origin}{real}: ours, mode {mode:04o}"));
 }
 
