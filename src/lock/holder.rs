@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs;
 use std::iter;
 
 use super::claims::is_below;
@@ -164,8 +163,7 @@ fn run_of(records: Option<&RecordStore>, pid: i32) -> Option<Box<RunRecord>> {
 
 impl Process {
     fn of(pid: i32) -> Self {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Self { pid, name: name.trim_end().to_owned() }
+        Self { pid, name: Stat::read(pid).map(|stat| stat.name()).unwrap_or_default() }
     }
 }
 
@@ -294,6 +292,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn process_has_a_name_that_is_no_utf_8() -> std::io::Result<()> {
+        // That of a thread alone, which /proc has by its id as well.
+        std::thread::spawn(|| {
+            std::fs::write("/proc/thread-self/comm", b"\xffold")?;
+            assert_eq!(Process::of(nix::unistd::gettid().as_raw()).name, "\u{fffd}old");
+            Ok(())
+        })
+        .join()
+        .expect("no panic")
+    }
 
     #[test]
     fn waiter_is_counted_once() {
