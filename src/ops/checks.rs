@@ -12,14 +12,14 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 
-use super::fleet::stopped_processes;
 use super::text;
 use crate::claude::auth::Auth;
 use crate::claude::credentials::Login;
-use crate::lock::{queue_holder, slot_obstacles};
-use crate::records::{FinishedRun, RecordStore};
+use crate::lock::{Holder, NAMED, queue_holder, slot_obstacles};
+use crate::records::{FinishedRun, RecordStore, RunRecord};
 use crate::sys::fs::lacks_room;
 use crate::sys::mount::Mount;
+use crate::sys::proc::{self, Stat};
 use crate::sys::steps::MAX_LINKS;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -177,6 +177,32 @@ fn way_out(error: &anyhow::Error) -> &'static str {
         Some((io::ErrorKind::NotADirectory | io::ErrorKind::Other, _) | (_, Some(libc::ELOOP))) => "move it away",
         _ => "see what is wrong there",
     }
+}
+
+/// Pids here of the holder's processes that are stopped, if any is, as far as that can be seen: for a command line.
+pub(super) fn stopped_processes(holder: &Holder) -> Option<String> {
+    let pids: Vec<_> = match holder {
+        Holder::Run(run) => pids_of(run),
+        Holder::Orphan(_, processes) | Holder::Processes(processes) => processes.iter().map(|process| process.pid).collect(),
+    };
+    let is_stopped = |pid: &i32| Stat::read(*pid).is_some_and(|stat| stat.state == b'T');
+    let stopped: Vec<_> = pids.into_iter().filter(is_stopped).take(NAMED).map(|pid| pid.to_string()).collect();
+    (!stopped.is_empty()).then(|| stopped.join(" "))
+}
+
+/// Pids here of a run and its child.
+fn pids_of(run: &RunRecord) -> Vec<i32> {
+    let pids = [Some(run.pid), run.child].into_iter().flatten();
+    if run.is_of_our_pid_namespace() {
+        return pids.collect();
+    }
+    if !run.is_of_this_boot() {
+        return Vec::new(); // the initial PID namespace has one name on every machine
+    }
+    // Of a container below ours, all processes are seen here, with pids of ours.
+    let theirs: Vec<_> = pids.filter_map(|pid| Some((pid, run.pid_namespace.clone()?))).collect();
+    let is_theirs = |pid: &i32| proc::innermost_pid(*pid).is_some_and(|inner| theirs.contains(&inner));
+    Stat::all().into_iter().map(|stat| stat.pid).filter(is_theirs).collect()
 }
 
 /// Advice on stopped processes.

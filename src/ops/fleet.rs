@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::Factory;
 use super::broken::Held;
 use super::slots::SlotsInUse;
-use crate::lock::{Holder, NAMED, Queue};
+use crate::lock::{Holder, Queue};
 use crate::records::{Census, Hold, RunRecord, is_locked_at};
 use crate::sys::file_id::FileId;
-use crate::sys::proc::{self, Stat};
+use crate::sys::proc::Stat;
 
 /// Who has, wants or does without the session lock.
 pub(super) struct Fleet {
@@ -105,32 +105,6 @@ impl Fleet {
             self.slots.held.iter().filter_map(|(slot, holder)| Some((format!("slot {}", slot.number), holder.as_ref()?)));
         of_lock.chain(of_slots.filter(|(_, holder)| !self.holders.iter().any(|other| other.run() == holder.run())))
     }
-}
-
-/// Pids here of the holder's processes that are stopped, if any is, as far as that can be seen: for a command line.
-pub(super) fn stopped_processes(holder: &Holder) -> Option<String> {
-    let pids: Vec<_> = match holder {
-        Holder::Run(run) => pids_of(run),
-        Holder::Orphan(_, processes) | Holder::Processes(processes) => processes.iter().map(|process| process.pid).collect(),
-    };
-    let is_stopped = |pid: &i32| Stat::read(*pid).is_some_and(|stat| stat.state == b'T');
-    let stopped: Vec<_> = pids.into_iter().filter(is_stopped).take(NAMED).map(|pid| pid.to_string()).collect();
-    (!stopped.is_empty()).then(|| stopped.join(" "))
-}
-
-/// Pids here of a run and its child.
-fn pids_of(run: &RunRecord) -> Vec<i32> {
-    let pids = [Some(run.pid), run.child].into_iter().flatten();
-    if run.is_of_our_pid_namespace() {
-        return pids.collect();
-    }
-    if !run.is_of_this_boot() {
-        return Vec::new(); // the initial PID namespace has one name on every machine
-    }
-    // Of a container below ours, all processes are seen here, with pids of ours.
-    let theirs: Vec<_> = pids.filter_map(|pid| Some((pid, run.pid_namespace.clone()?))).collect();
-    let is_theirs = |pid: &i32| proc::innermost_pid(*pid).is_some_and(|inner| theirs.contains(&inner));
-    Stat::all().into_iter().map(|stat| stat.pid).filter(is_theirs).collect()
 }
 
 /// True for a process of claude-run, under whatever name; where an emulator is the program, by the name of the process. Any script

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::iter;
 use std::mem;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -173,7 +172,9 @@ impl Others {
         let runs = self.runs.iter().map(|record| line(format!("  {}", text::run(record)), Look::Plain));
         let others =
             self.without_record.iter().map(|(pid, what)| line(format!("  {}, {what}", text::process(*pid)), Look::Plain));
-        unreadable.chain(iter::once(line(gave_up + &head, Look::Plain))).chain(runs).chain(others).collect()
+        // Nobody who is known is not nobody.
+        let is_known = self.unreadable.is_none() || !self.is_empty();
+        unreadable.chain(is_known.then(|| line(gave_up + &head, Look::Plain))).chain(runs).chain(others).collect()
     }
 
     fn names(&self) -> Vec<String> {

@@ -9,6 +9,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::broken::Held;
+use super::checks::{Check, check_slots};
 use super::{Context, Factory, answer, text};
 use crate::config::options::SLOTS;
 use crate::config::settings::Slots;
@@ -115,6 +116,11 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     let (census, unreadable) = factory.census_if_readable();
     let in_use = SlotsInUse::look(&factory.records, &census);
     let live = census.live;
+    let mut found = Check::default();
+    if factory.settings.slots != Slots::Unlimited {
+        check_slots(&factory.records, false, &mut found);
+    }
+    let trouble: Vec<_> = found.objections().collect();
     let mut lines = match &name {
         Some(name) => format!("the bound is {name} now, set in {}\n", text::shown(factory.settings_file())),
         None => format!("the bound is {}\n", text::setting(&factory.slots)),
@@ -123,7 +129,11 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     lines.extend(overruled.map(|text| text + "\n"));
     lines.extend(factory.mistake.iter().map(|mistake| format!("no run starts: {}\n", escaped(mistake))));
     lines.extend(unreadable.iter().map(|why| format!("{}: who has a slot is not known\n", escaped(why))));
-    lines += &format!("{}\n", in_use.summary());
+    lines.extend(trouble.iter().map(|trouble| escaped(trouble).into_owned() + "\n"));
+    // What is not known is not "none".
+    if trouble.is_empty() && unreadable.is_none() || !in_use.held.is_empty() {
+        lines += &format!("{}\n", in_use.summary());
+    }
     for (slot, holder) in &in_use.held {
         let who = match holder {
             Some(Holder::Run(run)) => text::run(run),
@@ -143,6 +153,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
         let mut value = text::setting_json(&factory.slots);
         value["error"] = json!(factory.mistake);
         value["unreadable"] = json!(unreadable);
+        value["trouble"] = json!(trouble);
         value["not_counted"] = json!(uncounted);
         value["set"] = json!(name);
         for (key, part) in in_use.to_json().as_object_mut().into_iter().flatten() {
@@ -150,5 +161,6 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
         }
         value
     };
-    answer(out, json, factory.mistake.is_none() && unreadable.is_none(), || lines, to_json)
+    let is_well = factory.mistake.is_none() && unreadable.is_none() && trouble.is_empty();
+    answer(out, json, is_well, || lines, to_json)
 }

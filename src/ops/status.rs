@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
-use super::checks::{self, Check};
-use super::fleet::{Fleet, is_claude_run, stopped_processes};
+use super::checks::{self, Check, stopped_processes};
+use super::fleet::{Fleet, is_claude_run};
 use super::{Context, Factory, answer, layout, text};
 use crate::claude::auth::Auth;
 use crate::claude::config_dir::obstacle;

@@ -570,6 +570,31 @@ fn doctor_knows_a_bound_that_is_exceeded() {
 }
 
 #[test]
+fn slots_that_no_run_can_have_are_not_called_free() {
+    let env = Env::new();
+    fs::create_dir_all(slots_dir(&env).parent().expect("a parent")).expect("directories");
+    let bound = |words: &[&str], code| env.claude_run().args(["slots"]).args(words).assert().code(code);
+    for make in [|path: PathBuf| fs::write(path, ""), |path| std::os::unix::fs::symlink("elsewhere", path)] {
+        bound(&["1"], 0);
+        make(slots_dir(&env)).expect("something else");
+        env.claude_run().arg("true").assert().code(125);
+        let asked = bound(&[], 1);
+        let text = String::from_utf8_lossy(&asked.get_output().stdout).into_owned();
+        assert!(text.contains("claude-run/slots cannot be used: ") && !text.contains("in use"), "{text}");
+        let asked = bound(&["--json"], 1);
+        let json: Value = serde_json::from_slice(&asked.get_output().stdout).expect("JSON");
+        let trouble = json["trouble"][0].as_str().expect("trouble").to_owned();
+        assert!(text.lines().any(|line| line == trouble), "{trouble}");
+        let status = env.claude_run().arg("status").assert().code(1);
+        assert!(String::from_utf8_lossy(&status.get_output().stdout).contains(&trouble), "as status says it: {trouble}");
+        // Without a bound, runs start.
+        bound(&["none"], 0);
+        env.claude_run().arg("true").assert().code(0);
+        fs::remove_file(slots_dir(&env)).expect("removed");
+    }
+}
+
+#[test]
 fn bound_is_shown_and_set_for_all() {
     let env = Env::new();
     let text = |words: &[&str]| {

@@ -428,6 +428,7 @@ fn records_of_another_user_cost_the_records_alone() {
         let text = ended.stdout.join("\n");
         assert!(ended.code() == code && text.contains(part), "{operation}: {ended:?}");
         assert!(operation != "status" || text.contains("held by        flock (pid "), "{text}");
+        assert!(operation == "status" || !["0 in use", "no live run"].iter().any(|none| text.contains(none)), "{text}");
     }
     // What can be read and not written.
     for (place, mode) in

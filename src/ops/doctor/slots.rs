@@ -3,8 +3,7 @@
 use super::{Check, Subject};
 use crate::config::settings::Slots;
 use crate::lock::Holder;
-use crate::ops::checks::{check_slots, let_go_on};
-use crate::ops::fleet::stopped_processes;
+use crate::ops::checks::{check_slots, let_go_on, stopped_processes};
 use crate::ops::slots::SlotsInUse;
 use crate::ops::text;
 use crate::records::State;

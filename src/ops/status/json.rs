@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::super::fleet::stopped_processes;
+use super::super::checks::stopped_processes;
 use super::super::text;
 use super::Status;
 use crate::claude::refresh_locks::{RefreshLock, Standing};

@@ -3,7 +3,8 @@
 use std::iter;
 use std::time::{Duration, SystemTime};
 
-use super::super::fleet::{is_claude_run, stopped_processes};
+use super::super::checks::stopped_processes;
+use super::super::fleet::is_claude_run;
 use super::super::layout::{Look, Row};
 use super::super::text;
 use super::{Status, is_setup};
