@@ -236,9 +236,13 @@ fn text_of(item: &Item, text: &str) -> Result<String> {
 fn syntax_error(path: &Path, text: &str, error: &TomlError) -> Error {
     let number = line_of(text, error.span().map_or(0, |span| span.start));
     let line = text.lines().nth(number - 1).unwrap_or_default();
-    let key = OPTIONS.iter().find(|option| line.split('=').next().is_some_and(|key| key.trim() == option.name));
-    let key = key.map(|option| format!("{}: ", option.name)).unwrap_or_default();
-    anyhow!("{}:{number}: {key}{}", path.display(), one_line(error.message()))
+    let (name, value) = line.split_once('=').map_or((line, ""), |(name, value)| (name.trim(), value.trim_start()));
+    let key = OPTIONS.iter().map(|option| option.name).chain(LISTS).find(|key| *key == name);
+    // The parser takes the `n` of `none` for that of `nan`.
+    let is_bare = value.starts_with(|first: char| !"\"'[{#".contains(first));
+    let way_out = key.filter(|_| is_bare).map(|key| format!("; text stands in quotes: {key} = \"…\"")).unwrap_or_default();
+    let key = key.map(|key| format!("{key}: ")).unwrap_or_default();
+    anyhow!("{}:{number}: {key}{}{way_out}", path.display(), one_line(error.message()))
 }
 
 fn line_of(text: &str, at: usize) -> usize {
@@ -380,6 +384,11 @@ mod tests {
             ("[wait]\nx = 5", [":1", "wait", "not table"]),
             ("wait = 5\nwait = 6", [":2", "duplicate", "wait"]),
             ("wait = \"5", [":1", "string", ""]),
+            ("slots = none", [":1", "slots: ", "; text stands in quotes: slots = \"…\""]),
+            ("lock = refresh", [":1", "lock: ", "; text stands in quotes: lock = \"…\""]),
+            ("timeout = 5m # five", [":1", "timeout: ", "; text stands in quotes: timeout = \"…\""]),
+            ("\nclaude = /usr/bin/claude", [":2", "claude: ", "; text stands in quotes: claude = \"…\""]),
+            ("redact = false1", [":1", "redact: ", "; text stands in quotes: redact = \"…\""]),
             ("wait", [":1", "", ""]),
         ] {
             let message = format!("{:#}", parse(text).expect_err("accepted"));
