@@ -73,12 +73,12 @@ impl ClaudeSettings {
 
     /// A variable as claude sees it when it looks for its login.
     pub(crate) fn early_variable(&self, environment: Environment, name: &str) -> Option<OsString> {
-        self.own_early_variable(name).or_else(|| environment(name))
+        self.own_early_variable(name).map(|(_, value)| value).or_else(|| environment(name))
     }
 
-    /// A variable that settings set before claude looks for its login.
-    pub(crate) fn own_early_variable(&self, name: &str) -> Option<OsString> {
-        self.first.iter().chain(&self.user).find_map(|layer| layer.variable(name))
+    /// A variable that settings set before claude looks for its login, and the file that has it.
+    pub(crate) fn own_early_variable(&self, name: &str) -> Option<(&Path, OsString)> {
+        self.first.iter().chain(&self.user).find_map(|layer| Some((layer.path.as_path(), layer.variable(name)?)))
     }
 }
 

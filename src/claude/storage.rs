@@ -19,6 +19,8 @@ pub struct ClaudeStorage {
     pub(crate) dir: PathBuf,
     /// The variable because of which that is not the config dir.
     pub(crate) moved_by: Option<&'static str>,
+    /// The settings file that sets this variable, if one does.
+    pub(crate) named_in: Option<PathBuf>,
     /// Directory of the profiles, which are logins, too.
     profiles: Option<PathBuf>,
 }
@@ -37,22 +39,23 @@ impl ClaudeStorage {
         let variable = settings
             .early_variable(environment, VARIABLE)
             .filter(|_| version().is_none_or(|version| version >= Version::MOVED_STORAGE));
-        let by_settings = || settings.own_early_variable(config_dir::VARIABLE).filter(is_path);
+        let by_settings = || settings.own_early_variable(config_dir::VARIABLE).map(|(_, path)| path).filter(is_path);
         let (dir, moved_by) = match (variable, &home) {
             (Some(path), _) if is_path(&path) => (path.into(), Some(VARIABLE)),
             (Some(_), Some(home)) => (home.join(".claude"), Some(VARIABLE)),
             _ => by_settings().map_or((config_dir.into(), None), |path| (path.into(), Some(config_dir::VARIABLE))),
         };
         let moved_by = moved_by.filter(|_| real(&dir) != real(config_dir));
+        let named_in = moved_by.and_then(|variable| Some(settings.own_early_variable(variable)?.0.to_owned()));
         let dir = if moved_by.is_some() { dir } else { config_dir.into() };
         let configs = environment("XDG_CONFIG_HOME").filter(is_path).map(PathBuf::from);
         let profiles = configs.or_else(|| Some(home?.join(".config"))).map(|configs| configs.join("anthropic"));
-        Self { dir, moved_by, profiles }
+        Self { dir, moved_by, named_in, profiles }
     }
 
     /// Storage that is `dir`, whatever environment and settings say.
     pub(crate) fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), moved_by: None, profiles: None }
+        Self { dir: dir.to_owned(), moved_by: None, named_in: None, profiles: None }
     }
 
     /// The file with the login.

@@ -2,13 +2,14 @@
 //! around a refresh is respected, whatever it is for.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::doctor::{command, doctor, expect, healthy, in_namespace};
-use crate::env::{Env, Running, binary, fake_claude};
+use crate::env::{Env, Running, binary, fake_claude, needs_root};
 use crate::oauth::{EXPIRED, FRESH, StandIn, age, credentials};
 use crate::refresh_locks::{expect_deferral, lock_of};
 
@@ -188,6 +189,48 @@ fn owner_file_of_an_earlier_lock_proves_nothing() {
     assert!(lock.exists());
     age(&lock, 100);
     expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "pass", "removed");
+}
+
+/// Root looks after the config dir of an agent, which may name any place.
+#[test]
+fn fix_removes_nothing_that_only_another_has_named() {
+    if !needs_root("a config dir of another user") {
+        return;
+    }
+    let owned = |path: &Path, uid| std::os::unix::fs::lchown(path, Some(uid), Some(uid)).expect("an owner");
+    let env = healthy("2.1.330");
+    let (elsewhere, settings) = (env.path("elsewhere"), env.config_dir().join("settings.json"));
+    let (lock, link) = (elsewhere.join(".oauth_refresh.lock"), env.path("link"));
+    let owner_file = elsewhere.join(".oauth_refresh.lock.owner");
+    fs::create_dir(&elsewhere).expect("a directory");
+    fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o700)).expect("a mode");
+    std::os::unix::fs::symlink(&elsewhere, &link).expect("a link");
+    owned(&link, 1000);
+    let by_settings = |dir: &Path| fs::write(&settings, format!(r#"{{"env":{{"{STORAGE}":"{}"}}}}"#, dir.display()));
+    let fix = |variable: &str, dir: &Path, says: (&str, &str)| {
+        fs::create_dir_all(&lock).expect("a lock");
+        owned(&lock, 0);
+        age(&lock, 100);
+        fs::write(&owner_file, "{}").expect("an owner");
+        expect(doctor(&env, |doctor| doctor.arg("--fix").env(variable, dir)), "refresh locks", says.0, says.1);
+        assert_eq!((lock.exists(), owner_file.exists()), (says.0 == "failure", true), "{variable}: {says:?}");
+    };
+    by_settings(&elsewhere).expect("settings");
+    fix("NONE", &elsewhere, ("pass", "removed"));
+    for theirs in [env.config_dir(), settings.clone()] {
+        owned(&theirs, 1000);
+        fix("NONE", &elsewhere, ("failure", "settings.json, which is not ours alone"));
+    }
+    by_settings(&link).expect("settings");
+    fix("NONE", &elsewhere, ("failure", "link, which is not ours alone"));
+    by_settings(&elsewhere).expect("settings");
+    // What is that user's own goes.
+    owned(&elsewhere, 1000);
+    fix("NONE", &elsewhere, ("pass", "removed"));
+    owned(&elsewhere, 0);
+    fs::remove_file(&settings).expect("settings");
+    fix("CLAUDE_CONFIG_DIR", &link, ("failure", "link, which is not ours alone"));
+    fix(STORAGE, &elsewhere, ("pass", "removed"));
 }
 
 #[test]

@@ -4,23 +4,28 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use nix::unistd::geteuid;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::{Check, Subject};
 use crate::claude::refresh_locks::{RefreshLock, Standing, owner_file};
+use crate::claude::storage::ClaudeStorage;
 use crate::claude::version::Version;
 use crate::config::duration::show_seconds;
 use crate::config::settings::{HARD_LIMIT, Settings};
+use crate::config::trust::open_to_others;
 use crate::lock::{Holder, describe_refresh_lock};
 use crate::ops::checks::{self, check_lock_file, let_go_on, stopped_processes};
 use crate::ops::fleet::Fleet;
 use crate::ops::text;
 use crate::records::{Census, PathView, RunRecord};
+use crate::sys::fs::real;
 use crate::sys::mount;
+use crate::sys::steps::{foreign_links, is_foreign};
 
 pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
     let Ok(factory) = &subject.factory else { return }; // reported by the check of the settings
@@ -98,7 +103,7 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
                 "its holder was killed in mid-refresh, and the login may be lost; the next claude takes the lock"
             }
         };
-        match subject.fix.then(|| remove(lock)) {
+        match subject.fix.then(|| ensure_removable(&subject.storage, &lock.path).and_then(|()| remove(lock))) {
             Some(Ok(())) => check.pass(format!("{what}: removed")),
             Some(Err(error)) => check.fail(format!("{what}: cannot be removed: {error}"), means, removal(&lock.path)),
             None => check.warn(what, means, "claude-run doctor --fix removes it; then see whether claude is still logged in"),
@@ -107,7 +112,8 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
     let all_gone = RefreshLock::of(&subject.storage).iter().all(|lock| lock.touched.is_none());
     if subject.fix && all_gone && locks.iter().any(|lock| lock.owner.is_some() && lock.standing(now) != Standing::Live) {
         // The owner files of locks that are gone; the next holder writes new ones.
-        locks.iter().for_each(|lock| drop(fs::remove_file(owner_file(&lock.path))));
+        let removable = |path: &PathBuf| ensure_removable(&subject.storage, path).is_ok();
+        locks.iter().map(|lock| owner_file(&lock.path)).filter(removable).for_each(|file| drop(fs::remove_file(file)));
     }
     check.pass_if_clean("free");
 }
@@ -121,6 +127,23 @@ fn removal(path: &Path) -> String {
         Err(_) => "rm",
     };
     format!("remove it: {command} {}", shell_words::quote(&path.to_string_lossy()))
+}
+
+/// Fails if somebody else has named the place of `path` in the `storage`, by claude's settings or by a link, and could not remove it
+/// there: nobody has another remove anything.
+fn ensure_removable(storage: &ClaudeStorage, path: &Path) -> io::Result<()> {
+    let owner = |path: &Path| fs::symlink_metadata(path).map(|found| found.uid()).ok();
+    let owners = [owner(path), path.parent().and_then(|dir| owner(&real(dir)))];
+    let may = |uid: u32| is_foreign(uid) && owners.contains(&Some(uid));
+    let by_link = foreign_links(&storage.dir).find(|(_, uid)| !may(*uid)).map(|(link, _)| link);
+    let by_settings = storage.named_in.as_deref().filter(|file| {
+        let is_ours = || open_to_others(file, 0o022, geteuid()).is_ok_and(|open| open.is_none());
+        !owner(file).is_some_and(may) && !is_ours()
+    });
+    match by_link.as_deref().or(by_settings) {
+        None => Ok(()),
+        Some(by) => Err(io::Error::other(format!("its place is named by {}, which is not ours alone", by.display()))),
+    }
 }
 
 /// Removes exactly this lock: a process that has acquired it meanwhile gets it back.
@@ -265,7 +288,6 @@ pub(super) fn check_versions(subject: &Subject, check: &mut Check) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::claude::storage::ClaudeStorage;
 
     #[test]
     fn lock_that_cannot_be_removed_is_put_back() -> io::Result<()> {
