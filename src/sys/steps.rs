@@ -79,9 +79,12 @@ pub(crate) fn foreign_links(path: &Path) -> impl Iterator<Item = (PathBuf, u32)>
     links.map(|link| (link.path, link.found.uid())).filter(|(_, uid)| is_foreign(*uid) && !is_unmapped(*uid))
 }
 
-/// Fails if such a link is on the way.
+/// Fails if such a link is on the way, unless it leads into a directory of the user who made it, or in the place of the file.
 pub(crate) fn ensure_no_foreign_link(path: &Path) -> io::Result<()> {
-    foreign_links(path)
+    let is_link = fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+    let owner = path.parent().and_then(|dir| fs::metadata(dir).ok()).map(|dir| dir.uid()).filter(|_| !is_link);
+    let mut astray = foreign_links(path).filter(|(_, uid)| owner != Some(*uid));
+    astray
         .next()
         .map_or(Ok(()), |(link, uid)| Err(io::Error::other(format!("it lies behind {}, a link of uid {uid}", link.display()))))
 }
@@ -100,7 +103,7 @@ fn is_unmapped(uid: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{lchown, symlink};
+    use std::os::unix::fs::{chown, lchown, symlink};
 
     use super::*;
 
@@ -148,6 +151,9 @@ mod tests {
                 assert!(error.ends_with("link, a link of uid 1"), "{error}");
             }
             assert!(ensure_no_foreign_link(&dir.path().join("real/log")).is_ok());
+            chown(dir.path().join("real"), Some(1), None)?;
+            assert!(ensure_no_foreign_link(&link.join("log")).is_ok(), "theirs");
+            assert!(ensure_no_foreign_link(&link).is_err());
         }
         Ok(())
     }
