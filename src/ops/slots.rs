@@ -101,17 +101,17 @@ impl SlotsInUse {
     }
 }
 
+/// Sets the bound, and says it.
+fn set_bound(context: &mut Context, slots: Slots) -> Result<String> {
+    Ok(match slots {
+        Slots::Unlimited => context.set(SLOTS, "none").map(|()| "none".to_owned())?,
+        Slots::AtMost(number) => context.set(SLOTS, i64::from(number)).map(|()| number.to_string())?,
+    })
+}
+
 /// Shows the bound and who has a slot, or sets the bound.
 pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &mut impl Write) -> Result<Outcome> {
-    let name = set.map(|slots| match slots {
-        Slots::Unlimited => "none".to_owned(),
-        Slots::AtMost(number) => number.to_string(),
-    });
-    match set {
-        Some(Slots::Unlimited) => context.set(SLOTS, "none")?,
-        Some(Slots::AtMost(number)) => context.set(SLOTS, i64::from(number))?,
-        None => {}
-    }
+    let name = set.map(|slots| set_bound(&mut context, slots)).transpose()?;
     let factory = Factory::of(&context)?;
     let (census, unreadable) = factory.census_if_readable();
     let in_use = SlotsInUse::look(&factory.records, &census);
@@ -120,7 +120,9 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     if factory.settings.slots != Slots::Unlimited {
         check_slots(&factory.records, false, &mut found);
     }
-    let trouble: Vec<_> = found.objections().collect();
+    let mut trouble: Vec<_> = found.objections().collect();
+    let are_known = unreadable.is_none() && trouble.is_empty();
+    trouble.extend_from_slice(&in_use.broken);
     let mut lines = match &name {
         Some(name) => format!("the bound is {name} now, set in {}\n", text::shown(factory.settings_file())),
         None => format!("the bound is {}\n", text::setting(&factory.slots)),
@@ -131,7 +133,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     lines.extend(unreadable.iter().map(|why| format!("{}: who has a slot is not known\n", escaped(why))));
     lines.extend(trouble.iter().map(|trouble| escaped(trouble).into_owned() + "\n"));
     // What is not known is not "none".
-    if trouble.is_empty() && unreadable.is_none() || !in_use.held.is_empty() {
+    if are_known || !in_use.held.is_empty() {
         lines += &format!("{}\n", in_use.summary());
     }
     for (slot, holder) in &in_use.held {
@@ -142,7 +144,6 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
         };
         lines += &format!("  slot {}: {who}\n", slot.number);
     }
-    lines.extend(in_use.broken.iter().map(|what| format!("  {what}\n")));
     lines.extend(in_use.waiting.iter().zip(1..).map(|(run, place)| format!("  {place}. {}\n", text::run(run))));
     let uncounted = live.iter().filter(|run| run.slot.is_none() && run.waits_for != Some(WaitsFor::Slot)).count();
     if uncounted > 0 && factory.slots.value != "none" {
