@@ -105,7 +105,7 @@ impl<'a> Invocation<'a> {
 
     /// The method that claude uses; `login` is read by the caller.
     pub(crate) fn auth(&self, login: &Login) -> Auth {
-        let helper = self.settings().value(HELPER).filter(|(_, helper)| helper.is_string()).map(|(path, _)| path.display());
+        let helper = self.settings().text(HELPER).map(|(path, _)| path.display());
         let descriptor = Some(TOKEN_DESCRIPTOR).filter(|name| *login == Login::None && self.has(name));
         let oauth_token = Some(OAUTH_TOKEN).filter(|name| self.has(name)).or(descriptor);
         // In claude's own order of precedence.
@@ -123,6 +123,11 @@ impl<'a> Invocation<'a> {
             _ => (NONE, NONE.to_owned()),
         };
         Auth { name, description }
+    }
+
+    /// A settings file that cannot be read, and why: nothing is ruled out then.
+    pub(crate) fn unreadable_settings(&self) -> Option<String> {
+        self.settings().unreadable()
     }
 
     /// Reason why claude never refreshes its login, if it does not. A variable that is blank counts as empty, as it does from 2.1.330

@@ -64,9 +64,10 @@ impl Login {
         let lacks_inference =
             |scopes: Vec<&RawValue>| !scopes.is_empty() && !scopes.iter().any(|scope| scope.get() == r#""user:inference""#);
         match expiry {
+            None => Self::Unclear("cannot be understood: no expiresAt".to_owned()),
             // From 2.1.128 on, claude empties both tokens when the refresh token is refused.
-            _ if oauth.access_token.is_some_and(is_empty) => {
-                Self::Unclear("has a dead login, with its tokens emptied: log in again".to_owned())
+            _ if !is_token(oauth.access_token) => {
+                Self::Unclear("has a dead login, without an access token: log in again".to_owned())
             }
             Some(at) if at <= SystemTime::now() && !is_token(oauth.refresh_token) => {
                 Self::Unclear("has a dead login, expired and with no refresh token: log in again".to_owned())
@@ -75,18 +76,14 @@ impl Login {
                 Self::Unclear("has a login without the scope user:inference: log in again".to_owned())
             }
             Some(at) => Self::Expires(at),
-            None => Self::Unclear("cannot be understood: no expiresAt".to_owned()),
         }
     }
 }
 
 /// True for text that is not blank.
 pub(super) fn is_token(value: Option<&RawValue>) -> bool {
-    value.is_some_and(|value| value.get().starts_with('"') && !is_empty(value))
-}
-
-fn is_empty(value: &RawValue) -> bool {
-    serde_json::from_str(value.get()).is_ok_and(|text: &str| text.trim().is_empty())
+    let is_blank = |value: &RawValue| serde_json::from_str(value.get()).is_ok_and(|text: &str| text.trim().is_empty());
+    value.is_some_and(|value| value.get().starts_with('"') && !is_blank(value))
 }
 
 /// The login alone: all else in the file may be of any shape.
@@ -135,7 +132,7 @@ mod tests {
     fn half_written_file_is_read_again() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("credentials");
-        let text = r#"{"claudeAiOauth":{"expiresAt":1000,"refreshToken":"y"}}"#;
+        let text = r#"{"claudeAiOauth":{"accessToken":"x","expiresAt":1000,"refreshToken":"y"}}"#;
         std::fs::write(&file, &text[..9])?;
         let rewritten = file.clone();
         let rewriting = std::thread::spawn(move || {
@@ -157,7 +154,7 @@ mod tests {
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123);
         assert_eq!(Login::parse(file), Login::Expires(at));
         for (number, milliseconds) in [("1.5", 1), ("1e3", 1000), ("0", 0), ("-5", 0), ("1e30", u64::MAX)] {
-            let file = format!(r#"{{"claudeAiOauth":{{"expiresAt":{number},"refreshToken":"y"}}}}"#);
+            let file = format!(r#"{{"claudeAiOauth":{{"accessToken":"x","expiresAt":{number},"refreshToken":"y"}}}}"#);
             let at = SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds);
             assert_eq!(Login::parse(file.as_bytes()), Login::Expires(at), "{number}");
         }
@@ -198,7 +195,9 @@ mod tests {
             _ => false,
         };
         assert!(dead(r#""accessToken":"","refreshToken":"","expiresAt":0"#));
-        assert!(dead(r#""accessToken":" ","refreshToken":"y","expiresAt":4102444800000"#));
+        for access in ["", r#""accessToken":" ","#, r#""accessToken":null,"#, r#""accessToken":7,"#] {
+            assert!(dead(&format!(r#"{access}"refreshToken":"y","expiresAt":4102444800000"#)), "{access}");
+        }
         assert!(
             dead(r#""accessToken":"x","expiresAt":1000"#) && dead(r#""accessToken":"x","refreshToken":null,"expiresAt":0"#)
         );

@@ -3,16 +3,16 @@
 
 use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::arguments::value_of;
+use super::json::Object;
 use crate::config::settings::Environment;
-use crate::sys::fs::read_bounded;
+use crate::sys::fs::{read_bounded, settled};
 
-/// The settings that can be read.
+/// The settings, by their files.
 #[derive(Debug)]
 pub(crate) struct ClaudeSettings {
     /// Those of the administrator and of the command line, which go before the project's.
@@ -30,22 +30,24 @@ struct Sources(Option<OsString>);
 #[derive(Debug)]
 struct Layer {
     path: PathBuf,
-    settings: Value,
+    settings: Object,
+    /// Reason why the file cannot be read, if it cannot.
+    flaw: Option<String>,
 }
 
 /// Directory of the settings that an administrator makes for all users of a machine.
 const MANAGED: &str = "/etc/claude-code";
 /// The project's settings, each with its source; relative to the directory in which claude is started.
 const PROJECT: [(&str, &str); 2] = [("local", ".claude/settings.local.json"), ("project", ".claude/settings.json")];
-const MAX_SETTINGS: u64 = 8 << 20;
+const MAX_SETTINGS: u64 = 64 << 20;
 
 impl ClaudeSettings {
     /// Reads those of a claude that is started in this directory with `arguments`.
     pub(crate) fn read(config_dir: &Path, arguments: &[OsString]) -> Self {
         let typed = value_of(arguments, "--settings");
-        let inline = typed.and_then(|word| parse(word.as_bytes())).filter(Value::is_object);
-        let typed = match inline {
-            Some(settings) => Some(Layer { path: "--settings".into(), settings }),
+        let is_inline = |word: &&OsStr| word.as_bytes().trim_ascii_start().starts_with(b"{");
+        let typed = match typed.filter(is_inline) {
+            Some(word) => Some(Layer::of("--settings".into(), Ok(parse(word.as_bytes())))),
             None => typed.map(PathBuf::from).and_then(Layer::read),
         };
         let first = managed(Path::new(MANAGED)).into_iter().chain(typed).collect();
@@ -61,9 +63,14 @@ impl ClaudeSettings {
         self.first.iter().chain(self.project.get_or_init(read)).chain(&self.user)
     }
 
-    /// A value that is no null, and the file that has it.
-    pub(crate) fn value(&self, key: &str) -> Option<(&Path, &Value)> {
-        self.layers().map(|layer| (layer.path.as_path(), &layer.settings[key])).find(|(_, value)| !value.is_null())
+    /// A file that cannot be read, and why. What is in it is not known.
+    pub(crate) fn unreadable(&self) -> Option<String> {
+        self.layers().find_map(|Layer { path, flaw, .. }| Some(format!("{} {}", path.display(), flaw.as_ref()?)))
+    }
+
+    /// A text, and the file that has it.
+    pub(crate) fn text(&self, key: &str) -> Option<(&Path, String)> {
+        self.layers().find_map(|layer| Some((layer.path.as_path(), layer.settings.text(key)?)))
     }
 
     /// A variable as claude sees it in the end.
@@ -90,18 +97,29 @@ impl Sources {
 }
 
 impl Layer {
+    /// Reads a file, if there is one; again, while it looks half-written.
     fn read(path: PathBuf) -> Option<Self> {
-        let settings = parse(&read_bounded(&path, MAX_SETTINGS).ok()?)?;
-        Some(Self { path, settings })
+        let read = || read_bounded(&path, MAX_SETTINGS).map(|text| parse(&text));
+        match settled(read, |read| matches!(read, Ok(Err(_)))) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
+            read => Some(Self::of(path, read)),
+        }
+    }
+
+    fn of(path: PathBuf, read: io::Result<serde_json::Result<Object>>) -> Self {
+        let (settings, flaw) = match read {
+            Ok(Ok(settings)) => (settings, None),
+            Ok(Err(error)) => (Object::default(), Some(format!("is no JSON: {error}"))),
+            Err(error) => (Object::default(), Some(format!("cannot be read: {error}"))),
+        };
+        Self { path, settings, flaw }
     }
 
     /// A variable that it sets. Numbers and booleans count as their text.
     fn variable(&self, name: &str) -> Option<OsString> {
-        match &self.settings["env"][name] {
-            Value::String(text) => Some(text.into()),
-            value @ (Value::Number(_) | Value::Bool(_)) => Some(value.to_string().into()),
-            _ => None,
-        }
+        let variables = self.settings.object("env")?;
+        let is_scalar = |value: &&str| !value.starts_with(['"', '[', '{', 'n']);
+        variables.text(name).or_else(|| variables.raw(name).filter(is_scalar).map(str::to_owned)).map(OsString::from)
     }
 }
 
@@ -115,15 +133,14 @@ fn managed(dir: &Path) -> Vec<Layer> {
     files.into_iter().filter_map(Layer::read).collect()
 }
 
-/// Parses a settings file, which may begin with a byte order mark.
-fn parse(text: &[u8]) -> Option<Value> {
-    serde_json::from_slice(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)).ok()
+fn parse(text: &[u8]) -> serde_json::Result<Object> {
+    // Of an empty file, as of /dev/null, claude says nothing.
+    if text.trim_ascii().is_empty() { Ok(Object::default()) } else { Object::parse(text) }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::io;
 
     use super::*;
 
@@ -150,7 +167,7 @@ mod tests {
         let file = dir.path().join("typed.json");
         fs::write(&file, r#"{"k":"file"}"#)?;
         let file = file.to_str().unwrap_or_default();
-        let value = |words: &[&str]| read(dir.path(), words).value("k").map(|(_, value)| value.clone());
+        let value = |words: &[&str]| read(dir.path(), words).text("k").map(|(_, text)| text);
         for (words, expected) in [
             (vec!["-p", "x"], "user"),
             (vec!["--settings", r#"{"k":"typed"}"#], "typed"),
@@ -181,7 +198,7 @@ mod tests {
             let of_project = PROJECT.map(|(source, _)| source);
             let found = of_project.into_iter().chain(["user"]).filter(|source| settings.sources.have(source));
             assert_eq!(found.collect::<Vec<_>>().join(" "), used, "{words:?}");
-            assert_eq!(settings.value("k").is_some(), used.contains("user"), "{words:?}");
+            assert_eq!(settings.text("k").is_some(), used.contains("user"), "{words:?}");
         }
         Ok(())
     }
@@ -192,16 +209,47 @@ mod tests {
         let drop_ins = dir.path().join("managed-settings.d");
         fs::create_dir(&drop_ins)?;
         for (path, text) in [
-            (dir.path().join("managed-settings.json"), "1"),
-            (drop_ins.join("10.json"), "2"),
-            (drop_ins.join("20.json"), "3"),
+            (dir.path().join("managed-settings.json"), "{\"k\":1}"),
+            (drop_ins.join("10.json"), "{\"k\":2}"),
+            (drop_ins.join("20.json"), "{\"k\":3}"),
             (drop_ins.join("30.txt"), "4"),
             (drop_ins.join("40.json"), "{"),
         ] {
             fs::write(path, text)?;
         }
-        let found: Vec<_> = managed(dir.path()).into_iter().map(|layer| layer.settings).collect();
-        assert_eq!(found, [3, 2, 1]);
+        let found: Vec<_> = managed(dir.path()).into_iter().map(|layer| layer.settings.get("k")).collect();
+        assert_eq!(found, [None, Some(3), Some(2), Some(1)]);
+        Ok(())
+    }
+
+    #[test]
+    fn settings_that_only_javascript_reads_count() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("settings.json");
+        let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
+        let long = format!("\"{}\"", "x".repeat(9 << 20));
+        for other in [&b"\"\\ud800\""[..], b"\"\xff\"", b"1e999", deep.as_bytes(), long.as_bytes()] {
+            fs::write(&file, [br#"{"x":"#, other, br#","env":{"A":"","y":"#, other, b"}}"].concat())?;
+            let settings = read(dir.path(), &[]);
+            assert_eq!((settings.own_early_variable("A"), settings.unreadable()), (Some(OsString::new()), None));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn settings_that_cannot_be_read_are_told() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("settings.json");
+        assert_eq!(read(dir.path(), &[]).unreadable(), None, "no file");
+        for (text, is_told) in [("{\"env\":", true), ("no JSON", true), ("{}", false), ("[]", false), ("", false)] {
+            fs::write(&file, text)?;
+            let told = read(dir.path(), &[]).unreadable();
+            assert_eq!(told.is_some_and(|told| told.starts_with(&*file.to_string_lossy())), is_told, "{text}");
+        }
+        assert!(read(dir.path(), &["--settings", "{"]).unreadable().is_some_and(|told| told.starts_with("--settings ")));
+        fs::remove_file(&file)?;
+        fs::create_dir(&file)?;
+        assert!(read(dir.path(), &[]).unreadable().is_some(), "a directory");
         Ok(())
     }
 }

@@ -115,11 +115,11 @@ fn prepare_for_refresh(
     Ok(Acquisition::Held(guard))
 }
 
-/// Waits until none of claude's refresh locks, over which a claude that is started would fail, is in the way of a refresh that is due,
+/// Waits until none of claude's refresh locks, over which a claude that is started would fail, is in the way of a refresh that may be due,
 /// or our own lock `is_lost`. Gives the signal that interrupted the wait, if one did.
 fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: impl Fn() -> bool) -> Result<Option<Signal>> {
     let Some((first, _)) = refreshes.obstacle() else { return Ok(None) };
-    if !matches!(refreshes.settled_state(), RefreshState::Due(_)) {
+    if matches!(refreshes.settled_state(), RefreshState::NotDue(_)) {
         return Ok(None);
     }
     wait.recorder.publish(); // the wait begins

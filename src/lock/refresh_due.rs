@@ -1,6 +1,6 @@
 //! Refreshes of claude's token: is one due, by the credentials file, and which of claude's refresh locks is in its way?
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::claude::auth::Invocation;
@@ -57,17 +57,20 @@ pub(super) enum RefreshState {
 impl Refreshes {
     /// State by the credentials file as it is at this moment.
     pub(super) fn state(&self) -> RefreshState {
-        match self.claude.rules_out_refreshes() {
-            Some(reason) => RefreshState::NotDue(reason),
-            None => self.state_of(Login::read(&self.storage.credentials()), SystemTime::now()),
-        }
+        self.state_by(Login::read)
     }
 
     /// State by a whole credentials file: one that is being rewritten is read again.
     pub(super) fn settled_state(&self) -> RefreshState {
-        match self.state() {
-            RefreshState::Unclear(_) => self.state_of(Login::read_whole(&self.storage.credentials()), SystemTime::now()),
-            state => state,
+        self.state_by(Login::read_whole)
+    }
+
+    fn state_by(&self, read: impl Fn(&Path) -> Login) -> RefreshState {
+        match (self.claude.unreadable_settings(), self.claude.rules_out_refreshes()) {
+            // It may have a login elsewhere, or a token that counts for nothing.
+            (Some(why), _) => RefreshState::Unclear(format!("claude's settings: {why}")),
+            (None, Some(reason)) => RefreshState::NotDue(reason),
+            (None, None) => self.state_of(read(&self.storage.credentials()), SystemTime::now()),
         }
     }
 
@@ -164,7 +167,6 @@ impl AwaitedRefresh {
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
-    use std::path::Path;
 
     use super::*;
     use crate::claude::program::Program;
@@ -219,6 +221,24 @@ mod tests {
         assert!(matches!(without.state_of(due, now), RefreshState::Due(_)), "claude refreshes a login that it does not need");
         let ruled_out = with_variables(None, &|name| (name == "CLAUDE_CODE_OAUTH_TOKEN").then(|| "token".into()));
         assert!(matches!(ruled_out.state(), RefreshState::NotDue(_)));
+    }
+
+    #[test]
+    fn unreadable_settings_rule_out_no_refresh() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let fresh = login(SystemTime::now() + Duration::from_secs(86_400))?;
+        fs::write(dir.path().join(".credentials.json"), fresh)?;
+        let variable: Environment<'static> = &|name| (name == "CLAUDE_CODE_OAUTH_TOKEN").then(|| "token".into());
+        for (settings, is_clear) in [("{}", true), ("{\"env\":", false)] {
+            fs::write(dir.path().join("settings.json"), settings)?;
+            for environment in [variable, &|_| None] {
+                let claude = Invocation::new(environment, dir.path());
+                let refreshes = Refreshes { claude, storage: ClaudeStorage::at(dir.path()), margin: Some(AT_START) };
+                let states = [refreshes.state(), refreshes.settled_state()];
+                assert!(states.iter().all(|state| matches!(state, RefreshState::NotDue(_)) == is_clear), "{states:?}");
+            }
+        }
+        Ok(())
     }
 
     /// A login that expires at `at`.

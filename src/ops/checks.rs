@@ -13,7 +13,7 @@ use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 
 use super::text;
-use crate::claude::auth::Auth;
+use crate::claude::auth::{Auth, Invocation};
 use crate::claude::credentials::Login;
 use crate::lock::{Holder, NAMED, queue_holder, slot_obstacles};
 use crate::records::{FinishedRun, RecordStore, RunRecord};
@@ -217,6 +217,14 @@ pub(super) fn check_last_runs(runs: &[FinishedRun], file: &Path, check: &mut Che
     let written = fs::metadata(file).and_then(|found| found.modified()).ok();
     if let Some(what) = text::refusals(refused).filter(|_| written < refused_at) {
         check.fail(what, "no agent can work", "log in again");
+    }
+}
+
+/// Checks whether all settings of claude can be read, by which it may have its login elsewhere, or another.
+pub(super) fn check_claude_settings(claude: &Invocation, check: &mut Check) {
+    if let Some(why) = claude.unreadable_settings() {
+        let means = "nothing in it counts here, and in refresh mode every run holds the lock for as long as it lasts";
+        check.fail(format!("claude's settings: {why}"), means, "correct the file, or move it away");
     }
 }
 

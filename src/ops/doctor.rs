@@ -57,7 +57,7 @@ const CHECKS: [(&str, Work); 13] = [
 
 impl<'a> Subject<'a> {
     fn of(context: &'a Context<'a>, config_dir: PathBuf, fix: bool) -> Self {
-        let (claude, storage) = (claude::find(context), context.claude_storage(&config_dir));
+        let (claude, storage) = (claude::find(context), context.invocation(&config_dir).storage());
         let records = RecordStore::of(&config_dir);
         let census = records.census();
         Self { context, config_dir, storage, claude, factory: Factory::of(context), records, census, fix }

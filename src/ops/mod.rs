@@ -26,9 +26,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
 use toml_edit::Value as TomlValue;
 
-use crate::claude::auth::{Auth, Invocation};
+use crate::claude::auth::Invocation;
 use crate::claude::config_dir::{self, ConfigDir};
-use crate::claude::credentials::Login;
 use crate::claude::program::{NAME, Program};
 use crate::claude::storage::ClaudeStorage;
 use crate::config::cli::{Cli, Operation, command};
@@ -77,13 +76,9 @@ impl Context<'_> {
         Ok(())
     }
 
-    fn claude_storage(&self, config_dir: &Path) -> ClaudeStorage {
-        Invocation::new(self.environment, config_dir).storage()
-    }
-
-    /// How a claude authenticates that is started in `config_dir`.
-    fn auth(&self, config_dir: &Path, login: &Login) -> Auth {
-        Invocation::new(self.environment, config_dir).auth(login)
+    /// A claude that is started in `config_dir`, one of any version.
+    fn invocation(&self, config_dir: &Path) -> Invocation<'_> {
+        Invocation::new(self.environment, config_dir)
     }
 
     /// The claude that a run would start.
@@ -204,7 +199,7 @@ impl Factory {
         let lock_file = context.given("lock-file").unwrap_or_else(|| config_dir.join(lock::FILE_NAME));
         let mode = context.setting("lock").context("no lock mode")?;
         let slots = context.setting(SLOTS).context("no bound")?;
-        let storage = context.claude_storage(&config_dir);
+        let storage = context.invocation(&config_dir).storage();
         Ok(Self { records: RecordStore::of(&config_dir), config_dir, storage, lock_file, settings, mode, slots, mistake })
     }
 

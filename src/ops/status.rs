@@ -69,7 +69,8 @@ impl<'a> Status<'a> {
     pub(super) fn look(factory: &'a Factory, context: &Context) -> Self {
         let fleet = Fleet::look(factory);
         let login = Login::read_whole(&factory.storage.credentials());
-        let auth = context.auth(&factory.config_dir, &login);
+        let claude = context.invocation(&factory.config_dir);
+        let auth = claude.auth(&login);
         let obstacle = obstacle(&factory.config_dir);
         let (mut found, mut of_login) = (Check::default(), Check::default());
         checks::check_room(&factory.config_dir, &mut found);
@@ -86,6 +87,7 @@ impl<'a> Status<'a> {
         }
         let last = factory.records.last_finished().unwrap_or_default(); // what cannot be read is told by now
         checks::check_last_runs(&last, &factory.storage.credentials(), &mut found);
+        checks::check_claude_settings(&claude, &mut found);
         if !matches!(login, Login::Unclear(_)) && obstacle.is_none() {
             checks::check_login(&factory.storage.credentials(), &login, &auth, &mut of_login);
         }

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::doctor::{command, doctor, expect, healthy, in_namespace};
-use crate::env::{Env, Running, binary, fake_claude, needs_root};
+use crate::env::{Ended, Env, Running, binary, fake_claude, needs_root};
 use crate::oauth::{EXPIRED, FRESH, StandIn, age, credentials};
 use crate::refresh_locks::{expect_deferral, lock_of};
 
@@ -28,7 +28,7 @@ fn moves(dir: &Path) -> Vec<Move> {
     let by = |about, variable, settings, words| Move { about, variable, settings, words };
     vec![
         by("variable", Some((STORAGE, dir.to_owned())), None, vec![]),
-        by("user settings", None, Some(block(STORAGE)), vec![]),
+        by("user settings as JavaScript reads them", None, Some(block(STORAGE).replacen('{', r#"{"x":"\ud800","#, 1)), vec![]),
         by("config dir in user settings", None, Some(block("CLAUDE_CONFIG_DIR")), vec![]),
         by("typed settings", None, None, vec!["--settings".into(), block(STORAGE)]),
         by("typed settings, one word", None, None, vec![format!("--settings={}", block(STORAGE))]),
@@ -238,7 +238,12 @@ fn dead_login_is_said_alike_by_all() {
     let env = healthy("2.1.330");
     let file = env.config_dir().join(".credentials.json");
     for (login, why) in [
-        (r#"{"accessToken":"","refreshToken":"","expiresAt":0}"#, "a dead login, with its tokens emptied: log in again"),
+        (r#"{"accessToken":"","refreshToken":"","expiresAt":0}"#, "a dead login, without an access token: log in again"),
+        (r#"{"refreshToken":"r","expiresAt":9999999999999}"#, "a dead login, without an access token: log in again"),
+        (
+            r#"{"accessToken":null,"refreshToken":"r","expiresAt":9999999999999}"#,
+            "a dead login, without an access token: log in again",
+        ),
         (r#"{"accessToken":"a","expiresAt":1000}"#, "a dead login, expired and with no refresh token: log in again"),
         (
             r#"{"accessToken":"a","refreshToken":"r","expiresAt":4102444800000,"scopes":["user:profile"]}"#,
@@ -251,16 +256,31 @@ fn dead_login_is_said_alike_by_all() {
     ] {
         let text = if login.is_empty() { String::new() } else { format!(r#"{{"claudeAiOauth":{login}}}"#) };
         fs::write(&file, text).expect("a file");
-        expect(doctor(&env, |doctor| doctor), "login", "failure", why);
-        let mut status = command(&env);
-        status.arg("status");
-        let status = Running::start(status).end();
-        let trouble = status.stdout.iter().any(|line| line.starts_with("trouble") && line.contains(why));
-        assert!(status.code() == 1 && trouble, "{status:?}");
+        let status = expect_said_by_all(&env, why);
         assert!(status.stdout.iter().any(|line| line == "token          none that can be used"), "{status:?}");
-        let mut run = command(&env);
-        run.args(["--lock", "refresh", "--", "claude", "-p", "x"]);
-        let run = Running::start(run).end();
-        assert!(run.stderr_text().contains(why) && run.stderr_text().contains("as in exclusive mode"), "{run:?}");
     }
+}
+
+/// Expects that doctor, status and a run in `refresh` mode, which holds the lock all the while, say `why`. Gives what status says.
+fn expect_said_by_all(env: &Env, why: &str) -> Ended {
+    expect(doctor(env, |doctor| doctor), "login", "failure", why);
+    let mut status = command(env);
+    status.arg("status");
+    let status = Running::start(status).end();
+    let trouble = status.stdout.iter().any(|line| line.starts_with("trouble") && line.contains(why));
+    assert!(status.code() == 1 && trouble, "{status:?}");
+    let mut run = command(env);
+    run.args(["--lock", "refresh", "--", "claude", "-p", "x"]);
+    let run = Running::start(run).end();
+    let said = run.stderr.iter().filter(|line| line.contains(why) && line.contains("as in exclusive mode"));
+    assert_eq!(said.count(), 1, "{run:?}");
+    status
+}
+
+#[test]
+fn unreadable_settings_are_said_alike_by_all() {
+    let env = healthy("2.1.330");
+    let file = env.config_dir().join("settings.json");
+    fs::write(&file, r#"{"env":{"CLAUDE_CODE_OAUTH_TOKEN":"#).expect("settings");
+    expect_said_by_all(&env, &format!("claude's settings: {} is no JSON", file.display()));
 }

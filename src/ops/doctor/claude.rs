@@ -79,8 +79,9 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
 pub(super) fn check_login(subject: &Subject, check: &mut Check) {
     let file = subject.storage.credentials();
     let login = Login::read_whole(&file);
-    let auth = subject.context.auth(&subject.config_dir, &login);
+    let claude = subject.context.invocation(&subject.config_dir);
+    checks::check_claude_settings(&claude, check);
     // A history that cannot be read is told by the check of the records.
     checks::check_last_runs(&subject.records.last_finished().unwrap_or_default(), &file, check);
-    checks::check_login(&file, &login, &auth, check);
+    checks::check_login(&file, &login, &claude.auth(&login), check);
 }
