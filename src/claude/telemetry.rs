@@ -10,10 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use memchr::memmem;
-use serde::de::IgnoredAny;
-use serde_json::Value;
 
 use super::frames::clamped;
+use super::json::Object;
 use crate::sys::fs::{if_there, open_regular};
 
 /// Error of a line about a refresh that cannot be understood: cut, or of another shape.
@@ -69,17 +68,18 @@ impl RefreshEvent {
         if memmem::find(line, COMMON.as_bytes()).is_none() {
             return Ok(None);
         }
-        let entry: Value = serde_json::from_slice(line).map_err(|_| Malformed)?;
-        let event = entry.get("event_data").filter(|event| event.is_object()).ok_or(Malformed)?;
-        let text = |value: &Value| clamped(value.as_str().unwrap_or_default());
+        let entry = Object::parse(line).map_err(|_| Malformed)?;
+        let event = entry.object("event_data").ok_or(Malformed)?;
+        let text = |object: &Object, name: &str| clamped(&object.text(name).unwrap_or_default());
         // Another event can have the prefix in its data.
-        let name = text(&event["event_name"]);
+        let name = text(&event, "event_name");
         let short = PREFIXES.iter().find_map(|(prefix, rest)| Some(format!("{rest}{}", name.strip_prefix(prefix)?)));
         let Some(name) = short else { return Ok(None) };
-        let at = humantime::parse_rfc3339_weak(text(&event["client_timestamp"]).trim()).map_err(|_| Malformed)?;
+        let at = humantime::parse_rfc3339_weak(text(&event, "client_timestamp").trim()).map_err(|_| Malformed)?;
         // A page for operators knows this one name with a `lock_` more than it has.
         let name = if name == "lock_race_resolved" { "race_resolved".to_owned() } else { name };
-        Ok(Some(Self { at, name, session: text(&event["session_id"]), version: text(&event["env"]["version"]) }))
+        let version = text(&event.object("env").unwrap_or_default(), "version");
+        Ok(Some(Self { at, name, session: text(&event, "session_id"), version }))
     }
 
     /// Significance for the refresh locks, by the name.
@@ -106,7 +106,7 @@ pub(crate) struct Telemetry {
     pub(crate) dir: PathBuf,
     /// How far each file was read.
     pub(crate) offsets: HashMap<PathBuf, u64>,
-    /// Number of malformed lines so far.
+    /// Number of malformed lines so far: what they say of a refresh is not known.
     pub(crate) malformed: usize,
     /// Number of files whose end is incomplete.
     pub(crate) cut: usize,
@@ -165,7 +165,8 @@ impl Telemetry {
                 skipped += length;
                 continue;
             }
-            if !has_end && (skipped > 0 || serde_json::from_slice::<IgnoredAny>(&line).is_err()) {
+            // No line to come makes one good that is bad already.
+            if !has_end && (skipped > 0 || Object::parse(&line).is_err_and(|error| error.is_eof())) {
                 break;
             }
             let event = if skipped > 0 { Err(Malformed) } else { RefreshEvent::parse(&line) };
@@ -199,6 +200,12 @@ mod tests {
         assert_eq!(line(&format!(r#""{COMMON}""#)), Err(Malformed));
         assert_eq!(line(&format!(r#"{{"event_name":"other","text":"{COMMON}"}}"#)), Ok(None));
         assert_eq!(RefreshEvent::parse(b"{"), Ok(None));
+        let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
+        for other in [&b"\"\\ud800\""[..], b"\"\xff\"", b"1e999", deep.as_bytes()] {
+            let data = format!(r#","event_data":{{{name},{at},"session_id":"s","env":{{"version":"2"}}}}}}"#);
+            let line = [b"\xef\xbb\xbf{\"x\":", other, data.as_bytes()].concat();
+            assert_eq!(RefreshEvent::parse(&line), event("s", "2"));
+        }
     }
 
     #[test]

@@ -61,6 +61,8 @@ struct Summary {
     skipped: usize,
     /// File that cannot be read, if one is there, and why.
     unreadable: Option<String>,
+    /// Number of lines about a refresh that cannot be understood, without those that are being written.
+    malformed: usize,
     /// Number of events and their sessions, by name and version.
     counts: BTreeMap<(String, String), (usize, BTreeSet<String>)>,
     windows: Vec<Window>,
@@ -86,7 +88,8 @@ struct Window {
 impl Summary {
     fn of(events: &[RefreshEvent], telemetry: &Telemetry, since: Option<SystemTime>) -> Self {
         let (files, skipped) = (telemetry.offsets.len(), telemetry.malformed + telemetry.cut);
-        let mut summary = Self { since, files, skipped, unreadable: telemetry.unreadable.clone(), ..Self::default() };
+        let (unreadable, malformed) = (telemetry.unreadable.clone(), telemetry.malformed);
+        let mut summary = Self { since, files, skipped, unreadable, malformed, ..Self::default() };
         let (mut refreshing, mut starts) = (BTreeMap::<&str, SystemTime>::new(), VecDeque::new());
         for event in events {
             let (count, sessions) = summary.counts.entry((event.name.clone(), event.version.clone())).or_default();
@@ -156,10 +159,10 @@ impl Summary {
 
     /// The verdict in a word.
     fn health(&self) -> &'static str {
-        match (self.broken.is_empty(), &self.unreadable) {
+        match (self.broken.is_empty(), self.unreadable.is_none() && self.malformed == 0) {
             (false, _) => "bad",
-            (true, Some(_)) => "not known",
-            (true, None) => "healthy",
+            (true, false) => "not known",
+            (true, true) => "healthy",
         }
     }
 
@@ -179,6 +182,12 @@ impl Summary {
         }
         if let Some(unreadable) = &self.unreadable {
             return format!("not known: a file cannot be read, {unreadable}; call this as the user who runs the agents");
+        }
+        if self.malformed > 0 {
+            let lines = text::count(self.malformed, "line");
+            return format!(
+                "not known: {lines} about a refresh cannot be understood: cut, or of another shape; remove its file once it is looked at"
+            );
         }
         if self.windows.iter().any(|window| window.resolved > 0) {
             let windows = text::count(self.windows.len(), "time");

@@ -157,8 +157,36 @@ fn malformed_files_are_read_as_far_as_possible() {
     fs::write(telemetry(&env).join("other.json"), refresh("lock_error", 1, "s")).expect("a file");
     let complete = telemetry(&env).join("1p_failed_events.t.5c1c.json");
     fs::write(complete, refresh("lock_retry", 7, "t")).expect("a file without a newline at its end");
-    let seen = seen(&env, 0);
+    let seen = seen(&env, 1);
     assert_eq!((&seen["skipped"], &seen["windows"][0]["retries"]), (&3.into(), &2.into()), "{seen}");
+    assert_eq!(seen["verdict"], "not known", "{seen}");
+}
+
+#[test]
+fn bad_event_is_seen_or_the_verdict_is_not_known() {
+    let bad = refresh("lock_error", 1, "s");
+    let odd = |what: &[u8]| [b"{\"x\":\"", what, b"\",", &bad.as_bytes()[1..]].concat();
+    let deep = format!("{{\"x\":{}{},{}", "[".repeat(200), "]".repeat(200), &bad[1..]);
+    for (line, verdict) in [
+        (odd(br"\ud800"), "bad"),
+        (odd(b"\xff"), "bad"),
+        (deep.into_bytes(), "bad"),
+        ([b"\xef\xbb\xbf", bad.as_bytes()].concat(), "bad"),
+        ([b"\0\0", bad.as_bytes()].concat(), "not known"),
+        (format!("{bad}{bad}").into_bytes(), "not known"),
+        (bad.as_bytes()[..bad.len() - 9].to_owned(), "not known"),
+    ] {
+        for end in ["\n", "", "\n{}\n"] {
+            let env = Env::new();
+            let path = write(&env, "s", &[]);
+            fs::write(path, [&line, end.as_bytes()].concat()).expect("a file");
+            // A line that is being written is no reason.
+            let is_incomplete = end.is_empty() && line.len() < bad.len();
+            let (verdict, code) = if is_incomplete { ("healthy", 0) } else { (verdict, 1) };
+            let seen = seen(&env, code);
+            assert_eq!(seen["verdict"], verdict, "{} {end:?}: {seen}", String::from_utf8_lossy(&line));
+        }
+    }
 }
 
 #[test]
