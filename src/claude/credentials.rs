@@ -20,6 +20,9 @@ pub enum Login {
     Unclear(String),
 }
 
+/// Time before the expiry from which on claude itself refreshes its token.
+pub(crate) const CLAUDES_MARK: Duration = Duration::from_secs(5 * 60);
+
 const MAX_SIZE: u64 = 8 << 20;
 
 impl Login {

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use serde_json::Value;
-
+use super::credentials::{CLAUDES_MARK, Login};
+use super::json::Object;
 use super::storage::ClaudeStorage;
 use crate::sys::fs::{apart, birth, read_bounded, real};
 use crate::sys::proc::{Stat, boot_id, host, is_invisible, pid_namespace};
@@ -44,6 +44,15 @@ pub(crate) struct CutRefresh {
     pub(crate) pid: i32,
     /// Time at which the refresh began.
     at: SystemTime,
+}
+
+/// Tells refreshes that are cut short from now on.
+#[derive(Debug)]
+pub(crate) struct CutWatch {
+    /// Time at which the last refresh until now began, if its owner file is there.
+    left: Option<SystemTime>,
+    /// Expiry of the login until now.
+    expiry: Option<SystemTime>,
 }
 
 /// State of a refresh lock at some time.
@@ -162,13 +171,35 @@ fn age(touched: SystemTime, now: SystemTime) -> Duration {
 }
 
 impl CutRefresh {
-    /// The last refresh, if it was cut short: its owner has left its file behind, and nobody has written the login since.
+    /// The last refresh, if it was cut short: its owner has left its file behind, and the login is not a refreshed one.
     pub(crate) fn last(storage: &ClaudeStorage) -> Option<Self> {
-        let lock = storage.dir.join(NEWER);
-        let OwnerFile { owner, written, .. } = OwnerFile::read(&owner_file(&lock))?;
-        let may_be_under_way = owner.lives.unwrap_or(fs::symlink_metadata(&lock).is_ok());
+        Self::since(storage, None)
+    }
+
+    /// The last refresh, if it was cut short, where the login had the expiry `before` it.
+    fn since(storage: &ClaudeStorage, before: Option<SystemTime>) -> Option<Self> {
+        let OwnerFile { owner, written, .. } = OwnerFile::of_login(storage)?;
+        let may_be_under_way = owner.lives.unwrap_or(fs::symlink_metadata(storage.dir.join(NEWER)).is_ok());
         let saved = fs::metadata(storage.credentials()).and_then(|found| found.modified()).ok()?;
-        (!may_be_under_way && saved < written).then_some(Self { pid: owner.pid, at: written })
+        // The file has more than the login in it, and may be written for that. A token that was due when the refresh began is still the old one.
+        let is_old = |expiry| expiry <= written + CLAUDES_MARK || before.is_some_and(|before| expiry <= before);
+        let is_unsaved = || matches!(Login::read_whole(&storage.credentials()), Login::Expires(expiry) if is_old(expiry));
+        (!may_be_under_way && (saved < written || is_unsaved())).then_some(Self { pid: owner.pid, at: written })
+    }
+}
+
+impl CutWatch {
+    pub(crate) fn begin(storage: &ClaudeStorage) -> Self {
+        let expiry = match Login::read(&storage.credentials()) {
+            Login::Expires(expiry) => Some(expiry),
+            Login::None | Login::Unclear(_) => None,
+        };
+        Self { left: OwnerFile::of_login(storage).map(|file| file.written), expiry }
+    }
+
+    /// The last refresh, if it was cut short since.
+    pub(crate) fn end(&self, storage: &ClaudeStorage) -> Option<CutRefresh> {
+        CutRefresh::since(storage, self.expiry).filter(|cut| self.left != Some(cut.at))
     }
 }
 
@@ -181,9 +212,13 @@ struct OwnerFile {
 }
 
 impl OwnerFile {
+    fn of_login(storage: &ClaudeStorage) -> Option<Self> {
+        Self::read(&owner_file(&storage.dir.join(NEWER)))
+    }
+
     fn read(path: &Path) -> Option<Self> {
         let text = read_bounded(path, MAX_OWNER_FILE).ok()?;
-        let birth = serde_json::from_slice(&text).ok().and_then(|file: Value| file["lockBirthtimeMs"].as_f64());
+        let birth = Object::parse(&text).ok().and_then(|file| file.get("lockBirthtimeMs"));
         Some(Self { owner: Owner::parse(&text)?, birth, written: fs::metadata(path).and_then(|found| found.modified()).ok()? })
     }
 
@@ -203,14 +238,14 @@ impl OwnerFile {
 impl Owner {
     /// Reads the text of an owner file.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let file: Value = serde_json::from_slice(text).ok()?;
-        let pid = i32::try_from(file["pid"].as_i64()?).ok()?;
-        let (machine, namespace) = file["pidDomain"].as_str().and_then(split_domain).unzip();
+        let file = Object::parse(text).ok()?;
+        let (pid, domain) = (file.get("pid")?, file.text("pidDomain"));
+        let (machine, namespace) = domain.as_deref().and_then(split_domain).unzip();
         let ours = pid_namespace().unwrap_or_default();
         let is_here = namespace == Some(&ours)
             && machine.is_some_and(is_this_machine)
-            && file["pidSpace"].as_str().is_none_or(|space| space == format!("{}#{ours}", host()));
-        let start = file["procStart"].as_str().and_then(|start| start.parse::<u64>().ok());
+            && file.text("pidSpace").is_none_or(|space| space == format!("{}#{ours}", host()));
+        let start = file.text("procStart").and_then(|start| start.parse::<u64>().ok());
         let lives = || Stat::read(pid).is_some_and(|stat| !stat.is_dead() && start.is_none_or(|start| start == stat.start));
         let is_seen = is_here && !is_invisible(pid);
         Some(Self { pid, lives: is_seen.then(lives), namespace: namespace.map(str::to_owned) })
@@ -238,97 +273,4 @@ fn is_this_machine(machine: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::process;
-
-    use super::*;
-
-    fn lock(touched: Option<SystemTime>, lives: Option<Option<bool>>) -> RefreshLock {
-        let owner = lives.map(|lives| Owner { pid: 1, lives, namespace: None });
-        RefreshLock { path: PathBuf::new(), touched, owner, stale_after: STALE_AFTER, flaw: None }
-    }
-
-    #[test]
-    fn standing_follows_from_age_and_owner() {
-        let now = SystemTime::now();
-        let millisecond = Duration::from_millis(1);
-        for lives in [None, Some(None), Some(Some(true)), Some(Some(false))] {
-            let is_dead = lives == Some(Some(false));
-            let standing = |touched| lock(touched, lives).standing(now);
-            let live = |left| if is_dead { Standing::OwnerDead(left) } else { Standing::Live };
-            assert_eq!(standing(None), Standing::Free);
-            assert_eq!(standing(Some(now)), live(STALE_AFTER));
-            assert_eq!(standing(Some(now + Duration::from_secs(99))), live(STALE_AFTER), "a clock that was set back");
-            let ahead = Some(now + MAX_CLOCK_SKEW + millisecond);
-            assert!(matches!(standing(ahead), Standing::Stuck(_)) && lock(ahead, lives).blocks_for(now).is_none());
-            assert_eq!(standing(Some(now - STALE_AFTER + millisecond)), live(millisecond));
-            assert_eq!(standing(Some(now - STALE_AFTER)), Standing::Stale(STALE_AFTER));
-            let blocks = |touched| lock(touched, lives).blocks_for(now);
-            assert_eq!((blocks(None), blocks(Some(now - STALE_AFTER))), (None, None));
-            assert_eq!(blocks(Some(now - STALE_AFTER + millisecond)), Some(millisecond));
-        }
-    }
-
-    #[test]
-    fn both_locks_of_a_newer_claude_share_their_owner() -> std::io::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let config_dir = dir.path().join("config");
-        fs::create_dir(&config_dir)?;
-        fs::create_dir(dir.path().join("config.lock"))?;
-        let now = SystemTime::now();
-        let aged = now + Duration::from_secs(30);
-        let standings = || RefreshLock::of(&ClaudeStorage::at(&config_dir)).map(|lock| lock.standing(aged));
-        assert!(matches!(standings(), [Standing::Stale(_), Standing::Free]));
-        fs::create_dir(config_dir.join(".oauth_refresh.lock"))?;
-        assert_eq!(standings(), [Standing::Live, Standing::Live]);
-        let owner = format!(r#"{{"pid":4194304,"procStart":"1","pidDomain":"{}"}}"#, domain());
-        fs::write(config_dir.join(".oauth_refresh.lock.owner"), owner)?;
-        assert!(matches!(standings(), [Standing::OwnerDead(_), Standing::OwnerDead(_)]));
-        fs::remove_dir(config_dir.join(".oauth_refresh.lock"))?;
-        assert!(matches!(standings(), [Standing::Stale(_), Standing::Free]), "an owner file left behind");
-        Ok(())
-    }
-
-    /// `pidDomain` as 2.1.330 writes it.
-    fn domain() -> String {
-        let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
-        format!("linux:{}:{}", machine.trim(), pid_namespace().unwrap_or_default())
-    }
-
-    fn owner(pid: i32, start: u64, domain: &str) -> Option<Owner> {
-        let text = format!(r#"{{"pid":{pid},"procStart":"{start}","pidDomain":"{domain}"}}"#);
-        Owner::parse(text.as_bytes())
-    }
-
-    #[test]
-    fn owner_is_one_process_of_one_pid_namespace() {
-        let us = process::id() as i32;
-        let start = Stat::read(us).map(|stat| stat.start).unwrap_or_default();
-        let boot = boot_id().unwrap_or_default().replace('-', "");
-        let by_boot = format!("linux:{boot}:{}", pid_namespace().unwrap_or_default());
-        let lives = |pid, start, domain: &str| owner(pid, start, domain).and_then(|owner| owner.lives);
-        for domain in [domain(), by_boot] {
-            assert_eq!(lives(us, start, &domain), Some(true));
-            assert_eq!(lives(us, start + 1, &domain), Some(false), "another process with that pid");
-            assert_eq!(lives(4_194_304, start, &domain), Some(false));
-        }
-        assert_eq!(lives(us, start, &format!("linux:elsewhere:{}", pid_namespace().unwrap_or_default())), None);
-        assert_eq!(lives(us, start, "linux:other:pid:[1]"), None);
-        let space = |space: &str| {
-            let text = format!(r#"{{"pid":{us},"procStart":"{start}","pidDomain":"{}","pidSpace":"{space}"}}"#, domain());
-            Owner::parse(text.as_bytes()).and_then(|owner| owner.lives)
-        };
-        assert_eq!(space(&format!("{}#{}", host(), pid_namespace().unwrap_or_default())), Some(true));
-        assert_eq!(space("another host#pid:[4026531836]"), None, "of a copy of this machine");
-        assert_eq!(Owner::parse(b"{"), None);
-    }
-
-    #[test]
-    fn owner_may_be_among_known_processes() {
-        let processes = [(7, "pid:[1]".to_owned()), (8, "pid:[2]".to_owned())];
-        let may_be = |pid, domain: &str| owner(pid, 1, domain).is_some_and(|owner| owner.may_be_among(&processes));
-        assert!(may_be(7, "linux:m:pid:[1]") && may_be(8, "linux::pid:[2]"));
-        assert!(!may_be(7, "linux:m:pid:[2]") && !may_be(9, "linux:m:pid:[1]"));
-        assert!(may_be(9, "") && may_be(9, "linux"));
-    }
-}
+mod tests;

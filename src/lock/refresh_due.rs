@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::claude::auth::Invocation;
-use crate::claude::credentials::Login;
+use crate::claude::credentials::{CLAUDES_MARK, Login};
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::claude::storage::ClaudeStorage;
 use crate::claude::version::Version;
@@ -34,9 +34,6 @@ pub(crate) struct AwaitedRefresh {
     /// to be claude, as a script that comes to its claude later.
     never_gives_up: bool,
 }
-
-/// Time before the expiry from which on claude itself refreshes its token.
-const CLAUDES_MARK: Duration = Duration::from_secs(5 * 60);
 
 /// Largest margin for refreshes at the start alone, and the default.
 const AT_START: Duration = Duration::from_secs(5 * 60 + 10);

@@ -22,7 +22,7 @@ use super::policy::{Action, Group, Input, Policy, PolicyConfig, TreeState};
 use super::process_tree::ProcessTree;
 use super::spawn::{Launch, Role};
 use crate::claude::frames::FrameEvent;
-use crate::claude::refresh_locks::CutRefresh;
+use crate::claude::refresh_locks::CutWatch;
 use crate::claude::storage::ClaudeStorage;
 use crate::events::{Event, EventQueue};
 use crate::lock::{AwaitedRefresh, LockGuard, SlotGuard};
@@ -87,8 +87,8 @@ struct Supervisor<'a> {
     slot: Option<SlotGuard>,
     lock: Option<LockGuard>,
     storage: Option<ClaudeStorage>,
-    /// The refresh that was the last to be cut short before the start.
-    cut_before: Option<CutRefresh>,
+    /// Since before the start.
+    cut_watch: Option<CutWatch>,
     has_warned_of_locks: bool,
     watched_files: Vec<PathBuf>,
     requests: Requests,
@@ -112,7 +112,7 @@ impl<'a> Supervisor<'a> {
             warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
         }
         let modes = (config.group == Group::Shared).then(TerminalModeGuard::of_stdin);
-        let cut_before = storage.as_ref().and_then(CutRefresh::last);
+        let cut_watch = storage.as_ref().map(CutWatch::begin);
         let mut tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
             let relay = output.start(events.sender()).context("cannot capture the child's output")?;
@@ -143,7 +143,7 @@ impl<'a> Supervisor<'a> {
             slot,
             lock,
             storage,
-            cut_before,
+            cut_watch,
             has_warned_of_locks: false,
             watched_files: Vec::new(),
             requests: Requests::default(),

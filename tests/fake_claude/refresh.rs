@@ -29,7 +29,7 @@ enum Kind {
 
 /// Refreshes the token if that is due. `what`: `none`, `legacy` or `modern`, and behind it the step at which to stay for ever:
 /// `locked`, `posted`, `half` (the file is half-written), `saved`. `leave posted`: it fails at that step, as the real one does over a mistake in
-/// its arguments: the locks are removed, the owner's file is not. Each step is printed as it is reached.
+/// its arguments: the locks are removed, the owner's file is not; so does `leave written`, once it has written the file with the old login. Each step is printed as it is reached.
 pub(crate) fn refresh(what: &str) -> io::Result<()> {
     let (kind, stay_at) = what.split_once(' ').unwrap_or((what, ""));
     refresh_if(kind, stay_at, is_due)
@@ -64,7 +64,10 @@ fn refresh_if(kind: &str, stay_at: &str, is_due: impl Fn(&Value) -> bool) -> io:
         return Err(io::Error::other(tokens["error"].as_str().unwrap_or("no answer").to_owned()));
     }
     steps.reach("posted")?;
-    if stay_at == "leave posted" {
+    if stay_at == "leave written" {
+        save(kind, &file, &credentials.to_string(), &steps)?; // as for a token of an MCP server
+    }
+    if stay_at.starts_with("leave ") {
         locks.owner = None;
         return Err(io::Error::other("left in the midst of a refresh"));
     }

@@ -134,6 +134,7 @@ fn claude_that_ends_in_mid_refresh_is_reported() {
     for (mode, steps, is_cut) in [
         ("refresh", "refresh modern leave posted", true),
         ("exclusive", "refresh modern leave posted", true),
+        ("refresh", "refresh modern leave written", true),
         ("pass-through", "say nothing is new", false),
     ] {
         let stand_in = StandIn::start(&env, &[]);

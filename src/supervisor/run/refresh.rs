@@ -36,7 +36,7 @@ impl Supervisor<'_> {
 
     /// Reports a refresh in whose midst the child has ended. It was the child's by its pid, or by the lock, beside which there was no other.
     pub(super) fn report_cut_refresh(&mut self) {
-        let cut = self.storage.as_ref().and_then(CutRefresh::last).filter(|cut| self.cut_before.as_ref() != Some(cut));
+        let cut = self.cut_watch.as_ref().zip(self.storage.as_ref()).and_then(|(watch, storage)| watch.end(storage));
         let is_ours = |pid| pid == self.child.as_raw() || self.lock.as_ref().is_some_and(LockGuard::is_held);
         if let Some(CutRefresh { pid, .. }) = cut.filter(|cut| is_ours(cut.pid)) {
             error!(name: "refresh.cut", pid, "claude has ended in the midst of a refresh: its login is probably lost; log in again if the next run fails");
