@@ -10,7 +10,7 @@ use nix::unistd::{getpgrp, tcgetpgrp};
 use tracing::warn;
 
 use crate::claude::auth::Invocation;
-use crate::claude::config_dir::{self, ConfigDir, ForChild};
+use crate::claude::config_dir::{self, ConfigDir};
 use crate::claude::frames;
 use crate::claude::program::{self, Program, ProgramError};
 use crate::config::cli::similar_operation;
@@ -66,12 +66,13 @@ impl Plan {
         let wants_slot = !is_bare && settings.slots != Slots::Unlimited;
         let is_required = wants_slot || (wants_lock && settings.lock_file.is_none());
         let config_dir = if is_bare { None } else { usable(config_dir, is_required)? };
+        let claude = config_dir.clone().map(|config_dir| Invocation::of(&launch.program, ENVIRONMENT, config_dir));
+        let config_dir = config_dir.map(|config_dir| config_dir.path);
         let records = config_dir.as_deref().map(RecordStore::of);
         if ancestors.has_stale_key(records.as_ref()) {
             launch.set(lock::KEY_VARIABLE, None);
         }
         let slot = config_dir.as_deref().and_then(|config_dir| slot_request(&settings, &launch, config_dir, &ancestors));
-        let claude = config_dir.as_deref().map(|config_dir| Invocation::of(&launch.program, ENVIRONMENT, config_dir));
         let storage = claude.as_ref().map(Invocation::storage);
         let margin = settings.refresh_margin.as_span();
         let refreshes = claude.zip(storage.clone()).map(|(claude, storage)| Refreshes { claude, storage, margin });
@@ -112,10 +113,9 @@ fn launch(
     let (program, environment) = (find_program(settings)?, env::vars_os().collect());
     let mut launch = Launch { program, environment, stdin: settings.stdin, role: Role::Command, signals };
     launch.set(RunId::LINEAGE, Some(lineage.into()));
-    match config_dir {
-        Some(ConfigDir { path, for_child: ForChild::Set }) => launch.set(config_dir::VARIABLE, Some(path.into())),
-        Some(ConfigDir { for_child: ForChild::Unset, .. }) => launch.set(config_dir::VARIABLE, None),
-        Some(ConfigDir { for_child: ForChild::Unchanged, .. }) | None => {}
+    let variable = config_dir.map(|config_dir| config_dir.variable(ENVIRONMENT));
+    if let Some(value) = variable.filter(|value| *value != ENVIRONMENT(config_dir::VARIABLE)) {
+        launch.set(config_dir::VARIABLE, value);
     }
     Ok(launch)
 }
@@ -135,13 +135,13 @@ fn find_program(settings: &Settings) -> Result<Program, ProgramError> {
 }
 
 /// The config dir, if it can be used. If it is not required, an error is only logged: it is claude's affair.
-fn usable(config_dir: Result<ConfigDir>, is_required: bool) -> Result<Option<PathBuf>> {
+fn usable(config_dir: Result<ConfigDir>, is_required: bool) -> Result<Option<ConfigDir>> {
     match config_dir.and_then(|config_dir| config_dir.usable(ENVIRONMENT)) {
         Err(error) if !is_required => {
             warn!("{error:#}");
             Ok(None)
         }
-        config_dir => Ok(Some(config_dir?.path)),
+        config_dir => Ok(Some(config_dir?)),
     }
 }
 

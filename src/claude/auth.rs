@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::arguments::options;
-use super::config_dir;
+use super::config_dir::ConfigDir;
 use super::credentials::{Login, is_token};
 use super::program::Program;
 use super::settings::ClaudeSettings;
@@ -24,7 +24,7 @@ use crate::sys::fs::read_secret;
 /// Each part is read when it is first asked for, as most runs ask for few.
 pub(crate) struct Invocation<'a> {
     environment: Environment<'a>,
-    config_dir: PathBuf,
+    config_dir: ConfigDir,
     /// Words for claude behind its name.
     arguments: Vec<OsString>,
     /// Its program, where that decides.
@@ -72,10 +72,10 @@ const MAX_STATE_FILE: u64 = 64 << 20;
 
 impl<'a> Invocation<'a> {
     /// Any claude in `config_dir`, of whatever version.
-    pub(crate) fn new(environment: Environment<'a>, config_dir: &Path) -> Self {
+    pub(crate) fn new(environment: Environment<'a>, config_dir: impl Into<ConfigDir>) -> Self {
         Self {
             environment,
-            config_dir: config_dir.to_owned(),
+            config_dir: config_dir.into(),
             arguments: Vec::new(),
             program: None,
             settings: OnceCell::new(),
@@ -84,13 +84,13 @@ impl<'a> Invocation<'a> {
     }
 
     /// The claude that `program` is, or may come to.
-    pub(crate) fn of(program: &Program, environment: Environment<'a>, config_dir: &Path) -> Self {
+    pub(crate) fn of(program: &Program, environment: Environment<'a>, config_dir: impl Into<ConfigDir>) -> Self {
         let arguments = program.arguments_for_claude().to_vec();
         Self { arguments, program: Some(program.path.clone()), ..Self::new(environment, config_dir) }
     }
 
     fn settings(&self) -> &ClaudeSettings {
-        self.settings.get_or_init(|| ClaudeSettings::read(&self.config_dir, &self.arguments))
+        self.settings.get_or_init(|| ClaudeSettings::read(&self.config_dir.path, &self.arguments))
     }
 
     /// Version of claude, if it is known.
@@ -100,7 +100,7 @@ impl<'a> Invocation<'a> {
 
     /// Where it keeps its login.
     pub(crate) fn storage(&self) -> ClaudeStorage {
-        ClaudeStorage::of(self.environment, self.settings(), || self.version(), &self.config_dir)
+        ClaudeStorage::of(self.environment, self.settings(), || self.version(), &self.config_dir.path)
     }
 
     /// The method that claude uses; `login` is read by the caller.
@@ -191,10 +191,10 @@ impl Auth {
 }
 
 /// True if claude's own state has the API key of a login to the Console.
-fn has_primary_key(environment: Environment, config_dir: &Path) -> bool {
-    let is_set = environment(config_dir::VARIABLE).is_some_and(|path| !path.is_empty());
+fn has_primary_key(environment: Environment, config_dir: &ConfigDir) -> bool {
+    let is_set = config_dir.variable(environment).is_some_and(|path| !path.is_empty());
     let home = environment("HOME").filter(|_| !is_set);
-    let file = home.as_ref().map_or(config_dir, Path::new).join(".claude.json");
+    let file = home.as_ref().map_or(&*config_dir.path, Path::new).join(".claude.json");
     has_key(&read_secret(&file, MAX_STATE_FILE).unwrap_or_default())
 }
 
@@ -220,6 +220,7 @@ mod tests {
     use std::io;
     use std::time::SystemTime;
 
+    use super::super::config_dir::ForChild;
     use super::*;
 
     /// Calls `look` with the sources that these make.
@@ -290,6 +291,20 @@ mod tests {
             })?
         };
         assert_eq!((name(r#"{"primaryApiKey":"k"}"#)?, name(r#"{"primaryApiKey":""}"#)?), ("api-key", "none"));
+        Ok(())
+    }
+
+    #[test]
+    fn state_is_where_the_child_is_told() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let [home, config_dir] = ["home", "config"].map(|name| dir.path().join(name));
+        [&home, &config_dir].into_iter().try_for_each(fs::create_dir)?;
+        fs::write(config_dir.join(".claude.json"), r#"{"primaryApiKey":"k"}"#)?;
+        let environment = |name: &str| (name == "HOME").then(|| home.clone().into());
+        for (for_child, name) in [(ForChild::Set, "api-key"), (ForChild::Unchanged, "none"), (ForChild::Unset, "none")] {
+            let claude = Invocation::new(&environment, ConfigDir { path: config_dir.clone(), for_child });
+            assert_eq!(claude.auth(&Login::None).name, name, "{for_child:?}");
+        }
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The config dir as Claude Code resolves it: `CLAUDE_CONFIG_DIR` if set and not empty, else `$HOME/.claude`. It is checked
 //! before anything else, since claude itself fails over it in silence. Its contents are neither read nor changed here.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
@@ -16,7 +17,7 @@ use crate::config::settings::Environment;
 pub(crate) const VARIABLE: &str = "CLAUDE_CONFIG_DIR";
 
 /// A resolved config dir.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigDir {
     pub(crate) path: PathBuf,
     pub(crate) for_child: ForChild,
@@ -48,6 +49,15 @@ impl ConfigDir {
         match environment("HOME").filter(|home| !home.is_empty()) {
             Some(home) => Ok(Self { path: PathBuf::from(home).join(".claude"), for_child }),
             None => bail!("no config dir: neither {VARIABLE} nor HOME is set; set one of them, or use --config-dir"),
+        }
+    }
+
+    /// Value of [`VARIABLE`] for the child, if it has one.
+    pub(crate) fn variable(&self, environment: Environment) -> Option<OsString> {
+        match self.for_child {
+            ForChild::Set => Some(self.path.clone().into()),
+            ForChild::Unchanged => environment(VARIABLE),
+            ForChild::Unset => None,
         }
     }
 
@@ -108,6 +118,13 @@ impl ConfigDir {
     }
 }
 
+impl From<&Path> for ConfigDir {
+    /// The one that claude finds by itself.
+    fn from(path: &Path) -> Self {
+        Self { path: path.to_owned(), for_child: ForChild::Unchanged }
+    }
+}
+
 /// Reason why the config dir `path` is not there and cannot be made, as a sentence about it.
 pub(crate) fn obstacle(path: &Path) -> Option<String> {
     obstacle_in(path, &fs::metadata(path))
@@ -133,8 +150,6 @@ fn obstacle_in(path: &Path, found: &io::Result<Metadata>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
-
     use super::*;
 
     fn resolve(flag: Option<&str>, variables: &[(&str, &str)]) -> Result<ConfigDir> {

@@ -27,7 +27,7 @@ use serde_json::Value;
 use toml_edit::Value as TomlValue;
 
 use crate::claude::auth::Invocation;
-use crate::claude::config_dir::{self, ConfigDir};
+use crate::claude::config_dir::{self, ConfigDir, ForChild};
 use crate::claude::program::{NAME, Program};
 use crate::claude::storage::ClaudeStorage;
 use crate::config::cli::{Cli, Operation, command};
@@ -78,7 +78,8 @@ impl Context<'_> {
 
     /// A claude that is started in `config_dir`, one of any version.
     fn invocation(&self, config_dir: &Path) -> Invocation<'_> {
-        Invocation::new(self.environment, config_dir)
+        let for_child = self.config_dir.as_ref().map_or(ForChild::Unchanged, |config_dir| config_dir.for_child);
+        Invocation::new(self.environment, ConfigDir { path: config_dir.to_owned(), for_child })
     }
 
     /// The claude that a run would start.

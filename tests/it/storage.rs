@@ -278,6 +278,25 @@ fn expect_said_by_all(env: &Env, why: &str) -> Ended {
     status
 }
 
+/// Where `CLAUDE_CONFIG_DIR` is set for it, claude has its state in the config dir, and in the home where it is not.
+#[test]
+fn key_in_claudes_state_counts_where_the_child_looks() {
+    let env = Env::new();
+    let dir = env.path("other");
+    fs::create_dir(&dir).expect("a directory");
+    for (state, counts) in [(env.home().join(".claude.json"), false), (dir.join(".claude.json"), true)] {
+        fs::write(state, r#"{"primaryApiKey":"k"}"#).expect("a file");
+        let mut run = env.command(binary());
+        run.arg("--config-dir").arg(&dir).args(["--lock", "refresh", "true"]);
+        let ended = Running::start(run).end();
+        assert_eq!(ended.stderr_text().contains("as in exclusive mode"), !counts, "{ended:?}");
+        let mut doctor = env.claude_run();
+        let found = doctor.arg("--config-dir").arg(&dir).args(["doctor"]).assert();
+        let found = String::from_utf8_lossy(&found.get_output().stdout).into_owned();
+        assert_eq!(found.contains("an API key (primaryApiKey"), counts, "{found}");
+    }
+}
+
 #[test]
 fn unreadable_settings_are_said_alike_by_all() {
     let env = healthy("2.1.330");
