@@ -244,6 +244,26 @@ fn fifo_as_settings_file_is_not_opened() {
 }
 
 #[test]
+fn env_file_is_none_of_claudes_files() {
+    for is_set_up in [false, true] {
+        let place = Place::on_one_file_system();
+        place.fill();
+        if is_set_up {
+            place.setup(&["--yes"], 0);
+        }
+        let before = place.content();
+        let in_link = place.link().join("agents.env");
+        for file in [place.json(), in_link, place.config_dir().join(".claude.json"), place.config_dir().join("settings.json")] {
+            for more in ["--yes", "--dry-run"] {
+                let text = place.setup(&["--env-file", &file.to_string_lossy(), more], 1);
+                assert!(text.contains("name another env file") && text.contains("nothing was changed"), "{text}");
+            }
+            assert_eq!(place.content(), before, "{}", file.display());
+        }
+    }
+}
+
+#[test]
 fn env_file_is_looked_at_before_any_change() {
     let mut place = Place::on_one_file_system();
     place.fill();

@@ -69,6 +69,12 @@ impl SetupPaths {
         Ok(Self { config_dir: shared.join("config"), link: home.join(".claude"), shared, home })
     }
 
+    /// True if `file` is one that setup moves, or would be.
+    fn include(&self, file: &Path) -> bool {
+        let file = std::path::absolute(file).map_or_else(|_| file.to_owned(), |file| real(&file));
+        [&self.link, &self.config_dir, &self.home.join(".claude.json")].into_iter().any(|place| file.starts_with(real(place)))
+    }
+
     /// True if `path` leads to `~/.claude`, or to what that is to become.
     pub(super) fn are_at(&self, path: &Path) -> bool {
         [&self.link, &self.config_dir].into_iter().any(|place| real(place) == real(path))
@@ -110,7 +116,9 @@ impl SetupPlan {
         if has_steps {
             plan.check_private(nearest(&paths.config_dir));
         }
-        if let Some(file) = env_file {
+        if let Some(file) = env_file.filter(|file| paths.include(file)) {
+            plan.refuse(format!("{} is claude's own, or moved with it; name another env file", file.display()));
+        } else if let Some(file) = env_file {
             let variables = [(SHARED_DIR, &*paths.shared), (config_dir::VARIABLE, &*paths.config_dir)];
             match environment::change(file, variables) {
                 Ok(Some(change)) => {
