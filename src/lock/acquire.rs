@@ -119,7 +119,7 @@ fn prepare_for_refresh(
 /// or our own lock `is_lost`. Gives the signal that interrupted the wait, if one did.
 fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: impl Fn() -> bool) -> Result<Option<Signal>> {
     let Some((first, _)) = refreshes.obstacle() else { return Ok(None) };
-    if matches!(refreshes.settled_state(), RefreshState::NotDue(_)) {
+    if !refreshes.may_be_due() {
         return Ok(None);
     }
     wait.recorder.publish(); // the wait begins

@@ -71,6 +71,12 @@ impl Refreshes {
         }
     }
 
+    /// True if a refresh is due by the login, and nothing that can be read rules it out.
+    pub(super) fn may_be_due(&self) -> bool {
+        let by_login = self.state_of(Login::read_whole(&self.storage.credentials()), SystemTime::now());
+        matches!(by_login, RefreshState::Due(_)) && !matches!(self.state(), RefreshState::NotDue(_))
+    }
+
     /// True if claude may refresh the token when it starts, but may not see yet what another host has written: such file systems
     /// cache attributes for a second by default.
     pub(super) fn may_be_out_of_date(&self) -> bool {
@@ -233,6 +239,9 @@ mod tests {
                 let refreshes = Refreshes { claude, storage: ClaudeStorage::at(dir.path()), margin: Some(AT_START) };
                 let states = [refreshes.state(), refreshes.settled_state()];
                 assert!(states.iter().all(|state| matches!(state, RefreshState::NotDue(_)) == is_clear), "{states:?}");
+                let refreshes = Refreshes { margin: None, ..refreshes };
+                let is_ruled_out = is_clear && environment("CLAUDE_CODE_OAUTH_TOKEN").is_some();
+                assert_eq!(refreshes.may_be_due(), !is_ruled_out, "claude's refresh locks are waited for");
             }
         }
         Ok(())
