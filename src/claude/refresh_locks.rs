@@ -110,7 +110,21 @@ impl RefreshLock {
         let names = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_lock));
         let locks = names.map(|entry| entry.path()).filter(|path| login.iter().all(|lock| lock.path != *path));
         let others: Vec<_> = locks.chain(storage.profile_lock()).map(|path| Self::at(path, STALE_AFTER)).collect();
-        login.into_iter().chain(others.into_iter().filter(|lock| lock.touched.is_some() && lock.flaw.is_none())).collect()
+        login.into_iter().chain(others.into_iter().filter(|lock| lock.touched.is_some() && !lock.is_plain_file())).collect()
+    }
+
+    /// Those of the login, and all others that keep claude from a refresh for ever.
+    pub(crate) fn of_concern(storage: &ClaudeStorage) -> Vec<Self> {
+        let (now, mut locks) = (SystemTime::now(), Self::all(storage));
+        let others = locks.split_off(2);
+        locks.extend(others.into_iter().filter(|lock| matches!(lock.standing(now), Standing::Stuck(_))));
+        locks
+    }
+
+    /// True for a file that is in no lock's place, as `mcp-refresh-KEY.lock`, which `mcp-refresh-KEY.lock.lock` is the lock of.
+    fn is_plain_file(&self) -> bool {
+        let path = self.path.to_string_lossy();
+        self.path.is_file() && ![".lock.lock", "_refresh.lock", "/credentials.lock"].iter().any(|end| path.ends_with(end))
     }
 
     /// The lock as claude from 2.1.128 on sees it, which takes none over earlier.

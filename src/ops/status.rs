@@ -29,7 +29,8 @@ use crate::sys::terminal;
 pub(super) struct Status<'a> {
     factory: &'a Factory,
     fleet: Fleet,
-    refresh_locks: [RefreshLock; 2],
+    /// Those of the login first.
+    refresh_locks: Vec<RefreshLock>,
     login: Login,
     auth: Auth,
     /// What doctor finds as well: of the room and the last runs, which is trouble, and of the login, as this shell sees it.
@@ -94,7 +95,7 @@ impl<'a> Status<'a> {
         Self {
             factory,
             fleet,
-            refresh_locks: RefreshLock::of(&factory.storage),
+            refresh_locks: RefreshLock::of_concern(&factory.storage),
             auth,
             found: found.objections().collect(),
             login_objections: of_login.objections().collect(),

@@ -1,7 +1,7 @@
 //! Where claude keeps its login: the config dir, unless a variable moves it. Everything that looks at the login follows, and every lock
 //! around a refresh is respected, whatever it is for.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -125,6 +125,29 @@ fn every_refresh_lock_of_claude_is_spared() {
         fs::write(&lock, "").expect("a file");
         run.signal(Signal::SIGTERM);
         run.expect_line("signal TERM");
+    }
+}
+
+#[test]
+fn every_refresh_lock_that_is_stuck_is_told() {
+    for name in ["mcp-refresh-0a1b.lock.lock", ".design_oauth_refresh.lock", "../.config/anthropic/credentials.lock"] {
+        let env = healthy("2.1.330");
+        let lock = env.config_dir().join(name);
+        fs::create_dir_all(lock.parent().expect("a parent")).expect("a directory");
+        // The file that the first of them is the lock of.
+        fs::write(env.config_dir().join("mcp-refresh-0a1b.lock"), "").expect("a file");
+        expect(doctor(&env, |doctor| doctor), "refresh locks", "pass", "free");
+        let told = |why| {
+            expect(doctor(&env, |doctor| doctor), "refresh locks", "failure", why);
+            let status = env.claude_run().arg("status").assert().code(1);
+            assert!(String::from_utf8_lossy(&status.get_output().stdout).contains(why), "{name}");
+        };
+        fs::write(&lock, "").expect("a file");
+        told("is no directory");
+        fs::remove_file(&lock).and_then(|()| fs::create_dir(&lock)).expect("a lock");
+        let ahead = std::time::SystemTime::now() + std::time::Duration::from_secs(365 * 86_400);
+        File::open(&lock).and_then(|lock| lock.set_modified(ahead)).expect("a time");
+        told("has a time that is yet to come");
     }
 }
 

@@ -85,7 +85,7 @@ fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
 
 pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
     let now = SystemTime::now();
-    let locks = RefreshLock::of(&subject.storage);
+    let locks = RefreshLock::of_concern(&subject.storage);
     for lock in &locks {
         let what = describe_refresh_lock(lock);
         let means = match lock.standing(now) {
@@ -109,7 +109,7 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
             None => check.warn(what, means, "claude-run doctor --fix removes it; then see whether claude is still logged in"),
         }
     }
-    let all_gone = RefreshLock::of(&subject.storage).iter().all(|lock| lock.touched.is_none());
+    let (locks, all_gone) = (&locks[..2], RefreshLock::of(&subject.storage).iter().all(|lock| lock.touched.is_none()));
     if subject.fix && all_gone && locks.iter().any(|lock| lock.owner.is_some() && lock.standing(now) != Standing::Live) {
         // The owner files of locks that are gone; the next holder writes new ones.
         let removable = |path: &PathBuf| ensure_removable(&subject.storage, path).is_ok();

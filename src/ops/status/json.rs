@@ -31,7 +31,7 @@ impl Status<'_> {
             "slots": slots,
             "orphaned": runs(&self.fleet.orphaned),
             "elsewhere": runs(&self.fleet.elsewhere),
-            "refresh_locks": self.refresh_locks.each_ref().map(refresh_lock_json),
+            "refresh_locks": self.refresh_locks.iter().map(refresh_lock_json).collect::<Value>(),
             "auth": self.auth.name,
             "token": {"state": state, "expires": expires.map(time)},
             "last": self.last.iter().map(last_run_json).collect::<Value>(),
