@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
-
+use super::json::Object;
 use crate::sys::fs::read_bounded;
 use crate::sys::proc::Stat;
 
@@ -13,19 +12,18 @@ const FILE: &str = "daemon.lock";
 const MAX_FILE: u64 = 64 << 10;
 
 /// A daemon that lives in our PID namespace.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub(crate) struct Daemon {
     pub(crate) pid: i32,
-    /// Start time, in clock ticks since boot, as /proc has it.
-    #[serde(rename = "procStart")]
-    start: String,
 }
 
 impl Daemon {
     /// The daemon of `config_dir`, if it is seen to live.
     pub(crate) fn of(config_dir: &Path) -> Option<Self> {
-        let file: Self = serde_json::from_slice(&read_bounded(&config_dir.join(FILE), MAX_FILE).ok()?).ok()?;
-        let lives = Stat::read(file.pid).is_some_and(|stat| !stat.is_dead() && file.start == stat.start.to_string());
-        lives.then_some(file)
+        let file = Object::parse(&read_bounded(&config_dir.join(FILE), MAX_FILE).ok()?).ok()?;
+        // The start time is in clock ticks since boot, as /proc has it.
+        let (pid, start) = (file.get("pid")?, file.text("procStart")?);
+        let lives = Stat::read(pid).is_some_and(|stat| !stat.is_dead() && start == stat.start.to_string());
+        lives.then_some(Self { pid })
     }
 }

@@ -4,8 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
-
+use super::json::Object;
 use crate::sys::fs::read_bounded;
 
 /// A version, as in `2.1.128`.
@@ -37,9 +36,9 @@ impl Version {
     }
 
     fn of_package(dir: &Path) -> Option<Self> {
-        let package: Value = serde_json::from_slice(&read_bounded(&dir.join("package.json"), 1 << 20).ok()?).ok()?;
-        package["name"].as_str().filter(|name| name.starts_with("@anthropic-ai/claude-code"))?;
-        Self::parse(package["version"].as_str()?)
+        let package = Object::parse(&read_bounded(&dir.join("package.json"), 1 << 20).ok()?).ok()?;
+        package.text("name").filter(|name| name.starts_with("@anthropic-ai/claude-code"))?;
+        Self::parse(&package.text("version")?)
     }
 }
 
