@@ -59,13 +59,17 @@ impl ClaudeSettings {
     /// All of them, by precedence.
     fn layers(&self) -> impl Iterator<Item = &Layer> {
         let used = || PROJECT.into_iter().filter(|(source, _)| self.sources.have(source));
-        let read = || used().filter_map(|(_, path)| Layer::read(path.into())).collect();
+        let read = || used().filter_map(|(_, path)| Layer::found(path.into(), look(Path::new(path)))).collect();
         self.first.iter().chain(self.project.get_or_init(read)).chain(&self.user)
     }
 
-    /// A file that cannot be read, and why. What is in it is not known.
+    /// A file that cannot be read, and why. What is in it is not known: the project's have no say about where the login is.
     pub(crate) fn unreadable(&self) -> Option<String> {
-        self.layers().find_map(|Layer { path, flaw, .. }| Some(format!("{} {}", path.display(), flaw.as_ref()?)))
+        self.early_layers().find_map(|Layer { path, flaw, .. }| Some(format!("{} {}", path.display(), flaw.as_ref()?)))
+    }
+
+    fn early_layers(&self) -> impl Iterator<Item = &Layer> {
+        self.first.iter().chain(&self.user)
     }
 
     /// A text, and the file that has it.
@@ -85,7 +89,7 @@ impl ClaudeSettings {
 
     /// A variable that settings set before claude looks for its login, and the file that has it.
     pub(crate) fn own_early_variable(&self, name: &str) -> Option<(&Path, OsString)> {
-        self.first.iter().chain(&self.user).find_map(|layer| Some((layer.path.as_path(), layer.variable(name)?)))
+        self.early_layers().find_map(|layer| Some((layer.path.as_path(), layer.variable(name)?)))
     }
 }
 
@@ -99,8 +103,12 @@ impl Sources {
 impl Layer {
     /// Reads a file, if there is one; again, while it looks half-written.
     fn read(path: PathBuf) -> Option<Self> {
-        let read = || read_bounded(&path, MAX_SETTINGS).map(|text| parse(&text));
-        match settled(read, |read| matches!(read, Ok(Err(_)))) {
+        let read = settled(|| look(&path), |read| matches!(read, Ok(Err(_))));
+        Self::found(path, read)
+    }
+
+    fn found(path: PathBuf, read: io::Result<serde_json::Result<Object>>) -> Option<Self> {
+        match read {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
             read => Some(Self::of(path, read)),
         }
@@ -131,6 +139,10 @@ fn managed(dir: &Path) -> Vec<Layer> {
     files.sort_by(|one, other| other.cmp(one));
     files.push(dir.join("managed-settings.json"));
     files.into_iter().filter_map(Layer::read).collect()
+}
+
+fn look(path: &Path) -> io::Result<serde_json::Result<Object>> {
+    read_bounded(path, MAX_SETTINGS).map(|text| parse(&text))
 }
 
 fn parse(text: &[u8]) -> serde_json::Result<Object> {

@@ -1,6 +1,7 @@
 //! Findings, and the checks that cost so little that `status` makes them as well as `doctor`: they take no lock and write nothing.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::fs;
 use std::io;
 use std::iter;
@@ -181,28 +182,41 @@ fn way_out(error: &anyhow::Error) -> &'static str {
 
 /// Pids here of the holder's processes that are stopped, if any is, as far as that can be seen: for a command line.
 pub(super) fn stopped_processes(holder: &Holder) -> Option<String> {
-    let pids: Vec<_> = match holder {
-        Holder::Run(run) => pids_of(run),
-        Holder::Orphan(_, processes) | Holder::Processes(processes) => processes.iter().map(|process| process.pid).collect(),
-    };
-    let is_stopped = |pid: &i32| Stat::read(*pid).is_some_and(|stat| stat.state == b'T');
-    let stopped: Vec<_> = pids.into_iter().filter(is_stopped).take(NAMED).map(|pid| pid.to_string()).collect();
-    (!stopped.is_empty()).then(|| stopped.join(" "))
+    all_stopped([holder]).next().flatten()
 }
 
-/// Pids here of a run and its child.
-fn pids_of(run: &RunRecord) -> Vec<i32> {
-    let pids = [Some(run.pid), run.child].into_iter().flatten();
-    if run.is_of_our_pid_namespace() {
-        return pids.collect();
-    }
-    if !run.is_of_this_boot() {
-        return Vec::new(); // the initial PID namespace has one name on every machine
-    }
-    // Of a container below ours, all processes are seen here, with pids of ours.
-    let theirs: Vec<_> = pids.filter_map(|pid| Some((pid, run.pid_namespace.clone()?))).collect();
-    let is_theirs = |pid: &i32| proc::innermost_pid(*pid).is_some_and(|inner| theirs.contains(&inner));
-    Stat::all().into_iter().map(|stat| stat.pid).filter(is_theirs).collect()
+/// The same of each of the `holders`. Those in other PID namespaces are looked for once.
+pub(super) fn all_stopped<'a>(holders: impl IntoIterator<Item = &'a Holder>) -> impl Iterator<Item = Option<String>> {
+    let stopped_elsewhere = OnceCell::new();
+    let is_stopped = |stat: &Stat| stat.state == b'T';
+    let pids_of = move |run: &RunRecord| -> Vec<i32> {
+        let pids = [Some(run.pid), run.child].into_iter().flatten();
+        if run.is_of_our_pid_namespace() {
+            return pids.collect();
+        }
+        if !run.is_of_this_boot() {
+            return Vec::new(); // the initial PID namespace has one name on every machine
+        }
+        // Of a container below ours, all processes are seen here, with pids of ours.
+        let theirs: Vec<_> = pids.filter_map(|pid| Some((pid, run.pid_namespace.clone()?))).collect();
+        let look = || {
+            let stopped = Stat::all().into_iter().filter(is_stopped).map(|stat| stat.pid);
+            stopped.filter_map(|pid| Some((pid, proc::innermost_pid(pid)?))).collect::<Vec<_>>()
+        };
+        let stopped = stopped_elsewhere.get_or_init(look);
+        stopped.iter().filter(|(_, inner)| theirs.contains(inner)).map(|(pid, _)| *pid).collect()
+    };
+    holders.into_iter().map(move |holder| {
+        let pids: Vec<_> = match holder {
+            Holder::Run(run) => pids_of(run),
+            Holder::Orphan(_, processes) | Holder::Processes(processes) => {
+                processes.iter().map(|process| process.pid).collect()
+            }
+        };
+        let stopped = pids.into_iter().filter(|pid| Stat::read(*pid).as_ref().is_some_and(is_stopped));
+        let stopped: Vec<_> = stopped.take(NAMED).map(|pid| pid.to_string()).collect();
+        (!stopped.is_empty()).then(|| stopped.join(" "))
+    })
 }
 
 /// Advice on stopped processes.

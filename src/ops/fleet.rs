@@ -103,7 +103,8 @@ impl Fleet {
         let of_lock = self.holders.iter().map(|holder| ("the session lock".to_owned(), holder));
         let of_slots =
             self.slots.held.iter().filter_map(|(slot, holder)| Some((format!("slot {}", slot.number), holder.as_ref()?)));
-        of_lock.chain(of_slots.filter(|(_, holder)| !self.holders.iter().any(|other| other.run() == holder.run())))
+        let has_lock = |holder: &Holder| self.holders.iter().any(|other| holder.run().is_some() && other.run() == holder.run());
+        of_lock.chain(of_slots.filter(move |(_, holder)| !has_lock(holder)))
     }
 }
 

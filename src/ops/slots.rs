@@ -73,6 +73,13 @@ impl SlotsInUse {
         Self { held: held.map(|slot| (*slot, holder(slot))).collect(), waiting, broken: broken.collect() }
     }
 
+    /// Trouble with them: slots that bound nobody any more, and what to do.
+    pub(super) fn trouble(&self) -> impl Iterator<Item = String> {
+        self.broken
+            .iter()
+            .map(|what| format!("{what}: it counts for nobody who came later, and one run more may start; let it end"))
+    }
+
     /// In one line, as `2 in use, 3 waiting`.
     pub(super) fn summary(&self) -> String {
         let waiting = self.waiting.len();
@@ -122,7 +129,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     }
     let mut trouble: Vec<_> = found.objections().collect();
     let are_known = unreadable.is_none() && trouble.is_empty();
-    trouble.extend_from_slice(&in_use.broken);
+    trouble.extend(in_use.trouble());
     let mut lines = match &name {
         Some(name) => format!("the bound is {name} now, set in {}\n", text::shown(factory.settings_file())),
         None => format!("the bound is {}\n", text::setting(&factory.slots)),

@@ -5,13 +5,14 @@ mod json;
 mod rows;
 mod watch;
 
+use std::cell::OnceCell;
 use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
-use super::checks::{self, Check, stopped_processes};
+use super::checks::{self, Check, all_stopped};
 use super::fleet::{Fleet, is_claude_run};
 use super::{Context, Factory, answer, layout, text};
 use crate::claude::auth::Auth;
@@ -40,6 +41,7 @@ pub(super) struct Status<'a> {
     obstacle: Option<String>,
     /// The latest first.
     last: Vec<FinishedRun>,
+    trouble: OnceCell<Vec<String>>,
 }
 
 pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Write) -> Result<Outcome> {
@@ -102,10 +104,15 @@ impl<'a> Status<'a> {
             login,
             last: last.into_iter().rev().take(5).collect(),
             obstacle,
+            trouble: OnceCell::new(),
         }
     }
 
-    fn trouble(&self) -> Vec<String> {
+    fn trouble(&self) -> &[String] {
+        self.trouble.get_or_init(|| self.find_trouble())
+    }
+
+    fn find_trouble(&self) -> Vec<String> {
         // All else would only follow from it.
         if let Some(obstacle) = &self.obstacle {
             return vec![format!("no run starts: the config dir {} {obstacle}", self.factory.config_dir.display())];
@@ -128,12 +135,12 @@ impl<'a> Status<'a> {
         let file = self.factory.storage.credentials();
         let login = (state == "unclear").then(|| format!("{} {why}", file.display()));
         let holders = (self.fleet.holders.len() > 1).then(|| "several runs hold the session lock".to_owned());
-        let stopped = held().filter_map(|(what, holder)| {
-            let pids = stopped_processes(holder)?;
-            Some(format!("{what} is held by a stopped process; kill -CONT {pids} lets it go on"))
+        let stopped = held().zip(all_stopped(held().map(|(_, holder)| holder))).filter_map(|((what, _), pids)| {
+            Some(format!("{what} is held by a stopped process; kill -CONT {} lets it go on", pids?))
         });
-        let broken = self.fleet.broken.iter().chain(&self.fleet.slots.broken);
-        let broken = broken.map(|what| format!("{what}: it keeps apart from nobody who came later; let it end"));
+        let broken =
+            self.fleet.broken.iter().map(|what| format!("{what}: it keeps apart from nobody who came later; let it end"));
+        let broken = broken.chain(self.fleet.slots.trouble());
         let cut = CutRefresh::last(&self.factory.storage).map(|cut| {
             let pid = cut.pid;
             format!("claude (pid {pid}) has ended in the midst of a refresh: the login is probably lost; log in again if the next run fails")

@@ -18,7 +18,7 @@ use nix::unistd::geteuid;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::dir::Dir;
-use super::steps::{ensure_no_foreign_link, foreign_links};
+use super::steps::ensure_no_foreign_link;
 
 /// Number and interval of the looks at a file that may be half-written, which outlast the rewriting of a small one.
 const LOOKS: u32 = 20;
@@ -120,13 +120,9 @@ pub(crate) fn open_or_make_regular(path: &Path, mode: u32) -> io::Result<(File, 
         opened => return opened,
     }
     let dir = Dir::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
-    // Whoever leads into a directory of their own could have made it there themselves.
-    let owner = dir.owner()?;
-    if foreign_links(path).all(|(_, uid)| uid == owner) {
-        match dir.make_file(path.file_name().unwrap_or_default(), Mode::from_bits_truncate(mode)) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            made => return check(made?, FileType::is_file),
-        }
+    match dir.make_file(path.file_name().unwrap_or_default(), Mode::from_bits_truncate(mode)) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        made => return check(made?, FileType::is_file),
     }
     // Another has made it at this moment; or it is a link, by whose owner's wish something is to be made elsewhere.
     match ensure_no_foreign_link(path) {

@@ -79,11 +79,13 @@ pub(crate) fn foreign_links(path: &Path) -> impl Iterator<Item = (PathBuf, u32)>
     links.map(|link| (link.path, link.found.uid())).filter(|(_, uid)| is_foreign(*uid) && !is_unmapped(*uid))
 }
 
-/// Fails if such a link is on the way, unless it leads into a directory of the user who made it, or in the place of the file.
+/// Fails if such a link is on the way or in the place of the file. On the way, one may lead into a directory of the user who made it; and
+/// into one of ours, unless we are root.
 pub(crate) fn ensure_no_foreign_link(path: &Path) -> io::Result<()> {
     let is_link = fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
     let owner = path.parent().and_then(|dir| fs::metadata(dir).ok()).map(|dir| dir.uid()).filter(|_| !is_link);
-    let mut astray = foreign_links(path).filter(|(_, uid)| owner != Some(*uid));
+    let is_own = owner.is_some_and(|owner| owner != 0 && owner == geteuid().as_raw());
+    let mut astray = foreign_links(path).filter(|(_, uid)| !is_own && owner != Some(*uid));
     astray
         .next()
         .map_or(Ok(()), |(link, uid)| Err(io::Error::other(format!("it lies behind {}, a link of uid {uid}", link.display()))))

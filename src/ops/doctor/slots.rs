@@ -3,7 +3,7 @@
 use super::{Check, Subject};
 use crate::config::settings::Slots;
 use crate::lock::Holder;
-use crate::ops::checks::{check_slots, let_go_on, stopped_processes};
+use crate::ops::checks::{all_stopped, check_slots, let_go_on};
 use crate::ops::slots::SlotsInUse;
 use crate::ops::text;
 use crate::records::State;
@@ -15,10 +15,10 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
         return;
     }
     let in_use = SlotsInUse::look(records, census);
-    for (slot, holder) in &in_use.held {
-        let Some(holder) = holder else { continue }; // it has ended meanwhile
+    let held = || in_use.held.iter().filter_map(|(slot, holder)| Some((slot, holder.as_ref()?))); // the others have ended meanwhile
+    for ((slot, holder), stopped) in held().zip(all_stopped(held().map(|(_, holder)| holder))) {
         let what = format!("slot {} is held by {holder}", slot.number);
-        match (holder, stopped_processes(holder)) {
+        match (holder, stopped) {
             (_, Some(pids)) => check.warn(format!("{what}; stopped: {pids}"), "one run less may start", let_go_on(&pids)),
             (Holder::Run(_), None) => {}
             (Holder::Orphan(..) | Holder::Processes(_), None) => {
@@ -28,7 +28,7 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
         }
     }
     for what in &in_use.broken {
-        check.warn(what, "it counts for nobody who came later: one run more may start", "let it end");
+        check.warn(what, "it counts for nobody who came later, and one run more may start", "let it end");
     }
     let Slots::AtMost(bound) = factory.settings.slots else {
         return check.pass_if_clean(format!("there is no bound; {}", in_use.summary()));

@@ -26,7 +26,7 @@ impl Status<'_> {
     /// Rows with `most` so many of each list.
     fn rows(&self, most: usize) -> Vec<Row> {
         let mut rows: Vec<_> =
-            self.trouble().into_iter().map(|trouble| Row::new("trouble", trouble).looks(Look::Bad)).collect();
+            self.trouble().iter().map(|trouble| Row::new("trouble", trouble.as_str()).looks(Look::Bad)).collect();
         rows.push(Row::new("config dir", self.factory.config_dir.display().to_string()));
         rows.push(Row::new("lock mode", self.factory.mode_text()));
         rows.push(Row::new("lock file", self.factory.lock_file.display().to_string()));
