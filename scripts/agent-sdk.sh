@@ -17,7 +17,7 @@
 #                     one line that tells how the run ended (timeout_exit is 124 for exit code 124, else 0):
 #                       [2026-11-26 01:32:04 UTC] watchdog: timeout_exit=0 elapsed_wall=12s limit=2h exit=0
 #                     $LOGFILE.runs.jsonl gets a JSON line as well (CLAUDE_RUN_RECORD names another file, or, empty, none),
-#                     unless LOGFILE is in /dev or /proc.
+#                     unless LOGFILE is /dev/stderr or the like.
 #                     A FIFO needs a reader for as long as the run lasts: once it is full, COMMAND waits
 #   CLAUDE_PGID_FILE  holds a process group while COMMAND runs. TERM to that group asks claude-run to end COMMAND and all it
 #                     has started; KILL to it makes that quick. Neither cuts a token refresh short. It is the way to end a run
@@ -95,8 +95,8 @@ claude_run_in_subshell() {
     exec 2>>"$LOGFILE"
     if [ -f "$LOGFILE" ]; then
       export CLAUDE_RUN_LOG="${CLAUDE_RUN_LOG-$LOGFILE}"
-      # /dev/stderr may be a file, and /dev is no place for another.
-      [[ $LOGFILE == /dev/* || $LOGFILE == /proc/* ]] || export CLAUDE_RUN_RECORD="${CLAUDE_RUN_RECORD-$LOGFILE.runs.jsonl}"
+      # /dev/stderr may be a file, and nothing is to be made beside it.
+      [[ $LOGFILE == /dev/std* || $LOGFILE == /dev/fd/* || $LOGFILE == /proc/* ]] || export CLAUDE_RUN_RECORD="${CLAUDE_RUN_RECORD-$LOGFILE.runs.jsonl}"
     fi
   fi
   if [ -n "${LOGFILE:-}" ] && [ -z "$_cr_log" ]; then

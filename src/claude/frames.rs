@@ -180,8 +180,16 @@ impl FrameReader {
             }
             Line::Array(_) => false,
         };
+        let is_frame = match self.line {
+            Line::Frame => {
+                matches!(self.frame.bytes.get(1..).unwrap_or_default().trim_ascii_start().first(), None | Some(b'"'))
+            }
+            line => line != Line::Text,
+        };
         self.feed(b"\n", report);
-        self.last_result.iter_mut().for_each(|result| result.is_outdated |= !is_complete);
+        // Not by text that begins with a brace.
+        let is_cut = !is_complete && is_frame;
+        self.last_result.iter_mut().for_each(|result| result.is_outdated |= is_cut);
         is_complete
     }
 

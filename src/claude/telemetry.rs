@@ -106,8 +106,10 @@ pub(crate) struct Telemetry {
     pub(crate) dir: PathBuf,
     /// How far each file was read.
     pub(crate) offsets: HashMap<PathBuf, u64>,
-    /// Number of malformed lines so far: what they say of a refresh is not known.
+    /// Number of malformed lines so far.
     pub(crate) malformed: usize,
+    /// Number of those that are about a refresh: what they say is not known; and the last change of a file with one.
+    pub(crate) unclear: (usize, Option<SystemTime>),
     /// Number of files whose end is incomplete.
     pub(crate) cut: usize,
     /// A file that could not be read at the last look, and why.
@@ -117,7 +119,14 @@ pub(crate) struct Telemetry {
 impl Telemetry {
     /// The files of `config_dir`, none of them read yet.
     pub(crate) fn of(config_dir: &Path) -> Self {
-        Self { dir: config_dir.join("telemetry"), offsets: HashMap::new(), malformed: 0, cut: 0, unreadable: None }
+        Self {
+            dir: config_dir.join("telemetry"),
+            offsets: HashMap::new(),
+            malformed: 0,
+            unclear: (0, None),
+            cut: 0,
+            unreadable: None,
+        }
     }
 
     /// Reads what has been added since the last call, and returns it oldest first.
@@ -152,14 +161,17 @@ impl Telemetry {
         }
         file.seek(SeekFrom::Start(*offset))?;
         let mut reader = BufReader::new(file);
-        // Length of the pieces before this one, if the line is too long.
-        let (mut line, mut skipped) = (Vec::new(), 0);
+        // Length of the pieces before this one, if the line is too long; and whether it is about a refresh.
+        let (mut line, mut skipped, mut is_relevant) = (Vec::new(), 0, false);
         loop {
             line.clear();
             let length = reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? as u64;
             let has_end = line.ends_with(b"\n");
             if length == 0 && skipped == 0 {
                 return Ok(());
+            }
+            if skipped > 0 || length == MAX_LINE {
+                is_relevant |= memmem::find(&line, COMMON.as_bytes()).is_some();
             }
             if length == MAX_LINE && !has_end {
                 skipped += length;
@@ -169,11 +181,17 @@ impl Telemetry {
             if !has_end && (skipped > 0 || Object::parse(&line).is_err_and(|error| error.is_eof())) {
                 break;
             }
-            let event = if skipped > 0 { Err(Malformed) } else { RefreshEvent::parse(&line) };
-            match event {
+            match if skipped > 0 { Err(Malformed) } else { RefreshEvent::parse(&line) } {
                 Ok(event) => events.extend(event),
-                Err(Malformed) => self.malformed += 1,
+                Err(Malformed) => {
+                    self.malformed += 1;
+                    if is_relevant || skipped == 0 {
+                        let (count, at) = self.unclear;
+                        self.unclear = (count + 1, at.max(found.modified().ok()));
+                    }
+                }
             }
+            is_relevant = false;
             *offset += mem::take(&mut skipped) + length;
         }
         self.cut += 1;

@@ -290,7 +290,7 @@ impl Search<'_> {
         }
         let number = slots.tickets.last().map_or(1, |last| last.saturating_add(1));
         let flock = LockFile::new_ticket(store, &ticket_name(number));
-        let flock = flock.inspect_err(|error| warn!("{error:#}; others may go before this run")).ok();
+        let flock = flock.inspect_err(|error| warn!("{error:#}; waiting without a place in the queue")).ok();
         let ticket = flock.map(|flock| Ticket { number, store: store.clone(), flock });
         drop(queue);
         self.stage = match before {

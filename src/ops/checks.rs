@@ -219,6 +219,19 @@ pub(super) fn all_stopped<'a>(holders: impl IntoIterator<Item = &'a Holder>) -> 
     })
 }
 
+/// Trouble with those who hold a lock or a slot, each with what that is: a claude-run that was killed, a process that is stopped.
+pub(super) fn trouble_with_holders<'a>(held: impl Iterator<Item = (String, &'a Holder)> + Clone) -> Vec<String> {
+    let stopped = all_stopped(held.clone().map(|(_, holder)| holder));
+    let texts = held.zip(stopped).flat_map(|((what, holder), stopped)| {
+        let left = matches!(holder, Holder::Orphan(..)).then(|| {
+            format!("claude-run gone, claude still running: {what} is held by {holder}; {}", text::end_leftovers(holder))
+        });
+        let stopped = stopped.map(|pids| format!("{what} is held by a stopped process; kill -CONT {pids} lets it go on"));
+        left.into_iter().chain(stopped)
+    });
+    texts.collect()
+}
+
 /// Advice on stopped processes.
 pub(super) fn let_go_on(pids: &str) -> String {
     format!("let it go on: kill -CONT {pids}; or end it: kill {pids}, and then kill -CONT {pids}")

@@ -88,7 +88,9 @@ struct Window {
 impl Summary {
     fn of(events: &[RefreshEvent], telemetry: &Telemetry, since: Option<SystemTime>) -> Self {
         let (files, skipped) = (telemetry.offsets.len(), telemetry.malformed + telemetry.cut);
-        let (unreadable, malformed) = (telemetry.unreadable.clone(), telemetry.malformed);
+        let (unclear, at) = telemetry.unclear;
+        let malformed = if since.is_none_or(|since| Some(since) <= at) { unclear } else { 0 };
+        let unreadable = telemetry.unreadable.clone();
         let mut summary = Self { since, files, skipped, unreadable, malformed, ..Self::default() };
         let (mut refreshing, mut starts) = (BTreeMap::<&str, SystemTime>::new(), VecDeque::new());
         for event in events {

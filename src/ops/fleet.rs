@@ -99,12 +99,10 @@ impl Fleet {
     }
 
     /// Holders of the session lock, and those of slots that are none of them, with what they hold.
-    pub(super) fn held(&self) -> impl Iterator<Item = (String, &Holder)> {
+    pub(super) fn held(&self) -> impl Iterator<Item = (String, &Holder)> + Clone {
         let of_lock = self.holders.iter().map(|holder| ("the session lock".to_owned(), holder));
-        let of_slots =
-            self.slots.held.iter().filter_map(|(slot, holder)| Some((format!("slot {}", slot.number), holder.as_ref()?)));
         let has_lock = |holder: &Holder| self.holders.iter().any(|other| holder.run().is_some() && other.run() == holder.run());
-        of_lock.chain(of_slots.filter(move |(_, holder)| !has_lock(holder)))
+        of_lock.chain(self.slots.holders().filter(move |(_, holder)| !has_lock(holder)))
     }
 }
 

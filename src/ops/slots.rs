@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::broken::Held;
-use super::checks::{Check, check_slots};
+use super::checks::{Check, check_slots, trouble_with_holders};
 use super::{Context, Factory, answer, text};
 use crate::config::options::SLOTS;
 use crate::config::settings::Slots;
@@ -73,7 +73,12 @@ impl SlotsInUse {
         Self { held: held.map(|slot| (*slot, holder(slot))).collect(), waiting, broken: broken.collect() }
     }
 
-    /// Trouble with them: slots that bound nobody any more, and what to do.
+    /// Who holds them, each with which, where that can be told.
+    pub(super) fn holders(&self) -> impl Iterator<Item = (String, &Holder)> + Clone {
+        self.held.iter().filter_map(|(slot, holder)| Some((format!("slot {}", slot.number), holder.as_ref()?)))
+    }
+
+    /// Slots that bound nobody any more, and what to do.
     pub(super) fn trouble(&self) -> impl Iterator<Item = String> {
         self.broken
             .iter()
@@ -129,7 +134,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     }
     let mut trouble: Vec<_> = found.objections().collect();
     let are_known = unreadable.is_none() && trouble.is_empty();
-    trouble.extend(in_use.trouble());
+    trouble.extend(trouble_with_holders(in_use.holders()).into_iter().chain(in_use.trouble()));
     let mut lines = match &name {
         Some(name) => format!("the bound is {name} now, set in {}\n", text::shown(factory.settings_file())),
         None => format!("the bound is {}\n", text::setting(&factory.slots)),

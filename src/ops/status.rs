@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
-use super::checks::{self, Check, all_stopped};
+use super::checks::{self, Check};
 use super::fleet::{Fleet, is_claude_run};
 use super::{Context, Factory, answer, layout, text};
 use crate::claude::auth::Auth;
@@ -21,7 +21,7 @@ use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{CutRefresh, RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::config::settings::{LockMode, Slots};
-use crate::lock::{Holder, describe_refresh_lock};
+use crate::lock::describe_refresh_lock;
 use crate::outcome::Outcome;
 use crate::records::FinishedRun;
 use crate::sys::proc;
@@ -117,10 +117,7 @@ impl<'a> Status<'a> {
         if let Some(obstacle) = &self.obstacle {
             return vec![format!("no run starts: the config dir {} {obstacle}", self.factory.config_dir.display())];
         }
-        let held = || self.fleet.held();
-        let orphaned = held().filter(|(_, holder)| matches!(holder, Holder::Orphan(..))).map(|(what, holder)| {
-            format!("claude-run gone, claude still running: {what} is held by {holder}; {}", text::end_leftovers(holder))
-        });
+        let of_holders = checks::trouble_with_holders(self.fleet.held()).into_iter();
         let refresh_locks = self.refresh_locks.iter().filter_map(|lock| match lock.standing(SystemTime::now()) {
             Standing::Free | Standing::Live => None,
             Standing::Stale(_) | Standing::Stuck(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
@@ -135,9 +132,6 @@ impl<'a> Status<'a> {
         let file = self.factory.storage.credentials();
         let login = (state == "unclear").then(|| format!("{} {why}", file.display()));
         let holders = (self.fleet.holders.len() > 1).then(|| "several runs hold the session lock".to_owned());
-        let stopped = held().zip(all_stopped(held().map(|(_, holder)| holder))).filter_map(|((what, _), pids)| {
-            Some(format!("{what} is held by a stopped process; kill -CONT {} lets it go on", pids?))
-        });
         let broken =
             self.fleet.broken.iter().map(|what| format!("{what}: it keeps apart from nobody who came later; let it end"));
         let broken = broken.chain(self.fleet.slots.trouble());
@@ -146,7 +140,7 @@ impl<'a> Status<'a> {
             format!("claude (pid {pid}) has ended in the midst of a refresh: the login is probably lost; log in again if the next run fails")
         });
         let settings = self.factory.mistake.as_ref().map(|error| format!("no run starts: {error}"));
-        let all = orphaned.chain(refresh_locks).chain(login).chain(cut).chain(broken).chain(holders).chain(stopped);
+        let all = of_holders.chain(refresh_locks).chain(login).chain(cut).chain(broken).chain(holders);
         all.chain(settings).chain(self.found.iter().cloned()).collect()
     }
 

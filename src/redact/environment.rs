@@ -13,6 +13,9 @@ use super::{names, nested, words};
 /// Shortest value that is masked wherever it stands.
 const SHORTEST: usize = 6;
 
+/// Fewest characters of such a value: two of Chinese have six bytes.
+const FEWEST: usize = 4;
+
 /// Longest text that is looked for as a whole.
 const LONGEST: usize = 1024;
 
@@ -99,7 +102,14 @@ fn add(value: &[u8], forms: &mut Vec<Known>) {
 fn is_distinctive(value: &[u8]) -> bool {
     let is_path = || value.starts_with(b"/") && Path::new(OsStr::from_bytes(value)).exists();
     let is_common = COMMON.iter().any(|word| word.as_bytes().eq_ignore_ascii_case(value));
-    value.len() >= SHORTEST && !is_number(value) && !is_reference(value) && !is_common && !is_url(value) && !is_path()
+    let characters = value.iter().filter(|&&byte| byte & 0xc0 != 0x80).take(FEWEST).count();
+    value.len() >= SHORTEST
+        && characters == FEWEST
+        && !is_number(value)
+        && !is_reference(value)
+        && !is_common
+        && !is_url(value)
+        && !is_path()
 }
 
 /// True for what parts or underlines other text, as `======`: a few signs, again and again.
@@ -157,6 +167,8 @@ mod tests {
         for value in [
             "abc12",
             "ab\nc",
+            "密码",
+            "мой",
             "20260101",
             "${OTHER_KEY}",
             "$OTHER_KEY",

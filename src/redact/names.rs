@@ -224,8 +224,8 @@ pub(super) fn around(text: &[u8], word: &Range<usize>) -> Range<usize> {
     let (start, end) = (word.start - before, word.end + after);
     let dashes = text[start..end].iter().take_while(|&&byte| byte == b'-').count();
     let name = start + dashes..end;
-    // `stripe.api.key=`, but not a file: `private.key: not found`.
-    let is_set = || text[end..].iter().find(|byte| !b" \t\\".contains(byte)) == Some(&b'=');
+    // `stripe.api.key=`, but not code, nor a file: `private.key: not found`.
+    let is_set = || text[end..].starts_with(b"=");
     if is_key(&text[name.clone()].to_ascii_lowercase()) && text[..name.start].ends_with(b".") && is_set() {
         let part = text[..name.start - 1].iter().rev().take(LONGEST).take_while(|&&byte| is_part(byte)).count();
         return name.start - 1 - part..end;

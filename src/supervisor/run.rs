@@ -65,6 +65,9 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
         }
         (last_result, session_id, lost_output) = (relay.last_result(), relay.session_id(), relay.lost_output());
     }
+    if let (Outcome::HungAfterResult { .. }, Some(result)) = (outcome, &mut last_result) {
+        result.is_outdated = false; // what came behind it was cut off by us
+    }
     if requires_result && outcome.exit_code() == 0 && !messages::has_success(last_result.as_ref()) {
         outcome = Outcome::NoResult;
     }

@@ -187,6 +187,18 @@ fn bad_event_is_seen_or_the_verdict_is_not_known() {
             assert_eq!(seen["verdict"], verdict, "{} {end:?}: {seen}", String::from_utf8_lossy(&line));
         }
     }
+    // A line of a time that nobody asks for is none of theirs, nor is a long one about something else.
+    let env = Env::new();
+    let path = write(&env, "s", &[]);
+    fs::write(&path, format!("{}\n", &bad[..bad.len() - 9])).expect("a file");
+    env.claude_run().args(["events", "--since", "1h"]).assert().code(1);
+    let long_ago = SystemTime::now() - Duration::from_secs(7200);
+    File::options().write(true).open(&path).expect("a file").set_modified(long_ago).expect("a time");
+    env.claude_run().args(["events", "--since", "1h"]).assert().code(0);
+    for (name, code) in [("tengu_other", 0), ("tengu_oauth_other", 1)] {
+        fs::write(&path, format!("{{\"x\":\"{}{name}\"}}\n", "x".repeat(9 << 20))).expect("a file");
+        env.claude_run().arg("events").assert().code(code);
+    }
 }
 
 #[test]

@@ -631,6 +631,7 @@ fn require_result_accepts_only_a_successful_frame() {
     let options = ["--require-result", "--result-grace", "0.1"];
     assert_eq!(start(&env, &options, &format!("{max_turns}; hang")).end().code(), 65);
     assert_eq!(start(&env, &options, "result new ok; hang").end().code(), 0);
+    assert_eq!(start(&env, &options, r#"result new ok; say {"type":"system","subtype":"hook; hang"#).end().code(), 0);
 }
 
 #[test]

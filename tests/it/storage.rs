@@ -326,4 +326,11 @@ fn unreadable_settings_are_said_alike_by_all() {
     let file = env.config_dir().join("settings.json");
     fs::write(&file, r#"{"env":{"CLAUDE_CODE_OAUTH_TOKEN":"#).expect("settings");
     expect_said_by_all(&env, &format!("claude's settings: {} is no JSON", file.display()));
+    // The project's do not move the login, and are those of another directory for each run.
+    fs::write(&file, "{}").expect("settings");
+    fs::create_dir(env.path(".claude")).expect("a project");
+    fs::write(env.path(".claude/settings.json"), "{\"a\":1,}").expect("settings");
+    let run = env.claude_run().current_dir(env.path("")).args(["-v", "--lock", "refresh", "true"]).assert().code(0);
+    assert!(String::from_utf8_lossy(&run.get_output().stderr).contains("starting without the session lock"));
+    env.claude_run().current_dir(env.path("")).arg("status").assert().code(0);
 }

@@ -67,6 +67,8 @@ fn result_is_outdated_by_a_new_turn_or_a_cut_frame() {
         (format!("[{init},{NEW}]"), false),
         (format!("[{init},{NEW},"), true),
         (format!("{NEW}\ntext\n"), false),
+        (format!("{NEW}\n{{text"), false),
+        (format!("{NEW}\n{{"), true),
     ] {
         let mut reader = FrameReader::default();
         reader.feed(text.as_bytes(), |_| {});

@@ -15,9 +15,8 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
         return;
     }
     let in_use = SlotsInUse::look(records, census);
-    let held = || in_use.held.iter().filter_map(|(slot, holder)| Some((slot, holder.as_ref()?))); // the others have ended meanwhile
-    for ((slot, holder), stopped) in held().zip(all_stopped(held().map(|(_, holder)| holder))) {
-        let what = format!("slot {} is held by {holder}", slot.number);
+    for ((slot, holder), stopped) in in_use.holders().zip(all_stopped(in_use.holders().map(|(_, holder)| holder))) {
+        let what = format!("{slot} is held by {holder}");
         match (holder, stopped) {
             (_, Some(pids)) => check.warn(format!("{what}; stopped: {pids}"), "one run less may start", let_go_on(&pids)),
             (Holder::Run(_), None) => {}

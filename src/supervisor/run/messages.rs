@@ -99,7 +99,6 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Says how many leftovers there are, and of which programs: claude's session in the background may be one.
     /// Those who get TERM and KILL.
     fn addressees(&self) -> &'static str {
         match self.policy.config.leftovers {
@@ -108,6 +107,7 @@ impl Supervisor<'_> {
         }
     }
 
+    /// Says how many leftovers there are, and of which programs: claude's session in the background may be one.
     fn log_leftovers(&self, leftovers: Leftovers) {
         let mut programs = BTreeMap::new();
         for member in self.tree.leftovers() {
