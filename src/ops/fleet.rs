@@ -60,17 +60,7 @@ impl Fleet {
         let is_no_stranger = |pid: i32| !without_record.contains(&pid) && (is_claude_run(pid) || is_gone(pid));
         let slots = SlotsInUse::look(&factory.records, &census);
         let Census { live, mut orphaned, elsewhere, .. } = census;
-        let path = &factory.lock_file;
-        let session_lock = Held { name: "the session lock", path, has: RunRecord::holds };
-        let is_free = |_| queue.as_ref().is_some_and(Queue::is_empty) && !is_locked_at(path);
-        let is_ours = |run: &&RunRecord| {
-            run.hold == Some(Hold::Own) && run.lock.as_ref().is_some_and(|view| Path::new(&view.path) == path)
-        };
-        let broken = live
-            .iter()
-            .filter(is_ours)
-            .filter_map(|run| session_lock.broken(&factory.records, run, |file| run.is_of_this_boot() && is_free(file)));
-        let broken = broken.collect();
+        let broken = broken(factory, &live, queue.as_ref().is_some_and(Queue::is_empty));
         let waits = |record: &RunRecord| record.waits() && lock.is_some_and(|lock| record.is_about(lock));
         let waiting = live.iter().filter(|record| waits(record)).cloned().collect();
         let mut waiting = queue.as_ref().map_or(Vec::new(), |queue| queue.in_order(&live, waiting, is_no_stranger));
@@ -104,6 +94,17 @@ impl Fleet {
         let has_lock = |holder: &Holder| self.holders.iter().any(|other| holder.run().is_some() && other.run() == holder.run());
         of_lock.chain(self.slots.holders().filter(move |(_, holder)| !has_lock(holder)))
     }
+}
+
+/// What has become of the session lock under those of the `live` runs that it keeps apart from nobody any more. `seems_free`: the kernel
+/// shows nobody who has it here.
+fn broken(factory: &Factory, live: &[RunRecord], seems_free: bool) -> Vec<String> {
+    let path = &factory.lock_file;
+    let session_lock = Held { name: "the session lock", path, has: RunRecord::holds };
+    let is_of_path = |run: &RunRecord| run.lock.as_ref().is_some_and(|view| Path::new(&view.path) == path);
+    let is_free = |run: &RunRecord| seems_free && run.is_of_this_boot() && !is_locked_at(path);
+    let holders = live.iter().filter(|run| run.hold == Some(Hold::Own) && is_of_path(run));
+    holders.filter_map(|run| session_lock.broken(&factory.records, run, |_| is_free(run))).collect()
 }
 
 /// True for a process of claude-run, under whatever name; where an emulator is the program, by the name of the process. Any script
