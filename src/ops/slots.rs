@@ -174,6 +174,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
         }
         value
     };
-    let is_well = factory.mistake.is_none() && unreadable.is_none() && trouble.is_empty();
+    // Who has set it did not ask for the rest.
+    let is_well = factory.mistake.is_none() && unreadable.is_none() && (trouble.is_empty() || set.is_some());
     answer(out, json, is_well, || lines, to_json)
 }

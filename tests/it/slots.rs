@@ -386,6 +386,8 @@ fn killed_and_stopped_holders_of_a_slot_are_trouble() {
     }
     let seen = json(&env, &["slots"]);
     assert_eq!((&seen["in_use"][0]["run"]["label"], &seen["in_use"][0]["orphaned"]), (&"bob".into(), &true.into()), "{seen}");
+    env.claude_run().arg("slots").assert().code(1);
+    env.claude_run().args(["slots", "1"]).assert().code(0); // it is set
     kill(Pid::from_raw(i32::try_from(child).expect("a pid")), Signal::SIGKILL).expect("it lives");
     wait_until("all is well", || env.claude_run().arg("status").output().expect("started").status.success());
 }
