@@ -184,7 +184,7 @@ impl FrameReader {
             Line::Frame => {
                 matches!(self.frame.bytes.get(1..).unwrap_or_default().trim_ascii_start().first(), None | Some(b'"'))
             }
-            line => line != Line::Text,
+            _ => true,
         };
         self.feed(b"\n", report);
         // Not by text that begins with a brace.

@@ -16,9 +16,11 @@ impl Object {
     /// Reads a text, which may begin with a byte order mark. Another value than an object has no members.
     pub(super) fn parse(text: &[u8]) -> serde_json::Result<Self> {
         let text = String::from_utf8_lossy(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text));
-        serde_json::from_str::<IgnoredAny>(&text)?;
-        let members: HashMap<Text, Box<RawValue>> = serde_json::from_str(&text).unwrap_or_default();
-        Ok(Self(members.into_iter().map(|(Text(name), value)| (name, value)).collect()))
+        match serde_json::from_str::<HashMap<Text, Box<RawValue>>>(&text) {
+            Ok(members) => Ok(Self(members.into_iter().map(|(Text(name), value)| (name, value)).collect())),
+            Err(error) if error.is_data() => serde_json::from_str::<IgnoredAny>(&text).map(|_| Self::default()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The member `name` as it is written.

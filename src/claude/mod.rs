@@ -1,7 +1,7 @@
 //! Claude Code: everything that is known about it, and known nowhere else. Its config dir (`config_dir`), its command
 //! line (`arguments`), its program and the commands that need no lock (`program`), its `version`, its JSON (`json`), its `settings`, the
-//! frames on its stdout (`frames`), where it keeps its login (`storage`), the login (`credentials`), how it authenticates (`auth`), its own locks around a token refresh (`refresh_locks`), its
-//! telemetry about them (`telemetry`) and its `daemon`.
+//! frames on its stdout (`frames`), where it keeps its login (`storage`), the login (`credentials`), how it authenticates (`auth`), its
+//! own locks around a token refresh (`refresh_locks`), its telemetry about them (`telemetry`) and its `daemon`.
 
 mod arguments;
 pub mod auth;

@@ -31,6 +31,8 @@ struct Sources(Option<OsString>);
 struct Layer {
     path: PathBuf,
     settings: Object,
+    /// The variables that they set.
+    env: Object,
     /// Reason why the file cannot be read, if it cannot.
     flaw: Option<String>,
 }
@@ -120,14 +122,14 @@ impl Layer {
             Ok(Err(error)) => (Object::default(), Some(format!("is no JSON: {error}"))),
             Err(error) => (Object::default(), Some(format!("cannot be read: {error}"))),
         };
-        Self { path, settings, flaw }
+        let env = settings.object("env").unwrap_or_default();
+        Self { path, settings, env, flaw }
     }
 
     /// A variable that it sets. Numbers and booleans count as their text.
     fn variable(&self, name: &str) -> Option<OsString> {
-        let variables = self.settings.object("env")?;
         let is_scalar = |value: &&str| !value.starts_with(['"', '[', '{', 'n']);
-        variables.text(name).or_else(|| variables.raw(name).filter(is_scalar).map(str::to_owned)).map(OsString::from)
+        self.env.text(name).or_else(|| self.env.raw(name).filter(is_scalar).map(str::to_owned)).map(OsString::from)
     }
 }
 

@@ -99,8 +99,8 @@ impl Holder {
         inheritor.or_else(|| locked_by.map(gone))
     }
 
-    /// The `holder` that was found, if any, as what one of the `orphaned` runs has left, if one has held `lock`, or that slot. Since then, an old caller
-    /// may have acquired it: what a run has started is told by its environment.
+    /// The `holder` that was found, if any, as what one of the `orphaned` runs has left, if one has held `lock`, or that slot. Since then,
+    /// an old caller may have acquired it: what a run has started is told by its environment.
     pub(crate) fn or_orphan(holder: Option<Self>, lock: FileId, orphaned: impl FnOnce() -> Vec<RunRecord>) -> Option<Self> {
         let processes = match holder {
             Some(Self::Processes(processes)) => processes,

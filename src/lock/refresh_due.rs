@@ -73,8 +73,9 @@ impl Refreshes {
 
     /// True if a refresh is due by the login, and nothing that can be read rules it out.
     pub(super) fn may_be_due(&self) -> bool {
-        let by_login = self.state_of(Login::read_whole(&self.storage.credentials()), SystemTime::now());
-        matches!(by_login, RefreshState::Due(_)) && !matches!(self.state(), RefreshState::NotDue(_))
+        let is_ruled_out = self.claude.unreadable_settings().is_none() && self.claude.rules_out_refreshes().is_some();
+        let by_login = || self.state_of(Login::read_whole(&self.storage.credentials()), SystemTime::now());
+        !is_ruled_out && matches!(by_login(), RefreshState::Due(_))
     }
 
     /// True if claude may refresh the token when it starts, but may not see yet what another host has written: such file systems
