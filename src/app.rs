@@ -176,7 +176,7 @@ fn run_under_lock(
         }
     }
     run.launch.set(RunId::VARIABLE, Some(recorder.run().to_string().into()));
-    match supervisor::refresh_first(&mut run, recorder, &mut events)? {
+    match supervisor::refresh_first(&mut run, lock, recorder, &mut events)? {
         Some(not_started) => Ok(not_started),
         None => supervisor::supervise(run, recorder, &mut events),
     }

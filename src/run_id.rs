@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::sys::proc::{Stat, is_invisible};
+use crate::sys::proc::{Stat, is_invisible, is_of_our_pid_namespace, lives};
 
 /// `<pid>-<nanoseconds since boot>`, taken while the process `pid` was alive. A process of that pid which is older than
 /// the id is the one that took it: the kernel hands out a pid again only after its owner is gone.
@@ -43,15 +43,22 @@ impl RunId {
         lineage.is_some_and(|lineage| lineage.split(|&byte| byte == b',').any(|id| id == us))
     }
 
-    /// True if the process that took this id is alive, in our PID namespace, or another that we cannot see has its pid.
+    /// Liveness of the process that took this id, in our PID namespace; `None` if it cannot be seen.
+    pub(crate) fn lives(self) -> Option<bool> {
+        lives(self.pid, |stat| nanoseconds(stat.start) <= self.taken_at)
+    }
+
+    /// True unless it is seen to be dead.
     pub(crate) fn is_alive(self) -> bool {
-        Stat::read(self.pid)
-            .map_or_else(|| is_invisible(self.pid), |stat| stat.state != b'Z' && nanoseconds(stat.start) <= self.taken_at)
+        self.lives().unwrap_or(true)
     }
 
     /// True if the process that took this id is an ancestor of ours, and so alive. A run is the subreaper of its descendants, so
     /// while it lives their parent links lead up to it; to one that we cannot see, it may be below or above that.
     pub(crate) fn is_above_us(self) -> bool {
+        if !is_of_our_pid_namespace() {
+            return false;
+        }
         let mut pid = process::id() as i32;
         while let Some(stat) = Stat::read(pid) {
             if stat.pid == self.pid {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::json::Object;
 use crate::sys::fs::read_bounded;
-use crate::sys::proc::Stat;
+use crate::sys::proc::lives;
 
 /// Its lock file in the config dir, as 2.1.332 writes it. The daemon removes it when it ends, unless it is killed.
 const FILE: &str = "daemon.lock";
@@ -23,7 +23,6 @@ impl Daemon {
         let file = Object::parse(&read_bounded(&config_dir.join(FILE), MAX_FILE).ok()?).ok()?;
         // The start time is in clock ticks since boot, as /proc has it.
         let (pid, start) = (file.get("pid")?, file.text("procStart")?);
-        let lives = Stat::read(pid).is_some_and(|stat| !stat.is_dead() && start == stat.start.to_string());
-        lives.then_some(Self { pid })
+        (lives(pid, |stat| start == stat.start.to_string()) == Some(true)).then_some(Self { pid })
     }
 }

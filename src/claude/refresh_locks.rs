@@ -11,7 +11,7 @@ use super::credentials::{CLAUDES_MARK, Login};
 use super::json::Object;
 use super::storage::ClaudeStorage;
 use crate::sys::fs::{apart, birth, read_bounded, real};
-use crate::sys::proc::{Stat, boot_id, host, is_invisible, pid_namespace};
+use crate::sys::proc::{boot_id, host, is_invisible, lives, pid_namespace};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RefreshLock {
@@ -19,6 +19,8 @@ pub(crate) struct RefreshLock {
     pub(crate) path: PathBuf,
     /// Last sign of life of its holder; `None` while nobody holds it.
     pub(crate) touched: Option<SystemTime>,
+    /// Time at which its holder took it, where the file system keeps that.
+    pub(crate) made: Option<SystemTime>,
     pub(crate) owner: Option<Owner>,
     /// Age at which others take the lock over.
     stale_after: Duration,
@@ -31,7 +33,7 @@ pub(crate) struct RefreshLock {
 pub struct Owner {
     /// Pid in the owner's own PID namespace.
     pub(crate) pid: i32,
-    /// Liveness of that process; `None` if it is of another namespace, or another user's that is hidden from us.
+    /// Liveness of that process; `None` if it is of another namespace, or hidden from us.
     pub(crate) lives: Option<bool>,
     namespace: Option<String>,
 }
@@ -141,10 +143,9 @@ impl RefreshLock {
             Some(_) if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some()) => Some("has something in it"),
             _ => None,
         };
-        let mut lock = Self { path, touched, owner: None, stale_after, flaw };
-        let made = found.as_ref().and_then(|_| birth(&lock.path));
-        lock.owner = found.and_then(|_| OwnerFile::read(&owner_file(&lock.path))?.owner_of(made));
-        lock
+        let made = found.as_ref().and_then(|_| birth(&path));
+        let owner = found.and_then(|_| OwnerFile::read(&owner_file(&path))?.owner_of(made));
+        Self { path, touched, made, owner, stale_after, flaw }
     }
 
     pub(crate) fn standing(&self, now: SystemTime) -> Standing {
@@ -260,16 +261,16 @@ impl Owner {
             && machine.is_some_and(is_this_machine)
             && file.text("pidSpace").is_none_or(|space| space == format!("{}#{ours}", host()));
         let start = file.text("procStart").and_then(|start| start.parse::<u64>().ok());
-        let lives = || Stat::read(pid).is_some_and(|stat| !stat.is_dead() && start.is_none_or(|start| start == stat.start));
-        let is_seen = is_here && !is_invisible(pid);
-        Some(Self { pid, lives: is_seen.then(lives), namespace: namespace.map(str::to_owned) })
+        let lives = is_here.then(|| lives(pid, |stat| start.is_none_or(|start| start == stat.start))).flatten();
+        Some(Self { pid, lives, namespace: namespace.map(str::to_owned) })
     }
 
     /// True if the owner can be one of `processes`, each given by its pid in its own PID namespace and that namespace. Hosts
-    /// can share these two names, so the answer may be true for a process of another host.
+    /// can share these two names, so the answer may be true for a process of another host. One that is hidden from us may be any.
     pub(crate) fn may_be_among(&self, processes: &[(i32, String)]) -> bool {
-        let namespace = self.namespace.as_ref();
-        namespace.is_none_or(|namespace| processes.iter().any(|(pid, of)| *pid == self.pid && of == namespace))
+        let Some(namespace) = &self.namespace else { return true };
+        processes.iter().any(|(pid, of)| *pid == self.pid && of == namespace)
+            || (pid_namespace().as_ref() == Some(namespace) && is_invisible(self.pid))
     }
 }
 

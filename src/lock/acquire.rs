@@ -17,10 +17,14 @@ use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
 use crate::config::duration::{show, show_seconds};
 use crate::events::EventQueue;
 use crate::records::{Hold, RunRecorder};
+use crate::sys::fs::lacks_room;
 use crate::sys::signal::Signal;
 
 /// Longest wait for claude's own refresh locks: longer than any of them outlives its owner.
 const MAX_REFRESH_LOCK_WAIT: Duration = Duration::from_secs(70);
+
+/// Bytes for what claude writes to save a token.
+pub(crate) const ROOM: usize = 64 << 10;
 
 /// Acquires the lock, in a wait that is bounded from `started` on.
 ///
@@ -88,13 +92,12 @@ fn prepare_for_refresh(
     refresh_only: bool,
     wait: &mut LockWait,
 ) -> Result<Acquisition> {
-    let interrupted_by = wait_for_refresh_locks(refreshes, wait, || guard.lost_reason().is_some());
-    if let Some(signal) = interrupted_by.inspect_err(|_| wait.recorder.retire())? {
-        return Ok(give_up(guard, Acquisition::Interrupted(signal), wait));
+    if lacks_room(&refreshes.storage.dir, ROOM) && refreshes.may_be_due() {
+        let dir = refreshes.storage.dir.display();
+        warn!(name: "refresh.room", "{dir} has no room: a token that is refreshed now cannot be saved, and the login is lost with it");
     }
-    if let Some(reason) = guard.lost_reason() {
-        error!(name: "lock.lost", "{reason}: the lock is lost; nothing was started");
-        return Ok(give_up(guard, Acquisition::NotAcquired, wait));
+    if let Some(failure) = wait_until_refreshable(refreshes, &guard, wait)? {
+        return Ok(give_up(guard, failure, wait));
     }
     if !refresh_only || !guard.is_held() {
         guard.above = guard.above.filter(|_| !refresh_only); // who holds it may release it when the token is fresh
@@ -113,6 +116,31 @@ fn prepare_for_refresh(
         }
     }
     Ok(Acquisition::Held(guard))
+}
+
+/// Waits once more, for refresh locks that a claude of this run has left: the next one that is started would fail over them. `guard` is held on.
+/// Gives the reason why nothing is to be started, if so.
+pub(crate) fn wait_again(
+    request: &LockRequest,
+    guard: &LockGuard,
+    recorder: &mut RunRecorder,
+    events: &mut EventQueue,
+) -> Result<Option<Acquisition>> {
+    let Some(refreshes) = &request.refreshes else { return Ok(None) };
+    let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), recorder, events, request.ignored);
+    wait_until_refreshable(refreshes, guard, &mut wait)
+}
+
+/// Waits for claude's refresh locks. Gives the failure if a signal has come, or the lock of `guard` is lost.
+fn wait_until_refreshable(refreshes: &Refreshes, guard: &LockGuard, wait: &mut LockWait) -> Result<Option<Acquisition>> {
+    let interrupted_by = wait_for_refresh_locks(refreshes, wait, || guard.lost_reason().is_some());
+    if let Some(signal) = interrupted_by.inspect_err(|_| wait.recorder.retire())? {
+        return Ok(Some(Acquisition::Interrupted(signal)));
+    }
+    Ok(guard.lost_reason().map(|reason| {
+        error!(name: "lock.lost", "{reason}: the lock is lost; nothing was started");
+        Acquisition::NotAcquired
+    }))
 }
 
 /// Waits until none of claude's refresh locks, over which a claude that is started would fail, is in the way of a refresh that may be due,

@@ -54,7 +54,7 @@ impl AncestorRuns {
 
     /// True if so many of them live that it is a loop.
     pub(crate) fn are_too_many(&self) -> bool {
-        self.runs.len() >= MAX_NESTING && self.runs.iter().filter(|run| is_alive(run)).count() >= MAX_NESTING
+        self.runs.len() >= MAX_NESTING && self.runs.iter().filter(|run| lives(run)).count() >= MAX_NESTING
     }
 
     /// Value of [`RunId::LINEAGE`] for the child of `run`: all who live, and as many of the last that have ended as could still have left
@@ -62,7 +62,7 @@ impl AncestorRuns {
     pub(crate) fn lineage_with(&self, run: RunId) -> String {
         let older = self.runs.len().saturating_sub(MAX_NESTING);
         let (older, last) = self.runs.split_at(older);
-        let kept = older.iter().filter(|run| is_alive(run)).chain(last).cloned();
+        let kept = older.iter().filter(|run| lives(run)).chain(last).cloned();
         kept.chain([run.to_string()]).collect::<Vec<_>>().join(",")
     }
 
@@ -170,8 +170,7 @@ impl Claim {
     /// proves nothing, since the lock may have been released: a descriptor of that run has to hold it. In another PID namespace
     /// that cannot be seen; there the run's record counts.
     fn holds_above_us(&self, lock: FileId, records: Option<&RecordStore>) -> bool {
-        let is_visible =
-            || proc::is_of_our_pid_namespace() && self.run.is_above_us() && has_exclusive_flock(self.run.pid, &[lock]);
+        let is_visible = || self.run.is_above_us() && has_exclusive_flock(self.run.pid, &[lock]);
         let record = || self.run_elsewhere(records).filter(|record| record.holds(lock));
         self.lock == lock && (is_visible() || record().is_some())
     }
@@ -193,8 +192,9 @@ impl fmt::Display for Claim {
     }
 }
 
-fn is_alive(run: &str) -> bool {
-    RunId::parse(run).is_some_and(RunId::is_alive)
+/// True if the run with this id is seen to live.
+fn lives(run: &str) -> bool {
+    RunId::parse(run).and_then(RunId::lives) == Some(true)
 }
 
 /// True if the process `pid` was started below `run`, by its environment; `None` if we may not read that.

@@ -1,26 +1,19 @@
 //! The wait for a busy session lock, in the kernel's own queue, so that it is fair and costs nothing. A [thread](FlockThread)
 //! sleeps in flock(2) while we sleep on the event queue.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 
+use super::ancestor_checks::{AncestorChecks, RECORD_GRACE};
 use super::file::{LockAttempt, LockFile};
 use super::flock_thread::FlockThread;
 use super::guard::LockGuard;
 use super::request::{Acquisition, LockRequest};
 use super::wait::{Awaited, LockWait, WaitEnd};
-use crate::config::duration::after;
 use crate::config::settings::Wait;
 use crate::events::Event;
 use crate::records::WaitsFor;
-
-/// Number of times that the records are searched for an ancestor that holds the lock: one in another PID namespace may be about to
-/// write the record that proves it. The searches are 10 ms, 20 ms, 40 ms … after the start, up to a minute and a half.
-const ANCESTOR_CHECKS: u32 = 14;
-
-/// Time for such a record to appear where nobody wants to wait.
-const RECORD_GRACE: Duration = Duration::from_secs(1);
 
 /// Waits for the lock on `file`, which is busy.
 pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut LockWait) -> Result<Acquisition> {
@@ -33,9 +26,9 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
     // Before we look for the holder: no later waiter is to be served first because of that.
     let mut thread = FlockThread::start(file, wait.events.sender())?;
     wait.next_progress_at = (request.wait != Wait::No).then_some(wait.started);
-    let (mut wanted_since, mut checks) = (wait.started, 0);
+    let checks = |wanted, since| request.above.may_hold(wanted).then(|| AncestorChecks::since(since));
+    wait.ancestor_checks = checks(wanted, wait.started);
     let end = wait.until(|wait, events| {
-        let mut is_check_due = wait.recheck_at.is_some_and(|at| Instant::now() >= at);
         if let Some(answer) = events.contains(&Event::FlockReturned).then(|| thread.answer()).flatten() {
             match answer? {
                 LockAttempt::Acquired(flock) => return Ok(Some(Acquisition::Held(LockGuard::own(flock)))),
@@ -47,21 +40,18 @@ pub(super) fn wait_for_flock(file: LockFile, request: &LockRequest, wait: &mut L
                     wait.awaited = Awaited::SessionLock(request.path.clone(), wanted);
                     thread = FlockThread::start(replacement, wait.events.sender())?;
                     wait.next_progress_at = Some(Instant::now());
-                    (wanted_since, checks, is_check_due) = (Instant::now(), 0, false);
+                    wait.ancestor_checks = checks(wanted, Instant::now());
                 }
             }
         }
         if let Some(reason) = request.reason_not_needed() {
             return Ok(Some(Acquisition::NotNeeded(reason)));
         }
-        if is_check_due {
-            checks += 1;
-            if let Some(hold) = request.above.hold_for_us(wanted, wait.recorder.store(), true) {
-                return Ok(Some(Acquisition::Held(LockGuard::of_another(hold, wanted, &request.above))));
-            }
+        if wait.is_ancestor_check_due()
+            && let Some(hold) = request.above.hold_for_us(wanted, wait.recorder.store(), true)
+        {
+            return Ok(Some(Acquisition::Held(LockGuard::of_another(hold, wanted, &request.above))));
         }
-        let may_be_held = checks < ANCESTOR_CHECKS && request.above.may_hold(wanted);
-        wait.recheck_at = may_be_held.then(|| after(wanted_since, Some(Duration::from_millis(10 << checks)))).flatten();
         Ok(None)
     })?;
     Ok(match end {

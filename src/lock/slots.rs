@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use tracing::{debug, info, warn};
 
+use super::ancestor_checks::AncestorChecks;
 use super::claims::{AncestorRuns, Claim};
 use super::file::{FlockGuard, LockAttempt, LockFile};
 use super::flock_thread::FlockThread;
@@ -64,7 +65,7 @@ pub struct SlotGuard {
 const MAX_TURN: Duration = Duration::from_secs(10);
 
 /// Time to get to a free slot where nobody wants to wait: others may be at the queue, on their way to theirs, on a machine that has much to
-/// do.
+/// do. A record that proves that none is needed may come meanwhile, too.
 const PASSING: Duration = Duration::from_secs(1);
 
 /// Time for which a wait is not worth a message.
@@ -94,9 +95,10 @@ pub fn acquire_slot(
     let mut wait = LockWait::new(search.awaited(), started, recorder, events, request.ignored);
     let acquisition = match first {
         Some(slot) => Acquisition::Held(slot),
-        None if request.is_nested(true) => without(NESTED),
-        None if request.lock_is_held_for_us(wait.recorder) => without("the session lock is held for this run already"),
-        None => search.wait(&mut wait)?,
+        None => match request.reason_not_needed(wait.recorder) {
+            Some(reason) => without(reason),
+            None => search.wait(&mut wait)?,
+        },
     };
     match &acquisition {
         Acquisition::Held(slot) => {
@@ -128,10 +130,19 @@ impl SlotRequest {
         self.above.have_slot(&slots, Some(&self.store), we_wait)
     }
 
-    /// True if an ancestor or our caller holds the session lock for us.
-    fn lock_is_held_for_us(&self, recorder: &RunRecorder) -> bool {
-        let lock = FileId::at(&self.session_lock);
-        lock.is_some_and(|lock| self.above.hold_for_us(lock, recorder.store(), false).is_some())
+    /// Reason why to wait for a slot would be a deadlock: an ancestor, or our caller, holds it or the session lock for us.
+    fn reason_not_needed(&self, recorder: &RunRecorder) -> Option<&'static str> {
+        let is_held_for_us = |lock| self.above.hold_for_us(lock, recorder.store(), false).is_some();
+        match FileId::at(&self.session_lock) {
+            _ if self.is_nested(true) => Some(NESTED),
+            Some(lock) if is_held_for_us(lock) => Some("the session lock is held for this run already"),
+            _ => None,
+        }
+    }
+
+    /// True if such an ancestor may be about to write the record that proves it.
+    fn may_be_needless(&self) -> bool {
+        self.above.claim_slots() || FileId::at(&self.session_lock).is_some_and(|lock| self.above.may_hold(lock))
     }
 }
 
@@ -175,11 +186,13 @@ impl Drop for Ticket {
 
 impl Search<'_> {
     fn wait(&mut self, wait: &mut LockWait) -> Result<Acquisition<SlotGuard>> {
-        if self.request.wait == Wait::No && (matches!(self.stage, Stage::First(..)) || self.is_full()) {
+        let may_be_needless = self.request.may_be_needless();
+        if self.request.wait == Wait::No && !may_be_needless && (matches!(self.stage, Stage::First(..)) || self.is_full()) {
             return Ok(Acquisition::NotAcquired);
         }
         wait.begin(self.awaited(), self.request.wait.limit(PASSING));
         wait.next_progress_at = (self.request.wait != Wait::No).then(|| Instant::now() + UNNOTICED);
+        wait.ancestor_checks = may_be_needless.then(|| AncestorChecks::since(Instant::now()));
         if let Stage::Arriving(queue) = &mut self.stage
             && let Some(queue) = queue.take()
         {
@@ -195,6 +208,11 @@ impl Search<'_> {
     }
 
     fn advance(&mut self, wait: &mut LockWait, events: &[Event]) -> Result<Option<Acquisition<SlotGuard>>> {
+        if wait.is_ancestor_check_due()
+            && let Some(reason) = self.request.reason_not_needed(wait.recorder)
+        {
+            return Ok(Some(without(reason)));
+        }
         let is_answered = match &mut self.stage {
             Stage::Arriving(_) => false,
             Stage::Waiting(thread) => match thread.answer().transpose()? {
@@ -230,8 +248,10 @@ impl Search<'_> {
         if !was_first {
             self.on_moved(wait);
         }
+        let is_hopeless =
+            self.request.wait == Wait::No && wait.ancestor_checks.is_none() && matches!(self.stage, Stage::First(..));
         Ok(match slot {
-            None if self.request.wait == Wait::No && matches!(self.stage, Stage::First(..)) => Some(Acquisition::NotAcquired),
+            None if is_hopeless => Some(Acquisition::NotAcquired),
             slot => slot.map(Acquisition::Held),
         })
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tracing::{info, warn};
 
+use super::ancestor_checks::AncestorChecks;
 use super::holder::{Holder, Process, Queue};
 use super::slot_files::{SlotsDir, queue_holder, slot_files};
 use crate::config::duration::{after, show, show_seconds};
@@ -34,6 +35,8 @@ pub(super) struct LockWait<'a> {
     pub(super) deadline: Option<Instant>,
     /// Time at which the condition is to be checked again, even without an event.
     pub(super) recheck_at: Option<Instant>,
+    /// Where an ancestor may hold what is waited for.
+    pub(super) ancestor_checks: Option<AncestorChecks>,
     /// Time of the first progress message; on a terminal, then the next update of the live line.
     pub(super) next_progress_at: Option<Instant>,
     live_line: Option<LiveLine>,
@@ -89,6 +92,7 @@ impl<'a> LockWait<'a> {
             limit: None,
             deadline: None,
             recheck_at: None,
+            ancestor_checks: None,
             next_progress_at: None,
             live_line: None,
             last_holder: Cell::default(),
@@ -99,7 +103,12 @@ impl<'a> LockWait<'a> {
     /// Begins a wait for `awaited` that ends `limit` after `started`.
     pub(super) fn begin(&mut self, awaited: Awaited, limit: Option<Duration>) {
         (self.awaited, self.limit, self.deadline) = (awaited, limit, after(self.started, limit));
-        (self.recheck_at, self.next_progress_at, self.is_announced) = (None, None, false);
+        (self.recheck_at, self.ancestor_checks, self.next_progress_at, self.is_announced) = (None, None, None, false);
+    }
+
+    /// True if it is time to look for an ancestor that holds what is waited for.
+    pub(super) fn is_ancestor_check_due(&mut self) -> bool {
+        self.ancestor_checks.as_mut().is_some_and(AncestorChecks::is_due)
     }
 
     /// Sleeps until `condition`, given the events that have come, has a value; or until the deadline or a termination signal. Events
@@ -137,7 +146,8 @@ impl<'a> LockWait<'a> {
             if self.deadline.is_some_and(|deadline| now >= deadline) {
                 return Ok(WaitEnd::TimedOut);
             }
-            let deadlines = [self.deadline, self.recheck_at, self.next_progress_at, self.recorder.next_deadline()];
+            let check_at = self.ancestor_checks.as_ref().and_then(AncestorChecks::next_at);
+            let deadlines = [self.deadline, self.recheck_at, check_at, self.next_progress_at, self.recorder.next_deadline()];
             wake_at = deadlines.into_iter().flatten().min();
         }
     }

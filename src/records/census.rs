@@ -16,7 +16,7 @@ use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
 use crate::sys::fs::if_there;
 use crate::sys::mount::may_lock_per_host;
-use crate::sys::proc::{boot_id, flock_of, is_of_our_pid_namespace, pid_namespace};
+use crate::sys::proc::{boot_id, flock_of, pid_namespace};
 
 /// All runs that have a record, the oldest first.
 #[derive(Debug, Default)]
@@ -140,7 +140,6 @@ impl RecordStore {
         let is_gone = || {
             record.pid_namespace.is_some()
                 && record.pid_namespace == pid_namespace()
-                && is_of_our_pid_namespace()
                 && RunId::parse(&record.run).is_some_and(|run| !run.is_alive())
         };
         (is_of_this_boot && (device(record.config_dir.file_id()) == device(here) || is_gone()))

@@ -176,7 +176,7 @@ impl RunRecorder {
 
     /// Notes how long claude's own refresh locks were waited for.
     pub(crate) fn on_refresh_waited(&mut self, waited: Duration) {
-        self.refresh_waited = Some(waited);
+        self.refresh_waited = Some(self.refresh_waited.unwrap_or_default() + waited);
     }
 
     /// Notes that the child is started. The first record is written now, while the child is on its way, and costs nobody any

@@ -14,7 +14,7 @@ use crate::config::settings::Leftovers;
 use crate::outcome::Outcome;
 use crate::sys::signal::{FORWARDED, SigSet, Signal, SignalSource, is_termination_request};
 pub use refresh_guard::MAX_DEFERRAL;
-pub use types::{Action, Group, Input, Notice, PolicyConfig, TreeState};
+pub use types::{Action, Group, Input, LiveRefresh, Notice, PolicyConfig, TreeState};
 
 /// State of a run. Tests compare and copy it, to try all that can happen: see `tests/model`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -52,8 +52,8 @@ pub struct Policy {
     continued: SigSet,
     /// Signals that are deferred for the sake of a refresh, in order.
     deferred: Vec<Action>,
-    /// Start of the current refresh, as far as signals are concerned. It stays after [`MAX_DEFERRAL`], until the refresh is over.
-    refresh_since: Option<Instant>,
+    /// The refresh that they are deferred for, and since when. It stays after [`MAX_DEFERRAL`]: it has had its time.
+    spared: Option<(LiveRefresh, Instant)>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -91,7 +91,7 @@ impl Policy {
     /// Time of the next [`Input::Clock`].
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.phase {
-            _ if self.is_deferring() => self.refresh_since.map(|since| since + MAX_DEFERRAL),
+            _ if self.is_deferring() => self.spared.map(|(_, since)| since + MAX_DEFERRAL),
             Phase::Finished => None,
             _ => {
                 let limits = self.limits().into_iter().map(|(at, _)| at);
@@ -145,7 +145,7 @@ impl Policy {
                 self.stopped_by = None;
                 self.postpone_idle_limit(now);
             }
-            Input::LockLost | Input::Refresh { .. } => {}
+            Input::LockLost | Input::Refresh(_) => {}
         }
         Vec::new()
     }

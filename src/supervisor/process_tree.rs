@@ -24,7 +24,7 @@ pub(super) struct ProcessTree {
     /// Our children from before the run, as after `sleep 60 & exec claude-run …`.
     preexisting: Vec<Stat>,
     child: Option<Stat>,
-    /// Number of the child's own process group, if it has one.
+    /// The child's pid, and the number of its own process group, if it has one.
     child_group: i32,
     /// Processes that have got TERM.
     terminated: HashSet<(i32, u64)>,
@@ -85,13 +85,20 @@ impl ProcessTree {
         self.terminated.len() >= CROWD
     }
 
-    pub(super) fn state(&self) -> TreeState {
+    pub(super) fn state(&mut self) -> TreeState {
         // Without WEXITED, waitid(2) fails with ECHILD if only zombies are left: exact, and without /proc.
-        let has_children = wait::has_children(libc::WSTOPPED);
+        let is_empty = || !wait::has_children(libc::WSTOPPED);
         let has_others = self.monitor.is_some() || !self.preexisting.is_empty();
-        // A walk can miss a process whose parent ends meanwhile; a second one finds it among our own children.
-        let is_member_free = || has_others && self.members().is_empty() && self.members().is_empty();
-        if !has_children || is_member_free() { TreeState::Empty } else { TreeState::Alive }
+        if is_empty() || (has_others && self.is_without_members()) { TreeState::Empty } else { TreeState::Alive }
+    }
+
+    /// True if no child of ours is a member. Above each member is one of them, which stays until we reap it; so one that has become a zombie
+    /// by now may have left another behind, and its SIGCHLD is on the way.
+    fn is_without_members(&mut self) -> bool {
+        self.reap_others();
+        let is_member = |stat: &Stat| !(stat.pid == self.child_group && stat.is_dead()) && self.includes(stat);
+        proc::is_of_our_pid_namespace()
+            && !Links::read().our_children().into_iter().filter_map(Stat::read).any(|stat| is_member(&stat))
     }
 
     /// Sends TERM to all members, once to each. After the first walk only orphans get it: what a leftover starts to clean up may finish
@@ -246,10 +253,15 @@ impl ProcessTree {
         Ok(())
     }
 
-    /// Pid and PID namespace of each member, as it sees them itself; `None` without a /proc of our own.
+    /// Pid and PID namespace of each member, as it sees them itself; `None` if those of one that lives are hidden from us, or without a /proc
+    /// of our own.
     pub(super) fn names(&self) -> Option<Vec<(i32, String)>> {
-        let names = || self.members().iter().filter_map(|stat| proc::innermost_pid(stat.pid)).collect();
-        proc::is_of_our_pid_namespace().then(names)
+        if !proc::is_of_our_pid_namespace() {
+            return None;
+        }
+        let names = self.members().into_iter().map(|stat| (proc::innermost_pid(stat.pid), stat));
+        let lives = |stat: &Stat| Stat::read(stat.pid).is_some_and(|stat| !stat.is_dead());
+        names.filter(|(name, stat)| name.is_some() || lives(stat)).map(|(name, _)| name).collect()
     }
 
     /// Living members; none without a /proc of our own.
@@ -314,11 +326,16 @@ impl ProcessTree {
         })
     }
 
-    /// Reaps all zombies but `child`, which is one.
-    pub(super) fn next_state(&mut self, child: Pid) -> TreeState {
-        let others = Links::read().our_children().into_iter().filter(|pid| *pid != child.as_raw());
-        others.for_each(|pid| self.reap(pid));
+    /// Reaps all zombies but the child, which is one.
+    pub(super) fn next_state(&mut self) -> TreeState {
+        self.reap_others();
         self.state()
+    }
+
+    fn reap_others(&mut self) {
+        let child = self.child_group;
+        let others = Links::read().our_children().into_iter().filter(|pid| *pid != child);
+        others.for_each(|pid| self.reap(pid));
     }
 
     fn reap(&mut self, pid: i32) {

@@ -291,7 +291,7 @@ impl<'a> Supervisor<'a> {
 
     fn handle_sigchld(&mut self) {
         if !self.policy.has_child() {
-            let state = self.tree.next_state(self.child);
+            let state = self.tree.next_state();
             return self.dispatch(Input::TreeChanged(state));
         }
         let Some(change) = self.tree.next_change(self.child) else { return };

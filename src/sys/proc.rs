@@ -274,6 +274,13 @@ pub(crate) fn is_hidden(pid: i32) -> bool {
     })
 }
 
+/// Liveness of the process `pid` that `is_it`; `None` if it cannot be seen, since /proc is that of another PID namespace, or hides it.
+pub(crate) fn lives(pid: i32, is_it: impl FnOnce(&Stat) -> bool) -> Option<bool> {
+    let stat = Stat::read(pid);
+    let is_seen = is_of_our_pid_namespace() && (stat.is_some() || !is_invisible(pid));
+    is_seen.then(|| stat.is_some_and(|stat| !stat.is_dead() && is_it(&stat)))
+}
+
 /// True if there is a process `pid` though /proc does not show it: another user's, where /proc is mounted with `hidepid`.
 pub(crate) fn is_invisible(pid: i32) -> bool {
     Stat::read(pid).is_none() && nix::sys::signal::kill(Pid::from_raw(pid), None) == Err(Errno::EPERM)
@@ -301,11 +308,14 @@ fn may_have_opened(pid: i32, file: FileId) -> bool {
     })
 }
 
-/// Pid of the process `pid` in its own PID namespace, and the name of that namespace.
+/// Pid of the process `pid` in its own PID namespace, and the name of that namespace; `None` as well if that is below ours, and hidden from us.
 pub(crate) fn innermost_pid(pid: i32) -> Option<(i32, String)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()?;
-    Some((inner, namespace_of(pid)?))
+    let mut pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace();
+    let (ours, inner) = (pids.next()?, pids.last());
+    // The name is hidden of another user's, and of one that may not be dumped.
+    let namespace = if inner.is_none() { pid_namespace() } else { namespace_of(pid) };
+    Some((inner.unwrap_or(ours).parse().ok()?, namespace?))
 }
 
 /// Name of our PID namespace, as `pid:[4026531836]`.
@@ -356,44 +366,4 @@ pub(crate) fn is_of_our_pid_namespace() -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_name_is_read() {
-        let rest = "S 17 4711 4710 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543 5832704";
-        for name in ["sh", "a) R 1 (b", "((", "))", "", "x\ny", " "] {
-            let line = format!("4711 ({name}) {rest}\n");
-            let stat = Stat::parse(4711, line.as_bytes()).expect("a whole line");
-            let (group, session) = (4711, 4710);
-            let expected =
-                Stat { pid: 4711, name: stat.name, state: b'S', parent: 17, group, session, threads: 1, start: 9_876_543 };
-            assert_eq!((stat, stat.name()), (expected, name.to_owned()));
-        }
-    }
-
-    #[test]
-    fn cut_line_is_no_process() {
-        let line = b"4711 (sh) S 17 4711 4711 0 -1 4194560 115 0 0 0 0 0 0 0 20 0 1 0 9876543";
-        for length in 0..line.len() - 6 {
-            assert_eq!(Stat::parse(4711, &line[..length]), None, "{length}");
-        }
-    }
-
-    #[test]
-    fn flocks_are_told_from_other_locks() {
-        let file = FileId { device: libc::makedev(8, 0x21), inode: 1234 };
-        let flock = |waits| Some((Flock { pid: 4711, waits, is_exclusive: !waits }, file));
-        assert_eq!(parse_flock("1: FLOCK  ADVISORY  WRITE 4711 08:21:1234 0 EOF"), flock(false));
-        assert_eq!(parse_flock("12: -> FLOCK  ADVISORY  READ  4711 08:21:1234 0 EOF"), flock(true));
-        for other in ["", "1:", "1: POSIX  ADVISORY  WRITE 4711 08:21:1234 0 EOF", "1: FLOCK  ADVISORY  WRITE 4711 08:21"] {
-            assert_eq!(parse_flock(other), None, "{other:?}");
-        }
-    }
-
-    #[test]
-    fn we_are_among_all() {
-        assert!(is_of_our_pid_namespace());
-        assert!(Stat::all().iter().any(|stat| stat.pid == process::id() as i32));
-    }
-}
+mod tests;

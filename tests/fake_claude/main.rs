@@ -24,6 +24,7 @@
 //! | `open PATH` | opens a FIFO for reading, and so waits until somebody opens its other end |
 //! | `sleep SECONDS`, `hang` | waits, or waits for ever |
 //! | `headless` | ends its first thread and lives on in another, so that /proc calls it a zombie |
+//! | `hide` | hides its namespaces and environment, as a program with capabilities does |
 //! | `stop` | stops itself |
 //! | `exit N`, `die NAME` | ends, by itself or by the signal |
 //!
@@ -117,6 +118,7 @@ fn act(step: &str) -> io::Result<()> {
             unsafe { libc::syscall(libc::SYS_exit, 0) };
             Ok(())
         }
+        "hide" => Ok(nix::sys::prctl::set_dumpable(false)?),
         "stop" => Ok(raise(Signal::SIGSTOP)?),
         "exit" => exit(number(rest)?),
         "die" => {

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::env::{Env, Running, binary, can_unshare, fake_claude, is_alive, wait_until};
 use crate::oauth::{EXPIRED, FRESH, StandIn};
@@ -87,16 +88,20 @@ fn nothing_is_refreshed_before_the_start_on_a_full_disk() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let script = r#"cp "$HOME/.claude/.credentials.json" login; mount -t tmpfs -o mode=700,size=64k tmpfs "$HOME/.claude"
-        cp login "$HOME/.claude/.credentials.json"; exec "$0" --lock refresh --claude "$1" -- -p 'exit 3'"#;
-    let mut unshare = env.command("unshare");
-    unshare
-        .env("FAKE_MCP_GET", "tool touch ran")
-        .args(["-rm", "bash", "-c", script])
-        .arg(binary())
-        .arg(claude(&env, "2.1.330"));
-    let ended = Running::start(unshare).end();
-    assert!(ended.code() == 3 && ended.stderr_text().contains(" has no room: a token that is refreshed now "), "{ended:?}");
-    assert!(!env.path("ran").exists());
+        cp login "$HOME/.claude/.credentials.json"; exec "$0" --lock "$2" --claude "$1" -- -p 'exit 3'"#;
+    for (mode, is_told) in [("refresh", true), ("exclusive", true), ("pass-through", false)] {
+        let mut unshare = env.command("unshare");
+        unshare.env("FAKE_MCP_GET", "tool touch ran").args(["-rm", "bash", "-c", script]).arg(binary());
+        let ended = Running::start({
+            unshare.arg(claude(&env, "2.1.330")).arg(mode);
+            unshare
+        })
+        .end();
+        let says = |text| ended.stderr_text().contains(text);
+        assert_eq!((ended.code(), says(" has no room: a token that is refreshed now ")), (3, is_told), "{mode}: {ended:?}");
+        assert_eq!(says("not refreshing the token before the start"), mode == "refresh", "{mode}: {ended:?}");
+        assert!(!env.path("ran").exists());
+    }
 }
 
 #[test]
@@ -166,19 +171,46 @@ fn refused_refresh_says_to_log_in_again() {
     assert!(ended.code() == 3 && ended.stderr_text().contains("log in again); starting all the same"), "{ended:?}");
 }
 
+/// Pid of the claude that refreshes the token, once there is one.
+fn refresher(env: &Env) -> i32 {
+    let owner = || -> Option<i32> {
+        let owner = fs::read(env.config_dir().join(".oauth_refresh.lock.owner")).ok()?;
+        i32::try_from(serde_json::from_slice::<serde_json::Value>(&owner).ok()?["pid"].as_i64()?).ok()
+    };
+    wait_until("a refresh is under way", || owner().is_some());
+    owner().expect("an owner")
+}
+
+#[test]
+fn nothing_is_started_into_the_locks_of_a_killed_refresher() {
+    for signal in [None, Some(Signal::SIGTERM)] {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let stand_in = StandIn::start(&env, &[]);
+        let run = agent(&env, &claude(&env, "2.1.330"), &stand_in, "refresh modern posted", "ready");
+        kill(Pid::from_raw(refresher(&env)), Signal::SIGKILL).expect("a process");
+        while !run.message().contains("starting all the same") {}
+        assert!(run.message().contains("waiting for it, at most 1m 10s") && env.is_locked(), "the next claude would fail");
+        match signal {
+            Some(signal) => run.signal(signal),
+            None => {
+                fs::remove_dir(env.config_dir().join(".oauth_refresh.lock")).expect("a lock");
+                fs::remove_dir(env.home().join(".claude.lock")).expect("a lock");
+            }
+        }
+        let ended = run.end();
+        assert_eq!((ended.code(), ended.stdout.len()), signal.map_or((0, 1), |_| (143, 0)), "{ended:?}");
+        assert!(!env.is_locked(), "{ended:?}");
+    }
+}
+
 #[test]
 fn refresher_outlives_a_killed_claude_run_with_the_lock() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let stand_in = StandIn::start(&env, &["--refresh-takes", "2"]);
     let run = agent(&env, &claude(&env, "2.1.330"), &stand_in, "refresh modern", "ready");
-    let owner = env.config_dir().join(".oauth_refresh.lock.owner");
-    let refresher = || -> Option<i32> {
-        let owner: serde_json::Value = serde_json::from_slice(&fs::read(&owner).ok()?).ok()?;
-        i32::try_from(owner["pid"].as_i64()?).ok()
-    };
-    wait_until("a refresh is under way", || refresher().is_some());
-    let pid = refresher().expect("an owner");
+    let pid = refresher(&env);
     kill(run.pid(), Signal::SIGKILL).expect("a process");
     run.end();
     assert!(is_alive(pid) && env.is_locked());

@@ -149,15 +149,17 @@ fn record_that_comes_late_proves_the_holder() {
     assert!(waiter.message().contains("waiting for the session lock"));
     // It looks again and again, after 10 ms, 20 ms, 40 ms …
     std::thread::sleep(Duration::from_millis(300));
-    let _record = record_elsewhere(&env, &file);
+    let _record = record_elsewhere(&env, &file, None);
     waiter.expect_line("in");
     assert!(env.is_locked());
 }
 
-/// The record of a run with the id 7-7, in another PID namespace, that holds the lock on `file`. It lives as long as this.
-fn record_elsewhere(env: &Env, file: &Metadata) -> File {
-    let view = json!({ "path": "/f", "device": file.dev(), "inode": file.ino() });
+/// The record of a run with the id 7-7, in another PID namespace, that holds the lock on `file`, and the `slot`. It lives as long as this.
+pub(crate) fn record_elsewhere(env: &Env, file: &Metadata, slot: Option<&Metadata>) -> File {
+    let view = |file: &Metadata| json!({ "path": "/f", "device": file.dev(), "inode": file.ino() });
+    let (slot, view) = (slot.map(view), view(file));
     let record = json!({
+        "slot": slot,
         "run": "7-7", "state": "running", "since": "2026-01-01T00:00:00Z", "began": "2026-01-01T00:00:00Z", "mode": "exclusive",
         "pid": 7, "pid_namespace": "pid:[1]", "boot": "none", "hold": "own", "program": "claude", "lock": view,
         "config_dir": view, "parent": view,
@@ -181,7 +183,7 @@ fn new_lock_file_that_a_run_above_holds_is_not_waited_for() {
     let above = Running::start(command);
     above.expect_line("held");
     let file = std::fs::metadata(&new).expect("a lock file");
-    let _record = record_elsewhere(&env, &file);
+    let _record = record_elsewhere(&env, &file, None);
     let mut waiter = env.command(binary());
     waiter.env("CLAUDE_RUN_HELD", format!("{}:{}:7-7", file.dev(), file.ino())).args(["echo", "in"]);
     let waiter = Running::start(waiter);

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process;
+use std::process::{self, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::env::{Env, Running, binary, stat};
+use crate::env::{Env, Running, binary, can_unshare, fake_claude, stat};
 use crate::oauth::{EXPIRED, FRESH, StandIn, age};
 
 const NEWER: &str = ".oauth_refresh.lock";
@@ -227,7 +227,7 @@ fn foreign_or_dead_refresh_defers_nothing() {
 
 #[test]
 fn refresh_in_a_nested_pid_namespace_is_spared() {
-    if !crate::env::can_unshare("-rpf") {
+    if !can_unshare("-rpf") {
         return;
     }
     let env = Env::new();
@@ -235,7 +235,7 @@ fn refresh_in_a_nested_pid_namespace_is_spared() {
     let stand_in = StandIn::start(&env, &[]);
     let mut command = env.command(binary());
     command.env("FAKE_API", &stand_in.address).args(["unshare", "-rpf", "--kill-child", "--mount-proc"]);
-    command.arg(crate::env::fake_claude()).args(["-p", "refresh modern posted"]);
+    command.arg(fake_claude()).args(["-p", "refresh modern posted"]);
     let run = Running::start(command);
     while run.line() != "posted" {}
     run.signal(Signal::SIGTERM);
@@ -243,4 +243,29 @@ fn refresh_in_a_nested_pid_namespace_is_spared() {
     fs::remove_dir(env.config_dir().join(NEWER)).expect("a lock");
     fs::remove_dir(sibling(&env)).expect("a lock");
     assert!(matches!(run.end().code(), 137 | 143));
+}
+
+#[test]
+fn refresh_that_is_hidden_from_us_is_spared() {
+    if !can_unshare("-rpf") {
+        return;
+    }
+    // In the same PID namespace, in one below, and with the /proc of another. In containers, root lacks the right to look as well.
+    for (flags, below) in [("-r", &[][..]), ("-r", &["unshare", "-pf", "--kill-child", "--mount-proc"]), ("-rpf", &[])] {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let stand_in = StandIn::start(&env, &[]);
+        let mut command = env.command("unshare");
+        command.env("FAKE_API", &stand_in.address).stdin(Stdio::piped());
+        command.args([flags, "setpriv", "--bounding-set=-sys_ptrace", "sh", "-c"]);
+        command.arg(r#""$0" -- "$@" & read line; kill -TERM $!; wait $!"#).arg(binary());
+        command.args(below).arg(fake_claude()).args(["-p", "hide; refresh modern posted"]);
+        let mut run = Running::start(command);
+        while run.line() != "posted" {}
+        run.close_stdin();
+        expect_deferral(&run);
+        fs::remove_dir(env.config_dir().join(NEWER)).expect("a lock");
+        fs::remove_dir(sibling(&env)).expect("a lock");
+        assert!(matches!(run.end().code(), 137 | 143), "{flags} {below:?}");
+    }
 }

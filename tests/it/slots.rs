@@ -14,6 +14,7 @@ use nix::unistd::{Pid, mkfifo};
 use serde_json::Value;
 
 use crate::env::{Env, Running, binary, can_unshare, is_alive, needs_root, wait_for_records, wait_until};
+use crate::nested::record_elsewhere;
 use crate::oauth::EXPIRED;
 
 /// Directory of the slots.
@@ -201,6 +202,24 @@ fn nested_run_with_a_scrubbed_environment_needs_no_slot() {
     let closing = r#"for fd in 3 4 5 6 7 8 9; do eval "exec $fd>&-"; done; exec env -i HOME="$HOME" "$@""#;
     let nested = [&us, "--wait", "0", "--lock", "pass-through", "--slots", "1", "--", "echo", "in"];
     env.claude_run().args(ONE).args(["--", "sh", "-c", closing, "sh"]).args(nested).assert().code(0).stdout("in\n");
+}
+
+#[test]
+fn record_that_comes_late_proves_that_none_is_needed() {
+    for variable in ["CLAUDE_RUN_SLOT", "CLAUDE_RUN_HELD"] {
+        let env = Env::new();
+        let (_slot, _lock) = (hold(&env, &ONE), env.hold_lock());
+        let slot = fs::metadata(slots_dir(&env).join("1")).expect("a slot");
+        let lock = fs::metadata(env.lock_file()).expect("a lock file");
+        let (file, has_slot) = if variable == "CLAUDE_RUN_SLOT" { (&slot, Some(&slot)) } else { (&lock, None) };
+        let mut waiter = env.command(binary());
+        waiter.env(variable, format!("{}:{}:7-7", file.dev(), file.ino()));
+        waiter.args(ONE).args(["--", "sh", "-c", "echo in"]);
+        let waiter = Running::start(waiter);
+        assert!(waiter.message().contains("waiting for a slot"));
+        let _record = record_elsewhere(&env, &lock, has_slot);
+        waiter.expect_line("in");
+    }
 }
 
 #[test]

@@ -3,12 +3,14 @@
 //! what `supervisor::run` does with them.
 
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use claude_run::claude::frames::FrameEvent;
 use claude_run::config::settings::Leftovers;
 use claude_run::outcome::Outcome;
-use claude_run::supervisor::policy::{Action, Group, Input, MAX_DEFERRAL, Notice, Policy, PolicyConfig, TreeState};
+use claude_run::supervisor::policy::{
+    Action, Group, Input, LiveRefresh, MAX_DEFERRAL, Notice, Policy, PolicyConfig, TreeState,
+};
 use claude_run::sys::signal::{SigSet, Signal, SignalSource};
 use stateright::{Checker, Model, Property};
 
@@ -79,11 +81,12 @@ struct World {
     terms: u8,
     /// When the child or its tree was sent KILL.
     kill_at: Option<Duration>,
-    /// Since when a refresh is under way; it can be once.
+    /// Since when a refresh is under way.
     refresh_since: Option<Duration>,
-    had_refresh: bool,
+    refreshes: u8,
     /// Since when signals are deferred for it: once for each refresh.
     deferred_since: Option<Duration>,
+    has_deferred: bool,
     passed: u8,
     frames: u8,
     interrupted: bool,
@@ -150,8 +153,9 @@ impl World {
             terms: 0,
             kill_at: None,
             refresh_since: None,
-            had_refresh: false,
+            refreshes: 0,
             deferred_since: None,
+            has_deferred: false,
             passed: 0,
             frames: 0,
             interrupted: false,
@@ -180,6 +184,7 @@ impl World {
         }
         if self.policy.is_deferring() && self.refresh_since.is_some() {
             self.deferred_since = self.deferred_since.or(Some(self.now));
+            self.has_deferred = true;
         }
     }
 
@@ -233,8 +238,7 @@ impl World {
                 self.ensure(!self.is_in_turn, "a turn that works is no claude that hangs");
             }
             Action::CheckRefresh => {
-                let in_progress = self.refresh_since.is_some();
-                self.happens(Input::Refresh { in_progress });
+                self.happens(Input::Refresh(self.refresh()));
             }
             Action::Stop(_) | Action::Report | Action::Log(_) => {}
         }
@@ -323,8 +327,8 @@ impl World {
             }
             Step::LeftoverForks => self.newcomer = Newcomer::WithoutTerm,
             Step::RefreshBegins => {
-                self.refresh_since = Some(self.now);
-                self.had_refresh = true;
+                (self.refresh_since, self.deferred_since) = (Some(self.now), None);
+                self.refreshes += 1;
                 self.look();
             }
             Step::RefreshEnds => {
@@ -347,16 +351,20 @@ impl World {
         }
         let stopped = self.child == Life::Stopped && !self.policy.is_deferring();
         self.ensure(!stopped || self.term_at.is_none(), "a stopped child gets CONT with its TERM");
-        let waits = self.below != Below::Nobody && self.lives() && !self.rest_has_term && self.deferred_since.is_none();
+        let waits = self.below != Below::Nobody && self.lives() && !self.rest_has_term && !self.has_deferred;
         let is_overdue = waits && self.term_at.is_some_and(|at| self.now > at + REST_DELAY);
         self.ensure(!is_overdue || self.leftovers == Leftovers::Keep, "the rest of the tree gets TERM soon after the child");
+    }
+
+    fn refresh(&self) -> Option<LiveRefresh> {
+        let made = SystemTime::UNIX_EPOCH + Duration::from_secs(self.refreshes.into());
+        self.refresh_since.map(|_| LiveRefresh { made: Some(made) })
     }
 
     /// The files are watched, but only while signals are deferred.
     fn look(&mut self) {
         if self.policy.is_deferring() {
-            let in_progress = self.refresh_since.is_some();
-            self.happens(Input::Refresh { in_progress });
+            self.happens(Input::Refresh(self.refresh()));
         }
     }
 }
@@ -403,8 +411,11 @@ impl Model for Shape {
                         steps.extend([FrameEvent::OpenTasks(1), FrameEvent::OpenTasks(0)].map(Step::Print));
                     }
                 }
+                // A second one only behind one that has had its time, and who is below has nothing to do with it.
+                let has_had_time = world.deferred_since.is_some_and(|since| world.now >= since + MAX_DEFERRAL);
+                let may_be_second = world.refreshes == 1 && world.below == Below::Nobody && has_had_time;
                 match world.refresh_since {
-                    None if !world.had_refresh => steps.push(Step::RefreshBegins),
+                    None if world.refreshes == 0 || may_be_second => steps.push(Step::RefreshBegins),
                     None => {}
                     Some(_) => steps.push(Step::RefreshEnds),
                 }

@@ -3,10 +3,11 @@
 use std::process;
 
 use super::*;
+use crate::sys::proc::Stat;
 
 fn lock(touched: Option<SystemTime>, lives: Option<Option<bool>>) -> RefreshLock {
     let owner = lives.map(|lives| Owner { pid: 1, lives, namespace: None });
-    RefreshLock { path: PathBuf::new(), touched, owner, stale_after: STALE_AFTER, flaw: None }
+    RefreshLock { path: PathBuf::new(), touched, made: None, owner, stale_after: STALE_AFTER, flaw: None }
 }
 
 #[test]

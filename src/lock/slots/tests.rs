@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::super::wait::tests::recorder;
 use super::*;
+use crate::sys::signal::{Signal, SignalSource};
 
 fn request(dir: &Path, wait: Wait) -> SlotRequest {
     SlotRequest {
@@ -58,6 +59,21 @@ fn run_that_cannot_wait_passes_only_a_busy_queue() -> Result<()> {
     second_look.wait(&mut wait)?;
     assert_eq!(wait.limit, Some(PASSING), "one may be for us");
     assert_eq!((wait.next_progress_at, wait.is_announced), (None, false), "and that is no wait");
+    Ok(())
+}
+
+#[test]
+fn run_that_cannot_wait_waits_for_a_proof_that_it_need_not() -> Result<()> {
+    let (dir, mut events) = (tempfile::tempdir()?, EventQueue::open()?);
+    let (mut request, mut recorder) = (request(dir.path(), Wait::No), recorder(dir.path()));
+    let slot = hold(&request, "1")?;
+    let claim = Claim { lock: slot.file_id(), run: RunId { pid: i32::MAX, taken_at: 1 } }.to_string();
+    request.above = AncestorRuns::of(&move |name| (name == Claim::SLOTS_VARIABLE).then(|| claim.clone().into()));
+    events.signal_pipe().write(Signal::SIGTERM.number(), SignalSource::Kernel);
+    let mut search = search(&request, Stage::Arriving(Some(LockFile::open_among_slots(&request.store, QUEUE)?)));
+    let mut wait = LockWait::new(search.awaited(), Instant::now(), &mut recorder, &mut events, SigSet::empty());
+    assert!(matches!(search.wait(&mut wait)?, Acquisition::Interrupted(Signal::SIGTERM)), "it has slept");
+    assert!(wait.ancestor_checks.is_some() && wait.limit == Some(PASSING));
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 use std::mem;
 use std::time::{Duration, Instant};
 
-use super::{Action, Input, Notice, Phase, Policy};
+use super::{Action, Input, LiveRefresh, Notice, Phase, Policy};
 use crate::sys::signal::{Signal, requests_end};
 
 /// Longest deferral: a refresh takes about a second.
@@ -19,7 +19,7 @@ impl Policy {
     /// Actions for `input` at `now`.
     pub fn on(&mut self, input: Input, now: Instant) -> Vec<Action> {
         match input {
-            Input::Refresh { in_progress } => return self.on_refresh(in_progress, now),
+            Input::Refresh(refresh) => return self.on_refresh(refresh, now),
             // Limits and graces wait with the signals: they could only send more of them.
             Input::Clock if self.is_deferring() && !self.has_deferred_enough(now) => return Vec::new(),
             Input::Clock if self.is_deferring() => {
@@ -55,16 +55,17 @@ impl Policy {
         is_first
     }
 
-    fn on_refresh(&mut self, in_progress: bool, now: Instant) -> Vec<Action> {
-        if !in_progress {
+    fn on_refresh(&mut self, refresh: Option<LiveRefresh>, now: Instant) -> Vec<Action> {
+        let Some(refresh) = refresh else {
             // A signal that was only checked goes out as if there were no guard: its kill grace has begun.
-            if self.refresh_since.take().is_some() {
+            if self.spared.take().is_some() {
                 self.restart_grace(now);
             }
             return mem::take(&mut self.deferred);
-        }
-        if self.refresh_since.is_none() && self.is_deferring() {
-            self.refresh_since = Some(now);
+        };
+        let is_new = self.spared.is_none_or(|(spared, _)| refresh.made > spared.made);
+        if is_new && self.is_deferring() {
+            self.spared = Some((refresh, now));
             return vec![Action::Log(Notice::SignalDeferred)];
         }
         if self.has_deferred_enough(now) { mem::take(&mut self.deferred) } else { Vec::new() }
@@ -72,7 +73,7 @@ impl Policy {
 
     /// True if a refresh has been spared for as long as one is.
     pub(in crate::supervisor) fn has_deferred_enough(&self, now: Instant) -> bool {
-        self.refresh_since.is_some_and(|since| now >= since + MAX_DEFERRAL)
+        self.spared.is_some_and(|(_, since)| now >= since + MAX_DEFERRAL)
     }
 
     /// Counts the grace of what is deferred from `now`, at which it goes out.
@@ -91,6 +92,8 @@ fn is_for_tree(action: Action) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::super::tests::{PROCESS, case};
     use super::super::{Leftovers, PolicyConfig, TreeState};
     use super::*;
@@ -99,7 +102,12 @@ mod tests {
     struct Run {
         policy: Policy,
         start: Instant,
-        refresh: bool,
+        /// Number of the refresh that is in progress.
+        refresh: Option<u64>,
+    }
+
+    fn refresh(number: u64) -> LiveRefresh {
+        LiveRefresh { made: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(number)) }
     }
 
     impl Run {
@@ -110,11 +118,11 @@ mod tests {
 
         fn of(change: impl FnOnce(&mut PolicyConfig)) -> Self {
             let case = case(change);
-            Self { policy: case.policy, start: case.start, refresh: false }
+            Self { policy: case.policy, start: case.start, refresh: None }
         }
 
         fn during_refresh() -> Self {
-            Self { refresh: true, ..Self::new() }
+            Self { refresh: Some(1), ..Self::new() }
         }
 
         /// Actions for `input`, a check being answered at once, as by the supervisor.
@@ -126,7 +134,7 @@ mod tests {
             while let Some(action) = actions.pop() {
                 match action {
                     Action::CheckRefresh => {
-                        let answer = Input::Refresh { in_progress: self.refresh };
+                        let answer = Input::Refresh(self.refresh.map(refresh));
                         actions.extend(self.policy.on(answer, now).into_iter().rev());
                     }
                     _ => all.push(action),
@@ -140,8 +148,8 @@ mod tests {
         }
 
         fn refresh_ends(&mut self, seconds: u64) -> Vec<Action> {
-            self.refresh = false;
-            self.at(seconds, Input::Refresh { in_progress: false })
+            self.refresh = None;
+            self.at(seconds, Input::Refresh(None))
         }
 
         fn deadline(&self) -> Option<u64> {
@@ -191,13 +199,13 @@ mod tests {
             assert_eq!(run.signal(1, signal), [DEFERRED], "{signal}");
             assert_eq!(run.deadline(), Some(16));
             assert_eq!(run.at(8, Input::Clock), [], "no kill grace runs meanwhile");
-            assert_eq!(run.at(9, Input::Refresh { in_progress: true }), [], "logged once");
+            assert_eq!(run.at(9, Input::Refresh(Some(refresh(1)))), [], "logged once");
             assert_eq!(run.refresh_ends(10), [Action::SignalChild(signal)]);
             assert_eq!(run.deadline(), Some(12));
             run.at(13, Input::Clock);
             assert_eq!(run.deadline(), Some(15));
         }
-        let mut without_grace = Run { refresh: true, ..Run::of(|config| config.kill_grace = None) };
+        let mut without_grace = Run { refresh: Some(1), ..Run::of(|config| config.kill_grace = None) };
         without_grace.signal(1, Signal::SIGTERM);
         assert_eq!((without_grace.refresh_ends(10), without_grace.deadline()), (vec![TERM], Some(12)));
     }
@@ -208,14 +216,14 @@ mod tests {
         assert_eq!(run.at(60, Input::Clock), [DEFERRED, Action::Log(Notice::LimitExpired(Outcome::HardLimit))]);
         assert_eq!(run.refresh_ends(61), [TERM]);
         run.at(64, Input::Clock);
-        run.refresh = true;
+        run.refresh = Some(1);
         assert_eq!(run.at(66, Input::Clock), [DEFERRED, Action::Log(Notice::KillGraceExpired)]);
         assert_eq!(run.refresh_ends(70), [KILL_TREE]);
         assert_eq!(run.deadline(), Some(71), "newcomers have their second from then on");
         let mut kept = Run::of(|config| config.leftovers = Leftovers::Keep);
-        assert_eq!(kept.at(1, Input::Refresh { in_progress: true }), [], "nothing is deferred");
+        assert_eq!(kept.at(1, Input::Refresh(Some(refresh(1)))), [], "nothing is deferred");
         assert_eq!(kept.signal(2, Signal::SIGTERM), [TERM]);
-        kept.refresh = true;
+        kept.refresh = Some(1);
         assert_eq!(kept.signal(3, Signal::SIGTERM), [DEFERRED, Action::Log(Notice::SecondTerm)]);
         assert_eq!(kept.refresh_ends(4), [TERM, Action::SignalChild(Signal::SIGKILL)]);
     }
@@ -242,10 +250,15 @@ mod tests {
         another.at(16, Input::Clock);
         let int = Action::SignalChild(Signal::SIGINT);
         assert_eq!(another.signal(17, Signal::SIGINT), [int], "the same one has had its time");
-        another.refresh = false;
-        assert_eq!(another.signal(31, Signal::SIGINT), [int]);
-        another.refresh = true;
-        assert_eq!(another.signal(32, Signal::SIGTERM), [DEFERRED], "a new one has 15 s of its own");
+        another.refresh = Some(2);
+        assert_eq!(
+            another.signal(18, Signal::SIGINT),
+            [DEFERRED],
+            "a new one has 15 s of its own, though nobody saw the end of the first"
+        );
+        assert_eq!(another.refresh_ends(20), [int]);
+        another.refresh = Some(3);
+        assert_eq!(another.signal(32, Signal::SIGTERM), [DEFERRED]);
     }
 
     #[test]

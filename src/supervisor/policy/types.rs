@@ -1,7 +1,7 @@
 //! Inputs and outputs of the policy.
 #![expect(missing_docs, reason = "the names say it, where nothing else does")]
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::claude::frames::FrameEvent;
 use crate::config::settings::Leftovers;
@@ -57,15 +57,20 @@ pub enum Input {
     Ended(Outcome, TreeState),
     /// A SIGCHLD after the child's end.
     TreeChanged(TreeState),
-    /// Answer to [`Action::CheckRefresh`], or a change of the refresh locks: a refresh may be in progress in the tree.
-    Refresh {
-        in_progress: bool,
-    },
+    /// Answer to [`Action::CheckRefresh`], or a change of the refresh locks: the refresh that may be in progress in the tree.
+    Refresh(Option<LiveRefresh>),
     /// Nobody can write to our stdin any more.
     StdinEnded,
     /// The lock helper has ended, and with it the lock.
     LockLost,
     Clock,
+}
+
+/// A refresh in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LiveRefresh {
+    /// Time at which the first of its locks was made, where the file system keeps that: by it, one refresh is told from the next.
+    pub made: Option<SystemTime>,
 }
 
 /// Task for the supervisor. `Report` is one line on the state of the run.

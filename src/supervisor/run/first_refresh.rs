@@ -13,7 +13,7 @@ use super::{Supervision, Supervisor};
 use crate::claude::credentials::Login;
 use crate::config::duration::show;
 use crate::events::EventQueue;
-use crate::lock::AwaitedRefresh;
+use crate::lock::{self, Acquisition, AwaitedRefresh, LockRequest, ROOM};
 use crate::outcome::Outcome;
 use crate::records::RunRecorder;
 use crate::sys::fs::lacks_room;
@@ -24,22 +24,19 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Time from its TERM to its KILL.
 const KILL_GRACE: Duration = Duration::from_secs(5);
 
-/// Bytes for what claude writes to save a token.
-const ROOM: usize = 64 << 10;
-
 /// Refreshes the token before `run`, if the lock is held for that and this claude is known to have a command for it. Gives the outcome if
-/// the run is not to be started any more: a signal has come, or the lock is lost.
+/// the run is not to be started any more: a signal has come, or the lock is lost. `request` is that of the lock.
 pub(crate) fn refresh_first(
     run: &mut Supervision,
+    request: Option<&LockRequest>,
     recorder: &mut RunRecorder,
     events: &mut EventQueue,
 ) -> Result<Option<Outcome>> {
     let refresh = run.lock.as_ref().and_then(|lock| lock.refresh.as_ref());
     let version = refresh.and_then(AwaitedRefresh::refreshing_version);
     let Some(launch) = version.and_then(|version| run.launch.refresher(version)) else { return Ok(None) };
-    if let Some(storage) = run.storage.as_ref().filter(|storage| lacks_room(&storage.dir, ROOM)) {
-        let dir = storage.dir.display();
-        warn!(name: "refresh.first", "{dir} has no room: a token that is refreshed now cannot be saved, and the login is lost with it; not refreshing it before the start");
+    if run.storage.as_ref().is_some_and(|storage| lacks_room(&storage.dir, ROOM)) {
+        warn!(name: "refresh.first", "not refreshing the token before the start: it could not be saved");
         return Ok(None);
     }
     info!(name: "refresh.first", "claude's token is due: refreshing it before the start");
@@ -56,7 +53,6 @@ pub(crate) fn refresh_first(
     let outcome = supervisor.run()?;
     supervisor.check_awaited_refresh();
     supervisor.recorder.on_refreshed();
-    let after = show(began.elapsed());
     let not_started = match (supervisor.requests.last(), outcome) {
         (Some(signal), _) => {
             warn!(name: "lock.interrupted", "{signal} came while claude refreshed its token; nothing was started");
@@ -65,17 +61,34 @@ pub(crate) fn refresh_first(
         (None, Outcome::LockLost) => Some(outcome),
         (None, _) => None,
     };
+    if not_started.is_none() {
+        supervisor.report_first_refresh(outcome, &show(began.elapsed()));
+    }
+    let not_started = match (not_started, request, &supervisor.lock) {
+        (None, Some(request), Some(guard)) => match lock::wait_again(request, guard, supervisor.recorder, supervisor.events)? {
+            Some(Acquisition::Interrupted(signal)) => Some(Outcome::EndedWaiting(signal.number())),
+            Some(_) => Some(Outcome::LockLost),
+            None => None,
+        },
+        (not_started, ..) => not_started,
+    };
     if not_started.is_some() {
         supervisor.release_lock();
-    } else if supervisor.awaited_refresh().and_then(AwaitedRefresh::refreshing_version).is_some() {
-        let how = match supervisor.storage.as_ref().map(|storage| Login::read(&storage.credentials())) {
+    }
+    (run.slot, run.lock) = (supervisor.slot.take(), supervisor.lock.take());
+    Ok(not_started)
+}
+
+impl Supervisor<'_> {
+    /// Says what came of the refresh, `after` how long.
+    fn report_first_refresh(&self, outcome: Outcome, after: &str) {
+        if self.awaited_refresh().and_then(AwaitedRefresh::refreshing_version).is_none() {
+            return info!(name: "refresh.first", "claude has refreshed its token in {after}");
+        }
+        let how = match self.storage.as_ref().map(|storage| Login::read(&storage.credentials())) {
             Some(Login::Unclear(why)) => format!(".credentials.json {why}"),
             _ => format!("{} {}", outcome.name(), outcome.exit_code()),
         };
         warn!(name: "refresh.first", "claude has not refreshed its token within {after} ({how}); starting all the same");
-    } else {
-        info!(name: "refresh.first", "claude has refreshed its token in {after}");
     }
-    (run.slot, run.lock) = (supervisor.slot.take(), supervisor.lock.take());
-    Ok(not_started)
 }

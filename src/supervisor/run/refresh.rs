@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use tracing::{error, info};
 
-use super::super::policy::Input;
+use super::super::policy::{Input, LiveRefresh};
 use super::Supervisor;
 use crate::claude::refresh_locks::{CutRefresh, Owner, RefreshLock, Standing};
 use crate::lock::{AwaitedRefresh, LockGuard};
@@ -59,8 +59,9 @@ impl Supervisor<'_> {
         let names = LazyCell::new(|| self.tree.names());
         let may_be_ours = |owner: Owner| names.as_ref().is_none_or(|names| owner.may_be_among(names));
         let locks = self.storage.as_ref().map_or(Vec::new(), RefreshLock::all);
-        let mut live = locks.into_iter().filter(|lock| lock.standing(SystemTime::now()) == Standing::Live);
-        let in_progress = live.any(|lock| lock.owner.is_none_or(may_be_ours));
-        self.dispatch(Input::Refresh { in_progress });
+        let live = locks.into_iter().filter(|lock| lock.standing(SystemTime::now()) == Standing::Live);
+        let ours: Vec<_> = live.filter(|lock| lock.owner.clone().is_none_or(may_be_ours)).collect();
+        let made = ours.iter().filter_map(|lock| lock.made).min();
+        self.dispatch(Input::Refresh((!ours.is_empty()).then_some(LiveRefresh { made })));
     }
 }
