@@ -95,10 +95,9 @@ pub fn acquire_slot(
     let mut wait = LockWait::new(search.awaited(), started, recorder, events, request.ignored);
     let acquisition = match first {
         Some(slot) => Acquisition::Held(slot),
-        None => match request.reason_not_needed(wait.recorder) {
-            Some(reason) => without(reason),
-            None => search.wait(&mut wait)?,
-        },
+        None => {
+            request.reason_not_needed(wait.recorder).map_or_else(|| search.wait(&mut wait), |reason| Ok(without(reason)))?
+        }
     };
     match &acquisition {
         Acquisition::Held(slot) => {
@@ -138,11 +137,6 @@ impl SlotRequest {
             Some(lock) if is_held_for_us(lock) => Some("the session lock is held for this run already"),
             _ => None,
         }
-    }
-
-    /// True if such an ancestor may be about to write the record that proves it.
-    fn may_be_needless(&self) -> bool {
-        self.above.claim_slots() || FileId::at(&self.session_lock).is_some_and(|lock| self.above.may_hold(lock))
     }
 }
 
@@ -186,7 +180,8 @@ impl Drop for Ticket {
 
 impl Search<'_> {
     fn wait(&mut self, wait: &mut LockWait) -> Result<Acquisition<SlotGuard>> {
-        let may_be_needless = self.request.may_be_needless();
+        let SlotRequest { above, session_lock, .. } = self.request;
+        let may_be_needless = above.claim_slots() || FileId::at(session_lock).is_some_and(|lock| above.may_hold(lock));
         if self.request.wait == Wait::No && !may_be_needless && (matches!(self.stage, Stage::First(..)) || self.is_full()) {
             return Ok(Acquisition::NotAcquired);
         }
