@@ -73,15 +73,15 @@ impl LogFile {
         })
     }
 
-    /// Appends complete lines.
-    pub fn append(&self, lines: &[u8]) {
+    /// Appends complete lines. False if some are lost.
+    pub fn append(&self, lines: &[u8]) -> bool {
         let patience = if self.has_failed.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
-        if let Err(error) = append_lines(&self.file, lines, patience)
-            && !self.has_failed.swap(true, Ordering::Relaxed)
-        {
+        let Err(error) = append_lines(&self.file, lines, patience) else { return true };
+        if !self.has_failed.swap(true, Ordering::Relaxed) {
             let path = self.path.to_string_lossy();
             say(&format!("claude-run: cannot write the log {}: {error}; lines of it are lost\n", escaped(&path)));
         }
+        false
     }
 
     /// Stamp of the lines of the child's `stream` that come now: for all of one read, since the clock and the formatting cost more than a

@@ -287,3 +287,37 @@ fn reader_of_the_log_that_reads_nothing_is_given_up_once() {
     assert_eq!(ended.stderr.len(), 1, "{ended:?}");
     assert!(ended.stderr[0].contains("its reader does not read; lines of it are lost"), "{ended:?}");
 }
+
+#[test]
+fn full_log_that_is_stdout_or_stderr_is_74() {
+    let env = Env::new();
+    // 100 KiB, which fail as a full disk does.
+    let limited = |options: &str, child: &str, redirection: &str| {
+        let script =
+            format!(r#"rm -f log; trap '' XFSZ; ulimit -f 100; "$0" {options} --log log -- sh -c '{child}' {redirection}"#);
+        let mut bash = env.command("bash");
+        bash.args(["-c", &script]).arg(binary());
+        Running::start(bash).end()
+    };
+    for (options, child, redirection, code) in [
+        ("", "seq 100000", ">>log 2>&1", 74),
+        ("-q --redact off", "seq 100000", ">>log", 74),
+        ("--pty", "seq 100000", ">>log", 74),
+        (
+            "--require-result",
+            r#"seq 100000; echo "{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false}""#,
+            ">>log",
+            74,
+        ),
+        ("-q", "seq 100000 >&2", "2>>log", 74),
+        ("", "seq 100000; exit 3", ">>log", 3),
+        // With another copy of it, the log alone is lost.
+        ("", "seq 100000", ">/dev/null", 0),
+        ("", "seq 100000", "2>>log >/dev/null", 0),
+    ] {
+        let ended = limited(options, child, redirection);
+        assert_eq!(ended.code(), code, "{options} {child} {redirection}: {ended:?}");
+        let said = ended.stderr_text().matches("cannot write the log log").count();
+        assert_eq!(said, usize::from(!redirection.contains('2')), "{redirection}: {ended:?}");
+    }
+}

@@ -60,22 +60,25 @@ impl OutputConfig {
         if !self.captures() {
             return Ok(None);
         }
-        let mut out = self.capture("stdout", stdout(), self.pty)?;
+        let (log_is_stdout, log_is_stderr) = self.log.as_ref().map_or((false, false), |log| (log.is_stdout, log.is_stderr));
+        let mut out = self.capture("stdout", stdout(), self.pty, log_is_stdout)?;
         out.0.frames = self.frames.then(FrameReader::default);
-        // A log that is our stdout or stderr has the lines already, masked.
-        out.0.sink.take_if(|_| self.log.as_ref().is_some_and(|log| log.is_stdout));
         let mut captured = vec![out];
-        let log_is_stderr = self.log.as_ref().is_some_and(|log| log.is_stderr);
         let is_one = !log_is_stderr && position(stdout()).is_some_and(|at| Some(at) == position(stderr()));
         if self.captures_both() && !is_one {
-            let mut err = self.capture("stderr", stderr(), false)?;
-            err.0.sink.take_if(|_| log_is_stderr);
-            captured.push(err);
+            captured.push(self.capture("stderr", stderr(), false, log_is_stderr)?);
         }
         Relay::start(captured, is_one, sender).map(Some)
     }
 
-    fn capture(&self, name: &'static str, ours: impl AsFd + IsTerminal, pty: bool) -> io::Result<(Stream, ChildEnd)> {
+    /// `log_is_sink`: a log that is our stdout or stderr gets the lines, masked, and only there.
+    fn capture(
+        &self,
+        name: &'static str,
+        ours: impl AsFd + IsTerminal,
+        pty: bool,
+        log_is_sink: bool,
+    ) -> io::Result<(Stream, ChildEnd)> {
         let (input, descriptor, terminal) = if pty || ours.is_terminal() {
             let (terminal, slave) = Pty::open()?;
             (terminal.0.try_clone()?, slave, Some(Arc::new(terminal)))
@@ -91,13 +94,14 @@ impl OutputConfig {
         let stream = Stream {
             name,
             input: Some(input.take(u64::MAX)),
+            lines: self.log.clone().map(|log| Lines::new(log, name)),
             pipe: if terminal.is_none() { Some(descriptor.try_clone()?) } else { None },
             terminal,
-            sink: Some(Sink::new(ours.as_fd())?),
+            sink: if log_is_sink { None } else { Some(Sink::new(ours.as_fd())?) },
             masker: self.secrets.clone().filter(|_| masks).map(Masker::new),
             masks_all: self.redacts_all,
             frames: None,
-            lines: self.log.clone().map(|log| Lines::new(log, name)),
+            log_is_sink,
             buffer: vec![0; BUFFER],
             held: 0,
             last_read: None,

@@ -23,11 +23,14 @@ pub(super) struct Lines {
     /// True if a part of this line is logged.
     continued: bool,
     batch: Vec<u8>,
+    /// True if some could not be written.
+    pub(super) has_lost: bool,
 }
 
 impl Lines {
     pub(super) fn new(log: Arc<LogFile>, stream: &'static str) -> Self {
-        Self { log, stream, stamp: Stamp::default(), part: Vec::new(), continued: false, batch: Vec::new() }
+        let (stamp, part, batch) = (Stamp::default(), Vec::new(), Vec::new());
+        Self { log, stream, stamp, part, continued: false, batch, has_lost: false }
     }
 
     /// Logs the lines that `bytes` complete.
@@ -99,7 +102,7 @@ impl Lines {
 
     fn write(&mut self) {
         if !self.batch.is_empty() {
-            self.log.append(&self.batch);
+            self.has_lost |= !self.log.append(&self.batch);
             self.batch.clear();
         }
     }

@@ -58,6 +58,8 @@ pub(super) struct Stream {
     pub(super) masks_all: bool,
     pub(super) frames: Option<FrameReader>,
     pub(super) lines: Option<Lines>,
+    /// The log is our stdout or stderr, and stands in for the sink.
+    pub(super) log_is_sink: bool,
     pub(super) buffer: Vec<u8>,
     /// Bytes in the buffer: the beginning of a line whose rest is about to be read.
     pub(super) held: usize,
@@ -369,6 +371,7 @@ impl Stream {
         self.input = None;
         if let Some(lines) = &mut self.lines {
             lines.end();
+            shared.lost_output.fetch_or(self.log_is_sink && lines.has_lost, Ordering::Relaxed);
         }
         let frames = self.frames.as_mut()?;
         let is_complete = frames.end(|frame| shared.sender.send(Event::Frame(frame)));
