@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::layout::{self, Look, hanging};
-use super::{Context, answer, text};
+use super::{Context, answer, present, text};
 use crate::claude::telemetry::{Meaning, RefreshEvent, Telemetry};
 use crate::config::duration;
 use crate::events::EventQueue;
@@ -44,7 +44,9 @@ pub(super) fn show(
         for event in &recent {
             let RefreshEvent { at, name, version, session } = event;
             let line = format!("{}  {version:<9}  {session}  {name}", time(*at));
-            answer(out, json, true, || format!("{}\n", escaped(&line)), || event_json(event))?;
+            if !present(out, json, || format!("{}\n", escaped(&line)), || event_json(event))? {
+                return Ok(Outcome::Shown);
+            }
         }
         if told != telemetry.unreadable {
             told = telemetry.unreadable.clone();
@@ -183,7 +185,9 @@ impl Summary {
             return format!("bad: the refresh locks did not hold for {} ({names})", text::count(sessions.len(), "session"));
         }
         if let Some(unreadable) = &self.unreadable {
-            return format!("not known: a file cannot be read, {unreadable}; call this as the user who runs the agents");
+            return format!(
+                "not known: a file cannot be read, {unreadable}; call this as the user who runs the agents"
+            );
         }
         if self.malformed > 0 {
             let lines = text::count(self.malformed, "line");

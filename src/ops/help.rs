@@ -18,10 +18,11 @@ use crate::config::cli::command;
 use crate::config::values::nearest;
 use crate::guide::TOPICS;
 use crate::logging::in_locale;
+use crate::outcome::Outcome;
 use crate::sys::terminal;
 
 /// Shows the help on `topic`. A chapter that no terminal shows stays the Markdown that it is.
-pub(super) fn show(context: &Context, topic: Option<&str>, out: &mut impl Write) -> Result<()> {
+pub(super) fn show(context: &Context, topic: Option<&str>, out: &mut impl Write) -> Result<Outcome> {
     let chapter = TOPICS.iter().find(|(name, _)| Some(*name) == topic).map(|(_, chapter)| *chapter);
     let size = terminal::size_of(stdout());
     // Prose has room for three points, where a mark for what is cut has one column.
@@ -35,7 +36,7 @@ pub(super) fn show(context: &Context, topic: Option<&str>, out: &mut impl Write)
     if size.is_some_and(|size| text.lines().count() >= usize::from(size.ws_row)) {
         page(context, &text);
     }
-    write_own(out, &text)
+    write_own(out, &text).map(|_| Outcome::Shown)
 }
 
 /// Help of an operation; without a topic, all of the help, and the topics.

@@ -17,7 +17,7 @@ mod slots;
 mod status;
 mod text;
 
-use std::io::{self, BufWriter, ErrorKind, Write, stdout};
+use std::io::{BufWriter, ErrorKind, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -116,7 +116,7 @@ pub(crate) fn output() -> AutoStream<Box<dyn Write>> {
 
 /// Shows what the parser has to say.
 pub(crate) fn show(text: &str) -> Result<Outcome> {
-    unless_enough(write_own(&mut output(), &in_locale(text)).map(|()| Outcome::Shown))
+    write_own(&mut output(), &in_locale(text)).map(|_| Outcome::Shown)
 }
 
 pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write) -> Result<Outcome> {
@@ -125,7 +125,7 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
     {
         config_dir.missing(context.environment).iter().for_each(|warning| logging::tell(warning));
     }
-    let outcome = match operation {
+    match operation {
         Operation::Status { json, watch } => status::show(&context, *json, *watch, out),
         Operation::Mode { json, set, drain } => mode::run(context, *set, *drain, *json, out),
         Operation::Slots { json, set } => slots::slots(context, *set, *json, out),
@@ -135,16 +135,16 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
         Operation::Redact => redact::filter(&context),
         Operation::Settings { json } => settings::show(&context, *json, out),
         // Made of the parser by the build script.
-        Operation::Version => write_own(out, &command().render_version()).map(|()| Outcome::Shown),
-        Operation::Help { topic } => help::show(&context, topic.as_deref(), out).map(|()| Outcome::Shown),
-        Operation::ManPage => write_own(out, include_str!(concat!(env!("OUT_DIR"), "/claude-run.1"))).map(|()| Outcome::Shown),
+        Operation::Version => write_own(out, &command().render_version()).map(|_| Outcome::Shown),
+        Operation::Help { topic } => help::show(&context, topic.as_deref(), out),
+        Operation::ManPage => write_own(out, include_str!(concat!(env!("OUT_DIR"), "/claude-run.1"))).map(|_| Outcome::Shown),
         Operation::Completions { shell } => {
             let script = match shell {
                 Shell::Bash => include_str!(concat!(env!("OUT_DIR"), "/bash")),
                 Shell::Fish => include_str!(concat!(env!("OUT_DIR"), "/fish")),
                 Shell::Zsh => include_str!(concat!(env!("OUT_DIR"), "/zsh")),
             };
-            write_own(out, script).map(|()| Outcome::Shown)
+            write_own(out, script).map(|_| Outcome::Shown)
         }
         Operation::Report { json, prometheus, since } => {
             let form = match (json, prometheus) {
@@ -154,20 +154,13 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
             };
             report::show(&context, since_time(*since), form, out)
         }
-    };
-    unless_enough(outcome)
+    }
 }
 
 /// True for an operation that shows or sets what is in the config dir. `doctor` finds by itself that it is missing, `setup` has others.
 fn is_about_config_dir(operation: &Operation) -> bool {
     use Operation::{Events, Mode, Report, Settings, Slots, Status};
     matches!(operation, Status { .. } | Mode { .. } | Slots { .. } | Events { .. } | Settings { .. } | Report { .. })
-}
-
-/// `outcome`, if it is not the error that the reader has seen enough, as `head` has.
-fn unless_enough(outcome: Result<Outcome>) -> Result<Outcome> {
-    let is_enough = |error: &anyhow::Error| error.downcast_ref().is_some_and(|e: &io::Error| e.kind() == ErrorKind::BrokenPipe);
-    outcome.or_else(|error| if is_enough(&error) { Ok(Outcome::Shown) } else { Err(error) })
 }
 
 /// The factory that an operation looks at: one config dir, and all that runs there.
@@ -244,16 +237,28 @@ impl Factory {
 }
 
 /// Writes lines for people: what others have written into them does not act on the terminal.
-fn write(out: &mut impl Write, text: &str) -> Result<()> {
+fn write(out: &mut impl Write, text: &str) -> Result<bool> {
     write_own(out, &in_locale(&escaped_lines(text)))
 }
 
-/// Writes text in which all is ours.
-fn write_own(out: &mut impl Write, text: &str) -> Result<()> {
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
+/// Writes text in which all is ours. False if its reader has seen enough, as `head` has: what was found is the same.
+fn write_own(out: &mut impl Write, text: &str) -> Result<bool> {
+    write_bytes(out, text.as_bytes())
 }
 
-/// Writes text for people, or a line of JSON; only what is written is made.
+fn write_bytes(out: &mut impl Write, bytes: &[u8]) -> Result<bool> {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("cannot write to stdout"),
+    }
+}
+
+/// Writes text for people, or a line of JSON; only what is written is made. False without a reader.
+fn present(out: &mut impl Write, json: bool, text: impl FnOnce() -> String, value: impl FnOnce() -> Value) -> Result<bool> {
+    if json { write_own(out, &json_line(value())) } else { write(out, &text()) }
+}
+
+/// Presents all that was found.
 fn answer(
     out: &mut impl Write,
     json: bool,
@@ -261,11 +266,7 @@ fn answer(
     text: impl FnOnce() -> String,
     value: impl FnOnce() -> Value,
 ) -> Result<Outcome> {
-    if json {
-        write_own(out, &json_line(value()))?
-    } else {
-        write(out, &text())?
-    }
+    present(out, json, text, value)?;
     Ok(if is_well { Outcome::Shown } else { Outcome::Trouble })
 }
 

@@ -1,10 +1,10 @@
 //! `claude-run redact <FILE`: the masker of the log as a filter, from stdin to stdout.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Context;
+use super::{Context, write_bytes};
 use crate::outcome::Outcome;
 use crate::redact::{Masker, secrets};
 use crate::sys::stdio::{StandardInput, StandardOutput};
@@ -28,9 +28,9 @@ pub(super) fn filter(context: &Context) -> Result<Outcome> {
             0 => masker.end(&mut masked),
             _ => masker.feed(&buffer[..length], &mut masked),
         }
-        output.write_all(&masked).and_then(|()| output.flush()).context("cannot write to stdout")?;
+        let has_reader = write_bytes(&mut output, &masked)?;
         masked.clear();
-        if length == 0 {
+        if length == 0 || !has_reader {
             return Ok(Outcome::Shown);
         }
     }

@@ -14,7 +14,7 @@ use anyhow::Result;
 
 use super::checks::{self, Check};
 use super::fleet::{Fleet, is_claude_run};
-use super::{Context, Factory, answer, layout, text};
+use super::{Context, Factory, layout, present, text};
 use crate::claude::auth::Auth;
 use crate::claude::config_dir::obstacle;
 use crate::claude::credentials::Login;
@@ -59,9 +59,9 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
             let text = status.to_text(layout::width(), height);
             if watch { format!("{}\n{text}\n", watch::head()) } else { text }
         };
-        let outcome = answer(out, json, status.trouble().is_empty(), text, || status.to_json())?;
-        if !watch {
-            return Ok(outcome);
+        let has_reader = present(out, json, text, || status.to_json())?;
+        if !watch || !has_reader {
+            return Ok(if status.trouble().is_empty() { Outcome::Shown } else { Outcome::Trouble });
         }
         // Ages change with the clock: there is no event to wait for.
         thread::sleep(Duration::from_secs(1));

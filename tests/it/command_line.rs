@@ -1,7 +1,7 @@
 //! The command line: what is whose, and refusals that teach.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
@@ -164,6 +164,20 @@ fn help_cut_short_by_its_reader_is_no_failure() {
     drop(reader);
     let output = claude_run.arg("--help").stdout(writer).output().expect("started");
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn trouble_counts_without_a_reader() {
+    let env = Env::new();
+    env.make_lock_file();
+    fs::write(env.home().join(".claude/claude-run.toml"), "lock = \"none\"\n").expect("a file");
+    for words in ["doctor", "status", "status --json", "status --watch", "mode", "slots", "settings", "settings --json"] {
+        let mut claude_run = env.command(binary());
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = claude_run.args(words.split(' ')).stdout(writer).output().expect("started");
+        assert_eq!(output.status.code(), Some(1), "{words}: {output:?}");
+    }
 }
 
 /// node makes a pipe non-blocking, for whoever else has it, too.
