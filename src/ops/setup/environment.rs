@@ -1,6 +1,7 @@
 //! The variables by which agents find the shared config dir, in a file of `NAME=value` lines.
 
 use std::io::{self, Write};
+use std::iter::zip;
 use std::path::{Path, absolute};
 
 use anyhow::{Context as _, Result, ensure};
@@ -49,9 +50,9 @@ fn with(text: &str, values: &[(&str, String)]) -> String {
     lines.concat()
 }
 
-/// `line` in two: `export `, if it begins with that, and the rest.
+/// `line`, which begins in the first column, in two: `export `, if it begins with that, and the rest.
 fn bare(line: &str) -> (&'static str, &str) {
-    let line = line.trim();
+    let line = line.trim_end();
     line.strip_prefix("export ").map_or(("", line), |rest| ("export ", rest.trim_start()))
 }
 
@@ -61,18 +62,26 @@ fn mentions(line: &str, name: &str) -> bool {
     !line.trim_start().starts_with('#') && line.match_indices(&format!("{name}=")).any(|(at, _)| !is_part(&line[..at]))
 }
 
-/// True if all of the line `at` is one assignment to the variable `name`.
+/// True if all of the line `at` is one assignment to the variable `name`, in whatever way the file is read.
 fn is_its_own(lines: &[String], at: usize, name: &str) -> bool {
     let assignment = bare(&lines[at]).1;
-    let is_word = shell_words::split(assignment).is_ok_and(|words| words.len() == 1);
-    let is_plain = is_word && !assignment.contains(['#', ';', '&', '|']) && !assignment.ends_with('\\');
-    // What stays open to the end is no quote: Docker has none in such a file.
-    let is_text = || is_open(&lines[..at]) && !is_open(lines);
-    is_plain && assignment.starts_with(&format!("{name}=")) && !is_text()
+    let words = shell_words::split(assignment).unwrap_or_default();
+    let (Some(value), [word]) = (assignment.strip_prefix(&format!("{name}=")), &*words) else { return false };
+    let is_plain_sign = |sign: char| sign.is_alphanumeric() || "/._-+:,@%=~ \"'\\".contains(sign);
+    let is_plain = value.chars().all(is_plain_sign) && !value.ends_with('\\');
+    let is_quoted = word.split_once('=').is_some_and(|(_, word)| value == shell_words::quote(word));
+    // What stays open to the end is none: Docker has no quotes in such a file.
+    let is_within = || zip(open(&lines[..at]), open(lines)).any(|(before, at_end)| before && !at_end);
+    let is_continued = || lines[..at].last().is_some_and(|line| line.trim_end().ends_with(['\\', '&', '|']));
+    let ends_block = |line: &String| {
+        let mut words = line.split(|sign: char| sign.is_whitespace() || ";&|<>".contains(sign));
+        words.find(|word| !word.is_empty()).is_some_and(|word| ["fi", "done", "esac", "}", ")"].contains(&word))
+    };
+    (is_plain || is_quoted) && !is_within() && !is_continued() && !lines[at + 1..].iter().any(ends_block)
 }
 
-/// True if what follows these lines is in quotes, or in a here-document.
-fn is_open(lines: &[String]) -> bool {
+/// True for each that is open behind these lines: quotes, backquotes, brackets, a here-document.
+fn open(lines: &[String]) -> [bool; 4] {
     let word =
         |line: &str| line.split_once("<<")?.1.trim_start_matches(['-', ' ']).split_whitespace().next().map(str::to_owned);
     let is_endless = |(at, word): (usize, String)| {
@@ -80,7 +89,9 @@ fn is_open(lines: &[String]) -> bool {
         lines[at..].iter().all(|line| line.trim() != word)
     };
     let mut documents = lines.iter().enumerate().filter_map(|(at, line)| Some((at, word(line)?)));
-    shell_words::split(&lines.concat()).is_err() || documents.any(is_endless)
+    let text = lines.concat();
+    let count = |sign: char| text.matches(sign).count();
+    [shell_words::split(&text).is_err(), count('`') % 2 == 1, count('(') > count(')'), documents.any(is_endless)]
 }
 
 #[cfg(test)]
@@ -101,7 +112,7 @@ mod tests {
             ("A=1\nexport B=2 A=3\n", "A=1\nexport B=2 A=3\nA=/x\nB='/with space'\\''s'\n"),
             ("export A=1 # why\nB='1 2'", "export A=1 # why\nB='/with space'\\''s'\nA=/x\n"),
             ("A=1\\\nC\nB=2\n", "A=1\\\nC\nB='/with space'\\''s'\nA=/x\n"),
-            (" export A=/x\nB='/with space'\\''s'", " export A=/x\nB='/with space'\\''s'"),
+            ("export A=/x\nB='/with space'\\''s'", "export A=/x\nB='/with space'\\''s'"),
             ("A=1\r\nC=2\r\n", "A=/x\r\nC=2\r\nB='/with space'\\''s'\r\n"),
             // A value may have it in its text.
             ("C=\"-e A=1 -v /d\"\nB=2\n", "C=\"-e A=1 -v /d\"\nB='/with space'\\''s'\nA=/x\n"),
@@ -112,6 +123,28 @@ mod tests {
         for (before, after) in cases {
             assert_eq!(with(before, &values), after, "{before:?}");
             assert_eq!(with(after, &values), after, "again");
+        }
+        // Of a line that is a part of something, or may not be run, nothing is known.
+        for before in [
+            "A=`\necho /y\n`\n",
+            "A=$(\necho /y\n)\n",
+            "A=(\n/y\n)\n",
+            "A=${Z:-\n/y}\n",
+            "A=$'\\'\n/y'\n",
+            "Z=$(\nA=1\necho $A)\n",
+            "Z=`\nA=1\necho $A`\n",
+            "env Z=1 \\\nA=1\n",
+            "[ -n \"$Q\" ] &&\nA=1\n",
+            " A=/x\n",
+            "if [ -n \"$Q\" ]; then\n  export A=/y\nfi\n",
+            "if [ -n \"$Q\" ]; then\nexport A=/x\nfi\n",
+            "f() {\nA=/y\n}\nf\n",
+            "case x in\nx)\nA=/y\n;;\nesac\n",
+            "(\nA=/y\n) >log\n",
+            "# it's :(\ncat <<E\nA=1\nE\n",
+        ] {
+            let after = format!("{before}A=/x\n");
+            assert_eq!((with(before, &values[..1]), with(&after, &values[..1])), (after.clone(), after));
         }
         // One that is not closed is none.
         for before in ["# it's\nC=it's\nA=1\n", "# it's\nC=it's\nA=/x\n"] {
