@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use toml_edit::{Document, DocumentMut, Item, TomlError, Value};
 
-use super::options::OPTIONS;
+use super::options::{OPTIONS, OptionSpec};
 use super::trust::{POWERFUL, ensure_only_ours};
 use super::values::nearest;
 use crate::redact;
@@ -126,14 +126,14 @@ impl SettingsFile {
         let (mut entries, mut lists) = (BTreeMap::new(), BTreeMap::new());
         for (key, item) in document.iter() {
             let at = document.key(key).and_then(|key| key.span()).map_or(0, |span| span.start);
-            ensure_known(key).with_context(|| place(at))?;
-            if LISTS.contains(&key) {
-                let list = list_of(key, item).with_context(|| format!("{}: {key}", place(at)))?;
-                lists.insert(key.to_owned(), (list, line_of(text, at)));
-                continue;
+            let (line, context) = (line_of(text, at), || format!("{}: {key}", place(at)));
+            match option_of(key).with_context(|| place(at))? {
+                None => drop(lists.insert(key.to_owned(), (list_of(key, item).with_context(context)?, line))),
+                Some(option) => {
+                    let value = text_of(option, item, text).with_context(context)?;
+                    entries.insert(key.to_owned(), (value.into(), line));
+                }
             }
-            let value = text_of(item, text).with_context(|| format!("{}: {key}", place(at)))?;
-            entries.insert(key.to_owned(), (value.into(), line_of(text, at)));
         }
         Ok(Self { path: path.to_owned(), entries, lists, is_empty: text.is_empty() })
     }
@@ -158,10 +158,14 @@ fn read_to_set(path: &Path, text: &str, key: &str) -> Result<DocumentMut> {
     let document = Document::parse(text).map_err(|error| syntax_error(path, text, &error))?;
     if let Some((name, item)) = document.get_key_value(key) {
         let line = line_of(text, name.span().map_or(0, |span| span.start));
-        let is_plain = item.as_value().is_some_and(|value| !value.is_array() && !value.is_inline_table());
-        ensure!(is_plain, "{}:{line}: {key} has more than one value; remove it first", path.display());
+        ensure!(is_plain(item), "{}:{line}: {key} has more than one value; remove it first", path.display());
     }
     Ok(document.into_mut())
+}
+
+/// True if `item` is one value.
+fn is_plain(item: &Item) -> bool {
+    item.as_value().is_some_and(|value| !value.is_array() && !value.is_inline_table())
 }
 
 /// The `new` text with the byte order mark and the ends of lines of the `old`.
@@ -186,14 +190,15 @@ fn lock_directory(directory: &Path) -> Result<File> {
     Ok(guard)
 }
 
-fn ensure_known(key: &str) -> Result<()> {
+/// The option that `key` stands for; `None` for a list.
+fn option_of(key: &str) -> Result<Option<&'static OptionSpec>> {
     let shared = || OPTIONS.iter().map(|option| option.name).filter(|name| !NOT_SHARED.contains(name)).chain(LISTS);
     match OPTIONS.iter().find(|option| option.name == key) {
         Some(option) if NOT_SHARED.contains(&key) => {
             bail!("{key} is not for a whole factory; use --{key} or {}", option.variable)
         }
-        None if LISTS.contains(&key) => Ok(()),
-        Some(_) => Ok(()),
+        None if LISTS.contains(&key) => Ok(None),
+        Some(option) => Ok(Some(option)),
         None => match nearest(key, shared(), 0.7) {
             Some(similar) => bail!("unknown key {key:?}; did you mean {similar:?}?"),
             None => bail!("unknown key {key:?}; known are {}", shared().collect::<Vec<_>>().join(", ")),
@@ -217,18 +222,27 @@ fn list_of(key: &str, item: &Item) -> Result<Vec<String>> {
     Ok(texts)
 }
 
-/// A value in `text` as it would be typed behind a flag.
-fn text_of(item: &Item, text: &str) -> Result<String> {
+/// A value of `option` in `text` as it would be typed behind the flag.
+fn text_of(option: &OptionSpec, item: &Item, text: &str) -> Result<String> {
+    let written = item.span().and_then(|span| text.get(span)).unwrap_or_default();
+    let (takes_number, is_switch) = (option.takes_number(), option.is_switch());
     match item.as_value() {
         Some(Value::String(word)) => Ok(word.value().clone()),
-        Some(Value::Integer(number)) => Ok(number.value().to_string()),
+        Some(Value::Integer(number)) if takes_number => Ok(number.value().to_string()),
         // As it is written: 1e-400 is not "off".
-        Some(Value::Float(number)) if *number.value() == 0.0 => {
-            Ok(number.span().and_then(|span| text.get(span)).unwrap_or_default().replace('_', ""))
+        Some(Value::Float(number)) if takes_number && *number.value() == 0.0 => Ok(written.replace('_', "")),
+        Some(Value::Float(number)) if takes_number => Ok(number.value().to_string()),
+        Some(Value::Boolean(switch)) if is_switch => Ok(if *switch.value() { "on" } else { "off" }.to_owned()),
+        _ => {
+            let words = option.words.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(", ");
+            let wanted = match () {
+                () if is_switch => "true or false",
+                () if takes_number => "a number, or text in quotes,",
+                () if words.is_empty() => "text in quotes",
+                () => &format!("one of {words}"),
+            };
+            bail!("{wanted} is wanted, not {}", if is_plain(item) { written } else { item.type_name() })
         }
-        Some(Value::Float(number)) => Ok(number.value().to_string()),
-        Some(Value::Boolean(switch)) => Ok(if *switch.value() { "on" } else { "off" }.to_owned()),
-        _ => bail!("a string, a number, true or false is wanted, not {}", item.type_name()),
     }
 }
 
@@ -254,145 +268,4 @@ fn one_line(message: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use super::*;
-
-    fn parse(text: &str) -> Result<SettingsFile> {
-        SettingsFile::parse(Path::new("/c/claude-run.toml"), text)
-    }
-
-    #[test]
-    fn values_are_read_with_their_lines() -> Result<()> {
-        let file = parse("# shared\nwait = \"20m\"\n\ntimeout = 1.5 # s\nconflict-exit-code = 9\npty = true\n")?;
-        for (key, value, line) in [("wait", "20m", 2), ("timeout", "1.5", 4), ("conflict-exit-code", "9", 5), ("pty", "on", 6)]
-        {
-            assert_eq!(file.value(key), Some((&OsString::from(value), line)));
-        }
-        assert_eq!(parse("")?.value("wait"), None);
-        Ok(())
-    }
-
-    #[test]
-    fn set_keeps_other_text_and_the_mode() -> Result<()> {
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("new/claude-run.toml");
-        SettingsFile::set(&path, "lock", "pass-through")?;
-        assert_eq!(fs::read_to_string(&path)?, "lock = \"pass-through\"\n");
-        assert_eq!(fs::metadata(dir.path().join("new"))?.permissions().mode() & 0o777, 0o700);
-        let before = "# factory\nwait = 5 # s\n\nlock  =  \"exclusive\"  # for now\n# end\n";
-        fs::write(&path, before)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640))?;
-        SettingsFile::set(&path, "lock", "pass-through")?;
-        assert_eq!(fs::read_to_string(&path)?, before.replace("exclusive", "pass-through"));
-        assert_eq!(fs::metadata(&path)?.permissions().mode() & 0o777, 0o640);
-        SettingsFile::set(&path, "timeout", "1h")?;
-        let with_timeout =
-            format!("{}timeout = \"1h\"\n# end\n", before.replace("exclusive", "pass-through").replace("# end\n", ""));
-        let text = fs::read_to_string(&path)?;
-        assert!(text.contains("# end") && text.contains("timeout = \"1h\"") && text.len() == with_timeout.len(), "{text}");
-        let link = dir.path().join("link");
-        symlink(&path, &link)?;
-        SettingsFile::set(&link, "lock", "exclusive")?;
-        assert!(fs::symlink_metadata(&link)?.is_symlink() && fs::read_to_string(&path)?.contains("\"exclusive\""));
-        assert_eq!(fs::read_dir(dir.path().join("new"))?.count(), 1, "nothing is left behind");
-        Ok(())
-    }
-
-    #[test]
-    fn set_keeps_line_ends_and_byte_order_mark() -> Result<()> {
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join(NAME);
-        let (dos, mixed) = ("\u{feff}# factory\r\nlock = \"refresh\"\r\n", "# factory\r\nlock = \"refresh\"\n");
-        for text in [dos, mixed, "\u{feff}lock = \"refresh\""] {
-            fs::write(&path, text)?;
-            SettingsFile::set(&path, "lock", "exclusive")?;
-            let new = fs::read_to_string(&path)?;
-            assert_eq!(new.starts_with('\u{feff}'), text.starts_with('\u{feff}'), "{new:?}");
-            assert!(text != dos || new == text.replace("refresh", "exclusive"), "{new:?}");
-            assert!(text != mixed || new.ends_with("\"exclusive\"\n"), "{new:?}");
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn file_that_is_being_saved_is_not_believed() -> Result<()> {
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join(NAME);
-        for (text, expected) in [("", true), ("slots = \"4", true), ("slots = 4\n", false), ("# none\n", false)] {
-            fs::write(&path, text)?;
-            let (file, at) = (SettingsFile::read_once(&path), fs::metadata(&path)?.modified()?);
-            assert_eq!(is_half_written(&path, &file, at), expected, "{text:?}");
-            // The clock of a file server may be ahead.
-            assert_eq!(is_half_written(&path, &file, at - FRESH / 2), expected, "{text:?}");
-            assert!(![at + FRESH, at - FRESH].into_iter().any(|now| is_half_written(&path, &file, now)), "{text:?}");
-        }
-        assert!(SettingsFile::read(&path.join(NAME))?.is_none(), "a file in place of the directory");
-        fs::remove_file(&path)?;
-        assert!(SettingsFile::read(&path)?.is_none() && SettingsFile::read_again(&path)?.is_none());
-        thread::scope(|scope| {
-            let read = scope.spawn(|| SettingsFile::read_again(&path));
-            thread::sleep(Duration::from_millis(20));
-            fs::write(&path, "slots = 4\n")?;
-            assert!(read.join().expect("it does not panic")?.is_some(), "it is back");
-            anyhow::Ok(())
-        })?;
-        for (target, expected) in [("nowhere", "leads nowhere"), (".", "cannot read the settings file")] {
-            fs::remove_file(&path)?;
-            symlink(target, &path)?;
-            assert!(SettingsFile::read(&path).is_err_and(|error| error.to_string().contains(expected)), "{target}");
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn writers_at_once_keep_what_the_others_set() -> Result<()> {
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join(NAME);
-        let keys = ["lock", "timeout", "wait"];
-        let set = |key: &str| SettingsFile::set(&path, key, if key == "lock" { "refresh" } else { "1m" });
-        thread::scope(|scope| keys.map(|key| scope.spawn(move || set(key))).map(|writer| writer.join().expect("no panic")))
-            .into_iter()
-            .collect::<Result<()>>()?;
-        let file = SettingsFile::read(&path)?.expect("it is there");
-        assert!(keys.iter().all(|key| file.entries.contains_key(*key)), "{file:?}");
-        let _holder = lock_directory(dir.path())?;
-        let error = format!("{:#}", SettingsFile::set(&path, "lock", "exclusive").expect_err("the directory is locked"));
-        assert!(error.ends_with(&format!("is locked by another process (pid {})", std::process::id())), "{error}");
-        Ok(())
-    }
-
-    #[test]
-    fn broken_file_is_not_changed_and_not_shown() -> Result<()> {
-        let dir = tempfile::tempdir()?;
-        let (path, text) = (dir.path().join(NAME), "lock = sk-secret\n");
-        fs::write(&path, text)?;
-        let message = format!("{:#}", SettingsFile::set(&path, "lock", "exclusive").expect_err("changed"));
-        assert!(message.contains("claude-run.toml:1: lock: ") && !message.contains('\n'), "{message}");
-        assert!(!message.contains("sk-secret") && fs::read_to_string(&path)? == text, "{message}");
-        Ok(())
-    }
-
-    #[test]
-    fn refusal_names_file_line_key_and_way_out() {
-        for (text, parts) in [
-            ("\ntiemout = 5\n", ["/c/claude-run.toml:2", "\"tiemout\"", "did you mean \"timeout\""]),
-            ("xyz = 5", ["/c/claude-run.toml:1", "\"xyz\"", "known are lock, wait"]),
-            ("lock-file = \"x\"", [":1", "lock-file", "CLAUDE_RUN_LOCK_FILE"]),
-            ("wait = [5]", [":1", "wait", "not array"]),
-            ("[wait]\nx = 5", [":1", "wait", "not table"]),
-            ("wait = 5\nwait = 6", [":2", "duplicate", "wait"]),
-            ("wait = \"5", [":1", "string", ""]),
-            ("slots = none", [":1", "slots: ", "; text stands in quotes: slots = \"…\""]),
-            ("lock = refresh", [":1", "lock: ", "; text stands in quotes: lock = \"…\""]),
-            ("timeout = 5m # five", [":1", "timeout: ", "; text stands in quotes: timeout = \"…\""]),
-            ("\nclaude = /usr/bin/claude", [":2", "claude: ", "; text stands in quotes: claude = \"…\""]),
-            ("redact = false1", [":1", "redact: ", "; text stands in quotes: redact = \"…\""]),
-            ("wait", [":1", "", ""]),
-        ] {
-            let message = format!("{:#}", parse(text).expect_err("accepted"));
-            assert!(parts.into_iter().all(|part| message.contains(part)) && !message.contains('\n'), "{text:?}: {message}");
-        }
-    }
-}
+mod tests;

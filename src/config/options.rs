@@ -98,6 +98,11 @@ impl OptionSpec {
         self.words == bool::WORDS
     }
 
+    /// True if its value can be a number.
+    pub(super) fn takes_number(&self) -> bool {
+        matches!(self.value_name, "DUR" | "N")
+    }
+
     /// Reads the value that counts. A refusal names the flag, the variable or the line.
     fn read<T: Value>(&self, written: Option<Written>) -> Result<T> {
         let Some(Written { name, value, origin }) = written else { return T::read_default(self.default) };

@@ -42,6 +42,7 @@ fn invalid_file_is_125_with_line_and_key() {
         ("lock = \"none\"", [":1: lock", "exclusive, refresh, pass-through"]),
         ("lock = ", ["claude-run.toml:1", ""]),
         ("wait = { x = 1 }", [":1: wait", "inline table"]),
+        ("log = false", [":1: log", "text in quotes is wanted, not false"]),
     ] {
         let path = write_file(&env, text).display().to_string();
         for (words, code) in [(&["touch", "started"][..], 125), (&["settings"], 1)] {
