@@ -14,7 +14,17 @@
 # with. At the end it says what is wrong with PATH, if something is. Exit code: 0 done, 1 begun and not done, 2 nothing was changed.
 set -eu
 unset CDPATH # with it, cd may go elsewhere, and prints where
-trap 'exit 1' HUP INT TERM # not every sh runs the trap of EXIT upon a signal
+
+begun=false new=''
+# Whatever code it was that ended this.
+ended() {
+  code=$?
+  [ -z "$new" ] || rm -f -- "$new"
+  [ "$code" = 0 ] || { $begun && code=1 || code=2; }
+  exit "$code"
+}
+trap ended EXIT
+trap 'begun=true; exit 1' HUP INT TERM # not every sh runs the trap of EXIT upon a signal
 
 die() { printf 'install.sh: %s\n' "$*" >&2; exit 2; }
 note() { printf 'note: %s\n' "$*"; }
@@ -91,7 +101,7 @@ remove() {
 }
 
 if $uninstall; then
-  found=false left=false
+  begun=true found=false left=false
   if [ -f "$shims" ]; then
     while IFS= read -r path || [ -n "$path" ]; do
       if is_our_shim "$path"; then remove "$path"; fi
@@ -140,6 +150,7 @@ for file in "$@" ${shim:+"$shim/claude" "$shims"}; do
   fi
 done
 umask 022 # directories for everybody, whatever root's is
+begun=true
 
 # put FILE MODE COMMAND...: what COMMAND prints, in place at once or not at all.
 put() {
@@ -147,11 +158,9 @@ put() {
   shift 2
   mkdir -p -- "$(dirname -- "$file")"
   new=$(mktemp "$file.claude-run-new.XXXXXX")
-  trap 'rm -f -- "$new"' EXIT
   "$@" >"$new"
   chmod "$mode" "$new"
   mv -f -- "$new" "$file"
-  trap - EXIT
   printf 'installed %s\n' "$file"
 }
 

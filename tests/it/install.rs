@@ -220,6 +220,26 @@ fn bad_prefix_or_binary_changes_nothing() {
 
 /// mv(1) would put the file into it.
 #[test]
+fn exit_code_tells_whether_anything_was_changed() {
+    let env = Env::new();
+    let tools = env.path("tools");
+    for code in [1, 2, 77, 101] {
+        for (name, text) in [("cargo", format!("exit {code}")), ("cc", String::new())] {
+            env.script(&format!("tools/{name}"), &format!("#!/bin/sh\n{text}\n"));
+        }
+        let mut script = env.command(SCRIPT);
+        script.arg("--prefix").arg(env.path("prefix")).env("PATH", format!("{}:/usr/bin:/bin", tools.display()));
+        let output = script.output().expect("started");
+        assert_eq!((output.status.code(), env.path("prefix").exists()), (Some(2), false), "{code}: {output:?}");
+    }
+    for code in [1, 2, 77, 101] {
+        let program = env.script("b", &format!("#!/bin/sh\n[ \"$1\" = --version ] || exit {code}\n"));
+        let output = install(&env, &["--binary", &program.to_string_lossy()]);
+        assert_eq!((output.status.code(), installed(&env)), (Some(1), vec![FILES[0].to_owned()]), "{code}: {output:?}");
+    }
+}
+
+#[test]
 fn directory_in_the_place_of_a_file_changes_nothing() {
     let files = FILES.iter().filter_map(|line| line.split(' ').next());
     for name in files.chain(["bin/claude", "share/claude-run/shims"]) {
