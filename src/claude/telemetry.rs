@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -13,7 +13,7 @@ use memchr::memmem;
 
 use super::frames::clamped;
 use super::json::Object;
-use crate::sys::fs::{if_there, open_regular};
+use crate::sys::fs::open_regular;
 
 /// Error of a line about a refresh that cannot be understood: cut, or of another shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +131,10 @@ impl Telemetry {
 
     /// Reads what has been added since the last call, and returns it oldest first.
     pub(crate) fn read(&mut self) -> io::Result<Vec<RefreshEvent>> {
-        let Some(entries) = if_there(fs::read_dir(&self.dir))? else { return Ok(Vec::new()) };
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if is_gone(&error, &self.dir) => return Ok(Vec::new()),
+            entries => entries?,
+        };
         let mut events = Vec::new();
         (self.cut, self.unreadable) = (0, None);
         for entry in entries {
@@ -139,9 +142,9 @@ impl Telemetry {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with("1p_failed_events.") && name.ends_with(".json") {
                 let path = entry.path();
-                // The other files count all the same. One that is no regular file is not claude's; one that is gone was delivered.
+                // The other files count all the same. One that is gone was delivered.
                 if let Err(error) = self.read_file(path.clone(), &mut events)
-                    && error.raw_os_error().is_some_and(|errno| errno != libc::ENOENT)
+                    && !is_gone(&error, &path)
                 {
                     self.unreadable.get_or_insert(format!("{}: {error}", path.display()));
                 }
@@ -197,6 +200,11 @@ impl Telemetry {
         self.cut += 1;
         Ok(())
     }
+}
+
+/// True if `error` is that nothing is at `path`, not even a link that leads nowhere.
+fn is_gone(error: &io::Error, path: &Path) -> bool {
+    error.kind() == ErrorKind::NotFound && !path.is_symlink()
 }
 
 #[cfg(test)]

@@ -186,7 +186,7 @@ impl Summary {
         }
         if let Some(unreadable) = &self.unreadable {
             return format!(
-                "not known: a file cannot be read, {unreadable}; call this as the user who runs the agents"
+                "not known: a file cannot be read, {unreadable}; look at it, or call this as the user who runs the agents"
             );
         }
         if self.malformed > 0 {

@@ -3,9 +3,11 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::Value;
 
 use crate::env::{Env, Running, binary};
@@ -151,9 +153,6 @@ fn malformed_files_are_read_as_far_as_possible() {
     file.write_all(b"\xff\xfe tengu_oauth_token_refresh_ \0\n").expect("a line");
     let cut = refresh("lock_error", 6, "s");
     file.write_all(&cut.as_bytes()[..cut.len() - 9]).expect("half a line");
-    fs::create_dir(telemetry(&env).join("1p_failed_events.dir.json")).expect("a directory");
-    std::os::unix::fs::symlink("/dev/zero", telemetry(&env).join("1p_failed_events.device.json"))
-        .expect("a link without an end");
     fs::write(telemetry(&env).join("other.json"), refresh("lock_error", 1, "s")).expect("a file");
     let complete = telemetry(&env).join("1p_failed_events.t.5c1c.json");
     fs::write(complete, refresh("lock_retry", 7, "t")).expect("a file without a newline at its end");
@@ -260,8 +259,19 @@ fn file_that_cannot_be_read_is_no_health() {
     let file = write(&env, "s", &[refresh("lock_acquired", 0, "s")]);
     assert_eq!(seen(&env, 0)["verdict"], "healthy");
     let unreadable = file.with_file_name("1p_failed_events.t.5c1c.json");
-    symlink(&unreadable, &unreadable).expect("a link to itself");
-    let seen = seen(&env, 1);
-    assert_eq!((&seen["verdict"], &seen["files"]), (&"not known".into(), &1.into()), "{seen}");
-    assert!(seen["unreadable"].as_str().is_some_and(|why| why.contains("1p_failed_events.t.")), "{seen}");
+    let is_unknown = || {
+        let seen = seen(&env, 1);
+        assert_eq!((&seen["verdict"], &seen["files"]), (&"not known".into(), &1.into()), "{seen}");
+        assert!(seen["unreadable"].as_str().is_some_and(|why| why.contains("1p_failed_events.t.")), "{seen}");
+    };
+    for target in [&*unreadable, Path::new("nowhere"), Path::new("/dev/zero")] {
+        symlink(target, &unreadable).expect("a link");
+        is_unknown();
+        fs::remove_file(&unreadable).expect("a link");
+    }
+    mkfifo(&unreadable, Mode::S_IRWXU).expect("a FIFO");
+    is_unknown();
+    fs::remove_file(&unreadable).expect("a FIFO");
+    fs::create_dir(&unreadable).expect("a directory");
+    is_unknown();
 }
