@@ -76,6 +76,7 @@ claude_run_in_subshell() {
   # claude, -k makes `export` print the environment, -x would trace the command line into the log, unmasked.
   set +aeCETkvx
   trap - DEBUG ERR RETURN
+  true >&2 || exec 2>/dev/null # closed, it cannot be copied below
   # claude-run is in our group, gets what that is sent as well, and has to be waited for. It starts with none of these traps.
   trap : HUP QUIT TERM
   [[ $(trap -p XFSZ) == *"''"* ]] || trap : XFSZ # ignored, it stays so for COMMAND

@@ -22,6 +22,19 @@ fn output_and_exit_code_are_those_of_claude() {
 }
 
 #[test]
+fn closed_descriptors_are_no_reason_not_to_run() {
+    for machine in machines() {
+        for closed in [">&- <&- 2>&-", ">&- 2>&-", "<&- 2>&-", ">&- <&-", "2>&-"] {
+            for prepare in ["LOGFILE=", "LOGFILE= CLAUDE_PGID_FILE=$PWD/pgid", ":"] {
+                let site = format!("claude_run_with_watchdog claude -p 'exit 6' {closed} && rc=0 || rc=$?; echo rc $rc");
+                let ended = machine.run(&format!("{prepare}; {site}"));
+                assert_eq!(ended.stdout, ["rc 6"], "{prepare} {closed}: {ended:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn signal_that_ends_claude_is_no_news_of_bash() {
     for machine in machines() {
         for prepare in ["", "CLAUDE_PGID_FILE=$PWD/pgid; "] {
