@@ -207,13 +207,17 @@ fn characters_of_a_long_line_stay_whole() {
 }
 
 #[test]
-fn carriage_return_before_a_newline_is_not_logged() {
-    let env = Env::new();
-    let script = r#"printf 'one\r\nt\rwo\r'; sleep 0.3; printf '\nthree\r'"#; // read in two pieces
-    env.claude_run().args(["--redact", "off", "--log", "log", "--", "sh", "-c", script]).assert().code(0);
-    assert_eq!(childs_lines(&env), ["stdout: one", "stdout: t\rwo", "stdout: three"]);
-    let log = fs::read_to_string(env.path("log")).expect("a log"); // of which `lines` strips them
-    assert!(!log.contains("\r\n"), "{log:?}");
+fn carriage_return_is_logged_but_at_a_terminals_line_end() {
+    let script = r#"printf 'one\r\nt\rwo\r'; sleep 0.3; printf '\nthree\r\r\nfour\r'"#; // read in two pieces
+    for (option, expected) in
+        [("--pty=off", ["one\r", "t\rwo\r", "three\r\r", "four\r"]), ("--pty", ["one", "t\rwo", "three\r", "four"])]
+    {
+        let env = Env::new();
+        env.claude_run().args(["--redact", "off", "--log", "log", option, "--", "sh", "-c", script]).assert().code(0);
+        let log = fs::read_to_string(env.path("log")).expect("a log"); // `lines` strips them
+        let lines = log.split('\n').filter_map(|line| line.split_once(" stdout: ").map(|(_, line)| line));
+        assert_eq!(lines.collect::<Vec<_>>(), expected, "{option}");
+    }
 }
 
 #[test]

@@ -94,7 +94,7 @@ impl OutputConfig {
         let stream = Stream {
             name,
             input: Some(input.take(u64::MAX)),
-            lines: self.log.clone().map(|log| Lines::new(log, name)),
+            lines: self.log.clone().map(|log| Lines::new(log, name, terminal.is_some())),
             pipe: if terminal.is_none() { Some(descriptor.try_clone()?) } else { None },
             terminal,
             sink: if log_is_sink { None } else { Some(Sink::new(ours.as_fd())?) },

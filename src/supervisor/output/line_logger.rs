@@ -17,6 +17,8 @@ const BATCH: usize = 256 << 10;
 pub(super) struct Lines {
     log: Arc<LogFile>,
     stream: &'static str,
+    /// Lines end with CR LF there.
+    is_terminal: bool,
     /// Of the lines that came with the last read.
     stamp: Stamp,
     part: Vec<u8>,
@@ -28,9 +30,9 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub(super) fn new(log: Arc<LogFile>, stream: &'static str) -> Self {
+    pub(super) fn new(log: Arc<LogFile>, stream: &'static str, is_terminal: bool) -> Self {
         let (stamp, part, batch) = (Stamp::default(), Vec::new(), Vec::new());
-        Self { log, stream, stamp, part, continued: false, batch, has_lost: false }
+        Self { log, stream, is_terminal, stamp, part, continued: false, batch, has_lost: false }
     }
 
     /// Logs the lines that `bytes` complete.
@@ -74,8 +76,8 @@ impl Lines {
 
     /// Logs the last part of a line, or all of it.
     fn line(&mut self, rest: &[u8]) {
-        // From a terminal, lines end with CR LF.
         let rest = match rest {
+            _ if !self.is_terminal => rest,
             [] => {
                 self.part.pop_if(|&mut last| last == b'\r');
                 rest
