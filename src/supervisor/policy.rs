@@ -14,6 +14,7 @@ use crate::config::settings::Leftovers;
 use crate::outcome::Outcome;
 use crate::sys::signal::{FORWARDED, SigSet, Signal, SignalSource, is_termination_request};
 pub use refresh_guard::MAX_DEFERRAL;
+use refresh_guard::Spared;
 pub use types::{Action, Group, Input, LiveRefresh, Notice, PolicyConfig, TreeState};
 
 /// State of a run. Tests compare and copy it, to try all that can happen: see `tests/model`.
@@ -52,8 +53,8 @@ pub struct Policy {
     continued: SigSet,
     /// Signals that are deferred for the sake of a refresh, in order.
     deferred: Vec<Action>,
-    /// The refresh that they are deferred for, and since when. It stays after [`MAX_DEFERRAL`]: it has had its time.
-    spared: Option<(LiveRefresh, Instant)>,
+    /// The refresh that they are deferred for.
+    spared: Option<Spared>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -91,7 +92,7 @@ impl Policy {
     /// Time of the next [`Input::Clock`].
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.phase {
-            _ if self.is_deferring() => self.spared.map(|(_, since)| since + MAX_DEFERRAL),
+            _ if self.is_deferring() => self.spared.map(Spared::until),
             Phase::Finished => None,
             _ => {
                 let limits = self.limits().into_iter().map(|(at, _)| at);

@@ -10,6 +10,21 @@ use crate::sys::signal::{Signal, requests_end};
 /// Longest deferral: a refresh takes about a second.
 pub const MAX_DEFERRAL: Duration = Duration::from_secs(15);
 
+/// A refresh that signals are, or were, deferred for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Spared {
+    refresh: LiveRefresh,
+    since: Instant,
+    /// True once it has had its time, and the signals were sent all the same.
+    is_given_up: bool,
+}
+
+impl Spared {
+    pub(super) fn until(self) -> Instant {
+        self.since + MAX_DEFERRAL
+    }
+}
+
 impl Policy {
     /// True while signals are deferred, so that the end of a refresh matters.
     pub fn is_deferring(&self) -> bool {
@@ -23,6 +38,7 @@ impl Policy {
             // Limits and graces wait with the signals: they could only send more of them.
             Input::Clock if self.is_deferring() && !self.has_deferred_enough(now) => return Vec::new(),
             Input::Clock if self.is_deferring() => {
+                self.spared.iter_mut().for_each(|spared| spared.is_given_up = true);
                 self.restart_grace(now);
                 return [vec![Action::Log(Notice::RefreshTooLong)], mem::take(&mut self.deferred)].concat();
             }
@@ -58,14 +74,14 @@ impl Policy {
     fn on_refresh(&mut self, refresh: Option<LiveRefresh>, now: Instant) -> Vec<Action> {
         let Some(refresh) = refresh else {
             // A signal that was only checked goes out as if there were no guard: its kill grace has begun.
-            if self.spared.take().is_some() {
+            if self.spared.take().is_some_and(|spared| !spared.is_given_up) {
                 self.restart_grace(now);
             }
             return mem::take(&mut self.deferred);
         };
-        let is_new = self.spared.is_none_or(|(spared, _)| refresh.made > spared.made);
+        let is_new = self.spared.is_none_or(|spared| refresh.made > spared.refresh.made);
         if is_new && self.is_deferring() {
-            self.spared = Some((refresh, now));
+            self.spared = Some(Spared { refresh, since: now, is_given_up: false });
             return vec![Action::Log(Notice::SignalDeferred)];
         }
         if self.has_deferred_enough(now) { mem::take(&mut self.deferred) } else { Vec::new() }
@@ -73,7 +89,7 @@ impl Policy {
 
     /// True if a refresh has been spared for as long as one is.
     pub(in crate::supervisor) fn has_deferred_enough(&self, now: Instant) -> bool {
-        self.spared.is_some_and(|(_, since)| now >= since + MAX_DEFERRAL)
+        self.spared.is_some_and(|spared| now >= spared.until())
     }
 
     /// Counts the grace of what is deferred from `now`, at which it goes out.
@@ -243,6 +259,9 @@ mod tests {
         run.signal(1, Signal::SIGTERM);
         assert_eq!(run.at(15, Input::Clock), []);
         assert_eq!(run.at(16, Input::Clock), [Action::Log(Notice::RefreshTooLong), TERM]);
+        run.refresh = None;
+        assert_eq!(run.signal(17, Signal::SIGHUP), [Action::SignalChild(Signal::SIGHUP)]);
+        assert_eq!(run.deadline(), Some(18), "its end, seen late, restarts no grace");
         assert_eq!(run.at(20, Input::Clock), REST);
         assert_eq!(run.at(21, Input::Clock), [KILL_TREE, Action::Log(Notice::KillGraceExpired)]);
         let mut another = Run::during_refresh();
