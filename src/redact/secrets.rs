@@ -50,13 +50,14 @@ pub struct Secrets {
     finder: Finder,
 }
 
-/// Compiles a pattern of the settings file.
+/// Compiles a pattern of the settings file, in which `^` and `$` stand for the ends of a line, be it one that `\r` ends.
 ///
 /// # Errors
 /// Text that is no regular expression, or a large one.
 pub fn compile(pattern: &str) -> Result<Regex> {
-    let builder = |pattern: &str| RegexBuilder::new(pattern).unicode(false).size_limit(PATTERN_SIZE).build();
-    let regex = builder(pattern).or_else(|_| RegexBuilder::new(pattern).size_limit(PATTERN_SIZE).build());
+    let mut builder = RegexBuilder::new(pattern);
+    builder.multi_line(true).crlf(true).size_limit(PATTERN_SIZE);
+    let regex = builder.unicode(false).build().or_else(|_| builder.unicode(true).build());
     // Not the pattern itself, which may be a secret.
     let why = |error: regex::Error| error.to_string().rsplit("error: ").next().unwrap_or_default().trim().to_owned();
     let regex = regex.map_err(|error| anyhow::anyhow!(why(error)))?;
@@ -100,6 +101,9 @@ impl Secrets {
 
     /// Place in `text`, from `from` on, in the first line that may have a secret.
     pub(super) fn next(&self, text: &[u8], from: usize) -> Option<usize> {
+        if !self.patterns.is_empty() {
+            return Some(from); // what a pattern finds below an encoding, no word tells
+        }
         let mut first = None;
         self.finder.find(text, from, |word, meaning| {
             // Of the words of rules there are many.
@@ -109,8 +113,7 @@ impl Secrets {
             }
             ControlFlow::Continue(())
         });
-        let of_patterns = self.patterns.iter().filter_map(|pattern| Some(pattern.find_at(text, from)?.start()));
-        of_patterns.chain(first).min()
+        first
     }
 
     /// Place in `line` from which on it may be the beginning of a secret. It may be within what was shown at an earlier pause: what stands
@@ -214,10 +217,19 @@ impl Secrets {
         if has_key {
             pem::find(text, &mut block.in_key, |range| found(range, Open::Base64));
         }
-        for captures in self.patterns.iter().flat_map(|pattern| pattern.captures_iter(text)) {
-            if let Some(part) = captures.get(1).or(captures.get(0)).filter(|part| !part.is_empty()) {
-                found(part.range(), Open::Word);
+        self.match_patterns(text, found);
+    }
+
+    /// Calls `found` for what the patterns match in each line of `text`: an encoding may have more than one.
+    fn match_patterns(&self, text: &[u8], mut found: impl FnMut(Range<usize>, Open)) {
+        let mut start = 0;
+        for line in text.split(|&byte| byte == b'\n').filter(|_| !self.patterns.is_empty()) {
+            for captures in self.patterns.iter().flat_map(|pattern| pattern.captures_iter(line)) {
+                if let Some(part) = captures.get(1).or(captures.get(0)).filter(|part| !part.is_empty()) {
+                    found(start + part.start()..start + part.end(), Open::Word);
+                }
             }
+            start += line.len() + 1;
         }
     }
 }

@@ -11,6 +11,7 @@ mod encodings;
 mod examples;
 mod frames;
 mod long;
+mod patterns;
 mod pauses;
 
 fn secrets() -> Arc<Secrets> {
@@ -36,11 +37,8 @@ fn secrets() -> Arc<Secrets> {
         ("FORGE_PASSWORD", "it's of me"),
     ];
     let environment = environment.map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    let added = [
-        vec!["odd".to_owned(), "factory_phrase".to_owned()],
-        vec!["ID-([0-9]{4})".to_owned(), "zz+top".to_owned(), "nr:([a-z]*)".to_owned()],
-    ];
-    Arc::clone(SECRETS.get_or_init(|| Arc::new(Secrets::new(environment, &added[0], &added[1]).expect("good patterns"))))
+    let names = ["odd".to_owned(), "factory_phrase".to_owned()];
+    Arc::clone(SECRETS.get_or_init(|| Arc::new(Secrets::new(environment, &names, &[]).expect("no patterns"))))
 }
 
 fn masked_in(pieces: &[&[u8]]) -> String {
@@ -116,7 +114,7 @@ fn text_with_a_secret_is_never_left_out() {
     }
 }
 
-const MASKED: [&str; 61] = [
+const MASKED: [&str; 56] = [
     "FACTORY=x1 PHRASE=x2",
     "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\n«A+b»\nnext1",
     "eyJjbGF1ZGVBaU9hdXRo«AbCdEfGhIjAbCdEfGhIjAbCdEfGhIjAbCdEfGhIj»\nwordwordwordwordwordwordwordwordwordwordwordwordwordwordwordword\nnext1",
@@ -130,7 +128,6 @@ const MASKED: [&str; 61] = [
     r#"x='«it'"'"'s of me»'"#,
     "q=«it's+of+me»",
     "«cTF3MmUz» «713177326533»",
-    "nr: x nr:«ab»",
     "GH_TOKEN=«AbCdEfGhIjKlMnOpQrStUvWxYz0123456789AbCdEfGhIjKlMnOpQr»\nnextline",
     r#"{"a":"«\u00c0ffee1»"}"#,
     r#"{"a":"«\ud83d\udc0ffee1»"}"#,
@@ -159,9 +156,6 @@ const MASKED: [&str; 61] = [
     "<a title=\"«wJalrXUtnFEMI&#47;K7MDENG&#x2b;bPxRfiCYEXAMPLEKEY»\">",
     "odd=«value1», «odd-value-of-mine»",
     "FACTORY_PHRASE=«x1» factory-phrase: «y22abc»",
-    "see ID-«1234»",
-    "a «zzzztop» b",
-    r#"{"a":"see ID-«1234»","b":["zzt",1]}"#,
     "GH_TOKEN=\"«a b»\"",
     "{\"GH_TOKEN\": \"«a\\\"b»\"}",
     "text\n{\"t\":\"GH_TOKEN='«a b»\"}",
@@ -173,7 +167,6 @@ const MASKED: [&str; 61] = [
     "-----BEGIN PRIVATE KEY-----\n«MIIEpAIBAAKCAQEA0123»\n«ab12»\n-----END PRIVATE KEY-----\nafter1234567890123456789",
     r#"{"f":"-----BEGIN PRIVATE KEY-----\n«MIIEpAIBAAKCAQEA0123»\n-----END PRIVATE KEY-----\n"}"#,
     "GH_TOKEN=«abc;echo» GH_TOKEN=«abc»; echo",
-    "ID-«1234» GH_TOKEN=«abc»",
     r#"{"t":"a\nodd=«value1»"}"#,
     "\x1b[1modd=«value1»",
     r#"«say%20"hi"\ to»"#,
@@ -209,12 +202,6 @@ fn random(seed: u64) -> impl FnMut(usize) -> usize {
 /// Up to 13 of `parts`, in any order.
 fn mixture(parts: &[&str], random: &mut impl FnMut(usize) -> usize) -> String {
     (0..random(14)).map(|_| parts[random(parts.len())]).collect()
-}
-
-#[test]
-fn pattern_may_have_letters_of_any_language() {
-    let secrets = Arc::new(Secrets::new(Vec::new(), &[], &["id-[äöü]+".to_owned()]).expect("a good pattern"));
-    assert_eq!(masked_with(&secrets, &["x id-äüö y".as_bytes()]), "x *** y");
 }
 
 #[test]
