@@ -16,4 +16,4 @@ pub use live_line::LiveLine;
 pub use log_file::{LogFile, Stamp};
 pub(crate) use log_file::{PATIENCE, append_lines, open_to_append};
 pub use messages::{ask, init, report, tell};
-pub(crate) use words::{each_text, escaped, escaped_json, escaped_lines, in_locale, json_line, mask_with};
+pub(crate) use words::{each_text, escaped, escaped_json, escaped_lines, in_locale, json_line, mask_with, shown};

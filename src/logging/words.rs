@@ -91,13 +91,18 @@ pub(crate) fn in_locale(text: &str) -> Cow<'_, str> {
     text.replace("… ", "... ").chars().map(mark).collect::<String>().into()
 }
 
+/// `text` as an operation may show it, without a secret in clear, and with an end.
+pub(crate) fn shown(text: &str) -> String {
+    clamped_to(&masked(text), LONGEST_SHOWN).into_owned()
+}
+
 /// A value as a line of JSON, in which no text has a secret in clear, and each has an end.
 pub(crate) fn json_line(mut value: Value) -> String {
-    each_text(&mut value, &mut |text| *text = clamped_to(&masked(text), LONGEST_SHOWN).into_owned());
+    each_text(&mut value, &mut |text| *text = shown(text));
     escaped_json(&format!("{value}\n"))
 }
 
-/// Changes each text in `value`, but no key.
+/// Changes each text in `value`, but no key: those are ours.
 pub(crate) fn each_text(value: &mut Value, change: &mut impl FnMut(&mut String)) {
     match value {
         Value::String(text) => change(text),

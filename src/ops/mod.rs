@@ -241,7 +241,8 @@ fn write(out: &mut impl Write, text: &str) -> Result<bool> {
     write_own(out, &in_locale(&escaped_lines(text)))
 }
 
-/// Writes text in which all is ours. False if its reader has seen enough, as `head` has: what was found is the same.
+/// Writes text in which all is ours, or was masked and escaped before. False if its reader has seen enough, as `head` has: what was found is
+/// the same.
 fn write_own(out: &mut impl Write, text: &str) -> Result<bool> {
     write_bytes(out, text.as_bytes())
 }

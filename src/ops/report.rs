@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Context, answer, write_own};
+use crate::logging::shown;
 use crate::outcome::Outcome;
 use crate::records::{FinishedRun, RecordStore, time, timestamp};
 
@@ -147,8 +148,9 @@ impl Report {
         self.slot_waits.extend(run.slot_wait_ms);
         self.refresh_waits.extend(run.refresh_wait_ms);
         self.holds.extend(run.hold_ms);
-        self.labels.entry(run.label.clone()).or_default().add(&run);
-        *self.endings.entry((run.outcome, run.exit_code)).or_default() += 1;
+        // Names of sums in each form of the report: what is alike without its secrets, is one.
+        self.labels.entry(run.label.as_deref().map(shown)).or_default().add(&run);
+        *self.endings.entry((shown(&run.outcome), run.exit_code)).or_default() += 1;
     }
 
     fn finish(&mut self) {

@@ -93,6 +93,35 @@ fn refused_login_is_counted_in_a_row() {
     assert_eq!(after("result new error; exit 1"), (json!(0), false), "for another reason");
 }
 
+/// History of before a variable became secret, or of another writer.
+#[test]
+fn secrets_in_a_history_are_in_no_report() {
+    let env = Env::new();
+    env.claude_run().args(["--label", "verysecretvalue123", "true"]).assert().code(0);
+    let line = fs::read_to_string(history(&env)).expect("a history");
+    let (tokens, outcomes) = (["ghp_0123456789abcdef", "ghp_fedcba9876543210"], ["exited", "ghp_00112233445566"]);
+    let foreign = tokens.iter().zip(outcomes).map(|(token, outcome)| {
+        line.replace("verysecretvalue123", token).replace("\"outcome\":\"exited\"", &format!("\"outcome\":\"{outcome}\""))
+    });
+    fs::write(history(&env), foreign.fold(line.clone(), |all, line| all + &line)).expect("written");
+    for form in [&[][..], &["--json"], &["--prometheus"]] {
+        let output =
+            env.claude_run().env("FORGE_TOKEN", "verysecretvalue123").arg("report").args(form).output().expect("started");
+        let shown = String::from_utf8_lossy(&output.stdout);
+        let secrets = ["verysecret", "0123456789", "fedcba", "001122"];
+        assert!(!secrets.iter().any(|secret| shown.contains(secret)) && shown.contains("ghp_***"), "{form:?}: {shown}");
+        if let Some(json) = form.first().filter(|form| **form == "--json").map(|_| as_json(&env, &[])) {
+            assert_eq!(
+                (&json["outcomes"], &json["labels"][0]["runs"]),
+                (&json!({"exited": 2, "ghp_***": 1}), &json!(2)),
+                "{json}"
+            );
+        }
+        let series = shown.lines().filter(|line| line.starts_with("claude_run_label_runs{label=\"ghp_***\"}"));
+        assert_eq!(series.count(), usize::from(form == ["--prometheus"]), "{shown}");
+    }
+}
+
 #[test]
 fn truncated_or_foreign_line_is_skipped_and_counted() {
     let env = Env::new();
