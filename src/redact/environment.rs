@@ -65,7 +65,8 @@ pub(super) fn known(environment: impl IntoIterator<Item = (OsString, OsString)>,
     forms
 }
 
-/// What is secret by itself in the `value` of a secret name: `user:PASSWORD`, `Bearer TOKEN`, strings of JSON, the end of a URL.
+/// What is secret by itself in the `value` of a secret name: `user:PASSWORD`, `Bearer TOKEN`, strings of JSON, the end of a URL, and such
+/// ones in a list.
 fn parts<'a>(name: &[u8], value: &'a [u8]) -> Vec<&'a [u8]> {
     if value.starts_with(b"{") || value.starts_with(b"[") {
         return nested::in_json(value, name, b'"', 0).into_iter().map(|(range, _)| &value[range]).collect();
@@ -75,12 +76,30 @@ fn parts<'a>(name: &[u8], value: &'a [u8]) -> Vec<&'a [u8]> {
         let mut ends = memchr::memchr_iter(b'/', value).skip(2).map(|slash| &value[slash + 1..]);
         return ends.find(|end| is_secret(end.split(|&byte| byte == b'/').next().unwrap_or_default())).into_iter().collect();
     }
-    let behind = |sign: u8| Some((&value[..memchr::memchr(sign, value)?], &value[memchr::memchr(sign, value)? + 1..]));
+    let has_blank = value.iter().any(u8::is_ascii_whitespace);
+    let is_secret = |item: &&[u8]| names::is_plural(name) && !has_blank || is_random(item) && !is_wordy(item);
+    let items = value.split(|&byte| b",;".contains(&byte) || byte.is_ascii_whitespace());
+    let of_items = items.flat_map(|item| {
+        let item =
+            behind(item, b'=').filter(|(_, rest)| !rest.is_empty() && !rest.starts_with(b"=")).map_or(item, |(_, rest)| rest);
+        login(item).into_iter().chain([item]).filter(|item| item.len() < value.len()).filter(is_secret)
+    });
+    login(value).into_iter().chain(of_items).collect()
+}
+
+/// The secret behind a scheme or a user.
+fn login(value: &[u8]) -> Option<&[u8]> {
     let is_scheme = |word: &[u8]| SCHEMES.iter().any(|scheme| scheme.as_bytes().eq_ignore_ascii_case(word));
     let is_user = |word: &[u8]| word.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._@-".contains(byte));
-    let token = behind(b' ').filter(|(word, _)| is_scheme(word));
-    let password = behind(b':').filter(|(word, rest)| is_user(word) && !rest.starts_with(b"//"));
-    token.into_iter().chain(password).map(|(_, rest)| rest.trim_ascii()).collect()
+    let token = behind(value, b' ').filter(|(word, _)| is_scheme(word));
+    let password = || behind(value, b':').filter(|(word, rest)| is_user(word) && !rest.starts_with(b"//"));
+    token.or_else(password).map(|(_, rest)| rest.trim_ascii())
+}
+
+/// What stands before the first `sign` of `value`, and behind it.
+fn behind(value: &[u8], sign: u8) -> Option<(&[u8], &[u8])> {
+    let at = memchr::memchr(sign, value)?;
+    Some((&value[..at], &value[at + 1..]))
 }
 
 /// Adds the forms of `value`, if it is not too ordinary to be masked everywhere.
@@ -196,6 +215,9 @@ mod tests {
         assert!(lines.iter().any(|line| line == "abc123"));
         assert!(!lines.iter().any(|line| ["======", "-----END x-----", "to"].contains(&&line[..])));
         assert_ne!(texts("API_KEY", "Cargo.toml"), [""; 0], "only a whole path is one");
+        let forms =
+            |value: &str| texts("MY_SECRET", value).into_iter().any(|text| ["battery", "mackerel"].contains(&&text[..]));
+        assert!(!["horse battery", "horse,mackerel"].iter().any(|value| forms(value)), "a word of a phrase is none");
     }
 
     #[test]
@@ -224,6 +246,11 @@ mod tests {
             ("MY_CREDENTIALS", r#"{"user":"b","password":"swordfish"}"#, "swordfish"),
             ("MY_CREDENTIALS", r#"{"bob":"kX9mQ2vL7"}"#, "kX9mQ2vL7"),
             ("MY_SECRET", "bob:swordfish", "swordfish"),
+            ("GH_TOKENS", "quux1234zz,abcd5678yy", "abcd5678yy"),
+            ("API_TOKENS", "quux1234zz abcd5678yy", "quux1234zz"),
+            ("DB_PASSWORDS", "swordfish;kX9mQ2vL7", "swordfish"),
+            ("API_KEYS", "k1=quux1234zz,k2=abcd5678yy==", "abcd5678yy=="),
+            ("MY_SECRETS", "bob:swordfish,eve:mackerel", "swordfish"),
             ("X_TOKEN", "Bearer swordfish", "swordfish"),
             ("URLS", "http://a:swordfish@b,http://c:kX9mQ2vL7@d", "swordfish"),
             ("URLS", "http://a:swordfish@b,http://c:kX9mQ2vL7@d", "kX9mQ2vL7"),

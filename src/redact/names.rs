@@ -48,6 +48,9 @@ const KEYS: [&str; 15] = [
     "licence",
 ];
 
+/// Parts that make tokens secret, beside those that make a key: other tokens are counted.
+const BEARERS: [&str; 8] = ["refresh", "bearer", "bot", "deploy", "admin", "personal", "runner", "app"];
+
 /// Words that stand right before "pass" in one part.
 const BEFORE_PASS: [&str; 26] = [
     "ssh", "sudo", "imap", "postgres", "mongo", "vnc", "docker", "registry", "db", "user", "root", "admin", "my", "smtp",
@@ -268,8 +271,7 @@ pub(super) fn is_secret(name: &[u8]) -> bool {
 fn is_secret_of(parts: impl Iterator<Item = Range<usize>>, lower: &[u8], is_loud: bool) -> bool {
     let parts: Vec<&[u8]> = parts.map(|part| without_digits(&lower[part])).filter(|part| !part.is_empty()).collect();
     let kind = parts.iter().rposition(|part| is_kind(part)).into_iter();
-    let key =
-        (1..parts.len()).rev().find(|&at| is_key(parts[at]) && KEYS.iter().any(|key| parts[at - 1].ends_with(key.as_bytes())));
+    let key = (0..parts.len()).rev().find(|&at| is_key_of(&parts[..at], parts[at]));
     let owned = (0..parts.len()).rev().find(|&at| is_owned(parts[at]) || is_of_owner(&parts[..at], parts[at]));
     let access_token = is_loud.then(|| parts.iter().rposition(|part| *part == b"pat")).flatten().filter(|_| parts.len() > 1);
     let is_directory = |at: usize| parts[at] == b"pwd" && is_loud && parts.len() == 1;
@@ -304,6 +306,21 @@ fn is_kind(part: &[u8]) -> bool {
 
 fn is_key(part: &[u8]) -> bool {
     [&b"key"[..], b"keys"].contains(&part)
+}
+
+/// True for `api_key` and `refresh_tokens`, the latter also in one word.
+fn is_key_of(before: &[&[u8]], part: &[u8]) -> bool {
+    let last = || before.last().copied().unwrap_or_default();
+    let of = |part: &[u8], words: &[&str]| words.iter().any(|word| part.ends_with(word.as_bytes()));
+    let is_of_tokens = |part: &[u8]| of(part, &KEYS) || of(part, &BEARERS);
+    is_key(part) && of(last(), &KEYS)
+        || part.strip_suffix(b"tokens").is_some_and(|word| is_of_tokens(if word.is_empty() { last() } else { word }))
+}
+
+/// True for a name of several secrets: `API_TOKENS`.
+pub(super) fn is_plural(name: &[u8]) -> bool {
+    let name = normalized(name);
+    ["tokens", "secrets", "passwords", "keys"].iter().any(|kind| without_digits(&name).ends_with(kind.as_bytes()))
 }
 
 /// True for an owner and a kind in one word: `ghkey`.
@@ -346,78 +363,4 @@ fn parts(name: &[u8]) -> impl Iterator<Item = Range<usize>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_end_at_signs_and_capitals() {
-        for (name, expected) in [
-            ("my_ApiKey-2", &["my", "Api", "Key", "2"][..]),
-            ("GITHUBToken", &["GITHUB", "Token"]),
-            ("_authToken", &["auth", "Token"]),
-            ("oauth2APIKeys", &["oauth2", "API", "Keys"]),
-            ("", &[]),
-            ("__", &[]),
-        ] {
-            assert_eq!(parts(name.as_bytes()).map(|part| &name[part]).collect::<Vec<_>>(), expected);
-        }
-    }
-
-    #[test]
-    fn names_say_what_is_secret() {
-        let long = |length: usize| "x".repeat(length - 6) + "_token";
-        let secret = [
-            "api_2_key",
-            "GH_PAT",
-            "client_secret_id",
-            "dbpass",
-            "SMTPPASS",
-            "ghkey",
-            "x_claudepass",
-            "claude_my_key",
-            "FORGE_KEYS",
-            "MYVAULT_KEY",
-            "GITHUB_TOKENS",
-            "my_openai_pass",
-            "token2",
-            "api_key1",
-            "pwd",
-            "MY_PWD",
-            "PaSsWoRd",
-            "dB_pAsSwOrD",
-            "API_kEY",
-            "fOrGe_ToKeN",
-            "gH_key",
-            "TOKENs_sEcReT",
-            &long(3 * LONGEST),
-        ];
-        for name in secret {
-            assert!(is_secret(name.as_bytes()), "{name}");
-        }
-        for name in [
-            "HIGHLIGHT_KEYWORDS",
-            "NIGHTLY_KEY",
-            "HIGH_KEY",
-            "GH_TOKEN_HOST",
-            "CLAUDE_TOKEN_FILE",
-            "PAT",
-            "client_secret_name",
-            "token_id",
-            "api_monkey",
-            "openai_my_key",
-            "PWD",
-            &long(3 * LONGEST + 1),
-        ] {
-            assert!(!is_secret(name.as_bytes()), "{name}");
-        }
-        for (name, expected) in [("secret_description", true), ("type", true), ("id", false), ("value", false)] {
-            assert_eq!(is_note(name.as_bytes()), expected, "{name}");
-        }
-        for (name, expected) in [("Pass", true), ("pwd2", true), ("db-password", true), ("db_pass", false)] {
-            assert_eq!(is_password(name.as_bytes()), expected, "{name}");
-        }
-        for (name, expected) in [("AB_1", true), ("Ab", false), ("1_2", false)] {
-            assert_eq!(is_loud(name.as_bytes()), expected, "{name}");
-        }
-    }
-}
+mod tests;

@@ -47,7 +47,7 @@ pub(super) const EXAMPLES: [Examples; rules::ALL.len()] = [
         "var apiKey string = \"«v»\"", "#define API_KEY \"«v»\"", "password: Some(\"«v»\"),", "password=SecretStr('«v»')",
         "<password encrypted=\"false\">«v»</password>", "<password><![CDATA[«v»]]></password>", "<ns:password>«v»</ns:password>", "<wsse:Password Type=\"x\">«v»</wsse:Password>",
         "<property name=\"password\">«v»</property>", "<add value=\"«v»\" key=\"password\"/>", "<key>password</key><string>«v»</string>", "- {name: DB_PASSWORD, value: \"«v»\"}",
-        "GITHUB_TOKENS=«a1,b2»", "GITHUB_TOKENS=«1a2b,3c»", "claude_tokens: \"«abc»\"", "MYVAULT_KEY=«abc»", "[\"x\"] password=«0123-4567»", "{x} password=«1234-5678»",
+        "GITHUB_TOKENS=«a1,b2»", "GITHUB_TOKENS=«1a2b,3c»", "claude_tokens: \"«abc»\"", "API_TOKENS=«quux1234zz»", r#"{"SLACK_BOT_TOKENS":"«quux1234zz»","refreshTokens":"«abc»","access_tokens":["«a1b2c3d4»"]}"#, "MYVAULT_KEY=«abc»", "[\"x\"] password=«0123-4567»", "{x} password=«1234-5678»",
         "PresharedKey = «a1b2c3d4e5+/a=»", "<entry key=\"password\">«v»</entry>", "<prop key=\"password\">«v»</prop>", "<param name=\"password\">«v»</param>", "<string name=\"api_key\">«v»</string>",
         "let password = String::from(\"«v»\");", "password := []byte(\"«v»\")", "add_header X-Api-Key \"«v»\";", "const apiKey string = \"«v»\"", "password: «aB3dE6gH=»",
         "if (token === \"«kX9mQ2vL7»\")", "TOKEN ?= «abc1»", "API_TOKEN ||= \"«abc1»\"", "apiToken ??= '«abc1»'", "setx MY_TOKEN «abc1»", "stripe.api.key=«a1b2c3»", "azure.access.key=«a1b2c3»", "HMAC_KEY=«a1b2c3»", "licenseKey: «a1b2c3»", "apiKey?: string = \"«v»\"", "<add value=\"«v»\" name=\"password\"/>", "<key>password</key> <string>«v»</string>",
@@ -58,7 +58,7 @@ pub(super) const EXAMPLES: [Examples; rules::ALL.len()] = [
         "TOKEN = «rbu»\"x y\"", "let password = r########\"«v1»\"########;", "TOKEN=«r#########»\"v1\"", r#"DB_PASSWORD="«a\\\" b»""#, r#"--api-key '«a1'"'"'b»"#, r#"GH_TOKEN="«a1\"»'b c"#,
         r#"{"t":"GH_TOKEN='«a\nb»' c"}"#, r#"{"GH_TOKEN":"«a\"\nb»"}"#, "`token=«abc1»` x",
     ], &[
-        "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096",
+        "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096", "api_tokens=4096", r#"{"access_tokens":3,"cache_read_input_tokens":"4k","bot_tokens":"12"}"#,
         "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",
         "GH_TOKEN=$FORGE_TOKEN", "TOKEN=${TOKEN}", "key = process.env.API_KEY", "token = os.environ[\"TOKEN\"]",
         "let token = std::env::var(\"API_KEY\")?;", "token: str", "password: null", "password: true", "password: \"\"",
