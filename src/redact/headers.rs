@@ -8,6 +8,9 @@ use super::names;
 use super::ordinary::is_login;
 use super::span::{NEAR, Open};
 
+/// Ends of names of headers whose values have rules of their own.
+pub(super) const NAMES: [&str; 2] = ["authorization", "cookie"];
+
 /// Schemes with one word behind them.
 const SINGLE: [&str; 4] = ["bearer", "basic", "token", "negotiate"];
 

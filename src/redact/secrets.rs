@@ -31,7 +31,7 @@ const LONGEST: usize = 12;
 /// Beginnings of secrets that only what stands behind them tells: of a URL, of an element of XML, of a login's options.
 const BEGUN: [&str; 3] = [
     r#"://(?:[^\s/:@"'`<>]*:([^\s/@"'`<>]*)|([^\s/:@"'`<>]{20,}))"#,
-    r"<[\w.:-]*(?:pass|secret|token|key|pwd|cred|jwt)[\w.:-]*>([^<\n]*)",
+    r"<[\w.:-]*(?:pass|secret|token|key|pwd|cred|jwt|authorization|cookie)[\w.:-]*>([^<\n]*)",
     r"login\s(?:[^\n|;&]*?\s)?-p[ =]?([^\n|;&]*)",
 ];
 

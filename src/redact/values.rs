@@ -6,6 +6,7 @@ use super::ordinary::{Shape, is_ordinary, is_random};
 use super::span::{NEAR, Open};
 use super::{headers, names, nested};
 
+mod pair;
 mod sign;
 
 use self::sign::Sign;
@@ -35,21 +36,41 @@ pub(super) fn of_name(text: &[u8], name: Range<usize>) -> Vec<(Range<usize>, Ope
     }
 }
 
+/// The value of the header whose name ends with `word` in `text`, where it is a member of a pair, the text of a tag, or a flag's.
+pub(super) fn of_header(text: &[u8], word: &Range<usize>) -> Option<(Range<usize>, Open)> {
+    let name = names::around(text, word);
+    let next = text[name.end..].iter().find(|byte| !b"\"'`".contains(byte));
+    let scan = (name.end == word.end && !next.is_some_and(|byte| b":=".contains(byte))).then(|| Scan::behind(text, name))??;
+    let quote = scan.peek().filter(|byte| b"\"'`".contains(byte));
+    let rest = &text[scan.at..text.len().min(scan.at + NEAR)];
+    let end = |from: usize, ends: &[u8]| {
+        let end = rest[from..].iter().position(|byte| ends.contains(byte) || b"\n\"'`\\".contains(byte));
+        end.map_or(rest.len(), |end| from + end)
+    };
+    let length = match (scan.sign, quote) {
+        (Sign::Pair | Sign::Space, Some(quote)) => return Some((scan.quoted(quote)?, Open::Quoted(quote, 0))),
+        (Sign::Pair, None) => end(0, b",}"),
+        (Sign::Space, None) => {
+            // Behind a scheme, another word.
+            let scheme = rest.iter().take_while(|byte| byte.is_ascii_alphabetic()).count();
+            end(scheme + usize::from(rest.get(scheme) == Some(&b' ')), b" \t\r")
+        }
+        (Sign::Tag, _) => memchr::memchr2(b'<', b'\n', rest).filter(|&end| rest[end] == b'<')?,
+        _ => return None,
+    };
+    Some((scan.at..scan.at + length, Open::Word))
+}
+
 impl<'a> Scan<'a> {
     /// At the value behind `name`.
     fn behind(text: &'a [u8], name: Range<usize>) -> Option<Self> {
         let mut scan = Scan { text, at: name.end, name, quote: None, sign: Sign::Equals, is_spaced: false };
         scan.quote = scan.peek().filter(|byte| b"\"'`".contains(byte));
         scan.at += usize::from(scan.quote.is_some());
-        if scan.quote.is_some()
-            && let Some(place) = scan.place_before()
-        {
-            (scan.sign, scan.at) = (Sign::Pair, place.start - 1);
-            return Some(scan);
-        }
+        let pair = scan.pair();
         scan.at += usize::from(scan.quote.is_some() && scan.peek() == Some(b']'));
         let spaces = scan.skip_spaces(64);
-        (scan.sign, scan.at) = scan.sign(spaces)?;
+        (scan.sign, scan.at) = pair.map_or_else(|| scan.sign(spaces), |place| Some((Sign::Pair, place)))?;
         scan.is_spaced = spaces > 0;
         scan.skip_spaces(16);
         scan.skip_opener();

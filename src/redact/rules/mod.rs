@@ -134,8 +134,21 @@ impl Rule {
         names::is_secret(&text[single]).then_some(name)
     }
 
+    /// The secret in the value of a header's name, where no `:` stands between: as it would be behind one.
+    fn in_header(&self, text: &[u8], word: &Range<usize>, ours: &str) -> Option<(Range<usize>, Open)> {
+        let is_name = headers::NAMES.contains(&ours) && starts_word(text, word);
+        let (value, open) = is_name.then(|| values::of_header(text, word))??;
+        let header = [ours.as_bytes(), b": ", &text[value.clone()]].concat();
+        let (secret, _) = self.secret(&header, &(0..ours.len()), ours)?;
+        let place = |at: usize| value.start + at - ours.len() - 2;
+        Some((place(secret.start)..place(secret.end), open))
+    }
+
     /// The secret at `word`, if this is no rule of names.
     pub(super) fn secret(&self, text: &[u8], word: &Range<usize>, ours: &str) -> Option<(Range<usize>, Open)> {
+        if let Some(found) = self.in_header(text, word, ours) {
+            return Some(found);
+        }
         let range = match &self.matcher {
             Matcher::Name => return None,
             Matcher::Token { kind, .. } => self.token(text, word, ours, *kind)?,

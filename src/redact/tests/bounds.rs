@@ -15,6 +15,8 @@ fn value_is_looked_for_so_far_behind_its_name() {
         ("[\"curl.", "a", "\", \"-u\", \"u:«v1»\"]", 15),
         ("[\"", "a", "/curl\", \"-u\", \"u:«v1»\"]", 63),
         ("[\"curl\",", " ", "\"-u\", \"u:«v1»\"]", 16),
+        ("{\"name\":\"API_KEY\"", ",\"a\":1", ",\"value\":\"«v1»\"}", 7),
+        ("{\"value\":\"«v1»\"", ",\"a\":1", ",\"name\":\"API_KEY\"}", 7),
         ("[\"curl\", \"", "a", "\", \"-u\", \"u:«v1»\"]", 4087),
     ] {
         // A line that is read whole is looked through for what may begin a secret first.

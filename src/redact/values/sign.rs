@@ -9,6 +9,7 @@ use super::super::names;
 use super::super::ordinary::is_random;
 use super::super::span::NEAR;
 use super::Scan;
+use super::pair::names_next;
 
 /// Sign between a name and its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ const OPENERS: [&[u8]; 12] = [
 ];
 
 /// Elements whose attribute is the name of their text.
-const ELEMENTS: [&[u8]; 8] = [b"property", b"entry", b"prop", b"param", b"string", b"setting", b"variable", b"env"];
+const ELEMENTS: [&[u8]; 9] = [b"property", b"entry", b"prop", b"param", b"string", b"setting", b"variable", b"env", b"header"];
 
 /// False if a value of `name` cannot stand behind it in `text`, also in an encoding.
 pub(in super::super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
@@ -69,7 +70,7 @@ pub(in super::super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
         || spaces == 0 && b"\"'`".contains(&next)
         || spaces > 0 && is_command()
         || rest.starts_with(b"</key>")
-        || rest.starts_with(b", value")
+        || next == b',' && names_next(text, name)
 }
 
 /// True if `before` ends with `<` or `<ns:`.
@@ -128,11 +129,7 @@ impl Scan<'_> {
             return is_tag.then_some((sign, behind));
         }
         if rest.starts_with(b",") {
-            return self.pair().or_else(|| self.comma());
-        }
-        // `<add key="password" value="…"/>`.
-        if self.quote.is_some() && rest.starts_with(b"value=") {
-            return Some((Sign::Pair, self.at + 6));
+            return self.comma();
         }
         // `<key>password</key><string>…`, `<password kind="x">…`.
         if let Some(next) = rest.strip_prefix(b"</key>") {
@@ -156,32 +153,6 @@ impl Scan<'_> {
             Some(length) => Some((Sign::Equals, self.at + length)),
             None => (!is_declared).then_some((Sign::Space, self.at)),
         }
-    }
-
-    /// The value in `"name": "NAME", "value": "…"`, `{name: NAME, value: …}`, and in `["NAME", "…"]` of headers.
-    fn pair(&self) -> Option<(Sign, usize)> {
-        let rest = &self.text[self.at + 1..];
-        let skipped = rest.iter().take_while(|&&byte| byte == b' ').count();
-        let rest = &rest[skipped..];
-        let key = self.quote.map_or_else(Vec::new, |quote| [&[quote][..], b"value", &[quote]].concat());
-        let is_named = self.quote.is_some() || self.before().ends_with(b"name: ");
-        let head = if self.quote.is_some() && rest.starts_with(&key) {
-            key.len()
-        } else {
-            rest.strip_prefix(b"value").filter(|_| is_named).map(|_| 5)?
-        };
-        let end = rest[head..].iter().take_while(|byte| b" :=".contains(byte)).count();
-        (end > 0).then_some((Sign::Pair, self.at + 1 + skipped + head + end))
-    }
-
-    /// Place of the value before the name: `<add value="…" key="password"/>`.
-    pub(super) fn place_before(&self) -> Option<Range<usize>> {
-        let before = self.before();
-        let tag = before.strip_suffix(b"\"")?;
-        let tag = tag.strip_suffix(b" key=").or_else(|| tag.strip_suffix(b" name="))?.strip_suffix(b"\"")?;
-        let start = memmem::rfind(tag, b" value=\"").filter(|&start| !tag[start + 8..].contains(&b'"'))? + 8;
-        let line = self.name.start - before.len();
-        (memchr::memchr(b'<', tag).is_some() && start < tag.len()).then_some(line + start..line + tag.len())
     }
 
     /// A string behind the name, in a list or a call.
