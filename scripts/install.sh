@@ -18,13 +18,13 @@ unset CDPATH # with it, cd may go elsewhere, and prints where
 begun=false new=''
 # Whatever code it was that ended this.
 ended() {
-  code=$?
+  code=${1:-$?}
   [ -z "$new" ] || rm -f -- "$new"
   [ "$code" = 0 ] || { $begun && code=1 || code=2; }
   exit "$code"
 }
 trap ended EXIT
-trap 'begun=true; exit 1' HUP INT TERM # not every sh runs the trap of EXIT upon a signal
+trap 'ended 1' HUP INT TERM # not every sh runs the trap of EXIT upon a signal
 
 die() { printf 'install.sh: %s\n' "$*" >&2; exit 2; }
 note() { printf 'note: %s\n' "$*"; }

@@ -92,7 +92,7 @@ fn prepare_for_refresh(
     refresh_only: bool,
     wait: &mut LockWait,
 ) -> Result<Acquisition> {
-    if lacks_room(&refreshes.storage.dir, ROOM) && refreshes.may_be_due() {
+    if guard.is_held() && lacks_room(&refreshes.storage.dir, ROOM) && refreshes.may_be_due() {
         let dir = refreshes.storage.dir.display();
         warn!(name: "refresh.room", "{dir} has no room: a token that is refreshed now cannot be saved, and the login is lost with it");
     }

@@ -77,12 +77,19 @@ fn parts<'a>(name: &[u8], value: &'a [u8]) -> Vec<&'a [u8]> {
         return ends.find(|end| is_secret(end.split(|&byte| byte == b'/').next().unwrap_or_default())).into_iter().collect();
     }
     let has_blank = value.iter().any(u8::is_ascii_whitespace);
-    let is_secret = |item: &&[u8]| names::is_plural(name) && !has_blank || is_random(item) && !is_wordy(item);
+    let is_of_passwords = name.split_last().is_some_and(|(_, name)| names::is_password(name));
+    let is_of_several = names::is_plural(name) && !has_blank;
+    let is_secret = |item: &&[u8], is_login: bool| {
+        // A word alone may be the name of a secret.
+        let is_word = !is_login && !is_of_passwords && !item.iter().any(u8::is_ascii_digit);
+        item.len() < value.len() && (is_of_several && !is_word || is_random(item) && !is_wordy(item))
+    };
     let items = value.split(|&byte| b",;".contains(&byte) || byte.is_ascii_whitespace());
     let of_items = items.flat_map(|item| {
         let item =
             behind(item, b'=').filter(|(_, rest)| !rest.is_empty() && !rest.starts_with(b"=")).map_or(item, |(_, rest)| rest);
-        login(item).into_iter().chain([item]).filter(|item| item.len() < value.len()).filter(is_secret)
+        let logins = login(item).into_iter().filter(|item| is_secret(item, true));
+        logins.chain(Some(item).filter(|item| is_secret(item, false)))
     });
     login(value).into_iter().chain(of_items).collect()
 }
@@ -262,6 +269,12 @@ mod tests {
             ("SLACK_WEBHOOK_SECRET", "https://hooks.x/services/T00/B00/kX9mQ2vL7", "kX9mQ2vL7"),
         ] {
             assert!(texts(name, value).iter().any(|text| text == secret), "{name}={value}: {:?}", texts(name, value));
+        }
+        // Words of a list, which may be the names of secrets.
+        for (name, value, word) in
+            [("MY_SECRETS", "production,staging-eu", "production"), ("VAULT_KEYS", "success,result", "success")]
+        {
+            assert!(!texts(name, value).iter().any(|text| text == word), "{name}={value}: {:?}", texts(name, value));
         }
     }
 }

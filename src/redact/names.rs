@@ -312,7 +312,9 @@ fn is_key(part: &[u8]) -> bool {
 fn is_key_of(before: &[&[u8]], part: &[u8]) -> bool {
     let last = || before.last().copied().unwrap_or_default();
     let of = |part: &[u8], words: &[&str]| words.iter().any(|word| part.ends_with(word.as_bytes()));
-    let is_of_tokens = |part: &[u8]| of(part, &KEYS) || of(part, &BEARERS);
+    // "robot" is no bot.
+    let is_bearer = |part: &[u8], word: &&str| part == word.as_bytes() || (word.len() > 3 && part.ends_with(word.as_bytes()));
+    let is_of_tokens = |part: &[u8]| KEYS.iter().chain(&BEARERS).any(|word| is_bearer(part, word));
     is_key(part) && of(last(), &KEYS)
         || part.strip_suffix(b"tokens").is_some_and(|word| is_of_tokens(if word.is_empty() { last() } else { word }))
 }

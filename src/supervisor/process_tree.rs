@@ -95,10 +95,16 @@ impl ProcessTree {
     /// True if no child of ours is a member. Above each member is one of them, which stays until we reap it; so one that has become a zombie
     /// by now may have left another behind, and its SIGCHLD is on the way.
     fn is_without_members(&mut self) -> bool {
-        self.reap_others();
-        let is_member = |stat: &Stat| !(stat.pid == self.child_group && stat.is_dead()) && self.includes(stat);
-        proc::is_of_our_pid_namespace()
-            && !Links::read().our_children().into_iter().filter_map(Stat::read).any(|stat| is_member(&stat))
+        for _ in 0..MAX_LOOKS {
+            self.reap_others();
+            let children = Links::read().our_children().into_iter().filter_map(Stat::read);
+            let is_member = |stat: &Stat| !(stat.pid == self.child_group && stat.is_dead()) && self.includes(stat);
+            let members: Vec<_> = children.filter(is_member).collect();
+            if members.is_empty() || !members.iter().all(Stat::is_dead) {
+                return members.is_empty() && proc::is_of_our_pid_namespace();
+            }
+        }
+        false
     }
 
     /// Sends TERM to all members, once to each. After the first walk only orphans get it: what a leftover starts to clean up may finish

@@ -218,7 +218,6 @@ fn bad_prefix_or_binary_changes_nothing() {
     assert!(!env.path("prefix").exists());
 }
 
-/// mv(1) would put the file into it.
 #[test]
 fn exit_code_tells_whether_anything_was_changed() {
     let env = Env::new();
@@ -239,6 +238,7 @@ fn exit_code_tells_whether_anything_was_changed() {
     }
 }
 
+/// mv(1) would put the file into it.
 #[test]
 fn directory_in_the_place_of_a_file_changes_nothing() {
     let files = FILES.iter().filter_map(|line| line.split(' ').next());

@@ -37,6 +37,8 @@ we     1 flock
 we     2 statx            are there refresh locks of claude's?
 we     4 readlink         … one of them beside the real path of the config dir, a call for each part of that
 we     2 openat           owner of the last refresh; the login, whose expiry stays as it was if a refresh is cut short
+we     1 statfs           has its storage room for a token that is refreshed? …
+we     1 geteuid          … some of the room is for root alone
 we     1 prctl            subreaper
 we     1 waitid           have we children from before?
 we     3 fcntl            a pipe as stdout is enlarged, to what we may

@@ -455,8 +455,10 @@ impl Model for Shape {
                 _ => true,
             }),
             Property::<Self>::always("nobody outlives the limit, the graces and the patience", |shape, world| {
-                // Two patiences: one for the TERM, one for a refresh that begins before the KILL.
-                let last = HARD_LIMIT + 2 * MAX_DEFERRAL + KILL_GRACE + Duration::from_secs(1);
+                // Two patiences: one for the TERM, one for a refresh that begins before the KILL. A request behind the second refresh has a
+                // grace of its own.
+                let last =
+                    HARD_LIMIT + 2 * MAX_DEFERRAL + KILL_GRACE * u32::from(world.refreshes.max(1)) + Duration::from_secs(1);
                 !shape.kill_grace || world.now <= last || world.kill_at.is_some() || !world.lives()
             }),
             Property::<Self>::always("every run is over in time, whatever KILL does not end", |shape, world| {

@@ -59,7 +59,7 @@ fn bare(line: &str) -> (&'static str, &str) {
 /// True if `line` may set the variable `name`.
 fn mentions(line: &str, name: &str) -> bool {
     let is_part = |before: &str| before.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
-    !line.trim_start().starts_with('#') && line.match_indices(&format!("{name}=")).any(|(at, _)| !is_part(&line[..at]))
+    !is_comment(line) && line.match_indices(&format!("{name}=")).any(|(at, _)| !is_part(&line[..at]))
 }
 
 /// True if all of the line `at` is one assignment to the variable `name`, in whatever way the file is read.
@@ -72,12 +72,31 @@ fn is_its_own(lines: &[String], at: usize, name: &str) -> bool {
     let is_quoted = word.split_once('=').is_some_and(|(_, word)| value == shell_words::quote(word));
     // What stays open to the end is none: Docker has no quotes in such a file.
     let is_within = || zip(open(&lines[..at]), open(lines)).any(|(before, at_end)| before && !at_end);
-    let is_continued = || lines[..at].last().is_some_and(|line| line.trim_end().ends_with(['\\', '&', '|']));
-    let ends_block = |line: &String| {
-        let mut words = line.split(|sign: char| sign.is_whitespace() || ";&|<>".contains(sign));
-        words.find(|word| !word.is_empty()).is_some_and(|word| ["fi", "done", "esac", "}", ")"].contains(&word))
-    };
-    (is_plain || is_quoted) && !is_within() && !is_continued() && !lines[at + 1..].iter().any(ends_block)
+    let is_continued =
+        || lines[..at].last().is_some_and(|line| !is_comment(line) && line.trim_end().ends_with(['\\', '&', '|']));
+    (is_plain || is_quoted) && !is_within() && !is_continued() && !end_a_block(&lines[at + 1..])
+}
+
+fn is_comment(line: &str) -> bool {
+    line.trim_start().starts_with('#')
+}
+
+/// True if these lines end a block that they have not begun.
+fn end_a_block(lines: &[String]) -> bool {
+    let mut depth = 0;
+    let commands = lines.iter().filter(|line| !is_comment(line)).flat_map(|line| line.split([';', '&', '|', '\n']));
+    commands.into_iter().any(|command| {
+        for (at, word) in command.split_whitespace().enumerate() {
+            match word {
+                "if" | "for" | "while" | "until" | "case" | "select" if at == 0 => depth += 1,
+                "fi" | "done" | "esac" if at == 0 => depth -= 1,
+                "}" | ")" => depth -= 1,
+                word if word == "{" || word.ends_with('(') => depth += 1,
+                _ => {}
+            }
+        }
+        depth < 0
+    })
 }
 
 /// True for each that is open behind these lines: quotes, backquotes, brackets, a here-document.
@@ -89,7 +108,7 @@ fn open(lines: &[String]) -> [bool; 4] {
         lines[at..].iter().all(|line| line.trim() != word)
     };
     let mut documents = lines.iter().enumerate().filter_map(|(at, line)| Some((at, word(line)?)));
-    let text = lines.concat();
+    let text: String = lines.iter().filter(|line| !is_comment(line)).map(String::as_str).collect();
     let count = |sign: char| text.matches(sign).count();
     [shell_words::split(&text).is_err(), count('`') % 2 == 1, count('(') > count(')'), documents.any(is_endless)]
 }
@@ -118,6 +137,11 @@ mod tests {
             ("C=\"-e A=1 -v /d\"\nB=2\n", "C=\"-e A=1 -v /d\"\nB='/with space'\\''s'\nA=/x\n"),
             ("C=--env=A=1\nC='B=2 x'\n", "C=--env=A=1\nC='B=2 x'\nA=/x\nB='/with space'\\''s'\n"),
             ("C='x\nA=1\n'\nB=2\n", "C='x\nA=1\n'\nB='/with space'\\''s'\nA=/x\n"),
+            (
+                "A=1\ncase $- in\n*i*) ;;\n  *) return;;\nesac\nif x; then y; fi\nf() { y; }\n",
+                "A=/x\ncase $- in\n*i*) ;;\n  *) return;;\nesac\nif x; then y; fi\nf() { y; }\nB='/with space'\\''s'\n",
+            ),
+            ("# see (docs |\nA=1\n# it's)\n", "# see (docs |\nA=/x\n# it's)\nB='/with space'\\''s'\n"),
             ("cat <<-'E'\nC\nA=/x\nE\nB=2\n", "cat <<-'E'\nC\nA=/x\nE\nB='/with space'\\''s'\nA=/x\n"),
         ];
         for (before, after) in cases {

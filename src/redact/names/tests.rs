@@ -62,6 +62,8 @@ fn names_say_what_is_secret() {
         "api_monkey",
         "openai_my_key",
         "max_tokens",
+        "robot_tokens",
+        "whatsapp_tokens",
         "maxtokens",
         "cacheReadInputTokens",
         "api_input_tokens",

@@ -36,11 +36,11 @@ impl Scan<'_> {
         self.quote.filter(|_| names_next(self.text, &self.name))?;
         let before = self.before();
         let line = self.name.start - before.len();
+        let opener = line + before.iter().position(|byte| b"<{".contains(byte))?;
         let mut ends = (5..before.len()).rev().filter(|&end| is_value(&before[..end]));
         ends.find_map(|end| {
             let key = names::around(self.text, &(line + end..line + end)).start;
-            let has_opener = self.text.get(line..key)?.iter().any(|byte| b"<{".contains(byte));
-            let start = has_opener.then(|| key - usize::from(is_quote(self.text.get(key - 1))))?;
+            let start = (key > opener).then(|| key - usize::from(is_quote(self.text.get(key - 1))))?;
             let (key, value) = member_at(self.text, start)?;
             let end = end_of_value(self.text, value).filter(|&end| is_quote(self.text.get(value)) && end > value + 2)?;
             (is_value(&self.text[key]) && self.leads_here(end)).then_some(value)

@@ -79,7 +79,8 @@ impl Policy {
             }
             return mem::take(&mut self.deferred);
         };
-        let is_new = self.spared.is_none_or(|spared| refresh.made > spared.refresh.made);
+        // Signals that are deferred already wait for no second one.
+        let is_new = self.spared.is_none_or(|spared| spared.is_given_up && refresh.made > spared.refresh.made);
         if is_new && self.is_deferring() {
             self.spared = Some(Spared { refresh, since: now, is_given_up: false });
             return vec![Action::Log(Notice::SignalDeferred)];
@@ -264,6 +265,10 @@ mod tests {
         assert_eq!(run.deadline(), Some(18), "its end, seen late, restarts no grace");
         assert_eq!(run.at(20, Input::Clock), REST);
         assert_eq!(run.at(21, Input::Clock), [KILL_TREE, Action::Log(Notice::KillGraceExpired)]);
+        let mut in_a_row = Run::during_refresh();
+        in_a_row.signal(1, Signal::SIGTERM);
+        assert_eq!(in_a_row.at(10, Input::Refresh(Some(refresh(2)))), []);
+        assert_eq!(in_a_row.at(16, Input::Clock), [Action::Log(Notice::RefreshTooLong), TERM], "15 s, whoever follows");
         let mut another = Run::during_refresh();
         another.signal(1, Signal::SIGINT);
         another.at(16, Input::Clock);
