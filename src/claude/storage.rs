@@ -7,10 +7,13 @@ use super::config_dir;
 use super::settings::ClaudeSettings;
 use super::version::Version;
 use crate::config::settings::Environment;
-use crate::sys::fs::real;
+use crate::sys::fs::{lacks_room, real};
 
 /// Variable that moves the login and its locks, from [`Version::MOVED_STORAGE`] on. Empty, it stands for `~/.claude`.
 pub(crate) const VARIABLE: &str = "CLAUDE_SECURESTORAGE_CONFIG_DIR";
+
+/// Bytes for what claude writes to save a token.
+const ROOM: usize = 64 << 10;
 
 /// Directories with logins of claude and the locks around their refreshes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +64,11 @@ impl ClaudeStorage {
     /// The file with the login.
     pub(crate) fn credentials(&self) -> PathBuf {
         self.dir.join(".credentials.json")
+    }
+
+    /// True if a token that is refreshed now could not be saved, and the login would be lost with it.
+    pub(crate) fn lacks_room(&self) -> bool {
+        lacks_room(&self.dir, ROOM)
     }
 
     /// The lock around the refresh of a profile.

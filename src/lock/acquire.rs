@@ -17,14 +17,10 @@ use crate::claude::refresh_locks::{Owner, RefreshLock, Standing};
 use crate::config::duration::{show, show_seconds};
 use crate::events::EventQueue;
 use crate::records::{Hold, RunRecorder};
-use crate::sys::fs::lacks_room;
 use crate::sys::signal::Signal;
 
 /// Longest wait for claude's own refresh locks: longer than any of them outlives its owner.
 const MAX_REFRESH_LOCK_WAIT: Duration = Duration::from_secs(70);
-
-/// Bytes for what claude writes to save a token.
-pub(crate) const ROOM: usize = 64 << 10;
 
 /// Acquires the lock, in a wait that is bounded from `started` on.
 ///
@@ -92,7 +88,7 @@ fn prepare_for_refresh(
     refresh_only: bool,
     wait: &mut LockWait,
 ) -> Result<Acquisition> {
-    if guard.is_held() && lacks_room(&refreshes.storage.dir, ROOM) && refreshes.may_be_due() {
+    if guard.is_held() && refreshes.storage.lacks_room() && refreshes.may_be_due() {
         let dir = refreshes.storage.dir.display();
         warn!(name: "refresh.room", "{dir} has no room: a token that is refreshed now cannot be saved, and the login is lost with it");
     }

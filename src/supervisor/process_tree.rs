@@ -96,13 +96,13 @@ impl ProcessTree {
     /// by now may have left another behind, and its SIGCHLD is on the way.
     fn is_without_members(&mut self) -> bool {
         for _ in 0..MAX_LOOKS {
-            self.reap_others();
             let children = Links::read().our_children().into_iter().filter_map(Stat::read);
             let is_member = |stat: &Stat| !(stat.pid == self.child_group && stat.is_dead()) && self.includes(stat);
             let members: Vec<_> = children.filter(is_member).collect();
             if members.is_empty() || !members.iter().all(Stat::is_dead) {
                 return members.is_empty() && proc::is_of_our_pid_namespace();
             }
+            self.reap_others();
         }
         false
     }
@@ -266,7 +266,7 @@ impl ProcessTree {
             return None;
         }
         let names = self.members().into_iter().map(|stat| (proc::innermost_pid(stat.pid), stat));
-        let lives = |stat: &Stat| Stat::read(stat.pid).is_some_and(|stat| !stat.is_dead());
+        let lives = |stat: &Stat| proc::lives(stat.pid, |now| now.process() == stat.process()) == Some(true);
         names.filter(|(name, stat)| name.is_some() || lives(stat)).map(|(name, _)| name).collect()
     }
 

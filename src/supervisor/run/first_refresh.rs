@@ -11,12 +11,12 @@ use super::super::output::OutputConfig;
 use super::super::policy::PolicyConfig;
 use super::{Supervision, Supervisor};
 use crate::claude::credentials::Login;
+use crate::claude::storage::ClaudeStorage;
 use crate::config::duration::show;
 use crate::events::EventQueue;
-use crate::lock::{self, Acquisition, AwaitedRefresh, LockRequest, ROOM};
+use crate::lock::{self, Acquisition, AwaitedRefresh, LockRequest};
 use crate::outcome::Outcome;
 use crate::records::RunRecorder;
-use crate::sys::fs::lacks_room;
 
 /// Longest time for it, and 15 s more while it holds a refresh lock: endpoints take a second, and 20 s are waited for by claude.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ pub(crate) fn refresh_first(
     let refresh = run.lock.as_ref().and_then(|lock| lock.refresh.as_ref());
     let version = refresh.and_then(AwaitedRefresh::refreshing_version);
     let Some(launch) = version.and_then(|version| run.launch.refresher(version)) else { return Ok(None) };
-    if run.storage.as_ref().is_some_and(|storage| lacks_room(&storage.dir, ROOM)) {
+    if run.storage.as_ref().is_some_and(ClaudeStorage::lacks_room) {
         warn!(name: "refresh.first", "not refreshing the token before the start: it could not be saved");
         return Ok(None);
     }
