@@ -13,6 +13,12 @@ pub enum DurationSetting {
     Endless,
 }
 
+/// One that wakes up later than this, as after a stop, judges no deadline before it has caught up: what came in time may still be unread.
+pub const LATE: Duration = Duration::from_millis(100);
+
+/// Time to read what has come meanwhile.
+pub const CATCH_UP: Duration = Duration::from_secs(1);
+
 impl DurationSetting {
     /// A duration of `secs` seconds.
     pub const fn from_secs(secs: u64) -> Self {

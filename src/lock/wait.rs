@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::ancestor_checks::AncestorChecks;
 use super::holder::{Holder, Process, Queue};
 use super::slot_files::{SlotsDir, queue_holder, slot_files};
-use crate::config::duration::{after, show, show_seconds};
+use crate::config::duration::{CATCH_UP, LATE, after, show, show_seconds};
 use crate::config::settings::Wait;
 use crate::events::{Event, EventQueue};
 use crate::logging::LiveLine;
@@ -128,6 +128,7 @@ impl<'a> LockWait<'a> {
     fn handle_events<T>(&mut self, mut condition: impl FnMut(&mut Self, &[Event]) -> Result<Option<T>>) -> Result<WaitEnd<T>> {
         // The first look does not sleep, but takes the signals that are there: a TERM means that nothing is to be started.
         let mut wake_at = Some(Instant::now());
+        let mut has_caught_up = false;
         loop {
             let events = self.events.wait(wake_at).context("cannot wait for events")?;
             self.recorder.run_due();
@@ -144,7 +145,11 @@ impl<'a> LockWait<'a> {
                 self.show_progress();
             }
             if self.deadline.is_some_and(|deadline| now >= deadline) {
-                return Ok(WaitEnd::TimedOut);
+                let is_late = wake_at.is_some_and(|at| now >= at + LATE);
+                if !is_late || has_caught_up {
+                    return Ok(WaitEnd::TimedOut);
+                }
+                (self.deadline, has_caught_up) = (Some(now + CATCH_UP), true);
             }
             let check_at = self.ancestor_checks.as_ref().and_then(AncestorChecks::next_at);
             let deadlines = [self.deadline, self.recheck_at, check_at, self.next_progress_at, self.recorder.next_deadline()];

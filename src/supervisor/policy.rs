@@ -9,7 +9,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use crate::claude::frames::FrameEvent;
-use crate::config::duration::after;
+use crate::config::duration::{CATCH_UP, LATE, after};
 use crate::config::settings::Leftovers;
 use crate::outcome::Outcome;
 use crate::sys::signal::{FORWARDED, SigSet, Signal, SignalSource, is_termination_request};
@@ -70,12 +70,6 @@ enum Phase {
     /// The tree is empty, or what is left of it is kept, or given up.
     Finished,
 }
-
-/// A clock input that comes later than this finds output that the relay has not seen yet.
-const LATE: Duration = Duration::from_millis(100);
-
-/// Time for the relay to read what has arrived.
-const CATCH_UP: Duration = Duration::from_secs(1);
 
 impl Policy {
     /// A run whose child was started at `now`.

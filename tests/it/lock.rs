@@ -49,6 +49,35 @@ fn wait_ends_with_the_holder() {
     assert_eq!(run.end().code(), 0);
 }
 
+/// What has come in time counts, though nobody was awake to see it.
+#[test]
+fn stopped_waiter_gets_what_came_in_time() {
+    let slots = ["--lock", "pass-through", "--slots", "1"];
+    let helper = ["--lock-helper", "sh -c 'until [ -e go ]; do sleep 0.1; done; echo key; exec sleep 600'"];
+    let kinds: [(&str, &[&str], bool); 3] = [("lock", &[], true), ("slot", &slots, true), ("helper", &helper, false)];
+    let waiters = kinds.map(|(kind, options, has_holder)| {
+        let env = Env::new();
+        let holder = has_holder
+            .then(|| env.start(options.iter().copied().chain(["sh", "-c", "echo in; until [ -e go ]; do sleep 0.1; done"])));
+        holder.iter().for_each(|holder| holder.expect_line("in"));
+        let waiter = env.start(["--wait", "10"].into_iter().chain(options.iter().copied()).chain(["echo", "mine"]));
+        assert!(waiter.message().contains("waiting for"), "{kind}");
+        waiter.signal(Signal::SIGSTOP);
+        (kind, env, holder, waiter)
+    });
+    let waiters = waiters.map(|(kind, env, holder, waiter)| {
+        fs::write(env.path("go"), "").expect("a file");
+        holder.into_iter().for_each(|holder| assert_eq!(holder.end().code(), 0, "{kind}"));
+        (kind, env, waiter)
+    });
+    std::thread::sleep(Duration::from_secs(11));
+    for (kind, _env, waiter) in waiters {
+        waiter.signal(Signal::SIGCONT);
+        let ended = waiter.end();
+        assert_eq!((ended.code(), ended.stdout.join("")), (0, "mine".into()), "{kind}: {}", ended.stderr_text());
+    }
+}
+
 #[test]
 fn bash_block_and_claude_run_exclude_each_other() {
     let env = Env::new();

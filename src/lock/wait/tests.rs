@@ -43,6 +43,25 @@ fn value_at_the_deadline_is_no_timeout() -> Result<()> {
 }
 
 #[test]
+fn late_wake_up_judges_no_deadline_before_it_has_caught_up() -> Result<()> {
+    let (dir, mut events) = (tempfile::tempdir()?, EventQueue::open()?);
+    let mut recorder = recorder(dir.path());
+    let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), &mut recorder, &mut events, SigSet::empty());
+    for comes in [true, false] {
+        wait.begin(Awaited::RefreshLocks, Some(Duration::ZERO));
+        let mut looks = 0;
+        let end = wait.until(|_, _| {
+            looks += 1;
+            std::thread::sleep(if looks == 1 { LATE } else { Duration::ZERO }); // as if we were stopped
+            Ok((comes && looks > 1).then_some(()))
+        })?;
+        assert_eq!((looks, matches!(end, WaitEnd::Met(()))), (2, comes));
+        assert!(comes || matches!(end, WaitEnd::TimedOut));
+    }
+    Ok(())
+}
+
+#[test]
 fn events_behind_the_signal_that_ends_a_wait_stay() -> Result<()> {
     let (dir, mut events) = (tempfile::tempdir()?, EventQueue::open()?);
     let [ignored, read, ends, stays] = [Signal::SIGHUP, Signal::SIGWINCH, Signal::SIGTERM, Signal::SIGINT];
