@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use self::abridged::Abridged;
 use super::arguments::{is_headless, value_of};
+use crate::redact::kept;
 
 /// A frame, as far as the watchdog needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -270,9 +271,9 @@ impl FrameReader {
                 // Other programs print results as well; those of claude have both of these, in every version.
                 let is_error = member(frame, "is_error")?;
                 self.last_result = Some(LastResult {
-                    subtype: clamped(subtype),
+                    subtype: kept(subtype),
                     is_error,
-                    session_id: member(frame, "session_id").map(|id: String| clamped(&id)),
+                    session_id: member(frame, "session_id").map(|id: String| kept(&id)),
                     turns: member(frame, "num_turns"),
                     duration_ms: member(frame, "duration_ms"),
                     cost_usd: member(frame, "total_cost_usd"),
@@ -284,7 +285,7 @@ impl FrameReader {
             }
             ("system", Some("init")) => {
                 self.last_result.iter_mut().for_each(|result| result.is_outdated = true);
-                self.session_id = member(frame, "session_id").map(|id: String| clamped(&id));
+                self.session_id = member(frame, "session_id").map(|id: String| kept(&id));
                 return self.other(b"system", subtype.as_deref());
             }
             ("system", Some("task_started")) => self.tasks.extend(task),
@@ -326,11 +327,6 @@ fn task_of(frame: &Frame) -> Option<u64> {
 
 /// The members of a frame. Their values are not read until they are wanted: the text of a result can be large.
 type Frame<'a> = HashMap<String, &'a RawValue>;
-
-/// As much of `text` as is kept of what others can write at any length.
-pub(crate) fn clamped(text: &str) -> String {
-    text.chars().take(1024).collect()
-}
 
 /// Beginning of the text of a result that says so, in every version from 2.1.84 to 2.1.332. Not all of them have the status, which is 401, in a member.
 const AUTH_REFUSED: &str = "Failed to authenticate";

@@ -11,8 +11,8 @@ use std::time::SystemTime;
 
 use memchr::memmem;
 
-use super::frames::clamped;
 use super::json::Object;
+use crate::redact::kept;
 use crate::sys::fs::open_regular;
 
 /// Error of a line about a refresh that cannot be understood: cut, or of another shape.
@@ -70,7 +70,7 @@ impl RefreshEvent {
         }
         let entry = Object::parse(line).map_err(|_| Malformed)?;
         let event = entry.object("event_data").ok_or(Malformed)?;
-        let text = |object: &Object, name: &str| clamped(&object.text(name).unwrap_or_default());
+        let text = |object: &Object, name: &str| kept(&object.text(name).unwrap_or_default());
         // Another event can have the prefix in its data.
         let name = text(&event, "event_name");
         let short = PREFIXES.iter().find_map(|(prefix, rest)| Some(format!("{rest}{}", name.strip_prefix(prefix)?)));

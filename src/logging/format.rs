@@ -55,7 +55,7 @@ pub(super) fn to_json(event: &Event<'_>, run: RunId) -> String {
 }
 
 fn clamped_value(value: Value) -> Value {
-    value.as_str().map(|text| clamped(text).into_owned().into()).unwrap_or(value)
+    value.as_str().map(|text| clamped(text).into()).unwrap_or(value)
 }
 
 /// Name of the event, as `lock.acquired`. Without one, tracing calls it by the place it comes from.
@@ -76,8 +76,8 @@ impl Visit for Text {
 
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
-            "message" => self.message = clamped(value).into_owned(),
-            name => self.fields.push((name, clamped(value).into_owned())),
+            "message" => self.message = clamped(value),
+            name => self.fields.push((name, clamped(value))),
         }
     }
 }

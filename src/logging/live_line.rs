@@ -4,7 +4,7 @@ use std::io::{IsTerminal, stderr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::stderr::say;
-use super::words::escaped;
+use super::words::{escaped, masked};
 use crate::sys::terminal;
 
 static IS_ALLOWED: AtomicBool = AtomicBool::new(true);
@@ -42,7 +42,7 @@ impl LiveLine {
     /// Shows `text` in place of the last.
     pub fn show(&self, text: &str) {
         let width = width();
-        let text = format!("{LEAD}{}", escaped(text));
+        let text = format!("{LEAD}{}", escaped(&masked(text)));
         // A hint is shown whole, or not at all.
         let hint = text.find("; Ctrl-C").filter(|_| text.chars().count() > width);
         let text: String = text[..hint.unwrap_or(text.len())].chars().take(width).collect();

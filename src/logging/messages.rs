@@ -11,7 +11,7 @@ use super::format::{to_json, to_log_line, to_text};
 use super::live_line;
 use super::log_file::LogFile;
 use super::stderr::say;
-use super::words::{clamped, escaped, masked};
+use super::words::{clamped, escaped};
 use crate::config::values::{LogFormat, Verbosity};
 use crate::run_id::RunId;
 
@@ -109,5 +109,5 @@ pub fn ask(question: &str) {
 }
 
 fn shown(text: &str) -> String {
-    escaped(&masked(&clamped(text))).into_owned()
+    escaped(&clamped(text)).into_owned()
 }

@@ -26,17 +26,19 @@ pub(super) fn masked(text: &str) -> String {
     MASK.get().map_or_else(|| text.to_owned(), |mask| mask(text))
 }
 
-/// The beginning of `text`, if it is too long for a message.
-pub(super) fn clamped(text: &str) -> Cow<'_, str> {
+/// Takes the secrets out of `text`, and then its end, if it is too long for a message.
+pub(super) fn clamped(text: &str) -> String {
     clamped_to(text, LONGEST)
 }
 
-fn clamped_to(text: &str, longest: usize) -> Cow<'_, str> {
+/// Masked first: a secret at the cut would not be known by its beginning.
+fn clamped_to(text: &str, longest: usize) -> String {
+    let text = masked(text);
     if text.len() <= longest {
-        return text.into();
+        return text;
     }
     let end = (0..=longest).rfind(|&at| text.is_char_boundary(at)).unwrap_or_default();
-    format!("{}… ({} bytes)", &text[..end], text.len()).into()
+    format!("{}… ({} bytes)", &text[..end], text.len())
 }
 
 /// `text` as one line, without a character that acts on a terminal.
@@ -53,8 +55,7 @@ pub(crate) fn escaped_lines(text: &str) -> String {
     let mut safe = String::new();
     for part in text.split_inclusive('\n') {
         let (line, end) = part.strip_suffix('\n').map_or((part, ""), |line| (line, "\n"));
-        let line = masked(line);
-        let line = clamped_to(&line, LONGEST_SHOWN);
+        let line = clamped_to(line, LONGEST_SHOWN);
         let mut pieces = line.split("\x1b[");
         safe += &escaped(pieces.next().unwrap_or_default());
         for piece in pieces {
@@ -93,7 +94,7 @@ pub(crate) fn in_locale(text: &str) -> Cow<'_, str> {
 
 /// `text` as an operation may show it, without a secret in clear, and with an end.
 pub(crate) fn shown(text: &str) -> String {
-    clamped_to(&masked(text), LONGEST_SHOWN).into_owned()
+    clamped_to(text, LONGEST_SHOWN)
 }
 
 /// A value as a line of JSON, in which no text has a secret in clear, and each has an end.

@@ -149,7 +149,7 @@ impl Report {
         self.refresh_waits.extend(run.refresh_wait_ms);
         self.holds.extend(run.hold_ms);
         // Names of sums in each form of the report: what is alike without its secrets, is one.
-        self.labels.entry(run.label.as_deref().map(shown)).or_default().add(&run);
+        self.labels.entry(run.label.as_deref().filter(|label| !label.is_empty()).map(shown)).or_default().add(&run);
         *self.endings.entry((shown(&run.outcome), run.exit_code)).or_default() += 1;
     }
 

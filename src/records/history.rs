@@ -16,8 +16,8 @@ use super::fields::{lenient, time, timestamp};
 use super::kept::Line;
 use super::run_record::RunRecord;
 use super::store::RecordStore;
-use crate::claude::frames::clamped;
 use crate::logging::{PATIENCE, append_lines};
+use crate::redact::kept;
 use crate::sys::fs::{file_obstacle, if_there, obstacles};
 
 const CURRENT: &str = "history.jsonl";
@@ -116,22 +116,34 @@ impl RecordStore {
         if_there(self.open().and_then(|dir| dir.open_file(name, OFlag::O_RDONLY)))
     }
 
-    /// The last finished runs since the history was rotated.
+    /// The last finished runs.
     pub(crate) fn last_finished(&self) -> io::Result<Vec<FinishedRun>> {
-        let Some(file) = self.open_history(CURRENT)? else { return Ok(Vec::new()) };
-        let length = file.metadata()?.len();
-        let mut tail = 16 << 10;
-        loop {
-            let mut bytes = Vec::new();
-            let begin = length.saturating_sub(tail);
-            (&file).seek(SeekFrom::Start(begin)).and_then(|_| (&file).take(tail).read_to_end(&mut bytes))?;
-            let mut last: Vec<_> = bytes.rsplit(|&byte| byte == b'\n').filter_map(FinishedRun::from_json).take(LAST).collect();
-            if last.len() == LAST || begin == 0 || tail >= LARGEST_TAIL {
-                last.reverse();
-                return Ok(last);
+        let mut last = Vec::new();
+        for name in [CURRENT, OLDER] {
+            if last.len() < LAST
+                && let Some(file) = self.open_history(name)?
+            {
+                last.splice(0..0, last_of(&file, LAST - last.len())?);
             }
-            tail *= 16;
         }
+        Ok(last)
+    }
+}
+
+/// The `most` last runs in `file`.
+fn last_of(mut file: &File, most: usize) -> io::Result<Vec<FinishedRun>> {
+    let length = file.metadata()?.len();
+    let mut tail = 16 << 10;
+    loop {
+        let mut bytes = Vec::new();
+        let begin = length.saturating_sub(tail);
+        file.seek(SeekFrom::Start(begin)).and_then(|_| file.take(tail).read_to_end(&mut bytes))?;
+        let mut last: Vec<_> = bytes.rsplit(|&byte| byte == b'\n').filter_map(FinishedRun::from_json).take(most).collect();
+        if last.len() == most || begin == 0 || tail >= LARGEST_TAIL {
+            last.reverse();
+            return Ok(last);
+        }
+        tail *= 16;
     }
 }
 
@@ -194,7 +206,7 @@ impl FinishedRun {
         let mut run: Self = serde_json::from_slice(line).ok()?;
         let optional = [&mut run.label, &mut run.lock, &mut run.program].into_iter().flatten();
         for text in [&mut run.run, &mut run.outcome].into_iter().chain(optional) {
-            *text = clamped(text);
+            *text = kept(text);
         }
         let counts = [&mut run.slot_wait_ms, &mut run.wait_ms, &mut run.refresh_wait_ms, &mut run.hold_ms, &mut run.turns];
         let counts = counts.into_iter().flatten();

@@ -6,7 +6,6 @@ use std::ops::Deref;
 
 use serde::Serialize;
 
-use crate::claude::frames::clamped;
 use crate::logging::{each_text, escaped_json};
 use crate::redact;
 
@@ -24,7 +23,7 @@ impl Line {
     pub(super) fn of(record: &impl Serialize, exact: &[&str]) -> io::Result<Self> {
         let mut record = serde_json::to_value(record)?;
         for (_, value) in record.as_object_mut().into_iter().flatten().filter(|(name, _)| !exact.contains(&name.as_str())) {
-            each_text(value, &mut |text| *text = redact::masked(&clamped(text)));
+            each_text(value, &mut |text| *text = redact::kept(text));
         }
         Ok(Self(escaped_json(&format!("{record}\n"))))
     }

@@ -30,7 +30,7 @@ mod words;
 mod wrapped;
 
 pub use masker::Masker;
-pub use ours::{configure, masked, secrets};
+pub use ours::{configure, kept, masked, secrets};
 pub use secrets::{Secrets, compile};
 
 #[cfg(test)]

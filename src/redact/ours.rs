@@ -32,6 +32,11 @@ pub fn secrets() -> Result<Arc<Secrets>> {
     Ok(Arc::clone(OURS.get_or_init(|| secrets)))
 }
 
+/// As much of `text` as is kept of what others can write at any length, masked: a secret at the cut would not be known by its beginning.
+pub fn kept(text: &str) -> String {
+    masked(text).chars().take(1024).collect()
+}
+
 /// `text` of ours, masked. Most of it has no secret, which is seen without collecting those of this process.
 pub fn masked(text: &str) -> String {
     let is_added = || ADDED.get().is_some_and(|(names, patterns)| !names.is_empty() || !patterns.is_empty());

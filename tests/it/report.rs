@@ -86,6 +86,12 @@ fn refused_login_is_counted_in_a_row() {
     for operation in ["status", "doctor"] {
         assert!(shown(operation).contains(refusals), "{}", shown(operation));
     }
+    let older = history(&env).with_file_name("history.1.jsonl");
+    fs::rename(history(&env), &older).expect("rotated");
+    for operation in ["status", "doctor"] {
+        assert!(shown(operation).contains(refusals), "behind a rotation: {}", shown(operation));
+    }
+    fs::rename(&older, history(&env)).expect("back");
     env.log_in(FRESH);
     for operation in ["status", "doctor"] {
         assert!(!shown(operation).contains(refusals), "somebody has logged in since: {}", shown(operation));

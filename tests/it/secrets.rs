@@ -50,6 +50,35 @@ fn fields_with_token(value: &Value) -> Vec<&str> {
     members.filter(|(_, value)| has_token(value)).map(|(name, _)| name.as_str()).collect()
 }
 
+/// A secret is masked before its text is cut: its beginning alone would not be known.
+#[test]
+fn secret_at_the_end_of_what_is_kept_is_masked() {
+    let env = Env::new();
+    let cut = |length: usize| format!("{:x<width$} postgres://me:Sw0rdf1shHunter22@db/x", "", width = length - 30);
+    let label = cut(1024);
+    let frame = format!(r#"{{"type":"result","subtype":"{label}","is_error":false,"session_id":"{label}"}}"#);
+    let runs = env.config_dir().join("claude-run/runs");
+    let child = format!("until cat {}/* 2>/dev/null; do sleep 0.1; done; echo '{frame}'", runs.display());
+    let output = env.claude_run().args(["--label", &label, "-v", "--log", "log", "sh", "-c", &child]).assert().code(0);
+    let [record, _, ..] =
+        &String::from_utf8_lossy(&output.get_output().stdout).lines().map(str::to_owned).collect::<Vec<_>>()[..]
+    else {
+        panic!("{output:?}")
+    };
+    let history = fs::read_to_string(env.config_dir().join("claude-run/history.jsonl")).expect("a history");
+    for kept in [record, &history] {
+        assert!(kept.contains("xxx postgres://") && !kept.contains("Sw0rd"), "{kept}");
+    }
+    for format in ["text", "json"] {
+        let output = env.claude_run().args(["--log-format", format, "--timeout", &cut(4096), "true"]).assert().code(125);
+        let message = String::from_utf8_lossy(&output.get_output().stderr);
+        assert!(message.contains("xxx postgres://") && !message.contains("Sw0rd"), "{message}");
+        let output = env.claude_run().args(["--log-format", format, "--log", &cut(4076), "true"]).assert().code(0);
+        let message = String::from_utf8_lossy(&output.get_output().stderr);
+        assert!(message.contains("xxx postgres://") && !message.contains("Sw0rd"), "{message}");
+    }
+}
+
 /// Each input of a run has a token: program, arguments, directories, label, key, frames. Where a record has one, it has to be exact.
 #[test]
 fn words_of_others_are_kept_masked() {
