@@ -1,7 +1,16 @@
 //! Claude's command line, as claude reads it.
 
 use std::ffi::{OsStr, OsString};
+use std::iter;
 use std::os::unix::ffi::OsStrExt;
+
+/// Options whose next word is their value, also if it looks like an option.
+const WITH_VALUE: &str = "--add-dir --agent --agents --allowed-tools --allowedTools --append-system-prompt \
+    --append-system-prompt-file --autocompact --betas --debug-file --disallowed-tools --disallowedTools --effort --environment \
+    --fallback-model --file --input-format --json-schema --max-budget-usd --max-thinking-tokens --max-turns --mcp-config --model \
+    --name --output-format --permission-mode --permission-prompt-tool --permission-prompts --plugin-dir --plugin-url \
+    --remote-control-session-name-prefix --session-id --setting-sources --settings --system-prompt --system-prompt-file \
+    --system-prompt-snapshot --tools -n";
 
 /// True if claude runs without a person who talks to it: with `-p`, also among other letters, or `--print`.
 pub(super) fn is_headless(arguments: &[OsString]) -> bool {
@@ -11,26 +20,33 @@ pub(super) fn is_headless(arguments: &[OsString]) -> bool {
         word == b"--print"
             || letters.is_some_and(|letters| 1 + letters.len() < word.len() && letters.iter().all(|l| b"chv".contains(l)))
     };
-    options(arguments).any(is_print)
+    words(arguments).any(|(word, _)| is_print(word))
 }
 
 /// The value of `option`, as `--option value` or `--option=value`: of several the last, and none behind a bare `--`.
 pub(super) fn value_of<'a>(arguments: &'a [OsString], option: &str) -> Option<&'a OsStr> {
-    let mut words = options(arguments);
-    let mut last = None;
-    while let Some(word) = words.next() {
-        match word.strip_prefix(option.as_bytes()) {
-            Some([]) => last = words.next().or(last),
-            Some([b'=', value @ ..]) => last = Some(value),
-            _ => {}
-        }
-    }
-    last.map(OsStr::from_bytes)
+    let value = |(word, next): (&'a [u8], Option<&'a [u8]>)| match word.strip_prefix(option.as_bytes())? {
+        [] => next,
+        [b'=', value @ ..] => Some(value),
+        _ => None,
+    };
+    words(arguments).filter_map(value).last().map(OsStr::from_bytes)
 }
 
-/// The words up to a bare `--`, behind which there are no options.
-pub(super) fn options(arguments: &[OsString]) -> impl Iterator<Item = &[u8]> {
-    arguments.iter().map(|word| word.as_bytes()).take_while(|word| *word != b"--")
+/// True if `option`, which has no value, is there.
+pub(super) fn has(arguments: &[OsString], option: &str) -> bool {
+    words(arguments).any(|(word, _)| word == option.as_bytes())
+}
+
+/// The words up to a bare `--`, behind which there are no options; what is the value of the option before it, comes with that.
+fn words(arguments: &[OsString]) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+    let mut words = arguments.iter().map(|word| word.as_bytes());
+    iter::from_fn(move || {
+        let word = words.next()?;
+        let has_value = WITH_VALUE.split_whitespace().any(|option| option.as_bytes() == word);
+        Some((word, has_value.then(|| words.next()).flatten()))
+    })
+    .take_while(|(word, _)| *word != b"--")
 }
 
 #[cfg(test)]
@@ -40,20 +56,32 @@ mod tests {
     #[test]
     fn last_value_before_a_bare_dash_counts() {
         let cases = [
-            ("--format a", Some("a")),
-            ("--format=a --format b", Some("b")),
-            ("--format a --format=b -p", Some("b")),
-            ("--format=a --formats b --form c", Some("a")),
-            ("--format=a=b", Some("a=b")),
-            ("--format=", Some("")),
-            ("--format", None),
-            ("-p -- --format=a", None),
-            ("--format a -- --format b", Some("a")),
+            ("--model a", Some("a")),
+            ("--model=a --model b", Some("b")),
+            ("--model a --model=b -p", Some("b")),
+            ("--model=a --models b --mod c", Some("a")),
+            ("--model=a=b", Some("a=b")),
+            ("--model=", Some("")),
+            ("--model", None),
+            ("-p -- --model=a", None),
+            ("--model a -- --model b", Some("a")),
             ("-p", None),
+            // Of an option that takes it as its value.
+            ("--system-prompt --model -p", None),
+            ("--tools --model=a --model b", Some("b")),
+            ("--name -- --model a", Some("a")),
+            ("-p --verbose --model a", Some("a")),
         ];
         for (line, value) in cases {
             let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-            assert_eq!(value_of(&words, "--format"), value.map(OsStr::new), "{line}");
+            assert_eq!(value_of(&words, "--model"), value.map(OsStr::new), "{line}");
         }
+    }
+
+    #[test]
+    fn person_is_there_without_print() {
+        let is_headless = |line: &str| is_headless(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert!(["-p hi", "hi --print", "-cp", "--verbose -p", "--model x -p"].into_iter().all(is_headless));
+        assert!(!["hi", "--system-prompt -p", "--name -private", "-- -p", "-dp"].into_iter().any(is_headless));
     }
 }

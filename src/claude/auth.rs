@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::arguments::options;
+use super::arguments::has;
 use super::config_dir::ConfigDir;
 use super::credentials::{Login, is_token};
 use super::program::Program;
@@ -150,7 +150,7 @@ impl<'a> Invocation<'a> {
     }
 
     fn is_bare(&self) -> bool {
-        let is_typed = options(&self.arguments).any(|word| word == b"--bare");
+        let is_typed = has(&self.arguments, "--bare");
         is_typed || self.is_settled(SIMPLE, is_true)
     }
 
