@@ -24,6 +24,8 @@ pub struct ClaudeStorage {
     pub(crate) moved_by: Option<&'static str>,
     /// The settings file that sets this variable, if one does.
     pub(crate) named_in: Option<PathBuf>,
+    /// Directory of a claude that does not know the variable, if this one's version is not known: it may be that.
+    unmoved: Option<PathBuf>,
     /// Directory of the profiles, which are logins, too.
     profiles: Option<PathBuf>,
 }
@@ -39,9 +41,9 @@ impl ClaudeStorage {
     ) -> Self {
         let is_path = |path: &OsString| !path.is_empty();
         let home = environment("HOME").filter(is_path).map(PathBuf::from);
-        let variable = settings
-            .early_variable(environment, VARIABLE)
-            .filter(|_| version().is_none_or(|version| version >= Version::MOVED_STORAGE));
+        let variable = settings.early_variable(environment, VARIABLE);
+        let version = variable.is_some().then(version).flatten();
+        let variable = variable.filter(|_| version.is_none_or(|version| version >= Version::MOVED_STORAGE));
         let by_settings = || settings.own_early_variable(config_dir::VARIABLE).map(|(_, path)| path).filter(is_path);
         let (dir, moved_by) = match (variable, &home) {
             (Some(path), _) if is_path(&path) => (path.into(), Some(VARIABLE)),
@@ -49,21 +51,28 @@ impl ClaudeStorage {
             _ => by_settings().map_or((config_dir.into(), None), |path| (path.into(), Some(config_dir::VARIABLE))),
         };
         let moved_by = moved_by.filter(|_| real(&dir) != real(config_dir));
+        let may_be_older = moved_by == Some(VARIABLE) && version.is_none();
+        let unmoved = may_be_older.then(|| by_settings().map_or_else(|| config_dir.into(), PathBuf::from));
         let named_in = moved_by.and_then(|variable| Some(settings.own_early_variable(variable)?.0.to_owned()));
         let dir = if moved_by.is_some() { dir } else { config_dir.into() };
         let configs = environment("XDG_CONFIG_HOME").filter(is_path).map(PathBuf::from);
         let profiles = configs.or_else(|| Some(home?.join(".config"))).map(|configs| configs.join("anthropic"));
-        Self { dir, moved_by, named_in, profiles }
+        Self { dir, moved_by, named_in, unmoved, profiles }
     }
 
     /// Storage that is `dir`, whatever environment and settings say.
     pub(crate) fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), moved_by: None, named_in: None, profiles: None }
+        Self { dir: dir.to_owned(), moved_by: None, named_in: None, unmoved: None, profiles: None }
     }
 
     /// The file with the login.
     pub(crate) fn credentials(&self) -> PathBuf {
         self.dir.join(".credentials.json")
+    }
+
+    /// This storage, and the one that claude may have in its place.
+    pub(crate) fn candidates(&self) -> impl Iterator<Item = Self> {
+        [self.clone()].into_iter().chain(self.unmoved.as_deref().map(Self::at))
     }
 
     /// True if a token that is refreshed now could not be saved, and the login would be lost with it.
@@ -93,6 +102,8 @@ mod tests {
             let storage = of(version);
             assert_eq!(storage.dir == Path::new(elsewhere), is_moved, "{version}");
             assert_eq!(storage.moved_by, is_moved.then_some(VARIABLE), "{version}");
+            let others: Vec<_> = storage.candidates().skip(1).map(|other| other.dir).collect();
+            assert_eq!(others.iter().any(|other| other == config_dir), version == "unknown", "{version}: {others:?}");
         }
     }
 }

@@ -67,15 +67,29 @@ impl Refreshes {
             // It may have a login elsewhere, or a token that counts for nothing.
             (Some(why), _) => RefreshState::Unclear(format!("claude's settings: {why}")),
             (None, Some(reason)) => RefreshState::NotDue(reason),
-            (None, None) => self.state_of(read(&self.storage.credentials()), SystemTime::now()),
+            (None, None) => self.state_of_candidates(read, SystemTime::now()),
+        }
+    }
+
+    /// A login that another claude has counts as well, where it is not known which one this is.
+    fn state_of_candidates(&self, read: impl Fn(&Path) -> Login, now: SystemTime) -> RefreshState {
+        let state = self.state_of(read(&self.storage.credentials()), now);
+        let is_concerned = |login| login != Login::None && !matches!(self.state_of(login, now), RefreshState::NotDue(_));
+        let mut others = self.storage.candidates().skip(1).map(|storage| storage.credentials());
+        match others.find(|file| is_concerned(read(file))) {
+            Some(file) => {
+                let file = file.display();
+                RefreshState::Unclear(format!("claude's version is not known, and one before 2.1.144 has its login in {file}"))
+            }
+            None => state,
         }
     }
 
     /// True if a refresh is due by the login, and nothing that can be read rules it out.
     pub(super) fn may_be_due(&self) -> bool {
         let is_ruled_out = self.claude.unreadable_settings().is_none() && self.claude.rules_out_refreshes().is_some();
-        let by_login = || self.state_of(Login::read_whole(&self.storage.credentials()), SystemTime::now());
-        !is_ruled_out && matches!(by_login(), RefreshState::Due(_))
+        let is_due = |login| matches!(self.state_of(login, SystemTime::now()), RefreshState::Due(_));
+        !is_ruled_out && self.storage.candidates().any(|storage| is_due(Login::read_whole(&storage.credentials())))
     }
 
     /// True if claude may refresh the token when it starts, but may not see yet what another host has written: such file systems
@@ -118,7 +132,7 @@ impl Refreshes {
     /// The refresh lock that is in the way for longest, and for how long at most if nobody touches it.
     pub(super) fn obstacle(&self) -> Option<(RefreshLock, Duration)> {
         let now = SystemTime::now();
-        let held = RefreshLock::of(&self.storage).into_iter().filter(|lock| lock.touched.is_some());
+        let held = RefreshLock::of_candidates(&self.storage).into_iter().filter(|lock| lock.touched.is_some());
         let locks = held.map(|lock| if self.is_older() == Some(true) { lock } else { lock.for_newer() });
         let blocking = locks.filter_map(|lock| lock.blocks_for(now).map(|left| (lock, left)));
         blocking.max_by_key(|&(_, left)| left)

@@ -88,15 +88,59 @@ fn empty_storage_variable_means_the_home() {
     fs::create_dir(&config_dir).expect("a directory");
     fs::write(config_dir.join(".credentials.json"), credentials(EXPIRED)).expect("a login");
     env.log_in(FRESH);
+    let newer = env.script("versions/2.1.144", "#!/bin/sh\n");
     let run = |value: Option<&str>, code| {
         let mut run = env.claude_run();
         run.env("CLAUDE_CONFIG_DIR", &config_dir).envs(value.map(|value| (STORAGE, value)));
-        run.args(["--lock", "refresh", "--wait", "0", "true"]).assert().code(code);
+        run.args(["--lock", "refresh", "--wait", "0", "--claude"]).arg(&newer).args(["--", "-p"]).assert().code(code);
     };
     let lock = fs::File::create(config_dir.join("session.lock")).expect("a lock file");
     lock.lock().expect("a lock");
     run(None, 75);
     run(Some(""), 0);
+}
+
+/// A claude of unknown version may be one that does not know the variable, and so has the login of its config dir.
+#[test]
+fn unknown_claude_may_have_either_login() {
+    let versions = [("versions/2.1.143", true), ("claude", true), ("versions/2.1.144", false)];
+    for (name, has_that_of_the_config_dir) in versions {
+        let env = Env::new();
+        let storage = env.path("storage");
+        fs::create_dir(&storage).expect("a directory");
+        fs::write(storage.join(".credentials.json"), credentials(FRESH)).expect("a login");
+        env.log_in(EXPIRED);
+        let stand_in = StandIn::start(&env, &[]);
+        let fake = format!("#!/bin/sh\nunset {STORAGE}; exec {} \"$@\"\n", fake_claude().display());
+        let claude = env.script(name, &fake);
+        let start = |steps: &str| {
+            let mut agent = env.command(binary());
+            agent
+                .env("FAKE_API", &stand_in.address)
+                .env(STORAGE, &storage)
+                .args(["--lock", "refresh", "--claude"])
+                .arg(&claude);
+            agent.args(["--", "-p", steps]);
+            Running::start(agent)
+        };
+        let run = start("signals; ready; refresh legacy posted");
+        run.ready();
+        while run.line() != "posted" {}
+        assert_eq!(env.is_locked(), has_that_of_the_config_dir, "{name}");
+        run.signal(Signal::SIGTERM);
+        if !has_that_of_the_config_dir {
+            run.expect_line("signal TERM");
+            continue;
+        }
+        expect_deferral(&run);
+        fs::remove_dir(format!("{}.lock", env.config_dir().display())).expect("a lock");
+        run.expect_line("signal TERM");
+        drop(run);
+        env.log_in(FRESH);
+        let run = start("ready; on TERM exit 0; hang");
+        run.ready();
+        assert!(!env.is_locked(), "{name}: none of them is due");
+    }
 }
 
 #[test]
