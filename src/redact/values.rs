@@ -105,10 +105,20 @@ impl<'a> Scan<'a> {
             && !self.is_spaced
             && (value.contains(&b' ') || is_shell && !is_random(value));
         let is_compared = self.sign == Sign::Compares && !is_random(value);
+        // `token => "text"` may be a function.
+        let is_function = self.sign == Sign::Arrow && !self.is_key() && !is_random(value);
         let goes_on = range.len() >= NEAR;
         let end = if goes_on { range.end + Open::Word.length(&self.text[range.end..]) } else { range.end };
-        let is_shown = is_compared || is_command || self.sign == Sign::Comma && !self.fits_list(value, range.end);
+        let is_shown =
+            is_compared || is_function || is_command || self.sign == Sign::Comma && !self.fits_list(value, range.end);
         (!is_shown && !is_ordinary(value, shape)).then_some((range.start..end, open))
+    }
+
+    /// True if the name before an arrow can be no argument of a function.
+    fn is_key(&self) -> bool {
+        let name = self.name();
+        let is_symbol = self.quote.is_some() || self.text[..self.name.start].ends_with(b":");
+        is_symbol || names::is_loud(name) || names::is_password(name)
     }
 
     fn peek(&self) -> Option<u8> {
@@ -146,10 +156,6 @@ impl<'a> Scan<'a> {
     fn quoted(&self, quote: u8) -> Option<Range<usize>> {
         let start = self.at + 1;
         if self.sign == Sign::Colon && self.quote.is_none() && self.is_in_string(quote) {
-            return None;
-        }
-        let is_key = self.quote.is_some() || self.text[..self.name.start].ends_with(b":") || names::is_loud(self.name());
-        if self.sign == Sign::Arrow && !is_key {
             return None;
         }
         let rest = &self.text[start..];
@@ -209,7 +215,9 @@ impl<'a> Scan<'a> {
         let fits = match self.sign {
             Sign::Equals if self.is_spaced => self.fits_assignment(value, is_last),
             Sign::Equals => self.fits_argument(value),
-            Sign::Compares | Sign::Arrow | Sign::Pair | Sign::Comma => false,
+            // A word that no name of a variable is.
+            Sign::Arrow => is_last && value.len() >= 16 && is_random(value) && !value.iter().any(|byte| b"(.".contains(byte)),
+            Sign::Compares | Sign::Pair | Sign::Comma => false,
             Sign::Colon => self.fits_colon(value, is_last),
             Sign::Space => self.fits_word(value),
             Sign::Tag => rest.get(whole) == Some(&b'<'),

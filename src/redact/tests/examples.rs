@@ -11,7 +11,7 @@ pub(super) const EXAMPLES: [Examples; rules::ALL.len()] = [
     ("name", &[
         "GH_TOKEN=«abc» d", "forge_token=«abc» d", "GH_api_key=«abc»", "Claude_Code_Secret='«a b»' c", "my-github_pass=«abc»",
         "myGithubToken=«abc»", "MYGH_TOKEN=«abc»", "TOKEN=«abc»", "PASS=«hunter2»", "dbPassword=«hunter2»", "DB_PASSWD=«hunter2»",
-        "api-key: «a1b2c3»", "apiKey: '«a1b2c3»'", "API_KEY += \"«abc»\"", "secret := \"«abc»\"", ":password => \"«abc»\"",
+        "api-key: «a1b2c3»", "apiKey: '«a1b2c3»'", "API_KEY += \"«abc»\"", "secret := \"«abc»\"", ":password => \"«abc»\"", "password => '«Swordfish»',", "api_key => «Zx9kQ2mN8vB4tR7w»", "token => '«Zx9kQ2mN»'",
         "AWS_SECRET_ACCESS_KEY=«abc/def+ghi»", "aws_secret_access_key = «abc/def1»", "PRIVATE_KEY=«abc»", "CREDENTIALS=«abc»",
         "PGPASSWORD=«abc» psql", "export ANTHROPIC_API_KEY=«abc» def", "MY_VAULT_PASSWORD_2=«a/b+c==»", "CLAW_KEY = \"«abc»\"",
         "password = «swordfish»", "  token: «hunter2»", "- password: «hunter2»", "token: \"«a b c d»\"",
@@ -74,7 +74,7 @@ pub(super) const EXAMPLES: [Examples; rules::ALL.len()] = [
         r#"{"tokens":["the","cat"]}"#, r#"{"password":["required","min:8"]}"#, "token: T,", "    pub token: Token,", "fn f(token: T) -> U {",
         "password =~ \"ab1\"", "token>a1<b", "Token: it expires soon", "secret = swordfish", "secret = first_second_third", "f(password=some_value)", "the secret:swordfish", "see the token: swordfish", "KEY_GITHUB=abc", "password=%s", "TOKEN=%GH_TOKEN%", "cat: private.key: No such file", "server.key=a1b2c3", "window.localStorage.key = abc1", "my.secret.keyboard=a1b2c3", "TOKEN || x", "password=#{pw1}", "password: *anchor", "secret: config.production.value,", "password: \"get_it(1)\"", "api_key = os.key",
         "secret: SecretString,", "password: Password {", "key: u64,", "token: Vec<u8>,", "token: T", "api_key=os.environ['X']",
-        r#"{"github_token":null,"password":12345678}"#, "const { token } = props;", "sort_key=abc", "PWD=work", "token => token.value",
+        r#"{"github_token":null,"password":12345678}"#, "const { token } = props;", "sort_key=abc", "PWD=work", "token => token.value", "token => sha256OfTheToken(token)", "token => base64(x)", "token => token2.value,",
         "token: Token![;],", "token = parse_token2(s)", "secret = (LPBYTE)pw1;", "password: tokens[0]", "key: Option<Base64>", "_token = r'(?:[^x]+)' % y", "passphrase: &lt;id&gt;[,x]",
         "fetch(u,{credentials:'same-origin'})", "{\"credentials\":\"include\"}", "--color-token-primary: #ff00aa", "TOKEN=`cat f`", "token=`cat f1`", "let secret = r#\"{{\"a\"",
         "jwts=abc1", "HIGH_KEY=abc", "claude_tokens=4096", "CLAUDE_MAX_TOKENS: 4096", "tokens=abc1", "tokens: abc1", "TOKEN=$(cat f)", "config set password_file x1", "<add key=\"password\" value=\"\"/>", "<add value=\"\" key=\"password\"/>", "<a name=\"password\">Swordfish1</a>",
