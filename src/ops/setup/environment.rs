@@ -133,6 +133,8 @@ mod tests {
             ("A=1\\\nC\nB=2\n", "A=1\\\nC\nB='/with space'\\''s'\nA=/x\n"),
             ("export A=/x\nB='/with space'\\''s'", "export A=/x\nB='/with space'\\''s'"),
             ("A=1\r\nC=2\r\n", "A=/x\r\nC=2\r\nB='/with space'\\''s'\r\n"),
+            ("A=\"1 2\"\necho done\n", "A=/x\necho done\nB='/with space'\\''s'\n"),
+            ("A='a ) b'\n", "A=/x\nB='/with space'\\''s'\n"),
             // A value may have it in its text.
             ("C=\"-e A=1 -v /d\"\nB=2\n", "C=\"-e A=1 -v /d\"\nB='/with space'\\''s'\nA=/x\n"),
             ("C=--env=A=1\nC='B=2 x'\n", "C=--env=A=1\nC='B=2 x'\nA=/x\nB='/with space'\\''s'\n"),
@@ -163,6 +165,8 @@ mod tests {
             "if [ -n \"$Q\" ]; then\n  export A=/y\nfi\n",
             "if [ -n \"$Q\" ]; then\nexport A=/x\nfi\n",
             "f() {\nA=/y\n}\nf\n",
+            "if y; then\nA=1\necho if\nfi\n",
+            "f() {\nA=/y\necho a b\n}\nf\n",
             "case x in\nx)\nA=/y\n;;\nesac\n",
             "(\nA=/y\n) >log\n",
             "# it's :(\ncat <<E\nA=1\nE\n",

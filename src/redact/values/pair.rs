@@ -81,10 +81,10 @@ fn is_quote(byte: Option<&u8>) -> bool {
     byte.is_some_and(|byte| b"\"'".contains(byte))
 }
 
-/// Key of the member behind a comma or a blank at `at`, and place of its value.
+/// Key of the member behind the comma and the blanks at `at`, if any, and place of its value.
 fn member(text: &[u8], at: usize) -> Option<(Range<usize>, usize)> {
     let signs = text.get(at..)?.iter().take(64).take_while(|&&byte| byte == b',' || byte.is_ascii_whitespace()).count();
-    (signs > 0).then(|| member_at(text, at + signs))?
+    member_at(text, at + signs)
 }
 
 /// Key of the member that begins at `at`, and place of its value.
@@ -108,7 +108,6 @@ fn end_of_value(text: &[u8], at: usize) -> Option<usize> {
             };
             (1..near.len()).find(is_end).map(|end| at + end + 1)
         }
-        b'{' | b'[' => None,
         _ => near.iter().position(|byte| byte.is_ascii_whitespace() || b",}>\"'".contains(byte)).map(|end| at + end),
     }
 }
