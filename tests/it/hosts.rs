@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::env::{Env, Running, binary, can_unshare, fake_claude, needs, wait_for_records, wait_until};
+use crate::oauth::EXPIRED;
 
 const NAMESPACES: &str = "-rmupf";
 
@@ -159,4 +160,20 @@ fn hosts_without_shared_locks_keep_foreign_records() {
     let seen = Running::start(command).end().stdout.join("\n");
     assert_eq!(seen.matches("elsewhere      1 run, ").count(), 1, "while it lives: {seen}");
     assert_eq!((seen.matches("held by        nobody").count(), records()), (2, 0), "{seen}");
+}
+
+/// What another host has written a moment ago may not be seen yet, where each host caches.
+#[test]
+fn token_on_a_shared_file_system_is_read_when_caches_have_aged() {
+    let env = Env::new();
+    let Some(prepare) = files_without_locks(&env) else { return };
+    env.log_in(EXPIRED);
+    let helper = env.script("helper", "#!/bin/sh\ndate +%s%N >\"$0.at\"; echo key; exec sleep 600\n");
+    let mut command = host(&env, "one", &prepare);
+    command.arg(binary()).arg("--lock-helper").arg(&helper).args(["date", "+%s%N"]);
+    let ended = Running::start(command).end();
+    let started: u128 = ended.stdout.join("").parse().unwrap_or_else(|_| panic!("{ended:?}"));
+    let acquired = fs::read_to_string(helper.with_extension("at")).expect("a time");
+    let acquired: u128 = acquired.trim().parse().expect("a time");
+    assert!(started - acquired >= 1_100_000_000, "{} ns", started - acquired);
 }
