@@ -4,13 +4,17 @@ use std::ffi::{OsStr, OsString};
 use std::iter;
 use std::os::unix::ffi::OsStrExt;
 
-/// Options whose next word is their value, also if it looks like an option.
-const WITH_VALUE: &str = "--add-dir --agent --agents --allowed-tools --allowedTools --append-system-prompt \
-    --append-system-prompt-file --autocompact --betas --debug-file --disallowed-tools --disallowedTools --effort --environment \
-    --fallback-model --file --input-format --json-schema --max-budget-usd --max-thinking-tokens --max-turns --mcp-config --model \
-    --name --output-format --permission-mode --permission-prompt-tool --permission-prompts --plugin-dir --plugin-url \
-    --remote-control-session-name-prefix --session-id --setting-sources --settings --system-prompt --system-prompt-file \
-    --system-prompt-snapshot --tools -n";
+/// Options whose next word is their value, also if it looks like an option; of 2.1.84 and 2.1.332, those that `--help` hides as well.
+const WITH_VALUE: &str = "\
+    --add-dir --advisor --agent --agent-color --agent-id --agent-name --agent-type --agents --allowed-tools \
+    --allowedTools --append-subagent-system-prompt --append-subagent-system-prompt-file --append-system-prompt \
+    --append-system-prompt-file --autocompact --betas --channels --debug-file --disallowed-tools --disallowedTools \
+    --effort --environment --fallback-model --file --input-format --json-schema --managed-settings --max-budget-usd \
+    --max-thinking-tokens --max-turns --mcp-config --model --name --output-format --parent-session-id --permission-mode \
+    --permission-prompt-tool --permission-prompts --plan-mode-instructions --plugin-dir --plugin-url --prefill \
+    --remote-control-session-name-prefix --resume-session-at --rewind-files --sdk-url --session-id --setting-sources \
+    --settings --system-prompt --system-prompt-file --system-prompt-snapshot --task-budget --team-name --teammate-mode \
+    --thinking --thinking-display --tools --workload -n";
 
 /// True if claude runs without a person who talks to it: with `-p`, also among other letters, or `--print`.
 pub(super) fn is_headless(arguments: &[OsString]) -> bool {
@@ -30,6 +34,7 @@ pub(super) fn value_of<'a>(arguments: &'a [OsString], option: &str) -> Option<&'
         [b'=', value @ ..] => Some(value),
         _ => None,
     };
+    debug_assert!(has_value(option.as_bytes()), "{option}");
     words(arguments).filter_map(value).last().map(OsStr::from_bytes)
 }
 
@@ -38,13 +43,16 @@ pub(super) fn has(arguments: &[OsString], option: &str) -> bool {
     words(arguments).any(|(word, _)| word == option.as_bytes())
 }
 
+fn has_value(word: &[u8]) -> bool {
+    WITH_VALUE.split(' ').any(|option| option.as_bytes() == word)
+}
+
 /// The words up to a bare `--`, behind which there are no options; what is the value of the option before it, comes with that.
 fn words(arguments: &[OsString]) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
     let mut words = arguments.iter().map(|word| word.as_bytes());
     iter::from_fn(move || {
         let word = words.next()?;
-        let has_value = WITH_VALUE.split_whitespace().any(|option| option.as_bytes() == word);
-        Some((word, has_value.then(|| words.next()).flatten()))
+        Some((word, has_value(word).then(|| words.next()).flatten()))
     })
     .take_while(|(word, _)| *word != b"--")
 }

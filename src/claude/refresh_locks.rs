@@ -111,21 +111,19 @@ impl RefreshLock {
 
     /// Every lock around a refresh of any token: those of the login, of MCP servers, of the profiles and of other products.
     pub(crate) fn all(storage: &ClaudeStorage) -> Vec<Self> {
-        let mut login = Self::of_candidates(storage);
-        let elsewhere = login.split_off(2);
+        let login = Self::of_candidates(storage);
         let is_lock = |name: &str| name.ends_with(".lock") && name.contains("refresh");
-        let entries = fs::read_dir(&storage.dir).into_iter().flatten().flatten();
+        let entries = storage.candidates().filter_map(|storage| fs::read_dir(storage.dir).ok()).flatten().flatten();
         let names = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_lock));
         let locks = names.map(|entry| entry.path()).filter(|path| login.iter().all(|lock| lock.path != *path));
         let others: Vec<_> = locks.chain(storage.profile_lock()).map(|path| Self::at(path, STALE_AFTER)).collect();
-        let others = elsewhere.into_iter().chain(others);
-        login.into_iter().chain(others.filter(|lock| lock.touched.is_some() && !lock.is_plain_file())).collect()
+        login.into_iter().chain(others.into_iter().filter(|lock| lock.touched.is_some() && !lock.is_plain_file())).collect()
     }
 
     /// Those of the login, and all others that keep claude from a refresh for ever.
     pub(crate) fn of_concern(storage: &ClaudeStorage) -> Vec<Self> {
         let (now, mut locks) = (SystemTime::now(), Self::all(storage));
-        let others = locks.split_off(2);
+        let others = locks.split_off(2 * storage.candidates().count());
         locks.extend(others.into_iter().filter(|lock| matches!(lock.standing(now), Standing::Stuck(_))));
         locks
     }

@@ -50,9 +50,10 @@ impl ClaudeStorage {
             (Some(_), Some(home)) => (home.join(".claude"), Some(VARIABLE)),
             _ => by_settings().map_or((config_dir.into(), None), |path| (path.into(), Some(config_dir::VARIABLE))),
         };
-        let moved_by = moved_by.filter(|_| real(&dir) != real(config_dir));
         let may_be_older = moved_by == Some(VARIABLE) && version.is_none();
         let unmoved = may_be_older.then(|| by_settings().map_or_else(|| config_dir.into(), PathBuf::from));
+        let unmoved = unmoved.filter(|other| real(other) != real(&dir));
+        let moved_by = moved_by.filter(|_| real(&dir) != real(config_dir));
         let named_in = moved_by.and_then(|variable| Some(settings.own_early_variable(variable)?.0.to_owned()));
         let dir = if moved_by.is_some() { dir } else { config_dir.into() };
         let configs = environment("XDG_CONFIG_HOME").filter(is_path).map(PathBuf::from);
@@ -77,7 +78,7 @@ impl ClaudeStorage {
 
     /// True if a token that is refreshed now could not be saved, and the login would be lost with it.
     pub(crate) fn lacks_room(&self) -> bool {
-        lacks_room(&self.dir, ROOM)
+        self.candidates().any(|storage| lacks_room(&storage.dir, ROOM))
     }
 
     /// The lock around the refresh of a profile.
@@ -104,6 +105,24 @@ mod tests {
             assert_eq!(storage.moved_by, is_moved.then_some(VARIABLE), "{version}");
             let others: Vec<_> = storage.candidates().skip(1).map(|other| other.dir).collect();
             assert_eq!(others.iter().any(|other| other == config_dir), version == "unknown", "{version}: {others:?}");
+        }
+    }
+
+    #[test]
+    fn candidates_are_two_places() {
+        let config_dir = Path::new("/nonesuch/config");
+        for (variable, in_settings, expected) in [
+            ("/nonesuch/a", "/nonesuch/a", &["/nonesuch/a"][..]),
+            ("/nonesuch/a", "/nonesuch/b", &["/nonesuch/a", "/nonesuch/b"]),
+            ("/nonesuch/config", "/nonesuch/b", &["/nonesuch/config", "/nonesuch/b"]),
+            ("/nonesuch/config", "/nonesuch/config", &["/nonesuch/config"]),
+        ] {
+            let typed = format!(r#"{{"env":{{"CLAUDE_CONFIG_DIR":"{in_settings}"}}}}"#);
+            let settings = ClaudeSettings::read(config_dir, &["--settings".into(), typed.into()]);
+            let environment = |name: &str| (name == VARIABLE).then(|| variable.into());
+            let storage = ClaudeStorage::of(&environment, &settings, || None, config_dir);
+            let dirs: Vec<_> = storage.candidates().map(|storage| storage.dir).collect();
+            assert_eq!(dirs, expected.iter().map(PathBuf::from).collect::<Vec<_>>(), "{variable}, {in_settings}");
         }
     }
 }

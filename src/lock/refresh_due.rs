@@ -79,7 +79,9 @@ impl Refreshes {
         match others.find(|file| is_concerned(read(file))) {
             Some(file) => {
                 let file = file.display();
-                RefreshState::Unclear(format!("claude's version is not known, and one before 2.1.144 has its login in {file}"))
+                RefreshState::Unclear(format!(
+                    "claude's version is not known, and one before 2.1.144 has its login in {file} (of no use? remove it)"
+                ))
             }
             None => state,
         }

@@ -128,7 +128,7 @@ impl<'a> LockWait<'a> {
     fn handle_events<T>(&mut self, mut condition: impl FnMut(&mut Self, &[Event]) -> Result<Option<T>>) -> Result<WaitEnd<T>> {
         // The first look does not sleep, but takes the signals that are there: a TERM means that nothing is to be started.
         let mut wake_at = Some(Instant::now());
-        let mut has_caught_up = false;
+        let mut caught_up_at = None;
         loop {
             let events = self.events.wait(wake_at).context("cannot wait for events")?;
             self.recorder.run_due();
@@ -145,14 +145,21 @@ impl<'a> LockWait<'a> {
                 self.show_progress();
             }
             if self.deadline.is_some_and(|deadline| now >= deadline) {
-                let is_late = wake_at.is_some_and(|at| now >= at + LATE);
-                if !is_late || has_caught_up {
-                    return Ok(WaitEnd::TimedOut);
+                let is_late = self.limit != Some(Duration::ZERO) && wake_at.is_some_and(|at| now >= at + LATE);
+                match caught_up_at {
+                    None if is_late => caught_up_at = Some(now + CATCH_UP),
+                    Some(at) if now < at => {}
+                    _ => return Ok(WaitEnd::TimedOut),
                 }
-                (self.deadline, has_caught_up) = (Some(now + CATCH_UP), true);
             }
             let check_at = self.ancestor_checks.as_ref().and_then(AncestorChecks::next_at);
-            let deadlines = [self.deadline, self.recheck_at, check_at, self.next_progress_at, self.recorder.next_deadline()];
+            let deadlines = [
+                caught_up_at.or(self.deadline),
+                self.recheck_at,
+                check_at,
+                self.next_progress_at,
+                self.recorder.next_deadline(),
+            ];
             wake_at = deadlines.into_iter().flatten().min();
         }
     }

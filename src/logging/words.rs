@@ -33,12 +33,12 @@ pub(super) fn clamped(text: &str) -> String {
 
 /// Masked first: a secret at the cut would not be known by its beginning.
 fn clamped_to(text: &str, longest: usize) -> String {
-    let text = masked(text);
-    if text.len() <= longest {
-        return text;
+    let masked = masked(text);
+    if masked.len() <= longest {
+        return masked;
     }
-    let end = (0..=longest).rfind(|&at| text.is_char_boundary(at)).unwrap_or_default();
-    format!("{}… ({} bytes)", &text[..end], text.len())
+    let end = (0..=longest).rfind(|&at| masked.is_char_boundary(at)).unwrap_or_default();
+    format!("{}… ({} bytes)", &masked[..end], text.len())
 }
 
 /// `text` as one line, without a character that acts on a terminal.

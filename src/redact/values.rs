@@ -215,7 +215,8 @@ impl<'a> Scan<'a> {
         let fits = match self.sign {
             Sign::Equals if self.is_spaced => self.fits_assignment(value, is_last),
             Sign::Equals => self.fits_argument(value),
-            // A word that no name of a variable is.
+            // Not a function's argument, and no name of a variable.
+            Sign::Arrow if !self.is_key() && !self.name().contains(&b'_') => false,
             Sign::Arrow => is_last && value.len() >= 16 && is_random(value) && !value.iter().any(|byte| b"(.".contains(byte)),
             Sign::Compares | Sign::Pair | Sign::Comma => false,
             Sign::Colon => self.fits_colon(value, is_last),

@@ -48,14 +48,14 @@ fn late_wake_up_judges_no_deadline_before_it_has_caught_up() -> Result<()> {
     let mut recorder = recorder(dir.path());
     let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), &mut recorder, &mut events, SigSet::empty());
     for comes in [true, false] {
-        wait.begin(Awaited::RefreshLocks, Some(Duration::ZERO));
+        wait.begin(Awaited::RefreshLocks, Some(Duration::from_nanos(1)));
         let mut looks = 0;
         let end = wait.until(|_, _| {
             looks += 1;
-            std::thread::sleep(if looks == 1 { LATE } else { Duration::ZERO }); // as if we were stopped
+            std::thread::sleep(if looks == 1 || !comes { LATE } else { Duration::ZERO }); // as if we were stopped
             Ok((comes && looks > 1).then_some(()))
         })?;
-        assert_eq!((looks, matches!(end, WaitEnd::Met(()))), (2, comes));
+        assert_eq!((looks > 1, matches!(end, WaitEnd::Met(()))), (true, comes));
         assert!(comes || matches!(end, WaitEnd::TimedOut));
     }
     Ok(())

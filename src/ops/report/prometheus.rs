@@ -96,5 +96,10 @@ mod tests {
         assert!(text.contains(r#"claude_run_label_runs{label="a \"b\"\\n\\"} 2"#), "{text}");
         assert!(text.contains("claude_run_runs{outcome=\"exited\",exit_code=\"75\"} 1\n"), "{text}");
         assert!(text.contains("claude_run_wait_seconds{quantile=\"0.99\"} 6\n"), "{text}");
+        assert!(text.contains("claude_run_slot_wait_seconds{quantile=\"0.99\"} 3\n"), "{text}");
+        assert!(text.contains("claude_run_slot_waited_seconds{label=\"\"} 6\n"), "{text}");
+        for gauge in ["refused_in_a_row 0", "unreadable 0", "skipped_lines 0", "refresh_waited_seconds{label=\"\"} 0"] {
+            assert!(text.contains(&format!("claude_run_{gauge}\n")), "{text}");
+        }
     }
 }
