@@ -229,9 +229,8 @@ fn text_of(option: &OptionSpec, item: &Item, text: &str) -> Result<String> {
     match item.as_value() {
         Some(Value::String(word)) => Ok(word.value().clone()),
         Some(Value::Integer(number)) if takes_number => Ok(number.value().to_string()),
-        // As it is written: 1e-400 is not "off".
-        Some(Value::Float(number)) if takes_number && *number.value() == 0.0 => Ok(written.replace('_', "")),
-        Some(Value::Float(number)) if takes_number => Ok(number.value().to_string()),
+        // As it is written: 1e-400 is not "off", and 4.0 no number of slots.
+        Some(Value::Float(_)) if takes_number => Ok(written.replace('_', "")),
         Some(Value::Boolean(switch)) if is_switch => Ok(if *switch.value() { "on" } else { "off" }.to_owned()),
         _ => {
             let words = option.words.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(", ");
@@ -253,7 +252,8 @@ fn syntax_error(path: &Path, text: &str, error: &TomlError) -> Error {
     let (name, value) = line.split_once('=').map_or((line, ""), |(name, value)| (name.trim(), value.trim_start()));
     let key = OPTIONS.iter().map(|option| option.name).chain(LISTS).find(|key| *key == name);
     // The parser takes the `n` of `none` for that of `nan`.
-    let is_bare = value.starts_with(|first: char| !"\"'[{#".contains(first));
+    let word = value.split_whitespace().next().unwrap_or_default();
+    let is_bare = word.starts_with(|first: char| !"\"'[{#".contains(first)) && word.parse::<Value>().is_err();
     let way_out = key.filter(|_| is_bare).map(|key| format!("; text stands in quotes: {key} = \"…\"")).unwrap_or_default();
     let key = key.map(|key| format!("{key}: ")).unwrap_or_default();
     anyhow!("{}:{number}: {key}{}{way_out}", path.display(), one_line(error.message()))

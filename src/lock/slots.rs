@@ -235,9 +235,8 @@ impl Search<'_> {
             return Ok(if wait.recheck_at.is_some_and(|at| Instant::now() >= at) { self.take_lost_turn(wait)? } else { None });
         }
         let was_first = matches!(self.stage, Stage::First(..));
-        match self.bound() {
-            Slots::Unlimited => return Ok(Some(without("there is no bound any more"))),
-            Slots::AtMost(of) => self.of = of,
+        if let Some(unneeded) = self.follow_bound() {
+            return Ok(Some(unneeded));
         }
         let slot = self.move_up(&wait.events.sender())?;
         if !was_first {
@@ -254,12 +253,10 @@ impl Search<'_> {
     /// Takes a slot that stays free though others are before us.
     fn take_lost_turn(&mut self, wait: &mut LockWait) -> Result<Option<Acquisition<SlotGuard>>> {
         wait.recheck_at = Some(Instant::now() + MAX_TURN);
-        if let Slots::AtMost(of) = self.bound() {
-            self.of = of;
-        }
+        let unneeded = self.follow_bound();
         let is_free = !self.is_full();
-        if !mem::replace(&mut self.was_free, is_free) || !is_free {
-            return Ok(None);
+        if unneeded.is_some() || !mem::replace(&mut self.was_free, is_free) || !is_free {
+            return Ok(unneeded);
         }
         let store = &self.request.store;
         Ok(find_free(store, &SlotsDir::read(store), self.of)?.ok().map(Acquisition::Held))
@@ -341,14 +338,14 @@ impl Search<'_> {
         })
     }
 
-    /// The bound as it is now.
-    fn bound(&self) -> Slots {
-        let unchanged = Slots::AtMost(self.of);
-        let Some(file) = &self.request.file else { return unchanged };
-        slots_in(file).unwrap_or_else(|error| {
-            debug!("the bound stays as it was: {error:#}");
-            unchanged
-        })
+    /// Takes over the bound as it is now; one that cannot be read is as it was. Without one, no slot is needed.
+    fn follow_bound(&mut self) -> Option<Acquisition<SlotGuard>> {
+        match slots_in(self.request.file.as_ref()?) {
+            Ok(Slots::AtMost(of)) => self.of = of,
+            Ok(Slots::Unlimited) => return Some(without("there is no bound any more")),
+            Err(error) => debug!("the bound stays as it was: {error:#}"),
+        }
+        None
     }
 }
 

@@ -108,6 +108,8 @@ fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row>
 struct Others {
     /// Orphaned ones and those of other hosts included.
     runs: Vec<RunRecord>,
+    /// What the orphaned one has left.
+    left: Option<Holder>,
     /// Processes that hold the session lock or wait for it, as in `exclusive` mode.
     without_record: Vec<(i32, &'static str)>,
     unreadable: Option<String>,
@@ -121,7 +123,7 @@ impl Others {
         for holder in holders {
             match holder {
                 Holder::Run(run) => others.runs.push(*run),
-                Holder::Orphan(..) => {} // it is among the orphaned
+                Holder::Orphan(..) => others.left = Some(holder), // it is among the orphaned
                 Holder::Processes(processes) => {
                     let pid = processes.first().map(|process| process.pid);
                     others.without_record.extend(pid.map(|pid| (pid, "holds the session lock")));
@@ -169,7 +171,7 @@ impl Others {
             (count, None) => format!("{count} live: {}", modes.join(", ")),
         };
         let unreadable = self.unreadable.iter().map(|why| line(format!("{why}: who runs is not known"), Look::Odd));
-        let runs = self.runs.iter().map(|record| line(format!("  {}", text::run(record)), Look::Plain));
+        let runs = self.runs.iter().map(|record| line(format!("  {}", self.name(record, text::run)), Look::Plain));
         let others =
             self.without_record.iter().map(|(pid, what)| line(format!("  {}, {what}", text::process(*pid)), Look::Plain));
         // Nobody who is known is not nobody.
@@ -177,8 +179,15 @@ impl Others {
         unreadable.chain(is_known.then(|| line(gave_up + &head, Look::Plain))).chain(runs).chain(others).collect()
     }
 
+    /// Name of a run; where it was killed, of what it has left.
+    fn name(&self, record: &RunRecord, of_live: fn(&RunRecord) -> String) -> String {
+        let left = self.left.as_ref().filter(|holder| holder.run() == Some(record));
+        left.map_or_else(|| of_live(record), Holder::to_string)
+    }
+
     fn names(&self) -> Vec<String> {
-        self.runs.iter().map(RunRecord::who).chain(self.without_record.iter().map(|(pid, _)| text::process(*pid))).collect()
+        let runs = self.runs.iter().map(|record| self.name(record, RunRecord::who));
+        runs.chain(self.without_record.iter().map(|(pid, _)| text::process(*pid))).collect()
     }
 }
 

@@ -161,12 +161,16 @@ fn credentials_in_place_of_the_file_are_not_printed() {
 }
 
 #[test]
-fn value_that_rounds_to_zero_is_a_limit() {
+fn number_is_read_as_it_is_written() {
     let env = Env::new();
     for (text, code) in [("timeout = 1e-400\n", 124), ("timeout = \"1e-10000\"\n", 124), ("timeout = 0.0\n", 3)] {
         write_file(&env, text);
         env.claude_run().args(["sh", "-c", "sleep 0.5; exit 3"]).assert().code(code);
     }
+    write_file(&env, "slots = 4.0\n");
+    env.claude_run().arg("true").assert().code(125);
+    write_file(&env, "");
+    env.claude_run().args(["--slots", "4.0", "true"]).assert().code(125);
 }
 
 #[test]

@@ -670,6 +670,21 @@ fn stopped_waiter_loses_its_turn() {
 }
 
 #[test]
+fn bound_that_is_removed_frees_those_behind_a_stopped_waiter() {
+    let env = Env::new();
+    set(&env, "1");
+    let only = ["--lock", "pass-through"];
+    let _holder = hold(&env, &only);
+    let first = wait_in_line(&env, &only, 0);
+    let second = wait_in_line(&env, &only, 1);
+    first.signal(Signal::SIGSTOP);
+    set(&env, "none");
+    second.expect_line("in");
+    first.signal(Signal::SIGCONT);
+    first.expect_line("in");
+}
+
+#[test]
 fn waiter_for_many_slots_needs_one_descriptor_for_each() {
     let env = Env::new();
     let many = ["--lock", "pass-through", "--slots", "100"];

@@ -267,6 +267,12 @@ fn orphaned_claude_is_listed_until_it_ends() {
         assert!(seen["trouble"][0].as_str().is_some_and(|trouble| trouble.contains(&child.to_string())), "{seen}");
     }
     assert!(text(&env).contains("claude-run gone, claude still running"));
+    let drain = env.claude_run().args(["mode", "refresh", "--drain", "0.1"]).assert().code(1);
+    let output = drain.get_output();
+    for said in [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said)) {
+        assert!(said.contains("what orphan (pid ") && said.contains(&format!("(pid {child})")), "{said}");
+    }
+    env.claude_run().args(["mode", "exclusive"]).assert().code(0);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGKILL).expect("alive");
     wait_until("nothing is wrong any more", || {
         env.claude_run().arg("status").output().expect("started").status.code() == Some(0)

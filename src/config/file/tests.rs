@@ -135,6 +135,7 @@ fn refusal_names_file_line_key_and_way_out() {
         ("slots = false", [":1", "slots: ", "a number, or text in quotes, is wanted, not false"]),
         ("pty = 1.50", [":1", "pty: ", "true or false is wanted, not 1.50"]),
         ("wait = 5\nwait = 6", [":2", "duplicate", "wait"]),
+        ("pty = true\npty = false", [":2", "duplicate", "pty"]),
         ("wait = \"5", [":1", "string", ""]),
         ("slots = none", [":1", "slots: ", "; text stands in quotes: slots = \"…\""]),
         ("lock = refresh", [":1", "lock: ", "; text stands in quotes: lock = \"…\""]),
@@ -145,5 +146,6 @@ fn refusal_names_file_line_key_and_way_out() {
     ] {
         let message = format!("{:#}", parse(text).expect_err("accepted"));
         assert!(parts.into_iter().all(|part| message.contains(part)) && !message.contains('\n'), "{text:?}: {message}");
+        assert_eq!(message.contains("stands in quotes"), parts[2].contains("stands in quotes"), "{text:?}: {message}");
     }
 }

@@ -146,15 +146,18 @@ fn first_looks_once_at_the_settings_file() -> Result<()> {
 fn bound_that_cannot_be_read_stays_as_it_was() -> Result<()> {
     let (dir, file) = (tempfile::tempdir()?, |dir: &tempfile::TempDir| dir.path().join("claude-run.toml"));
     let mut request = request(dir.path(), Wait::Forever);
-    assert_eq!(search(&request, Stage::Arriving(None)).bound(), Slots::AtMost(1), "set by an option");
+    let bound = |request: &SlotRequest| {
+        let mut search = search(request, Stage::Arriving(None));
+        search.follow_bound().map_or(Some(search.of), |_| None)
+    };
+    assert_eq!(bound(&request), Some(1), "set by an option");
     request.file = Some(file(&dir));
-    let bound = || search(&request, Stage::Arriving(None)).bound();
-    for (text, expected) in [("slots = 7\n", Slots::AtMost(7)), ("slots = x\n", Slots::AtMost(1)), ("", Slots::Unlimited)] {
+    for (text, expected) in [("slots = 7\n", Some(7)), ("slots = x\n", Some(1)), ("", None)] {
         fs::write(file(&dir), text)?;
-        assert_eq!(bound(), expected, "{text}");
+        assert_eq!(bound(&request), expected, "{text}");
     }
     fs::remove_file(file(&dir))?;
     fs::create_dir(file(&dir))?;
-    assert_eq!(bound(), Slots::AtMost(1), "a directory");
+    assert_eq!(bound(&request), Some(1), "a directory");
     Ok(())
 }
