@@ -143,6 +143,25 @@ fn unknown_claude_may_have_either_login() {
     }
 }
 
+/// Nobody has named the config dir as the storage of a claude of unknown version.
+#[test]
+fn doctor_tells_of_a_lock_in_the_other_place_and_leaves_it() {
+    let env = Env::new();
+    env.log_in(FRESH);
+    let storage = env.path("storage");
+    fs::create_dir(&storage).expect("a directory");
+    let lock = env.config_dir().join(".oauth_refresh.lock");
+    fs::create_dir(&lock).expect("a lock");
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    File::open(&lock).and_then(|lock| lock.set_modified(long_ago)).expect("a time");
+    let mut doctor = env.claude_run();
+    let assert = doctor.env(STORAGE, &storage).args(["doctor", "--fix"]).assert();
+    let shown = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
+    assert!(shown.contains(&format!("remove it: rmdir {}", lock.display())) && lock.exists(), "{shown}");
+    env.command(binary()).args(["doctor", "--fix"]).output().expect("started");
+    assert!(!lock.exists(), "here it is the storage");
+}
+
 #[test]
 fn every_refresh_lock_of_claude_is_spared() {
     for name in [

@@ -86,7 +86,7 @@ fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
 pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
     let now = SystemTime::now();
     let locks = RefreshLock::of_concern(&subject.storage);
-    for lock in &locks {
+    for (at, lock) in locks.iter().enumerate() {
         let what = describe_refresh_lock(lock);
         let means = match lock.standing(now) {
             Standing::Free => continue,
@@ -103,9 +103,12 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
                 "its holder was killed in mid-refresh, and the login may be lost; the next claude takes the lock"
             }
         };
-        match subject.fix.then(|| ensure_removable(&subject.storage, &lock.path).and_then(|()| remove(lock))) {
+        // Those of the other place that claude may use are left alone: nobody has named it as its storage.
+        let may_fix = at < 2;
+        match (subject.fix && may_fix).then(|| ensure_removable(&subject.storage, &lock.path).and_then(|()| remove(lock))) {
             Some(Ok(())) => check.pass(format!("{what}: removed")),
             Some(Err(error)) => check.fail(format!("{what}: cannot be removed: {error}"), means, removal(&lock.path)),
+            None if !may_fix => check.warn(what, means, removal(&lock.path)),
             None => check.warn(what, means, "claude-run doctor --fix removes it; then see whether claude is still logged in"),
         }
     }
