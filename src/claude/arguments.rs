@@ -90,6 +90,6 @@ mod tests {
     fn person_is_there_without_print() {
         let is_headless = |line: &str| is_headless(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
         assert!(["-p hi", "hi --print", "-cp", "--verbose -p", "--model x -p"].into_iter().all(is_headless));
-        assert!(!["hi", "--system-prompt -p", "--name -private", "-- -p", "-dp"].into_iter().any(is_headless));
+        assert!(!["hi", "-c hi", "--system-prompt -p", "--name -private", "-- -p", "-dp"].into_iter().any(is_headless));
     }
 }
