@@ -90,8 +90,11 @@ const MAX_OWNER_FILE: u64 = 64 << 10;
 const SAME_BIRTH: f64 = 10.0;
 
 impl RefreshLock {
+    /// Number of locks around one login.
+    pub(crate) const PER_LOGIN: usize = 2;
+
     /// Both locks of the login: that of all versions, and that of the newer ones.
-    pub(crate) fn of(storage: &ClaudeStorage) -> [Self; 2] {
+    pub(crate) fn of(storage: &ClaudeStorage) -> [Self; Self::PER_LOGIN] {
         let newer = Self::at(storage.dir.join(NEWER), NEWER_STALE_AFTER);
         let older = Self::at(with_suffix(&real(&storage.dir), ".lock"), STALE_AFTER);
         // The newer versions take the older lock as well, and touch both.
@@ -123,7 +126,7 @@ impl RefreshLock {
     /// Those of the login, and all others that keep claude from a refresh for ever.
     pub(crate) fn of_concern(storage: &ClaudeStorage) -> Vec<Self> {
         let (now, mut locks) = (SystemTime::now(), Self::all(storage));
-        let others = locks.split_off(2 * storage.candidates().count());
+        let others = locks.split_off(Self::PER_LOGIN * storage.candidates().count());
         locks.extend(others.into_iter().filter(|lock| matches!(lock.standing(now), Standing::Stuck(_))));
         locks
     }

@@ -76,6 +76,11 @@ impl ClaudeStorage {
         [self.clone()].into_iter().chain(self.unmoved.as_deref().map(Self::at))
     }
 
+    /// The file with the login of each, in the same order.
+    pub(crate) fn logins(&self) -> impl Iterator<Item = PathBuf> {
+        self.candidates().map(|storage| storage.credentials())
+    }
+
     /// True if a token that is refreshed now could not be saved, and the login would be lost with it.
     pub(crate) fn lacks_room(&self) -> bool {
         self.candidates().any(|storage| lacks_room(&storage.dir, ROOM))

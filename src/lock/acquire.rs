@@ -150,8 +150,7 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
     wait.started = Instant::now();
     wait.begin(Awaited::RefreshLocks, Some(MAX_REFRESH_LOCK_WAIT));
     let locks = RefreshLock::of_candidates(&refreshes.storage).into_iter().map(|lock| lock.path);
-    let logins = refreshes.storage.candidates().map(|storage| storage.credentials());
-    wait.events.watch_files(&locks.chain(logins).collect::<Vec<_>>());
+    wait.events.watch_files(&locks.chain(refreshes.storage.logins()).collect::<Vec<_>>());
     let lock = describe_refresh_lock(&first);
     warn!(name: "refresh.waiting", "claude's refresh lock {lock}; waiting for it, at most {}", show(MAX_REFRESH_LOCK_WAIT));
     let end = wait.until(|wait, _| {

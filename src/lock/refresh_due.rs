@@ -73,17 +73,15 @@ impl Refreshes {
 
     /// A login that another claude has counts as well, where it is not known which one this is.
     fn state_of_candidates(&self, read: impl Fn(&Path) -> Login, now: SystemTime) -> RefreshState {
-        let state = self.state_of(read(&self.storage.credentials()), now);
         let is_concerned = |login| login != Login::None && !matches!(self.state_of(login, now), RefreshState::NotDue(_));
-        let mut others = self.storage.candidates().skip(1).map(|storage| storage.credentials());
-        match others.find(|file| is_concerned(read(file))) {
+        match self.storage.logins().skip(1).find(|file| is_concerned(read(file))) {
             Some(file) => {
                 let file = file.display();
                 RefreshState::Unclear(format!(
                     "claude's version is not known, and one before 2.1.144 has its login in {file} (of no use? remove it)"
                 ))
             }
-            None => state,
+            None => self.state_of(read(&self.storage.credentials()), now),
         }
     }
 
@@ -91,7 +89,7 @@ impl Refreshes {
     pub(super) fn may_be_due(&self) -> bool {
         let is_ruled_out = self.claude.unreadable_settings().is_none() && self.claude.rules_out_refreshes().is_some();
         let is_due = |login| matches!(self.state_of(login, SystemTime::now()), RefreshState::Due(_));
-        !is_ruled_out && self.storage.candidates().any(|storage| is_due(Login::read_whole(&storage.credentials())))
+        !is_ruled_out && self.storage.logins().any(|file| is_due(Login::read_whole(&file)))
     }
 
     /// True if claude may refresh the token when it starts, but may not see yet what another host has written: such file systems

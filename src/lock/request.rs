@@ -52,7 +52,7 @@ impl LockRequest {
     /// Makes a change of the token an event, if that can make the lock unnecessary.
     pub(super) fn watch_token(&self, events: &mut EventQueue) {
         if let Some(refreshes) = self.refreshes.as_ref().filter(|_| self.refresh_only) {
-            events.watch_files(&refreshes.storage.candidates().map(|storage| storage.credentials()).collect::<Vec<_>>());
+            events.watch_files(&refreshes.storage.logins().collect::<Vec<_>>());
         }
     }
 

@@ -253,10 +253,12 @@ impl Search<'_> {
     /// Takes a slot that stays free though others are before us.
     fn take_lost_turn(&mut self, wait: &mut LockWait) -> Result<Option<Acquisition<SlotGuard>>> {
         wait.recheck_at = Some(Instant::now() + MAX_TURN);
-        let unneeded = self.follow_bound();
+        if let Some(unneeded) = self.follow_bound() {
+            return Ok(Some(unneeded));
+        }
         let is_free = !self.is_full();
-        if unneeded.is_some() || !mem::replace(&mut self.was_free, is_free) || !is_free {
-            return Ok(unneeded);
+        if !mem::replace(&mut self.was_free, is_free) || !is_free {
+            return Ok(None);
         }
         let store = &self.request.store;
         Ok(find_free(store, &SlotsDir::read(store), self.of)?.ok().map(Acquisition::Held))

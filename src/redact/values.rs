@@ -215,9 +215,7 @@ impl<'a> Scan<'a> {
         let fits = match self.sign {
             Sign::Equals if self.is_spaced => self.fits_assignment(value, is_last),
             Sign::Equals => self.fits_argument(value),
-            // Not a function's argument, and no name of a variable.
-            Sign::Arrow if !self.is_key() && !self.name().contains(&b'_') => false,
-            Sign::Arrow => is_last && value.len() >= 16 && is_random(value) && !value.iter().any(|byte| b"(.".contains(byte)),
+            Sign::Arrow => is_last && self.fits_arrow(value),
             Sign::Compares | Sign::Pair | Sign::Comma => false,
             Sign::Colon => self.fits_colon(value, is_last),
             Sign::Space => self.fits_word(value),
@@ -246,6 +244,12 @@ impl<'a> Scan<'a> {
         let is_tight = self.text[self.at - 1] == b':';
         let is_header = names::is_loud(self.name()) || self.name().contains(&b'-') || self.name().contains(&b'_');
         !is_verdict && (is_last && (self.starts() || is_tight && is_header) || is_random(value))
+    }
+
+    /// `name => value`: of no function's argument, and no name of a variable.
+    fn fits_arrow(&self, value: &[u8]) -> bool {
+        let is_name = self.is_key() || self.name().contains(&b'_');
+        is_name && value.len() >= 16 && is_random(value) && !value.iter().any(|byte| b"(.".contains(byte))
     }
 
     /// `--name value`.

@@ -104,7 +104,7 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
             }
         };
         // Those of the other place that claude may use are left alone: nobody has named it as its storage.
-        let may_fix = at < 2;
+        let may_fix = at < RefreshLock::PER_LOGIN;
         match (subject.fix && may_fix).then(|| ensure_removable(&subject.storage, &lock.path).and_then(|()| remove(lock))) {
             Some(Ok(())) => check.pass(format!("{what}: removed")),
             Some(Err(error)) => check.fail(format!("{what}: cannot be removed: {error}"), means, removal(&lock.path)),
@@ -112,7 +112,8 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
             None => check.warn(what, means, "claude-run doctor --fix removes it; then see whether claude is still logged in"),
         }
     }
-    let (locks, all_gone) = (&locks[..2], RefreshLock::of(&subject.storage).iter().all(|lock| lock.touched.is_none()));
+    let (locks, all_gone) =
+        (&locks[..RefreshLock::PER_LOGIN], RefreshLock::of(&subject.storage).iter().all(|lock| lock.touched.is_none()));
     if subject.fix && all_gone && locks.iter().any(|lock| lock.owner.is_some() && lock.standing(now) != Standing::Live) {
         // The owner files of locks that are gone; the next holder writes new ones.
         let removable = |path: &PathBuf| ensure_removable(&subject.storage, path).is_ok();
