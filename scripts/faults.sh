@@ -11,7 +11,7 @@
 #
 # Beside them there are runs that have one fault each, and one way to end: a second turn, a stop under an idle limit, output that
 # cannot be written, uncommon signals, a file size limit, a request that the child ignores, a fork chain, a hung file system, a TERM
-# that it keeps to itself.
+# that it keeps to itself, a stop in mid-refresh.
 #
 # What must hold: never two agents inside one lock or in one slot, a setting that is the new one or the old one as the exit code
 # says, never a run that follows another mode than the one set before it, never the lock free while its agent lives or passed on

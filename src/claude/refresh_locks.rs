@@ -4,16 +4,17 @@
 //! of their own. They are read here, never changed.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::credentials::{CLAUDES_MARK, Login};
 use super::json::Object;
 use super::storage::ClaudeStorage;
-use crate::sys::fs::{apart, birth, read_bounded, real};
+use crate::sys::fs::{birth, read_bounded, real};
 use crate::sys::proc::{boot_id, host, is_invisible, lives, pid_namespace};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RefreshLock {
     /// The directory that is the lock.
     pub(crate) path: PathBuf,
@@ -22,6 +23,8 @@ pub(crate) struct RefreshLock {
     /// Time at which its holder took it, where the file system keeps that.
     pub(crate) made: Option<SystemTime>,
     pub(crate) owner: Option<Owner>,
+    /// Inode of the directory.
+    inode: u64,
     /// Age at which others take the lock over.
     stale_after: Duration,
     /// Obstacle that keeps everybody from taking it over, ever.
@@ -29,13 +32,26 @@ pub(crate) struct RefreshLock {
 }
 
 /// Owner of a refresh lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Owner {
     /// Pid in the owner's own PID namespace.
     pub(crate) pid: i32,
     /// Liveness of that process; `None` if it is of another namespace, or hidden from us.
     pub(crate) lives: Option<bool>,
     namespace: Option<String>,
+    /// The older versions' lock that it holds as well.
+    older: OlderLock,
+}
+
+/// The older versions' lock, as an owner of the newer one says which is its own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum OlderLock {
+    /// It has none.
+    None,
+    /// Its birth, in milliseconds since the epoch.
+    Born(f64),
+    /// Nothing is said of births: it was made before this time, at which the owner's file was written.
+    MadeBefore(SystemTime),
 }
 
 /// A refresh of the login in whose midst its claude has ended: what the endpoint has sent is lost, and the token that it was sent is
@@ -86,6 +102,11 @@ const MAX_CLOCK_SKEW: Duration = Duration::from_secs(120);
 
 const MAX_OWNER_FILE: u64 = 64 << 10;
 
+const NO_DIRECTORY: &str = "is no directory";
+
+/// A file system's times may be rounded down to so much.
+const TIME_GRAIN: Duration = Duration::from_secs(2);
+
 /// Difference, in milliseconds, up to which two birth times are one, rounded differently.
 const SAME_BIRTH: f64 = 10.0;
 
@@ -97,13 +118,10 @@ impl RefreshLock {
     pub(crate) fn of(storage: &ClaudeStorage) -> [Self; Self::PER_LOGIN] {
         let newer = Self::at(storage.dir.join(NEWER), NEWER_STALE_AFTER);
         let older = Self::at(with_suffix(&real(&storage.dir), ".lock"), STALE_AFTER);
-        // The newer versions take the older lock as well, and touch both.
-        let touched = older.touched.zip(newer.touched);
-        let have_one_holder = touched.is_some_and(|(older, newer)| apart(older, newer) < STALE_AFTER);
-        if have_one_holder {
-            [Self { owner: newer.owner.clone(), stale_after: NEWER_STALE_AFTER, ..older }, newer]
-        } else {
-            [older, newer]
+        // The newer versions take the older lock as well. An older version's lock is not theirs, however near the two are in time.
+        match newer.owner.clone().filter(|owner| older.made.is_some_and(|made| owner.older.is_made_at(made))) {
+            Some(owner) => [Self { owner: Some(owner), stale_after: NEWER_STALE_AFTER, ..older }, newer],
+            None => [older, newer],
         }
     }
 
@@ -147,13 +165,28 @@ impl RefreshLock {
         let touched = found.as_ref().and_then(|found| found.modified().ok());
         // It is taken over by rmdir(2).
         let flaw = match &found {
-            Some(found) if !found.is_dir() => Some("is no directory"),
+            Some(found) if !found.is_dir() => Some(NO_DIRECTORY),
             Some(_) if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some()) => Some("has something in it"),
             _ => None,
         };
-        let made = found.as_ref().and_then(|_| birth(&path));
+        let (made, inode) = (found.as_ref().and_then(|_| birth(&path)), found.as_ref().map_or(0, MetadataExt::ino));
         let owner = found.and_then(|_| OwnerFile::read(&owner_file(&path))?.owner_of(made));
-        Self { path, touched, made, owner, stale_after, flaw }
+        Self { path, touched, made, owner, inode, stale_after, flaw }
+    }
+
+    /// True if a process that was started at `start` may hold the lock. One that was stopped or frozen has not touched it meanwhile, so
+    /// that any age may be that of a lock which it took; and it does not know of a clock that was set.
+    pub(crate) fn may_be_held_by_one_of(&self, start: SystemTime) -> bool {
+        let is_dead = matches!(self.owner, Some(Owner { lives: Some(false), .. }));
+        let is_of_its_time = self.touched.is_some_and(|touched| touched + TIME_GRAIN >= start)
+            && self.made.is_none_or(|made| made + MAX_CLOCK_SKEW >= start);
+        let is_directory = self.flaw != Some(NO_DIRECTORY);
+        is_directory && !is_dead && (is_of_its_time || self.standing(SystemTime::now()) == Standing::Live)
+    }
+
+    /// True if both are one lock in one holder's hand: whoever takes a lock makes a new directory.
+    pub(crate) fn is_same_hold(&self, other: &Self) -> bool {
+        (&self.path, self.made, self.inode) == (&other.path, other.made, other.inode)
     }
 
     pub(crate) fn standing(&self, now: SystemTime) -> Standing {
@@ -241,21 +274,42 @@ impl OwnerFile {
 
     fn read(path: &Path) -> Option<Self> {
         let text = read_bounded(path, MAX_OWNER_FILE).ok()?;
-        let birth = Object::parse(&text).ok().and_then(|file| file.get("lockBirthtimeMs"));
-        Some(Self { owner: Owner::parse(&text)?, birth, written: fs::metadata(path).and_then(|found| found.modified()).ok()? })
+        let [birth, older] = ["lockBirthtimeMs", "legacyLockBirthtimeMs"].map(|key| Object::parse(&text).ok()?.get::<f64>(key));
+        let written = fs::metadata(path).and_then(|found| found.modified()).ok()?;
+        let older = match (birth, older) {
+            (_, Some(birth)) => OlderLock::Born(birth),
+            (Some(_), None) => OlderLock::None,
+            (None, None) => OlderLock::MadeBefore(written),
+        };
+        Some(Self { owner: Owner { older, ..Owner::parse(&text)? }, birth, written })
     }
 
     /// The owner of the lock that was `made` then, unless the file is left over from an earlier one: the directory is made first, and the
     /// file behind it.
     fn owner_of(self, made: Option<SystemTime>) -> Option<Owner> {
         let Some(made) = made else { return Some(self.owner) };
-        let since = made.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1000.0;
         let is_of_it = match self.birth.filter(|birth| *birth > 0.0) {
-            Some(birth) => (birth - since).abs() < SAME_BIRTH,
+            Some(birth) => is_birth(birth, made),
             None => self.written >= made,
         };
         is_of_it.then_some(self.owner)
     }
+}
+
+impl OlderLock {
+    fn is_made_at(self, made: SystemTime) -> bool {
+        match self {
+            Self::None => false,
+            Self::Born(birth) => is_birth(birth, made),
+            Self::MadeBefore(written) => made <= written,
+        }
+    }
+}
+
+/// True if `birth`, in milliseconds since the epoch, is that of what was `made` then.
+fn is_birth(birth: f64, made: SystemTime) -> bool {
+    let since = made.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1000.0;
+    (birth - since).abs() < SAME_BIRTH
 }
 
 impl Owner {
@@ -270,7 +324,7 @@ impl Owner {
             && file.text("pidSpace").is_none_or(|space| space == format!("{}#{ours}", host()));
         let start = file.text("procStart").and_then(|start| start.parse::<u64>().ok());
         let lives = is_here.then(|| lives(pid, |stat| start.is_none_or(|start| start == stat.start))).flatten();
-        Some(Self { pid, lives, namespace: namespace.map(str::to_owned) })
+        Some(Self { pid, lives, namespace: namespace.map(str::to_owned), older: OlderLock::None })
     }
 
     /// True if the owner can be one of `processes`, each given by its pid in its own PID namespace and that namespace. Hosts

@@ -118,6 +118,11 @@ impl LockGuard {
         self.flock.as_ref().map(FlockGuard::descriptor)
     }
 
+    /// Descriptor for a child to inherit that outlives us: the lock helper is kept while anybody has it.
+    pub fn helper_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.helper.as_ref().map(|helper| helper.control())
+    }
+
     fn running_helper(&self) -> Option<&Helper> {
         self.helper.as_deref().filter(|helper| helper.terminating_since.is_none())
     }

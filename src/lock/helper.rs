@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -106,6 +107,11 @@ impl Helper {
 
     pub(super) fn name(&self) -> Cow<'_, str> {
         self.program.argv[0].to_string_lossy()
+    }
+
+    /// Its monitor's KILL comes when nobody has this end any more.
+    pub(super) fn control(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
     }
 
     pub(super) fn state(&self) -> HelperState {

@@ -66,7 +66,7 @@ pub(super) enum HelperEnd {
 }
 
 /// Starts the monitor of a helper that runs `program`. It reads control bytes from `socket`, of which the first requests TERM, and the
-/// second, or EOF when we die, an immediate KILL; and writes [`Report`]s.
+/// second, or EOF when we die, an immediate KILL; and writes [`Report`]s. A refresh before the start outlives us, and has the other end, too.
 pub(super) fn start(
     program: &Program,
     kill_grace: Option<Duration>,

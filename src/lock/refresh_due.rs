@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::claude::auth::Invocation;
 use crate::claude::credentials::{CLAUDES_MARK, Login};
-use crate::claude::refresh_locks::{RefreshLock, Standing};
+use crate::claude::refresh_locks::RefreshLock;
 use crate::claude::storage::ClaudeStorage;
 use crate::claude::version::Version;
 use crate::config::duration::{after, show_seconds};
@@ -26,6 +26,8 @@ pub(crate) struct AwaitedRefresh {
     storage: ClaudeStorage,
     /// Expiry of the token in the credentials file, until that is later.
     expiry: SystemTime,
+    /// Start of the child.
+    started: SystemTime,
     /// Time at which a claude that has not begun to refresh has no refresh to make.
     give_up_at: Option<Instant>,
     /// Version of the claude that makes it, if it is known.
@@ -144,7 +146,8 @@ impl AwaitedRefresh {
         let covers_mid_run = refreshes.margin.is_none_or(|margin| margin > AT_START);
         let version = refreshes.claude.version();
         let never_gives_up = covers_mid_run || version.is_none();
-        Self { storage: refreshes.storage.clone(), expiry, give_up_at: None, version, never_gives_up }
+        let (storage, started) = (refreshes.storage.clone(), SystemTime::now());
+        Self { storage, expiry, started, give_up_at: None, version, never_gives_up }
     }
 
     /// Version of claude, if it is known, and if that claude refreshes the token now, by its own mark.
@@ -154,6 +157,7 @@ impl AwaitedRefresh {
 
     /// Starts the time within which claude begins with it.
     pub(crate) fn on_child_started(&mut self, now: Instant) {
+        self.started = SystemTime::now();
         self.give_up_at = after(now, Some(MAX_DELAY).filter(|_| !self.never_gives_up));
     }
 
@@ -173,8 +177,8 @@ impl AwaitedRefresh {
         if matches!(Login::read(&self.storage.credentials()), Login::Expires(at) if at > self.expiry) {
             return Some("the token is refreshed");
         }
-        let is_live = |lock: &RefreshLock| lock.standing(SystemTime::now()) == Standing::Live;
-        if self.give_up_at.is_some() && RefreshLock::of(&self.storage).iter().any(is_live) {
+        let is_held = |lock: &RefreshLock| lock.may_be_held_by_one_of(self.started);
+        if self.give_up_at.is_some() && RefreshLock::of(&self.storage).iter().any(is_held) {
             self.give_up_at = None;
         }
         self.give_up_at.filter(|at| now >= *at).map(|_| "claude has not begun to refresh its token, and has no need to")
@@ -275,7 +279,8 @@ mod tests {
         let (expiry, file) = (SystemTime::now() + Duration::from_secs(60), storage.credentials());
         let awaited = |never_gives_up, file: &str| {
             let (storage, version) = (storage.clone(), None);
-            let mut refresh = AwaitedRefresh { storage, expiry, give_up_at: None, version, never_gives_up };
+            let mut refresh =
+                AwaitedRefresh { storage, expiry, started: SystemTime::now(), give_up_at: None, version, never_gives_up };
             fs::write(refresh.storage.credentials(), file).map(|()| {
                 refresh.on_child_started(started);
                 refresh
@@ -335,7 +340,9 @@ mod tests {
             let distance = Duration::from_secs(left.unsigned_abs());
             let expiry = if left < 0 { now - distance } else { now + distance };
             let storage = ClaudeStorage::at(Path::new("/nonesuch"));
-            AwaitedRefresh { storage, expiry, give_up_at: None, version: known, never_gives_up: false }.refreshing_version()
+            let started = SystemTime::now();
+            AwaitedRefresh { storage, expiry, started, give_up_at: None, version: known, never_gives_up: false }
+                .refreshing_version()
         };
         assert_eq!([-60, 200, 290, 360].map(|left| at(left).is_some()), [true, true, true, false]);
     }

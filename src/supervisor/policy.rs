@@ -13,9 +13,8 @@ use crate::config::duration::{CATCH_UP, LATE, after};
 use crate::config::settings::Leftovers;
 use crate::outcome::Outcome;
 use crate::sys::signal::{FORWARDED, SigSet, Signal, SignalSource, is_termination_request};
-pub use refresh_guard::MAX_DEFERRAL;
-use refresh_guard::Spared;
-pub use types::{Action, Group, Input, LiveRefresh, Notice, PolicyConfig, TreeState};
+pub use refresh_guard::{MAX_DEFERRAL, RESUMPTION};
+pub use types::{Action, Group, Input, Notice, PolicyConfig, TreeState};
 
 /// State of a run. Tests compare and copy it, to try all that can happen: see `tests/model`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -53,8 +52,8 @@ pub struct Policy {
     continued: SigSet,
     /// Signals that are deferred for the sake of a refresh, in order.
     deferred: Vec<Action>,
-    /// The refresh that they are deferred for.
-    spared: Option<Spared>,
+    /// Time until which they are.
+    deferred_until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -86,7 +85,7 @@ impl Policy {
     /// Time of the next [`Input::Clock`].
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.phase {
-            _ if self.is_deferring() => self.spared.map(Spared::until),
+            _ if self.is_deferring() => self.deferred_until,
             Phase::Finished => None,
             _ => {
                 let limits = self.limits().into_iter().map(|(at, _)| at);

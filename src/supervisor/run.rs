@@ -32,6 +32,7 @@ use crate::sys::priority::Urgency;
 use crate::sys::signal::{Signal, SignalSource, kill};
 use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, terminal, wait};
+use refresh::Sparing;
 use requests::Requests;
 
 /// Parts of a supervised run.
@@ -92,6 +93,7 @@ struct Supervisor<'a> {
     storage: Option<ClaudeStorage>,
     /// Since before the start.
     cut_watch: Option<CutWatch>,
+    sparing: Sparing,
     has_warned_of_locks: bool,
     watched_files: Vec<PathBuf>,
     requests: Requests,
@@ -115,11 +117,13 @@ impl<'a> Supervisor<'a> {
             warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
         }
         let modes = (config.group == Group::Shared).then(TerminalModeGuard::of_stdin);
-        let cut_watch = storage.as_ref().map(CutWatch::begin);
+        let (cut_watch, sparing) = (storage.as_ref().map(CutWatch::begin), Sparing::begin());
         let mut tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
             let relay = output.start(events.sender()).context("cannot capture the child's output")?;
-            let locks = [slot.as_ref().map(SlotGuard::descriptor), lock.as_ref().and_then(LockGuard::descriptor)];
+            // The lock helper's monitor ends it when nobody has this any more.
+            let control = lock.as_ref().filter(|_| launch.role == Role::Refresher).and_then(LockGuard::helper_descriptor);
+            let locks = [slot.as_ref().map(SlotGuard::descriptor), lock.as_ref().and_then(LockGuard::descriptor), control];
             let outputs = relay.as_ref().map_or([None; 2], Relay::child_ends);
             let child = launch.spawn(config.group, locks, outputs)?;
             Ok((child, relay))
@@ -147,6 +151,7 @@ impl<'a> Supervisor<'a> {
             lock,
             storage,
             cut_watch,
+            sparing,
             has_warned_of_locks: false,
             watched_files: Vec::new(),
             requests: Requests::default(),
@@ -267,7 +272,8 @@ impl<'a> Supervisor<'a> {
         if signal == Signal::SIGTSTP && source == SignalSource::Kernel && !signal::has_job_control_shell() {
             return;
         }
-        if signal::requests_end(signal) && !self.policy.config.ignored.contains(signal) {
+        let is_ignored = self.policy.config.ignored.contains(signal);
+        if signal::requests_end(signal) && !is_ignored {
             self.requests.note(signal, self.policy.heeds(signal, source));
         }
         if signal == Signal::SIGCONT {
@@ -275,7 +281,7 @@ impl<'a> Supervisor<'a> {
             self.modes.iter_mut().for_each(TerminalModeGuard::on_continued);
         }
         // Before the start it means to give up, as in the wait for the lock; and claude would die of it, in mid-refresh too.
-        let gives_up = signal == Signal::SIGUSR2 && self.role == Role::Refresher;
+        let gives_up = signal == Signal::SIGUSR2 && self.role == Role::Refresher && !is_ignored;
         if gives_up {
             self.requests.note(signal, true);
         }
@@ -363,6 +369,7 @@ impl<'a> Supervisor<'a> {
             }
             Action::KillTerminated => self.tree.kill_terminated(self.child, self.policy.config.group),
             Action::CheckRefresh => self.check_refresh(),
+            Action::GiveUpRefresh => self.give_up_refresh(),
             Action::Stop(source) => signal::stop_for_job_control(source),
             Action::Report => {
                 warn!(name: "run.state", "{}", self.report());
@@ -377,6 +384,7 @@ impl Drop for Supervisor<'_> {
     fn drop(&mut self) {
         if self.policy.result().is_none() {
             // An error or a panic: the tree must not outlive its supervisor, nor the lock, which is released next.
+            self.wait_for_refreshes();
             let _ = kill(self.child, Signal::SIGKILL);
             let give_up_at = Instant::now() + Duration::from_secs(5);
             while self.tree.state() == TreeState::Alive && Instant::now() < give_up_at {

@@ -55,9 +55,9 @@ impl Launch {
         Some(Self { program, environment, stdin: Stdin::Null, role: Role::Refresher, signals })
     }
 
-    /// Starts the child with slot and session lock, and with `outputs` in place of our stdout and stderr. An error is a `ProgramError` if
+    /// Starts the child with the descriptors that hold its slot and its locks, and with `outputs` in place of our stdout and stderr. An error is a `ProgramError` if
     /// the program cannot be executed.
-    pub(super) fn spawn(&self, group: Group, locks: [Option<BorrowedFd>; 2], outputs: [Option<BorrowedFd>; 2]) -> Result<Pid> {
+    pub(super) fn spawn(&self, group: Group, locks: [Option<BorrowedFd>; 3], outputs: [Option<BorrowedFd>; 2]) -> Result<Pid> {
         let exec = self.prepare()?;
         let us = getpid();
         let mut pdeathsig = Ok(());

@@ -185,7 +185,11 @@ impl Locks {
         }
         if kind == Kind::Modern {
             let owner = config_dir.join(".oauth_refresh.lock.owner");
-            fs::write(&owner, our_name()?.to_string())?;
+            let mut name = our_name()?;
+            for (dir, key) in locks.dirs.iter().zip(["lockBirthtimeMs", "legacyLockBirthtimeMs"]) {
+                name[key] = milliseconds(fs::metadata(dir)?.created()?).into();
+            }
+            fs::write(&owner, name.to_string())?;
             locks.owner = Some(owner);
         }
         let dirs = locks.dirs.clone();

@@ -35,6 +35,8 @@ struct Case {
     stdout: Option<PathBuf>,
     /// True if a limit allows no file to grow (`ulimit -f 0`).
     no_file_grows: bool,
+    /// True if the config dir is its own directory: for refresh locks, which concern all who share one.
+    has_config_dir: bool,
     is_kept: Box<IsKept>,
 }
 
@@ -59,7 +61,7 @@ pub(crate) struct Cases {
     next: Instant,
 }
 
-const CASES: [fn() -> Case; 11] = [
+const CASES: [fn() -> Case; 12] = [
     second_turn,
     stopped_while_idle,
     full_disk,
@@ -71,6 +73,7 @@ const CASES: [fn() -> Case; 11] = [
     cleanup_before_kill,
     signal_ends_the_wait,
     child_dies_of_a_signal,
+    stopped_in_mid_refresh,
 ];
 
 /// A tmpfs that has no room.
@@ -81,7 +84,8 @@ impl Case {
     fn new(name: &'static str, options: &[&str], script: &str, is_kept: impl Fn(i32, &Path) -> bool + 'static) -> Self {
         let options = options.iter().map(|&option| option.to_owned()).collect();
         let (script, is_kept) = (script.to_owned(), Box::new(is_kept));
-        Self { name, options, script, signals: Vec::new(), ready: "ready", stdout: None, no_file_grows: false, is_kept }
+        let (signals, ready, stdout, no_file_grows, has_config_dir) = (Vec::new(), "ready", None, false, false);
+        Self { name, options, script, signals, ready, stdout, no_file_grows, has_config_dir, is_kept }
     }
 }
 
@@ -238,6 +242,23 @@ fn child_dies_of_a_signal() -> Case {
     Case::new("child dies of a signal", &[], &script, move |code, _| code == 1000 + signal)
 }
 
+/// A refresh whose claude was stopped for so long that its lock is stale, alone or with claude-run, is spared all the same.
+fn stopped_in_mid_refresh() -> Case {
+    let script = r#"trap '[ -e $D/saved ] || : >$D/cut; exit 3' TERM
+        mkdir $D.lock; : >$D/ready; [ -z "$1" ] || kill -STOP $$
+        for i in {1..10}; do sleep 0.1; done
+        : >$D/saved; rmdir $D.lock; exec sleep 60"#;
+    let long = Duration::from_secs(12);
+    let (itself, options, signals) = match fastrand::u32(..3) {
+        0 => ("1", &[][..], vec![(long, libc::SIGTERM)]),
+        1 => ("", &[][..], vec![(Duration::ZERO, libc::SIGTSTP), (long, libc::SIGTERM), (Duration::ZERO, libc::SIGCONT)]),
+        _ => ("1", &["--timeout", "5"][..], vec![(Duration::ZERO, libc::SIGSTOP), (long, libc::SIGCONT)]),
+    };
+    let script = script.replace("$1", itself);
+    let is_kept = |_, dir: &Path| dir.join("saved").exists() && !dir.join("cut").exists();
+    Case { signals, has_config_dir: true, ..Case::new("stopped in mid-refresh", options, &script, is_kept) }
+}
+
 impl Cases {
     pub(crate) fn new(claude_run: &Path, config_dir: &Path, board: &Board) -> Self {
         let (claude_run, config_dir, board) = (claude_run.to_owned(), config_dir.to_owned(), board.clone());
@@ -267,7 +288,8 @@ impl Cases {
         }
         command.args(&case.options).arg("--lock-file").arg(&lock).args(["bash", "-c", &case.script, "agent"]);
         command.args(["-p", "--output-format", "stream-json"]);
-        command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonesuch").env("CLAUDE_CONFIG_DIR", &self.config_dir);
+        let config_dir = if case.has_config_dir { &dir } else { &self.config_dir };
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonesuch").env("CLAUDE_CONFIG_DIR", config_dir);
         command.env("D", &dir).env("FAULTS", env::current_exe()?);
         let stdout = File::create(case.stdout.clone().unwrap_or_else(|| dir.join("stdout")))?;
         command.stdin(Stdio::null()).stdout(stdout).stderr(File::create(dir.join("stderr"))?);

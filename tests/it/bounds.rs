@@ -2,12 +2,12 @@
 //! run beside them.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
 
 use crate::env::{Env, fake_claude, wait_until};
-use crate::oauth::{EXPIRED, FRESH, age};
+use crate::oauth::{EXPIRED, FRESH, StandIn, age};
 use crate::refresh_locks::{expect_deferral, lock_of, sibling};
 
 #[test]
@@ -30,6 +30,33 @@ fn refresh_defers_signals_for_15_seconds_at_most() {
     assert!(run.message().contains("still held after 15s: going on"));
     run.expect_line("signal TERM");
     assert!(started.elapsed() >= Duration::from_secs(15));
+}
+
+/// One that hangs elsewhere has its 15 s, and ours has its own.
+#[test]
+fn refresh_beside_one_that_was_given_up_is_spared() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let stand_in = StandIn::start(&env, &[]);
+    let foreign = env.config_dir().join("mcp-refresh-other.lock.lock");
+    fs::create_dir(&foreign).expect("a lock");
+    let in_a_minute = SystemTime::now() + Duration::from_secs(60);
+    fs::File::open(&foreign).and_then(|dir| dir.set_modified(in_a_minute)).expect("a time");
+    let fifo = env.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let steps = format!("signals; ready; open {}; refresh legacy posted", fifo.display());
+    let agent = env.agent(&stand_in, "pass-through", &["--kill-after", "60"], &steps);
+    agent.ready();
+    agent.signal(Signal::SIGTERM);
+    expect_deferral(&agent);
+    agent.expect_line("signal TERM");
+    assert!(agent.message().contains("still held after 15s: going on"));
+    fs::write(fifo, "").expect("a FIFO");
+    while agent.line() != "posted" {}
+    agent.term_again();
+    expect_deferral(&agent);
+    fs::remove_dir(sibling(&env)).expect("a lock");
+    assert_eq!(agent.end().code(), 137);
 }
 
 #[test]

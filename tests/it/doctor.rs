@@ -334,6 +334,12 @@ fn refresh_locks_are_checked_and_fixed() {
         assert!(!lock.exists());
         expect(doctor(&env, |doctor| doctor), "refresh locks", "pass", "free");
     }
+    // The owner lives, but has been stopped.
+    let env = healthy("2.1.330");
+    let lock = lock_of(&env, std::process::id());
+    age(&lock, 100);
+    expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "warning", "is stale");
+    assert!(lock.exists(), "it still has the refresh");
     // The owner is dead, and the lock not yet stale.
     let env = healthy("2.1.330");
     let owner = env.config_dir().join(".oauth_refresh.lock.owner");

@@ -17,9 +17,13 @@ fn claude(env: &Env, version: &str) -> PathBuf {
 
 /// An agent of a `claude` whose `mcp get` does `first`.
 fn agent(env: &Env, claude: &Path, stand_in: &StandIn, first: &str, steps: &str) -> Running {
+    agent_with(env, claude, stand_in, first, steps, &[])
+}
+
+fn agent_with(env: &Env, claude: &Path, stand_in: &StandIn, first: &str, steps: &str, options: &[&str]) -> Running {
     let mut command = env.command(binary());
     command.env("FAKE_API", &stand_in.address).env("FAKE_MCP_GET", first);
-    command.args(["--lock", "refresh", "--claude"]).arg(claude).args(["--", "-p", steps]);
+    command.args(options).args(["--lock", "refresh", "--claude"]).arg(claude).args(["--", "-p", steps]);
     Running::start(command)
 }
 
@@ -160,6 +164,25 @@ fn usr2_in_mid_refresh_costs_no_login() {
 }
 
 #[test]
+fn signals_that_the_caller_ignores_do_not_end_the_refresh_before_the_start() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let stand_in = StandIn::start(&env, &["--refresh-takes", "2"]);
+    let mut command = env.command("bash");
+    command.env("FAKE_API", &stand_in.address).env("FAKE_MCP_GET", "refresh modern");
+    command.args(["-c", r#"trap '' USR2 TERM HUP; exec "$@""#, "-"]).arg(binary());
+    command.args(["--lock", "refresh", "--claude"]).arg(claude(&env, "2.1.330")).args(["--", "-p", "say begun"]);
+    let run = Running::start(command);
+    wait_until("a refresh is under way", || env.config_dir().join(".oauth_refresh.lock.owner").exists());
+    for signal in [Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGHUP] {
+        run.signal(signal);
+    }
+    let ended = run.end();
+    assert_eq!((ended.code(), &ended.stdout[..]), (0, &["begun".to_owned()][..]), "{ended:?}");
+    assert!(is_fresh(&env), "{ended:?}");
+}
+
+#[test]
 fn refused_refresh_says_to_log_in_again() {
     let env = Env::new();
     env.log_in(EXPIRED);
@@ -209,12 +232,22 @@ fn refresher_outlives_a_killed_claude_run_with_the_lock() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let stand_in = StandIn::start(&env, &["--refresh-takes", "2"]);
-    let run = agent(&env, &claude(&env, "2.1.330"), &stand_in, "refresh modern", "ready");
+    env.script("helper", "#!/bin/sh\necho $$ >helper.pid\necho key\nexec sleep 600\n");
+    let options = ["--lock-helper", "./helper"];
+    let run = agent_with(&env, &claude(&env, "2.1.330"), &stand_in, "refresh modern", "ready", &options);
     let pid = refresher(&env);
+    let helper = fs::read_to_string(env.path("helper.pid")).expect("a helper").trim().parse().expect("a pid");
     kill(run.pid(), Signal::SIGKILL).expect("a process");
     run.end();
     assert!(is_alive(pid) && env.is_locked());
-    wait_until("the refresh is done", || !is_alive(pid));
+    wait_until("the refresh is done", || {
+        let has_helper = is_alive(helper); // before the look at the refresh
+        !is_alive(pid) || {
+            assert!(has_helper, "the lock between hosts is kept as well");
+            false
+        }
+    });
+    wait_until("the lock helper is gone", || !is_alive(helper));
     wait_until("the lock is free", || !env.is_locked());
     assert!(is_fresh(&env));
 }

@@ -60,6 +60,7 @@ mod signals;
 mod slots;
 mod start;
 mod status;
+mod stopped_refresh;
 mod storage;
 mod system_calls;
 mod terminal;

@@ -225,6 +225,40 @@ fn foreign_or_dead_refresh_defers_nothing() {
     }
 }
 
+/// The older versions' lock is that of the newer one's owner only if that says so: it may be ours, however near the two are in time.
+#[test]
+fn refresh_beside_a_foreign_or_dead_one_is_spared() {
+    for pid in [process::id(), NOBODY] {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let stand_in = StandIn::start(&env, &[]);
+        let foreign = lock_of(&env, pid);
+        let agent = env.agent(&stand_in, "pass-through", &[], "refresh legacy posted");
+        while agent.line() != "posted" {}
+        age(&foreign, 0);
+        agent.signal(Signal::SIGTERM);
+        expect_deferral(&agent);
+        fs::remove_dir(sibling(&env)).expect("a lock");
+        assert_eq!(agent.end().code(), 143);
+    }
+}
+
+#[test]
+fn both_locks_of_a_foreign_refresh_defer_nothing() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let stand_in = StandIn::start(&env, &[]);
+    let other = env.agent(&stand_in, "pass-through", &[], "refresh modern posted");
+    while other.line() != "posted" {}
+    let run = env.start_fake(&["--lock", "pass-through"], "signals; ready; hang");
+    run.ready();
+    run.signal(Signal::SIGTERM);
+    run.expect_line("signal TERM");
+    run.term_again();
+    let ended = run.end();
+    assert!(ended.code() == 137 && !ended.stderr_text().contains("refreshing"), "{ended:?}");
+}
+
 #[test]
 fn refresh_in_a_nested_pid_namespace_is_spared() {
     if !can_unshare("-rpf") {

@@ -3,14 +3,12 @@
 //! what `supervisor::run` does with them.
 
 use std::sync::LazyLock;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use claude_run::claude::frames::FrameEvent;
 use claude_run::config::settings::Leftovers;
 use claude_run::outcome::Outcome;
-use claude_run::supervisor::policy::{
-    Action, Group, Input, LiveRefresh, MAX_DEFERRAL, Notice, Policy, PolicyConfig, TreeState,
-};
+use claude_run::supervisor::policy::{Action, Group, Input, MAX_DEFERRAL, Notice, Policy, PolicyConfig, RESUMPTION, TreeState};
 use claude_run::sys::signal::{SigSet, Signal, SignalSource};
 use stateright::{Checker, Model, Property};
 
@@ -32,6 +30,9 @@ const SHORT_GRACE: Duration = Duration::from_secs(1);
 const END: Duration = Duration::from_secs(90);
 
 const PASS: Duration = Duration::from_secs(3);
+
+/// Longer than any signal is deferred.
+const FREEZE: Duration = Duration::from_secs(17);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Life {
@@ -84,6 +85,10 @@ struct World {
     /// Since when a refresh is under way.
     refresh_since: Option<Duration>,
     refreshes: u8,
+    /// It has had its time, and nothing is deferred for it any more.
+    is_given_up: bool,
+    /// When all were let go on that had been frozen in its midst.
+    thawed_at: Option<Duration>,
     /// Since when signals are deferred for it: once for each refresh.
     deferred_since: Option<Duration>,
     has_deferred: bool,
@@ -111,6 +116,8 @@ enum Step {
     LeftoverForks,
     RefreshBegins,
     RefreshEnds,
+    /// All are frozen for a while.
+    Freeze,
     LoseLock,
     Print(FrameEvent),
 }
@@ -154,6 +161,8 @@ impl World {
             kill_at: None,
             refresh_since: None,
             refreshes: 0,
+            is_given_up: false,
+            thawed_at: None,
             deferred_since: None,
             has_deferred: false,
             passed: 0,
@@ -197,8 +206,10 @@ impl World {
             }
             action => action == Action::KillTerminated,
         };
-        let patient = self.deferred_since.is_some_and(|since| self.now >= since + MAX_DEFERRAL);
-        self.ensure(!ends_processes || self.refresh_since.is_none() || patient, "a refresh is spared for 15 s");
+        let patient = self.deferred_since.is_some_and(|since| self.now >= since + MAX_DEFERRAL)
+            && self.thawed_at.is_none_or(|at| self.now >= at + RESUMPTION);
+        let is_safe = !ends_processes || self.refresh_since.is_none() || patient;
+        self.ensure(is_safe, "a refresh is spared for 15 s, and goes on after a freeze");
         match action {
             Action::SignalChild(signal) => {
                 self.ensure(self.child != Life::Dead, "a child that has ended is not signalled");
@@ -240,6 +251,7 @@ impl World {
             Action::CheckRefresh => {
                 self.happens(Input::Refresh(self.refresh()));
             }
+            Action::GiveUpRefresh => self.is_given_up = true,
             Action::Stop(_) | Action::Report | Action::Log(_) => {}
         }
     }
@@ -269,7 +281,11 @@ impl World {
         // A killed one refreshes nothing any more.
         self.refresh_since = None;
         // Never without a TERM before it. One that ignored a HUP gets its TERM half the grace later; a second TERM ends the grace.
-        let grace = if self.hung_up { KILL_GRACE / 2 } else { KILL_GRACE };
+        let grace = match (self.thawed_at, self.hung_up) {
+            (Some(_), _) => SHORT_GRACE, // the grace of the HUP went by in the freeze
+            (None, true) => KILL_GRACE / 2,
+            (None, false) => KILL_GRACE,
+        };
         let is_over = self.term_at.is_some_and(|at| self.now >= at + grace || self.terms > 1);
         self.ensure(is_over, "KILL comes the kill grace after the TERM");
     }
@@ -328,12 +344,18 @@ impl World {
             Step::LeftoverForks => self.newcomer = Newcomer::WithoutTerm,
             Step::RefreshBegins => {
                 (self.refresh_since, self.deferred_since) = (Some(self.now), None);
+                self.is_given_up = false;
                 self.refreshes += 1;
                 self.look();
             }
             Step::RefreshEnds => {
                 self.refresh_since = None;
                 self.look();
+            }
+            Step::Freeze => {
+                self.now += FREEZE;
+                self.thawed_at = Some(self.now);
+                self.happens(Input::Clock);
             }
             Step::LoseLock => {
                 self.lost_lock = true;
@@ -356,9 +378,8 @@ impl World {
         self.ensure(!is_overdue || self.leftovers == Leftovers::Keep, "the rest of the tree gets TERM soon after the child");
     }
 
-    fn refresh(&self) -> Option<LiveRefresh> {
-        let made = SystemTime::UNIX_EPOCH + Duration::from_secs(self.refreshes.into());
-        self.refresh_since.map(|_| LiveRefresh { made: Some(made) })
+    fn refresh(&self) -> bool {
+        self.refresh_since.is_some() && !self.is_given_up
     }
 
     /// The files are watched, but only while signals are deferred.
@@ -419,6 +440,10 @@ impl Model for Shape {
                     None => {}
                     Some(_) => steps.push(Step::RefreshEnds),
                 }
+                // Who is below has nothing to do with it.
+                if self.below == Below::Nobody && world.refresh() && world.refreshes == 1 && world.thawed_at.is_none() {
+                    steps.push(Step::Freeze);
+                }
             }
             Life::Stopped => steps.push(Step::ChildContinues),
             Life::Dying => steps.push(Step::ChildEnds(Outcome::Killed(9))),
@@ -457,8 +482,9 @@ impl Model for Shape {
             Property::<Self>::always("nobody outlives the limit, the graces and the patience", |shape, world| {
                 // Two patiences: one for the TERM, one for a refresh that begins before the KILL. A request behind the second refresh has a
                 // grace of its own.
-                let last =
-                    HARD_LIMIT + 2 * MAX_DEFERRAL + KILL_GRACE * u32::from(world.refreshes.max(1)) + Duration::from_secs(1);
+                let frozen = world.thawed_at.map_or(Duration::ZERO, |_| FREEZE + RESUMPTION);
+                let graces = KILL_GRACE * u32::from(world.refreshes.max(1));
+                let last = HARD_LIMIT + 2 * MAX_DEFERRAL + graces + Duration::from_secs(1) + frozen;
                 !shape.kill_grace || world.now <= last || world.kill_at.is_some() || !world.lives()
             }),
             Property::<Self>::always("every run is over in time, whatever KILL does not end", |shape, world| {
@@ -467,6 +493,7 @@ impl Model for Shape {
             Property::<Self>::sometimes("a limit ends a run", |_, world| {
                 matches!(world.policy.result(), Some(Outcome::HardLimit))
             }),
+            Property::<Self>::sometimes("a refresh is given up", |_, world| world.is_given_up),
             Property::<Self>::sometimes("a refresh is waited for", |_, world| {
                 world.deferred_since.is_some_and(|since| world.now >= since + MAX_DEFERRAL)
             }),

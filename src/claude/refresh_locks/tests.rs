@@ -6,8 +6,8 @@ use super::*;
 use crate::sys::proc::Stat;
 
 fn lock(touched: Option<SystemTime>, lives: Option<Option<bool>>) -> RefreshLock {
-    let owner = lives.map(|lives| Owner { pid: 1, lives, namespace: None });
-    RefreshLock { path: PathBuf::new(), touched, made: None, owner, stale_after: STALE_AFTER, flaw: None }
+    let owner = lives.map(|lives| Owner { pid: 1, lives, namespace: None, older: OlderLock::None });
+    RefreshLock { path: PathBuf::new(), touched, made: None, owner, inode: 0, stale_after: STALE_AFTER, flaw: None }
 }
 
 #[test]
@@ -37,18 +37,62 @@ fn both_locks_of_a_newer_claude_share_their_owner() -> std::io::Result<()> {
     let config_dir = dir.path().join("config");
     fs::create_dir(&config_dir)?;
     fs::create_dir(dir.path().join("config.lock"))?;
-    let now = SystemTime::now();
-    let aged = now + Duration::from_secs(30);
+    let aged = SystemTime::now() + Duration::from_secs(30);
     let standings = || RefreshLock::of(&ClaudeStorage::at(&config_dir)).map(|lock| lock.standing(aged));
     assert!(matches!(standings(), [Standing::Stale(_), Standing::Free]));
-    fs::create_dir(config_dir.join(".oauth_refresh.lock"))?;
-    assert_eq!(standings(), [Standing::Live, Standing::Live]);
-    let owner = format!(r#"{{"pid":4194304,"procStart":"1","pidDomain":"{}"}}"#, domain());
-    fs::write(config_dir.join(".oauth_refresh.lock.owner"), owner)?;
-    assert!(matches!(standings(), [Standing::OwnerDead(_), Standing::OwnerDead(_)]));
-    fs::remove_dir(config_dir.join(".oauth_refresh.lock"))?;
+    let newer = config_dir.join(NEWER);
+    fs::create_dir(&newer)?;
+    assert!(matches!(standings(), [Standing::Stale(_), Standing::Live]), "nobody says that they have one holder");
+    let birth = |path: &Path| -> std::io::Result<f64> {
+        let made = fs::metadata(path)?.created()?;
+        Ok(made.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1000.0)
+    };
+    let older = birth(&dir.path().join("config.lock"))?;
+    let said = |birth: f64| format!(r#","legacyLockBirthtimeMs":{birth}"#);
+    let newer_alone = format!(r#","lockBirthtimeMs":{}"#, birth(&newer)?);
+    for (sibling, is_its) in [(said(older), true), (said(older + 50.0), false), (newer_alone, false), (String::new(), true)] {
+        let owner = format!(r#"{{"pid":4194304,"procStart":"1","pidDomain":"{}"{sibling}}}"#, domain());
+        fs::write(owner_file(&newer), owner)?;
+        let [older, newer] = standings();
+        assert!(matches!(newer, Standing::OwnerDead(_)));
+        assert_eq!(matches!(older, Standing::OwnerDead(_)), is_its, "{sibling}");
+    }
+    std::thread::sleep(Duration::from_millis(20)); // the grain of a file system's clock
+    fs::remove_dir(dir.path().join("config.lock"))?;
+    fs::create_dir(dir.path().join("config.lock"))?;
+    assert!(matches!(standings(), [Standing::Stale(_), Standing::OwnerDead(_)]), "made by somebody else, later");
+    fs::remove_dir(newer)?;
     assert!(matches!(standings(), [Standing::Stale(_), Standing::Free]), "an owner file left behind");
     Ok(())
+}
+
+#[test]
+fn silence_says_nothing_of_a_holder_that_may_have_been_stopped() {
+    let now = SystemTime::now();
+    let start = now - Duration::from_secs(100);
+    let ago = |seconds| Some(now - Duration::from_secs(seconds));
+    let ahead = Some(now + Duration::from_secs(3600));
+    // Since its start, any age will do; before it, only a fresh one, by which somebody may have come into the tree since.
+    for (touched, made, may_be_held) in [
+        (None, None, false),
+        (ago(1), ago(200), true),
+        (ago(9), None, true),
+        (ago(11), None, true),
+        (ago(99), ago(99), true),
+        (ago(110), None, false),
+        (ago(50), ago(300), false),
+        (ahead, ago(50), true),
+        (ahead, ago(300), false),
+    ] {
+        for lives in [None, Some(None), Some(Some(true)), Some(Some(false))] {
+            let lock = RefreshLock { made, ..lock(touched, lives) };
+            let is_dead = lives == Some(Some(false));
+            assert_eq!(lock.may_be_held_by_one_of(start), may_be_held && !is_dead, "{touched:?} {made:?} {lives:?}");
+        }
+    }
+    let file = RefreshLock { flaw: Some(NO_DIRECTORY), ..lock(ago(1), None) };
+    let full = RefreshLock { flaw: Some("has something in it"), ..lock(ago(1), None) };
+    assert!(!file.may_be_held_by_one_of(start) && full.may_be_held_by_one_of(start));
 }
 
 #[test]

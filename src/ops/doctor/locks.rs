@@ -12,7 +12,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::{Check, Subject};
-use crate::claude::refresh_locks::{RefreshLock, Standing, owner_file};
+use crate::claude::refresh_locks::{Owner, RefreshLock, Standing, owner_file};
 use crate::claude::storage::ClaudeStorage;
 use crate::claude::version::Version;
 use crate::config::duration::show_seconds;
@@ -99,9 +99,15 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
                 continue;
             }
             Standing::OwnerDead(_) => "until then, claude from 2.1.128 on mostly fails when it has to refresh",
-            Standing::Stale(_) => {
-                "its holder was killed in mid-refresh, and the login may be lost; the next claude takes the lock"
-            }
+            Standing::Stale(_) => match &lock.owner {
+                Some(Owner { pid, lives: Some(true), .. }) => {
+                    let means =
+                        "its owner lives, but was stopped or is stuck, and may lose the login if another claude refreshes";
+                    check.warn(what, means, let_go_on(&pid.to_string()));
+                    continue;
+                }
+                _ => "its holder was killed in mid-refresh, and the login may be lost; the next claude takes the lock",
+            },
         };
         // Those of the other place that claude may use are left alone: nobody has named it as its storage.
         let may_fix = at < RefreshLock::PER_LOGIN;

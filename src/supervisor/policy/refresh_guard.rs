@@ -4,26 +4,15 @@
 use std::mem;
 use std::time::{Duration, Instant};
 
-use super::{Action, Input, LiveRefresh, Notice, Phase, Policy};
+use super::{Action, Input, Notice, Phase, Policy};
+use crate::config::duration::LATE;
 use crate::sys::signal::{Signal, requests_end};
 
 /// Longest deferral: a refresh takes about a second.
 pub const MAX_DEFERRAL: Duration = Duration::from_secs(15);
 
-/// A refresh that signals are, or were, deferred for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Spared {
-    refresh: LiveRefresh,
-    since: Instant,
-    /// True once it has had its time, and the signals were sent all the same.
-    is_given_up: bool,
-}
-
-impl Spared {
-    pub(super) fn until(self) -> Instant {
-        self.since + MAX_DEFERRAL
-    }
-}
+/// Time in which a claude that was frozen with us reads an answer that came meanwhile, saves the token, and shows that it is alive.
+pub const RESUMPTION: Duration = Duration::from_secs(5);
 
 impl Policy {
     /// True while signals are deferred, so that the end of a refresh matters.
@@ -34,14 +23,9 @@ impl Policy {
     /// Actions for `input` at `now`.
     pub fn on(&mut self, input: Input, now: Instant) -> Vec<Action> {
         match input {
-            Input::Refresh(refresh) => return self.on_refresh(refresh, now),
+            Input::Refresh(is_in_progress) => return self.on_refresh(is_in_progress, now),
             // Limits and graces wait with the signals: they could only send more of them.
-            Input::Clock if self.is_deferring() && !self.has_deferred_enough(now) => return Vec::new(),
-            Input::Clock if self.is_deferring() => {
-                self.spared.iter_mut().for_each(|spared| spared.is_given_up = true);
-                self.restart_grace(now);
-                return [vec![Action::Log(Notice::RefreshTooLong)], mem::take(&mut self.deferred)].concat();
-            }
+            Input::Clock if self.is_deferring() => return self.on_deferral_clock(now),
             // The child is a zombie: drop the signals for it, keep those for its leftovers.
             Input::Ended(..) => self.deferred.retain(|action| is_for_tree(*action)),
             _ => {}
@@ -71,26 +55,33 @@ impl Policy {
         is_first
     }
 
-    fn on_refresh(&mut self, refresh: Option<LiveRefresh>, now: Instant) -> Vec<Action> {
-        let Some(refresh) = refresh else {
-            // A signal that was only checked goes out as if there were no guard: its kill grace has begun.
-            if self.spared.take().is_some_and(|spared| !spared.is_given_up) {
-                self.restart_grace(now);
+    fn on_refresh(&mut self, is_in_progress: bool, now: Instant) -> Vec<Action> {
+        match self.deferred_until {
+            None if !is_in_progress => mem::take(&mut self.deferred), // as if there were no guard: its kill grace has begun
+            None if self.is_deferring() => {
+                self.deferred_until = Some(now + MAX_DEFERRAL);
+                vec![Action::Log(Notice::SignalDeferred)]
             }
-            return mem::take(&mut self.deferred);
-        };
-        // Signals that are deferred already wait for no second one.
-        let is_new = self.spared.is_none_or(|spared| spared.is_given_up && refresh.made > spared.refresh.made);
-        if is_new && self.is_deferring() {
-            self.spared = Some(Spared { refresh, since: now, is_given_up: false });
-            return vec![Action::Log(Notice::SignalDeferred)];
+            Some(_) if !is_in_progress => self.end_deferral(now),
+            _ => Vec::new(),
         }
-        if self.has_deferred_enough(now) { mem::take(&mut self.deferred) } else { Vec::new() }
     }
 
-    /// True if a refresh has been spared for as long as one is.
-    pub(in crate::supervisor) fn has_deferred_enough(&self, now: Instant) -> bool {
-        self.spared.is_some_and(|spared| now >= spared.until())
+    fn on_deferral_clock(&mut self, now: Instant) -> Vec<Action> {
+        match self.deferred_until {
+            Some(until) if now >= until + LATE => {
+                self.deferred_until = Some(now + RESUMPTION);
+                Vec::new()
+            }
+            Some(until) if now >= until => [vec![Action::GiveUpRefresh], self.end_deferral(now)].concat(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn end_deferral(&mut self, now: Instant) -> Vec<Action> {
+        self.deferred_until = None;
+        self.restart_grace(now);
+        mem::take(&mut self.deferred)
     }
 
     /// Counts the grace of what is deferred from `now`, at which it goes out.
@@ -109,8 +100,6 @@ fn is_for_tree(action: Action) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use super::super::tests::{PROCESS, case};
     use super::super::{Leftovers, PolicyConfig, TreeState};
     use super::*;
@@ -121,10 +110,8 @@ mod tests {
         start: Instant,
         /// Number of the refresh that is in progress.
         refresh: Option<u64>,
-    }
-
-    fn refresh(number: u64) -> LiveRefresh {
-        LiveRefresh { made: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(number)) }
+        /// Number of the one that was given up.
+        given_up: Option<u64>,
     }
 
     impl Run {
@@ -135,7 +122,7 @@ mod tests {
 
         fn of(change: impl FnOnce(&mut PolicyConfig)) -> Self {
             let case = case(change);
-            Self { policy: case.policy, start: case.start, refresh: None }
+            Self { policy: case.policy, start: case.start, refresh: None, given_up: None }
         }
 
         fn during_refresh() -> Self {
@@ -151,8 +138,12 @@ mod tests {
             while let Some(action) = actions.pop() {
                 match action {
                     Action::CheckRefresh => {
-                        let answer = Input::Refresh(self.refresh.map(refresh));
+                        let answer = Input::Refresh(self.refresh.is_some() && self.refresh != self.given_up);
                         actions.extend(self.policy.on(answer, now).into_iter().rev());
+                    }
+                    Action::GiveUpRefresh => {
+                        self.given_up = self.refresh;
+                        all.push(action);
                     }
                     _ => all.push(action),
                 }
@@ -166,7 +157,7 @@ mod tests {
 
         fn refresh_ends(&mut self, seconds: u64) -> Vec<Action> {
             self.refresh = None;
-            self.at(seconds, Input::Refresh(None))
+            self.at(seconds, Input::Refresh(false))
         }
 
         fn deadline(&self) -> Option<u64> {
@@ -216,7 +207,7 @@ mod tests {
             assert_eq!(run.signal(1, signal), [DEFERRED], "{signal}");
             assert_eq!(run.deadline(), Some(16));
             assert_eq!(run.at(8, Input::Clock), [], "no kill grace runs meanwhile");
-            assert_eq!(run.at(9, Input::Refresh(Some(refresh(1)))), [], "logged once");
+            assert_eq!(run.at(9, Input::Refresh(true)), [], "logged once");
             assert_eq!(run.refresh_ends(10), [Action::SignalChild(signal)]);
             assert_eq!(run.deadline(), Some(12));
             run.at(13, Input::Clock);
@@ -238,7 +229,7 @@ mod tests {
         assert_eq!(run.refresh_ends(70), [KILL_TREE]);
         assert_eq!(run.deadline(), Some(71), "newcomers have their second from then on");
         let mut kept = Run::of(|config| config.leftovers = Leftovers::Keep);
-        assert_eq!(kept.at(1, Input::Refresh(Some(refresh(1)))), [], "nothing is deferred");
+        assert_eq!(kept.at(1, Input::Refresh(true)), [], "nothing is deferred");
         assert_eq!(kept.signal(2, Signal::SIGTERM), [TERM]);
         kept.refresh = Some(1);
         assert_eq!(kept.signal(3, Signal::SIGTERM), [DEFERRED, Action::Log(Notice::SecondTerm)]);
@@ -259,7 +250,7 @@ mod tests {
         let mut run = Run::during_refresh();
         run.signal(1, Signal::SIGTERM);
         assert_eq!(run.at(15, Input::Clock), []);
-        assert_eq!(run.at(16, Input::Clock), [Action::Log(Notice::RefreshTooLong), TERM]);
+        assert_eq!(run.at(16, Input::Clock), [Action::GiveUpRefresh, TERM]);
         run.refresh = None;
         assert_eq!(run.signal(17, Signal::SIGHUP), [Action::SignalChild(Signal::SIGHUP)]);
         assert_eq!(run.deadline(), Some(18), "its end, seen late, restarts no grace");
@@ -267,8 +258,8 @@ mod tests {
         assert_eq!(run.at(21, Input::Clock), [KILL_TREE, Action::Log(Notice::KillGraceExpired)]);
         let mut in_a_row = Run::during_refresh();
         in_a_row.signal(1, Signal::SIGTERM);
-        assert_eq!(in_a_row.at(10, Input::Refresh(Some(refresh(2)))), []);
-        assert_eq!(in_a_row.at(16, Input::Clock), [Action::Log(Notice::RefreshTooLong), TERM], "15 s, whoever follows");
+        assert_eq!(in_a_row.at(10, Input::Refresh(true)), []);
+        assert_eq!(in_a_row.at(16, Input::Clock), [Action::GiveUpRefresh, TERM], "15 s, whoever follows");
         let mut another = Run::during_refresh();
         another.signal(1, Signal::SIGINT);
         another.at(16, Input::Clock);
@@ -283,6 +274,20 @@ mod tests {
         assert_eq!(another.refresh_ends(20), [int]);
         another.refresh = Some(3);
         assert_eq!(another.signal(32, Signal::SIGTERM), [DEFERRED]);
+    }
+
+    #[test]
+    fn one_that_was_frozen_has_time_to_go_on() {
+        let mut run = Run::during_refresh();
+        run.signal(1, Signal::SIGTERM);
+        for thawed in [40, 60] {
+            assert_eq!(run.at(thawed, Input::Clock), []);
+            assert_eq!(run.deadline(), Some(thawed + 5));
+        }
+        assert_eq!(run.at(65, Input::Clock), [Action::GiveUpRefresh, TERM]);
+        let mut done = Run::during_refresh();
+        done.signal(1, Signal::SIGTERM);
+        assert_eq!(done.refresh_ends(40), [TERM], "what was over in the meantime is not waited for");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Inputs and outputs of the policy.
 #![expect(missing_docs, reason = "the names say it, where nothing else does")]
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::claude::frames::FrameEvent;
 use crate::config::settings::Leftovers;
@@ -57,20 +57,14 @@ pub enum Input {
     Ended(Outcome, TreeState),
     /// A SIGCHLD after the child's end.
     TreeChanged(TreeState),
-    /// Answer to [`Action::CheckRefresh`], or a change of the refresh locks: the refresh that may be in progress in the tree.
-    Refresh(Option<LiveRefresh>),
+    /// Answer to [`Action::CheckRefresh`], or a change of the refresh locks: may a refresh be in progress in the tree that was not
+    /// [given up](Action::GiveUpRefresh)?
+    Refresh(bool),
     /// Nobody can write to our stdin any more.
     StdinEnded,
     /// The lock helper has ended, and with it the lock.
     LockLost,
     Clock,
-}
-
-/// A refresh in progress.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LiveRefresh {
-    /// Time at which the first of its locks was made, where the file system keeps that: by it, one refresh is told from the next.
-    pub made: Option<SystemTime>,
 }
 
 /// Task for the supervisor. `Report` is one line on the state of the run.
@@ -83,6 +77,8 @@ pub enum Action {
     KillTerminated,
     /// Look at claude's refresh locks, and come back with [`Input::Refresh`].
     CheckRefresh,
+    /// The refresh that signals were deferred for has had its time: it defers no others.
+    GiveUpRefresh,
     /// Stop this process, as a SIGTSTP from there would: for the kernel's, if a job-control shell can continue it.
     Stop(SignalSource),
     Report,
@@ -103,5 +99,4 @@ pub enum Notice {
     /// KILL has not ended all.
     GivenUp,
     SignalDeferred,
-    RefreshTooLong,
 }

@@ -93,9 +93,6 @@ impl Supervisor<'_> {
             Notice::SignalDeferred => {
                 warn!(name: "refresh.spared", pid, "claude may be refreshing its token: holding signals back, at most {deferral}");
             }
-            Notice::RefreshTooLong => {
-                warn!(name: "refresh.spared", pid, "claude's refresh lock is still held after {deferral}: going on");
-            }
         }
     }
 

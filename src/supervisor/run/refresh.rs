@@ -3,13 +3,15 @@
 
 use std::cell::LazyCell;
 use std::path::PathBuf;
-use std::time::{Instant, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
-use super::super::policy::{Input, LiveRefresh};
+use super::super::policy::{Input, MAX_DEFERRAL};
 use super::Supervisor;
-use crate::claude::refresh_locks::{CutRefresh, Owner, RefreshLock, Standing};
+use crate::claude::refresh_locks::{CutRefresh, Owner, RefreshLock};
+use crate::config::duration::show;
 use crate::lock::{AwaitedRefresh, LockGuard};
 
 impl Supervisor<'_> {
@@ -28,8 +30,7 @@ impl Supervisor<'_> {
 
     pub(super) fn on_files_changed(&mut self) {
         self.check_awaited_refresh();
-        // At the deadline, the clock lets the signals go, with a kill grace of their own.
-        if self.policy.is_deferring() && !self.policy.has_deferred_enough(Instant::now()) {
+        if self.policy.is_deferring() {
             self.check_refresh();
         }
     }
@@ -53,15 +54,68 @@ impl Supervisor<'_> {
         }
     }
 
-    /// A refresh may be in progress if a refresh lock is live, and its owner is not known to be outside of the tree.
+    /// A look at the refresh locks, whose answer goes to the policy.
     pub(super) fn check_refresh(&mut self) {
+        let locks = self.spared_refreshes();
+        let is_in_progress = !locks.is_empty();
+        self.sparing.on_look(locks);
+        self.dispatch(Input::Refresh(is_in_progress));
+    }
+
+    pub(super) fn give_up_refresh(&mut self) {
+        let pid = self.child.as_raw();
+        warn!(name: "refresh.spared", pid, "claude's refresh lock is still held after {}: going on", show(MAX_DEFERRAL));
+        self.sparing.give_up();
+    }
+
+    /// Waits until no refresh is in progress that is to be spared, before a KILL without a policy.
+    pub(super) fn wait_for_refreshes(&self) {
+        let give_up_at = Instant::now() + MAX_DEFERRAL;
+        while !self.spared_refreshes().is_empty() && Instant::now() < give_up_at {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Locks of refreshes that are to be spared. One may be in progress if somebody of the tree may hold a lock: its owner, if that is known,
+    /// is not outside of the tree.
+    fn spared_refreshes(&self) -> Vec<RefreshLock> {
         // A look at the whole tree, for which there is no time beside a fork bomb.
         let names = LazyCell::new(|| self.tree.names());
-        let may_be_ours = |owner: Owner| names.as_ref().is_none_or(|names| owner.may_be_among(names));
+        let may_be_ours = |owner: &Owner| names.as_ref().is_none_or(|names| owner.may_be_among(names));
         let locks = self.storage.as_ref().map_or(Vec::new(), RefreshLock::all);
-        let live = locks.into_iter().filter(|lock| lock.standing(SystemTime::now()) == Standing::Live);
-        let ours: Vec<_> = live.filter(|lock| lock.owner.clone().is_none_or(may_be_ours)).collect();
-        let made = ours.iter().filter_map(|lock| lock.made).min();
-        self.dispatch(Input::Refresh((!ours.is_empty()).then_some(LiveRefresh { made })));
+        let held = locks.into_iter().filter(|lock| self.sparing.concerns(lock));
+        held.filter(|lock| lock.owner.as_ref().is_none_or(may_be_ours)).collect()
+    }
+}
+
+/// The refresh locks that signals are deferred for. Each is known by itself: another agent's, which hangs, says nothing about ours.
+#[derive(Debug)]
+pub(super) struct Sparing {
+    /// Time from which on the child may have taken locks.
+    start: SystemTime,
+    /// Those that the deferral has begun for.
+    deferred_for: Vec<RefreshLock>,
+    /// Those that have had their time.
+    given_up: Vec<RefreshLock>,
+}
+
+impl Sparing {
+    /// For a child that is about to be started.
+    pub(super) fn begin() -> Self {
+        Self { start: SystemTime::now(), deferred_for: Vec::new(), given_up: Vec::new() }
+    }
+
+    fn concerns(&self, lock: &RefreshLock) -> bool {
+        lock.may_be_held_by_one_of(self.start) && !self.given_up.iter().any(|known| known.is_same_hold(lock))
+    }
+
+    fn on_look(&mut self, found: Vec<RefreshLock>) {
+        if self.deferred_for.is_empty() || found.is_empty() {
+            self.deferred_for = found;
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.given_up.append(&mut self.deferred_for);
     }
 }
