@@ -69,7 +69,17 @@ impl Policy {
 
     pub(super) fn on_escalation_due(&mut self, now: Instant) -> Vec<Action> {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
+        let is_late = |at: Option<Instant>| is_due(at.map(|at| at + LATE));
         match self.phase {
+            // If we were frozen, so were they, with their TERM.
+            Phase::Terminating if self.rest_has_term && is_late(self.kill_at) => {
+                self.kill_at = Some(now + self.short_grace());
+                Vec::new()
+            }
+            Phase::Killing if is_late(self.kill_at) => {
+                self.restart_patience(now);
+                Vec::new()
+            }
             Phase::Terminating if is_due(self.kill_at) => {
                 let notice = if self.rest_has_term { Notice::KillGraceExpired } else { Notice::ChildStays };
                 self.escalate(notice, now)
@@ -116,7 +126,7 @@ impl Policy {
     /// Sends KILL to all, those who have come since the last TERM included.
     fn kill_all(&mut self, now: Instant) -> Vec<Action> {
         if mem::replace(&mut self.phase, Phase::Killed) == Phase::Killing {
-            self.give_up_at = self.give_up_at.max(after(now, Some(SHORT_GRACE))); // we may have been stopped meanwhile
+            self.give_up_at = self.give_up_at.max(after(now, Some(SHORT_GRACE))); // a TERM may have cut it short
         }
         self.kill_at = after(now, Some(KILL_AGAIN));
         vec![self.kill()]

@@ -371,6 +371,12 @@ fn nobody_gets_kill_without_a_term_before_it() {
     kept.at(1, Input::Signal(Signal::SIGHUP, PROCESS));
     assert_eq!(kept.at(4, Input::Clock), [Action::SignalChild(Signal::SIGTERM), Action::Log(Notice::ChildStays)]);
     assert_eq!(kept.at(6, Input::Clock)[0], Action::SignalChild(Signal::SIGKILL));
+    for first in [Signal::SIGHUP, Signal::SIGTERM] {
+        let mut frozen = case(|config| config.leftovers = Leftovers::Keep);
+        frozen.at(1, Input::Signal(first, PROCESS));
+        assert!(!frozen.at(70, Input::Clock).contains(&Action::SignalChild(Signal::SIGKILL)), "it was frozen as well");
+        assert_eq!((frozen.deadline(), frozen.at(71, Input::Clock)[0]), (Some(71), Action::SignalChild(Signal::SIGKILL)));
+    }
 }
 
 #[test]
