@@ -14,7 +14,7 @@ pub enum DurationSetting {
 }
 
 /// One that wakes up later than this, as after a stop, judges no deadline before it has caught up: what came in time may still be unread.
-pub const LATE: Duration = Duration::from_millis(100);
+pub(crate) const LATE: Duration = Duration::from_millis(100);
 
 /// Time to read what has come meanwhile.
 pub const CATCH_UP: Duration = Duration::from_secs(1);
@@ -71,6 +71,11 @@ impl DurationSetting {
 /// The instant `span` after `from`; `None` if that is beyond the clock's range, and so never comes.
 pub(crate) fn after(from: Instant, span: Option<Duration>) -> Option<Instant> {
     from.checked_add(span?)
+}
+
+/// True if we were to wake up `at` that time, and are [late](LATE).
+pub(crate) fn is_late(at: Option<Instant>, now: Instant) -> bool {
+    at.is_some_and(|at| now.saturating_duration_since(at) >= LATE)
 }
 
 /// `span` as people write it, without fractions nobody wants to read.

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::ancestor_checks::AncestorChecks;
 use super::holder::{Holder, Process, Queue};
 use super::slot_files::{SlotsDir, queue_holder, slot_files};
-use crate::config::duration::{CATCH_UP, LATE, after, show, show_seconds};
+use crate::config::duration::{CATCH_UP, after, is_late, show, show_seconds};
 use crate::config::settings::Wait;
 use crate::events::{Event, EventQueue};
 use crate::logging::LiveLine;
@@ -145,7 +145,7 @@ impl<'a> LockWait<'a> {
                 self.show_progress();
             }
             if self.deadline.is_some_and(|deadline| now >= deadline) {
-                let is_late = self.limit != Some(Duration::ZERO) && wake_at.is_some_and(|at| now >= at + LATE);
+                let is_late = self.limit != Some(Duration::ZERO) && is_late(wake_at, now);
                 match caught_up_at {
                     None if is_late => caught_up_at = Some(now + CATCH_UP),
                     Some(at) if now < at => {}

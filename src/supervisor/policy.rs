@@ -9,7 +9,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use crate::claude::frames::FrameEvent;
-use crate::config::duration::{CATCH_UP, LATE, after};
+use crate::config::duration::{CATCH_UP, after, is_late};
 use crate::config::settings::Leftovers;
 use crate::outcome::Outcome;
 use crate::sys::signal::{FORWARDED, SigSet, Signal, SignalSource, is_termination_request};
@@ -147,9 +147,7 @@ impl Policy {
     fn on_deadline(&mut self, now: Instant) -> Vec<Action> {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
         let mut actions = match self.limits().into_iter().find(|&(at, _)| is_due(at)) {
-            Some((at, Outcome::IdleLimit | Outcome::HungAfterResult { .. }))
-                if !self.has_caught_up && is_due(at.map(|at| at + LATE)) =>
-            {
+            Some((at, Outcome::IdleLimit | Outcome::HungAfterResult { .. })) if !self.has_caught_up && is_late(at, now) => {
                 self.has_caught_up = true;
                 let later = |at: Instant| at.max(now + CATCH_UP);
                 self.idle_deadline = self.idle_deadline.map(later);

@@ -1,6 +1,7 @@
 //! Tests of the wait, without processes: its order, and what it leaves for the next.
 
 use super::*;
+use crate::config::duration::LATE;
 use crate::config::settings::LockMode;
 use crate::records::{RunInfo, WaitsFor};
 use crate::run_id::RunId;

@@ -69,14 +69,13 @@ impl Policy {
 
     pub(super) fn on_escalation_due(&mut self, now: Instant) -> Vec<Action> {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
-        let is_late = |at: Option<Instant>| is_due(at.map(|at| at + LATE));
         match self.phase {
             // If we were frozen, so were they, with their TERM.
-            Phase::Terminating if self.rest_has_term && is_late(self.kill_at) => {
+            Phase::Terminating if self.rest_has_term && is_late(self.kill_at, now) => {
                 self.kill_at = Some(now + self.short_grace());
                 Vec::new()
             }
-            Phase::Killing if is_late(self.kill_at) => {
+            Phase::Killing if is_late(self.kill_at, now) => {
                 self.restart_patience(now);
                 Vec::new()
             }

@@ -5,7 +5,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::{Action, Input, Notice, Phase, Policy};
-use crate::config::duration::LATE;
+use crate::config::duration::is_late;
 use crate::sys::signal::{Signal, requests_end};
 
 /// Longest deferral: a refresh takes about a second.
@@ -69,7 +69,7 @@ impl Policy {
 
     fn on_deferral_clock(&mut self, now: Instant) -> Vec<Action> {
         match self.deferred_until {
-            Some(until) if now >= until + LATE => {
+            until if is_late(until, now) => {
                 self.deferred_until = Some(now + RESUMPTION);
                 Vec::new()
             }
