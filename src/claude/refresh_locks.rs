@@ -178,8 +178,8 @@ impl RefreshLock {
     /// that any age may be that of a lock which it took; and it does not know of a clock that was set.
     pub(crate) fn may_be_held_by_one_of(&self, start: SystemTime) -> bool {
         let is_dead = matches!(self.owner, Some(Owner { lives: Some(false), .. }));
-        let is_of_its_time = self.touched.is_some_and(|touched| touched + TIME_GRAIN >= start)
-            && self.made.is_none_or(|made| made + MAX_CLOCK_SKEW >= start);
+        let is_of_its_time = self.touched.is_some_and(|touched| touched >= start - TIME_GRAIN)
+            && self.made.is_none_or(|made| made >= start - MAX_CLOCK_SKEW);
         let is_directory = self.flaw != Some(NO_DIRECTORY);
         is_directory && !is_dead && (is_of_its_time || self.standing(SystemTime::now()) == Standing::Live)
     }
@@ -238,7 +238,8 @@ impl CutRefresh {
         let may_be_under_way = owner.lives.unwrap_or(fs::symlink_metadata(storage.dir.join(NEWER)).is_ok());
         let saved = fs::metadata(storage.credentials()).and_then(|found| found.modified()).ok()?;
         // The file has more than the login in it, and may be written for that. A token that was due when the refresh began is still the old one.
-        let is_old = |expiry| expiry <= written + CLAUDES_MARK || before.is_some_and(|before| expiry <= before);
+        let is_after = |expiry: SystemTime| expiry.duration_since(written).is_ok_and(|life| life > CLAUDES_MARK);
+        let is_old = |expiry| !is_after(expiry) || before.is_some_and(|before| expiry <= before);
         let is_unsaved = || matches!(Login::read_whole(&storage.credentials()), Login::Expires(expiry) if is_old(expiry));
         (!may_be_under_way && (saved < written || is_unsaved())).then_some(Self { pid: owner.pid, at: written })
     }
@@ -274,7 +275,9 @@ impl OwnerFile {
 
     fn read(path: &Path) -> Option<Self> {
         let text = read_bounded(path, MAX_OWNER_FILE).ok()?;
-        let [birth, older] = ["lockBirthtimeMs", "legacyLockBirthtimeMs"].map(|key| Object::parse(&text).ok()?.get::<f64>(key));
+        let file = Object::parse(&text).ok()?;
+        let [birth, older] =
+            ["lockBirthtimeMs", "legacyLockBirthtimeMs"].map(|key| file.get::<f64>(key).filter(|birth| *birth > 0.0));
         let written = fs::metadata(path).and_then(|found| found.modified()).ok()?;
         let older = match (birth, older) {
             (_, Some(birth)) => OlderLock::Born(birth),
@@ -288,7 +291,7 @@ impl OwnerFile {
     /// file behind it.
     fn owner_of(self, made: Option<SystemTime>) -> Option<Owner> {
         let Some(made) = made else { return Some(self.owner) };
-        let is_of_it = match self.birth.filter(|birth| *birth > 0.0) {
+        let is_of_it = match self.birth {
             Some(birth) => is_birth(birth, made),
             None => self.written >= made,
         };

@@ -13,7 +13,8 @@ use crate::config::duration::{CATCH_UP, after, is_late};
 use crate::config::settings::Leftovers;
 use crate::outcome::Outcome;
 use crate::sys::signal::{FORWARDED, SigSet, Signal, SignalSource, is_termination_request};
-pub use refresh_guard::{MAX_DEFERRAL, RESUMPTION};
+use refresh_guard::Span;
+pub use refresh_guard::{MAX_DEFERRAL, SPAN};
 pub use types::{Action, Group, Input, Notice, PolicyConfig, TreeState};
 
 /// State of a run. Tests compare and copy it, to try all that can happen: see `tests/model`.
@@ -52,8 +53,10 @@ pub struct Policy {
     continued: SigSet,
     /// Signals that are deferred for the sake of a refresh, in order.
     deferred: Vec<Action>,
-    /// Time until which they are.
-    deferred_until: Option<Instant>,
+    /// Of the time for which they are.
+    span: Option<Span>,
+    /// A refresh that they were deferred for has had its time; if they still are, it is for another.
+    has_given_up: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -85,7 +88,7 @@ impl Policy {
     /// Time of the next [`Input::Clock`].
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.phase {
-            _ if self.is_deferring() => self.deferred_until,
+            _ if self.is_deferring() => self.span.map(|span| span.end),
             Phase::Finished => None,
             _ => {
                 let limits = self.limits().into_iter().map(|(at, _)| at);

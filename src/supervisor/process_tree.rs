@@ -259,6 +259,12 @@ impl ProcessTree {
         Ok(())
     }
 
+    /// Lets members that are stopped, and `is_reached`, go on.
+    pub(super) fn continue_stopped(&self, is_reached: impl Fn(&Stat) -> bool) {
+        let stopped = self.members().into_iter().filter(|member| member.state == b'T' && is_reached(member));
+        stopped.for_each(|member| signal_one(&member, Signal::SIGCONT));
+    }
+
     /// Pid and PID namespace of each member, as it sees them itself; `None` if those of one that lives are hidden from us, or without a /proc
     /// of our own.
     pub(super) fn names(&self) -> Option<Vec<(i32, String)>> {

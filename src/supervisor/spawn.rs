@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getpid, getppid, setpgid};
+use nix::unistd::{Pid, getpid, getppid, setpgid, setsid};
 use tracing::warn;
 
 use super::policy::Group;
@@ -55,15 +55,18 @@ impl Launch {
         Some(Self { program, environment, stdin: Stdin::Null, role: Role::Refresher, signals })
     }
 
-    /// Starts the child with the descriptors that hold its slot and its locks, and with `outputs` in place of our stdout and stderr. An error is a `ProgramError` if
-    /// the program cannot be executed.
+    /// Starts the child with the descriptors that hold its slot and its locks, and with `outputs` in place of our stdout and stderr. An
+    /// error is a `ProgramError` if the program cannot be executed.
     pub(super) fn spawn(&self, group: Group, locks: [Option<BorrowedFd>; 3], outputs: [Option<BorrowedFd>; 2]) -> Result<Pid> {
         let exec = self.prepare()?;
         let us = getpid();
         let mut pdeathsig = Ok(());
         let prepare = || {
-            if group == Group::Own {
-                setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+            match (self.role, group) {
+                // In a group of our session, one that is stopped would get HUP from the kernel when we are killed.
+                (Role::Refresher, _) => drop(setsid()?),
+                (Role::Command, Group::Own) => setpgid(Pid::from_raw(0), Pid::from_raw(0))?,
+                (Role::Command, Group::Shared) => {}
             }
             if self.role == Role::Command {
                 pdeathsig = set_pdeathsig(Signal::SIGTERM);

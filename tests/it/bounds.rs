@@ -2,6 +2,7 @@
 //! run beside them.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
@@ -38,12 +39,7 @@ fn refresh_beside_one_that_was_given_up_is_spared() {
     let env = Env::new();
     env.log_in(EXPIRED);
     let stand_in = StandIn::start(&env, &[]);
-    let foreign = env.config_dir().join("mcp-refresh-other.lock.lock");
-    fs::create_dir(&foreign).expect("a lock");
-    let in_a_minute = SystemTime::now() + Duration::from_secs(60);
-    fs::File::open(&foreign).and_then(|dir| dir.set_modified(in_a_minute)).expect("a time");
-    let fifo = env.path("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let fifo = hung_refresh(&env);
     let steps = format!("signals; ready; open {}; refresh legacy posted", fifo.display());
     let agent = env.agent(&stand_in, "pass-through", &["--kill-after", "60"], &steps);
     agent.ready();
@@ -57,6 +53,36 @@ fn refresh_beside_one_that_was_given_up_is_spared() {
     expect_deferral(&agent);
     fs::remove_dir(sibling(&env)).expect("a lock");
     assert_eq!(agent.end().code(), 137);
+}
+
+#[test]
+fn refresh_that_begins_while_signals_are_deferred_for_another_is_spared() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let stand_in = StandIn::start(&env, &[]);
+    let fifo = hung_refresh(&env);
+    let steps = format!("ready; open {}; refresh legacy posted", fifo.display());
+    let agent = env.agent(&stand_in, "pass-through", &[], &steps);
+    agent.ready();
+    agent.signal(Signal::SIGTERM);
+    expect_deferral(&agent);
+    fs::write(fifo, "").expect("a FIFO");
+    while agent.line() != "posted" {}
+    assert!(agent.message().contains("still held after 15s: going on"));
+    expect_deferral(&agent);
+    fs::remove_dir(sibling(&env)).expect("a lock");
+    assert_eq!(agent.end().code(), 143);
+}
+
+/// A refresh of somebody else's that hangs, and a FIFO for what comes after it.
+fn hung_refresh(env: &Env) -> PathBuf {
+    let lock = env.config_dir().join("mcp-refresh-other.lock.lock");
+    fs::create_dir(&lock).expect("a lock");
+    let in_a_minute = SystemTime::now() + Duration::from_secs(60);
+    fs::File::open(&lock).and_then(|dir| dir.set_modified(in_a_minute)).expect("a time");
+    let fifo = env.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    fifo
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -229,25 +230,34 @@ fn nothing_is_started_into_the_locks_of_a_killed_refresher() {
 
 #[test]
 fn refresher_outlives_a_killed_claude_run_with_the_lock() {
-    let env = Env::new();
-    env.log_in(EXPIRED);
-    let stand_in = StandIn::start(&env, &["--refresh-takes", "2"]);
-    env.script("helper", "#!/bin/sh\necho $$ >helper.pid\necho key\nexec sleep 600\n");
-    let options = ["--lock-helper", "./helper"];
-    let run = agent_with(&env, &claude(&env, "2.1.330"), &stand_in, "refresh modern", "ready", &options);
-    let pid = refresher(&env);
-    let helper = fs::read_to_string(env.path("helper.pid")).expect("a helper").trim().parse().expect("a pid");
-    kill(run.pid(), Signal::SIGKILL).expect("a process");
-    run.end();
-    assert!(is_alive(pid) && env.is_locked());
-    wait_until("the refresh is done", || {
-        let has_helper = is_alive(helper); // before the look at the refresh
-        !is_alive(pid) || {
-            assert!(has_helper, "the lock between hosts is kept as well");
-            false
+    for is_stopped in [false, true] {
+        let env = Env::new();
+        env.log_in(EXPIRED);
+        let stand_in = StandIn::start(&env, &["--refresh-takes", "2"]);
+        env.script("helper", "#!/bin/sh\necho $$ >helper.pid\necho key\nexec sleep 600\n");
+        let options = ["--lock-helper", "./helper"];
+        let run = agent_with(&env, &claude(&env, "2.1.330"), &stand_in, "refresh modern", "ready", &options);
+        let refresher = refresher(&env);
+        let pid = Pid::from_raw(refresher);
+        let helper = fs::read_to_string(env.path("helper.pid")).expect("a helper").trim().parse().expect("a pid");
+        if is_stopped {
+            kill(pid, Signal::SIGSTOP).expect("a process");
         }
-    });
-    wait_until("the lock helper is gone", || !is_alive(helper));
-    wait_until("the lock is free", || !env.is_locked());
-    assert!(is_fresh(&env));
+        kill(run.pid(), Signal::SIGKILL).expect("a process");
+        run.end();
+        assert!(is_alive(refresher) && env.is_locked());
+        if is_stopped {
+            std::thread::sleep(Duration::from_secs(3)); // the answer comes meanwhile
+            kill(pid, Signal::SIGCONT).expect("no HUP has come with a CONT");
+        }
+        wait_until("the refresh is done", || {
+            let has_helper = is_alive(helper); // before the look at the refresh
+            let is_done = !is_alive(refresher);
+            assert!(is_done || has_helper, "the lock between hosts is kept as well");
+            is_done
+        });
+        wait_until("the lock helper is gone", || !is_alive(helper));
+        wait_until("the lock is free", || !env.is_locked());
+        assert!(is_fresh(&env));
+    }
 }

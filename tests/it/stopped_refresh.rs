@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::env::{Env, Running, wait_until};
+use crate::env::{Env, Running, binary, fake_claude, wait_until};
 use crate::oauth::{EXPIRED, StandIn};
 use crate::refresh_locks::expect_deferral;
 
@@ -25,10 +25,18 @@ struct Refresh {
 impl Refresh {
     /// A run in the midst of a refresh whose request takes so many seconds.
     fn begin(takes: &str, options: &[&str]) -> Self {
+        Self::begin_below(&[], takes, options)
+    }
+
+    /// One whose claude is below a `wrapper`.
+    fn begin_below(wrapper: &[&str], takes: &str, options: &[&str]) -> Self {
         let env = Env::new();
         env.log_in(EXPIRED);
         let stand_in = StandIn::start(&env, &["--refresh-takes", takes]);
-        let run = env.agent(&stand_in, "exclusive", options, "ready; refresh legacy; hang");
+        let mut command = env.command(binary());
+        command.env("FAKE_API", &stand_in.address).args(["--lock", "exclusive"]).args(options).args(wrapper);
+        command.arg(fake_claude()).args(["-p", "ready; refresh legacy; hang"]);
+        let run = Running::start(command);
         let [child, ..] = run.ready();
         while run.line() != "posting" {}
         Self { env, _stand_in: stand_in, run, child: Pid::from_raw(child) }
@@ -52,6 +60,16 @@ impl Refresh {
 #[test]
 fn refresh_of_a_stopped_claude_is_spared() {
     let refresh = Refresh::begin("14", &[]);
+    kill(refresh.child, Signal::SIGSTOP).expect("it lives");
+    thread::sleep(LONG);
+    refresh.run.signal(Signal::SIGTERM);
+    expect_deferral(&refresh.run);
+    refresh.expect_saved(143);
+}
+
+#[test]
+fn refresh_of_a_stopped_claude_below_a_script_is_spared() {
+    let refresh = Refresh::begin_below(&["sh", "-c", r#""$0" "$@"; exit"#], "14", &[]);
     kill(refresh.child, Signal::SIGSTOP).expect("it lives");
     thread::sleep(LONG);
     refresh.run.signal(Signal::SIGTERM);
@@ -95,6 +113,7 @@ fn deferral_that_was_frozen_leaves_time_to_go_on() {
 #[test]
 fn error_of_claude_run_s_own_ends_no_refresh() {
     let refresh = Refresh::begin("2", &[]);
+    kill(refresh.child, Signal::SIGSTOP).expect("it lives");
     let mut limit = refresh.env.command("prlimit");
     limit.args(["--nofile=0:0", "--pid", &refresh.run.pid().to_string()]);
     assert!(limit.status().expect("prlimit").success());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use claude_run::claude::frames::FrameEvent;
 use claude_run::config::settings::Leftovers;
 use claude_run::outcome::Outcome;
-use claude_run::supervisor::policy::{Action, Group, Input, MAX_DEFERRAL, Notice, Policy, PolicyConfig, RESUMPTION, TreeState};
+use claude_run::supervisor::policy::{Action, Group, Input, MAX_DEFERRAL, Notice, Policy, PolicyConfig, SPAN, TreeState};
 use claude_run::sys::signal::{SigSet, Signal, SignalSource};
 use stateright::{Checker, Model, Property};
 
@@ -207,7 +207,7 @@ impl World {
             action => action == Action::KillTerminated,
         };
         let patient = self.deferred_since.is_some_and(|since| self.now >= since + MAX_DEFERRAL)
-            && self.thawed_at.is_none_or(|at| self.now >= at + RESUMPTION);
+            && self.thawed_at.is_none_or(|at| self.now >= at + SPAN);
         let is_safe = !ends_processes || self.refresh_since.is_none() || patient;
         self.ensure(is_safe, "a refresh is spared for 15 s, and goes on after a freeze");
         match action {
@@ -482,7 +482,7 @@ impl Model for Shape {
             Property::<Self>::always("nobody outlives the limit, the graces and the patience", |shape, world| {
                 // Two patiences: one for the TERM, one for a refresh that begins before the KILL. A request behind the second refresh has a
                 // grace of its own.
-                let frozen = world.thawed_at.map_or(Duration::ZERO, |_| FREEZE + RESUMPTION);
+                let frozen = world.thawed_at.map_or(Duration::ZERO, |_| FREEZE + SPAN);
                 let graces = KILL_GRACE * u32::from(world.refreshes.max(1));
                 let last = HARD_LIMIT + 2 * MAX_DEFERRAL + graces + Duration::from_secs(1) + frozen;
                 !shape.kill_grace || world.now <= last || world.kill_at.is_some() || !world.lives()

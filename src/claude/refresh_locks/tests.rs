@@ -83,6 +83,7 @@ fn silence_says_nothing_of_a_holder_that_may_have_been_stopped() {
         (ago(50), ago(300), false),
         (ahead, ago(50), true),
         (ahead, ago(300), false),
+        (SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(i64::MAX as u64)), ago(300), false),
     ] {
         for lives in [None, Some(None), Some(Some(true)), Some(Some(false))] {
             let lock = RefreshLock { made, ..lock(touched, lives) };

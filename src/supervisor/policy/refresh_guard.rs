@@ -5,14 +5,24 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::{Action, Input, Notice, Phase, Policy};
-use crate::config::duration::is_late;
+use crate::config::duration::CATCH_UP;
 use crate::sys::signal::{Signal, requests_end};
 
-/// Longest deferral: a refresh takes about a second.
-pub const MAX_DEFERRAL: Duration = Duration::from_secs(15);
+/// Longest deferral, not counting what claude was frozen for: a refresh takes about a second.
+pub const MAX_DEFERRAL: Duration = SPAN.saturating_mul(SPANS as u32);
 
-/// Time in which a claude that was frozen with us reads an answer that came meanwhile, saves the token, and shows that it is alive.
-pub const RESUMPTION: Duration = Duration::from_secs(5);
+/// A part of it. One at whose end we were frozen, and claude with us, does not count.
+pub const SPAN: Duration = Duration::from_secs(5);
+
+const SPANS: u8 = 3;
+
+/// The span of a deferral that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Span {
+    pub(super) end: Instant,
+    /// Number of spans from this one on.
+    left: u8,
+}
 
 impl Policy {
     /// True while signals are deferred, so that the end of a refresh matters.
@@ -56,30 +66,36 @@ impl Policy {
     }
 
     fn on_refresh(&mut self, is_in_progress: bool, now: Instant) -> Vec<Action> {
-        match self.deferred_until {
-            None if !is_in_progress => mem::take(&mut self.deferred), // as if there were no guard: its kill grace has begun
+        match self.span {
+            // As if there were no guard: its kill grace has begun.
+            None if !is_in_progress && !self.has_given_up => mem::take(&mut self.deferred),
+            _ if !is_in_progress => self.end_deferral(now),
             None if self.is_deferring() => {
-                self.deferred_until = Some(now + MAX_DEFERRAL);
+                self.span = Some(Span { end: now + SPAN, left: SPANS });
                 vec![Action::Log(Notice::SignalDeferred)]
             }
-            Some(_) if !is_in_progress => self.end_deferral(now),
             _ => Vec::new(),
         }
     }
 
     fn on_deferral_clock(&mut self, now: Instant) -> Vec<Action> {
-        match self.deferred_until {
-            until if is_late(until, now) => {
-                self.deferred_until = Some(now + RESUMPTION);
-                Vec::new()
-            }
-            Some(until) if now >= until => [vec![Action::GiveUpRefresh], self.end_deferral(now)].concat(),
-            _ => Vec::new(),
-        }
+        let Some(Span { end, left }) = self.span.filter(|span| now >= span.end) else { return Vec::new() };
+        self.span = if now >= end + CATCH_UP {
+            Some(Span { end: now + SPAN, left })
+        } else if left > 1 {
+            Some(Span { end: end + SPAN, left: left - 1 })
+        } else if mem::replace(&mut self.has_given_up, true) {
+            return [vec![Action::GiveUpRefresh], self.end_deferral(now)].concat();
+        } else {
+            // Another may have begun meanwhile, and has its own time, once.
+            self.span = None;
+            return vec![Action::GiveUpRefresh, Action::CheckRefresh];
+        };
+        Vec::new()
     }
 
     fn end_deferral(&mut self, now: Instant) -> Vec<Action> {
-        self.deferred_until = None;
+        (self.span, self.has_given_up) = (None, false);
         self.restart_grace(now);
         mem::take(&mut self.deferred)
     }
@@ -110,7 +126,8 @@ mod tests {
         start: Instant,
         /// Number of the refresh that is in progress.
         refresh: Option<u64>,
-        /// Number of the one that was given up.
+        /// Number of the one that signals are deferred for, and of the one that was given up.
+        deferred_for: Option<u64>,
         given_up: Option<u64>,
     }
 
@@ -122,15 +139,23 @@ mod tests {
 
         fn of(change: impl FnOnce(&mut PolicyConfig)) -> Self {
             let case = case(change);
-            Self { policy: case.policy, start: case.start, refresh: None, given_up: None }
+            Self { policy: case.policy, start: case.start, refresh: None, deferred_for: None, given_up: None }
         }
 
         fn during_refresh() -> Self {
             Self { refresh: Some(1), ..Self::new() }
         }
 
-        /// Actions for `input`, a check being answered at once, as by the supervisor.
+        /// Actions for `input`, with all that is due before it while signals are deferred.
         fn at(&mut self, seconds: u64, input: Input) -> Vec<Action> {
+            while let Some(due) = self.deadline().filter(|due| self.policy.is_deferring() && *due < seconds) {
+                assert_eq!(self.on_waking(due, Input::Clock), [], "{due}");
+            }
+            self.on_waking(seconds, input)
+        }
+
+        /// Actions for `input`, a check being answered at once, as by the supervisor.
+        fn on_waking(&mut self, seconds: u64, input: Input) -> Vec<Action> {
             let now = self.start + Duration::from_secs(seconds);
             let mut all = Vec::new();
             let mut actions = self.policy.on(input, now);
@@ -138,11 +163,12 @@ mod tests {
             while let Some(action) = actions.pop() {
                 match action {
                     Action::CheckRefresh => {
-                        let answer = Input::Refresh(self.refresh.is_some() && self.refresh != self.given_up);
-                        actions.extend(self.policy.on(answer, now).into_iter().rev());
+                        let found = self.refresh.filter(|refresh| Some(*refresh) != self.given_up);
+                        self.deferred_for = self.deferred_for.filter(|_| found.is_some()).or(found);
+                        actions.extend(self.policy.on(Input::Refresh(found.is_some()), now).into_iter().rev());
                     }
                     Action::GiveUpRefresh => {
-                        self.given_up = self.refresh;
+                        self.given_up = self.deferred_for.take();
                         all.push(action);
                     }
                     _ => all.push(action),
@@ -205,7 +231,7 @@ mod tests {
         for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
             let mut run = Run::during_refresh();
             assert_eq!(run.signal(1, signal), [DEFERRED], "{signal}");
-            assert_eq!(run.deadline(), Some(16));
+            assert_eq!(run.deadline(), Some(6), "a look at the clock");
             assert_eq!(run.at(8, Input::Clock), [], "no kill grace runs meanwhile");
             assert_eq!(run.at(9, Input::Refresh(true)), [], "logged once");
             assert_eq!(run.refresh_ends(10), [Action::SignalChild(signal)]);
@@ -258,8 +284,17 @@ mod tests {
         assert_eq!(run.at(21, Input::Clock), [KILL_TREE, Action::Log(Notice::KillGraceExpired)]);
         let mut in_a_row = Run::during_refresh();
         in_a_row.signal(1, Signal::SIGTERM);
+        in_a_row.refresh = Some(2);
         assert_eq!(in_a_row.at(10, Input::Refresh(true)), []);
-        assert_eq!(in_a_row.at(16, Input::Clock), [Action::GiveUpRefresh, TERM], "15 s, whoever follows");
+        assert_eq!(in_a_row.at(16, Input::Clock), [Action::GiveUpRefresh, DEFERRED], "it may be ours");
+        in_a_row.refresh = Some(3);
+        assert_eq!(in_a_row.at(31, Input::Clock), [Action::GiveUpRefresh, TERM], "but not for ever");
+        assert_eq!(in_a_row.deadline(), Some(33), "with a kill grace of its own");
+        let mut done = Run::during_refresh();
+        done.signal(1, Signal::SIGTERM);
+        done.refresh = Some(2);
+        done.at(16, Input::Clock);
+        assert_eq!((done.refresh_ends(18), done.deadline()), (vec![TERM], Some(20)));
         let mut another = Run::during_refresh();
         another.signal(1, Signal::SIGINT);
         another.at(16, Input::Clock);
@@ -277,17 +312,23 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_frozen_has_time_to_go_on() {
+    fn time_in_a_freeze_is_no_time_to_refresh() {
         let mut run = Run::during_refresh();
         run.signal(1, Signal::SIGTERM);
-        for thawed in [40, 60] {
-            assert_eq!(run.at(thawed, Input::Clock), []);
-            assert_eq!(run.deadline(), Some(thawed + 5));
+        // Whenever it ends, and however often.
+        for thawed in [15, 60] {
+            assert_eq!(run.on_waking(thawed, Input::Clock), []);
         }
-        assert_eq!(run.at(65, Input::Clock), [Action::GiveUpRefresh, TERM]);
+        assert_eq!(run.at(74, Input::Clock), []);
+        assert_eq!(run.at(75, Input::Clock), [Action::GiveUpRefresh, TERM]);
+        let mut at_last = Run::during_refresh();
+        at_last.signal(1, Signal::SIGTERM);
+        assert_eq!(at_last.at(15, Input::Clock), []);
+        assert_eq!((at_last.on_waking(17, Input::Clock), at_last.deadline()), (vec![], Some(22)));
         let mut done = Run::during_refresh();
         done.signal(1, Signal::SIGTERM);
-        assert_eq!(done.refresh_ends(40), [TERM], "what was over in the meantime is not waited for");
+        done.refresh = None;
+        assert_eq!(done.on_waking(40, Input::Refresh(false)), [TERM], "what was over in the meantime is not waited for");
     }
 
     #[test]

@@ -8,11 +8,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{error, info, warn};
 
-use super::super::policy::{Input, MAX_DEFERRAL};
+use super::super::policy::{Action, Input, MAX_DEFERRAL};
 use super::Supervisor;
 use crate::claude::refresh_locks::{CutRefresh, Owner, RefreshLock};
 use crate::config::duration::show;
+use crate::config::settings::Leftovers;
 use crate::lock::{AwaitedRefresh, LockGuard};
+use crate::sys::proc::Stat;
+use crate::sys::signal::Signal;
 
 impl Supervisor<'_> {
     /// The refresh that the lock is held for.
@@ -58,7 +61,10 @@ impl Supervisor<'_> {
     pub(super) fn check_refresh(&mut self) {
         let locks = self.spared_refreshes();
         let is_in_progress = !locks.is_empty();
-        self.sparing.on_look(locks);
+        if self.sparing.on_look(locks) {
+            let is_reached = |stat: &Stat| stat.pid == self.child.as_raw() || self.policy.config.leftovers == Leftovers::Kill;
+            self.tree.continue_stopped(is_reached); // who is stopped would have its TERM, but no time
+        }
         self.dispatch(Input::Refresh(is_in_progress));
     }
 
@@ -69,10 +75,16 @@ impl Supervisor<'_> {
     }
 
     /// Waits until no refresh is in progress that is to be spared, before a KILL without a policy.
-    pub(super) fn wait_for_refreshes(&self) {
-        let give_up_at = Instant::now() + MAX_DEFERRAL;
-        while !self.spared_refreshes().is_empty() && Instant::now() < give_up_at {
-            thread::sleep(Duration::from_millis(20));
+    pub(super) fn wait_for_refreshes(&mut self) {
+        const PAUSE: Duration = Duration::from_millis(20);
+        self.act(Action::SignalChild(Signal::SIGCONT)); // even without descriptors, and so without /proc
+        self.tree.continue_stopped(|_| true);
+        // Not by the clock, which goes on if we are frozen.
+        for _ in 0..MAX_DEFERRAL.as_millis() / PAUSE.as_millis() {
+            if self.spared_refreshes().is_empty() {
+                return;
+            }
+            thread::sleep(PAUSE);
         }
     }
 
@@ -91,8 +103,8 @@ impl Supervisor<'_> {
 /// The refresh locks that signals are deferred for. Each is known by itself: another agent's, which hangs, says nothing about ours.
 #[derive(Debug)]
 pub(super) struct Sparing {
-    /// Time from which on the child may have taken locks.
-    start: SystemTime,
+    /// Time from which on the child may have taken locks, by the clock that may be set, and by the one that may not.
+    start: (SystemTime, Instant),
     /// Those that the deferral has begun for.
     deferred_for: Vec<RefreshLock>,
     /// Those that have had their time.
@@ -102,17 +114,21 @@ pub(super) struct Sparing {
 impl Sparing {
     /// For a child that is about to be started.
     pub(super) fn begin() -> Self {
-        Self { start: SystemTime::now(), deferred_for: Vec::new(), given_up: Vec::new() }
+        Self { start: (SystemTime::now(), Instant::now()), deferred_for: Vec::new(), given_up: Vec::new() }
     }
 
     fn concerns(&self, lock: &RefreshLock) -> bool {
-        lock.may_be_held_by_one_of(self.start) && !self.given_up.iter().any(|known| known.is_same_hold(lock))
+        let start = self.start.0.min(SystemTime::now() - self.start.1.elapsed());
+        lock.may_be_held_by_one_of(start) && !self.given_up.iter().any(|known| known.is_same_hold(lock))
     }
 
-    fn on_look(&mut self, found: Vec<RefreshLock>) {
-        if self.deferred_for.is_empty() || found.is_empty() {
+    /// True if a deferral begins with those `found`.
+    fn on_look(&mut self, found: Vec<RefreshLock>) -> bool {
+        let begins = self.deferred_for.is_empty() && !found.is_empty();
+        if begins || found.is_empty() {
             self.deferred_for = found;
         }
+        begins
     }
 
     fn give_up(&mut self) {
