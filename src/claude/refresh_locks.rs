@@ -177,11 +177,12 @@ impl RefreshLock {
     /// True if a process that was started at `start` may hold the lock. One that was stopped or frozen has not touched it meanwhile, so
     /// that any age may be that of a lock which it took; and it does not know of a clock that was set.
     pub(crate) fn may_be_held_by_one_of(&self, start: SystemTime) -> bool {
-        let is_dead = matches!(self.owner, Some(Owner { lives: Some(false), .. }));
         let is_of_its_time = self.touched.is_some_and(|touched| touched >= start - TIME_GRAIN)
             && self.made.is_none_or(|made| made >= start - MAX_CLOCK_SKEW);
         let is_directory = self.flaw != Some(NO_DIRECTORY);
-        is_directory && !is_dead && (is_of_its_time || self.standing(SystemTime::now()) == Standing::Live)
+        is_directory
+            && self.owner_lives() != Some(false)
+            && (is_of_its_time || self.standing(SystemTime::now()) == Standing::Live)
     }
 
     /// True if both are one lock in one holder's hand: whoever takes a lock makes a new directory.
@@ -191,15 +192,21 @@ impl RefreshLock {
 
     pub(crate) fn standing(&self, now: SystemTime) -> Standing {
         let Some(touched) = self.touched else { return Standing::Free };
-        let is_ahead = touched.duration_since(now).is_ok_and(|ahead| ahead > MAX_CLOCK_SKEW);
+        // Somebody who lives touches it again, by a clock that was set back.
+        let lives = self.owner_lives() == Some(true);
+        let is_ahead = !lives && touched.duration_since(now).is_ok_and(|ahead| ahead > MAX_CLOCK_SKEW);
         if let Some(flaw) = self.flaw.or(is_ahead.then_some("has a time that is yet to come")) {
             return Standing::Stuck(flaw);
         }
-        match (age(touched, now), &self.owner) {
+        match (age(touched, now), self.owner_lives()) {
             (age, _) if age >= self.stale_after => Standing::Stale(age),
-            (age, Some(Owner { lives: Some(false), .. })) => Standing::OwnerDead(self.stale_after - age),
+            (age, Some(false)) => Standing::OwnerDead(self.stale_after - age),
             _ => Standing::Live,
         }
+    }
+
+    fn owner_lives(&self) -> Option<bool> {
+        self.owner.as_ref()?.lives
     }
 
     /// Longest time for which the lock keeps claude from a refresh if nobody touches it; `None` if it does not.

@@ -101,7 +101,7 @@ struct World {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// Until the next deadline of the policy.
+    /// Until the next deadline of the policy, or the end of a deferral.
     Wait,
     /// For three seconds before it.
     Pass,
@@ -293,9 +293,16 @@ impl World {
     fn take(&mut self, step: Step) {
         match step {
             Step::Wait => {
-                let next = self.policy.next_deadline().map(|at| at - *START);
-                self.now = next.unwrap_or(END).clamp(self.now, END);
-                self.happens(Input::Clock);
+                // Through all spans of a deferral: there is too much to explore between them.
+                let was_deferring = self.policy.is_deferring();
+                loop {
+                    let next = self.policy.next_deadline().map(|at| at - *START);
+                    self.now = next.unwrap_or(END).clamp(self.now, END);
+                    self.happens(Input::Clock);
+                    if !was_deferring || !self.policy.is_deferring() {
+                        break;
+                    }
+                }
                 // Deferred signals have deferred the limits: then the loop comes back at once, and once only.
                 if self.policy.next_deadline().is_some_and(|next| next <= *START + self.now) {
                     self.happens(Input::Clock);

@@ -112,7 +112,7 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
         // Those of the other place that claude may use are left alone: nobody has named it as its storage.
         let may_fix = at < RefreshLock::PER_LOGIN;
         match (subject.fix && may_fix).then(|| ensure_removable(&subject.storage, &lock.path).and_then(|()| remove(lock))) {
-            Some(Ok(())) => check.pass(format!("{what}: removed")),
+            Some(Ok(())) => check.pass(format!("{what}: removed; see whether claude is still logged in")),
             Some(Err(error)) => check.fail(format!("{what}: cannot be removed: {error}"), means, removal(&lock.path)),
             None if !may_fix => check.warn(what, means, removal(&lock.path)),
             None => check.warn(what, means, "claude-run doctor --fix removes it; then see whether claude is still logged in"),
