@@ -139,7 +139,10 @@ fn executable(path: &Path) -> Result<PathBuf, ProgramError> {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Err(not_found(path)),
         Err(error) => Err(cannot_run(path, &format!("cannot be run: {error}"))),
         Ok(found) if found.is_dir() => Err(cannot_run(path, "is a directory, not a program")),
-        Ok(_) if !is_executable(path) => Err(cannot_run(path, "is not executable; chmod +x, or name another program")),
+        Ok(_) if !is_executable(path) => Err(cannot_run(
+            path,
+            "is not executable, or on a file system that is mounted noexec; chmod +x, or name another program",
+        )),
         Ok(_) => Ok(path.to_owned()),
     }
 }

@@ -421,6 +421,13 @@ fn records_of_another_user_cost_the_records_alone() {
         fs::set_permissions(env.path(dir), fs::Permissions::from_mode(0o755)).expect("permissions");
     }
     let _holder = env.hold_lock();
+    let hidden = env.home().join(".claude");
+    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o700)).expect("permissions");
+    let mut blind = env.command("setpriv");
+    blind.args(["--reuid", "65534", "--clear-groups"]).arg(binary()).arg("status");
+    let ended = Running::start(blind).end();
+    assert!(ended.code() == 1 && ended.stdout.iter().any(|line| line == "held by        not known"), "{ended:?}");
+    fs::set_permissions(hidden, fs::Permissions::from_mode(0o755)).expect("permissions");
     for (operation, code, part) in [
         ("status", 1, "claude-run cannot be used: "),
         ("slots", 1, "who has a slot is not known"),

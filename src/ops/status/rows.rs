@@ -1,5 +1,7 @@
 //! A status for people: trouble first, then who holds the lock and who waits, then the rest.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::iter;
 use std::time::{Duration, SystemTime};
 
@@ -71,7 +73,12 @@ impl Status<'_> {
 
     fn holder_rows(&self) -> Vec<Row> {
         if self.fleet.holders.is_empty() {
-            return vec![Row::new("held by", "nobody").looks(Look::Good)];
+            // The reason is among the trouble.
+            let is_hidden =
+                fs::metadata(&self.factory.lock_file).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
+            let row =
+                if is_hidden { Row::new("held by", "not known") } else { Row::new("held by", "nobody").looks(Look::Good) };
+            return vec![row];
         }
         self.fleet.holders.iter().flat_map(|holder| holder_rows(holder, !self.fleet.waiting.is_empty())).collect()
     }

@@ -44,7 +44,8 @@ fn screen_text(status: &Status) -> String {
     let room = height.saturating_sub(2).max(1);
     let text = status.to_text(width, room);
     let lines: Vec<_> = text.lines().take(room).collect();
-    format!("{}\n\n{}", fitted(&format!("{}  (q ends it)", head()), width), lines.join("\n"))
+    let key = if stdin().is_terminal() { "q" } else { "Ctrl-C" };
+    format!("{}\n\n{}", fitted(&format!("{}  ({key} ends it)", head()), width), lines.join("\n"))
 }
 
 /// Overwrites the screen: clears the rest of each line, and all below.
