@@ -3,6 +3,7 @@
 //! storage comes first, with a file beside it that names its owner. MCP servers, profiles and other products of the same login have locks
 //! of their own. They are read here, never changed.
 
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -249,6 +250,12 @@ impl CutRefresh {
         let is_old = |expiry| !is_after(expiry) || before.is_some_and(|before| expiry <= before);
         let is_unsaved = || matches!(Login::read_whole(&storage.credentials()), Login::Expires(expiry) if is_old(expiry));
         (!may_be_under_way && (saved < written || is_unsaved())).then_some(Self { pid: owner.pid, at: written })
+    }
+}
+
+impl fmt::Display for CutRefresh {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "claude (pid {}) has ended in the midst of a refresh", self.pid)
     }
 }
 

@@ -142,10 +142,15 @@ fn wait_until_refreshable(refreshes: &Refreshes, guard: &LockGuard, wait: &mut L
 /// Waits until none of claude's refresh locks, over which a claude that is started would fail, is in the way of a refresh that may be due,
 /// or our own lock `is_lost`. Gives the signal that interrupted the wait, if one did.
 fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: impl Fn() -> bool) -> Result<Option<Signal>> {
-    let Some((first, _)) = refreshes.obstacle() else { return Ok(None) };
-    if !refreshes.may_be_due() {
+    let held = refreshes.held_locks();
+    if held.is_empty() || !refreshes.may_be_due() {
         return Ok(None);
     }
+    if let Some(stuck) = held.iter().find(|lock| matches!(lock.standing(SystemTime::now()), Standing::Stuck(_))) {
+        let stuck = describe_refresh_lock(stuck);
+        warn!(name: "refresh.stuck", "claude's refresh lock {stuck}; claude-run doctor tells the command that removes it");
+    }
+    let Some((first, _)) = refreshes.obstacle(held) else { return Ok(None) };
     wait.recorder.publish(); // the wait begins
     wait.started = Instant::now();
     wait.begin(Awaited::RefreshLocks, Some(MAX_REFRESH_LOCK_WAIT));
@@ -154,7 +159,7 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
     let lock = describe_refresh_lock(&first);
     warn!(name: "refresh.waiting", "claude's refresh lock {lock}; waiting for it, at most {}", show(MAX_REFRESH_LOCK_WAIT));
     let end = wait.until(|wait, _| {
-        let obstacle = refreshes.obstacle();
+        let obstacle = refreshes.obstacle(refreshes.held_locks());
         wait.recheck_at = obstacle.as_ref().map(|(_, left)| Instant::now() + *left);
         let is_over = obstacle.is_none() || is_lost() || matches!(refreshes.state(), RefreshState::NotDue(_));
         Ok(is_over.then_some(()))
@@ -163,7 +168,7 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
     match end {
         WaitEnd::Interrupted(signal) => return Ok(Some(signal)),
         WaitEnd::TimedOut => {
-            let lock = describe_refresh_lock(&refreshes.obstacle().map_or(first, |(lock, _)| lock));
+            let lock = describe_refresh_lock(&refreshes.obstacle(refreshes.held_locks()).map_or(first, |(lock, _)| lock));
             warn!(name: "refresh.waited", "claude's refresh lock {lock}; going on after {}", show(MAX_REFRESH_LOCK_WAIT));
         }
         WaitEnd::Met(()) => {}

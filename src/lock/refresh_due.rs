@@ -131,11 +131,15 @@ impl Refreshes {
         Some(self.claude.version()? < Version::INNER_LOCK)
     }
 
-    /// The refresh lock that is in the way for longest, and for how long at most if nobody touches it.
-    pub(super) fn obstacle(&self) -> Option<(RefreshLock, Duration)> {
+    /// Refresh locks of the login that are not free.
+    pub(super) fn held_locks(&self) -> Vec<RefreshLock> {
+        RefreshLock::of_candidates(&self.storage).into_iter().filter(|lock| lock.touched.is_some()).collect()
+    }
+
+    /// Of the `held` refresh locks, the one that is in the way for longest, and for how long at most if nobody touches it.
+    pub(super) fn obstacle(&self, held: Vec<RefreshLock>) -> Option<(RefreshLock, Duration)> {
         let now = SystemTime::now();
-        let held = RefreshLock::of_candidates(&self.storage).into_iter().filter(|lock| lock.touched.is_some());
-        let locks = held.map(|lock| if self.is_older() == Some(true) { lock } else { lock.for_newer() });
+        let locks = held.into_iter().map(|lock| if self.is_older() == Some(true) { lock } else { lock.for_newer() });
         let blocking = locks.filter_map(|lock| lock.blocks_for(now).map(|left| (lock, left)));
         blocking.max_by_key(|&(_, left)| left)
     }

@@ -18,6 +18,7 @@ use super::checks::{Check, Finding, Verdict};
 use super::layout::{self, Look, hanging};
 use super::{Context, Factory, answer, text};
 use crate::claude::config_dir::obstacle;
+use crate::claude::refresh_locks::CutRefresh;
 use crate::claude::storage::ClaudeStorage;
 use crate::claude::version::Version;
 use crate::config::settings::{EXTERNAL_LOCK, LockMode, unknown_variables};
@@ -29,6 +30,8 @@ struct Subject<'a> {
     context: &'a Context<'a>,
     config_dir: PathBuf,
     storage: ClaudeStorage,
+    /// As it is before its traces are removed.
+    cut_refresh: Option<CutRefresh>,
     /// Path, and answer to `--version`.
     claude: Result<(PathBuf, String)>,
     factory: Result<Factory>,
@@ -59,8 +62,8 @@ impl<'a> Subject<'a> {
     fn of(context: &'a Context<'a>, config_dir: PathBuf, fix: bool) -> Self {
         let (claude, storage) = (claude::find(context), context.invocation(&config_dir).storage());
         let records = RecordStore::of(&config_dir);
-        let census = records.census();
-        Self { context, config_dir, storage, claude, factory: Factory::of(context), records, census, fix }
+        let (census, cut_refresh) = (records.census(), CutRefresh::last(&storage));
+        Self { context, config_dir, storage, cut_refresh, claude, factory: Factory::of(context), records, census, fix }
     }
 
     /// True if the claude here has a refresh lock inside its storage; `None` if its version is not known.

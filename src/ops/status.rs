@@ -135,10 +135,8 @@ impl<'a> Status<'a> {
         let broken =
             self.fleet.broken.iter().map(|what| format!("{what}: it keeps apart from nobody who came later; let it end"));
         let broken = broken.chain(self.fleet.slots.trouble());
-        let cut = CutRefresh::last(&self.factory.storage).map(|cut| {
-            let pid = cut.pid;
-            format!("claude (pid {pid}) has ended in the midst of a refresh: the login is probably lost; log in again if the next run fails")
-        });
+        let cut = CutRefresh::last(&self.factory.storage)
+            .map(|cut| format!("{cut}: the login is probably lost; log in again if the next run fails"));
         let settings = self.factory.mistake.as_ref().map(|error| format!("no run starts: {error}"));
         let all = of_holders.chain(refresh_locks).chain(login).chain(cut).chain(broken).chain(holders);
         all.chain(settings).chain(self.found.iter().cloned()).collect()

@@ -63,7 +63,7 @@ fn guide_has_every_operation_event_and_field() {
     let guide = guide();
     let operations =
         ["status", "mode", "slots", "settings", "report", "doctor", "setup", "events", "redact", "completions", "man-page"];
-    let events = "lock.acquiring lock.waiting lock.acquired lock.timeout lock.interrupted lock.unneeded lock.released lock.helper lock.lost refresh.unclear refresh.waiting refresh.waited \
+    let events = "lock.acquiring lock.waiting lock.acquired lock.timeout lock.interrupted lock.unneeded lock.released lock.helper lock.lost refresh.unclear refresh.waiting refresh.waited refresh.stuck \
                   refresh.spared refresh.cut refresh.first slot.waiting slot.acquired slot.released slot.timeout slot.unneeded run.started run.state run.result run.limit run.stopping run.ended";
     let fields = "run label version state waits_for slot since began mode hold host boot pid_namespace pid child program cwd lock config_dir parent \
                   lock_key holders stopped processes command queue waiting waiting_without_record running orphaned slots refresh_locks auth token last trouble age_ms";

@@ -350,7 +350,9 @@ fn refresh_locks_are_checked_and_fixed() {
     let text = format!(r#"{{"pid":4194304,"procStart":"1","pidDomain":"linux:{}:{}"}}"#, machine.trim(), namespace.display());
     fs::write(&owner, text).expect("an owner");
     expect(doctor(&env, |doctor| doctor), "refresh locks", "warning", "which is dead");
-    expect(doctor(&env, |doctor| doctor.arg("--fix")), "refresh locks", "pass", "removed");
+    let found = doctor(&env, |doctor| doctor.arg("--fix"));
+    expect(found.clone(), "refresh locks", "pass", "removed");
+    expect(found, "login", "warning", "has ended in the midst of a refresh");
     assert!(!owner.exists() && locks.iter().all(|lock| !lock.exists()));
 }
 

@@ -112,6 +112,20 @@ fn signal_ends_the_wait_and_starts_nothing() {
 }
 
 #[test]
+fn stuck_lock_is_told_and_not_waited_for() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    fs::create_dir_all(sibling(&env).join("something")).expect("a lock");
+    for mode in ["refresh", "exclusive"] {
+        let ended = env.start(["--lock", mode, "true"]).end();
+        let said = ended.stderr_text();
+        assert!(ended.code() == 0 && said.contains("no claude can refresh; claude-run doctor tells"), "{mode}: {ended:?}");
+    }
+    env.log_in(FRESH);
+    env.claude_run().args(["--lock", "exclusive", "true"]).assert().code(0).stderr("");
+}
+
+#[test]
 fn lock_is_ignored_if_no_refresh_is_due() {
     let env = Env::new();
     env.log_in(FRESH);

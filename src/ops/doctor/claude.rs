@@ -81,6 +81,9 @@ pub(super) fn check_login(subject: &Subject, check: &mut Check) {
     let login = Login::read_whole(&file);
     let claude = subject.context.invocation(&subject.config_dir);
     checks::check_claude_settings(&claude, check);
+    if let Some(cut) = &subject.cut_refresh {
+        check.warn(cut.to_string(), "the login is probably lost", "log in again if the next run fails");
+    }
     // A history that cannot be read is told by the check of the records.
     checks::check_last_runs(&subject.records.last_finished().unwrap_or_default(), &file, check);
     checks::check_login(&file, &login, &claude.auth(&login), check);
