@@ -78,6 +78,11 @@ pub(crate) fn is_late(at: Option<Instant>, now: Instant) -> bool {
     at.is_some_and(|at| now.saturating_duration_since(at) >= LATE)
 }
 
+/// True if we were to wake up `at` that time, and were stopped or frozen instead: no busy machine is so late again and again.
+pub(crate) fn was_frozen(at: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(at) >= CATCH_UP
+}
+
 /// `span` as people write it, without fractions nobody wants to read.
 pub fn show(span: Duration) -> String {
     if span.as_millis() == 0 {

@@ -8,7 +8,7 @@ use crate::claude::credentials::{CLAUDES_MARK, Login};
 use crate::claude::refresh_locks::RefreshLock;
 use crate::claude::storage::ClaudeStorage;
 use crate::claude::version::Version;
-use crate::config::duration::{CATCH_UP, after, show_seconds};
+use crate::config::duration::{after, show_seconds, was_frozen};
 use crate::sys::mount::{is_mount_point, may_lock_per_host};
 
 /// How claude's token is refreshed in this run.
@@ -186,8 +186,8 @@ impl AwaitedRefresh {
             self.give_up_at = None;
         }
         let at = self.give_up_at.filter(|at| now >= *at)?;
-        if now >= at + CATCH_UP {
-            self.give_up_at = after(now, Some(MAX_DELAY)); // we were frozen, and claude with us
+        if was_frozen(at, now) {
+            self.give_up_at = after(now, Some(MAX_DELAY)); // and so was claude
             return None;
         }
         Some("claude has not begun to refresh its token, and has no need to")

@@ -224,7 +224,7 @@ pub(super) fn trouble_with_holders<'a>(held: impl Iterator<Item = (String, &'a H
     let stopped = all_stopped(held.clone().map(|(_, holder)| holder));
     let texts = held.zip(stopped).flat_map(|((what, holder), stopped)| {
         let left = matches!(holder, Holder::Orphan(..)).then(|| {
-            format!("claude-run gone, claude still running: {what} is held by {holder}; {}", text::end_leftovers(holder))
+            format!("claude-run gone, claude still running: {what} is held by {holder}; {}", text::end_orphan(holder))
         });
         let stopped = stopped.map(|pids| format!("{what} is held by a stopped process; kill -CONT {pids} lets it go on"));
         left.into_iter().chain(stopped)

@@ -99,6 +99,11 @@ pub(super) fn end_leftovers(holder: &Holder) -> String {
     format!("end {whom}: kill {pids}, or kill -KILL where that is ignored; the lock is free with the last process that has it")
 }
 
+/// The way out of a lock that the claude of a killed claude-run has.
+pub(super) fn end_orphan(holder: &Holder) -> String {
+    format!("give it a minute, since it may be refreshing the token; then {}", end_leftovers(holder))
+}
+
 /// How a run ended: `lock busy (75)`.
 pub(super) fn ending(outcome: &str, exit_code: Option<u8>) -> String {
     let code = exit_code.map_or_else(String::new, |code| format!(" ({code})"));

@@ -9,7 +9,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use crate::claude::frames::FrameEvent;
-use crate::config::duration::{CATCH_UP, after, is_late};
+use crate::config::duration::{CATCH_UP, after, is_late, was_frozen};
 use crate::config::settings::Leftovers;
 use crate::outcome::Outcome;
 use crate::sys::signal::{FORWARDED, SigSet, Signal, SignalSource, is_termination_request};
@@ -112,6 +112,11 @@ impl Policy {
 
     fn can_expire(&self) -> bool {
         self.has_child() && self.expired_limit.is_none() && matches!(self.phase, Phase::Running | Phase::Terminating)
+    }
+
+    /// True once the run is to end.
+    pub(super) fn is_ending(&self) -> bool {
+        self.phase != Phase::Running
     }
 
     /// True while the task grace replaces the result grace.

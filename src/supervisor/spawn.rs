@@ -63,14 +63,15 @@ impl Launch {
         let mut pdeathsig = Ok(());
         let prepare = || {
             match (self.role, group) {
-                // In a group of our session, one that is stopped would get HUP from the kernel when we are killed.
+                // In a group of our session, one that is stopped would get HUP from the kernel if we are killed.
                 (Role::Refresher, _) => drop(setsid()?),
                 (Role::Command, Group::Own) => setpgid(Pid::from_raw(0), Pid::from_raw(0))?,
                 (Role::Command, Group::Shared) => {}
             }
-            if self.role == Role::Command {
-                pdeathsig = set_pdeathsig(Signal::SIGTERM);
-            }
+            pdeathsig = set_pdeathsig(match self.role {
+                Role::Command => Signal::SIGTERM,
+                Role::Refresher => Signal::SIGCONT, // one that is stopped would keep the locks
+            });
             if getppid() != us {
                 return Err(Errno::ECHILD); // we were killed before the prctl
             }

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::env::{Env, fake_claude, wait_until};
+use crate::env::{Env, fake_claude, state, wait_until};
 use crate::oauth::{EXPIRED, FRESH, StandIn, age};
 use crate::refresh_locks::{expect_deferral, lock_of, sibling};
 
@@ -63,15 +64,19 @@ fn refresh_that_begins_while_signals_are_deferred_for_another_is_spared() {
     let fifo = hung_refresh(&env);
     let steps = format!("ready; open {}; refresh legacy posted", fifo.display());
     let agent = env.agent(&stand_in, "pass-through", &[], &steps);
-    agent.ready();
-    agent.signal(Signal::SIGTERM);
+    let [child, ..] = agent.ready();
+    kill(Pid::from_raw(child), Signal::SIGSTOP).expect("it lives");
+    wait_until("it is stopped", || state(child) == Some('T'));
+    agent.signal(Signal::SIGINT);
     expect_deferral(&agent);
+    assert_eq!(state(child), Some('T'), "nobody has asked it to end");
+    agent.signal(Signal::SIGTERM);
     fs::write(fifo, "").expect("a FIFO");
     while agent.line() != "posted" {}
     assert!(agent.message().contains("still held after 15s: going on"));
     expect_deferral(&agent);
     fs::remove_dir(sibling(&env)).expect("a lock");
-    assert_eq!(agent.end().code(), 143);
+    assert_eq!(agent.end().code(), 130, "the INT came first");
 }
 
 /// A refresh of somebody else's that hangs, and a FIFO for what comes after it.

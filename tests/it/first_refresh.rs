@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -241,15 +240,11 @@ fn refresher_outlives_a_killed_claude_run_with_the_lock() {
         let pid = Pid::from_raw(refresher);
         let helper = fs::read_to_string(env.path("helper.pid")).expect("a helper").trim().parse().expect("a pid");
         if is_stopped {
-            kill(pid, Signal::SIGSTOP).expect("a process");
+            kill(pid, Signal::SIGSTOP).expect("a process"); // the kernel lets it go on, and sends it no HUP
         }
         kill(run.pid(), Signal::SIGKILL).expect("a process");
         run.end();
         assert!(is_alive(refresher) && env.is_locked());
-        if is_stopped {
-            std::thread::sleep(Duration::from_secs(3)); // the answer comes meanwhile
-            kill(pid, Signal::SIGCONT).expect("no HUP has come with a CONT");
-        }
         wait_until("the refresh is done", || {
             let has_helper = is_alive(helper); // before the look at the refresh
             let is_done = !is_alive(refresher);

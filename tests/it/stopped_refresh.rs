@@ -78,6 +78,15 @@ fn refresh_of_a_stopped_claude_below_a_script_is_spared() {
 }
 
 #[test]
+fn refresh_of_a_claude_that_is_stopped_while_its_signal_is_deferred_is_spared() {
+    let refresh = Refresh::begin_below(&["sh", "-c", r#""$0" "$@"; exit"#], "3", &[]);
+    refresh.run.signal(Signal::SIGTERM);
+    expect_deferral(&refresh.run);
+    kill(refresh.child, Signal::SIGSTOP).expect("it lives");
+    refresh.expect_saved(143);
+}
+
+#[test]
 fn refresh_of_a_run_that_job_control_stopped_is_spared() {
     let refresh = Refresh::begin("14", &[]);
     refresh.run.signal(Signal::SIGTSTP);

@@ -56,7 +56,7 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
     }
     match fleet.holders.first() {
         Some(orphan @ Holder::Orphan(..)) => {
-            check.fail(format!("held by {orphan}"), "everybody waits for it", text::end_leftovers(orphan));
+            check.fail(format!("held by {orphan}"), "everybody waits for it", text::end_orphan(orphan));
         }
         Some(holder) => check_holder(holder, &factory.settings, check),
         None => check.pass_if_clean(format!("{shown}: nobody holds it")),

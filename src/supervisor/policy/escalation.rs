@@ -71,11 +71,11 @@ impl Policy {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
         match self.phase {
             // If we were frozen, so were they, with their TERM.
-            Phase::Terminating if self.rest_has_term && is_late(self.kill_at, now) => {
+            Phase::Terminating if self.rest_has_term && self.kill_at.is_some_and(|at| was_frozen(at, now)) => {
                 self.kill_at = Some(now + self.short_grace());
                 Vec::new()
             }
-            Phase::Killing if is_late(self.kill_at, now) => {
+            Phase::Killing if self.kill_at.is_some_and(|at| was_frozen(at, now)) => {
                 self.restart_patience(now);
                 Vec::new()
             }

@@ -5,7 +5,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::{Action, Input, Notice, Phase, Policy};
-use crate::config::duration::CATCH_UP;
+use crate::config::duration::was_frozen;
 use crate::sys::signal::{Signal, requests_end};
 
 /// Longest deferral, not counting what claude was frozen for: a refresh takes about a second.
@@ -80,7 +80,7 @@ impl Policy {
 
     fn on_deferral_clock(&mut self, now: Instant) -> Vec<Action> {
         let Some(Span { end, left }) = self.span.filter(|span| now >= span.end) else { return Vec::new() };
-        self.span = if now >= end + CATCH_UP {
+        self.span = if was_frozen(end, now) {
             Some(Span { end: now + SPAN, left })
         } else if left > 1 {
             Some(Span { end: end + SPAN, left: left - 1 })
@@ -91,7 +91,7 @@ impl Policy {
             self.span = None;
             return vec![Action::GiveUpRefresh, Action::CheckRefresh];
         };
-        Vec::new()
+        vec![Action::CheckRefresh] // nothing tells us of an owner that is killed, or stopped
     }
 
     fn end_deferral(&mut self, now: Instant) -> Vec<Action> {
@@ -182,6 +182,7 @@ mod tests {
         }
 
         fn refresh_ends(&mut self, seconds: u64) -> Vec<Action> {
+            self.at(seconds, Input::Refresh(true));
             self.refresh = None;
             self.at(seconds, Input::Refresh(false))
         }

@@ -61,7 +61,9 @@ impl Supervisor<'_> {
     pub(super) fn check_refresh(&mut self) {
         let locks = self.spared_refreshes();
         let is_in_progress = !locks.is_empty();
-        if self.sparing.on_look(locks) {
+        self.sparing.on_look(locks);
+        // A signal that asks nobody to end, as one that our caller ignores, wakes nobody.
+        if is_in_progress && self.policy.is_ending() {
             let is_reached = |stat: &Stat| stat.pid == self.child.as_raw() || self.policy.config.leftovers == Leftovers::Kill;
             self.tree.continue_stopped(is_reached); // who is stopped would have its TERM, but no time
         }
@@ -122,13 +124,10 @@ impl Sparing {
         lock.may_be_held_by_one_of(start) && !self.given_up.iter().any(|known| known.is_same_hold(lock))
     }
 
-    /// True if a deferral begins with those `found`.
-    fn on_look(&mut self, found: Vec<RefreshLock>) -> bool {
-        let begins = self.deferred_for.is_empty() && !found.is_empty();
-        if begins || found.is_empty() {
+    fn on_look(&mut self, found: Vec<RefreshLock>) {
+        if self.deferred_for.is_empty() || found.is_empty() {
             self.deferred_for = found;
         }
-        begins
     }
 
     fn give_up(&mut self) {
