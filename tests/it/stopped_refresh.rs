@@ -15,6 +15,9 @@ use crate::refresh_locks::expect_deferral;
 /// So long that the older versions' lock, and that of an MCP server, is stale: 10 s.
 const LONG: Duration = Duration::from_secs(11);
 
+/// One that waits for claude, and does not become it.
+const SCRIPT: [&str; 3] = ["sh", "-c", r#""$0" "$@"; exit"#];
+
 struct Refresh {
     env: Env,
     _stand_in: StandIn,
@@ -57,29 +60,28 @@ impl Refresh {
     }
 }
 
-#[test]
-fn refresh_of_a_stopped_claude_is_spared() {
-    let refresh = Refresh::begin("14", &[]);
+fn expect_spared_while_stopped(wrapper: &[&str]) {
+    let refresh = Refresh::begin_below(wrapper, "14", &[]);
     kill(refresh.child, Signal::SIGSTOP).expect("it lives");
     thread::sleep(LONG);
     refresh.run.signal(Signal::SIGTERM);
     expect_deferral(&refresh.run);
     refresh.expect_saved(143);
+}
+
+#[test]
+fn refresh_of_a_stopped_claude_is_spared() {
+    expect_spared_while_stopped(&[]);
 }
 
 #[test]
 fn refresh_of_a_stopped_claude_below_a_script_is_spared() {
-    let refresh = Refresh::begin_below(&["sh", "-c", r#""$0" "$@"; exit"#], "14", &[]);
-    kill(refresh.child, Signal::SIGSTOP).expect("it lives");
-    thread::sleep(LONG);
-    refresh.run.signal(Signal::SIGTERM);
-    expect_deferral(&refresh.run);
-    refresh.expect_saved(143);
+    expect_spared_while_stopped(&SCRIPT);
 }
 
 #[test]
 fn refresh_of_a_claude_that_is_stopped_while_its_signal_is_deferred_is_spared() {
-    let refresh = Refresh::begin_below(&["sh", "-c", r#""$0" "$@"; exit"#], "3", &[]);
+    let refresh = Refresh::begin_below(&SCRIPT, "3", &[]);
     refresh.run.signal(Signal::SIGTERM);
     expect_deferral(&refresh.run);
     kill(refresh.child, Signal::SIGSTOP).expect("it lives");
