@@ -134,3 +134,36 @@ impl Sparing {
         self.given_up.append(&mut self.deferred_for);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::claude::storage::ClaudeStorage;
+
+    #[test]
+    fn lock_that_was_given_up_says_nothing_about_another() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (storage, mut sparing) = (ClaudeStorage::at(&dir.path().join("config")), Sparing::begin());
+        fs::create_dir_all(&storage.dir)?;
+        let [hung, ours] = ["mcp-refresh-a.lock.lock", ".oauth_refresh.lock"].map(|name| storage.dir.join(name));
+        let concerning = |sparing: &Sparing| -> Vec<_> {
+            RefreshLock::all(&storage).into_iter().filter(|lock| sparing.concerns(lock)).collect()
+        };
+        fs::create_dir(&hung)?;
+        sparing.on_look(concerning(&sparing));
+        fs::create_dir(&ours)?;
+        sparing.on_look(concerning(&sparing));
+        sparing.give_up();
+        assert_eq!(concerning(&sparing).into_iter().map(|lock| lock.path).collect::<Vec<_>>(), [&*ours]);
+        std::thread::sleep(Duration::from_millis(20)); // the grain of a file system's clock
+        fs::remove_dir(&hung)?;
+        fs::create_dir(&hung)?;
+        assert_eq!(concerning(&sparing).len(), 2, "somebody else's");
+        sparing.on_look(Vec::new());
+        sparing.give_up();
+        assert_eq!(concerning(&sparing).len(), 2, "nobody was deferred for");
+        Ok(())
+    }
+}
