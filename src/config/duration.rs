@@ -78,7 +78,7 @@ pub(crate) fn is_late(at: Option<Instant>, now: Instant) -> bool {
     at.is_some_and(|at| now.saturating_duration_since(at) >= LATE)
 }
 
-/// True if we were to wake up `at` that time, and were stopped or frozen instead: no busy machine is so late again and again.
+/// True if we were to wake up `at` that time, and were stopped or frozen instead: a busy machine is rarely so late.
 pub(crate) fn was_frozen(at: Instant, now: Instant) -> bool {
     now.saturating_duration_since(at) >= CATCH_UP
 }

@@ -37,6 +37,8 @@ pub struct Policy {
     rest_has_term: bool,
     /// The kill grace was cut short.
     is_hurried: bool,
+    /// It was made longer after a freeze.
+    was_grace_extended: bool,
     /// End of the kill grace, then time of the next KILL.
     kill_at: Option<Instant>,
     give_up_at: Option<Instant>,

@@ -85,7 +85,7 @@ impl Launch {
         };
         // SAFETY: those are async-signal-safe.
         let pid = unsafe { spawn(&exec, &self.signals, prepare) };
-        if let Err(error) = pdeathsig {
+        if let (Role::Command, Err(error)) = (self.role, pdeathsig) {
             // As in some containers.
             warn!(%error, "cannot set the child's parent-death signal: if claude-run is killed, the child runs on");
         }

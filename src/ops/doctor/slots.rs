@@ -22,7 +22,7 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
             (Holder::Run(_), None) => {}
             (Holder::Orphan(..) | Holder::Processes(_), None) => {
                 let means = "its claude-run was killed, or keeps no record: one run less may start";
-                check.warn(what, means, text::end_leftovers(holder));
+                check.warn(what, means, text::end_orphan(holder));
             }
         }
     }

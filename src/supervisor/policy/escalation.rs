@@ -70,13 +70,13 @@ impl Policy {
     pub(super) fn on_escalation_due(&mut self, now: Instant) -> Vec<Action> {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
         match self.phase {
-            // If we were frozen, so were they, with their TERM.
-            Phase::Terminating if self.rest_has_term && self.kill_at.is_some_and(|at| was_frozen(at, now)) => {
+            // If we were frozen, so were they, with their TERM. Once: a fork bomb may keep us as busy again and again.
+            Phase::Terminating | Phase::Killing
+                if self.rest_has_term && !self.was_grace_extended && self.kill_at.is_some_and(|at| was_frozen(at, now)) =>
+            {
+                self.was_grace_extended = true;
                 self.kill_at = Some(now + self.short_grace());
-                Vec::new()
-            }
-            Phase::Killing if self.kill_at.is_some_and(|at| was_frozen(at, now)) => {
-                self.restart_patience(now);
+                self.give_up_at = self.give_up_at.max(self.kill_at.filter(|_| self.phase == Phase::Killing));
                 Vec::new()
             }
             Phase::Terminating if is_due(self.kill_at) => {
