@@ -193,13 +193,13 @@ impl RefreshLock {
 
     pub(crate) fn standing(&self, now: SystemTime) -> Standing {
         let Some(touched) = self.touched else { return Standing::Free };
+        let lives = self.owner_lives();
         // Somebody who lives touches it again, by a clock that was set back.
-        let lives = self.owner_lives() == Some(true);
-        let is_ahead = !lives && touched.duration_since(now).is_ok_and(|ahead| ahead > MAX_CLOCK_SKEW);
+        let is_ahead = lives != Some(true) && touched.duration_since(now).is_ok_and(|ahead| ahead > MAX_CLOCK_SKEW);
         if let Some(flaw) = self.flaw.or(is_ahead.then_some("has a time that is yet to come")) {
             return Standing::Stuck(flaw);
         }
-        match (age(touched, now), self.owner_lives()) {
+        match (age(touched, now), lives) {
             (age, _) if age >= self.stale_after => Standing::Stale(age),
             (age, Some(false)) => Standing::OwnerDead(self.stale_after - age),
             _ => Standing::Live,
@@ -298,7 +298,7 @@ impl OwnerFile {
             (Some(_), None) => OlderLock::None,
             (None, None) => OlderLock::MadeBefore(written),
         };
-        Some(Self { owner: Owner { older, ..Owner::parse(&text)? }, birth, written })
+        Some(Self { owner: Owner { older, ..Owner::of(&file)? }, birth, written })
     }
 
     /// The owner of the lock that was `made` then, unless the file is left over from an earlier one: the directory is made first, and the
@@ -332,7 +332,10 @@ fn is_birth(birth: f64, made: SystemTime) -> bool {
 impl Owner {
     /// Reads the text of an owner file.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let file = Object::parse(text).ok()?;
+        Self::of(&Object::parse(text).ok()?)
+    }
+
+    fn of(file: &Object) -> Option<Self> {
         let (pid, domain) = (file.get("pid")?, file.text("pidDomain"));
         let (machine, namespace) = domain.as_deref().and_then(split_domain).unzip();
         let ours = pid_namespace().unwrap_or_default();

@@ -99,7 +99,7 @@ pub(super) fn end_leftovers(holder: &Holder) -> String {
     format!("end {whom}: kill {pids}, or kill -KILL where that is ignored; the lock is free with the last process that has it")
 }
 
-/// The way out of a lock that the claude of a killed claude-run has.
+/// The way out of a lock or slot that somebody has whose claude-run was killed.
 pub(super) fn end_orphan(holder: &Holder) -> String {
     format!("give it a minute, since it may be refreshing the token; then {}", end_leftovers(holder))
 }

@@ -62,7 +62,7 @@ impl Supervisor<'_> {
         let locks = self.spared_refreshes();
         let is_in_progress = !locks.is_empty();
         self.sparing.on_look(locks);
-        // A signal that asks nobody to end, as one that our caller ignores, wakes nobody.
+        // A signal that starts no kill grace, as INT, or one that our caller ignores, wakes nobody.
         if is_in_progress && self.policy.is_ending() {
             let is_reached = |stat: &Stat| stat.pid == self.child.as_raw() || self.policy.config.leftovers == Leftovers::Kill;
             self.tree.continue_stopped(is_reached); // who is stopped would have its TERM, but no time
