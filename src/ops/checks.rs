@@ -222,19 +222,21 @@ pub(super) fn all_stopped<'a>(holders: impl IntoIterator<Item = &'a Holder>) -> 
 /// Trouble with those who hold a lock or a slot, each with what that is: a claude-run that was killed, a process that is stopped.
 pub(super) fn trouble_with_holders<'a>(held: impl Iterator<Item = (String, &'a Holder)> + Clone) -> Vec<String> {
     let stopped = all_stopped(held.clone().map(|(_, holder)| holder));
-    let texts = held.zip(stopped).flat_map(|((what, holder), stopped)| {
+    let texts = held.zip(stopped).filter_map(|((what, holder), stopped)| {
         let left = matches!(holder, Holder::Orphan(..)).then(|| {
-            format!("claude-run gone, claude still running: {what} is held by {holder}; {}", text::end_orphan(holder))
+            let todo = stopped.as_deref().map_or_else(|| text::end_orphan(holder), let_go_on);
+            format!("claude-run gone, claude still running: {what} is held by {holder}; {todo}")
         });
-        let stopped = stopped.map(|pids| format!("{what} is held by a stopped process; kill -CONT {pids} lets it go on"));
-        left.into_iter().chain(stopped)
+        left.or_else(|| Some(format!("{what} is held by a stopped process; kill -CONT {} lets it go on", stopped?)))
     });
     texts.collect()
 }
 
 /// Advice on stopped processes.
 pub(super) fn let_go_on(pids: &str) -> String {
-    format!("let it go on: kill -CONT {pids}; or end it: kill {pids}, and then kill -CONT {pids}")
+    format!(
+        "let it go on: kill -CONT {pids}; if it is to end, give it a minute then, since it may be refreshing the token, and kill {pids}"
+    )
 }
 
 /// Checks whether the API has refused the login of the last `runs`, and nobody has written the credentials `file` since.

@@ -101,15 +101,18 @@ impl Policy {
 
     /// Limits that count, each with its outcome. A request to end removes none of them.
     fn limits(&self) -> [(Option<Instant>, Outcome); 3] {
-        // The key of a terminal, or a STOP, means that somebody continues the child; a TTIN does not.
-        let is_paused = matches!(self.stopped_by, Some(Signal::SIGSTOP | Signal::SIGTSTP));
         let counts = self.can_expire();
         let hung = Outcome::HungAfterResult { is_error: self.last_result.unwrap_or_default() };
         [
             (self.hard_deadline.filter(|_| counts), Outcome::HardLimit),
             (self.result_deadline.filter(|_| counts), hung),
-            (self.idle_deadline.filter(|_| counts && !is_paused), Outcome::IdleLimit),
+            (self.idle_deadline.filter(|_| counts && !self.is_paused()), Outcome::IdleLimit),
         ]
+    }
+
+    /// True if somebody is to continue the child: the key of a terminal, or a STOP, means that; a TTIN does not.
+    pub(super) fn is_paused(&self) -> bool {
+        matches!(self.stopped_by, Some(Signal::SIGSTOP | Signal::SIGTSTP))
     }
 
     fn can_expire(&self) -> bool {

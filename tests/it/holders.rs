@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::env::{Env, Running, wait_until};
+use crate::env::{Env, Running, fake_claude, wait_until};
 
 /// An environment that ends with all who work in it: nobody ends what an old caller leaves behind.
 struct Old(Env);
@@ -175,5 +175,12 @@ fn orphan_is_a_holder_by_one_name_for_all() {
     let named = format!("what orphan (pid {run}) left when it was killed: fake_claude (pid {child})");
     assert!(text(&env).contains(&format!("held by        {named}\n")), "{}", text(&env));
     assert_eq!(waiter_names(&env), named);
-    kill(Pid::from_raw(child), Signal::SIGKILL).expect("alive");
+    let pid = Pid::from_raw(child);
+    kill(pid, Signal::SIGSTOP).expect("alive");
+    let advice = format!("let it go on: kill -CONT {pid}; if it is to end, give it a minute then");
+    wait_until("it is stopped, and status says so", || text(&env).contains(&advice));
+    let doctor = env.claude_run().arg("doctor").env("CLAUDE_RUN_CLAUDE", fake_claude()).output().expect("started");
+    let doctor = String::from_utf8_lossy(&doctor.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(doctor.contains(&advice) && !doctor.contains("then end it"), "{doctor}");
+    kill(pid, Signal::SIGKILL).expect("alive");
 }

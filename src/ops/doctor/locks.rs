@@ -55,18 +55,18 @@ pub(super) fn check_session_lock(subject: &Subject, check: &mut Check) {
         check.fail(what, "it keeps apart from nobody who came later: two may refresh the login at once", "let it end");
     }
     match fleet.holders.first() {
-        Some(orphan @ Holder::Orphan(..)) => {
-            check.fail(format!("held by {orphan}"), "everybody waits for it", text::end_orphan(orphan));
-        }
         Some(holder) => check_holder(holder, &factory.settings, check),
         None => check.pass_if_clean(format!("{shown}: nobody holds it")),
     }
 }
 
 fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
+    let means = "everybody waits for it";
     if let Some(pids) = stopped_processes(holder) {
-        let what = format!("held by {holder}; stopped: {pids}");
-        return check.warn(what, "everybody waits for it", let_go_on(&pids));
+        return check.warn(format!("held by {holder}; stopped: {pids}"), means, let_go_on(&pids));
+    }
+    if matches!(holder, Holder::Orphan(..)) {
+        return check.fail(format!("held by {holder}"), means, text::end_orphan(holder));
     }
     let Holder::Run(run) = holder else {
         let means = "an old caller, or a run whose record cannot be kept (another user's, or the disk is full or read-only): how long it has had it is not known";
@@ -79,8 +79,11 @@ fn check_holder(holder: &Holder, settings: &Settings, check: &mut Check) {
         return check.pass(format!("held by {holder}"));
     }
     let what = format!("{} has held it for {}, longer than the hard limit", run.who(), show_seconds(held));
-    let means = "everybody waits for it; interactive runs have no limit";
-    check.warn(what, means, "see what it does: USR1 to claude-run makes it tell");
+    check.warn(
+        what,
+        "everybody waits for it; interactive runs have no limit",
+        "see what it does: USR1 to claude-run makes it tell",
+    );
 }
 
 pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {

@@ -11,7 +11,8 @@ use crate::sys::signal::{Signal, requests_end};
 /// Longest deferral, not counting what claude was frozen for: a refresh takes about a second.
 pub const MAX_DEFERRAL: Duration = SPAN.saturating_mul(SPANS as u32);
 
-/// A part of it. One at whose end we were frozen, and claude with us, does not count.
+/// A part of it. One at whose end we were frozen, and claude with us, does not count; nor does one at whose end claude was paused, unless
+/// it is to be continued: until then, it gets no signal anyway.
 pub const SPAN: Duration = Duration::from_secs(5);
 
 const SPANS: u8 = 3;
@@ -80,7 +81,7 @@ impl Policy {
 
     fn on_deferral_clock(&mut self, now: Instant) -> Vec<Action> {
         let Some(Span { end, left }) = self.span.filter(|span| now >= span.end) else { return Vec::new() };
-        self.span = if was_frozen(end, now) {
+        self.span = if was_frozen(end, now) || (self.is_paused() && !self.is_ending()) {
             Some(Span { end: now + SPAN, left })
         } else if left > 1 {
             Some(Span { end: end + SPAN, left: left - 1 })
@@ -326,6 +327,12 @@ mod tests {
         at_last.signal(1, Signal::SIGTERM);
         assert_eq!(at_last.at(15, Input::Clock), []);
         assert_eq!((at_last.on_waking(17, Input::Clock), at_last.deadline()), (vec![], Some(22)));
+        let mut paused = Run::during_refresh();
+        paused.at(1, Input::Stopped(Signal::SIGSTOP));
+        assert_eq!(paused.signal(2, Signal::SIGINT), [DEFERRED]);
+        assert_eq!(paused.at(60, Input::Continued), [], "a request that it could not see");
+        assert_eq!(paused.at(71, Input::Clock), []);
+        assert_eq!(paused.at(72, Input::Clock), [Action::GiveUpRefresh, Action::SignalChild(Signal::SIGINT)]);
         let mut done = Run::during_refresh();
         done.signal(1, Signal::SIGTERM);
         done.refresh = None;
