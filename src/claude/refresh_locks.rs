@@ -12,18 +12,20 @@ use std::time::{Duration, SystemTime};
 use super::credentials::{CLAUDES_MARK, Login};
 use super::json::Object;
 use super::storage::ClaudeStorage;
-use crate::sys::fs::{birth, read_bounded, real};
+use crate::sys::fs::{birth, if_there, read_bounded, real};
 use crate::sys::proc::{boot_id, host, is_invisible, lives, pid_namespace};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RefreshLock {
     /// The directory that is the lock.
     pub(crate) path: PathBuf,
-    /// Last sign of life of its holder; `None` while nobody holds it.
+    /// Last sign of life of its holder; `None` while nobody holds it, or if it is hidden.
     pub(crate) touched: Option<SystemTime>,
     /// Time at which its holder took it, where the file system keeps that.
     pub(crate) made: Option<SystemTime>,
     pub(crate) owner: Option<Owner>,
+    /// It may be there, but cannot be looked at.
+    is_hidden: bool,
     /// Inode of the directory.
     inode: u64,
     /// Age at which others take the lock over.
@@ -77,6 +79,8 @@ pub(crate) struct CutWatch {
 /// State of a refresh lock at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
+    /// It cannot be looked at.
+    NotKnown,
     Free,
     /// A refresh is under way.
     Live,
@@ -162,7 +166,9 @@ impl RefreshLock {
     }
 
     fn at(path: PathBuf, stale_after: Duration) -> Self {
-        let found = fs::symlink_metadata(&path).ok();
+        let found = if_there(fs::symlink_metadata(&path));
+        let is_hidden = found.is_err();
+        let found = found.ok().flatten();
         let touched = found.as_ref().and_then(|found| found.modified().ok());
         // It is taken over by rmdir(2).
         let flaw = match &found {
@@ -172,7 +178,7 @@ impl RefreshLock {
         };
         let (made, inode) = (found.as_ref().and_then(|_| birth(&path)), found.as_ref().map_or(0, MetadataExt::ino));
         let owner = found.and_then(|_| OwnerFile::read(&owner_file(&path))?.owner_of(made));
-        Self { path, touched, made, owner, inode, stale_after, flaw }
+        Self { path, touched, made, owner, is_hidden, inode, stale_after, flaw }
     }
 
     /// True if a process that was started at `start` may hold the lock. One that was stopped or frozen has not touched it meanwhile, so
@@ -192,7 +198,9 @@ impl RefreshLock {
     }
 
     pub(crate) fn standing(&self, now: SystemTime) -> Standing {
-        let Some(touched) = self.touched else { return Standing::Free };
+        let Some(touched) = self.touched else {
+            return if self.is_hidden { Standing::NotKnown } else { Standing::Free };
+        };
         let lives = self.owner_lives();
         // Somebody who lives touches it again, by a clock that was set back.
         let is_ahead = lives != Some(true) && touched.duration_since(now).is_ok_and(|ahead| ahead > MAX_CLOCK_SKEW);

@@ -180,6 +180,7 @@ fn wait_for_refresh_locks(refreshes: &Refreshes, wait: &mut LockWait, is_lost: i
 /// Describes a refresh lock: its state and its owner.
 pub(crate) fn describe_refresh_lock(lock: &RefreshLock) -> String {
     let state = match lock.standing(SystemTime::now()) {
+        Standing::NotKnown => "cannot be looked at".to_owned(),
         Standing::Free => "is free".to_owned(),
         Standing::Live => "is held: a refresh is under way".to_owned(),
         Standing::OwnerDead(left) => format!("is not stale for another {}", show_seconds(left)),

@@ -6,17 +6,18 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use super::Factory;
 use super::broken::Held;
 use super::slots::SlotsInUse;
+use super::{Factory, NOT_KNOWN};
 use crate::lock::{Holder, Queue};
 use crate::records::{Census, Hold, RunRecord, is_locked_at};
 use crate::sys::file_id::FileId;
+use crate::sys::fs::if_there;
 use crate::sys::proc::Stat;
 
 /// Who has, wants or does without the session lock.
 pub(super) struct Fleet {
-    /// More than one only if the lock file was replaced under the first.
+    /// More than one only if the lock file was replaced under the first. None if the lock file [cannot be looked at](Self::not_known).
     pub(super) holders: Vec<Holder>,
     /// In the order of the queue; in it, a process without a record has its pid alone.
     pub(super) waiting: Vec<Result<RunRecord, i32>>,
@@ -28,6 +29,8 @@ pub(super) struct Fleet {
     pub(super) orphaned: Vec<RunRecord>,
     /// Runs of other hosts, whose locks cannot be seen here.
     pub(super) elsewhere: Vec<RunRecord>,
+    /// The lock file may be there, but cannot be looked at.
+    is_lock_hidden: bool,
     /// Reason why there are no records.
     pub(super) unreadable: Option<String>,
 }
@@ -58,7 +61,7 @@ impl Fleet {
         }
         // One that has ended by now, or has begun since.
         let is_no_stranger = |pid: i32| !without_record.contains(&pid) && (is_claude_run(pid) || is_gone(pid));
-        let slots = SlotsInUse::look(&factory.records, &census);
+        let slots = SlotsInUse::look(&factory.records, &census, unreadable.is_none());
         let Census { live, mut orphaned, elsewhere, .. } = census;
         let broken = broken(factory, &live, queue.as_ref().is_some_and(Queue::is_empty));
         let waits = |record: &RunRecord| record.waits() && lock.is_some_and(|lock| record.is_about(lock));
@@ -85,7 +88,19 @@ impl Fleet {
             running.retain(|record| record.run != holder.run);
             waiting.retain(|waiter| waiter.as_ref().map_or(true, |record| record.run != holder.run));
         }
-        Self { holders, waiting, running, slots, broken, orphaned, elsewhere, unreadable }
+        let is_lock_hidden = if_there(fs::metadata(&factory.lock_file)).is_err();
+        Self { holders, waiting, running, slots, broken, orphaned, elsewhere, is_lock_hidden, unreadable }
+    }
+
+    /// Those of its lists that may be empty only because they could not be looked at.
+    pub(super) fn not_known(&self) -> Vec<&'static str> {
+        let lists = [("holders", self.is_lock_hidden), ("waiting", self.is_lock_hidden), ("slots", !self.slots.is_known)];
+        lists.into_iter().filter_map(|(name, is_hidden)| is_hidden.then_some(name)).collect()
+    }
+
+    /// What stands for its list `name` if that is empty.
+    pub(super) fn nobody(&self, name: &str) -> &'static str {
+        if self.not_known().contains(&name) { NOT_KNOWN } else { "nobody" }
     }
 
     /// Holders of the session lock, and those of slots that are none of them, with what they hold.

@@ -163,6 +163,9 @@ fn is_about_config_dir(operation: &Operation) -> bool {
     matches!(operation, Status { .. } | Mode { .. } | Slots { .. } | Events { .. } | Settings { .. } | Report { .. })
 }
 
+/// What stands for what could not be looked at, which is neither "none" nor "free".
+const NOT_KNOWN: &str = "not known";
+
 /// The factory that an operation looks at: one config dir, and all that runs there.
 struct Factory {
     config_dir: PathBuf,
@@ -219,20 +222,25 @@ impl Factory {
         self.config_dir.join(file::NAME)
     }
 
-    /// Lock mode and its origin; not known where no run starts.
-    fn mode_text(&self) -> String {
-        match (&self.mistake, &self.mode.origin) {
-            (Some(_), _) => "not known".to_owned(),
-            // scripts/agent-sdk.sh does not take a default for an answer.
-            (None, Origin::Default) => {
-                format!("{} (default, not set: agent-sdk.sh takes no lock)", self.mode.value.to_string_lossy())
-            }
-            (None, _) => text::setting(&self.mode),
-        }
+    /// The value of `setting` and its origin; not known where no run starts.
+    fn setting_text(&self, setting: &Written) -> String {
+        if self.mistake.is_some() { NOT_KNOWN.to_owned() } else { text::setting(setting) }
     }
 
-    fn mode_json(&self) -> Value {
-        self.mistake.as_ref().map_or_else(|| text::setting_json(&self.mode), |_| Value::Null)
+    fn setting_json(&self, setting: &Written) -> Value {
+        let mut json = text::setting_json(setting);
+        if self.mistake.is_some() {
+            json["value"] = Value::Null;
+        }
+        json
+    }
+
+    fn mode_text(&self) -> String {
+        if self.mistake.is_none() && self.mode.origin == Origin::Default {
+            // scripts/agent-sdk.sh does not take a default for an answer.
+            return format!("{} (default, not set: agent-sdk.sh takes no lock)", self.mode.value.to_string_lossy());
+        }
+        self.setting_text(&self.mode)
     }
 }
 

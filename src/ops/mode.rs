@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::fleet::Fleet;
 use super::layout::{self, Look, Row};
@@ -45,13 +45,10 @@ pub(super) fn run(
         None => Others::find(&factory, mode),
     };
     let to_json = || {
-        let mut value = text::setting_json(&factory.mode);
-        if factory.mistake.is_some() {
-            value["value"] = Value::Null;
-        }
+        let mut value = factory.setting_json(&factory.mode);
         value["error"] = json!(factory.mistake);
         value["set"] = json!(set.map(LockMode::name));
-        value["slots"] = text::setting_json(&factory.slots);
+        value["slots"] = factory.setting_json(&factory.slots);
         value["others"] = others.runs.iter().map(text::run_json).collect();
         value["unreadable"] = json!(others.unreadable);
         value["without_record"] = others.without_record.iter().map(|(pid, _)| *pid).collect();
@@ -93,7 +90,7 @@ fn head(factory: &Factory, context: &Context, set: Option<LockMode>) -> Vec<Row>
     }];
     rows.extend(factory.mistake.iter().map(|error| line(format!("no run starts: {error}"), Look::Bad)));
     if factory.slots.value != "none" {
-        rows.push(line(format!("slots: {}", text::setting(&factory.slots)), Look::Plain));
+        rows.push(line(format!("slots: {}", factory.setting_text(&factory.slots)), Look::Plain));
     }
     let overruled = set.and_then(|set| text::overruled(set.name(), &factory.mode));
     rows.extend(overruled.map(|text| line(text, Look::Odd)));

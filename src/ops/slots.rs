@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use super::broken::Held;
 use super::checks::{Check, check_slots, trouble_with_holders};
-use super::{Context, Factory, answer, text};
+use super::{Context, Factory, NOT_KNOWN, answer, text};
 use crate::config::options::SLOTS;
 use crate::config::settings::Slots;
-use crate::lock::{Holder, Queue, SlotFile, slot_files};
+use crate::lock::{Holder, Queue, SlotFile, slot_files, slot_obstacles};
 use crate::logging::escaped;
 use crate::outcome::Outcome;
 use crate::records::{Census, RecordStore, RunRecord, WaitsFor};
@@ -27,11 +27,18 @@ pub(super) struct SlotsInUse {
     pub(super) waiting: Vec<RunRecord>,
     /// What has become of slots that bound nobody any more.
     pub(super) broken: Vec<String>,
+    /// False if the files or the records could not be read.
+    pub(super) is_known: bool,
 }
 
 impl SlotsInUse {
     /// Looks a few times for a run that is just starting: its record comes a moment after its slot.
-    pub(super) fn look(records: &RecordStore, census: &Census) -> Self {
+    pub(super) fn look(records: &RecordStore, census: &Census, is_readable: bool) -> Self {
+        let is_known = is_readable && slot_obstacles(records, false).is_empty();
+        Self { is_known, ..Self::look_at_files(records, census) }
+    }
+
+    fn look_at_files(records: &RecordStore, census: &Census) -> Self {
         let mut seen = Self::of(records, &census.live);
         let mut orphaned = census.orphaned.clone();
         for _ in 0..10 {
@@ -70,7 +77,7 @@ impl SlotsInUse {
         });
         let mut waiting: Vec<_> = live.iter().filter(|run| run.waits_for == Some(WaitsFor::Slot)).cloned().collect();
         waiting.sort_by_key(|run| run.ticket);
-        Self { held: held.map(|slot| (*slot, holder(slot))).collect(), waiting, broken: broken.collect() }
+        Self { held: held.map(|slot| (*slot, holder(slot))).collect(), waiting, broken: broken.collect(), is_known: true }
     }
 
     /// Who holds them, each with which, where that can be told.
@@ -87,6 +94,9 @@ impl SlotsInUse {
 
     /// In one line, as `2 in use, 3 waiting`.
     pub(super) fn summary(&self) -> String {
+        if !self.is_known && self.held.is_empty() {
+            return format!("who has a slot is {NOT_KNOWN}");
+        }
         let waiting = self.waiting.len();
         format!("{} in use{}", self.held.len(), if waiting == 0 { String::new() } else { format!(", {waiting} waiting") })
     }
@@ -126,28 +136,24 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
     let name = set.map(|slots| set_bound(&mut context, slots)).transpose()?;
     let factory = Factory::of(&context)?;
     let (census, unreadable) = factory.census_if_readable();
-    let in_use = SlotsInUse::look(&factory.records, &census);
+    let in_use = SlotsInUse::look(&factory.records, &census, unreadable.is_none());
     let live = census.live;
     let mut found = Check::default();
     if factory.settings.slots != Slots::Unlimited {
         check_slots(&factory.records, false, &mut found);
     }
     let mut trouble: Vec<_> = found.objections().collect();
-    let are_known = unreadable.is_none() && trouble.is_empty();
     trouble.extend(trouble_with_holders(in_use.holders()).into_iter().chain(in_use.trouble()));
     let mut lines = match &name {
         Some(name) => format!("the bound is {name} now, set in {}\n", text::shown(factory.settings_file())),
-        None => format!("the bound is {}\n", text::setting(&factory.slots)),
+        None => format!("the bound is {}\n", factory.setting_text(&factory.slots)),
     };
     let overruled = name.as_ref().and_then(|name| text::overruled(name, &factory.slots));
     lines.extend(overruled.map(|text| text + "\n"));
     lines.extend(factory.mistake.iter().map(|mistake| format!("no run starts: {}\n", escaped(mistake))));
-    lines.extend(unreadable.iter().map(|why| format!("{}: who has a slot is not known\n", escaped(why))));
+    lines.extend(unreadable.iter().map(|why| escaped(why).into_owned() + "\n"));
     lines.extend(trouble.iter().map(|trouble| escaped(trouble).into_owned() + "\n"));
-    // What is not known is not "none".
-    if are_known || !in_use.held.is_empty() {
-        lines += &format!("{}\n", in_use.summary());
-    }
+    lines += &format!("{}\n", in_use.summary());
     for (slot, holder) in &in_use.held {
         let who = match holder {
             Some(Holder::Run(run)) => text::run(run),
@@ -163,7 +169,7 @@ pub(super) fn slots(mut context: Context, set: Option<Slots>, json: bool, out: &
         lines += &format!("not counted: {runs} without a slot, which began without a bound, or below another run\n");
     }
     let to_json = || {
-        let mut value = text::setting_json(&factory.slots);
+        let mut value = factory.setting_json(&factory.slots);
         value["error"] = json!(factory.mistake);
         value["unreadable"] = json!(unreadable);
         value["trouble"] = json!(trouble);

@@ -119,7 +119,7 @@ impl<'a> Status<'a> {
         }
         let of_holders = checks::trouble_with_holders(self.fleet.held()).into_iter();
         let refresh_locks = self.refresh_locks.iter().filter_map(|lock| match lock.standing(SystemTime::now()) {
-            Standing::Free | Standing::Live => None,
+            Standing::Free | Standing::Live | Standing::NotKnown => None,
             Standing::Stale(_) | Standing::Stuck(_) => Some(format!("the refresh lock {}", describe_refresh_lock(lock))),
             Standing::OwnerDead(left) => {
                 let (path, left) = (lock.path.display(), show_seconds(left));

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::env::{Env, Running, binary, can_unshare, fake_claude, wait_until};
 
@@ -426,7 +426,15 @@ fn records_of_another_user_cost_the_records_alone() {
     let mut blind = env.command("setpriv");
     blind.args(["--reuid", "65534", "--clear-groups"]).arg(binary()).arg("status");
     let ended = Running::start(blind).end();
-    assert!(ended.code() == 1 && ended.stdout.iter().any(|line| line == "held by        not known"), "{ended:?}");
+    for row in ["held by        not known", "waiting        not known", "refresh locks  /"] {
+        assert!(ended.code() == 1 && ended.stdout.iter().any(|line| line.starts_with(row)), "{row}: {ended:?}");
+    }
+    assert!(ended.stdout.iter().any(|line| line.ends_with(".oauth_refresh.lock cannot be looked at")), "{ended:?}");
+    let mut blind = env.command("setpriv");
+    blind.args(["--reuid", "65534", "--clear-groups"]).arg(binary()).args(["status", "--json"]);
+    let seen: Value = serde_json::from_str(&Running::start(blind).end().stdout.join("\n")).expect("JSON");
+    assert_eq!(seen["not_known"], json!(["holders", "waiting", "slots"]), "{seen}");
+    assert!(seen["refresh_locks"].to_string().contains("\"unknown\""), "{seen}");
     fs::set_permissions(hidden, fs::Permissions::from_mode(0o755)).expect("permissions");
     for (operation, code, part) in [
         ("status", 1, "claude-run cannot be used: "),
@@ -436,12 +444,12 @@ fn records_of_another_user_cost_the_records_alone() {
         ("settings", 0, "exclusive"),
     ] {
         let mut command = env.command("setpriv");
-        command.args(["--reuid", "65534", "--clear-groups"]).arg(binary()).arg(operation);
+        command.args(["--reuid", "65534", "--clear-groups"]).arg(binary()).arg(operation).env("CLAUDE_RUN_SLOTS", "2");
         let ended = Running::start(command).end();
         let text = ended.stdout.join("\n");
         assert!(ended.code() == code && text.contains(part), "{operation}: {ended:?}");
         assert!(operation != "status" || text.contains("held by        flock (pid "), "{text}");
-        assert!(operation == "status" || !["0 in use", "no live run"].iter().any(|none| text.contains(none)), "{text}");
+        assert!(!["0 in use", "no live run"].iter().any(|none| text.contains(none)), "{text}");
     }
     // What can be read and not written.
     for (place, mode) in

@@ -7,7 +7,16 @@ use crate::sys::proc::Stat;
 
 fn lock(touched: Option<SystemTime>, lives: Option<Option<bool>>) -> RefreshLock {
     let owner = lives.map(|lives| Owner { pid: 1, lives, namespace: None, older: OlderLock::None });
-    RefreshLock { path: PathBuf::new(), touched, made: None, owner, inode: 0, stale_after: STALE_AFTER, flaw: None }
+    RefreshLock {
+        path: PathBuf::new(),
+        touched,
+        made: None,
+        owner,
+        is_hidden: false,
+        inode: 0,
+        stale_after: STALE_AFTER,
+        flaw: None,
+    }
 }
 
 #[test]

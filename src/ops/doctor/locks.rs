@@ -93,6 +93,11 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
         let what = describe_refresh_lock(lock);
         let means = match lock.standing(now) {
             Standing::Free => continue,
+            Standing::NotKnown => {
+                let todo = "have it looked at by the user who runs the agents";
+                check.warn(what, "whether a refresh is under way is not known", todo);
+                continue;
+            }
             Standing::Live => {
                 check.pass(what);
                 continue;
@@ -121,8 +126,10 @@ pub(super) fn check_refresh_locks(subject: &Subject, check: &mut Check) {
             None => check.warn(what, means, "claude-run doctor --fix removes it; then see whether claude is still logged in"),
         }
     }
-    let (locks, all_gone) =
-        (&locks[..RefreshLock::PER_LOGIN], RefreshLock::of(&subject.storage).iter().all(|lock| lock.touched.is_none()));
+    let (locks, all_gone) = (
+        &locks[..RefreshLock::PER_LOGIN],
+        RefreshLock::of(&subject.storage).iter().all(|lock| lock.standing(now) == Standing::Free),
+    );
     if subject.fix && all_gone && locks.iter().any(|lock| lock.owner.is_some() && lock.standing(now) != Standing::Live) {
         // The owner files of locks that are gone; the next holder writes new ones.
         let removable = |path: &PathBuf| ensure_removable(&subject.storage, path).is_ok();

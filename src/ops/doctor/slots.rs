@@ -14,7 +14,7 @@ pub(super) fn check(subject: &Subject, check: &mut Check) {
     if !check_slots(records, true, check) {
         return;
     }
-    let in_use = SlotsInUse::look(records, census);
+    let in_use = SlotsInUse::look(records, census, true);
     for ((slot, holder), stopped) in in_use.holders().zip(all_stopped(in_use.holders().map(|(_, holder)| holder))) {
         let what = format!("{slot} is held by {holder}");
         match (holder, stopped) {

@@ -16,12 +16,13 @@ impl Status<'_> {
         let runs = |records: &[RunRecord]| records.iter().map(text::run_json).collect::<Value>();
         let (state, expires, _) = self.token();
         let mut slots = self.fleet.slots.to_json();
-        slots["bound"] = text::setting_json(&self.factory.slots);
+        slots["bound"] = self.factory.setting_json(&self.factory.slots);
         json!({
             "config_dir": self.factory.config_dir.to_string_lossy(),
             "storage": self.factory.storage.dir.to_string_lossy(),
             "lock_file": self.factory.lock_file.to_string_lossy(),
-            "mode": self.factory.mode_json(),
+            "mode": self.factory.mistake.is_none().then(|| text::setting_json(&self.factory.mode)),
+            "not_known": self.fleet.not_known(),
             "holders": self.fleet.holders.iter().map(holder_json).collect::<Value>(),
             "waiting": self.fleet.waiting.iter().flatten().map(text::run_json).collect::<Value>(),
             "waiting_without_record": self.fleet.waiting.iter().filter_map(|waiter| waiter.as_ref().err()).collect::<Vec<_>>(),
@@ -61,6 +62,7 @@ fn holder_json(holder: &Holder) -> Value {
 
 fn refresh_lock_json(lock: &RefreshLock) -> Value {
     let state = match lock.standing(SystemTime::now()) {
+        Standing::NotKnown => "unknown",
         Standing::Free => "free",
         Standing::Live | Standing::OwnerDead(_) => "live",
         Standing::Stale(_) => "stale",

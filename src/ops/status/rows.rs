@@ -1,14 +1,12 @@
 //! A status for people: trouble first, then who holds the lock and who waits, then the rest.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::iter;
 use std::time::{Duration, SystemTime};
 
 use super::super::checks::stopped_processes;
 use super::super::fleet::is_claude_run;
 use super::super::layout::{Look, Row};
-use super::super::text;
+use super::super::{NOT_KNOWN, text};
 use super::{Status, is_setup};
 use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
@@ -45,17 +43,18 @@ impl Status<'_> {
                 .iter()
                 .zip(1..)
                 .map(|(run, place)| Row::new("", format!("{place}. {}", text::run(run))));
-            let head = Row::new("", format!("{}, {in_use}", text::setting(bound)));
+            let head = Row::new("", format!("{}, {in_use}", self.factory.setting_text(bound)));
             let waiting = shortened(places, self.fleet.slots.waiting.len(), most);
             add_list(&mut rows, "slots", iter::once(head).chain(waiting));
         }
-        let look = |lock: &RefreshLock| match lock.standing(SystemTime::now()) {
-            Standing::Free | Standing::Live => Look::Plain,
+        let now = SystemTime::now();
+        let look = |lock: &RefreshLock| match lock.standing(now) {
+            Standing::Free | Standing::Live | Standing::NotKnown => Look::Plain,
             Standing::OwnerDead(_) | Standing::Stale(_) | Standing::Stuck(_) => Look::Odd,
         };
-        let held = self.refresh_locks.iter().filter(|lock| lock.touched.is_some());
+        let held = self.refresh_locks.iter().filter(|lock| lock.standing(now) != Standing::Free);
         let held = held.map(|lock| Row::new("", describe_refresh_lock(lock)).looks(look(lock)));
-        let free = self.refresh_locks.iter().all(|lock| lock.touched.is_none()).then(|| Row::new("", "free"));
+        let free = (held.clone().count() == 0).then(|| Row::new("", "free"));
         add_list(&mut rows, "refresh locks", held.chain(free));
         rows.push(Row::new("auth", self.auth.description.clone()));
         let look = if matches!(self.login, Login::Unclear(_)) { Look::Odd } else { Look::Plain };
@@ -74,18 +73,16 @@ impl Status<'_> {
     fn holder_rows(&self) -> Vec<Row> {
         if self.fleet.holders.is_empty() {
             // The reason is among the trouble.
-            let is_hidden =
-                fs::metadata(&self.factory.lock_file).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
-            let row =
-                if is_hidden { Row::new("held by", "not known") } else { Row::new("held by", "nobody").looks(Look::Good) };
-            return vec![row];
+            let nobody = self.fleet.nobody("holders");
+            let look = if nobody == NOT_KNOWN { Look::Plain } else { Look::Good };
+            return vec![Row::new("held by", nobody).looks(look)];
         }
         self.fleet.holders.iter().flat_map(|holder| holder_rows(holder, !self.fleet.waiting.is_empty())).collect()
     }
 
     fn add_runs(&self, rows: &mut Vec<Row>, most: usize) {
         let waiting = match self.fleet.waiting.len() {
-            0 => "nobody".to_owned(),
+            0 => self.fleet.nobody("waiting").to_owned(),
             count => count.to_string(),
         };
         let for_slots = self.fleet.slots.awaited(self.factory.settings.slots);
