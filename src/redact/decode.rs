@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use memchr::memchr;
+use memchr::{memchr, memrchr};
 
 /// First bytes of encoded characters.
 pub(super) const ENCODED: &[u8] = b"\\%&\x1b";
@@ -154,11 +154,29 @@ fn backslash(rest: &[u8]) -> Option<(Piece, usize)> {
     }
 }
 
-/// A control sequence of ECMA-48, as `ESC [ 1 ; 31 m`.
+/// A control sequence of ECMA-48, as `ESC [ 1 ; 31 m`, or an escape sequence of ECMA-35, as `ESC ( B`. The strings of a terminal's title
+/// and the like are text.
 fn escape(rest: &[u8]) -> Option<(Piece, usize)> {
-    let parameters = rest.strip_prefix(b"\x1b[")?;
-    let length = parameters.iter().take(64).take_while(|byte| (0x20..0x40).contains(*byte)).count();
-    parameters.get(length).filter(|byte| (0x40..0x7f).contains(*byte)).map(|_| (Piece::Nothing, length + 3))
+    let (head, inner, last) = match rest.get(1)? {
+        b'[' => (2, 0x20..0x40, 0x40..0x7f),
+        b']' | b'P' | b'X' | b'^' | b'_' => return None,
+        _ => (1, 0x20..0x30, 0x30..0x7f),
+    };
+    let end = head + rest[head..].iter().take(64).take_while(|byte| inner.contains(*byte)).count();
+    rest.get(end).filter(|byte| last.contains(*byte)).map(|_| (Piece::Nothing, end + 1))
+}
+
+/// True if `text` ends with a sequence that a terminal does not show, whose signs may be escaped.
+pub(super) fn ends_with_escape(text: &[u8]) -> bool {
+    let near = &text[text.len().saturating_sub(64)..];
+    let Some(at) = memrchr(0x1b, near) else { return false };
+    let sequence: Vec<_> = near[at..].iter().copied().filter(|byte| *byte != b'\\').collect();
+    escape(&sequence).is_some_and(|(_, width)| width == sequence.len())
+}
+
+/// True if the byte of `text` at `at` is the letter of an escape, as in `\n`.
+pub(super) fn is_escape_letter(text: &[u8], at: usize) -> bool {
+    at > 0 && text[at - 1] == b'\\' && b"nrtbfvae0".contains(&text[at])
 }
 
 fn html(rest: &[u8]) -> Option<(Piece, usize)> {
@@ -204,6 +222,8 @@ mod tests {
         assert!(Decoded::new(b"plain \\q", Syntax::Backslash).is_none());
         assert_eq!(Decoded::new(b"a\x1b[1;31mb", Syntax::Escape).expect("a colour").text, b"ab");
         assert_eq!(Decoded::new(b"a\x1b[1 ?@b", Syntax::Escape).expect("its parts").text, b"ab");
+        assert_eq!(Decoded::new(b"a\x1b(Bb\x1b7c\x1b8d\x1b#8e\x1b=", Syntax::Escape).expect("others").text, b"abcde");
+        assert!(Decoded::new(b"\x1b]0;title\x07", Syntax::Escape).is_none(), "a title is text");
         assert!(Decoded::new(b"\x1b[31\x7f", Syntax::Escape).is_none(), "no end of a sequence");
     }
 }

@@ -236,9 +236,10 @@ pub(super) fn around(text: &[u8], word: &Range<usize>) -> Range<usize> {
     name
 }
 
-/// True if `name` may begin with the end of an encoded sign: `\nNAME`, `%0ANAME`, `ESC [ 1 m NAME`.
+/// True if `name` may begin with the end of an encoded sign: `\nNAME`, `%0ANAME`, `ESC [ 1 m NAME`, `ESC ( B NAME`.
 pub(super) fn is_behind_code(text: &[u8], name: &Range<usize>) -> bool {
-    text[..name.start].last().is_some_and(|byte| b"\\%;[".contains(byte))
+    let before = &text[..name.start];
+    before.last().is_some_and(|byte| b"\\%;[\x1b".contains(byte)) || before.ends_with(b"\x1b(")
 }
 
 /// True if no letter of `name` is small.

@@ -4,6 +4,8 @@ use std::ops::{Range, RangeInclusive};
 
 use memchr::memmem;
 
+use super::decode::is_escape_letter;
+
 /// Words of which the first line has one.
 pub(super) const WORDS: [&str; 2] = ["private key", "private-lines:"];
 
@@ -120,8 +122,8 @@ fn is_mixed(run: &[u8], least: usize) -> bool {
 /// True if nothing but signs and escapes stand here, and no object or list is closed.
 fn is_signs(rest: &[u8]) -> bool {
     let rest = rest.strip_prefix(b" BLOCK").unwrap_or(rest);
-    let is_escape = |at: usize| at > 0 && rest[at - 1] == b'\\' && b"nrt".contains(&rest[at]);
-    let is_sign = |(at, byte): (usize, &u8)| !byte.is_ascii_alphanumeric() && !b"}]".contains(byte) || is_escape(at);
+    let is_sign =
+        |(at, byte): (usize, &u8)| !byte.is_ascii_alphanumeric() && !b"}]".contains(byte) || is_escape_letter(rest, at);
     rest.iter().enumerate().all(is_sign) || rest.starts_with(b": ")
 }
 
@@ -178,7 +180,7 @@ fn separators(text: &[u8]) -> usize {
 
 /// Place of the base64 at the end of a line of a key, which may be quoted, numbered, indented, or behind the prefix of a log.
 fn last_run(body: &[u8], key: Key) -> Option<Range<usize>> {
-    let is_escape = |at: usize| at > 0 && body[at - 1] == b'\\' && b"nrt".contains(&body[at]);
+    let is_escape = |at: usize| is_escape_letter(body, at);
     let last = (0..body.len()).rev().find(|&at| body[at].is_ascii_alphanumeric() && !is_escape(at))?;
     let run_before = |end: usize| body[..end].iter().rev().take_while(|&&byte| is_base64(byte)).count();
     let mut start = last + 1 - run_before(last + 1);

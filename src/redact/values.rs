@@ -155,10 +155,10 @@ impl<'a> Scan<'a> {
     /// The value in `quote`, at which the scan stands. Without a closing quote it ends at any, but for those that are escaped.
     fn quoted(&self, quote: u8) -> Option<Range<usize>> {
         let start = self.at + 1;
-        if self.sign == Sign::Colon && self.quote.is_none() && self.is_in_string(quote) {
+        let rest = &self.text[start..];
+        if self.sign == Sign::Colon && self.quote.is_none() && self.is_in_string(quote) && ends_string(rest) {
             return None;
         }
-        let rest = &self.text[start..];
         let mut end = 0;
         while let Some(found) = memchr::memchr2(quote, b'\n', &rest[end..]) {
             let at = end + found;
@@ -290,6 +290,13 @@ impl<'a> Scan<'a> {
         let last = before.last().copied().unwrap_or(b'\n');
         is_first || b"{[(,;|".contains(&last) || !has_space && b"\"'`&?./".contains(&last) || before.ends_with(b"-H")
     }
+}
+
+/// True if `rest`, behind a quote that may open a value, goes on as behind one that ends a string: `" + token`. In JSON, what is decoded
+/// there may open one: `{"text":"password: \"hunter2\""}`.
+fn ends_string(rest: &[u8]) -> bool {
+    let word = rest.iter().take_while(|byte| !b"\n\"'`".contains(byte)).count();
+    word < 6 || rest[0].is_ascii_whitespace() || b"+,.;:)]}>%&|?*".contains(&rest[0])
 }
 
 /// Length of `value` without what ends an expression, and what follows in a list: `a;b=c`, `a&b=c`, `a, b`, `a)`.

@@ -12,7 +12,7 @@ use crate::claude::frames::FrameEvent;
 use crate::config::duration::{CATCH_UP, after, is_late, was_frozen};
 use crate::config::settings::Leftovers;
 use crate::outcome::Outcome;
-use crate::sys::signal::{FORWARDED, SigSet, Signal, SignalSource, is_termination_request};
+use crate::sys::signal::{FORWARDED, SigSet, Signal, SignalSource, is_termination_request, requests_end};
 use refresh_guard::Span;
 pub use refresh_guard::{MAX_DEFERRAL, SPAN};
 pub use types::{Action, Group, Input, Notice, PolicyConfig, TreeState};
@@ -209,11 +209,12 @@ impl Policy {
         actions
     }
 
-    /// True if `signal` starts the kill grace: neither one that our caller ignores, as with nohup(1), does, nor the QUIT key, which is for
-    /// the child.
+    /// True if `signal` starts the kill grace, or cuts that of leftovers short: neither one that our caller ignores, as with nohup(1),
+    /// does, nor what is for the child alone while there is one: INT and the QUIT key.
     pub(super) fn heeds(&self, signal: Signal, source: SignalSource) -> bool {
         let is_key = signal == Signal::SIGQUIT && self.is_childs_too(source);
-        is_termination_request(signal) && !self.config.ignored.contains(signal) && !is_key
+        let is_request = if self.has_child() { is_termination_request(signal) && !is_key } else { requests_end(signal) };
+        is_request && !self.config.ignored.contains(signal)
     }
 
     /// True if the terminal has signalled a child in our group as well; a process may have signalled us alone.

@@ -698,4 +698,7 @@ fn closed_stdout_that_is_relayed_is_74_and_stderr_is_not() {
         let output = shell.args(["-c", &script]).arg(binary()).output().expect("started");
         assert_eq!(String::from_utf8_lossy(&output.stdout), code, "{closed}");
     }
+    let script = r#""$0" --log log sh -c 'echo err >&2' 3>&1 >&- 2>/dev/null; echo $?"#;
+    let output = env.command("sh").args(["-c", script]).arg(binary()).output().expect("started");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n", "nothing was printed there");
 }

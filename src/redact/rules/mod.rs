@@ -12,7 +12,7 @@ use regex::bytes::{Regex, RegexBuilder};
 use self::contexts::CONTEXTS;
 use self::list::Line;
 use self::tokens::TOKENS;
-use super::decode::ENCODED;
+use super::decode::{ENCODED, ends_with_escape, is_escape_letter};
 use super::ordinary::{Shape, is_keyword, is_login, is_number, is_ordinary, is_placeholder};
 use super::span::{NEAR, Open};
 use super::{headers, names, nested, values};
@@ -270,14 +270,13 @@ fn ends_part(text: &[u8], word: &Range<usize>, ours: &str) -> bool {
 /// True if no letter or digit stands before `word`, or it begins with neither.
 fn starts_word(text: &[u8], word: &Range<usize>) -> bool {
     let before = word.start.checked_sub(1).map(|at| text[at]);
-    let is_escape = |at: usize| at > 0 && text[at - 1] == b'\\' && b"nrt".contains(&text[at]);
     !text[word.start].is_ascii_alphanumeric()
         || before.is_none_or(|byte| !byte.is_ascii_alphanumeric())
-        || is_escape(word.start - 1)
+        || is_escape_letter(text, word.start - 1)
         || ends_encoded(&text[..word.start])
 }
 
-/// True if `text` ends with an encoded character or a colour: `%3D`, `\u003d`, `\x3d`, `ESC [ 3 1 m`.
+/// True if `text` ends with an encoded character or a colour: `%3D`, `\u003d`, `\x3d`, `\012`, `ESC [ 3 1 m`.
 fn ends_encoded(text: &[u8]) -> bool {
     let has_hex = |digits: usize, before: &[u8]| {
         text.len()
@@ -289,5 +288,9 @@ fn ends_encoded(text: &[u8]) -> bool {
         let parameters = rest.iter().rev().take(64).take_while(|&&byte| byte.is_ascii_digit() || byte == b';').count();
         Some(last.is_ascii_alphabetic() && rest[..rest.len() - parameters].ends_with(b"["))
     };
-    has_hex(2, b"%") || has_hex(4, b"\\u") || has_hex(2, b"\\x") || colour() == Some(true)
+    let octal = || {
+        let digits = text.iter().rev().take(3).take_while(|byte| (b'0'..b'8').contains(*byte)).count();
+        digits > 0 && text[..text.len() - digits].ends_with(b"\\")
+    };
+    has_hex(2, b"%") || has_hex(4, b"\\u") || has_hex(2, b"\\x") || octal() || colour() == Some(true) || ends_with_escape(text)
 }

@@ -112,11 +112,12 @@ impl OutputConfig {
     }
 }
 
-/// Where a write to `descriptor` goes. Two of one file are one place if they append, or are at one offset: then they are one open file,
-/// or would overwrite each other.
+/// Where a write to `descriptor` goes, if it can be written. Two of one file are one place if they append, or are at one offset: then they
+/// are one open file, or would overwrite each other.
 fn position(descriptor: impl AsFd) -> Option<(u64, u64, bool, Option<i64>)> {
     let file = fstat(&descriptor).ok()?;
-    let appends = OFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFL).ok()?).contains(OFlag::O_APPEND);
+    let flags = OFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFL).ok()?);
+    let appends = flags.contains(OFlag::O_APPEND);
     let offset = if appends { None } else { lseek(&descriptor, 0, Whence::SeekCur).ok() };
-    Some((file.st_dev, file.st_ino, appends, offset))
+    (flags & OFlag::O_ACCMODE != OFlag::O_RDONLY).then_some((file.st_dev, file.st_ino, appends, offset))
 }

@@ -23,13 +23,13 @@ impl Policy {
         match self.phase {
             Phase::Terminating if is_second_term => return self.escalate(Notice::SecondTerm, now),
             // All have had their TERM.
-            Phase::Terminating if is_term && !self.has_child() => {
+            Phase::Terminating if !self.has_child() => {
                 let kill_at = now + self.short_grace();
                 self.is_hurried = true;
                 self.kill_at = Some(self.kill_at.map_or(kill_at, |at| at.min(kill_at)));
             }
             Phase::Running | Phase::Terminating => return self.terminate(signal, now),
-            Phase::Killing | Phase::Killed if is_term => {
+            Phase::Killing | Phase::Killed if is_term || !self.has_child() => {
                 self.give_up_at = self.give_up_at.min(after(now, Some(SHORT_GRACE)));
             }
             _ => {}

@@ -532,8 +532,12 @@ fn term_after_the_child_s_end_leaves_a_second() {
     for kill_grace in [None, Some(GRACE), Some(Duration::from_secs(3600))] {
         let mut case = case(|config| config.kill_grace = kill_grace);
         case.at(1, Input::Ended(Outcome::Exited(0), TreeState::Alive));
-        case.at(2, Input::Signal(Signal::SIGHUP, PROCESS));
         assert_eq!(case.deadline(), kill_grace.map(|grace| 1 + grace.as_secs()), "nobody has asked for that");
+        for (signal, source) in [(Signal::SIGINT, SignalSource::Kernel), (Signal::SIGHUP, PROCESS), (Signal::SIGQUIT, PROCESS)]
+        {
+            let mut hurried = Case { policy: case.policy.clone(), start: case.start };
+            assert_eq!((hurried.at(2, Input::Signal(signal, source)), hurried.deadline()), (vec![], Some(3)), "{signal}");
+        }
         assert_eq!((case.term(2), case.deadline()), (vec![], Some(3)));
         let mut patient = Case { policy: case.policy.clone(), start: case.start };
         assert_eq!(patient.at(3, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
