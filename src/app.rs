@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::panic;
+use std::mem::ManuallyDrop;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::time::Instant;
 
@@ -35,7 +36,9 @@ pub fn main(words: Vec<OsString>) -> i32 {
         return i32::from(lock::run_monitor(&words).is_err());
     }
     // A panic has printed itself; its guards have ended the tree and freed the lock.
-    let result = panic::catch_unwind(|| run(words)).unwrap_or(Ok(Outcome::Failed));
+    let mut blocked = ManuallyDrop::new(None); // to our end
+    let run = AssertUnwindSafe(|| run_with(words, &mut blocked));
+    let result = panic::catch_unwind(run).unwrap_or(Ok(Outcome::Failed));
     let outcome = result.unwrap_or_else(|error| {
         logging::mask_with(redact::masked);
         logging::report(&error);
@@ -61,7 +64,12 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
 /// # Errors
 /// Anything that keeps it from running the child; `ProgramError` if that is the child's program.
 pub fn run(words: Vec<OsString>) -> Result<Outcome> {
-    let blocked = HarmlessBlocked::new().context("cannot set the signal mask")?;
+    run_with(words, &mut None)
+}
+
+/// The same. Signals that are not to end us are `blocked` while they have no handlers.
+fn run_with(words: Vec<OsString>, blocked: &mut Option<HarmlessBlocked>) -> Result<Outcome> {
+    *blocked = Some(HarmlessBlocked::new().context("cannot set the signal mask")?);
     ensure!(
         !has_foreign_privileges(),
         "installed setuid, setgid or with capabilities, it would lend them to whatever claude starts; take them off the file"
@@ -72,12 +80,12 @@ pub fn run(words: Vec<OsString>) -> Result<Outcome> {
         Request::Run(cli) => (cli, None),
         Request::Operate(cli, operation) => (cli, Some(operation)),
         Request::Show(text) => {
-            drop(blocked);
+            *blocked = None;
             return ops::show(&text);
         }
     };
     if let Some(operation) = operation {
-        drop(blocked);
+        *blocked = None;
         logging::mask_with(redact::masked);
         return operate(cli, &operation, &mut ops::output());
     }
@@ -125,23 +133,35 @@ fn config_of(cli: &Cli) -> (Result<ConfigDir>, Result<Option<SettingsFile>>) {
     (config_dir, file)
 }
 
-/// Acquires the slot and the lock that are requested, then supervises `run` until all that it starts has ended.
+/// Handles signals, acquires the slot and the lock that are requested, then supervises `run` until all that it starts has ended.
 fn run_under_lock(
-    mut run: Supervision,
+    run: Supervision,
     slot: Option<&SlotRequest>,
     lock: Option<&LockRequest>,
     recorder: &mut RunRecorder,
-    blocked: HarmlessBlocked,
+    blocked: &mut Option<HarmlessBlocked>,
 ) -> Result<Outcome> {
     let mut events = EventQueue::open().context("cannot make a pipe")?;
     // In the terminal's group, its stop key stops us as it stops the child: by the default disposition.
     let stop = (run.policy.group == Group::Own).then_some(Signal::SIGTSTP);
     let handled = FORWARDED.iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
     let _handlers = SignalHandlers::install(handled, events.signal_pipe()).context("cannot install signal handlers")?;
-    drop(blocked);
+    *blocked = None;
+    let outcome = acquire_and_supervise(run, slot, lock, recorder, &mut events);
+    *blocked = HarmlessBlocked::new().ok(); // there is something to write yet
+    outcome
+}
+
+fn acquire_and_supervise(
+    mut run: Supervision,
+    slot: Option<&SlotRequest>,
+    lock: Option<&LockRequest>,
+    recorder: &mut RunRecorder,
+    events: &mut EventQueue,
+) -> Result<Outcome> {
     let started = Instant::now();
     if let Some(request) = slot {
-        match lock::acquire_slot(request, started, recorder, &mut events)? {
+        match lock::acquire_slot(request, started, recorder, events)? {
             Acquisition::Held(guard) => {
                 let claims = guard.claims(&request.above, recorder.run());
                 run.launch.set(Claim::SLOTS_VARIABLE, Some(claims.into()));
@@ -153,7 +173,7 @@ fn run_under_lock(
         }
     }
     if let Some(request) = lock {
-        match lock::acquire(request, started, recorder, &mut events).inspect_err(|_| recorder.retire())? {
+        match lock::acquire(request, started, recorder, events).inspect_err(|_| recorder.retire())? {
             Acquisition::Held(guard) => {
                 match guard.key() {
                     Some(key) => run.launch.set(lock::KEY_VARIABLE, Some(key.into())),
@@ -176,9 +196,9 @@ fn run_under_lock(
         }
     }
     run.launch.set(RunId::VARIABLE, Some(recorder.run().to_string().into()));
-    match supervisor::refresh_first(&mut run, lock, recorder, &mut events)? {
+    match supervisor::refresh_first(&mut run, lock, recorder, events)? {
         Some(not_started) => Ok(not_started),
-        None => supervisor::supervise(run, recorder, &mut events),
+        None => supervisor::supervise(run, recorder, events),
     }
 }
 

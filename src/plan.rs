@@ -209,7 +209,7 @@ fn output_config(settings: &Settings, program: &Program, log: Option<Arc<LogFile
     let expects_frames = frames::are_expected(&program.argv);
     let requires_result = match settings.require_result {
         RequireResult::Off => false,
-        RequireResult::OfClaude => program.is_claude || expects_frames,
+        RequireResult::OfClaude => expects_frames && (settings.pty || !on_terminal),
         RequireResult::OfCommand => true,
     };
     if requires_result && on_terminal && !settings.pty {

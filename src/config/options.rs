@@ -103,9 +103,13 @@ impl OptionSpec {
         matches!(self.value_name, "DUR" | "N")
     }
 
-    /// Reads the value that counts. A refusal names the flag, the variable or the line.
+    /// Reads the value that counts. A refusal names the flag, the variable or the line. `none` is no file and no command, where that is
+    /// the default.
     fn read<T: Value>(&self, written: Option<Written>) -> Result<T> {
-        let Some(Written { name, value, origin }) = written else { return T::read_default(self.default) };
+        let is_none = |written: &Written| self.default == "none" && written.value == "none";
+        let Some(Written { name, value, origin }) = written.filter(|written| !is_none(written)) else {
+            return T::read_default(self.default);
+        };
         T::read(&value).with_context(|| match origin {
             Origin::File(path, line) => format!("{}:{line}: {name}", path.display()),
             Origin::Variable(variable) => variable.to_owned(),

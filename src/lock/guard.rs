@@ -8,8 +8,9 @@ use super::claims::{AncestorRuns, Claim};
 use super::file::FlockGuard;
 use super::helper::Helper;
 use super::refresh_due::AwaitedRefresh;
+use crate::config::settings::LockMode;
 use crate::events::EventQueue;
-use crate::records::{Hold, RecordStore, RunRecorder};
+use crate::records::{Hold, RecordStore, RunRecord, RunRecorder};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
 use crate::sys::signal::Signal;
@@ -75,6 +76,13 @@ impl LockGuard {
             Hold::RunAbove => is_over().then_some("the process above it that held it has ended, or has released it"),
             Hold::Caller => is_over().then_some("the caller has released it"),
         }
+    }
+
+    /// True if a run below us does without a lock of its own for as long as it lasts.
+    pub fn is_relied_upon(&self, records: Option<&RecordStore>) -> bool {
+        let census = records.and_then(|records| records.census().ok()).unwrap_or_default();
+        let relies = |run: &RunRecord| run.hold == Some(Hold::RunAbove) && run.mode == LockMode::Exclusive.name();
+        census.live.iter().any(|run| relies(run) && run.is_about(self.file_id))
     }
 
     /// Releases it in mid-run, without waiting for the lock helper's end: what is started below us meanwhile must not rely on us.

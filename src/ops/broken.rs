@@ -1,9 +1,11 @@
 //! Locks and slots that keep nobody out any more: released or replaced under the run that has them, by its record.
 
+use std::fs;
 use std::path::Path;
 
 use crate::records::{RecordStore, RunRecord};
 use crate::sys::file_id::FileId;
+use crate::sys::fs::if_there;
 
 /// A lock or a slot in the file at `path`, for people `name`.
 pub(super) struct Held<'a> {
@@ -18,7 +20,8 @@ impl Held<'_> {
     /// write in the directory can put another file in its place.
     pub(super) fn broken(&self, records: &RecordStore, run: &RunRecord, is_free: impl Fn(FileId) -> bool) -> Option<String> {
         let has = |run: &RunRecord, file| (self.has)(run, file);
-        let file = FileId::at(self.path);
+        // A place where we may not look says nothing.
+        let file = if_there(fs::metadata(self.path)).ok()?.map(|found| FileId::of(&found));
         let how = match file {
             Some(file) if has(run, file) => is_free(file).then_some("released")?,
             _ => "removed or replaced",

@@ -121,7 +121,10 @@ pub(super) fn check_lock_file(path: &Path, config_dir: &Path, check: &mut Check)
     let place = iter::successors(Some(path.to_owned()), behind_link).take(MAX_LINKS).last().unwrap_or_default();
     let dir = place.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (what, todo) = match fs::metadata(path) {
-        Ok(found) if !found.is_file() => ("is no regular file".to_owned(), "move it away"),
+        Ok(found) if !found.is_file() => {
+            let todo = if dir == config_dir { "move it away" } else { "name another file" };
+            ("is no regular file".to_owned(), todo)
+        }
         Ok(_) if is_denied(path, AccessFlags::R_OK) => {
             ("cannot be read by us".to_owned(), "let the owner of the config dir own it, readable for all agents")
         }

@@ -157,10 +157,10 @@ pub(crate) fn run(operation: &Operation, context: Context, out: &mut impl Write)
     }
 }
 
-/// True for an operation that shows or sets what is in the config dir. `doctor` finds by itself that it is missing, `setup` has others.
+/// True for an operation that depends on what is in the config dir. `doctor` finds by itself that it is missing, `setup` has others.
 fn is_about_config_dir(operation: &Operation) -> bool {
-    use Operation::{Events, Mode, Report, Settings, Slots, Status};
-    matches!(operation, Status { .. } | Mode { .. } | Slots { .. } | Events { .. } | Settings { .. } | Report { .. })
+    use Operation::{Events, Mode, Redact, Report, Settings, Slots, Status};
+    matches!(operation, Status { .. } | Mode { .. } | Slots { .. } | Events { .. } | Redact | Settings { .. } | Report { .. })
 }
 
 /// What stands for what could not be looked at, which is neither "none" nor "free".

@@ -29,7 +29,7 @@ use crate::lock::{self, FlockGuard, LockAttempt, LockFile};
 use crate::logging;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecord};
-use crate::sys::fs::try_flock;
+use crate::sys::fs::{real, try_flock};
 use crate::sys::replace::remove_leftovers;
 use crate::sys::signal;
 use crate::sys::stdio::StandardInput;
@@ -98,9 +98,9 @@ fn carry_out(context: &Context, options: &SetupOptions, paths: &SetupPaths, repo
         report.notes.push(format!("{from} has content, and would be moved to {to}; {how}"));
         return Ok(Outcome::Shown);
     }
-    let (mut session_lock, mut shared_locks) = (None, Vec::new());
+    let (mut session_locks, mut shared_locks) = (Vec::new(), Vec::new());
     if plan.moves_content
-        && let Some(why) = keep_others_out(context, paths, &mut session_lock)?
+        && let Some(why) = keep_others_out(context, paths, &mut session_locks)?
     {
         return Ok(report.note(vec![format!("{why}; nothing was changed")]));
     }
@@ -132,19 +132,24 @@ fn ask_consent(paths: &SetupPaths, json: bool) -> Result<bool> {
     Ok(!answer.is_empty() && matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
 }
 
-/// Acquires the session lock of the dir that is to be moved, then waits until no run is live there. Returns what is in the way at last.
-/// Signals end us as they do by default.
-fn keep_others_out(context: &Context, paths: &SetupPaths, session_lock: &mut Option<FlockGuard>) -> Result<Option<String>> {
+/// Acquires the session lock of the dir that is to be moved, and that of another lock file which is set, then waits until no run is live
+/// there. Returns what is in the way at last. Signals end us as they do by default.
+fn keep_others_out(context: &Context, paths: &SetupPaths, session_locks: &mut Vec<FlockGuard>) -> Result<Option<String>> {
     let deadline = after(Instant::now(), context.settings()?.wait.limit(Duration::ZERO));
-    *session_lock = lock_within(&paths.link.join(lock::FILE_NAME), deadline)?;
-    let Some(lock) = session_lock.as_ref().map(FlockGuard::file_id) else {
-        return Ok(Some(format!("{} is in use; end what runs there, or raise --wait", paths.link.display())));
-    };
+    let of_dir = paths.link.join(lock::FILE_NAME);
+    let other = context.given("lock-file").filter(|other| real(other) != real(&of_dir));
+    for file in [of_dir].into_iter().chain(other) {
+        let Some(lock) = lock_within(&file, deadline)? else {
+            return Ok(Some(format!("{} is in use; end what has it, or raise --wait", file.display())));
+        };
+        session_locks.push(lock);
+    }
     let records = RecordStore::of(&paths.link);
     let live = wait_until_none(&records, deadline, || {
         let census = records.census().with_context(|| format!("cannot read {}", records.runs().display()))?;
         // Who waits for this lock waits for us, and starts where the file is by then.
-        let is_at_work = |run: &RunRecord| !(run.waits() && run.is_about(lock));
+        let is_awaited = |lock: &FlockGuard, run: &RunRecord| run.is_about(lock.file_id());
+        let is_at_work = |run: &RunRecord| !(run.waits() && session_locks.iter().any(|lock| is_awaited(lock, run)));
         Ok(census.live.into_iter().chain(census.elsewhere).filter(is_at_work).collect())
     })?;
     if !live.is_empty() {

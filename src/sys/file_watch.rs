@@ -1,7 +1,6 @@
 //! Watches files by inotify(7) on their directories, since the files are created, removed and replaced by a rename. Where inotify
 //! does not see all changes (another host may change the files, or all instances are in use), the caller polls once a second.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,8 +12,8 @@ use super::mount::{Mount, is_mount_point};
 #[derive(Debug)]
 pub(crate) struct FileWatch {
     inotify: Option<Inotify>,
-    /// Names that matter in the watched directories; none for all.
-    names: Vec<OsString>,
+    /// Those that matter in the watched directories; none for all.
+    files: Vec<PathBuf>,
     /// Time of the next [`take_changes`](Self::take_changes), if inotify does not see all changes.
     poll_at: Option<Instant>,
     /// Until then, notifications pile up: the last ones were about other files.
@@ -32,8 +31,8 @@ const LOCAL: [&str; 8] = ["btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "t
 impl FileWatch {
     /// Watches `files`, which need not exist; their directories must.
     pub(crate) fn of(files: &[PathBuf]) -> Self {
-        let names = files.iter().filter_map(|file| file.file_name()).map(OsString::from).collect();
-        Self::new(names, |inotify| files.iter().filter(|file| watch_file(inotify, file)).count() == files.len())
+        let in_sight = |inotify: &Inotify, file: &&PathBuf| !is_elsewhere(file) && watch(inotify, directory_of(file));
+        Self::new(files.to_vec(), |inotify| files.iter().filter(|file| in_sight(inotify, file)).count() == files.len())
     }
 
     /// Watches all files in `dir`. While `dir` does not exist, it is polled.
@@ -41,10 +40,10 @@ impl FileWatch {
         Self::new(Vec::new(), |inotify| watch(inotify, dir))
     }
 
-    fn new(names: Vec<OsString>, sees_all: impl FnOnce(&Inotify) -> bool) -> Self {
+    fn new(files: Vec<PathBuf>, sees_all: impl FnOnce(&Inotify) -> bool) -> Self {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         let poll_at = (!inotify.as_ref().is_some_and(sees_all)).then(|| Instant::now() + POLL_INTERVAL);
-        Self { inotify, names, poll_at, resting_until: None }
+        Self { inotify, files, poll_at, resting_until: None }
     }
 
     /// Becomes readable at a change; `None` during a rest.
@@ -71,7 +70,13 @@ impl FileWatch {
             for event in events {
                 is_told = true;
                 changed |= match event.name {
-                    Some(name) => self.names.is_empty() || self.names.contains(&name),
+                    Some(name) => {
+                        let is_named = |file: &&PathBuf| file.file_name() == Some(&name);
+                        if self.files.iter().filter(is_named).any(|file| is_elsewhere(file)) {
+                            self.poll_at.get_or_insert_with(Instant::now);
+                        }
+                        self.files.is_empty() || self.files.iter().any(|file| is_named(&file))
+                    }
                     // The queue has overflowed; or the directory itself is moved or gone, and its successor is not watched.
                     None => {
                         self.poll_at.get_or_insert_with(Instant::now);
@@ -89,15 +94,19 @@ impl FileWatch {
     }
 }
 
-/// Watches the directory of `file`. True if that shows all changes of it.
-fn watch_file(inotify: &Inotify, file: &Path) -> bool {
-    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Behind a symlink or a bind mount, the file changes in another directory.
-    !file.is_symlink() && !is_mount_point(file) && watch(inotify, dir)
+fn directory_of(file: &Path) -> &Path {
+    file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// True behind a symlink or a bind mount: the file changes in another directory.
+fn is_elsewhere(file: &Path) -> bool {
+    file.is_symlink() || is_mount_point(file)
+}
+
+/// Watches `dir`. True if that shows all changes in it.
 fn watch(inotify: &Inotify, dir: &Path) -> bool {
-    let flags = AddWatchFlags::IN_MODIFY
+    let flags = AddWatchFlags::IN_ATTRIB // it may become readable
+        | AddWatchFlags::IN_MODIFY
         | AddWatchFlags::IN_CREATE
         | AddWatchFlags::IN_DELETE
         | AddWatchFlags::IN_MOVE
@@ -110,6 +119,7 @@ fn watch(inotify: &Inotify, dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
@@ -132,6 +142,11 @@ mod tests {
         assert!(changes.take_changes(), "gone");
         fs::create_dir(&file)?;
         assert!(changes.take_changes(), "a directory in its place");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o700))?;
+        assert!(changes.take_changes() && changes.poll_at.is_none(), "its mode");
+        fs::remove_dir(&file)?;
+        std::os::unix::fs::symlink("/etc/passwd", &file)?;
+        assert!(changes.take_changes() && changes.poll_at.is_some(), "a link in its place");
         Ok(())
     }
 

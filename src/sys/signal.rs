@@ -106,6 +106,7 @@ pub(crate) fn is_handled(pid: Pid, signal: Signal) -> bool {
 pub(crate) fn end_by(signal: Signal) {
     let _ = set_dumpable(false);
     let _ = set(signal, libc::SIG_DFL);
+    let _ = Named::try_from(signal.number()).and_then(|named| sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&named.into()), None));
     // SAFETY: it touches no memory.
     unsafe { libc::raise(signal.number()) };
 }

@@ -626,6 +626,18 @@ fn require_result_accepts_only_a_successful_frame() {
         assert_eq!(ended.code(), code, "{steps}: {ended:?}");
         assert_eq!(ended.stderr_text().contains("result frame"), code == 65, "{steps}: {ended:?}");
     }
+    // Set for all runs, it counts for those that are asked for frames.
+    let of_all = |options: &[&str]| {
+        let mut command = env.command(binary());
+        command.env("CLAUDE_RUN_REQUIRE_RESULT", "on").arg("--claude").arg(fake_claude()).args(["--", "-p", "exit 0"]);
+        Running::start({
+            command.args(options);
+            command
+        })
+        .end()
+        .code()
+    };
+    assert_eq!([of_all(&[]), of_all(&["--output-format", "json"])], [0, 65]);
     // Also where the arguments do not show that there will be frames; and a child that hangs after such a result.
     assert_eq!(env.start_fake(&["--require-result"], "result new ok").end().code(), 0);
     let options = ["--require-result", "--result-grace", "0.1"];
@@ -701,4 +713,16 @@ fn closed_stdout_that_is_relayed_is_74_and_stderr_is_not() {
     let script = r#""$0" --log log sh -c 'echo err >&2' 3>&1 >&- 2>/dev/null; echo $?"#;
     let output = env.command("sh").args(["-c", script]).arg(binary()).output().expect("started");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n", "nothing was printed there");
+}
+
+#[test]
+fn frames_in_dev_null_are_not_mixed_with_stderr() {
+    let env = Env::new();
+    let steps = "printf 'w... ' >&2; exec \"$1\" -p 'result new ok; hang' --output-format json";
+    let script = format!(
+        r#""$0" --result-grace 0.1 -- sh -c '{}' sh "$1" --output-format json >/dev/null 2>&1"#,
+        steps.replace('\'', r"'\''")
+    );
+    let status = env.command("sh").args(["-c", &script]).arg(binary()).arg(fake_claude()).status().expect("started");
+    assert_eq!(status.code(), Some(0));
 }

@@ -340,6 +340,29 @@ fn nested_run_acquires_the_lock_after_the_refresh() {
     outer.expect_line("code 75");
 }
 
+#[test]
+fn refresh_does_not_release_what_an_exclusive_run_below_relies_on() {
+    let env = Env::new();
+    env.log_in(EXPIRED);
+    let [inner, outer] = ["inner", "outer"].map(|name| env.path(name));
+    for fifo in [&inner, &outer] {
+        nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    }
+    let (binary, fake) = (binary().display(), fake_claude().display());
+    let steps = format!("say inside; open {}; say done", inner.display());
+    let script = format!("{binary} --lock exclusive --claude {fake} -- -p '{steps}'; cat {}", outer.display());
+    let run = env.start(["-v", "--lock", "refresh", "--", "sh", "-c", &script]);
+    run.expect_line("inside");
+    env.log_in(FRESH);
+    while !run.message().contains("a run below this one relies on the session lock") {}
+    env.claude_run().args(["--wait", "0", "true"]).assert().code(75);
+    fs::write(inner, "").expect("a FIFO");
+    run.expect_line("done");
+    fs::write(outer, "").expect("a FIFO");
+    assert_eq!(run.end().code(), 0);
+    env.claude_run().args(["--wait", "0", "true"]).assert().code(0);
+}
+
 /// After a crash at any step the next run neither hangs nor fails through us, and uses what was saved.
 #[test]
 fn crash_at_any_refresh_step_frees_the_lock() {

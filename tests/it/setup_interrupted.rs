@@ -38,6 +38,9 @@ fn live_run_or_refresh_blocks_the_move() {
     assert!(waiter.message().contains("waiting"));
     crate::env::wait_for_records(&place.link(), 3);
     assert!(place.setup(&["--yes", "--wait", "0"], 1).contains("3 runs are live there"));
+    // A lock file that is set counts, too.
+    let named = place.setup(&["--yes", "--wait", "0", "--lock-file", &own], 1);
+    assert!(named.contains("own.lock is in use"), "{named}");
     drop((other, waiter, holder));
     // It waits as long as it may, and then goes on.
     let waiting = Running::start(place.command(&["--yes", "--wait", "1h"]));

@@ -57,7 +57,7 @@ fn conflict_changes_nothing_and_says_why() {
 fn what_cannot_be_looked_at_is_not_taken_for_missing() {
     let place = Place::on_one_file_system();
     let long = place.env.path(&"a".repeat(300)).to_string_lossy().into_owned();
-    place.refuses(&["--shared-dir", &long], "/config is no directory");
+    place.refuses(&["--shared-dir", &long], "/config cannot be looked at: File name too long");
     assert!(place.setup(&["--dry-run", "--config-dir", "/x"], 125).contains("use --home or --shared-dir"));
     let try_with = |variable: &str, value: &OsStr, code: i32| {
         let mut command = place.command(&["--dry-run"]);

@@ -118,7 +118,7 @@ fn file_size_limit_does_not_end_claude_run() {
     let mut command = env.command("sh");
     command.args(["-c", r#"ulimit -f 0; exec "$0" sh -c 'exit 3'"#]).arg(binary());
     let ended = Running::start(command).end();
-    assert_eq!(ended.status.code(), Some(3), "{ended:?}");
+    assert_eq!(ended.status.code(), Some(3), "{:?}", ended.status);
 }
 
 #[test]
@@ -146,6 +146,20 @@ fn harmless_signals_at_the_very_start_do_no_harm() {
             let ended = run.end();
             assert!(ended.code() == 140 && ended.stderr_text().contains("nothing was started"), "{ended:?}");
         }
+    }
+}
+
+#[test]
+fn harmless_signals_in_the_last_moment_do_no_harm() {
+    let env = Env::new();
+    for _ in 0..50 {
+        let mut run = env.start(["-q", "--", "sh", "-c", "echo in; exit 3"]);
+        run.expect_line("in");
+        while run.is_running() {
+            run.signal(Signal::SIGUSR1);
+        }
+        let ended = run.end();
+        assert_eq!(ended.status.code(), Some(3), "{ended:?}");
     }
 }
 

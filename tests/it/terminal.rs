@@ -330,6 +330,10 @@ fn require_result_is_refused_on_a_terminal() {
     assert!(terminal.shows("--require-result").contains("--pty"));
     assert_eq!(terminal.ends(), 125);
     assert!(!env.path("started").exists());
+    // Set for all runs, it does not keep a person from logging in.
+    let mut command = env.command(binary());
+    command.env("CLAUDE_RUN_REQUIRE_RESULT", "on").arg("--claude").arg(env.script("claude", "#!/bin/sh\n")).args(["--", "--continue"]);
+    assert_eq!(OnTerminal::start(command).ends(), 0);
 }
 
 #[test]

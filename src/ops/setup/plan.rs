@@ -37,6 +37,8 @@ enum PathKind {
     FullDir,
     Link(PathBuf),
     Other,
+    /// What it is cannot be seen.
+    Hidden(io::Error),
 }
 
 /// A single atomic change, or one that makes what nobody uses yet; and what it does, in words.
@@ -85,6 +87,7 @@ impl PathKind {
     fn of(path: &Path) -> Self {
         match fs::symlink_metadata(path) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Self::Missing,
+            Err(error) => Self::Hidden(error),
             Ok(found) if found.is_symlink() => match fs::read_link(path) {
                 Ok(to) if to == path => Self::Missing,
                 to => to.map_or(Self::Other, Self::Link),
@@ -157,6 +160,8 @@ impl SetupPlan {
                     "{from} is a link to {other}, not to {to}; name what is shared with --shared-dir, or remove the link"
                 ));
             }
+            (PathKind::Hidden(error), _) => self.refuse(format!("{from} cannot be looked at: {error}")),
+            (_, PathKind::Hidden(error)) => self.refuse(format!("{to} cannot be looked at: {error}")),
             (PathKind::Other, _) => self.refuse(format!("{from} is no directory")),
             (_, PathKind::Link(_) | PathKind::Other) => self.refuse(format!("{to} is no directory")),
             (PathKind::FullDir, PathKind::FullDir) => {
@@ -268,6 +273,7 @@ impl SetupPlan {
         let now = if self.moves_content { &by_link } else { &new };
         match (PathKind::of(&old), PathKind::of(now)) {
             (PathKind::Missing, _) => {}
+            (PathKind::Hidden(error), _) => self.refuse(format!("{} cannot be looked at: {error}", old.display())),
             (PathKind::Link(to), _) if leads_to(&old, &to, &new) || leads_to(&old, &to, &by_link) => {}
             (PathKind::Other, PathKind::Missing) if old.is_file() => self.plan_move(&old, &new),
             (_, PathKind::Missing) => self.refuse(format!("{} is no plain file", old.display())),

@@ -6,8 +6,8 @@ use std::sync::{Arc, Weak};
 
 use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::fstat;
-use nix::unistd::{Whence, lseek, pipe2};
+use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::{Whence, isatty, lseek, pipe2};
 
 use super::line_logger::Lines;
 use super::relay::{BUFFER, ChildEnd, Relay, Stream};
@@ -113,11 +113,12 @@ impl OutputConfig {
 }
 
 /// Where a write to `descriptor` goes, if it can be written. Two of one file are one place if they append, or are at one offset: then they
-/// are one open file, or would overwrite each other.
+/// are one open file, or would overwrite each other. In /dev/null there is no order to keep.
 fn position(descriptor: impl AsFd) -> Option<(u64, u64, bool, Option<i64>)> {
     let file = fstat(&descriptor).ok()?;
+    let is_null = SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR && !isatty(&descriptor).ok()?;
     let flags = OFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFL).ok()?);
     let appends = flags.contains(OFlag::O_APPEND);
     let offset = if appends { None } else { lseek(&descriptor, 0, Whence::SeekCur).ok() };
-    (flags & OFlag::O_ACCMODE != OFlag::O_RDONLY).then_some((file.st_dev, file.st_ino, appends, offset))
+    (!is_null && flags & OFlag::O_ACCMODE != OFlag::O_RDONLY).then_some((file.st_dev, file.st_ino, appends, offset))
 }

@@ -51,6 +51,10 @@ impl Supervisor<'_> {
     pub(super) fn check_awaited_refresh(&mut self) {
         let Some(lock) = &mut self.lock else { return };
         if let Some(reason) = lock.refresh.as_mut().and_then(|refresh| refresh.end(Instant::now())) {
+            if lock.is_relied_upon(self.recorder.store()) {
+                lock.refresh = None;
+                return info!("a run below this one relies on the session lock, which is kept until the end");
+            }
             self.recorder.on_released();
             lock.release();
             info!(name: "lock.released", "released the session lock: {reason}");
