@@ -35,8 +35,8 @@ const BEGUN: [&str; 3] = [
     r"login\s(?:[^\n|;&]*?\s)?-p[ =]?([^\n|;&]*)",
 ];
 
-/// Deepest nesting of strings that is looked into.
-const DEEPEST: usize = 4;
+/// Deepest nesting of strings that is looked into: at each level, a quote has twice as many backslashes.
+const DEEPEST: usize = 12;
 
 /// Largest memory of a compiled pattern of the settings file.
 const PATTERN_SIZE: usize = 1 << 20;
@@ -215,7 +215,11 @@ impl Secrets {
             ControlFlow::Continue(())
         });
         if has_key {
-            pem::find(text, &mut block.in_key, |range| found(range, Open::Base64));
+            // A key goes on from line to line, between colours as well.
+            let plain = Decoded::new(text, Syntax::Escape);
+            let place = |range: Range<usize>| plain.as_ref().map_or(range.clone(), |plain| plain.source(&range));
+            let shown = plain.as_ref().map_or(text, |plain| &plain.text);
+            pem::find(shown, &mut block.in_key, |range| found(place(range), Open::Base64));
         }
         self.match_patterns(text, found);
     }

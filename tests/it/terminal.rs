@@ -332,7 +332,11 @@ fn require_result_is_refused_on_a_terminal() {
     assert!(!env.path("started").exists());
     // Set for all runs, it does not keep a person from logging in.
     let mut command = env.command(binary());
-    command.env("CLAUDE_RUN_REQUIRE_RESULT", "on").arg("--claude").arg(env.script("claude", "#!/bin/sh\n")).args(["--", "--continue"]);
+    command
+        .env("CLAUDE_RUN_REQUIRE_RESULT", "on")
+        .arg("--claude")
+        .arg(env.script("claude", "#!/bin/sh\n"))
+        .args(["--", "--continue"]);
     assert_eq!(OnTerminal::start(command).ends(), 0);
 }
 

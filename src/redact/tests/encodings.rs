@@ -83,6 +83,25 @@ fn rules_mask_alike_however_a_line_is_read() {
 }
 
 #[test]
+fn key_between_colours_and_name_in_deep_json_are_masked() {
+    let none = Arc::new(Secrets::new(Vec::new(), &[], &[]).expect("no patterns"));
+    let body = "MIIEpAIBAAKCAQEA0123+/abcdefghijklmnMIIEpAIBAAKCAQEA0123+/abcdef";
+    for (on, off) in [("\x1b[32m+\x1b[m\x1b[32m", "\x1b[m"), ("\x1b[1;31m", "\x1b[0m"), ("\x1b(B", "\x1b(B\x1b[m")] {
+        let lines = ["-----BEGIN PRIVATE KEY-----", body, body, "ab12=", "-----END PRIVATE KEY-----"];
+        let text: String = lines.map(|line| format!("{on}{line}{off}\n")).concat();
+        let (whole, bytes) =
+            (masked_with(&none, &[text.as_bytes()]), masked_with(&none, &text.as_bytes().chunks(1).collect::<Vec<_>>()));
+        assert_eq!(whole, text.replace(body, "***").replace("ab12=", "***"));
+        assert_eq!(bytes, whole);
+    }
+    let mut text = r#"{"password":"kX9mQ2vL7pR4"}"#.to_owned();
+    for depth in 0..10 {
+        assert!(!masked_with(&none, &[text.as_bytes()]).contains("kX9mQ2vL7pR4"), "{depth}");
+        text = serde_json::json!({ "t": text }).to_string();
+    }
+}
+
+#[test]
 fn known_value_is_masked_in_every_encoding() {
     let mut random = random(11);
     let mut wrong = Vec::new();

@@ -175,7 +175,7 @@ pub(super) const EXAMPLES: [Examples; rules::ALL.len()] = [
             "\x1b(B\x1b[mghp_«abc»", "\x1b(Bghp_«abc»", "\x1b8ghp_«abc»", r#"{"t":"a\u001b(Bghp_«abc»"}"#, "ghp_«AAA\x1b(BBBB1»\x1b(B c", r#"{"t":"a\fghp_«abc»"}"#, r"\bghp_«abc»", r"HOME=/root\0ghp_«abc»", r"\012ghp_«abc»"],
         &["ghp_ ", "aghp_abc", "inghp_abc", "%zzghp_abc", "a[1ghp_abc"]),
     ("private key in base64",
-        &["client-key-data: LS0tLS1CRUdJTiB«SU0EgUFJJVkFURSBLRVkt»", "tls.key: LS0tLS1CRUdJTiB«QUklWQVRFIEtFWS0t»"],
+        &["eyJrIjoi0tLS0tQkVHSU4g«UFJJVkFURSBLRVktLS0t»", "X=IKtLS0tLUJFR0lOI«E9QRU5TU0ggUFJJVkFURSBLRVkt»", "client-key-data: LS0tLS1CRUdJTiB«SU0EgUFJJVkFURSBLRVkt»", "tls.key: LS0tLS1CRUdJTiB«QUklWQVRFIEtFWS0t»"],
         &["client-certificate-data: LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0t", "ca.pub: LS0tLS1CRUdJTiBQVUJMSUMgS0VZLS0t"]),
     ("claude's login in base64",
         &["eyJjbGF1ZGVBaU9hdXRo«Ijp7ImFjY2Vzc1Rva2VuIjoic2stYW50LW9hdDAxIn19»", "b: InNrLWFudC«1vYXQwMS1hYmMi»", "c2stYW50L«W9hdDAxLWFiYw==»", "eHhzay1hbnQt«b2F0MDEtYWJj»"],
