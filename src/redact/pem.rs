@@ -1,5 +1,6 @@
 //! Private keys in PEM, whose lines are secret from BEGIN to END.
 
+use std::iter;
 use std::ops::{Range, RangeInclusive};
 
 use memchr::memmem;
@@ -217,11 +218,16 @@ fn full_runs(line: &[u8], lengths: RangeInclusive<usize>) -> impl Iterator<Item 
     })
 }
 
+/// True for a header of a key, as `Version: 2`, or the empty line behind it, also behind the name of a file or a container.
 fn is_header(body: &[u8]) -> bool {
-    let signs = body.iter().take_while(|byte| !byte.is_ascii_alphabetic()).count();
-    let text = &body[signs..];
-    let name = text.iter().take_while(|byte| byte.is_ascii_alphabetic() || **byte == b'-').count();
-    !text.iter().any(u8::is_ascii_alphanumeric) || name > 3 && text[name..].starts_with(b": ")
+    let is_field = |at: usize| {
+        let text = &body[at + body[at..].iter().take_while(|byte| !byte.is_ascii_alphabetic()).count()..];
+        let name = text.iter().take_while(|byte| byte.is_ascii_alphabetic() || **byte == b'-').count();
+        name > 3 && text[name..].starts_with(b": ")
+    };
+    let prefixes = body.iter().take(64).enumerate().filter(|(_, byte)| b":-|".contains(byte)).map(|(at, _)| at + 1);
+    let is_empty = !body.iter().any(u8::is_ascii_alphanumeric) || body.trim_ascii_end().ends_with(b":");
+    is_empty || iter::once(0).chain(prefixes).any(is_field)
 }
 
 #[cfg(test)]

@@ -15,7 +15,16 @@ fn masked(text: &str) -> (String, bool) {
 #[test]
 fn keys_are_masked_from_begin_to_end() {
     let body = "MIIEpAIBAAKCAQEA0123+/abcdefghijklmn";
-    for (before, after) in [("", ""), ("  ", ""), ("+", ""), ("    12→", ""), ("\"", "\\n\" +"), ("> ", "\r")] {
+    for (before, after) in [
+        ("", ""),
+        ("  ", ""),
+        ("+", ""),
+        ("    12→", ""),
+        ("\"", "\\n\" +"),
+        ("> ", "\r"),
+        ("dir/k.asc:", ""),
+        ("web-1  | ", ""),
+    ] {
         let line = |text: &str| format!("{before}{text}{after}\n");
         for kind in ["RSA PRIVATE KEY", "PRIVATE KEY", "PGP PRIVATE KEY BLOCK"] {
             let begin = line(&format!("-----BEGIN {kind}-----"));
