@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, stderr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::columns::{columns, cut};
 use super::stderr::say;
 use super::words::{escaped, masked};
 use crate::sys::terminal;
@@ -35,7 +36,7 @@ impl LiveLine {
             0 => format!("{head}{}", names.join(", ")),
             more => format!("{head}{} and {more} more", names[..count].join(", ")),
         };
-        let fits = |text: &String| LEAD.len() + text.chars().count() <= width();
+        let fits = |text: &String| LEAD.len() + columns(text) <= width();
         self.show(&(1..=names.len()).rev().map(text).find(fits).unwrap_or_else(|| text(names.len())));
     }
 
@@ -44,9 +45,8 @@ impl LiveLine {
         let width = width();
         let text = format!("{LEAD}{}", escaped(&masked(text)));
         // A hint is shown whole, or not at all.
-        let hint = text.find("; Ctrl-C").filter(|_| text.chars().count() > width);
-        let text: String = text[..hint.unwrap_or(text.len())].chars().take(width).collect();
-        self.rewrite(&text);
+        let hint = text.find("; Ctrl-C").filter(|_| columns(&text) > width);
+        self.rewrite(&cut(&text[..hint.unwrap_or(text.len())], width));
     }
 
     fn rewrite(&self, text: &str) {
