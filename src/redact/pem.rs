@@ -1,6 +1,5 @@
 //! Private keys in PEM, whose lines are secret from BEGIN to END.
 
-use std::iter;
 use std::ops::{Range, RangeInclusive};
 
 use memchr::memmem;
@@ -59,7 +58,7 @@ fn in_line(line: &[u8], mut key: Key, mut found: impl FnMut(Range<usize>)) -> Ke
         key = match (&range, &end) {
             (_, Some(_)) => Key::Outside,
             (Some(range), None) => Key::Inside(range.start),
-            (None, None) if is_header(body) => key,
+            (None, None) if is_header(body, key == Key::Begun) => key,
             (None, None) if key == Key::Begun => Key::Near(NEAR_LINES),
             (None, None) => Key::Near(JUST_SEEN),
         };
@@ -218,16 +217,20 @@ fn full_runs(line: &[u8], lengths: RangeInclusive<usize>) -> impl Iterator<Item 
     })
 }
 
-/// True for a header of a key, as `Version: 2`, or the empty line behind it, also behind the name of a file or a container.
-fn is_header(body: &[u8]) -> bool {
+/// True for a header of a key, as `Version: 2`, or the empty line behind it. At the `top` of a key, the name of a file or a container, or
+/// a number, may stand before it.
+fn is_header(body: &[u8], top: bool) -> bool {
     let is_field = |at: usize| {
         let text = &body[at + body[at..].iter().take_while(|byte| !byte.is_ascii_alphabetic()).count()..];
         let name = text.iter().take_while(|byte| byte.is_ascii_alphabetic() || **byte == b'-').count();
         name > 3 && text[name..].starts_with(b": ")
     };
-    let prefixes = body.iter().take(64).enumerate().filter(|(_, byte)| b":-|".contains(byte)).map(|(at, _)| at + 1);
-    let is_empty = !body.iter().any(u8::is_ascii_alphanumeric) || body.trim_ascii_end().ends_with(b":");
-    is_empty || iter::once(0).chain(prefixes).any(is_field)
+    let is_letter = |at: usize| body[at].is_ascii_alphabetic() && !is_escape_letter(body, at);
+    let ends_prefix = |at: &usize| b":-|".contains(&body[*at]);
+    let is_prefix =
+        || !(0..body.len()).any(is_letter) || body.trim_ascii_end().len().checked_sub(1).is_some_and(|last| ends_prefix(&last));
+    let is_behind_prefix = || (0..body.len().min(64)).filter(ends_prefix).any(|at| is_field(at + 1));
+    !body.iter().any(u8::is_ascii_alphanumeric) || is_field(0) || top && (is_prefix() || is_behind_prefix())
 }
 
 #[cfg(test)]

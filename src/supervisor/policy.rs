@@ -256,7 +256,7 @@ impl Policy {
                 self.continue_if_stopped()
             }
             // It has stopped itself alone, though it is in our group, whose shell waits for us to be stopped.
-            Phase::Running if self.config.group == Group::Shared && self.is_paused() => {
+            Phase::Running if self.config.group == Group::Shared && signal == Signal::SIGTSTP => {
                 vec![Action::Stop(SignalSource::Kernel)]
             }
             _ => Vec::new(),

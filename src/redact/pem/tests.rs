@@ -29,10 +29,23 @@ fn keys_are_masked_from_begin_to_end() {
         for kind in ["RSA PRIVATE KEY", "PRIVATE KEY", "PGP PRIVATE KEY BLOCK"] {
             let begin = line(&format!("-----BEGIN {kind}-----"));
             let end = line(&format!("-----END {kind}-----"));
-            let text = format!("x\n{begin}{}{}{}{end}y {body}\n", line("Proc-Type: 4,ENCRYPTED"), line(body), line("ab12="));
+            let text = format!(
+                "x\n{begin}{}{}{}{end}y {body}\n",
+                line("Proc-Type: 4,ENCRYPTED") + &line(""),
+                line(body),
+                line("ab12=")
+            );
             let expected = text.replacen(&line(body), &line("***"), 1).replace("ab12=", "***");
             assert_eq!(masked(&text), (expected, false), "{text}");
         }
+    }
+}
+
+#[test]
+fn what_comes_behind_a_key_without_its_end_is_shown() {
+    let key = "-----BEGIN PRIVATE KEY-----\nMIIEpAIBAAKCAQEA0123+/abcdefghijklmn\n";
+    for after in ["Output:\nhello\nworld\n", "def f():\n    pass\nelse:\n    return\n", "tls:\n  enabled\nfoo:\n  bar\n"] {
+        assert!(masked(&format!("{key}{after}")).0.ends_with(after), "{after}");
     }
 }
 
