@@ -163,8 +163,9 @@ claude_run_in_subshell() {
     _cr_expired=0
     [ "$_cr_code" -ne 124 ] || _cr_expired=124
     printf -v _cr_now '%(%s)T' -1
-    TZ=UTC printf '[%(%Y-%m-%d %H:%M:%S UTC)T] watchdog: timeout_exit=%d elapsed_wall=%ds limit=%s exit=%d\n' \
-      "$_cr_now" "$_cr_expired" "$((_cr_now - _cr_began))" "$_cr_limit" "$_cr_code" >>"$_cr_log"
+    # A TZ that cannot be set ends a shell in POSIX mode.
+    (TZ=UTC printf '[%(%Y-%m-%d %H:%M:%S UTC)T] watchdog: timeout_exit=%d elapsed_wall=%ds limit=%s exit=%d\n' \
+      "$_cr_now" "$_cr_expired" "$((_cr_now - _cr_began))" "$_cr_limit" "$_cr_code" >>"$_cr_log")
   fi
   # By the signal itself, as claude-run: bash ends its own loop upon Ctrl-C only if INT has ended what it waits for. Of a death by
   # any other, it would print a line. A COMMAND may exit with 130 by itself.

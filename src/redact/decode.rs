@@ -138,6 +138,12 @@ fn backslash(rest: &[u8]) -> Option<(Piece, usize)> {
         b'r' => byte(b'\r'),
         b't' => byte(b'\t'),
         b'b' | b'f' | b'v' => byte(0x0c),
+        b'e' => byte(0x1b),
+        b'0' => {
+            let digits = rest[2..].iter().take(2).take_while(|byte| (b'0'..b'8').contains(*byte)).count();
+            let number = rest[2..2 + digits].iter().fold(0, |number, digit| number << 3 | (digit - b'0'));
+            Some((Piece::Byte(number), 2 + digits))
+        }
         b'x' => Some((Piece::Byte(hex(rest.get(2..4)?)? as u8), 4)),
         b'u' => {
             let unit = |at| hex(rest.get(at..at + 4)?);
@@ -206,6 +212,7 @@ mod tests {
             (Syntax::Html, "a&quot;b&#233;&#xe9;&amp;c&x;&", "a\"béé&c&x;&"),
             (Syntax::Backslash, r"a\tb\rc\fd\ud83de", "a\tb\rc\x0cd\u{fffd}e"),
             (Syntax::Backslash, r"a\nb\ud83d--de00", "a\nb\u{fffd}--de00"),
+            (Syntax::Backslash, r"a\e[0m\033b\0c\018", "a\x1b[0m\x1bb\0c\x018"),
             (Syntax::Percent, "a%20b%0ac%1f", "a b\nc%1f"),
             (Syntax::Html, "&lt;&gt;&apos;", "<>'"),
         ] {

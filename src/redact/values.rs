@@ -296,7 +296,9 @@ impl<'a> Scan<'a> {
 /// there may open one: `{"text":"password: \"hunter2\""}`.
 fn ends_string(rest: &[u8]) -> bool {
     let word = rest.iter().take_while(|byte| !b"\n\"'`".contains(byte)).count();
-    word < 6 || rest[0].is_ascii_whitespace() || b"+,.;:)]}>%&|?*".contains(&rest[0])
+    // Behind the quote that closes a value, nothing goes on.
+    let is_closed = rest.get(word + 1).is_none_or(|next| next.is_ascii_whitespace() || b"\"'`,;)}]".contains(next));
+    word < 6 || rest[0].is_ascii_whitespace() || b"+,.;:)]}<>=%&|?*".contains(&rest[0]) || !is_closed
 }
 
 /// Length of `value` without what ends an expression, and what follows in a list: `a;b=c`, `a&b=c`, `a, b`, `a)`.

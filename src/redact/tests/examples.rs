@@ -15,7 +15,7 @@ pub(super) const EXAMPLES: [Examples; rules::ALL.len()] = [
         "AWS_SECRET_ACCESS_KEY=«abc/def+ghi»", "aws_secret_access_key = «abc/def1»", "PRIVATE_KEY=«abc»", "CREDENTIALS=«abc»",
         "PGPASSWORD=«abc» psql", "export ANTHROPIC_API_KEY=«abc» def", "MY_VAULT_PASSWORD_2=«a/b+c==»", "CLAW_KEY = \"«abc»\"",
         r#"{"type":"result","result":"API_KEY: \"«Q7xR2mKp9LwZ4nTb8VcJ»\"","session_id":"0a1b"}"#, r#"{"new_string":"password: \"«hunter2hunter2»\""}"#, r#"{"t":"const c = { apiKey: \"«Q7xR2mKp9LwZ4nTb8VcJ»\" }"}"#,
-        r#"{"t":"{\"t\":\"{\\\"t\\\":\\\"password: \\\\\\\"«hunter2hunter2»\\\\\\\"\\\"}\"}"}"#, r#"{"command":"echo 'password: \"«hunter2hunter2»\"' > x.yml"}"#, r#"echo "password: \"«hunter2hunter2»\"" > x.yml"#, "don't use password: '«hunter2hunter2»'",
+        r#"{"t":"{\"t\":\"{\\\"t\\\":\\\"password: \\\\\\\"«hunter2hunter2»\\\\\\\"\\\"}\"}"}"#, r#"{"command":"echo 'password: \"«hunter2hunter2»\"' > x.yml"}"#, r#"echo "password: \"«hunter2hunter2»\"" > x.yml"#, "don't use password: '«hunter2hunter2»'", r"\033[32mDB_PASSWORD\033[0m=\033[1m«hunter2hunter2»", r"\e[32mDB_PASSWORD\e[0m=\e[0m«hunter2hunter2»",
         "DB_PASSWORD\x1b(B=\x1b(B«hunter2hunter2»", "\x1b(BDB_PASSWORD=«hunter2»", "\x1b7DB_PASSWORD=«hunter2»", r#"{"t":"\u001b(BDB_PASSWORD=«hunter2»"}"#, r"HOME=/root\0DB_PASSWORD=«hunter2»",
         "password = «swordfish»", "  token: «hunter2»", "- password: «hunter2»", "token: \"«a b c d»\"",
         "--password «x1» y", "--token=«abc» y", "tool --api-key '«a b»' y", "set -x GH_TOKEN «abc»", "ENV API_KEY «abc»",
@@ -66,6 +66,7 @@ pub(super) const EXAMPLES: [Examples; rules::ALL.len()] = [
     ], &[
         "", "GH_TOKEN", "GH_TOKEN=", "GH_TOKEN= ", "GH_TOKEN=\"\"", "GITHUB_REPOSITORY=abc", "GH_TOKEN=\\n", "max_tokens=4096", "api_tokens=4096", r#"{"access_tokens":3,"cache_read_input_tokens":"4k","bot_tokens":"12"}"#,
         "input_tokens=12", "\"cache_read_input_tokens\":123", "monkey=banana", "keyboard=us", "highpass=low", "FORGE_API=http://x/y",
+        r#"<input placeholder="Password: "class="foo1">"#, r#"cout<<"token: "<<tokenValue1<<"\n""#,
         "GH_TOKEN=$FORGE_TOKEN", "TOKEN=${TOKEN}", "key = process.env.API_KEY", "token = os.environ[\"TOKEN\"]",
         "let token = std::env::var(\"API_KEY\")?;", "token: str", "password: null", "password: true", "password: \"\"",
         "token: <your-token>", "--token <TOKEN>", "--token TOKEN", "the token: it expires soon", "token=4096", "TOKEN=/run/secrets/x",
