@@ -1,5 +1,6 @@
 //! Refreshes of claude's token: is one due, by the credentials file, and which of claude's refresh locks is in its way?
 
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -30,6 +31,8 @@ pub(crate) struct AwaitedRefresh {
     started: SystemTime,
     /// Time at which a claude that has not begun to refresh has no refresh to make.
     give_up_at: Option<Instant>,
+    /// The end has come, but somebody relies on the lock.
+    was_needed_longer: bool,
     /// Version of the claude that makes it, if it is known.
     version: Option<Version>,
     /// True if a refresh may begin at any time: the margin was raised on purpose, to cover refreshes in mid-run, or the child is not known
@@ -151,7 +154,7 @@ impl AwaitedRefresh {
         let version = refreshes.claude.version();
         let never_gives_up = covers_mid_run || version.is_none();
         let (storage, started) = (refreshes.storage.clone(), SystemTime::now());
-        Self { storage, expiry, started, give_up_at: None, version, never_gives_up }
+        Self { storage, expiry, started, give_up_at: None, was_needed_longer: false, version, never_gives_up }
     }
 
     /// Version of claude, if it is known, and if that claude refreshes the token now, by its own mark.
@@ -163,6 +166,12 @@ impl AwaitedRefresh {
     pub(crate) fn on_child_started(&mut self, now: Instant) {
         self.started = SystemTime::now();
         self.give_up_at = after(now, Some(MAX_DELAY).filter(|_| !self.never_gives_up));
+    }
+
+    /// Looks again in a second, since the lock is needed until then at least. True for the first time.
+    pub(crate) fn is_needed_longer(&mut self) -> bool {
+        self.give_up_at = Some(Instant::now() + Duration::from_secs(1));
+        !mem::replace(&mut self.was_needed_longer, true)
     }
 
     /// Files whose change may mean that it begins, or its [`end`](Self::end).
@@ -188,6 +197,10 @@ impl AwaitedRefresh {
         let at = self.give_up_at.filter(|at| now >= *at)?;
         if was_frozen(at, now) {
             self.give_up_at = after(now, Some(MAX_DELAY)); // and so was claude
+            return None;
+        }
+        if self.never_gives_up {
+            self.give_up_at = None; // the end has come before, and the file will change again
             return None;
         }
         Some("claude has not begun to refresh its token, and has no need to")
@@ -288,8 +301,15 @@ mod tests {
         let (expiry, file) = (SystemTime::now() + Duration::from_secs(60), storage.credentials());
         let awaited = |never_gives_up, file: &str| {
             let (storage, version) = (storage.clone(), None);
-            let mut refresh =
-                AwaitedRefresh { storage, expiry, started: SystemTime::now(), give_up_at: None, version, never_gives_up };
+            let mut refresh = AwaitedRefresh {
+                storage,
+                expiry,
+                started: SystemTime::now(),
+                give_up_at: None,
+                was_needed_longer: false,
+                version,
+                never_gives_up,
+            };
             fs::write(refresh.storage.credentials(), file).map(|()| {
                 refresh.on_child_started(started);
                 refresh
@@ -350,8 +370,16 @@ mod tests {
             let expiry = if left < 0 { now - distance } else { now + distance };
             let storage = ClaudeStorage::at(Path::new("/nonesuch"));
             let started = SystemTime::now();
-            AwaitedRefresh { storage, expiry, started, give_up_at: None, version: known, never_gives_up: false }
-                .refreshing_version()
+            AwaitedRefresh {
+                storage,
+                expiry,
+                started,
+                give_up_at: None,
+                was_needed_longer: false,
+                version: known,
+                never_gives_up: false,
+            }
+            .refreshing_version()
         };
         assert_eq!([-60, 200, 290, 360].map(|left| at(left).is_some()), [true, true, true, false]);
     }

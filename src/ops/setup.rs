@@ -29,7 +29,8 @@ use crate::lock::{self, FlockGuard, LockAttempt, LockFile};
 use crate::logging;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecord};
-use crate::sys::fs::{real, try_flock};
+use crate::sys::file_id::FileId;
+use crate::sys::fs::try_flock;
 use crate::sys::replace::remove_leftovers;
 use crate::sys::signal;
 use crate::sys::stdio::StandardInput;
@@ -137,8 +138,11 @@ fn ask_consent(paths: &SetupPaths, json: bool) -> Result<bool> {
 fn keep_others_out(context: &Context, paths: &SetupPaths, session_locks: &mut Vec<FlockGuard>) -> Result<Option<String>> {
     let deadline = after(Instant::now(), context.settings()?.wait.limit(Duration::ZERO));
     let of_dir = paths.link.join(lock::FILE_NAME);
-    let other = context.given("lock-file").filter(|other| real(other) != real(&of_dir));
-    for file in [of_dir].into_iter().chain(other) {
+    for file in [of_dir].into_iter().chain(context.given("lock-file")) {
+        // Under another name, it is locked by now; one that is not there is nobody's.
+        if session_locks.iter().any(|own| FileId::at(&file).is_none_or(|other| other == own.file_id())) {
+            continue;
+        }
         let Some(lock) = lock_within(&file, deadline)? else {
             return Ok(Some(format!("{} is in use; end what has it, or raise --wait", file.display())));
         };

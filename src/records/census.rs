@@ -14,7 +14,7 @@ use super::store::{RecordStore, Seen, is_locked_at, look, record_name, temporary
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
-use crate::sys::fs::{apart, if_there};
+use crate::sys::fs::if_there;
 use crate::sys::mount::may_lock_per_host;
 use crate::sys::proc::{boot_id, flock_of, pid_namespace};
 
@@ -224,7 +224,8 @@ fn survey(runs: &Dir, at_most: usize, is_wanted: impl Fn(&RunRecord) -> bool) ->
     Ok(census)
 }
 
-/// True also for a time as far ahead: the clock was set back since.
+/// True also for a time a day ahead: the clock was set back since, by more than any server's differs.
 fn is_older(modified: SystemTime, age: Duration) -> bool {
-    apart(SystemTime::now(), modified) > age
+    const DAY: Duration = Duration::from_secs(86_400);
+    SystemTime::now().duration_since(modified).map_or_else(|error| error.duration() > DAY, |passed| passed > age)
 }

@@ -227,8 +227,12 @@ fn is_header(body: &[u8], top: bool) -> bool {
     };
     let is_letter = |at: usize| body[at].is_ascii_alphabetic() && !is_escape_letter(body, at);
     let ends_prefix = |at: &usize| b":-|".contains(&body[*at]);
-    let is_prefix =
-        || !(0..body.len()).any(is_letter) || body.trim_ascii_end().len().checked_sub(1).is_some_and(|last| ends_prefix(&last));
+    // `     4→`, `dir/k.asc-2-`, `web-1  | `
+    let is_prefix = || {
+        let text = body.trim_ascii();
+        let is_word = !text.contains(&b' ') && (text.ends_with(b":") || text.ends_with(b"-"));
+        is_word || text.ends_with(b"|") || !(0..body.len()).any(is_letter)
+    };
     let is_behind_prefix = || (0..body.len().min(64)).filter(ends_prefix).any(|at| is_field(at + 1));
     !body.iter().any(u8::is_ascii_alphanumeric) || is_field(0) || top && (is_prefix() || is_behind_prefix())
 }

@@ -14,6 +14,8 @@ pub(super) struct Block {
     pub(super) in_key: Key,
     /// Length of the lines of wrapped base64, or none.
     width: Option<usize>,
+    /// Column at which it began, behind the number of a line or the name of a container.
+    column: usize,
 }
 
 impl Block {
@@ -32,6 +34,8 @@ impl Block {
         let run = text[..end].iter().rev().take(WIDTHS.end).take_while(|&&byte| is_base64(byte)).count();
         let rest = &text[end..];
         let spaces = rest.iter().take_while(|&&byte| byte == b'\r').count();
+        let start = end - run;
+        self.column = start - memchr::memrchr(b'\n', &text[..start]).map_or(0, |line| line + 1);
         self.width = Some(run).filter(|run| WIDTHS.contains(run) && rest.get(spaces).is_none_or(|&byte| byte == b'\n'));
         self.go_on(text, end + spaces + 1, found);
     }
@@ -43,8 +47,14 @@ impl Block {
             && start < text.len()
         {
             let line = text[start..].split(|&byte| byte == b'\n').next().unwrap_or_default();
-            let (body, at) = (line.trim_ascii(), start + line.len() - line.trim_ascii_start().len());
-            let is_part = (1..=width).contains(&body.len()) && body.iter().all(|&byte| is_base64(byte));
+            let indent = line.len() - line.trim_ascii_start().len();
+            let is_run = |at: &usize| {
+                let body = line.get(*at..).unwrap_or_default().trim_ascii();
+                (1..=width).contains(&body.len()) && body.iter().all(|&byte| is_base64(byte))
+            };
+            let found_at = [indent, self.column].into_iter().find(is_run);
+            let (body, at) = (line[found_at.unwrap_or(indent)..].trim_ascii(), start + found_at.unwrap_or(indent));
+            let is_part = found_at.is_some();
             if is_part {
                 found(at..at + body.len());
             }

@@ -77,9 +77,11 @@ impl FileWatch {
                         }
                         self.files.is_empty() || self.files.iter().any(|file| is_named(&file))
                     }
-                    // The queue has overflowed; or the directory itself is moved or gone, and its successor is not watched.
                     None => {
-                        self.poll_at.get_or_insert_with(Instant::now);
+                        // The queue has overflowed; or the directory itself is moved or gone, and its successor is not watched.
+                        if !event.mask.contains(AddWatchFlags::IN_ATTRIB) {
+                            self.poll_at.get_or_insert_with(Instant::now);
+                        }
                         true
                     }
                 };
@@ -144,6 +146,8 @@ mod tests {
         assert!(changes.take_changes(), "a directory in its place");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o700))?;
         assert!(changes.take_changes() && changes.poll_at.is_none(), "its mode");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
+        assert!(changes.take_changes() && changes.poll_at.is_none(), "that of its directory");
         fs::remove_dir(&file)?;
         std::os::unix::fs::symlink("/etc/passwd", &file)?;
         assert!(changes.take_changes() && changes.poll_at.is_some(), "a link in its place");

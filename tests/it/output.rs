@@ -725,4 +725,10 @@ fn frames_in_dev_null_are_not_mixed_with_stderr() {
     );
     let status = env.command("sh").args(["-c", &script]).arg(binary()).arg(fake_claude()).status().expect("started");
     assert_eq!(status.code(), Some(0));
+    // But a log keeps their order.
+    let script = r#""$0" --log log sh -c 'for i in 1 2 3 4 5 6 7 8; do echo a; echo b >&2; done' >/dev/null 2>&1"#;
+    assert!(env.command("sh").args(["-c", script]).arg(binary()).status().expect("started").success());
+    let log = std::fs::read_to_string(env.path("log")).expect("a log");
+    let order: String = log.lines().filter_map(|line| line.split_once("stdout: ")).map(|(_, text)| text).collect();
+    assert_eq!(order, "ab".repeat(8), "{log}");
 }

@@ -358,6 +358,7 @@ fn refresh_does_not_release_what_an_exclusive_run_below_relies_on() {
     env.claude_run().args(["--wait", "0", "true"]).assert().code(75);
     fs::write(inner, "").expect("a FIFO");
     run.expect_line("done");
+    wait_until("nobody needs it", || !env.is_locked());
     fs::write(outer, "").expect("a FIFO");
     assert_eq!(run.end().code(), 0);
     env.claude_run().args(["--wait", "0", "true"]).assert().code(0);

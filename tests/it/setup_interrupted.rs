@@ -41,6 +41,13 @@ fn live_run_or_refresh_blocks_the_move() {
     // A lock file that is set counts, too.
     let named = place.setup(&["--yes", "--wait", "0", "--lock-file", &own], 1);
     assert!(named.contains("own.lock is in use"), "{named}");
+    // Neither does its own under another name, nor one that is not made yet, keep it from going on.
+    let linked = place.env.path("linked");
+    symlink(place.link(), &linked).expect("a link");
+    for file in [linked.join("session.lock"), place.shared.join("config/session.lock")] {
+        let text = place.setup(&["--yes", "--wait", "0", "--lock-file", &file.to_string_lossy()], 1);
+        assert!(text.contains("3 runs are live there"), "{text}");
+    }
     drop((other, waiter, holder));
     // It waits as long as it may, and then goes on.
     let waiting = Running::start(place.command(&["--yes", "--wait", "1h"]));

@@ -53,6 +53,8 @@ fn what_comes_behind_a_key_without_its_end_is_shown() {
 fn other_lines_end_a_key_without_its_end() {
     let text = "starts with \"-----BEGIN PRIVATE KEY-----\" and\nthen some words follow\nMIIEpAIBAAKCAQEA0123\n";
     assert_eq!(masked(text), (text.to_owned(), false));
+    let constant = "_PEM = \"-----BEGIN PRIVATE KEY-----\"\ndef load(path):\n    raise UnsupportedKeyException\n";
+    assert_eq!(masked(constant).0, constant);
     assert_eq!(
         masked("-----BEGIN CERTIFICATE-----\nMIIEpAIBAAKCAQEA0123\n").0,
         "-----BEGIN CERTIFICATE-----\nMIIEpAIBAAKCAQEA0123\n"

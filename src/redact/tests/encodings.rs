@@ -94,6 +94,13 @@ fn key_between_colours_and_name_in_deep_json_are_masked() {
         assert_eq!(whole, text.replace(body, "***").replace("ab12=", "***"));
         assert_eq!(bytes, whole);
     }
+    let line = format!("LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tCk{}", "ab1X".repeat(9));
+    for prefix in ["", "    12→", "web-1  | ", "> "] {
+        let lines = [&line, &"Zx9k".repeat(19)[..line.len()], "cD12==", "text"];
+        let text: String = lines.map(|line| format!("{prefix}{line}\n")).concat();
+        let masked = masked_with(&none, &[text.as_bytes()]);
+        assert!(!["ab1X", "Zx9k", "cD12"].iter().any(|part| masked.contains(part)) && masked.ends_with("text\n"), "{masked}");
+    }
     let mut text = r#"{"password":"kX9mQ2vL7pR4"}"#.to_owned();
     for depth in 0..10 {
         assert!(!masked_with(&none, &[text.as_bytes()]).contains("kX9mQ2vL7pR4"), "{depth}");

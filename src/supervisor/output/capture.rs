@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
-use nix::unistd::{Whence, isatty, lseek, pipe2};
+use nix::unistd::{Whence, lseek, pipe2};
 
 use super::line_logger::Lines;
 use super::relay::{BUFFER, ChildEnd, Relay, Stream};
@@ -48,6 +48,12 @@ impl OutputConfig {
         self.tracks_idle || self.log.is_some() || self.redacts_all
     }
 
+    /// True if nobody sees an order of stdout and stderr: both go to /dev/null, or the like.
+    fn is_lost(&self) -> bool {
+        let kind = fstat(stdout()).map_or(SFlag::empty(), |file| SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT);
+        self.log.is_none() && kind == SFlag::S_IFCHR && !stdout().is_terminal()
+    }
+
     /// True if any stream is captured.
     pub(crate) fn captures(&self) -> bool {
         self.frames || self.pty || self.captures_both()
@@ -64,7 +70,7 @@ impl OutputConfig {
         let mut out = self.capture("stdout", stdout(), self.pty, log_is_stdout)?;
         out.0.frames = self.frames.then(FrameReader::default);
         let mut captured = vec![out];
-        let is_one = !log_is_stderr && position(stdout()).is_some_and(|at| Some(at) == position(stderr()));
+        let is_one = !log_is_stderr && !self.is_lost() && position(stdout()).is_some_and(|at| Some(at) == position(stderr()));
         if self.captures_both() && !is_one {
             captured.push(self.capture("stderr", stderr(), false, log_is_stderr)?);
         }
@@ -113,12 +119,11 @@ impl OutputConfig {
 }
 
 /// Where a write to `descriptor` goes, if it can be written. Two of one file are one place if they append, or are at one offset: then they
-/// are one open file, or would overwrite each other. In /dev/null there is no order to keep.
+/// are one open file, or would overwrite each other.
 fn position(descriptor: impl AsFd) -> Option<(u64, u64, bool, Option<i64>)> {
     let file = fstat(&descriptor).ok()?;
-    let is_null = SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR && !isatty(&descriptor).ok()?;
     let flags = OFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFL).ok()?);
     let appends = flags.contains(OFlag::O_APPEND);
     let offset = if appends { None } else { lseek(&descriptor, 0, Whence::SeekCur).ok() };
-    (!is_null && flags & OFlag::O_ACCMODE != OFlag::O_RDONLY).then_some((file.st_dev, file.st_ino, appends, offset))
+    (flags & OFlag::O_ACCMODE != OFlag::O_RDONLY).then_some((file.st_dev, file.st_ino, appends, offset))
 }

@@ -33,17 +33,30 @@ impl Policy {
 
     /// Actions for `input` at `now`.
     pub fn on(&mut self, input: Input, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
         match input {
             Input::Refresh(is_in_progress) => return self.on_refresh(is_in_progress, now),
-            // Limits and graces wait with the signals: they could only send more of them.
-            Input::Clock if self.is_deferring() => return self.on_deferral_clock(now),
+            // Limits and graces wait with the signals: they could only send more of them. Not those of a child that is paused for longer.
+            Input::Clock if self.is_deferring() => {
+                let is_paused = self.waits_for_paused();
+                actions = self.on_deferral_clock(now);
+                if !is_paused {
+                    return actions;
+                }
+            }
             // The child is a zombie: drop the signals for it, keep those for its leftovers.
             Input::Ended(..) => self.deferred.retain(|action| is_for_tree(*action)),
             _ => {}
         }
-        let mut actions = self.decide(input, now);
-        actions.retain_mut(|action| !self.ends_processes(*action) || self.defer(action));
+        let mut decided = self.decide(input, now);
+        decided.retain_mut(|action| !self.ends_processes(*action) || self.defer(action));
+        actions.extend(decided);
         actions
+    }
+
+    /// True while a deferral waits for somebody to continue the child, which is not to end.
+    fn waits_for_paused(&self) -> bool {
+        self.is_paused() && !self.is_ending()
     }
 
     /// True for INT and USR2 as well: a claude without a terminal ends by them, in mid-refresh too.
@@ -81,7 +94,7 @@ impl Policy {
 
     fn on_deferral_clock(&mut self, now: Instant) -> Vec<Action> {
         let Some(Span { end, left }) = self.span.filter(|span| now >= span.end) else { return Vec::new() };
-        self.span = if was_frozen(end, now) || (self.is_paused() && !self.is_ending()) {
+        self.span = if was_frozen(end, now) || self.waits_for_paused() {
             Some(Span { end: now + SPAN, left })
         } else if left > 1 {
             Some(Span { end: end + SPAN, left: left - 1 })
@@ -333,6 +346,12 @@ mod tests {
         assert_eq!(paused.at(60, Input::Continued), [], "a request that it could not see");
         assert_eq!(paused.at(71, Input::Clock), []);
         assert_eq!(paused.at(72, Input::Clock), [Action::GiveUpRefresh, Action::SignalChild(Signal::SIGINT)]);
+        let mut limited = Run::during_refresh();
+        limited.at(50, Input::Stopped(Signal::SIGSTOP));
+        assert_eq!(limited.signal(51, Signal::SIGINT), [DEFERRED]);
+        let limit = [Action::SignalChild(Signal::SIGCONT), Action::Log(Notice::LimitExpired(Outcome::HardLimit))];
+        assert_eq!(limited.at(61, Input::Clock), limit, "no request removes a limit");
+        assert_eq!(limited.at(76, Input::Clock), [Action::GiveUpRefresh, Action::SignalChild(Signal::SIGINT), TERM]);
         let mut done = Run::during_refresh();
         done.signal(1, Signal::SIGTERM);
         done.refresh = None;

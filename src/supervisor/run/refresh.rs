@@ -52,8 +52,10 @@ impl Supervisor<'_> {
         let Some(lock) = &mut self.lock else { return };
         if let Some(reason) = lock.refresh.as_mut().and_then(|refresh| refresh.end(Instant::now())) {
             if lock.is_relied_upon(self.recorder.store()) {
-                lock.refresh = None;
-                return info!("a run below this one relies on the session lock, which is kept until the end");
+                if lock.refresh.as_mut().is_some_and(AwaitedRefresh::is_needed_longer) {
+                    info!("a run below this one relies on the session lock, which is kept as long");
+                }
+                return;
             }
             self.recorder.on_released();
             lock.release();
