@@ -30,7 +30,7 @@ use crate::logging;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecord};
 use crate::sys::file_id::FileId;
-use crate::sys::fs::try_flock;
+use crate::sys::fs::{if_there, try_flock};
 use crate::sys::replace::remove_leftovers;
 use crate::sys::signal;
 use crate::sys::stdio::StandardInput;
@@ -139,8 +139,9 @@ fn keep_others_out(context: &Context, paths: &SetupPaths, session_locks: &mut Ve
     let deadline = after(Instant::now(), context.settings()?.wait.limit(Duration::ZERO));
     let of_dir = paths.link.join(lock::FILE_NAME);
     for file in [of_dir].into_iter().chain(context.given("lock-file")) {
-        // Under another name, it is locked by now; one that is not there is nobody's.
-        if session_locks.iter().any(|own| FileId::at(&file).is_none_or(|other| other == own.file_id())) {
+        let is_ours = |own: &FlockGuard| FileId::at(&file) == Some(own.file_id()); // under another name
+        let has_no_place = file.parent().is_some_and(|dir| if_there(fs::metadata(dir)).is_ok_and(|dir| dir.is_none()));
+        if session_locks.iter().any(is_ours) || has_no_place {
             continue;
         }
         let Some(lock) = lock_within(&file, deadline)? else {

@@ -156,7 +156,7 @@ impl<'a> Scan<'a> {
     fn quoted(&self, quote: u8) -> Option<Range<usize>> {
         let start = self.at + 1;
         let rest = &self.text[start..];
-        if self.sign == Sign::Colon && self.quote.is_none() && self.is_in_string(quote) && ends_string(rest) {
+        if self.sign == Sign::Colon && self.quote.is_none() && self.is_in_string(quote) && ends_string(quote, rest) {
             return None;
         }
         let mut end = 0;
@@ -292,13 +292,17 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// True if `rest`, behind a quote that may open a value, goes on as behind one that ends a string: `" + token`. In JSON, what is decoded
+/// True if `rest`, behind a `quote` that may open a value, goes on as behind one that ends a string: `" + token`. In JSON, what is decoded
 /// there may open one: `{"text":"password: \"hunter2\""}`.
-fn ends_string(rest: &[u8]) -> bool {
-    let word = rest.iter().take_while(|byte| !b"\n\"'`".contains(byte)).count();
-    // Behind the quote that closes a value, nothing goes on.
-    let is_closed = rest.get(word + 1).is_none_or(|next| next.is_ascii_whitespace() || b"\"'`,;)}]".contains(next));
-    word < 6 || rest[0].is_ascii_whitespace() || b"+,.;:)]}<>=%&|?*".contains(&rest[0]) || !is_closed
+fn ends_string(quote: u8, rest: &[u8]) -> bool {
+    let word = memchr::memchr2(quote, b'\n', rest).unwrap_or(rest.len());
+    // Behind the quote that closes a value, no word begins.
+    let is_joined = rest.get(word + 1).is_some_and(|next| next.is_ascii_alphanumeric() || b"\\_$".contains(next));
+    word < 6
+        || rest[0].is_ascii_whitespace()
+        || b"+,.;:)]}>%&|?*".contains(&rest[0])
+        || [&b"<<"[..], b"=="].iter().any(|sign| rest.starts_with(sign))
+        || is_joined
 }
 
 /// Length of `value` without what ends an expression, and what follows in a list: `a;b=c`, `a&b=c`, `a, b`, `a)`.

@@ -1,5 +1,6 @@
 //! Base64 of a secret that is wrapped into lines: the first shows what it is, and those behind it are secret, too.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::Range;
 
 use super::pem::Key;
@@ -14,8 +15,9 @@ pub(super) struct Block {
     pub(super) in_key: Key,
     /// Length of the lines of wrapped base64, or none.
     width: Option<usize>,
-    /// Column at which it began, behind the number of a line or the name of a container.
+    /// Column at which it began, behind the number of a line or the name of a container, and the [`shape`] of that.
     column: usize,
+    shape: u64,
 }
 
 impl Block {
@@ -35,7 +37,8 @@ impl Block {
         let rest = &text[end..];
         let spaces = rest.iter().take_while(|&&byte| byte == b'\r').count();
         let start = end - run;
-        self.column = start - memchr::memrchr(b'\n', &text[..start]).map_or(0, |line| line + 1);
+        let line = memchr::memrchr(b'\n', &text[..start]).map_or(0, |end| end + 1);
+        (self.column, self.shape) = (start - line, shape(&text[line..start]));
         self.width = Some(run).filter(|run| WIDTHS.contains(run) && rest.get(spaces).is_none_or(|&byte| byte == b'\n'));
         self.go_on(text, end + spaces + 1, found);
     }
@@ -47,14 +50,10 @@ impl Block {
             && start < text.len()
         {
             let line = text[start..].split(|&byte| byte == b'\n').next().unwrap_or_default();
-            let indent = line.len() - line.trim_ascii_start().len();
-            let is_run = |at: &usize| {
-                let body = line.get(*at..).unwrap_or_default().trim_ascii();
-                (1..=width).contains(&body.len()) && body.iter().all(|&byte| is_base64(byte))
-            };
-            let found_at = [indent, self.column].into_iter().find(is_run);
-            let (body, at) = (line[found_at.unwrap_or(indent)..].trim_ascii(), start + found_at.unwrap_or(indent));
-            let is_part = found_at.is_some();
+            let is_behind_prefix = line.get(..self.column).is_some_and(|prefix| shape(prefix) == self.shape);
+            let rest = if is_behind_prefix { &line[self.column..] } else { line };
+            let (body, at) = (rest.trim_ascii(), start + line.len() - rest.trim_ascii_start().len());
+            let is_part = (1..=width).contains(&body.len()) && body.iter().all(|&byte| is_base64(byte));
             if is_part {
                 found(at..at + body.len());
             }
@@ -66,4 +65,11 @@ impl Block {
 
 fn is_base64(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte)
+}
+
+/// What is alike of two prefixes of one kind: all but the numbers in them.
+fn shape(prefix: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    prefix.iter().for_each(|byte| if byte.is_ascii_digit() { b' ' } else { *byte }.hash(&mut hasher));
+    hasher.finish()
 }

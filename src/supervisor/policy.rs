@@ -255,8 +255,12 @@ impl Policy {
                 self.continued.add(signal);
                 self.continue_if_stopped()
             }
-            // It has stopped itself alone, though it is in our group, whose shell waits for us to be stopped.
-            Phase::Running if self.config.group == Group::Shared && signal == Signal::SIGTSTP => {
+            // It has stopped itself alone, though it is in our group, whose shell waits for us to be stopped; by STOP, as some versions of claude
+            // at Ctrl-Z do, where no limit is left unattended.
+            Phase::Running
+                if self.config.group == Group::Shared
+                    && (signal == Signal::SIGTSTP || signal == Signal::SIGSTOP && self.config.hard_limit.is_none()) =>
+            {
                 vec![Action::Stop(SignalSource::Kernel)]
             }
             _ => Vec::new(),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
+use super::file_id::FileId;
 use super::mount::{Mount, is_mount_point};
 
 /// Watched files.
@@ -14,6 +15,8 @@ pub(crate) struct FileWatch {
     inotify: Option<Inotify>,
     /// Those that matter in the watched directories; none for all.
     files: Vec<PathBuf>,
+    /// The watched directories.
+    dirs: Vec<(PathBuf, Option<FileId>)>,
     /// Time of the next [`take_changes`](Self::take_changes), if inotify does not see all changes.
     poll_at: Option<Instant>,
     /// Until then, notifications pile up: the last ones were about other files.
@@ -32,18 +35,21 @@ impl FileWatch {
     /// Watches `files`, which need not exist; their directories must.
     pub(crate) fn of(files: &[PathBuf]) -> Self {
         let in_sight = |inotify: &Inotify, file: &&PathBuf| !is_elsewhere(file) && watch(inotify, directory_of(file));
-        Self::new(files.to_vec(), |inotify| files.iter().filter(|file| in_sight(inotify, file)).count() == files.len())
+        let dirs = files.iter().map(|file| directory_of(file).to_owned());
+        let sees_all = |inotify: &Inotify| files.iter().filter(|file| in_sight(inotify, file)).count() == files.len();
+        Self::new(files.to_vec(), dirs, sees_all)
     }
 
     /// Watches all files in `dir`. While `dir` does not exist, it is polled.
     pub(crate) fn in_directory(dir: &Path) -> Self {
-        Self::new(Vec::new(), |inotify| watch(inotify, dir))
+        Self::new(Vec::new(), [dir.to_owned()], |inotify| watch(inotify, dir))
     }
 
-    fn new(files: Vec<PathBuf>, sees_all: impl FnOnce(&Inotify) -> bool) -> Self {
+    fn new(files: Vec<PathBuf>, dirs: impl IntoIterator<Item = PathBuf>, sees_all: impl FnOnce(&Inotify) -> bool) -> Self {
+        let dirs = dirs.into_iter().map(|dir| (FileId::at(&dir), dir)).map(|(found, dir)| (dir, found)).collect();
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         let poll_at = (!inotify.as_ref().is_some_and(sees_all)).then(|| Instant::now() + POLL_INTERVAL);
-        Self { inotify, files, poll_at, resting_until: None }
+        Self { inotify, files, dirs, poll_at, resting_until: None }
     }
 
     /// Becomes readable at a change; `None` during a rest.
@@ -79,7 +85,8 @@ impl FileWatch {
                     }
                     None => {
                         // The queue has overflowed; or the directory itself is moved or gone, and its successor is not watched.
-                        if !event.mask.contains(AddWatchFlags::IN_ATTRIB) {
+                        let is_another = |(dir, known): &(PathBuf, Option<FileId>)| FileId::at(dir) != *known;
+                        if !event.mask.contains(AddWatchFlags::IN_ATTRIB) || self.dirs.iter().any(is_another) {
                             self.poll_at.get_or_insert_with(Instant::now);
                         }
                         true

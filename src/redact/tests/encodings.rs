@@ -101,6 +101,14 @@ fn key_between_colours_and_name_in_deep_json_are_masked() {
         let masked = masked_with(&none, &[text.as_bytes()]);
         assert!(!["ab1X", "Zx9k", "cD12"].iter().any(|part| masked.contains(part)) && masked.ends_with("text\n"), "{masked}");
     }
+    for (before, after) in
+        [("data: ", "Error: failed"), ("  tls.key: ", "kind: Secret"), ("é: ", "é"), ("web-1 | ", "web-1 |    «Zx9kQw7Tz==»")]
+    {
+        let (after, masked) = (after.replace(['«', '»'], ""), after.split('«').next().map(|before| before.to_owned() + "***"));
+        let text = masked_with(&none, &[format!("{before}{line}\n{after}\n").as_bytes()]);
+        let expected = if after.contains("==") { masked.unwrap_or_default() } else { after };
+        assert!(text.ends_with(&format!("\n{expected}\n")), "{text}");
+    }
     let mut text = r#"{"password":"kX9mQ2vL7pR4"}"#.to_owned();
     for depth in 0..10 {
         assert!(!masked_with(&none, &[text.as_bytes()]).contains("kX9mQ2vL7pR4"), "{depth}");

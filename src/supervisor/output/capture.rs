@@ -48,10 +48,11 @@ impl OutputConfig {
         self.tracks_idle || self.log.is_some() || self.redacts_all
     }
 
-    /// True if nobody sees an order of stdout and stderr: both go to /dev/null, or the like.
+    /// True if nobody sees an order of stdout and stderr, which go to /dev/null or the like. In a log, each line has its time; frames are not
+    /// to be mixed with messages.
     fn is_lost(&self) -> bool {
         let kind = fstat(stdout()).map_or(SFlag::empty(), |file| SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT);
-        self.log.is_none() && kind == SFlag::S_IFCHR && !stdout().is_terminal()
+        (self.log.is_none() || self.frames) && kind == SFlag::S_IFCHR && !stdout().is_terminal()
     }
 
     /// True if any stream is captured.
