@@ -255,16 +255,19 @@ impl Policy {
                 self.continued.add(signal);
                 self.continue_if_stopped()
             }
-            // It has stopped itself alone, though it is in our group, whose shell waits for us to be stopped; by STOP, as some versions of claude
-            // at Ctrl-Z do, where no limit is left unattended.
-            Phase::Running
-                if self.config.group == Group::Shared
-                    && (signal == Signal::SIGTSTP || signal == Signal::SIGSTOP && self.config.hard_limit.is_none()) =>
-            {
+            // It has stopped itself alone, though it is in our group, whose shell waits for us to be stopped.
+            Phase::Running if self.config.group == Group::Shared && self.stops_for_its_shell(signal) => {
                 vec![Action::Stop(SignalSource::Kernel)]
             }
             _ => Vec::new(),
         }
+    }
+
+    /// True for TSTP, and, where somebody attends, for STOP, by which claude up to 2.1.84 at least stops itself at Ctrl-Z. Elsewhere, a limit
+    /// goes on while a debugger has stopped the child.
+    fn stops_for_its_shell(&self, signal: Signal) -> bool {
+        let is_attended = self.config.hard_limit.is_none() || self.config.leftovers == Leftovers::Keep;
+        signal == Signal::SIGTSTP || signal == Signal::SIGSTOP && is_attended
     }
 
     fn expire(&mut self, limit: Outcome, now: Instant) -> Vec<Action> {

@@ -639,8 +639,12 @@ fn child_in_our_group_that_stops_itself_stops_us() {
         assert_eq!(case.at(1, Input::Stopped(signal)).contains(&Action::Stop(TERMINAL)), stops, "{group:?} {signal}");
         assert_eq!(case.at(2, Input::Signal(Signal::SIGCONT, PROCESS)), [Action::SignalChild(Signal::SIGCONT)]);
     }
-    let mut attended = case(|config| (config.group, config.hard_limit) = (Group::Shared, None));
-    assert_eq!(attended.at(1, Input::Stopped(Signal::SIGSTOP)), [Action::Stop(TERMINAL)]);
+    for (hard_limit, leftovers) in [(None, Leftovers::Kill), (Some(GRACE), Leftovers::Keep)] {
+        let mut attended = case(|config| {
+            (config.group, config.hard_limit, config.leftovers) = (Group::Shared, hard_limit, leftovers);
+        });
+        assert_eq!(attended.at(1, Input::Stopped(Signal::SIGSTOP)), [Action::Stop(TERMINAL)]);
+    }
 }
 
 /// All sequences of four inputs: a child is never signalled after its end, kept leftovers never, and no deadline stays in the past
