@@ -36,10 +36,12 @@ impl Block {
         let run = text[..end].iter().rev().take(WIDTHS.end).take_while(|&&byte| is_base64(byte)).count();
         let rest = &text[end..];
         let spaces = rest.iter().take_while(|&&byte| byte == b'\r').count();
-        let start = end - run;
-        let line = memchr::memrchr(b'\n', &text[..start]).map_or(0, |end| end + 1);
-        (self.column, self.shape) = (start - line, shape(&text[line..start]));
         self.width = Some(run).filter(|run| WIDTHS.contains(run) && rest.get(spaces).is_none_or(|&byte| byte == b'\n'));
+        if self.width.is_some() {
+            let start = end - run;
+            let line = memchr::memrchr(b'\n', &text[..start]).map_or(0, |end| end + 1);
+            (self.column, self.shape) = (start - line, shape(&text[line..start]));
+        }
         self.go_on(text, end + spaces + 1, found);
     }
 
