@@ -35,6 +35,10 @@ pub(super) struct Fleet {
     pub(super) unreadable: Option<String>,
 }
 
+/// Looks for the record of a claude-run without one, 20 ms apart: so many, and at most so many while it wants to run.
+const LEAST_LOOKS: usize = 10;
+const MOST_LOOKS: usize = 150;
+
 impl Fleet {
     /// Leaves out a claude-run that is just starting, whose record comes a moment after its flock. One that stays without a record
     /// cannot keep any.
@@ -51,8 +55,9 @@ impl Fleet {
             found.filter(|&pid| is_claude_run(pid)).collect()
         };
         let mut without_record = strangers(&census);
-        for _ in 0..10 {
-            if without_record.is_empty() {
+        for look in 0..MOST_LOOKS {
+            // On a busy machine, it may have had no time to write its record.
+            if without_record.is_empty() || look >= LEAST_LOOKS && !without_record.iter().any(|pid| is_runnable(*pid)) {
                 break;
             }
             thread::sleep(Duration::from_millis(20));
@@ -129,6 +134,10 @@ pub(super) fn is_claude_run(pid: i32) -> bool {
     let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let is_ours = |name: &str| name.starts_with("claude-run");
     is_ours(&program) || program.starts_with("qemu-") && Stat::read(pid).is_some_and(|stat| is_ours(&stat.name()))
+}
+
+fn is_runnable(pid: i32) -> bool {
+    Stat::read(pid).is_some_and(|stat| stat.state == b'R')
 }
 
 /// True also for a process on its way out, which has no program any more.

@@ -71,6 +71,7 @@ fn run_that_waits_for_setup_is_not_waited_for() {
     let holder = place.env.hold_lock();
     let setup = Running::start(place.command(&["--yes", "--wait", "1h"]));
     assert!(setup.message().contains("waiting for "));
+    crate::env::wait_until("it is in the kernel's queue", || place.env.waiters() == 1);
     let run = place.env.start(["--wait", "1h", "--", "sh", "-c", "cd -P ~/.claude && pwd"]);
     assert!(run.message().contains("waiting"));
     let live = place.env.start_fake(&["--lock", "pass-through"], "ready; hang");
