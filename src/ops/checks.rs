@@ -18,7 +18,7 @@ use crate::claude::auth::{Auth, Invocation};
 use crate::claude::credentials::Login;
 use crate::lock::{Holder, NAMED, queue_holder, slot_obstacles};
 use crate::records::{FinishedRun, RecordStore, RunRecord};
-use crate::sys::fs::lacks_room;
+use crate::sys::fs::{lacks_room, parent_of};
 use crate::sys::mount::Mount;
 use crate::sys::proc::{self, Stat};
 use crate::sys::steps::MAX_LINKS;
@@ -119,7 +119,7 @@ pub(super) fn check_lock_file(path: &Path, config_dir: &Path, check: &mut Check)
     let (shown, means) = (path.display(), "no run that needs the lock can start");
     let behind_link = |path: &PathBuf| Some(path.with_file_name(fs::read_link(path).ok()?));
     let place = iter::successors(Some(path.to_owned()), behind_link).take(MAX_LINKS).last().unwrap_or_default();
-    let dir = place.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = parent_of(&place);
     let (what, todo) = match fs::metadata(path) {
         Ok(found) if !found.is_file() => {
             let todo = if dir == config_dir { "move it away" } else { "name another file" };

@@ -30,7 +30,7 @@ use crate::logging;
 use crate::outcome::Outcome;
 use crate::records::{RecordStore, RunRecord};
 use crate::sys::file_id::FileId;
-use crate::sys::fs::{if_there, try_flock};
+use crate::sys::fs::{if_there, parent_of, try_flock};
 use crate::sys::replace::remove_leftovers;
 use crate::sys::signal;
 use crate::sys::stdio::StandardInput;
@@ -140,7 +140,7 @@ fn keep_others_out(context: &Context, paths: &SetupPaths, session_locks: &mut Ve
     let of_dir = paths.link.join(lock::FILE_NAME);
     for file in [of_dir].into_iter().chain(context.given("lock-file")) {
         let is_ours = |own: &FlockGuard| FileId::at(&file) == Some(own.file_id()); // under another name
-        let has_no_place = file.parent().is_some_and(|dir| if_there(fs::metadata(dir)).is_ok_and(|dir| dir.is_none()));
+        let has_no_place = if_there(fs::metadata(parent_of(&file))).is_ok_and(|dir| dir.is_none());
         if session_locks.iter().any(is_ours) || has_no_place {
             continue;
         }

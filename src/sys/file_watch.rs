@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::file_id::FileId;
+use super::fs::parent_of;
 use super::mount::{Mount, is_mount_point};
 
 /// Watched files.
@@ -34,8 +35,8 @@ const LOCAL: [&str; 8] = ["btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "t
 impl FileWatch {
     /// Watches `files`, which need not exist; their directories must.
     pub(crate) fn of(files: &[PathBuf]) -> Self {
-        let in_sight = |inotify: &Inotify, file: &&PathBuf| !is_elsewhere(file) && watch(inotify, directory_of(file));
-        let dirs = files.iter().map(|file| directory_of(file).to_owned());
+        let in_sight = |inotify: &Inotify, file: &&PathBuf| !is_elsewhere(file) && watch(inotify, parent_of(file));
+        let dirs = files.iter().map(|file| parent_of(file).to_owned());
         let sees_all = |inotify: &Inotify| files.iter().filter(|file| in_sight(inotify, file)).count() == files.len();
         Self::new(files.to_vec(), dirs, sees_all)
     }
@@ -46,7 +47,11 @@ impl FileWatch {
     }
 
     fn new(files: Vec<PathBuf>, dirs: impl IntoIterator<Item = PathBuf>, sees_all: impl FnOnce(&Inotify) -> bool) -> Self {
-        let dirs = dirs.into_iter().map(|dir| (FileId::at(&dir), dir)).map(|(found, dir)| (dir, found)).collect();
+        let with_id = |dir: PathBuf| {
+            let id = FileId::at(&dir);
+            (dir, id)
+        };
+        let dirs = dirs.into_iter().map(with_id).collect();
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         let poll_at = (!inotify.as_ref().is_some_and(sees_all)).then(|| Instant::now() + POLL_INTERVAL);
         Self { inotify, files, dirs, poll_at, resting_until: None }
@@ -77,11 +82,11 @@ impl FileWatch {
                 is_told = true;
                 changed |= match event.name {
                     Some(name) => {
-                        let is_named = |file: &&PathBuf| file.file_name() == Some(&name);
-                        if self.files.iter().filter(is_named).any(|file| is_elsewhere(file)) {
-                            self.poll_at.get_or_insert_with(Instant::now);
+                        let named: Vec<_> = self.files.iter().filter(|file| file.file_name() == Some(&name)).collect();
+                        if self.poll_at.is_none() && named.iter().any(|file| is_elsewhere(file)) {
+                            self.poll_at = Some(Instant::now());
                         }
-                        self.files.is_empty() || self.files.iter().any(|file| is_named(&file))
+                        self.files.is_empty() || !named.is_empty()
                     }
                     None => {
                         // The queue has overflowed; or the directory itself is moved or gone, and its successor is not watched.
@@ -101,10 +106,6 @@ impl FileWatch {
         }
         changed
     }
-}
-
-fn directory_of(file: &Path) -> &Path {
-    file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// True behind a symlink or a bind mount: the file changes in another directory.

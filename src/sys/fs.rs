@@ -68,6 +68,11 @@ fn unusable(path: &Path, error: io::Error) -> Error {
     Error::new(error).context(format!("{} cannot be used", path.display()))
 }
 
+/// The directory in which `path` is: of a bare name, the working directory.
+pub(crate) fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// `path` without symbolic links; as it is where it leads nowhere.
 pub(crate) fn real(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
@@ -119,7 +124,7 @@ pub(crate) fn open_or_make_regular(path: &Path, mode: u32) -> io::Result<(File, 
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         opened => return opened,
     }
-    let dir = Dir::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    let dir = Dir::open(parent_of(path))?;
     match dir.make_file(path.file_name().unwrap_or_default(), Mode::from_bits_truncate(mode)) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         made => return check(made?, FileType::is_file),

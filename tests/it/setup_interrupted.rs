@@ -39,8 +39,10 @@ fn live_run_or_refresh_blocks_the_move() {
     crate::env::wait_for_records(&place.link(), 3);
     assert!(place.setup(&["--yes", "--wait", "0"], 1).contains("3 runs are live there"));
     // A lock file that is set counts, too.
-    let named = place.setup(&["--yes", "--wait", "0", "--lock-file", &own], 1);
-    assert!(named.contains("own.lock is in use"), "{named}");
+    for file in [own.as_str(), "own.lock"] {
+        let named = place.setup(&["--yes", "--wait", "0", "--lock-file", file], 1);
+        assert!(named.contains("own.lock is in use"), "{file}: {named}");
+    }
     // Neither does its own under another name, nor one that is not made yet, keep it from going on.
     let linked = place.env.path("linked");
     symlink(place.link(), &linked).expect("a link");

@@ -23,7 +23,7 @@ use crate::ops::checks::{self, check_lock_file, let_go_on, stopped_processes};
 use crate::ops::fleet::Fleet;
 use crate::ops::text;
 use crate::records::{Census, PathView, RunRecord};
-use crate::sys::fs::real;
+use crate::sys::fs::{parent_of, real};
 use crate::sys::mount;
 use crate::sys::steps::{foreign_links, is_foreign};
 
@@ -169,7 +169,7 @@ fn ensure_removable(storage: &ClaudeStorage, path: &Path) -> io::Result<()> {
 /// Removes exactly this lock: a process that has acquired it meanwhile gets it back.
 fn remove(lock: &RefreshLock) -> io::Result<()> {
     // In a directory of our own, whose name nobody can have guessed.
-    let dir = tempfile::Builder::new().prefix(".claude-run-").tempdir_in(lock.path.parent().unwrap_or(Path::new(".")))?;
+    let dir = tempfile::Builder::new().prefix(".claude-run-").tempdir_in(parent_of(&lock.path))?;
     let aside = dir.path().join("aside");
     fs::rename(&lock.path, &aside)?;
     let touched = fs::metadata(&aside).and_then(|found| found.modified());

@@ -10,8 +10,8 @@ pub(super) const TOKENS: [Rule; 107] = [
     token("github", &["ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"], r"\w+", Plain),
     // BEGIN and the kind of key, by what stands before it: at a multiple of three bytes, and one and two behind that.
     token("private key in base64", &["LS0tLS1CRUdJTiB"], "(?:QUklW|SU0E|FQy|EU0E|PUEVOU1NI|FTkNSWVBU|QR1AgUFJJV)[A-Za-z0-9+/=]+", Base64),
-    token("private key in base64, behind one byte", &["0tLS0tQkVHSU4g"], "(?:UFJJV|UlNBIF|RUMgU|RFNBIF|T1BFT|RU5DU|UEdQIF)[A-Za-z0-9+/=]+", Base64),
-    token("private key in base64, behind two", &["tLS0tLUJFR0lOI"], "(?:FBSSVZB|FJTQSBQ|EVDIF|ERTQSBQ|E9QRU5T|EVOQ1JZ|FBHUCBQ)[A-Za-z0-9+/=]+", Base64),
+    token("private key in base64, behind one byte", &["0tLS0tQkVHSU4g"], "(?:UFJJV|UlNBIFBSSV|RUMgUFJJ|RFNBIFBSSV|T1BFT|RU5DU|UEdQIFBSSV)[A-Za-z0-9+/=]+", Base64),
+    token("private key in base64, behind two", &["tLS0tLUJFR0lOI"], "(?:FBSSVZB|FJTQSBQUkl|EVDIFBSS|ERTQSBQUkl|E9QRU5T|EVOQ1JZ|FBHUCBQUkl)[A-Za-z0-9+/=]+", Base64),
     token("claude's login in base64", &["eyJjbGF1ZGVBaU9hdXRo", "c2stYW50L", "NrLWFudC", "zay1hbnQt"], r"[\w+/=-]{8,}", Base64),
     token("openai and others", &["sk-"], r"(?:[b-zA-Z0-9_-]|a(?:[a-mo-zA-Z0-9_-]|n(?:[a-su-zA-Z0-9_-]|t\w)))[\w-]{18,}", Mixed),
     token("gitlab", &["glpat-", "gldt-", "glrt-", "glrtr-", "glptt-", "glft-", "glsoat-", "glcbt-", "glimt-", "glagent-", "gloas-", "glffct-", "glwt-", "GR1348941"],
