@@ -75,7 +75,7 @@ fn run_with(words: Vec<OsString>, blocked: &mut Option<HarmlessBlocked>) -> Resu
         "installed setuid, setgid or with capabilities, it would lend them to whatever claude starts; take them off the file"
     );
     fill_standard_descriptors().context("cannot open /dev/null")?;
-    let inherited = InheritedDispositions::take().context("cannot set signal dispositions")?;
+    let mut inherited = InheritedDispositions::take().context("cannot set signal dispositions")?;
     let (cli, operation) = match parse(words)? {
         Request::Run(cli) => (cli, None),
         Request::Operate(cli, operation) => (cli, Some(operation)),
@@ -90,7 +90,7 @@ fn run_with(words: Vec<OsString>, blocked: &mut Option<HarmlessBlocked>) -> Resu
         return operate(cli, &operation, &mut ops::output());
     }
     let (config_dir, file) = config_of(&cli);
-    signal::ignore_terminal_stops();
+    inherited.ignore_terminal_stops().context("cannot set signal dispositions")?;
     let settings = Settings::resolve(cli, ENVIRONMENT, file?.as_ref())?;
     if settings.redact != Redact::Off {
         logging::mask_with(redact::masked);
@@ -98,11 +98,13 @@ fn run_with(words: Vec<OsString>, blocked: &mut Option<HarmlessBlocked>) -> Resu
     let id = RunId::take();
     let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), id);
     settings::unknown_variables().for_each(|warning| warn!("{warning}"));
-    let Plan { run, slot, lock, mut recorder, supervises } = Plan::new(settings, inherited, id, config_dir, log)?;
+    let Plan { run, slot, lock, mut recorder, supervises } = Plan::new(settings, id, config_dir, log)?;
     if !supervises {
-        return Err(run.launch.exec());
+        return Err(run.launch.exec(&inherited));
     }
-    let outcome = run_under_lock(run, slot.as_ref(), lock.as_ref(), &mut recorder, blocked);
+    let outcome = listen(&run, inherited).and_then(|(mut events, _handlers)| {
+        acquire_and_supervise(run, slot.as_ref(), lock.as_ref(), &mut recorder, &mut events)
+    });
     recorder.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
     outcome
 }
@@ -133,25 +135,19 @@ fn config_of(cli: &Cli) -> (Result<ConfigDir>, Result<Option<SettingsFile>>) {
     (config_dir, file)
 }
 
-/// Handles signals, acquires the slot and the lock that are requested, then supervises `run` until all that it starts has ended.
-fn run_under_lock(
-    run: Supervision,
-    slot: Option<&SlotRequest>,
-    lock: Option<&LockRequest>,
-    recorder: &mut RunRecorder,
-    blocked: &mut Option<HarmlessBlocked>,
-) -> Result<Outcome> {
+/// Handles the signals for `run`, until the handlers are dropped.
+fn listen(run: &Supervision, inherited: InheritedDispositions) -> Result<(EventQueue, SignalHandlers)> {
     let mut events = EventQueue::open().context("cannot make a pipe")?;
+    events.inherited = inherited;
     // In the terminal's group, its stop key stops us as it stops the child: by the default disposition.
     let stop = (run.policy.group == Group::Own).then_some(Signal::SIGTSTP);
-    let handled = FORWARDED.iter().chain([Signal::SIGUSR1, Signal::SIGCHLD]).chain(stop);
-    let _handlers = SignalHandlers::install(handled, events.signal_pipe()).context("cannot install signal handlers")?;
-    *blocked = None;
-    let outcome = acquire_and_supervise(run, slot, lock, recorder, &mut events);
-    *blocked = HarmlessBlocked::new().ok(); // there is something to write yet
-    outcome
+    let mut handled = FORWARDED;
+    [Signal::SIGUSR1, Signal::SIGCHLD].into_iter().chain(stop).for_each(|signal| handled.add(signal));
+    let handlers = SignalHandlers::install(handled, events.signal_pipe(), &mut events.inherited);
+    Ok((events, handlers.context("cannot install signal handlers")?))
 }
 
+/// Acquires the slot and the lock that are requested, then supervises `run` until all that it starts has ended.
 fn acquire_and_supervise(
     mut run: Supervision,
     slot: Option<&SlotRequest>,

@@ -9,14 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::stat::{SFlag, fstat};
-use nix::sys::time::TimeSpec;
 
 use crate::claude::frames::FrameEvent;
 use crate::sys::file_watch::FileWatch;
 use crate::sys::proc::Stat;
-use crate::sys::signal::{DUPLICATE_WINDOW, Signal, SignalSource};
+use crate::sys::signal::{DUPLICATE_WINDOW, InheritedDispositions, Signal, SignalSource};
 pub use crate::sys::signal_pipe::SignalPipe;
 use crate::sys::signal_pipe::{Arrival, WAKE};
 
@@ -43,6 +42,8 @@ pub(crate) enum Event {
 /// Receives events.
 #[derive(Debug)]
 pub struct EventQueue {
+    /// Dispositions that a child gets. Signals that our caller ignores end no wait.
+    pub(crate) inherited: InheritedDispositions,
     from_threads: mpsc::Receiver<Event>,
     sender: EventSender,
     files: Option<FileWatch>,
@@ -63,8 +64,9 @@ impl EventQueue {
     pub(crate) fn open() -> io::Result<Self> {
         let pipe = SignalPipe::open()?;
         let (queue, from_threads) = mpsc::channel();
-        let (files, last_term, requeued) = (None, None, Vec::new());
-        Ok(Self { sender: EventSender { queue, pipe }, from_threads, files, watches_stdin: false, requeued, last_term })
+        let (inherited, files, last_term, requeued) = (InheritedDispositions::default(), None, None, Vec::new());
+        let sender = EventSender { queue, pipe };
+        Ok(Self { inherited, sender, from_threads, files, watches_stdin: false, requeued, last_term })
     }
 
     /// Watches `files` instead of those watched before.
@@ -104,7 +106,7 @@ impl EventQueue {
         loop {
             let poll_at = self.files.as_ref().and_then(FileWatch::wake_at);
             let wake_at = [deadline, poll_at].into_iter().flatten().min();
-            let timeout = wake_at.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
+            let timeout = wake_at.map(|at| at.saturating_duration_since(Instant::now()));
             let mut ready = vec![PollFd::new(self.sender.pipe.reader.as_fd(), PollFlags::POLLIN)];
             let watch = self.files.as_ref().and_then(FileWatch::inotify);
             ready.extend(watch.map(|watch| PollFd::new(watch.as_fd(), PollFlags::POLLIN)));
@@ -112,7 +114,7 @@ impl EventQueue {
             if self.watches_stdin {
                 ready.push(PollFd::new(stdin.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))); // not for what there is to read
             }
-            match ppoll(&mut ready, timeout, None) {
+            match SignalPipe::wait(&mut ready, timeout) {
                 // The handler has written its record before it returns.
                 Err(nix::Error::EINTR) => continue,
                 other => other?,

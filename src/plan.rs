@@ -23,7 +23,7 @@ use crate::run_id::RunId;
 use crate::supervisor::output::OutputConfig;
 use crate::supervisor::policy::{Group, PolicyConfig};
 use crate::supervisor::{Launch, Role, Supervision};
-use crate::sys::signal::InheritedDispositions;
+use crate::sys::signal::SigSet;
 
 /// Decisions about an invocation that runs a program.
 #[derive(Debug)]
@@ -45,7 +45,6 @@ impl Plan {
     /// Decides, and checks all that can be known before anything is started. An error is a `ProgramError` if the program cannot be.
     pub(crate) fn new(
         settings: Settings,
-        signals: InheritedDispositions,
         run: RunId,
         config_dir: Result<ConfigDir>,
         log: Option<Arc<LogFile>>,
@@ -56,7 +55,7 @@ impl Plan {
             "claude-run runs below itself {MAX_NESTING} times: is the claude on PATH a script that calls it, or another claude-run? name the real one with CLAUDE_RUN_CLAUDE",
             MAX_NESTING = lock::MAX_NESTING
         );
-        let mut launch = launch(&settings, signals, ancestors.lineage_with(run), config_dir.as_ref().ok())?;
+        let mut launch = launch(&settings, ancestors.lineage_with(run), config_dir.as_ref().ok())?;
         let is_bare = launch.program.needs_no_lock();
         let wants_lock = !is_bare && settings.lock_mode != LockMode::PassThrough;
         if let Some(path) = settings.lock_file.as_ref().filter(|path| wants_lock && path.is_relative()) {
@@ -72,12 +71,12 @@ impl Plan {
         if ancestors.has_stale_key(records.as_ref()) {
             launch.set(lock::KEY_VARIABLE, None);
         }
-        let slot = config_dir.as_deref().and_then(|config_dir| slot_request(&settings, &launch, config_dir, &ancestors));
+        let slot = config_dir.as_deref().and_then(|config_dir| slot_request(&settings, config_dir, &ancestors));
         let storage = claude.as_ref().map(Invocation::storage);
         let margin = settings.refresh_margin.as_span();
         let refreshes = claude.zip(storage.clone()).map(|(claude, storage)| Refreshes { claude, storage, margin });
         let lock_file = settings.lock_file.clone().or_else(|| Some(config_dir.as_deref()?.join(lock::FILE_NAME)));
-        let lock = lock_file.filter(|_| wants_lock).map(|path| lock_request(&settings, &launch, path, refreshes, ancestors));
+        let lock = lock_file.filter(|_| wants_lock).map(|path| lock_request(&settings, path, refreshes, ancestors));
         let policy = policy_config(&settings, &launch);
         let output = if is_bare { OutputConfig::default() } else { output_config(&settings, &launch.program, log)? };
         let record_file = settings.record.filter(|_| !is_bare);
@@ -104,14 +103,9 @@ impl Plan {
 }
 
 /// COMMAND, to be started in our environment, with its `lineage` and the config dir in it.
-fn launch(
-    settings: &Settings,
-    signals: InheritedDispositions,
-    lineage: String,
-    config_dir: Option<&ConfigDir>,
-) -> Result<Launch> {
+fn launch(settings: &Settings, lineage: String, config_dir: Option<&ConfigDir>) -> Result<Launch> {
     let (program, environment) = (find_program(settings)?, env::vars_os().collect());
-    let mut launch = Launch { program, environment, stdin: settings.stdin, role: Role::Command, signals };
+    let mut launch = Launch { program, environment, stdin: settings.stdin, role: Role::Command };
     launch.set(RunId::LINEAGE, Some(lineage.into()));
     let variable = config_dir.map(|config_dir| config_dir.variable(ENVIRONMENT));
     if let Some(value) = variable.filter(|value| *value != ENVIRONMENT(config_dir::VARIABLE)) {
@@ -145,7 +139,7 @@ fn usable(config_dir: Result<ConfigDir>, is_required: bool) -> Result<Option<Con
     }
 }
 
-fn slot_request(settings: &Settings, launch: &Launch, config_dir: &Path, above: &AncestorRuns) -> Option<SlotRequest> {
+fn slot_request(settings: &Settings, config_dir: &Path, above: &AncestorRuns) -> Option<SlotRequest> {
     let Slots::AtMost(of) = settings.slots else { return None };
     Some(SlotRequest {
         store: RecordStore::of(config_dir),
@@ -155,30 +149,18 @@ fn slot_request(settings: &Settings, launch: &Launch, config_dir: &Path, above: 
         wait: settings.wait,
         conflict_exit_code: settings.conflict_exit_code,
         above: above.clone(),
-        ignored: launch.signals.ignored,
     })
 }
 
-fn lock_request(
-    settings: &Settings,
-    launch: &Launch,
-    path: PathBuf,
-    refreshes: Option<Refreshes>,
-    above: AncestorRuns,
-) -> LockRequest {
+fn lock_request(settings: &Settings, path: PathBuf, refreshes: Option<Refreshes>, above: AncestorRuns) -> LockRequest {
     LockRequest {
         path,
         refresh_only: settings.lock_mode == LockMode::Refresh,
         refreshes,
-        helper: settings.lock_helper.clone().map(|words| HelperCommand {
-            words,
-            kill_grace: settings.kill_grace.as_limit(),
-            signals: launch.signals.clone(),
-        }),
+        helper: settings.lock_helper.clone().map(|words| HelperCommand { words, kill_grace: settings.kill_grace.as_limit() }),
         wait: settings.wait,
         conflict_exit_code: settings.conflict_exit_code,
         above,
-        ignored: launch.signals.ignored,
     }
 }
 
@@ -200,7 +182,7 @@ fn policy_config(settings: &Settings, launch: &Launch) -> PolicyConfig {
         // Also in the background: `fg` must later reach the child as well.
         group: if foreground.is_some() { Group::Shared } else { Group::Own },
         streams_input: settings.stdin == Stdin::Inherit && frames::input_is_streamed(&launch.program.argv),
-        ignored: launch.signals.ignored,
+        ignored: SigSet::empty(), // known when the handlers are there
     }
 }
 

@@ -38,7 +38,7 @@ pub fn acquire(
     }
     let file = LockFile::open(&request.path)?;
     let awaited = Awaited::SessionLock(request.path.clone(), file.file_id());
-    let mut wait = LockWait::new(awaited, started, recorder, events, request.ignored);
+    let mut wait = LockWait::new(awaited, started, recorder, events);
     request.watch_token(wait.events);
     let acquisition = match (acquire_session_lock(file, request, &mut wait)?, &request.helper) {
         (Acquisition::Held(guard), Some(command)) if !is_helped(&guard, request, &wait) => {
@@ -123,7 +123,7 @@ pub(crate) fn wait_again(
     events: &mut EventQueue,
 ) -> Result<Option<Acquisition>> {
     let Some(refreshes) = &request.refreshes else { return Ok(None) };
-    let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), recorder, events, request.ignored);
+    let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), recorder, events);
     wait_until_refreshable(refreshes, guard, &mut wait)
 }
 
@@ -204,7 +204,6 @@ mod tests {
     use crate::claude::auth::Invocation;
     use crate::claude::storage::ClaudeStorage;
     use crate::sys::file_id::FileId;
-    use crate::sys::signal::SigSet;
 
     #[test]
     fn wait_for_refresh_locks_has_a_bound_of_its_own() -> Result<()> {
@@ -216,7 +215,7 @@ mod tests {
         let mut recorder = recorder(dir.path());
         let long_ago = Instant::now() - 2 * MAX_REFRESH_LOCK_WAIT;
         let awaited = Awaited::SessionLock(dir.path().into(), FileId { device: 1, inode: 1 });
-        let mut wait = LockWait::new(awaited, long_ago, &mut recorder, &mut events, SigSet::empty());
+        let mut wait = LockWait::new(awaited, long_ago, &mut recorder, &mut events);
         assert_eq!(wait_for_refresh_locks(&refreshes, &mut wait, || true)?, None);
         assert!(matches!(wait.awaited, Awaited::RefreshLocks));
         assert_eq!((wait.limit, wait.deadline), (Some(MAX_REFRESH_LOCK_WAIT), Some(wait.started + MAX_REFRESH_LOCK_WAIT)));

@@ -22,7 +22,7 @@ use crate::config::duration::after;
 use crate::events::{Event, EventQueue, EventSender};
 use crate::records::RunRecorder;
 use crate::sys::proc::{self, Stat};
-use crate::sys::signal::{self, DUPLICATE_WINDOW, InheritedDispositions, SigSet, Signal};
+use crate::sys::signal::{self, DUPLICATE_WINDOW, Signal};
 
 /// Command of a lock helper.
 #[derive(Clone, Debug)]
@@ -30,8 +30,6 @@ pub struct HelperCommand {
     /// The program and its arguments; never empty.
     pub(crate) words: Vec<String>,
     pub(crate) kill_grace: Option<Duration>,
-    /// Signal dispositions that it starts with.
-    pub(crate) signals: InheritedDispositions,
 }
 
 /// A helper that runs. Dropping it ends it.
@@ -43,8 +41,6 @@ pub(super) struct Helper {
     pub(super) monitor_process: Stat,
     control: UnixStream,
     kill_grace: Option<Duration>,
-    /// Signals that do not hurry its end.
-    ignored: SigSet,
     state: Arc<Mutex<HelperState>>,
     /// Disconnected once the state has an end.
     end: Receiver<()>,
@@ -74,12 +70,12 @@ const MONITOR_GRACE: Duration = Duration::from_secs(5);
 const REPORT_DELAY: Duration = Duration::from_millis(100);
 
 impl Helper {
-    /// Starts `command`. [`Event::HelperChanged`] comes through `sender` when the state changes.
+    /// Starts `command`. [`Event::HelperChanged`] comes when the state changes.
     ///
     /// # Errors
     /// There is no such program (`ProgramError`), or we are out of processes, threads or descriptors.
-    pub(super) fn start(command: &HelperCommand, sender: EventSender) -> Result<Self> {
-        let HelperCommand { words, kill_grace, signals } = command;
+    pub(super) fn start(command: &HelperCommand, events: &EventQueue) -> Result<Self> {
+        let HelperCommand { words, kill_grace } = command;
         // The monitor is found in /proc, and told from what the run starts.
         if !proc::is_of_our_pid_namespace() {
             bail!("{FAILED}: /proc is not mounted here, or is that of another PID namespace; mount one");
@@ -89,18 +85,18 @@ impl Helper {
         let (control, its_end) = UnixStream::pair().context(FAILED)?;
         let reports = control.try_clone().context(FAILED)?;
         let state = Arc::<Mutex<HelperState>>::default();
-        let (name, shared, (alive, end)) = (words[0].clone(), Arc::clone(&state), mpsc::sync_channel::<()>(0));
+        let (name, shared, sender) = (words[0].clone(), Arc::clone(&state), events.sender());
+        let (alive, end) = mpsc::sync_channel::<()>(0);
         let work = move || {
             follow(&name, reports, &shared, &sender);
             drop(alive);
         };
         signal::spawn_with_signals_blocked("lock-helper", 512 * 1024, work).context(FAILED)?;
-        let monitor = monitor::start(&program, *kill_grace, signals, its_end);
+        let monitor = monitor::start(&program, *kill_grace, &events.inherited, its_end);
         let monitor = monitor.with_context(|| format!("{FAILED}: cannot start its monitor, which is /proc/self/exe"))?;
         let monitor_process = Stat::read(monitor.id().cast_signed()).context("the lock helper's monitor is not in /proc")?;
-        let (kill_grace, ignored) = (*kill_grace, signals.ignored);
-        let helper =
-            Self { program, monitor, monitor_process, control, kill_grace, ignored, state, end, terminating_since: None };
+        let kill_grace = *kill_grace;
+        let helper = Self { program, monitor, monitor_process, control, kill_grace, state, end, terminating_since: None };
         info!(name: "lock.helper", "started the lock helper {}", helper.name());
         Ok(helper)
     }
@@ -155,7 +151,7 @@ impl Helper {
         let mut others = Vec::new();
         let mut request = None;
         let awaited = Awaited::HelperShutdown(self.name().into_owned());
-        let mut wait = LockWait::new(awaited, Instant::now(), recorder, events, self.ignored);
+        let mut wait = LockWait::new(awaited, Instant::now(), recorder, events);
         wait.limit = self.kill_grace;
         loop {
             wait.deadline = self.overdue_at();

@@ -36,7 +36,7 @@ pub(super) fn acquire_helper(
         Some(reason) => Some(Acquisition::NotNeeded(reason)),
         None => {
             wait.recorder.on_session_lock(guard.hold, guard.file_id);
-            let helper = Helper::start(command, wait.events.sender()).inspect_err(|_| wait.recorder.retire())?;
+            let helper = Helper::start(command, wait.events).inspect_err(|_| wait.recorder.retire())?;
             let refusal = wait_for_key(&helper, request, wait).inspect_err(|_| wait.recorder.retire())?;
             guard.helper = Some(Box::new(helper));
             refusal

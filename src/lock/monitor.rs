@@ -31,6 +31,7 @@ use crate::claude::program::Program;
 use crate::config::duration::after;
 use crate::sys::exec::{Exec, SpawnError, dup_onto, spawn};
 use crate::sys::signal::{self, InheritedDispositions};
+use crate::sys::signal_pipe;
 use crate::sys::wait::{self, ChildStatus};
 
 /// Name under which this program is a monitor.
@@ -78,9 +79,15 @@ pub(super) fn start(
     command.arg0(MONITOR).arg(grace).arg(&program.path).args(&program.argv);
     // In a group of its own: a terminal's keys are not for it.
     command.stdin(OwnedFd::from(socket)).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-    let signals = signals.clone();
-    // SAFETY: `restore` is async-signal-safe.
-    unsafe { command.pre_exec(move || Ok(signals.restore()?)) }.spawn()
+    let signals = *signals;
+    // SAFETY: both are async-signal-safe.
+    unsafe {
+        command.pre_exec(move || {
+            signal_pipe::forget();
+            Ok(signals.restore()?)
+        })
+    }
+    .spawn()
 }
 
 /// Runs the monitor that `start` has started with `words`.

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use crate::events::EventQueue;
     use crate::run_id::RunId;
-    use crate::sys::signal::{SigSet, Signal, SignalSource};
+    use crate::sys::signal::{Signal, SignalSource};
 
     fn request(path: &Path, above: AncestorRuns) -> LockRequest {
         LockRequest {
@@ -81,7 +81,6 @@ mod tests {
             wait: Wait::No,
             conflict_exit_code: 75,
             above,
-            ignored: SigSet::empty(),
         }
     }
 
@@ -93,7 +92,7 @@ mod tests {
         let lock = LockFile::open(&path)?.file_id();
         let awaited = || Awaited::SessionLock(path.clone(), lock);
         events.signal_pipe().write(Signal::SIGTERM.number(), SignalSource::Kernel);
-        let mut wait = LockWait::new(awaited(), Instant::now(), &mut recorder, &mut events, SigSet::empty());
+        let mut wait = LockWait::new(awaited(), Instant::now(), &mut recorder, &mut events);
         let without = request(&path, AncestorRuns::default());
         assert!(matches!(wait_for_flock(LockFile::open(&path)?, &without, &mut wait)?, Acquisition::NotAcquired));
         assert_eq!(wait.deadline, None, "it has not slept");

@@ -9,7 +9,7 @@ use super::helper::HelperCommand;
 use super::refresh_due::{RefreshState, Refreshes};
 use crate::config::settings::Wait;
 use crate::events::EventQueue;
-use crate::sys::signal::{SigSet, Signal};
+use crate::sys::signal::Signal;
 
 /// The session lock of a run that needs it.
 #[derive(Debug)]
@@ -23,8 +23,6 @@ pub struct LockRequest {
     pub(crate) wait: Wait,
     pub(crate) conflict_exit_code: u8,
     pub(crate) above: AncestorRuns,
-    /// Signals that were ignored when we started; they do not end the wait.
-    pub(crate) ignored: SigSet,
 }
 
 /// Outcome of a request for the lock, or for a slot.

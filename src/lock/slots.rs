@@ -35,7 +35,6 @@ use crate::events::{Event, EventQueue, EventSender};
 use crate::records::{RecordStore, RunRecorder};
 use crate::run_id::RunId;
 use crate::sys::file_id::FileId;
-use crate::sys::signal::SigSet;
 
 /// A run's wish for a slot.
 #[derive(Debug)]
@@ -50,8 +49,6 @@ pub struct SlotRequest {
     pub(crate) wait: Wait,
     pub(crate) conflict_exit_code: u8,
     pub(crate) above: AncestorRuns,
-    /// Signals that were ignored when we started; they do not end the wait.
-    pub(crate) ignored: SigSet,
 }
 
 /// A slot. Dropping it releases it.
@@ -92,7 +89,7 @@ pub fn acquire_slot(
             None
         }
     };
-    let mut wait = LockWait::new(search.awaited(), started, recorder, events, request.ignored);
+    let mut wait = LockWait::new(search.awaited(), started, recorder, events);
     let acquisition = match first {
         Some(slot) => Acquisition::Held(slot),
         None => {

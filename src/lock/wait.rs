@@ -20,14 +20,12 @@ use crate::events::{Event, EventQueue};
 use crate::logging::LiveLine;
 use crate::records::{Hold, RecordStore, RunRecorder};
 use crate::sys::file_id::FileId;
-use crate::sys::signal::{self, SigSet, Signal};
+use crate::sys::signal::{self, Signal};
 
 /// A wait, or several in a row.
 pub(super) struct LockWait<'a> {
     pub(super) recorder: &'a mut RunRecorder,
     pub(super) events: &'a mut EventQueue,
-    /// Signals that do not end the wait.
-    ignored: SigSet,
     pub(super) awaited: Awaited,
     pub(super) started: Instant,
     /// Longest wait, for messages.
@@ -76,17 +74,10 @@ const CROWD: usize = 8;
 
 impl<'a> LockWait<'a> {
     /// A wait of a run whose first wait `started` then: the limit is one for all.
-    pub(super) fn new(
-        awaited: Awaited,
-        started: Instant,
-        recorder: &'a mut RunRecorder,
-        events: &'a mut EventQueue,
-        ignored: SigSet,
-    ) -> Self {
+    pub(super) fn new(awaited: Awaited, started: Instant, recorder: &'a mut RunRecorder, events: &'a mut EventQueue) -> Self {
         Self {
             recorder,
             events,
-            ignored,
             awaited,
             started,
             limit: None,
@@ -169,7 +160,7 @@ impl<'a> LockWait<'a> {
         for (at, event) in events.iter().enumerate() {
             let Event::Signal(signal, source) = *event else { continue };
             match signal {
-                _ if self.ignored.contains(signal) => {}
+                _ if self.events.inherited.ignored.contains(signal) => {}
                 _ if signal::requests_end(signal) || signal == Signal::SIGUSR2 => return Some((at, signal)),
                 Signal::SIGTSTP => signal::stop_for_job_control(source),
                 Signal::SIGUSR1 => warn!(name: "run.state", "{}", self.progress()),

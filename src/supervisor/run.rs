@@ -51,7 +51,7 @@ pub(crate) struct Supervision {
 
 /// Starts the child and waits until its tree is dead. Then it releases the lock, and waits for the reader of the output.
 pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &mut EventQueue) -> Result<Outcome> {
-    let (ignored, hard_limit, requires_result) = (run.policy.ignored, run.policy.hard_limit, run.output.requires_result);
+    let (hard_limit, requires_result) = (run.policy.hard_limit, run.output.requires_result);
     let mut supervisor = Supervisor::start(run, recorder, events)?;
     let mut outcome = supervisor.run()?;
     let request = supervisor.release_lock().or_else(|| supervisor.requests.drain_bound(outcome));
@@ -62,7 +62,7 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     if let Some(mut relay) = relay {
         relay.on_child_ended();
         if !output_done {
-            outcome = drain(limit, &relay, events, ignored).context("cannot wait for events")?.unwrap_or(outcome);
+            outcome = drain(limit, &relay, events).context("cannot wait for events")?.unwrap_or(outcome);
         }
         (last_result, session_id, lost_output) = (relay.last_result(), relay.session_id(), relay.lost_output());
     }
@@ -112,7 +112,8 @@ struct Supervisor<'a> {
 
 impl<'a> Supervisor<'a> {
     fn start(run: Supervision, recorder: &'a mut RunRecorder, events: &'a mut EventQueue) -> Result<Self> {
-        let Supervision { launch, policy: config, output, slot, mut lock, storage } = run;
+        let Supervision { launch, policy: mut config, output, slot, mut lock, storage } = run;
+        config.ignored = events.inherited.ignored;
         if let Err(error) = set_child_subreaper(true) {
             warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
         }
@@ -125,7 +126,7 @@ impl<'a> Supervisor<'a> {
             let control = lock.as_ref().filter(|_| launch.role == Role::Refresher).and_then(LockGuard::helper_descriptor);
             let locks = [slot.as_ref().map(SlotGuard::descriptor), lock.as_ref().and_then(LockGuard::descriptor), control];
             let outputs = relay.as_ref().map_or([None; 2], Relay::child_ends);
-            let child = launch.spawn(config.group, locks, outputs)?;
+            let child = launch.spawn(config.group, &events.inherited, locks, outputs)?;
             Ok((child, relay))
         };
         let (child, relay) = spawn().inspect_err(|_| {

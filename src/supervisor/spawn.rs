@@ -29,7 +29,6 @@ pub(crate) struct Launch {
     pub(crate) environment: Vec<(OsString, OsString)>,
     pub(crate) stdin: Stdin,
     pub(crate) role: Role,
-    pub(crate) signals: InheritedDispositions,
 }
 
 /// Purpose of a child.
@@ -51,13 +50,18 @@ impl Launch {
     /// Launch of the same claude's command that [refreshes](Program::refresher) its token.
     pub(super) fn refresher(&self, version: Version) -> Option<Self> {
         let program = self.program.refresher(version)?;
-        let (environment, signals) = (self.environment.clone(), self.signals.clone());
-        Some(Self { program, environment, stdin: Stdin::Null, role: Role::Refresher, signals })
+        Some(Self { program, environment: self.environment.clone(), stdin: Stdin::Null, role: Role::Refresher })
     }
 
-    /// Starts the child with the descriptors that hold its slot and its locks, and with `outputs` in place of our stdout and stderr. An
-    /// error is a `ProgramError` if the program cannot be executed.
-    pub(super) fn spawn(&self, group: Group, locks: [Option<BorrowedFd>; 3], outputs: [Option<BorrowedFd>; 2]) -> Result<Pid> {
+    /// Starts the child with the dispositions `signals`, the descriptors that hold its slot and its locks, and `outputs` in place of our
+    /// stdout and stderr. An error is a `ProgramError` if the program cannot be executed.
+    pub(super) fn spawn(
+        &self,
+        group: Group,
+        signals: &InheritedDispositions,
+        locks: [Option<BorrowedFd>; 3],
+        outputs: [Option<BorrowedFd>; 2],
+    ) -> Result<Pid> {
         let exec = self.prepare()?;
         let us = getpid();
         let mut pdeathsig = Ok(());
@@ -84,7 +88,7 @@ impl Launch {
             Ok(())
         };
         // SAFETY: those are async-signal-safe.
-        let pid = unsafe { spawn(&exec, &self.signals, prepare) };
+        let pid = unsafe { spawn(&exec, signals, prepare) };
         if let (Role::Command, Err(error)) = (self.role, pdeathsig) {
             // As in some containers.
             warn!(%error, "cannot set the child's parent-death signal: if claude-run is killed, the child runs on");
@@ -101,9 +105,9 @@ impl Launch {
         })
     }
 
-    /// Executes the program in our place; returns only if that fails.
-    pub(crate) fn exec(&self) -> anyhow::Error {
-        let errno = self.prepare().map(|exec| self.signals.restore().err().unwrap_or_else(|| exec.run()));
+    /// Executes the program in our place, with the dispositions `signals`; returns only if that fails.
+    pub(crate) fn exec(&self, signals: &InheritedDispositions) -> anyhow::Error {
+        let errno = self.prepare().map(|exec| signals.restore().err().unwrap_or_else(|| exec.run()));
         errno.map_or_else(|error| error, |errno| self.program.unstartable(errno).into())
     }
 

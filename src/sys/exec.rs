@@ -4,10 +4,12 @@
 use std::ffi::{CStr, CString, OsString};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -87,7 +89,7 @@ pub(crate) unsafe fn spawn(
         // It writes this into the memory that it shares with us until its exec.
         result = Err(prepared.map_or_else(SpawnError::Prepare, |()| SpawnError::Exec(exec.run())));
     };
-    // A handler that runs in the child would write into our pipe.
+    // No handler of ours runs in the child before it has its own group.
     let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).map_err(SpawnError::NoProcess)?;
     // SAFETY: neither `restore` nor `run` calls anything else either.
     let pid = unsafe { clone(child) };
@@ -96,6 +98,17 @@ pub(crate) unsafe fn spawn(
     result.map(|()| pid).inspect_err(|_| {
         let _ = waitpid(pid, None); // it has exited, and to reap our own child cannot fail
     })
+}
+
+/// The stack of a child that shares our memory, while there is one.
+static CHILD_STACK: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+
+/// True in a child of [`spawn`] that has not executed its program yet. Async-signal-safe.
+pub(super) fn is_child_of_ours() -> bool {
+    let on_stack = 0_u8;
+    let here = ptr::from_ref(&on_stack).addr();
+    let [start, end] = CHILD_STACK.each_ref().map(|at| at.load(Ordering::SeqCst));
+    (start..end).contains(&here)
 }
 
 /// Starts a process that does `work` and exits with 127; sleeps until it has executed a program or exited. fork(3) would wait for locks
@@ -109,13 +122,16 @@ unsafe fn clone<F: FnMut()>(mut work: F) -> nix::Result<Pid> {
         unsafe { (*work.cast::<F>())() };
         127
     }
-    // Large enough for a mapping of its own, of which only used pages take memory.
-    let mut stack = vec![0_u8; 256 * 1024];
-    let end = stack.as_mut_ptr_range().end;
+    // Room for handlers and their registers, and too small for a mapping of its own, which costs more than all else here.
+    let mut stack = Vec::<u8>::with_capacity(64 * 1024);
+    let Range { start, end } = stack.spare_capacity_mut().as_mut_ptr_range();
+    let mark = |places: [usize; 2]| CHILD_STACK.iter().zip(places).for_each(|(at, place)| at.store(place, Ordering::SeqCst));
+    mark([start.addr(), end.addr()]);
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: with CLONE_VFORK we sleep until the child is done with the stack and with all that `work` borrows, and nobody else
     // touches them; the stack grows down from its end, which x86_64 and aarch64 want aligned to 16 bytes.
     let pid = unsafe { libc::clone(enter::<F>, end.sub(end.addr() % 16).cast(), flags, (&raw mut work).cast()) };
+    mark([0; 2]);
     Errno::result(pid).map(Pid::from_raw)
 }
 

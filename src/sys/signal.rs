@@ -18,39 +18,57 @@ use nix::unistd::{Pid, getpgid, getpgrp, getppid, getsid};
 use super::core_dump;
 use super::proc::{self, Stat};
 pub(crate) use super::signal_table::kill;
-use super::signal_table::{CHANGED, FAILED_WRITES, TERMINAL_STOPS};
+use super::signal_table::{FAILED_WRITES, TERMINAL_STOPS};
 pub use super::signal_table::{FORWARDED, REQUESTS, SigSet, Signal, SignalSource, is_termination_request, requests_end};
 
 /// Time within which a second termination request is taken for the first: timeout(1) signals its child, and then the child's group.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 
-/// Dispositions at our own start, which the child gets.
-#[derive(Clone, Debug)]
+/// Dispositions at our own start, which the child gets, of those signals whose disposition we change.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct InheritedDispositions {
     /// Signals that our caller ignores. The child ignores them as well, and we do not act upon them.
-    pub ignored: SigSet,
+    pub(crate) ignored: SigSet,
 }
 
 impl InheritedDispositions {
-    /// Records the dispositions, then sets those of SIGCHLD, SIGPIPE and SIGXFSZ, and the limit of core files.
+    /// Sets the dispositions of SIGCHLD, SIGPIPE and SIGXFSZ, and the limit of core files.
     ///
     /// SIGCHLD gets its default, for the child too: if it is ignored, the kernel reaps our children and every wait fails.
     /// The others are ignored in this process only: a closed stderr, or a log at its limit, must not end a supervisor.
     pub fn take() -> io::Result<Self> {
-        let mut ignored = SigSet::empty();
-        CHANGED.iter().filter(|&signal| is_ignored(signal)).for_each(|signal| ignored.add(signal));
         // A handler of the program that we are a library of stays.
-        if is_ignored(Signal::SIGCHLD) {
+        if exchange(Signal::SIGCHLD, None)?.sa_sigaction == libc::SIG_IGN {
             set(Signal::SIGCHLD, libc::SIG_DFL)?;
         }
-        FAILED_WRITES.iter().try_for_each(|signal| set(signal, libc::SIG_IGN))?;
+        let mut inherited = Self::default();
+        inherited.ignore(FAILED_WRITES)?;
         core_dump::forbid();
-        Ok(Self { ignored })
+        Ok(inherited)
     }
 
-    /// Restores the inherited dispositions and the limit of core files, and empties the mask, before an exec. Async-signal-safe.
+    /// Ignores the signals by which a terminal stops a process in the background.
+    pub(crate) fn ignore_terminal_stops(&mut self) -> nix::Result<()> {
+        self.ignore(TERMINAL_STOPS)
+    }
+
+    fn ignore(&mut self, signals: SigSet) -> nix::Result<()> {
+        signals.iter().try_for_each(|signal| {
+            exchange(signal, Some(&disposition(libc::SIG_IGN, 0))).map(|before| self.note(signal, &before))
+        })
+    }
+
+    /// Notes the disposition of `signal` from `before` a change of ours.
+    pub(super) fn note(&mut self, signal: Signal, before: &libc::sigaction) {
+        if before.sa_sigaction == libc::SIG_IGN {
+            self.ignored.add(signal);
+        }
+    }
+
+    /// Restores the inherited dispositions and the limit of core files, and empties the mask, before an exec, which gives each signal that
+    /// has a handler its default. Async-signal-safe.
     pub fn restore(&self) -> nix::Result<()> {
-        for signal in CHANGED.iter().chain([Signal::SIGCHLD]) {
+        for signal in self.ignored.and(FAILED_WRITES).and(TERMINAL_STOPS).iter() {
             let disposition = if self.ignored.contains(signal) { libc::SIG_IGN } else { libc::SIG_DFL };
             let _ = set(signal, disposition); // musl keeps one more real-time signal for itself
         }
@@ -68,13 +86,6 @@ pub(crate) fn end_as_by_default() -> nix::Result<()> {
     let signals = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
     let is_first = std::process::id() == 1;
     signals.into_iter().filter(|_| is_first).try_for_each(|signal| set(signal, end as *const () as libc::sighandler_t))
-}
-
-/// Ignores the signals by which a terminal stops a process in the background.
-pub(crate) fn ignore_terminal_stops() {
-    for signal in TERMINAL_STOPS.iter() {
-        let _ = set(signal, libc::SIG_IGN); // it fails for invalid signals only
-    }
 }
 
 /// Blocks USR1, USR2, PIPE, TTIN and TTOU, which nobody means to end or stop us with, until it is dropped: by then each has what is to
@@ -180,10 +191,6 @@ pub fn name(signal: i32) -> String {
 
 fn set(signal: Signal, handler: libc::sighandler_t) -> nix::Result<()> {
     exchange(signal, Some(&disposition(handler, 0))).map(|_| ())
-}
-
-fn is_ignored(signal: Signal) -> bool {
-    exchange(signal, None).is_ok_and(|current| current.sa_sigaction == libc::SIG_IGN)
 }
 
 /// A disposition: SIG_IGN, SIG_DFL, or a function that is async-signal-safe.

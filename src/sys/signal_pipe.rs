@@ -11,11 +11,15 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, ppoll};
+use nix::sys::signal::{SigSet as Mask, SigmaskHow, Signal as Named};
+use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{getpid, getsid, pipe2};
 
-use super::signal::{disposition, exchange};
-use super::signal_table::{OF_HANG_UP, OF_TERMINAL, Signal, SignalSource};
+use super::exec;
+use super::signal::{InheritedDispositions, disposition, exchange};
+use super::signal_table::{OF_HANG_UP, OF_TERMINAL, SigSet, Signal, SignalSource, kill};
 
 /// Both ends of the pipe. Neither ever blocks.
 #[derive(Debug)]
@@ -51,6 +55,11 @@ impl SignalPipe {
             .write([i64::from(pid) << 32 | i64::from(signal), now.as_nanos() as i64].map(i64::to_ne_bytes).as_flattened());
     }
 
+    /// Sleeps until one of `ready` is, the `timeout` is over, or a signal has come, which an error tells: EINTR.
+    pub(crate) fn wait(ready: &mut [PollFd], timeout: Option<Duration>) -> nix::Result<()> {
+        ppoll(ready, timeout.map(TimeSpec::from_duration), Some(Mask::empty())).map(drop)
+    }
+
     /// Reads all signals in the pipe, the oldest first.
     pub(crate) fn drain(&self) -> Vec<Arrival> {
         let mut signals = Vec::new();
@@ -73,27 +82,45 @@ impl SignalPipe {
 /// Pipe that the handlers write to; null while none are installed.
 static PIPE: AtomicPtr<SignalPipe> = AtomicPtr::new(ptr::null_mut());
 
+/// In a process that was forked off, has its handlers do what the kernel does by default. Async-signal-safe.
+pub(crate) fn forget() {
+    PIPE.store(ptr::null_mut(), Ordering::SeqCst);
+}
+
 /// Handlers that run at this moment, in all threads.
 static RUNNING: AtomicU32 = AtomicU32::new(0);
 
-/// Handlers that write each signal into a pipe. Dropped, they restore the dispositions from before.
+/// Handlers that write each signal into a pipe. They run only where [`wait`](SignalPipe::wait) sleeps, one at a time: whoever sends
+/// signals without end does not keep this thread from its work. Dropped, they act as the dispositions from before: a handler without a pipe
+/// does what the kernel does by default, in a child that has not executed its program yet as well.
 pub struct SignalHandlers {
+    /// Dispositions from before, but for defaults.
     before: Vec<(Signal, libc::sigaction)>,
+    mask: Mask,
     /// Kept for the handlers.
     _pipe: Arc<SignalPipe>,
 }
 
 impl SignalHandlers {
-    /// Installs handlers for `signals`, unless this process has such handlers already.
-    pub fn install(signals: impl IntoIterator<Item = Signal>, pipe: Arc<SignalPipe>) -> io::Result<Self> {
+    /// Installs handlers for `signals`, unless this process has such handlers already, and notes what was `inherited`.
+    pub fn install(signals: SigSet, pipe: Arc<SignalPipe>, inherited: &mut InheritedDispositions) -> io::Result<Self> {
         let shared = Arc::as_ptr(&pipe).cast_mut();
         if PIPE.compare_exchange(ptr::null_mut(), shared, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             return Err(io::Error::other("another run in this process handles them"));
         }
-        let mut handlers = Self { before: Vec::new(), _pipe: pipe };
-        let action = disposition(handle as *const () as usize, libc::SA_RESTART | libc::SA_SIGINFO);
+        let mut blocked = Mask::all();
+        if !signals.contains(Signal::SIGTSTP) {
+            blocked.remove(Named::SIGTSTP); // it stops us as it comes
+        }
+        let mask = blocked.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+        let mut handlers = Self { before: Vec::new(), mask, _pipe: pipe };
+        let ours = handle as *const () as usize;
+        let mut action = disposition(ours, libc::SA_RESTART | libc::SA_SIGINFO);
+        action.sa_mask = *Mask::all().as_ref();
         // It fails for a signal that the C library keeps for itself.
-        handlers.before.extend(signals.into_iter().filter_map(|signal| Some((signal, exchange(signal, Some(&action)).ok()?))));
+        let before = signals.iter().filter_map(|signal| Some((signal, exchange(signal, Some(&action)).ok()?)));
+        handlers.before.extend(before.filter(|(_, before)| ![libc::SIG_DFL, ours].contains(&before.sa_sigaction)));
+        handlers.before.iter().for_each(|(signal, before)| inherited.note(*signal, before));
         Ok(handlers)
     }
 }
@@ -104,6 +131,7 @@ impl Drop for SignalHandlers {
             let _ = exchange(*signal, Some(before)); // it was valid before
         }
         PIPE.store(ptr::null_mut(), Ordering::SeqCst);
+        let _ = self.mask.thread_set_mask(); // it fails for invalid arguments only
         while RUNNING.load(Ordering::SeqCst) > 0 {
             thread::yield_now(); // another thread may have got a signal just before
         }
@@ -113,19 +141,29 @@ impl Drop for SignalHandlers {
 extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let errno = Errno::last_raw();
     RUNNING.fetch_add(1, Ordering::SeqCst);
-    let is_ours_alone = || OF_HANG_UP.contains(signal.into()) && getsid(None) == Ok(getpid());
-    // SAFETY: the kernel passes a siginfo_t. Codes up to 0 (SI_USER, SI_QUEUE, SI_TKILL) are those of processes, with a si_pid.
-    let source = match unsafe { ((*info).si_code, (*info).si_pid()) } {
-        (..=0, pid) => SignalSource::Process(pid),
-        _ if OF_TERMINAL.contains(signal.into()) && !is_ours_alone() => SignalSource::Kernel,
-        _ => SignalSource::Process(0),
-    };
     // SAFETY: null, or kept until `RUNNING` is zero.
-    if let Some(pipe) = unsafe { PIPE.load(Ordering::SeqCst).as_ref() } {
-        pipe.write(signal, source);
+    match unsafe { PIPE.load(Ordering::SeqCst).as_ref() } {
+        Some(pipe) if !exec::is_child_of_ours() => pipe.write(signal, source_of(signal, info)),
+        _ => act_by_default(signal.into()),
     }
     RUNNING.fetch_sub(1, Ordering::SeqCst);
     Errno::set_raw(errno);
+}
+
+/// What the kernel does with a signal that has no handler, as soon as that of this one has returned. Async-signal-safe.
+fn act_by_default(signal: Signal) {
+    let _ = exchange(signal, Some(&disposition(libc::SIG_DFL, 0))); // it was valid before
+    let _ = kill(getpid(), signal); // it is a signal, and to ourselves
+}
+
+fn source_of(signal: libc::c_int, info: *mut libc::siginfo_t) -> SignalSource {
+    let is_ours_alone = || OF_HANG_UP.contains(signal.into()) && getsid(None) == Ok(getpid());
+    // SAFETY: the kernel passes a siginfo_t. Codes up to 0 (SI_USER, SI_QUEUE, SI_TKILL) are those of processes, with a si_pid.
+    match unsafe { ((*info).si_code, (*info).si_pid()) } {
+        (..=0, pid) => SignalSource::Process(pid),
+        _ if OF_TERMINAL.contains(signal.into()) && !is_ours_alone() => SignalSource::Kernel,
+        _ => SignalSource::Process(0),
+    }
 }
 
 #[cfg(test)]
@@ -155,17 +193,26 @@ mod tests {
         let real_time = Signal::from(60);
         let ignored = disposition(libc::SIG_IGN, 0);
         exchange(Signal::SIGUSR2, Some(&ignored))?; // nobody else uses these signals in this test program
-        let handlers = SignalHandlers::install([Signal::SIGUSR2, Signal::SIGPWR, real_time], Arc::clone(&pipe))?;
-        assert!(SignalHandlers::install([Signal::SIGUSR2], Arc::clone(&pipe)).is_err(), "one at a time");
+        let signals = [Signal::SIGUSR2, Signal::SIGWINCH, real_time];
+        let mut all = SigSet::empty();
+        signals.into_iter().for_each(|signal| all.add(signal));
+        let mut inherited = InheritedDispositions::default();
+        let handlers = SignalHandlers::install(all, Arc::clone(&pipe), &mut inherited)?;
+        assert_eq!(inherited.ignored.iter().collect::<Vec<_>>(), [Signal::SIGUSR2]);
+        assert!(SignalHandlers::install(all, Arc::clone(&pipe), &mut inherited).is_err(), "one at a time");
         let us = SignalSource::Process(std::process::id() as i32);
-        for signal in [Signal::SIGUSR2, Signal::SIGPWR, real_time] {
-            // SAFETY: it touches no memory.
-            unsafe { libc::raise(signal.number()) };
+        // SAFETY: it touches no memory.
+        let raise = |signal: Signal| unsafe { libc::raise(signal.number()) };
+        for signal in signals {
+            raise(signal);
+            assert_eq!(drained(&pipe), []);
+            assert_eq!(SignalPipe::wait(&mut [], None), Err(Errno::EINTR));
             assert_eq!(drained(&pipe), [(signal, us)]);
         }
+        raise(Signal::SIGWINCH); // ignored by default
         drop(handlers);
         assert_eq!(exchange(Signal::SIGUSR2, None)?.sa_sigaction, libc::SIG_IGN);
-        assert_eq!(exchange(Signal::SIGPWR, None)?.sa_sigaction, libc::SIG_DFL);
+        assert_eq!(exchange(Signal::SIGWINCH, None)?.sa_sigaction, libc::SIG_DFL);
         Ok(())
     }
 }

@@ -96,6 +96,7 @@ const FOR_CHILD: SigSet = SigSet::of(&[Signal::SIGINT, Signal::SIGUSR2, Signal::
 pub const FORWARDED: SigSet = REQUESTS.and(FOR_CHILD);
 
 /// Handled by us: a report, and a stop of us and the child.
+#[cfg(test)]
 const OURS: SigSet = SigSet::of(&[Signal::SIGUSR1, Signal::SIGTSTP]);
 
 /// Ignored in us: what we write to fails for it, and is not to end us.
@@ -103,9 +104,6 @@ pub(super) const FAILED_WRITES: SigSet = SigSet::of(&[Signal::SIGPIPE, Signal::S
 
 /// Ignored in a supervisor: in the background, the terminal is not to stop a watchdog.
 pub(super) const TERMINAL_STOPS: SigSet = SigSet::of(&[Signal::SIGTTIN, Signal::SIGTTOU]);
-
-/// Signals whose disposition we change, SIGCHLD apart.
-pub(super) const CHANGED: SigSet = FORWARDED.and(OURS).and(FAILED_WRITES).and(TERMINAL_STOPS);
 
 /// Sent by the terminal, if the kernel sends them: to its whole foreground process group.
 pub(super) const OF_TERMINAL: SigSet =

@@ -45,6 +45,17 @@ fn stopped_child_is_ended_by_the_limit() {
 }
 
 #[test]
+fn signals_without_end_delay_no_limit() {
+    let env = Env::new();
+    let flood = "while :; do kill -USR1 $PPID; done";
+    for _ in 0..4 {
+        let started = Instant::now();
+        env.claude_run().args(["-q", "--timeout", "0.5", "--kill-after", "1", "--", "sh", "-c", flood]).assert().code(124);
+        assert!(started.elapsed() < Duration::from_secs(60));
+    }
+}
+
+#[test]
 fn durations_without_a_limit_never_fire() {
     let env = Env::new();
     for duration in ["0", "none", "infinity", "1d", "1h 30m", "1e300", "9999999999999999999d", "18446744073709551616"] {

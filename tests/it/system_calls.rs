@@ -19,7 +19,7 @@ we     1 readlink
 we     1 mprotect         … to here
 we     2 getrandom        the seeds of its allocator and of our hash tables
 we     3 fcntl            are descriptors 0 to 2 open?
-we   110 rt_sigaction     the inherited dispositions, then our handlers: all signals that end a process, real-time ones too
+we    56 rt_sigaction     our handlers, for all signals that end a process, real-time ones too; what we ignore; is SIGCHLD ignored?
 we     2 prlimit64        no core dump of us …
 we     2 rt_sigprocmask   USR1 and USR2 wait for the handlers
 we     2 getpid           the run's id; the parent that the child checks
@@ -42,14 +42,14 @@ we     1 geteuid          … some of the room is for root alone
 we     1 prctl            subreaper
 we     1 waitid           have we children from before?
 we     3 fcntl            a pipe as stdout is enlarged, to what we may
-we     3 mmap             the child's first stack
+we     2 brk              the child's first stack
 we     1 rt_sigprocmask   no handler may run in the child while it shares our memory
 we     1 clone
 child  1 setpgid          a group of its own
 child  1 prctl            TERM at our death …
 child  1 getppid          … which may have come before
 child  1 fcntl            the lock's descriptor without close-on-exec
-child 55 rt_sigaction     the inherited dispositions
+child  4 rt_sigaction     what we ignore; handlers go with the exec
 child  1 prlimit64        … but one of the child, as far as our caller allows
 child  1 rt_sigprocmask
 child  1 execve

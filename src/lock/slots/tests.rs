@@ -16,7 +16,6 @@ fn request(dir: &Path, wait: Wait) -> SlotRequest {
         wait,
         conflict_exit_code: 75,
         above: AncestorRuns::default(),
-        ignored: SigSet::empty(),
     }
 }
 
@@ -51,7 +50,7 @@ fn run_that_cannot_wait_passes_only_a_busy_queue() -> Result<()> {
     let queue = || LockFile::open_among_slots(&request.store, QUEUE);
     let slot = hold(&request, "1")?;
     let mut first_look = search(&request, Stage::Arriving(Some(queue()?)));
-    let mut wait = LockWait::new(first_look.awaited(), Instant::now(), &mut recorder, &mut events, SigSet::empty());
+    let mut wait = LockWait::new(first_look.awaited(), Instant::now(), &mut recorder, &mut events);
     assert!(matches!(first_look.wait(&mut wait)?, Acquisition::NotAcquired));
     assert_eq!(wait.deadline, None, "all slots are held: it has not slept");
     drop(slot);
@@ -71,7 +70,7 @@ fn run_that_cannot_wait_waits_for_a_proof_that_it_need_not() -> Result<()> {
     request.above = AncestorRuns::of(&move |name| (name == Claim::SLOTS_VARIABLE).then(|| claim.clone().into()));
     events.signal_pipe().write(Signal::SIGTERM.number(), SignalSource::Kernel);
     let mut search = search(&request, Stage::Arriving(Some(LockFile::open_among_slots(&request.store, QUEUE)?)));
-    let mut wait = LockWait::new(search.awaited(), Instant::now(), &mut recorder, &mut events, SigSet::empty());
+    let mut wait = LockWait::new(search.awaited(), Instant::now(), &mut recorder, &mut events);
     assert!(matches!(search.wait(&mut wait)?, Acquisition::Interrupted(Signal::SIGTERM)), "it has slept");
     assert!(wait.ancestor_checks.is_some() && wait.limit == Some(PASSING));
     Ok(())
@@ -83,7 +82,7 @@ fn run_that_cannot_wait_follows_the_tickets() -> Result<()> {
     let (request, mut recorder) = (request(dir.path(), Wait::No), recorder(dir.path()));
     let (first, second) = (hold(&request, "t1")?, hold(&request, "t2")?);
     let mut search = search(&request, behind(&request, 2, &events)?);
-    let mut wait = LockWait::new(search.awaited(), Instant::now(), &mut recorder, &mut events, SigSet::empty());
+    let mut wait = LockWait::new(search.awaited(), Instant::now(), &mut recorder, &mut events);
     drop(second);
     let second = request.store.slots().join("t2");
     while second.exists() {
@@ -108,7 +107,7 @@ fn lost_turn_is_taken_at_the_second_look() -> Result<()> {
     request.file = Some(dir.path().join("claude-run.toml"));
     let (_first, slot) = (hold(&request, "t1")?, hold(&request, "1")?);
     let mut search = search(&request, behind(&request, 1, &events)?);
-    let mut wait = LockWait::new(search.awaited(), Instant::now(), &mut recorder, &mut events, SigSet::empty());
+    let mut wait = LockWait::new(search.awaited(), Instant::now(), &mut recorder, &mut events);
     fs::write(dir.path().join("claude-run.toml"), "slots = 1\n")?;
     assert!(search.take_lost_turn(&mut wait)?.is_none() && !search.was_free, "it is held");
     drop(slot);
@@ -132,7 +131,7 @@ fn first_looks_once_at_the_settings_file() -> Result<()> {
     let stage = Stage::First(Some(Ticket { number: 1, store: request.store.clone(), flock }), Vec::new());
     let mut search = search(&request, stage);
     let awaited = Awaited::Slot { of: 1, ticket: None };
-    let mut wait = LockWait::new(awaited, Instant::now(), &mut recorder, &mut events, SigSet::empty());
+    let mut wait = LockWait::new(awaited, Instant::now(), &mut recorder, &mut events);
     search.on_moved(&mut wait);
     assert!(matches!(wait.awaited, Awaited::Slot { of: 1, ticket: Some(1) }));
     let events = wait.events.wait(Some(Instant::now()))?;

@@ -23,7 +23,7 @@ fn second_wait_starts_afresh_and_writes_what_is_due() -> Result<()> {
     let due = recorder.next_deadline();
     assert!(due.is_some());
     let now = Instant::now();
-    let mut wait = LockWait::new(Awaited::RefreshLocks, now, &mut recorder, &mut events, SigSet::empty());
+    let mut wait = LockWait::new(Awaited::RefreshLocks, now, &mut recorder, &mut events);
     (wait.recheck_at, wait.next_progress_at, wait.is_announced) = (Some(now), Some(now), true);
     wait.begin(Awaited::RefreshLocks, Some(Duration::from_secs(10)));
     assert_eq!((wait.recheck_at, wait.next_progress_at, wait.is_announced), (None, None, false));
@@ -36,7 +36,7 @@ fn second_wait_starts_afresh_and_writes_what_is_due() -> Result<()> {
 fn value_at_the_deadline_is_no_timeout() -> Result<()> {
     let (dir, mut events) = (tempfile::tempdir()?, EventQueue::open()?);
     let mut recorder = recorder(dir.path());
-    let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), &mut recorder, &mut events, SigSet::empty());
+    let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), &mut recorder, &mut events);
     wait.begin(Awaited::RefreshLocks, Some(Duration::ZERO));
     assert!(matches!(wait.until(|_, _| Ok(Some(())))?, WaitEnd::Met(())));
     assert!(matches!(wait.until(|_, _| Ok(None::<()>))?, WaitEnd::TimedOut));
@@ -47,7 +47,7 @@ fn value_at_the_deadline_is_no_timeout() -> Result<()> {
 fn late_wake_up_judges_no_deadline_before_it_has_caught_up() -> Result<()> {
     let (dir, mut events) = (tempfile::tempdir()?, EventQueue::open()?);
     let mut recorder = recorder(dir.path());
-    let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), &mut recorder, &mut events, SigSet::empty());
+    let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), &mut recorder, &mut events);
     for comes in [true, false] {
         wait.begin(Awaited::RefreshLocks, Some(Duration::from_nanos(1)));
         let mut looks = 0;
@@ -70,9 +70,9 @@ fn events_behind_the_signal_that_ends_a_wait_stay() -> Result<()> {
         events.signal_pipe().write(signal.number(), SignalSource::Kernel);
     }
     events.sender().send(Event::FlockReturned);
-    let (mut recorder, mut set) = (recorder(dir.path()), SigSet::empty());
-    set.add(ignored);
-    let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), &mut recorder, &mut events, set);
+    let mut recorder = recorder(dir.path());
+    events.inherited.ignored.add(ignored);
+    let mut wait = LockWait::new(Awaited::RefreshLocks, Instant::now(), &mut recorder, &mut events);
     wait.events.watch_files(&[dir.path().join("watched")]);
     assert!(matches!(wait.until(|_, _| Ok(None::<()>))?, WaitEnd::Interrupted(signal) if signal == ends));
     drop(wait);
@@ -88,7 +88,7 @@ fn progress_names_the_path_and_the_time() -> Result<()> {
     let mut recorder = recorder(dir.path());
     let awaited = Awaited::SessionLock("/some/lock".into(), FileId { device: 1, inode: 1 });
     let long_ago = Instant::now() - Duration::from_secs(300);
-    let wait = LockWait::new(awaited, long_ago, &mut recorder, &mut events, SigSet::empty());
+    let wait = LockWait::new(awaited, long_ago, &mut recorder, &mut events);
     let progress = wait.progress();
     assert!(progress.starts_with("waiting for the session lock /some/lock (5m"), "{progress}");
     assert!(progress.contains(" of no limit)"), "{progress}");

@@ -9,7 +9,7 @@ use super::relay::Relay;
 use crate::config::duration::after;
 use crate::events::{Event, EventQueue};
 use crate::outcome::Outcome;
-use crate::sys::signal::{self, SigSet, Signal};
+use crate::sys::signal::{self, Signal};
 
 /// How long a reader may take for the rest of the output after a termination request, and how long it may take nothing after the hard
 /// limit has ended the child.
@@ -53,7 +53,7 @@ impl DrainLimit {
 
 /// Waits, after the child's end, until our reader has taken all output. A termination request ends the wait, as it would end a child
 /// that waits for its reader. Returns the outcome of a wait that was ended.
-pub(crate) fn drain(limit: DrainLimit, relay: &Relay, events: &mut EventQueue, ignored: SigSet) -> io::Result<Option<Outcome>> {
+pub(crate) fn drain(limit: DrainLimit, relay: &Relay, events: &mut EventQueue) -> io::Result<Option<Outcome>> {
     let began = Instant::now();
     let deadline = || limit.deadline(began, relay.last_delivery());
     let ended_by = |outcome: Outcome| {
@@ -62,7 +62,7 @@ pub(crate) fn drain(limit: DrainLimit, relay: &Relay, events: &mut EventQueue, i
         Ok(Some(outcome))
     };
     loop {
-        let events = events.wait(deadline())?;
+        let (ignored, events) = (events.inherited.ignored, events.wait(deadline())?);
         if events.contains(&Event::OutputDone) {
             return Ok(None);
         }

@@ -40,12 +40,7 @@ pub(crate) fn refresh_first(
         return Ok(None);
     }
     info!(name: "refresh.first", "claude's token is due: refreshing it before the start");
-    let policy = PolicyConfig {
-        hard_limit: Some(LIMIT),
-        kill_grace: Some(KILL_GRACE),
-        ignored: run.policy.ignored,
-        ..PolicyConfig::default()
-    };
+    let policy = PolicyConfig { hard_limit: Some(LIMIT), kill_grace: Some(KILL_GRACE), ..PolicyConfig::default() };
     let (slot, lock, storage) = (run.slot.take(), run.lock.take(), run.storage.clone());
     let refresher = Supervision { launch, policy, output: OutputConfig::default(), slot, lock, storage };
     let began = Instant::now();
