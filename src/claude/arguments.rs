@@ -44,7 +44,7 @@ pub(super) fn has(arguments: &[OsString], option: &str) -> bool {
 }
 
 fn has_value(word: &[u8]) -> bool {
-    WITH_VALUE.split(' ').any(|option| option.as_bytes() == word)
+    word.starts_with(b"-") && WITH_VALUE.split(' ').any(|option| option.as_bytes() == word)
 }
 
 /// The words up to a bare `--`, behind which there are no options; what is the value of the option before it, comes with that.

@@ -51,7 +51,7 @@ pub(super) fn to_json(event: &Event<'_>, run: RunId) -> String {
     };
     let (timestamp, level) = (now().to_string(), event.metadata().level().as_str());
     let line = JsonLine { run: run.to_string(), event: name(event), timestamp, level, fields };
-    escaped_json(&masked(&serde_json::to_string(&line).unwrap_or_default())) + "\n"
+    escaped_json(masked(&serde_json::to_string(&line).unwrap_or_default())) + "\n"
 }
 
 fn clamped_value(value: Value) -> Value {

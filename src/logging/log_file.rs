@@ -110,7 +110,7 @@ impl LogFile {
                 if continued {
                     entry["continued"] = true.into();
                 }
-                out.extend_from_slice(escaped_json(&entry.to_string()).as_bytes());
+                out.extend_from_slice(escaped_json(entry.to_string()).as_bytes());
             }
         }
         out.push(b'\n');

@@ -100,7 +100,7 @@ pub(crate) fn shown(text: &str) -> String {
 /// A value as a line of JSON, in which no text has a secret in clear, and each has an end.
 pub(crate) fn json_line(mut value: Value) -> String {
     each_text(&mut value, &mut |text| *text = shown(text));
-    escaped_json(&format!("{value}\n"))
+    escaped_json(format!("{value}\n"))
 }
 
 /// Changes each text in `value`, but no key: those are ours.
@@ -114,9 +114,9 @@ pub(crate) fn each_text(value: &mut Value, change: &mut impl FnMut(&mut String))
 }
 
 /// Finished JSON, in which serde_json has left the characters beyond ASCII as they are.
-pub(crate) fn escaped_json(json: &str) -> String {
+pub(crate) fn escaped_json(json: String) -> String {
     if json.bytes().all(|byte| byte < 0x7f) {
-        return json.to_owned();
+        return json;
     }
     json.chars().fold(String::with_capacity(json.len()), |mut safe, c| {
         if acts(c) && c != '\n' {
@@ -150,7 +150,10 @@ mod tests {
         let safe = escaped_lines(text);
         assert_eq!(safe, "\x1b[1mbold\x1b[0m \\u{1b}]52;c;x\\u{7} \\u{9b}31m \\u{202e}txt\nnext\\u{1b}[2J\\r");
         assert_eq!(escaped("a\nb\u{85}"), "a\\nb\\u{85}");
-        assert_eq!(escaped_json("{\"a\":\"\u{9b}é\u{2066}\u{e0041}\"}\n"), "{\"a\":\"\\u009bé\\u2066\\udb40\\udc41\"}\n");
+        assert_eq!(
+            escaped_json("{\"a\":\"\u{9b}é\u{2066}\u{e0041}\"}\n".to_owned()),
+            "{\"a\":\"\\u009bé\\u2066\\udb40\\udc41\"}\n"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::io;
 use std::ops::Deref;
 
-use serde::Serialize;
+use serde_json::Value;
 
 use crate::logging::{each_text, escaped_json};
 use crate::redact;
@@ -20,12 +20,11 @@ pub(super) struct Line(String);
 
 impl Line {
     /// The line of `record`, an object of which the fields `exact` stay as they are.
-    pub(super) fn of(record: &impl Serialize, exact: &[&str]) -> io::Result<Self> {
-        let mut record = serde_json::to_value(record)?;
+    pub(super) fn of(mut record: Value, exact: &[&str]) -> io::Result<Self> {
         for (_, value) in record.as_object_mut().into_iter().flatten().filter(|(name, _)| !exact.contains(&name.as_str())) {
             each_text(value, &mut |text| *text = redact::kept(text));
         }
-        Ok(Self(escaped_json(&format!("{record}\n"))))
+        Ok(Self(escaped_json(serde_json::to_string(&record)? + "\n")))
     }
 }
 

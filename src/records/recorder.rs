@@ -264,7 +264,7 @@ impl RunRecorder {
         self.published = None;
         let [wait_ms, run_ms] = [self.waited, self.ran].map(|span| span.map_or(0, milliseconds));
         info!(name: "run.ended", outcome = outcome.name(), exit_code = outcome.exit_code(), run_ms, wait_ms, "ended");
-        let Ok(line) = Line::of(&self.finished(outcome), &[]) else { return };
+        let Ok(line) = Line::of(self.finished(outcome), &[]) else { return };
         if let Some(file) = &self.info.record_file
             && let Err(error) = open_to_append(file).and_then(|file| append_lines(&file, line.as_bytes(), PATIENCE))
         {

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use fs4::{FileExt, TryLockError};
 use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 use super::kept::{EXACT, Line};
 use super::run_record::RunRecord;
@@ -97,10 +98,10 @@ impl RecordStore {
 
     /// Writes `record`, that of our run, in the place of `own` if there is one: complete and locked, or not at all.
     pub(super) fn publish(&self, record: &RunRecord, own: &mut Option<OwnRecord>) -> io::Result<()> {
-        let text = Line::of(record, &EXACT)?;
+        let text = Line::of(serde_json::to_value(record)?, &EXACT)?;
         let runs = self.make()?.make_dir(RUNS)?;
         let (name, temporary) = (record_name(&record.run), temporary_name(&record.run));
-        let mut file = runs.open_file(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)?;
+        let mut file = runs.make_file(temporary.as_ref(), Mode::S_IRUSR | Mode::S_IWUSR)?;
         let published = file
             .write_all(text.as_bytes())
             .and_then(|()| FileExt::try_lock(&file).map_err(io::Error::from))

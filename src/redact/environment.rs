@@ -1,4 +1,6 @@
 //! Secrets in our environment: the values of secret variables, what is secret in such a value, and what the rules find in others.
+//!
+//! Each run looks for them, and nothing here is long: memchr's searches first ask the processor what it can, which takes longer.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -49,7 +51,7 @@ pub(super) fn known(environment: impl IntoIterator<Item = (OsString, OsString)>,
         let mut secrets = url_secrets(value);
         let has_login = !secrets.is_empty();
         secrets.extend(words::secrets_in(value).into_iter().map(|range| &value[range]));
-        if names::is_secret(name) || names.contains(&names::normalized(name)) {
+        if names::is_secret(name) || (!names.is_empty() && names.contains(&names::normalized(name))) {
             secrets.extend((!has_login).then_some(value));
             secrets.extend(parts(name, value));
         }
@@ -73,7 +75,8 @@ fn parts<'a>(name: &[u8], value: &'a [u8]) -> Vec<&'a [u8]> {
     }
     if is_url(value) {
         let is_secret = |segment: &[u8]| is_random(segment) && !is_wordy(segment);
-        let mut ends = memchr::memchr_iter(b'/', value).skip(2).map(|slash| &value[slash + 1..]);
+        let slashes = (0..value.len()).filter(|&at| value[at] == b'/');
+        let mut ends = slashes.skip(2).map(|slash| &value[slash + 1..]);
         return ends.find(|end| is_secret(end.split(|&byte| byte == b'/').next().unwrap_or_default())).into_iter().collect();
     }
     let has_blank = value.iter().any(u8::is_ascii_whitespace);
@@ -105,7 +108,7 @@ fn login(value: &[u8]) -> Option<&[u8]> {
 
 /// What stands before the first `sign` of `value`, and behind it.
 fn behind(value: &[u8], sign: u8) -> Option<(&[u8], &[u8])> {
-    let at = memchr::memchr(sign, value)?;
+    let at = value.iter().position(|&byte| byte == sign)?;
     Some((&value[..at], &value[at + 1..]))
 }
 
@@ -171,12 +174,14 @@ fn url_secrets(value: &[u8]) -> Vec<&[u8]> {
         let rest = &value[start..];
         let host = rest.iter().position(|byte| b"/?# \n\"'".contains(byte)).unwrap_or(rest.len());
         let login = &rest[..rest[..host].iter().rposition(|&byte| byte == b'@')?];
-        match memchr::memchr(b':', login) {
-            Some(colon) => Some(&login[colon + 1..]).filter(|password| **password != login[..colon]),
+        match behind(login, b':') {
+            Some((user, password)) => Some(password).filter(|password| *password != user),
             None => Some(login).filter(|login| is_random(login) && !is_wordy(login) && is_no_user(login)),
         }
     };
-    memchr::memmem::find_iter(value, b"://").filter_map(|at| secret(at + 3)).collect()
+    let is_colon = |(at, byte): (usize, &u8)| (*byte == b':').then_some(at);
+    let colons = value.iter().enumerate().filter_map(is_colon);
+    colons.filter(|&at| value[at + 1..].starts_with(b"//")).filter_map(|at| secret(at + 3)).collect()
 }
 
 #[cfg(test)]

@@ -38,6 +38,10 @@ impl Dir {
 
     /// Opens the directory `name`; makes it, with mode 0700, if it is missing.
     pub(crate) fn make_dir(&self, name: &str) -> io::Result<Self> {
+        match self.open_dir(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
         match mkdirat(&self.0, name, Mode::S_IRWXU) {
             Ok(()) => {
                 let made = self.open_dir(name)?;
@@ -78,7 +82,7 @@ impl Dir {
     }
 
     /// Makes the file `name` with `mode`, to read and write.
-    pub(super) fn make_file(&self, name: &OsStr, mode: Mode) -> io::Result<File> {
+    pub(crate) fn make_file(&self, name: &OsStr, mode: Mode) -> io::Result<File> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let made = openat(&self.0, name, flags, mode)?;
         // Where root may not, as in some user namespaces, it stays ours.

@@ -254,7 +254,8 @@ pub(crate) fn flock_of(process: impl Display, file: FileId) -> Option<Flock> {
 /// be such a file nothing else: stat(2) of a descriptor hangs with the file system of a file that has nothing to do with us.
 pub(crate) fn flock_among(process: impl Display, files: &[FileId]) -> Option<Flock> {
     let mut descriptors = Dir::open(&*format!("/proc/{process}/fdinfo"), DIRECTORY, Mode::empty()).ok()?;
-    let names: Vec<_> = descriptors.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
+    let names = descriptors.iter().flatten().map(|entry| entry.file_name().to_owned());
+    let names: Vec<_> = names.filter(|name| !name.to_bytes().starts_with(b".")).collect();
     names.iter().find_map(|name| {
         // An ancestor has dozens of them: one read each, since the locks stand at the beginning.
         let mut piece = [0; 4096];
