@@ -100,7 +100,7 @@ pub(crate) fn shown(text: &str) -> String {
 /// A value as a line of JSON, in which no text has a secret in clear, and each has an end.
 pub(crate) fn json_line(mut value: Value) -> String {
     each_text(&mut value, &mut |text| *text = shown(text));
-    escaped_json(format!("{value}\n"))
+    escaped_json(serde_json::to_string(&value).unwrap_or_default() + "\n") // it fails for no Value
 }
 
 /// Changes each text in `value`, but no key: those are ours.

@@ -90,7 +90,7 @@ pub(crate) fn forget() {
 /// Handlers that run at this moment, in all threads.
 static RUNNING: AtomicU32 = AtomicU32::new(0);
 
-/// Handlers that write each signal into a pipe. They run only where [`wait`](SignalPipe::wait) sleeps, one at a time: whoever sends
+/// Handlers that write each signal into a pipe. They run only where `SignalPipe::wait` sleeps, one at a time: whoever sends
 /// signals without end does not keep this thread from its work. Dropped, they act as the dispositions from before: a handler without a pipe
 /// does what the kernel does by default, in a child that has not executed its program yet as well.
 pub struct SignalHandlers {

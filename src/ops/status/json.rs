@@ -17,27 +17,31 @@ impl Status<'_> {
         let (state, expires, _) = self.token();
         let mut slots = self.fleet.slots.to_json();
         slots["bound"] = self.factory.setting_json(&self.factory.slots);
-        json!({
-            "config_dir": self.factory.config_dir.to_string_lossy(),
-            "storage": self.factory.storage.dir.to_string_lossy(),
-            "lock_file": self.factory.lock_file.to_string_lossy(),
-            "mode": self.factory.mistake.is_none().then(|| text::setting_json(&self.factory.mode)),
-            "not_known": self.fleet.not_known(),
-            "holders": self.fleet.holders.iter().map(holder_json).collect::<Value>(),
-            "waiting": self.fleet.waiting.iter().flatten().map(text::run_json).collect::<Value>(),
-            "waiting_without_record": self.fleet.waiting.iter().filter_map(|waiter| waiter.as_ref().err()).collect::<Vec<_>>(),
-            "queue": self.fleet.waiting.iter().map(|waiter| waiter.as_ref().map_or_else(|pid| json!({"pid": pid, "run": null}),
-                |run| json!({"pid": run.pid, "run": run.run}))).collect::<Value>(),
-            "running": runs(&self.fleet.running),
-            "slots": slots,
-            "orphaned": runs(&self.fleet.orphaned),
-            "elsewhere": runs(&self.fleet.elsewhere),
-            "refresh_locks": self.refresh_locks.iter().map(refresh_lock_json).collect::<Value>(),
-            "auth": self.auth.name,
-            "token": {"state": state, "expires": expires.map(time)},
-            "last": self.last.iter().map(last_run_json).collect::<Value>(),
-            "trouble": self.trouble(),
-        })
+        let pid = |waiter: &Result<RunRecord, i32>| match waiter {
+            Ok(run) => json!({"pid": run.pid, "run": run.run}),
+            Err(pid) => json!({"pid": pid, "run": null}),
+        };
+        // Moved and not copied, as json! would: there may be a thousand runs.
+        Value::from_iter([
+            ("config_dir", self.factory.config_dir.to_string_lossy().into()),
+            ("storage", self.factory.storage.dir.to_string_lossy().into()),
+            ("lock_file", self.factory.lock_file.to_string_lossy().into()),
+            ("mode", self.factory.mistake.is_none().then(|| text::setting_json(&self.factory.mode)).into()),
+            ("not_known", self.fleet.not_known().into()),
+            ("holders", self.fleet.holders.iter().map(holder_json).collect()),
+            ("waiting", self.fleet.waiting.iter().flatten().map(text::run_json).collect()),
+            ("waiting_without_record", self.fleet.waiting.iter().filter_map(|waiter| waiter.as_ref().err().copied()).collect()),
+            ("queue", self.fleet.waiting.iter().map(pid).collect()),
+            ("running", runs(&self.fleet.running)),
+            ("slots", slots),
+            ("orphaned", runs(&self.fleet.orphaned)),
+            ("elsewhere", runs(&self.fleet.elsewhere)),
+            ("refresh_locks", self.refresh_locks.iter().map(refresh_lock_json).collect()),
+            ("auth", self.auth.name.into()),
+            ("token", json!({"state": state, "expires": expires.map(time)})),
+            ("last", self.last.iter().map(last_run_json).collect()),
+            ("trouble", self.trouble().into()),
+        ])
     }
 }
 
