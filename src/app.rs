@@ -103,7 +103,10 @@ fn run_with(words: Vec<OsString>, blocked: &mut Option<HarmlessBlocked>) -> Resu
         return Err(run.launch.exec(&inherited));
     }
     let outcome = listen(&run, inherited).and_then(|(mut events, _handlers)| {
-        acquire_and_supervise(run, slot.as_ref(), lock.as_ref(), &mut recorder, &mut events)
+        drop(blocked.take());
+        let outcome = acquire_and_supervise(run, slot.as_ref(), lock.as_ref(), &mut recorder, &mut events);
+        *blocked = HarmlessBlocked::new().ok(); // there is something to write yet
+        outcome
     });
     recorder.close(outcome.as_ref().map_or_else(outcome_of, |&outcome| outcome));
     outcome

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::stat::{SFlag, fstat};
+use nix::sys::time::TimeSpec;
 
 use crate::claude::frames::FrameEvent;
 use crate::sys::file_watch::FileWatch;
@@ -106,7 +107,7 @@ impl EventQueue {
         loop {
             let poll_at = self.files.as_ref().and_then(FileWatch::wake_at);
             let wake_at = [deadline, poll_at].into_iter().flatten().min();
-            let timeout = wake_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = wake_at.map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
             let mut ready = vec![PollFd::new(self.sender.pipe.reader.as_fd(), PollFlags::POLLIN)];
             let watch = self.files.as_ref().and_then(FileWatch::inotify);
             ready.extend(watch.map(|watch| PollFd::new(watch.as_fd(), PollFlags::POLLIN)));
@@ -114,7 +115,7 @@ impl EventQueue {
             if self.watches_stdin {
                 ready.push(PollFd::new(stdin.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))); // not for what there is to read
             }
-            match SignalPipe::wait(&mut ready, timeout) {
+            match ppoll(&mut ready, timeout, None) {
                 // The handler has written its record before it returns.
                 Err(nix::Error::EINTR) => continue,
                 other => other?,

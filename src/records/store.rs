@@ -12,7 +12,6 @@ use std::time::{Duration, SystemTime};
 
 use fs4::{FileExt, TryLockError};
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 
 use super::kept::{EXACT, Line};
 use super::run_record::RunRecord;
@@ -101,7 +100,7 @@ impl RecordStore {
         let text = Line::of(serde_json::to_value(record)?, &EXACT)?;
         let runs = self.make()?.make_dir(RUNS)?;
         let (name, temporary) = (record_name(&record.run), temporary_name(&record.run));
-        let mut file = runs.make_file(temporary.as_ref(), Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let mut file = runs.open_file(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)?;
         let published = file
             .write_all(text.as_bytes())
             .and_then(|()| FileExt::try_lock(&file).map_err(io::Error::from))

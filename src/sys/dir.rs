@@ -82,7 +82,7 @@ impl Dir {
     }
 
     /// Makes the file `name` with `mode`, to read and write.
-    pub(crate) fn make_file(&self, name: &OsStr, mode: Mode) -> io::Result<File> {
+    pub(super) fn make_file(&self, name: &OsStr, mode: Mode) -> io::Result<File> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let made = openat(&self.0, name, flags, mode)?;
         // Where root may not, as in some user namespaces, it stays ours.

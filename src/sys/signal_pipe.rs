@@ -11,9 +11,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, ppoll};
-use nix::sys::signal::{SigSet as Mask, SigmaskHow, Signal as Named};
-use nix::sys::time::TimeSpec;
+use nix::sys::signal::SigSet as Mask;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{getpid, getsid, pipe2};
 
@@ -26,10 +24,16 @@ use super::signal_table::{OF_HANG_UP, OF_TERMINAL, SigSet, Signal, SignalSource,
 pub struct SignalPipe {
     pub(crate) reader: File,
     writer: File,
+    /// Signals since the last [`drain`](Self::drain).
+    unread: AtomicU32,
 }
 
 /// Records that any pipe takes: one page. A reader that finds as many may have lost some.
 pub(crate) const CAPACITY: usize = 4096 / size_of::<[i64; 2]>();
+
+/// Signals that may come before they are read. Behind the last, all others wait: whoever sends them without end does not keep us from our
+/// work.
+const MOST_UNREAD: u32 = 64;
 
 /// In place of a signal, it only wakes the reader.
 pub(crate) const WAKE: i32 = 0;
@@ -43,7 +47,7 @@ const KERNEL: i32 = -1;
 impl SignalPipe {
     pub(crate) fn open() -> io::Result<Arc<Self>> {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        Ok(Arc::new(Self { reader: reader.into(), writer: writer.into() }))
+        Ok(Arc::new(Self { reader: reader.into(), writer: writer.into(), unread: AtomicU32::new(0) }))
     }
 
     /// Writes a record. Async-signal-safe.
@@ -53,11 +57,6 @@ impl SignalPipe {
         // A full pipe takes nothing, see CAPACITY, but wakes its reader.
         let _ = (&self.writer)
             .write([i64::from(pid) << 32 | i64::from(signal), now.as_nanos() as i64].map(i64::to_ne_bytes).as_flattened());
-    }
-
-    /// Sleeps until one of `ready` is, the `timeout` is over, or a signal has come, which an error tells: EINTR.
-    pub(crate) fn wait(ready: &mut [PollFd], timeout: Option<Duration>) -> nix::Result<()> {
-        ppoll(ready, timeout.map(TimeSpec::from_duration), Some(Mask::empty())).map(drop)
     }
 
     /// Reads all signals in the pipe, the oldest first.
@@ -75,6 +74,9 @@ impl SignalPipe {
                 }
             }
         }
+        if self.unread.swap(0, Ordering::SeqCst) >= MOST_UNREAD {
+            let _ = Mask::empty().thread_set_mask(); // it fails for invalid arguments only
+        }
         signals
     }
 }
@@ -90,13 +92,11 @@ pub(crate) fn forget() {
 /// Handlers that run at this moment, in all threads.
 static RUNNING: AtomicU32 = AtomicU32::new(0);
 
-/// Handlers that write each signal into a pipe. They run only where `SignalPipe::wait` sleeps, one at a time: whoever sends
-/// signals without end does not keep this thread from its work. Dropped, they act as the dispositions from before: a handler without a pipe
-/// does what the kernel does by default, in a child that has not executed its program yet as well.
+/// Handlers that write each signal into a pipe. Dropped, they act as the dispositions from before: a handler without a pipe does what
+/// the kernel does by default, in a child that has not executed its program yet as well.
 pub struct SignalHandlers {
     /// Dispositions from before, but for defaults.
     before: Vec<(Signal, libc::sigaction)>,
-    mask: Mask,
     /// Kept for the handlers.
     _pipe: Arc<SignalPipe>,
 }
@@ -108,15 +108,9 @@ impl SignalHandlers {
         if PIPE.compare_exchange(ptr::null_mut(), shared, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             return Err(io::Error::other("another run in this process handles them"));
         }
-        let mut blocked = Mask::all();
-        if !signals.contains(Signal::SIGTSTP) {
-            blocked.remove(Named::SIGTSTP); // it stops us as it comes
-        }
-        let mask = blocked.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        let mut handlers = Self { before: Vec::new(), mask, _pipe: pipe };
+        let mut handlers = Self { before: Vec::new(), _pipe: pipe };
         let ours = handle as *const () as usize;
-        let mut action = disposition(ours, libc::SA_RESTART | libc::SA_SIGINFO);
-        action.sa_mask = *Mask::all().as_ref();
+        let action = disposition(ours, libc::SA_RESTART | libc::SA_SIGINFO);
         // It fails for a signal that the C library keeps for itself.
         let before = signals.iter().filter_map(|signal| Some((signal, exchange(signal, Some(&action)).ok()?)));
         handlers.before.extend(before.filter(|(_, before)| ![libc::SIG_DFL, ours].contains(&before.sa_sigaction)));
@@ -131,20 +125,28 @@ impl Drop for SignalHandlers {
             let _ = exchange(*signal, Some(before)); // it was valid before
         }
         PIPE.store(ptr::null_mut(), Ordering::SeqCst);
-        let _ = self.mask.thread_set_mask(); // it fails for invalid arguments only
         while RUNNING.load(Ordering::SeqCst) > 0 {
             thread::yield_now(); // another thread may have got a signal just before
         }
     }
 }
 
-extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    if exec::is_child_of_ours() {
+        return act_by_default(signal.into());
+    }
     let errno = Errno::last_raw();
     RUNNING.fetch_add(1, Ordering::SeqCst);
     // SAFETY: null, or kept until `RUNNING` is zero.
     match unsafe { PIPE.load(Ordering::SeqCst).as_ref() } {
-        Some(pipe) if !exec::is_child_of_ours() => pipe.write(signal, source_of(signal, info)),
-        _ => act_by_default(signal.into()),
+        Some(pipe) => {
+            pipe.write(signal, source_of(signal, info));
+            if pipe.unread.fetch_add(1, Ordering::SeqCst) + 1 >= MOST_UNREAD {
+                // SAFETY: the kernel passes a ucontext_t, whose mask it sets when we return; it has one bit for each signal there.
+                unsafe { (&raw mut (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast::<u64>().write(!0) };
+            }
+        }
+        None => act_by_default(signal.into()),
     }
     RUNNING.fetch_sub(1, Ordering::SeqCst);
     Errno::set_raw(errno);
@@ -201,16 +203,21 @@ mod tests {
         assert_eq!(inherited.ignored.iter().collect::<Vec<_>>(), [Signal::SIGUSR2]);
         assert!(SignalHandlers::install(all, Arc::clone(&pipe), &mut inherited).is_err(), "one at a time");
         let us = SignalSource::Process(std::process::id() as i32);
-        // SAFETY: it touches no memory.
-        let raise = |signal: Signal| unsafe { libc::raise(signal.number()) };
+        let raise = |signal: Signal| {
+            // SAFETY: it touches no memory.
+            unsafe { libc::raise(signal.number()) };
+        };
         for signal in signals {
             raise(signal);
-            assert_eq!(drained(&pipe), []);
-            assert_eq!(SignalPipe::wait(&mut [], None), Err(Errno::EINTR));
             assert_eq!(drained(&pipe), [(signal, us)]);
         }
-        raise(Signal::SIGWINCH); // ignored by default
+        for round in 0..2 {
+            (0..2 * MOST_UNREAD).for_each(|_| raise(Signal::SIGWINCH));
+            assert_eq!(drained(&pipe).len(), MOST_UNREAD as usize, "{round}: the rest is one signal that waits, and comes now");
+            assert_eq!(drained(&pipe).len(), 1);
+        }
         drop(handlers);
+        raise(Signal::SIGWINCH); // ignored by default
         assert_eq!(exchange(Signal::SIGUSR2, None)?.sa_sigaction, libc::SIG_IGN);
         assert_eq!(exchange(Signal::SIGWINCH, None)?.sa_sigaction, libc::SIG_DFL);
         Ok(())
