@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::pthread::{Pthread, pthread_self};
 use nix::sys::signal::SigSet as Mask;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{getpid, getsid, pipe2};
@@ -24,7 +25,9 @@ use super::signal_table::{OF_HANG_UP, OF_TERMINAL, SigSet, Signal, SignalSource,
 pub struct SignalPipe {
     pub(crate) reader: File,
     writer: File,
-    /// Signals since the last [`drain`](Self::drain).
+    /// The thread that reads it.
+    thread: Pthread,
+    /// Signals that have come to that thread since it has read the last ones.
     unread: AtomicU32,
 }
 
@@ -34,6 +37,9 @@ pub(crate) const CAPACITY: usize = 4096 / size_of::<[i64; 2]>();
 /// Signals that may come before they are read. Behind the last, all others wait: whoever sends them without end does not keep us from our
 /// work.
 const MOST_UNREAD: u32 = 64;
+
+/// A mask, as the kernel has it, of all signals but two of the C library's own.
+const ALL: u64 = !(3 << 31);
 
 /// In place of a signal, it only wakes the reader.
 pub(crate) const WAKE: i32 = 0;
@@ -47,7 +53,7 @@ const KERNEL: i32 = -1;
 impl SignalPipe {
     pub(crate) fn open() -> io::Result<Arc<Self>> {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        Ok(Arc::new(Self { reader: reader.into(), writer: writer.into(), unread: AtomicU32::new(0) }))
+        Ok(Arc::new(Self { reader: reader.into(), writer: writer.into(), thread: pthread_self(), unread: AtomicU32::new(0) }))
     }
 
     /// Writes a record. Async-signal-safe.
@@ -141,9 +147,9 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
     match unsafe { PIPE.load(Ordering::SeqCst).as_ref() } {
         Some(pipe) => {
             pipe.write(signal, source_of(signal, info));
-            if pipe.unread.fetch_add(1, Ordering::SeqCst) + 1 >= MOST_UNREAD {
+            if pthread_self() == pipe.thread && pipe.unread.fetch_add(1, Ordering::SeqCst) + 1 == MOST_UNREAD {
                 // SAFETY: the kernel passes a ucontext_t, whose mask it sets when we return; it has one bit for each signal there.
-                unsafe { (&raw mut (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast::<u64>().write(!0) };
+                unsafe { (&raw mut (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast::<u64>().write(ALL) };
             }
         }
         None => act_by_default(signal.into()),
