@@ -94,9 +94,14 @@ pub(crate) struct HarmlessBlocked(());
 
 impl HarmlessBlocked {
     pub(crate) fn new() -> io::Result<Self> {
-        let blocked = Mask::from_iter([Named::SIGUSR1, Named::SIGUSR2, Named::SIGPIPE, Named::SIGTTIN, Named::SIGTTOU]);
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&blocked), None)?;
+        Self::set_mask()?;
         Ok(Self(()))
+    }
+
+    /// Blocks them again, and no others.
+    pub(super) fn set_mask() -> nix::Result<()> {
+        let blocked = Mask::from_iter([Named::SIGUSR1, Named::SIGUSR2, Named::SIGPIPE, Named::SIGTTIN, Named::SIGTTOU]);
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&blocked), None)
     }
 }
 

@@ -17,7 +17,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{getpid, getsid, pipe2};
 
 use super::exec;
-use super::signal::{InheritedDispositions, disposition, exchange};
+use super::signal::{HarmlessBlocked, InheritedDispositions, disposition, exchange};
 use super::signal_table::{OF_HANG_UP, OF_TERMINAL, SigSet, Signal, SignalSource, kill};
 
 /// Both ends of the pipe. Neither ever blocks.
@@ -34,7 +34,7 @@ pub struct SignalPipe {
 /// Records that any pipe takes: one page. A reader that finds as many may have lost some.
 pub(crate) const CAPACITY: usize = 4096 / size_of::<[i64; 2]>();
 
-/// Signals that may come before they are read. Behind the last, all others wait: whoever sends them without end does not keep us from our
+/// Signals that may come before they are read, or a few more. Behind the last, all others wait: whoever sends them without end does not keep us from our
 /// work.
 const MOST_UNREAD: u32 = 64;
 
@@ -104,7 +104,7 @@ pub struct SignalHandlers {
     /// Dispositions from before, but for defaults.
     before: Vec<(Signal, libc::sigaction)>,
     /// Kept for the handlers.
-    _pipe: Arc<SignalPipe>,
+    pipe: Arc<SignalPipe>,
 }
 
 impl SignalHandlers {
@@ -114,7 +114,7 @@ impl SignalHandlers {
         if PIPE.compare_exchange(ptr::null_mut(), shared, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             return Err(io::Error::other("another run in this process handles them"));
         }
-        let mut handlers = Self { before: Vec::new(), _pipe: pipe };
+        let mut handlers = Self { before: Vec::new(), pipe };
         let ours = handle as *const () as usize;
         let action = disposition(ours, libc::SA_RESTART | libc::SA_SIGINFO);
         // It fails for a signal that the C library keeps for itself.
@@ -131,6 +131,10 @@ impl Drop for SignalHandlers {
             let _ = exchange(*signal, Some(before)); // it was valid before
         }
         PIPE.store(ptr::null_mut(), Ordering::SeqCst);
+        // Nobody reads any more, so that all might wait for ever.
+        if self.pipe.unread.load(Ordering::SeqCst) >= MOST_UNREAD {
+            let _ = HarmlessBlocked::set_mask(); // it fails for invalid arguments only
+        }
         while RUNNING.load(Ordering::SeqCst) > 0 {
             thread::yield_now(); // another thread may have got a signal just before
         }
