@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::pthread::{Pthread, pthread_self};
+use nix::sys::pthread::pthread_self;
 use nix::sys::signal::SigSet as Mask;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{getpid, getsid, pipe2};
@@ -26,7 +26,7 @@ pub struct SignalPipe {
     pub(crate) reader: File,
     writer: File,
     /// The thread that reads it.
-    thread: Pthread,
+    thread: usize,
     /// Signals that have come to that thread since it has read the last ones.
     unread: AtomicU32,
 }
@@ -53,7 +53,7 @@ const KERNEL: i32 = -1;
 impl SignalPipe {
     pub(crate) fn open() -> io::Result<Arc<Self>> {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        Ok(Arc::new(Self { reader: reader.into(), writer: writer.into(), thread: pthread_self(), unread: AtomicU32::new(0) }))
+        Ok(Arc::new(Self { reader: reader.into(), writer: writer.into(), thread: this_thread(), unread: AtomicU32::new(0) }))
     }
 
     /// Writes a record. Async-signal-safe.
@@ -151,7 +151,7 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
     match unsafe { PIPE.load(Ordering::SeqCst).as_ref() } {
         Some(pipe) => {
             pipe.write(signal, source_of(signal, info));
-            if pthread_self() == pipe.thread && pipe.unread.fetch_add(1, Ordering::SeqCst) + 1 == MOST_UNREAD {
+            if this_thread() == pipe.thread && pipe.unread.fetch_add(1, Ordering::SeqCst) + 1 == MOST_UNREAD {
                 // SAFETY: the kernel passes a ucontext_t, whose mask it sets when we return; it has one bit for each signal there.
                 unsafe { (&raw mut (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast::<u64>().write(ALL) };
             }
@@ -160,6 +160,11 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
     }
     RUNNING.fetch_sub(1, Ordering::SeqCst);
     Errno::set_raw(errno);
+}
+
+/// A number for this thread: C libraries differ about its type. Async-signal-safe.
+fn this_thread() -> usize {
+    pthread_self() as usize
 }
 
 /// What the kernel does with a signal that has no handler, as soon as that of this one has returned. Async-signal-safe.
