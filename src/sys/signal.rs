@@ -29,6 +29,8 @@ pub const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 pub struct InheritedDispositions {
     /// Signals that our caller ignores. The child ignores them as well, and we do not act upon them.
     pub(crate) ignored: SigSet,
+    /// Signals that this process ignores, whatever it has inherited.
+    ignored_by_us: SigSet,
 }
 
 impl InheritedDispositions {
@@ -54,6 +56,7 @@ impl InheritedDispositions {
 
     fn ignore(&mut self, signals: SigSet) -> nix::Result<()> {
         signals.iter().try_for_each(|signal| {
+            self.ignored_by_us.add(signal);
             exchange(signal, Some(&disposition(libc::SIG_IGN, 0))).map(|before| self.note(signal, &before))
         })
     }
@@ -68,7 +71,7 @@ impl InheritedDispositions {
     /// Restores the inherited dispositions and the limit of core files, and empties the mask, before an exec, which gives each signal that
     /// has a handler its default. Async-signal-safe.
     pub fn restore(&self) -> nix::Result<()> {
-        for signal in self.ignored.and(FAILED_WRITES).and(TERMINAL_STOPS).iter() {
+        for signal in self.ignored.and(self.ignored_by_us).iter() {
             let disposition = if self.ignored.contains(signal) { libc::SIG_IGN } else { libc::SIG_DFL };
             let _ = set(signal, disposition); // musl keeps one more real-time signal for itself
         }

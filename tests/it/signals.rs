@@ -306,6 +306,18 @@ fn child_ignores_what_the_caller_ignores() {
 }
 
 #[test]
+fn lock_helper_ignores_what_the_caller_ignores() {
+    let env = Env::new();
+    let mut command = env.command("sh");
+    let helper = env.script("helper", "#!/bin/sh\nawk '/SigIgn/ { print $2 }' /proc/self/status\nexec sleep 60\n");
+    let script = r#"trap '' HUP PIPE TTIN; exec "$0" --lock-helper "$1" -- sh -c 'echo "$CLAUDE_RUN_LOCK_KEY"'"#;
+    command.args(["-c", script]).arg(binary()).arg(helper);
+    let ended = Running::start(command).end();
+    let mask = u64::from_str_radix(&ended.stdout[0], 16).expect("a mask");
+    assert_eq!(mask & 0x30_7fff, 0x10_1001, "{ended:?}"); // bits 0, 12 and 20: HUP, PIPE, TTIN
+}
+
+#[test]
 fn ignored_signal_does_not_end_a_run() {
     let env = Env::new();
     let mut command = env.command("sh");
