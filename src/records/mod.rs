@@ -8,6 +8,7 @@ mod history;
 mod kept;
 mod recorder;
 mod run_record;
+mod spare;
 mod store;
 
 pub use history::FinishedRun;

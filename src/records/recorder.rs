@@ -237,7 +237,7 @@ impl RunRecorder {
 
     /// Removes the record. Call before releasing the lock, or two records could claim it.
     pub(crate) fn retire(&mut self) {
-        if let Some(own) = &self.published {
+        if let Some(own) = &mut self.published {
             own.remove();
         }
         self.touch_at = None;

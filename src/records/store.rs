@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -15,6 +15,7 @@ use nix::fcntl::OFlag;
 
 use super::kept::{EXACT, Line};
 use super::run_record::RunRecord;
+use super::spare::Spare;
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
 use crate::sys::fs::open_regular;
@@ -30,9 +31,12 @@ pub struct RecordStore {
 /// Record of this process' own run. Dropping it removes it.
 #[derive(Debug)]
 pub(super) struct OwnRecord {
-    pub(super) runs: Dir,
-    pub(super) name: String,
-    /// Locked: the flock proves that the run is alive. Closing it after the removal frees an inode, which can take a millisecond.
+    runs: Dir,
+    /// `None` once it is removed.
+    name: Option<String>,
+    /// Place for its file, then.
+    spare: Option<Spare>,
+    /// Locked: the flock proves that the run is alive. Closing it after the removal can free an inode, which can take a millisecond.
     _locked: File,
 }
 
@@ -48,6 +52,8 @@ pub(super) struct Seen {
 const NAME: &str = "claude-run";
 const RUNS: &str = "runs";
 const SLOTS: &str = "slots";
+
+const SECOND: Duration = Duration::from_secs(1);
 
 impl RecordStore {
     /// Store of `config_dir`.
@@ -98,19 +104,23 @@ impl RecordStore {
     /// Writes `record`, that of our run, in the place of `own` if there is one: complete and locked, or not at all.
     pub(super) fn publish(&self, record: &RunRecord, own: &mut Option<OwnRecord>) -> io::Result<()> {
         let text = Line::of(serde_json::to_value(record)?, &EXACT)?;
-        let runs = self.make()?.make_dir(RUNS)?;
+        let store = self.make()?;
+        let runs = store.make_dir(RUNS)?;
+        let spare = Spare::of(record.pid, &store).ok();
         let (name, temporary) = (record_name(&record.run), temporary_name(&record.run));
-        let mut file = runs.open_file(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)?;
-        let published = file
-            .write_all(text.as_bytes())
+        let file = match spare.as_ref().and_then(|spare| spare.take(&runs, &temporary)) {
+            Some(file) => file,
+            None => runs.open_file(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)?,
+        };
+        let published = write(&file, text.as_bytes())
             .and_then(|()| FileExt::try_lock(&file).map_err(io::Error::from))
             .and_then(|()| runs.rename(&temporary, &name));
         if published.is_err() {
             let _ = runs.remove(&temporary); // else a later census removes it
         } else if let Some(own) = own {
-            own._locked = file;
+            (own.name, own._locked) = (Some(name), file);
         } else {
-            *own = Some(OwnRecord { runs, name, _locked: file });
+            *own = Some(OwnRecord { runs, name: Some(name), spare, _locked: file });
         }
         published
     }
@@ -136,18 +146,29 @@ impl RecordStore {
     /// Sleeps until the run `run` has ended or changed its record, or for `bound`. Where the kernel cannot report that, as of a
     /// run that was killed or is on another host, sleeps for a second at most.
     pub(crate) fn wait_for_end(&self, run: &str, bound: Duration) {
-        let open = || self.open_runs()?.open_file(&record_name(run), OFlag::O_RDONLY);
-        let Ok(file) = open() else { return };
+        let name = record_name(run);
+        let open = || -> io::Result<_> {
+            let runs = self.open_runs()?;
+            let file = runs.open_file(&name, OFlag::O_RDONLY)?;
+            Ok((runs, file.metadata()?, file))
+        };
+        let Ok((runs, found, file)) = open() else { return };
         if is_locked(&file) {
             let (sender, ended) = mpsc::sync_channel(1);
             // At a timeout the thread is left behind: it holds nothing, and ends with the process.
             if thread::Builder::new().spawn(move || drop(sender.send(FileExt::lock_shared(&file)))).is_ok() {
-                return drop(ended.recv_timeout(bound));
+                let is_waiting = |turn| matches!(ended.recv_timeout(turn), Err(RecvTimeoutError::Timeout));
+                let mut left = bound;
+                // The next run may have the file, and its lock, before the thread gets it.
+                while is_waiting(left.min(SECOND)) && left > SECOND && runs.has(&name, &found) {
+                    left -= SECOND;
+                }
+                return;
             }
         } else {
             drop(file); // and with it the shared lock of the look
         }
-        thread::sleep(bound.min(Duration::from_secs(1)));
+        thread::sleep(bound.min(SECOND));
     }
 }
 
@@ -155,7 +176,7 @@ impl OwnRecord {
     /// Touches it each `interval` from now on, until it is gone, if hosts may see it and not the lock on it. Such a file system may hang, so
     /// a thread does it, which ends with the process. `path` is that of its directory.
     pub(super) fn keep_fresh(&self, path: PathBuf, interval: Duration) {
-        let (runs, name) = (self.runs.clone(), self.name.clone());
+        let (runs, Some(name)) = (self.runs.clone(), self.name.clone()) else { return };
         let work = move || {
             if may_lock_per_host(&path) {
                 // An error can be of a moment, as on a network.
@@ -167,8 +188,13 @@ impl OwnRecord {
         let _ = signal::spawn_with_signals_blocked("records", 64 * 1024, work); // without one, the record looks old
     }
 
-    pub(super) fn remove(&self) {
-        let _ = self.runs.remove(&self.name); // else it is dead with the process, and a later census removes it
+    /// Removes it; its file is kept for another run's.
+    pub(super) fn remove(&mut self) {
+        let Some(name) = self.name.take() else { return };
+        let is_kept = self.spare.as_ref().is_some_and(|spare| spare.put(&self.runs, &name).is_ok());
+        if !is_kept {
+            let _ = self.runs.remove(&name); // else it is dead with the process, and a later census removes it
+        }
     }
 }
 
@@ -176,6 +202,15 @@ impl Drop for OwnRecord {
     fn drop(&mut self) {
         self.remove();
     }
+}
+
+/// Writes `text` into `file`, at its beginning, and nothing else.
+fn write(mut file: &File, text: &[u8]) -> io::Result<()> {
+    file.write_all(text)?;
+    if file.metadata()?.len() > text.len() as u64 {
+        file.set_len(text.len() as u64)?;
+    }
+    Ok(())
 }
 
 pub(super) fn record_name(run: &str) -> String {
@@ -189,21 +224,26 @@ pub(super) fn temporary_name(run: &str) -> String {
 /// Reads the file `name`, if it is locked, or is what `run` has written or the beginning of that. Others can put files there, which are
 /// left alone.
 pub(super) fn look(runs: &Dir, run: &str, name: &str) -> Option<Seen> {
-    loop {
+    let (is_live, text, modified) = loop {
         let file = runs.open_file(name, OFlag::O_RDONLY).ok()?;
-        let is_live = is_locked(&file);
-        let found = file.metadata().ok()?;
-        // Free, but replaced since: the lock is on the new file.
-        if !is_live && !runs.has(name, &found) {
-            continue;
+        if let Some(read) = read(runs, name, file).ok()? {
+            break read;
         }
-        let mut text = Vec::with_capacity(4096); // more than most: one read(2), and one that finds the end
-        file.take(1 << 20).read_to_end(&mut text).ok()?;
-        let begin = format!(r#"{{"run":"{run}""#).into_bytes();
-        let record = RunRecord::from_json(&text).filter(|record| is_live || record.run == run);
-        let is_ours = is_live || record.is_some() || text.starts_with(&begin) || begin.starts_with(&text);
-        return is_ours.then_some(Seen { is_live, record, modified: found.modified().ok()? });
-    }
+    };
+    let begin = format!(r#"{{"run":"{run}""#).into_bytes();
+    let record = RunRecord::from_json(&text).filter(|record| is_live || record.run == run);
+    let is_ours = is_live || record.is_some() || text.starts_with(&begin) || begin.starts_with(&text);
+    is_ours.then_some(Seen { is_live, record, modified })
+}
+
+/// Whether `file` is locked, its text, and the time of its last change. `None` if `name`, as which it was opened, does not lead to it by
+/// now: the lock is on another file, or this one is another run's.
+pub(super) fn read(runs: &Dir, name: &str, file: File) -> io::Result<Option<(bool, Vec<u8>, SystemTime)>> {
+    let (is_live, found) = (is_locked(&file), file.metadata()?);
+    let mut text = Vec::with_capacity(4096); // more than most: one read(2), and one that finds the end
+    file.take(1 << 20).read_to_end(&mut text)?;
+    let modified = found.modified()?;
+    Ok(runs.has(name, &found).then_some((is_live, text, modified)))
 }
 
 /// True if another process has locked `file`. Tries a shared lock, so that two who look do not take each other for the owner.

@@ -156,7 +156,12 @@ impl Dir {
     }
 
     pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        Ok(renameat(&self.0, from, &self.0, to)?)
+        self.move_to(from, self, to)
+    }
+
+    /// Moves the file `name` into `dir`, as `to`.
+    pub(crate) fn move_to(&self, name: &str, dir: &Self, to: &str) -> io::Result<()> {
+        Ok(renameat(&self.0, name, &dir.0, to)?)
     }
 
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
