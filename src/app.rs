@@ -8,13 +8,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use tracing::warn;
 
 use crate::claude::config_dir::ConfigDir;
 use crate::claude::program::{self, ProgramError};
 use crate::config::cli::{Cli, Operation, Request};
 use crate::config::file::{self, SettingsFile};
-use crate::config::settings::{self, Redact, Settings};
+use crate::config::settings::{Redact, Settings};
 use crate::events::EventQueue;
 use crate::lock::{self, Acquisition, Claim, LockRequest, SlotRequest};
 use crate::logging;
@@ -97,7 +96,6 @@ fn run_with(words: Vec<OsString>, blocked: &mut Option<HarmlessBlocked>) -> Resu
     }
     let id = RunId::take();
     let log = logging::init(settings.verbosity, settings.log_format, settings.log.as_deref(), id);
-    settings::unknown_variables().for_each(|warning| warn!("{warning}"));
     let Plan { run, slot, lock, mut recorder, supervises } = Plan::new(settings, id, config_dir, log)?;
     if !supervises {
         return Err(run.launch.exec(&inherited));

@@ -15,7 +15,9 @@ use crate::claude::frames;
 use crate::claude::program::{self, Program, ProgramError};
 use crate::config::cli::similar_operation;
 use crate::config::duration::DurationSetting;
-use crate::config::settings::{Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Slots, Stdin};
+use crate::config::settings::{
+    Environment, HARD_LIMIT, Leftovers, LockMode, RequireResult, Settings, Slots, Stdin, unknown_variables,
+};
 use crate::lock::{self, AncestorRuns, HelperCommand, LockRequest, Refreshes, SlotRequest};
 use crate::logging::LogFile;
 use crate::records::{RecordStore, RunInfo, RunRecorder};
@@ -104,7 +106,9 @@ impl Plan {
 
 /// COMMAND, to be started in our environment, with its `lineage` and the config dir in it.
 fn launch(settings: &Settings, lineage: String, config_dir: Option<&ConfigDir>) -> Result<Launch> {
-    let (program, environment) = (find_program(settings)?, env::vars_os().collect());
+    let environment: Vec<_> = env::vars_os().collect();
+    unknown_variables(&environment).for_each(|warning| warn!("{warning}"));
+    let program = find_program(settings)?;
     let mut launch = Launch { program, environment, stdin: settings.stdin, role: Role::Command };
     launch.set(RunId::LINEAGE, Some(lineage.into()));
     let variable = config_dir.map(|config_dir| config_dir.variable(ENVIRONMENT));

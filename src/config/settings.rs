@@ -1,7 +1,6 @@
 //! The merge: flag over environment over file over default -> [`Settings`]. The value that counts for each option goes through
 //! one reader, wherever it stands; a refusal names the flag, the variable or the line, the value, and what would be right.
 
-use std::env;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -66,11 +65,11 @@ fn in_file(option: &OptionSpec, file: &SettingsFile) -> Option<Written> {
     Some(Written { name: option.name, value: value.clone(), origin: Origin::File(file.path.clone(), line) })
 }
 
-/// A warning for each variable of this process that looks like one of ours, and is none.
-pub fn unknown_variables() -> impl Iterator<Item = String> {
+/// A warning for each variable of `environment` that looks like one of ours, and is none.
+pub fn unknown_variables(environment: &[(OsString, OsString)]) -> impl Iterator<Item = String> {
     let options = || OPTIONS.iter().chain([&VERBOSITY]).map(|option| option.variable);
     let of_children = || SECTIONS.iter().flat_map(|section| section.terms).map(|(term, _)| *term);
-    env::vars_os().filter_map(move |(name, _)| {
+    environment.iter().filter_map(move |(name, _)| {
         let name = name.to_str()?;
         let own = name.strip_prefix("CLAUDE_RUN_")?;
         // Those of the scripts are no concern of ours.

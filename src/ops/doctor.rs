@@ -8,6 +8,7 @@ mod locks;
 mod slots;
 mod storage;
 
+use std::env;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -157,7 +158,7 @@ fn check_settings(subject: &Subject, check: &mut Check) {
     if let Some(error) = mistake {
         return check.fail(error, means, "fix that value where it is set, or move the file away");
     }
-    for what in unknown_variables() {
+    for what in unknown_variables(&env::vars_os().collect::<Vec<_>>()) {
         check.warn(what, "it has no effect", "correct its name, or unset it");
     }
     match &subject.factory {

@@ -1,5 +1,6 @@
 //! `claude-run settings`: every setting, its value, and its origin.
 
+use std::env;
 use std::io::Write;
 
 use anyhow::Result;
@@ -22,7 +23,7 @@ pub(super) fn show(context: &Context, json: bool, out: &mut impl Write) -> Resul
     if let Some(mistake) = &mistake {
         logging::tell(&format!("{mistake}; no run starts"));
     }
-    unknown_variables().for_each(|warning| logging::tell(&warning));
+    unknown_variables(&env::vars_os().collect::<Vec<_>>()).for_each(|warning| logging::tell(&warning));
     answer(out, json, mistake.is_none(), || to_text(&settings), || settings.iter().map(text::setting_json).collect())
 }
 

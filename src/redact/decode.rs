@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use memchr::{memchr, memrchr};
+use memchr::memchr;
 
 /// First bytes of encoded characters.
 pub(super) const ENCODED: &[u8] = b"\\%&\x1b";
@@ -175,7 +175,7 @@ fn escape(rest: &[u8]) -> Option<(Piece, usize)> {
 /// True if `text` ends with a sequence that a terminal does not show, whose signs may be escaped.
 pub(super) fn ends_with_escape(text: &[u8]) -> bool {
     let near = &text[text.len().saturating_sub(64)..];
-    let Some(at) = memrchr(0x1b, near) else { return false };
+    let Some(at) = near.iter().rposition(|&byte| byte == 0x1b) else { return false };
     let sequence: Vec<_> = near[at..].iter().copied().filter(|byte| *byte != b'\\').collect();
     escape(&sequence).is_some_and(|(_, width)| width == sequence.len())
 }

@@ -34,7 +34,11 @@ pub fn secrets() -> Result<Arc<Secrets>> {
 
 /// As much of `text` as is kept of what others can write at any length, masked: a secret at the cut would not be known by its beginning.
 pub fn kept(text: &str) -> String {
-    masked(text).chars().take(1024).collect()
+    let mut masked = masked(text);
+    if let Some((end, _)) = masked.char_indices().nth(1024) {
+        masked.truncate(end);
+    }
+    masked
 }
 
 /// `text` of ours, masked. Most of it has no secret, which is seen without collecting those of this process.

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::wait::waitpid;
@@ -26,8 +26,8 @@ pub(crate) const NULL: &str = "/dev/null";
 #[derive(Debug)]
 pub(crate) struct Exec {
     path: CString,
-    /// Owns the strings that `argv` and `environment` point to.
-    _words: Vec<CString>,
+    /// The strings that `argv` and `environment` point to, one behind the other.
+    _words: Vec<u8>,
     argv: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
     /// /dev/null, and the descriptors that it is to be.
@@ -44,13 +44,22 @@ impl Exec {
         environment: &[(OsString, OsString)],
         nulls: &'static [RawFd],
     ) -> Result<Self> {
-        let path = c_string(path.as_os_str().as_bytes())?;
-        let variables = environment.iter().map(|(name, value)| c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
-        let words: Vec<_> = argv.iter().map(|word| c_string(word.as_bytes())).chain(variables).collect::<Result<_>>()?;
-        let (argv, environment) = words.split_at(argv.len());
+        const NUL: &str = "a NUL byte in an argument";
+        let path = CString::new(path.as_os_str().as_bytes()).context(NUL)?;
+        let (mut words, mut places) = (Vec::new(), Vec::with_capacity(argv.len() + environment.len()));
+        let arguments = argv.iter().map(|word| [word.as_bytes(), b"", b""]);
+        let variables = environment.iter().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()]);
+        for word in arguments.chain(variables) {
+            ensure!(!word.iter().any(|part| part.contains(&0)), NUL);
+            places.push(words.len());
+            word.iter().for_each(|part| words.extend_from_slice(part));
+            words.push(0);
+        }
+        let pointers = |places: &[usize]| places.iter().map(|&at| words[at..].as_ptr().cast()).chain([ptr::null()]).collect();
+        let (argv, environment) = (pointers(&places[..argv.len()]), pointers(&places[argv.len()..]));
         let null = (!nulls.is_empty()).then(|| File::options().read(true).write(true).open(NULL));
         let null = null.transpose().with_context(|| format!("cannot open {NULL}"))?;
-        Ok(Self { path, argv: pointers(argv), environment: pointers(environment), _words: words, null, nulls })
+        Ok(Self { path, argv, environment, _words: words, null, nulls })
     }
 
     /// Executes the program; returns only if that fails. Async-signal-safe.
@@ -174,11 +183,3 @@ pub fn has_foreign_privileges() -> bool {
 }
 
 const OURSELVES: &CStr = c"/proc/self/exe";
-
-fn c_string(bytes: &[u8]) -> Result<CString> {
-    CString::new(bytes).context("a NUL byte in an argument")
-}
-
-fn pointers(words: &[CString]) -> Vec<*const libc::c_char> {
-    words.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect()
-}
