@@ -8,8 +8,9 @@ use tracing::Event;
 use tracing::field::{Field, Visit};
 use tracing_serde::fields::AsMap;
 
+use super::json::escaped_json;
 use super::log_file::now;
-use super::words::{clamped, escaped, escaped_json, masked};
+use super::words::{clamped, escaped, masked};
 use crate::run_id::RunId;
 
 /// Fields that say for programs what the message says for people.

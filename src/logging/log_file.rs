@@ -14,8 +14,9 @@ use memchr::memrchr;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
 
+use super::json::escaped_json;
 use super::stderr::say;
-use super::words::{escaped, escaped_json};
+use super::words::escaped;
 use crate::config::values::LogFormat;
 use crate::run_id::RunId;
 use crate::sys::steps::ensure_no_foreign_link;

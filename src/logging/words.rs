@@ -3,10 +3,7 @@
 
 use std::borrow::Cow;
 use std::env;
-use std::fmt::Write;
 use std::sync::OnceLock;
-
-use serde_json::Value;
 
 /// Longest text of one message or field; behind it comes a mark.
 const LONGEST: usize = 4096; // bytes
@@ -97,41 +94,8 @@ pub(crate) fn shown(text: &str) -> String {
     clamped_to(text, LONGEST_SHOWN)
 }
 
-/// A value as a line of JSON, in which no text has a secret in clear, and each has an end.
-pub(crate) fn json_line(mut value: Value) -> String {
-    each_text(&mut value, &mut |text| *text = shown(text));
-    escaped_json(serde_json::to_string(&value).unwrap_or_default() + "\n") // it fails for no Value
-}
-
-/// Changes each text in `value`, but no key: those are ours.
-pub(crate) fn each_text(value: &mut Value, change: &mut impl FnMut(&mut String)) {
-    match value {
-        Value::String(text) => change(text),
-        Value::Array(values) => values.iter_mut().for_each(|value| each_text(value, change)),
-        Value::Object(members) => members.values_mut().for_each(|value| each_text(value, change)),
-        _ => {}
-    }
-}
-
-/// Finished JSON, in which serde_json has left the characters beyond ASCII as they are.
-pub(crate) fn escaped_json(json: String) -> String {
-    if json.bytes().all(|byte| byte < 0x7f) {
-        return json;
-    }
-    json.chars().fold(String::with_capacity(json.len()), |mut safe, c| {
-        if acts(c) && c != '\n' {
-            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| {
-                let _ = write!(safe, "\\u{unit:04x}"); // into memory
-            });
-        } else {
-            safe.push(c);
-        }
-        safe
-    })
-}
-
 /// True for controls, and for characters that change the order or the look of others, or that nobody sees.
-fn acts(c: char) -> bool {
+pub(super) fn acts(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_control(); // soon, of nearly all
     }
@@ -150,10 +114,6 @@ mod tests {
         let safe = escaped_lines(text);
         assert_eq!(safe, "\x1b[1mbold\x1b[0m \\u{1b}]52;c;x\\u{7} \\u{9b}31m \\u{202e}txt\nnext\\u{1b}[2J\\r");
         assert_eq!(escaped("a\nb\u{85}"), "a\\nb\\u{85}");
-        assert_eq!(
-            escaped_json("{\"a\":\"\u{9b}é\u{2066}\u{e0041}\"}\n".to_owned()),
-            "{\"a\":\"\\u009bé\\u2066\\udb40\\udc41\"}\n"
-        );
     }
 
     #[test]

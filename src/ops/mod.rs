@@ -23,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anstream::AutoStream;
 use anyhow::{Context as _, Result, anyhow, bail};
+use serde::Serialize;
 use serde_json::Value;
 use toml_edit::Value as TomlValue;
 
@@ -263,8 +264,13 @@ fn write_bytes(out: &mut impl Write, bytes: &[u8]) -> Result<bool> {
 }
 
 /// Writes text for people, or a line of JSON; only what is written is made. False without a reader.
-fn present(out: &mut impl Write, json: bool, text: impl FnOnce() -> String, value: impl FnOnce() -> Value) -> Result<bool> {
-    if json { write_own(out, &json_line(value())) } else { write(out, &text()) }
+fn present<Json: Serialize>(
+    out: &mut impl Write,
+    json: bool,
+    text: impl FnOnce() -> String,
+    value: impl FnOnce() -> Json,
+) -> Result<bool> {
+    if json { write_own(out, &json_line(&value())) } else { write(out, &text()) }
 }
 
 /// Presents all that was found.

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::fleet::Fleet;
 use super::layout::{self, Look, Row};
+use super::text::RunView;
 use super::{Context, Factory, answer, doctor, text, time_left, write};
 use crate::config::duration::{DurationSetting, after, show, show_seconds};
 use crate::config::operations::Drain;
@@ -49,7 +50,7 @@ pub(super) fn run(
         value["error"] = json!(factory.mistake);
         value["set"] = json!(set.map(LockMode::name));
         value["slots"] = factory.setting_json(&factory.slots);
-        value["others"] = others.runs.iter().map(text::run_json).collect();
+        value["others"] = json!(RunView::of_each(&others.runs));
         value["unreadable"] = json!(others.unreadable);
         value["without_record"] = others.without_record.iter().map(|(pid, _)| *pid).collect();
         value

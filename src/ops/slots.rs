@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::broken::Held;
 use super::checks::{Check, check_slots, trouble_with_holders};
+use super::text::RunView;
 use super::{Context, Factory, NOT_KNOWN, answer, text};
 use crate::config::options::SLOTS;
 use crate::config::settings::Slots;
@@ -113,12 +114,12 @@ impl SlotsInUse {
 
     pub(super) fn to_json(&self) -> Value {
         let held = |(slot, holder): &(SlotFile, Option<Holder>)| {
-            let run = holder.as_ref().and_then(Holder::run).map(text::run_json);
+            let run = holder.as_ref().and_then(Holder::run).map(RunView::of);
             json!({"slot": slot.number, "run": run, "orphaned": matches!(holder, Some(Holder::Orphan(..)))})
         };
         json!({
             "in_use": self.held.iter().map(held).collect::<Value>(),
-            "waiting": self.waiting.iter().map(text::run_json).collect::<Value>(),
+            "waiting": RunView::of_each(&self.waiting),
         })
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
+use self::json::StatusJson;
 use super::checks::{self, Check};
 use super::fleet::{Fleet, is_claude_run};
 use super::{Context, Factory, layout, present, text};
@@ -59,7 +60,7 @@ pub(super) fn show(context: &Context, json: bool, watch: bool, out: &mut impl Wr
             let text = status.to_text(layout::width(), height);
             if watch { format!("{}\n{text}\n", watch::head()) } else { text }
         };
-        let has_reader = present(out, json, text, || status.to_json())?;
+        let has_reader = present(out, json, text, || StatusJson::of(&status))?;
         if !watch || !has_reader {
             return Ok(if status.trouble().is_empty() { Outcome::Shown } else { Outcome::Trouble });
         }

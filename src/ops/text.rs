@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::claude::program::NAME;
@@ -81,10 +82,21 @@ pub(super) fn command_line(pid: i32) -> Option<String> {
 }
 
 /// A run, for programs: the fields of its record, and how long it has been in its state.
-pub(super) fn run_json(record: &RunRecord) -> Value {
-    let mut value = json!(record);
-    value["age_ms"] = age_json(record.since);
-    value
+#[derive(Serialize)]
+pub(super) struct RunView<'a> {
+    #[serde(flatten)]
+    record: &'a RunRecord,
+    age_ms: u64,
+}
+
+impl<'a> RunView<'a> {
+    pub(super) fn of(record: &'a RunRecord) -> Self {
+        Self { record, age_ms: age_ms(record.since) }
+    }
+
+    pub(super) fn of_each(records: impl IntoIterator<Item = &'a RunRecord>) -> Vec<Self> {
+        records.into_iter().map(Self::of).collect()
+    }
 }
 
 /// The way out of a lock that the leftovers of `holder` have: who ignores TERM has to be killed, and what it has started may have the
@@ -127,8 +139,8 @@ pub(super) fn age(at: SystemTime) -> Duration {
     SystemTime::now().duration_since(at).unwrap_or_default()
 }
 
-pub(super) fn age_json(at: SystemTime) -> Value {
-    json!(age(at).as_millis() as u64)
+pub(super) fn age_ms(at: SystemTime) -> u64 {
+    age(at).as_millis() as u64
 }
 
 pub(super) fn since(since: Option<SystemTime>) -> String {

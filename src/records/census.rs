@@ -99,7 +99,7 @@ impl RecordStore {
         if runs.remove(&record_name(&run.to_string())).is_ok()
             && let Some(record) = record
         {
-            let _ = Line::of(history::vanished(record), &[]).and_then(|line| history::append(self, &line)); // the run had no better luck
+            let _ = Line::of(&history::vanished(record), &[]).and_then(|line| history::append(self, &line)); // the run had no better luck
         }
     }
 

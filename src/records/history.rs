@@ -1,6 +1,7 @@
 //! `history.jsonl`: a line for each finished run. It is appended to in single writes, and rotated to `history.1.jsonl` when
 //! it is large, replacing the one before.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Error;
 use fs4::FileExt;
 use nix::fcntl::OFlag;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::fields::{lenient, time, timestamp};
@@ -42,6 +43,37 @@ const LARGEST_TAIL: u64 = 4 << 20;
 
 /// Upper bound of what a line may say, so that sums stay numbers.
 const LARGEST_NUMBER: u64 = 1_000_000_000_000;
+
+/// Line that a run writes. The guide, logs.md, describes its fields.
+#[derive(Debug, Serialize)]
+pub(super) struct HistoryLine<'a> {
+    pub(super) run: String,
+    pub(super) label: Option<&'a str>,
+    pub(super) outcome: &'static str,
+    pub(super) exit_code: u8,
+    pub(super) child_exit_code: Option<u8>,
+    pub(super) child_signal: Option<i32>,
+    pub(super) began: String,
+    pub(super) total_ms: u64,
+    pub(super) slot_wait_ms: Option<u64>,
+    pub(super) wait_ms: Option<u64>,
+    pub(super) refresh_wait_ms: Option<u64>,
+    pub(super) hold_ms: Option<u64>,
+    pub(super) run_ms: Option<u64>,
+    pub(super) lock: &'static str,
+    pub(super) host: String,
+    pub(super) pid: i32,
+    pub(super) version: &'static str,
+    pub(super) program: Cow<'a, str>,
+    pub(super) cut_refresh: bool,
+    pub(super) session_id: Option<&'a str>,
+    pub(super) subtype: Option<&'a str>,
+    pub(super) is_error: Option<bool>,
+    pub(super) auth_refused: Option<bool>,
+    pub(super) turns: Option<u64>,
+    pub(super) claude_ms: Option<u64>,
+    pub(super) cost_usd: Option<f64>,
+}
 
 /// A finished run, as far as anything here reads its line.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

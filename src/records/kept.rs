@@ -4,9 +4,9 @@
 use std::io;
 use std::ops::Deref;
 
-use serde_json::Value;
+use serde::Serialize;
 
-use crate::logging::{each_text, escaped_json};
+use crate::logging::json_of;
 use crate::redact;
 
 /// Fields of a run record that stay exact, with all in them, since records are compared by them: the files by which a run is known to
@@ -19,12 +19,9 @@ pub(super) const EXACT: [&str; 8] = ["run", "lock", "slot", "config_dir", "paren
 pub(super) struct Line(String);
 
 impl Line {
-    /// The line of `record`, an object of which the fields `exact` stay as they are.
-    pub(super) fn of(mut record: Value, exact: &[&str]) -> io::Result<Self> {
-        for (_, value) in record.as_object_mut().into_iter().flatten().filter(|(name, _)| !exact.contains(&name.as_str())) {
-            each_text(value, &mut |text| *text = redact::kept(text));
-        }
-        Ok(Self(escaped_json(serde_json::to_string(&record)? + "\n")))
+    /// The line of `record`, of which the fields `exact` stay as they are.
+    pub(super) fn of(record: &impl Serialize, exact: &[&str]) -> io::Result<Self> {
+        Ok(Self(json_of(record, redact::kept, exact)? + "\n"))
     }
 }
 

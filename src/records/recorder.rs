@@ -9,12 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::{AccessFlags, access};
-use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::census::SILENT_RECORD_TTL;
 use super::fields::time;
-use super::history;
+use super::history::{self, HistoryLine};
 use super::kept::Line;
 use super::run_record::{Hold, PathView, RunRecord, State, WaitsFor};
 use super::store::{OwnRecord, RecordStore};
@@ -264,7 +263,7 @@ impl RunRecorder {
         self.published = None;
         let [wait_ms, run_ms] = [self.waited, self.ran].map(|span| span.map_or(0, milliseconds));
         info!(name: "run.ended", outcome = outcome.name(), exit_code = outcome.exit_code(), run_ms, wait_ms, "ended");
-        let Ok(line) = Line::of(self.finished(outcome), &[]) else { return };
+        let Ok(line) = Line::of(&self.finished(outcome), &[]) else { return };
         if let Some(file) = &self.info.record_file
             && let Err(error) = open_to_append(file).and_then(|file| append_lines(&file, line.as_bytes(), PATIENCE))
         {
@@ -344,8 +343,8 @@ impl RunRecorder {
         }
     }
 
-    /// Line of the run in the history. The guide, logs.md, describes its fields.
-    fn finished(&self, outcome: Outcome) -> Value {
+    /// Line of the run in the history.
+    fn finished(&self, outcome: Outcome) -> HistoryLine<'_> {
         let RunInfo { run, label, program, lock_mode, .. } = &self.info;
         let result = self.last_result.as_ref();
         let (child_exit_code, child_signal) = match self.ending {
@@ -353,34 +352,34 @@ impl RunRecorder {
             Some(Outcome::Killed(signal)) => (None, Some(signal)),
             _ => (None, None),
         };
-        json!({
-            "run": run.to_string(),
-            "label": label,
-            "outcome": outcome.name(),
-            "exit_code": outcome.exit_code(),
-            "child_exit_code": child_exit_code,
-            "child_signal": child_signal,
-            "began": time(self.began_at),
-            "total_ms": milliseconds(self.began.elapsed()),
-            "slot_wait_ms": self.slot_waited.map(milliseconds),
-            "wait_ms": self.waited.map(milliseconds),
-            "refresh_wait_ms": self.refresh_waited.map(milliseconds),
-            "hold_ms": self.held.map(milliseconds),
-            "run_ms": self.ran.map(milliseconds),
-            "lock": lock_mode.name(),
-            "host": host(),
-            "pid": run.pid,
-            "version": env!("CARGO_PKG_VERSION"),
-            "program": program.to_string_lossy(),
-            "cut_refresh": self.cut_refresh,
-            "session_id": self.session_id,
-            "subtype": result.map(|result| &result.subtype),
-            "is_error": result.map(|result| result.is_error),
-            "auth_refused": result.map(|result| result.auth_refused),
-            "turns": result.map(|result| result.turns),
-            "claude_ms": result.map(|result| result.duration_ms),
-            "cost_usd": result.map(|result| result.cost_usd),
-        })
+        HistoryLine {
+            run: run.to_string(),
+            label: label.as_deref(),
+            outcome: outcome.name(),
+            exit_code: outcome.exit_code(),
+            child_exit_code,
+            child_signal,
+            began: time(self.began_at),
+            total_ms: milliseconds(self.began.elapsed()),
+            slot_wait_ms: self.slot_waited.map(milliseconds),
+            wait_ms: self.waited.map(milliseconds),
+            refresh_wait_ms: self.refresh_waited.map(milliseconds),
+            hold_ms: self.held.map(milliseconds),
+            run_ms: self.ran.map(milliseconds),
+            lock: lock_mode.name(),
+            host: host(),
+            pid: run.pid,
+            version: env!("CARGO_PKG_VERSION"),
+            program: program.to_string_lossy(),
+            cut_refresh: self.cut_refresh,
+            session_id: self.session_id.as_deref(),
+            subtype: result.map(|result| &*result.subtype),
+            is_error: result.map(|result| result.is_error),
+            auth_refused: result.map(|result| result.auth_refused),
+            turns: result.and_then(|result| result.turns),
+            claude_ms: result.and_then(|result| result.duration_ms),
+            cost_usd: result.and_then(|result| result.cost_usd),
+        }
     }
 }
 

@@ -103,7 +103,7 @@ impl RecordStore {
 
     /// Writes `record`, that of our run, in the place of `own` if there is one: complete and locked, or not at all.
     pub(super) fn publish(&self, record: &RunRecord, own: &mut Option<OwnRecord>) -> io::Result<()> {
-        let text = Line::of(serde_json::to_value(record)?, &EXACT)?;
+        let text = Line::of(record, &EXACT)?;
         let store = self.make()?;
         let runs = store.make_dir(RUNS)?;
         let spare = Spare::of(record.pid, &store).ok();

@@ -1,47 +1,78 @@
-//! A status for programs. `schema/status.json` describes it.
+//! A status for programs.
 
+use std::borrow::Cow;
 use std::time::SystemTime;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::super::checks::stopped_processes;
-use super::super::text;
+use super::super::text::{self, RunView};
 use super::Status;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::lock::{Holder, Process};
 use crate::records::{FinishedRun, RunRecord, time};
 
-impl Status<'_> {
-    pub(super) fn to_json(&self) -> Value {
-        let runs = |records: &[RunRecord]| records.iter().map(text::run_json).collect::<Value>();
-        let (state, expires, _) = self.token();
-        let mut slots = self.fleet.slots.to_json();
-        slots["bound"] = self.factory.setting_json(&self.factory.slots);
-        let pid = |waiter: &Result<RunRecord, i32>| match waiter {
-            Ok(run) => json!({"pid": run.pid, "run": run.run}),
-            Err(pid) => json!({"pid": pid, "run": null}),
+/// A status for programs: `schema/status.json` describes its fields.
+#[derive(Serialize)]
+pub(super) struct StatusJson<'a> {
+    config_dir: Cow<'a, str>,
+    storage: Cow<'a, str>,
+    lock_file: Cow<'a, str>,
+    mode: Option<Value>,
+    not_known: Vec<&'static str>,
+    holders: Vec<Value>,
+    waiting: Vec<RunView<'a>>,
+    waiting_without_record: Vec<i32>,
+    queue: Vec<Place<'a>>,
+    running: Vec<RunView<'a>>,
+    slots: Value,
+    orphaned: Vec<RunView<'a>>,
+    elsewhere: Vec<RunView<'a>>,
+    refresh_locks: Vec<Value>,
+    auth: &'a str,
+    token: Value,
+    last: Vec<Value>,
+    trouble: &'a [String],
+}
+
+/// A place in the queue.
+#[derive(Serialize)]
+struct Place<'a> {
+    pid: i32,
+    run: Option<&'a str>,
+}
+
+impl<'a> StatusJson<'a> {
+    pub(super) fn of(status: &'a Status) -> Self {
+        let Status { factory, fleet, .. } = status;
+        let (state, expires, _) = status.token();
+        let mut slots = fleet.slots.to_json();
+        slots["bound"] = factory.setting_json(&factory.slots);
+        let place = |waiter: &'a Result<RunRecord, i32>| match waiter {
+            Ok(run) => Place { pid: run.pid, run: Some(&run.run) },
+            Err(pid) => Place { pid: *pid, run: None },
         };
-        // Moved and not copied, as json! would: there may be a thousand runs.
-        Value::from_iter([
-            ("config_dir", self.factory.config_dir.to_string_lossy().into()),
-            ("storage", self.factory.storage.dir.to_string_lossy().into()),
-            ("lock_file", self.factory.lock_file.to_string_lossy().into()),
-            ("mode", self.factory.mistake.is_none().then(|| text::setting_json(&self.factory.mode)).into()),
-            ("not_known", self.fleet.not_known().into()),
-            ("holders", self.fleet.holders.iter().map(holder_json).collect()),
-            ("waiting", self.fleet.waiting.iter().flatten().map(text::run_json).collect()),
-            ("waiting_without_record", self.fleet.waiting.iter().filter_map(|waiter| waiter.as_ref().err().copied()).collect()),
-            ("queue", self.fleet.waiting.iter().map(pid).collect()),
-            ("running", runs(&self.fleet.running)),
-            ("slots", slots),
-            ("orphaned", runs(&self.fleet.orphaned)),
-            ("elsewhere", runs(&self.fleet.elsewhere)),
-            ("refresh_locks", self.refresh_locks.iter().map(refresh_lock_json).collect()),
-            ("auth", self.auth.name.into()),
-            ("token", json!({"state": state, "expires": expires.map(time)})),
-            ("last", self.last.iter().map(last_run_json).collect()),
-            ("trouble", self.trouble().into()),
-        ])
+        Self {
+            config_dir: factory.config_dir.to_string_lossy(),
+            storage: factory.storage.dir.to_string_lossy(),
+            lock_file: factory.lock_file.to_string_lossy(),
+            mode: factory.mistake.is_none().then(|| text::setting_json(&factory.mode)),
+            not_known: fleet.not_known(),
+            holders: fleet.holders.iter().map(holder_json).collect(),
+            waiting: RunView::of_each(fleet.waiting.iter().flatten()),
+            waiting_without_record: fleet.waiting.iter().filter_map(|waiter| waiter.as_ref().err().copied()).collect(),
+            queue: fleet.waiting.iter().map(place).collect(),
+            running: RunView::of_each(&fleet.running),
+            slots,
+            orphaned: RunView::of_each(&fleet.orphaned),
+            elsewhere: RunView::of_each(&fleet.elsewhere),
+            refresh_locks: status.refresh_locks.iter().map(refresh_lock_json).collect(),
+            auth: status.auth.name,
+            token: json!({"state": state, "expires": expires.map(time)}),
+            last: status.last.iter().map(last_run_json).collect(),
+            trouble: status.trouble(),
+        }
     }
 }
 
@@ -59,7 +90,7 @@ fn holder_json(holder: &Holder) -> Value {
         "name": name,
         "stopped": stopped_processes(holder).is_some(),
         "orphaned": matches!(holder, Holder::Orphan(..)),
-        "record": run.map(text::run_json),
+        "record": run.map(RunView::of),
         "processes": holder.processes().iter().map(process).collect::<Value>(),
     })
 }
@@ -73,7 +104,7 @@ fn refresh_lock_json(lock: &RefreshLock) -> Value {
         Standing::Stuck(_) => "stuck",
     };
     let owner = lock.owner.as_ref().map(|owner| json!({"pid": owner.pid, "alive": owner.lives}));
-    json!({"path": lock.path.to_string_lossy(), "state": state, "age_ms": lock.touched.map(text::age_json), "owner": owner})
+    json!({"path": lock.path.to_string_lossy(), "state": state, "age_ms": lock.touched.map(text::age_ms), "owner": owner})
 }
 
 fn last_run_json(run: &FinishedRun) -> Value {
