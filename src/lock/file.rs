@@ -1,10 +1,11 @@
 //! flock(2) on the session lock's file, and on those of the slots. Never truncates, writes or removes one: old callers open the session
 //! lock's file with `9>`.
 
+use std::cell::OnceCell;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt as _, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -40,7 +41,11 @@ enum Place {
 
 /// A lock, held. Dropping it releases the lock, even while some daemon has inherited the descriptor.
 #[derive(Debug)]
-pub(crate) struct FlockGuard(LockFile);
+pub(crate) struct FlockGuard {
+    lock_file: LockFile,
+    /// What the kernel tells of the descriptor, its lock included.
+    info: OnceCell<Option<File>>,
+}
 
 /// Result of trying to lock.
 #[derive(Debug)]
@@ -136,7 +141,7 @@ impl LockFile {
     pub(crate) fn try_lock(mut self) -> Result<LockAttempt> {
         loop {
             match try_lock_beside_looks(&self.file, TRIES) {
-                Ok(()) if self.is_current() => return Ok(LockAttempt::Acquired(FlockGuard(self))),
+                Ok(()) if self.is_current() => return Ok(LockAttempt::Acquired(self.into())),
                 Ok(()) => self = Self::open_at(self.place)?,
                 Err(TryLockError::WouldBlock) => return Ok(LockAttempt::Busy(self)),
                 Err(TryLockError::Error(error)) => return Err(flock_error(&self.place, error)),
@@ -151,7 +156,7 @@ impl LockFile {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(LockAttempt::Busy(self)),
             locked => locked.map_err(|error| flock_error(&self.place, error))?,
         }
-        if self.is_current() { Ok(LockAttempt::Acquired(FlockGuard(self))) } else { Self::open_at(self.place)?.try_lock() }
+        if self.is_current() { Ok(LockAttempt::Acquired(self.into())) } else { Self::open_at(self.place)?.try_lock() }
     }
 
     /// True if the path still leads to this file. If somebody has moved or removed it, a lock on it keeps nobody out.
@@ -204,30 +209,44 @@ impl Place {
     }
 }
 
+impl From<LockFile> for FlockGuard {
+    /// Guard of a file that is locked.
+    fn from(lock_file: LockFile) -> Self {
+        Self { lock_file, info: OnceCell::new() }
+    }
+}
+
 impl FlockGuard {
     pub(crate) fn file_id(&self) -> FileId {
-        self.0.file_id
+        self.lock_file.file_id
     }
 
     /// Reason why it keeps nobody out any more, if so: whoever has inherited the descriptor can release the lock, and whoever may write in
     /// the directory can put another file in its place.
     pub(super) fn fault(&self) -> Option<&'static str> {
         let is_locked = || {
-            let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.file.as_raw_fd()));
-            info.map_or(true, |info| info.contains("\nlock:"))
+            let mut text = [0; 1024];
+            let read = self.info().and_then(|info| info.read_at(&mut text, 0).ok());
+            read.is_none_or(|length| text[..length].windows(6).any(|part| part == b"\nlock:"))
         };
         // What we have released is ours again, unless another has it. If the kernel never tells of locks, it was ours all the time.
-        let was_released = || !is_locked() && (FileExt::try_lock(&self.0.file).is_err() || is_locked());
+        let was_released = || !is_locked() && (FileExt::try_lock(&self.lock_file.file).is_err() || is_locked());
         match () {
             () if was_released() => Some("a process of this run has released it"),
-            () if !self.0.is_current() => Some("its file was removed or replaced"),
+            () if !self.lock_file.is_current() => Some("its file was removed or replaced"),
             () => None,
         }
     }
 
+    /// Opened once, and read at each look.
+    pub(super) fn info(&self) -> Option<&File> {
+        let open = || File::open(format!("/proc/self/fdinfo/{}", self.lock_file.file.as_raw_fd())).ok();
+        self.info.get_or_init(open).as_ref()
+    }
+
     /// Descriptor whose inheritors keep the lock as well.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.0.file.as_fd()
+        self.lock_file.file.as_fd()
     }
 }
 
@@ -235,7 +254,7 @@ impl Drop for FlockGuard {
     fn drop(&mut self) {
         // LOCK_UN on one descriptor releases the lock for all its duplicates; without it a leaked one would keep it.
         // It cannot fail: the descriptor is ours and a lock is on it.
-        let _ = FileExt::unlock(&self.0.file);
+        let _ = FileExt::unlock(&self.lock_file.file);
     }
 }
 

@@ -65,6 +65,12 @@ impl LockGuard {
         Some(format!("the lock helper {} has ended ({how})", helper.name()))
     }
 
+    /// Notes that the child is on its way, and opens meanwhile what [`fault`](Self::fault) will read.
+    pub fn on_child_started(&mut self, started: Instant) {
+        self.refresh.iter_mut().for_each(|refresh| refresh.on_child_started(started));
+        let _ = self.flock.as_ref().map(FlockGuard::info);
+    }
+
     /// Reason why the flock keeps nobody out any more, if so: ours, or that of another process, which must hold it as long as we run.
     pub fn fault(&self, records: Option<&RecordStore>) -> Option<&'static str> {
         // By now any ancestor will do: the run that started the holder may be gone.

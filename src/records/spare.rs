@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt};
 
 use fs4::FileExt;
 use nix::fcntl::OFlag;
@@ -27,22 +28,29 @@ impl Spare {
         Ok(Self { dir: store.make_dir(DIRECTORY)?, name: (pid % MOST).to_string() })
     }
 
-    /// Moves the file that is there to `name` in `runs`, where nothing is, and locks it; its text is an old one. A file that is still
-    /// locked, by the run that has put it there or by one that looks, stays.
-    pub(super) fn take(&self, runs: &Dir, name: &str) -> Option<File> {
-        let file = self.dir.open_file(&self.name, OFlag::O_WRONLY).ok()?;
-        FileExt::try_lock(&file).ok()?;
-        self.dir.move_to(&self.name, runs, name).ok()?;
-        if runs.has(name, &file.metadata().ok()?) {
-            return Some(file);
-        }
-        let _ = runs.remove(name); // another, put in its place since; if this fails, so does the caller
-        None
+    /// Moves the file that is there to `name` in `runs`, where nothing is.
+    ///
+    /// # Errors
+    /// There is none, or one that is still locked, by the run that has put it there or by one that looks.
+    pub(super) fn take(&self, runs: &Dir, name: &str) -> io::Result<File> {
+        let file = self.dir.open_file(&self.name, OFlag::O_WRONLY)?;
+        FileExt::try_lock(&file)?;
+        self.dir.move_to(&self.name, runs, name)?;
+        // A lock that is taken twice is refused by cifs.
+        FileExt::unlock(&file)?;
+        if runs.has(name, &file.metadata()?) { Ok(file) } else { Err(io::Error::other("another has come in its place")) }
     }
 
-    /// Keeps the file `name` of `runs`, instead of one that is there.
-    pub(super) fn put(&self, runs: &Dir, name: &str) -> io::Result<()> {
-        runs.move_to(name, &self.dir, &self.name)
+    /// Keeps `file`, which is `name` in `runs`, instead of one that is there, and nothing of its text.
+    pub(super) fn put(&self, runs: &Dir, name: &str, file: &File) -> io::Result<()> {
+        let found = file.metadata()?;
+        // To rename it to another name of its own does nothing.
+        if found.nlink() > 1 {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        runs.move_to(name, &self.dir, &self.name)?;
+        let _ = file.write_all_at(&vec![b' '; found.len() as usize], 0); // it has room on the disk
+        Ok(())
     }
 }
 
@@ -50,10 +58,10 @@ impl Spare {
 mod tests {
     use std::fs::{self, hard_link};
     use std::io::Write;
-    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::os::unix::fs::symlink;
     use std::path::{Path, PathBuf};
     use std::thread;
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     use anyhow::{Context, Result};
 
@@ -88,6 +96,7 @@ mod tests {
         let (runs, spare) = (dir.path().join("claude-run/runs"), dir.path().join("claude-run/spare/7"));
         drop(run(dir.path(), 7, 1, &"long ".repeat(20)));
         let first = inode(&spare)?;
+        assert!(fs::read(&spare)?.trim_ascii().is_empty(), "nobody reads there who ran");
         let (second, third) = (run(dir.path(), 7 + MOST, 2, ""), run(dir.path(), 7, 3, ""));
         assert_eq!((inode(&runs.join("71-2.json"))?, spare.exists()), (first, false));
         assert_ne!(inode(&runs.join("7-3.json"))?, first);
@@ -138,6 +147,38 @@ mod tests {
     }
 
     #[test]
+    fn file_with_the_text_of_an_earlier_run_is_removed() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let recorder = run(dir.path(), 7, 1, "");
+        let (runs, spare) = (dir.path().join("claude-run/runs"), dir.path().join("claude-run/spare/7"));
+        // As of a run that was killed before it wrote, and of one whose machine went down before that was on the disk.
+        let copy = |from: &Path, name: &str| {
+            fs::copy(from, runs.join(name))?;
+            File::open(runs.join(name))?.set_modified(SystemTime::now() - Duration::from_secs(120))
+        };
+        ["9-9.tmp", "8-8.json"].iter().try_for_each(|name| copy(&runs.join("7-1.json"), name))?;
+        drop(recorder);
+        ["6-6.tmp", "6-6.json"].iter().try_for_each(|name| copy(&spare, name))?;
+        fs::write(runs.join("5-5.json"), "theirs")?;
+        let census = RecordStore::of(dir.path()).census()?;
+        assert!(census.live.is_empty() && census.orphaned.is_empty() && census.elsewhere.is_empty());
+        assert_eq!(fs::read_dir(&runs)?.count(), 1);
+        assert!(!dir.path().join("claude-run/history.jsonl").exists(), "nobody knows who they were");
+        Ok(())
+    }
+
+    #[test]
+    fn record_with_a_second_name_is_removed() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let recorder = run(dir.path(), 7, 1, "");
+        let record = dir.path().join("claude-run/runs/7-1.json");
+        hard_link(&record, dir.path().join("claude-run/spare/7"))?;
+        drop(recorder);
+        assert!(!record.exists());
+        Ok(())
+    }
+
+    #[test]
     fn record_is_not_read_under_the_name_of_another() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let first = run(dir.path(), 7, 1, "");
@@ -147,8 +188,8 @@ mod tests {
         drop(first);
         let _second = run(dir.path(), 7, 2, "");
         assert_eq!(file.metadata()?.ino(), open("7-2.json")?.metadata()?.ino());
-        assert!(read(&runs, "7-1.json", file)?.is_none());
-        let (is_live, text, _) = read(&runs, "7-2.json", open("7-2.json")?)?.context("the second")?;
+        assert!(read(&runs, "7-1.json", &file)?.is_none());
+        let (is_live, text, _) = read(&runs, "7-2.json", &open("7-2.json")?)?.context("the second")?;
         assert!(is_live && text.starts_with(b"{\"run\":\"7-2\""));
         Ok(())
     }

@@ -37,7 +37,7 @@ pub(super) struct OwnRecord {
     /// Place for its file, then.
     spare: Option<Spare>,
     /// Locked: the flock proves that the run is alive. Closing it after the removal can free an inode, which can take a millisecond.
-    _locked: File,
+    locked: File,
 }
 
 /// A file in `runs/` that a run has written.
@@ -52,6 +52,9 @@ pub(super) struct Seen {
 const NAME: &str = "claude-run";
 const RUNS: &str = "runs";
 const SLOTS: &str = "slots";
+
+/// Most looks at a record that is replaced meanwhile each time.
+const LOOKS: usize = 64;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -108,21 +111,27 @@ impl RecordStore {
         let runs = store.make_dir(RUNS)?;
         let spare = Spare::of(record.pid, &store).ok();
         let (name, temporary) = (record_name(&record.run), temporary_name(&record.run));
-        let file = match spare.as_ref().and_then(|spare| spare.take(&runs, &temporary)) {
-            Some(file) => file,
-            None => runs.open_file(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)?,
+        let publish = |file: File| -> io::Result<File> {
+            write(&file, text.as_bytes())?;
+            FileExt::try_lock(&file)?; // which also brings the text to an NFS server, before others see the name
+            runs.rename(&temporary, &name)?;
+            Ok(file)
         };
-        let published = write(&file, text.as_bytes())
-            .and_then(|()| FileExt::try_lock(&file).map_err(io::Error::from))
-            .and_then(|()| runs.rename(&temporary, &name));
-        if published.is_err() {
-            let _ = runs.remove(&temporary); // else a later census removes it
-        } else if let Some(own) = own {
-            (own.name, own._locked) = (Some(name), file);
-        } else {
-            *own = Some(OwnRecord { runs, name: Some(name), spare, _locked: file });
+        let forget = || drop(runs.remove(&temporary)); // else a later census removes it
+        let used = spare.as_ref().and_then(|spare| spare.take(&runs, &temporary).and_then(publish).ok());
+        let file = match used {
+            Some(file) => file,
+            None => {
+                forget();
+                let made = runs.open_file(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL);
+                made.and_then(publish).inspect_err(|_| forget())?
+            }
+        };
+        match own {
+            Some(own) => (own.name, own.locked) = (Some(name), file),
+            None => *own = Some(OwnRecord { runs, name: Some(name), spare, locked: file }),
         }
-        published
+        Ok(())
     }
 
     /// Record of the live run `run`.
@@ -191,7 +200,7 @@ impl OwnRecord {
     /// Removes it; its file is kept for another run's.
     pub(super) fn remove(&mut self) {
         let Some(name) = self.name.take() else { return };
-        let is_kept = self.spare.as_ref().is_some_and(|spare| spare.put(&self.runs, &name).is_ok());
+        let is_kept = self.spare.as_ref().is_some_and(|spare| spare.put(&self.runs, &name, &self.locked).is_ok());
         if !is_kept {
             let _ = self.runs.remove(&name); // else it is dead with the process, and a later census removes it
         }
@@ -221,25 +230,25 @@ pub(super) fn temporary_name(run: &str) -> String {
     format!("{run}.tmp")
 }
 
-/// Reads the file `name`, if it is locked, or is what `run` has written or the beginning of that. Others can put files there, which are
-/// left alone.
+/// Reads the file `name`, if it is locked, or begins as a record does. Others can put files there, which are left alone.
 pub(super) fn look(runs: &Dir, run: &str, name: &str) -> Option<Seen> {
-    let (is_live, text, modified) = loop {
+    for _ in 0..LOOKS {
         let file = runs.open_file(name, OFlag::O_RDONLY).ok()?;
-        if let Some(read) = read(runs, name, file).ok()? {
-            break read;
-        }
-    };
-    let begin = format!(r#"{{"run":"{run}""#).into_bytes();
-    let record = RunRecord::from_json(&text).filter(|record| is_live || record.run == run);
-    let is_ours = is_live || record.is_some() || text.starts_with(&begin) || begin.starts_with(&text);
-    is_ours.then_some(Seen { is_live, record, modified })
+        let Some((is_live, text, modified)) = read(runs, name, &file).ok()? else { continue };
+        let begin = format!(r#"{{"run":"{run}""#).into_bytes();
+        let record = RunRecord::from_json(&text);
+        // It may have the text of an earlier run yet, or none.
+        let is_ours = is_live || record.is_some() || text.starts_with(&begin) || begin.starts_with(text.trim_ascii());
+        let record = record.filter(|record| is_live || record.run == run);
+        return is_ours.then_some(Seen { is_live, record, modified });
+    }
+    None
 }
 
 /// Whether `file` is locked, its text, and the time of its last change. `None` if `name`, as which it was opened, does not lead to it by
-/// now: the lock is on another file, or this one is another run's.
-pub(super) fn read(runs: &Dir, name: &str, file: File) -> io::Result<Option<(bool, Vec<u8>, SystemTime)>> {
-    let (is_live, found) = (is_locked(&file), file.metadata()?);
+/// now: the lock is on another file, or this one is another run's. While `file` is open, no other gets its inode.
+pub(super) fn read(runs: &Dir, name: &str, file: &File) -> io::Result<Option<(bool, Vec<u8>, SystemTime)>> {
+    let (is_live, found) = (is_locked(file), file.metadata()?);
     let mut text = Vec::with_capacity(4096); // more than most: one read(2), and one that finds the end
     file.take(1 << 20).read_to_end(&mut text)?;
     let modified = found.modified()?;

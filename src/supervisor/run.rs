@@ -138,7 +138,7 @@ impl<'a> Supervisor<'a> {
             info!(name: "run.started", pid = child.as_raw(), program = %launch.program.path.display(), "started");
         }
         tree.on_started(child);
-        lock.iter_mut().flat_map(|lock| &mut lock.refresh).for_each(|refresh| refresh.on_child_started(started));
+        lock.iter_mut().for_each(|lock| lock.on_child_started(started));
         let stdin_ended = !(config.streams_input && events.watch_stdin());
         let mut supervisor = Self {
             recorder,

@@ -56,15 +56,15 @@ impl Dir {
     /// Opens the file `name`; with `O_CREAT`, one with mode 0600.
     pub(crate) fn open_file(&self, name: &str, flags: OFlag) -> io::Result<File> {
         // A look first: to open a FIFO, be it for a moment, takes from its writer what it writes.
-        match fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(found) => ensure_regular(&found)?,
-            Err(Errno::ENOENT) => {}
+        let is_there = match fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(found) => ensure_regular(&found).map(|()| true)?,
+            Err(Errno::ENOENT) => false,
             Err(error) => return Err(error.into()),
-        }
+        };
         let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let open = |flags| openat(&self.0, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
         // Only what we have made ourselves is given away.
-        let file = match open(flags | OFlag::O_EXCL) {
+        let file = match if is_there { Err(Errno::EEXIST) } else { open(flags | OFlag::O_EXCL) } {
             Ok(made) if flags.contains(OFlag::O_CREAT) => {
                 self.give_to_owner(|owner, group| fchown(&made, owner, group))?;
                 made

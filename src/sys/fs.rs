@@ -3,7 +3,6 @@
 
 use std::fs::{self, File, FileType, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -11,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Error;
 use fs4::{FileExt, TryLockError};
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::geteuid;
@@ -139,32 +138,27 @@ pub(crate) fn open_or_make_regular(path: &Path, mode: u32) -> io::Result<(File, 
 /// Never hangs, and no terminal becomes ours.
 const SAFELY: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
 
-/// Looks first: opening a FIFO lets its writer go on, and opening a device can have effects of its own.
+/// Looks first: opening a FIFO lets its writer go on, and opening a device can have effects of its own. What is put there at this very
+/// moment is opened, without hanging, and refused.
 fn open_if(
     path: &Path,
     options: &OpenOptions,
     flags: i32,
     is_wanted: impl Fn(&FileType) -> bool,
 ) -> io::Result<(File, Metadata)> {
-    // Not by std: that leaves the bits of O_ACCMODE to itself, and of those musl has O_PATH for one.
-    let look = OFlag::from_bits_retain(flags) | OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let looked_at = File::from(open(path, look, Mode::empty())?);
-    let (looked_at, found) = check(looked_at, &is_wanted)?;
-    // That very file, whatever has its path by now.
-    let same = format!("/proc/self/fd/{}", looked_at.as_raw_fd());
-    match options.clone().custom_flags(SAFELY).open(same) {
-        // There is no /proc, or it is not ours to use, as where our own program may not be read.
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
-            check(options.clone().custom_flags(flags | SAFELY).open(path)?, is_wanted)
-        }
-        opened => Ok((opened?, found)),
-    }
+    let look = if flags == 0 { fs::metadata(path) } else { fs::symlink_metadata(path) };
+    ensure_wanted(look?.file_type(), &is_wanted)?;
+    check(options.clone().custom_flags(flags | SAFELY).open(path)?, is_wanted)
 }
 
 fn check(file: File, is_wanted: impl Fn(&FileType) -> bool) -> io::Result<(File, Metadata)> {
     let found = file.metadata()?;
-    let kind = found.file_type();
-    if is_wanted(&kind) { Ok((file, found)) } else { Err(io::Error::other(format!("it is {}", name(kind)))) }
+    ensure_wanted(found.file_type(), is_wanted)?;
+    Ok((file, found))
+}
+
+fn ensure_wanted(kind: FileType, is_wanted: impl Fn(&FileType) -> bool) -> io::Result<()> {
+    if is_wanted(&kind) { Ok(()) } else { Err(io::Error::other(format!("it is {}", name(kind)))) }
 }
 
 fn name(kind: FileType) -> &'static str {

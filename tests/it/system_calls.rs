@@ -23,20 +23,20 @@ we    56 rt_sigaction     our handlers, for all signals that end a process, real
 we     2 prlimit64        no core dump of us …
 we     2 rt_sigprocmask   USR1 and USR2 wait for the handlers
 we     2 getpid           the run's id; the parent that the child checks
-we     1 openat           the settings file
+we     1 statx            is there a settings file?
 we     4 statx            the program, twice the config dir, and once whether the kernel knows the call at all
 we     2 access           may it be run? may the config dir be written?
 we     2 ioctl            is stdin our terminal? is stdout one?
-we     3 openat           claude's settings: two of the administrator's and the user's
+we     1 openat           claude's settings: a directory of the administrator's …
+we     2 statx            … a file of theirs, and one of the user's
 we     1 pipe2            the signal pipe
-we     2 openat           the lock file: a look at what it is, then that very file
-we     1 close            … that look
-we     1 fcntl            … std's debug build looks before it closes
+we     1 statx            is the lock file one?
+we     1 openat
 we     2 statx            which file that is, and whether the path still names it after locking
 we     1 flock
 we     2 statx            are there refresh locks of claude's?
 we     4 readlink         … one of them beside the real path of the config dir, a call for each part of that
-we     2 openat           owner of the last refresh; the login, whose expiry stays as it was if a refresh is cut short
+we     2 statx            owner of the last refresh; the login, whose expiry stays as it was if a refresh is cut short
 we     1 statfs           has its storage room for a token that is refreshed? …
 we     1 geteuid          … some of the room is for root alone
 we     1 prctl            subreaper
