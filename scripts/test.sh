@@ -73,6 +73,16 @@ stop() { for group in "${running[@]}"; do kill -- "-$group" 2>/dev/null || :; do
 trap stop EXIT
 trap 'exit 130' INT TERM
 beside models "${models[@]}"
+# What packages are made for; its standard library comes from rustup.
+targets=()
+for target in {x86_64,aarch64}-unknown-linux-{gnu,musl}; do
+  if [ -d "$(rustc --print target-libdir --target "$target")" ]; then
+    targets+=(--target "$target")
+  else
+    echo "not checked, since rustup has no standard library for it here: $target"
+  fi
+done
+beside targets cargo check --locked --lib --bins --target-dir target/check "${targets[@]}"
 # The binary that people get: optimised, static, small, and at home in an empty root.
 beside packages scripts/package.sh
 beside fuzz scripts/fuzz.sh 4
@@ -80,7 +90,7 @@ say "tests"
 cargo test --locked "$@"
 say "what a newcomer types first"
 scripts/quickstart.sh
-for name in models fuzz packages; do
+for name in models targets fuzz packages; do
   say "$name"
   status=0
   wait "${running[$name]}" || status=$?
