@@ -156,7 +156,7 @@ impl Telemetry {
 
     /// Reads up to the last complete line; the line that is being written comes the next time.
     fn read_file(&mut self, path: PathBuf, events: &mut Vec<RefreshEvent>) -> io::Result<()> {
-        let (mut file, found) = open_regular(&path, File::options().read(true), 0)?;
+        let (mut file, found) = open_regular(&path, File::options().read(true))?;
         let offset = self.offsets.entry(path).or_default();
         // Claude Code rewrites a file when it has delivered a part of it.
         if found.len() < *offset {

@@ -44,7 +44,7 @@ enum Place {
 pub(crate) struct FlockGuard {
     lock_file: LockFile,
     /// What the kernel tells of the descriptor, its lock included.
-    info: OnceCell<Option<File>>,
+    info: OnceCell<File>,
 }
 
 /// Result of trying to lock.
@@ -240,8 +240,11 @@ impl FlockGuard {
 
     /// Opened once, and read at each look.
     pub(super) fn info(&self) -> Option<&File> {
-        let open = || File::open(format!("/proc/self/fdinfo/{}", self.lock_file.file.as_raw_fd())).ok();
-        self.info.get_or_init(open).as_ref()
+        if self.info.get().is_none() {
+            let opened = File::open(format!("/proc/self/fdinfo/{}", self.lock_file.file.as_raw_fd())).ok()?;
+            let _ = self.info.set(opened); // nobody else does
+        }
+        self.info.get()
     }
 
     /// Descriptor whose inheritors keep the lock as well.
@@ -281,7 +284,7 @@ fn try_lock_beside_looks(file: &File, tries: u32) -> Result<(), TryLockError> {
 fn open_or_create(path: &Path) -> io::Result<(File, Metadata)> {
     match open_or_make_regular(path, 0o666) {
         // Another owner's file, or a read-only file system: flock(2) is content with a descriptor for reading.
-        Err(error) if is_for_readers_alone(&error) => open_regular(path, OpenOptions::new().read(true), 0).map_err(|_| error),
+        Err(error) if is_for_readers_alone(&error) => open_regular(path, OpenOptions::new().read(true)).map_err(|_| error),
         other => other,
     }
 }

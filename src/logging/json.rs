@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use serde_json::Serializer;
-use serde_json::ser::{CharEscape, Formatter};
+use serde_json::ser::{CharEscape, CompactFormatter, Formatter};
 
 use super::words::{acts, shown};
 
@@ -23,7 +23,7 @@ pub(crate) fn json_of(value: &impl Serialize, change: impl Fn(&str) -> String, e
     Ok(escaped_json(String::from_utf8(json).unwrap_or_default())) // it is
 }
 
-/// Formatter that holds a text back until it is whole.
+/// Formatter that holds a text that it changes back until it is whole.
 struct Changing<'a, C> {
     change: C,
     exact: &'a [&'a str],
@@ -31,6 +31,13 @@ struct Changing<'a, C> {
     is_key: bool,
     is_exact: bool,
     text: String,
+}
+
+impl<C> Changing<'_, C> {
+    /// True if a text stays as it is.
+    fn passes(&self) -> bool {
+        self.is_key || self.is_exact
+    }
 }
 
 impl<C: Fn(&str) -> String> Formatter for Changing<'_, C> {
@@ -57,17 +64,20 @@ impl<C: Fn(&str) -> String> Formatter for Changing<'_, C> {
         Ok(())
     }
 
-    fn begin_string<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
+    fn begin_string<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
         self.text.clear();
-        Ok(())
+        if self.passes() { out.write_all(b"\"") } else { Ok(()) }
     }
 
-    fn write_string_fragment<W: ?Sized + Write>(&mut self, _: &mut W, fragment: &str) -> io::Result<()> {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
         self.text.push_str(fragment);
-        Ok(())
+        if self.passes() { out.write_all(fragment.as_bytes()) } else { Ok(()) }
     }
 
-    fn write_char_escape<W: ?Sized + Write>(&mut self, _: &mut W, escape: CharEscape) -> io::Result<()> {
+    fn write_char_escape<W: ?Sized + Write>(&mut self, out: &mut W, escape: CharEscape) -> io::Result<()> {
+        if self.passes() {
+            return CompactFormatter.write_char_escape(out, escape);
+        }
         self.text.push(match escape {
             CharEscape::Quote => '"',
             CharEscape::ReverseSolidus => '\\',
@@ -83,11 +93,10 @@ impl<C: Fn(&str) -> String> Formatter for Changing<'_, C> {
     }
 
     fn end_string<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        match self.is_key || self.is_exact {
-            true => serde_json::to_writer(out, &self.text)?,
-            false => serde_json::to_writer(out, &(self.change)(&self.text))?,
+        if self.passes() {
+            return out.write_all(b"\"");
         }
-        Ok(())
+        Ok(serde_json::to_writer(out, &(self.change)(&self.text))?)
     }
 
     /// JSON of others' is parsed before it is shown.
@@ -142,6 +151,8 @@ mod tests {
         assert_eq!(seen, expected);
         let plain = |value: &Value| json_of(value, str::to_owned, &[]).expect("JSON");
         assert_eq!(plain(&value), escaped_json(value.to_string()));
+        let keys = std::collections::BTreeMap::from([(5, "x")]);
+        assert_eq!(json_of(&keys, str::to_uppercase, &[]).expect("JSON"), r#"{"5":"X"}"#);
         let numbers = json!([true, -1, 0.5, u64::MAX]);
         assert_eq!(plain(&numbers), numbers.to_string());
         assert!(json_of(&serde_json::value::to_raw_value("x").expect("JSON"), str::to_owned, &[]).is_err());

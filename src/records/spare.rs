@@ -13,6 +13,9 @@ use crate::sys::dir::Dir;
 /// Most of them in a config dir: a crowd of as many runs finds one each, where their pids are near each other.
 const MOST: i32 = 64;
 
+/// Longer than any record.
+const LARGEST: u64 = 64 << 10;
+
 const DIRECTORY: &str = "spare";
 
 /// The place of a run's spare file, which it may share with others.
@@ -28,7 +31,8 @@ impl Spare {
         Ok(Self { dir: store.make_dir(DIRECTORY)?, name: (pid % MOST).to_string() })
     }
 
-    /// Moves the file that is there to `name` in `runs`, where nothing is.
+    /// Moves the file that is there to `name` in `runs`, where nothing is. It is locked: its age is that of an old text, by which a
+    /// census would remove it.
     ///
     /// # Errors
     /// There is none, or one that is still locked, by the run that has put it there or by one that looks.
@@ -36,17 +40,15 @@ impl Spare {
         let file = self.dir.open_file(&self.name, OFlag::O_WRONLY)?;
         FileExt::try_lock(&file)?;
         self.dir.move_to(&self.name, runs, name)?;
-        // A lock that is taken twice is refused by cifs.
-        FileExt::unlock(&file)?;
         if runs.has(name, &file.metadata()?) { Ok(file) } else { Err(io::Error::other("another has come in its place")) }
     }
 
     /// Keeps `file`, which is `name` in `runs`, instead of one that is there, and nothing of its text.
     pub(super) fn put(&self, runs: &Dir, name: &str, file: &File) -> io::Result<()> {
         let found = file.metadata()?;
-        // To rename it to another name of its own does nothing.
-        if found.nlink() > 1 {
-            return Err(io::ErrorKind::AlreadyExists.into());
+        // To rename it to another name of its own does nothing, and others can put what they like in its place, or into it.
+        if found.nlink() > 1 || found.len() > LARGEST || !runs.has(name, &found) {
+            return Err(io::Error::other("it is not as we have made it"));
         }
         runs.move_to(name, &self.dir, &self.name)?;
         let _ = file.write_all_at(&vec![b' '; found.len() as usize], 0); // it has room on the disk
@@ -168,13 +170,23 @@ mod tests {
     }
 
     #[test]
-    fn record_with_a_second_name_is_removed() -> Result<()> {
+    fn only_a_file_as_we_have_made_it_is_kept() -> Result<()> {
         let dir = tempfile::tempdir()?;
-        let recorder = run(dir.path(), 7, 1, "");
-        let record = dir.path().join("claude-run/runs/7-1.json");
-        hard_link(&record, dir.path().join("claude-run/spare/7"))?;
-        drop(recorder);
+        let (record, spare) = (dir.path().join("claude-run/runs/7-1.json"), dir.path().join("claude-run/spare/7"));
+        let mut recorder = run(dir.path(), 7, 1, "");
+        hard_link(&record, &spare)?;
+        recorder.retire();
         assert!(!record.exists());
+        fs::remove_file(&spare)?;
+        recorder = run(dir.path(), 7, 1, "");
+        File::options().write(true).open(&record)?.set_len(1 << 40)?;
+        recorder.retire();
+        assert!(!record.exists() && !spare.exists());
+        recorder = run(dir.path(), 7, 1, "");
+        fs::remove_file(&record)?;
+        fs::create_dir(&record)?;
+        recorder.retire();
+        assert!(record.is_dir() && !spare.exists());
         Ok(())
     }
 

@@ -113,7 +113,9 @@ impl RecordStore {
         let (name, temporary) = (record_name(&record.run), temporary_name(&record.run));
         let publish = |file: File| -> io::Result<File> {
             write(&file, text.as_bytes())?;
-            FileExt::try_lock(&file)?; // which also brings the text to an NFS server, before others see the name
+            // To lock it brings the text to an NFS server, before others see the name. On cifs, nobody locks twice.
+            FileExt::unlock(&file)?;
+            FileExt::try_lock(&file)?;
             runs.rename(&temporary, &name)?;
             Ok(file)
         };
@@ -262,5 +264,5 @@ pub(crate) fn is_locked(file: &File) -> bool {
 
 /// The same of the file at `path`. Rare and short, it disturbs nobody.
 pub(crate) fn is_locked_at(path: &Path) -> bool {
-    open_regular(path, File::options().read(true), 0).is_ok_and(|(file, _)| is_locked(&file))
+    open_regular(path, File::options().read(true)).is_ok_and(|(file, _)| is_locked(&file))
 }

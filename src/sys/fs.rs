@@ -106,19 +106,19 @@ pub(crate) fn lacks_room(dir: &Path, bytes: usize) -> bool {
 
 /// Opens `path` for reading, unless it is a FIFO or a socket.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
-    Ok(open_if(path, File::options().read(true), 0, |kind| !kind.is_fifo() && !kind.is_socket())?.0)
+    Ok(open_if(path, File::options().read(true), |kind| !kind.is_fifo() && !kind.is_socket())?.0)
 }
 
-/// Opens the regular file `path` by `options`, and `flags` of open(2), which are 0 or `O_NOFOLLOW`.
-pub(crate) fn open_regular(path: &Path, options: &OpenOptions, flags: i32) -> io::Result<(File, Metadata)> {
-    open_if(path, options, flags, FileType::is_file)
+/// Opens the regular file `path` by `options`.
+pub(crate) fn open_regular(path: &Path, options: &OpenOptions) -> io::Result<(File, Metadata)> {
+    open_if(path, options, FileType::is_file)
 }
 
 /// Opens the regular file `path` to read and write. If nothing is there, it is made, with `mode`; by root, for the owner of the directory.
 pub(crate) fn open_or_make_regular(path: &Path, mode: u32) -> io::Result<(File, Metadata)> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(mode);
-    let open = || open_regular(path, &options, 0);
+    let open = || open_regular(path, &options);
     match open() {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         opened => return opened,
@@ -140,15 +140,9 @@ const SAFELY: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
 
 /// Looks first: opening a FIFO lets its writer go on, and opening a device can have effects of its own. What is put there at this very
 /// moment is opened, without hanging, and refused.
-fn open_if(
-    path: &Path,
-    options: &OpenOptions,
-    flags: i32,
-    is_wanted: impl Fn(&FileType) -> bool,
-) -> io::Result<(File, Metadata)> {
-    let look = if flags == 0 { fs::metadata(path) } else { fs::symlink_metadata(path) };
-    ensure_wanted(look?.file_type(), &is_wanted)?;
-    check(options.clone().custom_flags(flags | SAFELY).open(path)?, is_wanted)
+fn open_if(path: &Path, options: &OpenOptions, is_wanted: impl Fn(&FileType) -> bool) -> io::Result<(File, Metadata)> {
+    ensure_wanted(fs::metadata(path)?.file_type(), &is_wanted)?;
+    check(options.clone().custom_flags(SAFELY).open(path)?, is_wanted)
 }
 
 fn check(file: File, is_wanted: impl Fn(&FileType) -> bool) -> io::Result<(File, Metadata)> {
@@ -261,12 +255,9 @@ mod tests {
         assert_eq!(read_bounded_text(&file, 9)?, "123456789");
         std::fs::write(&file, b"1\n2\xff4567\n")?;
         assert!(read_bounded_text(&file, 9).is_err_and(|error| error.to_string() == "line 2 is not UTF-8"));
-        // The writer of a FIFO still waits for a reader, and a link is none where none is to be followed.
+        // The writer of a FIFO still waits for a reader.
         let writes = || File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&fifo);
-        assert!(open_regular(&fifo, File::options().read(true).write(true), 0).is_err() && writes().is_err());
-        std::os::unix::fs::symlink(&file, dir.path().join("link"))?;
-        assert!(open_regular(&dir.path().join("link"), File::options().read(true), 0).is_ok());
-        assert!(open_regular(&dir.path().join("link"), File::options().read(true), libc::O_NOFOLLOW).is_err());
+        assert!(open_regular(&fifo, File::options().read(true).write(true)).is_err() && writes().is_err());
         assert!(read_bounded(&file, 8).is_err() && read_bounded(&dir.path().join("none"), 8).is_err());
         Ok(())
     }
