@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 
 use super::kept::{EXACT, Line};
 use super::run_record::RunRecord;
-use super::spare::Spare;
+use super::spare::{Spare, blank};
 use crate::run_id::RunId;
 use crate::sys::dir::Dir;
 use crate::sys::fs::open_regular;
@@ -34,8 +34,9 @@ pub(super) struct OwnRecord {
     runs: Dir,
     /// `None` once it is removed.
     name: Option<String>,
-    /// Place for its file, then.
+    /// Place for its file, then, and whether it is there.
     spare: Option<Spare>,
+    is_kept: bool,
     /// Locked: the flock proves that the run is alive. Closing it after the removal can free an inode, which can take a millisecond.
     locked: File,
 }
@@ -130,8 +131,8 @@ impl RecordStore {
             }
         };
         match own {
-            Some(own) => (own.name, own.locked) = (Some(name), file),
-            None => *own = Some(OwnRecord { runs, name: Some(name), spare, locked: file }),
+            Some(own) => (own.name, own.is_kept, own.locked) = (Some(name), false, file),
+            None => *own = Some(OwnRecord { runs, name: Some(name), spare, is_kept: false, locked: file }),
         }
         Ok(())
     }
@@ -202,8 +203,8 @@ impl OwnRecord {
     /// Removes it; its file is kept for another run's.
     pub(super) fn remove(&mut self) {
         let Some(name) = self.name.take() else { return };
-        let is_kept = self.spare.as_ref().is_some_and(|spare| spare.put(&self.runs, &name, &self.locked).is_ok());
-        if !is_kept {
+        self.is_kept = self.spare.as_ref().is_some_and(|spare| spare.put(&self.runs, &name, &self.locked).is_ok());
+        if !self.is_kept {
             let _ = self.runs.remove(&name); // else it is dead with the process, and a later census removes it
         }
     }
@@ -212,6 +213,10 @@ impl OwnRecord {
 impl Drop for OwnRecord {
     fn drop(&mut self) {
         self.remove();
+        // Not before: those who wait for the session lock need not wait for it.
+        if self.is_kept {
+            let _ = blank(&self.locked); // it has room on the disk
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fstat, fstatat, mkdirat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{AccessFlags, Gid, Uid, UnlinkatFlags, faccessat, fchown, fchownat, geteuid, unlinkat};
+use rustix::fs::{RenameFlags, renameat_with};
 
 /// An open directory.
 #[derive(Clone, Debug)]
@@ -156,12 +157,12 @@ impl Dir {
     }
 
     pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.move_to(from, self, to)
+        Ok(renameat(&self.0, from, &self.0, to)?)
     }
 
-    /// Moves the file `name` into `dir`, as `to`.
+    /// Moves the file `name` into `dir`, as `to`, if nothing is there.
     pub(crate) fn move_to(&self, name: &str, dir: &Self, to: &str) -> io::Result<()> {
-        Ok(renameat(&self.0, name, &dir.0, to)?)
+        Ok(renameat_with(&self.0, name, &dir.0, to, RenameFlags::NOREPLACE)?)
     }
 
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
