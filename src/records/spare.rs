@@ -43,7 +43,8 @@ impl Spare {
         if runs.has(name, &file.metadata()?) { Ok(file) } else { Err(io::Error::other("another has come in its place")) }
     }
 
-    /// Keeps `file`, which is `name` in `runs`, unless there is one already: who replaces it has to free its inode. Its text is to be [blanked](blank) before it is unlocked.
+    /// Keeps `file`, which is `name` in `runs`, unless there is one already: who replaces it has to free its inode. Its text is to be
+    /// [blanked](blank) before it is unlocked.
     pub(super) fn put(&self, runs: &Dir, name: &str, file: &File) -> io::Result<()> {
         let found = file.metadata()?;
         // To rename it to another name of its own does nothing, and others can put what they like in its place, or into it.

@@ -64,8 +64,9 @@ impl Dir {
         };
         let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let open = |flags| openat(&self.0, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        let made = if is_there { Err(Errno::EEXIST) } else { open(flags | OFlag::O_EXCL) };
         // Only what we have made ourselves is given away.
-        let file = match if is_there { Err(Errno::EEXIST) } else { open(flags | OFlag::O_EXCL) } {
+        let file = match made {
             Ok(made) if flags.contains(OFlag::O_CREAT) => {
                 self.give_to_owner(|owner, group| fchown(&made, owner, group))?;
                 made
