@@ -34,9 +34,8 @@ pub(super) struct OwnRecord {
     runs: Dir,
     /// `None` once it is removed.
     name: Option<String>,
-    /// Place for its file, then, and whether it is there.
+    /// Place for its file, then; `None` if it is not there.
     spare: Option<Spare>,
-    is_kept: bool,
     /// Locked: the flock proves that the run is alive. Closing it after the removal can free an inode, which can take a millisecond.
     locked: File,
 }
@@ -131,8 +130,8 @@ impl RecordStore {
             }
         };
         match own {
-            Some(own) => (own.name, own.is_kept, own.locked) = (Some(name), false, file),
-            None => *own = Some(OwnRecord { runs, name: Some(name), spare, is_kept: false, locked: file }),
+            Some(own) => (own.name, own.spare, own.locked) = (Some(name), spare, file),
+            None => *own = Some(OwnRecord { runs, name: Some(name), spare, locked: file }),
         }
         Ok(())
     }
@@ -203,8 +202,8 @@ impl OwnRecord {
     /// Removes it; its file is kept for another run's.
     pub(super) fn remove(&mut self) {
         let Some(name) = self.name.take() else { return };
-        self.is_kept = self.spare.as_ref().is_some_and(|spare| spare.put(&self.runs, &name, &self.locked).is_ok());
-        if !self.is_kept {
+        self.spare = self.spare.take().filter(|spare| spare.put(&self.runs, &name, &self.locked).is_ok());
+        if self.spare.is_none() {
             let _ = self.runs.remove(&name); // else it is dead with the process, and a later census removes it
         }
     }
@@ -214,7 +213,7 @@ impl Drop for OwnRecord {
     fn drop(&mut self) {
         self.remove();
         // Not before: those who wait for the session lock need not wait for it.
-        if self.is_kept {
+        if self.spare.is_some() {
             let _ = blank(&self.locked); // it has room on the disk
         }
     }
