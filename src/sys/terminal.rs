@@ -3,7 +3,7 @@
 
 use std::cell::LazyCell;
 use std::fs::File;
-use std::io::{self, Write, stderr, stdin, stdout};
+use std::io::{self, Write, stderr, stdout};
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +15,7 @@ use nix::pty::openpty;
 use nix::sys::signal::{SigSet, Signal, killpg, raise};
 use nix::sys::termios::{LocalFlags, OutputFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, getpgrp, getpid, tcgetpgrp, tcsetpgrp};
+use rustix::stdio::stdin;
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 
 use super::proc::{Links, Stat, is_of_our_pid_namespace};
