@@ -22,6 +22,23 @@ pub(super) fn to_end(text: &[u8], word: usize, value: usize) -> (Range<usize>, O
     (value..value + length, open)
 }
 
+/// The other strings of the list in which `value` is the first, or its end: `["a=b; Path=/", "c=d"]`.
+pub(super) fn others_in_list(text: &[u8], value: &Range<usize>) -> Vec<Range<usize>> {
+    let near = &text[value.start.saturating_sub(NEAR)..value.start];
+    let opening = near.iter().rposition(|byte| b"\"'".contains(byte)).filter(|&at| near[..at].trim_ascii_end().ends_with(b"["));
+    let Some(quote) = opening.map(|at| near[at]) else { return Vec::new() };
+    let mut others = Vec::new();
+    let mut end = value.end;
+    while let Some(next) = text[end..].strip_prefix(&[quote]).and_then(|rest| rest.trim_ascii_start().strip_prefix(b","))
+        && let Some(string) = next.trim_ascii_start().strip_prefix(&[quote])
+    {
+        let start = text.len() - string.len();
+        end = start + Open::Quoted(quote, 0).length(string);
+        others.push(start..end);
+    }
+    others
+}
+
 /// True if `word`, behind this scheme, begins a login: it looks like one, or like a parameter.
 pub(super) fn is_credentials(scheme: &[u8], word: &[u8], rest: &[u8]) -> bool {
     let is_single = SINGLE.iter().any(|single| single.as_bytes().eq_ignore_ascii_case(scheme));

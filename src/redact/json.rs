@@ -5,12 +5,15 @@ use std::ops::Range;
 use memchr::{memchr, memchr2};
 use serde::de::IgnoredAny;
 
-/// True if `line` begins as JSON does. `is_whole`: a list is one to its end.
+/// True if `line` begins as an object of JSON does, or is a list. `is_whole`: it ends here.
 pub(super) fn is_json(line: &[u8], is_whole: bool) -> bool {
     let text = line.trim_ascii_start();
-    let is_list = || !is_whole || serde_json::from_slice::<IgnoredAny>(text).is_ok();
+    let is_list = || match serde_json::from_slice::<IgnoredAny>(text) {
+        Ok(_) => true,
+        Err(error) => error.is_eof() && !is_whole,
+    };
     text.strip_prefix(b"{").is_some_and(|rest| rest.trim_ascii_start().starts_with(b"\""))
-        || [&b"[{"[..], b"[\"", b"[["].iter().any(|start| text.starts_with(start)) && is_list()
+        || text.starts_with(b"[") && is_list()
 }
 
 /// Calls `found` for each string of JSON in `text` from `from` on, without its quotes. `is_inside`: `from` is in a string. Returns that

@@ -30,7 +30,13 @@ const KINDS: [&str; 20] = [
 ];
 
 /// Parts that make a key secret.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 21] = [
+    "fernet",
+    "deploy",
+    "consumer",
+    "application",
+    "functions",
+    "role",
     "subscription",
     "api",
     "access",
@@ -227,8 +233,13 @@ pub(super) fn around(text: &[u8], word: &Range<usize>) -> Range<usize> {
     let (start, end) = (word.start - before, word.end + after);
     let dashes = text[start..end].iter().take_while(|&&byte| byte == b'-').count();
     let name = start + dashes..end;
-    // `stripe.api.key=`, but not code, nor a file: `private.key: not found`.
-    let is_set = || text[end..].starts_with(b"=");
+    // `stripe.api.key=` and `"stripe.api.key":`, but not code, nor a file: `private.key: not found`.
+    let is_set = || {
+        let closing = text[end..].iter().take(24).take_while(|byte| b"\\\"' ".contains(byte)).count();
+        let (closing, sign) = text[end..].split_at(closing);
+        sign.starts_with(b"=") && closing.is_empty()
+            || sign.starts_with(b":") && closing.iter().any(|byte| b"\"'".contains(byte))
+    };
     if is_key(&text[name.clone()].to_ascii_lowercase()) && text[..name.start].ends_with(b".") && is_set() {
         let part = text[..name.start - 1].iter().rev().take(LONGEST).take_while(|&&byte| is_part(byte)).count();
         return name.start - 1 - part..end;

@@ -131,7 +131,7 @@ pub(super) fn is_ordinary(value: &[u8], shape: Shape) -> bool {
         || value.len() < 5 && !value.iter().any(u8::is_ascii_alphanumeric)
         || is_number(value) && !(shape.is_quoted && names::is_password(shape.name))
         || is_path(value)
-        || is_placeholder(value)
+        || is_placeholder(value) && !is_marked_word(value, shape)
         || is_word(value, shape)
         || is_colour(value) && !names::is_password(shape.name)
         || !shape.is_literal && is_code(value, shape)
@@ -155,8 +155,15 @@ pub(super) fn is_path(value: &[u8]) -> bool {
     let is_drive = value.len() > 2 && value[0].is_ascii_alphabetic() && value[1] == b':' && b"\\/".contains(&value[2]);
     starts(&[b"http://", b"https://", b"file://"])
         || (starts(&[b"/", b"./", b"../", b"~/"]) || is_drive)
-            && segments().all(|segment| segment.len() < 32 && segment.iter().all(is_plain))
+            && segments().all(|segment| segment.len() < 32 && segment.iter().all(is_plain) && !is_base64_piece(segment))
             && (is_expression(value) || starts(&[b"/^", b"/["]) || !value.iter().any(|byte| b"!$^&*(){}[]|;<>?".contains(byte)))
+}
+
+/// True for letters of both cases and digits, and nothing else, as between two `/` of base64.
+fn is_base64_piece(segment: &[u8]) -> bool {
+    let has = |is: fn(&u8) -> bool| segment.iter().any(is);
+    let is_mixed = has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase) && has(u8::is_ascii_digit);
+    segment.len() >= 12 && is_mixed && segment.iter().all(u8::is_ascii_alphanumeric)
 }
 
 /// True for `$TOKEN`, `<token>`, `{token}`, `%s`, `***` and their like.
@@ -168,7 +175,11 @@ pub(super) fn is_placeholder(value: &[u8]) -> bool {
             let name = &rest[..name_end];
             let is_name =
                 name.first().is_some_and(|first| !first.is_ascii_digit()) && (names::is_loud(name) || names::is_secret(name));
-            rest.is_empty() || b"{(@*#?!".contains(&rest[0]) || rest.starts_with(b"env:") || is_name || rest.len() == 1
+            let is_special = |at: &u8| b"@*#?!".contains(at) && !rest.iter().any(u8::is_ascii_alphanumeric);
+            rest.first().is_none_or(|first| b"{(".contains(first) || is_special(first))
+                || rest.starts_with(b"env:")
+                || is_name
+                || rest.len() == 1
         }
         b'<' => rest.contains(&b'>') || !is_random(value),
         b'{' | b'#' if rest.starts_with(b"{") || value.ends_with(b"}") || value == b"{" => true,
@@ -183,6 +194,13 @@ pub(super) fn is_placeholder(value: &[u8]) -> bool {
     }
 }
 
+/// True for `@swordfish`, where no language has a reference, a tag or an alias.
+fn is_marked_word(value: &[u8], shape: Shape) -> bool {
+    let (sign, word) = (value[0], &value[1..]);
+    let is_text = shape.is_literal || shape.is_quoted;
+    is_text && b"@&*!".contains(&sign) && word.len() > 3 && word.iter().all(u8::is_ascii_alphabetic) && !names::is_secret(word)
+}
+
 /// True for a word that no secret is, and that stands where one would.
 pub(super) fn is_keyword(value: &[u8]) -> bool {
     WORDS.iter().any(|word| word.as_bytes().eq_ignore_ascii_case(value))
@@ -194,10 +212,16 @@ fn is_word(value: &[u8], shape: Shape) -> bool {
     let is_variable =
         names::is_loud(value) && value.contains(&b'_') && names::is_secret(value) && !value.iter().any(u8::is_ascii_digit);
     let is_mode = MODES.iter().any(|mode| mode.as_bytes() == lower) && shape.name.eq_ignore_ascii_case(b"credentials");
-    words.iter().any(|word| word.as_bytes() == lower)
-        || is_mode
-        || lower.starts_with(b"your") && !shape.is_literal
-        || is_variable
+    words.iter().any(|word| word.as_bytes() == lower) || is_mode || is_yours(&lower) && !shape.is_literal || is_variable
+}
+
+/// True for `your_token`, `yourpassword`, `your-key-1`.
+fn is_yours(lower: &[u8]) -> bool {
+    let is_separator = |byte: &u8| b"-_ .".contains(byte);
+    lower.strip_prefix(b"your").is_some_and(|rest| {
+        rest.iter().all(|byte| byte.is_ascii_alphanumeric() || is_separator(byte))
+            && (rest.iter().any(is_separator) || !rest.iter().any(u8::is_ascii_digit))
+    })
 }
 
 /// True for an expression: a call, a member, a type, a variable with a name like that of a secret.
@@ -216,7 +240,9 @@ fn is_code(value: &[u8], shape: Shape) -> bool {
     let is_pattern = ["(?:", "(?P<", "(?=", "(?!"].iter().any(|group| has(group)) || has("[^") && has("]");
     let is_call = is_expression && has("(") && has(")");
     let is_wordy = |part: &[u8]| part.iter().all(|byte| byte.is_ascii_alphabetic() || b"_?!".contains(byte));
-    let is_similar = is_wordy(value) && (names::is_secret(value) || value.eq_ignore_ascii_case(shape.name));
+    // "mysecretpassword" is a password more often than a name.
+    let is_phrase = names::is_password(shape.name) && !shape.goes_on && value.iter().all(u8::is_ascii_lowercase);
+    let is_similar = is_wordy(value) && (names::is_secret(value) && !is_phrase || value.eq_ignore_ascii_case(shape.name));
     let is_path_of_names = (has(".") || has("::") || has("->"))
         && value.split(|byte| b".:->".contains(byte)).all(|part| is_wordy(part) && part.len() < 24);
     if shape.is_quoted {

@@ -68,7 +68,7 @@ impl<'a> Scan<'a> {
         scan.quote = scan.peek().filter(|byte| b"\"'`".contains(byte));
         scan.at += usize::from(scan.quote.is_some());
         let pair = scan.pair();
-        scan.at += usize::from(scan.quote.is_some() && scan.peek() == Some(b']'));
+        scan.at += usize::from((scan.quote.is_some() || scan.is_bracketed()) && scan.peek() == Some(b']'));
         let spaces = scan.skip_spaces(64);
         (scan.sign, scan.at) = pair.map_or_else(|| scan.sign(spaces), |place| Some((Sign::Pair, place)))?;
         scan.is_spaced = spaces > 0;
@@ -93,8 +93,8 @@ impl<'a> Scan<'a> {
         let is_header = self.sign == Sign::Colon && self.name().contains(&b'-');
         let shape = Shape {
             name: self.name(),
-            is_quoted: quote.is_some(),
-            is_literal: quote.is_none() && (is_shell || is_header),
+            is_quoted: quote.is_some() || self.sign == Sign::Tag && value.contains(&b' '),
+            is_literal: quote.is_none() && (is_shell || is_header || self.is_bracketed()),
             is_assigned: is_shell && quote != Some(b'`'),
             goes_on: self.text[range.end..].trim_ascii_start().first().is_some_and(|byte| b",;){>".contains(byte)),
         };
@@ -117,8 +117,13 @@ impl<'a> Scan<'a> {
     /// True if the name before an arrow can be no argument of a function.
     fn is_key(&self) -> bool {
         let name = self.name();
-        let is_symbol = self.quote.is_some() || self.text[..self.name.start].ends_with(b":");
+        let is_symbol = self.quote.is_some() || self.is_bracketed() || self.text[..self.name.start].ends_with(b":");
         is_symbol || names::is_loud(name) || names::is_password(name)
+    }
+
+    /// True for `[NAME] => value`, as PHP prints an array.
+    fn is_bracketed(&self) -> bool {
+        self.before().ends_with(b"[") && self.text[self.name.end..].starts_with(b"] =>")
     }
 
     fn peek(&self) -> Option<u8> {
@@ -205,6 +210,7 @@ impl<'a> Scan<'a> {
             b'\\' => at == 0 || !is_escaped(at + 1),
             b'"' | b'\'' | b'`' => true,
             b'<' => is_tag,
+            b' ' | b'\t' if is_tag => false,
             byte => byte.is_ascii_whitespace() && !is_escaped(at),
         };
         let whole = (0..near.len()).find(|&at| ends(at)).unwrap_or(near.len());
@@ -215,7 +221,7 @@ impl<'a> Scan<'a> {
         let fits = match self.sign {
             Sign::Equals if self.is_spaced => self.fits_assignment(value, is_last),
             Sign::Equals => self.fits_argument(value),
-            Sign::Arrow => is_last && self.fits_arrow(value),
+            Sign::Arrow => self.is_bracketed() || is_last && self.fits_arrow(value),
             Sign::Compares | Sign::Pair | Sign::Comma => false,
             Sign::Colon => self.fits_colon(value, is_last),
             Sign::Space => self.fits_word(value),

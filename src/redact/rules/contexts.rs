@@ -16,14 +16,14 @@ macro_rules! command {
 
 /// Names, headers, command lines and URLs.
 #[rustfmt::skip]
-pub(super) const CONTEXTS: [Rule; 20] = [
+pub(super) const CONTEXTS: [Rule; 21] = [
     rule("name", &["token", "secret", "passw", "pass", "credential", "key", "creds", "pwd", "kennwort", "jwt", "pat"], Matcher::Name),
     rule("authorization", &["authorization", "ssws"], Matcher::Context(
-        r#"(?:(?:proxy-)?authorization["'`]?\]?\s*(?:[:=,]|=>)\s*\[?(?:[bfru]{0,2}["'`])?(?:bearer|basic|token|negotiate|ssws|api-?key|key|flyv1)[ :]\s*|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*)"#)),
+        r#"(?:(?:proxy-)?authorization["'`]?\]?\s*(?:[:=,]|=>)\s*\[?\s*(?:[bfru]{0,2}["'`])?(?:bearer|basic|token|negotiate|ssws|api-?key|key|flyv1)[ :]\s*|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*)"#)),
     rule("authorization by any scheme", &["authorization"], Matcher::Line(
-        r#"authorization["'`]?\]?\s*(?::|(?:[=,]|=>)\s*\[?[bfru]{0,2}["'`])\s*\[?(?:[bfru]{0,2}["'`])?([a-z][a-z0-9-]*) +([a-z_]+=(?:\\*"[^\s{$<%])|[^\s"'`\\<${][^\s"'`\\]*)"#)),
+        r#"authorization["'`]?\]?\s*(?::|(?:[=,]|=>)\s*\[?\s*[bfru]{0,2}["'`])\s*\[?\s*(?:[bfru]{0,2}["'`])?([a-z][a-z0-9-]*) +([a-z_]+=(?:\\*"[^\s{$<%])|[^\s"'`\\<${][^\s"'`\\]*)"#)),
     rule("authorization header", &["authorization"], Matcher::Value(
-        r#"authorization["'`]?\]?\s*:\s*\[?(?:[bfru]{0,2}["'`])?(?:([a-z-]{3,})[ \t\r]*(?:$|\n|[^\sa-z0-9.(<\[:=$/+-])|([a-z-]*(?:[^\s"'`\\<${a-z-]|[a-z-][<${])[^\s"'`\\]*))"#)),
+        r#"authorization["'`]?\]?\s*:\s*\[?\s*(?:[bfru]{0,2}["'`])?(?:([a-z-]{3,})[ \t\r]*(?:$|\n|[^\sa-z0-9.(<\[:=$/+-])|([a-z-]*(?:[^\s"'`\\<${a-z-]|[a-z-][<${])[^\s"'`\\]*))"#)),
     rule("authorization value", &["authorization"], Matcher::Login(
         r#"authorization["'`]?\]?\s*(?:=>?\s*["'`]?|,\s*["'`])([^\s"'`\\<${][^\s"'`\\]*)"#)),
     rule("bearer", &["bearer"], Matcher::Context(r"bearer[ \t]+([a-z0-9._~+/-]*[0-9][a-z0-9._~+/=-]{7,})")),
@@ -35,7 +35,7 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         r#":(?:\\?/){2}[^\s:/@"'`<>\[]*:([^\s"'`<>/${*\\][^\s"'`<>/\\]*)@"#)),
     rule("url token", &["://"], Matcher::Context(r#"://([a-z0-9_-]*[0-9][a-z0-9_-]{19,})(?::(?:x-oauth-basic)?)?@"#)),
     rule("query", &["?key=", "&key=", "sig=", "signature=", "?auth=", "&auth=", "?code=", "&code=", "&pw=", "?pw="], Matcher::Context(
-        r#"[?&]?(?:key|sig|signature|auth|code|pw)=([a-z0-9%._~+/=-]{6,})"#)),
+        r#"[?&]?(?:key|sig|signature|auth|code|pw)=([a-z%._~+/=-]*[0-9][a-z0-9%._~+/=-]{3,}|[a-z%._~+/=-]{4,}[0-9][a-z0-9%._~+/=-]*)"#)),
     rule("command line password", &["curl", "wget", "etcdctl"], Matcher::Context(
         command!("curl|wget|etcdctl", r#"["'\\]*(?:-[a-z]{0,4}u|--user|--proxy-user)[ =]?["'\\]*[^\s:"']+:([^\s"'`\\$]+)"#))),
     rule("curl secret", &["curl"], Matcher::Context(
@@ -46,6 +46,8 @@ pub(super) const CONTEXTS: [Rule; 20] = [
         r#"sshpass(?:\s+-(?:[ve]|[dfP]\s*\S+))*\s+-v?p\s*['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#)),
     rule("login password", &["login"], Matcher::Context(
         r#"login[ \t](?:[^\n|;&]*?[ \t])?(?:-u[ =]?|--user(?:name)?[ =])[^\n|;&]*?[ \t]-p[ =]?['"]?([^\s"'`\\$=-][^\s"'`\\]*)|login[ \t]+(?:[^\n|;&]*?[ \t])?-p[ =]?['"]?([^\s"'`\\$=-][^\s"'`\\]*)['"]?[ \t][^\n|;&]*?(?:-u|--user(?:name)?)[ =]"#)),
+    rule("sql password", &["identified"], Matcher::Context(
+        r#"identified\s+(?:with\s+\S+\s+)?by\s+(?:password\s+)?["']([^"'\n]+)"#)),
     rule("netrc", &["login", "machine", "password", "passwd"], Matcher::Context(
         r"(?:machine[ \t]+\S+[ \t]+)?login[ \t]+\S+[ \t]+password[ \t]+(\S+)|machine[ \t]+\S+[ \t]+password[ \t]+(\S+)|passw(?:or)?d[ \t]+([^\s:=]*[0-9][^\s:]*)[ \t]*(?:$|[\r\n])")),
     rule("docker auth", &["\"auth\"", "_auth", "\\\"auth"], Matcher::Login(

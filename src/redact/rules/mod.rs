@@ -120,8 +120,13 @@ impl Rule {
 
     /// The secrets that `word` says of.
     pub(super) fn secrets(&self, text: &[u8], word: &Range<usize>, ours: &str) -> Vec<(Range<usize>, Open)> {
-        let of_name = self.secret_name(text, word, ours).map_or(Vec::new(), |name| values::of_name(text, name));
-        of_name.into_iter().chain(self.secret(text, word, ours)).collect()
+        let mut found = self.secret_name(text, word, ours).map_or(Vec::new(), |name| values::of_name(text, name));
+        if let Some((value, open)) = self.secret(text, word, ours) {
+            let others = if headers::NAMES.contains(&ours) { headers::others_in_list(text, &value) } else { Vec::new() };
+            found.extend(others.into_iter().map(|other| (other, Open::Line(None, Some(0)))));
+            found.push((value, open));
+        }
+        found
     }
 
     /// The secret name around `word`, if this is the rule of names.

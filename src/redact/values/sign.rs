@@ -48,6 +48,9 @@ const OPENERS: [&[u8]; 12] = [
 /// Elements whose attribute is the name of their text.
 const ELEMENTS: [&[u8]; 9] = [b"property", b"entry", b"prop", b"param", b"string", b"setting", b"variable", b"env", b"header"];
 
+/// Ends of elements that hold a name, and beginnings of those that hold its value.
+const PAIRS_OF_ELEMENTS: [(&[u8], &[u8]); 2] = [(b"</key>", b"<string>"), (b"</name>", b"<value>")];
+
 /// False if a value of `name` cannot stand behind it in `text`, also in an encoding.
 pub(in super::super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
     let rest = &text[name.end..];
@@ -65,11 +68,13 @@ pub(in super::super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
             || opens_tag(before)
     };
     b"=:+?>".contains(&next)
-        || rest[spaces..].starts_with(b"||=")
+        || rest[spaces..].starts_with(b"||")
+        || rest.starts_with(b"] =>")
+        || rest.starts_with(b"(")
         || ENCODED.contains(&next) && !rest[spaces..].starts_with(b"\\n")
         || spaces == 0 && b"\"'`".contains(&next)
         || spaces > 0 && is_command()
-        || rest.starts_with(b"</key>")
+        || rest.starts_with(b"</")
         || next == b',' && names_next(text, name)
 }
 
@@ -94,6 +99,14 @@ fn typed(rest: &[u8]) -> Option<usize> {
     let spaces = near[end + 1..].iter().take_while(|&&byte| byte == b' ').count();
     let is_quoted = near.get(end + 1 + spaces).is_some_and(|byte| b"\"'".contains(byte));
     (is_type && kind.iter().all(is_part) && is_quoted).then_some(end + 1)
+}
+
+/// Length of a type and a `(` before a quoted secret: `SecretString("…")`.
+fn wrapper(rest: &[u8]) -> Option<usize> {
+    let length = rest.iter().take(64).take_while(|byte| byte.is_ascii_alphanumeric() || b"_:".contains(byte)).count();
+    let string = rest[length..].strip_prefix(b"(\"").or_else(|| rest[length..].strip_prefix(b"('"))?;
+    let value = string.iter().take(NEAR).position(|byte| b"\"'\n".contains(byte)).map(|end| &string[..end])?;
+    (rest[0].is_ascii_uppercase() && is_random(value)).then_some(length + 1)
 }
 
 impl Scan<'_> {
@@ -131,10 +144,21 @@ impl Scan<'_> {
         if rest.starts_with(b",") {
             return self.comma();
         }
+        // `API_KEY || "default"`, `setPassword("…")`.
+        let is_quote = |at: usize| rest.get(at).is_some_and(|byte| b"\"'".contains(byte));
+        if [&b"|| "[..], b"?? "].iter().any(|sign| rest.starts_with(sign)) && is_quote(3) && names::is_loud(self.name()) {
+            return Some((Sign::Equals, self.at + 3));
+        }
+        let is_setter = self.name().strip_prefix(b"set").is_some_and(|rest| !rest.first().is_some_and(u8::is_ascii_lowercase));
+        if rest.starts_with(b"(") && is_quote(1) && is_setter {
+            return Some((Sign::Equals, self.at + 1));
+        }
         // `<key>password</key><string>…`, `<password kind="x">…`.
-        if let Some(next) = rest.strip_prefix(b"</key>") {
-            let blanks = next.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-            return next[blanks..].starts_with(b"<string>").then_some((Sign::Tag, self.at + 14 + blanks));
+        for (end, start) in PAIRS_OF_ELEMENTS {
+            if let Some(next) = rest.strip_prefix(end) {
+                let blanks = next.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+                return next[blanks..].starts_with(start).then_some((Sign::Tag, self.at + end.len() + blanks + start.len()));
+            }
         }
         if spaces > 0 && opens_tag(self.before()) {
             let near = &rest[..rest.len().min(256)];
@@ -193,6 +217,8 @@ impl Scan<'_> {
         let is_quote = |at: usize| rest.get(at).is_some_and(|byte| b"\"'".contains(byte));
         if let Some(opener) = OPENERS.iter().find(|opener| rest.starts_with(opener) && is_quote(opener.len())) {
             self.at += opener.len();
+        } else if let Some(length) = wrapper(rest) {
+            self.at += length;
         } else if rest.starts_with(b"<![CDATA[") {
             self.at += 9;
         } else if self.sign == Sign::Colon && self.starts() && (rest.starts_with(b"!!") || rest.starts_with(b"&")) {
@@ -212,7 +238,9 @@ impl Scan<'_> {
     /// True for `<property name="NAME">` and its like.
     fn names_element(&self) -> bool {
         let before = self.before();
-        let before = &before[..before.len().saturating_sub(1)];
+        let is_owner = |byte: &&u8| before.ends_with(b".") && (names::is_part(**byte) || **byte == b'.');
+        let owner = before.iter().rev().take_while(is_owner).count();
+        let before = &before[..before.len().saturating_sub(owner + 1)];
         let Some(tag) = before.strip_suffix(b"name=").or_else(|| before.strip_suffix(b"key=")) else { return false };
         let word = memmem::rfind(tag, b"<").map(|start| tag[start + 1..].trim_ascii_end());
         word.is_some_and(|word| ELEMENTS.contains(&word))
