@@ -5,6 +5,8 @@ use std::collections::BinaryHeap;
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, SystemTime};
 
 use super::history;
@@ -17,6 +19,7 @@ use crate::sys::file_id::FileId;
 use crate::sys::fs::if_there;
 use crate::sys::mount::may_lock_per_host;
 use crate::sys::proc::{boot_id, flock_of, pid_namespace};
+use crate::sys::signal;
 
 /// All runs that have a record, the oldest first.
 #[derive(Debug, Default)]
@@ -32,8 +35,23 @@ pub(crate) struct Census {
     listed: usize,
 }
 
+/// What a dead run has left.
+enum Remains {
+    Nothing,
+    /// Its lock is on a file system that hangs.
+    Unknown,
+    /// What is locked yet.
+    Locked(Box<RunRecord>),
+}
+
 /// Time for which the record of a run that may be alive elsewhere is kept after its last touch. A live run touches it more often.
 pub(super) const SILENT_RECORD_TTL: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// Most looks of a glance: one more behind records of dead runs.
+const GLANCES: usize = 2;
+
+/// How long a look at a file may take.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Upper bound on the time to write a record, lock it and rename it.
 const STILL_WRITING: Duration = Duration::from_secs(60);
@@ -46,24 +64,36 @@ impl RecordStore {
 
     /// Live run that has acquired `lock`, and the approximate number of records. Reads records, the oldest first and `at_most` so many,
     /// until one says so: mostly the first does. With a bound, of a directory with very many only the [`LISTED`] first names count: what a
-    /// waiter does is not to grow with what others have left. Removes records of dead runs that it meets, unless they may still be needed.
+    /// waiter does is not to grow with what others have left. Removes records of dead runs that it meets, unless they may still be needed,
+    /// and looks again behind them.
     pub(crate) fn glance(&self, lock: FileId, at_most: usize) -> (Option<RunRecord>, usize) {
-        let Ok(runs) = self.open_runs() else { return (None, 0) };
-        let Ok(Census { mut live, dead, listed, .. }) = survey(&runs, at_most, |record| record.holds(lock)) else {
-            return (None, 0);
-        };
-        let holder = live.pop_if(|record| record.holds(lock));
-        for (run, seen) in dead {
-            // What a dead run has started may still hold its slot, or its lock: `lock`, if nobody else holds that.
-            let is_needed = seen.record.as_ref().is_some_and(|record| {
-                let may_hold = record.hold == Some(Hold::Own) && (holder.is_none() || !record.holds(lock));
-                may_hold || self.slot_left_by(record, &[]).is_some() || !self.is_visible(record)
-            });
-            if !is_needed {
-                self.sweep(&runs, run, seen.record.as_ref());
+        let mut found = (None, 0);
+        let Ok(runs) = self.open_runs() else { return found };
+        for _ in 0..GLANCES {
+            let Ok(Census { mut live, dead, listed, .. }) = survey(&runs, at_most, |record| record.holds(lock)) else { break };
+            found = (live.pop_if(|record| record.holds(lock)), listed);
+            let is_held = found.0.is_some();
+            if !self.sweep_unneeded(&runs, lock, is_held, dead) || is_held {
+                break;
             }
         }
-        (holder, listed)
+        found
+    }
+
+    /// Removes the records of those `dead` runs that have left nothing. False if there are none. `is_held`: a live run holds `lock`.
+    fn sweep_unneeded(&self, runs: &Dir, lock: FileId, is_held: bool, dead: Vec<(RunId, Seen)>) -> bool {
+        let had_lock = |record: &&RunRecord| record.holds(lock) && self.is_visible(record);
+        // What a dead run has started may still hold `lock`, if nobody has acquired it since.
+        let since = |(run, seen): &(RunId, Seen)| Some((seen.record.as_ref().filter(had_lock)?.since, *run));
+        let last = dead.iter().filter_map(since).max().filter(|_| !is_held);
+        let is_needed = |run: RunId, record: &RunRecord| {
+            let may_hold_another = record.hold == Some(Hold::Own) && !record.holds(lock);
+            let may_hold = last.is_some_and(|(_, last)| last == run) || may_hold_another;
+            may_hold || self.slot_left_by(record, &[]).is_some() || !self.is_visible(record)
+        };
+        let unneeded =
+            dead.into_iter().filter(|(run, seen)| !seen.record.as_ref().is_some_and(|record| is_needed(*run, record)));
+        unneeded.map(|(run, seen)| self.sweep(runs, run, seen.record.as_ref())).count() > 0
     }
 
     /// Reads all records, and removes those of dead runs.
@@ -81,10 +111,12 @@ impl RecordStore {
                 Some(record) if !self.is_visible(&record) && !is_older(modified, SILENT_RECORD_TTL) => {
                     census.elsewhere.push(record)
                 }
-                record => match record.clone().and_then(|record| self.orphaned(record, &census.live)) {
-                    Some(record) => census.orphaned.push(record),
-                    None => self.sweep(&runs, run, record.as_ref()),
+                Some(record) => match self.remains(&record, &census.live) {
+                    Remains::Locked(orphaned) => census.orphaned.push(*orphaned),
+                    Remains::Unknown => {}
+                    Remains::Nothing => self.sweep(&runs, run, Some(&record)),
                 },
+                None => self.sweep(&runs, run, None),
             }
         }
         for runs in [&mut census.live, &mut census.elsewhere] {
@@ -109,20 +141,30 @@ impl RecordStore {
         census.live.into_iter().chain(census.elsewhere).find(|record| record.key.is_some())
     }
 
-    /// The dead run `record`, if the session lock or the slot that it held is still held, by none of the `live` runs; it keeps what is.
-    /// The path of its lock may be another file here; then the session lock of this config dir may be the lock. The child is named only
-    /// if it is seen to hold one of them: anybody can write a record.
-    fn orphaned(&self, mut record: RunRecord, live: &[RunRecord]) -> Option<RunRecord> {
-        let recorded = record.lock.as_ref().map(|view| PathBuf::from(&view.path));
-        let mut paths = recorded.into_iter().chain([self.path().with_file_name("session.lock")]);
-        let lock = paths.find_map(|path| left_by(&record, &path, live, RunRecord::holds));
-        let slot = self.slot_left_by(&record, live);
+    /// What the dead run `record` has left: the session lock or the slot that it held may be held yet, by none of the `live` runs. Its lock
+    /// is that of this config dir, or another file, at a path that may be another's here. The child is named only if it is seen to hold
+    /// one of them: anybody can write a record.
+    fn remains(&self, record: &RunRecord, live: &[RunRecord]) -> Remains {
+        let ours = self.path().with_file_name("session.lock");
+        let slot = self.slot_left_by(record, live);
+        let lock = left_by(record, &ours, live, RunRecord::holds);
+        let elsewhere =
+            record.lock.as_ref().map(|view| PathBuf::from(&view.path)).filter(|path| lock.is_none() && *path != ours);
+        let lock = match elsewhere.map(|path| left_elsewhere(record, path, live)) {
+            Some(Err(_)) if slot.is_none() => return Remains::Unknown,
+            Some(found) => found.unwrap_or_default(),
+            None => lock,
+        };
         let locks: Vec<_> = lock.into_iter().chain(slot).collect();
-        record.hold = record.hold.filter(|_| lock.is_some());
-        record.slot = record.slot.filter(|_| slot.is_some());
+        if locks.is_empty() {
+            return Remains::Nothing;
+        }
+        let mut orphaned = Box::new(record.clone());
+        orphaned.hold = record.hold.filter(|_| lock.is_some());
+        orphaned.slot = orphaned.slot.filter(|_| slot.is_some());
         let is_visible = record.pid_namespace == pid_namespace();
-        record.child = record.child.filter(|child| is_visible && locks.iter().any(|lock| flock_of(child, *lock).is_some()));
-        (!locks.is_empty()).then_some(record)
+        orphaned.child = record.child.filter(|child| is_visible && locks.iter().any(|lock| flock_of(child, *lock).is_some()));
+        Remains::Locked(orphaned)
     }
 
     /// The slot of the dead run `record`, if it is still held, by none of the `live` runs.
@@ -152,6 +194,22 @@ fn left_by(record: &RunRecord, path: &Path, live: &[RunRecord], holds: fn(&RunRe
     let lock = FileId::at(path).filter(|lock| holds(record, *lock))?;
     // From inside a container only a try can tell.
     (!live.iter().any(|other| holds(other, lock)) && is_locked_at(path)).then_some(lock)
+}
+
+/// The same where only the dead run says where its lock is: its file system may hang. Then a thread is left behind, and nobody looks again.
+///
+/// # Errors
+/// It takes long.
+fn left_elsewhere(record: &RunRecord, path: PathBuf, live: &[RunRecord]) -> Result<Option<FileId>, RecvTimeoutError> {
+    static HANGS: AtomicBool = AtomicBool::new(false);
+    if HANGS.load(Ordering::Relaxed) {
+        return Err(RecvTimeoutError::Timeout);
+    }
+    let (sender, found) = mpsc::sync_channel(1);
+    let (record, live) = (record.clone(), live.to_vec());
+    let look = move || sender.send(left_by(&record, &path, &live, RunRecord::holds));
+    let _ = signal::spawn_with_signals_blocked("look", 64 * 1024, look); // without a thread, the channel is closed
+    found.recv_timeout(PATIENCE).inspect_err(|_| HANGS.store(true, Ordering::Relaxed))
 }
 
 /// Runs that have a record.

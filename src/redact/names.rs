@@ -115,7 +115,8 @@ const SERVICES: [&str; 44] = [
 ];
 
 /// Parts behind which a name means something about a secret, not the secret.
-const ABOUT: [&str; 77] = [
+const ABOUT: [&str; 78] = [
+    "arn",
     "name",
     "names",
     "type",
@@ -233,18 +234,35 @@ pub(super) fn around(text: &[u8], word: &Range<usize>) -> Range<usize> {
     let (start, end) = (word.start - before, word.end + after);
     let dashes = text[start..end].iter().take_while(|&&byte| byte == b'-').count();
     let name = start + dashes..end;
-    // `stripe.api.key=` and `"stripe.api.key":`, but not code, nor a file: `private.key: not found`.
-    let is_set = || {
-        let closing = text[end..].iter().take(24).take_while(|byte| b"\\\"' ".contains(byte)).count();
-        let (closing, sign) = text[end..].split_at(closing);
-        sign.starts_with(b"=") && closing.is_empty()
-            || sign.starts_with(b":") && closing.iter().any(|byte| b"\"'".contains(byte))
-    };
-    if is_key(&text[name.clone()].to_ascii_lowercase()) && text[..name.start].ends_with(b".") && is_set() {
-        let part = text[..name.start - 1].iter().rev().take(LONGEST).take_while(|&&byte| is_part(byte)).count();
-        return name.start - 1 - part..end;
+    if !is_key(&text[name.clone()].to_ascii_lowercase()) {
+        return name;
     }
-    name
+    let closing = text[end..].iter().take(24).take_while(|byte| b"\\\"' ".contains(byte)).count();
+    let (closing, sign) = text[end..].split_at(closing);
+    // `stripe.api.key=` and `"stripe.api.key":`, but not code, nor a file: `private.key: not found`.
+    let is_quoted = || closing.iter().any(|byte| b"\"'".contains(byte));
+    let is_dotted = || sign.starts_with(b"=") && closing.is_empty() || sign.starts_with(b":") && is_quoted();
+    // `API Key: …`, also where a shell escapes the blank.
+    let is_titled = |owner: &[u8]| {
+        (sign.starts_with(b":") || sign.starts_with(b"="))
+            && KEYS.iter().any(|word| owner.eq_ignore_ascii_case(word.as_bytes()))
+    };
+    let before = &text[..name.start];
+    let dotted = before.strip_suffix(b".").filter(|_| is_dotted());
+    let titled = || {
+        let escapes = before.strip_suffix(b" ")?.iter().rev().take_while(|&&byte| byte == b'\\').count();
+        Some(&before[..before.len() - 1 - escapes]).filter(|rest| is_titled(last(rest)))
+    };
+    match dotted.or_else(titled) {
+        Some(rest) => rest.len() - last(rest).len()..end,
+        None => name,
+    }
+}
+
+/// The name, or the part of one, at the end of `text`.
+fn last(text: &[u8]) -> &[u8] {
+    let part = text.iter().rev().take(LONGEST).take_while(|&&byte| is_part(byte)).count();
+    &text[text.len() - part..]
 }
 
 /// True if `name` may begin with the end of an encoded sign: `\nNAME`, `%0ANAME`, `ESC [ 1 m NAME`, `ESC ( B NAME`.
@@ -366,7 +384,7 @@ fn parts(name: &[u8]) -> impl Iterator<Item = Range<usize>> {
         let ends_acronym = name.get(at + 1).is_some_and(u8::is_ascii_lowercase);
         this.is_ascii_uppercase() && (!previous.is_ascii_uppercase() || ends_acronym)
     };
-    let is_sign = |byte: u8| b"_-.".contains(&byte);
+    let is_sign = |byte: u8| b"_-. \\".contains(&byte);
     let mut at = 0;
     std::iter::from_fn(move || {
         at += name.get(at..)?.iter().take_while(|&&byte| is_sign(byte)).count();

@@ -147,13 +147,13 @@ pub(super) fn is_number(value: &[u8]) -> bool {
     value.first().is_some_and(u8::is_ascii_digit) && units.contains(&&value[digits..])
 }
 
-/// True for a path or a URL.
+/// True for a path, a URL or the name of something elsewhere.
 pub(super) fn is_path(value: &[u8]) -> bool {
     let starts = |starts: &[&[u8]]| starts.iter().any(|start| value.starts_with(start));
     let is_plain = |byte: &u8| !b"+=".contains(byte);
     let segments = || value.split(|&byte| byte == b'/' || byte == b'\\');
     let is_drive = value.len() > 2 && value[0].is_ascii_alphabetic() && value[1] == b':' && b"\\/".contains(&value[2]);
-    starts(&[b"http://", b"https://", b"file://"])
+    starts(&[b"http://", b"https://", b"file://", b"op://", b"arn:"])
         || (starts(&[b"/", b"./", b"../", b"~/"]) || is_drive)
             && segments().all(|segment| segment.len() < 32 && segment.iter().all(is_plain) && !is_base64_piece(segment))
             && (is_expression(value) || starts(&[b"/^", b"/["]) || !value.iter().any(|byte| b"!$^&*(){}[]|;<>?".contains(byte)))

@@ -11,7 +11,7 @@ use super::decode::{Decoded, ENCODED, Syntax};
 use super::finder::{Finder, Meaning};
 use super::known::Known;
 use super::pem::{self, Key};
-use super::rules;
+use super::rules::{self, Rule, Run};
 use super::span::{Open, Span};
 use super::wrapped::Block;
 use super::{environment, json, names, values};
@@ -104,10 +104,12 @@ impl Secrets {
         if !self.patterns.is_empty() {
             return Some(from); // what a pattern finds below an encoding, no word tells
         }
-        let mut first = None;
+        let (mut first, mut run) = (None, Run::default());
         self.finder.find(text, from, |word, meaning| {
             // Of the words of rules there are many.
-            if !matches!(meaning, Meaning::Rule(rule, ours) if !rule.may_match(text, &word, ours)) {
+            let mut may_match =
+                |rule: &Rule, ours| rule.may_have_digit(text, &word, &mut run) && rule.may_match(text, &word, ours);
+            if !matches!(meaning, Meaning::Rule(rule, ours) if !may_match(rule, ours)) {
                 first = Some(word.start);
                 return ControlFlow::Break(());
             }
@@ -184,7 +186,7 @@ impl Secrets {
 
     /// Calls `found` for each secret in `text`, as it stands there.
     fn search(&self, text: &[u8], block: &mut Block, mut found: impl FnMut(Range<usize>, Open)) {
-        let (mut has_key, mut last) = (block.in_key != Key::Outside, 0..0);
+        let (mut has_key, mut last, mut run) = (block.in_key != Key::Outside, 0..0, Run::default());
         block.go_on(text, 0, |range| found(range, Open::Base64));
         self.finder.find(text, 0, |word, meaning| {
             // Each of many words in one long value would be looked at to its end.
@@ -193,6 +195,7 @@ impl Secrets {
                 return ControlFlow::Continue(());
             }
             let secrets = match meaning {
+                Meaning::Rule(rule, _) if !rule.may_have_digit(text, &word, &mut run) => Vec::new(),
                 Meaning::Rule(rule, ours) => rule.secrets(text, &word, ours),
                 Meaning::Name => {
                     let name = Some(names::around(text, &word)).filter(|name| self.is_added(&text[name.clone()]));

@@ -275,11 +275,12 @@ fn json_stays_json() {
         let text = mixture(&parts, &mut random);
         let once = serde_json::json!({ "GITHUB_TOKEN": &text, "a": [1, &text], "z": null }).to_string();
         let twice = serde_json::json!([{ "t": &once }]).to_string();
+        let listed = serde_json::json!([1, { "password": &text, "x": [&text] }]).to_string();
         let ascii: String = once
             .chars()
             .map(|c| if c.is_ascii() { c.to_string() } else { format!("\\u{:04x}", u32::from(c) & 0xffff) })
             .collect();
-        for line in [once, twice, ascii] {
+        for line in [once, twice, listed, ascii] {
             let masked = masked(&line);
             assert!(serde_json::from_str::<serde_json::Value>(&masked).is_ok(), "{line}\n{masked}");
         }

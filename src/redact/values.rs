@@ -13,6 +13,7 @@ use self::sign::Sign;
 pub(super) use self::sign::may_follow;
 
 /// A text and a place in it, on the way from a name to its value.
+#[derive(Clone)]
 struct Scan<'a> {
     text: &'a [u8],
     name: Range<usize>,
@@ -25,14 +26,21 @@ struct Scan<'a> {
 
 /// The secret values of `name` in `text`: its own, or those below it.
 pub(super) fn of_name(text: &[u8], name: Range<usize>) -> Vec<(Range<usize>, Open)> {
-    match Scan::behind(text, name) {
-        Some(scan) => match (scan.quote, scan.peek()) {
-            (Some(quote), Some(b'{' | b'[')) if ![Sign::Compares, Sign::Comma].contains(&scan.sign) => {
-                nested::in_json(text, scan.name(), quote, scan.at)
-            }
-            _ => scan.value().into_iter().collect(),
-        },
-        None => Vec::new(),
+    let Some(scan) = Scan::behind(text, name) else { return Vec::new() };
+    let opens = scan.peek().filter(|_| ![Sign::Compares, Sign::Comma].contains(&scan.sign));
+    let first = || text[scan.at + 1..].trim_ascii_start().first().copied().filter(|byte| b"\"'".contains(byte));
+    let quote = match opens {
+        Some(b'{') => scan.quote,
+        Some(b'[') => scan.quote.or_else(first),
+        _ => None,
+    };
+    match quote {
+        Some(quote) => nested::in_json(text, scan.name(), quote, scan.at),
+        None => {
+            let value = scan.value();
+            let next = value.as_ref().and_then(|(value, _)| scan.behind_change(value.end)?.value());
+            value.into_iter().chain(next).collect()
+        }
     }
 }
 
@@ -78,6 +86,12 @@ impl<'a> Scan<'a> {
         // The default in `${TOKEN:-default}`.
         scan.at += usize::from(scan.before().ends_with(b"${") && scan.peek().is_some_and(|byte| b"-=+?".contains(&byte)));
         Some(scan)
+    }
+
+    /// At the new value behind the old one, which ends at `end`: `"old" -> "new"`.
+    fn behind_change(&self, end: usize) -> Option<Self> {
+        let rest = self.text.get(end + 1..)?.trim_ascii_start().strip_prefix(b"->")?.trim_ascii_start();
+        rest.starts_with(b"\"").then(|| Self { at: self.text.len() - rest.len(), ..self.clone() })
     }
 
     /// The value, if it is secret.
@@ -248,8 +262,10 @@ impl<'a> Scan<'a> {
     fn fits_colon(&self, value: &[u8], is_last: bool) -> bool {
         let is_verdict = [&b"PASS"[..], b"Pass"].contains(&self.name()); // of a test
         let is_tight = self.text[self.at - 1] == b':';
+        let word = self.before().rsplit(|byte| b" \t\"'=".contains(byte)).next().unwrap_or_default();
+        let is_kind = word.starts_with(b"arn:"); // `arn:aws:…:secret:NAME`
         let is_header = names::is_loud(self.name()) || self.name().contains(&b'-') || self.name().contains(&b'_');
-        !is_verdict && (is_last && (self.starts() || is_tight && is_header) || is_random(value))
+        !is_verdict && !is_kind && (is_last && (self.starts() || is_tight && is_header) || is_random(value))
     }
 
     /// `name => value`: of no function's argument, and no name of a variable.

@@ -12,14 +12,14 @@ use std::thread;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::pty::openpty;
-use nix::sys::signal::{SigSet, Signal, killpg, raise};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::termios::{LocalFlags, OutputFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, getpgrp, getpid, tcgetpgrp, tcsetpgrp};
 use rustix::stdio::stdin;
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 
 use super::proc::{Links, Stat, is_of_our_pid_namespace};
-use super::signal::end_by;
+use super::signal::{end_by, has_job_control_shell, stop_ourselves};
 use super::stdio::StandardOutput;
 
 /// Master side of a pseudo-terminal of our own terminal's size, without output processing.
@@ -152,10 +152,11 @@ impl FullScreen {
             while let Ok(signal) = handled.wait() {
                 let mut screen = locked(&seen);
                 match signal {
-                    Signal::SIGCONT => screen.enter(), // a shell may have used the terminal
+                    Signal::SIGCONT => screen.enter(),                // a shell may have used the terminal
+                    Signal::SIGTSTP if !has_job_control_shell() => {} // nobody would continue us
                     Signal::SIGTSTP => {
                         screen.leave();
-                        let _ = raise(Signal::SIGSTOP); // it fails for invalid signals only
+                        stop_ourselves();
                     }
                     _ => {
                         screen.leave();

@@ -184,3 +184,22 @@ fn orphan_is_a_holder_by_one_name_for_all() {
     assert!(doctor.contains(&advice) && !doctor.contains("then end it"), "{doctor}");
     kill(pid, Signal::SIGKILL).expect("alive");
 }
+
+#[test]
+fn killed_runs_do_not_hide_the_holder() {
+    let env = Env::new();
+    let holder = env.start_fake(&["--label", "the-holder"], "ready; hang");
+    holder.ready();
+    let runs = env.lock_file().with_file_name("claude-run").join("runs");
+    wait_until("its record is there", || std::fs::read_dir(&runs).is_ok_and(|mut runs| runs.next().is_some()));
+    let record = std::fs::read_dir(&runs).expect("records").flatten().next().expect("one").path();
+    let text = std::fs::read_to_string(&record).expect("a record");
+    let run = record.file_stem().expect("a name").to_str().expect("text");
+    for old in 1..=12 {
+        let killed = format!("{}-{old}", i32::MAX);
+        let text = text.replace(run, &killed).replace("the-holder", "killed");
+        std::fs::write(runs.join(format!("{killed}.json")), text).expect("written");
+    }
+    assert!(waiter_names(&env).starts_with("the-holder"));
+    assert_eq!(std::fs::read_dir(&runs).expect("records").count(), 1);
+}

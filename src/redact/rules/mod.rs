@@ -64,6 +64,27 @@ pub(super) enum Kind {
     Base64,
 }
 
+/// A run of signs without blanks and quotes, and the next digit in it: so that of many words in one long run, each is not looked at to
+/// its end.
+#[derive(Default)]
+pub(super) struct Run {
+    end: usize,
+    digit: usize,
+}
+
+impl Run {
+    /// True if a digit follows the place `at`, perhaps an encoded one. Places come in order.
+    fn has_digit(&mut self, text: &[u8], at: usize) -> bool {
+        let goes_on = |byte: &&u8| !byte.is_ascii_whitespace() && !b"\"'`".contains(byte) && !ENCODED.contains(byte);
+        if at >= self.end {
+            self.end = at + text[at..].iter().take_while(goes_on).count();
+        }
+        self.digit = self.digit.max(at);
+        self.digit += text[self.digit..self.end].iter().take_while(|byte| !byte.is_ascii_digit()).count();
+        self.digit < self.end || text.get(self.end).is_some_and(|byte| ENCODED.contains(byte))
+    }
+}
+
 const fn rule(name: &'static str, words: &'static [&'static str], matcher: Matcher) -> Rule {
     Rule { name, words, matcher, number: 0 }
 }
@@ -89,6 +110,12 @@ pub(super) static ALL: [Rule; COUNT] = {
 static REGEXES: [OnceLock<Option<Regex>>; COUNT] = [const { OnceLock::new() }; COUNT];
 
 impl Rule {
+    /// False if such a secret has a digit behind `word`, and there is none.
+    pub(super) fn may_have_digit(&self, text: &[u8], word: &Range<usize>, run: &mut Run) -> bool {
+        let needs_digit = matches!(self.matcher, Matcher::Token { kind: Kind::Mixed | Kind::Strict | Kind::Random, .. });
+        !needs_digit || run.has_digit(text, word.start)
+    }
+
     /// True if there may be such a secret at `word`, which is `ours` in any case, also in an encoding.
     pub(super) fn may_match(&self, text: &[u8], word: &Range<usize>, ours: &str) -> bool {
         match &self.matcher {

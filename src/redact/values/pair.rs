@@ -59,10 +59,12 @@ impl Scan<'_> {
     }
 }
 
-/// True if `name` is the value of a key that says so, also in an encoding: `"name": "NAME"`.
+/// True if `name` is the value of a key that says so, also in an encoding, or the end of it: `"name": "NAME"`, `"Name": "/a/NAME"`.
 pub(super) fn names_next(text: &[u8], name: &Range<usize>) -> bool {
     let trimmed = |text: &[u8]| text.iter().rposition(|byte| !b" \t\r\n\\\"'".contains(byte)).map_or(0, |last| last + 1);
     let before = &text[name.start.saturating_sub(names::LONGEST)..name.start];
+    let is_path = |byte: &&u8| before.ends_with(b"/") && (names::is_part(**byte) || **byte == b'/');
+    let before = &before[..before.len() - before.iter().rev().take_while(is_path).count()];
     let before = &before[..trimmed(before)];
     let key = before.strip_suffix(b":").or_else(|| before.strip_suffix(b"=")).map(|key| &key[..trimmed(key)]);
     key.is_some_and(|key| ends_with(key, b"name") || ends_with(key, b"key"))
