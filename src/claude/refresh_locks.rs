@@ -109,6 +109,8 @@ const MAX_OWNER_FILE: u64 = 64 << 10;
 
 const NO_DIRECTORY: &str = "is no directory";
 
+const OUT_OF_REACH: &str = "is on a file system that does not answer";
+
 /// A file system's times may be rounded down to so much.
 const TIME_GRAIN: Duration = Duration::from_secs(2);
 
@@ -144,6 +146,16 @@ impl RefreshLock {
         let locks = names.map(|entry| entry.path()).filter(|path| login.iter().all(|lock| lock.path != *path));
         let others: Vec<_> = locks.chain(storage.profile_lock()).map(|path| Self::at(path, STALE_AFTER)).collect();
         login.into_iter().chain(others.into_iter().filter(|lock| lock.touched.is_some() && !lock.is_plain_file())).collect()
+    }
+
+    /// What there may be in `storage`, where its file system does not answer.
+    pub(crate) fn out_of_reach(storage: &ClaudeStorage) -> Self {
+        let (path, flaw) = (storage.dir.clone(), Some(OUT_OF_REACH));
+        Self { path, touched: None, made: None, owner: None, is_hidden: true, inode: 0, stale_after: STALE_AFTER, flaw }
+    }
+
+    pub(crate) fn is_out_of_reach(&self) -> bool {
+        self.flaw == Some(OUT_OF_REACH)
     }
 
     /// Those of the login, and all others that keep claude from a refresh for ever.

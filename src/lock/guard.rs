@@ -12,6 +12,7 @@ use crate::config::settings::LockMode;
 use crate::events::EventQueue;
 use crate::records::{Hold, RecordStore, RunRecord, RunRecorder};
 use crate::run_id::RunId;
+use crate::sys::bounded;
 use crate::sys::file_id::FileId;
 use crate::sys::signal::Signal;
 
@@ -86,7 +87,8 @@ impl LockGuard {
 
     /// True if a run below us does without a lock of its own for as long as it lasts.
     pub fn is_relied_upon(&self, records: Option<&RecordStore>) -> bool {
-        let census = records.and_then(|records| records.census().ok()).unwrap_or_default();
+        let Some(records) = records.cloned() else { return false };
+        let Some(census) = bounded::within("records", move || records.census().unwrap_or_default()) else { return true };
         let relies = |run: &RunRecord| run.hold == Some(Hold::RunAbove) && run.mode == LockMode::Exclusive.name();
         census.live.iter().any(|run| relies(run) && run.is_about(self.file_id))
     }

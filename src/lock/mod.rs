@@ -23,8 +23,7 @@ mod slot_files;
 mod slots;
 mod wait;
 
-/// Name of the lock file in a config dir. The shell scripts before us lock the same file.
-pub const FILE_NAME: &str = "session.lock";
+pub use crate::records::LOCK_FILE as FILE_NAME;
 
 pub use acquire::acquire;
 pub(crate) use acquire::{describe_refresh_lock, wait_again};

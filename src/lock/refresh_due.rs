@@ -22,7 +22,7 @@ pub struct Refreshes {
 }
 
 /// A refresh that the session lock is held for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct AwaitedRefresh {
     storage: ClaudeStorage,
     /// Expiry of the token in the credentials file, until that is later.
@@ -38,6 +38,8 @@ pub(crate) struct AwaitedRefresh {
     /// True if a refresh may begin at any time: the margin was raised on purpose, to cover refreshes in mid-run, or the child is not known
     /// to be claude, as a script that comes to its claude later.
     never_gives_up: bool,
+    /// Paths of the locks around it.
+    locks: [PathBuf; RefreshLock::PER_LOGIN],
 }
 
 /// Largest margin for refreshes at the start alone, and the default.
@@ -154,7 +156,8 @@ impl AwaitedRefresh {
         let version = refreshes.claude.version();
         let never_gives_up = covers_mid_run || version.is_none();
         let (storage, started) = (refreshes.storage.clone(), SystemTime::now());
-        Self { storage, expiry, started, give_up_at: None, was_needed_longer: false, version, never_gives_up }
+        let locks = RefreshLock::of(&storage).map(|lock| lock.path);
+        Self { storage, expiry, started, give_up_at: None, was_needed_longer: false, version, never_gives_up, locks }
     }
 
     /// Version of claude, if it is known, and if that claude refreshes the token now, by its own mark.
@@ -176,13 +179,18 @@ impl AwaitedRefresh {
 
     /// Files whose change may mean that it begins, or its [`end`](Self::end).
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        let locks = RefreshLock::of(&self.storage).map(|lock| lock.path).into_iter().filter(|_| self.give_up_at.is_some());
+        let locks = self.locks.iter().filter(|_| self.give_up_at.is_some()).cloned();
         locks.chain([self.storage.credentials()]).collect()
     }
 
     /// Time at which it may [`end`](Self::end) without a change of a file.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.give_up_at
+    }
+
+    /// Notes that no look was possible until `now`.
+    pub(crate) fn postpone(&mut self, now: Instant) {
+        self.give_up_at = self.give_up_at.map(|at| at.max(now + Duration::from_secs(1)));
     }
 
     /// Reason to release the lock, if the refresh is done or does not come. A file that is missing or half-written is no end.
@@ -309,6 +317,7 @@ mod tests {
                 was_needed_longer: false,
                 version,
                 never_gives_up,
+                locks: Default::default(),
             };
             fs::write(refresh.storage.credentials(), file).map(|()| {
                 refresh.on_child_started(started);
@@ -378,6 +387,7 @@ mod tests {
                 was_needed_longer: false,
                 version: known,
                 never_gives_up: false,
+                locks: Default::default(),
             }
             .refreshing_version()
         };

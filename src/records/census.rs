@@ -5,21 +5,19 @@ use std::collections::BinaryHeap;
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, SystemTime};
 
 use super::history;
 use super::kept::Line;
 use super::run_record::{Hold, RunRecord};
-use super::store::{RecordStore, Seen, is_locked_at, look, record_name, temporary_name};
+use super::store::{LOCK_FILE, RecordStore, Seen, is_locked_at, look, record_name, temporary_name};
 use crate::run_id::RunId;
+use crate::sys::bounded;
 use crate::sys::dir::Dir;
 use crate::sys::file_id::FileId;
 use crate::sys::fs::if_there;
 use crate::sys::mount::may_lock_per_host;
 use crate::sys::proc::{boot_id, flock_of, pid_namespace};
-use crate::sys::signal;
 
 /// All runs that have a record, the oldest first.
 #[derive(Debug, Default)]
@@ -49,9 +47,6 @@ pub(super) const SILENT_RECORD_TTL: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// Most looks of a glance: one more behind records of dead runs.
 const GLANCES: usize = 2;
-
-/// How long a look at a file may take.
-const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Upper bound on the time to write a record, lock it and rename it.
 const STILL_WRITING: Duration = Duration::from_secs(60);
@@ -145,13 +140,13 @@ impl RecordStore {
     /// is that of this config dir, or another file, at a path that may be another's here. The child is named only if it is seen to hold
     /// one of them: anybody can write a record.
     fn remains(&self, record: &RunRecord, live: &[RunRecord]) -> Remains {
-        let ours = self.path().with_file_name("session.lock");
+        let ours = self.config_dir().join(LOCK_FILE);
         let slot = self.slot_left_by(record, live);
         let lock = left_by(record, &ours, live, RunRecord::holds);
         let elsewhere =
             record.lock.as_ref().map(|view| PathBuf::from(&view.path)).filter(|path| lock.is_none() && *path != ours);
         let lock = match elsewhere.map(|path| left_elsewhere(record, path, live)) {
-            Some(Err(_)) if slot.is_none() => return Remains::Unknown,
+            Some(None) if slot.is_none() => return Remains::Unknown,
             Some(found) => found.unwrap_or_default(),
             None => lock,
         };
@@ -162,8 +157,8 @@ impl RecordStore {
         let mut orphaned = Box::new(record.clone());
         orphaned.hold = record.hold.filter(|_| lock.is_some());
         orphaned.slot = orphaned.slot.filter(|_| slot.is_some());
-        let is_visible = record.pid_namespace == pid_namespace();
-        orphaned.child = record.child.filter(|child| is_visible && locks.iter().any(|lock| flock_of(child, *lock).is_some()));
+        let has_lock = |child: i32| locks.iter().any(|lock| flock_of(child, *lock).is_some());
+        orphaned.child = record.child.filter(|child| record.is_of_our_pid_namespace() && has_lock(*child));
         Remains::Locked(orphaned)
     }
 
@@ -196,20 +191,10 @@ fn left_by(record: &RunRecord, path: &Path, live: &[RunRecord], holds: fn(&RunRe
     (!live.iter().any(|other| holds(other, lock)) && is_locked_at(path)).then_some(lock)
 }
 
-/// The same where only the dead run says where its lock is: its file system may hang. Then a thread is left behind, and nobody looks again.
-///
-/// # Errors
-/// It takes long.
-fn left_elsewhere(record: &RunRecord, path: PathBuf, live: &[RunRecord]) -> Result<Option<FileId>, RecvTimeoutError> {
-    static HANGS: AtomicBool = AtomicBool::new(false);
-    if HANGS.load(Ordering::Relaxed) {
-        return Err(RecvTimeoutError::Timeout);
-    }
-    let (sender, found) = mpsc::sync_channel(1);
+/// The same where only the dead run says where its lock is. `None` if that place does not answer.
+fn left_elsewhere(record: &RunRecord, path: PathBuf, live: &[RunRecord]) -> Option<Option<FileId>> {
     let (record, live) = (record.clone(), live.to_vec());
-    let look = move || sender.send(left_by(&record, &path, &live, RunRecord::holds));
-    let _ = signal::spawn_with_signals_blocked("look", 64 * 1024, look); // without a thread, the channel is closed
-    found.recv_timeout(PATIENCE).inspect_err(|_| HANGS.store(true, Ordering::Relaxed))
+    bounded::within("lock elsewhere", move || left_by(&record, &path, &live, RunRecord::holds))
 }
 
 /// Runs that have a record.

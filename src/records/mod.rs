@@ -14,7 +14,7 @@ mod store;
 pub use history::FinishedRun;
 pub use recorder::{RunInfo, RunRecorder};
 pub use run_record::RunRecord;
-pub use store::RecordStore;
+pub use store::{LOCK_FILE, RecordStore};
 pub(crate) use {
     census::Census,
     fields::{time, timestamp},

@@ -24,6 +24,7 @@ use crate::config::settings::LockMode;
 use crate::logging::{PATIENCE, append_lines, open_to_append};
 use crate::outcome::Outcome;
 use crate::run_id::RunId;
+use crate::sys::bounded;
 use crate::sys::file_id::FileId;
 use crate::sys::proc::{boot_id, host, pid_namespace};
 
@@ -264,10 +265,13 @@ impl RunRecorder {
         let [wait_ms, run_ms] = [self.waited, self.ran].map(|span| span.map_or(0, milliseconds));
         info!(name: "run.ended", outcome = outcome.name(), exit_code = outcome.exit_code(), run_ms, wait_ms, "ended");
         let Ok(line) = Line::of(&self.finished(outcome), &[]) else { return };
-        if let Some(file) = &self.info.record_file
-            && let Err(error) = open_to_append(file).and_then(|file| append_lines(&file, line.as_bytes(), PATIENCE))
-        {
-            warn!("cannot write the record {}: {error}", file.display());
+        if let Some(file) = self.info.record_file.clone() {
+            let (path, line) = (file.clone(), line.as_bytes().to_vec());
+            let write = move || open_to_append(&path).and_then(|file| append_lines(&file, &line, PATIENCE));
+            let late = || Err(io::Error::new(io::ErrorKind::TimedOut, "its file system does not answer"));
+            if let Err(error) = bounded::within("record file", write).unwrap_or_else(late) {
+                warn!("cannot write the record {}: {error}", file.display());
+            }
         }
         if let Some(store) = &self.info.records
             && let Err(error) = history::append(store, &line)

@@ -49,6 +49,9 @@ pub(super) struct Seen {
     pub(super) modified: SystemTime,
 }
 
+/// Name of the session lock in a config dir. The shell scripts before us lock the same file.
+pub const LOCK_FILE: &str = "session.lock";
+
 const NAME: &str = "claude-run";
 const RUNS: &str = "runs";
 const SLOTS: &str = "slots";

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
+use super::bounded;
 use super::file_id::FileId;
 use super::fs::parent_of;
 use super::mount::{Mount, is_mount_point};
@@ -33,8 +34,20 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const LOCAL: [&str; 8] = ["btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs"];
 
 impl FileWatch {
-    /// Watches `files`, which need not exist; their directories must.
+    /// Watches `files`, which need not exist; their directories must. Where their file system does not answer, they are polled.
     pub(crate) fn of(files: &[PathBuf]) -> Self {
+        let wanted = files.to_vec();
+        let polled = || Self {
+            inotify: None,
+            files: files.to_vec(),
+            dirs: Vec::new(),
+            poll_at: Some(Instant::now() + POLL_INTERVAL),
+            resting_until: None,
+        };
+        bounded::within("watch", move || Self::seen(&wanted)).unwrap_or_else(polled)
+    }
+
+    fn seen(files: &[PathBuf]) -> Self {
         let in_sight = |inotify: &Inotify, file: &&PathBuf| !is_elsewhere(file) && watch(inotify, parent_of(file));
         let dirs = files.iter().map(|file| parent_of(file).to_owned());
         let sees_all = |inotify: &Inotify| files.iter().filter(|file| in_sight(inotify, file)).count() == files.len();

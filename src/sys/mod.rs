@@ -1,6 +1,7 @@
 //! Linux, and nothing of claude: system calls, /proc, files and terminals. It imports nothing of ours.
 
 pub(crate) mod acl;
+pub(crate) mod bounded;
 mod core_dump;
 pub(crate) mod dir;
 pub mod exec;

@@ -205,3 +205,19 @@ fn refuse(command: &mut Command, number: libc::c_long, errno: i32) {
     // SAFETY: prctl(2) is async-signal-safe, and the closure allocates nothing.
     unsafe { command.pre_exec(install) };
 }
+
+#[test]
+fn limit_ends_a_run_beside_a_file_system_that_does_not_answer() {
+    if !can_unshare("-rm") {
+        return;
+    }
+    let env = Env::new();
+    let dir = env.home().join(".config"); // claude's profiles are there, and a lock around the refresh of theirs
+    fs::create_dir(&dir).expect("a directory");
+    // Nobody answers for it, as for a server that is away.
+    let mount = r#"exec 9<>/dev/fuse && mount -i -t fuse -o fd=9,rootmode=40000,user_id=0,group_id=0 none "$HOME/.config""#;
+    let script = format!("{mount} && echo mounted; exec sleep 60");
+    let ended = in_namespace(&env, "-rm", ":", &["--timeout", "0.5", "-k", "0.5", "--", "sh", "-c", &script]).end();
+    assert_eq!((ended.code(), &ended.stdout[..]), (124, &["mounted".to_owned()][..]), "{ended:?}");
+    assert!(ended.stderr_text().contains("refresh locks are still out of reach"), "{ended:?}");
+}

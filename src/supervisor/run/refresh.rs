@@ -14,6 +14,7 @@ use crate::claude::refresh_locks::{CutRefresh, Owner, RefreshLock};
 use crate::config::duration::show;
 use crate::config::settings::Leftovers;
 use crate::lock::{AwaitedRefresh, LockGuard};
+use crate::sys::bounded;
 use crate::sys::proc::Stat;
 use crate::sys::signal::Signal;
 
@@ -25,8 +26,8 @@ impl Supervisor<'_> {
 
     pub(super) fn files_to_watch(&self) -> Vec<PathBuf> {
         let mut files = self.awaited_refresh().map_or(Vec::new(), AwaitedRefresh::files);
-        if let Some(storage) = self.storage.as_ref().filter(|_| self.policy.is_deferring()) {
-            files.extend(RefreshLock::all(storage).into_iter().map(|lock| lock.path));
+        if self.policy.is_deferring() {
+            files.extend(self.sparing.seen.iter().cloned());
         }
         files
     }
@@ -40,7 +41,9 @@ impl Supervisor<'_> {
 
     /// Reports a refresh in whose midst the child has ended. It was the child's by its pid, or by the lock, beside which there was no other.
     pub(super) fn report_cut_refresh(&mut self) {
-        let cut = self.cut_watch.as_ref().zip(self.storage.as_ref()).and_then(|(watch, storage)| watch.end(storage));
+        // What has not answered before may not do so now.
+        let storage = self.storage.as_ref().filter(|_| !is_any_out_of_reach(&self.sparing.given_up));
+        let cut = self.cut_watch.as_ref().zip(storage).and_then(|(watch, storage)| watch.end(storage));
         let is_ours = |pid| pid == self.child.as_raw() || self.lock.as_ref().is_some_and(LockGuard::is_held);
         if let Some(CutRefresh { pid, .. }) = cut.filter(|cut| is_ours(cut.pid)) {
             error!(name: "refresh.cut", pid, "claude has ended in the midst of a refresh: its login is probably lost; log in again if the next run fails");
@@ -49,8 +52,18 @@ impl Supervisor<'_> {
     }
 
     pub(super) fn check_awaited_refresh(&mut self) {
+        let (now, Some(mut refresh)) = (Instant::now(), self.awaited_refresh().cloned()) else { return };
+        let look = move || {
+            let end = refresh.end(now);
+            (refresh, end)
+        };
+        let looked = bounded::within("awaited refresh", look);
         let Some(lock) = &mut self.lock else { return };
-        if let Some(reason) = lock.refresh.as_mut().and_then(|refresh| refresh.end(Instant::now())) {
+        let Some((refresh, end)) = looked else {
+            return lock.refresh.iter_mut().for_each(|refresh| refresh.postpone(Instant::now()));
+        };
+        lock.refresh = Some(refresh);
+        if let Some(reason) = end {
             if lock.is_relied_upon(self.recorder.store()) {
                 if lock.refresh.as_mut().is_some_and(AwaitedRefresh::is_needed_longer) {
                     info!("a run below this one relies on the session lock, which is kept as long");
@@ -78,7 +91,9 @@ impl Supervisor<'_> {
 
     pub(super) fn give_up_refresh(&mut self) {
         let pid = self.child.as_raw();
-        warn!(name: "refresh.spared", pid, "claude's refresh lock is still held after {}: going on", show(MAX_DEFERRAL));
+        let what =
+            if is_any_out_of_reach(&self.sparing.deferred_for) { "locks are still out of reach" } else { "lock is still held" };
+        warn!(name: "refresh.spared", pid, "claude's refresh {what} after {}: going on", show(MAX_DEFERRAL));
         self.sparing.give_up();
     }
 
@@ -99,13 +114,19 @@ impl Supervisor<'_> {
     /// Locks of refreshes that are to be spared. One may be in progress if somebody of the tree may hold a lock: its owner, if that is known,
     /// is not outside of the tree.
     fn spared_refreshes(&self) -> Vec<RefreshLock> {
+        let Some(storage) = self.storage.clone() else { return Vec::new() };
         // A look at the whole tree, for which there is no time beside a fork bomb.
         let names = LazyCell::new(|| self.tree.names());
         let may_be_ours = |owner: &Owner| names.as_ref().is_none_or(|names| owner.may_be_among(names));
-        let locks = self.storage.as_ref().map_or(Vec::new(), RefreshLock::all);
+        let unseen = RefreshLock::out_of_reach(&storage);
+        let locks = bounded::within("refresh locks", move || RefreshLock::all(&storage)).unwrap_or_else(|| vec![unseen]);
         let held = locks.into_iter().filter(|lock| self.sparing.concerns(lock));
         held.filter(|lock| lock.owner.as_ref().is_none_or(may_be_ours)).collect()
     }
+}
+
+fn is_any_out_of_reach(locks: &[RefreshLock]) -> bool {
+    locks.iter().any(RefreshLock::is_out_of_reach)
 }
 
 /// The refresh locks that signals are deferred for. Each is known by itself: another agent's, which hangs, says nothing about ours.
@@ -117,20 +138,24 @@ pub(super) struct Sparing {
     deferred_for: Vec<RefreshLock>,
     /// Those that have had their time.
     given_up: Vec<RefreshLock>,
+    /// Paths of those that the last look has found.
+    seen: Vec<PathBuf>,
 }
 
 impl Sparing {
     /// For a child that is about to be started.
     pub(super) fn begin() -> Self {
-        Self { start: (SystemTime::now(), Instant::now()), deferred_for: Vec::new(), given_up: Vec::new() }
+        Self { start: (SystemTime::now(), Instant::now()), deferred_for: Vec::new(), given_up: Vec::new(), seen: Vec::new() }
     }
 
     fn concerns(&self, lock: &RefreshLock) -> bool {
         let start = self.start.0.min(SystemTime::now() - self.start.1.elapsed());
-        lock.may_be_held_by_one_of(start) && !self.given_up.iter().any(|known| known.is_same_hold(lock))
+        let may_be_held = lock.is_out_of_reach() || lock.may_be_held_by_one_of(start);
+        may_be_held && !self.given_up.iter().any(|known| known.is_same_hold(lock))
     }
 
     fn on_look(&mut self, found: Vec<RefreshLock>) {
+        self.seen = found.iter().filter(|lock| !lock.is_out_of_reach()).map(|lock| lock.path.clone()).collect();
         if self.deferred_for.is_empty() || found.is_empty() {
             self.deferred_for = found;
         }
