@@ -11,7 +11,6 @@ use anyhow::Error;
 use fs4::FileExt;
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use super::fields::{lenient, time, timestamp};
 use super::kept::Line;
@@ -44,13 +43,13 @@ const LARGEST_TAIL: u64 = 4 << 20;
 /// Upper bound of what a line may say, so that sums stay numbers.
 const LARGEST_NUMBER: u64 = 1_000_000_000_000;
 
-/// Line that a run writes. The guide, logs.md, describes its fields.
-#[derive(Debug, Serialize)]
+/// Line of a run. The guide, logs.md, describes its fields.
+#[derive(Debug, Default, Serialize)]
 pub(super) struct HistoryLine<'a> {
     pub(super) run: String,
     pub(super) label: Option<&'a str>,
     pub(super) outcome: &'static str,
-    pub(super) exit_code: u8,
+    pub(super) exit_code: Option<u8>,
     pub(super) child_exit_code: Option<u8>,
     pub(super) child_signal: Option<i32>,
     pub(super) began: String,
@@ -60,10 +59,10 @@ pub(super) struct HistoryLine<'a> {
     pub(super) refresh_wait_ms: Option<u64>,
     pub(super) hold_ms: Option<u64>,
     pub(super) run_ms: Option<u64>,
-    pub(super) lock: &'static str,
+    pub(super) lock: &'a str,
     pub(super) host: String,
     pub(super) pid: i32,
-    pub(super) version: &'static str,
+    pub(super) version: &'a str,
     pub(super) program: Cow<'a, str>,
     pub(super) cut_refresh: bool,
     pub(super) session_id: Option<&'a str>,
@@ -180,21 +179,21 @@ fn last_of(mut file: &File, most: usize) -> io::Result<Vec<FinishedRun>> {
 }
 
 /// Line of a run that was killed, or went down with its machine. Its exit code is not known; it counts as ended when this line is written.
-pub(super) fn vanished(record: &RunRecord) -> Value {
+pub(super) fn vanished(record: &RunRecord) -> HistoryLine<'_> {
     let passed = SystemTime::now().duration_since(record.began).unwrap_or_default();
-    json!({
-        "run": record.run,
-        "label": record.label,
-        "outcome": VANISHED,
-        "exit_code": null,
-        "began": time(record.began),
-        "total_ms": passed.as_millis() as u64,
-        "lock": record.mode,
-        "host": record.host,
-        "pid": record.pid,
-        "version": record.version,
-        "program": record.program,
-    })
+    HistoryLine {
+        run: record.run.clone(),
+        label: record.label.as_deref(),
+        outcome: VANISHED,
+        began: time(record.began),
+        total_ms: passed.as_millis() as u64,
+        lock: &record.mode,
+        host: record.host.clone(),
+        pid: record.pid,
+        version: &record.version,
+        program: record.program.as_str().into(),
+        ..HistoryLine::default()
+    }
 }
 
 /// Gives each line to `take`, without its end, and those beyond a bound in memory as an empty one.

@@ -199,7 +199,7 @@ impl RunRecorder {
 
     /// Publishes that the run no longer holds the lock. Call before releasing it.
     pub(crate) fn on_released(&mut self) {
-        self.release();
+        self.note_released();
         if self.published.is_some() {
             self.publish();
         }
@@ -241,7 +241,7 @@ impl RunRecorder {
             own.remove();
         }
         self.touch_at = None;
-        self.release();
+        self.note_released();
     }
 
     pub(crate) fn on_child_ended(&mut self, ending: Outcome) {
@@ -281,7 +281,7 @@ impl RunRecorder {
         }
     }
 
-    fn release(&mut self) {
+    fn note_released(&mut self) {
         (self.hold, self.locked, self.key) = (None, None, None);
         if let Some(acquired) = self.acquired.take() {
             self.held = Some(acquired.elapsed());
@@ -360,7 +360,7 @@ impl RunRecorder {
             run: run.to_string(),
             label: label.as_deref(),
             outcome: outcome.name(),
-            exit_code: outcome.exit_code(),
+            exit_code: Some(outcome.exit_code()),
             child_exit_code,
             child_signal,
             began: time(self.began_at),

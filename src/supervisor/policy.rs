@@ -37,7 +37,7 @@ pub struct Policy {
     rest_has_term: bool,
     /// The kill grace was cut short.
     is_hurried: bool,
-    /// It was made longer after a freeze.
+    /// The kill grace was made longer once, after a freeze.
     was_grace_extended: bool,
     /// End of the kill grace, then time of the next KILL.
     kill_at: Option<Instant>,
@@ -55,7 +55,7 @@ pub struct Policy {
     continued: SigSet,
     /// Signals that are deferred for the sake of a refresh, in order.
     deferred: Vec<Action>,
-    /// Of the time for which they are.
+    /// Part of their deferral that runs.
     span: Option<Span>,
     /// A refresh that they were deferred for has had its time; if they still are, it is for another.
     has_given_up: bool,
@@ -209,8 +209,8 @@ impl Policy {
         actions
     }
 
-    /// True if `signal` starts the kill grace, or cuts that of leftovers short: neither one that our caller ignores, as with nohup(1),
-    /// does, nor what is for the child alone while there is one: INT and the QUIT key.
+    /// True if `signal` asks the run to end: it starts the kill grace, or cuts that of leftovers short. One that our caller ignores, as with
+    /// nohup(1), does not; nor, while there is a child, do INT and the QUIT key, which are for the child.
     pub(super) fn heeds(&self, signal: Signal, source: SignalSource) -> bool {
         let is_key = signal == Signal::SIGQUIT && self.is_childs_too(source);
         let is_request = if self.has_child() { is_termination_request(signal) && !is_key } else { requests_end(signal) };

@@ -24,16 +24,16 @@ pub(super) struct ProcessTree {
     /// Our children from before the run, as after `sleep 60 & exec claude-run …`.
     preexisting: Vec<Stat>,
     child: Option<Stat>,
-    /// The child's pid, and the number of its own process group, if it has one.
-    child_group: i32,
+    /// Number of its own process group as well, if it has one.
+    child_pid: i32,
     /// Processes that have got TERM.
-    terminated: HashSet<(i32, u64)>,
+    with_term: HashSet<(i32, u64)>,
     /// Pids of our own children among them, each until we reap it: then another process may get the pid.
-    terminated_children: HashSet<i32>,
+    children_with_term: HashSet<i32>,
     /// Those that have got it when the others got KILL.
     newcomers: HashSet<(i32, u64)>,
     /// Those that the last TERM went to, if it went to all members.
-    last_terminated: Vec<Stat>,
+    last_with_term: Vec<Stat>,
     has_walked: bool,
     kills: u32,
 }
@@ -54,11 +54,11 @@ impl ProcessTree {
             monitor,
             preexisting: Vec::new(),
             child: None,
-            child_group: 0,
-            terminated: HashSet::new(),
-            terminated_children: HashSet::new(),
+            child_pid: 0,
+            with_term: HashSet::new(),
+            children_with_term: HashSet::new(),
             newcomers: HashSet::new(),
-            last_terminated: Vec::new(),
+            last_with_term: Vec::new(),
             has_walked: false,
             kills: 0,
         };
@@ -69,35 +69,35 @@ impl ProcessTree {
     }
 
     pub(super) fn on_started(&mut self, child: Pid) {
-        self.child_group = child.as_raw();
+        self.child_pid = child.as_raw();
         if !self.preexisting.is_empty() {
             self.child = Stat::read(child.as_raw());
         }
     }
 
     /// Notes that the child has got TERM, and needs no second one.
-    pub(super) fn on_terminated(&mut self, child: Pid) {
-        self.terminated.extend(Stat::read(child.as_raw()).map(|stat| stat.process()));
+    pub(super) fn on_term_sent(&mut self, child: Pid) {
+        self.with_term.extend(Stat::read(child.as_raw()).map(|stat| stat.process()));
     }
 
     /// True if so many have got TERM that they may leave us no time to run.
     pub(super) fn is_crowd(&self) -> bool {
-        self.terminated.len() >= CROWD
+        self.with_term.len() >= CROWD
     }
 
     pub(super) fn state(&mut self) -> TreeState {
         // Without WEXITED, waitid(2) fails with ECHILD if only zombies are left: exact, and without /proc.
         let is_empty = || !wait::has_children(libc::WSTOPPED);
         let has_others = self.monitor.is_some() || !self.preexisting.is_empty();
-        if is_empty() || (has_others && self.is_without_members()) { TreeState::Empty } else { TreeState::Alive }
+        if is_empty() || (has_others && self.reap_until_no_member()) { TreeState::Empty } else { TreeState::Alive }
     }
 
-    /// True if no child of ours is a member. Above each member is one of them, which stays until we reap it; so one that has become a zombie
+    /// Reaps zombies until no child of ours is a member; false if one lives. Above each member is one of them, which stays until we reap it; so one that has become a zombie
     /// by now may have left another behind, and its SIGCHLD is on the way.
-    fn is_without_members(&mut self) -> bool {
+    fn reap_until_no_member(&mut self) -> bool {
         for _ in 0..MAX_LOOKS {
             let children = Links::read().our_children().into_iter().filter_map(Stat::read);
-            let is_member = |stat: &Stat| !(stat.pid == self.child_group && stat.is_dead()) && self.includes(stat);
+            let is_member = |stat: &Stat| !(stat.pid == self.child_pid && stat.is_dead()) && self.includes(stat);
             let members: Vec<_> = children.filter(is_member).collect();
             if members.is_empty() || !members.iter().all(Stat::is_dead) {
                 return members.is_empty() && proc::is_of_our_pid_namespace();
@@ -116,12 +116,12 @@ impl ProcessTree {
         if !mem::replace(&mut self.has_walked, true) {
             return self.terminate_all(child);
         }
-        self.last_terminated.clear();
+        self.last_with_term.clear();
         for member in self.new_children().iter().filter(|member| !member.is_dead()) {
-            if self.terminated.insert(member.process()) {
+            if self.with_term.insert(member.process()) {
                 signal_one(member, Signal::SIGTERM);
             }
-            self.terminated_children.insert(member.pid);
+            self.children_with_term.insert(member.pid);
         }
     }
 
@@ -129,10 +129,10 @@ impl ProcessTree {
     fn terminate_all(&mut self, child: Pid) {
         // Whoever kills us meanwhile must not leave a stopped child behind, with the lock.
         let may_stop = Stat::read(child.as_raw()).is_none_or(|child| child.is_dead());
-        let (mut terminated, mut groups, mut alone) = (mem::take(&mut self.terminated), HashSet::new(), Vec::new());
+        let (mut with_term, mut groups, mut alone) = (mem::take(&mut self.with_term), HashSet::new(), Vec::new());
         let members = self.walk(|member| {
-            let is_new = terminated.insert(member.stat.process());
-            let is_crowd = may_stop && terminated.len() > CROWD;
+            let is_new = with_term.insert(member.stat.process());
+            let is_crowd = may_stop && with_term.len() > CROWD;
             if is_crowd {
                 self.stop(member, &mut groups);
             }
@@ -145,32 +145,32 @@ impl ProcessTree {
         });
         continue_groups(groups);
         alone.iter().for_each(|member| signal_one(member, Signal::SIGCONT));
-        self.terminated_children = members.iter().filter(|member| member.parent == us()).map(|member| member.pid).collect();
-        (self.terminated, self.last_terminated) = (terminated, members);
+        self.children_with_term = members.iter().filter(|member| member.parent == us()).map(|member| member.pid).collect();
+        (self.with_term, self.last_with_term) = (with_term, members);
     }
 
     /// Living members as the TERM has found them that went to them just now; or else as they are.
     pub(super) fn leftovers(&self) -> Vec<Stat> {
-        if self.last_terminated.is_empty() { self.members() } else { self.last_terminated.clone() }
+        if self.last_with_term.is_empty() { self.members() } else { self.last_with_term.clone() }
     }
 
     /// Members among our own children, less those that have got TERM: each end of a process asks for them.
     fn new_children(&self) -> Vec<Stat> {
-        let known = &self.terminated_children;
+        let known = &self.children_with_term;
         let pids = Links::read().our_children().into_iter().filter(|pid| !known.contains(pid));
         pids.filter_map(Stat::read).filter(|stat| stat.parent == us() && self.includes(stat)).collect()
     }
 
     /// Sends KILL to the members that have had TERM, and TERM to the others.
-    pub(super) fn kill_terminated(&mut self, child: Pid, group: Group) {
+    pub(super) fn kill_after_term(&mut self, child: Pid, group: Group) {
         if !proc::is_of_our_pid_namespace() {
             return signal_without_proc(Signal::SIGKILL, child, group);
         }
-        let has_had_term = |member: &&Stat| self.terminated.contains(&member.process());
+        let has_had_term = |member: &&Stat| self.with_term.contains(&member.process());
         let is_child = |member: &(i32, u64)| member.0 == child.as_raw();
-        let (members, groups) = self.stop_all(self.terminated.iter().any(is_child).then_some(child));
-        let (terminated, others): (Vec<_>, Vec<_>) = members.iter().partition(has_had_term);
-        terminated.into_iter().for_each(|member| signal_one(member, Signal::SIGKILL));
+        let (members, groups) = self.stop_all(self.with_term.iter().any(is_child).then_some(child));
+        let (with_term, others): (Vec<_>, Vec<_>) = members.iter().partition(has_had_term);
+        with_term.into_iter().for_each(|member| signal_one(member, Signal::SIGKILL));
         for member in &others {
             if self.newcomers.insert(member.process()) {
                 signal_one(member, Signal::SIGTERM);
@@ -230,7 +230,7 @@ impl ProcessTree {
         // Group 0 is one outside of our PID namespace, and would be ours to kill(2); -1 is everybody.
         let is_foreign = || {
             group <= 1
-                || (group != self.child_group && is_of_our_session())
+                || (group != self.child_pid && is_of_our_session())
                 || self.preexisting.iter().any(|stat| stat.group == group)
         };
         if groups.contains(&group) {
@@ -345,14 +345,14 @@ impl ProcessTree {
     }
 
     fn reap_others(&mut self) {
-        let child = self.child_group;
+        let child = self.child_pid;
         let others = Links::read().our_children().into_iter().filter(|pid| *pid != child);
         others.for_each(|pid| self.reap(pid));
     }
 
     fn reap(&mut self, pid: i32) {
         if wait::reap(Pid::from_raw(pid)) {
-            self.terminated_children.remove(&pid);
+            self.children_with_term.remove(&pid);
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::sys::priority::Urgency;
 use crate::sys::signal::{Signal, SignalSource, kill};
 use crate::sys::terminal::TerminalModeGuard;
 use crate::sys::{signal, signal_pipe, terminal, wait};
-use refresh::Sparing;
+use refresh::GuardedRefreshes;
 use requests::Requests;
 
 /// Parts of a supervised run.
@@ -69,7 +69,7 @@ pub(crate) fn supervise(run: Supervision, recorder: &mut RunRecorder, events: &m
     if let (Outcome::HungAfterResult { .. }, Some(result)) = (outcome, &mut last_result) {
         result.is_outdated = false; // what came behind it was cut off by us
     }
-    if requires_result && outcome.exit_code() == 0 && !messages::has_success(last_result.as_ref()) {
+    if requires_result && outcome.exit_code() == 0 && !messages::check_success(last_result.as_ref()) {
         outcome = Outcome::NoResult;
     }
     if lost_output && outcome.exit_code() == 0 {
@@ -93,7 +93,7 @@ struct Supervisor<'a> {
     storage: Option<ClaudeStorage>,
     /// Since before the start.
     cut_watch: Option<CutWatch>,
-    sparing: Sparing,
+    guarded: GuardedRefreshes,
     has_warned_of_locks: bool,
     watched_files: Vec<PathBuf>,
     requests: Requests,
@@ -103,7 +103,7 @@ struct Supervisor<'a> {
     /// The child, in our group, is stopped until that is in the foreground. Nobody tells us when it is.
     waits_for_terminal: bool,
     /// True if it was reported that the child wants the terminal, as it may again and again.
-    has_said_so: bool,
+    has_warned_of_terminal: bool,
     /// All output is written, or our reader is gone.
     output_done: bool,
     /// While there are many descendants to be ended, or any to be killed.
@@ -118,7 +118,7 @@ impl<'a> Supervisor<'a> {
             warn!(%error, "cannot become a subreaper: descendants that leave their parents will not be found");
         }
         let modes = (config.group == Group::Shared).then(TerminalModeGuard::of_stdin);
-        let (cut_watch, sparing) = (storage.as_ref().map(CutWatch::begin), Sparing::begin());
+        let (cut_watch, guarded) = (storage.as_ref().map(CutWatch::begin), GuardedRefreshes::begin());
         let mut tree = ProcessTree::before_start(recorder.run(), lock.as_ref().and_then(LockGuard::monitor));
         let spawn = || -> Result<_> {
             let relay = output.start(events.sender()).context("cannot capture the child's output")?;
@@ -152,14 +152,14 @@ impl<'a> Supervisor<'a> {
             lock,
             storage,
             cut_watch,
-            sparing,
+            guarded,
             has_warned_of_locks: false,
             watched_files: Vec::new(),
             requests: Requests::default(),
             relay,
             modes,
             waits_for_terminal: false,
-            has_said_so: false,
+            has_warned_of_terminal: false,
             output_done: false,
             urgency: None,
         };
@@ -305,7 +305,7 @@ impl<'a> Supervisor<'a> {
         messages::log_change(&change);
         let wants_terminal = matches!(change, Input::Stopped(Signal::SIGTTIN | Signal::SIGTTOU));
         self.waits_for_terminal = wants_terminal && self.policy.config.group == Group::Shared;
-        if wants_terminal && !mem::replace(&mut self.has_said_so, true) {
+        if wants_terminal && !mem::replace(&mut self.has_warned_of_terminal, true) {
             let in_group = self.waits_for_terminal;
             let todo =
                 if in_group { "bring it to the foreground, or use --stdin null" } else { "its stdin has to be that terminal" };
@@ -340,7 +340,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn act(&mut self, action: Action) {
-        if matches!(action, Action::SignalTree(_) | Action::KillTerminated) {
+        if matches!(action, Action::SignalTree(_) | Action::KillAfterTerm) {
             self.urgency.get_or_insert_with(Urgency::new);
         }
         match action {
@@ -357,7 +357,7 @@ impl<'a> Supervisor<'a> {
                     _ => kill(self.child, signal),
                 };
                 match sent {
-                    Ok(()) if signal == Signal::SIGTERM => self.tree.on_terminated(self.child),
+                    Ok(()) if signal == Signal::SIGTERM => self.tree.on_term_sent(self.child),
                     Ok(()) => {}
                     Err(error) => warn!(pid, %signal, %error, "cannot signal the child"),
                 }
@@ -368,8 +368,8 @@ impl<'a> Supervisor<'a> {
                 // What cleans up within its kill grace may go first.
                 self.urgency.take_if(|_| !self.tree.is_crowd());
             }
-            Action::KillTerminated => self.tree.kill_terminated(self.child, self.policy.config.group),
-            Action::CheckRefresh => self.check_refresh(),
+            Action::KillAfterTerm => self.tree.kill_after_term(self.child, self.policy.config.group),
+            Action::CheckRefreshLocks => self.check_refresh_locks(),
             Action::GiveUpRefresh => self.give_up_refresh(),
             Action::Stop(source) => signal::stop_for_job_control(source),
             Action::Report => {

@@ -21,7 +21,7 @@ pub(crate) use super::signal_table::kill;
 use super::signal_table::{FAILED_WRITES, TERMINAL_STOPS};
 pub use super::signal_table::{FORWARDED, REQUESTS, SigSet, Signal, SignalSource, is_termination_request, requests_end};
 
-/// Time within which a second termination request is taken for the first: timeout(1) signals its child, and then the child's group.
+/// Time within which a second TERM is taken for the first: whoever signals a process and then its group means one.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 
 /// Dispositions at our own start, which the child gets, of those signals whose disposition we change.

@@ -225,7 +225,7 @@ fn lost_lock_waits_for_a_refresh_under_way() {
     let agent = env.agent(&stand_in, "exclusive", &["--lock-helper", helper], "signals; refresh legacy locked");
     while agent.line() != "locked" {}
     fs::write(env.path("lose"), "").expect("a file");
-    while !agent.message().contains("claude may be refreshing its token: holding signals back") {}
+    while !agent.message().contains("claude may be refreshing its token: deferring signals") {}
     fs::remove_dir(env.home().join(".claude.lock")).expect("a lock"); // the refresh is over
     agent.expect_line("signal TERM");
     agent.signal(Signal::SIGTERM);

@@ -139,7 +139,7 @@ fn lock_is_ignored_if_no_refresh_is_due() {
     token.env("CLAUDE_CODE_OAUTH_TOKEN", "t").args(["--lock", "exclusive", "true"]).assert().code(0).stderr("");
 }
 
-const DEFERRAL: &str = "claude may be refreshing its token: holding signals back, at most 15s";
+const DEFERRAL: &str = "claude may be refreshing its token: deferring signals, at most 15s";
 
 /// Waits for that message.
 pub(crate) fn expect_deferral(run: &Running) {

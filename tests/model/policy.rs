@@ -204,7 +204,7 @@ impl World {
             Action::SignalChild(signal) | Action::SignalTree(signal) => {
                 matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGKILL)
             }
-            action => action == Action::KillTerminated,
+            action => action == Action::KillAfterTerm,
         };
         let patient = self.deferred_since.is_some_and(|since| self.now >= since + MAX_DEFERRAL)
             && self.thawed_at.is_none_or(|at| self.now >= at + SPAN);
@@ -229,7 +229,7 @@ impl World {
                 self.ensure(is_over, "a newcomer gets TERM, and a second to follow it");
                 self.kill_tree(true);
             }
-            Action::KillTerminated => {
+            Action::KillAfterTerm => {
                 if self.newcomer == Newcomer::WithoutTerm {
                     self.newcomer = Newcomer::TermAt(self.now);
                 }
@@ -248,7 +248,7 @@ impl World {
             Action::Log(Notice::LimitExpired(Outcome::HungAfterResult { .. })) => {
                 self.ensure(!self.is_in_turn, "a turn that works is no claude that hangs");
             }
-            Action::CheckRefresh => {
+            Action::CheckRefreshLocks => {
                 self.happens(Input::Refresh(self.refresh()));
             }
             Action::GiveUpRefresh => self.is_given_up = true,

@@ -7,11 +7,11 @@ use super::*;
 /// does not follow its TERM before its own child has ended.
 const MAX_REST_DELAY: Duration = Duration::from_millis(2500);
 
-/// Kill grace of those that get TERM only when somebody cannot wait any longer.
+/// Longest kill grace where somebody cannot wait any longer.
 const SHORT_GRACE: Duration = Duration::from_secs(1);
 
 /// How long those that have got KILL may take to end, at least: state D, a frozen cgroup or another user can keep them.
-const MIN_PATIENCE: Duration = Duration::from_secs(5);
+const MIN_GIVE_UP: Duration = Duration::from_secs(5);
 
 /// Period of the KILL: a process may be forked while the tree is walked.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
@@ -110,8 +110,8 @@ impl Policy {
     fn escalate(&mut self, reason: Notice, now: Instant) -> Vec<Action> {
         let mut actions = if self.rest_has_term {
             self.phase = Phase::Killing;
-            self.restart_patience(now);
-            vec![self.kill()]
+            self.restart_give_up_deadline(now);
+            vec![self.kill_action()]
         } else {
             self.is_hurried = true;
             let actions = self.terminate_rest();
@@ -128,19 +128,19 @@ impl Policy {
             self.give_up_at = self.give_up_at.max(after(now, Some(SHORT_GRACE))); // a TERM may have cut it short
         }
         self.kill_at = after(now, Some(KILL_AGAIN));
-        vec![self.kill()]
+        vec![self.kill_action()]
     }
 
-    pub(super) fn restart_patience(&mut self, now: Instant) {
+    pub(super) fn restart_give_up_deadline(&mut self, now: Instant) {
         let again = if self.phase == Phase::Killing { self.short_grace() } else { KILL_AGAIN };
         self.kill_at = after(now, Some(again));
-        self.give_up_at = after(now, self.config.kill_grace.max(Some(MIN_PATIENCE)));
+        self.give_up_at = after(now, self.config.kill_grace.max(Some(MIN_GIVE_UP)));
     }
 
-    fn kill(&self) -> Action {
+    fn kill_action(&self) -> Action {
         match self.config.leftovers {
             Leftovers::Keep => Action::SignalChild(Signal::SIGKILL),
-            Leftovers::Kill if self.phase == Phase::Killing => Action::KillTerminated,
+            Leftovers::Kill if self.phase == Phase::Killing => Action::KillAfterTerm,
             Leftovers::Kill => Action::SignalTree(Signal::SIGKILL),
         }
     }
@@ -158,7 +158,7 @@ impl Policy {
             return if tree == TreeState::Empty { Vec::new() } else { vec![notice] };
         }
         if matches!(self.phase, Phase::Killing | Phase::Killed) {
-            return vec![self.kill()];
+            return vec![self.kill_action()];
         }
         (self.phase, self.rest_has_term, self.rest_term_at) = (Phase::Terminating, true, None);
         if !self.is_hurried {
@@ -173,7 +173,7 @@ impl Policy {
             _ if tree == TreeState::Empty => self.phase = Phase::Finished,
             // A process that was forked during the last walk is an orphan by now, and gets its signal by this one.
             Phase::Terminating => return vec![Action::SignalTree(Signal::SIGTERM)],
-            Phase::Killing | Phase::Killed => return vec![self.kill()],
+            Phase::Killing | Phase::Killed => return vec![self.kill_action()],
             Phase::Running | Phase::Finished => {}
         }
         Vec::new()

@@ -64,7 +64,7 @@ impl Policy {
         match action {
             Action::SignalChild(Signal::SIGUSR2) => !self.handles_usr2,
             Action::SignalChild(signal) | Action::SignalTree(signal) => requests_end(signal) || signal == Signal::SIGKILL,
-            action => action == Action::KillTerminated,
+            action => action == Action::KillAfterTerm,
         }
     }
 
@@ -75,7 +75,7 @@ impl Policy {
         if !(is_for_tree(*action) && self.deferred.contains(action)) {
             self.deferred.push(*action);
         }
-        *action = Action::CheckRefresh;
+        *action = Action::CheckRefreshLocks;
         is_first
     }
 
@@ -103,9 +103,9 @@ impl Policy {
         } else {
             // Another may have begun meanwhile, and has its own time, once.
             self.span = None;
-            return vec![Action::GiveUpRefresh, Action::CheckRefresh];
+            return vec![Action::GiveUpRefresh, Action::CheckRefreshLocks];
         };
-        vec![Action::CheckRefresh] // nothing tells us of an owner that is killed, or stopped
+        vec![Action::CheckRefreshLocks] // nothing tells us of an owner that is killed, or stopped
     }
 
     fn end_deferral(&mut self, now: Instant) -> Vec<Action> {
@@ -118,14 +118,14 @@ impl Policy {
     fn restart_grace(&mut self, now: Instant) {
         match self.phase {
             Phase::Terminating => self.restart_kill_grace(now),
-            Phase::Killing | Phase::Killed => self.restart_patience(now),
+            Phase::Killing | Phase::Killed => self.restart_give_up_deadline(now),
             _ => {}
         }
     }
 }
 
 fn is_for_tree(action: Action) -> bool {
-    matches!(action, Action::SignalTree(_) | Action::KillTerminated)
+    matches!(action, Action::SignalTree(_) | Action::KillAfterTerm)
 }
 
 #[cfg(test)]
@@ -176,7 +176,7 @@ mod tests {
             actions.reverse();
             while let Some(action) = actions.pop() {
                 match action {
-                    Action::CheckRefresh => {
+                    Action::CheckRefreshLocks => {
                         let found = self.refresh.filter(|refresh| Some(*refresh) != self.given_up);
                         self.deferred_for = self.deferred_for.filter(|_| found.is_some()).or(found);
                         actions.extend(self.policy.on(Input::Refresh(found.is_some()), now).into_iter().rev());
@@ -209,7 +209,7 @@ mod tests {
     const TERM: Action = Action::SignalChild(Signal::SIGTERM);
     const TERM_TREE: Action = Action::SignalTree(Signal::SIGTERM);
     const REST: [Action; 2] = [TERM_TREE, Action::Log(Notice::ChildStays)];
-    const KILL_TREE: Action = Action::KillTerminated;
+    const KILL_TREE: Action = Action::KillAfterTerm;
     const DEFERRED: Action = Action::Log(Notice::SignalDeferred);
 
     #[test]

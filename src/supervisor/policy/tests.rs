@@ -62,7 +62,7 @@ fn hard_limit_is_term_then_kill_to_the_tree() {
     assert_eq!(case.at(63, Input::Clock), [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::ChildStays)]);
     assert_eq!(case.deadline(), Some(65));
     assert_eq!(case.at(64, Input::Clock), []);
-    assert_eq!(case.at(65, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
+    assert_eq!(case.at(65, Input::Clock), [Action::KillAfterTerm, Action::Log(Notice::KillGraceExpired)]);
     assert_eq!(case.deadline(), Some(66));
     case.at(66, Input::Ended(Outcome::Killed(9), TreeState::Empty));
     assert_eq!(case.policy.result(), Some(Outcome::HardLimit));
@@ -77,7 +77,7 @@ fn lost_lock_is_an_expired_limit() {
     );
     assert_eq!(case.at(8, Input::LockLost), [], "once");
     case.at(10, Input::Clock);
-    assert_eq!(case.at(12, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
+    assert_eq!(case.at(12, Input::Clock), [Action::KillAfterTerm, Action::Log(Notice::KillGraceExpired)]);
     case.at(13, Input::Ended(Outcome::Killed(9), TreeState::Empty));
     assert_eq!(case.policy.result(), Some(Outcome::LockLost));
 }
@@ -223,8 +223,8 @@ fn leftovers_get_term_then_kill() {
     );
     assert_eq!((case.policy.result(), case.deadline()), (None, Some(15)));
     assert_eq!(case.at(11, Input::TreeChanged(TreeState::Alive)), [Action::SignalTree(Signal::SIGTERM)]);
-    assert_eq!(case.at(15, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
-    assert_eq!(case.at(15, Input::TreeChanged(TreeState::Alive)), [Action::KillTerminated], "newcomers have a second");
+    assert_eq!(case.at(15, Input::Clock), [Action::KillAfterTerm, Action::Log(Notice::KillGraceExpired)]);
+    assert_eq!(case.at(15, Input::TreeChanged(TreeState::Alive)), [Action::KillAfterTerm], "newcomers have a second");
     assert_eq!(case.at(15, Input::Clock), []);
     assert_eq!(case.policy.result(), None);
     for second in 16..19 {
@@ -293,7 +293,7 @@ fn leftovers_that_kill_does_not_end_are_given_up() {
 
 #[test]
 fn what_a_killed_child_leaves_gets_kill() {
-    for (seconds, kill) in [(3, Action::KillTerminated), (4, Action::SignalTree(Signal::SIGKILL))] {
+    for (seconds, kill) in [(3, Action::KillAfterTerm), (4, Action::SignalTree(Signal::SIGKILL))] {
         let mut case = case(|_| {});
         case.term(1);
         case.term(2);
@@ -338,13 +338,13 @@ fn late_kill_is_told_when_it_is_sent() {
     case.term(1);
     let late = case.at(50, Input::Clock);
     assert_eq!(late, [Action::SignalTree(Signal::SIGTERM), Action::Log(Notice::ChildStays)]);
-    assert_eq!(case.at(51, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
+    assert_eq!(case.at(51, Input::Clock), [Action::KillAfterTerm, Action::Log(Notice::KillGraceExpired)]);
 }
 
 #[test]
 fn nobody_gets_kill_without_a_term_before_it() {
     let term_to_all = Action::SignalTree(Signal::SIGTERM);
-    let kill = [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)];
+    let kill = [Action::KillAfterTerm, Action::Log(Notice::KillGraceExpired)];
     let mut second = case(|_| {});
     second.term(1);
     assert_eq!(second.term(2)[1..], [term_to_all, Action::Log(Notice::SecondTerm)]);
@@ -540,8 +540,8 @@ fn term_after_the_child_s_end_leaves_a_second() {
         }
         assert_eq!((case.term(2), case.deadline()), (vec![], Some(3)));
         let mut patient = Case { policy: case.policy.clone(), start: case.start };
-        assert_eq!(patient.at(3, Input::Clock), [Action::KillTerminated, Action::Log(Notice::KillGraceExpired)]);
-        assert_eq!(case.term(2), [Action::KillTerminated, Action::Log(Notice::SecondTerm)]);
+        assert_eq!(patient.at(3, Input::Clock), [Action::KillAfterTerm, Action::Log(Notice::KillGraceExpired)]);
+        assert_eq!(case.term(2), [Action::KillAfterTerm, Action::Log(Notice::SecondTerm)]);
         assert_eq!(case.at(2, Input::Signal(Signal::SIGINT, PROCESS)), [], "its pid is that of a zombie");
         assert_eq!(case.term(2), [], "newcomers have their second");
         assert_eq!(case.at(3, Input::Clock), [Action::SignalTree(Signal::SIGKILL)]);

@@ -57,7 +57,7 @@ pub enum Input {
     Ended(Outcome, TreeState),
     /// A SIGCHLD after the child's end.
     TreeChanged(TreeState),
-    /// Answer to [`Action::CheckRefresh`], or a change of the refresh locks: may a refresh be in progress in the tree that was not
+    /// Answer to [`Action::CheckRefreshLocks`], or a change of the refresh locks: may a refresh be in progress in the tree that was not
     /// [given up](Action::GiveUpRefresh)?
     Refresh(bool),
     /// Nobody can write to our stdin any more.
@@ -74,12 +74,12 @@ pub enum Action {
     /// Signal the whole tree. No process gets a second TERM.
     SignalTree(Signal),
     /// Send KILL to those of the tree that have had TERM, and TERM to the others.
-    KillTerminated,
+    KillAfterTerm,
     /// Look at claude's refresh locks, and come back with [`Input::Refresh`].
-    CheckRefresh,
+    CheckRefreshLocks,
     /// The refresh that signals were deferred for has had its time: it defers no others.
     GiveUpRefresh,
-    /// Stop this process, as a SIGTSTP from there would: for the kernel's, if a job-control shell can continue it.
+    /// Stop this process, as a SIGTSTP from there would: for that of a key, only if a job-control shell can continue it.
     Stop(SignalSource),
     Report,
     Log(Notice),

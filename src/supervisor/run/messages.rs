@@ -88,10 +88,10 @@ impl Supervisor<'_> {
             Notice::GivenUp => {
                 let show = |stat: &Stat| format!("{} {} (state {})", stat.name(), stat.pid, char::from(stat.state));
                 let who = some_of(self.tree.members().iter().map(show).collect());
-                warn!(pid, "KILL does not end what the child left behind: {who}; it stays, and the lock is released");
+                warn!(pid, "KILL does not end what is left of the run: {who}; it stays, and claude-run goes on without it");
             }
             Notice::SignalDeferred => {
-                warn!(name: "refresh.spared", pid, "claude may be refreshing its token: holding signals back, at most {deferral}");
+                warn!(name: "refresh.spared", pid, "claude may be refreshing its token: deferring signals, at most {deferral}");
             }
         }
     }
@@ -140,8 +140,8 @@ fn some_of(mut names: Vec<String>) -> String {
     }
 }
 
-/// True if claude's last result frame says so; else it logs why not.
-pub(super) fn has_success(last_result: Option<&LastResult>) -> bool {
+/// True if claude's last result frame tells of success; else logs why not.
+pub(super) fn check_success(last_result: Option<&LastResult>) -> bool {
     match last_result {
         Some(result) if result.is_success() => return true,
         None => error!("the child exited with 0, but printed no result frame"),

@@ -27,7 +27,7 @@ impl Supervisor<'_> {
     pub(super) fn files_to_watch(&self) -> Vec<PathBuf> {
         let mut files = self.awaited_refresh().map_or(Vec::new(), AwaitedRefresh::files);
         if self.policy.is_deferring() {
-            files.extend(self.sparing.seen.iter().cloned());
+            files.extend(self.guarded.seen.iter().cloned());
         }
         files
     }
@@ -35,14 +35,14 @@ impl Supervisor<'_> {
     pub(super) fn on_files_changed(&mut self) {
         self.check_awaited_refresh();
         if self.policy.is_deferring() {
-            self.check_refresh();
+            self.check_refresh_locks();
         }
     }
 
     /// Reports a refresh in whose midst the child has ended. It was the child's by its pid, or by the lock, beside which there was no other.
     pub(super) fn report_cut_refresh(&mut self) {
         // What has not answered before may not do so now.
-        let storage = self.storage.as_ref().filter(|_| !is_any_out_of_reach(&self.sparing.given_up));
+        let storage = self.storage.as_ref().filter(|_| !is_any_out_of_reach(&self.guarded.given_up));
         let cut = self.cut_watch.as_ref().zip(storage).and_then(|(watch, storage)| watch.end(storage));
         let is_ours = |pid| pid == self.child.as_raw() || self.lock.as_ref().is_some_and(LockGuard::is_held);
         if let Some(CutRefresh { pid, .. }) = cut.filter(|cut| is_ours(cut.pid)) {
@@ -77,10 +77,10 @@ impl Supervisor<'_> {
     }
 
     /// A look at the refresh locks, whose answer goes to the policy.
-    pub(super) fn check_refresh(&mut self) {
-        let locks = self.spared_refreshes();
+    pub(super) fn check_refresh_locks(&mut self) {
+        let locks = self.guarded_refreshes();
         let is_in_progress = !locks.is_empty();
-        self.sparing.on_look(locks);
+        self.guarded.on_look(locks);
         // A signal that starts no kill grace, as INT, or one that our caller ignores, wakes nobody.
         if is_in_progress && self.policy.is_ending() {
             let is_reached = |stat: &Stat| stat.pid == self.child.as_raw() || self.policy.config.leftovers == Leftovers::Kill;
@@ -92,9 +92,9 @@ impl Supervisor<'_> {
     pub(super) fn give_up_refresh(&mut self) {
         let pid = self.child.as_raw();
         let what =
-            if is_any_out_of_reach(&self.sparing.deferred_for) { "locks are still out of reach" } else { "lock is still held" };
+            if is_any_out_of_reach(&self.guarded.deferred_for) { "locks are still out of reach" } else { "lock is still held" };
         warn!(name: "refresh.spared", pid, "claude's refresh {what} after {}: going on", show(MAX_DEFERRAL));
-        self.sparing.give_up();
+        self.guarded.give_up();
     }
 
     /// Waits until no refresh is in progress that is to be spared, before a KILL without a policy.
@@ -104,7 +104,7 @@ impl Supervisor<'_> {
         self.tree.continue_stopped(|_| true);
         // Not by the clock, which goes on if we are frozen.
         for _ in 0..MAX_DEFERRAL.as_millis() / PAUSE.as_millis() {
-            if self.spared_refreshes().is_empty() {
+            if self.guarded_refreshes().is_empty() {
                 return;
             }
             thread::sleep(PAUSE);
@@ -113,14 +113,14 @@ impl Supervisor<'_> {
 
     /// Locks of refreshes that are to be spared. One may be in progress if somebody of the tree may hold a lock: its owner, if that is known,
     /// is not outside of the tree.
-    fn spared_refreshes(&self) -> Vec<RefreshLock> {
+    fn guarded_refreshes(&self) -> Vec<RefreshLock> {
         let Some(storage) = self.storage.clone() else { return Vec::new() };
         // A look at the whole tree, for which there is no time beside a fork bomb.
         let names = LazyCell::new(|| self.tree.names());
         let may_be_ours = |owner: &Owner| names.as_ref().is_none_or(|names| owner.may_be_among(names));
         let unseen = RefreshLock::out_of_reach(&storage);
         let locks = bounded::within("refresh locks", move || RefreshLock::all(&storage)).unwrap_or_else(|| vec![unseen]);
-        let held = locks.into_iter().filter(|lock| self.sparing.concerns(lock));
+        let held = locks.into_iter().filter(|lock| self.guarded.concerns(lock));
         held.filter(|lock| lock.owner.as_ref().is_none_or(may_be_ours)).collect()
     }
 }
@@ -131,7 +131,7 @@ fn is_any_out_of_reach(locks: &[RefreshLock]) -> bool {
 
 /// The refresh locks that signals are deferred for. Each is known by itself: another agent's, which hangs, says nothing about ours.
 #[derive(Debug)]
-pub(super) struct Sparing {
+pub(super) struct GuardedRefreshes {
     /// Time from which on the child may have taken locks, by the clock that may be set, and by the one that may not.
     start: (SystemTime, Instant),
     /// Those that the deferral has begun for.
@@ -142,7 +142,7 @@ pub(super) struct Sparing {
     seen: Vec<PathBuf>,
 }
 
-impl Sparing {
+impl GuardedRefreshes {
     /// For a child that is about to be started.
     pub(super) fn begin() -> Self {
         Self { start: (SystemTime::now(), Instant::now()), deferred_for: Vec::new(), given_up: Vec::new(), seen: Vec::new() }
@@ -176,25 +176,25 @@ mod tests {
     #[test]
     fn lock_that_was_given_up_says_nothing_about_another() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;
-        let (storage, mut sparing) = (ClaudeStorage::at(&dir.path().join("config")), Sparing::begin());
+        let (storage, mut guarded) = (ClaudeStorage::at(&dir.path().join("config")), GuardedRefreshes::begin());
         fs::create_dir_all(&storage.dir)?;
         let [hung, ours] = ["mcp-refresh-a.lock.lock", ".oauth_refresh.lock"].map(|name| storage.dir.join(name));
-        let concerning = |sparing: &Sparing| -> Vec<_> {
-            RefreshLock::all(&storage).into_iter().filter(|lock| sparing.concerns(lock)).collect()
+        let concerning = |guarded: &GuardedRefreshes| -> Vec<_> {
+            RefreshLock::all(&storage).into_iter().filter(|lock| guarded.concerns(lock)).collect()
         };
         fs::create_dir(&hung)?;
-        sparing.on_look(concerning(&sparing));
+        guarded.on_look(concerning(&guarded));
         fs::create_dir(&ours)?;
-        sparing.on_look(concerning(&sparing));
-        sparing.give_up();
-        assert_eq!(concerning(&sparing).into_iter().map(|lock| lock.path).collect::<Vec<_>>(), [&*ours]);
+        guarded.on_look(concerning(&guarded));
+        guarded.give_up();
+        assert_eq!(concerning(&guarded).into_iter().map(|lock| lock.path).collect::<Vec<_>>(), [&*ours]);
         std::thread::sleep(Duration::from_millis(20)); // the grain of a file system's clock
         fs::remove_dir(&hung)?;
         fs::create_dir(&hung)?;
-        assert_eq!(concerning(&sparing).len(), 2, "somebody else's");
-        sparing.on_look(Vec::new());
-        sparing.give_up();
-        assert_eq!(concerning(&sparing).len(), 2, "nobody was deferred for");
+        assert_eq!(concerning(&guarded).len(), 2, "somebody else's");
+        guarded.on_look(Vec::new());
+        guarded.give_up();
+        assert_eq!(concerning(&guarded).len(), 2, "nobody was deferred for");
         Ok(())
     }
 }
