@@ -214,6 +214,14 @@ fn operation_in(words: &[OsString]) -> Option<&str> {
     words[at].to_str()
 }
 
+/// The first operation that has the option `word`.
+fn operation_with(word: &str) -> Option<String> {
+    let operations = Operation::augment_subcommands(Command::new("operations"));
+    let name = word.strip_prefix("--")?;
+    let has = |operation: &&Command| operation.get_arguments().any(|option| option.get_long() == Some(name));
+    operations.get_subcommands().find(has).map(|operation| operation.get_name().to_owned())
+}
+
 /// Options of flock(1), timeout(1) and tini(1) that are none of ours.
 const PEERS: &str = "-n -x -e -s -u -o -F -f -g -c -l -r --nb --nonblock --exclusive --shared --unlock --close --no-fork --command --fcntl --foreground --preserve-status --signal --rewrite --single-child";
 
@@ -238,8 +246,14 @@ fn refusal(error: &clap::Error, operation: Option<&str>) -> String {
         },
     };
     match (operation, unknown) {
+        (Some("redact"), Some(file)) if !file.starts_with('-') => {
+            format!("redact: {mistake}; it reads stdin: `claude-run redact <{file}`")
+        }
         (Some(operation), _) => format!("{operation}: {mistake} (see `claude-run {operation} --help`)"),
         (None, Some(word)) => {
+            if let Some(operation) = operation_with(word) {
+                return format!("{mistake}; it is one of {operation} and its like: `claude-run {operation} {word}`");
+            }
             let is_of_peers = PEERS.split(' ').any(|name| name == word);
             let hint = if is_of_peers { "; for flock's, timeout's, tini's: `claude-run help coming-from`" } else { "" };
             format!("{mistake} (put claude's arguments after `--`: `claude-run -- {word} ...`{hint})")

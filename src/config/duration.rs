@@ -53,7 +53,7 @@ impl DurationSetting {
         let is_zero = !mantissa.contains(|c| matches!(c, '1'..='9'));
         let span = match number.parse::<f64>() {
             Ok(_) if in_digits && number.starts_with('-') && !is_zero => {
-                bail!("{text:?} is a negative duration; 0 switches a limit off")
+                bail!("{text:?} is a negative duration; write 0 or more")
             }
             Ok(number) if in_digits => Duration::try_from_secs_f64(number.abs() * unit).unwrap_or(Duration::MAX),
             // To humantime, 10M is ten months.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use toml_edit::{Document, DocumentMut, Item, TomlError, Value};
 
-use super::options::{OPTIONS, OptionSpec};
+use super::options::{OPTIONS, OptionSpec, VERBOSITY};
 use super::trust::{POWERFUL, ensure_only_ours};
 use super::values::nearest;
 use crate::redact;
@@ -198,6 +198,7 @@ fn option_of(key: &str) -> Result<Option<&'static OptionSpec>> {
             bail!("{key} is not for a whole factory; use --{key} or {}", option.variable)
         }
         None if LISTS.contains(&key) => Ok(None),
+        None if key == VERBOSITY.name => bail!("{key} is not for a whole factory; use -v, -q or {}", VERBOSITY.variable),
         Some(option) => Ok(Some(option)),
         None => match nearest(key, shared(), 0.7) {
             Some(similar) => bail!("unknown key {key:?}; did you mean {similar:?}?"),

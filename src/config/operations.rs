@@ -47,7 +47,7 @@ pub enum Operation {
         /// As JSON
         #[arg(long)]
         json: bool,
-        /// Again each second, until Ctrl-C
+        /// Again each second, until q or Ctrl-C
         #[arg(long, short)]
         watch: bool,
     },

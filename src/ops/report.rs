@@ -27,6 +27,7 @@ pub(super) enum Form {
 
 pub(super) fn show(context: &Context, since: Option<SystemTime>, form: Form, out: &mut impl Write) -> Result<Outcome> {
     let records = RecordStore::of(&context.config_dir()?);
+    let _ = records.census(); // it writes the lines of runs that were killed; without it, theirs are missing
     let mut report = Report::new(since, SystemTime::now());
     let read = records.read_history(|run| report.add(run));
     match read {

@@ -43,6 +43,8 @@ fn usage_errors_are_125_and_name_the_word() {
     for (words, part) in [
         (&["--bad", "x"][..], "--bad"),
         (&["-p", "hi"], "there is no option -p (put claude's arguments after `--`: `claude-run -- -p ...`)"),
+        (&["--json", "status"], "there is no option --json; it is one of status and its like: `claude-run status --json`"),
+        (&["redact", "a.log"], "redact: \"a.log\" is one word too many; it reads stdin: `claude-run redact <a.log`"),
         (&["--wiat", "1", "x"], "there is no option --wiat; did you mean --wait?"),
         (
             &["--foreground", "x"],
