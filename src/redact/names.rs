@@ -288,7 +288,7 @@ pub(super) fn is_secret(name: &[u8]) -> bool {
         let three = three.map(|byte| byte.to_ascii_lowercase());
         matches!(&three, b"tok" | b"sec" | b"pas" | b"cre" | b"key" | b"jwt" | b"pwd" | b"pat")
     };
-    if name.len() > 3 * LONGEST || !name.windows(3).filter_map(<[u8]>::first_chunk).any(begins) {
+    if name.len() > 2 * LONGEST || !name.windows(3).filter_map(<[u8]>::first_chunk).any(begins) {
         return false;
     }
     let lower = name.to_ascii_lowercase();
