@@ -2,7 +2,7 @@
 //! it, and waits for it no longer than this.
 
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,22 +17,30 @@ static STUCK: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
 /// What `work` gives; `None` if that takes long, or if what was of this `name` before is not at its end yet. Where no thread can be
 /// started, the work is done all the same.
 pub(crate) fn within<T: Send + 'static>(name: &'static str, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let mut stuck = STUCK.lock().unwrap_or_else(PoisonError::into_inner);
-    stuck.retain(|thread| !thread.is_finished());
-    if stuck.iter().any(|thread| thread.thread().name() == Some(name)) {
+    if is_stuck(name) {
         return None;
     }
     let (sender, result) = mpsc::sync_channel(1);
     let work = Arc::new(Mutex::new(Some(work)));
-    let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let take = |work: &Mutex<Option<_>>| locked(work).take();
     let of_thread = Arc::clone(&work);
     let send = move || drop(take(&of_thread).map(|work| sender.send(work())));
     let Ok(thread) = spawn_with_signals_blocked(name, 256 * 1024, send) else { return take(&work).map(|work| work()) };
     let result = result.recv_timeout(PATIENCE).ok();
     if result.is_none() {
-        stuck.push(thread);
+        locked(&STUCK).push(thread);
     }
     result
+}
+
+fn is_stuck(name: &str) -> bool {
+    let mut stuck = locked(&STUCK);
+    stuck.retain(|thread| !thread.is_finished());
+    stuck.iter().any(|thread| thread.thread().name() == Some(name))
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -41,7 +49,7 @@ mod tests {
 
     #[test]
     fn work_that_hangs_is_not_waited_for_twice() {
-        assert_eq!(within("quick", || 7), Some(7));
+        assert_eq!(within("outer", || within("inner", || 7)), Some(Some(7)));
         let (sender, stop) = mpsc::channel::<()>();
         assert_eq!(within("slow", move || stop.recv().is_ok()), None);
         assert_eq!((within("slow", || true), within("quick", || 8)), (None, Some(8)));
