@@ -74,7 +74,7 @@
 //! | `ops` | prints what operators ask for: `status`, `mode`, `slots`, `settings`, `report`, `doctor`, `setup`, `events`, `redact`, man page, completions |
 //! | `supervisor` | owns the child: `run` (the loop), `policy` (the decisions), `spawn`, `process_tree`, `output/` (`capture`, `relay`, `sink`, `spool`, `line_logger`) |
 //! | `lock` | acquires and releases: `file` (the flock), `holder` and `claims` (who holds it), `refresh_due`, `helper`, `wait` (the one wait), `guard`, `acquire` (the story), `slots` |
-//! | `records` | keeps a record of each live run and a history of the others: `run_record`, `store`, `recorder`, `history` |
+//! | `records` | keeps a record of each live run and a history of the others: `run_record`, `store`, `spare` (its files), `recorder`, `history`; `census` sweeps, and finds what killed runs have left |
 //! | `events` | queues signals, frames, ends of threads and changes of files |
 //! | `claude` | knows Claude Code: config dir, storage, settings, program, version, frames, authentication, credentials, refresh locks, telemetry, daemon |
 //! | `logging` | writes to stderr and to the log, and nobody else does: `messages`, `format`, `log_file`, `live_line` |
@@ -97,12 +97,12 @@
 //! | what counts as a result frame, or as an open background task | `claude/frames.rs`, `FrameReader::on_frame` |
 //! | what counts as success with `--require-result` | `claude/frames.rs`, `LastResult::is_success` |
 //! | the text a waiter sees | the sentences: `lock/wait.rs`, of claude's refresh locks: `lock/acquire.rs`; the name of the holder: `lock/holder.rs` and `records/run_record.rs`, `who`; the line on a terminal: `logging/live_line.rs` |
-//! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one row; a new type of value: `config/values.rs` |
+//! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one row, and its row in the guide, `options.md`, for which a test asks; a new type of value: `config/values.rs`; in the short help: `SHORT_OPTIONS` of `config/help.rs` |
 //! | an operation | `config/operations.rs` for its words, `ops/` for what it does |
 //! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `policy_config`; the hard limit: `config/settings.rs`, `HARD_LIMIT` |
 //! | what is masked: a format, or a name before a value | a row of `redact/rules/tokens.rs` or `redact/rules/contexts.rs`, and its examples in `redact/tests/examples.rs`; which names: `redact/names.rs` |
 //! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::decide`; from TERM to KILL: `supervisor/policy/escalation.rs` |
-//! | how long a refresh of claude's is spared our signals | `supervisor/policy/refresh_guard.rs`, `MAX_DEFERRAL` |
+//! | how long signals are deferred for a refresh of claude's | `supervisor/policy/refresh_guard.rs`, `MAX_DEFERRAL` |
 //! | how long a start waits for claude's refresh locks | `lock/acquire.rs`, `MAX_REFRESH_LOCK_WAIT` |
 //! | when a refresh lock of claude's counts as stale | `claude/refresh_locks.rs`, `STALE_AFTER` and `NEWER_STALE_AFTER` |
 //! | when a refresh of the token is due | `lock/refresh_due.rs`; the expiry is read in `claude/credentials.rs` |
@@ -116,10 +116,11 @@
 //! | the exit codes | `outcome.rs`, `Outcome::exit_code` |
 //! | when the record of a run is swept | `records/census.rs`, `SILENT_RECORD_TTL` |
 //! | the fields of a run record, and of a line of history | `records/run_record.rs`, `records/history.rs` |
-//! | what ends a process left over by claude | when: `supervisor/policy.rs`; how it is found and signalled: `supervisor/process_tree.rs` |
+//! | what ends a process left over by claude | when: `supervisor/policy/escalation.rs`; how it is found and signalled: `supervisor/process_tree.rs` |
 //! | what happens to output that the caller is slow to read | `supervisor/output/spool.rs` |
 //! | a new doctor check | a function in `ops/doctor/` that adds its findings, and a line in `CHECKS` of `ops/doctor.rs`; one for status, too: `ops/checks.rs` |
 //! | the verdict of `claude-run events` | `claude/telemetry.rs` for the events, `ops/events.rs` for the verdict |
+//! | how long a file system may take to answer | `sys/bounded.rs`, `PATIENCE` |
 //! | the form of a message on stderr or in the log | `logging/format.rs` |
 //!
 //! # The tests
