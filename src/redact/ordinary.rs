@@ -163,7 +163,7 @@ pub(super) fn is_path(value: &[u8]) -> bool {
 fn is_base64_piece(segment: &[u8]) -> bool {
     let has = |is: fn(&u8) -> bool| segment.iter().any(is);
     let is_mixed = has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase) && has(u8::is_ascii_digit);
-    segment.len() >= 12 && is_mixed && segment.iter().all(u8::is_ascii_alphanumeric)
+    segment.len() >= 16 && is_mixed && segment.iter().all(u8::is_ascii_alphanumeric)
 }
 
 /// True for `$TOKEN`, `<token>`, `{token}`, `%s`, `***` and their like.

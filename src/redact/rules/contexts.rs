@@ -35,7 +35,7 @@ pub(super) const CONTEXTS: [Rule; 21] = [
         r#":(?:\\?/){2}[^\s:/@"'`<>\[]*:([^\s"'`<>/${*\\][^\s"'`<>/\\]*)@"#)),
     rule("url token", &["://"], Matcher::Context(r#"://([a-z0-9_-]*[0-9][a-z0-9_-]{19,})(?::(?:x-oauth-basic)?)?@"#)),
     rule("query", &["?key=", "&key=", "sig=", "signature=", "?auth=", "&auth=", "?code=", "&code=", "&pw=", "?pw="], Matcher::Context(
-        r#"[?&]?(?:key|sig|signature|auth|code|pw)=([a-z%._~+/=-]*[0-9][a-z0-9%._~+/=-]{3,}|[a-z%._~+/=-]{4,}[0-9][a-z0-9%._~+/=-]*)"#)),
+        r#"[?&]?(?:(?:auth|pw)=([a-z0-9%._~+/=-]{6,})|(?:key|sig|signature|code)=([a-z%._~+/=-]*[0-9][a-z0-9%._~+/=-]{3,}|[a-z%._~+/=-]{4,}[0-9][a-z0-9%._~+/=-]*|[a-z%._~+/=-]{20,}))"#)),
     rule("command line password", &["curl", "wget", "etcdctl"], Matcher::Context(
         command!("curl|wget|etcdctl", r#"["'\\]*(?:-[a-z]{0,4}u|--user|--proxy-user)[ =]?["'\\]*[^\s:"']+:([^\s"'`\\$]+)"#))),
     rule("curl secret", &["curl"], Matcher::Context(
@@ -46,8 +46,8 @@ pub(super) const CONTEXTS: [Rule; 21] = [
         r#"sshpass(?:\s+-(?:[ve]|[dfP]\s*\S+))*\s+-v?p\s*['"]?([^\s"'`\\$=-][^\s"'`\\]*)"#)),
     rule("login password", &["login"], Matcher::Context(
         r#"login[ \t](?:[^\n|;&]*?[ \t])?(?:-u[ =]?|--user(?:name)?[ =])[^\n|;&]*?[ \t]-p[ =]?['"]?([^\s"'`\\$=-][^\s"'`\\]*)|login[ \t]+(?:[^\n|;&]*?[ \t])?-p[ =]?['"]?([^\s"'`\\$=-][^\s"'`\\]*)['"]?[ \t][^\n|;&]*?(?:-u|--user(?:name)?)[ =]"#)),
-    rule("sql password", &["identified"], Matcher::Context(
-        r#"identified\s+(?:with\s+\S+\s+)?by\s+(?:password\s+)?["']([^"'\n]+)"#)),
+    rule("sql password", &["alter user", "create user"], Matcher::Context(
+        r#"(?:alter|create) user\s[^;\n]*?\sidentified\s+(?:with\s+\S+\s+)?by\s+(?:password\s+)?["']([^"'\n]+)"#)),
     rule("netrc", &["login", "machine", "password", "passwd"], Matcher::Context(
         r"(?:machine[ \t]+\S+[ \t]+)?login[ \t]+\S+[ \t]+password[ \t]+(\S+)|machine[ \t]+\S+[ \t]+password[ \t]+(\S+)|passw(?:or)?d[ \t]+([^\s:=]*[0-9][^\s:]*)[ \t]*(?:$|[\r\n])")),
     rule("docker auth", &["\"auth\"", "_auth", "\\\"auth"], Matcher::Login(
