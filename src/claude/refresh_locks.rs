@@ -68,7 +68,7 @@ pub(crate) struct CutRefresh {
 }
 
 /// Tells refreshes that are cut short from now on.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct CutWatch {
     /// Time at which the last refresh until now began, if its owner file is there.
     left: Option<SystemTime>,

@@ -2,225 +2,13 @@
 
 use std::ops::Range;
 
+use self::tables::{ABOUT, BEARERS, BEFORE_PASS, KEYS, KINDS, NOTES, OWNERS, SERVICES};
+use super::decode::is_escape_letter;
+
+mod tables;
+
 /// Longest name that is looked at.
 pub(super) const LONGEST: usize = 128;
-
-/// Ends of a part of a secret name.
-const KINDS: [&str; 20] = [
-    "token",
-    "secret",
-    "secrets",
-    "password",
-    "passwords",
-    "passwd",
-    "passphrase",
-    "passcode",
-    "credential",
-    "credentials",
-    "apikey",
-    "apikeys",
-    "accesskey",
-    "privatekey",
-    "secretkey",
-    "accountkey",
-    "authkey",
-    "masterkey",
-    "encryptionkey",
-    "jwt",
-];
-
-/// Parts that make a key secret.
-const KEYS: [&str; 21] = [
-    "fernet",
-    "deploy",
-    "consumer",
-    "application",
-    "functions",
-    "role",
-    "subscription",
-    "api",
-    "access",
-    "private",
-    "secret",
-    "account",
-    "auth",
-    "master",
-    "encryption",
-    "storage",
-    "preshared",
-    "signing",
-    "hmac",
-    "license",
-    "licence",
-];
-
-/// Parts that make tokens secret, beside those that make a key: other tokens are counted.
-const BEARERS: [&str; 8] = ["refresh", "bearer", "bot", "deploy", "admin", "personal", "runner", "app"];
-
-/// Words that stand right before "pass" in one part.
-const BEFORE_PASS: [&str; 26] = [
-    "ssh", "sudo", "imap", "postgres", "mongo", "vnc", "docker", "registry", "db", "user", "root", "admin", "my", "smtp",
-    "ftp", "mysql", "pg", "redis", "mail", "email", "proxy", "ldap", "http", "git", "basic", "app",
-];
-
-/// First words of names in which a mere KEY or PASS is secret.
-const OWNERS: [&str; 7] = ["forge", "vault", "gh", "github", "claw", "claude", "anthropic"];
-
-/// Services of which a KEY or PASS is secret right behind them.
-const SERVICES: [&str; 44] = [
-    "openai",
-    "stripe",
-    "azure",
-    "gemini",
-    "groq",
-    "mistral",
-    "cohere",
-    "deepseek",
-    "xai",
-    "openrouter",
-    "replicate",
-    "tavily",
-    "elevenlabs",
-    "langfuse",
-    "langsmith",
-    "huggingface",
-    "hf",
-    "sendgrid",
-    "twilio",
-    "mailgun",
-    "slack",
-    "discord",
-    "telegram",
-    "datadog",
-    "sentry",
-    "cloudflare",
-    "digitalocean",
-    "heroku",
-    "netlify",
-    "vercel",
-    "supabase",
-    "algolia",
-    "notion",
-    "figma",
-    "airtable",
-    "shopify",
-    "gitlab",
-    "bitbucket",
-    "databricks",
-    "grafana",
-    "pinecone",
-    "perplexity",
-    "aws",
-    "serper",
-];
-
-/// Parts behind which a name means something about a secret, not the secret.
-const ABOUT: [&str; 78] = [
-    "arn",
-    "name",
-    "names",
-    "type",
-    "types",
-    "file",
-    "files",
-    "path",
-    "paths",
-    "dir",
-    "url",
-    "uri",
-    "endpoint",
-    "host",
-    "port",
-    "id",
-    "ids",
-    "count",
-    "counts",
-    "counter",
-    "limit",
-    "limits",
-    "length",
-    "len",
-    "size",
-    "expiry",
-    "expires",
-    "expiration",
-    "expired",
-    "at",
-    "in",
-    "ttl",
-    "age",
-    "source",
-    "helper",
-    "store",
-    "manager",
-    "policy",
-    "ref",
-    "version",
-    "format",
-    "prefix",
-    "field",
-    "kind",
-    "provider",
-    "issuer",
-    "audience",
-    "algorithm",
-    "alg",
-    "scope",
-    "scopes",
-    "status",
-    "state",
-    "used",
-    "left",
-    "budget",
-    "usage",
-    "min",
-    "max",
-    "rate",
-    "cost",
-    "index",
-    "enabled",
-    "required",
-    "valid",
-    "exists",
-    "stdin",
-    "prompt",
-    "hint",
-    "label",
-    "header",
-    "param",
-    "regex",
-    "pattern",
-    "class",
-    "error",
-    "based",
-    "env",
-];
-
-/// Last parts of names of what is no secret even below a secret name, beside those of [`ABOUT`].
-const NOTES: [&str; 22] = [
-    "description",
-    "title",
-    "comment",
-    "note",
-    "example",
-    "examples",
-    "default",
-    "enum",
-    "region",
-    "zone",
-    "created",
-    "updated",
-    "date",
-    "time",
-    "model",
-    "placeholder",
-    "message",
-    "role",
-    "schema",
-    "hash",
-    "user",
-    "username",
-];
 
 /// Bytes of a name.
 pub(super) fn is_part(byte: u8) -> bool {
@@ -237,26 +25,28 @@ pub(super) fn around(text: &[u8], word: &Range<usize>) -> Range<usize> {
     if !is_key(&text[name.clone()].to_ascii_lowercase()) {
         return name;
     }
-    let closing = text[end..].iter().take(24).take_while(|byte| b"\\\"' ".contains(byte)).count();
-    let (closing, sign) = text[end..].split_at(closing);
+    let rest = &text[end..];
+    let (closing, sign) = rest.split_at(rest.iter().take(24).take_while(|byte| b"\\\"' ".contains(byte)).count());
     // `stripe.api.key=` and `"stripe.api.key":`, but not code, nor a file: `private.key: not found`.
-    let is_quoted = || closing.iter().any(|byte| b"\"'".contains(byte));
-    let is_dotted = || sign.starts_with(b"=") && closing.is_empty() || sign.starts_with(b":") && is_quoted();
+    let is_dotted = || match sign.first() {
+        Some(b'=') => closing.is_empty(),
+        Some(b':') => closing.iter().any(|byte| b"\"'".contains(byte)),
+        _ => false,
+    };
     // `API Key: …`, also where a shell escapes the blank.
-    let is_titled = |owner: &[u8]| {
-        (sign.starts_with(b":") || sign.starts_with(b"="))
-            && KEYS.iter().any(|word| owner.eq_ignore_ascii_case(word.as_bytes()))
+    let is_titled = |before: &&[u8]| {
+        let owner = last(before);
+        let is_key = |owner: &[u8]| KEYS.iter().any(|word| owner.eq_ignore_ascii_case(word.as_bytes()));
+        let is_behind_escape = || is_escape_letter(before, before.len() - owner.len()) && is_key(&owner[1..]);
+        sign.first().is_some_and(|sign| b":=".contains(sign)) && (is_key(owner) || !owner.is_empty() && is_behind_escape())
     };
     let before = &text[..name.start];
-    let dotted = before.strip_suffix(b".").filter(|_| is_dotted());
     let titled = || {
         let escapes = before.strip_suffix(b" ")?.iter().rev().take_while(|&&byte| byte == b'\\').count();
-        Some(&before[..before.len() - 1 - escapes]).filter(|rest| is_titled(last(rest)))
+        Some(&before[..before.len() - 1 - escapes]).filter(is_titled)
     };
-    match dotted.or_else(titled) {
-        Some(rest) => rest.len() - last(rest).len()..end,
-        None => name,
-    }
+    let owner = before.strip_suffix(b".").filter(|_| is_dotted()).or_else(titled);
+    owner.map_or(name, |before| before.len() - last(before).len()..end)
 }
 
 /// The name, or the part of one, at the end of `text`.

@@ -71,7 +71,7 @@ pub(super) const EXAMPLES: [Examples; rules::ALL.len()] = [
         "AWS_SECRET_ACCESS_KEY=«/wJalrXUtnFEMIK7MDENG/bPxRfiCYEXAMPLEKEY1»", "\"aws_secret_access_key\": \"«/wJalrXUtnFEMIK7MDENG/bPxRfiCYEXAMPLEKEY1»\"",
         "const apiKey = process.env.API_KEY || '«zq7abcdef1»';", "x = API_TOKEN ?? \"«zq7abcdef1»\"", "db.setPassword(\"«zq7abcdef1»\")", "set_password('«zq7abcdef1»')",
         "  ~ password = \"«zq7swordfish»\" -> \"«zq7swordfish2»\"", "~ password = \"«zq7swordfish»\" -> null", r#"{"Name": "/prod/db/password", "Type": "SecureString", "Value": "«zq7abcdef1»"}"#,
-        "API Key: «zq7abcdef1»", "Secret Access Key: «zq7abc»", "  access key = «zq7abc»", "password: [ '«zq7abcdef1»' ]", "PASSWORD=[\"«zq7abcdef1»\"]", "api_key: [\"«zq7abcdef1»\", \"«zq7xyz12»\"]",
+        "API Key: «zq7abcdef1»", r#"{"text":"x\nAPI Key: «zq7abcdef1»"}"#, "Secret Access Key: «zq7abc»", "  access key = «zq7abc»", "password: [ '«zq7abcdef1»' ]", "PASSWORD=[\"«zq7abcdef1»\"]", "api_key: [\"«zq7abcdef1»\", \"«zq7xyz12»\"]",
         "FERNET_KEY=«abc1»", "X-Functions-Key: «abc1»", "DD-APPLICATION-KEY: «abc1»", "SUPABASE_SERVICE_ROLE_KEY=«abc1»", "DEPLOY_KEY=«abc1»", "consumerKey: '«abc1»'",
         "\"fs.s3a.secret.key\": \"«zq7abcdef1»\"", "\"api.key\" : \"«zq7abcdef1»\"", "<property name=\"hibernate.connection.password\">«zq7abcd1»</property>",
         "<property><name>db_password</name><value>«zq7abcd1»</value></property>", "<password>«zq7 swordfish»</password>", "<Password>«zq7abc &amp; def zq7»</Password>",

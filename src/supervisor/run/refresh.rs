@@ -41,9 +41,14 @@ impl Supervisor<'_> {
 
     /// Reports a refresh in whose midst the child has ended. It was the child's by its pid, or by the lock, beside which there was no other.
     pub(super) fn report_cut_refresh(&mut self) {
-        // What has not answered before may not do so now.
-        let storage = self.storage.as_ref().filter(|_| !is_any_out_of_reach(&self.guarded.given_up));
-        let cut = self.cut_watch.as_ref().zip(storage).and_then(|(watch, storage)| watch.end(storage));
+        let cut = match (self.cut_watch.clone(), self.storage.clone()) {
+            // The session lock is not there, and is free however long that takes to answer.
+            (Some(watch), Some(storage)) if storage.moved_by.is_some() => {
+                bounded::within("cut refresh", move || watch.end(&storage)).flatten()
+            }
+            (Some(watch), Some(storage)) => watch.end(&storage),
+            _ => None,
+        };
         let is_ours = |pid| pid == self.child.as_raw() || self.lock.as_ref().is_some_and(LockGuard::is_held);
         if let Some(CutRefresh { pid, .. }) = cut.filter(|cut| is_ours(cut.pid)) {
             error!(name: "refresh.cut", pid, "claude has ended in the midst of a refresh: its login is probably lost; log in again if the next run fails");
