@@ -100,7 +100,7 @@
 //! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one row, and its row in the guide, `options.md`, for which a test asks; a new type of value: `config/values.rs`; in the short help: `SHORT_OPTIONS` of `config/help.rs` |
 //! | an operation | `config/operations.rs` for its words, `ops/` for what it does |
 //! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `policy_config`; the hard limit: `config/settings.rs`, `HARD_LIMIT` |
-//! | what is masked: a format, or a name before a value | a row of `redact/rules/tokens.rs` or `redact/rules/contexts.rs`, and its examples in `redact/tests/examples.rs`; which names: `redact/names.rs` |
+//! | what is masked: a format, or a name before a value | a row of `redact/rules/tokens.rs` or `redact/rules/contexts.rs`, and its examples in `redact/tests/examples.rs`; which names: `redact/names/tables.rs` |
 //! | when the watchdog sends which signal, and each limit and grace | `supervisor/policy.rs`, `Policy::decide`; from TERM to KILL: `supervisor/policy/escalation.rs` |
 //! | how long signals are deferred for a refresh of claude's | `supervisor/policy/refresh_guard.rs`, `MAX_DEFERRAL` |
 //! | how long a start waits for claude's refresh locks | `lock/acquire.rs`, `MAX_REFRESH_LOCK_WAIT` |
