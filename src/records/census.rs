@@ -79,8 +79,9 @@ impl RecordStore {
     fn sweep_unneeded(&self, runs: &Dir, lock: FileId, is_held: bool, dead: Vec<(RunId, Seen)>) -> bool {
         let had_lock = |record: &&RunRecord| record.holds(lock) && self.is_visible(record);
         // What a dead run has started may still hold `lock`, if nobody has acquired it since.
-        let since = |(run, seen): &(RunId, Seen)| Some((seen.record.as_ref().filter(had_lock)?.since, *run));
-        let last = dead.iter().filter_map(since).max().filter(|_| !is_held);
+        let had = |(_, seen): &&(RunId, Seen)| seen.record.as_ref().is_some_and(|record| had_lock(&record));
+        // By the clock of the file system, which hosts may share.
+        let last = dead.iter().filter(had).map(|(run, seen)| (seen.modified, *run)).max().filter(|_| !is_held);
         let is_needed = |run: RunId, record: &RunRecord| {
             let may_hold_another = record.hold == Some(Hold::Own) && !record.holds(lock);
             let may_hold = last.is_some_and(|(_, last)| last == run) || may_hold_another;

@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use self::tables::{ABOUT, BEARERS, BEFORE_PASS, KEYS, KINDS, NOTES, OWNERS, SERVICES};
-use super::decode::is_escape_letter;
+use self::tables::{ABOUT, BEARERS, BEFORE_PASS, KEYS, KINDS, NOTES, OWNERS, SERVICES, TITLES};
 
 mod tables;
 
@@ -36,9 +35,12 @@ pub(super) fn around(text: &[u8], word: &Range<usize>) -> Range<usize> {
     // `API Key: …`, also where a shell escapes the blank.
     let is_titled = |before: &&[u8]| {
         let owner = last(before);
-        let is_key = |owner: &[u8]| KEYS.iter().any(|word| owner.eq_ignore_ascii_case(word.as_bytes()));
-        let is_behind_escape = || is_escape_letter(before, before.len() - owner.len()) && is_key(&owner[1..]);
-        sign.first().is_some_and(|sign| b":=".contains(sign)) && (is_key(owner) || !owner.is_empty() && is_behind_escape())
+        let start = before.len() - owner.len();
+        let is_one = |word: &&str| owner.eq_ignore_ascii_case(word.as_bytes());
+        // An escape ends in front of it: `\nAPI Key`, `%0AAPI Key`.
+        let ends_so = |word: &&str| owner.to_ascii_lowercase().ends_with(word.as_bytes());
+        let is_owner = TITLES.iter().any(is_one) || is_behind_code(before, &(start..start)) && TITLES.iter().any(ends_so);
+        sign.first().is_some_and(|sign| b":=".contains(sign)) && is_owner
     };
     let before = &text[..name.start];
     let titled = || {

@@ -87,7 +87,7 @@ pub(super) fn in_json(text: &[u8], name: &[u8], quote: u8, start: usize) -> Vec<
 
 /// True if `value`, of `key` below the secret `name`, is secret itself.
 fn is_secret(name: &[u8], key: &[u8], value: &[u8]) -> bool {
-    let shape = Shape { name, is_quoted: true, is_literal: false, is_assigned: false, goes_on: false };
+    let shape = Shape { name, is_quoted: true, is_literal: false, is_assigned: false, is_text: true, goes_on: false };
     let plain = names::normalized(key);
     let is_known = names::is_note(key) || plain.ends_with(b"id") && is_id(value);
     !is_ordinary(value, shape)

@@ -119,6 +119,8 @@ pub(super) struct Shape<'a> {
     pub(super) is_literal: bool,
     /// `NAME='some words'` of a shell.
     pub(super) is_assigned: bool,
+    /// A word there is no variable.
+    pub(super) is_text: bool,
     /// A list or a block goes on behind it: `name: Type,`.
     pub(super) goes_on: bool,
 }
@@ -198,7 +200,12 @@ pub(super) fn is_placeholder(value: &[u8]) -> bool {
 fn is_marked_word(value: &[u8], shape: Shape) -> bool {
     let (sign, word) = (value[0], &value[1..]);
     let is_text = shape.is_literal || shape.is_quoted;
-    is_text && b"@&*!".contains(&sign) && word.len() > 3 && word.iter().all(u8::is_ascii_alphabetic) && !names::is_secret(word)
+    is_text
+        && names::is_password(shape.name)
+        && b"@&*!".contains(&sign)
+        && word.len() > 3
+        && word.iter().all(u8::is_ascii_alphabetic)
+        && !names::is_secret(word)
 }
 
 /// True for a word that no secret is, and that stands where one would.
@@ -241,7 +248,7 @@ fn is_code(value: &[u8], shape: Shape) -> bool {
     let is_call = is_expression && has("(") && has(")");
     let is_wordy = |part: &[u8]| part.iter().all(|byte| byte.is_ascii_alphabetic() || b"_?!".contains(byte));
     // "mysecretpassword" is a password more often than a name.
-    let is_phrase = names::is_password(shape.name) && !shape.goes_on && value.iter().all(u8::is_ascii_lowercase);
+    let is_phrase = names::is_password(shape.name) && shape.is_text && value.iter().all(u8::is_ascii_lowercase);
     let is_similar = is_wordy(value) && (names::is_secret(value) && !is_phrase || value.eq_ignore_ascii_case(shape.name));
     let is_path_of_names = (has(".") || has("::") || has("->"))
         && value.split(|byte| b".:->".contains(byte)).all(|part| is_wordy(part) && part.len() < 24);

@@ -105,12 +105,14 @@ impl<'a> Scan<'a> {
         let value = &self.text[range.start..range.end.min(range.start + 512)];
         let is_shell = self.sign == Sign::Equals && !self.is_spaced && names::is_loud(self.name());
         let is_header = self.sign == Sign::Colon && self.name().contains(&b'-');
+        let goes_on = self.text[range.end..].trim_ascii_start().first().is_some_and(|byte| b",;){>".contains(byte));
         let shape = Shape {
             name: self.name(),
             is_quoted: quote.is_some() || self.sign == Sign::Tag && value.contains(&b' '),
             is_literal: quote.is_none() && (is_shell || is_header || self.is_bracketed()),
             is_assigned: is_shell && quote != Some(b'`'),
-            goes_on: self.text[range.end..].trim_ascii_start().first().is_some_and(|byte| b",;){>".contains(byte)),
+            is_text: quote.is_some() || !goes_on && (self.sign == Sign::Colon || !self.is_spaced),
+            goes_on,
         };
         let open = quote.map_or(Open::Word, |quote| Open::Quoted(quote, 0));
         // TOKEN=`command`
@@ -121,8 +123,7 @@ impl<'a> Scan<'a> {
         let is_compared = self.sign == Sign::Compares && !is_random(value);
         // `token => "text"` may be a function.
         let is_function = self.sign == Sign::Arrow && !self.is_key() && !is_random(value);
-        let goes_on = range.len() >= NEAR;
-        let end = if goes_on { range.end + Open::Word.length(&self.text[range.end..]) } else { range.end };
+        let end = if range.len() >= NEAR { range.end + Open::Word.length(&self.text[range.end..]) } else { range.end };
         let is_shown =
             is_compared || is_function || is_command || self.sign == Sign::Comma && !self.fits_list(value, range.end);
         (!is_shown && !is_ordinary(value, shape)).then_some((range.start..end, open))
@@ -235,7 +236,8 @@ impl<'a> Scan<'a> {
         let fits = match self.sign {
             Sign::Equals if self.is_spaced => self.fits_assignment(value, is_last),
             Sign::Equals => self.fits_argument(value),
-            Sign::Arrow => self.is_bracketed() || is_last && self.fits_arrow(value),
+            Sign::Arrow if self.is_bracketed() => !value.contains(&b'(') && !value.eq_ignore_ascii_case(b"array"),
+            Sign::Arrow => is_last && self.fits_arrow(value),
             Sign::Compares | Sign::Pair | Sign::Comma => false,
             Sign::Colon => self.fits_colon(value, is_last),
             Sign::Space => self.fits_word(value),

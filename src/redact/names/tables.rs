@@ -25,13 +25,10 @@ pub(super) const KINDS: [&str; 20] = [
 ];
 
 /// Parts that make a key secret.
-pub(super) const KEYS: [&str; 21] = [
+pub(super) const KEYS: [&str; 18] = [
     "fernet",
     "deploy",
-    "consumer",
-    "application",
     "functions",
-    "role",
     "subscription",
     "api",
     "access",
@@ -48,6 +45,9 @@ pub(super) const KEYS: [&str; 21] = [
     "license",
     "licence",
 ];
+
+/// Those of a key that is written as two words.
+pub(super) const TITLES: [&str; 3] = ["api", "access", "secret"];
 
 /// Parts that make tokens secret, beside those that make a key: other tokens are counted.
 pub(super) const BEARERS: [&str; 8] = ["refresh", "bearer", "bot", "deploy", "admin", "personal", "runner", "app"];

@@ -1,6 +1,7 @@
 use super::*;
 
-const PLAIN: Shape = Shape { name: b"token", is_quoted: false, is_literal: false, is_assigned: false, goes_on: false };
+const PLAIN: Shape =
+    Shape { name: b"token", is_quoted: false, is_literal: false, is_assigned: false, is_text: false, goes_on: false };
 const QUOTED: Shape = Shape { is_quoted: true, ..PLAIN };
 const LITERAL: Shape = Shape { is_literal: true, ..PLAIN };
 const PASSWORD: Shape = Shape { name: b"password", ..PLAIN };

@@ -222,6 +222,7 @@ impl Rule {
             is_quoted: false,
             is_literal: false,
             is_assigned: false,
+            is_text: false,
             goes_on: end < value.len(),
         };
         match self.matcher {

@@ -104,9 +104,15 @@ fn typed(rest: &[u8]) -> Option<usize> {
 /// Length of a type and a `(` before a quoted secret: `SecretString("…")`.
 fn wrapper(rest: &[u8]) -> Option<usize> {
     let length = rest.iter().take(64).take_while(|byte| byte.is_ascii_alphanumeric() || b"_:".contains(byte)).count();
-    let string = rest[length..].strip_prefix(b"(\"").or_else(|| rest[length..].strip_prefix(b"('"))?;
-    let value = string.iter().take(NEAR).position(|byte| b"\"'\n".contains(byte)).map(|end| &string[..end])?;
-    (rest[0].is_ascii_uppercase() && is_random(value)).then_some(length + 1)
+    let string = rest[length..].strip_prefix(b"(")?;
+    (rest[0].is_ascii_uppercase() && is_random_string(string)).then_some(length + 1)
+}
+
+/// True if `rest` begins with a string that looks like a secret.
+fn is_random_string(rest: &[u8]) -> bool {
+    let string = rest.strip_prefix(b"\"").or_else(|| rest.strip_prefix(b"'")).unwrap_or_default();
+    let end = string.iter().take(NEAR).position(|byte| b"\"'\n".contains(byte));
+    end.is_some_and(|end| is_random(&string[..end]))
 }
 
 impl Scan<'_> {
@@ -145,12 +151,12 @@ impl Scan<'_> {
             return self.comma();
         }
         // `API_KEY || "default"`, `setPassword("…")`.
-        let is_quote = |at: usize| rest.get(at).is_some_and(|byte| b"\"'".contains(byte));
-        if [&b"|| "[..], b"?? "].iter().any(|sign| rest.starts_with(sign)) && is_quote(3) && names::is_loud(self.name()) {
+        let is_default = [&b"|| "[..], b"?? "].iter().any(|sign| rest.starts_with(sign)) && names::is_loud(self.name());
+        if is_default && is_random_string(&rest[3..]) {
             return Some((Sign::Equals, self.at + 3));
         }
         let is_setter = self.name().strip_prefix(b"set").is_some_and(|rest| !rest.first().is_some_and(u8::is_ascii_lowercase));
-        if rest.starts_with(b"(") && is_quote(1) && is_setter {
+        if rest.starts_with(b"(") && is_random_string(&rest[1..]) && is_setter {
             return Some((Sign::Equals, self.at + 1));
         }
         // `<key>password</key><string>…`, `<password kind="x">…`.

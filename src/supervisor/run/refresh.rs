@@ -83,9 +83,9 @@ impl Supervisor<'_> {
 
     /// A look at the refresh locks, whose answer goes to the policy.
     pub(super) fn check_refresh_locks(&mut self) {
-        let locks = self.guarded_refreshes();
+        let (locks, unanswered) = self.guarded_refreshes();
         let is_in_progress = !locks.is_empty();
-        self.guarded.on_look(locks);
+        self.guarded.on_look(locks, unanswered);
         // A signal that starts no kill grace, as INT, or one that our caller ignores, wakes nobody.
         if is_in_progress && self.policy.is_ending() {
             let is_reached = |stat: &Stat| stat.pid == self.child.as_raw() || self.policy.config.leftovers == Leftovers::Kill;
@@ -109,7 +109,7 @@ impl Supervisor<'_> {
         self.tree.continue_stopped(|_| true);
         // Not by the clock, which goes on if we are frozen.
         for _ in 0..MAX_DEFERRAL.as_millis() / PAUSE.as_millis() {
-            if self.guarded_refreshes().is_empty() {
+            if self.guarded_refreshes().0.is_empty() {
                 return;
             }
             thread::sleep(PAUSE);
@@ -118,15 +118,19 @@ impl Supervisor<'_> {
 
     /// Locks of refreshes that are to be spared. One may be in progress if somebody of the tree may hold a lock: its owner, if that is known,
     /// is not outside of the tree.
-    fn guarded_refreshes(&self) -> Vec<RefreshLock> {
-        let Some(storage) = self.storage.clone() else { return Vec::new() };
+    /// And what stands for them all, if the file system does not answer.
+    fn guarded_refreshes(&self) -> (Vec<RefreshLock>, Option<RefreshLock>) {
+        let Some(storage) = self.storage.clone() else { return Default::default() };
         // A look at the whole tree, for which there is no time beside a fork bomb.
         let names = LazyCell::new(|| self.tree.names());
         let may_be_ours = |owner: &Owner| names.as_ref().is_none_or(|names| owner.may_be_among(names));
         let unseen = RefreshLock::out_of_reach(&storage);
-        let locks = bounded::within("refresh locks", move || RefreshLock::all(&storage)).unwrap_or_else(|| vec![unseen]);
+        let (locks, unanswered) = match bounded::within("refresh locks", move || RefreshLock::all(&storage)) {
+            Some(locks) => (locks, None),
+            None => (vec![unseen.clone()], Some(unseen)),
+        };
         let held = locks.into_iter().filter(|lock| self.guarded.concerns(lock));
-        held.filter(|lock| lock.owner.as_ref().is_none_or(may_be_ours)).collect()
+        (held.filter(|lock| lock.owner.as_ref().is_none_or(may_be_ours)).collect(), unanswered)
     }
 }
 
@@ -145,12 +149,20 @@ pub(super) struct GuardedRefreshes {
     given_up: Vec<RefreshLock>,
     /// Paths of those that the last look has found.
     seen: Vec<PathBuf>,
+    /// The last look was not answered.
+    unanswered: Option<RefreshLock>,
 }
 
 impl GuardedRefreshes {
     /// For a child that is about to be started.
     pub(super) fn begin() -> Self {
-        Self { start: (SystemTime::now(), Instant::now()), deferred_for: Vec::new(), given_up: Vec::new(), seen: Vec::new() }
+        Self {
+            start: (SystemTime::now(), Instant::now()),
+            deferred_for: Vec::new(),
+            given_up: Vec::new(),
+            seen: Vec::new(),
+            unanswered: None,
+        }
     }
 
     fn concerns(&self, lock: &RefreshLock) -> bool {
@@ -159,7 +171,11 @@ impl GuardedRefreshes {
         may_be_held && !self.given_up.iter().any(|known| known.is_same_hold(lock))
     }
 
-    fn on_look(&mut self, found: Vec<RefreshLock>) {
+    fn on_look(&mut self, found: Vec<RefreshLock>, unanswered: Option<RefreshLock>) {
+        if unanswered.is_none() {
+            self.given_up.retain(|lock| !lock.is_out_of_reach());
+        }
+        self.unanswered = unanswered;
         self.seen = found.iter().filter(|lock| !lock.is_out_of_reach()).map(|lock| lock.path.clone()).collect();
         if self.deferred_for.is_empty() || found.is_empty() {
             self.deferred_for = found;
@@ -168,6 +184,7 @@ impl GuardedRefreshes {
 
     fn give_up(&mut self) {
         self.given_up.append(&mut self.deferred_for);
+        self.given_up.extend(self.unanswered.take());
     }
 }
 
@@ -188,16 +205,16 @@ mod tests {
             RefreshLock::all(&storage).into_iter().filter(|lock| guarded.concerns(lock)).collect()
         };
         fs::create_dir(&hung)?;
-        guarded.on_look(concerning(&guarded));
+        guarded.on_look(concerning(&guarded), None);
         fs::create_dir(&ours)?;
-        guarded.on_look(concerning(&guarded));
+        guarded.on_look(concerning(&guarded), None);
         guarded.give_up();
         assert_eq!(concerning(&guarded).into_iter().map(|lock| lock.path).collect::<Vec<_>>(), [&*ours]);
         std::thread::sleep(Duration::from_millis(20)); // the grain of a file system's clock
         fs::remove_dir(&hung)?;
         fs::create_dir(&hung)?;
         assert_eq!(concerning(&guarded).len(), 2, "somebody else's");
-        guarded.on_look(Vec::new());
+        guarded.on_look(Vec::new(), None);
         guarded.give_up();
         assert_eq!(concerning(&guarded).len(), 2, "nobody was deferred for");
         Ok(())
