@@ -92,8 +92,8 @@ impl ProcessTree {
         if is_empty() || (has_others && self.reap_until_no_member()) { TreeState::Empty } else { TreeState::Alive }
     }
 
-    /// Reaps zombies until no child of ours is a member; false if one lives. Above each member is one of them, which stays until we reap it; so one that has become a zombie
-    /// by now may have left another behind, and its SIGCHLD is on the way.
+    /// Reaps zombies until no child of ours is a member; false if one lives. Above each member is one of them, which stays until we reap
+    /// it; so one that has become a zombie by now may have left another behind, and its SIGCHLD is on the way.
     fn reap_until_no_member(&mut self) -> bool {
         for _ in 0..MAX_LOOKS {
             let children = Links::read().our_children().into_iter().filter_map(Stat::read);
