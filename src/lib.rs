@@ -97,7 +97,7 @@
 //! | what counts as a result frame, or as an open background task | `claude/frames.rs`, `FrameReader::on_frame` |
 //! | what counts as success with `--require-result` | `claude/frames.rs`, `LastResult::is_success` |
 //! | the text a waiter sees | the sentences: `lock/wait.rs`, of claude's refresh locks: `lock/acquire.rs`; the name of the holder: `lock/holder.rs` and `records/run_record.rs`, `who`; the line on a terminal: `logging/live_line.rs` |
-//! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one row, and its row in the guide, `options.md`, for which a test asks; a new type of value: `config/values.rs`; in the short help: `SHORT_OPTIONS` of `config/help.rs` |
+//! | an option, with its variable, its key in the file, help, man page and completions | `config/options.rs`, one row, and its row in the guide, `options.md`, for which a test asks; a new type of value: `config/values.rs`; in the short help: `config/help.rs`, `SHORT_OPTIONS` |
 //! | an operation | `config/operations.rs` for its words, `ops/` for what it does |
 //! | a default | `config/options.rs`; those that depend on the terminal: `plan.rs`, `policy_config`; the hard limit: `config/settings.rs`, `HARD_LIMIT` |
 //! | what is masked: a format, or a name before a value | a row of `redact/rules/tokens.rs` or `redact/rules/contexts.rs`, and its examples in `redact/tests/examples.rs`; which names: `redact/names/tables.rs` |

@@ -117,8 +117,7 @@ impl Supervisor<'_> {
     }
 
     /// Locks of refreshes that are to be spared. One may be in progress if somebody of the tree may hold a lock: its owner, if that is known,
-    /// is not outside of the tree.
-    /// And what stands for them all, if the file system does not answer.
+    /// is not outside of the tree. With them, what stands for all, if the file system does not answer.
     fn guarded_refreshes(&self) -> (Vec<RefreshLock>, Option<RefreshLock>) {
         let Some(storage) = self.storage.clone() else { return Default::default() };
         // A look at the whole tree, for which there is no time beside a fork bomb.
