@@ -45,9 +45,6 @@ enum Remains {
 /// Time for which the record of a run that may be alive elsewhere is kept after its last touch. A live run touches it more often.
 pub(super) const SILENT_RECORD_TTL: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// Most looks of a glance: one more behind records of dead runs.
-const GLANCES: usize = 2;
-
 /// Upper bound on the time to write a record, lock it and rename it.
 const STILL_WRITING: Duration = Duration::from_secs(60);
 
@@ -57,26 +54,22 @@ impl RecordStore {
         self.glance(lock, at_most).0
     }
 
-    /// Live run that has acquired `lock`, and the approximate number of records. Reads records, the oldest first and `at_most` so many,
-    /// until one says so: mostly the first does. With a bound, of a directory with very many only the [`LISTED`] first names count: what a
-    /// waiter does is not to grow with what others have left. Removes records of dead runs that it meets, unless they may still be needed,
-    /// and looks again behind them.
+    /// Live run that has acquired `lock`, and the approximate number of records. Reads records, the oldest first and `at_most` so many of
+    /// live runs, until one says so: mostly the first does. With a bound, of a directory with very many only the [`LISTED`] first names
+    /// count: what a waiter does is not to grow with what others have left. Removes records of dead runs that it meets, unless they may
+    /// still be needed.
     pub(crate) fn glance(&self, lock: FileId, at_most: usize) -> (Option<RunRecord>, usize) {
-        let mut found = (None, 0);
-        let Ok(runs) = self.open_runs() else { return found };
-        for _ in 0..GLANCES {
-            let Ok(Census { mut live, dead, listed, .. }) = survey(&runs, at_most, |record| record.holds(lock)) else { break };
-            found = (live.pop_if(|record| record.holds(lock)), listed);
-            let is_held = found.0.is_some();
-            if !self.sweep_unneeded(&runs, lock, is_held, dead) || is_held {
-                break;
-            }
-        }
-        found
+        let Ok(runs) = self.open_runs() else { return (None, 0) };
+        let Ok(Census { mut live, dead, listed, .. }) = survey(&runs, at_most, |record| record.holds(lock)) else {
+            return (None, 0);
+        };
+        let holder = live.pop_if(|record| record.holds(lock));
+        self.sweep_unneeded(&runs, lock, holder.is_some(), dead);
+        (holder, listed)
     }
 
-    /// Removes the records of those `dead` runs that have left nothing. False if there are none. `is_held`: a live run holds `lock`.
-    fn sweep_unneeded(&self, runs: &Dir, lock: FileId, is_held: bool, dead: Vec<(RunId, Seen)>) -> bool {
+    /// Removes the records of those `dead` runs that have left nothing. `is_held`: a live run holds `lock`.
+    fn sweep_unneeded(&self, runs: &Dir, lock: FileId, is_held: bool, dead: Vec<(RunId, Seen)>) {
         let had_lock = |record: &&RunRecord| record.holds(lock) && self.is_visible(record);
         // What a dead run has started may still hold `lock`, if nobody has acquired it since.
         let had = |(_, seen): &&(RunId, Seen)| seen.record.as_ref().is_some_and(|record| had_lock(&record));
@@ -89,7 +82,7 @@ impl RecordStore {
         };
         let unneeded =
             dead.into_iter().filter(|(run, seen)| !seen.record.as_ref().is_some_and(|record| is_needed(*run, record)));
-        unneeded.map(|(run, seen)| self.sweep(runs, run, seen.record.as_ref())).count() > 0
+        unneeded.for_each(|(run, seen)| self.sweep(runs, run, seen.record.as_ref()));
     }
 
     /// Reads all records, and removes those of dead runs.
@@ -250,9 +243,9 @@ fn list(runs: &Dir, at_most: usize) -> io::Result<Listing> {
     Ok(Listing { oldest, total })
 }
 
-/// Reads `at_most` so many records, the oldest first, up to that of a live run that `is_wanted`.
+/// Reads records, the oldest first, up to that of a live run that `is_wanted`: `at_most` so many of live runs, and twice as many of all.
 fn survey(runs: &Dir, at_most: usize, is_wanted: impl Fn(&RunRecord) -> bool) -> io::Result<Census> {
-    let Listing { oldest, total } = list(runs, at_most)?;
+    let Listing { oldest, total } = list(runs, at_most.saturating_mul(2))?;
     let mut census = Census { listed: total, ..Census::default() };
     for run in oldest {
         let name = run.to_string();
@@ -261,7 +254,7 @@ fn survey(runs: &Dir, at_most: usize, is_wanted: impl Fn(&RunRecord) -> bool) ->
             Some(seen) => census.dead.push((run, seen)),
             None => {}
         }
-        if census.live.last().is_some_and(&is_wanted) {
+        if census.live.len() >= at_most || census.live.last().is_some_and(&is_wanted) {
             break;
         }
     }
