@@ -54,8 +54,8 @@ impl RecordStore {
         self.glance(lock, at_most).0
     }
 
-    /// Live run that has acquired `lock`, and the approximate number of records. Reads records, the oldest first and `at_most` so many of
-    /// live runs, until one says so: mostly the first does. With a bound, of a directory with very many only the [`LISTED`] first names
+    /// Live run that has acquired `lock`, and the approximate number of records. Reads records, the oldest first and `at_most` so many, as
+    /// `survey` does, until one says so: mostly the first does. With a bound, of a directory with very many only the [`LISTED`] first names
     /// count: what a waiter does is not to grow with what others have left. Removes records of dead runs that it meets, unless they may
     /// still be needed.
     pub(crate) fn glance(&self, lock: FileId, at_most: usize) -> (Option<RunRecord>, usize) {
@@ -243,7 +243,7 @@ fn list(runs: &Dir, at_most: usize) -> io::Result<Listing> {
     Ok(Listing { oldest, total })
 }
 
-/// Reads records, the oldest first, up to that of a live run that `is_wanted`: `at_most` so many of live runs, and twice as many of all.
+/// Reads records, the oldest first, up to that of a live run that `is_wanted`: `at_most` so many, or, behind killed runs, twice as many.
 fn survey(runs: &Dir, at_most: usize, is_wanted: impl Fn(&RunRecord) -> bool) -> io::Result<Census> {
     let Listing { oldest, total } = list(runs, at_most.saturating_mul(2))?;
     let mut census = Census { listed: total, ..Census::default() };
@@ -254,7 +254,10 @@ fn survey(runs: &Dir, at_most: usize, is_wanted: impl Fn(&RunRecord) -> bool) ->
             Some(seen) => census.dead.push((run, seen)),
             None => {}
         }
-        if census.live.len() >= at_most || census.live.last().is_some_and(&is_wanted) {
+        // Dead runs that had a lock may hide the one that has it.
+        let had_lock = |(_, seen): &(RunId, Seen)| seen.record.as_ref().is_some_and(|record| record.hold == Some(Hold::Own));
+        let is_enough = census.live.len() + census.dead.len() >= at_most && !census.dead.iter().any(had_lock);
+        if is_enough || census.live.last().is_some_and(&is_wanted) {
             break;
         }
     }
