@@ -203,8 +203,7 @@ fn argument(option: &OptionSpec) -> Arg {
 
 /// The operation that `word` may have been meant to be.
 pub fn similar_operation(word: &str) -> Option<String> {
-    let operations = Operation::augment_subcommands(Command::new("operations"));
-    nearest(word, operations.get_subcommands().map(Command::get_name), 0.8).map(str::to_owned)
+    nearest(word, operations().get_subcommands().map(Command::get_name), 0.8).map(str::to_owned)
 }
 
 /// The name of the operation in `words`, if the words before it are sound.
@@ -214,12 +213,15 @@ fn operation_in(words: &[OsString]) -> Option<&str> {
     words[at].to_str()
 }
 
+fn operations() -> Command {
+    Operation::augment_subcommands(Command::new("operations"))
+}
+
 /// The first operation that has the option `word`.
 fn operation_with(word: &str) -> Option<String> {
-    let operations = Operation::augment_subcommands(Command::new("operations"));
     let name = word.strip_prefix("--")?;
     let has = |operation: &&Command| operation.get_arguments().any(|option| option.get_long() == Some(name));
-    operations.get_subcommands().find(has).map(|operation| operation.get_name().to_owned())
+    operations().get_subcommands().find(has).map(|operation| operation.get_name().to_owned())
 }
 
 /// Options of flock(1), timeout(1) and tini(1) that are none of ours.

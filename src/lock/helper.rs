@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -21,6 +21,7 @@ use crate::claude::program::Program;
 use crate::config::duration::after;
 use crate::events::{Event, EventQueue, EventSender};
 use crate::records::RunRecorder;
+use crate::sys::locked;
 use crate::sys::proc::{self, Stat};
 use crate::sys::signal::{self, DUPLICATE_WINDOW, Signal};
 
@@ -111,7 +112,7 @@ impl Helper {
     }
 
     pub(super) fn state(&self) -> HelperState {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.state).clone()
     }
 
     /// How it has ended, if it has.
@@ -223,7 +224,7 @@ fn follow(name: &str, monitor: UnixStream, state: &Mutex<HelperState>, sender: &
         if !reports.buffer().is_empty() && now.end.is_none() {
             continue;
         }
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = locked(state);
         if *state != now {
             state.clone_from(&now);
             drop(state);

@@ -70,11 +70,12 @@ impl RecordStore {
 
     /// Removes the records of those `dead` runs that have left nothing. `is_held`: a live run holds `lock`.
     fn sweep_unneeded(&self, runs: &Dir, lock: FileId, is_held: bool, dead: Vec<(RunId, Seen)>) {
-        let had_lock = |record: &&RunRecord| record.holds(lock) && self.is_visible(record);
-        // What a dead run has started may still hold `lock`, if nobody has acquired it since.
-        let had = |(_, seen): &&(RunId, Seen)| seen.record.as_ref().is_some_and(|record| had_lock(&record));
-        // By the clock of the file system, which hosts may share.
-        let last = dead.iter().filter(had).map(|(run, seen)| (seen.modified, *run)).max().filter(|_| !is_held);
+        let had_lock = |(_, seen): &&(RunId, Seen)| {
+            seen.record.as_ref().is_some_and(|record| record.holds(lock) && self.is_visible(record))
+        };
+        // What a dead run has started may still hold `lock`, if nobody has acquired it since: by the clock of the file system, which hosts
+        // may share.
+        let last = dead.iter().filter(had_lock).map(|(run, seen)| (seen.modified, *run)).max().filter(|_| !is_held);
         let is_needed = |run: RunId, record: &RunRecord| {
             let may_hold_another = record.hold == Some(Hold::Own) && !record.holds(lock);
             let may_hold = last.is_some_and(|(_, last)| last == run) || may_hold_another;

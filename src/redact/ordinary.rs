@@ -199,8 +199,7 @@ pub(super) fn is_placeholder(value: &[u8]) -> bool {
 /// True for `@swordfish`, where no language has a reference, a tag or an alias.
 fn is_marked_word(value: &[u8], shape: Shape) -> bool {
     let (sign, word) = (value[0], &value[1..]);
-    let is_text = shape.is_literal || shape.is_quoted;
-    is_text
+    (shape.is_literal || shape.is_quoted)
         && names::is_password(shape.name)
         && b"@&*!".contains(&sign)
         && word.len() > 3

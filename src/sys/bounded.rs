@@ -2,10 +2,11 @@
 //! it, and waits for it no longer than this.
 
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::locked;
 use super::signal::spawn_with_signals_blocked;
 
 /// How long work is waited for: longer than the reader of a pipe may take for a line.
@@ -37,10 +38,6 @@ fn is_stuck(name: &str) -> bool {
     let mut stuck = locked(&STUCK);
     stuck.retain(|thread| !thread.is_finished());
     stuck.iter().any(|thread| thread.thread().name() == Some(name))
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

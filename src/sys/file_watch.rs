@@ -37,14 +37,7 @@ impl FileWatch {
     /// Watches `files`, which need not exist; their directories must. Where their file system does not answer, they are polled.
     pub(crate) fn of(files: &[PathBuf]) -> Self {
         let wanted = files.to_vec();
-        let polled = || Self {
-            inotify: None,
-            files: files.to_vec(),
-            dirs: Vec::new(),
-            poll_at: Some(Instant::now() + POLL_INTERVAL),
-            resting_until: None,
-        };
-        bounded::within("watch", move || Self::seen(&wanted)).unwrap_or_else(polled)
+        bounded::within("watch", move || Self::seen(&wanted)).unwrap_or_else(|| Self::new(files.to_vec(), [], |_| false))
     }
 
     fn seen(files: &[PathBuf]) -> Self {

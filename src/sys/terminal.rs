@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Write, stderr, stdout};
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use nix::errno::Errno;
@@ -18,6 +18,7 @@ use nix::unistd::{Pid, getpgrp, getpid, tcgetpgrp, tcsetpgrp};
 use rustix::stdio::stdin;
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 
+use super::locked;
 use super::proc::{Links, Stat, is_of_our_pid_namespace};
 use super::signal::{end_by, has_job_control_shell, stop_ourselves};
 use super::stdio::StandardOutput;
@@ -202,10 +203,6 @@ impl Drop for FullScreen {
     fn drop(&mut self) {
         locked(&self.0).leave();
     }
-}
-
-fn locked(screen: &Mutex<Screen>) -> MutexGuard<'_, Screen> {
-    screen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes `sequence`, and has the terminal pass keys at once and without echo, or as `before`. An error means that it is gone.

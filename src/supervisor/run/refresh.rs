@@ -41,12 +41,13 @@ impl Supervisor<'_> {
 
     /// Reports a refresh in whose midst the child has ended. It was the child's by its pid, or by the lock, beside which there was no other.
     pub(super) fn report_cut_refresh(&mut self) {
-        let cut = match (self.cut_watch.clone(), self.storage.clone()) {
+        let cut = match (&self.cut_watch, &self.storage) {
             // The session lock is not there, and is free however long that takes to answer.
             (Some(watch), Some(storage)) if storage.moved_by.is_some() => {
+                let (watch, storage) = (watch.clone(), storage.clone());
                 bounded::within("cut refresh", move || watch.end(&storage)).flatten()
             }
-            (Some(watch), Some(storage)) => watch.end(&storage),
+            (Some(watch), Some(storage)) => watch.end(storage),
             _ => None,
         };
         let is_ours = |pid| pid == self.child.as_raw() || self.lock.as_ref().is_some_and(LockGuard::is_held);
