@@ -293,7 +293,7 @@ fn lock_file_removed_under_a_run_is_trouble() {
     let env = Env::new();
     let one = env.start_fake(&["--label", "one"], "ready; hang");
     one.ready();
-    crate::doctor::expect_records(&env, 1);
+    crate::env::wait_for_records(&env.config_dir(), 1);
     fs::remove_file(env.lock_file()).expect("a lock file");
     let trouble = || {
         let status = env.claude_run().arg("status").assert().code(1);

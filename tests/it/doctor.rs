@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, fake_claude, is_alive, needs_root, stat, wait_until};
+use crate::env::{Env, Running, binary, fake_claude, is_alive, needs_root, records, stat, wait_for_records, wait_until};
 use crate::oauth::{EXPIRED, FRESH, age, mount_namespace};
 use crate::refresh_locks::lock_of;
 
@@ -193,14 +193,14 @@ fn runs_with_another_lock_or_parent_dir_are_found() {
     let env = healthy("2.1.330");
     let one = env.start_fake(&["--lock", "pass-through", "--label", "one"], "ready; hang");
     one.ready();
-    expect_records(&env, 1);
+    wait_for_records(&env.config_dir(), 1);
     expect(doctor(&env, |doctor| doctor), "fleet", "pass", "1 live run");
     let other_lock = env.path("other.lock");
     let other = env.start_fake(&["--lock-file", &other_lock.to_string_lossy(), "--label", "two"], "ready; hang");
     other.ready();
     let exclusive = env.start_fake(&["--label", "three"], "ready; hang");
     exclusive.ready();
-    expect_records(&env, 3);
+    wait_for_records(&env.config_dir(), 3);
     let (code, seen) = doctor(&env, |doctor| doctor);
     let (verdict, what) = worst(&seen, "fleet");
     assert!(code == 1 && verdict == "failure" && what.contains("another lock file"), "{seen:#}");
@@ -220,7 +220,7 @@ fn runs_with_another_lock_or_parent_dir_are_found() {
     container.arg(fake_claude()).args(["--", "-p", "ready; hang"]);
     let container = Running::start(container);
     container.ready();
-    expect_records(&env, 2);
+    wait_for_records(&env.config_dir(), 2);
     let (code, seen) = doctor(&env, |doctor| doctor);
     let (verdict, what) = worst(&seen, "fleet");
     assert!(code == 1 && verdict == "failure" && what.contains("another directory above the config dir"), "{seen:#}");
@@ -257,13 +257,6 @@ fn limit_of_file_sizes_is_no_full_disk() {
     assert!(!said.contains("has no room"), "{said}");
 }
 
-/// Waits for the records, which may be written after `ready`.
-pub(crate) fn expect_records(env: &Env, count: usize) {
-    let is_record = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "json");
-    let records = || fs::read_dir(env.config_dir().join("claude-run/runs"));
-    wait_until("all records are there", || records().is_ok_and(|all| all.flatten().filter(is_record).count() == count));
-}
-
 #[test]
 fn session_lock_is_checked() {
     let env = healthy("2.1.330");
@@ -272,7 +265,7 @@ fn session_lock_is_checked() {
     drop(holder);
     let run = env.start_fake(&["--label", "long"], "ready; hang");
     let [child, ..] = run.ready();
-    expect_records(&env, 1);
+    wait_for_records(&env.config_dir(), 1);
     expect(doctor(&env, |doctor| doctor), "session lock", "pass", "held by long");
     wait_until("it has held the lock for too long", || {
         let (code, seen) = doctor(&env, |doctor| doctor.env("CLAUDE_TIMEOUT", "0.1").env("CLAUDE_RUN_KILL_AFTER", "0.1"));
@@ -283,7 +276,7 @@ fn session_lock_is_checked() {
     wait_until("the child is gone", || !is_alive(child));
     let run = env.start_fake(&["--label", "killed"], "ignore TERM; ready; hang");
     let [child, ..] = run.ready();
-    expect_records(&env, 1);
+    wait_for_records(&env.config_dir(), 1);
     kill(run.pid(), Signal::SIGKILL).expect("a process");
     run.end();
     let found = doctor(&env, |doctor| doctor);
@@ -485,9 +478,9 @@ fn live_runs_of_another_version_are_found() {
     let env = healthy("2.1.330");
     let run = env.start_fake(&["--label", "ours"], "ready; hang");
     run.ready();
-    expect_records(&env, 1);
+    wait_for_records(&env.config_dir(), 1);
     let runs = env.config_dir().join("claude-run/runs");
-    let record = fs::read_dir(&runs).expect("records").flatten().next().expect("a record").path();
+    let record = records(&env.config_dir()).remove(0);
     let text = fs::read_to_string(record)
         .expect("a record")
         .replace(env!("CARGO_PKG_VERSION"), "0.0.9")

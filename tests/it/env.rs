@@ -331,11 +331,16 @@ pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until so many runs have published their records in `config_dir`; a record that is being written does not count yet.
+/// The records of the runs in `config_dir`; a temporary file beside them is about to be one, and may be empty.
+pub(crate) fn records(config_dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(config_dir.join("claude-run/runs")).into_iter().flatten();
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect()
+}
+
+/// Waits until so many runs have published their records in `config_dir`: the first of a run may come behind its child.
 pub(crate) fn wait_for_records(config_dir: &Path, count: usize) {
-    let is_record = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|ending| ending == "json");
-    let records = || fs::read_dir(config_dir.join("claude-run/runs")).into_iter().flatten().flatten().filter(is_record);
-    wait_until(&format!("there are records: {count}"), || records().count() == count);
+    wait_until(&format!("there are records: {count}"), || records(config_dir).len() == count);
 }
 
 /// True if the process exists and is no zombie.

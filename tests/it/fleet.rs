@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::doctor::{doctor, expect, expect_records, healthy};
-use crate::env::{Running, binary, fake_claude};
+use crate::doctor::{doctor, expect, healthy};
+use crate::env::{Running, binary, fake_claude, records, wait_for_records};
 use crate::oauth::mount_namespace;
 
 #[test]
@@ -29,14 +29,14 @@ fn mixed_versions_without_a_common_lock_are_a_failure() {
         run
     };
     let _older = start("2.1.84", "one/config");
-    expect_records(&env, 1);
+    wait_for_records(&env.config_dir(), 1);
     let other = start("2.1.126", "two/config");
-    expect_records(&env, 2);
+    wait_for_records(&env.config_dir(), 2);
     let (_, seen) = doctor(&env, |doctor| doctor);
     assert!(!seen.to_string().contains("without a lock in common"), "{seen:#}");
     drop(other);
     let _newer = start("2.1.330", "three/config");
-    expect_records(&env, 2);
+    wait_for_records(&env.config_dir(), 2);
     let (code, seen) = doctor(&env, |doctor| doctor);
     let text = seen.to_string();
     assert!(code == 1 && text.contains("has claude 2.1.84, and") && text.contains("without a lock in common"), "{seen:#}");
@@ -70,9 +70,9 @@ fn clock_of_another_host_that_is_ahead_is_a_failure() {
     let env = healthy("2.1.330");
     let run = env.start_fake(&["--lock", "pass-through"], "ready; hang");
     run.ready();
-    expect_records(&env, 1);
+    wait_for_records(&env.config_dir(), 1);
     let runs = env.config_dir().join("claude-run/runs");
-    let path = fs::read_dir(&runs).expect("records").flatten().next().expect("a record").path();
+    let path = records(&env.config_dir()).remove(0);
     let mut record: Value = serde_json::from_slice(&fs::read(&path).expect("a record")).expect("JSON");
     // Alive, as far as can be seen: a copy that somebody keeps locked.
     let (id, host) = ("7-77", "moon");
@@ -98,7 +98,7 @@ fn live_runs_of_another_mode_are_one_warning() {
     for run in &runs {
         run.ready();
     }
-    expect_records(&env, 2);
+    wait_for_records(&env.config_dir(), 2);
     let (code, seen) = doctor(&env, |doctor| doctor);
     let warnings = seen["checks"].as_array().into_iter().flatten().filter(|finding| finding["verdict"] == "warning");
     let texts: Vec<_> = warnings.filter_map(|finding| finding["what"].as_str()).collect();

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::env::{Env, Running, binary, can_unshare, fake_claude, needs, wait_for_records, wait_until};
+use crate::env::{Env, Running, binary, can_unshare, fake_claude, needs, records, wait_for_records, wait_until};
 use crate::oauth::EXPIRED;
 
 const NAMESPACES: &str = "-rmupf";
@@ -87,7 +87,7 @@ fn hosts_on_one_file_system_exclude_each_other() {
 fn hosts_without_shared_locks_keep_foreign_records() {
     let env = Env::new();
     let Some(mount) = files_without_locks(&env) else { return };
-    let records = || fs::read_dir(env.config_dir().join("claude-run/runs")).expect("records").count();
+    let kept = || fs::read_dir(env.config_dir().join("claude-run/runs")).expect("records").count();
     // The engine: a lock that all of them do see.
     let helper = format!("flock '{}' sh -c 'echo the/key; exec sleep 600'", env.path("engine").display());
     let on = |name: &str, words: &[&str]| {
@@ -141,12 +141,12 @@ fn hosts_without_shared_locks_keep_foreign_records() {
     waiter.expect_line("started");
     assert_eq!(waiter.end().code(), 0);
     assert_eq!(status("three")["elsewhere"].as_array().map(Vec::len), Some(1));
-    assert_eq!(records(), 1);
-    let record = fs::read_dir(env.config_dir().join("claude-run/runs")).expect("records").flatten().next().expect("one");
+    assert_eq!(kept(), 1);
+    let record = records(&env.config_dir()).remove(0);
     let long_ago = SystemTime::now() - Duration::from_secs(3 * 60 * 60); // a run that lives touches its record
-    fs::File::open(record.path()).and_then(|record| record.set_modified(long_ago)).expect("a time");
+    fs::File::open(record).and_then(|record| record.set_modified(long_ago)).expect("a time");
     assert_eq!(status("three")["elsewhere"].as_array().map(Vec::len), Some(0));
-    assert_eq!(records(), 0);
+    assert_eq!(kept(), 0);
     // What runs on one host is in sight there through whatever mount, by its pid.
     let through_two_mounts = format!(
         "'{0}' --label one sh -c 'echo; exec sleep 600' >out & until [ -s out ]; do sleep 0.01; done; exec 3<&1 1>/dev/null
@@ -159,7 +159,7 @@ fn hosts_without_shared_locks_keep_foreign_records() {
     command.args(["sh", "-c", &through_two_mounts]);
     let seen = Running::start(command).end().stdout.join("\n");
     assert_eq!(seen.matches("elsewhere      1 run, ").count(), 1, "while it lives: {seen}");
-    assert_eq!((seen.matches("held by        nobody").count(), records()), (2, 0), "{seen}");
+    assert_eq!((seen.matches("held by        nobody").count(), kept()), (2, 0), "{seen}");
 }
 
 /// What another host has written a moment ago may not be seen yet, where each host caches.

@@ -62,7 +62,7 @@ fn helper_runs_within_the_hold_of_the_session_lock() {
     let env = Env::new();
     let helper = helper(&env, REPORTING);
     let holder = env.hold_lock();
-    let child = "echo child >>events; echo $CLAUDE_RUN_LOCK_KEY; cat ~/.claude/claude-run/runs/*; exec sleep 600";
+    let child = "echo child >>events; echo $CLAUDE_RUN_LOCK_KEY; cat ~/.claude/claude-run/runs/*.json; exec sleep 600";
     let run = env.start(["--lock-helper", helper, "sh", "-c", child]);
     run.message(); // it waits for the session lock
     assert_eq!(events(&env), "", "each host sends one contender");

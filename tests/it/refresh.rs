@@ -353,7 +353,7 @@ fn refresh_does_not_release_what_an_exclusive_run_below_relies_on() {
     let script = format!("{binary} --lock exclusive --claude {fake} -- -p '{steps}'; cat {}", outer.display());
     let run = env.start(["-v", "--lock", "refresh", "--", "sh", "-c", &script]);
     run.expect_line("inside");
-    crate::env::wait_for_records(&env.home().join(".claude"), 2); // that of the inner one comes behind its claude
+    crate::env::wait_for_records(&env.config_dir(), 2); // that of the inner one comes behind its claude
     env.log_in(FRESH);
     while !run.message().contains("a run below this one relies on the session lock") {}
     env.claude_run().args(["--wait", "0", "true"]).assert().code(75);

@@ -183,7 +183,7 @@ fn killed_run_has_a_line_of_history() {
     let env = Env::new();
     let run = env.start_fake(&["--label", "lost"], "ready; hang");
     let [child, ..] = run.ready();
-    wait_for_records(&env.home().join(".claude"), 1);
+    wait_for_records(&env.config_dir(), 1);
     run.signal(nix::sys::signal::Signal::SIGKILL);
     run.end();
     wait_until("its child has ended", || !is_alive(child));

@@ -58,7 +58,7 @@ fn secret_at_the_end_of_what_is_kept_is_masked() {
     let label = cut(1024);
     let frame = format!(r#"{{"type":"result","subtype":"{label}","is_error":false,"session_id":"{label}"}}"#);
     let runs = env.config_dir().join("claude-run/runs");
-    let child = format!("until cat {}/* 2>/dev/null; do sleep 0.1; done; echo '{frame}'", runs.display());
+    let child = format!("until cat {}/*.json 2>/dev/null; do sleep 0.1; done; echo '{frame}'", runs.display());
     let output = env.claude_run().args(["--label", &label, "-v", "--log", "log", "sh", "-c", &child]).assert().code(0);
     let [record, _, ..] =
         &String::from_utf8_lossy(&output.get_output().stdout).lines().map(str::to_owned).collect::<Vec<_>>()[..]
@@ -85,7 +85,7 @@ fn words_of_others_are_kept_masked() {
     let env = Env::new();
     let runs = env.config_dir().join("claude-run/runs");
     let frame = format!(r#"{{"type":"result","subtype":"{TOKEN}","is_error":false,"session_id":"{TOKEN}"}}"#);
-    let program = env.script(TOKEN, &format!("#!/bin/sh\ncat {}/*; echo '{frame}'\n", runs.display()));
+    let program = env.script(TOKEN, &format!("#!/bin/sh\ncat {}/*.json; echo '{frame}'\n", runs.display()));
     let helper = env.script("helper", &format!("#!/bin/sh\necho key/{TOKEN}; exec sleep 600\n"));
     let cwd = env.path(&format!("cwd {TOKEN}"));
     fs::create_dir(&cwd).expect("a directory");

@@ -371,7 +371,7 @@ fn slot_that_is_gone_is_trouble() {
         let expected = format!("slot 1 was {how} under sh (pid ");
         assert!(trouble(&env).contains(&expected), "{script}");
         let other = hold(&env, &["--lock", "pass-through", "--slots", "1", "--label", "other"]);
-        wait_for_records(&env.home().join(".claude"), 2);
+        wait_for_records(&env.config_dir(), 2);
         assert!(trouble(&env).contains(&expected), "{script}");
         let seen = json(&env, &["slots"]);
         assert_eq!((length(&seen["in_use"]), &seen["in_use"][0]["run"]["label"]), (1, &"other".into()), "{seen}");
@@ -389,7 +389,7 @@ fn killed_and_stopped_holders_of_a_slot_are_trouble() {
     command.args(ONE).args(["--label", "bob", "--", "sh", "-c", "trap '' TERM; echo in; exec sleep 60"]);
     let run = Running::start(command);
     run.expect_line("in");
-    wait_for_records(&env.home().join(".claude"), 1);
+    wait_for_records(&env.config_dir(), 1);
     let child = json(&env, &["slots"])["in_use"][0]["run"]["child"].as_i64().expect("a pid");
     run.signal(Signal::SIGSTOP);
     wait_until("it is stopped", || trouble(&env).contains("slot 1 is held by a stopped process; kill -CONT "));
@@ -555,10 +555,10 @@ fn doctor_knows_a_bound_that_is_exceeded() {
     };
     env.claude_run().args(["slots", "1"]).assert().code(0);
     let first = hold(&env, &["--lock", "pass-through"]);
-    wait_for_records(&env.home().join(".claude"), 1);
+    wait_for_records(&env.config_dir(), 1);
     assert!(finding("pass").contains("1 at most; 1 in use"));
     let _unbound = hold(&env, &["--lock", "pass-through", "--slots", "none"]);
-    wait_for_records(&env.home().join(".claude"), 2);
+    wait_for_records(&env.config_dir(), 2);
     assert!(finding("warning").contains("2 runs at once, and the bound is 1"));
     let output = env.claude_run().arg("slots").output().expect("started");
     let shown = String::from_utf8_lossy(&output.stdout);

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::env::{Env, Running, binary, can_unshare, fake_claude, wait_until};
+use crate::env::{Env, Running, binary, can_unshare, fake_claude, records, wait_for_records, wait_until};
 
 fn status(env: &Env) -> Value {
     let assert = env.claude_run().args(["status", "--json"]).assert();
@@ -23,14 +23,7 @@ fn text(env: &Env) -> String {
 }
 
 fn runs(env: &Env) -> PathBuf {
-    env.home().join(".claude/claude-run/runs")
-}
-
-/// The records that are in place; a temporary file beside them is about to be one.
-fn records(env: &Env) -> Vec<PathBuf> {
-    let paths =
-        fs::read_dir(runs(env)).map_or(Vec::new(), |entries| entries.map(|entry| entry.expect("an entry").path()).collect());
-    paths.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect()
+    env.config_dir().join("claude-run/runs")
 }
 
 fn length(value: &Value) -> usize {
@@ -84,7 +77,7 @@ fn status_lists_waiters_after_truncation() {
     for run in [holder, first, second, old] {
         run.end();
     }
-    assert_eq!(records(&env), Vec::<PathBuf>::new());
+    assert_eq!(records(&env.config_dir()), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -229,8 +222,8 @@ fn record_has_program_and_dir_but_never_the_prompt() {
     let env = Env::new();
     let run = env.start_fake(&["--label", "a \"b\"\n\u{1b}[31mc"], "ready; say secret-prompt; hang");
     let [child, ..] = run.ready();
-    wait_until("the record is there", || records(&env).len() == 1);
-    let path = records(&env).remove(0);
+    wait_for_records(&env.config_dir(), 1);
+    let path = records(&env.config_dir()).remove(0);
     let mode = |path: &std::path::Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(&runs(&env)), mode(runs(&env).parent().expect("a parent"))), (0o600, 0o700, 0o700));
     let text = fs::read_to_string(&path).expect("a record");
@@ -277,7 +270,7 @@ fn orphaned_claude_is_listed_until_it_ends() {
     wait_until("nothing is wrong any more", || {
         env.claude_run().arg("status").output().expect("started").status.code() == Some(0)
     });
-    assert_eq!(records(&env), Vec::<PathBuf>::new());
+    assert_eq!(records(&env.config_dir()), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -609,7 +602,7 @@ fn with_64_runs(wrap: &[&str]) {
     });
     wait_until("no record is left", || {
         status(&env);
-        records(&env).is_empty()
+        records(&env.config_dir()).is_empty()
     });
 }
 
@@ -649,10 +642,10 @@ fn waiter_sweeps_stale_records() {
     let env = Env::new();
     let holder = env.start_fake(&["--label", "holder"], "ready; hang");
     holder.ready();
-    wait_until("its record is there", || records(&env).len() == 1);
-    let record = fs::read_to_string(&records(&env)[0]).expect("a record");
+    wait_for_records(&env.config_dir(), 1);
+    let record = fs::read_to_string(&records(&env.config_dir())[0]).expect("a record");
     // Older than any run on this machine: what was killed while it held the same lock, and while it waited for it.
-    let held = records(&env)[0].file_stem().expect("a name").to_string_lossy().into_owned();
+    let held = records(&env.config_dir())[0].file_stem().expect("a name").to_string_lossy().into_owned();
     for (run, text) in [("7-1", record.clone()), ("7-2", record.replace("\"own\"", "null")), ("7-3", record[..30].to_owned())] {
         let text = text.replace(&held, run);
         fs::write(runs(&env).join(run).with_extension("json"), text).expect("a file");
@@ -661,6 +654,6 @@ fn waiter_sweeps_stale_records() {
     fs::write(&becoming, &record).expect("a file");
     let waiter = env.start(["--", "true"]);
     assert!(waiter.message().contains("held by holder (pid "));
-    assert_eq!(records(&env).len(), 2, "the holder's, and the waiter's");
+    assert_eq!(records(&env.config_dir()).len(), 2, "the holder's, and the waiter's");
     assert!(becoming.exists());
 }
