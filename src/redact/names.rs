@@ -25,7 +25,7 @@ pub(super) fn around(text: &[u8], word: &Range<usize>) -> Range<usize> {
         return name;
     }
     let rest = &text[end..];
-    let (closing, sign) = rest.split_at(rest.iter().take(24).take_while(|byte| b"\\\"' ".contains(byte)).count());
+    let (closing, sign) = rest.split_at(rest.iter().take(24).take_while(|byte| b"\\\"' *".contains(byte)).count());
     // `stripe.api.key=` and `"stripe.api.key":`, but not code, nor a file: `private.key: not found`.
     let is_dotted = || match sign.first() {
         Some(b'=') => closing.is_empty(),

@@ -77,9 +77,11 @@ impl<'a> Scan<'a> {
         scan.at += usize::from(scan.quote.is_some());
         let pair = scan.pair();
         scan.at += usize::from((scan.quote.is_some() || scan.is_bracketed()) && scan.peek() == Some(b']'));
+        scan.skip_emphasis();
         let spaces = scan.skip_spaces(64);
         (scan.sign, scan.at) = pair.map_or_else(|| scan.sign(spaces), |place| Some((Sign::Pair, place)))?;
         scan.is_spaced = spaces > 0;
+        scan.skip_emphasis();
         scan.skip_spaces(16);
         scan.skip_opener();
         scan.skip_prefix();
@@ -160,6 +162,15 @@ impl<'a> Scan<'a> {
         let spaces = self.text[self.at..].iter().take(most).take_while(|&&byte| byte == b' ' || byte == b'\t').count();
         self.at += spaces;
         spaces
+    }
+
+    /// Skips the end of what Markdown has in bold: `**Password:** …`, `**API Key**: …`, ``**`TOKEN`**: …``.
+    fn skip_emphasis(&mut self) {
+        let before = &self.text[..self.name.start];
+        let before = self.quote.and_then(|quote| before.strip_suffix(&[quote])).unwrap_or(before);
+        if before.ends_with(b"*") {
+            self.at += self.text[self.at..].iter().take(3).take_while(|&&byte| byte == b'*').count();
+        }
     }
 
     /// Skips what stands before a quote in some languages: `b"…"`, `$'…'`, `#"…"#`.
@@ -312,7 +323,11 @@ impl<'a> Scan<'a> {
         let has_space = before.len() < self.before().len();
         let is_first = !before.iter().any(u8::is_ascii_alphabetic);
         let last = before.last().copied().unwrap_or(b'\n');
-        is_first || b"{[(,;|".contains(&last) || !has_space && b"\"'`&?./".contains(&last) || before.ends_with(b"-H")
+        is_first
+            || b"{[(,;|".contains(&last)
+            || !has_space && b"\"'`&?./".contains(&last)
+            || before.ends_with(b"-H")
+            || before.ends_with(b"**")
     }
 }
 

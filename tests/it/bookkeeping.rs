@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::env::{Env, Running, binary, fake_claude, needs_root, wait_until};
+use crate::env::{Env, Running, binary, fake_claude, needs_root, records, wait_for_records, wait_until};
 
 fn dir(env: &Env) -> PathBuf {
     env.home().join(".claude/claude-run")
@@ -17,12 +17,6 @@ fn dir(env: &Env) -> PathBuf {
 
 fn runs(env: &Env) -> PathBuf {
     dir(env).join("runs")
-}
-
-/// The record of the one run.
-fn record(env: &Env) -> Option<PathBuf> {
-    let mut paths = fs::read_dir(runs(env)).ok()?.flatten().map(|entry| entry.path());
-    paths.find(|path| path.extension().is_some_and(|extension| extension == "json"))
 }
 
 fn seen_by(env: &Env, operation: &str) -> Value {
@@ -187,8 +181,8 @@ fn forged_record_names_no_process() {
     let env = Env::new();
     let run = env.start_fake(&["--label", "real"], "ready; hang");
     run.ready();
-    wait_until("its record is there", || record(&env).is_some());
-    let text = fs::read(record(&env).expect("one")).expect("a record");
+    wait_for_records(&env.config_dir(), 1);
+    let text = fs::read(&records(&env.config_dir())[0]).expect("a record");
     let mut forged: Value = serde_json::from_slice(&text).expect("JSON");
     run.signal(Signal::SIGTERM);
     run.end();
@@ -209,7 +203,7 @@ fn orphan_on_another_lock_file_is_not_this_ones() {
     let other = env.path("other.lock").display().to_string();
     let run = env.start_fake(&["--label", "orphan", "--lock-file", &other], "ignore TERM; ready; hang");
     let [child, ..] = run.ready();
-    wait_until("its record is there", || record(&env).is_some());
+    wait_for_records(&env.config_dir(), 1);
     run.signal(Signal::SIGKILL);
     run.end();
     let seen = seen_by(&env, "status");
@@ -270,8 +264,7 @@ fn texts_of_any_length_have_an_end() {
     let one = env.start_fake(&["--label", "one"], "ready; hang");
     one.ready();
     wait_until("it has a record", || seen_by(&env, "status")["holders"].as_array().is_some_and(|holders| holders.len() == 1));
-    let records = fs::read_dir(dir(&env).join("runs")).expect("records").flatten().map(|entry| entry.path());
-    let record = records.into_iter().find(|path| path.extension().is_some_and(|end| end == "json")).expect("a record");
+    let record = records(&env.config_dir()).remove(0);
     let text = fs::read_to_string(&record).expect("a record");
     let forged = text.replace("\"label\":\"one\"", &format!("\"label\":\"{long}\""));
     assert!(forged.len() > 300_000);
@@ -293,7 +286,7 @@ fn lock_file_removed_under_a_run_is_trouble() {
     let env = Env::new();
     let one = env.start_fake(&["--label", "one"], "ready; hang");
     one.ready();
-    crate::env::wait_for_records(&env.config_dir(), 1);
+    wait_for_records(&env.config_dir(), 1);
     fs::remove_file(env.lock_file()).expect("a lock file");
     let trouble = || {
         let status = env.claude_run().arg("status").assert().code(1);
@@ -364,7 +357,7 @@ fn record_that_cannot_be_rewritten_claims_nothing() {
     let holder = env.hold_lock();
     let run = env.start(["--", "sh", "-c", "echo in; exec sleep 600"]);
     let dir = env.home().join(".claude/claude-run");
-    wait_until("it waits", || env.waiters() == 1 && fs::read_dir(dir.join("runs")).is_ok_and(|runs| runs.count() == 1));
+    wait_until("it waits", || env.waiters() == 1 && records(&env.config_dir()).len() == 1);
     // What it would write it in is another's from here on.
     let moved = env.path("moved");
     fs::rename(&dir, &moved).expect("moved");

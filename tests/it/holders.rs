@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::env::{Env, Running, fake_claude, wait_until};
+use crate::env::{Env, Running, fake_claude, records, wait_for_records, wait_until};
 
 /// An environment that ends with all who work in it: nobody ends what an old caller leaves behind.
 struct Old(Env);
@@ -190,16 +190,15 @@ fn killed_runs_do_not_hide_the_holder() {
     let env = Env::new();
     let holder = env.start_fake(&["--label", "the-holder"], "ready; hang");
     holder.ready();
-    let runs = env.lock_file().with_file_name("claude-run").join("runs");
-    wait_until("its record is there", || std::fs::read_dir(&runs).is_ok_and(|mut runs| runs.next().is_some()));
-    let record = std::fs::read_dir(&runs).expect("records").flatten().next().expect("one").path();
+    wait_for_records(&env.config_dir(), 1);
+    let record = records(&env.config_dir()).remove(0);
     let text = std::fs::read_to_string(&record).expect("a record");
     let run = record.file_stem().expect("a name").to_str().expect("text");
     for old in 1..=12 {
         let killed = format!("{}-{old}", i32::MAX);
         let text = text.replace(run, &killed).replace("the-holder", "killed");
-        std::fs::write(runs.join(format!("{killed}.json")), text).expect("written");
+        std::fs::write(record.with_file_name(format!("{killed}.json")), text).expect("written");
     }
     assert!(waiter_names(&env).starts_with("the-holder"));
-    assert_eq!(std::fs::read_dir(&runs).expect("records").count(), 1);
+    assert_eq!(records(&env.config_dir()), [record]);
 }

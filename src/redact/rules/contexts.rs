@@ -16,7 +16,7 @@ macro_rules! command {
 
 /// Names, headers, command lines and URLs.
 #[rustfmt::skip]
-pub(super) const CONTEXTS: [Rule; 21] = [
+pub(super) const CONTEXTS: [Rule; 22] = [
     rule("name", &["token", "secret", "passw", "pass", "credential", "key", "creds", "pwd", "kennwort", "jwt", "pat"], Matcher::Name),
     rule("authorization", &["authorization", "ssws"], Matcher::Context(
         r#"(?:(?:proxy-)?authorization["'`]?\]?\s*(?:[:=,]|=>)\s*\[?\s*(?:[bfru]{0,2}["'`])?(?:bearer|basic|token|negotiate|ssws|api-?key|key|flyv1)[ :]\s*|ssws\s+)([^\s"'`\\<${][^\s"'`\\]*)"#)),
@@ -32,7 +32,7 @@ pub(super) const CONTEXTS: [Rule; 21] = [
     rule("cookie of curl", &["curl"], Matcher::Context(
         command!("curl", r#"(?:-b|--cookie)[ =]?(?:["'\\]+([^\s"'`=;\\]+=[^"'`\\\n]+)|([^\s"'`=;\\]+=[^\s"'`\\]+))"#))),
     rule("url password", &["://", r":\/\/"], Matcher::Context(
-        r#":(?:\\?/){2}[^\s:/@"'`<>\[]*:([^\s"'`<>/${*\\][^\s"'`<>/\\]*)@"#)),
+        r#":(?:\\?/){2}[^\s:/"'`<>\[]*:([^\s"'`<>/${*\\][^\s"'`<>/\\]*)@"#)),
     rule("url token", &["://"], Matcher::Context(r#"://([a-z0-9_-]*[0-9][a-z0-9_-]{19,})(?::(?:x-oauth-basic)?)?@"#)),
     rule("query", &["?key=", "&key=", "sig=", "signature=", "?auth=", "&auth=", "?code=", "&code=", "&pw=", "?pw="], Matcher::Context(
         r#"[?&]?(?:(?:auth|pw)=([a-z0-9%._~+/=-]{6,})|(?:key|sig|signature|code)=([a-z%._~+/=-]*[0-9][a-z0-9%._~+/=-]{3,}|[a-z%._~+/=-]{4,}[0-9][a-z0-9%._~+/=-]*|[a-z%._~+/=-]{20,}))"#)),
@@ -54,5 +54,7 @@ pub(super) const CONTEXTS: [Rule; 21] = [
         r#"["\\_]*auth[\\"]*\s*[:=]\s*[\\"']*(?:[a-z0-9._@-]+:([^\s"'`\\<>:]+)|([a-z0-9+/_-]{8,}={1,2})|([a-z0-9+/_-]{8,})(?:$|[\s"'\\,;}&`)<|\]]))"#)),
     rule("webhook", &["/services/", "/api/webhooks/", "/workflows/", "/webhookb2/", "/triggers/"], Matcher::Context(
         r"/(?:services/T|workflows/T?|triggers/T?|api/webhooks/|webhookb2/)([a-z0-9@-]{6,}/[a-z0-9_/-]{8,})")),
+    rule("mask of a CI job", &["::add-mask::"], Matcher::Context(
+        r#"::add-mask::([^\s"'`\\<${%][^\r\n"'`\\]*)"#)),
     rule("asana", &["0/1", "1/1", "2/1"], Matcher::Context(r"[012]/1[0-9]{12,18}(?:/[0-9]{13,19})?:([0-9a-f]{32})")),
 ];

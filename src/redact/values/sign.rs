@@ -72,7 +72,7 @@ pub(in super::super) fn may_follow(text: &[u8], name: &Range<usize>) -> bool {
         || rest.starts_with(b"] =>")
         || rest.starts_with(b"(")
         || ENCODED.contains(&next) && !rest[spaces..].starts_with(b"\\n")
-        || spaces == 0 && b"\"'`".contains(&next)
+        || spaces == 0 && b"\"'`*".contains(&next)
         || spaces > 0 && is_command()
         || rest.starts_with(b"</")
         || next == b',' && names_next(text, name)
