@@ -40,20 +40,27 @@ pub fn acquire(
     let awaited = Awaited::SessionLock(request.path.clone(), file.file_id());
     let mut wait = LockWait::new(awaited, started, recorder, events);
     request.watch_token(wait.events);
-    let acquisition = match (acquire_session_lock(file, request, &mut wait)?, &request.helper) {
-        (Acquisition::Held(guard), Some(command)) if !is_helped(&guard, request, &wait) => {
-            acquire_helper(command, guard, request, &mut wait)?
+    let guard = match acquire_both(file, request, &mut wait) {
+        Ok(Acquisition::Held(guard)) => guard,
+        failure => {
+            wait.recorder.on_waited();
+            return failure;
         }
-        (acquisition, _) => acquisition,
-    };
-    let Acquisition::Held(guard) = acquisition else {
-        wait.recorder.on_waited();
-        return Ok(acquisition);
     };
     wait.recorder.on_acquired(guard.hold, guard.claimed(), guard.key());
     match &request.refreshes {
         Some(refreshes) => prepare_for_refresh(refreshes, guard, request.refresh_only, &mut wait),
         None => Ok(Acquisition::Held(guard)),
+    }
+}
+
+/// Acquires the session lock, then that of the lock helper, if there is one.
+fn acquire_both(file: LockFile, request: &LockRequest, wait: &mut LockWait) -> Result<Acquisition> {
+    match (acquire_session_lock(file, request, wait)?, &request.helper) {
+        (Acquisition::Held(guard), Some(command)) if !is_helped(&guard, request, wait) => {
+            acquire_helper(command, guard, request, wait)
+        }
+        (acquisition, _) => Ok(acquisition),
     }
 }
 

@@ -91,11 +91,10 @@ pub fn acquire_slot(
     };
     let mut wait = LockWait::new(search.awaited(), started, recorder, events);
     let acquisition = match first {
-        Some(slot) => Acquisition::Held(slot),
-        None => {
-            request.reason_not_needed(wait.recorder).map_or_else(|| search.wait(&mut wait), |reason| Ok(without(reason)))?
-        }
+        Some(slot) => Ok(Acquisition::Held(slot)),
+        None => request.reason_not_needed(wait.recorder).map_or_else(|| search.wait(&mut wait), |reason| Ok(without(reason))),
     };
+    let acquisition = acquisition.inspect_err(|_| wait.recorder.on_slot(None))?;
     match &acquisition {
         Acquisition::Held(slot) => {
             wait.log_slot(slot.number, search.of);
