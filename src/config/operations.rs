@@ -63,7 +63,7 @@ pub enum Operation {
         #[arg(value_name = "MODE", value_parser = parser::<LockMode>())]
         set: Option<LockMode>,
         /// Wait until all live runs follow the new mode, at most DUR; 0 or none: for ever [default: 125m]
-        #[arg(long, value_name = "DUR", num_args = 0..=1, default_missing_value = "", value_parser = parser::<Drain>())]
+        #[arg(long, value_name = "DUR", allow_negative_numbers = true, num_args = 0..=1, default_missing_value = "", value_parser = parser::<Drain>())]
         drain: Option<Drain>,
     },
     /// Shows how many runs may be at once, or sets that for the whole factory
@@ -98,7 +98,7 @@ pub enum Operation {
         #[arg(long, conflicts_with = "json")]
         prometheus: bool,
         /// Only runs begun within DUR (90m, 12h, 7d) [default: all there are]
-        #[arg(long, value_name = "DUR", value_parser = parser::<DurationSetting>())]
+        #[arg(long, value_name = "DUR", allow_negative_numbers = true, value_parser = parser::<DurationSetting>())]
         since: Option<DurationSetting>,
     },
     /// Checks everything that a shared config dir needs
@@ -127,7 +127,7 @@ pub enum Operation {
         #[arg(long)]
         json: bool,
         /// Only events within DUR (90m, 12h, 7d) [default: all there are]
-        #[arg(long, value_name = "DUR", value_parser = parser::<DurationSetting>())]
+        #[arg(long, value_name = "DUR", allow_negative_numbers = true, value_parser = parser::<DurationSetting>())]
         since: Option<DurationSetting>,
         /// Each event as it comes, until Ctrl-C
         #[arg(long, short)]
@@ -180,7 +180,7 @@ pub struct SetupOptions {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub home: Option<PathBuf>,
     /// Longest wait for the session lock and for live runs, before anything is moved [default: 10m]
-    #[arg(long, value_name = "DUR")]
+    #[arg(long, value_name = "DUR", allow_negative_numbers = true)]
     pub wait: Option<OsString>,
     /// Only say what would be done
     #[arg(long, short = 'n')]

@@ -128,10 +128,10 @@ pub(super) fn check_lock_file(path: &Path, config_dir: &Path, check: &mut Check)
         Ok(_) if is_denied(path, AccessFlags::R_OK) => {
             ("cannot be read by us".to_owned(), "let the owner of the config dir own it, readable for all agents")
         }
-        // The config dir is made by the first run, and what is wrong with it, its own check tells.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && dir == config_dir => return true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::metadata(dir) {
             Ok(_) if !is_denied(dir, AccessFlags::W_OK | AccessFlags::X_OK) => return true,
+            // It is made by the first run, and what is wrong with its place, a check of its own tells.
+            Err(_) if dir == config_dir => return true,
             Ok(_) => {
                 (format!("cannot be made: {} is not writable by us", dir.display()), "make it writable, or name another file")
             }

@@ -286,14 +286,19 @@ fn lock_file_removed_under_a_run_is_trouble() {
     let env = Env::new();
     let one = env.start_fake(&["--label", "one"], "ready; hang");
     one.ready();
-    wait_for_records(&env.config_dir(), 1);
+    let waiter = env.start(["--label", "waiter", "--", "true"]);
+    assert!(waiter.message().contains("waiting for the session lock"));
+    wait_for_records(&env.config_dir(), 2);
     fs::remove_file(env.lock_file()).expect("a lock file");
     let trouble = || {
         let status = env.claude_run().arg("status").assert().code(1);
         String::from_utf8_lossy(&status.get_output().stdout).into_owned()
     };
     let expected = "the session lock was removed or replaced under one (pid ";
-    assert!(trouble().contains(expected));
+    let seen = trouble();
+    assert!(seen.contains(expected) && seen.contains(", waiting for a lock file that was removed or replaced"), "{seen}");
+    waiter.signal(Signal::SIGTERM);
+    waiter.end();
     let two = env.start_fake(&["--label", "two"], "ready; hang");
     two.ready(); // beside the first
     let seen = trouble();
@@ -349,6 +354,13 @@ fn files_of_root_belong_to_the_owner_of_the_config_dir() {
         let text = ended.stdout.join("\n");
         assert!(ended.code() == 1 && text.contains(part) && text.contains("chown -R it"), "{words:?}: {ended:?}");
     }
+    // Nor that it can make no lock file there.
+    fs::remove_file(env.lock_file()).expect("removed");
+    std::os::unix::fs::chown(env.config_dir(), Some(0), Some(0)).expect("an owner");
+    let mut command = env.command("setpriv");
+    command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]).arg(binary()).arg("status");
+    let ended = Running::start(command).end();
+    assert!(ended.code() == 1 && ended.stdout.join("\n").contains("session.lock cannot be made: "), "{ended:?}");
 }
 
 #[test]

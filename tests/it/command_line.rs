@@ -66,6 +66,8 @@ fn usage_errors_are_125_and_name_the_word() {
         (&["--stdin", "x", "x"], "inherit, null"),
         (&["--log-format", "x", "x"], "text, json"),
         (&["-E", "-1", "x"], "0 to 255"),
+        (&["report", "--since", "-1"], "negative duration"),
+        (&["mode", "refresh", "--drain", "-1"], "negative duration"),
         (&["--config-dir", "", "x"], "--config-dir"),
     ] {
         let assert = env.claude_run().args(words).assert().code(125).stdout("");

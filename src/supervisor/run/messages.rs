@@ -144,12 +144,12 @@ fn some_of(mut names: Vec<String>) -> String {
 pub(super) fn check_success(last_result: Option<&LastResult>) -> bool {
     match last_result {
         Some(result) if result.is_success() => return true,
-        None => error!("the child exited with 0, but printed no result frame"),
+        None => error!("the exit code would be 0, but the child printed no result frame"),
         Some(result) if result.is_outdated => {
-            error!("the child exited with 0, but the result frame of its last turn is missing, or cut off");
+            error!("the exit code would be 0, but the result frame of its last turn is missing, or cut off");
         }
         Some(LastResult { subtype, is_error, .. }) => {
-            error!(subtype, is_error, "the child exited with 0, but its last result frame is no success");
+            error!(subtype, is_error, "the exit code would be 0, but its last result frame is no success");
         }
     }
     false
