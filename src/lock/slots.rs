@@ -94,20 +94,19 @@ pub fn acquire_slot(
         Some(slot) => Ok(Acquisition::Held(slot)),
         None => request.reason_not_needed(wait.recorder).map_or_else(|| search.wait(&mut wait), |reason| Ok(without(reason))),
     };
-    let acquisition = acquisition.inspect_err(|_| wait.recorder.on_slot(None))?;
     match &acquisition {
-        Acquisition::Held(slot) => {
+        Ok(Acquisition::Held(slot)) => {
             wait.log_slot(slot.number, search.of);
             let path = request.store.slots().join(slot.number.to_string());
             wait.recorder.on_slot(Some((path, slot.flock.file_id())));
         }
-        Acquisition::NotAcquired => {
+        Ok(Acquisition::NotAcquired) => {
             wait.recorder.on_slot(None);
             wait.log_timeout(request.wait, None);
         }
-        Acquisition::NotNeeded(_) | Acquisition::Interrupted(_) => wait.recorder.on_slot(None),
+        Ok(Acquisition::NotNeeded(_) | Acquisition::Interrupted(_)) | Err(_) => wait.recorder.on_slot(None),
     }
-    Ok(acquisition)
+    acquisition
 }
 
 fn without(reason: &str) -> Acquisition<SlotGuard> {

@@ -30,7 +30,7 @@ pub(super) struct Fleet {
     /// Runs of other hosts, whose locks cannot be seen here.
     pub(super) elsewhere: Vec<RunRecord>,
     /// The lock file may be there, but cannot be looked at.
-    is_lock_hidden: bool,
+    pub(super) is_lock_hidden: bool,
     /// Reason why there are no records.
     pub(super) unreadable: Option<String>,
 }

@@ -166,7 +166,7 @@ impl<'a> Scan<'a> {
 
     /// Skips the end of what Markdown has in bold: `**Password:** …`, `**API Key**: …`, ``**`TOKEN`**: …``.
     fn skip_emphasis(&mut self) {
-        let before = &self.text[..self.name.start];
+        let before = self.before();
         let before = self.quote.and_then(|quote| before.strip_suffix(&[quote])).unwrap_or(before);
         if before.ends_with(b"*") {
             self.at += self.text[self.at..].iter().take(3).take_while(|&&byte| byte == b'*').count();

@@ -347,19 +347,20 @@ fn files_of_root_belong_to_the_owner_of_the_config_dir() {
     }
     // Of one that was made before, it is said, and neither the mode nor the lock hides behind it.
     std::os::unix::fs::chown(&records, Some(0), Some(0)).expect("an owner");
-    for (words, part) in [(&["status"][..], "held by        nobody"), (&["mode", "refresh"], "the lock mode is refresh now")] {
+    let by_owner = |words: &[&str]| {
         let mut command = env.command("setpriv");
         command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]).arg(binary()).args(words);
-        let ended = Running::start(command).end();
+        Running::start(command).end()
+    };
+    for (words, part) in [(&["status"][..], "held by        nobody"), (&["mode", "refresh"], "the lock mode is refresh now")] {
+        let ended = by_owner(words);
         let text = ended.stdout.join("\n");
         assert!(ended.code() == 1 && text.contains(part) && text.contains("chown -R it"), "{words:?}: {ended:?}");
     }
     // Nor that it can make no lock file there.
     fs::remove_file(env.lock_file()).expect("removed");
     std::os::unix::fs::chown(env.config_dir(), Some(0), Some(0)).expect("an owner");
-    let mut command = env.command("setpriv");
-    command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]).arg(binary()).arg("status");
-    let ended = Running::start(command).end();
+    let ended = by_owner(&["status"]);
     assert!(ended.code() == 1 && ended.stdout.join("\n").contains("session.lock cannot be made: "), "{ended:?}");
 }
 

@@ -1,7 +1,6 @@
 //! A status for people: trouble first, then who holds the lock and who waits, then the rest.
 
 use std::iter;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::super::checks::stopped_processes;
@@ -13,8 +12,7 @@ use crate::claude::credentials::Login;
 use crate::claude::refresh_locks::{RefreshLock, Standing};
 use crate::config::duration::show_seconds;
 use crate::lock::{Holder, NAMED, describe_refresh_lock};
-use crate::records::{FinishedRun, PathView, RunRecord, State, WaitsFor};
-use crate::sys::file_id::FileId;
+use crate::records::{FinishedRun, RunRecord, State};
 use crate::sys::proc;
 
 impl Status<'_> {
@@ -116,16 +114,15 @@ impl Status<'_> {
 
     /// A run that does not want the lock of this status.
     fn other_run(&self, run: &RunRecord) -> Row {
-        let lock = run.lock.as_ref().map(|lock| &*lock.path);
-        let is_ours = |path: &str| self.factory.lock_file.to_str() == Some(path);
-        let is_waiting = run.state == State::Waiting && run.waits_for == Some(WaitsFor::Lock);
-        let is_gone = |path| is_waiting && run.lock.as_ref().and_then(PathView::file_id) != FileId::at(Path::new(path));
         let waits = if run.state == State::Waiting { "waiting for" } else { "with" };
-        let other = lock.map_or_else(String::new, |path| match is_ours(path) {
-            true if is_gone(path) => ", waiting for a lock file that was removed or replaced".to_owned(),
-            true => String::new(),
-            false => format!(", {waits} the lock file {path}"),
-        });
+        let other = match run.lock.as_ref().map(|lock| &*lock.path) {
+            Some(path) if self.factory.lock_file.to_str() != Some(path) => format!(", {waits} the lock file {path}"),
+            // Who waits for the one that is there is in the queue.
+            Some(_) if run.waits() && !self.fleet.is_lock_hidden => {
+                ", waiting for a lock file that was removed or replaced".to_owned()
+            }
+            _ => String::new(),
+        };
         Row::new("", text::run(run) + &other)
     }
 }
